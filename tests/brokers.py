@@ -1,0 +1,270 @@
+"""Brokers for tests: real Apache Kafka where Java and Maven are present, else the embedded one.
+
+`start_broker` gives a `Broker`: ``bootstrap``, ``kind``, ``durable``, ``kill()`` (SIGKILL), ``restart()`` on the same port
+(on the same data, if it is durable) and ``stop()``. ``HEADRACE_REQUIRE_KAFKA=1`` makes anything but real Kafka an error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+POM = REPOSITORY / "tests" / "pom.xml"
+MIN_JAVA = 17
+
+SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+num.network.threads=2
+num.io.threads=2
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=500
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+log.cleaner.threads=1
+log.cleaner.dedupe.buffer.size=4194304
+log.cleaner.backoff.ms=500
+log.retention.check.interval.ms=1000
+"""
+
+
+class Broker(Protocol):
+    """A single-node broker under a test's control."""
+
+    bootstrap: str
+    kind: str
+    """``apache`` or ``embedded``."""
+    durable: bool
+    """Whether records survive `kill` and `restart`."""
+
+    def kill(self) -> None: ...
+    def restart(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
+    """Poll ``condition`` until it holds; AssertionError naming ``what`` when it does not within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
+        time.sleep(every_s)
+
+
+def kafka_version() -> str:
+    """The version of Apache Kafka that ``tests/pom.xml`` names."""
+    found = re.search(r"<kafka\.version>(.+?)</kafka\.version>", POM.read_text())
+    assert found, f"{POM} names no kafka.version"
+    return found[1]
+
+
+def missing_for_kafka() -> str | None:
+    """What keeps real Kafka from running here, or None."""
+    java = shutil.which("java")
+    if java is None:
+        return "no java on PATH"
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', said)
+    if version is None or int(version[1]) < MIN_JAVA:
+        return f"java {MIN_JAVA} or newer expected, got {version[1] if version else said!r}"
+    if shutil.which("mvn") is None and not _jars_marker().exists():
+        return "no mvn on PATH"
+    return None
+
+
+def _jars_marker() -> Path:
+    return REPOSITORY / ".cache" / "kafka" / kafka_version() / ".complete"
+
+
+def kafka_jars() -> Path:
+    """The folder of Kafka's jars, fetched by Maven once a version (several test runs may ask at once)."""
+    marker = _jars_marker()
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    with open(marker.parent.parent / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stale = not marker.exists() or marker.read_text() != POM.read_text()
+        if stale:
+            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+            marker.write_text(POM.read_text())
+    return marker.parent
+
+
+def broker_in_use() -> str:
+    """One line for people: which broker the tests will run on, and why if it is not the real one."""
+    missing = missing_for_kafka()
+    if missing is None:
+        return f"Apache Kafka {kafka_version()} (KRaft, single node)"
+    return f"embedded Tansu broker, memory only; kill tests of the broker are skipped ({missing})"
+
+
+def start_broker(folder: Path) -> Broker:
+    """Start the best broker that this machine can run; its data and logs go to ``folder``."""
+    missing = missing_for_kafka()
+    if missing is None:
+        return ApacheKafka(folder)
+    if os.environ.get("HEADRACE_REQUIRE_KAFKA") == "1":
+        raise RuntimeError(f"HEADRACE_REQUIRE_KAFKA=1 but real Kafka cannot run: {missing}")
+    return EmbeddedKafka()
+
+
+def _dies_with_us() -> list[str]:
+    """A prefix that makes a child end when this process does, however it ends (Linux)."""
+    return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+
+
+class ApacheKafka:
+    """A real broker: KRaft, one node, small heap, its data in ``folder``."""
+
+    kind = "apache"
+    durable = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self._classpath = f"{kafka_jars()}/*"
+        self._properties = folder / "server.properties"
+        self._process: subprocess.Popen[bytes] | None = None
+        text = SERVER_PROPERTIES.format(port=self.port, controller_port=free_port(), data=folder / "data")
+        self._properties.write_text(text)
+        self._format()
+        self.restart()
+
+    def _java(self, log: IO[bytes], *arguments: str) -> subprocess.Popen[bytes]:
+        command = [
+            *_dies_with_us(),
+            *("java", "-Xmx512m", "-Xms128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"),
+            *("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", self._classpath),
+            *arguments,
+        ]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
+
+    def _format(self) -> None:
+        with open(self.folder / "format.log", "wb") as log:
+            cluster = uuid.uuid4().hex[:22]
+            formatted = self._java(log, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties))
+        if formatted.wait(60) != 0:
+            raise RuntimeError(f"Kafka storage format failed:\n{(self.folder / 'format.log').read_text()}")
+
+    def restart(self) -> None:
+        """Start the broker (again) on the same port and data, unless it runs; returns when it answers."""
+        if self._process is not None:
+            return
+        log_path = self.folder / "broker.log"
+        with open(log_path, "ab") as log:
+            self._process = process = self._java(log, "kafka.Kafka", str(self._properties))
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                raise RuntimeError(f"Kafka ended with {process.returncode} at start:\n{log_path.read_text()[-4000:]}")
+            return _answers(self.bootstrap)
+
+        wait_until(answers, 60, f"Kafka at {self.bootstrap}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would (the page cache survives)."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End for good. SIGKILL too: nobody reads the data again, and an orderly stop takes seconds."""
+        self.kill()
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+
+    def _end(self, signal_number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal_number)
+            self._process.wait(30)
+            self._process = None
+
+
+class EmbeddedKafka:
+    """The broker of the demo. Its records are in memory only, so `kill` loses them."""
+
+    kind = "embedded"
+    durable = False
+
+    def __init__(self) -> None:
+        from headrace.broker import EmbeddedBroker
+
+        self._broker = EmbeddedBroker()
+        self._broker.start()
+        self.bootstrap = self._broker.bootstrap
+
+    def kill(self) -> None:
+        self._broker.stop()
+
+    def restart(self) -> None:
+        self._broker.start()
+
+    def stop(self) -> None:
+        self._broker.stop()
+
+
+def _answers(bootstrap: str) -> bool:
+    """Whether a broker is there and takes part in its cluster."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    host, port = bootstrap.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    try:
+        client = KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
+    except (KafkaError, OSError):
+        return False
+    try:
+        return bool(client.describe_cluster()["brokers"])
+    except (KafkaError, OSError):
+        return False
+    finally:
+        client.close()
+
+
+if __name__ == "__main__":
+    # A broker to play with: `python -m tests.brokers FOLDER` runs one until it is interrupted.
+    broker = start_broker(Path(sys.argv[1]))
+    print(f"{broker_in_use()} at {broker.bootstrap}", flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        broker.stop()

@@ -1,0 +1,42 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.brokers import Broker, broker_in_use, start_broker
+
+
+def pytest_report_header() -> str:
+    """Say which broker the Kafka tests run on."""
+    return f"kafka: {broker_in_use()}"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One broker for the whole run; tests keep apart by `topic_prefix`."""
+    broker = start_broker(tmp_path_factory.mktemp("kafka"))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def durable_kafka(kafka: Broker) -> Iterator[Broker]:
+    """The same broker, for tests that kill it; running again when the test is over."""
+    if not kafka.durable:
+        pytest.skip("needs a broker that keeps its records over a kill: real Apache Kafka (java 17+ and mvn)")
+    yield kafka
+    kafka.restart()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix of topics (and consumer groups) that no other test uses."""
+    return f"t{uuid.uuid4().hex[:10]}"
