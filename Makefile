@@ -1,0 +1,47 @@
+# Everything here runs on a fresh machine with Python 3.11 or newer, g++ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.headrace
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test demo lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## a virtual environment in .venv, with exact versions and hashes, and the compiled kernels
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m kernels.build
+
+$(STAMP): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "headrace: expected Python 3.11 or newer, got $$($(PYTHON) --version); set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r constraints.txt
+	touch $@
+
+lint: ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
+	$(BIN)/python -m headrace demo $(DEMO_ARGS)
+
+lock: ## resolve constraints.txt anew, within what pyproject.toml allows
+	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+		--custom-compile-command "make lock" --output-file constraints.txt
+
+clean: ## remove what setup and the tests made
+	rm -rf $(VENV) build kernels/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,226 @@
+"""One configuration for every process: a TOML file, environment variables over it, each section checked by its owner.
+
+    [kafka]                       HEADRACE_KAFKA__BOOTSTRAP=broker:9092
+    bootstrap = "broker:9092"
+
+The file is ``--config``, else ``$HEADRACE_CONFIG``, else ``./headrace.toml`` where there is one, else nothing: every key
+has a default. The environment wins over the file. In the environment a list is written ``a,b,c`` or as JSON, and what is
+under ``HEADRACE_KAFKA__CLIENT__…`` goes to the Kafka clients verbatim. A key that does not exist or a value that cannot be is
+refused at start, in one line, with what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+
+def _section(module: str, name: str) -> Any:  # until every room's configuration is here
+    try:
+        return getattr(__import__(module, fromlist=[name]), name)
+    except ImportError:
+        return make_dataclass(name, [], frozen=True)
+
+
+if not typing.TYPE_CHECKING:
+    ServingConfig = _section("serving.config", "ServingConfig")
+    ActionConfig, KafkaConfig = _section("state.config", "ActionConfig"), _section("state.config", "KafkaConfig")
+    SequenceConfig, StoreConfig = _section("state.config", "SequenceConfig"), _section("state.config", "StoreConfig")
+    StreamConfig = _section("stream.config", "StreamConfig")
+    ModelConfig, TrainerConfig = _section("trainer.config", "ModelConfig"), _section("trainer.config", "TrainerConfig")
+else:
+    from serving.config import ServingConfig
+    from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
+    from stream.config import StreamConfig
+    from trainer.config import ModelConfig, TrainerConfig
+
+DEFAULT_PATH = Path("headrace.toml")
+PREFIX = "HEADRACE_"
+# What pydantic calls a wrong value, and what a person would.
+EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dataclass_type": "a table of keys",
+    "dict_type": "a table of keys",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "path_type": "a path",
+    "string_type": "a string",
+    "tuple_type": "a list",
+}
+
+
+class ConfigError(ValueError):
+    """A wrong key or value; the message is one line that names it and says what would be right."""
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, with lists written ``a,b,c`` and JSON where a single value is not enough."""
+
+    def __call__(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().__call__()
+        for section, entries in values.items():
+            if isinstance(entries, dict):
+                kinds = _field_types(_section_types().get(section))
+                values[section] = {key: _parse(kinds.get(key), text) for key, text in entries.items()}
+        return values
+
+
+class Settings(BaseSettings):
+    """Every process's configuration; one attribute a section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=False
+    )
+
+    action: ActionConfig = Field(default_factory=ActionConfig)
+    sequence: SequenceConfig = Field(default_factory=SequenceConfig)
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    kafka: KafkaConfig = Field(default_factory=KafkaConfig)
+    stream: StreamConfig = Field(default_factory=StreamConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    serving: ServingConfig = Field(default_factory=ServingConfig)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file, and nothing else."""
+        return _Environment(settings_cls), init_settings
+
+
+def load_settings(path: Path | str | None = None) -> Settings:
+    """What a process starts with; a wrong key or value ends it here: one line on stderr, exit status 2."""
+    try:
+        return read_settings(path)
+    except ConfigError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read_settings(path: Path | str | None = None) -> Settings:
+    """Read and check the file and the environment. Raises `ConfigError`."""
+    source, table = _read_file(path)
+    _refuse_unknown_environment()
+    try:
+        return Settings(**table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error.errors()[0], source, table)) from None
+
+
+def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
+    named = path or os.environ.get(PREFIX + "CONFIG")
+    file = Path(named) if named else DEFAULT_PATH
+    if not named and not file.is_file():
+        return str(file), {}
+    try:
+        with file.open("rb") as stream:
+            return str(file), tomllib.load(stream)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: expected TOML, got {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read it: {error.strerror}; name another with --config") from None
+
+
+def _section_types() -> dict[str, Any]:
+    return {name: field.annotation for name, field in Settings.model_fields.items()}
+
+
+def _field_types(section: Any) -> dict[str, Any]:
+    if not is_dataclass(section):
+        return {}
+    return typing.get_type_hints(section) if isinstance(section, type) else {}
+
+
+def _parse(kind: Any, text: Any) -> Any:
+    """A value of the environment: text becomes a list or a table where the key's type asks for one."""
+    origin = typing.get_origin(kind)
+    if isinstance(text, dict):
+        return {key: _scalar(value) for key, value in text.items()}
+    if origin is tuple:
+        if text.lstrip().startswith("["):
+            return _json(text)
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _json(text)
+    return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _scalar(text: Any) -> Any:
+    value = _json(text) if isinstance(text, str) else text
+    return text if isinstance(value, list | dict) and not isinstance(text, str) else value
+
+
+def _refuse_unknown_environment() -> None:
+    for name in sorted(os.environ):
+        if not name.upper().startswith(PREFIX) or "__" not in name:
+            continue
+        section = name[len(PREFIX) :].split("__", 1)[0].lower()
+        if section not in Settings.model_fields:
+            raise ConfigError(
+                f"environment: {name} names no section{_nearest(section, Settings.model_fields)}; "
+                f"sections: {', '.join(Settings.model_fields)}"
+            )
+
+
+def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
+    where, section, key = _origin(error, source, table), str(error["loc"][0]), [str(part) for part in error["loc"][1:]]
+    if error["type"] == "extra_forbidden":
+        return (
+            f"{where}: [{section}]: there is no such section{_nearest(section, Settings.model_fields)}; sections: "
+            + (", ".join(Settings.model_fields))
+        )
+    if error["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in fields(_section_types()[section])]
+        return (
+            f"{where}: [{section}] {key[0]} = {error['input']!r}: there is no such key{_nearest(key[0], known)}; "
+            f"keys of [{section}]: {', '.join(known)}"
+        )
+    if error["type"] == "value_error":
+        return f"{where}: [{section}] {str(error['ctx']['error'])}"
+    expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    return f"{where}: [{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}; write it as {expected}"
+
+
+def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
+    """The file or the environment variable that the value came from."""
+    section, *key = (str(part) for part in error["loc"])
+    names = {name.upper(): name for name in os.environ}
+    if key:
+        return names.get(f"{PREFIX}{section}__{key[0]}".upper(), source)
+    # An owner's own check names the key first: "key: expected …".
+    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip()
+    return names.get(f"{PREFIX}{section}__{named}".upper(), source if section in table else "environment")
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
