@@ -1,0 +1,71 @@
+"""Row-wise Adagrad: one accumulator a table row, and only touched rows cost anything.
+
+Source: Adagrad, Duchi et al., JMLR 2011, with the mean of a row's squared gradient as its only state, as embedding
+tables of recommenders use it (Mudigere et al., ISCA 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.adagrad import reference
+from kernels.backend import choose
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+
+
+@torch.no_grad()
+def rowwise_adagrad_(
+    weight_VD: Tensor,
+    state_V: Tensor,
+    rows_N: Tensor,
+    grad_ND: Tensor,
+    *,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    backend: str = "auto",
+) -> None:
+    """Update the touched rows of a table in place.
+
+    ``weight_VD`` (V, D) float32 or bfloat16; ``state_V`` (V,) float32; ``rows_N`` (N,) int64, a row may repeat, -1 is
+    skipped; ``grad_ND`` (N, D) float32 or bfloat16. For each touched row, with g the sum of its gradients in the
+    order of N (so the result does not depend on threads) plus ``weight_decay`` × weight::
+
+        state += mean(g²);  weight -= lr · g / (sqrt(state) + eps)
+
+    Raises ValueError (shapes, dtypes), IndexError (a row outside the table), `KernelUnavailable`.
+    """
+    _check(weight_VD, state_V, rows_N, grad_ND)
+    if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
+        raise ValueError(f"lr, eps, weight_decay: expected 0 or above, got {lr}, {eps}, {weight_decay}")
+    choose(backend, weight_VD.device)
+    if rows_N.numel() and not rows_N.is_cuda:
+        least, most = (int(x) for x in torch.aminmax(rows_N))
+        if least < -1 or most >= weight_VD.shape[0]:
+            raise IndexError(f"rows_N: expected rows -1 to {weight_VD.shape[0] - 1}, got {least} to {most}")
+    reference.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
+
+
+def _check(weight_VD: Tensor, state_V: Tensor, rows_N: Tensor, grad_ND: Tensor) -> None:
+    if weight_VD.dim() != 2 or weight_VD.dtype not in _FLOATS or not weight_VD.is_contiguous():
+        raise ValueError(
+            f"weight_VD: expected contiguous (V, D) float32 or bfloat16, got {weight_VD.dtype} {tuple(weight_VD.shape)}"
+        )
+    state_dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
+    if tuple(state_V.shape) != (weight_VD.shape[0],) or state_V.dtype != state_dtype or not state_V.is_contiguous():
+        raise ValueError(
+            f"state_V: expected contiguous ({weight_VD.shape[0]},) {state_dtype}, got {state_V.dtype} "
+            f"{tuple(state_V.shape)}"
+        )
+    if rows_N.dim() != 1 or rows_N.dtype != torch.int64:
+        raise ValueError(f"rows_N: expected (N,) int64, got {rows_N.dtype} {tuple(rows_N.shape)}")
+    if tuple(grad_ND.shape) != (rows_N.shape[0], weight_VD.shape[1]) or grad_ND.dtype not in _FLOATS:
+        raise ValueError(
+            f"grad_ND: expected ({rows_N.shape[0]}, {weight_VD.shape[1]}) float32 or bfloat16, got {grad_ND.dtype} "
+            f"{tuple(grad_ND.shape)}"
+        )
+    devices = {x.device for x in (weight_VD, state_V, rows_N, grad_ND)}
+    if len(devices) > 1:
+        raise ValueError(f"weight_VD, state_V, rows_N, grad_ND: expected on one device, got {devices}")

@@ -1,0 +1,25 @@
+"""Which version of an op runs: never silently another one than was asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+BackendName = Literal["auto", "reference", "cpp", "triton"]
+BACKENDS = ("auto", "reference", "cpp", "triton")
+
+
+class KernelUnavailable(RuntimeError):
+    """The asked-for version of an op cannot run here; the message says what to do."""
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """``auto`` → ``cpp`` for CPU tensors, ``triton`` for CUDA tensors; anything that cannot be is refused."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "auto":
+        return "triton" if device.type == "cuda" else "cpp"
+    if backend == "cpp" and device.type != "cpu":
+        raise KernelUnavailable(f"backend='cpp' needs tensors on the CPU, got {device}; move them, or use 'triton'")
+    return backend

@@ -1,0 +1,92 @@
+"""The definition of the id map: plain Python dicts."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+class ReferenceTable:
+    """Known ids with rows, and ids seen too few times to have one; the work behind `kernels.IdMap`."""
+
+    def __init__(self, capacity_hint: int, admit_after: int) -> None:
+        self.admit_after = admit_after
+        self.num_rows = 0
+        self._row_of: dict[int, int] = {}
+        self._id_of: dict[int, int] = {}
+        self._last_seen: dict[int, int] = {}
+        self._pending: dict[int, tuple[int, int]] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    def lookup(self, ids_N: Ids) -> Ids:
+        return np.array([self._row_of.get(i, -1) for i in ids_N.tolist()], dtype=np.int64)
+
+    def insert(self, ids_N: Ids, now_ms: int) -> Ids:
+        return np.array([self._see(i, now_ms) for i in ids_N.tolist()], dtype=np.int64)
+
+    def _see(self, key: int, now_ms: int) -> int:
+        row = self._row_of.get(key, -1)
+        if row >= 0:
+            self._last_seen[row] = max(self._last_seen[row], now_ms)
+            return row
+        count, last_seen = self._pending.get(key, (0, now_ms))
+        if count + 1 < self.admit_after:
+            self._pending[key] = (count + 1, max(last_seen, now_ms))
+            return -1
+        self._pending.pop(key, None)
+        return self._admit(key, max(last_seen, now_ms))
+
+    def _admit(self, key: int, last_seen_ms: int) -> int:
+        if self._free:
+            row = heapq.heappop(self._free)
+        else:
+            row, self.num_rows = self.num_rows, self.num_rows + 1
+        self._row_of[key], self._id_of[row], self._last_seen[row] = row, key, last_seen_ms
+        return row
+
+    def evict(self, before_ms: int) -> tuple[Ids, Ids]:
+        rows = sorted(row for row, seen in self._last_seen.items() if seen < before_ms)
+        ids = [self._id_of.pop(row) for row in rows]
+        for key, row in zip(ids, rows, strict=True):
+            del self._row_of[key], self._last_seen[row]
+            heapq.heappush(self._free, row)
+        self._pending = {key: seen for key, seen in self._pending.items() if seen[1] >= before_ms}
+        return np.array(ids, dtype=np.int64), np.array(rows, dtype=np.int64)
+
+    def live(self) -> tuple[Ids, Ids, Ids]:
+        """Rows in use ascending, their ids, when each was last seen."""
+        rows = sorted(self._id_of)
+        return (
+            np.array(rows, dtype=np.int64),
+            np.array([self._id_of[r] for r in rows], dtype=np.int64),
+            np.array([self._last_seen[r] for r in rows], dtype=np.int64),
+        )
+
+    def pending(self) -> tuple[Ids, Ids, Ids]:
+        """Ids without a row ascending, sightings, when each was last seen."""
+        ids = sorted(self._pending)
+        return (
+            np.array(ids, dtype=np.int64),
+            np.array([self._pending[i][0] for i in ids], dtype=np.int64),
+            np.array([self._pending[i][1] for i in ids], dtype=np.int64),
+        )
+
+    def load(self, live: tuple[Ids, Ids, Ids], pending: tuple[Ids, Ids, Ids], num_rows: int) -> None:
+        rows, ids, last_seen = (x.tolist() for x in live)
+        self.num_rows = num_rows
+        self._row_of = dict(zip(ids, rows, strict=True))
+        self._id_of = dict(zip(rows, ids, strict=True))
+        self._last_seen = dict(zip(rows, last_seen, strict=True))
+        self._pending = {i: (n, t) for i, n, t in zip(*(x.tolist() for x in pending), strict=True)}
+        self._free = [row for row in range(num_rows) if row not in self._id_of]

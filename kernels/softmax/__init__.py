@@ -1,0 +1,239 @@
+"""Softmax over items: sampled and full cross entropy, ranks and best rows; logits never exist in memory.
+
+Scores are ``cos(query, row)`` (``normalize=True``, ``x / max(|x|, eps)``) or the plain inner product. Cross entropy
+divides them by ``temperature`` and, for a sampled one, subtracts ``log_q``, the log of the expected count with which a
+row is drawn (logQ correction: Bengio & Senecal 2008; Yi et al., RecSys 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.backend import choose
+from kernels.softmax import reference
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def sampled_softmax(
+    query_RD: Tensor,
+    table_UD: Tensor,
+    target_R: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float = 0.05,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    log_q_target_R: Tensor | None = None,
+    log_q_negatives: Tensor | None = None,
+    mask_hits: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Cross entropy of each row's target against the target and its negatives.
+
+    ``query_RD`` (R, D) and ``table_UD`` (U, D): float32 or bfloat16, same dtype; gradients flow to both (the table's
+    is dense, (U, D): pass the gathered unique rows of a large table, not the table). ``target_R`` (R,) int64 rows of
+    the table. ``negatives`` int64: (S,) shared by all queries, or (R, S) one list a query; ``target_R`` itself for
+    in-batch negatives; an entry of -1 is an empty slot. ``log_q_target_R`` (R,) and ``log_q_negatives`` (the shape of
+    ``negatives``) float32 come together or not at all. ``mask_hits``: a negative equal to the row's target does not
+    compete. Returns (R,) losses, float32, 0 where nothing competes.
+
+    Raises ValueError (shapes, dtypes), IndexError (a row outside the table), `KernelUnavailable`.
+    """
+    _check_pair(query_RD, table_UD, "table_UD")
+    _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
+    if negatives.dim() not in (1, 2) or (negatives.dim() == 2 and negatives.shape[0] != query_RD.shape[0]):
+        raise ValueError(
+            f"negatives: expected (S,) or (R, S) with R = {query_RD.shape[0]}, got {tuple(negatives.shape)}"
+        )
+    _check_rows(negatives, tuple(negatives.shape), "negatives", query_RD.device)
+    if (log_q_target_R is None) != (log_q_negatives is None):
+        raise ValueError("log_q_target_R and log_q_negatives: expected both or neither, got one; pass the other too")
+    if log_q_target_R is not None and log_q_negatives is not None:
+        _check_shape(log_q_target_R, tuple(target_R.shape), "log_q_target_R")
+        _check_shape(log_q_negatives, tuple(negatives.shape), "log_q_negatives")
+    _check_scale(temperature, eps)
+    choose(backend, query_RD.device)
+    _check_range(target_R, table_UD.shape[0], "target_R", lowest=0)
+    _check_range(negatives, table_UD.shape[0], "negatives", lowest=-1)
+    return reference.sampled_softmax(
+        query_RD,
+        table_UD,
+        target_R,
+        negatives,
+        temperature=temperature,
+        normalize=normalize,
+        eps=eps,
+        log_q_target_R=log_q_target_R,
+        log_q_negatives=log_q_negatives,
+        mask_hits=mask_hits,
+    )
+
+
+def full_softmax(
+    query_RD: Tensor,
+    table_VD: Tensor,
+    target_R: Tensor,
+    *,
+    temperature: float = 0.05,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    valid_V: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Exact cross entropy over the whole table, gradients to ``query_RD`` (R, D) and ``table_VD`` (V, D).
+
+    ``target_R`` (R,) int64. ``valid_V`` (V,) bool: rows that compete (None: all); the target always does.
+    Returns (R,) float32 losses. Errors as `sampled_softmax`.
+    """
+    _check_pair(query_RD, table_VD, "table_VD")
+    _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
+    _check_valid(valid_V, table_VD)
+    _check_scale(temperature, eps)
+    choose(backend, query_RD.device)
+    _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+    return reference.full_softmax(
+        query_RD, table_VD, target_R, temperature=temperature, normalize=normalize, eps=eps, valid_V=valid_V
+    )
+
+
+def rank_of_target(
+    query_RD: Tensor,
+    table_VD: Tensor,
+    target_R: Tensor,
+    *,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    valid_V: Tensor | None = None,
+    exclude_rows: Tensor | None = None,
+    exclude_offsets_R1: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Where each query's target stands among the rows that compete: (R,) int64, 1 is best. No gradient.
+
+    Rows compete if valid (``valid_V`` (V,) bool; None: all) and not among the query's excluded rows:
+    ``exclude_rows[exclude_offsets_R1[r]:exclude_offsets_R1[r + 1]]`` (int64, repeats allowed). The target is judged
+    even if invalid or excluded. Rows with a score equal to the target's count half, rounded up, so a scorer that
+    says the same of everything gets the middle rank, not the first.
+    """
+    _check_pair(query_RD, table_VD, "table_VD")
+    _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
+    _check_valid(valid_V, table_VD)
+    _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
+    choose(backend, query_RD.device)
+    _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+    with torch.no_grad():
+        return reference.rank_of_target(
+            query_RD,
+            table_VD,
+            target_R,
+            normalize=normalize,
+            eps=eps,
+            valid_V=valid_V,
+            exclude_rows=exclude_rows,
+            exclude_offsets_R1=exclude_offsets_R1,
+        )
+
+
+def top_k(
+    query_RD: Tensor,
+    table_VD: Tensor,
+    k: int,
+    *,
+    normalize: bool = True,
+    eps: float = 1e-6,
+    valid_V: Tensor | None = None,
+    exclude_rows: Tensor | None = None,
+    exclude_offsets_R1: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The best rows for each query: (R, k) float32 scores and (R, k) int64 rows, best first. No gradient.
+
+    Rows with equal scores come in row order. ``valid_V`` and the excluded rows as in `rank_of_target`. Where fewer
+    than k rows compete the rest is score -inf, row -1. k must not exceed the table.
+    """
+    _check_pair(query_RD, table_VD, "table_VD")
+    _check_valid(valid_V, table_VD)
+    _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
+    if not 1 <= k <= table_VD.shape[0]:
+        raise ValueError(f"k: expected 1 to the table's {table_VD.shape[0]} rows, got {k}")
+    choose(backend, query_RD.device)
+    with torch.no_grad():
+        return reference.top_k(
+            query_RD,
+            table_VD,
+            k,
+            normalize=normalize,
+            eps=eps,
+            valid_V=valid_V,
+            exclude_rows=exclude_rows,
+            exclude_offsets_R1=exclude_offsets_R1,
+        )
+
+
+def _check_pair(query_RD: Tensor, table_UD: Tensor, name: str) -> None:
+    if query_RD.dim() != 2 or table_UD.dim() != 2 or query_RD.shape[1] != table_UD.shape[1]:
+        raise ValueError(
+            f"query_RD and {name}: expected (R, D) and (rows, D), got {tuple(query_RD.shape)} and {tuple(table_UD.shape)}"
+        )
+    if query_RD.shape[1] == 0:
+        raise ValueError("query_RD: expected D of 1 or more, got 0")
+    if query_RD.dtype not in _FLOATS or query_RD.dtype != table_UD.dtype:
+        raise ValueError(
+            f"query_RD and {name}: expected the same dtype, float32 or bfloat16, got {query_RD.dtype} and {table_UD.dtype}"
+        )
+    if query_RD.device != table_UD.device:
+        raise ValueError(f"{name}: expected on {query_RD.device} as query_RD is, got {table_UD.device}")
+
+
+def _check_rows(rows: Tensor, shape: tuple[int, ...], name: str, device: torch.device) -> None:
+    _check_shape(rows, shape, name)
+    if rows.dtype != torch.int64:
+        raise ValueError(f"{name}: expected int64, got {rows.dtype}")
+    if rows.device != device:
+        raise ValueError(f"{name}: expected on {device} as query_RD is, got {rows.device}")
+
+
+def _check_shape(x: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(x.shape)}")
+
+
+def _check_scale(temperature: float, eps: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected above 0, got {temperature}")
+    if not eps > 0:
+        raise ValueError(f"eps: expected above 0, got {eps}")
+
+
+def _check_valid(valid_V: Tensor | None, table_VD: Tensor) -> None:
+    if valid_V is not None and (valid_V.dtype != torch.bool or tuple(valid_V.shape) != (table_VD.shape[0],)):
+        raise ValueError(
+            f"valid_V: expected bool of shape ({table_VD.shape[0]},), got {valid_V.dtype} {tuple(valid_V.shape)}"
+        )
+
+
+def _check_excluded(rows: Tensor | None, offsets_R1: Tensor | None, query_RD: Tensor, table_VD: Tensor) -> None:
+    if (rows is None) != (offsets_R1 is None):
+        raise ValueError("exclude_rows and exclude_offsets_R1: expected both or neither, got one; pass the other too")
+    if rows is None or offsets_R1 is None:
+        return
+    _check_rows(offsets_R1, (query_RD.shape[0] + 1,), "exclude_offsets_R1", query_RD.device)
+    _check_rows(rows, (rows.numel(),), "exclude_rows", query_RD.device)
+    if rows.is_cuda:  # reading values would wait for the device; the kernel ignores rows outside the table
+        return
+    _check_range(rows, table_VD.shape[0], "exclude_rows", lowest=0)
+    if int(offsets_R1[0]) != 0 or int(offsets_R1[-1]) != rows.numel() or bool((offsets_R1.diff() < 0).any()):
+        raise ValueError(
+            f"exclude_offsets_R1: expected to rise from 0 to {rows.numel()} (the length of exclude_rows), "
+            f"got {int(offsets_R1[0])} to {int(offsets_R1[-1])}"
+        )
+
+
+def _check_range(rows: Tensor, num_rows: int, name: str, *, lowest: int) -> None:
+    if rows.numel() == 0 or rows.is_cuda:  # reading values would wait for the device
+        return
+    least, most = (int(x) for x in torch.aminmax(rows))
+    if least < lowest or most >= num_rows:
+        raise IndexError(f"{name}: expected rows {lowest} to {num_rows - 1}, got {least} to {most}")
