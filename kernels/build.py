@@ -1,0 +1,184 @@
+"""Compiles the C++ kernels: `python -m kernels.build [--force]`.
+
+Sources and how often each is compiled:
+
+- ``csrc/*.cpp``: once, for any processor of this architecture;
+- ``csrc/level/*.cpp``: once per instruction set (portable, avx2, avx512), with ``HEADRACE_LEVEL`` defined as its name;
+- ``csrc/amx/*.cpp``: once, for AMX (x86-64 and a compiler that knows it).
+
+The library links to nothing of torch, so one build serves every torch and Python version; the choice among the instruction
+sets is made at run time (`kernels.library`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+SOURCES = ROOT / "csrc"
+LIBRARY_PATH = ROOT / "build" / "libheadrace_kernels.so"
+STAMP_PATH = ROOT / "build" / "stamp"
+
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mprefer-vector-width=256"]
+AVX512_FLAGS = [
+    *AVX2_FLAGS[:-1],
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512cd",
+    "-mprefer-vector-width=512",
+]
+AMX_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
+
+
+class BuildFailed(RuntimeError):
+    """The compiler is missing or refused a source; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One compiler run."""
+
+    source: Path
+    level: str
+    flags: tuple[str, ...]
+
+    def object_name(self) -> str:
+        return f"{self.source.stem}.{self.level}.o"
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else clang++."""
+    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
+        if candidate and shutil.which(candidate):
+            return candidate
+    raise BuildFailed("expected a C++ compiler (g++ 10 or newer), found none; install g++, or set CXX")
+
+
+def accepts(cxx: str, flags: list[str]) -> bool:
+    """Whether the compiler knows these flags."""
+    run = subprocess.run([cxx, *flags, "-x", "c++", "-E", "/dev/null"], capture_output=True, check=False)
+    return run.returncode == 0
+
+
+def level_flags(cxx: str) -> dict[str, list[str]]:
+    """The instruction sets that this compiler and architecture can build, with their flags."""
+    levels: dict[str, list[str]] = {"portable": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        for name, flags in (("avx2", AVX2_FLAGS), ("avx512", AVX512_FLAGS), ("amx", AMX_FLAGS)):
+            if not accepts(cxx, flags):
+                break
+            levels[name] = flags
+    return levels
+
+
+def units(levels: dict[str, list[str]]) -> list[Unit]:
+    """Every compiler run, slowest kinds first."""
+    found = [
+        Unit(source, "amx", tuple(levels["amx"]))
+        for source in sorted((SOURCES / "amx").glob("*.cpp"))
+        if "amx" in levels
+    ]
+    for name in ("avx512", "avx2", "portable"):
+        if name in levels:
+            found += [Unit(source, name, tuple(levels[name])) for source in sorted((SOURCES / "level").glob("*.cpp"))]
+    built = ["portable", "avx2", "avx512", "amx"].index(list(levels)[-1])
+    return found + [
+        Unit(source, "base", (f"-DHEADRACE_BUILT_LEVEL={built}",)) for source in sorted(SOURCES.glob("*.cpp"))
+    ]
+
+
+def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
+    """Compiles one source; raises `BuildFailed` with the compiler's words."""
+    target = folder / unit.object_name()
+    command = [
+        cxx,
+        *COMMON_FLAGS,
+        *unit.flags,
+        f"-DHEADRACE_LEVEL={unit.level}",
+        f"-DHEADRACE_LEVEL_{unit.level.upper()}=1",
+        f"-I{SOURCES}",
+        "-c",
+        str(unit.source),
+        "-o",
+        str(target),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise BuildFailed(f"{' '.join(command)}\n{run.stderr}")
+    if run.stderr:
+        print(run.stderr, file=sys.stderr)
+    return target
+
+
+def fingerprint(cxx: str, plan: list[Unit]) -> str:
+    """Changes whenever a source, a flag or the compiler does."""
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(version.encode())
+    digest.update(repr((COMMON_FLAGS, [(unit.source.name, unit.level, unit.flags) for unit in plan])).encode())
+    for path in sorted([*SOURCES.rglob("*.cpp"), *SOURCES.rglob("*.h")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def build(*, force: bool = False) -> bool:
+    """Builds what changed; returns whether anything was done. The library appears whole or not at all."""
+    cxx = compiler()
+    plan = units(level_flags(cxx))
+    stamp = fingerprint(cxx, plan)
+    if not force and LIBRARY_PATH.exists() and STAMP_PATH.exists() and STAMP_PATH.read_text() == stamp:
+        return False
+    LIBRARY_PATH.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=LIBRARY_PATH.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda unit: str(compile_unit(cxx, unit, Path(name))), plan))
+        linked = Path(name) / LIBRARY_PATH.name
+        run = subprocess.run(
+            [cxx, "-shared", "-fopenmp", *objects, "-o", str(linked)], capture_output=True, text=True, check=False
+        )
+        if run.returncode != 0:
+            raise BuildFailed(run.stderr)
+        linked.replace(LIBRARY_PATH)
+    STAMP_PATH.write_text(stamp)
+    return True
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compiles the C++ kernels.")
+    parser.add_argument("--force", action="store_true", help="build even if nothing changed")
+    try:
+        done = build(force=parser.parse_args().force)
+    except BuildFailed as error:
+        print(f"kernels: {error}", file=sys.stderr)
+        return 1
+    print(f"kernels: {'built' if done else 'nothing to build:'} {LIBRARY_PATH}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

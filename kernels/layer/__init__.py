@@ -1,0 +1,103 @@
+"""One HSTU layer: LayerNorm → U, V, Q, K → SiLU → attention → LayerNorm ⊙ U → projection, residual, dropout.
+
+Source: Zhai et al., "Actions Speak Louder than Words", ICML 2024, equations 1-3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.attention.buckets import BucketCache, TimeBuckets
+from kernels.attention.check import check_bias, check_counts, check_norm, check_offsets, check_times
+from kernels.backend import KernelUnavailable, choose
+from kernels.layer import reference
+from kernels.layer.params import LayerParams
+
+__all__ = ["LayerParams", "hstu_layer", "hstu_layer_output", "hstu_layer_project"]
+
+
+def _check_input(x_TM: Tensor, params: LayerParams, num_heads: int) -> None:
+    model, _, _ = params.widths(num_heads)
+    if x_TM.dim() != 2 or x_TM.shape[1] != model:
+        raise ValueError(f"x_TM: expected (T, {model}), got {tuple(x_TM.shape)}")
+    if not isinstance(x_TM, torch.Tensor) or not x_TM.is_floating_point():
+        raise ValueError(f"x_TM: expected a float tensor, got {x_TM.dtype}")
+
+
+def hstu_layer(
+    x_TM: Tensor,
+    params: LayerParams,
+    offsets_B1: Tensor,
+    *,
+    num_heads: int,
+    norm_len: float,
+    pos_bias_GP: Tensor | None = None,
+    time_bias_GK: Tensor | None = None,
+    time_buckets: TimeBuckets | None = None,
+    query_time_T: Tensor | None = None,
+    key_time_T: Tensor | None = None,
+    num_context_B: Tensor | None = None,
+    num_targets_B: Tensor | None = None,
+    bucket_cache: BucketCache | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> Tensor:
+    """y = x + dropout((LayerNorm(A V) ⊙ U) W2 + b2), with U, V, Q, K = split(SiLU(LayerNorm(x) W1 + b1)).
+
+    ``x_TM`` (T, M); see `LayerParams` for the weights and `kernels.hstu_attention` for the bias, time and mask arguments.
+    The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x, every
+    tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
+
+    Raises ValueError (shapes, dtypes, offsets, dropout outside [0, 1)), `KernelUnavailable`.
+    """
+    _check_input(x_TM, params, num_heads)
+    check_offsets(offsets_B1, x_TM.shape[0])
+    check_norm(norm_len)
+    check_bias(pos_bias_GP, num_heads, "pos_bias_GP")
+    check_bias(time_bias_GK, num_heads, "time_bias_GK")
+    check_times(time_bias_GK, time_buckets, query_time_T, key_time_T, x_TM.shape[0], x_TM.shape[0])
+    check_counts(num_context_B, offsets_B1, "num_context_B")
+    check_counts(num_targets_B, offsets_B1, "num_targets_B")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
+    chosen = choose(backend, x_TM.device)
+    if chosen == "reference":
+        return reference.layer(
+            x_TM,
+            params,
+            offsets_B1,
+            num_heads=num_heads,
+            norm_len=norm_len,
+            dropout=dropout,
+            seed=seed,
+            eps=eps,
+            pos_bias_GP=pos_bias_GP,
+            time_bias_GK=time_bias_GK,
+            time_buckets=time_buckets,
+            query_time_T=query_time_T,
+            key_time_T=key_time_T,
+            num_context_B=num_context_B,
+            num_targets_B=num_targets_B,
+        )
+    raise KernelUnavailable(f"hstu_layer: backend {chosen!r} is not built yet; ask for backend='reference'")
+
+
+def hstu_layer_project(
+    x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float = 1e-6, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The layer's first half: (u_THE, v_THE, q_THD, k_THD) of x (T, M), for cached inference. No dropout there."""
+    _check_input(x_TM, params, num_heads)
+    choose(backend, x_TM.device)
+    return reference.project(x_TM, params, num_heads=num_heads, eps=eps)
+
+
+def hstu_layer_output(
+    x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParams, *, eps: float = 1e-6, backend: str = "auto"
+) -> Tensor:
+    """The layer's second half: y (T, M) from x, the attention's output and U; for cached inference."""
+    _check_input(x_TM, params, u_THE.shape[1])
+    choose(backend, x_TM.device)
+    return reference.output(x_TM, attended_THE, u_THE, params, dropout=0.0, seed=0, eps=eps)

@@ -1,0 +1,99 @@
+"""The compiled C++ kernels: loading them, and choosing the instruction set at run time.
+
+`python -m kernels.build` makes ``kernels/build/libheadrace_kernels.so``. Functions that are compiled once per
+instruction set carry its name as a suffix (``attention_forward_avx512``); `function` picks the best one that this
+processor has, or the one forced by ``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.backend import KernelUnavailable
+
+LIBRARY_PATH = Path(__file__).parent / "build" / "libheadrace_kernels.so"
+LEVELS = ("portable", "avx2", "avx512", "amx")
+"""From the least to the most: every level includes those before it."""
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The shared library. Raises `KernelUnavailable` where it was not built."""
+    if not LIBRARY_PATH.exists():
+        raise KernelUnavailable(
+            f"expected the compiled kernels at {LIBRARY_PATH}, found nothing; run `python -m kernels.build` "
+            "(needs g++), or ask for backend='reference'"
+        )
+    try:
+        return ctypes.CDLL(str(LIBRARY_PATH))
+    except OSError as error:
+        raise KernelUnavailable(
+            f"the compiled kernels at {LIBRARY_PATH} do not load ({error}); run `python -m kernels.build --force`"
+        ) from error
+
+
+@cache
+def machine_level() -> str:
+    """The highest instruction set of this processor (and of the permission to use it) that the library has."""
+    library = load()
+    library.headrace_cpu_level.restype = ctypes.c_int
+    return LEVELS[min(library.headrace_cpu_level(), library.headrace_built_level())]
+
+
+def level() -> str:
+    """The instruction set in use: the machine's best, or the one forced by ``HEADRACE_CPU_LEVEL``."""
+    forced = os.environ.get("HEADRACE_CPU_LEVEL", "")
+    best = machine_level()
+    if not forced:
+        return best
+    if forced not in LEVELS:
+        raise ValueError(f"HEADRACE_CPU_LEVEL: expected one of {', '.join(LEVELS)}, got {forced!r}; unset it or fix it")
+    if LEVELS.index(forced) > LEVELS.index(best):
+        raise KernelUnavailable(
+            f"HEADRACE_CPU_LEVEL: expected at most {best!r} (the most that this machine has), got {forced!r}; unset it"
+        )
+    return forced
+
+
+@cache
+def _symbol(name: str, at: str) -> Any:
+    library = load()
+    for candidate in reversed(LEVELS[: LEVELS.index(at) + 1]):
+        try:
+            found = getattr(library, f"{name}_{candidate}")
+        except AttributeError:
+            continue
+        found.restype = ctypes.c_int
+        return found
+    raise KernelUnavailable(f"the compiled kernels have no {name!r}; run `python -m kernels.build --force`")
+
+
+def function(name: str) -> Any:
+    """The version of ``name`` for the level in use: the highest at or below it that exists. Returns C int (0 = well)."""
+    return _symbol(name, level())
+
+
+def baseline(name: str) -> Any:
+    """A function that is compiled once, for any processor."""
+    try:
+        return getattr(load(), name)
+    except AttributeError:
+        raise KernelUnavailable(
+            f"the compiled kernels have no {name!r}; run `python -m kernels.build --force`"
+        ) from None
+
+
+def num_threads() -> int:
+    """How many threads a kernel may use: torch's own setting."""
+    return torch.get_num_threads()
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """A tensor's data pointer for ctypes (None → NULL)."""
+    return None if tensor is None else tensor.data_ptr()
