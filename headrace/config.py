@@ -205,7 +205,8 @@ def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
             f"keys of [{section}]: {', '.join(known)}"
         )
     if error["type"] == "value_error":
-        return f"{where}: [{section}] {error['ctx']['error']!s}"
+        said = str(error["ctx"]["error"])
+        return f"{where}: {said if said.startswith(f'{section}.') else f'{section}.{said}'}"
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
     return f"{where}: [{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}"
 
@@ -217,7 +218,7 @@ def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
     if key:
         return names.get(f"{PREFIX}{section}__{key[0]}".upper(), source)
     # An owner's own check names the key first: "key: expected …".
-    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip()
+    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].split(".")[-1].strip()
     return names.get(f"{PREFIX}{section}__{named}".upper(), source if section in table else "environment")
 
 

@@ -1,0 +1,181 @@
+"""The `headrace` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
+
+app = typer.Typer(
+    name="headrace",
+    help="Live user actions in, fresh recommendations out, by way of Kafka.\n\n"
+    "Try it with nothing else installed: headrace demo. The long-running processes are rooms of their own: "
+    "python -m stream worker, python -m trainer, python -m serving.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The TOML file; else $HEADRACE_CONFIG, else ./headrace.toml."),
+]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker, over what the file says.")
+]
+
+
+def _settings(config: Path | None, bootstrap: str | None) -> Settings:
+    from headrace.config import load_settings
+
+    if bootstrap:
+        os.environ["HEADRACE_KAFKA__BOOTSTRAP"] = bootstrap
+    return load_settings(config)
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", metavar="PATH", help="Your own ratings.dat, ratings.csv, u.data, .inter or .jsonl."),
+    ] = None,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option("--bootstrap", metavar="HOST:PORT", help="Use this broker instead of the embedded one."),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="SECONDS", min=1, help="Stop the replay after so long.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Plain lines, and one JSON object as the last.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="FOLDER", help="Leave state, checkpoints and logs in this folder.")
+    ] = None,
+) -> None:
+    """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.
+
+    Real ratings go through Kafka in their real order; a live screen shows how the loop keeps up; at the end a few new
+    actions are sent and the recommendations of that user change. Ends by itself; Ctrl-C ends it cleanly.
+    """
+    from headrace.demo import run_demo
+
+    raise typer.Exit(run_demo(dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep))
+
+
+@app.command()
+def produce(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .jsonl …")
+    ],
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="N", min=0.001, help="Actions a second; default: as fast as it goes."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Stop after so many actions.")
+    ] = None,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Send a file of ratings or actions to the actions topic, in the order of time.
+
+    A rating r becomes the kinds "rate", also "like" where r >= 4 and "love" where r = 5, with the rating as its value.
+    """
+    from stream.replay import replay
+
+    raise typer.Exit(replay(_settings(config, bootstrap), file, rate=rate, limit=limit))
+
+
+@app.command()
+def lag(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a message, for pipes.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the newest message and end.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Watch how far each stage is behind, live, from the trainer-lag topic. Ctrl-C ends it."""
+    from headrace.lag import watch
+
+    raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once))
+
+
+@app.command()
+def versions(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a version.")] = False,
+    num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """List the published versions of the weights: number, kind, size, what they learned, age."""
+    from headrace.versions import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json, num_last=num))
+
+
+@app.command()
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="Create what is missing, with the right settings.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a topic.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """List the topics of this deployment and what they hold; --create makes the missing ones."""
+    from headrace.topics import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), create=create, as_json=as_json))
+
+
+@app.command()
+def audit(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Recount from the topics that nothing was lost, doubled or reordered, and that each interaction was trained once.
+
+    Works on any deployment, while it runs or after. What retention or compaction has removed cannot be recounted; the
+    table says which share was. Exit status 1 on any violation.
+    """
+    from headrace.audit import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
+
+
+def main() -> None:
+    """The console script: errors that a person can mend are one line and a status, not a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`headrace lag --json | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except _mendable() as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """The errors of the rooms that say what to do; only of those that are loaded, so that --help stays quick."""
+    names = {
+        "headrace.reader": "ReadError",
+        "headrace.dataset": "DatasetError",
+        "headrace.broker": "BrokerError",
+        "state.errors": "StateError",
+        "stream.producer": "ProducerError",
+        "stream.clients": "BrokerAbsent",
+        "kafka.errors": "KafkaError",
+    }
+    found: list[Any] = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
+    return tuple(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The published versions of the weights, as their manifests tell."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from headrace.config import Settings
+from headrace.reader import connect, read, spans
+from state.topics import Topics
+from trainer.config import VersionError
+from trainer.version import Manifest, decode_manifest, record_kind
+
+
+def manifests(settings: Settings) -> list[Manifest]:
+    """Every manifest in the weights topic, in its order."""
+    topic = Topics.under(settings.kafka.prefix).weights
+    consumer = connect(settings.kafka)
+    found = []
+    try:
+        for record in read(consumer, topic, spans(consumer, topic)):
+            if record.value is not None and record_kind(record.headers) == "manifest":
+                try:
+                    found.append(decode_manifest(record.value))
+                except VersionError:
+                    continue
+    finally:
+        consumer.close()
+    return found
+
+
+def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> int:
+    """Print the last ``num_last`` versions, the newest last."""
+    listed = manifests(settings)[-num_last:]
+    if as_json:
+        for manifest in listed:
+            row = {name: getattr(manifest, name) for name in manifest.__struct_fields__ if name != "plan"}
+            print(msgspec.json.encode(row | {"num_steps": len(manifest.plan)}).decode())
+        return 0
+    if not listed:
+        Console().print("no version is published yet: is a trainer running? (python -m trainer)")
+        return 0
+    Console().print(_table(listed, settings.kafka.bootstrap))
+    return 0
+
+
+def _table(listed: list[Manifest], bootstrap: str) -> Table:
+    table = Table(title=f"versions on {bootstrap}")
+    for name in ("version", "kind", "onto"):
+        table.add_column(name)
+    for name in ("size", "interactions", "steps", "covered", "age", "freshness"):
+        table.add_column(name, justify="right")
+    now_ms = time.time() * 1000
+    for each in listed:
+        covered = " ".join(f"{partition}:{number}" for partition, number in sorted(each.covered.items()))
+        table.add_row(
+            f"{each.epoch}/{each.number}",
+            each.kind,
+            f"{each.epoch}/{each.onto_number}" if each.onto_number >= 0 else "–",
+            _size(each.num_bytes),
+            f"{each.num_interactions:,}",
+            str(len(each.plan)),
+            covered,
+            duration((now_ms - each.created_ms) / 1000),
+            duration((each.created_ms - each.newest_record_ms) / 1000) if each.newest_record_ms > 0 else "–",
+        )
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 10_000 else f"{num_bytes} B"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
+    for limit, unit, name in ((10, 1.0, "s"), (120, 1.0, "s"), (7200, 60.0, "min"), (172_800, 3600.0, "h")):
+        if seconds < limit:
+            return f"{seconds:.1f} {name}" if limit == 10 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86_400:.0f} d"
