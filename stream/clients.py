@@ -1,0 +1,82 @@
+"""Arguments for the three Kafka clients (kafka-python, aiokafka, Faust) from one `KafkaConfig`.
+
+``kafka.client`` passes through verbatim, in kafka-python's words (``security_protocol``, ``sasl_mechanism``, ``ssl_cafile``, …).
+aiokafka has the same words but takes TLS as a context, and Faust takes credentials as an object.
+"""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import time
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.helpers import create_ssl_context
+
+from state.config import KafkaConfig
+
+
+class BrokerAbsent(ConnectionError):
+    """No broker answered in time."""
+
+
+def sync_options(config: KafkaConfig) -> dict[str, Any]:
+    """For kafka-python's clients."""
+    return {"bootstrap_servers": config.bootstrap, **config.client}
+
+
+def async_options(config: KafkaConfig, client: type[AIOKafkaConsumer] | type[AIOKafkaProducer]) -> dict[str, Any]:
+    """For an aiokafka client: the options that it has, TLS files as a context."""
+    known = inspect.signature(client).parameters
+    options = {"bootstrap_servers": config.bootstrap} | {k: v for k, v in config.client.items() if k in known}
+    context = _tls_context(config)
+    return options | ({"ssl_context": context} if context else {})
+
+
+def faust_options(config: KafkaConfig) -> dict[str, Any]:
+    """For ``faust.App``: its broker URLs and its credentials."""
+    from faust.auth import SASLCredentials, SSLCredentials
+
+    servers = config.bootstrap.split(",") if isinstance(config.bootstrap, str) else list(config.bootstrap)
+    options: dict[str, Any] = {"broker": [f"kafka://{server.strip()}" for server in servers]}
+    protocol = config.client.get("security_protocol", "PLAINTEXT")
+    if protocol.startswith("SASL"):
+        options["broker_credentials"] = SASLCredentials(
+            username=config.client.get("sasl_plain_username"),
+            password=config.client.get("sasl_plain_password"),
+            mechanism=config.client.get("sasl_mechanism", "PLAIN"),
+            ssl_context=_tls_context(config),
+        )
+    elif protocol == "SSL":
+        options["broker_credentials"] = SSLCredentials(_tls_context(config))
+    return options
+
+
+def _tls_context(config: KafkaConfig) -> Any:
+    if "SSL" not in config.client.get("security_protocol", "PLAINTEXT"):
+        return None
+    if "ssl_context" in config.client:
+        return config.client["ssl_context"]
+    names = {"ssl_cafile": "cafile", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile", "ssl_password": "password"}
+    return create_ssl_context(**{to: config.client[name] for name, to in names.items() if name in config.client})
+
+
+def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
+    """Return when any of the bootstrap servers accepts a connection; `BrokerAbsent` after ``timeout_s``."""
+    servers = config.bootstrap.split(",") if isinstance(config.bootstrap, str) else list(config.bootstrap)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        for server in servers:
+            host, _, port = server.strip().rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+            except (OSError, ValueError):
+                continue
+            return
+        if time.monotonic() >= deadline:
+            raise BrokerAbsent(
+                f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; "
+                "start it, or name another one by kafka.bootstrap (HEADRACE_KAFKA__BOOTSTRAP)"
+            )
+        time.sleep(0.2)

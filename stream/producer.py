@@ -1,0 +1,168 @@
+"""A producer of actions that batches them into list records.
+
+A record costs the worker about as much as ten actions in it, so busy producers put many actions of one partition into one
+record. The key of a list record is its first action's user: the Kafka partition is the one that every user in it hashes to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from state.config import KafkaConfig
+from state.hashing import canonical
+from state.partitioner import partition_of
+from stream.clients import sync_options
+
+
+class ProducerError(RuntimeError):
+    """Records that the broker did not acknowledge."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """When a partition's actions become a record."""
+
+    max_actions: int = 500
+    max_bytes: int = 250_000
+    linger_s: float = 0.05
+    """Longest time that an action waits for company."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_actions", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; 1 sends every action alone")
+        if self.linger_s < 0:
+            raise ValueError(f"linger_s: expected 0 or more seconds, got {self.linger_s}; 0 sends at once")
+
+
+class _Pending:
+    """The actions of one partition that wait."""
+
+    __slots__ = ("bodies", "key", "num_bytes", "since_s")
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.key = b""
+        self.num_bytes = 0
+        self.since_s = 0.0
+
+
+class ActionProducer:
+    """Sends actions to the actions topic. Safe to use from several threads; `close` (or ``with``) flushes.
+
+    ``num_actions`` and ``num_records`` count what was handed over; `flush` raises `ProducerError` if any of it failed.
+    """
+
+    def __init__(
+        self, kafka: KafkaConfig, topic: str, batch: BatchConfig | None = None, num_partitions: int | None = None
+    ) -> None:
+        self._topic = topic
+        self._batch = batch or BatchConfig()
+        options = {"linger_ms": 5, "batch_size": 500_000, "metrics_enabled": False, **sync_options(kafka)}
+        self._client = KafkaProducer(**options)
+        self.num_partitions = num_partitions or len(self._client.partitions_for(topic))
+        self._pending = [_Pending() for _ in range(self.num_partitions)]
+        self._partition_of_user: dict[str, tuple[bytes, int]] = {}
+        self._encode = msgspec.json.Encoder().encode
+        self._lock = threading.RLock()
+        self._failures: list[BaseException] = []
+        self._stopped = threading.Event()
+        self.num_actions = 0
+        self.num_records = 0
+        self._ticker = threading.Thread(target=self._flush_old, name="linger", daemon=True)
+        if self._batch.linger_s > 0 and self._batch.max_actions > 1:
+            self._ticker.start()
+
+    def send(self, action: Mapping[str, Any]) -> None:
+        """Hand over one action (a JSON-able mapping with ``user``)."""
+        key, partition = self._placed(canonical(action["user"]))
+        body = self._encode(action)
+        with self._lock:
+            pending = self._pending[partition]
+            if pending.num_bytes + len(body) + 2 > self._batch.max_bytes:
+                self._send(partition)
+            if not pending.bodies:
+                pending.key, pending.since_s = key, time.monotonic()
+            pending.bodies.append(body)
+            pending.num_bytes += len(body) + 1
+            self.num_actions += 1
+            if len(pending.bodies) >= self._batch.max_actions or self._batch.linger_s == 0:
+                self._send(partition)
+
+    def tick(self, clock_ms: int) -> None:
+        """Move every partition's event clock to ``clock_ms`` (after what was sent before)."""
+        body = self._encode({"tick": clock_ms})
+        with self._lock:
+            for partition in range(self.num_partitions):
+                self._send(partition)
+                self._hand_over(partition, None, body)
+
+    def flush(self, timeout_s: float = 60.0) -> None:
+        """Return when the broker has acknowledged everything; `ProducerError` otherwise."""
+        with self._lock:
+            for partition in range(self.num_partitions):
+                self._send(partition)
+        try:
+            self._client.flush(timeout_s)
+        except KafkaError as error:
+            raise ProducerError(f"the broker did not acknowledge within {timeout_s:g} s ({error}); is it up?") from error
+        if self._failures:
+            first, num = self._failures[0], len(self._failures)
+            self._failures.clear()
+            raise ProducerError(f"{num} records were not written to {self._topic}; the first: {first!r}; send them again")
+
+    def close(self) -> None:
+        """Flush and disconnect."""
+        self._stopped.set()
+        try:
+            self.flush()
+        finally:
+            self._client.close(timeout=5)
+
+    def _placed(self, user: str) -> tuple[bytes, int]:
+        known = self._partition_of_user.get(user)
+        if known is None:
+            if len(self._partition_of_user) > 1_000_000:
+                self._partition_of_user.clear()
+            key = user.encode()
+            known = self._partition_of_user[user] = key, partition_of(key, self.num_partitions)
+        return known
+
+    def _send(self, partition: int) -> None:
+        pending = self._pending[partition]
+        if not pending.bodies:
+            return
+        alone = len(pending.bodies) == 1
+        body = pending.bodies[0] if alone else b"[" + b",".join(pending.bodies) + b"]"
+        key = pending.key
+        pending.bodies, pending.num_bytes = [], 0
+        self._hand_over(partition, key, body)
+
+    def _hand_over(self, partition: int, key: bytes | None, body: bytes) -> None:
+        self.num_records += 1
+        self._client.send(self._topic, value=body, key=key, partition=partition).add_errback(self._failures.append)
+
+    def _flush_old(self) -> None:
+        while not self._stopped.wait(self._batch.linger_s / 2):
+            with self._lock:
+                oldest_s = time.monotonic() - self._batch.linger_s
+                for partition, pending in enumerate(self._pending):
+                    if pending.bodies and pending.since_s <= oldest_s:
+                        self._send(partition)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

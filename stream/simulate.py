@@ -1,0 +1,205 @@
+"""A seeded, non-stationary world that makes actions: to try Headrace on, and to test it with.
+
+Items are born and die, popularity fades with an item's age, tastes drift, sessions have an interest of their own (so that a
+sequence model has something to learn), and feedback comes late: a click after its impression, a like after its click, and some
+feedback much later. The same seed and configuration always give the same actions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Action = dict[str, Any]
+"""One action as its JSON object (`schema/action.schema.json`)."""
+
+KINDS = ("impression", "click", "like", "share", "hide")
+"""The kinds that this world knows; a simulation makes those of them that it was told."""
+
+FLOAT = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What the world is like. Times are event times."""
+
+    seed: int = 0
+    num_users: int = 1_000
+    num_items: int = 2_000
+    """Items alive at any time."""
+    num_domains: int = 2
+    num_tastes: int = 8
+    """Width of the hidden taste vectors."""
+    kinds: tuple[str, ...] = KINDS
+    start_ms: int = 1_700_000_000_000
+    actions_per_s: float = 100.0
+    """Mean rate of actions in event time."""
+    session_length: float = 8.0
+    """Mean impressions in a session."""
+    item_lifetime_s: float = 6 * 3600.0
+    """Mean time from an item's birth to its death."""
+    taste_drift: float = 0.05
+    """Step of a user's taste, a session."""
+    feedback_delay_s: float = 4.0
+    """Mean time from an impression to its click."""
+    late_share: float = 0.02
+    """Share of feedback that arrives a hundred times later."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_items", "num_domains", "num_tastes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; ask for at least one")
+        for name in ("actions_per_s", "session_length", "item_lifetime_s", "feedback_delay_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}; give a positive number")
+        if not 0 <= self.late_share <= 1:
+            raise ValueError(f"late_share: expected 0 to 1, got {self.late_share}; give a share")
+        if not set(self.kinds) & set(KINDS):
+            raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, got {self.kinds}; configure one of them")
+
+
+class Catalogue:
+    """The items alive now: ``num_items`` slots, each holding one item until it dies and another is born there."""
+
+    def __init__(self, config: WorldConfig, random: np.random.Generator) -> None:
+        self._config = config
+        self._random = random
+        num = config.num_items
+        self.taste = np.empty((num, config.num_tastes))
+        self.domain = np.arange(num) % config.num_domains
+        self.item_id = np.empty(num, dtype=np.int64)
+        self.birth_s = np.empty(num)
+        self.death_s = np.empty(num)
+        self.appeal = np.empty(num)
+        self.num_born = 0
+        for slot in range(num):
+            # The world did not begin with everything new: ages are spread over a lifetime.
+            self._bear(slot, -float(random.uniform(0, config.item_lifetime_s)))
+
+    def _bear(self, slot: int, now_s: float) -> None:
+        random, config = self._random, self._config
+        self.taste[slot] = random.normal(size=config.num_tastes) / np.sqrt(config.num_tastes)
+        self.item_id[slot] = self.num_born
+        self.birth_s[slot] = now_s
+        self.death_s[slot] = max(now_s, 0.0) + random.exponential(config.item_lifetime_s)
+        self.appeal[slot] = random.lognormal(sigma=1.0)
+        self.num_born += 1
+
+    def advance(self, now_s: float) -> None:
+        """Let the dead be replaced by the newborn."""
+        for slot in np.flatnonzero(self.death_s <= now_s):
+            self._bear(int(slot), now_s)
+
+    def pull(self, now_s: float) -> FLOAT:
+        """(num_items,) how much each item is pushed and wanted now: its appeal, faded by its age."""
+        return np.asarray(self.appeal * np.exp(-(now_s - self.birth_s) / self._config.item_lifetime_s))
+
+
+class World:
+    """The world itself; iterate `actions`."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        self.config = config
+        self._random = np.random.default_rng(config.seed)
+        self._catalogue = Catalogue(config, self._random)
+        shape = (config.num_users, config.num_tastes)
+        self._taste = self._random.normal(size=shape) / np.sqrt(config.num_tastes)
+        self._home_domain = self._random.integers(config.num_domains, size=config.num_users)
+        activity = self._random.lognormal(sigma=1.0, size=config.num_users)
+        self._activity = np.cumsum(activity / activity.sum())
+        self._refreshed_s = -np.inf
+        self._by_domain: list[tuple[NDArray[np.int64], FLOAT]] = []
+        self._num_sessions = 0
+        self._num_actions = 0
+
+    def actions(self) -> Iterator[Action]:
+        """Actions without end, in the order of their arrival (late feedback carries an earlier timestamp's item)."""
+        pending: list[tuple[float, int, Action]] = []
+        now_s, order = 0.0, 0
+        # About 1.6 actions come of an impression.
+        mean_wait_s = self.config.session_length * 1.6 / self.config.actions_per_s
+        while True:
+            now_s += float(self._random.exponential(mean_wait_s))
+            while pending and pending[0][0] <= now_s:
+                yield self._numbered(heapq.heappop(pending)[2])
+            for arrival_s, action in self._session(now_s):
+                order += 1
+                heapq.heappush(pending, (arrival_s, order, action))
+
+    def _numbered(self, action: Action) -> Action:
+        self._num_actions += 1
+        return {**action, "id": f"{self.config.seed}-{self._num_actions}"}
+
+    def _refresh(self, now_s: float) -> None:
+        """Births, deaths and fading popularity are seen once a minute; the sums they need cost too much each session."""
+        if now_s < self._refreshed_s + 60.0:
+            return
+        self._refreshed_s = now_s
+        self._catalogue.advance(now_s)
+        pull = self._catalogue.pull(now_s)
+        self._by_domain = []
+        for domain in range(self.config.num_domains):
+            slots = np.flatnonzero(self._catalogue.domain == domain)
+            if len(slots) == 0:
+                slots = np.arange(self.config.num_items)
+            self._by_domain.append((slots, np.cumsum(pull[slots] / pull[slots].sum())))
+
+    def _session(self, now_s: float) -> list[tuple[float, Action]]:
+        self._refresh(now_s)
+        random, config = self._random, self.config
+        user = int(min(np.searchsorted(self._activity, random.random()), config.num_users - 1))
+        self._taste[user] += config.taste_drift * random.normal(size=config.num_tastes)
+        self._taste[user] /= max(1.0, float(np.linalg.norm(self._taste[user])))
+        away = random.random() < 0.2
+        domain = int(random.integers(config.num_domains)) if away else int(self._home_domain[user])
+        self._num_sessions += 1
+        shared = {"user": f"u{user}", "session": f"s{config.seed}-{self._num_sessions}", "domain": f"d{domain}"}
+        made: list[tuple[float, Action]] = []
+        interest = self._taste[user].copy()
+        for _ in range(int(random.geometric(1.0 / config.session_length))):
+            slot = self._shown(domain, interest)
+            clicked = self._impression(made, shared, slot, interest, now_s)
+            if clicked:
+                interest = 0.6 * interest + 0.6 * self._catalogue.taste[slot]
+            now_s += float(random.exponential(8.0))
+        return made
+
+    def _shown(self, domain: int, interest: FLOAT) -> int:
+        """What is shown: the best for this interest (with noise) of a few that popularity put forward."""
+        slots, chances = self._by_domain[domain]
+        drawn = np.minimum(np.searchsorted(chances, self._random.random(8)), len(slots) - 1)
+        candidates = slots[drawn]
+        scores = self._catalogue.taste[candidates] @ interest * 4.0 + self._random.gumbel(size=8)
+        return int(candidates[int(np.argmax(scores))])
+
+    def _impression(
+        self, made: list[tuple[float, Action]], shared: dict[str, Any], slot: int, interest: FLOAT, now_s: float
+    ) -> bool:
+        """One impression and what came of it, appended to ``made`` with the times of arrival."""
+        random = self._random
+        item = {"item": int(self._catalogue.item_id[slot]), "features": {"taste": f"t{np.argmax(self._catalogue.taste[slot])}"}}
+        liking = float(self._catalogue.taste[slot] @ interest)
+        clicked = random.random() < 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
+        luck = random.random(3)
+        wanted = [("impression", True, {}), ("click", clicked, {"value": round(float(random.exponential(30.0)), 3)})]
+        wanted += [("like", clicked and luck[0] < 0.3 + 0.4 * liking, {}), ("share", clicked and luck[1] < 0.05, {})]
+        wanted += [("hide", not clicked and luck[2] < 0.05 - 0.2 * liking, {})]
+        at_s = now_s
+        for kind, happens, more in wanted:
+            if happens and kind in self.config.kinds:
+                arrival_s = at_s + self._delivery_s(kind)
+                action = {**shared, **item, **more, "action": kind, "timestamp": self.config.start_ms + int(at_s * 1000)}
+                made.append((arrival_s, action))
+            at_s += float(random.exponential(self.config.feedback_delay_s))
+        return bool(clicked)
+
+    def _delivery_s(self, kind: str) -> float:
+        """How long an action travels before it is sent; some feedback is very late."""
+        if kind == "impression" or self._random.random() >= self.config.late_share:
+            return float(self._random.exponential(0.2))
+        return float(self._random.exponential(100 * self.config.feedback_delay_s))

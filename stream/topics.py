@@ -1,0 +1,87 @@
+"""Make the topics exist as `state.topics` says, and refuse a broker whose topics contradict it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from state.config import KafkaConfig
+from state.topics import Topic, topics_of
+from stream.clients import BrokerAbsent, sync_options, wait_for_broker
+
+
+class TopicsMismatch(RuntimeError):
+    """A topic exists in another shape than the configuration says."""
+
+
+def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
+    """Create what is missing, check what is there; returns the names of the created topics.
+
+    Raises `BrokerAbsent` when no broker answers within ``timeout_s``, `TopicsMismatch` when a partition count disagrees.
+    """
+    deadline = time.monotonic() + timeout_s
+    wait_for_broker(config, timeout_s)
+    while True:
+        try:
+            return _ensure(config, deadline)
+        except KafkaError as error:
+            if time.monotonic() >= deadline or not error.retriable:
+                raise BrokerAbsent(
+                    f"the broker at {config.bootstrap} could not say which topics it has or create them: {error!r}; "
+                    "see its log, and the rights of this client"
+                ) from error
+            time.sleep(0.2)
+
+
+def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
+    wanted = topics_of(config)
+    admin = KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+    try:
+        existing = partition_counts(admin)
+        _check(wanted, existing)
+        missing = [topic for topic in wanted if topic.name not in existing]
+        created = [topic.name for topic in missing if _create(admin, topic)]
+        while not all(topic.name in existing for topic in wanted):
+            if time.monotonic() > deadline:
+                raise BrokerAbsent(f"the broker at {config.bootstrap} did not show the topics that it created; see its log")
+            time.sleep(0.05)
+            existing = partition_counts(admin)
+        _check(wanted, existing)
+        return created
+    finally:
+        admin.close()
+
+
+def partition_counts(admin: KafkaAdminClient) -> dict[str, int]:
+    """Name → number of partitions of every topic that the broker shows."""
+    return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics() if topic["partitions"]}
+
+
+def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
+    """Create one topic; False when somebody else just did. Another worker may start at the same moment."""
+    new = NewTopic(
+        name=topic.name,
+        num_partitions=topic.num_partitions,
+        replication_factor=topic.replication_factor,
+        topic_configs=dict(topic.settings),
+    )
+    try:
+        admin.create_topics([new])
+    except TopicAlreadyExistsError:
+        return False
+    return True
+
+
+def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
+    for topic in wanted:
+        num_partitions = existing.get(topic.name, topic.num_partitions)
+        if num_partitions != topic.num_partitions:
+            raise TopicsMismatch(
+                f"topic {topic.name}: expected {topic.num_partitions} partitions, the broker has {num_partitions}; "
+                f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
+                "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
+            )
