@@ -1,0 +1,81 @@
+"""How to read a partition of ``headrace.sequences.v1``: which records count, and whether any is missing.
+
+A partition may hold records that a reader must not use: repeats (a relay that was killed between the broker's
+acknowledgement and its own note sends again) and the writings of a worker that lost the partition without knowing. The
+latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
+is stale. Fences have a key for each epoch (`state.topics.fence_key`), so compaction keeps all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from state.example import Example
+
+
+class Verdict(Enum):
+    """What a reader does with one record."""
+
+    ACCEPT = "accept"
+    """Use it."""
+    DUPLICATE = "duplicate"
+    """Seen before: skip it."""
+    STALE = "stale"
+    """Written by a worker that had lost the partition: skip it."""
+    FENCE = "fence"
+    """A new writer's mark; nothing to use."""
+    HOLE = "hole"
+    """Records are missing before it (`ExampleLog.hole`): something was lost, say so. The log stays where it was."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Example number ``expected`` should have come; number ``got`` came."""
+
+    expected: int
+    got: int
+
+
+class ExampleLog:
+    """Filter of one partition. Feed it every record in the order of Kafka offsets.
+
+    ``next_number`` is where to go on (None: from whatever comes first). ``allow_holes`` is for readers of a compacted
+    topic that want each user's newest state, not every example: they take any number above the highest seen.
+    """
+
+    def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_holes: bool = False) -> None:
+        self.next_number = next_number
+        self.writer_epoch = writer_epoch
+        self.example_epoch = -1
+        """Writer epoch of the last accepted example; -1 before any."""
+        self.hole: Hole | None = None
+        self.allow_holes = allow_holes
+
+    @property
+    def last_number(self) -> int:
+        """Highest number accepted; -1 before any."""
+        return -1 if self.next_number is None else self.next_number - 1
+
+    def feed(self, example: Example) -> Verdict:
+        """Judge one record, and remember it when it is accepted."""
+        if example.writer_epoch < self.writer_epoch:
+            return Verdict.STALE
+        if example.is_fence:
+            self.writer_epoch = example.writer_epoch
+            return Verdict.FENCE
+        if self.next_number is not None:
+            if example.number < self.next_number:
+                return Verdict.DUPLICATE
+            if example.number > self.next_number and not self.allow_holes:
+                self.hole = Hole(self.next_number, example.number)
+                return Verdict.HOLE
+        self.take(example)
+        return Verdict.ACCEPT
+
+    def take(self, example: Example) -> None:
+        """Go on behind this example, whatever is missing before it."""
+        self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
+        self.example_epoch = example.writer_epoch
+        self.next_number = example.number + 1
+        self.hole = None

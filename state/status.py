@@ -1,0 +1,56 @@
+"""What workers and servers say once a second in ``headrace.status.v1`` (JSON), and the trainer folds into the lag."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one partition of a worker is. Offsets are of the actions topic; -1 where there is none yet."""
+
+    applied_offset: int = -1
+    applied_record_ms: int = -1
+    outbox_len: int = 0
+    oldest_outbox_record_ms: int = -1
+    """`newest_record_ms` of the oldest example that waits in the outbox; -1 when it is empty."""
+    relayed_number: int = -1
+    """Highest example number that the broker has acknowledged."""
+    writer_epoch: int = 0
+    num_accepted: int = 0
+    num_duplicate: int = 0
+    num_dead: int = 0
+    num_late: int = 0
+    num_ticks: int = 0
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
+    """A stream worker. ``component`` is its name and the record's key; ``time_ms`` is its wall clock."""
+
+    component: str
+    time_ms: int
+    partitions: dict[int, PartitionStatus] = {}
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
+    """A server: the version it answers from, and how fresh that is."""
+
+    component: str
+    time_ms: int
+    epoch: int = -1
+    number: int = -1
+    newest_record_ms: int = -1
+    swapped_ms: int = -1
+    num_requests: int = 0
+
+
+_decoder: msgspec.json.Decoder[WorkerStatus | ServerStatus] = msgspec.json.Decoder(WorkerStatus | ServerStatus)
+
+
+def encode_status(status: WorkerStatus | ServerStatus) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(status)
+
+
+def decode_status(value: bytes) -> WorkerStatus | ServerStatus:
+    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is no status."""
+    return _decoder.decode(value)

@@ -1,0 +1,77 @@
+"""The topics: names, keys and settings as data. Nothing here talks to a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from state.config import KafkaConfig
+
+FENCE_KEY = b"\x00fence"
+"""Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
+LAG_KEY = b"lag"
+
+
+def fence_key(writer_epoch: int) -> bytes:
+    """One key an epoch, so that compaction never drops a fence that still divides older records."""
+    return b"%b/%d" % (FENCE_KEY, writer_epoch)
+
+
+def is_fence_key(key: bytes | None) -> bool:
+    """Whether a record of the sequences topic is a fence, by its key alone."""
+    return key is not None and key.startswith(FENCE_KEY)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic as it has to exist. ``settings`` are Kafka's own names and spellings."""
+
+    name: str
+    num_partitions: int
+    replication_factor: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The names, all under one prefix."""
+
+    actions: str
+    dead_letters: str
+    sequences: str
+    weights: str
+    lag: str
+    status: str
+
+    @classmethod
+    def under(cls, prefix: str = "headrace") -> Topics:
+        """Names of a deployment: ``prefix`` is ``headrace`` unless several share a broker."""
+        return cls(
+            actions=f"{prefix}.actions.v1",
+            dead_letters=f"{prefix}.actions.v1.dlq",
+            sequences=f"{prefix}.sequences.v1",
+            weights=f"{prefix}.weights.v1",
+            lag=f"{prefix}.trainer.lag.v1",
+            status=f"{prefix}.status.v1",
+        )
+
+
+def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
+    """Every topic of a deployment with its settings, actions first."""
+    names = Topics.under(config.prefix)
+    retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
+    forever = {"cleanup.policy": "delete", "retention.ms": "-1"}
+    # A trainer may fall this far behind before compaction can take an example that it has not read.
+    compacted = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
+    }
+    copies = config.replication_factor
+    return (
+        Topic(names.actions, config.partitions, copies, retention),
+        Topic(names.dead_letters, 1, copies, forever),
+        Topic(names.sequences, config.partitions, copies, compacted),
+        Topic(names.weights, 1, copies, retention),
+        Topic(names.lag, 1, copies, retention),
+        Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
+    )
