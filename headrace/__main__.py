@@ -171,6 +171,7 @@ def _mendable() -> tuple[type[Exception], ...]:
         "state.errors": "StateError",
         "stream.producer": "ProducerError",
         "stream.clients": "BrokerAbsent",
+        "stream.topics": "TopicsMismatch",
         "kafka.errors": "KafkaError",
     }
     found: list[Any] = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]

@@ -17,37 +17,29 @@ import os
 import sys
 import tomllib
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, make_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-
-def _section(module: str, name: str) -> Any:  # until every room's configuration is here
-    try:
-        return getattr(__import__(module, fromlist=[name]), name)
-    except ImportError:
-        return make_dataclass(name, [], frozen=True)
-
-
-if not typing.TYPE_CHECKING:
-    ServingConfig = _section("serving.config", "ServingConfig")
-    ActionConfig, KafkaConfig = _section("state.config", "ActionConfig"), _section("state.config", "KafkaConfig")
-    SequenceConfig, StoreConfig = _section("state.config", "SequenceConfig"), _section("state.config", "StoreConfig")
-    StreamConfig = _section("stream.config", "StreamConfig")
-    ModelConfig, TrainerConfig = _section("trainer.config", "ModelConfig"), _section("trainer.config", "TrainerConfig")
-else:
-    from serving.config import ServingConfig
-    from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
-    from stream.config import StreamConfig
-    from trainer.config import ModelConfig, TrainerConfig
+from serving.config import ServingConfig
+from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
+from stream.config import StreamConfig
+from trainer.config import ModelConfig, TrainerConfig
 
 DEFAULT_PATH = Path("headrace.toml")
 PREFIX = "HEADRACE_"
+# Keys of [model] that are decided elsewhere.
+FOLLOWS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "kinds": ("action", "kinds", tuple),
+    "num_features": ("action", "features", len),
+    "num_user_features": ("action", "user_features", len),
+    "max_context": ("sequence", "max_context", int),
+}
 # What pydantic calls a wrong value, and what a person would.
 EXPECTED = {
     "bool_parsing": "true or false",
@@ -96,6 +88,34 @@ class Settings(BaseSettings):
     model: ModelConfig = Field(default_factory=ModelConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     serving: ServingConfig = Field(default_factory=ServingConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _let_the_model_follow(cls, values: Any) -> Any:
+        """What the actions are decides what the model sees; said twice, it must be said alike."""
+        model = values.get("model", {}) if isinstance(values, dict) else {}
+        if not isinstance(model, dict):
+            return values
+        follows = {}
+        for key, (section, name, derive) in FOLLOWS.items():
+            given = values.get(section, {})
+            if isinstance(given, dict) and name in given:
+                follows[key] = derive(given[name])
+            else:
+                follows[key] = derive(getattr(_section_types()[section](), name))
+        return {**values, "model": {**follows, **model}}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        for key, (section, name, derive) in FOLLOWS.items():
+            decided = derive(getattr(getattr(self, section), name))
+            if getattr(self.model, key) != decided:
+                raise ValueError(
+                    f"model.{key}: expected {decided!r} as {section}.{name} says, got {getattr(self.model, key)!r}; "
+                    f"leave model.{key} out"
+                )
+        check_sizes(self.action, self.sequence)
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -192,6 +212,8 @@ def _refuse_unknown_environment() -> None:
 
 
 def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
+    if not error["loc"]:
+        return f"{source}: {error['ctx']['error']!s}"
     where, section, key = _origin(error, source, table), str(error["loc"][0]), [str(part) for part in error["loc"][1:]]
     if error["type"] == "extra_forbidden":
         return (

@@ -15,9 +15,9 @@ from state.topics import topics_of
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
     """Print one line a topic. Exit status 1 where one is missing."""
     if create:
-        from stream.topics import create_topics
+        from stream.topics import ensure_topics
 
-        create_topics(settings.kafka)
+        ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
     try:
         present = consumer.topics()

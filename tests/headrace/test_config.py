@@ -1,0 +1,166 @@
+"""One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.config import ConfigError, read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in os.environ:
+        if name.startswith("HEADRACE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "headrace.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_every_key_has_a_default() -> None:
+    settings = read_settings()
+    assert settings.kafka.bootstrap == "localhost:9092"
+    assert settings.model.kinds == settings.action.kinds
+
+
+def test_the_file_in_the_current_folder_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "[kafka]\npartitions = 7\n")
+    assert read_settings().kafka.partitions == 7
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "[kafka]\npartitions = 7\nprefix = 'a'\n")
+    monkeypatch.setenv("HEADRACE_KAFKA__PARTITIONS", "3")
+    settings = read_settings(path)
+    assert (settings.kafka.partitions, settings.kafka.prefix) == (3, "a")
+
+
+def test_a_file_can_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text("[kafka]\nprefix = 'other'\n")
+    monkeypatch.setenv("HEADRACE_CONFIG", str(other))
+    assert read_settings().kafka.prefix == "other"
+
+
+@pytest.mark.parametrize("text", ["rate,like,love", "rate, like ,love", '["rate", "like", "love"]'])
+def test_a_list_in_the_environment_is_written_with_commas_or_as_json(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_ACTION__KINDS", text)
+    settings = read_settings()
+    assert settings.action.kinds == ("rate", "like", "love")
+    assert settings.model.kinds == ("rate", "like", "love")
+
+
+def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmax_in_flight = 3\n")
+    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", "/etc/ca.pem")
+    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "5000")
+    client = dict(read_settings(path).kafka.client)
+    assert client == {
+        "security_protocol": "SSL",
+        "max_in_flight": 3,
+        "ssl_cafile": "/etc/ca.pem",
+        "request_timeout_ms": 5000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[kafak]\nprefix = 'a'\n", ["[kafak]", "did you mean kafka?"]),
+        ("[kafka]\npartition = 4\n", ["partition = 4", "no such key", "did you mean partitions?"]),
+        ("[kafka]\npartitions = 'many'\n", ["[kafka] partitions", "expected a whole number", "'many'"]),
+        ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected at least 1, got 0"]),
+        ("[trainer]\ndropout = 1.5\n", ["trainer.dropout: expected", "got 1.5"]),
+        ("kafka = 5\n", ["kafka", "expected a table of keys", "got 5"]),
+        ("[kafka\n", ["expected TOML"]),
+        (
+            "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
+            ["model.kinds: expected ('a',)", "leave model.kinds out"],
+        ),
+        ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(write(tmp_path, text))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "headrace.toml" in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("HEADRACE_KAFKA__PARTITIONS", "many", ["HEADRACE_KAFKA__PARTITIONS", "expected a whole number"]),
+        ("HEADRACE_KAFKA__BOOTSRAP", "x", ["HEADRACE_KAFKA__BOOTSRAP", "did you mean bootstrap?"]),
+        ("HEADRACE_KAFAK__BOOTSTRAP", "x", ["HEADRACE_KAFAK__BOOTSTRAP", "did you mean kafka?"]),
+        ("HEADRACE_TRAINER__DEVICE", "gpu", ["HEADRACE_TRAINER__DEVICE", "trainer.device: expected one of"]),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        read_settings()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: cannot read it"):
+        read_settings(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["headrace", "topics", "--config", "wrong.toml"],
+        ["stream", "worker", "--config", "wrong.toml"],
+        ["trainer", "--config", "wrong.toml"],
+        ["serving", "--config", "wrong.toml"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_front_door_ends_with_one_line_and_status_2(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_text("[kafka]\npartitions = 'many'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == "headrace: wrong.toml: [kafka] partitions: expected a whole number, got 'many'"
+
+
+def test_the_example_file_holds_the_defaults() -> None:
+    import re
+
+    text = (ROOT / "headrace.example.toml").read_text()
+    shown = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
+    import tomllib
+
+    from headrace.config import Settings
+
+    defaults = Settings()
+    for section, entries in tomllib.loads(shown).items():
+        for key, value in entries.items():
+            expected = getattr(getattr(defaults, section), key)
+            given = tuple(value) if isinstance(value, list) else value
+            assert given == (str(expected) if isinstance(expected, Path) else expected), f"{section}.{key}"
