@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.adagrad import reference
+from kernels.adagrad import cpp, reference
 from kernels.backend import choose
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
@@ -40,12 +40,15 @@ def rowwise_adagrad_(
     _check(weight_VD, state_V, rows_N, grad_ND)
     if not (lr >= 0 and eps >= 0 and weight_decay >= 0):
         raise ValueError(f"lr, eps, weight_decay: expected 0 or above, got {lr}, {eps}, {weight_decay}")
-    choose(backend, weight_VD.device)
+    chosen = choose(backend, weight_VD.device)
     if rows_N.numel() and not rows_N.is_cuda:
         least, most = (int(x) for x in torch.aminmax(rows_N))
         if least < -1 or most >= weight_VD.shape[0]:
             raise IndexError(f"rows_N: expected rows -1 to {weight_VD.shape[0] - 1}, got {least} to {most}")
-    reference.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
+    if chosen == "cpp":
+        cpp.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr, eps, weight_decay)
+    else:
+        reference.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def _check(weight_VD: Tensor, state_V: Tensor, rows_N: Tensor, grad_ND: Tensor) -> None:

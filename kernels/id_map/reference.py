@@ -14,8 +14,9 @@ class ReferenceTable:
     """Known ids with rows, and ids seen too few times to have one; the work behind `kernels.IdMap`."""
 
     def __init__(self, capacity_hint: int, admit_after: int) -> None:
-        self.admit_after = admit_after
-        self.num_rows = 0
+        del capacity_hint  # dicts grow as they please
+        self._admit_after = admit_after
+        self._num_rows = 0
         self._row_of: dict[int, int] = {}
         self._id_of: dict[int, int] = {}
         self._last_seen: dict[int, int] = {}
@@ -26,13 +27,21 @@ class ReferenceTable:
         return len(self._row_of)
 
     @property
+    def num_rows(self) -> int:
+        """One above the highest row ever given."""
+        return self._num_rows
+
+    @property
     def num_pending(self) -> int:
+        """Ids seen too few times for a row."""
         return len(self._pending)
 
     def lookup(self, ids_N: Ids) -> Ids:
+        """Rows, -1 where unknown."""
         return np.array([self._row_of.get(i, -1) for i in ids_N.tolist()], dtype=np.int64)
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
+        """Rows after seeing the ids in order."""
         return np.array([self._see(i, now_ms) for i in ids_N.tolist()], dtype=np.int64)
 
     def _see(self, key: int, now_ms: int) -> int:
@@ -41,7 +50,7 @@ class ReferenceTable:
             self._last_seen[row] = max(self._last_seen[row], now_ms)
             return row
         count, last_seen = self._pending.get(key, (0, now_ms))
-        if count + 1 < self.admit_after:
+        if count + 1 < self._admit_after:
             self._pending[key] = (count + 1, max(last_seen, now_ms))
             return -1
         self._pending.pop(key, None)
@@ -51,11 +60,12 @@ class ReferenceTable:
         if self._free:
             row = heapq.heappop(self._free)
         else:
-            row, self.num_rows = self.num_rows, self.num_rows + 1
+            row, self._num_rows = self._num_rows, self._num_rows + 1
         self._row_of[key], self._id_of[row], self._last_seen[row] = row, key, last_seen_ms
         return row
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
+        """Ids and rows dropped, by row."""
         rows = sorted(row for row, seen in self._last_seen.items() if seen < before_ms)
         ids = [self._id_of.pop(row) for row in rows]
         for key, row in zip(ids, rows, strict=True):
@@ -82,9 +92,16 @@ class ReferenceTable:
             np.array([self._pending[i][1] for i in ids], dtype=np.int64),
         )
 
+    def ids(self) -> Ids:
+        """The id of every row ever given, 0 for a free one."""
+        return np.array([self._id_of.get(row, 0) for row in range(self._num_rows)], dtype=np.int64)
+
     def load(self, live: tuple[Ids, Ids, Ids], pending: tuple[Ids, Ids, Ids], num_rows: int) -> None:
+        """Fill an empty table."""
         rows, ids, last_seen = (x.tolist() for x in live)
-        self.num_rows = num_rows
+        if len({*ids, *pending[0].tolist()}) != len(ids) + len(pending[0]):
+            raise ValueError("state: expected every id once, got a repeat")
+        self._num_rows = num_rows
         self._row_of = dict(zip(ids, rows, strict=True))
         self._id_of = dict(zip(rows, ids, strict=True))
         self._last_seen = dict(zip(rows, last_seen, strict=True))

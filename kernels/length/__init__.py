@@ -86,4 +86,6 @@ def _check_lengths(offsets_B1: Tensor, must_keep_last_B: Tensor, unit: int) -> N
     if bool((context_B % unit != 0).any()):
         raise ValueError(f"offsets_B1: expected contexts of whole units of {unit} tokens, got one that is not")
     if bool((context_B // unit > MAX_UNITS).any()):
-        raise ValueError(f"offsets_B1: expected contexts of at most {MAX_UNITS} units, got {int(context_B.max())} tokens")
+        raise ValueError(
+            f"offsets_B1: expected contexts of at most {MAX_UNITS} units, got {int(context_B.max())} tokens"
+        )

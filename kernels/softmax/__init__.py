@@ -175,13 +175,15 @@ def top_k(
 def _check_pair(query_RD: Tensor, table_UD: Tensor, name: str) -> None:
     if query_RD.dim() != 2 or table_UD.dim() != 2 or query_RD.shape[1] != table_UD.shape[1]:
         raise ValueError(
-            f"query_RD and {name}: expected (R, D) and (rows, D), got {tuple(query_RD.shape)} and {tuple(table_UD.shape)}"
+            f"query_RD and {name}: expected (R, D) and (rows, D), "
+            f"got {tuple(query_RD.shape)} and {tuple(table_UD.shape)}"
         )
     if query_RD.shape[1] == 0:
         raise ValueError("query_RD: expected D of 1 or more, got 0")
     if query_RD.dtype not in _FLOATS or query_RD.dtype != table_UD.dtype:
         raise ValueError(
-            f"query_RD and {name}: expected the same dtype, float32 or bfloat16, got {query_RD.dtype} and {table_UD.dtype}"
+            f"query_RD and {name}: expected the same dtype, float32 or bfloat16, "
+            f"got {query_RD.dtype} and {table_UD.dtype}"
         )
     if query_RD.device != table_UD.device:
         raise ValueError(f"{name}: expected on {query_RD.device} as query_RD is, got {table_UD.device}")

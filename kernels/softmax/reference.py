@@ -16,7 +16,8 @@ def unit_rows(x_RD: Tensor, normalize: bool, eps: float) -> Tensor:
     x_RD = x_RD.to(accumulation_dtype(x_RD.dtype))
     if not normalize:
         return x_RD
-    return x_RD / torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True).clamp(min=eps)
+    norm_R1: Tensor = torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True)
+    return x_RD / norm_R1.clamp(min=eps)
 
 
 def sampled_softmax(

@@ -1,0 +1,50 @@
+"""Row-wise Adagrad in C++, registered as a torch operator."""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int, c_int64, c_void_p, cast
+
+import torch
+from torch import Tensor
+
+from kernels.backend import KernelUnavailable
+from kernels.library import address, baseline, function, num_threads
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@torch.library.custom_op("headrace::rowwise_adagrad_", mutates_args=("weight_VD", "state_V"), device_types="cpu")
+def rowwise_adagrad_(
+    weight_VD: Tensor,
+    state_V: Tensor,
+    rows_N: Tensor,
+    grad_ND: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """See `kernels.rowwise_adagrad_`."""
+    if weight_VD.dtype not in _TYPES or grad_ND.dtype not in _TYPES:
+        raise KernelUnavailable(
+            f"rowwise_adagrad_ in C++ takes float32 and bfloat16, got {weight_VD.dtype} and {grad_ND.dtype}; "
+            "convert, or ask for backend='reference'"
+        )
+    rows_N, grad_ND = rows_N.contiguous(), grad_ND.contiguous()
+    failed = baseline("adagrad")(
+        cast(function("adagrad_update"), c_void_p),
+        c_void_p(address(weight_VD)),
+        c_int(_TYPES[weight_VD.dtype]),
+        c_void_p(address(state_V)),
+        c_int64(weight_VD.shape[0]),
+        c_int64(weight_VD.shape[1]),
+        c_void_p(address(rows_N)),
+        c_int64(rows_N.shape[0]),
+        c_void_p(address(grad_ND)),
+        c_int(_TYPES[grad_ND.dtype]),
+        c_float(lr),
+        c_float(eps),
+        c_float(weight_decay),
+        c_int(num_threads()),
+    )
+    if failed:
+        raise MemoryError(f"rowwise_adagrad_: no memory to sort {rows_N.shape[0]} rows")

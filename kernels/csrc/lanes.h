@@ -1,0 +1,145 @@
+// Vectors of the level being compiled: `vf` of LANES floats, loads and stores of float and bfloat16 with tails, fma, exp.
+// Include inside no namespace; everything lands in the level's own (see export.h).
+#pragma once
+
+#include <stdint.h>
+
+#include "export.h"
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+HEADRACE_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+#define HEADRACE_INLINE inline __attribute__((always_inline))
+
+HEADRACE_INLINE vf splat(float x) { return vf{} + x; }
+HEADRACE_INLINE vi splat(int32_t x) { return vi{} + x; }
+
+HEADRACE_INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+HEADRACE_INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+HEADRACE_INLINE vf load(const float* p) {
+    vf v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+HEADRACE_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+HEADRACE_INLINE vi load(const int32_t* p) {
+    vi v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+HEADRACE_INLINE vf load(const bf16* p) {
+    vh h;
+    __builtin_memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+// Round to nearest even; a NaN stays one.
+HEADRACE_INLINE void store(bf16* p, vf v) {
+    const vu u = (vu)v;
+    const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const vu quiet = (u >> 16) | 0x40u;
+    const vh h = __builtin_convertvector(v == v ? rounded : quiet, vh);
+    __builtin_memcpy(p, &h, sizeof h);
+}
+
+// The first n lanes, the rest 0.
+template <class T>
+HEADRACE_INLINE vf load_first(const T* p, int n) {
+    T lanes[LANES] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+}
+template <class T>
+HEADRACE_INLINE void store_first(T* p, vf v, int n) {
+    T lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#if defined(__AVX512F__)
+template <>
+HEADRACE_INLINE vf load_first<float>(const float* p, int n) {
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+template <>
+HEADRACE_INLINE void store_first<float>(float* p, vf v, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+}
+#endif
+
+// In a fixed order: halves are added until one lane is left.
+HEADRACE_INLINE float sum(vf v) {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+HEADRACE_INLINE float largest(vf v) {
+    float lanes[LANES];
+    store(lanes, v);
+    float most = lanes[0];
+    for (int i = 1; i < LANES; ++i) most = lanes[i] > most ? lanes[i] : most;
+    return most;
+}
+
+// exp(x) for x <= 0 to 2 ulp; 0 below -87.3. exp(x) = 2^n * e^f with n = round(x / ln 2), f = x - n ln 2 (ln 2 in
+// two parts), and a polynomial for e^f.
+HEADRACE_INLINE vf exp_negative(vf x) {
+    const vf floor_x = splat(-87.33654f);
+    const vf clamped = larger(x, floor_x);
+    const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const vf shifted = fma(clamped, splat(1.44269504f), magic);
+    const vf n = shifted - magic;
+    vf f = fma(n, splat(-0.693359375f), clamped);
+    f = fma(n, splat(2.12194440e-4f), f);
+    vf p = splat(1.9875691500e-4f);
+    p = fma(p, f, splat(1.3981999507e-3f));
+    p = fma(p, f, splat(8.3334519073e-3f));
+    p = fma(p, f, splat(4.1665795894e-2f));
+    p = fma(p, f, splat(1.6666665459e-1f));
+    p = fma(p, f, splat(5.0000001201e-1f));
+    p = fma(p, f * f, f + 1.0f);
+    const vf scale = (vf)(((vi)shifted << 23) + (127 << 23));
+    const vf result = p * scale;
+    return x < floor_x ? vf{} : result;
+}
+
+HEADRACE_END

@@ -1,0 +1,119 @@
+"""The id map in C++ behind a handle: the same table as `ReferenceTable`."""
+
+from __future__ import annotations
+
+import weakref
+from ctypes import CDLL, c_int64, c_void_p
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.library import load
+
+Ids = NDArray[np.int64]
+Columns = tuple[Ids, Ids, Ids]
+
+_POINTER = np.ctypeslib.ndpointer(np.int64, flags="C_CONTIGUOUS")
+
+
+@cache
+def _library() -> CDLL:
+    library = load()
+    signatures = {
+        "new": (c_void_p, [c_int64, c_int64]),
+        "delete": (None, [c_void_p]),
+        "sizes": (None, [c_void_p, _POINTER]),
+        "lookup": (None, [c_void_p, _POINTER, c_int64, _POINTER]),
+        "insert": (c_int64, [c_void_p, _POINTER, c_int64, c_int64, _POINTER]),
+        "evict": (c_int64, [c_void_p, c_int64, _POINTER, _POINTER]),
+        "live": (None, [c_void_p, _POINTER, _POINTER, _POINTER]),
+        "pending": (c_int64, [c_void_p, _POINTER, _POINTER, _POINTER]),
+        "ids": (None, [c_void_p, _POINTER]),
+        "load_live": (c_int64, [c_void_p, c_int64, c_int64, _POINTER, _POINTER, _POINTER]),
+        "load_pending": (c_int64, [c_void_p, c_int64, _POINTER, _POINTER, _POINTER]),
+    }
+    for name, (result, arguments) in signatures.items():
+        entry = getattr(library, f"id_map_{name}")
+        entry.restype, entry.argtypes = result, arguments
+    return library
+
+
+def _checked(status: int) -> int:
+    if status == -2:
+        raise ValueError("state: expected every id once, got a repeat")
+    if status < 0:
+        raise MemoryError("IdMap: no memory to grow (or more than 2^31 - 1 rows); evict, or give the process more")
+    return status
+
+
+class CppTable:
+    """See `kernels.id_map.reference.ReferenceTable`."""
+
+    def __init__(self, capacity_hint: int, admit_after: int) -> None:
+        self._c = _library()
+        self._map = self._c.id_map_new(capacity_hint, admit_after)
+        if not self._map:
+            raise MemoryError(f"IdMap: no memory for {capacity_hint} ids; lower capacity_hint")
+        weakref.finalize(self, self._c.id_map_delete, self._map)
+
+    def _sizes(self) -> Ids:
+        sizes = np.empty(3, dtype=np.int64)
+        self._c.id_map_sizes(self._map, sizes)
+        return sizes
+
+    def __len__(self) -> int:
+        return int(self._sizes()[0])
+
+    @property
+    def num_rows(self) -> int:
+        """One above the highest row ever given."""
+        return int(self._sizes()[1])
+
+    @property
+    def num_pending(self) -> int:
+        """Ids seen too few times for a row."""
+        return int(self._sizes()[2])
+
+    def lookup(self, ids_N: Ids) -> Ids:
+        """Rows, -1 where unknown."""
+        rows_N = np.empty_like(ids_N)
+        self._c.id_map_lookup(self._map, ids_N, len(ids_N), rows_N)
+        return rows_N
+
+    def insert(self, ids_N: Ids, now_ms: int) -> Ids:
+        """Rows after seeing the ids in order."""
+        rows_N = np.empty_like(ids_N)
+        _checked(self._c.id_map_insert(self._map, ids_N, len(ids_N), now_ms, rows_N))
+        return rows_N
+
+    def evict(self, before_ms: int) -> tuple[Ids, Ids]:
+        """Ids and rows dropped, by row."""
+        ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
+        count = _checked(self._c.id_map_evict(self._map, before_ms, ids, rows))
+        return ids[:count].copy(), rows[:count].copy()
+
+    def live(self) -> Columns:
+        """Rows in use ascending, their ids, when each was last seen."""
+        rows, ids, last_seen = (np.empty(len(self), dtype=np.int64) for _ in range(3))
+        self._c.id_map_live(self._map, rows, ids, last_seen)
+        return rows, ids, last_seen
+
+    def pending(self) -> Columns:
+        """Ids without a row ascending, sightings, when each was last seen."""
+        ids, counts, last_seen = (np.empty(self.num_pending, dtype=np.int64) for _ in range(3))
+        _checked(self._c.id_map_pending(self._map, ids, counts, last_seen))
+        return ids, counts, last_seen
+
+    def ids(self) -> Ids:
+        """The id of every row ever given, 0 for a free one."""
+        ids = np.empty(self.num_rows, dtype=np.int64)
+        self._c.id_map_ids(self._map, ids)
+        return ids
+
+    def load(self, live: Columns, pending: Columns, num_rows: int) -> None:
+        """Fill an empty table."""
+        rows, ids, last_seen = live
+        _checked(self._c.id_map_load_live(self._map, num_rows, len(rows), rows, ids, last_seen))
+        ids, counts, last_seen = pending
+        _checked(self._c.id_map_load_pending(self._map, len(ids), ids, counts, last_seen))
