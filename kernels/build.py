@@ -41,6 +41,8 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # g++ 12 warns of its own AVX-512 header
+    "-Wno-uninitialized",
     "-Wno-unknown-pragmas",
 ]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mprefer-vector-width=256"]

@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels.attention import reference
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.check import check_bias, check_counts, check_heads, check_norm, check_offsets, check_times
-from kernels.backend import KernelUnavailable, choose
+from kernels.backend import choose
+from kernels.dispatch import load
 
 __all__ = ["BucketCache", "TimeBuckets", "hstu_attention"]
 
@@ -40,7 +41,8 @@ def hstu_attention(
     configuration. ``pos_bias_GP``: distances from P-1 on share the last entry. ``time_bias_GK`` needs
     ``time_buckets`` and the times of queries and keys (T,) int64 in one unit; differences must fit 64 bits.
     ``num_context_B``: a user's first tokens that see each other both ways; ``num_targets_B``: a user's last tokens
-    that see the history and themselves, not each other (int64, (B,)). ``bucket_cache``: one per batch, shared by the layers.
+    that see the history and themselves, not each other (int64, (B,)). ``bucket_cache``: one per batch, shared by its
+    layers.
     Gradients: q, k, v and both biases. Returns (T, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets), `KernelUnavailable`.
@@ -69,4 +71,19 @@ def hstu_attention(
             num_context_B=num_context_B,
             num_targets_B=num_targets_B,
         )
-    raise KernelUnavailable(f"hstu_attention: backend {chosen!r} is not built yet; ask for backend='reference'")
+    implementation = load("attention", chosen)
+    return implementation.attention(
+        q_THD,
+        k_THD,
+        v_THE,
+        offsets_B1,
+        norm_len=norm_len,
+        pos_bias_GP=pos_bias_GP,
+        time_bias_GK=time_bias_GK,
+        time_buckets=time_buckets,
+        query_time_T=query_time_T,
+        key_time_T=key_time_T,
+        num_context_B=num_context_B,
+        num_targets_B=num_targets_B,
+        bucket_cache=bucket_cache,
+    )

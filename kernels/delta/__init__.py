@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kernels.attention.buckets import TimeBuckets
 from kernels.attention.check import check_bias, check_counts, check_heads, check_norm, check_offsets, check_times
-from kernels.backend import KernelUnavailable, choose
+from kernels.backend import choose
 from kernels.delta import reference
+from kernels.dispatch import load
 
 __all__ = ["delta_attention"]
 
@@ -39,11 +40,11 @@ def delta_attention(
 ) -> Tensor:
     """HSTU attention of the new tokens only: the rows of `kernels.hstu_attention` over cache + new, for the new tokens.
 
-    ``q_SHD``, ``k_SHD`` (S, H, D), ``v_SHE`` (S, H, E): the new tokens of all users, ``delta_offsets_B1`` (B+1,) int64.
-    User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may share rows);
-    its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``: the last new tokens
-    of a user that see history and themselves, not each other. Gradients: q, k, v and the biases; none to the cache.
-    Returns (S, H, E) in q's dtype.
+    ``q_SHD``, ``k_SHD`` (S, H, D), ``v_SHE`` (S, H, E): the new tokens of all users, ``delta_offsets_B1`` (B+1,)
+    int64. User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may
+    share rows); its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``:
+    the last new tokens of a user that see history and themselves, not each other. Gradients: q, k, v and the biases;
+    none to the cache. Returns (S, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, a cache range outside the cache), `KernelUnavailable`.
     """
@@ -77,7 +78,25 @@ def delta_attention(
             cache_time_C=cache_time_C,
             num_targets_B=num_targets_B,
         )
-    raise KernelUnavailable(f"delta_attention: backend {chosen!r} is not built yet; ask for backend='reference'")
+    implementation = load("delta", chosen)
+    return implementation.delta_attention(
+        q_SHD,
+        k_SHD,
+        v_SHE,
+        delta_offsets_B1,
+        cache_k_CHD,
+        cache_v_CHE,
+        cache_start_B,
+        cache_len_B,
+        norm_len=norm_len,
+        pos_bias_GP=pos_bias_GP,
+        time_bias_GK=time_bias_GK,
+        time_buckets=time_buckets,
+        query_time_S=query_time_S,
+        key_time_S=key_time_S,
+        cache_time_C=cache_time_C,
+        num_targets_B=num_targets_B,
+    )
 
 
 def _check_cache(cache_start_B: Tensor, cache_len_B: Tensor, num_users: int, num_cached: int) -> None:

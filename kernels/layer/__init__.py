@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.check import check_bias, check_counts, check_norm, check_offsets, check_times
-from kernels.backend import KernelUnavailable, choose
+from kernels.backend import choose
+from kernels.dispatch import load
 from kernels.layer import reference
 from kernels.layer.params import LayerParams
 
@@ -47,8 +48,8 @@ def hstu_layer(
 ) -> Tensor:
     """y = x + dropout((LayerNorm(A V) ⊙ U) W2 + b2), with U, V, Q, K = split(SiLU(LayerNorm(x) W1 + b1)).
 
-    ``x_TM`` (T, M); see `LayerParams` for the weights and `kernels.hstu_attention` for the bias, time and mask arguments.
-    The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x, every
+    ``x_TM`` (T, M); see `LayerParams` for the weights and `kernels.hstu_attention` for the bias, time and mask
+    arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x, every
     tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, dropout outside [0, 1)), `KernelUnavailable`.
@@ -82,7 +83,24 @@ def hstu_layer(
             num_context_B=num_context_B,
             num_targets_B=num_targets_B,
         )
-    raise KernelUnavailable(f"hstu_layer: backend {chosen!r} is not built yet; ask for backend='reference'")
+    return load("layer", chosen).layer(
+        x_TM,
+        params,
+        offsets_B1,
+        num_heads=num_heads,
+        norm_len=norm_len,
+        dropout=dropout,
+        seed=seed,
+        eps=eps,
+        pos_bias_GP=pos_bias_GP,
+        time_bias_GK=time_bias_GK,
+        time_buckets=time_buckets,
+        query_time_T=query_time_T,
+        key_time_T=key_time_T,
+        num_context_B=num_context_B,
+        num_targets_B=num_targets_B,
+        bucket_cache=bucket_cache,
+    )
 
 
 def hstu_layer_project(

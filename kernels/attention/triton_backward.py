@@ -1,0 +1,264 @@
+"""HSTU attention's backward pass: queries' and biases' gradients in one kernel, keys' and values' in another.
+
+Nothing is added by atomics: each tile's gradients are summed by the program that owns it, and the biases' gradients
+are private to a program until `bias_gradient_kernel` adds them in a fixed order. Repeated runs agree to the bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention.triton_bias import (
+    beyond,
+    bucket_range,
+    is_near,
+    near_buckets,
+    position_tile,
+    position_tile_transposed,
+    time_tile,
+)
+from kernels.attention.triton_forward import load_tile, store_tile, visible
+from kernels.triton_shared import silu_and_slope
+
+
+@triton.jit
+def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
+    """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
+
+    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, below the
+    fold, m0 - n0 + y - BM.
+    """
+    if (n0 >= m0 + BM) | (m0 - n0 - BN + 2 >= num_positions):
+        entry = tl.where(n0 >= m0 + BM, 0, num_positions + 511)
+        tl.debug_barrier()
+        tl.store(buffer_ptr + entry, tl.load(buffer_ptr + entry) + tl.sum(slope))
+    else:
+        y = tl.arange(0, BM)
+        column = tl.arange(0, BN)
+        source = y[:, None] + column[None, :]
+        skewed = tl.gather(slope, source % BM, axis=0)
+        above = tl.sum(tl.where(source < BM, skewed, 0.0), 1)
+        below = tl.sum(tl.where(source < BM, 0.0, skewed), 1)
+        place = buffer_ptr + 256 + m0 - n0 + y
+        tl.debug_barrier()
+        tl.store(place, tl.load(place) + above)
+        tl.store(place - BM, tl.load(place - BM) + below)
+
+
+@triton.jit
+def sum_buckets(
+    sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+    m0, n0, row, column, num_tokens, num_thresholds, BN: tl.constexpr, WIDTH_K: tl.constexpr, SORTED: tl.constexpr,
+):  # fmt: skip
+    """``sums`` (WIDTH_K,) plus a tile's gradients by bucket."""
+    index = tl.arange(0, WIDTH_K)
+    low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
+    if is_near(m0, n0):
+        bucket = near_buckets(near_ptr, m0, n0, row, column, num_tokens)
+        for k in range(low, high + 1):
+            sums += tl.where(index == k, tl.sum(tl.where(bucket == k, slope, 0.0)), 0.0)
+    else:
+        rest = tl.sum(slope)
+        for k in range(low, high):
+            far = beyond(
+                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+            )  # fmt: skip
+            farther = tl.sum(tl.where(far, slope, 0.0))
+            sums += tl.where(index == k, rest - farther, 0.0)
+            rest = farther
+        sums += tl.where(index == high, rest, 0.0)
+    return sums
+
+
+@triton.jit
+def query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, q_grad_ptr,
+    q_stride, k_stride, v_stride, grad_stride, q_grad_stride, q_head, k_head, v_head, grad_head, q_grad_head,
+    start_ptr, context_ptr, history_ptr, order_ptr,
+    position_ptr, position_group, length, num_positions, position_sums_ptr, position_sums_stride,
+    time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+    time_sums_ptr, num_thresholds, num_tokens, num_heads, num_tiles, inverse_norm,
+    D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, WIDTH_K: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles."""
+    if HAS_TIME:
+        if (tl.load(unsorted_ptr) == 0) != SORTED:
+            return
+    head = tl.program_id(0) % num_heads
+    k_base = k_ptr + head.to(tl.int64) * k_head
+    v_base = v_ptr + head.to(tl.int64) * v_head
+    position_sums = position_sums_ptr + tl.program_id(0).to(tl.int64) * position_sums_stride
+    time_sums = tl.zeros([WIDTH_K], tl.float32)
+    for tile in range(tl.program_id(0) // num_heads, num_tiles, tl.num_programs(0) // num_heads):
+        m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
+        m0 = tl.multiple_of(m0, BM)
+        row = m0 + tl.arange(0, BM)
+        start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
+        context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
+        history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
+        first = tl.minimum(tl.min(start, 0), num_tokens) // BN * BN
+        stop = tl.minimum(m0 + BM, num_tokens)
+        unmasked_from = tl.max(start, 0)
+        unmasked_to = m0 + 1
+        if HAS_CONTEXT:
+            stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
+        if HAS_TARGETS:
+            unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
+        q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, num_tokens, D, WIDTH_D)
+        q = (q * 0.5).to(q_ptr.dtype.element_ty)
+        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, row, grad_stride, num_tokens, E, WIDTH_E)
+        acc = tl.zeros([BM, WIDTH_D], tl.float32)
+        for n0 in range(first, stop, BN):
+            n0 = tl.multiple_of(n0, BN)
+            column = n0 + tl.arange(0, BN)
+            k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
+            v = load_tile(v_base, column, v_stride, num_tokens, E, WIDTH_E)
+            half = tl.zeros([BM, BN], tl.float32)
+            if HAS_POSITION:
+                half += position_tile(position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN)
+            if HAS_TIME:
+                half += time_tile(
+                    time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
+                    key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BM, BN, BN,
+                    SORTED,
+                )  # fmt: skip
+            half = tl.dot(q, tl.trans(k), acc=half, input_precision=PRECISION)
+            _, slope = silu_and_slope(half, FAST)
+            slope = slope * tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
+                seen = visible(
+                    row[:, None], column[None, :], start[:, None], context[:, None], history[:, None],
+                    HAS_CONTEXT, HAS_TARGETS,
+                )  # fmt: skip
+                slope = tl.where(seen, slope, 0.0)
+            acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
+            if HAS_POSITION:
+                add_diagonals(position_sums, slope, m0, n0, num_positions, BM, BN)
+            if HAS_TIME:
+                time_sums = sum_buckets(
+                    time_sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+                    m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BN, WIDTH_K, SORTED,
+                )  # fmt: skip
+        q_grad_base = q_grad_ptr + head.to(tl.int64) * q_grad_head
+        store_tile(q_grad_base, acc * inverse_norm, row, q_grad_stride, num_tokens, D, WIDTH_D)
+    if HAS_TIME:
+        tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
+
+
+@triton.jit
+def key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, k_grad_ptr, v_grad_ptr,
+    q_stride, k_stride, v_stride, grad_stride, k_grad_stride, v_grad_stride,
+    q_head, k_head, v_head, grad_head, k_grad_head, v_grad_head,
+    start_ptr, stop_ptr, context_ptr, history_ptr, order_ptr,
+    position_ptr, position_group, length, num_positions,
+    time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+    num_thresholds, num_tokens, num_heads, inverse_norm,
+    D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of one tile of keys of one head; scores transposed, so that they feed the products from registers."""
+    if HAS_TIME:
+        if (tl.load(unsorted_ptr) == 0) != SORTED:
+            return
+    head = tl.program_id(0) % num_heads
+    tile = tl.program_id(0) // num_heads
+    n0 = tl.load(order_ptr + tile // (128 // BN)) * 128 + tile % (128 // BN) * BN
+    if n0 >= num_tokens:
+        return
+    n0 = tl.multiple_of(n0, BN)
+    key = n0 + tl.arange(0, BN)
+    inside = key < num_tokens
+    start = tl.load(start_ptr + key, mask=inside, other=2147483647)
+    end = tl.load(stop_ptr + key, mask=inside, other=0)
+    context = tl.load(context_ptr + key, mask=inside, other=0)
+    history = tl.load(history_ptr + key, mask=inside, other=0)
+    first = n0
+    if HAS_CONTEXT:
+        first = tl.minimum(first, tl.min(tl.where(key < context, start, 2147483647), 0))
+    first = first // BM * BM
+    last = tl.max(end, 0)
+    unmasked_from = n0 + BN - 1
+    unmasked_to = tl.min(end, 0)
+    if HAS_TARGETS:
+        unmasked_to = tl.where(n0 + BN <= tl.min(history, 0), unmasked_to, 0)
+    k = load_tile(k_ptr + head.to(tl.int64) * k_head, key, k_stride, num_tokens, D, WIDTH_D)
+    k = (k * 0.5).to(k_ptr.dtype.element_ty)
+    v = load_tile(v_ptr + head.to(tl.int64) * v_head, key, v_stride, num_tokens, E, WIDTH_E)
+    q_base = q_ptr + head.to(tl.int64) * q_head
+    grad_base = grad_ptr + head.to(tl.int64) * grad_head
+    k_acc = tl.zeros([BN, WIDTH_D], tl.float32)
+    v_acc = tl.zeros([BN, WIDTH_E], tl.float32)
+    for m0 in range(first, last, BM):
+        m0 = tl.multiple_of(m0, BM)
+        row = m0 + tl.arange(0, BM)
+        q = load_tile(q_base, row, q_stride, num_tokens, D, WIDTH_D)
+        grad = load_tile(grad_base, row, grad_stride, num_tokens, E, WIDTH_E)
+        half = tl.zeros([BN, BM], tl.float32)
+        if HAS_POSITION:
+            half += position_tile_transposed(
+                position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN
+            )  # fmt: skip
+        if HAS_TIME:
+            half += time_tile(
+                time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
+                key_time_ptr, m0, n0, row[None, :], key[:, None], num_tokens, num_thresholds, BN, BM, BN, SORTED,
+            )  # fmt: skip
+        half = tl.dot(k, tl.trans(q), acc=half, input_precision=PRECISION)
+        weight, slope = silu_and_slope(half, FAST)
+        slope = slope * tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        if (m0 < unmasked_from) | (m0 + BM > unmasked_to):
+            query, mine = row[None, :], key[:, None]
+            seen = (query >= mine) & (query < end[:, None])
+            if HAS_CONTEXT:
+                seen = seen | ((mine < context[:, None]) & (query < context[:, None]) & (query >= start[:, None]))
+            if HAS_TARGETS:
+                seen = seen & ((mine < history[:, None]) | (query == mine))
+            weight = tl.where(seen, weight, 0.0)
+            slope = tl.where(seen, slope, 0.0)
+        v_acc = tl.dot(weight.to(grad.dtype), grad, acc=v_acc, input_precision=PRECISION)
+        k_acc = tl.dot(slope.to(q.dtype), q, acc=k_acc, input_precision=PRECISION)
+    k_grad_base = k_grad_ptr + head.to(tl.int64) * k_grad_head
+    v_grad_base = v_grad_ptr + head.to(tl.int64) * v_grad_head
+    store_tile(k_grad_base, k_acc * inverse_norm, key, k_grad_stride, num_tokens, D, WIDTH_D)
+    store_tile(v_grad_base, v_acc * inverse_norm, key, v_grad_stride, num_tokens, E, WIDTH_E)
+
+
+@triton.jit
+def bias_gradient_kernel(
+    sums_ptr, grad_ptr, sums_stride, width, first, num_programs, num_heads, grad_stride, scale,
+    GROUPED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the programs' private sums, in the order of programs; entries before ``first`` are distance 0's.
+
+    The last private entry of a position's sums is the last position's: every farther distance was added there.
+    """
+    group = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for p0 in range(0, num_programs, PROGRAMS):
+        program = p0 + tl.arange(0, PROGRAMS)
+        wanted = program < num_programs
+        if GROUPED:
+            wanted = wanted & (program % num_heads == group)
+        place = sums_ptr + program.to(tl.int64)[:, None] * sums_stride + column[None, :]
+        total += tl.sum(tl.load(place, mask=wanted[:, None] & (column < width)[None, :], other=0.0), 0)
+    tl.store(grad_ptr + group * grad_stride + column, total * scale, mask=column < width)
+
+
+@triton.jit
+def fold_positions_kernel(sums_ptr, grad_ptr, num_positions, BLOCK: tl.constexpr):
+    """Sums by distance (512 longer than the bias) to the bias's gradient: what lies outside belongs to the ends."""
+    group = tl.program_id(1)
+    sums = sums_ptr + group * (num_positions + 512)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    margin = tl.arange(0, 256)
+    total = tl.load(sums + 256 + column, mask=column < num_positions, other=0.0)
+    total += tl.where(column == 0, tl.sum(tl.load(sums + margin)), 0.0)
+    total += tl.where(column == num_positions - 1, tl.sum(tl.load(sums + 256 + num_positions + margin)), 0.0)
+    place = grad_ptr + group * num_positions + column
+    tl.store(place, total.to(grad_ptr.dtype.element_ty), mask=column < num_positions)

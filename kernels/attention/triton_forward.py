@@ -1,0 +1,99 @@
+"""HSTU attention's forward pass: one tile of queries of one head a program, longest first."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention.triton_bias import position_tile, time_tile
+from kernels.triton_shared import silu_of_half
+
+
+@triton.jit
+def visible(row, column, start, context, history, HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr):
+    """Which keys (``column``) queries (``row``) see; ``start``, ``context``, ``history`` belong to the queries."""
+    seen = (column >= start) & (column <= row)
+    if HAS_CONTEXT:
+        seen = seen | ((column >= start) & (column < context) & (row < context))
+    if HAS_TARGETS:
+        seen = seen & ((column < history) | (column == row))
+    return seen
+
+
+@triton.jit
+def load_tile(pointer, row, stride, num_rows, width, WIDTH: tl.constexpr):
+    """(rows, WIDTH) of a (rows, heads, width) tensor at one head; zero outside."""
+    column = tl.arange(0, WIDTH)
+    place = pointer + row.to(tl.int64)[:, None] * stride + column[None, :]
+    return tl.load(place, mask=(row < num_rows)[:, None] & (column < width)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, tile, row, stride, num_rows, width, WIDTH: tl.constexpr):
+    """The counterpart of `load_tile`."""
+    column = tl.arange(0, WIDTH)
+    place = pointer + row.to(tl.int64)[:, None] * stride + column[None, :]
+    tl.store(place, tile.to(pointer.dtype.element_ty), mask=(row < num_rows)[:, None] & (column < width)[None, :])
+
+
+@triton.jit
+def attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, q_stride, k_stride, v_stride, out_stride, q_head, k_head, v_head, out_head,
+    start_ptr, context_ptr, history_ptr, order_ptr,
+    position_ptr, position_group, length, num_positions,
+    time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+    num_thresholds, num_tokens, num_heads, inverse_norm,
+    D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    if HAS_TIME:
+        if (tl.load(unsorted_ptr) == 0) != SORTED:
+            return
+    head = tl.program_id(0) % num_heads
+    tile = tl.program_id(0) // num_heads
+    m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
+    if m0 >= num_tokens:
+        return
+    m0 = tl.multiple_of(m0, BM)
+    row = m0 + tl.arange(0, BM)
+    start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
+    context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
+    history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
+    first = tl.min(start, 0) // BN * BN
+    stop = tl.minimum(m0 + BM, num_tokens)
+    unmasked_from = tl.max(start, 0)
+    unmasked_to = m0 + 1
+    if HAS_CONTEXT:
+        stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
+    if HAS_TARGETS:
+        unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
+    q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, num_tokens, D, WIDTH_D)
+    q = (q * 0.5).to(q_ptr.dtype.element_ty)
+    k_base = k_ptr + head.to(tl.int64) * k_head
+    v_base = v_ptr + head.to(tl.int64) * v_head
+    acc = tl.zeros([BM, WIDTH_E], tl.float32)
+    for n0 in range(first, stop, BN):
+        n0 = tl.multiple_of(n0, BN)
+        column = n0 + tl.arange(0, BN)
+        k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
+        half = tl.zeros([BM, BN], tl.float32)
+        if HAS_POSITION:
+            half += position_tile(position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN)
+        if HAS_TIME:
+            half += time_tile(
+                time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
+                key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BM, BN, BN, SORTED,
+            )  # fmt: skip
+        half = tl.dot(q, tl.trans(k), acc=half, input_precision=PRECISION)
+        weight = silu_of_half(half, FAST)
+        if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
+            seen = visible(
+                row[:, None], column[None, :], start[:, None], context[:, None], history[:, None],
+                HAS_CONTEXT, HAS_TARGETS,
+            )  # fmt: skip
+            weight = tl.where(seen, weight, 0.0)
+        v = load_tile(v_base, column, v_stride, num_tokens, E, WIDTH_E)
+        acc = tl.dot(weight.to(v.dtype), v, acc=acc, input_precision=PRECISION)
+    out_base = out_ptr + head.to(tl.int64) * out_head
+    store_tile(out_base, acc * inverse_norm, row, out_stride, num_tokens, E, WIDTH_E)

@@ -1,0 +1,86 @@
+"""What a batch's kernels need to know of its users, computed once a batch on the device, without waiting for it.
+
+Tiles are cut from the batch's token axis, not from each user: a tile may hold the end of one user and the whole of
+several short ones, so short users are packed for free, and the grid is known without reading lengths back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton_shared import count_at_most
+
+BLOCK = 128
+"""Tokens a row block; tiles of kernels divide it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Per token, int32: its user's first token, end, end of context, first target; and blocks, most work first."""
+
+    start_T: Tensor
+    stop_T: Tensor
+    context_T: Tensor
+    history_T: Tensor
+    query_order: Tensor
+    key_order: Tensor
+
+
+@triton.jit
+def plan_kernel(
+    offsets_ptr,
+    num_context_ptr,
+    num_targets_ptr,
+    start_ptr,
+    stop_ptr,
+    context_ptr,
+    history_ptr,
+    query_work_ptr,
+    key_work_ptr,
+    num_users,
+    num_tokens,
+    num_steps,
+    HAS_CONTEXT: tl.constexpr,
+    HAS_TARGETS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    block = tl.program_id(0)
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    inside = token < num_tokens
+    user = count_at_most(offsets_ptr, num_users + 1, token.to(tl.int64), num_steps) - 1
+    user = tl.minimum(user, num_users - 1)
+    start = tl.load(offsets_ptr + user, mask=inside, other=0).to(tl.int32)
+    stop = tl.load(offsets_ptr + user + 1, mask=inside, other=0).to(tl.int32)
+    context = start
+    history = stop
+    if HAS_CONTEXT:
+        context = start + tl.load(num_context_ptr + user, mask=inside, other=0).to(tl.int32)
+    if HAS_TARGETS:
+        history = stop - tl.load(num_targets_ptr + user, mask=inside, other=0).to(tl.int32)
+    tl.store(start_ptr + token, start, mask=inside)
+    tl.store(stop_ptr + token, stop, mask=inside)
+    tl.store(context_ptr + token, context, mask=inside)
+    tl.store(history_ptr + token, history, mask=inside)
+    first_key = tl.min(tl.where(inside, start, 2147483647), 0)
+    last_query = tl.max(tl.where(inside, stop, 0), 0)
+    tl.store(query_work_ptr + block, (block + 1) * BLOCK - first_key)
+    tl.store(key_work_ptr + block, last_query - block * BLOCK)
+
+
+def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None, num_targets_B: Tensor | None) -> Plan:
+    """One small kernel and two sorts of a number a block."""
+    num_blocks = triton.cdiv(num_tokens, BLOCK)
+    per_token = torch.empty(4, max(num_tokens, 1), dtype=torch.int32, device=offsets_B1.device)
+    work = torch.empty(2, num_blocks, dtype=torch.int32, device=offsets_B1.device)
+    plan_kernel[(num_blocks,)](
+        offsets_B1, num_context_B, num_targets_B, per_token[0], per_token[1], per_token[2], per_token[3],
+        work[0], work[1], len(offsets_B1) - 1, num_tokens, len(offsets_B1).bit_length(),
+        HAS_CONTEXT=num_context_B is not None, HAS_TARGETS=num_targets_B is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    order = torch.sort(work, dim=1, descending=True, stable=True).indices.to(torch.int32)
+    return Plan(per_token[0], per_token[1], per_token[2], per_token[3], order[0], order[1])

@@ -1,0 +1,199 @@
+"""Buckets of time differences, prepared once a batch so that a tile of scores costs a few operations.
+
+Three tables, all exact for any int64 times:
+
+* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128 tokens;
+* range: for a block of queries and a block of 64 keys, the least and largest bucket that can occur; old history has one
+  bucket or two, so a far tile is a constant and at most a few comparisons;
+* bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's keys
+  do not decrease, so "at least this far" is "left of this key": a comparison of a column's index, whatever the times.
+
+Where some user's key times do decrease, a flag on the device sends the work to kernels that compare times themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.attention.triton_plan import BLOCK, Plan
+from kernels.triton_shared import count_at_most
+
+KEY_BLOCK = 64
+NUM_RANGES = 512
+"""Key blocks behind a query block that have a range; farther ones look at every threshold."""
+NEAR = 2 * BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class TimeTables:
+    """See the module; ``unsorted_1`` (1,) int32 on the device, ``thresholds`` and the times themselves beside."""
+
+    near: Tensor
+    ranges: Tensor
+    bounds: Tensor
+    unsorted_1: Tensor
+    thresholds_K1: Tensor
+    query_time_T: Tensor
+    key_time_T: Tensor
+
+
+@triton.jit
+def saturating_difference(a, b):
+    """a - b of int64, held at the ends: tiles span users, whose times may be anything."""
+    d = a - b
+    overflow = ((a ^ b) & (a ^ d)) < 0
+    end = tl.where(a < 0, -9223372036854775807, 9223372036854775807)
+    return tl.where(overflow, end, d)
+
+
+@triton.jit
+def extremes_kernel(
+    query_time_ptr,
+    key_time_ptr,
+    start_ptr,
+    query_ends_ptr,
+    key_ends_ptr,
+    unsorted_ptr,
+    num_tokens,
+    num_blocks,
+    BLOCK: tl.constexpr,
+):
+    """Least and largest time of a half block of queries and of keys; and whether some user's keys go back in time."""
+    block = tl.program_id(0)
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    inside = token < num_tokens
+    largest: tl.constexpr = 9223372036854775807
+    query = tl.load(query_time_ptr + token, mask=inside, other=0)
+    key = tl.load(key_time_ptr + token, mask=inside, other=0)
+    tl.store(query_ends_ptr + block, tl.min(tl.where(inside, query, largest), 0))
+    tl.store(query_ends_ptr + num_blocks + block, tl.max(tl.where(inside, query, -largest), 0))
+    tl.store(key_ends_ptr + block, tl.min(tl.where(inside, key, largest), 0))
+    tl.store(key_ends_ptr + num_blocks + block, tl.max(tl.where(inside, key, -largest), 0))
+    start = tl.load(start_ptr + token, mask=inside, other=0)
+    follows = inside & (token > start)
+    before = tl.load(key_time_ptr + token - 1, mask=follows, other=0)
+    if tl.max((follows & (before > key)).to(tl.int32), 0) > 0:
+        tl.store(unsorted_ptr, 1)
+
+
+@triton.jit
+def ranges_kernel(
+    query_ends_ptr,
+    key_ends_ptr,
+    thresholds_ptr,
+    ranges_ptr,
+    num_half_blocks,
+    num_thresholds,
+    num_steps,
+    NUM_RANGES: tl.constexpr,
+):
+    """(row block, distance): least bucket + largest bucket · 2^16 of a block of 128 queries and one of 64 keys."""
+    block = tl.program_id(0)
+    second = tl.minimum(2 * block + 1, num_half_blocks - 1)
+    least_query = tl.minimum(tl.load(query_ends_ptr + 2 * block), tl.load(query_ends_ptr + second))
+    most_query = tl.maximum(
+        tl.load(query_ends_ptr + num_half_blocks + 2 * block), tl.load(query_ends_ptr + num_half_blocks + second)
+    )
+    distance = tl.arange(0, NUM_RANGES)
+    column = 2 * block + 1 - distance
+    exists = (column >= 0) & (column < num_half_blocks)
+    least_key = tl.load(key_ends_ptr + column, mask=exists, other=0)
+    most_key = tl.load(key_ends_ptr + num_half_blocks + column, mask=exists, other=0)
+    low = count_at_most(thresholds_ptr, num_thresholds, saturating_difference(least_query, most_key), num_steps)
+    high = count_at_most(thresholds_ptr, num_thresholds, saturating_difference(most_query, least_key), num_steps)
+    tl.store(ranges_ptr + block.to(tl.int64) * NUM_RANGES + distance, low | (high << 16))
+
+
+@triton.jit
+def near_kernel(
+    query_time_ptr,
+    key_time_ptr,
+    start_ptr,
+    thresholds_ptr,
+    near_ptr,
+    num_tokens,
+    num_thresholds,
+    num_steps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEAR: tl.constexpr,
+):
+    """(query, key - first near key): the bucket, for keys of the query's block and of the one before."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    slot = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    key = (tl.program_id(0) * ROWS) // BLOCK * BLOCK - BLOCK + slot
+    start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
+    last_key = (tl.program_id(0) * ROWS) // BLOCK * BLOCK - BLOCK + (tl.program_id(1) + 1) * COLUMNS
+    if last_key <= tl.min(start, 0):
+        return
+    query_time = tl.load(query_time_ptr + row, mask=row < num_tokens, other=0)
+    key_time = tl.load(key_time_ptr + key, mask=(key >= 0) & (key < num_tokens), other=0)
+    bucket = count_at_most(thresholds_ptr, num_thresholds, query_time[:, None] - key_time[None, :], num_steps)
+    place = near_ptr + row[:, None].to(tl.int64) * NEAR + slot[None, :]
+    tl.store(place, bucket.to(near_ptr.dtype.element_ty), mask=(row < num_tokens)[:, None])
+
+
+@triton.jit
+def bounds_kernel(
+    query_time_ptr,
+    key_time_ptr,
+    start_ptr,
+    stop_ptr,
+    thresholds_ptr,
+    bounds_ptr,
+    num_tokens,
+    num_steps,
+    BLOCK: tl.constexpr,
+):
+    """(threshold, query): the first key of the query's user that is nearer in time than the threshold."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < num_tokens
+    threshold = tl.load(thresholds_ptr + tl.program_id(1))
+    low = tl.load(start_ptr + row, mask=inside, other=0)
+    # A user that begins within the near table needs no bound.
+    far = low < tl.program_id(0) * BLOCK - BLOCK
+    high = tl.where(far, tl.load(stop_ptr + row, mask=inside, other=0), low)
+    query_time = tl.load(query_time_ptr + row, mask=inside, other=0)
+    for _ in range(num_steps):
+        middle = (low + high) >> 1
+        open_ = low < high
+        distant = query_time - tl.load(key_time_ptr + middle, mask=open_, other=0) >= threshold
+        low = tl.where(open_ & distant, middle + 1, low)
+        high = tl.where(open_ & (distant == 0), middle, high)
+    tl.store(bounds_ptr + tl.program_id(1).to(tl.int64) * num_tokens + row, low, mask=inside)
+
+
+def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Tensor, plan: Plan) -> TimeTables:
+    """Four small kernels; all layers of a model share what they make."""
+    device, num_tokens, num_thresholds = query_time_T.device, len(query_time_T), len(thresholds_K1)
+    num_blocks, num_half_blocks = triton.cdiv(num_tokens, BLOCK), triton.cdiv(num_tokens, KEY_BLOCK)
+    steps = num_thresholds.bit_length()
+    ends = torch.empty(2, 2, num_half_blocks, dtype=torch.int64, device=device)
+    ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
+    near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
+    near = torch.empty(num_tokens, NEAR, dtype=near_dtype, device=device)
+    bounds = torch.empty(max(num_thresholds, 1), num_tokens, dtype=torch.int32, device=device)
+    unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)
+    extremes_kernel[(num_half_blocks,)](
+        query_time_T, key_time_T, plan.start_T, ends[0], ends[1], unsorted_1, num_tokens, num_half_blocks,
+        BLOCK=KEY_BLOCK,
+    )  # fmt: skip
+    ranges_kernel[(num_blocks,)](
+        ends[0], ends[1], thresholds_K1, ranges, num_half_blocks, num_thresholds, steps, NUM_RANGES=NUM_RANGES
+    )
+    near_kernel[(triton.cdiv(num_tokens, 32), NEAR // 64)](
+        query_time_T, key_time_T, plan.start_T, thresholds_K1, near, num_tokens, num_thresholds, steps,
+        ROWS=32, BLOCK=BLOCK, COLUMNS=64, NEAR=NEAR,
+    )  # fmt: skip
+    if num_thresholds:
+        bounds_kernel[(num_blocks, num_thresholds)](
+            query_time_T, key_time_T, plan.start_T, plan.stop_T, thresholds_K1, bounds, num_tokens,
+            num_tokens.bit_length(), BLOCK=BLOCK,
+        )  # fmt: skip
+    return TimeTables(near, ranges, bounds, unsorted_1, thresholds_K1, query_time_T, key_time_T)

@@ -1,0 +1,134 @@
+// Time buckets of every visible pair, once per batch for all layers: exact integer thresholds and a monotone walk.
+//
+// For sorted times, the keys with dt >= threshold[k] are a prefix of the user's keys, and the prefix only grows from one
+// query to the next: cut[k] walks forward once over the user. A row is then filled run by run.
+#include "attention.h"
+#include "simd.h"
+
+HEADRACE_BEGIN
+
+inline int64_t wrapped(int64_t a, int64_t b) { return static_cast<int64_t>(static_cast<uint64_t>(a) - static_cast<uint64_t>(b)); }
+
+bool ascending(const int64_t* x, int64_t n) {
+    for (int64_t i = 1; i < n; ++i)
+        if (x[i] < x[i - 1]) return false;
+    return true;
+}
+
+int64_t bucket_of(int64_t dt, const int64_t* thresholds, int64_t count) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (thresholds[middle] <= dt) low = middle + 1; else high = middle;
+    }
+    return low;
+}
+
+template <typename T>
+inline void fill(T* row, int64_t from, int64_t to, T value) {
+    for (int64_t j = from; j < to; ++j) row[j] = value;
+}
+
+template <>
+inline void fill<uint8_t>(uint8_t* row, int64_t from, int64_t to, uint8_t value) {
+#if defined(__AVX512BW__)
+    const __m512i all = _mm512_set1_epi8(static_cast<char>(value));
+    for (int64_t j = from; j < to; j += 64) {
+        const int64_t left = to - j;
+        const __mmask64 mask = left >= 64 ? ~0ull : (1ull << left) - 1;
+        _mm512_mask_storeu_epi8(row + j, mask, all);
+    }
+#else
+    if (to > from) memset(row + from, value, static_cast<size_t>(to - from));
+#endif
+}
+
+template <typename T>
+struct User {
+    const int64_t *query_time, *key_time, *thresholds;
+    int64_t num_queries, num_keys, stride, num_thresholds;
+    T* rows;
+
+    bool monotone() const {
+        if (num_queries == 0 || num_keys == 0) return true;
+        if (!ascending(key_time, num_keys) || !ascending(query_time, num_queries)) return false;
+        int64_t unused;
+        return !__builtin_sub_overflow(query_time[num_queries - 1], key_time[0], &unused) &&
+               !__builtin_sub_overflow(query_time[0], key_time[num_keys - 1], &unused);
+    }
+
+    // Rows of sorted times; keys at or past `limit(i)` are never looked at.
+    void walk(int64_t first_position, int64_t num_context, int64_t* cut) const {
+        for (int64_t k = 0; k < num_thresholds; ++k) cut[k] = 0;
+        for (int64_t i = 0; i < num_queries; ++i) {
+            T* row = rows + i * stride;
+            int64_t end = max64(first_position + i + 1, num_context);
+            for (int64_t k = 0; k < num_thresholds; ++k) {
+                int64_t at = cut[k];
+                // Compares dt, not tq - threshold: the latter may overflow.
+                while (at < num_keys && query_time[i] - key_time[at] >= thresholds[k]) ++at;
+                cut[k] = at;
+                if (at < end) {
+                    fill<T>(row, at, end, static_cast<T>(k));
+                    end = at;
+                }
+                if (at == 0) break;
+            }
+            if (end > 0 && (num_thresholds == 0 || cut[num_thresholds - 1] > 0)) fill<T>(row, 0, end, static_cast<T>(num_thresholds));
+        }
+    }
+
+    void look_up(int64_t first_position, int64_t num_context) const {
+        for (int64_t i = 0; i < num_queries; ++i)
+            for (int64_t j = 0; j < max64(first_position + i + 1, num_context); ++j)
+                rows[i * stride + j] = static_cast<T>(bucket_of(wrapped(query_time[i], key_time[j]), thresholds, num_thresholds));
+    }
+};
+
+template <typename T>
+int build(const HeadraceBuckets& args) {
+    int64_t* starts = static_cast<int64_t*>(malloc(sizeof(int64_t) * (args.num_users + 1)));
+    if (!starts) return 1;
+    starts[0] = 0;
+    int64_t most_keys = 0;
+    for (int64_t b = 0; b < args.num_users; ++b) {
+        const int64_t queries = args.offsets[b + 1] - args.offsets[b], keys = queries + (args.cache_len ? args.cache_len[b] : 0);
+        starts[b + 1] = starts[b] + queries * round_up(keys, 64);
+        most_keys = max64(most_keys, keys);
+    }
+    T* buckets = static_cast<T*>(args.buckets);
+    uint8_t* flags = reinterpret_cast<uint8_t*>(buckets + starts[args.num_users]);
+    bool failed = false;
+#pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
+    {
+        int64_t* cut = static_cast<int64_t*>(malloc(sizeof(int64_t) * (args.num_thresholds + most_keys + 1)));
+        failed = !cut;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < args.num_users; ++b) {
+            if (!cut) continue;
+            const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first, cached = args.cache_len ? args.cache_len[b] : 0;
+            const int64_t* key_time = args.key_time + first;
+            if (cached) {  // cache and new keys in one line
+                int64_t* joined = cut + args.num_thresholds;
+                memcpy(joined, args.cache_time + args.cache_start[b], sizeof(int64_t) * cached);
+                memcpy(joined + cached, key_time, sizeof(int64_t) * queries);
+                key_time = joined;
+            }
+            const User<T> user{args.query_time + first, key_time, args.thresholds, queries, cached + queries,
+                               round_up(cached + queries, 64), args.num_thresholds, buckets + starts[b]};
+            const int64_t context = args.num_context ? args.num_context[b] : 0;
+            flags[b] = user.monotone();
+            if (flags[b]) user.walk(cached, context, cut); else user.look_up(cached, context);
+        }
+        free(cut);
+    }
+    free(starts);
+    return failed ? 1 : 0;
+}
+
+HEADRACE_END
+
+HEADRACE_LEVEL_API(attention_buckets)(const HeadraceBuckets* args) {
+    using namespace headrace::HEADRACE_LEVEL;
+    return args->bucket_bytes == 1 ? build<uint8_t>(*args) : build<uint16_t>(*args);
+}

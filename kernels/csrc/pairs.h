@@ -1,0 +1,477 @@
+// What lies between two tokens: who sees whom, the biases of position and time, SiLU, and the biases' gradients.
+#pragma once
+
+#include "attention.h"
+#include "simd.h"
+
+HEADRACE_BEGIN
+
+constexpr int64_t MAX_CHUNKS = 64;  // of items whose bias gradients are summed together; more threads than this find no work
+constexpr int64_t COPIES = 8;       // of the position gradient: a row must not wait for the row before it
+
+// One head of one user.
+struct Item {
+    int64_t user, head, first, queries, keys, cached, context, targets;
+    const void* buckets;  // (queries, bucket_stride)
+    int64_t bucket_stride;
+    bool monotone;
+
+    int64_t position(int64_t query) const { return cached + query; }
+};
+
+// Six query rows against one tile of keys, in the tile's coordinates.
+struct Group {
+    int64_t query, j0;
+    int64_t width;       // columns that any row sees
+    int32_t limit[MR];   // a row sees columns below it ...
+    int32_t self[MR];    // ... and this one (-1: not in this tile)
+    int32_t valid;       // rows that exist
+    int32_t whole;       // columns that every row sees
+};
+
+inline Group see(const Item& item, int64_t query, int64_t j0, int64_t cols) {
+    Group group;
+    group.query = query;
+    group.j0 = j0;
+    group.width = 0;
+    group.whole = static_cast<int32_t>(cols);
+    group.valid = static_cast<int32_t>(max64(0, min64(MR, item.queries - query)));
+    for (int r = 0; r < MR; ++r) {
+        group.limit[r] = 0;
+        group.self[r] = -1;
+        if (r >= group.valid) { group.whole = 0; continue; }
+        const int64_t i = item.position(query + r);
+        const int64_t past = min64(i < item.context ? item.context : i + 1, item.keys - item.targets);
+        group.limit[r] = static_cast<int32_t>(max64(0, min64(cols, past - j0)));
+        if (i >= j0 && i < j0 + cols) group.self[r] = static_cast<int32_t>(i - j0);
+        group.width = max64(group.width, max64(group.limit[r], group.self[r] + 1));
+        if (group.limit[r] < group.whole) group.whole = group.limit[r];
+    }
+    return group;
+}
+
+struct Plan {
+    struct Entry { int64_t cost, item; };
+    Entry* entries = nullptr;       // items by falling cost
+    int64_t* chunked = nullptr;     // items, chunk by chunk
+    int64_t* bucket_starts = nullptr;
+    int64_t chunk_starts[MAX_CHUNKS + 1];
+    int64_t num_items = 0, num_chunks = 0, most_queries = 0, most_keys = 0, bucket_rows_end = 0;
+
+    static int compare(const void* a, const void* b) {
+        const Entry *x = static_cast<const Entry*>(a), *y = static_cast<const Entry*>(b);
+        if (x->cost != y->cost) return x->cost > y->cost ? -1 : 1;
+        return x->item < y->item ? -1 : x->item > y->item;
+    }
+
+    bool make(const HeadraceAttention& a) {
+        const int64_t count = a.num_users * a.num_heads;
+        entries = static_cast<Entry*>(malloc(sizeof(Entry) * (count + 1)));
+        chunked = static_cast<int64_t*>(malloc(sizeof(int64_t) * (count + 1)));
+        bucket_starts = static_cast<int64_t*>(malloc(sizeof(int64_t) * (a.num_users + 1)));
+        if (!entries || !chunked || !bucket_starts) return false;
+        bucket_starts[0] = 0;
+        for (int64_t b = 0; b < a.num_users; ++b) {
+            const int64_t queries = a.offsets[b + 1] - a.offsets[b], keys = queries + (a.cache_len ? a.cache_len[b] : 0);
+            bucket_starts[b + 1] = bucket_starts[b] + queries * round_up(keys, 64);
+            most_queries = max64(most_queries, queries);
+            most_keys = max64(most_keys, keys);
+            if (queries)
+                for (int64_t h = 0; h < a.num_heads; ++h) entries[num_items++] = {queries * (2 * keys - queries + 1), b * a.num_heads + h};
+        }
+        bucket_rows_end = bucket_starts[a.num_users];
+        qsort(entries, static_cast<size_t>(num_items), sizeof(Entry), compare);
+        chunk();
+        return true;
+    }
+
+    // Longest first, each to the lightest chunk: a function of the lengths alone.
+    void chunk() {
+        num_chunks = min64(MAX_CHUNKS, num_items);
+        int64_t load_of[MAX_CHUNKS] = {}, count_of[MAX_CHUNKS] = {};
+        for (int64_t e = 0; e < num_items; ++e) {
+            int64_t lightest = 0;
+            for (int64_t c = 1; c < num_chunks; ++c) lightest = load_of[c] < load_of[lightest] ? c : lightest;
+            load_of[lightest] += entries[e].cost;
+            ++count_of[lightest];
+            chunked[e] = lightest;
+        }
+        chunk_starts[0] = 0;
+        for (int64_t c = 0; c < num_chunks; ++c) chunk_starts[c + 1] = chunk_starts[c] + count_of[c];
+        int64_t next[MAX_CHUNKS];
+        memcpy(next, chunk_starts, sizeof next);
+        int64_t* order = static_cast<int64_t*>(malloc(sizeof(int64_t) * (num_items + 1)));
+        for (int64_t e = 0; e < num_items; ++e) order[next[chunked[e]]++] = entries[e].item;
+        free(chunked);
+        chunked = order;
+    }
+
+    Item at(const HeadraceAttention& a, int64_t which) const {
+        Item item;
+        item.user = which / a.num_heads;
+        item.head = which % a.num_heads;
+        item.first = a.offsets[item.user];
+        item.queries = a.offsets[item.user + 1] - item.first;
+        item.cached = a.cache_len ? a.cache_len[item.user] : 0;
+        item.keys = item.queries + item.cached;
+        item.context = a.num_context ? a.num_context[item.user] : 0;
+        item.targets = a.num_targets ? a.num_targets[item.user] : 0;
+        item.bucket_stride = round_up(item.keys, 64);
+        item.buckets = nullptr;
+        item.monotone = false;
+        if (a.buckets) {
+            const char* bytes = static_cast<const char*>(a.buckets);
+            item.buckets = bytes + bucket_starts[item.user] * a.bucket_bytes;
+            item.monotone = bytes[bucket_rows_end * a.bucket_bytes + item.user] != 0;
+        }
+        return item;
+    }
+    Item item(const HeadraceAttention& a, int64_t index) const { return at(a, entries[index].item); }
+    Item chunked_item(const HeadraceAttention& a, int64_t index) const { return at(a, chunked[index]); }
+
+    void release() {
+        free(entries);
+        free(chunked);
+        free(bucket_starts);
+    }
+};
+
+// Bias tables in the form the inner loop wants: positions reversed and extended (one load for W neighbours), times padded.
+struct PairTables {
+    float *pos = nullptr, *time = nullptr;
+    int64_t pos_size = 0, time_size = 0, pos_heads = 1, time_heads = 1, num_buckets = 0, last = 0, bucket_bytes = 1;
+
+    bool make(const HeadraceAttention& a, const Plan& plan) {
+        bucket_bytes = a.bucket_bytes;
+        num_buckets = a.num_buckets;
+        last = max64(plan.most_keys, 1) - 1;
+        if (a.pos_bias) {
+            pos_heads = a.pos_heads;
+            pos_size = round_up(2 * plan.most_keys + 128, 16);
+            pos = static_cast<float*>(malloc(sizeof(float) * pos_size * pos_heads));
+            if (!pos) return false;
+            for (int64_t g = 0; g < pos_heads; ++g)
+                for (int64_t c = 0; c < pos_size; ++c)
+                    pos[g * pos_size + c] = a.pos_bias[g * a.num_pos + min64(max64(last - c, 0), a.num_pos - 1)];
+        }
+        if (a.time_bias) {
+            time_heads = a.time_heads;
+            time_size = round_up(a.num_buckets, 16) + 144;  // windows may reach past the end
+            time = static_cast<float*>(calloc(static_cast<size_t>(time_size * time_heads), sizeof(float)));
+            if (!time) return false;
+            for (int64_t g = 0; g < time_heads; ++g) memcpy(time + g * time_size, a.time_bias + g * a.num_buckets, sizeof(float) * a.num_buckets);
+        }
+        return true;
+    }
+    // pos_row(...)[j] is the bias of column j of the tile.
+    const float* pos_row(const Item& item, int64_t query, int64_t j0) const {
+        return pos + (pos_heads > 1 ? item.head : 0) * pos_size + last - item.position(query) + j0;
+    }
+    const float* time_row(const Item& item) const { return time + (time_heads > 1 ? item.head : 0) * time_size; }
+    void release() {
+        free(pos);
+        free(time);
+    }
+};
+
+struct PairScratch {
+    float* pos;  // (COPIES, pos_size)
+    int64_t pos_size;
+    void lay_out(Arena& arena, int64_t, int64_t cols, bool backward, const HeadraceAttention& a) {
+        pos_size = round_up(2 * cols + 64, 16) + 16;
+        pos = backward && a.pos_bias ? arena.get<float>(COPIES * pos_size) : nullptr;
+    }
+};
+
+// Where one item's bias gradients go: its chunk's sums, of its bias head.
+struct PairGrads {
+    float* pos_sum;   // (pos_heads, num_pos) or null
+    float* time_sum;  // (time_heads, num_buckets, W) or null
+    int64_t num_pos, pos_heads, num_buckets, time_heads;
+    float* time;      // this item's
+
+    static int64_t span(const Item& item) { return item.keys + item.context + 2 * W; }
+    void open(PairScratch& scratch, const Item& item) {
+        if (time_sum) time = time_sum + (time_heads > 1 ? item.head : 0) * num_buckets * W;
+        if (!pos_sum) return;
+        for (int64_t c = 0; c < COPIES; ++c) memset(scratch.pos + c * scratch.pos_size, 0, sizeof(float) * (span(item) + 64));
+    }
+    // Distance of table entry c: keys - 1 - c.
+    void close(const PairScratch& scratch, const Item& item) {
+        if (!pos_sum) return;
+        float* to = pos_sum + (pos_heads > 1 ? item.head : 0) * num_pos;
+        for (int64_t c = 0; c < span(item); ++c) {
+            float total = 0;
+            for (int64_t copy = 0; copy < COPIES; ++copy) total += scratch.pos[copy * scratch.pos_size + c];
+            to[min64(max64(item.keys - 1 - c, 0), num_pos - 1)] += total;
+        }
+    }
+    static float* row(const PairScratch& scratch, const Item& item, int64_t query, int64_t j0) {
+        return scratch.pos + (query % COPIES) * scratch.pos_size + item.keys - 1 - item.position(query) + j0;
+    }
+};
+
+struct PairGradChunks {
+    float* sums = nullptr;
+    int64_t pos_size = 0, time_size = 0;
+    bool make(const HeadraceAttention& a, const Plan& plan) {
+        pos_size = a.pos_bias ? round_up(a.pos_heads * a.num_pos, 16) : 0;
+        time_size = a.time_bias ? a.time_heads * a.num_buckets * W : 0;
+        sums = static_cast<float*>(calloc(static_cast<size_t>(plan.num_chunks * (pos_size + time_size) + 1), sizeof(float)));
+        return sums != nullptr;
+    }
+    PairGrads of(const HeadraceAttention& a, int64_t chunk) const {
+        float* at = sums + chunk * (pos_size + time_size);
+        return {a.pos_bias ? at : nullptr, a.time_bias ? at + pos_size : nullptr, a.num_pos, a.pos_heads, a.num_buckets, a.time_heads, nullptr};
+    }
+    void add_up(const HeadraceAttention& a, const Plan& plan) const {
+        for (int64_t x = 0; a.pos_bias && x < a.pos_heads * a.num_pos; ++x) {
+            float total = 0;
+            for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) total += sums[chunk * (pos_size + time_size) + x];
+            a.dpos[x] = total;
+        }
+        for (int64_t x = 0; a.time_bias && x < a.time_heads * a.num_buckets; ++x) {
+            float total = 0;
+            for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) total += sum(load(sums + chunk * (pos_size + time_size) + pos_size + x * W));
+            a.dtime[x] = total;
+        }
+    }
+    void release() { free(sums); }
+};
+
+// ---- time bias of W neighbours: a table in registers where the tile's buckets allow it, else loads one by one ----
+
+enum TimeMode { NO_TIME, TABLE_32, TABLE_64, TABLE_128, ANY };
+
+template <typename T>
+struct TimeView {
+    const T* row;  // the group's first row, at the tile's first column
+    int64_t stride;
+    int32_t low;
+    TimeMode mode;
+};
+
+template <typename T>
+inline TimeView<T> look(const Item& item, const Group& group, int64_t num_buckets) {
+    TimeView<T> view;
+    view.row = static_cast<const T*>(item.buckets) + group.query * item.bucket_stride + group.j0;
+    view.stride = item.bucket_stride;
+    view.low = 0;
+    int32_t high = static_cast<int32_t>(num_buckets) - 1;
+    if (item.monotone && group.valid) {
+        high = 0;
+        view.low = static_cast<int32_t>(num_buckets) - 1;
+        for (int r = 0; r < group.valid; ++r) {
+            const T* row = view.row + r * view.stride;
+            const int32_t end = group.limit[r] > group.self[r] ? group.limit[r] : group.self[r] + 1;
+            if (end == 0) continue;
+            if (row[0] > high && group.limit[r] > 0) high = row[0];
+            if (group.self[r] >= 0 && row[group.self[r]] > high) high = row[group.self[r]];
+            if (row[end - 1] < view.low) view.low = row[end - 1];
+            if (group.limit[r] > 0 && row[group.limit[r] - 1] < view.low) view.low = row[group.limit[r] - 1];
+        }
+    }
+    const int32_t range = high - view.low + 1;
+#if defined(__AVX512F__)
+    view.mode = range <= 32 ? TABLE_32 : range <= 64 ? TABLE_64 : range <= 128 ? TABLE_128 : ANY;
+#else
+    (void)range;
+    view.mode = ANY;
+#endif
+    return view;
+}
+
+#if defined(__AVX512F__)
+HEADRACE_INLINE __m512i widen_buckets(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+HEADRACE_INLINE __m512i widen_buckets(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+#endif
+
+template <int MODE>
+struct TimeTable {
+#if defined(__AVX512F__)
+    __m512 part[MODE == TABLE_128 ? 8 : MODE == TABLE_64 ? 4 : 2];
+    __m512i low;
+#endif
+    const float* all;
+    int32_t num_buckets;
+
+    HEADRACE_INLINE TimeTable(const float* table, int32_t from, int64_t count) : all(table), num_buckets(static_cast<int32_t>(count)) {
+#if defined(__AVX512F__)
+        low = _mm512_set1_epi32(from);
+        if (MODE != ANY && MODE != NO_TIME)
+            for (int i = 0; i < (MODE == TABLE_128 ? 8 : MODE == TABLE_64 ? 4 : 2); ++i) part[i] = _mm512_loadu_ps(table + from + 16 * i);
+#else
+        (void)from;
+#endif
+    }
+
+    template <typename T>
+    HEADRACE_INLINE vf at(const T* buckets) const {
+#if defined(__AVX512F__)
+        if (MODE != ANY) {
+            const __m512i index = _mm512_sub_epi32(widen_buckets(buckets), low);
+            const __m512 first = _mm512_permutex2var_ps(part[0], index, part[1]);
+            if (MODE == TABLE_32) return (vf)first;
+            const __mmask16 upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+            if constexpr (MODE == TABLE_64)
+                return (vf)_mm512_mask_blend_ps(upper, first, _mm512_permutex2var_ps(part[2], index, part[3]));
+            if constexpr (MODE == TABLE_128) {
+                const __m512 low64 = _mm512_mask_blend_ps(upper, first, _mm512_permutex2var_ps(part[2], index, part[3]));
+                const __m512 third = _mm512_permutex2var_ps(part[4], index, part[5]);
+                const __m512 fourth = _mm512_permutex2var_ps(part[6], index, part[7]);
+                const __mmask16 top = _mm512_test_epi32_mask(index, _mm512_set1_epi32(64));
+                return (vf)_mm512_mask_blend_ps(top, low64, _mm512_mask_blend_ps(upper, third, fourth));
+            }
+        }
+        const __m512i index = _mm512_min_epi32(widen_buckets(buckets), _mm512_set1_epi32(num_buckets - 1));
+        return (vf)_mm512_i32gather_ps(index, all, 4);
+#else
+        vf x;
+        for (int l = 0; l < W; ++l) x[l] = all[buckets[l] < num_buckets ? buckets[l] : 0];  // columns never seen hold anything
+        return x;
+#endif
+    }
+};
+
+// ---- scores to weights ----
+
+HEADRACE_INLINE vi seen(const Group& group, int r, int64_t column) {
+    const vi at = iota() + static_cast<int32_t>(column);
+    return (at < group.limit[r]) | (at == group.self[r]);
+}
+
+template <bool POS, int MODE, typename T>
+void activate_as(const Item& item, const PairTables& tables, const Group& group, const TimeView<T>& view, float* scores, int64_t ld,
+                 int64_t vectors, float scale) {
+    const TimeTable<MODE> table(MODE != NO_TIME ? tables.time_row(item) : nullptr, view.low, tables.num_buckets);
+    for (int r = 0; r < MR; ++r) {
+        float* row = scores + r * ld;
+        if (r >= group.valid) {
+            memset(row, 0, sizeof(float) * vectors * W);
+            continue;
+        }
+        const float* pos = POS ? tables.pos_row(item, group.query + r, group.j0) : nullptr;
+        for (int64_t n = 0; n < vectors; ++n) {
+            vf s = load(row + n * W);
+            if (POS) s += load(pos + n * W);
+            if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
+            vf weight = s * sigmoid(s) * scale;
+            if ((n + 1) * W > group.whole) weight = keep(seen(group, r, n * W), weight);
+            store(row + n * W, weight);
+        }
+    }
+}
+
+// The gradient of the time bias: lanes of one bucket are summed at once. Buckets of neighbours are mostly equal.
+template <typename T>
+HEADRACE_INLINE void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
+    const T first = buckets[0];
+#if defined(__AVX512F__)
+    const __m512i index = widen_buckets(buckets);
+    __mmask16 left = _mm512_cmpneq_epi32_mask((__m512i)slope, _mm512_setzero_si512());
+    if (_mm512_mask_cmpneq_epi32_mask(left, index, _mm512_set1_epi32(first)) == 0) {
+        if (first < num_buckets) store(sums + first * W, load(sums + first * W) + slope);
+        return;
+    }
+    while (left) {
+        const int32_t bucket = buckets[__builtin_ctz(left)];
+        const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(left, index, _mm512_set1_epi32(bucket));
+        const __m512 old = _mm512_loadu_ps(sums + bucket * W);
+        _mm512_storeu_ps(sums + bucket * W, _mm512_mask_add_ps(old, same, old, (__m512)slope));
+        left = static_cast<__mmask16>(left & ~same);
+    }
+    (void)num_buckets;
+#else
+    (void)first;
+    for (int l = 0; l < W; ++l)
+        if (buckets[l] < num_buckets) sums[buckets[l] * W + l] += slope[l];
+#endif
+}
+
+template <bool POS, int MODE, typename T>
+void activate_backward_as(const Item& item, const PairTables& tables, const Group& group, const TimeView<T>& view, float* weight, float* slope,
+                          int64_t ld, int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+    const TimeTable<MODE> table(MODE != NO_TIME ? tables.time_row(item) : nullptr, view.low, tables.num_buckets);
+    for (int r = 0; r < MR; ++r) {
+        float *weights = weight + r * ld, *slopes = slope + r * ld;
+        if (r >= group.valid) {
+            memset(weights, 0, sizeof(float) * vectors * W);
+            memset(slopes, 0, sizeof(float) * vectors * W);
+            continue;
+        }
+        const float* pos = POS ? tables.pos_row(item, group.query + r, group.j0) : nullptr;
+        float* pos_grad = POS ? PairGrads::row(scratch, item, group.query + r, group.j0) : nullptr;
+        for (int64_t n = 0; n < vectors; ++n) {
+            vf s = load(weights + n * W);
+            if (POS) s += load(pos + n * W);
+            if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
+            const vf gate = sigmoid(s);
+            const vf activated = s * gate;
+            vf a = activated * scale;
+            vf d = load(slopes + n * W) * scale * (gate + activated - activated * gate);
+            if ((n + 1) * W > group.whole) {
+                const vi mask = seen(group, r, n * W);
+                a = keep(mask, a);
+                d = keep(mask, d);
+            }
+            store(weights + n * W, a);
+            store(slopes + n * W, d);
+            if (POS) store(pos_grad + n * W, load(pos_grad + n * W) + d);
+            if (MODE != NO_TIME) scatter_time(view.row + r * view.stride + n * W, d, grads.time, tables.num_buckets);
+        }
+    }
+}
+
+template <bool POS, typename T, typename... Rest>
+void activate_of(const Item& item, const PairTables& tables, const Group& group, Rest... rest) {
+    const TimeView<T> view = look<T>(item, group, tables.num_buckets);
+    switch (view.mode) {
+#if defined(__AVX512F__)
+        case TABLE_32: return activate_as<POS, TABLE_32, T>(item, tables, group, view, rest...);
+        case TABLE_64: return activate_as<POS, TABLE_64, T>(item, tables, group, view, rest...);
+        case TABLE_128: return activate_as<POS, TABLE_128, T>(item, tables, group, view, rest...);
+#endif
+        default: return activate_as<POS, ANY, T>(item, tables, group, view, rest...);
+    }
+}
+
+inline void activate(const Item& item, const PairTables& tables, const Group& group, float* scores, int64_t ld, int64_t vectors, float scale) {
+    const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+    if (!tables.time) return tables.pos ? activate_as<true, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors, scale)
+                                        : activate_as<false, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors, scale);
+    if (tables.bucket_bytes == 1) return tables.pos ? activate_of<true, uint8_t>(item, tables, group, scores, ld, vectors, scale)
+                                                    : activate_of<false, uint8_t>(item, tables, group, scores, ld, vectors, scale);
+    return tables.pos ? activate_of<true, uint16_t>(item, tables, group, scores, ld, vectors, scale)
+                      : activate_of<false, uint16_t>(item, tables, group, scores, ld, vectors, scale);
+}
+
+template <bool POS, typename T>
+void activate_backward_of(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
+                          int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+    const TimeView<T> view = look<T>(item, group, tables.num_buckets);
+    switch (view.mode) {
+#if defined(__AVX512F__)
+        case TABLE_32: return activate_backward_as<POS, TABLE_32, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+        case TABLE_64: return activate_backward_as<POS, TABLE_64, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+        case TABLE_128: return activate_backward_as<POS, TABLE_128, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+#endif
+        default: return activate_backward_as<POS, ANY, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+    }
+}
+
+inline void activate_backward(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
+                              int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+    const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+    if (!tables.time) {
+        if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch, grads);
+        return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch, grads);
+    }
+    if (tables.bucket_bytes == 1) {
+        if (tables.pos) return activate_backward_of<true, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+        return activate_backward_of<false, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+    }
+    if (tables.pos) return activate_backward_of<true, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+    return activate_backward_of<false, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+}
+
+HEADRACE_END

@@ -1,0 +1,180 @@
+// One source for every instruction set: vectors of W floats by the compiler's vector extension, and the few operations
+// that need an intrinsic. Included by csrc/level/*.cpp and csrc/amx/*.cpp only (see export.h for the rules there).
+#pragma once
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "export.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+HEADRACE_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+constexpr int NV_MAX = 4;  // 6 x 4 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int W = 8;
+constexpr int NV_MAX = 2;  // 6 x 2 accumulators of 16 registers
+#else
+constexpr int W = 4;
+constexpr int NV_MAX = 2;
+#endif
+constexpr int MR = 6;
+
+#define HEADRACE_INLINE inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef float vf_any __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+typedef uint16_t bf16;
+
+HEADRACE_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+HEADRACE_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
+HEADRACE_INLINE vf splat(float x) { return x - vf{}; }
+HEADRACE_INLINE vi splat(int32_t x) { return x - vi{}; }
+HEADRACE_INLINE vf zero() { return vf{}; }
+
+HEADRACE_INLINE vi iota() {
+    vi x;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) x[i] = i;
+    return x;
+}
+
+HEADRACE_INLINE float sum(vf x) {
+    float total = 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) total += x[i];
+    return total;
+}
+
+HEADRACE_INLINE vf keep(vi mask, vf x) { return (vf)(mask & (vi)x); }
+HEADRACE_INLINE vf vmin(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+HEADRACE_INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// 1 / x to within 2 ulp, for finite x that is not tiny.
+HEADRACE_INLINE vf reciprocal(vf x) {
+#if defined(__AVX512F__)
+    const vf guess = (vf)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.0f - x * guess);
+#else
+    return 1.0f / x;
+#endif
+}
+
+// exp(x), relative error below 3e-7 for |x| <= 87 (clamped beyond). 2^n by adding n to the exponent's bits.
+HEADRACE_INLINE vf vexp(vf x) {
+    x = vmin(vmax(x, splat(-87.0f)), splat(87.0f));
+    const vf shifted = x * 1.44269504f + 12582912.0f;
+    const vf n = shifted - 12582912.0f;
+    const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    vf p = r * 1.3981999e-3f + 8.3334519e-3f;  // minimax-like over |r| <= ln2/2
+    p = p * r + 4.1665796e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+HEADRACE_INLINE vf sigmoid(vf x) { return reciprocal(1.0f + vexp(-x)); }
+
+// bfloat16 <-> float, round to nearest even.
+HEADRACE_INLINE float widen(bf16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float y;
+    __builtin_memcpy(&y, &bits, 4);
+    return y;
+}
+HEADRACE_INLINE float widen(float x) { return x; }
+HEADRACE_INLINE void narrow(float x, float* y) { *y = x; }
+HEADRACE_INLINE void narrow(float x, bf16* y) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    *y = is_nan ? static_cast<bf16>((bits >> 16) | 64) : static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Scratch memory: one block, handed out in aligned pieces. get() of an empty arena only counts.
+struct Arena {
+    char* base = nullptr;
+    int64_t used = 0;
+    template <typename T>
+    T* get(int64_t count) {
+        T* piece = reinterpret_cast<T*>(base + used);
+        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;  // apart: rows of equal size must not alias in L1
+        return piece;
+    }
+    bool allocate() {
+        base = static_cast<char*>(aligned_alloc(64, round_up(used + 64, 64)));
+        used = 0;
+        return base != nullptr;
+    }
+    void release() { free(base); }
+};
+
+// C[6, NV*W] (+)= A[6, k] B[k, NV*W]; A's element (m, p) lies at a[m * a_row + p * a_step]: transposed or not costs the same.
+template <int NV>
+HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c,
+                                int64_t ldc, bool add) {
+    vf acc[MR][NV];
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) acc[m][n] = add ? load(c + m * ldc + n * W) : zero();
+    for (int64_t p = 0; p < k; ++p) {
+        vf row[NV];
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) row[n] = load(b + p * ldb + n * W);
+#pragma GCC unroll 6
+        for (int m = 0; m < MR; ++m) {
+            const vf x = splat(a[m * a_row + p * a_step]);
+#pragma GCC unroll 4
+            for (int n = 0; n < NV; ++n) acc[m][n] += x * row[n];
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) store(c + m * ldc + n * W, acc[m][n]);
+}
+
+// The same for any number of vectors of columns.
+inline void gemm_rows(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
+                      int64_t num_vectors, bool add) {
+    int64_t n = 0;
+    for (; n + NV_MAX <= num_vectors; n += NV_MAX) gemm_block<NV_MAX>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add);
+    switch (num_vectors - n) {
+        case 1: gemm_block<1>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
+#if defined(__AVX512F__)
+        case 2: gemm_block<2>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
+        case 3: gemm_block<3>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
+#endif
+        default: break;
+    }
+}
+
+HEADRACE_END
