@@ -1,7 +1,7 @@
 """Arguments for the three Kafka clients (kafka-python, aiokafka, Faust) from one `KafkaConfig`.
 
-``kafka.client`` passes through verbatim, in kafka-python's words (``security_protocol``, ``sasl_mechanism``, ``ssl_cafile``, …).
-aiokafka has the same words but takes TLS as a context, and Faust takes credentials as an object.
+``kafka.client`` passes through verbatim, in kafka-python's words (``security_protocol``, ``sasl_mechanism``,
+``ssl_cafile``, …). aiokafka has the same words but takes TLS as a context, and Faust takes credentials as an object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sync_options(config: KafkaConfig) -> dict[str, Any]:
     return {"bootstrap_servers": config.bootstrap, **config.client}
 
 
-def async_options(config: KafkaConfig, client: type[AIOKafkaConsumer] | type[AIOKafkaProducer]) -> dict[str, Any]:
+def async_options(config: KafkaConfig, client: type[AIOKafkaConsumer | AIOKafkaProducer]) -> dict[str, Any]:
     """For an aiokafka client: the options that it has, TLS files as a context."""
     known = inspect.signature(client).parameters
     options = {"bootstrap_servers": config.bootstrap} | {k: v for k, v in config.client.items() if k in known}

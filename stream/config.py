@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class StreamConfig:
         positive = ("max_wait_s", "commit_interval_s", "session_timeout_s", "heartbeat_s", "rebalance_timeout_s")
         for name in (*positive, "start_timeout_s", "recover_timeout_s", "stop_timeout_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0 seconds, got {getattr(self, name)}; give a positive number")
+                raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)}; give a positive number")
         if self.idle_tick_s < 0:
             raise ValueError(f"idle_tick_s: expected 0 or more seconds, got {self.idle_tick_s}; 0 never ticks")
         if self.heartbeat_s * 2 > self.session_timeout_s:
@@ -53,3 +56,27 @@ class StreamConfig:
             )
         if not 0 <= self.metrics_port < 65536:
             raise ValueError(f"metrics_port: expected 0 to 65535, got {self.metrics_port}; 0 switches metrics off")
+
+
+class Settings(Protocol):
+    """What this room needs of a process's configuration (`headrace.config.Settings` has it)."""
+
+    @property
+    def action(self) -> ActionConfig:
+        """What an action may be."""
+
+    @property
+    def sequence(self) -> SequenceConfig:
+        """How actions become examples."""
+
+    @property
+    def store(self) -> StoreConfig:
+        """Where state lives."""
+
+    @property
+    def kafka(self) -> KafkaConfig:
+        """Which broker and topics."""
+
+    @property
+    def stream(self) -> StreamConfig:
+        """This room's own."""

@@ -1,7 +1,8 @@
 """A producer of actions that batches them into list records.
 
-A record costs the worker about as much as ten actions in it, so busy producers put many actions of one partition into one
-record. The key of a list record is its first action's user: the Kafka partition is the one that every user in it hashes to.
+A record costs the worker about as much as ten actions in it, so busy producers put many actions of one partition into
+one record. The key of a list record is its first action's user: the Kafka partition is the one that every user in it
+hashes to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from state.action import tick_record
 from state.config import KafkaConfig
 from state.hashing import canonical
 from state.partitioner import partition_of
@@ -100,7 +102,7 @@ class ActionProducer:
 
     def tick(self, clock_ms: int) -> None:
         """Move every partition's event clock to ``clock_ms`` (after what was sent before)."""
-        body = self._encode({"tick": clock_ms})
+        body = tick_record(clock_ms)
         with self._lock:
             for partition in range(self.num_partitions):
                 self._send(partition)
@@ -114,11 +116,11 @@ class ActionProducer:
         try:
             self._client.flush(timeout_s)
         except KafkaError as error:
-            raise ProducerError(f"the broker did not acknowledge within {timeout_s:g} s ({error}); is it up?") from error
+            raise ProducerError(f"the broker did not acknowledge in {timeout_s:g} s ({error}); is it up?") from error
         if self._failures:
             first, num = self._failures[0], len(self._failures)
             self._failures.clear()
-            raise ProducerError(f"{num} records were not written to {self._topic}; the first: {first!r}; send them again")
+            raise ProducerError(f"{num} records were not written to {self._topic}; first: {first!r}; send them again")
 
     def close(self) -> None:
         """Flush and disconnect."""
@@ -149,7 +151,12 @@ class ActionProducer:
 
     def _hand_over(self, partition: int, key: bytes | None, body: bytes) -> None:
         self.num_records += 1
-        self._client.send(self._topic, value=body, key=key, partition=partition).add_errback(self._failures.append)
+        try:
+            sent = self._client.send(self._topic, value=body, key=key, partition=partition)
+        except KafkaError as error:
+            self._failures.append(error)
+        else:
+            sent.add_errback(self._failures.append)
 
     def _flush_old(self) -> None:
         while not self._stopped.wait(self._batch.linger_s / 2):

@@ -1,8 +1,8 @@
 """A seeded, non-stationary world that makes actions: to try Headrace on, and to test it with.
 
-Items are born and die, popularity fades with an item's age, tastes drift, sessions have an interest of their own (so that a
-sequence model has something to learn), and feedback comes late: a click after its impression, a like after its click, and some
-feedback much later. The same seed and configuration always give the same actions.
+Items are born and die, popularity fades with an item's age, tastes drift, sessions have an interest of their own (so
+that a sequence model has something to learn), and feedback comes late: a click after its impression, a like after its
+click, and some feedback much later. The same seed and configuration always give the same actions.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class World:
         return {**action, "id": f"{self.config.seed}-{self._num_actions}"}
 
     def _refresh(self, now_s: float) -> None:
-        """Births, deaths and fading popularity are seen once a minute; the sums they need cost too much each session."""
+        """Births, deaths and fading popularity are seen once a minute: each session would cost too much."""
         if now_s < self._refreshed_s + 60.0:
             return
         self._refreshed_s = now_s
@@ -182,7 +182,8 @@ class World:
     ) -> bool:
         """One impression and what came of it, appended to ``made`` with the times of arrival."""
         random = self._random
-        item = {"item": int(self._catalogue.item_id[slot]), "features": {"taste": f"t{np.argmax(self._catalogue.taste[slot])}"}}
+        strongest = int(np.argmax(self._catalogue.taste[slot]))
+        item = {"item": int(self._catalogue.item_id[slot]), "features": {"taste": f"t{strongest}"}}
         liking = float(self._catalogue.taste[slot] @ interest)
         clicked = random.random() < 1.0 / (1.0 + np.exp(-(5.0 * liking - 2.0)))
         luck = random.random(3)
@@ -193,8 +194,8 @@ class World:
         for kind, happens, more in wanted:
             if happens and kind in self.config.kinds:
                 arrival_s = at_s + self._delivery_s(kind)
-                action = {**shared, **item, **more, "action": kind, "timestamp": self.config.start_ms + int(at_s * 1000)}
-                made.append((arrival_s, action))
+                timestamp_ms = self.config.start_ms + int(at_s * 1000)
+                made.append((arrival_s, {**shared, **item, **more, "action": kind, "timestamp": timestamp_ms}))
             at_s += float(random.exponential(self.config.feedback_delay_s))
         return bool(clicked)
 

@@ -21,7 +21,8 @@ class TopicsMismatch(RuntimeError):
 def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
     """Create what is missing, check what is there; returns the names of the created topics.
 
-    Raises `BrokerAbsent` when no broker answers within ``timeout_s``, `TopicsMismatch` when a partition count disagrees.
+    Raises `BrokerAbsent` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
+    partition count disagrees.
     """
     deadline = time.monotonic() + timeout_s
     wait_for_broker(config, timeout_s)
@@ -47,7 +48,9 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
             if time.monotonic() > deadline:
-                raise BrokerAbsent(f"the broker at {config.bootstrap} did not show the topics that it created; see its log")
+                raise BrokerAbsent(
+                    f"the broker at {config.bootstrap} does not show topics that it created; see its log"
+                )
             time.sleep(0.05)
             existing = partition_counts(admin)
         _check(wanted, existing)

@@ -1,7 +1,8 @@
 """Brokers for tests: real Apache Kafka where Java and Maven are present, else the embedded one.
 
-`start_broker` gives a `Broker`: ``bootstrap``, ``kind``, ``durable``, ``kill()`` (SIGKILL), ``restart()`` on the same port
-(on the same data, if it is durable) and ``stop()``. ``HEADRACE_REQUIRE_KAFKA=1`` makes anything but real Kafka an error.
+`start_broker` gives a `Broker`: ``bootstrap``, ``kind``, ``durable``, ``kill()`` (SIGKILL), ``restart()`` on the same
+port (on the same data, if it is durable) and ``stop()``. ``HEADRACE_REQUIRE_KAFKA=1`` makes anything but real Kafka an
+error.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def kafka_jars() -> Path:
     """The folder of Kafka's jars, fetched by Maven once a version (several test runs may ask at once)."""
     marker = _jars_marker()
     marker.parent.mkdir(parents=True, exist_ok=True)
-    with open(marker.parent.parent / ".lock", "w") as lock:
+    with (marker.parent.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stale = not marker.exists() or marker.read_text() != POM.read_text()
         if stale:
@@ -178,7 +179,7 @@ class ApacheKafka:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
 
     def _format(self) -> None:
-        with open(self.folder / "format.log", "wb") as log:
+        with (self.folder / "format.log").open("wb") as log:
             cluster = uuid.uuid4().hex[:22]
             formatted = self._java(log, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties))
         if formatted.wait(60) != 0:
@@ -189,7 +190,7 @@ class ApacheKafka:
         if self._process is not None:
             return
         log_path = self.folder / "broker.log"
-        with open(log_path, "ab") as log:
+        with log_path.open("ab") as log:
             self._process = process = self._java(log, "kafka.Kafka", str(self._properties))
 
         def answers() -> bool:
@@ -224,15 +225,16 @@ class EmbeddedKafka:
     def __init__(self) -> None:
         from headrace.broker import EmbeddedBroker
 
-        self._broker = EmbeddedBroker()
+        self._broker = EmbeddedBroker(free_port())
         self._broker.start()
         self.bootstrap = self._broker.bootstrap
 
     def kill(self) -> None:
-        self._broker.stop()
+        self._broker.kill()
 
     def restart(self) -> None:
-        self._broker.start()
+        if not self._broker.is_running():
+            self._broker.start()
 
     def stop(self) -> None:
         self._broker.stop()

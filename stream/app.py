@@ -1,0 +1,92 @@
+"""The Faust app: one agent over the raw bytes of the actions topic.
+
+Faust runs at least once. The agent hands batches to `Router.take`, and whoever applied a batch acknowledges its events
+after the write batch that holds them. What Faust commits is only a hint: after a rebalance it also acknowledges events
+that nobody processed (a stream that meets an event of an older generation skips *and* acknowledges it), so a partition
+compares every offset with its store's own and reads what is missing with a plain consumer (`stream.partition`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import faust
+from faust.types import TP
+
+from state.config import KafkaConfig
+from state.topics import Topics
+from stream.clients import faust_options
+from stream.config import StreamConfig
+
+
+class Record(NamedTuple):
+    """A record of the actions topic as the store takes it."""
+
+    offset: int
+    record_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Router(Protocol):
+    """Where events and assignments go."""
+
+    async def take(self, events: list[Any]) -> None:
+        """Take a batch of Faust events; each is acknowledged later, when it is in a store."""
+
+    async def assign(self, partitions: set[int]) -> None:
+        """From now on exactly these partitions are ours."""
+
+    def fail(self, error: BaseException) -> None:
+        """The agent met an error that nobody expected."""
+
+
+def group_of(kafka: KafkaConfig, stream: StreamConfig) -> str:
+    """The consumer group of a deployment's workers."""
+    return stream.group or f"{kafka.prefix}-stream"
+
+
+def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router) -> Any:
+    """A Faust app of one agent, not started. A new one is needed after a crash."""
+    app = faust.App(
+        group_of(kafka, stream),
+        **faust_options(kafka),
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,  # the leader topic is for Faust's own timers on one worker
+        topic_allow_declare=False,  # `stream.topics` makes topics
+        stream_wait_empty=False,  # an event of a lost partition will never be acknowledged, and need not be
+        stream_recovery_delay=0.0,
+        stream_buffer_maxsize=2 * stream.max_batch,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4 << 20,
+        broker_commit_interval=stream.commit_interval_s,
+        broker_session_timeout=stream.session_timeout_s,
+        broker_heartbeat_interval=stream.heartbeat_s,
+        broker_rebalance_timeout=stream.rebalance_timeout_s,
+        broker_request_timeout=max(40.0, stream.session_timeout_s),
+        broker_max_poll_records=stream.max_batch,
+    )
+    name = Topics.under(kafka.prefix).actions
+    raw = app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+    async def take(batches: Any) -> None:
+        async for events in batches.noack_take(stream.max_batch, within=stream.max_wait_s):
+            await router.take(events)
+
+    async def on_error(_agent: Any, error: BaseException) -> None:
+        router.fail(error)
+
+    async def on_assigned(_app: Any, assigned: Iterable[TP], **_more: Any) -> None:
+        await router.assign({partition for topic, partition in assigned if topic == name})
+
+    app.agent(raw, name=f"{name}.take", on_error=on_error)(take)
+    app.on_partitions_assigned.connect(on_assigned)
+    return app
+
+
+def record_of(event: Any) -> Record:
+    """What a store needs of a Faust event."""
+    message = event.message
+    return Record(message.offset, round(message.timestamp * 1000), message.key, message.value)

@@ -1,0 +1,159 @@
+"""Taking a partition: fence off whoever wrote before, then make the store agree with the sequences topic.
+
+The topic is the truth. A store whose last known position is followed only by its own writings goes on as it is (its
+outbox is relayed again; readers drop the repeats). A store that somebody else has overtaken, or one on a wiped disk, is
+rebuilt from each user's newest example. Everything here runs in a thread, on a plain consumer.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kafka import KafkaConsumer, TopicPartition
+
+from state.codec import decode_example, encode_example, fence
+from state.config import KafkaConfig
+from state.errors import StoreMismatch
+from state.example import Example
+from state.log import ExampleLog, Verdict
+from state.store import PartitionStore
+from state.topics import Topics, fence_key
+from stream.clients import sync_options
+from stream.config import Settings
+from stream.logs import log
+
+WriteFence = Callable[[int, bytes, bytes], int]
+"""Writes (partition, key, value) to the sequences topic and returns the offset that the broker gave it."""
+
+
+class Overtaken(Exception):
+    """The topic holds examples of this partition that the store does not know."""
+
+
+class Abandoned(Exception):
+    """The partition was given to another worker while it was claimed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A partition that is ours: under ``log.writer_epoch``, from ``position`` in the sequences partition on."""
+
+    store: PartitionStore
+    position: int
+    log: ExampleLog
+
+
+def open_store(settings: Settings, number: int) -> PartitionStore:
+    """This worker's database of a partition, made if it is not there."""
+    return PartitionStore.open(store_path(settings, number), number, settings.action, settings.sequence, settings.store)
+
+
+def store_path(settings: Settings, number: int) -> Path:
+    """Where that database is."""
+    return Path(settings.store.path) / f"{settings.kafka.prefix}-{number}"
+
+
+def claim(
+    settings: Settings, number: int, store: PartitionStore | None, write_fence: WriteFence, closing: threading.Event
+) -> Claim:
+    """Take a partition; ``store`` is the one already open, or None. Blocks: run it in a thread, which ends early when
+    ``closing`` is set.
+
+    Raises `state.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
+    """
+
+    def reader(start: int) -> _Reader:
+        return _Reader(settings.kafka, number, start, write_fence, closing)
+
+    store = store or open_store(settings, number)
+    try:
+        if not store.is_new:
+            try:
+                return _resume(store, reader(store.sequences_offset))
+            except Overtaken as error:
+                log.warning("store was overtaken and is rebuilt", partition=number, why=str(error))
+                store.close()
+                shutil.rmtree(store_path(settings, number))
+                store = open_store(settings, number)
+        return _restore(store, reader(0))
+    except BaseException:
+        store.close()
+        raise
+
+
+def _resume(store: PartitionStore, reader: _Reader) -> Claim:
+    reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_holes=True)
+    ours = store.writer_epoch
+    for example in reader.examples():
+        if example.writer_epoch != ours or example.number >= store.next_number:
+            raise Overtaken(f"example {example.number} of writer epoch {example.writer_epoch} is not this store's")
+    return _claimed(store, reader)
+
+
+def _restore(store: PartitionStore, reader: _Reader) -> Claim:
+    num_examples = store.restore(reader.examples())
+    if num_examples:
+        log.info("store rebuilt", partition=store.partition, num_examples=num_examples)
+    return _claimed(store, reader)
+
+
+def _claimed(store: PartitionStore, reader: _Reader) -> Claim:
+    store.set_writer_epoch(reader.log.writer_epoch)
+    return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch))
+
+
+class _Reader:
+    """Reads a sequences partition from an offset to a fence of our own, which it writes on the way."""
+
+    def __init__(
+        self, config: KafkaConfig, partition: int, start: int, write_fence: WriteFence, closing: threading.Event
+    ) -> None:
+        self.log = ExampleLog(None, allow_holes=True)
+        self.position = start
+        self._config = config
+        self._key = TopicPartition(Topics.under(config.prefix).sequences, partition)
+        self._write_fence = write_fence
+        self._closing = closing
+
+    def examples(self) -> Iterator[Example]:
+        """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is behind our fence."""
+        options = {"enable_auto_commit": False, "metrics_enabled": False, **sync_options(self._config)}
+        consumer = KafkaConsumer(**options)
+        try:
+            consumer.assign([self._key])
+            end = consumer.end_offsets([self._key])[self._key]
+            if end < self.position:
+                raise StoreMismatch(
+                    f"partition {self._key.partition}: expected {self._key.topic} to reach offset {self.position}, it ends "
+                    f"at {end}: not the topic that this store wrote to; remove the store's folder, or restore it"
+                )
+            yield from self._read_to(consumer, end)
+            while True:
+                epoch = self.log.writer_epoch + 1
+                value = encode_example(fence(self._key.partition, epoch))
+                ours = self._write_fence(self._key.partition, fence_key(epoch), value)
+                yield from self._read_to(consumer, ours)
+                # Somebody else may have written a fence of this epoch just before: then the epoch is theirs.
+                if self.log.writer_epoch < epoch:
+                    self.log.writer_epoch, self.position = epoch, ours + 1
+                    return
+        finally:
+            consumer.close()
+
+    def _read_to(self, consumer: KafkaConsumer, stop: int) -> Iterator[Example]:
+        """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves holes in offsets."""
+        consumer.seek(self._key, self.position)
+        while consumer.position(self._key) < stop:
+            if self._closing.is_set():
+                raise Abandoned(f"partition {self._key.partition} was lost while it was claimed")
+            for record in consumer.poll(500).get(self._key, ()):
+                if record.offset >= stop:
+                    break
+                example = decode_example(record.value)
+                if self.log.feed(example) is Verdict.ACCEPT:
+                    yield example
+        self.position = stop

@@ -1,0 +1,47 @@
+"""Send the actions of a simulated world: as fast as it goes in the world's own time, or live, at a rate, in ours."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from stream.config import Settings
+from stream.replay import print_report, send_actions, show_progress
+from stream.simulate import KINDS, World, WorldConfig
+from stream.topics import ensure_topics
+
+
+def simulate(
+    settings: Settings,
+    *,
+    rate: float | None = None,
+    num_actions: int | None = None,
+    seed: int = 0,
+    world: WorldConfig | None = None,
+) -> int:
+    """Send ``num_actions`` (None: until interrupted) of a world's actions; returns the exit status.
+
+    With ``rate`` (actions/s) the world's time is moved to now: joining, lag and freshness are those of live traffic.
+    """
+    known = tuple(kind for kind in settings.action.kinds if kind in KINDS)
+    world = world or WorldConfig(seed=seed, kinds=known, **({"actions_per_s": rate} if rate else {}))
+    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    actions: Iterable[dict[str, Any]] = World(world).actions()
+    if rate is not None:
+        actions = moved_to_now(actions, world.start_ms)
+    report = send_actions(
+        actions, settings.kafka, settings.sequence, rate=rate, limit=num_actions, seal=rate is None,
+        progress=show_progress if sys.stderr.isatty() else None,
+    )  # fmt: skip
+    print_report(report, settings.kafka)
+    return 0
+
+
+def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:
+    """The same actions as if the world had begun when the first of them is taken; none lies in the future."""
+    began_ms = time.time_ns() // 1_000_000
+    for action in actions:
+        now_ms = time.time_ns() // 1_000_000
+        yield {**action, "timestamp": min(action["timestamp"] - start_ms + began_ms, now_ms)}

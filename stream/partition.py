@@ -1,0 +1,229 @@
+"""One partition of the actions topic, from its assignment to its loss.
+
+Two tasks: one claims the partition (`stream.claim`) and relays the store's outbox, again and again after errors; the
+other applies what Faust delivers. Both take turns by one lock. Offsets decide, not Faust: a record at or below the
+store's applied offset is skipped, and records missing before one are read with a plain consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.errors import KafkaError
+
+from state.action import tick_record
+from state.status import PartitionStatus
+from state.store import PartitionStore
+from stream.app import Record, record_of
+from stream.claim import Claim, claim
+from stream.logs import log
+from stream.reader import read_range
+from stream.relay import Fenced, Relay
+
+if TYPE_CHECKING:
+    from stream.worker import Worker
+
+RETRY_S = 1.0
+STALL_S = 1.5
+"""Records that are there and were not applied for this long are read without Faust."""
+MAX_WAITING = 4
+"""Batches that wait for a store before Faust has to."""
+
+
+class Partition:
+    """An assigned partition; its tasks run from the start until `close`."""
+
+    def __init__(self, number: int, worker: Worker) -> None:
+        self.number = number
+        self._worker = worker
+        self._store: PartitionStore | None = None
+        self._relay: Relay | None = None
+        self._turn = asyncio.Lock()
+        """Held by whoever changes the store."""
+        self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_WAITING)
+        self._claimed = asyncio.Event()
+        self._fresh_s = time.monotonic()
+        """When a record was last applied."""
+        self._catching_up: asyncio.Task[None] | None = None
+        self._claiming: asyncio.Future[Claim] | None = None
+        self._closing = threading.Event()
+        self._tasks = [asyncio.create_task(self._guard(self._own())), asyncio.create_task(self._guard(self._apply()))]
+
+    async def offer(self, events: list[Any]) -> None:
+        """Take Faust events, in order; waits while the partition is behind."""
+        await self._waiting.put(events)
+
+    async def close(self) -> None:
+        """Stop, and close the store. What was not applied or relayed is the next owner's."""
+        self._closing.set()
+        tasks = [*self._tasks, *([self._catching_up] if self._catching_up else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        store, self._store = self._store, None
+        if store is None and self._claiming is not None:
+            with suppress(Exception):
+                store = (await self._claiming).store
+        if store is not None:
+            await asyncio.to_thread(store.close)
+
+    async def _guard(self, work: Any) -> None:
+        """Errors that nobody here can mend end the worker."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            log.error("partition failed", partition=self.number, error=repr(error))
+            self._worker.fail(error)
+
+    # Claiming and relaying
+
+    async def _own(self) -> None:
+        worker = self._worker
+        while True:
+            generation = worker.courier.generation
+            try:
+                async with self._turn:
+                    await self._claim()
+                assert self._relay is not None
+                await self._relay.run()
+            except Fenced as error:
+                # Either the group gave the partition to another worker and we shall hear of it within a session, or
+                # the other one is a late ghost and the partition is still ours after that.
+                self._claimed.clear()
+                worker.meter.fenced.inc()
+                log.warning("fenced off", partition=self.number, why=str(error))
+                await asyncio.sleep(worker.settings.stream.session_timeout_s)
+            except (TimeoutError, KafkaError, OSError) as error:
+                self._claimed.clear()
+                log.warning("relay failed and starts again", partition=self.number, error=repr(error))
+                await asyncio.sleep(RETRY_S)
+                await self._renew(generation)
+
+    async def _claim(self) -> None:
+        worker = self._worker
+        loop = asyncio.get_running_loop()
+
+        def write_fence(partition: int, key: bytes, value: bytes) -> int:
+            return asyncio.run_coroutine_threadsafe(self._write_fence(partition, key, value), loop).result(60.0)
+
+        store, self._store = self._store, None
+        self._claiming = asyncio.ensure_future(
+            asyncio.to_thread(claim, worker.settings, self.number, store, write_fence, self._closing)
+        )
+        # A thread cannot be cancelled: `close` asks it to end, waits for it and closes what it has opened.
+        taken = await asyncio.shield(self._claiming)
+        self._store = taken.store
+        self._relay = Relay(taken.store, worker.courier, worker.settings.kafka, worker.meter, taken.position, taken.log)
+        self._fresh_s = time.monotonic()
+        self._claimed.set()
+        log.info("partition claimed", partition=self.number, writer_epoch=taken.log.writer_epoch,
+                 applied_offset=taken.store.applied_offset)  # fmt: skip
+
+    async def _write_fence(self, partition: int, key: bytes, value: bytes) -> int:
+        sent = await self._worker.courier.send(self._worker.topics.sequences, partition, key, value)
+        return int((await sent).offset)
+
+    async def _renew(self, generation: int) -> None:
+        """A new producer; the broker may stay away for long."""
+        while True:
+            try:
+                await self._worker.courier.renew(generation)
+            except (TimeoutError, KafkaError, OSError):
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    # Applying
+
+    async def _apply(self) -> None:
+        while True:
+            events = await self._waiting.get()
+            records = [record_of(event) for event in events]
+            while not await self._take_turn(records):
+                await asyncio.sleep(RETRY_S)
+            for event in events:
+                event.ack()
+
+    async def _take_turn(self, records: Sequence[Record]) -> bool:
+        """Apply ``records``; False when that has to be tried again."""
+        await self._room()
+        async with self._turn:
+            store = self._store
+            if store is None or not self._claimed.is_set():
+                return False
+            fresh = [record for record in records if record.offset > store.applied_offset]
+            try:
+                if fresh and fresh[0].offset > store.applied_offset + 1:
+                    await self._fill(store, fresh[0].offset)
+            except (KafkaError, OSError) as error:
+                log.warning("reading a gap failed and starts again", partition=self.number, error=repr(error))
+                return False
+            self._write(store, [record for record in fresh if record.offset > store.applied_offset])
+        return True
+
+    async def _room(self) -> None:
+        """Wait until the partition is claimed and its outbox is not too long."""
+        while True:
+            await self._claimed.wait()
+            relay, store = self._relay, self._store
+            if relay is None or store is None or store.outbox_len <= self._worker.settings.stream.max_outbox:
+                return
+            relay.drained.clear()
+            await relay.drained.wait()
+
+    async def _fill(self, store: PartitionStore, stop: int) -> None:
+        """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
+        start = store.applied_offset + 1
+        log.info("reading a gap", partition=self.number, offsets=[start, stop])
+        topic, size = self._worker.topics.actions, self._worker.settings.stream.max_batch
+        async for batch in read_range(self._worker.settings.kafka, topic, self.number, start, stop):
+            for at in range(0, len(batch), size):
+                part = batch[at : at + size]
+                self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in part])
+                await asyncio.sleep(0)
+
+    def _write(self, store: PartitionStore, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        with self._worker.meter.batch_seconds.time():
+            store.apply(records)
+        self._fresh_s = time.monotonic()
+        self._worker.meter.records.inc(len(records))
+        if self._relay is not None:
+            self._relay.wake()
+
+    # What the worker asks once a second
+
+    def look(self, end: int) -> bytes | None:
+        """Given the end of the actions partition: catch up where Faust does not, or return a tick to send."""
+        store, idle_s = self._store, time.monotonic() - self._fresh_s
+        if store is None or not self._claimed.is_set():
+            return None
+        stream = self._worker.settings.stream
+        if end > store.applied_offset + 1:
+            busy = self._catching_up is not None and not self._catching_up.done()
+            if idle_s > STALL_S and not busy and store.outbox_len <= stream.max_outbox:
+                self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
+            return None
+        if stream.idle_tick_s > 0 and idle_s >= stream.idle_tick_s and store.num_open > 0:
+            self._fresh_s = time.monotonic()
+            return tick_record(store.clock_ms + round(idle_s * 1000))
+        return None
+
+    async def _catch_up(self, end: int) -> None:
+        async with self._turn:
+            if self._store is not None and self._claimed.is_set():
+                try:
+                    await self._fill(self._store, end)
+                except (KafkaError, OSError) as error:
+                    log.warning("catching up failed", partition=self.number, error=repr(error))
+
+    def status(self) -> PartitionStatus:
+        """Where the partition is; all unknown while it is being claimed."""
+        store = self._store
+        return PartitionStatus() if store is None else store.status()

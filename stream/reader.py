@@ -1,0 +1,55 @@
+"""Reading a range of one partition with a plain consumer: no group, no commits, offsets that the caller names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from state.config import KafkaConfig
+from stream.clients import async_options
+
+MAX_RECORDS = 2_000
+
+
+@asynccontextmanager
+async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]:
+    """An aiokafka consumer for manual assignment."""
+    options = async_options(config, AIOKafkaConsumer)
+    consumer = AIOKafkaConsumer(**{"enable_auto_commit": False, "auto_offset_reset": "earliest", **options})
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Partition → offset of the record that would come next."""
+    found = await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])
+    return {key.partition: offset for key, offset in found.items()}
+
+
+async def read_range(
+    config: KafkaConfig, topic: str, partition: int, start: int, stop: int | None = None
+) -> AsyncIterator[list[ConsumerRecord]]:
+    """Batches of the records with ``start`` ≤ offset < ``stop`` (None: the end as it is now), in order.
+
+    Records that compaction or retention removed are simply not there: what comes may begin after ``start``.
+    """
+    key = TopicPartition(topic, partition)
+    async with plain_consumer(config) as consumer:
+        consumer.assign([key])
+        end = (await consumer.end_offsets([key]))[key]
+        stop = end if stop is None else min(stop, end)
+        start = max(start, (await consumer.beginning_offsets([key]))[key])
+        consumer.seek(key, start)
+        while await consumer.position(key) < stop:
+            found = await consumer.getmany(key, timeout_ms=500, max_records=MAX_RECORDS)
+            records = [record for record in found.get(key, ()) if record.offset < stop]
+            if records:
+                yield records
+            # A fetch that was answered from memory does not wait; the other tasks of the worker must run too.
+            await asyncio.sleep(0)

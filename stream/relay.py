@@ -1,0 +1,192 @@
+"""The relay: what a store's outbox holds goes to the broker in order, and is deleted after the broker has it.
+
+Nothing is deleted on an acknowledgement alone. The partition of the sequences topic is ours alone while we are its
+writer, so the acknowledged offsets are consecutive; where they are not, somebody else wrote in between, and the relay
+reads what it was. A fence of a higher epoch there means that readers drop what we wrote behind it: then the entries
+stay in the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnsupportedVersionError
+
+from state.codec import decode_example
+from state.config import KafkaConfig
+from state.log import ExampleLog
+from state.store import OutboxEntry, PartitionStore
+from state.topics import Topics
+from stream.clients import async_options
+from stream.logs import log
+from stream.meter import Meter
+from stream.reader import read_range
+
+MAX_ENTRIES = 1_000
+"""Most entries on their way at once."""
+CUT_BYTES = 500_000
+"""What is kept of a dead letter that the broker finds too large."""
+
+
+class Fenced(Exception):
+    """Another worker has taken the partition."""
+
+    def __init__(self, partition: int, ours: int, theirs: int) -> None:
+        super().__init__(f"partition {partition}: writer epoch {ours} was fenced off by {theirs}")
+
+
+class Courier:
+    """The worker's Kafka producer, replaced by a new one after an error: a failed batch leaves the old one unusable."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        self._producer: AIOKafkaProducer | None = None
+        self._lock = asyncio.Lock()
+        self.generation = 0
+
+    async def start(self) -> None:
+        """Connect; idempotent where the broker can be."""
+        options: dict[str, Any] = {
+            "acks": "all", "max_batch_size": 512_000, "max_request_size": 8 << 20, "enable_idempotence": True,
+            **async_options(self._config, AIOKafkaProducer),
+        }  # fmt: skip
+        try:
+            self._producer = await _started(options)
+        except UnsupportedVersionError:
+            self._producer = await _started({**options, "enable_idempotence": False})
+
+    async def renew(self, failed_generation: int) -> None:
+        """Replace the producer, unless another partition's relay has done so since ``failed_generation``."""
+        async with self._lock:
+            if failed_generation == self.generation:
+                await self.stop()
+                await self.start()
+                self.generation += 1
+
+    async def send(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None, **more: Any) -> Any:
+        """Put a record on its way; the future gives its metadata."""
+        if self._producer is None:
+            raise KafkaError("the producer is stopped")
+        return await self._producer.send(topic, value, key=key, partition=partition, **more)
+
+    async def stop(self) -> None:
+        """Disconnect without waiting for what was not acknowledged: it is in an outbox."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaError, asyncio.TimeoutError):
+                await asyncio.wait_for(producer.stop(), 5.0)
+
+
+async def _started(options: dict[str, Any]) -> AIOKafkaProducer:
+    producer = AIOKafkaProducer(**options)
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.stop()
+        raise
+    return producer
+
+
+class Relay:
+    """Relays one store's outbox under one writer epoch."""
+
+    def __init__(
+        self,
+        store: PartitionStore,
+        courier: Courier,
+        config: KafkaConfig,
+        meter: Meter,
+        position: int,
+        examples: ExampleLog,
+    ) -> None:
+        self._store = store
+        self._courier = courier
+        self._config = config
+        self._topics = Topics.under(config.prefix)
+        self._meter = meter
+        self._position = position
+        """Offset in the sequences partition up to which everything is known."""
+        self._log = examples
+        self._wake = asyncio.Event()
+        self.drained = asyncio.Event()
+        """Set whenever entries left the outbox."""
+
+    def wake(self) -> None:
+        """There is something in the outbox."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Relay until cancelled. Raises `Fenced`, or `KafkaError` when the broker is away for too long."""
+        while True:
+            entries = self._store.outbox(limit=MAX_ENTRIES)
+            if entries:
+                await self._pass_on(entries)
+                continue
+            await self._wake.wait()
+            self._wake.clear()
+
+    async def _pass_on(self, entries: Sequence[OutboxEntry]) -> None:
+        sent: list[Any] = []
+        try:
+            for entry in entries:
+                sent.append(await self._send(entry))  # noqa: PERF401 what was sent must be waited for in any case
+        finally:
+            done = await asyncio.gather(*sent, return_exceptions=True)
+        offsets = [await self._settled(entry, outcome) for entry, outcome in zip(entries, done, strict=True)]
+        await self._check([offset for offset in offsets if offset is not None])
+        self._store.ack(entries[-1].index, self._position)
+        self.drained.set()
+
+    async def _send(self, entry: OutboxEntry) -> Any:
+        if entry.is_example:
+            return await self._courier.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
+        return await self._courier.send(self._topics.dead_letters, 0, entry.key, entry.value, headers=entry.headers)
+
+    async def _settled(self, entry: OutboxEntry, outcome: Any) -> int | None:
+        """The offset of an acknowledged example, None for a dead letter."""
+        if isinstance(outcome, MessageSizeTooLargeError) and not entry.is_example:
+            outcome = await self._send_cut(entry)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self._meter.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
+        return outcome.offset if entry.is_example else None
+
+    async def _send_cut(self, entry: OutboxEntry) -> Any:
+        """A dead letter as large as its record, which the added headers made too large: its beginning has to do."""
+        headers = [*entry.headers, ("cut", str(len(entry.value or b"")).encode())]
+        try:
+            sent = await self._courier.send(
+                self._topics.dead_letters, 0, entry.key, (entry.value or b"")[:CUT_BYTES], headers=headers
+            )
+            return await sent
+        except KafkaError as error:
+            return error
+
+    async def _check(self, offsets: Sequence[int]) -> None:
+        """Make sure that readers take what was written at ``offsets``; raises `Fenced` if they do not."""
+        if not offsets:
+            return
+        stop = max(offsets) + 1
+        if min(offsets) < self._position:
+            # An offset that the broker does not remember: it says -1 of a retry that had arrived already.
+            await self._look(None)
+        elif stop - self._position != len(offsets):
+            await self._look(stop)
+        else:
+            self._position = stop
+
+    async def _look(self, stop: int | None) -> None:
+        """Somebody else wrote between our records: a ghost of an older epoch, or our own retry, or a new owner."""
+        partition, ours, start = self._store.partition, self._log.writer_epoch, self._position
+        async for records in read_range(self._config, self._topics.sequences, partition, start, stop):
+            for record in records:
+                self._log.feed(decode_example(record.value))
+                if self._log.writer_epoch > ours:
+                    raise Fenced(partition, ours, self._log.writer_epoch)
+                self._position = record.offset + 1
+        self._position = max(self._position, stop or 0)
+        log.info("another writer's records passed by", partition=partition, offsets=[start, self._position])

@@ -1,0 +1,109 @@
+"""Send a file of actions through Kafka: at a rate, or as fast as it goes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from state.config import KafkaConfig, SequenceConfig
+from state.topics import Topics
+from stream.config import Settings
+from stream.producer import ActionProducer, BatchConfig
+from stream.topics import ensure_topics
+
+PACE_S = 0.02
+"""At a rate, actions go out in steps of this length."""
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What was sent. ``last_timestamp_ms`` is the highest event time, -1 for nothing."""
+
+    num_actions: int
+    num_records: int
+    elapsed_s: float
+    last_timestamp_ms: int
+
+
+def send_actions(
+    actions: Iterable[Mapping[str, Any]],
+    kafka: KafkaConfig,
+    sequence: SequenceConfig,
+    *,
+    rate: float | None = None,
+    limit: int | None = None,
+    batch: BatchConfig | None = None,
+    seal: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> ReplayReport:
+    """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
+
+    With ``seal``, every partition is ticked at the end to the last event time + the join window, so that the last
+    interactions are sealed and trained too. Raises `stream.producer.ProducerError` if the broker refused any of it.
+    """
+    started_s = time.monotonic()
+    last_ms = -1
+    topic = Topics.under(kafka.prefix).actions
+    with ActionProducer(kafka, topic, batch, kafka.partitions) as producer:
+        for action in islice(_paced(actions, rate), limit):
+            producer.send(action)
+            last_ms = max(last_ms, int(action["timestamp"]))
+            if progress is not None and producer.num_actions % 1000 == 0:
+                progress(producer.num_actions)
+        num_records = producer.num_records
+        if seal and last_ms >= 0:
+            producer.tick(last_ms + sequence.join_window_ms)
+        producer.flush()
+        if progress is not None:
+            progress(producer.num_actions)
+        return ReplayReport(producer.num_actions, num_records, time.monotonic() - started_s, last_ms)
+
+
+def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
+    """The same actions, no more of them than ``rate`` allows by now; never catching up by a burst after a stall."""
+    if rate is None:
+        yield from actions
+        return
+    if not rate > 0:
+        raise ValueError(f"rate: expected more than 0 actions/s, got {rate}; leave it out to send as fast as it goes")
+    began_s = time.monotonic()
+    for num_sent, action in enumerate(actions):
+        ahead_s = num_sent / rate - (time.monotonic() - began_s)
+        if ahead_s > PACE_S:
+            time.sleep(ahead_s)
+        elif ahead_s < -1.0:
+            began_s -= ahead_s
+        yield action
+
+
+def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
+    """Send the actions of a file (`state.files`) and say how it went; returns the exit status."""
+    from state.files import read_actions
+
+    actions = read_actions(path)
+    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    report = send_actions(
+        actions, settings.kafka, settings.sequence, rate=rate, limit=limit,
+        progress=show_progress if sys.stderr.isatty() else None,
+    )  # fmt: skip
+    print_report(report, settings.kafka)
+    return 0
+
+
+def show_progress(num_actions: int) -> None:
+    """A counter that stays on its line."""
+    print(f"\r{num_actions:,} actions ", end="\r", file=sys.stderr, flush=True)
+
+
+def print_report(report: ReplayReport, kafka: KafkaConfig) -> None:
+    """One line on what was sent."""
+    rate = report.num_actions / max(report.elapsed_s, 1e-9)
+    print(
+        f"sent {report.num_actions:,} actions in {report.num_records:,} records "
+        f"to {Topics.under(kafka.prefix).actions} at {kafka.bootstrap}: {report.elapsed_s:.1f} s, {rate:,.0f} actions/s"
+    )

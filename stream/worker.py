@@ -1,0 +1,178 @@
+"""The worker process: starts Faust, owns the partitions that it is assigned, reports, stops in order.
+
+Exit status: 0 after a stop that was asked for; 1 after an error that a person must mend (one line on stderr says
+which). Faust is started again in place when the broker went away under it; the stores stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from aiokafka.errors import KafkaError
+
+from state.errors import StateError
+from state.status import PartitionStatus, WorkerStatus, encode_status
+from state.topics import Topics
+from stream.app import build_app
+from stream.clients import BrokerAbsent, wait_for_broker
+from stream.config import Settings
+from stream.logs import configure_logs, log
+from stream.meter import Meter, MetricsPortTaken
+from stream.partition import Partition
+from stream.reader import end_offsets, plain_consumer
+from stream.relay import Courier
+from stream.topics import TopicsMismatch, ensure_topics
+
+BEAT_S = 1.0
+"""How often the worker says where it is."""
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topics = Topics.under(settings.kafka.prefix)
+        self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
+        self.meter = Meter()
+        self.courier = Courier(settings.kafka)
+        self.partitions: dict[int, Partition] = {}
+        self.failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self._assigning = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Work until `stop`; raises what a person must mend."""
+        stream = self.settings.stream
+        await asyncio.to_thread(ensure_topics, self.settings.kafka, stream.start_timeout_s)
+        self.meter.serve(stream.metrics_host, stream.metrics_port)
+        log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
+        beating: asyncio.Task[None] | None = None
+        try:
+            await self.courier.start()
+            beating = asyncio.create_task(self._beat())
+            while not self._stop.is_set():
+                await self._run_faust()
+                if not self._stop.is_set():
+                    self.meter.restarts.inc()
+                    await asyncio.to_thread(wait_for_broker, self.settings.kafka, stream.recover_timeout_s)
+        finally:
+            if beating is not None:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
+            await self.assign(set())
+            await self.courier.stop()
+        if self.failure is not None:
+            raise self.failure
+        log.info("worker stopped", component=self.component)
+
+    def stop(self) -> None:
+        """Ask for an orderly stop."""
+        self._stop.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop because of an error that is not ours to mend."""
+        if self.failure is None:
+            self.failure = error
+        self._stop.set()
+
+    async def _run_faust(self) -> None:
+        """One life of the Faust app: until a stop is asked for, or until it crashes."""
+        app = build_app(self.settings.kafka, self.settings.stream, self)
+        starting = asyncio.ensure_future(app.start())
+        try:
+            while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), 0.2)
+        finally:
+            error = (starting.exception() if starting.done() else None) or app.crash_reason
+            if error is not None:
+                log.warning("faust stopped by itself and is started again", error=repr(error))
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await self._stop_faust(app)
+
+    async def _stop_faust(self, app: Any) -> None:
+        # A crashed app has stopped some of its services only; and one whose broker is away waits for it.
+        try:
+            await asyncio.wait_for(app.stop(), self.settings.stream.stop_timeout_s)
+        except Exception as error:  # noqa: BLE001 whatever Faust says on its way out changes nothing
+            log.info("faust did not stop in order", error=repr(error))
+
+    async def take(self, events: list[Any]) -> None:
+        """Give each partition its events of this batch."""
+        by_partition: dict[int, list[Any]] = {}
+        for event in events:
+            by_partition.setdefault(event.message.partition, []).append(event)
+        for number, own in by_partition.items():
+            partition = self.partitions.get(number)
+            if partition is not None:
+                await partition.offer(own)
+
+    async def assign(self, partitions: set[int]) -> None:
+        """Own exactly these partitions: close those that went, open those that came, keep the others as they are."""
+        async with self._assigning:
+            gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
+            await asyncio.gather(*(partition.close() for partition in gone))
+            for partition in gone:
+                self.meter.forget(partition.number)
+            for number in sorted(partitions - set(self.partitions)):
+                self.partitions[number] = Partition(number, self)
+            if partitions or gone:
+                log.info("partitions assigned", partitions=sorted(partitions))
+
+    async def _beat(self) -> None:
+        """Each second: look at the ends of the partitions, catch up or tick where they idle, say where we are."""
+        while True:
+            try:
+                async with plain_consumer(self.settings.kafka) as consumer:
+                    while True:
+                        await asyncio.sleep(BEAT_S)
+                        ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
+                        await self._look_after(ends)
+                        await self._report()
+            except (KafkaError, OSError) as error:
+                log.warning("the broker is away", error=repr(error))
+                await asyncio.sleep(BEAT_S)
+
+    async def _look_after(self, ends: dict[int, int]) -> None:
+        for number, end in ends.items():
+            partition = self.partitions.get(number)
+            if partition is None:
+                continue
+            tick = partition.look(end)
+            if tick is not None:
+                await self.courier.send(self.topics.actions, number, None, tick)
+            status = partition.status()
+            self.meter.show(number, status, max(0, end - 1 - status.applied_offset))
+
+    async def _report(self) -> None:
+        statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
+        status = WorkerStatus(component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses)
+        await self.courier.send(self.topics.status, 0, self.component.encode(), encode_status(status))
+
+
+async def _run(settings: Settings) -> None:
+    worker = Worker(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, worker.stop)
+    await worker.run()
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
+    configure_logs()
+    try:
+        asyncio.run(_run(settings))
+    except (BrokerAbsent, TopicsMismatch, StateError, MetricsPortTaken) as error:
+        print(f"headrace stream: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0

@@ -1,0 +1,33 @@
+"""Fixtures of the stream's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import Broker
+from tests.stream.workers import Deployment, WorkerProcess
+
+
+@pytest.fixture
+def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path) -> Deployment:
+    """Topics and settings of this test alone."""
+    made = Deployment(kafka, topic_prefix, tmp_path)
+    made.create_topics()
+    return made
+
+
+@pytest.fixture
+def worker(deployment: Deployment) -> Iterator[Callable[[str], WorkerProcess]]:
+    """Makes workers that end with the test."""
+    made: list[WorkerProcess] = []
+
+    def make(name: str = "w") -> WorkerProcess:
+        made.append(deployment.worker(name))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.end()

@@ -1,0 +1,112 @@
+"""The batching producer, replay and topics, on a broker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from state.config import KafkaConfig
+from state.partitioner import partition_of
+from stream.clients import BrokerAbsent, wait_for_broker
+from stream.producer import ActionProducer, BatchConfig, ProducerError
+from stream.replay import send_actions
+from stream.topics import TopicsMismatch, ensure_topics
+from tests.brokers import free_port, wait_until
+from tests.stream.workers import Deployment
+
+
+def _action(user: object, number: int) -> dict[str, object]:
+    return {"user": user, "item": number, "action": "click", "timestamp": 1_700_000_000_000 + number}
+
+
+def _actions(value: bytes) -> list[dict[str, object]]:
+    content = msgspec.json.decode(value)
+    return content if isinstance(content, list) else [content]
+
+
+def test_actions_arrive_once_in_order_in_the_partition_of_their_user(deployment: Deployment) -> None:
+    sent = [_action(number % 7, number) for number in range(1_000)]
+    with ActionProducer(deployment.kafka, deployment.topics.actions, BatchConfig(max_actions=30)) as producer:
+        for action in sent:
+            producer.send(action)
+    seen: list[dict[str, object]] = []
+    for number, records in deployment.read(deployment.topics.actions).items():
+        for record in records:
+            actions = _actions(record.value)
+            assert partition_of(record.key, 2) == number
+            assert {partition_of(str(action["user"]).encode(), 2) for action in actions} == {number}
+            seen += actions
+    for user in range(7):
+        assert [a for a in seen if a["user"] == user] == [a for a in sent if a["user"] == user]
+    assert producer.num_actions == 1_000
+    assert producer.num_records < 60
+
+
+def test_records_stay_under_their_size_and_number(deployment: Deployment) -> None:
+    batch = BatchConfig(max_actions=50, max_bytes=1_000)
+    with ActionProducer(deployment.kafka, deployment.topics.actions, batch) as producer:
+        for number in range(300):
+            producer.send(_action("u", number))
+    [records] = [found for found in deployment.read(deployment.topics.actions).values() if found]
+    assert max(len(record.value) for record in records) <= 1_000
+    assert sum(len(_actions(record.value)) for record in records) == 300
+
+
+def test_an_action_waits_no_longer_than_the_linger(deployment: Deployment) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions, BatchConfig(linger_s=0.05)) as producer:
+        producer.send(_action("u", 1))
+        topic = deployment.topics.actions
+        wait_until(lambda: any(deployment.read(topic).values()), 10, "the action without a flush")
+
+
+def test_a_record_that_the_broker_refuses_is_an_error(deployment: Deployment) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
+        producer.send({**_action("u", 1), "session": "x" * 1_100_000})
+        with pytest.raises(ProducerError, match="1 records were not written"):
+            producer.flush()
+
+
+def test_a_replay_ticks_every_partition_at_its_end(deployment: Deployment) -> None:
+    actions = [_action(number % 5, number) for number in range(100)]
+    report = send_actions(actions, deployment.kafka, deployment.sequence)
+    assert (report.num_actions, report.last_timestamp_ms) == (100, 1_700_000_000_099)
+    for records in deployment.read(deployment.topics.actions).values():
+        assert msgspec.json.decode(records[-1].value) == {"tick": 1_700_000_000_099 + 20_000}
+
+
+def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
+    actions = (_action(number % 5, number) for number in range(10_000))
+    report = send_actions(actions, deployment.kafka, deployment.sequence, rate=400.0, limit=200)
+    assert report.num_actions == 200
+    assert 0.35 < report.elapsed_s < 5.0
+
+
+def test_topics_are_created_once_and_a_wrong_count_is_refused(deployment: Deployment) -> None:
+    config = replace(deployment.kafka, prefix=deployment.prefix + "x")
+    assert len(ensure_topics(config)) == 6
+    assert ensure_topics(config) == []
+    with pytest.raises(TopicsMismatch, match="expected 3 partitions, the broker has 2; set kafka"):
+        ensure_topics(replace(config, partitions=3))
+
+
+def test_topics_have_their_settings(deployment: Deployment) -> None:
+    if deployment.broker.kind != "apache":
+        pytest.skip("the embedded broker does not tell a topic's settings")
+    from kafka import KafkaAdminClient
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    admin = KafkaAdminClient(bootstrap_servers=deployment.broker.bootstrap)
+    try:
+        found = str(admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, deployment.topics.sequences)]))
+    finally:
+        admin.close()
+    assert "compact" in found
+    assert "86400000" in found
+
+
+def test_no_broker_is_one_clear_error_within_the_time() -> None:
+    config = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
+    with pytest.raises(BrokerAbsent, match=r"no Kafka broker answered at 127\.0\.0\.1:\d+ within 0\.5 s; start it"):
+        wait_for_broker(config, 0.5)

@@ -1,0 +1,178 @@
+"""Worker processes under a test's control, and the settings that they share with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
+from state.topics import Topics
+from stream.config import StreamConfig
+from stream.topics import ensure_topics
+from tests.brokers import REPOSITORY, Broker, wait_until
+
+KINDS = ("impression", "click", "like", "share", "hide")
+
+
+@dataclass
+class Deployment:
+    """One test's topics and configuration; has what `stream.config.Settings` asks for."""
+
+    broker: Broker
+    prefix: str
+    folder: Path
+    partitions: int = 2
+    action: ActionConfig = field(default_factory=lambda: ActionConfig(kinds=KINDS, features=("taste",)))
+    sequence: SequenceConfig = field(
+        default_factory=lambda: SequenceConfig(join_window_s=20.0, max_context=20, max_new=8, max_recent_ids=32)
+    )
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kafka = KafkaConfig(bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions)
+        self.store = StoreConfig(path=self.folder / "state")
+        self.stream = StreamConfig(
+            session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3, idle_tick_s=0.0,
+            metrics_port=0, max_batch=50, start_timeout_s=20.0,
+        )  # fmt: skip
+        self.topics = Topics.under(self.prefix)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def create_topics(self) -> None:
+        """Make them; workers would too."""
+        ensure_topics(self.kafka)
+
+    def toml(self, store_path: Path) -> str:
+        """The configuration file of a worker whose databases are at ``store_path``."""
+        sections: dict[str, Any] = {
+            "action": self.action, "sequence": self.sequence, "kafka": self.kafka, "stream": self.stream,
+            "store": replace(self.store, path=store_path),
+        }  # fmt: skip
+        lines: list[str] = []
+        for name, section in sections.items():
+            lines.append(f"[{name}]")
+            for key in section.__dataclass_fields__:
+                lines.append(f"{key} = {_toml(getattr(section, key))}")
+        return "\n".join(lines)
+
+    def produce(self, records: list[tuple[int, bytes | None, bytes | None]]) -> None:
+        """Write (partition, key, value) records to the actions topic as they are."""
+        options = {"bootstrap_servers": self.broker.bootstrap, "max_request_size": 8 << 20}
+        with KafkaProducer(**options) as producer:
+            sent = [producer.send(self.topics.actions, value, key, partition=number) for number, key, value in records]
+            producer.flush(30)
+            for future in sent:
+                future.get(0)
+
+    def read(self, topic: str) -> dict[int, list[Any]]:
+        """Every record of a topic as it is now, by partition."""
+        with KafkaConsumer(bootstrap_servers=self.broker.bootstrap, enable_auto_commit=False) as consumer:
+            keys = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+            consumer.assign(keys)
+            consumer.seek_to_beginning(*keys)
+            ends = consumer.end_offsets(keys)
+            found: dict[int, list[Any]] = {key.partition: [] for key in keys}
+            while any(consumer.position(key) < ends[key] for key in keys):
+                for key, records in consumer.poll(200).items():
+                    found[key.partition] += [record for record in records if record.offset < ends[key]]
+        return found
+
+    def worker(self, name: str = "w") -> WorkerProcess:
+        """A worker with a disk of its own, not started."""
+        return WorkerProcess(self, name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value)
+
+
+class WorkerProcess:
+    """``python -m stream worker`` (or a broken build of it) with a disk of its own."""
+
+    def __init__(self, deployment: Deployment, name: str) -> None:
+        self.folder = deployment.folder / name
+        self.store_path = self.folder / "state"
+        self.log_path = self.folder / "worker.log"
+        self.module = "stream"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._config = self.folder / "headrace.toml"
+        self._config.write_text(deployment.toml(self.store_path))
+        self._environment = {**os.environ, **deployment.environment, "HEADRACE_STREAM__COMPONENT": name}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.num_kills = 0
+
+    def start(self) -> WorkerProcess:
+        """Start (again)."""
+        command = [sys.executable, "-m", self.module, "worker", "--config", str(self._config)]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log)
+        return self
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The running process."""
+        assert self._process is not None, "not started"
+        return self._process
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait(10)
+        self.num_kills += 1
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def pause(self) -> None:
+        """SIGSTOP: a worker that the group gives up, and that does not know."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Lose the disk."""
+        shutil.rmtree(self.store_path, ignore_errors=True)
+
+    def log(self) -> str:
+        """What it said."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def wait_for(self, text: str, timeout_s: float = 30.0, times: int = 1) -> None:
+        """Wait until its log says ``text``."""
+
+        def said() -> bool:
+            if self.log().count(text) >= times:
+                return True
+            assert self.process.poll() is None, (
+                f"the worker ended with {self.process.returncode}:\n{self.log()[-3000:]}"
+            )
+            return False
+
+        try:
+            wait_until(said, timeout_s, f"{text!r} in the worker's log")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-3000:]}") from None
+
+    def end(self) -> None:
+        """Make sure that nothing is left running."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait(10)
