@@ -73,15 +73,17 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router) -> Any:
 
     async def take(batches: Any) -> None:
         async for events in batches.noack_take(stream.max_batch, within=stream.max_wait_s):
-            await router.take(events)
-
-    async def on_error(_agent: Any, error: BaseException) -> None:
-        router.fail(error)
+            try:
+                await router.take(events)
+            except Exception as error:
+                # Faust would start the agent again and leave these events behind.
+                router.fail(error)
+                raise
 
     async def on_assigned(_app: Any, assigned: Iterable[TP], **_more: Any) -> None:
         await router.assign({partition for topic, partition in assigned if topic == name})
 
-    app.agent(raw, name=f"{name}.take", on_error=on_error)(take)
+    app.agent(raw, name=f"{name}.take")(take)
     app.on_partitions_assigned.connect(on_assigned)
     return app
 
