@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import choose
-from kernels.softmax import reference
+from kernels.softmax import cpp, reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -54,10 +54,11 @@ def sampled_softmax(
         _check_shape(log_q_target_R, tuple(target_R.shape), "log_q_target_R")
         _check_shape(log_q_negatives, tuple(negatives.shape), "log_q_negatives")
     _check_scale(temperature, eps)
-    choose(backend, query_RD.device)
+    chosen = choose(backend, query_RD.device)
     _check_range(target_R, table_UD.shape[0], "target_R", lowest=0)
     _check_range(negatives, table_UD.shape[0], "negatives", lowest=-1)
-    return reference.sampled_softmax(
+    run = cpp.loss if chosen == "cpp" else reference.sampled_softmax
+    return run(
         query_RD,
         table_UD,
         target_R,
@@ -91,7 +92,18 @@ def full_softmax(
     _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
     _check_valid(valid_V, table_VD)
     _check_scale(temperature, eps)
-    choose(backend, query_RD.device)
+    if choose(backend, query_RD.device) == "cpp":
+        _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+        return cpp.loss(
+            query_RD,
+            table_VD,
+            target_R,
+            None,
+            temperature=temperature,
+            normalize=normalize,
+            eps=eps,
+            valid_V=valid_V,
+        )
     _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
     return reference.full_softmax(
         query_RD, table_VD, target_R, temperature=temperature, normalize=normalize, eps=eps, valid_V=valid_V

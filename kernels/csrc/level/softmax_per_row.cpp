@@ -1,0 +1,187 @@
+// Cross entropy of queries against a target and a list of negatives each. A chunk of queries at a time: their probabilities
+// (queries in parallel), then the table's gradient (every thread adds to the rows that are its own, in the order of
+// queries and lists, so that the result does not depend on the number of threads).
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "softmax_call.h"
+#include "tiles.h"
+
+HEADRACE_BEGIN
+
+constexpr int64_t QUERIES = 64;  // a chunk
+constexpr int GROUP = 4;         // vectors of a row's gradient in registers
+
+// Lane j of the result: the sum of v[j]'s lanes. Halves of pairs are added, then quarters, and so on.
+template <int HALF>
+HEADRACE_INLINE vf add_halves(vf a, vf b) {
+    vi low = {}, high = {};
+    for (int lane = 0; lane < LANES; ++lane) {
+        const int block = lane / HALF;
+        low[lane] = (block / 2) * 2 * HALF + lane % HALF + (block % 2 ? LANES : 0);
+        high[lane] = low[lane] + HALF;
+    }
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+template <int HALF>
+HEADRACE_INLINE vf sums(vf* v) {
+#pragma GCC unroll 16
+    for (int i = 0; i < HALF; ++i) v[i] = add_halves<HALF>(v[i], v[i + HALF]);
+    return sums<HALF / 2>(v);
+}
+template <>
+HEADRACE_INLINE vf sums<0>(vf* v) {
+    return v[0];
+}
+
+HEADRACE_INLINE vf dots(const float* query, const float* const* rows, int64_t stride) {
+    vf v[LANES] = {};
+    for (int64_t d = 0; d < stride; d += LANES) {
+        const vf q = load(query + d);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) v[j] = fma(q, load(rows[j] + d), v[j]);
+    }
+    return sums<LANES / 2>(v);
+}
+
+// out = sum over s of weight[s] * row of id[s], `vectors` vectors of it from column d on
+template <int VECTORS>
+HEADRACE_INLINE void weighted_rows(const float* unit_UD, const int32_t* id, const float* weight, int64_t num, int64_t stride,
+                                   int64_t d, float* out) {
+    vf total[VECTORS] = {};
+    for (int64_t s = 0; s < num; ++s) {
+        if (weight[s] == 0.0f) continue;
+        const float* row = unit_UD + (int64_t)id[s] * stride + d;
+        const vf w = splat(weight[s]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) total[v] = fma(w, load(row + v * LANES), total[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) store(out + d + v * LANES, total[v]);
+}
+
+struct PerRow {
+    const SoftmaxCall& call;
+    Rows query, table;
+    int64_t stride, num_padded;
+    float* unit_UD;
+    float* sum_UD;       // the unit rows' gradient; or null
+    float* unit_QD;      // of a chunk of queries
+    float* weight_QS;    // e^(score - largest), later what multiplies the unit query in the rows' gradient
+    float* target_Q;     // the same of the target
+    int32_t* id_QS;
+};
+
+inline float score_query(const PerRow& p, int64_t r, const float* unit, float* score, int32_t* id, float target_score) {
+    const SoftmaxCall& c = p.call;
+    const int64_t* negatives = c.negatives + r * c.num_negatives;
+    const int32_t hit = c.mask_hits ? (int32_t)c.target_R[r] : INT32_MIN;
+    const float* rows[LANES];
+    vf most = splat(target_score);
+    for (int64_t s = 0; s < p.num_padded; s += LANES) {
+        float bias[LANES];
+        for (int j = 0; j < LANES; ++j) {
+            const int64_t row = s + j < c.num_negatives ? negatives[s + j] : -1;
+            const bool competes = row >= 0 && (int32_t)row != hit;
+            id[s + j] = row < 0 ? 0 : (int32_t)row;
+            rows[j] = p.unit_UD + id[s + j] * p.stride;
+            bias[j] = !competes ? -INFINITY : c.log_q_negatives ? -c.log_q_negatives[r * c.num_negatives + s + j] : 0.0f;
+        }
+        const vf biases = load(bias);
+        const vf product = dots(unit, rows, p.stride) * splat(c.inverse_temperature);
+        const vf result = biases == splat(-INFINITY) ? biases : product + biases;
+        store(score + s, result);
+        most = larger(most, result);
+    }
+    return largest(most);
+}
+
+inline void one_query(const PerRow& p, int64_t r, int64_t place) {
+    const SoftmaxCall& c = p.call;
+    float *unit = p.unit_QD + place * p.stride, *weight = p.weight_QS + place * p.num_padded;
+    int32_t* id = p.id_QS + place * p.num_padded;
+    const Length length = unit_row(p.query, r, unit);
+    const float* target = p.unit_UD + c.target_R[r] * p.stride;
+    const float target_score =
+        dot(unit, target, p.stride) * c.inverse_temperature - (c.log_q_target_R ? c.log_q_target_R[r] : 0.0f);
+    const float most = score_query(p, r, unit, weight, id, target_score);
+    vf total = {};
+    for (int64_t s = 0; s < p.num_padded; s += LANES) {
+        const vf e = exp_negative(load(weight + s) - splat(most));
+        store(weight + s, e);
+        total += e;
+    }
+    const float of_target = expf(target_score - most), all = sum(total) + of_target;
+    c.loss_R[r] = logf(all) + (most - target_score);
+    const float by = (c.weight_R ? c.weight_R[r] : 1.0f) * c.inverse_temperature;
+    for (int64_t s = 0; s < p.num_padded; s += LANES) store(weight + s, load(weight + s) * splat(by / all));
+    p.target_Q[place] = (of_target / all - 1.0f) * by;
+    if (!c.grad_query_RD) return;
+    float grad[LANES * 256];  // width is at most 4096 (checked by the caller)
+    int64_t d = 0;
+    for (; d + GROUP * LANES <= p.stride; d += GROUP * LANES)
+        weighted_rows<GROUP>(p.unit_UD, id, weight, p.num_padded, p.stride, d, grad);
+    for (; d < p.stride; d += LANES) weighted_rows<1>(p.unit_UD, id, weight, p.num_padded, p.stride, d, grad);
+    add_scaled(grad, target, p.target_Q[place], p.stride);
+    gradient_through_length(grad, unit, length, p.stride);
+    store_row(c.grad_query_RD + r * c.width, grad, c.width);
+}
+
+HEADRACE_INLINE bool owns(int64_t row, uint32_t me, uint32_t team) {
+    return team == 1 || (uint32_t)((((uint64_t)row * 0x9E3779B97F4A7C15ull >> 32) * team) >> 32) == me;
+}
+
+inline void add_to_rows(const PerRow& p, int64_t first, int64_t num, uint32_t me, uint32_t team) {
+    const SoftmaxCall& c = p.call;
+    for (int64_t i = 0; i < num; ++i) {
+        const float *unit = p.unit_QD + i * p.stride, *weight = p.weight_QS + i * p.num_padded;
+        const int32_t* id = p.id_QS + i * p.num_padded;
+        for (int64_t s = 0; s < c.num_negatives; ++s)
+            if (weight[s] != 0.0f && owns(id[s], me, team)) add_scaled(p.sum_UD + id[s] * p.stride, unit, weight[s], p.stride);
+        const int64_t target = c.target_R[first + i];
+        if (owns(target, me, team)) add_scaled(p.sum_UD + target * p.stride, unit, p.target_Q[i], p.stride);
+    }
+}
+
+inline int per_row(const SoftmaxCall& c) {
+    const int64_t stride = padded(c.width, LANES), num_padded = padded(c.num_negatives, LANES);
+    Scratch<float> unit_UD(c.num_rows * stride), sum_UD(c.grad_table_UD ? c.num_rows * stride : 1);
+    Scratch<float> unit_QD(QUERIES * stride), weight_QS(QUERIES * num_padded), target_Q(QUERIES);
+    Scratch<int32_t> id_QS(QUERIES * num_padded);
+    Scratch<Length> length_U(c.num_rows);
+    if (!unit_UD.p || !sum_UD.p || !unit_QD.p || !weight_QS.p || !target_Q.p || !id_QS.p || !length_U.p) return 1;
+    const Rows table = {c.table_UD, c.type, c.width, stride, c.normalize, c.eps};
+    const Rows query = {c.query_RD, c.type, c.width, stride, c.normalize, c.eps};
+    const PerRow p = {c, query, table, stride, num_padded, unit_UD.p, c.grad_table_UD ? sum_UD.p : nullptr,
+                      unit_QD.p, weight_QS.p, target_Q.p, id_QS.p};
+#pragma omp parallel num_threads(c.num_threads)
+    {
+        const uint32_t me = (uint32_t)omp_get_thread_num(), team = (uint32_t)omp_get_num_threads();
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < c.num_rows; ++row) {
+            length_U.p[row] = unit_row(table, row, unit_UD.p + row * stride);
+            if (p.sum_UD) memset(p.sum_UD + row * stride, 0, stride * sizeof(float));
+        }
+        for (int64_t first = 0; first < c.num_queries; first += QUERIES) {
+            const int64_t num = c.num_queries - first < QUERIES ? c.num_queries - first : QUERIES;
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < num; ++i) one_query(p, first + i, i);
+            if (p.sum_UD) add_to_rows(p, first, num, me, team);
+#pragma omp barrier
+        }
+        if (p.sum_UD) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < c.num_rows; ++row) {
+                float* sum = p.sum_UD + row * stride;
+                gradient_through_length(sum, unit_UD.p + row * stride, length_U.p[row], stride);
+                store_row(c.grad_table_UD + row * c.width, sum, c.width);
+            }
+        }
+    }
+    return 0;
+}
+
+HEADRACE_END
+
+HEADRACE_LEVEL_API(softmax_per_row)(const SoftmaxCall* c) { return headrace::HEADRACE_LEVEL::per_row(*c); }
