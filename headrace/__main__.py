@@ -93,6 +93,29 @@ def produce(
 
 
 @app.command()
+def simulate(
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="N", min=0.001, help="Actions a second, live; default: as fast as it goes."),
+    ] = None,
+    num_actions: Annotated[
+        int | None, typer.Option("--num-actions", metavar="N", min=1, help="Stop after so many; default: never.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same world.")] = 0,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Send the actions of a simulated world: items are born and die, tastes drift, feedback comes late.
+
+    With --rate the world lives now, at that rate, as live traffic does. Of its kinds (impression, click, like, share,
+    hide) it sends those that are configured.
+    """
+    from stream.live import simulate as send
+
+    raise typer.Exit(send(_settings(config, bootstrap), rate=rate, num_actions=num_actions, seed=seed))
+
+
+@app.command()
 def lag(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a message, for pipes.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show the newest message and end.")] = False,
