@@ -71,7 +71,7 @@ def sum_buckets(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, q_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, q_grad_stride, q_head, k_head, v_head, grad_head, q_grad_head,
@@ -90,7 +90,8 @@ def query_gradient_kernel(
     head = tl.program_id(0) % num_heads
     k_base = k_ptr + head.to(tl.int64) * k_head
     v_base = v_ptr + head.to(tl.int64) * v_head
-    position_sums = position_sums_ptr + tl.program_id(0).to(tl.int64) * position_sums_stride
+    if HAS_POSITION:
+        position_sums = position_sums_ptr + tl.program_id(0).to(tl.int64) * position_sums_stride
     time_sums = tl.zeros([WIDTH_K], tl.float32)
     for tile in range(tl.program_id(0) // num_heads, num_tiles, tl.num_programs(0) // num_heads):
         m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
@@ -148,7 +149,7 @@ def query_gradient_kernel(
         tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads"])
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, k_grad_ptr, v_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, k_grad_stride, v_grad_stride,

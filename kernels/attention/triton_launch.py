@@ -109,30 +109,27 @@ def forward(
     out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    tile = tile or forward_tile(q.dtype, max(q.shape[2], v.shape[2]))
-    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries) * num_heads,)
-    plan = batch.plan
-    options = _options(q, v, tile, batch, position_rows, time_bias_GK)
+    plan, width = batch.plan, max(q.shape[2], v.shape[2])
     for in_order in _orders(time_bias_GK):
+        shape = tile or forward_tile(q.dtype, width, in_order)
+        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
             q, k, v, out, *_strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_rows, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **options,
+            SORTED=in_order, **_options(q, v, shape, batch, position_rows, time_bias_GK),
         )  # fmt: skip
     return out
 
 
 def backward_queries(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_rows: Tensor | None,
-    pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """dQ (T, H, D), and the gradients of the biases."""
+    pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, q_grad: Tensor, tile: Tile | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Writes dQ (T, H, D); returns the gradients of the biases."""
     num_tokens, num_heads = q.shape[:2]
-    tile = tile or query_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]))
-    q_grad = torch.empty_like(q, memory_format=torch.contiguous_format)
-    num_tiles = triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries)
-    num_programs = num_heads * max(1, min(num_tiles, num_processors(q) * 2 // num_heads))
+    num_blocks, width = triton.cdiv(num_tokens, BLOCK), max(q.shape[2], v.shape[2])
+    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 2 // num_heads))
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
     num_buckets = time_bias_GK.shape[1] if time_bias_GK is not None else 1
     position_sums = time_sums = None
@@ -142,13 +139,14 @@ def backward_queries(
         time_sums = torch.empty(num_programs, next_power(num_buckets), dtype=torch.float32, device=q.device)
     plan = batch.plan
     for in_order in _orders(time_bias_GK):
+        shape = tile or query_gradient_tile(q.dtype, width, in_order)
         query_gradient_kernel[(num_programs,)](
             q, k, v, grad, q_grad, *_strides(q, k, v, grad, q_grad),
             plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_rows, num_positions), position_sums, num_positions + 512,
-            *_time_arguments(time_bias_GK, batch.times), time_sums, num_buckets - 1, num_tokens, num_heads, num_tiles,
-            1.0 / norm_len, SORTED=in_order, WIDTH_K=next_power(num_buckets),
-            **_options(q, v, tile, batch, position_rows, time_bias_GK),
+            *_time_arguments(time_bias_GK, batch.times), time_sums, num_buckets - 1, num_tokens, num_heads,
+            num_blocks * (BLOCK // shape.queries),            1.0 / norm_len, SORTED=in_order, WIDTH_K=next_power(num_buckets),
+            **_options(q, v, shape, batch, position_rows, time_bias_GK),
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None and position_sums is not None:
@@ -160,7 +158,7 @@ def backward_queries(
     if time_bias_GK is not None and time_sums is not None:
         sums = _add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 1.0 / norm_len)
         time_grad = sums.to(time_bias_GK.dtype)
-    return q_grad, pos_grad, time_grad
+    return pos_grad, time_grad
 
 
 def _add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scale: float) -> Tensor:
@@ -174,24 +172,21 @@ def _add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, sca
 
 def backward_keys(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_columns: Tensor | None,
-    num_positions: int, time_bias_GK: Tensor | None, tile: Tile | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dK (T, H, D), dV (T, H, E). ``position_columns``: the second of `make_position_tables`."""
+    num_positions: int, time_bias_GK: Tensor | None, k_grad: Tensor, v_grad: Tensor, tile: Tile | None = None,
+) -> None:  # fmt: skip
+    """Writes dK (T, H, D) and dV (T, H, E). ``position_columns``: the second of `make_position_tables`."""
     num_tokens, num_heads = q.shape[:2]
-    tile = tile or key_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]))
-    k_grad = torch.empty_like(k, memory_format=torch.contiguous_format)
-    v_grad = torch.empty_like(v, memory_format=torch.contiguous_format)
-    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.keys) * num_heads,)
-    plan = batch.plan
+    plan, width = batch.plan, max(q.shape[2], v.shape[2])
     for in_order in _orders(time_bias_GK):
+        shape = tile or key_gradient_tile(q.dtype, width, in_order)
+        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
         key_gradient_kernel[grid](
             q, k, v, grad, k_grad, v_grad, *_strides(q, k, v, grad, k_grad, v_grad),
             plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,
             *_position_arguments(position_columns, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, tile, batch, position_columns, time_bias_GK),
+            SORTED=in_order, **_options(q, v, shape, batch, position_columns, time_bias_GK),
         )  # fmt: skip
-    return k_grad, v_grad
 
 
 def dense_rows(x: Tensor) -> Tensor:
@@ -199,70 +194,12 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-class Attention(torch.autograd.Function):
-    """Saves its inputs and the batch's tables; recomputes the scores."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None,
-        batch: Batch, norm_len: float,
-    ) -> Tensor:  # fmt: skip
-        q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
-        time_bias_GK = time_bias_GK.contiguous() if time_bias_GK is not None else None
-        rows, columns = make_position_tables(dense_rows(pos_bias_GP)) if pos_bias_GP is not None else (None, None)
-        ctx.save_for_backward(q, k, v, pos_bias_GP, time_bias_GK, rows, columns)
-        ctx.batch, ctx.norm_len = batch, norm_len
-        num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-        return forward(q, k, v, batch, norm_len, rows, num_positions, time_bias_GK)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, pos_bias_GP, time_bias_GK, rows, columns = ctx.saved_tensors
-        grads = backward(q, k, v, grad, ctx.batch, ctx.norm_len, pos_bias_GP, time_bias_GK, rows, columns)
-        return (*grads, None, None)
-
-
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, pos_bias_GP: Tensor | None,
     time_bias_GK: Tensor | None, rows: Tensor | None, columns: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of q, k, v and of both biases; ``rows``, ``columns`` of `make_position_tables`."""
-    if q.shape[0] == 0:
-        zeros = [torch.zeros_like(x) if x is not None else None for x in (pos_bias_GP, time_bias_GK)]
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), zeros[0], zeros[1]
-    grad = dense_rows(grad)
+    q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Writes the gradients of q, k, v and returns both biases'; ``rows``, ``columns`` of `make_position_tables`."""
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-    q_grad, pos_grad, time_grad = backward_queries(
-        q, k, v, grad, batch, norm_len, rows, pos_bias_GP, time_bias_GK
-    )  # fmt: skip
-    k_grad, v_grad = backward_keys(q, k, v, grad, batch, norm_len, columns, num_positions, time_bias_GK)
-    return q_grad, k_grad, v_grad, pos_grad, time_grad
-
-
-def hstu_attention(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THE: Tensor,
-    offsets_B1: Tensor,
-    *,
-    norm_len: float,
-    pos_bias_GP: Tensor | None = None,
-    time_bias_GK: Tensor | None = None,
-    time_buckets: TimeBuckets | None = None,
-    query_time_T: Tensor | None = None,
-    key_time_T: Tensor | None = None,
-    num_context_B: Tensor | None = None,
-    num_targets_B: Tensor | None = None,
-    bucket_cache: BucketCache | None = None,
-) -> Tensor:
-    """`kernels.hstu_attention` on a GPU (or any tensors in Triton's interpreter)."""
-    num_tokens = q_THD.shape[0]
-    batch = None
-    if num_tokens and len(offsets_B1) > 1:
-        if time_bias_GK is None:
-            time_buckets = None
-        batch = prepare(
-            offsets_B1, num_tokens, time_buckets, query_time_T, key_time_T, num_context_B, num_targets_B, bucket_cache
-        )
-    result: Tensor = Attention.apply(q_THD, k_THD, v_THE, pos_bias_GP, time_bias_GK, batch, norm_len)
-    return result
+    backward_keys(q, k, v, grad, batch, norm_len, columns, num_positions, time_bias_GK, k_grad, v_grad)
+    return backward_queries(q, k, v, grad, batch, norm_len, rows, pos_bias_GP, time_bias_GK, q_grad)

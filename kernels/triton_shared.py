@@ -1,0 +1,84 @@
+"""Pieces that several Triton kernels share: where a value stands in a sorted array, SiLU by the hardware's tanh."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.backend import KernelUnavailable
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+"""Kernels run as Python on CPU tensors (Triton's interpreter): there is no inline assembly there."""
+
+
+def require_device(tensor: Tensor, op: str) -> None:
+    """Triton runs on CUDA tensors in float32 or bfloat16, and on any device's in its interpreter."""
+    if not (tensor.is_cuda or INTERPRETED):
+        raise KernelUnavailable(f"{op}: backend='triton' needs CUDA tensors, got {tensor.device}; move them, or use 'cpp'")
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{op}: expected float32 or bfloat16 for 'triton', got {tensor.dtype}; use backend='reference'")
+
+
+def fast_math(dtype: torch.dtype) -> bool:
+    """The hardware's approximate tanh (relative error 2^-11) is good enough for bfloat16 inputs, not for float32."""
+    return dtype == torch.bfloat16 and not INTERPRETED
+
+
+def num_processors(tensor: Tensor) -> int:
+    """Streaming multiprocessors of the tensor's GPU; 2 in the interpreter."""
+    if not tensor.is_cuda:
+        return 2
+    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+
+
+def next_power(n: int, least: int = 16) -> int:
+    """The power of two that holds n, at least ``least`` (a matrix unit's smallest side)."""
+    return max(least, 1 << max(0, n - 1).bit_length())
+
+
+@triton.jit
+def count_at_most(sorted_ptr, num, x, num_steps):
+    """How many of the ``num`` sorted int64 values are ≤ x, for each x; ``num_steps`` ≥ bit length of num."""
+    low = tl.zeros_like(x).to(tl.int32)
+    high = low + num
+    for _ in range(num_steps):
+        middle = (low + high) >> 1
+        open_ = low < high
+        below = tl.load(sorted_ptr + middle, mask=open_, other=0) <= x
+        low = tl.where(open_ & below, middle + 1, low)
+        high = tl.where(open_ & (below == 0), middle, high)
+    return low
+
+
+@triton.jit
+def tanh(x, FAST: tl.constexpr):
+    """tanh of float32."""
+    if FAST:
+        y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        y = 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+    return y
+
+
+@triton.jit
+def silu_of_half(half, FAST: tl.constexpr):
+    """SiLU(s) from half = s / 2: half + half · tanh(half), one special-function operation."""
+    if FAST:
+        y = half + half * tanh(half, FAST)
+    else:
+        y = 2.0 * half / (1.0 + tl.exp(-2.0 * half))
+    return y
+
+
+@triton.jit
+def silu_and_slope(half, FAST: tl.constexpr):
+    """(SiLU(s), SiLU'(s)) from half = s / 2; with g = 2 sigmoid(s): half · g and g/2 · (1 + half · (2 - g))."""
+    if FAST:
+        gate = 1.0 + tanh(half, FAST)
+    else:
+        gate = 2.0 / (1.0 + tl.exp(-2.0 * half))
+    return half * gate, 0.5 * gate * (1.0 + half * (2.0 - gate))
