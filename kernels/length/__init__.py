@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import choose
-from kernels.length import reference
+from kernels.length import cpp, reference
 from kernels.length.reference import MAX_UNITS
 
 MODES = ("recency", "uniform")
@@ -51,10 +51,10 @@ def stochastic_length(
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if unit < 1 or max_kept < unit or max_kept % unit:
         raise ValueError(f"max_kept: expected a multiple of unit ({unit}) and at least one unit, got {max_kept}")
-    choose(backend, offsets_B1.device)
+    run = cpp.stochastic_length if choose(backend, offsets_B1.device) == "cpp" else reference.stochastic_length
     if not offsets_B1.is_cuda:
         _check_lengths(offsets_B1, must_keep_last_B, unit)
-    return reference.stochastic_length(
+    return run(
         offsets_B1,
         seeds_B,
         max_kept=max_kept,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import choose
-from kernels.softmax import cpp, reference
+from kernels.softmax import best, cpp, reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -127,16 +127,17 @@ def rank_of_target(
     Rows compete if valid (``valid_V`` (V,) bool; None: all) and not among the query's excluded rows:
     ``exclude_rows[exclude_offsets_R1[r]:exclude_offsets_R1[r + 1]]`` (int64, repeats allowed). The target is judged
     even if invalid or excluded. Rows with a score equal to the target's count half, rounded up, so a scorer that
-    says the same of everything gets the middle rank, not the first.
+    says the same of everything gets the middle rank, not the first; a NaN does not compete, and ranks a target last.
     """
     _check_pair(query_RD, table_VD, "table_VD")
     _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
     _check_valid(valid_V, table_VD)
     _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
-    choose(backend, query_RD.device)
+    chosen = choose(backend, query_RD.device)
     _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+    run = best.rank_of_target if chosen == "cpp" else reference.rank_of_target
     with torch.no_grad():
-        return reference.rank_of_target(
+        return run(
             query_RD,
             table_VD,
             target_R,
@@ -170,9 +171,9 @@ def top_k(
     _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
     if not 1 <= k <= table_VD.shape[0]:
         raise ValueError(f"k: expected 1 to the table's {table_VD.shape[0]} rows, got {k}")
-    choose(backend, query_RD.device)
+    run = best.top_k if choose(backend, query_RD.device) == "cpp" else reference.top_k
     with torch.no_grad():
-        return reference.top_k(
+        return run(
             query_RD,
             table_VD,
             k,

@@ -173,24 +173,13 @@ def softmax_loss(
 
 @softmax_loss.register_fake
 def _(
-    query_RD: Tensor,
-    table_UD: Tensor,
-    target_R: Tensor,
-    negatives: Tensor | None,
-    valid_V: Tensor | None,
-    log_q_target_R: Tensor | None,
-    log_q_negatives: Tensor | None,
-    temperature: float,
-    normalize: bool,
-    eps: float,
-    mask_hits: bool,
-    with_query: bool,
-    with_table: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query_RD: Tensor, table_UD: Tensor, _target_R: Tensor, negatives: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
     def new(*shape: Any) -> Tensor:
         return query_RD.new_empty(shape, dtype=torch.float32)
 
     num_queries, width = query_RD.shape
+    with_query, with_table = rest[-2:]
     num_negatives = table_UD.shape[0] if negatives is None else negatives.shape[-1]
     extra = new(0)
     if with_table and negatives is not None and negatives.dim() == 2:
@@ -237,26 +226,8 @@ def softmax_loss_backward(
 
 
 @softmax_loss_backward.register_fake
-def _(
-    grad_loss_R: Tensor,
-    query_RD: Tensor,
-    table_UD: Tensor,
-    target_R: Tensor,
-    negatives: Tensor | None,
-    valid_V: Tensor | None,
-    log_q_target_R: Tensor | None,
-    log_q_negatives: Tensor | None,
-    temperature: float,
-    normalize: bool,
-    eps: float,
-    mask_hits: bool,
-    grad_query_RD: Tensor,
-    coefficient_R: Tensor,
-    log_sum_R: Tensor,
-    extra: Tensor,
-    with_query: bool,
-    with_table: bool,
-) -> tuple[Tensor, Tensor]:
+def _(_grad_loss_R: Tensor, query_RD: Tensor, table_UD: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    with_query, with_table = rest[-2:]
     query = torch.empty_like(query_RD, memory_format=torch.contiguous_format) if with_query else query_RD.new_empty(0)
     table = torch.empty_like(table_UD, memory_format=torch.contiguous_format) if with_table else table_UD.new_empty(0)
     return query, table
@@ -296,22 +267,8 @@ def _table_gradient(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    (
-        query_RD,
-        table_UD,
-        target_R,
-        negatives,
-        valid_V,
-        log_q_target_R,
-        log_q_negatives,
-        *scalars,
-        with_query,
-        with_table,
-    ) = inputs
-    ctx.scalars, ctx.wanted = scalars, (with_query, with_table)
-    ctx.save_for_backward(
-        query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives, *output[1:]
-    )
+    ctx.scalars, ctx.wanted = inputs[7:-2], inputs[-2:]
+    ctx.save_for_backward(*inputs[:7], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 

@@ -108,7 +108,8 @@ def rank_of_target(
     mask_RV = mask_RV.scatter(1, target_R[:, None], False)
     num_better = ((score_RV > target_score_R1) & mask_RV).sum(1)
     num_equal = ((score_RV == target_score_R1) & mask_RV).sum(1)
-    return 1 + num_better + (num_equal + 1) // 2
+    num_others = (~score_RV.isnan() & mask_RV).sum(1)  # a NaN is not allowed to rank first
+    return 1 + torch.where(target_score_R1[:, 0].isnan(), num_others, num_better + (num_equal + 1) // 2)
 
 
 def top_k(
@@ -125,7 +126,7 @@ def top_k(
     """The k best rows of each query, best first, equal scores by row; see `kernels.top_k`."""
     score_RV = unit_rows(query_RD, normalize, eps) @ unit_rows(table_VD, normalize, eps).T
     mask_RV = candidate_mask(len(query_RD), len(table_VD), valid_V, exclude_rows, exclude_offsets_R1, query_RD.device)
-    score_RV = score_RV.masked_fill(~mask_RV, float("-inf"))
+    score_RV = score_RV.masked_fill(~mask_RV | score_RV.isnan(), float("-inf"))
     scores, rows = torch.sort(score_RV, dim=1, descending=True, stable=True)
     scores_Rk, rows_Rk = scores[:, :k], rows[:, :k]
     return scores_Rk, torch.where(scores_Rk == float("-inf"), -1, rows_Rk)

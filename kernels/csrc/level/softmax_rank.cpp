@@ -1,0 +1,271 @@
+// Ranks of targets and best rows over a whole table, chunk by chunk: no logits, no sorting of the catalogue. A row that
+// does not compete for a query gets the score NaN, which is neither above, nor equal to, nor below anything. Threads own
+// chunks of the table; counts are integers and the order of rows is total, so their number changes nothing.
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "tiles.h"
+
+// The argument of both, as the caller lays it out (kernels/softmax/best.py).
+struct RankCall {
+    const void *query_RD, *table_VD;
+    int64_t num_queries, num_rows, width, k;
+    const int64_t* target_R;
+    const uint8_t* valid_V;                             // or null
+    const int64_t *exclude_rows, *exclude_offsets_R1;   // sorted within each query; or null
+    int64_t *rank_R, *row_Rk;
+    float* score_Rk;
+    float eps;
+    int32_t type, normalize, num_threads;
+};
+
+HEADRACE_BEGIN
+
+constexpr int64_t CHUNK = 256;
+constexpr int64_t BLOCK = 64;
+
+struct Catalogue {
+    const RankCall& call;
+    Rows query, table;
+    int64_t stride;
+    float* unit_RD;
+};
+
+// What a thread works with: a chunk of the table as panels, scores of a block of queries.
+struct Chunk {
+    int64_t first, num, num_padded;
+    float *unit, *panels, *score;
+};
+
+inline int64_t chunk_floats(int64_t stride, int64_t width) { return CHUNK * (stride + width) + BLOCK * CHUNK; }
+
+inline void load_chunk(const Catalogue& c, Chunk& chunk) {
+    for (int64_t i = 0; i < chunk.num_padded; ++i) {
+        float* unit = chunk.unit + i * c.stride;
+        const int64_t row = chunk.first + i;
+        if (i < chunk.num && (!c.call.valid_V || c.call.valid_V[row]))
+            unit_row(c.table, row, unit);
+        else
+            for (int64_t d = 0; d < c.stride; ++d) unit[d] = NAN;
+    }
+    pack_panels(chunk.unit, chunk.num_padded, c.stride, c.call.width, 1.0f, chunk.panels);
+}
+
+// The first of a query's sorted excluded rows that is at or past `row`.
+inline int64_t first_excluded(const RankCall& call, int64_t r, int64_t row) {
+    int64_t low = call.exclude_offsets_R1[r], high = call.exclude_offsets_R1[r + 1];
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (call.exclude_rows[middle] < row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+inline void score_block(const Catalogue& c, const Chunk& chunk, int64_t first, int64_t num) {
+    const RankCall& call = c.call;
+    multiply_panels(num, chunk.num_padded / PANEL, call.width, c.unit_RD + first * c.stride, c.stride, chunk.panels, chunk.score,
+                    CHUNK);
+    for (int64_t i = 0; i < num; ++i) {
+        float* score = chunk.score + i * CHUNK - chunk.first;
+        const int64_t r = first + i;
+        if (call.exclude_rows)
+            for (int64_t e = first_excluded(call, r, chunk.first); e < call.exclude_offsets_R1[r + 1]; ++e) {
+                const int64_t row = call.exclude_rows[e];
+                if (row >= chunk.first + chunk.num) break;
+                score[row] = NAN;
+            }
+        if (call.rank_R && call.target_R[r] >= chunk.first && call.target_R[r] < chunk.first + chunk.num)
+            score[call.target_R[r]] = NAN;
+    }
+}
+
+// The same chain of multiply-adds as a tile's, so that an equal row has an equal score.
+inline float chain(const float* a, const float* b, int64_t width) {
+    vf total = {};
+    for (int64_t k = 0; k < width; ++k) total = fma(splat(a[k]), splat(b[k]), total);
+    return total[0];
+}
+
+HEADRACE_INLINE int64_t count(vi truths) {  // of lanes that are -1
+    int64_t lanes = 0;
+    for (int i = 0; i < LANES; ++i) lanes -= truths[i];
+    return lanes;
+}
+
+struct Counts {
+    int64_t above, equal, comparable;
+};
+
+inline void count_scores(const float* score, int64_t num, float target, Counts& counts) {
+    vi above = {}, equal = {}, comparable = {};
+    for (int64_t j = 0; j < num; j += LANES) {
+        const vf s = load(score + j);
+        above += s > splat(target);
+        equal += s == splat(target);
+        comparable += s == s;
+    }
+    counts.above += count(above);
+    counts.equal += count(equal);
+    counts.comparable += count(comparable);
+}
+
+inline Catalogue catalogue(const RankCall& call, float* unit_RD) {
+    const int64_t stride = padded(call.width, LANES);
+    return {call, {call.query_RD, call.type, call.width, stride, call.normalize, call.eps},
+            {call.table_VD, call.type, call.width, stride, call.normalize, call.eps}, stride, unit_RD};
+}
+
+inline int rank(const RankCall& call) {
+    const int64_t stride = padded(call.width, LANES), num_chunks = (call.num_rows + CHUNK - 1) / CHUNK;
+    Scratch<float> unit_RD(call.num_queries * stride), target_score_R(call.num_queries);
+    Scratch<Counts> counts_R(call.num_queries);
+    if (!unit_RD.p || !target_score_R.p || !counts_R.p) return 1;
+    const Catalogue c = catalogue(call, unit_RD.p);
+    int failed = 0;
+#pragma omp parallel num_threads(call.num_threads) reduction(| : failed)
+    {
+        Scratch<float> scratch(chunk_floats(stride, call.width));
+        Scratch<Counts> mine(call.num_queries);
+        failed |= !scratch.p || !mine.p;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < call.num_queries; ++r) {
+            if (!scratch.p) continue;
+            Rows query = c.query;
+            query.normalize = 0;  // a query's length does not change ranks
+            unit_row(query, r, c.unit_RD + r * stride);
+            unit_row(c.table, call.target_R[r], scratch.p);
+            target_score_R.p[r] = chain(c.unit_RD + r * stride, scratch.p, call.width);
+            counts_R.p[r] = {};
+        }
+        if (mine.p) memset(mine.p, 0, call.num_queries * sizeof(Counts));
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < num_chunks; ++i) {
+            if (!scratch.p || !mine.p) continue;
+            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK, 0, scratch.p, nullptr, nullptr};
+            chunk.num_padded = padded(chunk.num, PANEL);
+            chunk.panels = chunk.unit + CHUNK * stride;
+            chunk.score = chunk.panels + CHUNK * call.width;
+            load_chunk(c, chunk);
+            for (int64_t first = 0; first < call.num_queries; first += BLOCK) {
+                const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
+                score_block(c, chunk, first, num);
+                for (int64_t r = 0; r < num; ++r)
+                    count_scores(chunk.score + r * CHUNK, chunk.num_padded, target_score_R.p[first + r], mine.p[first + r]);
+            }
+        }
+        if (mine.p) {
+#pragma omp critical(headrace_rank)
+            for (int64_t r = 0; r < call.num_queries; ++r) {
+                counts_R.p[r].above += mine.p[r].above;
+                counts_R.p[r].equal += mine.p[r].equal;
+                counts_R.p[r].comparable += mine.p[r].comparable;
+            }
+        }
+    }
+    for (int64_t r = 0; r < call.num_queries && !failed; ++r) {
+        const Counts& n = counts_R.p[r];
+        const bool undefined = target_score_R.p[r] != target_score_R.p[r];
+        call.rank_R[r] = 1 + (undefined ? n.comparable : n.above + (n.equal + 1) / 2);
+    }
+    return failed;
+}
+
+// A heap with the worst of the best at its root.
+struct Entry {
+    float score;
+    int32_t row;
+};
+HEADRACE_INLINE bool worse(Entry a, Entry b) { return a.score < b.score || (a.score == b.score && a.row > b.row); }
+
+inline void sift_down(Entry* heap, int64_t size, int64_t at) {
+    const Entry moved = heap[at];
+    for (;;) {
+        int64_t child = 2 * at + 1;
+        if (child >= size) break;
+        if (child + 1 < size && worse(heap[child + 1], heap[child])) ++child;
+        if (!worse(heap[child], moved)) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = moved;
+}
+
+HEADRACE_INLINE void offer(Entry* heap, int64_t k, Entry entry) {
+    if (!worse(heap[0], entry)) return;
+    heap[0] = entry;
+    sift_down(heap, k, 0);
+}
+
+constexpr Entry NOTHING = {-INFINITY, INT32_MAX};
+
+inline void offer_scores(Entry* heap, int64_t k, const float* score, int64_t num, int64_t first) {
+    for (int64_t j = 0; j < num; j += LANES) {
+        const vi better = load(score + j) >= splat(heap[0].score);
+        uint64_t any = 0;
+        for (int i = 0; i < LANES; i += 2) any |= ((const uint64_t*)&better)[i / 2];
+        if (!any) continue;
+        for (int i = 0; i < LANES; ++i)
+            if (better[i]) offer(heap, k, {score[j + i], (int32_t)(first + j + i)});
+    }
+}
+
+// Best first: the worst goes to the end again and again.
+inline void write_sorted(Entry* heap, int64_t k, float* scores, int64_t* rows) {
+    for (int64_t size = k; size > 0; --size) {
+        scores[size - 1] = heap[0].score;
+        rows[size - 1] = heap[0].row == INT32_MAX ? -1 : heap[0].row;
+        heap[0] = heap[size - 1];
+        sift_down(heap, size - 1, 0);
+    }
+}
+
+inline int best(const RankCall& call) {
+    const int64_t stride = padded(call.width, LANES), num_chunks = (call.num_rows + CHUNK - 1) / CHUNK, k = call.k;
+    Scratch<float> unit_RD(call.num_queries * stride);
+    Scratch<Entry> all(call.num_queries * k);
+    if (!unit_RD.p || !all.p) return 1;
+    const Catalogue c = catalogue(call, unit_RD.p);
+    for (int64_t i = 0; i < call.num_queries * k; ++i) all.p[i] = NOTHING;
+    int failed = 0;
+#pragma omp parallel num_threads(call.num_threads) reduction(| : failed)
+    {
+        Scratch<float> scratch(chunk_floats(stride, call.width));
+        Scratch<Entry> mine(call.num_queries * k);
+        failed |= !scratch.p || !mine.p;
+        for (int64_t i = 0; mine.p && i < call.num_queries * k; ++i) mine.p[i] = NOTHING;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < call.num_queries; ++r) unit_row(c.query, r, c.unit_RD + r * stride);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < num_chunks; ++i) {
+            if (!scratch.p || !mine.p) continue;
+            Chunk chunk = {i * CHUNK, call.num_rows - i * CHUNK < CHUNK ? call.num_rows - i * CHUNK : CHUNK, 0, scratch.p, nullptr, nullptr};
+            chunk.num_padded = padded(chunk.num, PANEL);
+            chunk.panels = chunk.unit + CHUNK * stride;
+            chunk.score = chunk.panels + CHUNK * call.width;
+            load_chunk(c, chunk);
+            for (int64_t first = 0; first < call.num_queries; first += BLOCK) {
+                const int64_t num = call.num_queries - first < BLOCK ? call.num_queries - first : BLOCK;
+                score_block(c, chunk, first, num);
+                for (int64_t r = 0; r < num; ++r)
+                    offer_scores(mine.p + (first + r) * k, k, chunk.score + r * CHUNK, chunk.num_padded, chunk.first);
+            }
+        }
+        if (mine.p) {
+#pragma omp critical(headrace_best)
+            for (int64_t i = 0; i < call.num_queries * k; ++i)
+                if (mine.p[i].row != INT32_MAX) offer(all.p + i / k * k, k, mine.p[i]);
+        }
+    }
+    for (int64_t r = 0; r < call.num_queries && !failed; ++r)
+        write_sorted(all.p + r * k, k, call.score_Rk + r * k, call.row_Rk + r * k);
+    return failed;
+}
+
+HEADRACE_END
+
+HEADRACE_LEVEL_API(softmax_rank)(const RankCall* call) { return headrace::HEADRACE_LEVEL::rank(*call); }
+HEADRACE_LEVEL_API(softmax_best)(const RankCall* call) { return headrace::HEADRACE_LEVEL::best(*call); }
