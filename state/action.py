@@ -141,7 +141,7 @@ def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decode
 def _decode_alone(value: bytes, record_ms: int, config: ActionConfig) -> Action | Tick | Rejection:
     content = _decode_free(value)
     try:
-        if isinstance(content, dict) and "tick" in content:
+        if isinstance(content, dict) and "tick" in content and "action" not in content:
             tick_ms = _timestamp(content["tick"], "tick")
             _refuse_future("tick", tick_ms, record_ms, config)
             return Tick(tick_ms)
