@@ -1,0 +1,154 @@
+"""Tables whose vocabulary comes and goes: 64-bit key → row, grown on arrival, evicted by age, learned row by row.
+
+Row 0 of every table is the cold row: what a key without a row of its own (not admitted yet, evicted, never seen, or the
+absent key 0) is read as. Keys never share another row. What rows change is kept as ``dirty`` until a version that carries
+them is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import IdMap, rowwise_adagrad_
+
+Int64 = NDArray[np.int64]
+
+
+class EmbeddingTable:
+    """Weights (capacity, D), their row-wise Adagrad state, the key map, and which rows are dirty.
+
+    ``salt`` separates the initial rows of tables with the same seed. Deterministic in the order of calls.
+    """
+
+    def __init__(self, width: int, *, init_std: float, seed: int, salt: int, admit_after: int = 1,
+                 device: torch.device | str = "cpu", backend: str = "auto") -> None:  # fmt: skip
+        self.width = width
+        self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
+        self.weight = torch.zeros((64, width), device=device)
+        self.state = torch.zeros(64, device=device)
+        self.live = np.zeros(64, np.bool_)
+        self.dirty = np.zeros(64, np.bool_)
+        self.tombstones: list[int] = []
+        self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
+        self.live[0] = self.dirty[0] = True
+        self.weight[0] = self._initial_rows(1, step=-1)[0]
+
+    @property
+    def num_rows(self) -> int:
+        """One above the highest row in use, the cold row included."""
+        return self.map.num_rows + 1
+
+    @property
+    def num_live(self) -> int:
+        """Keys that have a row of their own."""
+        return len(self.map)
+
+    def lookup(self, keys_N: Int64) -> Int64:
+        """(N,) rows; 0 for keys without one."""
+        rows = self.map.lookup(keys_N) + 1
+        rows[keys_N == 0] = 0
+        return rows
+
+    def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
+        """Count a sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
+        present = keys_N != 0
+        rows = np.zeros(len(keys_N), np.int64)
+        rows[present] = self.map.insert(keys_N[present], now_ms) + 1
+        self._grow(self.num_rows)
+        arrived = np.unique(rows[~self.live[rows]])
+        if len(arrived):
+            self.live[arrived] = self.dirty[arrived] = True
+            where = torch.from_numpy(arrived).to(self.weight.device)
+            self.weight[where] = self._initial_rows(len(arrived), step)
+            self.state[where] = 0.0
+        return rows
+
+    def _grow(self, num_rows: int) -> None:
+        if num_rows <= len(self.live):
+            return
+        capacity = max(num_rows, len(self.live) * 2)
+        weight, state = self.weight.new_zeros((capacity, self.width)), self.state.new_zeros(capacity)
+        weight[: len(self.live)], state[: len(self.live)] = self.weight, self.state
+        self.weight, self.state = weight, state
+        more = np.zeros(capacity - len(self.live), np.bool_)
+        self.live, self.dirty = np.append(self.live, more), np.append(self.dirty, more)
+
+    def _initial_rows(self, num_rows: int, step: int) -> Tensor:
+        """Normal rows, a function of seed, table and step; the last column (an item's bias) starts at zero."""
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, (self._salt << 48) + step + 1]))
+        rows = generator.standard_normal((num_rows, self.width), np.float32) * np.float32(self._init_std)
+        rows[:, -1] = 0.0
+        return torch.from_numpy(rows).to(self.weight.device)
+
+    def evict(self, before_ms: int) -> Int64:
+        """Drop keys last seen before ``before_ms``; their rows, which later keys will get. Published as tombstones."""
+        keys, rows = self.map.evict(before_ms)
+        rows = rows + 1
+        where = torch.from_numpy(rows).to(self.weight.device)
+        self.live[rows] = self.dirty[rows] = False
+        self.weight[where] = 0.0
+        self.state[where] = 0.0
+        self.tombstones.extend(keys.tolist())
+        return rows
+
+    def gather(self, rows_U: Int64) -> Tensor:
+        """(U, D) a leaf that collects the gradient of these rows."""
+        return self.weight[torch.from_numpy(rows_U).to(self.weight.device)].requires_grad_()
+
+    def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
+        """One row-wise Adagrad step on distinct rows."""
+        rowwise_adagrad_(self.weight, self.state, torch.from_numpy(rows_U).to(self.weight.device), grad_UD, lr=lr,
+                         backend=self._backend)  # fmt: skip
+        self.dirty[rows_U] = True
+
+    def live_rows(self) -> Int64:
+        """Rows that keys have, ascending, without the cold row."""
+        return np.flatnonzero(self.live[1 : self.num_rows]) + 1
+
+    def keys_of(self, rows_U: Int64) -> Int64:
+        """(U,) keys of rows; 0 for the cold row."""
+        return np.concatenate([np.zeros(1, np.int64), self.map.ids_of_rows()])[rows_U]
+
+    def changes(self, *, everything: bool) -> tuple[Int64, Int64, NDArray[np.float32], Int64]:
+        """(keys, rows, weights, tombstones) to publish: all live rows, or the dirty ones."""
+        chosen = (self.live if everything else self.live & self.dirty)[: self.num_rows]
+        rows = np.flatnonzero(chosen)
+        weights = self.weight[torch.from_numpy(rows).to(self.weight.device)].cpu().numpy()
+        tombstones = np.zeros(0, np.int64) if everything else np.array(self.tombstones, np.int64)
+        return self.keys_of(rows), rows, weights, tombstones
+
+    def mark_published(self) -> None:
+        """What `changes` gave is on its way: start to collect the next changes."""
+        self.dirty[:] = False
+        self.tombstones = []
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Everything, as arrays."""
+        rows = self.num_rows
+        return {
+            "weight": self.weight[:rows].cpu().numpy(), "state": self.state[:rows].cpu().numpy(),
+            "live": self.live[:rows], "dirty": self.dirty[:rows], "tombstones": np.array(self.tombstones, np.int64),
+            **{f"map.{key}": value for key, value in self.map.state_dict().items()},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Become the table that ``state`` was taken from."""
+        self.map.load_state_dict({key.removeprefix("map."): value for key, value in state.items() if key[:4] == "map."})
+        rows = self.num_rows
+        self._grow(rows)
+        self.live[:], self.dirty[:] = False, False
+        self.live[:rows], self.dirty[:rows] = state["live"], state["dirty"]
+        self.weight.zero_(), self.state.zero_()
+        self.weight[:rows] = torch.from_numpy(np.ascontiguousarray(state["weight"]))
+        self.state[:rows] = torch.from_numpy(np.ascontiguousarray(state["state"]))
+        self.tombstones = state["tombstones"].tolist()
+
+
+def _map_backend(backend: str) -> str:
+    return "reference" if backend == "reference" else "auto"

@@ -1,0 +1,205 @@
+"""Prequential metrics: every target is predicted before it is learned, and counted here.
+
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for the
+model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy of the
+average rate; He et al., ADKDD 2014) and AUC of each kind. Each in all and over the last ``window`` targets. All state is
+arrays, so a resumed trainer goes on counting where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+SLICES = ("all", "new_items", "new_users", "long_tail")
+RANKERS = ("model", "popular", "popular_unseen")
+NUM_AUC_BINS = 2048
+_SUMS = ("num", "hr1", "hr10", "hr50", "ndcg10", "mrr")
+_MAX_DOMAINS = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What was predicted of R targets, and what came. ``rank_KR``: ranks by `RANKERS` (3, R), 0 = a miss.
+
+    ``ranked_R``: which targets were ranked at all (a share of them, where the catalogue is large).
+    ``probability_RK``, ``baseline_RK``: of each kind; ``kinds_RK``: what was done. ``slice_SR``: membership by `SLICES`.
+    ``log_loss_R``: retrieval loss, NaN where the target was unknown.
+    """
+
+    rank_KR: Int64
+    ranked_R: NDArray[np.bool_]
+    slice_SR: NDArray[np.bool_]
+    domain_R: Int64
+    log_loss_R: Float64
+    probability_RK: Float64
+    baseline_RK: Float64
+    kinds_RK: NDArray[np.float32]
+
+
+def rank_gains(rank_R: Int64) -> Float64:
+    """(6, R): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
+    hit = rank_R > 0
+    safe = np.where(hit, rank_R, 1)
+    ndcg = np.where(hit & (safe <= 10), 1.0 / np.log2(1.0 + safe), 0.0)
+    hits = [(hit & (safe <= k)).astype(np.float64) for k in (1, 10, 50)]
+    return np.stack([np.ones(len(rank_R)), *hits, ndcg, hit / safe])
+
+
+def binary_log_loss(probability: Float64, label: NDArray[np.float32]) -> Float64:
+    """Natural-log loss, safe at 0 and 1."""
+    clipped = np.clip(probability, 1e-7, 1 - 1e-7)
+    return np.asarray(-np.where(label > 0.5, np.log(clipped), np.log1p(-clipped)))
+
+
+def area_under_curve(score_N: NDArray[np.floating[Any]], label_N: NDArray[Any]) -> float | None:
+    """Exact AUC by ranks, ties counted half; None without both classes."""
+    positive = label_N > 0.5
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return None
+    _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts - 1) / 2.0
+    return float((middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+class Ring:
+    """The last ``size`` rows of something."""
+
+    def __init__(self, size: int, width: int) -> None:
+        self.rows, self.next, self.filled = np.zeros((size, width), np.float32), 0, 0
+
+    def extend(self, rows: NDArray[Any]) -> None:
+        """Append rows, forgetting the oldest."""
+        rows = rows[-len(self.rows) :]
+        where = (self.next + np.arange(len(rows))) % len(self.rows)
+        self.rows[where] = rows
+        self.next = int((self.next + len(rows)) % len(self.rows))
+        self.filled = min(len(self.rows), self.filled + len(rows))
+
+    def view(self) -> NDArray[np.float32]:
+        """The rows kept, in no particular order."""
+        return self.rows[: self.filled]
+
+
+class PrequentialMetrics:
+    """Sums over everything, and a window of the newest targets."""
+
+    def __init__(self, kinds: tuple[str, ...], window: int) -> None:
+        self.kinds = kinds
+        num_kinds = len(kinds)
+        self.ranks = np.zeros((len(RANKERS), len(SLICES), len(_SUMS)))
+        self.domains: dict[int, Float64] = {}
+        self.log_loss = np.zeros(2)
+        self.entropy = np.zeros((num_kinds, 4))  # count, done, model's loss, baseline's loss
+        self.auc_bins = np.zeros((num_kinds, 2, NUM_AUC_BINS), np.int64)
+        self.rank_window = Ring(window, len(RANKERS))
+        self.kind_window = Ring(window, 3 * num_kinds)
+
+    def add(self, predictions: Predictions) -> None:
+        """Count one batch."""
+        self._add_ranks(predictions)
+        known = np.isfinite(predictions.log_loss_R)
+        self.log_loss += (known.sum(), predictions.log_loss_R[known].sum())
+        model, base, kinds = predictions.probability_RK, predictions.baseline_RK, predictions.kinds_RK
+        losses = (binary_log_loss(model, kinds).sum(axis=0), binary_log_loss(base, kinds).sum(axis=0))
+        self.entropy += np.stack([np.full(len(self.kinds), float(len(kinds))), kinds.sum(axis=0), *losses], axis=1)
+        bins = np.minimum((model * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
+        for kind in range(len(self.kinds)):
+            label = (kinds[:, kind] > 0.5).astype(np.int64)
+            flat = np.bincount(label * NUM_AUC_BINS + bins[:, kind], minlength=2 * NUM_AUC_BINS)
+            self.auc_bins[kind] += flat.reshape(2, NUM_AUC_BINS)
+        self.kind_window.extend(np.concatenate([model, base, kinds], axis=1))
+
+    def _add_ranks(self, predictions: Predictions) -> None:
+        ranked = predictions.ranked_R
+        rank_KR, member = predictions.rank_KR[:, ranked], predictions.slice_SR[:, ranked].astype(np.float64)
+        gains = np.stack([rank_gains(rank_R) for rank_R in rank_KR])
+        self.ranks += np.einsum("kgr,sr->ksg", gains, member)
+        self.rank_window.extend(rank_KR.T)
+        domain_R = predictions.domain_R[ranked]
+        for domain in np.unique(domain_R[domain_R != 0]).tolist():
+            if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
+                sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))
+                sums += gains[:, :, domain_R == domain].sum(axis=2)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for people, the lag topic and manifests; None where nothing was counted."""
+        slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
+        window = np.stack([rank_gains(column.astype(np.int64)).sum(axis=1) for column in self.rank_window.view().T])
+        rows, num_kinds = self.kind_window.view().astype(np.float64), len(self.kinds)
+        model, base, done = rows[:, :num_kinds], rows[:, num_kinds : 2 * num_kinds], rows[:, 2 * num_kinds :]
+        losses = [binary_log_loss(part, done.astype(np.float32)).sum(axis=0) for part in (model, base)]
+        recent = np.stack([np.full(num_kinds, float(len(rows))), done.sum(axis=0), *losses], axis=1)
+        return {
+            "num_targets": int(self.entropy[0, 0]),
+            "retrieval": slices,
+            "domains": {str(domain): _rank_report(sums) for domain, sums in sorted(self.domains.items())},
+            "retrieval_window": _rank_report(window),
+            "log_perplexity": _ratio(self.log_loss[1], self.log_loss[0]),
+            "ranking": _kind_report(self.kinds, self.entropy, [_binned_auc(bins) for bins in self.auc_bins]),
+            "ranking_window": _kind_report(
+                self.kinds, recent, [area_under_curve(model[:, kind], done[:, kind]) for kind in range(num_kinds)]
+            ),
+        }
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a checkpoint."""
+        names = sorted(self.domains)
+        return {
+            "ranks": self.ranks, "log_loss": self.log_loss, "entropy": self.entropy, "auc_bins": self.auc_bins,
+            "domain_names": np.array(names, np.int64),
+            "domain_sums": np.array([self.domains[name] for name in names]).reshape(-1, len(RANKERS), len(_SUMS)),
+            "rank_window": self.rank_window.rows, "kind_window": self.kind_window.rows,
+            "places": np.array([self.rank_window.next, self.rank_window.filled,
+                                self.kind_window.next, self.kind_window.filled]),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`. A window of another size starts anew."""
+        for name in ("ranks", "log_loss", "entropy", "auc_bins"):
+            setattr(self, name, state[name].copy())
+        self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
+        if state["rank_window"].shape == self.rank_window.rows.shape:
+            places = state["places"].tolist()
+            self.rank_window.rows, self.kind_window.rows = state["rank_window"].copy(), state["kind_window"].copy()
+            self.rank_window.next, self.rank_window.filled, self.kind_window.next, self.kind_window.filled = places
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def _rank_report(sums_KS: Float64) -> dict[str, Any]:
+    report: dict[str, Any] = {"num": int(sums_KS[0, 0])}
+    for ranker, sums in zip(RANKERS, sums_KS, strict=True):
+        report[ranker] = {name: _ratio(value, sums[0]) for name, value in zip(_SUMS[1:], sums[1:], strict=True)}
+    return report
+
+
+def _binned_auc(bins: Int64) -> float | None:
+    """AUC from counts of negatives and positives by score bin; ties within a bin count half."""
+    negative, positive = bins.astype(np.float64)
+    below = np.cumsum(negative) - negative
+    pairs = positive.sum() * negative.sum()
+    return _ratio(float((positive * (below + negative / 2)).sum()), float(pairs))
+
+
+def _kind_report(kinds: tuple[str, ...], sums_K4: Float64, aucs: list[float | None]) -> dict[str, Any]:
+    """By kind, and ``all``: summed losses over summed entropies of the kinds that were done sometimes, not always."""
+    report: dict[str, Any] = {}
+    total = np.zeros(3)
+    for kind, (num, done, model, base), auc in zip(kinds, sums_K4.tolist(), aucs, strict=True):
+        rate = done / num if num else 0.0
+        entropy = -num * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0.0 < rate < 1.0 else 0.0
+        report[kind] = {"rate": _ratio(done, num), "ne": _ratio(model, entropy), "ne_baseline": _ratio(base, entropy),
+                        "auc": auc}  # fmt: skip
+        total += (model, base, entropy) if entropy > 0 else (0.0, 0.0, 0.0)
+    report["all"] = {"ne": _ratio(total[0], total[2]), "ne_baseline": _ratio(total[1], total[2])}
+    return report

@@ -1,0 +1,83 @@
+"""How dense weights move: AdamW on one flat vector, and the learning-rate schedules.
+
+Flat, because a small model has some forty tensors and a step must not cost forty small updates each of six operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.config import TrainerConfig
+
+
+class AdamW:
+    """Decoupled weight decay Adam (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector.
+
+    Takes the parameters over: their storage becomes a view of ``flat``.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: TrainerConfig) -> None:
+        self._config = config
+        self._parameters = list(parameters)
+        self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
+        self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.num_steps = 0
+        start = 0
+        for parameter in self._parameters:
+            parameter.data = self.flat[start : start + parameter.numel()].view_as(parameter)
+            start += parameter.numel()
+
+    def gradient(self) -> Tensor:
+        """The parameters' gradients as one vector; zeros where there is none."""
+        return torch.cat([(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
+                          for parameter in self._parameters])  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Move all parameters by one step along the clipped gradient, and clear it."""
+        config, gradient = self._config, self.gradient()
+        if config.clip_norm > 0:
+            gradient.mul_((config.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1.0))
+        self.num_steps += 1
+        self.mean.lerp_(gradient, 1 - config.beta1)
+        self.square.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
+        mean_fix, square_fix = 1 - config.beta1**self.num_steps, 1 - config.beta2**self.num_steps
+        if config.weight_decay > 0:
+            self.flat.mul_(1 - lr * config.weight_decay)
+        denominator = (self.square / square_fix).sqrt_().add_(config.adam_eps)
+        self.flat.addcdiv_(self.mean, denominator, value=-lr / mean_fix)
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Weights and moments, as arrays."""
+        flats = {"flat": self.flat, "mean": self.mean, "square": self.square}
+        return {**{name: flat.cpu().numpy() for name, flat in flats.items()}, "num_steps": np.array([self.num_steps])}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`; the parameters follow, being views."""
+        for name, flat in (("flat", self.flat), ("mean", self.mean), ("square", self.square)):
+            flat.copy_(torch.from_numpy(np.ascontiguousarray(state[name])))
+        self.num_steps = int(state["num_steps"][0])
+
+
+def lr_scale(config: TrainerConfig, step: int) -> float:
+    """What the learning rates are multiplied by at a step (from 0).
+
+    ``constant``: 1 after ``warmup_steps`` of linear warm-up. ``wsa``: warm up, stay, then anneal by a half cosine to
+    ``final_lr_ratio`` and remain there (Warmup-Stable-Annealing, for a backfill that turns into a stream; CPRec 2025).
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    annealed = step - config.warmup_steps - config.stable_steps
+    if config.schedule == "constant" or annealed < 0:
+        return 1.0
+    progress = min(1.0, (annealed + 1) / max(1, config.anneal_steps))
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,313 @@
+"""One batch: predict it, count how well, then learn it.
+
+The order matters and is fixed: rows of items are looked up before the batch's own items enter the vocabulary, so what is
+predicted of a target can only rest on interactions before it and on weights of the batches before this one. A target's
+own row (new or not) is used by the loss alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import rank_of_target, stochastic_length
+from kernels.length import kept_length
+from state.example import Example
+from trainer.baseline import PopularityBaseline, RateBaseline
+from trainer.batch import JaggedBatch, build_batch, take_interactions
+from trainer.config import ModelConfig, TrainerConfig
+from trainer.embedding import EmbeddingTable
+from trainer.frequency import FrequencyEstimator
+from trainer.losses import (
+    draw_negatives,
+    exact_retrieval_loss,
+    log_expected_draws,
+    mean_or_zero,
+    ranking_loss,
+    sampled_retrieval_loss,
+)
+from trainer.metrics import Predictions, PrequentialMetrics
+from trainer.model import HSTU
+from trainer.optim import AdamW, lr_scale
+
+Int64 = NDArray[np.int64]
+NEW_ITEM_SIGHTINGS = 10
+NEW_USER_INTERACTIONS = 10
+HEAD_SHARE = 0.2
+MS_PER_DAY = 86_400_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did. Losses are means over targets, before learning."""
+
+    step: int
+    num_targets: int
+    num_tokens: int
+    retrieval_loss: float
+    ranking_loss: float
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Forward:
+    """What the losses and the metrics need of one forward pass."""
+
+    query_RD: Tensor
+    table_UD: Tensor
+    logits_RK: Tensor
+    target_row_R: Int64
+    retrieval_loss_R: Tensor
+    learned_R: NDArray[np.bool_]
+    leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+
+
+class Learner:
+    """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it."""
+
+    def __init__(self, model: ModelConfig, trainer: TrainerConfig, device: torch.device | str = "cpu") -> None:
+        self.model_config, self.config, self.device = model, trainer, torch.device(device)
+        self.model = HSTU(model, seed=trainer.seed).to(self.device)
+        self.optimiser = AdamW(list(self.model.parameters()), trainer)
+        self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
+        self.domains = self._table(model.model_width, salt=2)
+        self.features = self._table(model.model_width, salt=3)
+        self.names: dict[int, str | int] = {}
+        self.unpublished_names: dict[int, str | int] = {}
+        self.frequency = FrequencyEstimator(trainer.frequency_half_life)
+        self.popularity = PopularityBaseline()
+        self.rates = RateBaseline(len(model.kinds))
+        self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
+        self.num_steps = 0
+        self.num_interactions = 0
+        self.newest_event_ms = 0
+        self.newest_record_ms = 0
+
+    def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
+        return EmbeddingTable(width, init_std=self.config.row_init_std, seed=self.config.seed, salt=salt,
+                              admit_after=admit_after, device=self.device, backend=self.config.backend)  # fmt: skip
+
+    @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """All embedding tables by the name that they are published under."""
+        return {"items": self.items, "domains": self.domains, "features": self.features}
+
+    def step(self, examples: Sequence[Example]) -> StepReport:
+        """Predict, count, learn. Examples without new interactions are fine; an empty list is not."""
+        started = time.perf_counter()
+        whole = build_batch(examples, self.model_config)
+        batch = self._thin(whole, examples)
+        now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
+        known_V = self.items.live[: self.items.num_rows].copy()
+        known_V[0] = False
+        seen_rows_n = self.items.lookup(whole.item_n)
+        forward = self._forward(batch, now_ms)
+        self._measure(whole, forward, known_V, seen_rows_n)
+        retrieval = mean_or_zero(forward.retrieval_loss_R)
+        ranking = mean_or_zero(ranking_loss(forward.logits_RK, self._tensor(batch.kinds_nK[batch.target_R])))
+        self._learn(forward, retrieval + self.config.rank_weight * ranking)
+        self._remember(whole, forward, examples, now_ms)
+        report = StepReport(self.num_steps, whole.num_targets, batch.num_tokens, float(retrieval.detach()),
+                            float(ranking.detach()), time.perf_counter() - started)  # fmt: skip
+        self.num_steps += 1
+        return report
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _thin(self, batch: JaggedBatch, examples: Sequence[Example]) -> JaggedBatch:
+        """Stochastic length over the context; new interactions always stay."""
+        alpha = self.config.stochastic_length_alpha
+        if alpha <= 1.0:
+            return batch
+        max_kept = kept_length(2 * self.model_config.max_context, alpha)
+        seeds_B = np.array([(each.partition << 40) + each.number for each in examples], np.int64)
+        num_new_B = np.array([example.num_new for example in examples], np.int64)
+        kept_T, _ = stochastic_length(
+            torch.from_numpy(2 * batch.starts_B1), torch.from_numpy(seeds_B), max_kept=max_kept,
+            must_keep_last_B=torch.from_numpy(2 * num_new_B), backend=self.config.backend,
+        )  # fmt: skip
+        return take_interactions(batch, kept_T.numpy()[::2] // 2)
+
+    def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
+        input_rows_n = self.items.lookup(batch.item_n)
+        target_row_R = self.items.insert(batch.item_n[batch.target_R], now_ms, self.num_steps)
+        learned_R = target_row_R > 0
+        live_rows = self.items.live_rows()
+        exact = len(live_rows) <= self.config.full_softmax_max_items
+        negatives = live_rows if exact else draw_negatives(live_rows, self.config.num_negatives, self.config.seed, self.num_steps)
+        rows_U = (np.arange(self.items.num_rows) if exact
+                  else np.unique(np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives])))  # fmt: skip
+        leaf_UD = self.items.gather(rows_U)
+        leaves = [(self.items, rows_U, leaf_UD)]
+        place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
+        side_nM = self._side_inputs(batch, leaves, now_ms)
+        item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
+        action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
+        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
+        query_RD = self._queries(batch, y_TM)
+        table_UD = self.model.retrieval_table(leaf_UD)
+        target_U = target_row_R if exact else np.searchsorted(rows_U, target_row_R)
+        loss_R = self._retrieval_loss(query_RD[self._tensor(learned_R)], table_UD, target_U[learned_R],
+                                      target_row_R[learned_R], rows_U, negatives, exact)  # fmt: skip
+        logits_RK = self.model.rank_logits(y_TM[self._tensor(2 * batch.target_R)])
+        return _Forward(query_RD, table_UD, logits_RK, target_row_R, loss_R, learned_R, leaves)
+
+    def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
+        key_time_T = np.repeat(batch.time_ms_n, 2)
+        query_time_T = key_time_T.copy()
+        query_time_T[1::2] = batch.query_time_n
+        return self.model.encode(
+            x_TM, self._tensor(2 * batch.starts_B1), self._tensor(query_time_T), self._tensor(key_time_T),
+            dropout=self.config.dropout, seed=self.num_steps, backend=self.config.backend,
+        )  # fmt: skip
+
+    def _queries(self, batch: JaggedBatch, y_TM: Tensor) -> Tensor:
+        """(R, D): from the action before each target, or from the learnt start where there is none."""
+        with_start = torch.cat([y_TM, self.model.start_M[None]])
+        place_R = np.where(batch.previous_R >= 0, 2 * batch.previous_R + 1, len(y_TM))
+        return self.model.retrieval_query(F.embedding(self._tensor(place_R), with_start))
+
+    def _side_inputs(self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int) -> Tensor | None:
+        """(n, M) sum of domain and feature rows; None where the batch has neither."""
+        use_domain = self.model_config.use_domain and bool(batch.domain_n.any())
+        parts = [self._side(self.domains, batch.domain_n[:, None], leaves, now_ms)] if use_domain else []
+        if batch.feature_nF.shape[1]:
+            parts.append(self._side(self.features, batch.feature_nF, leaves, now_ms))
+        user_nF = batch.user_feature_BF[batch.owner_n]
+        if user_nF.shape[1] and user_nF.any():
+            parts.append(self._side(self.features, user_nF, leaves, now_ms))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _side(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int) -> Tensor:
+        rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
+        rows_U, place = np.unique(rows_nF, return_inverse=True)
+        leaf_UM = table.gather(rows_U)
+        leaves.append((table, rows_U, leaf_UM))
+        return F.embedding(self._tensor(place.reshape(keys_nF.shape)), leaf_UM).sum(dim=1)
+
+    def _retrieval_loss(self, query_RD: Tensor, table_UD: Tensor, target_U: Int64, target_row_R: Int64, rows_U: Int64,
+                        negatives: Int64, exact: bool) -> Tensor:  # fmt: skip
+        backend, target = self.config.backend, self._tensor(target_U)
+        if exact:
+            live_U = self._tensor(self.items.live[: self.items.num_rows] & (rows_U > 0))
+            return exact_retrieval_loss(query_RD, table_UD, target, live_U, backend)
+        drawn = np.concatenate([target_row_R, negatives])
+        share = self.frequency.share(drawn)
+        log_q = log_expected_draws(share, len(target_row_R), len(negatives), self.items.num_live)
+        return sampled_retrieval_loss(
+            query_RD, table_UD, target, self._tensor(np.searchsorted(rows_U, drawn)),
+            self._tensor(log_q[: len(target_row_R)]), self._tensor(log_q), backend,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _measure(self, batch: JaggedBatch, forward: _Forward, known_V: NDArray[np.bool_], seen_rows_n: Int64) -> None:
+        target_R = seen_rows_n[batch.target_R]
+        rows, offsets_R1 = seen_before(batch, seen_rows_n)
+        popular, popular_unseen = self.popularity.ranks(target_R, known_V, rows, offsets_R1)
+        ranked_R = self._ranked(batch.num_targets)
+        model = self._model_ranks(forward, target_R, known_V, rows, offsets_R1, ranked_R)
+        hit = known_V[target_R]
+        log_loss_R = np.full(batch.num_targets, np.nan)
+        log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
+        log_loss_R[~hit] = np.nan
+        self.metrics.add(Predictions(
+            rank_KR=np.stack([model, popular, popular_unseen]) * hit, ranked_R=ranked_R,
+            slice_SR=self._slices(batch, target_R, known_V), domain_R=batch.domain_n[batch.target_R],
+            log_loss_R=log_loss_R, probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
+            baseline_RK=self.rates.predict(target_R), kinds_RK=batch.kinds_nK[batch.target_R],
+        ))  # fmt: skip
+
+    def _ranked(self, num_targets: int) -> NDArray[np.bool_]:
+        if self.config.metric_share >= 1.0:
+            return np.ones(num_targets, np.bool_)
+        generator = np.random.Generator(np.random.Philox(key=[self.config.seed + 1, self.num_steps]))
+        return generator.random(num_targets) < self.config.metric_share
+
+    def _model_ranks(self, forward: _Forward, target_R: Int64, known_V: NDArray[np.bool_], rows: Int64, offsets_R1: Int64,
+                     ranked_R: NDArray[np.bool_]) -> Int64:  # fmt: skip
+        wanted = np.flatnonzero(ranked_R & known_V[target_R])
+        ranks_R = np.zeros(len(target_R), np.int64)
+        if not len(wanted):
+            return ranks_R
+        weight_VD = self.items.weight[: len(known_V)]
+        table_VD = forward.table_UD.detach() if len(forward.table_UD) == len(weight_VD) else self.model.retrieval_table(weight_VD)
+        excluded: dict[str, Tensor] = {}
+        if self.config.exclude_seen:
+            taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
+            excluded = {"exclude_rows": self._tensor(taken), "exclude_offsets_R1": self._tensor(taken_offsets)}
+        ranks_R[wanted] = rank_of_target(
+            forward.query_RD.detach()[self._tensor(wanted)], table_VD[: len(known_V)].contiguous(), self._tensor(target_R[wanted]),
+            normalize=False, valid_V=self._tensor(known_V), backend=self.config.backend, **excluded,
+        ).cpu().numpy()  # fmt: skip
+        return ranks_R
+
+    def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        count_V = self.popularity.count_V[: len(known_V)]
+        live = np.sort(count_V[known_V])
+        head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
+        count_R = count_V[target_R]
+        known_R = known_V[target_R]
+        return np.stack([
+            np.ones(batch.num_targets, np.bool_), ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
+            batch.age_R < NEW_USER_INTERACTIONS, known_R & (count_R < head),
+        ])  # fmt: skip
+
+    def _learn(self, forward: _Forward, loss: Tensor) -> None:
+        loss.backward()
+        scale = lr_scale(self.config, self.num_steps)
+        for table, rows_U, leaf_UD in forward.leaves:
+            if leaf_UD.grad is not None:
+                table.learn(rows_U, leaf_UD.grad, self.config.table_lr * scale)
+        self.optimiser.step(self.config.dense_lr * scale)
+
+    def _remember(self, batch: JaggedBatch, forward: _Forward, examples: Sequence[Example], now_ms: int) -> None:
+        rows_R = forward.target_row_R
+        self.frequency.add(rows_R[rows_R > 0])
+        self.popularity.learn(rows_R[rows_R > 0])
+        self.rates.learn(rows_R, batch.kinds_nK[batch.target_R])
+        for example in examples:
+            if example.names:
+                self.names.update(example.names)
+                self.unpublished_names.update(example.names)
+        self.num_interactions += batch.num_targets
+        self.newest_event_ms = now_ms
+        self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
+        if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
+            self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+
+    def _evict(self, before_ms: int) -> None:
+        rows = self.items.evict(before_ms)
+        self.frequency.forget(rows)
+        self.popularity.forget(rows)
+        self.rates.forget(rows)
+
+
+def seen_before(batch: JaggedBatch, rows_n: Int64) -> tuple[Int64, Int64]:
+    """Distinct known rows that each target's user met before it, within the example: flat rows and (R+1,) offsets."""
+    first_n = np.zeros(len(rows_n), np.bool_)
+    width = int(rows_n.max(initial=0)) + 1
+    first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
+    first_n &= rows_n > 0
+    num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
+    start_R = num_before_n1[batch.starts_B1[batch.owner_n[batch.target_R]]]
+    return _ragged(rows_n[first_n], start_R, num_before_n1[batch.target_R])
+
+
+def take_ranges(rows: Int64, offsets_R1: Int64, chosen: Int64) -> tuple[Int64, Int64]:
+    """The ranges of some targets only."""
+    return _ragged(rows, offsets_R1[chosen], offsets_R1[chosen + 1])
+
+
+def _ragged(values: Int64, start_R: Int64, stop_R: Int64) -> tuple[Int64, Int64]:
+    offsets_R1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop_R - start_R)])
+    where = np.arange(offsets_R1[-1]) + np.repeat(start_R - offsets_R1[:-1], stop_R - start_R)
+    return values[where], offsets_R1

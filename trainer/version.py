@@ -1,0 +1,313 @@
+"""A version of the weights on the wire: chunks, then a manifest; and what a reader makes of them.
+
+Records of ``headrace.weights.v1`` (one partition, so they have one order):
+
+========  ==============================  ===================  =========================================
+record    key                             headers              value
+========  ==============================  ===================  =========================================
+claim     ``\\x00claim``                   ``record=claim``     JSON ``{"epoch", "claimant"}``: from here on
+                                                               versions of lower epochs do not count
+chunk     ``epoch/number``                ``record=chunk``,    a slice of the blob, at most 900 kB
+                                          ``chunk=<index>``
+manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; written last
+========  ==============================  ===================  =========================================
+
+The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
+(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; and ``names`` (bytes of
+a JSON list of ``[id, name]``). A **base** has everything, a **delta** all dense weights and the rows touched since
+version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands for everything that has no row of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from trainer.config import VersionError
+
+CLAIM_KEY = b"\x00claim"
+Headers = list[tuple[str, bytes]]
+PlanStep = list[tuple[int, int, int]]
+"""One training step: (partition, first number, last number) in the order in which they were batched."""
+logger = logging.getLogger(__name__)
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
+
+    model_id: str
+    epoch: int
+    number: int
+    kind: str
+    onto_number: int
+    base_number: int
+    base_offset: int
+    dtype: str
+    num_chunks: int
+    num_bytes: int
+    checksum: str
+    covered: dict[int, int]
+    covered_offsets: dict[int, int]
+    newest_event_ms: int
+    newest_record_ms: int
+    num_interactions: int
+    plan: list[PlanStep]
+    model_config: dict[str, Any]
+    created_ms: int
+    metrics: dict[str, Any]
+    lineage: str = ""
+    first_step: int = 0
+    """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
+    learning: dict[str, Any] = {}
+    """The trainer's own settings that decide the weights; a replay must use the same."""
+
+    @property
+    def next_step(self) -> int:
+        """Number of the first step that this version does not contain."""
+        return self.first_step + len(self.plan)
+
+
+class Claim(msgspec.Struct, kw_only=True):
+    """A trainer process takes an epoch for itself."""
+
+    epoch: int
+    claimant: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableRows:
+    """Rows of one table: ``ids`` (U,) int64, ``row_index`` (U,) int64, ``rows`` (U, D); ``tombstones`` (N,) int64 ids."""
+
+    ids: NDArray[np.int64]
+    row_index: NDArray[np.int64]
+    rows: NDArray[np.floating[Any]]
+    tombstones: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What goes into a blob."""
+
+    dense: dict[str, NDArray[np.floating[Any]]]
+    tables: dict[str, TableRows]
+    names: dict[int, str | int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """A complete, verified version as a reader gets it."""
+
+    manifest: Manifest
+    snapshot: Snapshot
+
+
+def encode_blob(snapshot: Snapshot) -> bytes:
+    """`Snapshot` → safetensors bytes; the same snapshot always gives the same bytes."""
+    tensors = {f"dense.{name}": np.ascontiguousarray(array) for name, array in snapshot.dense.items()}
+    for table, rows in snapshot.tables.items():
+        for part in ("ids", "row_index", "rows", "tombstones"):
+            tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
+    names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
+    tensors["names"] = np.frombuffer(names, np.uint8)
+    return save_tensors(tensors)
+
+
+def decode_blob(blob: bytes) -> Snapshot:
+    """The inverse of `encode_blob`. Raises `VersionError` on bytes that are not one."""
+    try:
+        tensors = load_tensors(blob)
+        names = dict(json.loads(tensors.pop("names").tobytes()))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
+    dense = {name.removeprefix("dense."): array for name, array in tensors.items() if name.startswith("dense.")}
+    tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith("dense.")})
+    parts = ("ids", "row_index", "rows", "tombstones")
+    return Snapshot(dense, {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}, names)
+
+
+def checksum(blob: bytes) -> str:
+    """xxh3-128 of the blob, as hex."""
+    return xxhash.xxh3_128_hexdigest(blob)
+
+
+def split_blob(blob: bytes, chunk_bytes: int = 900_000) -> list[bytes]:
+    """Cut a blob into chunks that a broker accepts; at least one."""
+    return [blob[start : start + chunk_bytes] for start in range(0, max(len(blob), 1), chunk_bytes)]
+
+
+def version_key(epoch: int, number: int) -> bytes:
+    """Kafka key of a version's records."""
+    return f"{epoch}/{number}".encode()
+
+
+def chunk_headers(index: int) -> Headers:
+    """Headers of the chunk with this index."""
+    return [("record", b"chunk"), ("chunk", str(index).encode())]
+
+
+MANIFEST_HEADERS: Headers = [("record", b"manifest")]
+CLAIM_HEADERS: Headers = [("record", b"claim")]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """`Manifest` → JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode_manifest(value: bytes) -> Manifest:
+    """JSON → `Manifest`; raises `VersionError`."""
+    try:
+        return msgspec.json.decode(value, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise VersionError(f"manifest: expected the JSON of a version, got {value[:80]!r} ({error})") from error
+
+
+def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
+    """``chunk``, ``manifest``, ``claim``, or an empty string for a record that is none of ours."""
+    return dict(headers).get("record", b"").decode(errors="replace")
+
+
+@dataclass(slots=True)
+class VersionAssembler:
+    """Makes versions of records in log order; gives out only complete, verified ones, rising in (epoch, number).
+
+    What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason goes to
+    ``on_drop``. Gives deltas whether or not the reader holds what they build on: see `Weights.accepts`.
+    """
+
+    on_drop: Callable[[str], None] = field(default=logger.warning)
+    epoch_floor: int = 0
+    last: tuple[int, int] = (-1, -1)
+    _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
+
+    def feed(self, key: bytes | None, headers: Iterable[tuple[str, bytes]], value: bytes | None) -> Version | None:
+        """One record of the topic; returns the version that it completes, if any."""
+        kind = record_kind(headers)
+        if key is None or value is None or kind not in ("claim", "chunk", "manifest"):
+            self.on_drop(f"weights record: expected a claim, chunk or manifest, got key {key!r}; it is skipped")
+            return None
+        if kind == "claim":
+            self._raise_floor(value)
+            return None
+        try:
+            if kind == "chunk":
+                self._keep_chunk(key, headers, value)
+                return None
+            return self._complete(decode_manifest(value))
+        except (VersionError, ValueError) as error:
+            self.on_drop(f"version {key!r} dropped: {error}")
+            return None
+
+    def _raise_floor(self, value: bytes) -> None:
+        try:
+            claim = msgspec.json.decode(value, type=Claim)
+        except msgspec.MsgspecError as error:
+            self.on_drop(f"claim dropped: expected an epoch and a claimant, got {value[:80]!r} ({error})")
+            return
+        self.epoch_floor = max(self.epoch_floor, claim.epoch)
+        self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}
+
+    def _keep_chunk(self, key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> None:
+        epoch, number = (int(part) for part in key.split(b"/"))
+        if epoch >= self.epoch_floor and (epoch, number) > self.last:
+            self._chunks.setdefault((epoch, number), {})[int(dict(headers)["chunk"])] = value
+
+    def _complete(self, manifest: Manifest) -> Version | None:
+        which = (manifest.epoch, manifest.number)
+        if manifest.epoch < self.epoch_floor:
+            raise VersionError(f"epoch {manifest.epoch} was fenced off by a claim of epoch {self.epoch_floor}")
+        if which <= self.last:
+            raise VersionError(f"expected one above {self.last}")
+        chunks = self._chunks.get(which, {})
+        missing = [index for index in range(manifest.num_chunks) if index not in chunks]
+        if missing:
+            raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
+        blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
+        if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
+            raise VersionError(f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
+                               f"{len(blob)} with {checksum(blob)}")  # fmt: skip
+        version = Version(manifest, decode_blob(blob))
+        self.last = which
+        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
+        return version
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A reader's whole table: ``ids`` (V,) int64, ``rows`` (V, D), ``live_V`` bool; row 0 is the shared cold row."""
+
+    ids: NDArray[np.int64]
+    rows: NDArray[np.floating[Any]]
+    live: NDArray[np.bool_]
+
+    def apply(self, change: TableRows) -> Table:
+        """This table after a change; ``self`` stays as it is."""
+        num_rows = max(len(self.ids), int(change.row_index.max(initial=-1)) + 1)
+        ids, rows = np.zeros(num_rows, np.int64), np.zeros((num_rows, change.rows.shape[1]), change.rows.dtype)
+        live = np.zeros(num_rows, np.bool_)
+        ids[: len(self.ids)], rows[: len(self.ids)], live[: len(self.ids)] = self.ids, self.rows, self.live
+        if len(change.tombstones):
+            gone = np.isin(ids, change.tombstones) & live
+            live[gone], rows[gone], ids[gone] = False, 0, 0
+        ids[change.row_index], rows[change.row_index], live[change.row_index] = change.ids, change.rows, True
+        return Table(ids, rows, live)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """All weights of one version, as a reader holds them."""
+
+    manifest: Manifest
+    dense: dict[str, NDArray[np.floating[Any]]]
+    tables: dict[str, Table]
+    names: dict[int, str | int]
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.manifest.epoch, self.manifest.number
+
+    @staticmethod
+    def from_base(version: Version) -> Weights:
+        """The weights of a base version."""
+        if version.manifest.kind != "base":
+            raise VersionError(f"version {_name(version.manifest)}: expected a base, got a {version.manifest.kind}; "
+                               "read the topic from the manifest's base_offset")  # fmt: skip
+        changes = version.snapshot.tables.items()
+        return Weights(version.manifest, version.snapshot.dense, {name: _empty(rows).apply(rows) for name, rows in changes},
+                       version.snapshot.names)  # fmt: skip
+
+    def accepts(self, version: Version) -> bool:
+        """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
+        manifest = version.manifest
+        onto = manifest.epoch == self.manifest.epoch and manifest.onto_number == self.manifest.number
+        return (manifest.epoch, manifest.number) > self.which and (manifest.kind == "base" or onto)
+
+    def apply(self, version: Version) -> Weights:
+        """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
+        if not self.accepts(version):
+            raise VersionError(f"version {_name(version.manifest)} ({version.manifest.kind} onto {version.manifest.onto_number})"
+                               f" does not follow {_name(self.manifest)}; wait for the next base")  # fmt: skip
+        if version.manifest.kind == "base":
+            return Weights.from_base(version)
+        tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
+        return Weights(version.manifest, version.snapshot.dense, tables, {**self.names, **version.snapshot.names})
+
+
+def _empty(rows: TableRows) -> Table:
+    return Table(np.zeros(0, np.int64), np.zeros((0, rows.rows.shape[1]), rows.rows.dtype), np.zeros(0, np.bool_))
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest.epoch}/{manifest.number}"
