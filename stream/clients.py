@@ -12,9 +12,14 @@ import time
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError as AsyncKafkaError
 from aiokafka.helpers import create_ssl_context
+from kafka.errors import KafkaError as SyncKafkaError
 
 from state.config import KafkaConfig
+
+BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
+"""What the clients raise while a broker is away; whoever meets one of them tries again."""
 
 
 class BrokerAbsent(ConnectionError):

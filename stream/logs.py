@@ -7,8 +7,15 @@ import sys
 
 import structlog
 
-QUIET = ("aiokafka", "faust", "kafka", "mode", "asyncio")
-"""Libraries that say at length what this code handles."""
+QUIET = {
+    # Each of its tasks says ten times a second that the broker is away; the worker says so itself, once.
+    "aiokafka": logging.CRITICAL,
+    "kafka": logging.CRITICAL,
+    "faust": logging.ERROR,
+    "mode": logging.ERROR,
+    "asyncio": logging.ERROR,
+}
+"""Libraries that say at length what this code handles, and what is still heard of them."""
 
 
 def configure_logs(level: int = logging.INFO) -> None:
@@ -35,8 +42,8 @@ def configure_logs(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.ERROR))
+    for name, heard in QUIET.items():
+        logging.getLogger(name).setLevel(heard)
 
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("stream")

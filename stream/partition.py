@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-from aiokafka.errors import KafkaError
 
 from state.action import tick_record
 from state.status import PartitionStatus
 from state.store import PartitionStore
 from stream.app import Record, record_of
 from stream.claim import Claim, claim
+from stream.clients import BROKER_ERRORS
 from stream.logs import log
 from stream.reader import read_range
 from stream.relay import Fenced, Relay
@@ -31,8 +30,25 @@ if TYPE_CHECKING:
 RETRY_S = 1.0
 STALL_S = 1.5
 """Records that are there and were not applied for this long are read without Faust."""
+MAX_BATCH_BYTES = 300_000
+"""One write batch holds the event loop: about two thousand actions are enough."""
 MAX_WAITING = 4
 """Batches that wait for a store before Faust has to."""
+
+
+def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Record]]:
+    """``records`` in order, cut so that a batch stays below both bounds (or is a single record)."""
+    batch: list[Record] = []
+    num_bytes = 0
+    for record in records:
+        size = len(record.value or b"")
+        if batch and (len(batch) >= max_records or num_bytes + size > max_bytes):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(record)
+        num_bytes += size
+    if batch:
+        yield batch
 
 
 class Partition:
@@ -92,17 +108,22 @@ class Partition:
                 assert self._relay is not None
                 await self._relay.run()
             except Fenced as error:
+                self._lose_claim()
                 # Either the group gave the partition to another worker and we shall hear of it within a session, or
                 # the other one is a late ghost and the partition is still ours after that.
-                self._claimed.clear()
                 worker.meter.fenced.inc()
                 log.warning("fenced off", partition=self.number, why=str(error))
                 await asyncio.sleep(worker.settings.stream.session_timeout_s)
-            except (TimeoutError, KafkaError, OSError) as error:
-                self._claimed.clear()
+            except BROKER_ERRORS as error:
+                self._lose_claim()
                 log.warning("relay failed and starts again", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
                 await self._renew(generation)
+
+    def _lose_claim(self) -> None:
+        self._claimed.clear()
+        if self._relay is not None:
+            self._relay.drained.set()
 
     async def _claim(self) -> None:
         worker = self._worker
@@ -133,7 +154,7 @@ class Partition:
         while True:
             try:
                 await self._worker.courier.renew(generation)
-            except (TimeoutError, KafkaError, OSError):
+            except BROKER_ERRORS:
                 await asyncio.sleep(RETRY_S)
             else:
                 return
@@ -144,14 +165,14 @@ class Partition:
         while True:
             events = await self._waiting.get()
             records = [record_of(event) for event in events]
-            while not await self._take_turn(records):
-                await asyncio.sleep(RETRY_S)
+            while not await self._take_turn(records):  # noqa: ASYNC110
+                await asyncio.sleep(RETRY_S)  # a broker is waited for: there is nothing to be woken by
             for event in events:
                 event.ack()
 
     async def _take_turn(self, records: Sequence[Record]) -> bool:
         """Apply ``records``; False when that has to be tried again."""
-        await self._room()
+        await self._claimed.wait()
         async with self._turn:
             store = self._store
             if store is None or not self._claimed.is_set():
@@ -160,42 +181,43 @@ class Partition:
             try:
                 if fresh and fresh[0].offset > store.applied_offset + 1:
                     await self._fill(store, fresh[0].offset)
-            except (KafkaError, OSError) as error:
+            except BROKER_ERRORS as error:
                 log.warning("reading a gap failed and starts again", partition=self.number, error=repr(error))
                 return False
-            self._write(store, [record for record in fresh if record.offset > store.applied_offset])
-        return True
-
-    async def _room(self) -> None:
-        """Wait until the partition is claimed and its outbox is not too long."""
-        while True:
-            await self._claimed.wait()
-            relay, store = self._relay, self._store
-            if relay is None or store is None or store.outbox_len <= self._worker.settings.stream.max_outbox:
-                return
-            relay.drained.clear()
-            await relay.drained.wait()
+            return await self._write(store, [record for record in fresh if record.offset > store.applied_offset])
 
     async def _fill(self, store: PartitionStore, stop: int) -> None:
         """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
         start = store.applied_offset + 1
         log.info("reading a gap", partition=self.number, offsets=[start, stop])
-        topic, size = self._worker.topics.actions, self._worker.settings.stream.max_batch
-        async for batch in read_range(self._worker.settings.kafka, topic, self.number, start, stop):
-            for at in range(0, len(batch), size):
-                part = batch[at : at + size]
-                self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in part])
-                await asyncio.sleep(0)
+        async for batch in read_range(
+            self._worker.settings.kafka, self._worker.topics.actions, self.number, start, stop
+        ):
+            if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
+                return
 
-    def _write(self, store: PartitionStore, records: Sequence[Record]) -> None:
-        if not records:
-            return
-        with self._worker.meter.batch_seconds.time():
-            store.apply(records)
-        self._fresh_s = time.monotonic()
-        self._worker.meter.records.inc(len(records))
-        if self._relay is not None:
-            self._relay.wake()
+    async def _write(self, store: PartitionStore, records: Sequence[Record]) -> bool:
+        """Apply in write batches of a bounded size; False when the partition was lost on the way."""
+        for batch in batches(records, self._worker.settings.stream.max_batch):
+            if not await self._room(store):
+                return False
+            with self._worker.meter.batch_seconds.time():
+                store.apply(batch)
+            self._fresh_s = time.monotonic()
+            self._worker.meter.records.inc(len(batch))
+            if self._relay is not None:
+                self._relay.wake()
+            await asyncio.sleep(0)
+        return True
+
+    async def _room(self, store: PartitionStore) -> bool:
+        """Wait until the outbox is not too long; False when the partition was lost meanwhile."""
+        while store.outbox_len > self._worker.settings.stream.max_outbox and self._claimed.is_set():
+            relay = self._relay
+            assert relay is not None
+            relay.drained.clear()
+            await relay.drained.wait()
+        return self._claimed.is_set()
 
     # What the worker asks once a second
 
@@ -220,7 +242,7 @@ class Partition:
             if self._store is not None and self._claimed.is_set():
                 try:
                     await self._fill(self._store, end)
-                except (KafkaError, OSError) as error:
+                except BROKER_ERRORS as error:
                     log.warning("catching up failed", partition=self.number, error=repr(error))
 
     def status(self) -> PartitionStatus:

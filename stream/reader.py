@@ -18,7 +18,8 @@ MAX_RECORDS = 2_000
 async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]:
     """An aiokafka consumer for manual assignment."""
     options = async_options(config, AIOKafkaConsumer)
-    consumer = AIOKafkaConsumer(**{"enable_auto_commit": False, "auto_offset_reset": "earliest", **options})
+    own = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000}
+    consumer = AIOKafkaConsumer(**{**own, **options})
     await consumer.start()
     try:
         yield consumer

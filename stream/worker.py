@@ -15,13 +15,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from aiokafka.errors import KafkaError
-
 from state.errors import StateError
 from state.status import PartitionStatus, WorkerStatus, encode_status
 from state.topics import Topics
 from stream.app import build_app
-from stream.clients import BrokerAbsent, wait_for_broker
+from stream.clients import BROKER_ERRORS, BrokerAbsent, wait_for_broker
 from stream.config import Settings
 from stream.logs import configure_logs, log
 from stream.meter import Meter, MetricsPortTaken
@@ -32,6 +30,8 @@ from stream.topics import TopicsMismatch, ensure_topics
 
 BEAT_S = 1.0
 """How often the worker says where it is."""
+ANSWER_S = 5.0
+"""A broker that takes longer to answer is away."""
 
 
 class Worker:
@@ -130,17 +130,30 @@ class Worker:
 
     async def _beat(self) -> None:
         """Each second: look at the ends of the partitions, catch up or tick where they idle, say where we are."""
+        away_since_s: float | None = None
         while True:
             try:
                 async with plain_consumer(self.settings.kafka) as consumer:
                     while True:
                         await asyncio.sleep(BEAT_S)
-                        ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
-                        await self._look_after(ends)
-                        await self._report()
-            except (KafkaError, OSError) as error:
-                log.warning("the broker is away", error=repr(error))
+                        async with asyncio.timeout(ANSWER_S):
+                            ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
+                            await self._look_after(ends)
+                            await self._report()
+                        if away_since_s is not None:
+                            log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
+                            away_since_s = None
+            except BROKER_ERRORS as error:
+                if away_since_s is None:
+                    away_since_s = time.monotonic()
+                    log.warning("the broker is away", error=repr(error))
                 await asyncio.sleep(BEAT_S)
+                self._give_up_after(away_since_s)
+
+    def _give_up_after(self, away_since_s: float) -> None:
+        patience_s = self.settings.stream.recover_timeout_s
+        if time.monotonic() - away_since_s > patience_s:
+            self.fail(BrokerAbsent(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s"))
 
     async def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():
@@ -149,14 +162,19 @@ class Worker:
                 continue
             tick = partition.look(end)
             if tick is not None:
-                await self.courier.send(self.topics.actions, number, None, tick)
+                await self._mention(self.topics.actions, number, None, tick)
             status = partition.status()
             self.meter.show(number, status, max(0, end - 1 - status.applied_offset))
 
     async def _report(self) -> None:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
         status = WorkerStatus(component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses)
-        await self.courier.send(self.topics.status, 0, self.component.encode(), encode_status(status))
+        await self._mention(self.topics.status, 0, self.component.encode(), encode_status(status))
+
+    async def _mention(self, topic: str, partition: int, key: bytes | None, value: bytes) -> None:
+        """Send a record that may be lost: another one follows in a second."""
+        sent = await self.courier.send(topic, partition, key, value)
+        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _run(settings: Settings) -> None:
