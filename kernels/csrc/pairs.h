@@ -362,35 +362,56 @@ void activate_as(const Item& item, const PairTables& tables, const Group& group,
     }
 }
 
-// The gradient of the time bias: lanes of one bucket are summed at once. Buckets of neighbours are mostly equal.
+// Adds W slopes to the sums of their buckets, lanes of one bucket at once: neighbours mostly share one.
 template <typename T>
-HEADRACE_INLINE void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
-    const T first = buckets[0];
+inline void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
 #if defined(__AVX512F__)
     const __m512i index = widen_buckets(buckets);
-    __mmask16 left = _mm512_cmpneq_epi32_mask((__m512i)slope, _mm512_setzero_si512());
-    if (_mm512_mask_cmpneq_epi32_mask(left, index, _mm512_set1_epi32(first)) == 0) {
-        if (first < num_buckets) store(sums + first * W, load(sums + first * W) + slope);
-        return;
-    }
+    __mmask16 left = _mm512_test_epi32_mask((__m512i)slope, (__m512i)slope);
+    (void)num_buckets;
     while (left) {
         const int32_t bucket = buckets[__builtin_ctz(left)];
         const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(left, index, _mm512_set1_epi32(bucket));
-        const __m512 old = _mm512_loadu_ps(sums + bucket * W);
-        _mm512_storeu_ps(sums + bucket * W, _mm512_mask_add_ps(old, same, old, (__m512)slope));
+        store(sums + bucket * W, load(sums + bucket * W) + (vf)_mm512_maskz_mov_ps(same, (__m512)slope));
         left = static_cast<__mmask16>(left & ~same);
     }
-    (void)num_buckets;
 #else
-    (void)first;
     for (int l = 0; l < W; ++l)
         if (buckets[l] < num_buckets) sums[buckets[l] * W + l] += slope[l];
 #endif
 }
 
+template <typename T>
+HEADRACE_INLINE bool same_buckets(const T* a, const T* b) { return __builtin_memcmp(a, b, sizeof(T) * W) == 0; }
+
+// The gradient of the time bias, from a tile of slopes. Down a column of vectors, rows of equal times (and old keys) have
+// equal buckets: such rows are added first and scattered once.
+template <typename T>
+void time_gradient_of(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
+                      int64_t ld, const PairGrads& grads) {
+    const T* tile = static_cast<const T*>(item.buckets) + i0 * item.bucket_stride + j0;
+    const bool causal = item.position(i0) >= item.context;
+    for (int64_t n = 0; n < cols; n += W) {
+        int64_t r = causal ? max64(0, j0 + n - item.position(i0)) : 0;
+        while (r < rows) {
+            const T* buckets = tile + r * item.bucket_stride + n;
+            vf total = load(slope + r * ld + n);
+            for (++r; r < rows && same_buckets(buckets, tile + r * item.bucket_stride + n); ++r) total += load(slope + r * ld + n);
+            scatter_time(buckets, total, grads.time, tables.num_buckets);
+        }
+    }
+}
+
+inline void time_gradient(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
+                          int64_t ld, const PairGrads& grads) {
+    if (!tables.time) return;
+    if (tables.bucket_bytes == 1) time_gradient_of<uint8_t>(item, tables, i0, j0, rows, cols, slope, ld, grads);
+    else time_gradient_of<uint16_t>(item, tables, i0, j0, rows, cols, slope, ld, grads);
+}
+
 template <bool POS, int MODE, typename T>
 void activate_backward_as(const Item& item, const PairTables& tables, const Group& group, const TimeView<T>& view, float* weight, float* slope,
-                          int64_t ld, int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+                          int64_t ld, int64_t vectors, float scale, const PairScratch& scratch) {
     const TimeTable<MODE> table(MODE != NO_TIME ? tables.time_row(item) : nullptr, view.low, tables.num_buckets);
     for (int r = 0; r < MR; ++r) {
         float *weights = weight + r * ld, *slopes = slope + r * ld;
@@ -417,7 +438,6 @@ void activate_backward_as(const Item& item, const PairTables& tables, const Grou
             store(weights + n * W, a);
             store(slopes + n * W, d);
             if (POS) store(pos_grad + n * W, load(pos_grad + n * W) + d);
-            if (MODE != NO_TIME) scatter_time(view.row + r * view.stride + n * W, d, grads.time, tables.num_buckets);
         }
     }
 }
@@ -447,31 +467,31 @@ inline void activate(const Item& item, const PairTables& tables, const Group& gr
 
 template <bool POS, typename T>
 void activate_backward_of(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
-                          int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+                          int64_t vectors, float scale, const PairScratch& scratch) {
     const TimeView<T> view = look<T>(item, group, tables.num_buckets);
     switch (view.mode) {
 #if defined(__AVX512F__)
-        case TABLE_32: return activate_backward_as<POS, TABLE_32, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
-        case TABLE_64: return activate_backward_as<POS, TABLE_64, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
-        case TABLE_128: return activate_backward_as<POS, TABLE_128, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+        case TABLE_32: return activate_backward_as<POS, TABLE_32, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
+        case TABLE_64: return activate_backward_as<POS, TABLE_64, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
+        case TABLE_128: return activate_backward_as<POS, TABLE_128, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
 #endif
-        default: return activate_backward_as<POS, ANY, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch, grads);
+        default: return activate_backward_as<POS, ANY, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
     }
 }
 
 inline void activate_backward(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
-                              int64_t vectors, float scale, const PairScratch& scratch, const PairGrads& grads) {
+                              int64_t vectors, float scale, const PairScratch& scratch) {
     const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
     if (!tables.time) {
-        if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch, grads);
-        return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch, grads);
+        if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch);
+        return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch);
     }
     if (tables.bucket_bytes == 1) {
-        if (tables.pos) return activate_backward_of<true, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
-        return activate_backward_of<false, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+        if (tables.pos) return activate_backward_of<true, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
+        return activate_backward_of<false, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
     }
-    if (tables.pos) return activate_backward_of<true, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
-    return activate_backward_of<false, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch, grads);
+    if (tables.pos) return activate_backward_of<true, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
+    return activate_backward_of<false, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
 }
 
 HEADRACE_END

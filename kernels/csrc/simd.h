@@ -114,11 +114,90 @@ HEADRACE_INLINE void narrow(float x, bf16* y) {
     *y = is_nan ? static_cast<bf16>((bits >> 16) | 64) : static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
+// W consecutive elements, or fewer (the rest zero): rows need not be whole vectors.
+HEADRACE_INLINE vf load_some(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), p);
+#else
+    if (count >= W) return load(p);
+    float x[W] = {};
+    for (int64_t i = 0; i < count; ++i) x[i] = p[i];
+    return load(x);
+#endif
+}
+HEADRACE_INLINE vf load_some(const bf16* p, int64_t count) {
+#if defined(__AVX512F__)
+    const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), p);
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+#else
+    float x[W] = {};
+    for (int64_t i = 0; i < (count < W ? count : W); ++i) x[i] = widen(p[i]);
+    return load(x);
+#endif
+}
+HEADRACE_INLINE void store_some(float* p, vf x, int64_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), (__m512)x);
+#else
+    if (count >= W) return store(p, x);
+    for (int64_t i = 0; i < count; ++i) p[i] = x[i];
+#endif
+}
+HEADRACE_INLINE void store_some(bf16* p, vf x, int64_t count) {
+#if defined(__AVX512F__)
+    const __m512i bits = (__m512i)x;
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(64));
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), _mm512_cvtepi32_epi16(rounded));
+#else
+    for (int64_t i = 0; i < (count < W ? count : W); ++i) narrow(x[i], p + i);
+#endif
+}
+
+// to[d * to_stride + r] = from[r * from_stride + d] for W x W elements.
+inline void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+#if defined(__AVX512F__)
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(from + r * from_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
+        b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+        a[r] = _mm512_shuffle_ps(b[r], b[r + 2], 0x44);
+        a[r + 1] = _mm512_shuffle_ps(b[r], b[r + 2], 0xee);
+        a[r + 2] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0x44);
+        a[r + 3] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        b[r] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0x88);
+        b[r + 4] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0xdd);
+        b[r + 8] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0x88);
+        b[r + 12] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+        _mm512_storeu_ps(to + r * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0x88));
+        _mm512_storeu_ps(to + (r + 8) * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0xdd));
+    }
+#else
+    for (int r = 0; r < W; ++r)
+        for (int d = 0; d < W; ++d) to[d * to_stride + r] = from[r * from_stride + d];
+#endif
+}
+
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Scratch memory: one block, handed out in aligned pieces. get() of an empty arena only counts.
+// Scratch memory: one block a thread, handed out in aligned pieces and kept for the next call (fresh pages cost more than
+// the work of a small batch). An arena without memory only counts.
 struct Arena {
     char* base = nullptr;
     int64_t used = 0;
@@ -129,11 +208,22 @@ struct Arena {
         return piece;
     }
     bool allocate() {
-        base = static_cast<char*>(aligned_alloc(64, round_up(used + 64, 64)));
+        struct Kept {
+            char* base = nullptr;
+            int64_t size = 0;
+            ~Kept() { free(base); }
+        };
+        static thread_local Kept kept;
+        if (used > kept.size) {
+            free(kept.base);
+            kept.size = round_up(used + used / 4, 4096);
+            kept.base = static_cast<char*>(aligned_alloc(64, kept.size));
+            if (!kept.base) kept.size = 0;
+        }
+        base = kept.base;
         used = 0;
         return base != nullptr;
     }
-    void release() { free(base); }
 };
 
 // C[6, NV*W] (+)= A[6, k] B[k, NV*W]; A's element (m, p) lies at a[m * a_row + p * a_step]: transposed or not costs the same.

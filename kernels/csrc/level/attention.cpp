@@ -17,7 +17,7 @@ constexpr int64_t COLS = 48;  // a multiple of W and of MR
 constexpr int64_t GROUPS = ROWS / MR;
 
 struct Shape {  // of a scratch: the widest item
-    int64_t rows, cols, qk, v, qk_pad, v_pad;
+    int64_t rows, cols, qk_pad, v_pad;
 };
 
 struct Scratch {
@@ -30,9 +30,9 @@ struct Scratch {
     void lay_out(Arena& arena, const Shape& s, bool backward, const HeadraceAttention& a) {
         q = arena.get<float>(s.rows * s.qk_pad);
         k = backward ? arena.get<float>(s.cols * s.qk_pad) : nullptr;
-        k_turned = arena.get<float>(s.cols * s.qk);
+        k_turned = arena.get<float>(s.cols * s.qk_pad);
         v = backward ? nullptr : arena.get<float>(s.cols * s.v_pad);
-        v_turned = backward ? arena.get<float>(s.cols * s.v) : nullptr;
+        v_turned = backward ? arena.get<float>(s.cols * s.v_pad) : nullptr;
         grad = backward ? arena.get<float>(s.rows * s.v_pad) : nullptr;
         weight = arena.get<float>(ROWS * COLS);
         slope = backward ? arena.get<float>(ROWS * COLS) : nullptr;
@@ -44,22 +44,18 @@ struct Scratch {
     }
 };
 
-// Rows of a tensor into a packed, zero-padded array of `total` rows.
+// Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad) {
-    for (int64_t i = 0; i < count; ++i) {
-        for (int64_t d = 0; d < width; ++d) to[i * pad + d] = widen(source[i * stride + d]);
-        for (int64_t d = width; d < pad; ++d) to[i * pad + d] = 0.0f;
-    }
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < pad; d += W) store(to + i * pad + d, load_some(source + i * stride + d, width - d));
 }
 
 // Packed rows into column tiles: turned[(j / COLS), d, j % COLS].
-inline void turn(const float* rows, int64_t pad, int64_t count, int64_t width, float* turned) {
+inline void turn(const float* rows, int64_t pad, int64_t count, float* turned) {
     for (int64_t j0 = 0; j0 < count; j0 += COLS)
-        for (int64_t d = 0; d < width; ++d) {
-            float* to = turned + (j0 / COLS * width + d) * COLS;
-            for (int64_t j = 0; j < COLS; ++j) to[j] = rows[(j0 + j) * pad + d];
-        }
+        for (int64_t d = 0; d < pad; d += W)
+            for (int64_t j = 0; j < COLS; j += W) transpose_block(rows + (j0 + j) * pad + d, pad, turned + j0 * pad + d * COLS + j, COLS);
 }
 
 template <typename T>
@@ -86,18 +82,16 @@ template <typename T>
 void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_t count, int64_t width, const float* rows, int64_t pad) {
     T* to = static_cast<T*>(tensor.data) + (item.first + from) * tensor.row + item.head * tensor.head;
     for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < width; ++d) narrow(rows[i * pad + d], to + i * tensor.row + d);
+        for (int64_t d = 0; d < width; d += W) store_some(to + i * tensor.row + d, load(rows + i * pad + d), width - d);
 }
 
 template <typename T>
 void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
-    float* keys = s.v;  // the keys' rows are needed only to be turned: values take their place
-    const bool shared = v_pad >= qk_pad;
-    if (!shared) keys = s.q;
-    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, shared ? v_pad : qk_pad, cols);
-    turn(keys, shared ? v_pad : qk_pad, cols, a.qk_dim, s.k_turned);
+    float* keys = s.q;  // the keys' rows are needed only to be turned: the queries take their place
+    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, qk_pad, cols);
+    turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
     pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
     const float scale = static_cast<float>(a.scale);
@@ -109,7 +103,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
                 if (group.width == 0) continue;
                 const int64_t vectors = (group.width + W - 1) / W;
                 float* scores = s.weight + g * MR * COLS;
-                gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * a.qk_dim, COLS, a.qk_dim, scores, COLS, vectors, false);
+                gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
                 activate(item, tables, group, scores, COLS, vectors, scale);
                 gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
             }
@@ -122,9 +116,9 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.dv, v_pad, cols);
-    turn(s.dv, v_pad, cols, a.v_dim, s.v_turned);
+    turn(s.dv, v_pad, cols, s.v_turned);
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
-    turn(s.k, qk_pad, cols, a.qk_dim, s.k_turned);
+    turn(s.k, qk_pad, cols, s.k_turned);
     pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
     pack_queries<T>(item, a.grad, a.v_dim, s.grad, v_pad, rows);
     memset(s.dq, 0, sizeof(float) * rows * qk_pad);
@@ -147,12 +141,13 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
                 if (group.width == 0) continue;
                 any = true;
                 const int64_t i = i0 + g * MR;
-                gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * a.qk_dim, COLS, a.qk_dim, weight, COLS, vectors, false);
-                gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * a.v_dim, COLS, a.v_dim, slope, COLS, vectors, false);
-                activate_backward(item, tables, group, weight, slope, COLS, vectors, scale, s.pairs, grads);
+                gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
+                gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);
+                activate_backward(item, tables, group, weight, slope, COLS, vectors, scale, s.pairs);
                 gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W, true);
             }
             if (!any) continue;
+            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(COLS, round_up(item.keys - j0, W)), s.slope, COLS, grads);
             const int64_t last = min64(COLS, item.keys - j0);
             for (int64_t c = 0; c < last; c += MR) {
                 // Rows above the diagonal see none of these keys.
@@ -175,7 +170,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
 Shape widest(const HeadraceAttention& a, const Plan& plan) {
     // Row groups may reach past the last tile's keys: one tile more than the longest user.
     const int64_t rows = round_up(plan.most_queries, ROWS), cols = round_up(plan.most_keys, COLS);
-    return {max64(rows, cols), cols, a.qk_dim, a.v_dim, round_up(a.qk_dim, W), round_up(a.v_dim, W)};
+    return {max64(rows, cols), cols, round_up(a.qk_dim, W), round_up(a.v_dim, W)};
 }
 
 template <typename T>
@@ -195,7 +190,6 @@ int forward(const HeadraceAttention& a) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < plan.num_items; ++index)
             if (!failed) forward_item<T>(a, plan.item(a, index), tables, scratch);
-        arena.release();
     }
     tables.release();
     plan.release();
@@ -224,7 +218,6 @@ int backward(const HeadraceAttention& a) {
             for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
                 backward_item<T>(a, plan.chunked_item(a, index), tables, scratch, grads);
         }
-        arena.release();
     }
     if (!failed) sums.add_up(a, plan);
     sums.release();

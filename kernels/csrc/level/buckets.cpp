@@ -52,29 +52,67 @@ struct User {
     bool monotone() const {
         if (num_queries == 0 || num_keys == 0) return true;
         if (!ascending(key_time, num_keys) || !ascending(query_time, num_queries)) return false;
+        if (query_time[num_queries - 1] == INT64_MAX) return false;  // means "never" in the walk
         int64_t unused;
         return !__builtin_sub_overflow(query_time[num_queries - 1], key_time[0], &unused) &&
                !__builtin_sub_overflow(query_time[0], key_time[num_keys - 1], &unused);
     }
 
-    // Rows of sorted times; keys at or past `limit(i)` are never looked at.
-    void walk(int64_t first_position, int64_t num_context, int64_t* cut) const {
-        for (int64_t k = 0; k < num_thresholds; ++k) cut[k] = 0;
+    // Rows of sorted times; keys past the row's visible end are never looked at. `due[k]` is the query time at which cut[k]
+    // moves on: one comparison tells that a threshold has nothing to do.
+    void walk(int64_t first_position, int64_t num_context, int64_t* cut, int64_t* due, int64_t* next) const {
+        for (int64_t j = num_keys - 1; j >= 0; --j) next[j] = j + 1 < num_keys && key_time[j + 1] == key_time[j] ? next[j + 1] : j + 1;
+        int64_t active = 0;  // thresholds below it have been reached by some key
+        for (int64_t k = 0; k < num_thresholds; ++k) {
+            cut[k] = 0;
+            due[k] = due_time(0, k);
+        }
+        int64_t done = 0;
         for (int64_t i = 0; i < num_queries; ++i) {
+            const int64_t now = query_time[i], end = max64(first_position + i + 1, num_context);
             T* row = rows + i * stride;
-            int64_t end = max64(first_position + i + 1, num_context);
-            for (int64_t k = 0; k < num_thresholds; ++k) {
-                int64_t at = cut[k];
-                // Compares dt, not tq - threshold: the latter may overflow.
-                while (at < num_keys && query_time[i] - key_time[at] >= thresholds[k]) ++at;
-                cut[k] = at;
-                if (at < end) {
-                    fill<T>(row, at, end, static_cast<T>(k));
-                    end = at;
-                }
-                if (at == 0) break;
+            if (i > 0 && now == query_time[i - 1]) {  // the row before, and what it did not see yet
+                memcpy(row, row - stride, sizeof(T) * done);
+                for (; done < end; ++done) row[done] = static_cast<T>(bucket_of(now - key_time[done], thresholds, num_thresholds));
+                continue;
             }
-            if (end > 0 && (num_thresholds == 0 || cut[num_thresholds - 1] > 0)) fill<T>(row, 0, end, static_cast<T>(num_thresholds));
+            while (active < num_thresholds && now >= due[active]) ++active;
+            advance(now, active, cut, due, next);
+            done = end;
+            int64_t to = end;
+            for (int64_t k = 0; k < active; ++k) {
+                if (cut[k] >= to) continue;
+                fill<T>(row, cut[k], to, static_cast<T>(k));
+                to = cut[k];
+            }
+            fill<T>(row, 0, to, static_cast<T>(active));
+        }
+    }
+
+    int64_t due_time(int64_t key, int64_t k) const {
+        int64_t due;
+        return key < num_keys && !__builtin_add_overflow(key_time[key], thresholds[k], &due) ? due : INT64_MAX;
+    }
+
+    void advance(int64_t now, int64_t active, int64_t* cut, int64_t* due, const int64_t* next) const {
+        for (int64_t k0 = 0; k0 < active; k0 += 8) {
+#if defined(__AVX512F__)
+            uint32_t moved = _mm512_cmple_epi64_mask(_mm512_loadu_si512(due + k0), _mm512_set1_epi64(now));
+#else
+            uint32_t moved = 0;
+            for (int l = 0; l < 8; ++l) moved |= static_cast<uint32_t>(due[k0 + l] <= now) << l;
+#endif
+            for (; moved; moved &= moved - 1) {
+                const int64_t k = k0 + __builtin_ctz(moved);
+                if (k >= active) break;
+                // After a long pause many thresholds pass the same keys: try where the one before came to.
+                if (k > 0 && cut[k - 1] > cut[k] + 1 && now - key_time[cut[k - 1] - 1] >= thresholds[k]) {
+                    cut[k] = cut[k - 1];
+                    due[k] = due_time(cut[k], k);
+                    continue;
+                }
+                do cut[k] = next[cut[k]]; while ((due[k] = due_time(cut[k], k)) <= now);
+            }
         }
     }
 
@@ -101,7 +139,10 @@ int build(const HeadraceBuckets& args) {
     bool failed = false;
 #pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
     {
-        int64_t* cut = static_cast<int64_t*>(malloc(sizeof(int64_t) * (args.num_thresholds + most_keys + 1)));
+        int64_t* cut = static_cast<int64_t*>(malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 1)));
+        int64_t* due = cut + round_up(args.num_thresholds + 8, 8);  // read eight at a time
+        int64_t* next = due + round_up(args.num_thresholds + 8, 8);  // the first key with a later time
+        int64_t* joined = next + most_keys;
         failed = !cut;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t b = 0; b < args.num_users; ++b) {
@@ -109,7 +150,6 @@ int build(const HeadraceBuckets& args) {
             const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first, cached = args.cache_len ? args.cache_len[b] : 0;
             const int64_t* key_time = args.key_time + first;
             if (cached) {  // cache and new keys in one line
-                int64_t* joined = cut + args.num_thresholds;
                 memcpy(joined, args.cache_time + args.cache_start[b], sizeof(int64_t) * cached);
                 memcpy(joined + cached, key_time, sizeof(int64_t) * queries);
                 key_time = joined;
@@ -118,7 +158,7 @@ int build(const HeadraceBuckets& args) {
                                round_up(cached + queries, 64), args.num_thresholds, buckets + starts[b]};
             const int64_t context = args.num_context ? args.num_context[b] : 0;
             flags[b] = user.monotone();
-            if (flags[b]) user.walk(cached, context, cut); else user.look_up(cached, context);
+            if (flags[b]) user.walk(cached, context, cut, due, next); else user.look_up(cached, context);
         }
         free(cut);
     }
