@@ -1,0 +1,368 @@
+"""The audit: count again, from the topics alone, that the promises held.
+
+1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
+2. Order and content: what the examples delivered of each user is what the actions say, in that order, without holes.
+3. Trained exactly once: the steps of the published weights' lineage name each example once, in order.
+
+It works on any deployment, running or not: what is on its way is counted as such, and what retention or compaction has
+taken is left out; the report says which share could be checked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from kafka import KafkaConsumer
+from rich.console import Console
+from rich.table import Table
+
+from headrace.config import Settings
+from headrace.ledger import PlanLedger, SequenceLedger, Violations, first_of, joined, same, trained
+from headrace.reader import connect, read, spans
+from headrace.recount import Recount
+from state.codec import decode_example
+from state.errors import CodecError
+from state.example import Interactions
+from state.status import PartitionStatus, WorkerStatus, decode_status
+from state.topics import Topics
+from trainer.version import VersionAssembler
+
+
+@dataclass(slots=True)
+class Check:
+    """One promise: what was counted, how much of it could be checked, what was wrong."""
+
+    name: str
+    found: str
+    num_checked: int
+    num_total: int
+    violations: Violations = field(default_factory=Violations)
+
+    @property
+    def share(self) -> float:
+        """Of what should be checked, the part that the topics still hold."""
+        return self.num_checked / self.num_total if self.num_total else 1.0
+
+
+@dataclass(slots=True)
+class Report:
+    """The checks, and the sums that people ask for."""
+
+    checks: list[Check]
+    sums: dict[str, int]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check found a violation."""
+        return not any(check.violations.num for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = [
+            {
+                "check": check.name,
+                "found": check.found,
+                "checked_share": check.share,
+                "num_violations": check.violations.num,
+                "violations": list(check.violations),
+            }
+            for check in self.checks
+        ]
+        return {"passed": self.passed, **self.sums, "checks": rows}
+
+
+class Audit:
+    """Reads the topics from the last stage to the first, so that what a later one names is in the earlier ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topics = Topics.under(settings.kafka.prefix)
+        self.consumer: KafkaConsumer = connect(settings.kafka)
+        self.plans = PlanLedger()
+        self.dropped = Violations()
+        self.ledgers: dict[int, SequenceLedger] = {}
+        self.recounts: dict[int, Recount] = {}
+        self.statuses: dict[int, PartitionStatus] = {}
+        self.dead: set[tuple[int, int, int]] = set()
+        self.dead_before = 0
+        self.unread = Violations()
+        self.whole: set[int] = set()
+        """Partitions whose actions are there from the first record on."""
+        self.ends: dict[int, int] = {}
+        self.starts: dict[int, int] = {}
+
+    def run(self) -> Report:
+        """Read everything, then compare."""
+        try:
+            self._read_statuses()
+            self._read_weights()
+            self._read_sequences()
+            self._read_dead_letters()
+            self._read_actions()
+        finally:
+            self.consumer.close()
+        checks = [self._nothing_lost(), self._dead_letters(), self._numbers(), self._tiling(), self._content()]
+        trained_check, sums = self._trained_once()
+        return Report([*checks, trained_check], sums)
+
+    # Reading
+
+    def _records(self, topic: str) -> Any:
+        return read(self.consumer, topic, spans(self.consumer, topic))
+
+    def _read_statuses(self) -> None:
+        newest_ms: dict[int, int] = {}
+        for record in self._records(self.topics.status):
+            try:
+                status = decode_status(record.value or b"")
+            except msgspec.DecodeError:
+                continue
+            if isinstance(status, WorkerStatus):
+                for partition, each in status.partitions.items():
+                    # After a partition has moved, its old owner may still be in the topic.
+                    if each.applied_offset >= 0 and status.time_ms >= newest_ms.get(partition, 0):
+                        newest_ms[partition] = status.time_ms
+                        self.statuses[partition] = each
+
+    def _read_weights(self) -> None:
+        assembler = VersionAssembler(on_drop=self.dropped.add)
+        for record in self._records(self.topics.weights):
+            version = assembler.feed(record.key, record.headers, record.value)
+            if version is not None:
+                self.plans.feed(version.manifest)
+
+    def _read_sequences(self) -> None:
+        held = spans(self.consumer, self.topics.sequences)
+        self.ledgers = {number: SequenceLedger(number, span.first) for number, span in held.items()}
+        for record in read(self.consumer, self.topics.sequences, held):
+            if record.value is None:
+                continue
+            try:
+                self.ledgers[record.partition].feed(record.offset, decode_example(record.value))
+            except CodecError as error:
+                self.unread.add(f"partition {record.partition}, offset {record.offset}: {error}")
+
+    def _read_dead_letters(self) -> None:
+        held = spans(self.consumer, self.topics.dead_letters)
+        self.dead_before = sum(span.first for span in held.values())
+        for record in read(self.consumer, self.topics.dead_letters, held):
+            headers = {name: value.decode() for name, value in record.headers}
+            if headers.get("topic") == self.topics.actions:
+                self.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
+
+    def _read_actions(self) -> None:
+        held = spans(self.consumer, self.topics.actions)
+        self.ends = {number: span.end for number, span in held.items()}
+        self.starts = {number: span.first for number, span in held.items()}
+        self.whole = {number for number, span in held.items() if span.first == 0}
+        for number in self.whole:
+            recount = Recount(self.settings.action, self.settings.sequence, number, len(held))
+            status, last = self.statuses.get(number), self.ledgers[number].last
+            recount.watch = {status.applied_offset} if status else set()
+            recount.watch |= {last.applied_offset} if last else set()
+            self.recounts[number] = recount
+        for record in read(self.consumer, self.topics.actions, {number: held[number] for number in self.whole}):
+            self.recounts[record.partition].feed(record)
+        for recount in self.recounts.values():
+            recount.drain()
+
+    # Comparing
+
+    def _num_actions(self) -> tuple[int, int]:
+        """Offsets of the actions topic that could be replayed, and all that there ever were."""
+        return sum(self.ends[number] for number in self.whole), sum(self.ends.values())
+
+    def _nothing_lost(self) -> Check:
+        sums = np.zeros(3, np.int64)
+        violations = Violations()
+        produced = 0
+        for number, recount in self.recounts.items():
+            counts = recount.sequencer.counts
+            sums += (counts.num_accepted, counts.num_duplicate, counts.num_dead)
+            produced += recount.num_produced
+            status = self.statuses.get(number)
+            expected = None if status is None else recount.counts_at.get(status.applied_offset)
+            if status is not None and expected is not None:
+                told = (status.num_accepted, status.num_duplicate, status.num_dead)
+                wanted = (expected.num_accepted, expected.num_duplicate, expected.num_dead)
+                if told != wanted:
+                    violations.add(
+                        f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
+                        f"= {wanted}, the worker counted {told}"
+                    )
+        accepted, duplicate, dead = (int(each) for each in sums)
+        if accepted + duplicate + dead != produced:
+            violations.add(
+                f"{accepted} accepted + {duplicate} duplicate + {dead} dead letters are not {produced} produced"
+            )
+        found = f"{accepted:,} accepted + {duplicate:,} duplicate + {dead:,} dead-lettered = {produced:,} produced"
+        return Check("nothing is lost", found, *self._num_actions(), violations)
+
+    def _dead_letters(self) -> Check:
+        violations = Violations()
+        wanted = {(number, *place) for number, recount in self.recounts.items() for place in recount.dead}
+        late = 0
+        if not self.dead_before:
+            for number, offset, index in sorted(wanted - self.dead):
+                status = self.statuses.get(number)
+                if status is not None and (offset > status.applied_offset or status.outbox_len > 0):
+                    late += 1
+                else:
+                    violations.add(
+                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, is not"
+                    )
+        for number, offset, index in sorted(self.dead - wanted):
+            if number in self.whole and offset < self.ends[number]:
+                violations.add(f"partition {number}, offset {offset}, index {index}: is a dead letter, should not be")
+        found = f"{len(self.dead):,} dead letters" + (f", {late:,} on their way" if late else "")
+        share = 0 if self.dead_before else len(wanted)
+        return Check("dead letters are complete", found, share, len(wanted), violations)
+
+    def _numbers(self) -> Check:
+        violations = Violations()
+        for ledger in self.ledgers.values():
+            _take(violations, ledger.holes)
+        _take(violations, self.unread)
+        held = sum(len(ledger.num_new) for ledger in self.ledgers.values())
+        gone = sum(ledger.num_missing for ledger in self.ledgers.values())
+        doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
+        stale = sum(ledger.num_stale for ledger in self.ledgers.values())
+        found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
+        return Check("examples have no holes", found, held, held + gone, violations)
+
+    def _tiling(self) -> Check:
+        violations = Violations()
+        users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
+        for ledger in self.ledgers.values():
+            _take(violations, ledger.tiling)
+        num = sum(user.num for user in users)
+        seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
+        return Check(
+            "lifetimes are tiled", f"{num:,} interactions of {len(users):,} users", seen, max(num, seen), violations
+        )
+
+    def _content(self) -> Check:
+        violations = Violations()
+        checked = total = waiting = 0
+        for number, recount in self.recounts.items():
+            ledger = self.ledgers[number]
+            total += recount.num_sealed
+            settled = self._settled(number)
+            for name, parts in recount.parts.items():
+                expected, user = joined(parts), ledger.users.get(name)
+                delivered = user.num if user else 0
+                if user and user.whole:
+                    self._compare(violations, number, name, expected, joined(user.parts))
+                    checked += delivered
+                missing = len(expected) - delivered
+                waiting += max(0, missing)
+                if missing > 0 and settled:
+                    violations.add(f"partition {number}, user {name!r}: {missing} sealed interactions never came")
+            for name in ledger.users.keys() - recount.parts.keys():
+                violations.add(f"partition {number}, user {name!r}: has examples, but no action that was accepted")
+        found = f"{checked:,} interactions equal what the actions say" + (
+            f", {waiting:,} on their way" if waiting else ""
+        )
+        first, every = self._num_actions()
+        return Check(
+            "order and content",
+            found,
+            min(first, checked + waiting),
+            max(every if first < every else 0, total),
+            violations,
+        )
+
+    def _settled(self, partition: int) -> bool:
+        """Whether the worker had applied and relayed everything before the audit began."""
+        status = self.statuses.get(partition)
+        return status is not None and status.outbox_len == 0 and status.applied_offset >= self.ends[partition] - 1
+
+    @staticmethod
+    def _compare(violations: Violations, partition: int, name: str, expected: Interactions, got: Interactions) -> None:
+        if len(got) > len(expected) or not same(first_of(expected, len(got)), got):
+            violations.add(
+                f"partition {partition}, user {name!r}: the {len(got)} interactions delivered are not the first of the "
+                f"{len(expected)} that the actions say"
+            )
+
+    def _trained_once(self) -> tuple[Check, dict[str, int]]:
+        violations = Violations()
+        _take(violations, self.plans.gaps)
+        line, manifest = self.plans.current, self.plans.newest
+        found = trained(line, self.ledgers, violations)
+        num = sum(each.num_interactions for each in found.values())
+        available = sum(ledger.num_interactions for ledger in self.ledgers.values())
+        if manifest is not None:
+            for partition, last in manifest.covered.items():
+                reached = found[partition].last if partition in found else -1
+                if last != reached:
+                    violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
+            whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
+            if whole and manifest.num_interactions != num:
+                violations.add(f"the steps train {num} interactions, the manifest says {manifest.num_interactions}")
+        newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
+        text = f"{num:,} interactions in {len(line.steps):,} steps of {newest}"
+        text += f", {available - num:,} on their way" if available > num else ""
+        accepted = sum(recount.sequencer.num_accepted for recount in self.recounts.values())
+        sums = {
+            "num_produced": sum(recount.num_produced for recount in self.recounts.values()),
+            "num_accepted": accepted,
+            "num_duplicate": sum(recount.sequencer.num_duplicate for recount in self.recounts.values()),
+            "num_dead": sum(recount.sequencer.num_dead for recount in self.recounts.values()),
+            "num_sealed": sum(recount.num_sealed for recount in self.recounts.values()),
+            "num_open": sum(recount.num_open for recount in self.recounts.values()),
+            "num_delivered": available,
+            "num_trained": num,
+            "num_versions": self.plans.num_versions,
+            "num_dropped_versions": self.dropped.num,
+            "num_repeated_steps": line.num_repeated,
+            "num_changed_steps": line.num_changed,
+        }
+        return Check("trained exactly once", text, len(line.steps), line.first_step + len(line.steps), violations), sums
+
+
+def _take(violations: Violations, more: Violations) -> None:
+    for each in more:
+        violations.append(each)
+    violations.num += more.num
+
+
+def audit(settings: Settings) -> Report:
+    """Recount a deployment. Raises `headrace.reader.ReadError` where a broker or a topic is missing."""
+    return Audit(settings).run()
+
+
+def show(settings: Settings, *, as_json: bool = False) -> int:
+    """Print the report; exit status 1 on any violation."""
+    report = audit(settings)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print_report(report, Console())
+    return 0 if report.passed else 1
+
+
+def print_report(report: Report, console: Console) -> None:
+    """A table, and the violations below it."""
+    table = Table(title="audit")
+    table.add_column("promise")
+    table.add_column("found")
+    table.add_column("checked", justify="right")
+    table.add_column("result")
+    for check in report.checks:
+        bad = check.violations.num
+        result = f"[red]{bad:,} violation{'s' if bad > 1 else ''}[/]" if bad else "[green]holds[/]"
+        table.add_row(check.name, check.found, f"{check.share:.0%}", result)
+    console.print(table)
+    for check in report.checks:
+        for words in check.violations:
+            console.print(f"  {check.name}: {words}", style="red", highlight=False)
+        if check.violations.num > len(check.violations):
+            console.print(f"  {check.name}: and {check.violations.num - len(check.violations):,} more", style="red")
+    if not report.passed:
+        print("headrace: the audit found violations", file=sys.stderr)

@@ -1,0 +1,228 @@
+"""What the audit counts in the sequences and weights topics: examples by number and user, steps by number.
+
+Nothing here talks to a broker: records in, violations out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from state.example import Example, Interactions
+from state.log import ExampleLog, Verdict
+from trainer.version import Manifest
+
+MAX_SHOWN = 20
+
+
+class Violations(list[str]):
+    """The first of them in words, and how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num = 0
+
+    def add(self, what: str) -> None:
+        """Count one; keep the words of the first twenty."""
+        self.num += 1
+        if len(self) < MAX_SHOWN:
+            self.append(what)
+
+
+@dataclass(slots=True)
+class UserLedger:
+    """A user's interactions as the examples delivered them."""
+
+    num: int
+    gaps: int
+    """How many gaps of compaction the partition had when this user was last seen."""
+    whole: bool
+    """Whether every interaction since the first was seen."""
+    parts: list[Interactions] = field(default_factory=list)
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    """(example number, lifetime count behind it)."""
+
+
+class SequenceLedger:
+    """One partition of the sequences topic."""
+
+    def __init__(self, partition: int, first_offset: int) -> None:
+        self.partition = partition
+        self.log = ExampleLog()
+        self.users: dict[str, UserLedger] = {}
+        self.num_new: dict[int, int] = {}
+        """Example number → new interactions in it."""
+        self.last: Example | None = None
+        self.num_interactions = 0
+        self.num_duplicates = 0
+        self.num_stale = 0
+        self.num_missing = 0
+        """Numbers that compaction or retention took."""
+        self.holes = Violations()
+        self.tiling = Violations()
+        self._gaps = 0
+        self._next_offset = 0
+        self._gap_before = first_offset > 0
+
+    def feed(self, offset: int, example: Example) -> None:
+        """One record, in the order of offsets."""
+        self._gap_before |= offset > self._next_offset
+        self._next_offset = offset + 1
+        verdict = self.log.feed(example)
+        if verdict is Verdict.HOLE:
+            assert self.log.hole is not None
+            self._hole(self.log.hole.expected, self.log.hole.got)
+            self.log.take(example)
+        if verdict in (Verdict.ACCEPT, Verdict.HOLE):
+            self._gap_before = False
+            self._accept(example)
+        self.num_duplicates += verdict is Verdict.DUPLICATE
+        self.num_stale += verdict is Verdict.STALE
+
+    def _hole(self, expected: int, got: int) -> None:
+        # Compaction leaves a gap in Kafka's offsets too. Without one, nothing was ever there.
+        if self._gap_before:
+            self.num_missing += got - expected
+            self._gaps += 1
+        else:
+            self.holes.add(f"partition {self.partition}: example {expected} expected, {got} came")
+
+    def _accept(self, example: Example) -> None:
+        self.last = example
+        self.num_new[example.number] = example.num_new
+        self.num_interactions += example.num_new
+        user = self.users.get(example.user)
+        if user is None:
+            user = self.users[example.user] = UserLedger(0, 0, whole=self._gaps == 0)
+        gone = user.gaps != self._gaps
+        if example.first_new_index != user.num and not (gone and example.first_new_index > user.num):
+            self.tiling.add(
+                f"partition {self.partition}, user {example.user!r}, example {example.number}: "
+                f"new interactions from {user.num} on expected, from {example.first_new_index} came"
+            )
+        user.whole &= example.first_new_index == user.num
+        user.gaps, user.num = self._gaps, example.first_new_index + example.num_new
+        user.parts.append(newest(example))
+        user.ends.append((example.number, user.num))
+
+
+COLUMNS = ("item_hash", "action_bits", "timestamp_ms", "domain_hash", "value", "feature_hash")
+
+
+def newest(example: Example) -> Interactions:
+    """The new interactions of an example."""
+    start = len(example.interactions) - example.num_new
+    return Interactions(*(getattr(example.interactions, column)[start:] for column in COLUMNS))
+
+
+def first_of(interactions: Interactions, num: int) -> Interactions:
+    """The first ``num`` of them."""
+    return Interactions(*(getattr(interactions, column)[:num] for column in COLUMNS))
+
+
+def joined(parts: list[Interactions]) -> Interactions:
+    """One stretch of several."""
+    return Interactions(*(np.concatenate([getattr(part, column) for part in parts]) for column in COLUMNS))
+
+
+def same(first: Interactions, second: Interactions) -> bool:
+    """Whether two stretches of interactions are equal, column by column."""
+    return all(
+        np.array_equal(getattr(first, column), getattr(second, column), equal_nan=column == "value")
+        for column in COLUMNS
+    )
+
+
+@dataclass(slots=True)
+class _Lineage:
+    """One line of training steps, possibly by several epochs."""
+
+    steps: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    first_step: int = 0
+    """Steps before this one were published before the topic's first manifest."""
+    newest: Manifest | None = None
+    num_repeated: int = 0
+    num_changed: int = 0
+
+
+class PlanLedger:
+    """The steps of training, as the manifests tell: which examples, in which order."""
+
+    def __init__(self) -> None:
+        self.lineages: dict[str, _Lineage] = {}
+        self.newest: Manifest | None = None
+        self.gaps = Violations()
+        self.num_versions = 0
+
+    def feed(self, manifest: Manifest) -> None:
+        """One published version, in the order of the topic; only versions that count (not of a fenced epoch)."""
+        self.num_versions += 1
+        self.newest = manifest
+        line = self.lineages.get(manifest.lineage)
+        if line is None:
+            line = self.lineages[manifest.lineage] = _Lineage(first_step=manifest.first_step)
+        line.newest = manifest
+        known = line.first_step + len(line.steps)
+        if manifest.first_step > known:
+            self.gaps.add(
+                f"version {manifest.epoch}/{manifest.number} begins with step {manifest.first_step}; "
+                f"nobody published steps {known} to {manifest.first_step - 1}"
+            )
+            line.steps += [[]] * (manifest.first_step - known)
+        self._lay(line, manifest)
+
+    def _lay(self, line: _Lineage, manifest: Manifest) -> None:
+        """A trainer that resumed from a checkpoint publishes again from there on: what it says counts."""
+        start = max(0, manifest.first_step - line.first_step)
+        plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
+        before = line.steps[start : start + len(plan)]
+        line.num_repeated += len(before)
+        line.num_changed += sum(old != new for old, new in zip(before, plan, strict=False))
+        line.steps[start:] = plan
+
+    @property
+    def current(self) -> _Lineage:
+        """The lineage of the newest version."""
+        return _Lineage() if self.newest is None else self.lineages[self.newest.lineage]
+
+
+@dataclass(slots=True)
+class Trained:
+    """What a lineage's steps trained of one partition: numbers ``first`` to ``last``, each once if there is no
+    violation."""
+
+    first: int
+    last: int
+    num_interactions: int
+
+
+def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Violations) -> dict[int, Trained]:
+    """Follow the steps of a lineage: each number of a partition once, in its order, and only numbers that exist."""
+    found: dict[int, Trained] = {}
+    for index, step in enumerate(line.steps, start=line.first_step):
+        for partition, low, high in step:
+            state = found.get(partition)
+            # Where earlier manifests are gone, a partition may begin anywhere.
+            expected = (low if line.first_step > 0 else 0) if state is None else state.last + 1
+            if low != expected or high < low:
+                doing = "again" if low < expected else "having left some out"
+                violations.add(
+                    f"step {index} trains examples {low} to {high} of partition {partition}, {doing}: "
+                    f"{expected} comes next"
+                )
+            state = found.setdefault(partition, Trained(low, low - 1, 0))
+            state.num_interactions += _interactions(ledgers.get(partition), low, high, index, violations)
+            state.last = max(state.last, high)
+    return found
+
+
+def _interactions(ledger: SequenceLedger | None, low: int, high: int, step: int, violations: Violations) -> int:
+    num = 0
+    for number in range(low, high + 1):
+        new = None if ledger is None else ledger.num_new.get(number)
+        if new is not None:
+            num += new
+        elif ledger is None or (number > ledger.log.last_number or ledger.num_missing == 0):
+            violations.add(f"step {step} trains an example that the sequences topic never held: {number}")
+    return num

@@ -1,0 +1,161 @@
+"""The audit's books: each kind of loss, doubling and disorder is found; what compaction took is not called a loss."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from headrace.ledger import PlanLedger, SequenceLedger, Violations, trained
+from headrace.recount import Recount
+from state.action import Action, decode_record
+from state.config import ActionConfig, SequenceConfig
+from state.example import Example
+from state.sequencer import Sequencer
+from trainer.version import Manifest
+
+ACTION = ActionConfig(kinds=("rate",))
+SEQUENCE = SequenceConfig(join_window_s=0.0)
+
+
+def action(user: str, item: int, time_ms: int) -> Action:
+    value = f'{{"user":"{user}","item":{item},"action":"rate","timestamp":{time_ms}}}'.encode()
+    (decoded,) = decode_record(value, 10_000, ACTION)
+    assert isinstance(decoded, Action)
+    return decoded
+
+
+def examples() -> list[Example]:
+    """Six of them: two users, three batches."""
+    sequencer = Sequencer(ACTION, SEQUENCE)
+    found = []
+    for batch in range(3):
+        for user in ("a", "b"):
+            sequencer.apply(action(user, batch, 100 * batch), sequencer.applied_offset + 1, 0)
+        found += sequencer.drain()
+    return found
+
+
+def ledger_of(stream: list[Example], offsets: list[int] | None = None) -> SequenceLedger:
+    ledger = SequenceLedger(0, 0 if offsets is None else offsets[0])
+    for offset, example in zip(offsets or range(len(stream)), stream, strict=True):
+        ledger.feed(offset, example)
+    return ledger
+
+
+def manifest(
+    number: int, first_step: int, plan: list[list[tuple[int, int, int]]], epoch: int = 1, **more: Any
+) -> Manifest:
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("base_number", "base_offset", "num_chunks", "num_bytes", "newest_event_ms", "newest_record_ms"), 0
+    )
+    nothing |= dict.fromkeys(("num_interactions", "created_ms"), 0) | {"onto_number": number - 1, "lineage": "one"}
+    nothing |= dict.fromkeys(("model_id", "kind", "dtype", "checksum"), "")
+    nothing |= {name: {} for name in ("covered", "covered_offsets", "model_config", "metrics")}
+    return Manifest(**{**nothing, **more}, epoch=epoch, number=number, plan=plan, first_step=first_step)
+
+
+def test_a_whole_stream_is_in_order() -> None:
+    ledger = ledger_of(examples())
+    assert (ledger.num_interactions, ledger.holes.num, ledger.tiling.num) == (6, 0, 0)
+    assert {name: user.num for name, user in ledger.users.items()} == {"a": 3, "b": 3}
+
+
+def test_what_a_relay_repeats_is_left_aside() -> None:
+    stream = examples()
+    ledger = ledger_of(stream[:4] + stream[2:])
+    assert (ledger.num_interactions, ledger.num_duplicates, ledger.holes.num) == (6, 2, 0)
+
+
+def test_a_missing_example_is_a_hole_and_its_user_is_not_tiled() -> None:
+    stream = examples()
+    ledger = ledger_of(stream[:2] + stream[3:])
+    assert ledger.holes == ["partition 0: example 2 expected, 3 came"]
+    assert ledger.tiling.num == 1
+
+
+def test_what_compaction_took_is_no_hole() -> None:
+    stream = examples()
+    ledger = ledger_of(stream[:2] + stream[3:], [0, 1, 3, 4, 5])
+    assert (ledger.holes.num, ledger.num_missing, ledger.tiling.num) == (0, 1, 0)
+    assert not ledger.users["a"].whole
+
+
+def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> None:
+    stream = examples()
+    again = replace(stream[5], number=6)
+    assert ledger_of([*stream, again]).tiling.num == 1
+
+
+PLAN = [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]
+
+
+def followed(*manifests: Manifest) -> tuple[PlanLedger, Violations, int]:
+    plans, violations = PlanLedger(), Violations()
+    for each in manifests:
+        plans.feed(each)
+    found = trained(plans.current, {0: ledger_of(examples())}, violations)
+    return plans, violations, sum(each.num_interactions for each in found.values())
+
+
+def test_steps_that_name_each_example_once_are_right() -> None:
+    plans, violations, num = followed(manifest(0, 0, []), manifest(1, 0, PLAN[:2]), manifest(2, 2, PLAN[2:]))
+    assert (plans.gaps.num, violations.num, num) == (0, 0, 6)
+
+
+def test_a_new_epoch_goes_on_from_its_checkpoint_and_what_it_says_counts() -> None:
+    other = [[(0, 2, 4)], [(0, 5, 5)]]
+    plans, violations, num = followed(manifest(0, 0, PLAN[:2]), manifest(0, 1, other, epoch=2))
+    assert (plans.gaps.num, violations.num, num) == (0, 0, 6)
+    assert (plans.current.num_repeated, plans.current.num_changed) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ([[(0, 0, 1)], [(0, 1, 5)]], "again"),
+        ([[(0, 0, 1)], [(0, 3, 5)]], "having left some out"),
+        ([[(0, 0, 1)], [(0, 2, 6)]], "never held: 6"),
+        ([[(1, 0, 0)]], "never held: 0"),
+    ],
+)
+def test_training_twice_not_at_all_or_what_is_not_there_is_found(
+    plan: list[list[tuple[int, int, int]]], words: str
+) -> None:
+    _, violations, _ = followed(manifest(0, 0, plan))
+    assert any(words in each for each in violations)
+
+
+def test_steps_that_nobody_published_are_found() -> None:
+    plans, _, _ = followed(manifest(0, 0, PLAN[:1]), manifest(1, 2, PLAN[2:]))
+    assert plans.gaps.num == 1
+
+
+def test_another_lineage_starts_anew() -> None:
+    plans, violations, num = followed(manifest(0, 0, PLAN), manifest(0, 0, PLAN[:1], epoch=2, lineage="two"))
+    assert (plans.gaps.num, violations.num, num) == (0, 0, 2)
+
+
+class Record:
+    """As much of a Kafka record as the recount looks at."""
+
+    def __init__(self, offset: int, value: bytes | None) -> None:
+        self.offset, self.value, self.timestamp = offset, value, 10_000
+
+
+def test_the_recount_adds_up_and_names_the_dead_letters() -> None:
+    recount = Recount(ACTION, SEQUENCE, 0, 1)
+    good = b'{"user":"a","item":1,"action":"rate","timestamp":5,"id":"x"}'
+    for offset, value in enumerate([good, good, None, b"[" + good + b',{"user":1}]', b'{"tick":9}', b"{"]):
+        recount.feed(Record(offset, value))
+    recount.drain()
+    counts = recount.sequencer.counts
+    assert (counts.num_accepted, counts.num_duplicate, counts.num_dead, counts.num_ticks) == (1, 2, 3, 1)
+    assert recount.num_produced == 6
+    assert recount.dead == {(2, -1), (3, 1), (5, -1)}
+    assert recount.num_sealed == 1
+
+
+def test_the_recount_refuses_a_user_of_another_partition() -> None:
+    recount = Recount(ACTION, SEQUENCE, 0, 1000)
+    recount.feed(Record(0, b'[{"user":"a","item":1,"action":"rate","timestamp":5}]'))
+    assert recount.dead == {(0, 0)}
