@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kernels.delta import delta_attention
     from kernels.id_map import IdMap
     from kernels.layer import LayerParams, hstu_layer, hstu_layer_output, hstu_layer_project
-    from kernels.length import stochastic_length
+    from kernels.length import kept_length, stochastic_length
     from kernels.softmax import full_softmax, rank_of_target, sampled_softmax, top_k
 
 _HOMES = {
@@ -40,6 +40,7 @@ _HOMES = {
     "hstu_layer": "layer",
     "hstu_layer_output": "layer",
     "hstu_layer_project": "layer",
+    "kept_length": "length",
     "stochastic_length": "length",
     "rowwise_adagrad_": "adagrad",
     "full_softmax": "softmax",
@@ -60,6 +61,7 @@ __all__ = [
     "hstu_layer",
     "hstu_layer_output",
     "hstu_layer_project",
+    "kept_length",
     "rank_of_target",
     "rowwise_adagrad_",
     "sampled_softmax",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.adagrad import cpp, reference
+from kernels.adagrad import reference
 from kernels.backend import choose
+from kernels.dispatch import load
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -45,10 +46,8 @@ def rowwise_adagrad_(
         least, most = (int(x) for x in torch.aminmax(rows_N))
         if least < -1 or most >= weight_VD.shape[0]:
             raise IndexError(f"rows_N: expected rows -1 to {weight_VD.shape[0] - 1}, got {least} to {most}")
-    if chosen == "cpp":
-        cpp.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr, eps, weight_decay)
-    else:
-        reference.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
+    ops = reference if chosen == "reference" else load("adagrad", chosen)
+    ops.rowwise_adagrad_(weight_VD, state_V, rows_N, grad_ND, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def _check(weight_VD: Tensor, state_V: Tensor, rows_N: Tensor, grad_ND: Tensor) -> None:

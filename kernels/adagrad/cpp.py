@@ -14,7 +14,7 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @torch.library.custom_op("headrace::rowwise_adagrad_", mutates_args=("weight_VD", "state_V"), device_types="cpu")
-def rowwise_adagrad_(
+def adagrad_operator(
     weight_VD: Tensor,
     state_V: Tensor,
     rows_N: Tensor,
@@ -48,3 +48,17 @@ def rowwise_adagrad_(
     )
     if failed:
         raise MemoryError(f"rowwise_adagrad_: no memory to sort {rows_N.shape[0]} rows")
+
+
+def rowwise_adagrad_(
+    weight_VD: Tensor,
+    state_V: Tensor,
+    rows_N: Tensor,
+    grad_ND: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """See `kernels.rowwise_adagrad_`."""
+    adagrad_operator(weight_VD, state_V, rows_N, grad_ND, lr, eps, weight_decay)

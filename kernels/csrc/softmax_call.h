@@ -1,4 +1,4 @@
-// The argument of the softmax losses, as the caller lays it out (kernels/softmax/cpp.py).
+// The argument of the softmax losses, as the caller lays it out (kernels/softmax/cpp_loss.py).
 #pragma once
 
 #include <stdint.h>

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.backend import choose
-from kernels.length import cpp, reference
+from kernels.dispatch import load
+from kernels.length import reference
 from kernels.length.reference import MAX_UNITS
 
 MODES = ("recency", "uniform")
@@ -51,10 +52,11 @@ def stochastic_length(
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if unit < 1 or max_kept < unit or max_kept % unit:
         raise ValueError(f"max_kept: expected a multiple of unit ({unit}) and at least one unit, got {max_kept}")
-    run = cpp.stochastic_length if choose(backend, offsets_B1.device) == "cpp" else reference.stochastic_length
+    chosen = choose(backend, offsets_B1.device)
     if not offsets_B1.is_cuda:
         _check_lengths(offsets_B1, must_keep_last_B, unit)
-    return run(
+    ops = reference if chosen == "reference" else load("length", chosen)
+    kept_T, new_offsets_B1 = ops.stochastic_length(
         offsets_B1,
         seeds_B,
         max_kept=max_kept,
@@ -63,6 +65,7 @@ def stochastic_length(
         must_keep_last_B=must_keep_last_B,
         sometimes_whole=sometimes_whole,
     )
+    return kept_T, new_offsets_B1
 
 
 def _check_tensors(offsets_B1: Tensor, seeds_B: Tensor, must_keep_last_B: Tensor) -> None:

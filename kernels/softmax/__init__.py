@@ -7,11 +7,14 @@ row is drawn (logQ correction: Bengio & Senecal 2008; Yi et al., RecSys 2019).
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from kernels.backend import choose
-from kernels.softmax import best, cpp, reference
+from kernels.dispatch import load
+from kernels.softmax import reference
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -54,11 +57,10 @@ def sampled_softmax(
         _check_shape(log_q_target_R, tuple(target_R.shape), "log_q_target_R")
         _check_shape(log_q_negatives, tuple(negatives.shape), "log_q_negatives")
     _check_scale(temperature, eps)
-    chosen = choose(backend, query_RD.device)
+    ops = _version(backend, query_RD)
     _check_range(target_R, table_UD.shape[0], "target_R", lowest=0)
     _check_range(negatives, table_UD.shape[0], "negatives", lowest=-1)
-    run = cpp.loss if chosen == "cpp" else reference.sampled_softmax
-    return run(
+    loss_R: Tensor = ops.sampled_softmax(
         query_RD,
         table_UD,
         target_R,
@@ -70,6 +72,7 @@ def sampled_softmax(
         log_q_negatives=log_q_negatives,
         mask_hits=mask_hits,
     )
+    return loss_R
 
 
 def full_softmax(
@@ -92,22 +95,12 @@ def full_softmax(
     _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
     _check_valid(valid_V, table_VD)
     _check_scale(temperature, eps)
-    if choose(backend, query_RD.device) == "cpp":
-        _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
-        return cpp.loss(
-            query_RD,
-            table_VD,
-            target_R,
-            None,
-            temperature=temperature,
-            normalize=normalize,
-            eps=eps,
-            valid_V=valid_V,
-        )
+    ops = _version(backend, query_RD)
     _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
-    return reference.full_softmax(
+    loss_R: Tensor = ops.full_softmax(
         query_RD, table_VD, target_R, temperature=temperature, normalize=normalize, eps=eps, valid_V=valid_V
     )
+    return loss_R
 
 
 def rank_of_target(
@@ -133,11 +126,10 @@ def rank_of_target(
     _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
     _check_valid(valid_V, table_VD)
     _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
-    chosen = choose(backend, query_RD.device)
+    ops = _version(backend, query_RD)
     _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
-    run = best.rank_of_target if chosen == "cpp" else reference.rank_of_target
     with torch.no_grad():
-        return run(
+        rank_R: Tensor = ops.rank_of_target(
             query_RD,
             table_VD,
             target_R,
@@ -147,6 +139,7 @@ def rank_of_target(
             exclude_rows=exclude_rows,
             exclude_offsets_R1=exclude_offsets_R1,
         )
+    return rank_R
 
 
 def top_k(
@@ -171,9 +164,9 @@ def top_k(
     _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
     if not 1 <= k <= table_VD.shape[0]:
         raise ValueError(f"k: expected 1 to the table's {table_VD.shape[0]} rows, got {k}")
-    run = best.top_k if choose(backend, query_RD.device) == "cpp" else reference.top_k
+    ops = _version(backend, query_RD)
     with torch.no_grad():
-        return run(
+        score_Rk, row_Rk = ops.top_k(
             query_RD,
             table_VD,
             k,
@@ -183,6 +176,12 @@ def top_k(
             exclude_rows=exclude_rows,
             exclude_offsets_R1=exclude_offsets_R1,
         )
+    return score_Rk, row_Rk
+
+
+def _version(backend: str, query_RD: Tensor) -> ModuleType:
+    chosen = choose(backend, query_RD.device)
+    return reference if chosen == "reference" else load("softmax", chosen)
 
 
 def _check_pair(query_RD: Tensor, table_UD: Tensor, name: str) -> None:

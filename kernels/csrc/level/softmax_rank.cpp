@@ -7,7 +7,7 @@
 
 #include "tiles.h"
 
-// The argument of both, as the caller lays it out (kernels/softmax/best.py).
+// The argument of both, as the caller lays it out (kernels/softmax/cpp_best.py).
 struct RankCall {
     const void *query_RD, *table_VD;
     int64_t num_queries, num_rows, width, k;

@@ -1,0 +1,307 @@
+"""The softmax losses in C++, registered as torch operators.
+
+The forward also makes the gradients for losses weighed alike, which is what a mean or a sum asks for; the backward then
+only scales them. Losses weighed each in its own way cost another pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import KernelUnavailable
+from kernels.library import address, function, num_threads
+
+SMALL = 4096
+"""Shared negatives up to here keep the scores of a block of queries in the cache."""
+_MAX_WIDTH = 4096
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_POINTERS = (
+    "target_R",
+    "negatives",
+    "valid_V",
+    "log_q_target_R",
+    "log_q_negatives",
+    "weight_R",
+    "loss_R",
+    "coefficient_R",
+    "log_sum_R",
+    "grad_query_RD",
+    "grad_negative_SD",
+    "grad_table_UD",
+)
+
+
+class _Call(ctypes.Structure):
+    """SoftmaxCall of csrc/softmax_call.h."""
+
+    _fields_ = (
+        ("query_RD", ctypes.c_void_p),
+        ("table_UD", ctypes.c_void_p),
+        ("num_queries", ctypes.c_int64),
+        ("num_rows", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("num_negatives", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("inverse_temperature", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("type", ctypes.c_int32),
+        ("normalize", ctypes.c_int32),
+        ("mask_hits", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
+
+
+class Problem:
+    """The inputs of a loss, contiguous and kept alive, and calls on them."""
+
+    def __init__(
+        self,
+        query_RD: Tensor,
+        table_UD: Tensor,
+        target_R: Tensor,
+        negatives: Tensor | None,
+        valid_V: Tensor | None,
+        log_q_target_R: Tensor | None,
+        log_q_negatives: Tensor | None,
+        temperature: float,
+        normalize: bool,
+        eps: float,
+        mask_hits: bool,
+    ) -> None:
+        if query_RD.dtype not in _TYPES or query_RD.shape[1] > _MAX_WIDTH:
+            raise KernelUnavailable(
+                f"the softmax losses in C++ take float32 and bfloat16, D up to {_MAX_WIDTH}, got {query_RD.dtype}, "
+                f"D = {query_RD.shape[1]}; convert, or ask for backend='reference'"
+            )
+        self.query_RD, self.table_UD = query_RD.detach().contiguous(), table_UD.detach().contiguous()
+        self.num_queries, self.width = query_RD.shape
+        self.num_negatives = len(table_UD) if negatives is None else negatives.shape[-1]
+        self.per_row = negatives is not None and negatives.dim() == 2
+        self.small = self.num_negatives <= SMALL
+        self._inputs: dict[str, Tensor | None] = {
+            "target_R": target_R.contiguous(),
+            "negatives": None if negatives is None else negatives.contiguous(),
+            "valid_V": None if valid_V is None else valid_V.contiguous(),
+            "log_q_target_R": None if log_q_target_R is None else log_q_target_R.detach().float().contiguous(),
+            "log_q_negatives": None if log_q_negatives is None else log_q_negatives.detach().float().contiguous(),
+        }
+        self._scalars = {
+            "inverse_temperature": 1.0 / temperature,
+            "eps": eps,
+            "type": _TYPES[query_RD.dtype],
+            "normalize": int(normalize),
+            "mask_hits": int(mask_hits),
+        }
+
+    def run(self, name: str, **tensors: Tensor | None) -> None:
+        """One C++ function over these inputs and ``tensors`` (float32, contiguous)."""
+        pointers = {key: address(tensor) for key, tensor in {**self._inputs, **tensors}.items()}
+        call = _Call(
+            query_RD=address(self.query_RD),
+            table_UD=address(self.table_UD),
+            num_queries=self.num_queries,
+            num_rows=len(self.table_UD),
+            width=self.width,
+            num_negatives=self.num_negatives,
+            num_threads=num_threads(),
+            **pointers,
+            **self._scalars,
+        )
+        if function(f"softmax_{name}")(ctypes.byref(call)):
+            raise MemoryError(f"softmax_{name}: no memory for its scratch; use fewer queries or rows at a time")
+
+    def new(self, *shape: int) -> Tensor:
+        """A float32 tensor to be filled."""
+        return torch.empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("headrace::softmax_loss", mutates_args=(), device_types="cpu")
+def softmax_loss(
+    query_RD: Tensor,
+    table_UD: Tensor,
+    target_R: Tensor,
+    negatives: Tensor | None,
+    valid_V: Tensor | None,
+    log_q_target_R: Tensor | None,
+    log_q_negatives: Tensor | None,
+    temperature: float,
+    normalize: bool,
+    eps: float,
+    mask_hits: bool,
+    with_query: bool,
+    with_table: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(R,) losses, then what the backward needs: query gradient, coefficient, log sum, gradient of negatives or table.
+
+    ``negatives`` None: the whole table. ``with_query``, ``with_table``: which gradients will be asked for.
+    """
+    problem = Problem(
+        query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
+        temperature, normalize, eps, mask_hits,
+    )  # fmt: skip
+    new, num_queries, width = problem.new, problem.num_queries, problem.width
+    loss_R, coefficient_R, log_sum_R = new(num_queries), new(num_queries), new(num_queries)
+    grad_query_RD = new(num_queries, width) if with_query else None
+    extra = None
+    if problem.per_row:
+        extra = new(len(table_UD), width) if with_table else None
+        problem.run("per_row", loss_R=loss_R, grad_query_RD=grad_query_RD, grad_table_UD=extra)
+        coefficient_R.zero_()
+        log_sum_R.zero_()
+    else:
+        extra = new(problem.num_negatives, width) if with_table and problem.small else None
+        problem.run(
+            "shared_small" if problem.small else "shared_large",
+            loss_R=loss_R,
+            coefficient_R=coefficient_R,
+            log_sum_R=log_sum_R,
+            grad_query_RD=grad_query_RD,
+            grad_negative_SD=extra,
+        )
+    return (
+        loss_R,
+        new(0) if grad_query_RD is None else grad_query_RD,
+        coefficient_R,
+        log_sum_R,
+        new(0) if extra is None else extra,
+    )
+
+
+@softmax_loss.register_fake
+def _(
+    query_RD: Tensor, table_UD: Tensor, _target_R: Tensor, negatives: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    def new(*shape: Any) -> Tensor:
+        return query_RD.new_empty(shape, dtype=torch.float32)
+
+    num_queries, width = query_RD.shape
+    with_query, with_table = rest[-2:]
+    num_negatives = table_UD.shape[0] if negatives is None else negatives.shape[-1]
+    extra = new(0)
+    if with_table and negatives is not None and negatives.dim() == 2:
+        extra = new(table_UD.shape[0], width)
+    elif with_table and num_negatives <= SMALL:
+        extra = new(num_negatives, width)
+    grad_query_RD = new(num_queries, width) if with_query else new(0)
+    return new(num_queries), grad_query_RD, new(num_queries), new(num_queries), extra
+
+
+@torch.library.custom_op("headrace::softmax_loss_backward", mutates_args=(), device_types="cpu")
+def softmax_loss_backward(
+    grad_loss_R: Tensor,
+    query_RD: Tensor,
+    table_UD: Tensor,
+    target_R: Tensor,
+    negatives: Tensor | None,
+    valid_V: Tensor | None,
+    log_q_target_R: Tensor | None,
+    log_q_negatives: Tensor | None,
+    temperature: float,
+    normalize: bool,
+    eps: float,
+    mask_hits: bool,
+    grad_query_RD: Tensor,
+    coefficient_R: Tensor,
+    log_sum_R: Tensor,
+    extra: Tensor,
+    with_query: bool,
+    with_table: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of query and table, in their dtypes; empty where not wanted."""
+    grad_loss_R = grad_loss_R.float().contiguous()
+    query, table = query_RD.new_empty(0), table_UD.new_empty(0)
+    if with_query:
+        query = (grad_query_RD * grad_loss_R[:, None]).to(query_RD.dtype)
+    if with_table:
+        problem = Problem(
+            query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
+            temperature, normalize, eps, mask_hits,
+        )  # fmt: skip
+        table = _table_gradient(problem, grad_loss_R, coefficient_R, log_sum_R, extra).to(table_UD.dtype)
+    return query, table
+
+
+@softmax_loss_backward.register_fake
+def _(_grad_loss_R: Tensor, query_RD: Tensor, table_UD: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    with_query, with_table = rest[-2:]
+    query = torch.empty_like(query_RD, memory_format=torch.contiguous_format) if with_query else query_RD.new_empty(0)
+    table = torch.empty_like(table_UD, memory_format=torch.contiguous_format) if with_table else table_UD.new_empty(0)
+    return query, table
+
+
+def _table_gradient(
+    problem: Problem, weight_R: Tensor, coefficient_R: Tensor, log_sum_R: Tensor, extra: Tensor
+) -> Tensor:
+    """(U, D) float32, losses weighed by ``weight_R``."""
+    alike = problem.num_queries > 0 and bool((weight_R == weight_R[0]).all())
+    if problem.per_row:
+        if alike:
+            return extra * weight_R[0]
+        grad_table_UD = problem.new(*problem.table_UD.shape)
+        problem.run("per_row", loss_R=problem.new(problem.num_queries), grad_table_UD=grad_table_UD, weight_R=weight_R)
+        return grad_table_UD
+    if problem.small and alike:
+        grad_negative_SD = extra * weight_R[0]
+    else:
+        grad_negative_SD = problem.new(problem.num_negatives, problem.width)
+        if problem.small:
+            loss_R = problem.new(problem.num_queries)
+            problem.run("shared_small", loss_R=loss_R, grad_negative_SD=grad_negative_SD, weight_R=weight_R)
+        else:
+            problem.run(
+                "shared_large_gradient", log_sum_R=log_sum_R, grad_negative_SD=grad_negative_SD, weight_R=weight_R
+            )
+    grad_table_UD = torch.zeros(problem.table_UD.shape, dtype=torch.float32)
+    problem.run(
+        "scatter",
+        coefficient_R=coefficient_R,
+        weight_R=weight_R,
+        grad_negative_SD=grad_negative_SD,
+        grad_table_UD=grad_table_UD,
+    )
+    return grad_table_UD
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.scalars, ctx.wanted = inputs[7:-2], inputs[-2:]
+    ctx.save_for_backward(*inputs[:7], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad_loss_R: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, grad_query_RD, coefficient_R, log_sum_R, extra = ctx.saved_tensors
+    with_query, with_table = ctx.wanted
+    query, table = softmax_loss_backward(
+        grad_loss_R, *inputs, *ctx.scalars, grad_query_RD, coefficient_R, log_sum_R, extra, with_query, with_table
+    )
+    return (query if with_query else None, table if with_table else None, *[None] * 11)
+
+
+softmax_loss.register_autograd(_backward, setup_context=_setup)
+
+
+def loss(
+    query_RD: Tensor,
+    table_UD: Tensor,
+    target_R: Tensor,
+    negatives: Tensor | None,
+    *,
+    temperature: float,
+    normalize: bool,
+    eps: float,
+    mask_hits: bool = True,
+    valid_V: Tensor | None = None,
+    log_q_target_R: Tensor | None = None,
+    log_q_negatives: Tensor | None = None,
+) -> Tensor:
+    """(R,) float32 losses, differentiable in query and table."""
+    wanted = torch.is_grad_enabled()
+    result: tuple[Tensor, ...] = softmax_loss(
+        query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
+        temperature, normalize, eps, mask_hits, wanted and query_RD.requires_grad, wanted and table_UD.requires_grad,
+    )  # fmt: skip
+    return result[0]
