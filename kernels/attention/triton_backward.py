@@ -26,8 +26,8 @@ from kernels.triton_shared import silu_and_slope
 def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
     """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
 
-    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, below the
-    fold, m0 - n0 + y - BM.
+    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
+    below, BM less.
     """
     if (n0 >= m0 + BM) | (m0 - n0 - BN + 2 >= num_positions):
         entry = tl.where(n0 >= m0 + BM, 0, num_positions + 511)
@@ -38,12 +38,11 @@ def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN
         column = tl.arange(0, BN)
         source = y[:, None] + column[None, :]
         skewed = tl.gather(slope, source % BM, axis=0)
-        above = tl.sum(tl.where(source < BM, skewed, 0.0), 1)
-        below = tl.sum(tl.where(source < BM, 0.0, skewed), 1)
         place = buffer_ptr + 256 + m0 - n0 + y
         tl.debug_barrier()
-        tl.store(place, tl.load(place) + above)
-        tl.store(place - BM, tl.load(place - BM) + below)
+        for fold in tl.static_range((BM + BN - 2) // BM + 1):
+            part = tl.sum(tl.where(source // BM == fold, skewed, 0.0), 1)
+            tl.store(place - fold * BM, tl.load(place - fold * BM) + part)
 
 
 @triton.jit

@@ -65,7 +65,8 @@ def prepare(
     return batch
 
 
-def _strides(*tensors: Tensor) -> list[int]:
+def strides(*tensors: Tensor) -> list[int]:
+    """Strides of tokens, then of heads."""
     return [x.stride(0) for x in tensors] + [x.stride(1) for x in tensors]
 
 
@@ -102,11 +103,12 @@ def _orders(time_bias_GK: Tensor | None) -> tuple[bool, ...]:
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, norm_len: float, position_rows: Tensor | None, num_positions: int,
-    time_bias_GK: Tensor | None, tile: Tile | None = None,
+    time_bias_GK: Tensor | None, tile: Tile | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(T, H, E). ``position_rows``: the first of `make_position_tables`."""
+    """(T, H, E), in ``out`` if given. ``position_rows``: the first of `make_position_tables`."""
     num_tokens, num_heads = q.shape[:2]
-    out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
     plan, width = batch.plan, max(q.shape[2], v.shape[2])
@@ -114,7 +116,7 @@ def forward(
         shape = tile or forward_tile(q.dtype, width, in_order)
         grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
-            q, k, v, out, *_strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
+            q, k, v, out, *strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_rows, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
             SORTED=in_order, **_options(q, v, shape, batch, position_rows, time_bias_GK),
@@ -141,27 +143,34 @@ def backward_queries(
     for in_order in _orders(time_bias_GK):
         shape = tile or query_gradient_tile(q.dtype, width, in_order)
         query_gradient_kernel[(num_programs,)](
-            q, k, v, grad, q_grad, *_strides(q, k, v, grad, q_grad),
+            q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
             plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_rows, num_positions), position_sums, num_positions + 512,
             *_time_arguments(time_bias_GK, batch.times), time_sums, num_buckets - 1, num_tokens, num_heads,
-            num_blocks * (BLOCK // shape.queries),            1.0 / norm_len, SORTED=in_order, WIDTH_K=next_power(num_buckets),
+            num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
+            SORTED=in_order, WIDTH_K=next_power(num_buckets),
             **_options(q, v, shape, batch, position_rows, time_bias_GK),
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None and position_sums is not None:
-        sums = _add_programs(position_sums, pos_bias_GP.shape[0], num_positions + 512, num_heads, 1.0 / norm_len)
-        pos_grad = torch.empty_like(pos_bias_GP, memory_format=torch.contiguous_format)
-        fold_positions_kernel[(triton.cdiv(num_positions, 128), pos_grad.shape[0])](
-            sums, pos_grad, num_positions, BLOCK=128
-        )
+        pos_grad = fold_positions(position_sums, pos_bias_GP, num_heads, norm_len)
     if time_bias_GK is not None and time_sums is not None:
-        sums = _add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 1.0 / norm_len)
+        sums = add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 1.0 / norm_len)
         time_grad = sums.to(time_bias_GK.dtype)
     return pos_grad, time_grad
 
 
-def _add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scale: float) -> Tensor:
+def fold_positions(sums: Tensor, pos_bias_GP: Tensor, num_heads: int, norm_len: float) -> Tensor:
+    """The position bias's gradient from private sums by distance."""
+    total = add_programs(sums, pos_bias_GP.shape[0], sums.shape[1], num_heads, 1.0 / norm_len)
+    grad = torch.empty(pos_bias_GP.shape, dtype=pos_bias_GP.dtype, device=pos_bias_GP.device)
+    grid = (triton.cdiv(grad.shape[1], 128), grad.shape[0])
+    fold_positions_kernel[grid](total, grad, grad.shape[1], BLOCK=128)
+    return grad
+
+
+def add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scale: float) -> Tensor:
+    """Private sums (programs, width) of programs that keep to one head, to (groups, width)."""
     total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
     bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
         sums, total, sums.stride(0), width, 0, sums.shape[0], num_heads, width, scale,
@@ -181,7 +190,7 @@ def backward_keys(
         shape = tile or key_gradient_tile(q.dtype, width, in_order)
         grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
         key_gradient_kernel[grid](
-            q, k, v, grad, k_grad, v_grad, *_strides(q, k, v, grad, k_grad, v_grad),
+            q, k, v, grad, k_grad, v_grad, *strides(q, k, v, grad, k_grad, v_grad),
             plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,
             *_position_arguments(position_columns, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
