@@ -229,6 +229,12 @@ class Sequencer:
         self.users[user.name] = user
         self.changed[user.name] = user
 
+    def snapshot(self, user: User) -> Example:
+        """A user as he is, as an example that has nothing new and no number."""
+        header, columns = self._draft(user, user.num_sealed - user.num_new, 0, {})
+        header.number = -1
+        return view(header, columns)
+
     # Inside
 
     def _fetch(self, name: str) -> User:
@@ -303,31 +309,30 @@ class Sequencer:
     def _emit(self, user: User) -> None:
         self.uncovered.pop(user.name, None)
         names = self._take_names(user)
-        longs = user.user_features.tobytes()
-        if user.recent:
-            longs = b"".join((_pack_longs(user.recent), longs))
         while user.num_new:
             num_new = min(user.num_new, self.config.max_new)
             first_new = user.num_sealed - user.num_new
-            first = max(first_new - self.config.max_context, user.start)
             user.num_new -= num_new
-            header = self._header(user, first, first_new, num_new, names)
-            columns = [*user.columns(first, first_new + num_new), *user.open_columns(user.num_new), longs]
-            self._drafts.append((header, b"".join(columns)))
+            self._drafts.append(self._draft(user, first_new, num_new, names))
             self.next_number += 1
             names = {}
         user.new_record_ms = -1
         user.trim(self.config.max_context, self.config.segment_len)
 
-    def _header(self, user: User, first: int, first_new: int, num_new: int, names: dict[int, str | int]) -> Header:
+    def _draft(self, user: User, first_new: int, num_new: int, names: dict[int, str | int]) -> Draft:
+        """The next example, with ``num_new`` interactions from ``first_new`` on; ``user.num_new`` stay unsent."""
+        first, last = max(first_new - self.config.max_context, user.start), first_new + num_new
         replay_offset, replay_clock_ms = self.replay_from
-        last = first_new + num_new
-        return Header(
+        newest_ms = user.times[last - 1 - user.start] if last > user.start else -1
+        header = Header(
             user.name, self.partition, self.writer_epoch, self.next_number, last - first, num_new, first_new,
             len(user.opens) + user.num_new, user.num_new, len(user.recent), self._num_features, len(user.user_features),
             user.user_offset, self.applied_offset, replay_offset, replay_clock_ms, self.clock_ms,
-            user.times[last - 1 - user.start], user.new_record_ms, self.counted_upto, self.counts, names, False,
+            newest_ms, user.new_record_ms, self.counted_upto, self.counts, names, False,
         )  # fmt: skip
+        recent = array("q", user.recent).tobytes() if user.recent else b""
+        columns = (*user.columns(first, last), *user.open_columns(user.num_new), recent, user.user_features.tobytes())
+        return header, b"".join(columns)
 
     def _take_names(self, user: User) -> dict[int, str | int]:
         names: dict[int, str | int] = {}
@@ -364,7 +369,3 @@ def _replace(columns: MutableSequence[int], given: Iterable[int]) -> None:
     for column, value in enumerate(given):
         if value:
             columns[column] = value
-
-
-def _pack_longs(values: Iterable[int]) -> bytes:
-    return array("q", values).tobytes()

@@ -47,9 +47,9 @@ class User:
     """Sealed interactions ``start`` … ``num_sealed - 1`` of a lifetime, the last ``num_new`` of them not sent yet."""
 
     __slots__ = (
-        "bits", "domains", "features", "items", "name", "names", "new_record_ms", "num_features", "num_new",
-        "num_sealed", "opens", "recent", "saved_start", "saved_upto", "skip_upto", "start", "times", "user_features", "user_offset",
-        "values",
+        "bits", "domains", "features", "is_held", "items", "name", "names", "new_record_ms", "num_features", "num_new",
+        "num_sealed", "opens", "recent", "saved_start", "saved_upto", "skip_upto", "start", "times", "user_features",
+        "user_offset", "values",
     )  # fmt: skip
 
     def __init__(self, name: str, num_features: int, num_user_features: int) -> None:
@@ -75,6 +75,8 @@ class User:
         """Actions up to here were in the state that was loaded. Above it nothing can come twice."""
         self.saved_start = 0
         self.saved_upto = 0
+        self.is_held = False
+        """Whether the store's index of open interactions lists the user."""
 
     def append(
         self,

@@ -1,0 +1,124 @@
+"""RocksDB as this room uses it: bytes in, bytes out, one write batch at a time, errors that say what to do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, WriteBatch, WriteOptions
+
+from state.config import StoreConfig
+from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked
+
+_LOCKED = ("lock hold", "lock file")
+_FULL = ("No space left", "File too large", "Disk quota", "space limit")
+_CORRUPT = ("Corruption", "checksum", "corrupted", "No such file")
+
+
+class Database:
+    """One RocksDB folder. A write either happens whole or raises, and after a failed one only `close` works."""
+
+    def __init__(self, path: Path, config: StoreConfig) -> None:
+        self.path = path
+        self._config = config
+        self._sync = WriteOptions()
+        self._sync.sync = config.fsync
+        self._db: Rdict | None = None
+        self._open()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, or None."""
+        try:
+            value: bytes | None = self._live().get(key)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the binding raises nothing more precise
+            self._raise(error)
+        return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values in the order of ``keys``."""
+        try:
+            values: list[bytes | None] = self._live().get(list(keys))
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
+        return values
+
+    def under(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Every (key, value) whose key starts with ``prefix``, in order of keys."""
+        try:
+            for key, value in self._live().items(from_key=prefix):
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
+
+    def write(self, batch: WriteBatch) -> None:
+        """Make a batch durable (`StoreConfig.fsync`), whole or not at all."""
+        try:
+            self._live().write(batch, write_opt=self._sync)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self.close()
+            self._raise(error)
+
+    def wipe(self) -> None:
+        """Remove everything, and start empty."""
+        self.close()
+        shutil.rmtree(self.path)
+        self._open()
+
+    def close(self) -> None:
+        """Give the folder back. Idempotent; what was written is safe already, so a failing flush is no news."""
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(Exception):
+                db.close()
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._db = Rdict(str(self.path), _options(self._config))
+        except OSError as error:
+            raise StoreError(f"{self.path}: expected a folder to keep state in, got {error}; set store.path") from None
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
+
+    def _live(self) -> Rdict:
+        if self._db is None:
+            raise StoreClosed(f"{self.path}: expected an open store, it was closed or a write failed; open it again")
+        return self._db
+
+    def _raise(self, error: Exception) -> NoReturn:
+        text, path = str(error), self.path
+        if any(mark in text for mark in _LOCKED):
+            raise StoreLocked(f"{path}: expected to be alone here, another worker holds it; stop that one") from error
+        if any(mark in text for mark in _FULL):
+            raise StoreFull(f"{path}: expected room to write, got {text!r}; free some, then start again") from error
+        if any(mark in text for mark in _CORRUPT):
+            message = f"{path}: expected intact files, got {text!r}; remove the folder, it is restored from Kafka"
+            raise StoreCorrupt(message) from error
+        raise StoreError(f"{path}: expected RocksDB to work, got {text!r}; see {path / 'LOG'}") from error
+
+
+def _options(config: StoreConfig) -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    # A torn tail of the log is a crash; what lies before it is a consistent state of some moment.
+    options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+    options.set_write_buffer_size(config.write_buffer_bytes)
+    options.set_keep_log_file_num(2)
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(config.block_cache_bytes))
+    table.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(table)
+    return options
