@@ -33,7 +33,11 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, pos_bias_GP, time_bias_GK, rows, columns = ctx.saved_tensors
         if q.numel() == 0:
-            return (*(torch.zeros_like(x) if x is not None else None for x in (q, k, v, pos_bias_GP, time_bias_GK)), None, None)
+            return (
+                *(torch.zeros_like(x) if x is not None else None for x in (q, k, v, pos_bias_GP, time_bias_GK)),
+                None,
+                None,
+            )
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
         biases = backward(
             q, k, v, dense_rows(grad), ctx.batch, ctx.norm_len, pos_bias_GP, time_bias_GK, rows, columns, *grads

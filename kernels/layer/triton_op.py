@@ -88,9 +88,7 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm of the rows."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     options = _rows(x.shape[1])
-    norm_kernel[_grid(x, options)](
-        x, weight, bias, out, x.stride(0), out.stride(0), *x.shape, eps, **options
-    )
+    norm_kernel[_grid(x, options)](x, weight, bias, out, x.stride(0), out.stride(0), *x.shape, eps, **options)
     return out
 
 

@@ -46,9 +46,12 @@ struct Scratch {
 
 // Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
-void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad) {
+void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad, bool activate_too) {
     for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < pad; d += W) store(to + i * pad + d, load_some(source + i * stride + d, width - d));
+        for (int64_t d = 0; d < pad; d += W) {
+            const vf x = load_some(source + i * stride + d, width - d);
+            store(to + i * pad + d, activate_too ? x * sigmoid(x) : x);  // SiLU(0) = 0: the padding stays
+        }
 }
 
 // Packed rows into column tiles: turned[(j / COLS), d, j % COLS].
@@ -67,14 +70,14 @@ const T* rows_of(const HeadraceTensor& tensor, int64_t row, int64_t head) {
 template <typename T>
 void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width,
                float* to, int64_t pad, int64_t total) {
-    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad);
-    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad);
+    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad, false);
+    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad, a.preactivated);
     memset(to + item.keys * pad, 0, sizeof(float) * (total - item.keys) * pad);
 }
 
 template <typename T>
-void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
-    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad);
+void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
+    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad, activate_too);
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
 }
 
@@ -85,6 +88,20 @@ void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_
         for (int64_t d = 0; d < width; d += W) store_some(to + i * tensor.row + d, load(rows + i * pad + d), width - d);
 }
 
+// A gradient, through SiLU where the inputs were pre-activations (`through`).
+template <typename T>
+void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t width,
+                 const float* rows, int64_t pad) {
+    if (!a.preactivated) return unpack<T>(tensor, item, 0, item.queries, width, rows, pad);
+    T* to = static_cast<T*>(tensor.data) + item.first * tensor.row + item.head * tensor.head;
+    const T* from = rows_of<T>(through, item.first, item.head);
+    for (int64_t i = 0; i < item.queries; ++i)
+        for (int64_t d = 0; d < width; d += W) {
+            const vf x = load_some(from + i * through.row + d, width - d), gate = sigmoid(x), activated = x * gate;
+            store_some(to + i * tensor.row + d, load(rows + i * pad + d) * (gate + activated - activated * gate), width - d);
+        }
+}
+
 template <typename T>
 void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
@@ -93,7 +110,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, qk_pad, cols);
     turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
-    pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
     const float scale = static_cast<float>(a.scale);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
@@ -119,8 +136,8 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     turn(s.dv, v_pad, cols, s.v_turned);
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
     turn(s.k, qk_pad, cols, s.k_turned);
-    pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
-    pack_queries<T>(item, a.grad, a.v_dim, s.grad, v_pad, rows);
+    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    pack_queries<T>(false, item, a.grad, a.v_dim, s.grad, v_pad, rows);
     memset(s.dq, 0, sizeof(float) * rows * qk_pad);
     memset(s.dk, 0, sizeof(float) * cols * qk_pad);
     memset(s.dv, 0, sizeof(float) * cols * v_pad);
@@ -162,9 +179,9 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
             }
         }
     grads.close(s.pairs, item);
-    unpack<T>(a.dq, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
-    unpack<T>(a.dk, item, 0, item.queries, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
-    unpack<T>(a.dv, item, 0, item.queries, a.v_dim, s.dv + item.cached * v_pad, v_pad);
+    unpack_grad<T>(a, a.dq, a.q, item, a.qk_dim, s.dq, qk_pad);
+    unpack_grad<T>(a, a.dk, a.k, item, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, a.v, item, a.v_dim, s.dv + item.cached * v_pad, v_pad);
 }
 
 Shape widest(const HeadraceAttention& a, const Plan& plan) {
