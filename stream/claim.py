@@ -7,7 +7,6 @@ rebuilt from each user's newest example. Everything here runs in a thread, on a 
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +48,11 @@ class Claim:
 
 def open_store(settings: Settings, number: int) -> PartitionStore:
     """This worker's database of a partition, made if it is not there."""
-    return PartitionStore.open(store_path(settings, number), number, settings.action, settings.sequence, settings.store)
+    kafka = settings.kafka
+    return PartitionStore.open(
+        store_path(settings, number), number, settings.action, settings.sequence, settings.store,
+        num_partitions=kafka.partitions, topic=Topics.under(kafka.prefix).actions,
+    )  # fmt: skip
 
 
 def store_path(settings: Settings, number: int) -> Path:
@@ -76,9 +79,6 @@ def claim(
                 return _resume(store, reader(store.sequences_offset))
             except Overtaken as error:
                 log.warning("store was overtaken and is rebuilt", partition=number, why=str(error))
-                store.close()
-                shutil.rmtree(store_path(settings, number))
-                store = open_store(settings, number)
         return _restore(store, reader(0))
     except BaseException:
         store.close()
