@@ -1,0 +1,273 @@
+"""The whole loop on one machine, on real ratings: broker, worker, trainer and server as processes of their own.
+
+The replay goes as fast as the loop keeps up: it waits while too much is sent and not learned yet, so that what the
+screen calls freshness is that of a loop that keeps up, at the highest rate at which it does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+from rich.console import Console
+
+from headrace.audit import audit, print_report
+from headrace.board import Board, LagFollower
+from headrace.broker import BrokerError, EmbeddedBroker, free_port
+from headrace.config import Settings, read_settings
+from headrace.dataset import Dataset, DatasetError, open_dataset
+from headrace.processes import ChildError, DeadlineError, Family
+from headrace.reader import ReadError
+from headrace.screen import Screen, open_screen
+from headrace.summary import summarise, tell
+from headrace.taste import Crowd, Server, Taste, choose, learned, new_actions
+from state.errors import FileError
+from state.files import read_actions
+from state.topics import topics_of
+from stream.clients import BrokerAbsent
+from stream.producer import ProducerError
+from stream.replay import ReplayReport, send_actions
+from stream.topics import TopicsMismatch, ensure_topics
+
+START_TIMEOUT_S = 120.0
+DRAIN_TIMEOUT_S = 480.0
+LEARN_TIMEOUT_S = 90.0
+MAX_BEHIND = 6_000
+"""Actions that may be sent and not learned yet before the replay waits."""
+FRAME_S = 0.25
+ERRORS = (BrokerAbsent, BrokerError, ChildError, DatasetError, DeadlineError, FileError, KafkaError, ProducerError)
+MENDABLE = (*ERRORS, ReadError, TopicsMismatch)
+
+
+def run_demo(
+    *,
+    dataset: Path | None = None,
+    bootstrap: str | None = None,
+    duration_s: float | None = None,
+    as_json: bool = False,
+    keep: Path | None = None,
+) -> int:
+    """Run it; returns the exit status: 0, 1 after an error (said in a few lines), 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with ExitStack() as stack:
+            folder = _folder(stack, keep)
+            demo = Demo(stack, folder, open_dataset(dataset), bootstrap, duration_s, as_json)
+            return demo.run()
+    except KeyboardInterrupt:
+        print("\nheadrace: stopped; everything that was started has ended", file=sys.stderr)
+        return 130
+    except MENDABLE as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _folder(stack: ExitStack, keep: Path | None) -> Path:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        return keep.resolve()
+    folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+class Demo:
+    """One run. What it starts is ended by ``stack``, the last first."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        dataset: Dataset,
+        bootstrap: str | None,
+        duration_s: float | None,
+        as_json: bool,
+    ) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.dataset = dataset
+        self.duration_s = duration_s
+        self.as_json = as_json
+        self.board = Board(dataset=dataset.name, broker=bootstrap or "an embedded broker")
+        self.screen: Screen = open_screen(self.board, plain=as_json)
+        self.crowd = Crowd()
+        self.crowd.watch(read_actions(dataset.path))
+        if not self.crowd.num_actions:
+            raise DatasetError(f"--dataset: expected actions, got none in {dataset.path}; give another file")
+        self.board.num_actions = self.crowd.num_actions
+        self.settings = self._configure(bootstrap)
+        self.family = Family(folder, {})
+        self.server = Server(f"http://127.0.0.1:{self.settings.serving.port}")
+        self.sent: ReplayReport | None = None
+        self._failure: BaseException | None = None
+        self._stopping = threading.Event()
+
+    def _configure(self, bootstrap: str | None) -> Settings:
+        """Start the broker if none was named, and write the file that every process reads."""
+        if bootstrap is None:
+            broker = self.stack.enter_context(EmbeddedBroker(log_path=self.folder / "broker.log"))
+            bootstrap = broker.bootstrap
+        kinds = list(self.crowd.kinds)
+        sections: dict[str, dict[str, Any]] = {
+            "kafka": {"bootstrap": bootstrap, "prefix": f"headrace-demo-{uuid.uuid4().hex[:8]}", "partitions": 2},
+            "action": {"kinds": kinds},
+            # A rating is one action, complete as it comes; live feedback is waited for.
+            "sequence": {"join_window_s": 0.0 if "rate" in kinds else 60.0},
+            "store": {"path": str(self.folder / "store")},
+            "stream": {"metrics_port": 0},
+            "trainer": {"checkpoint_dir": str(self.folder / "checkpoints"), "publish_every_s": 1.0},
+            "serving": {"port": free_port()},
+        }
+        path = self.folder / "headrace.toml"
+        lines = [
+            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+            for name, keys in sections.items()
+        ]
+        path.write_text("\n".join(lines))
+        return read_settings(path)
+
+    def run(self) -> int:
+        """From an empty broker to the summary."""
+        board, screen = self.board, self.screen
+        ensure_topics(self.settings.kafka)
+        self.stack.callback(self._delete_topics)
+        self.stack.callback(self.server.close)
+        self.stack.enter_context(self.family)
+        config = ("--config", str(self.folder / "headrace.toml"))
+        self.family.start("worker", "-m", "stream", "worker", *config)
+        self.family.start("trainer", "-m", "trainer", *config)
+        self.family.start("server", "-m", "serving", *config)
+        follower = LagFollower(self.settings, board)
+        follower.start()
+        self.stack.callback(follower.stop)
+        with screen:
+            self._until(lambda: bool(board.lag), START_TIMEOUT_S, "starting", "a first message of the lag topic")
+            self._replay()
+            self._until(
+                self._is_learned, DRAIN_TIMEOUT_S, "learning the rest", "everything sent to be learned and served"
+            )
+            taste = self._change_of_taste()
+            board.phase = "auditing"
+            screen.show()
+        report = audit(self.settings)
+        assert self.sent is not None
+        summary = summarise(self.settings, self.dataset, board, self.sent, taste, report)
+        self.family.stop()
+        console = Console()
+        print_report(report, console)
+        tell(summary, console)
+        if self.as_json:
+            print(json.dumps(summary, ensure_ascii=False), flush=True)
+        return 0 if report.passed else 1
+
+    def _delete_topics(self) -> None:
+        """On a broker of the user's leave nothing behind; the embedded one is about to forget everything anyway."""
+        if self.board.broker == self.settings.kafka.bootstrap:
+            with suppress(KafkaError):
+                admin = KafkaAdminClient(bootstrap_servers=self.settings.kafka.bootstrap, **self.settings.kafka.client)
+                admin.delete_topics([topic.name for topic in topics_of(self.settings.kafka)])
+                admin.close()
+
+    def _until(self, condition: Any, timeout_s: float, phase: str, what: str) -> None:
+        """Wait for it with the screen alive."""
+        self.board.phase = phase
+
+        def holds() -> bool:
+            if self._failure is not None:
+                raise self._failure
+            self._look()
+            return bool(condition())
+
+        self.family.wait_until(holds, timeout_s, what, every_s=FRAME_S)
+
+    def _look(self) -> None:
+        self.board.served = self.server.version() or self.board.served
+        self.screen.show()
+
+    # Replaying
+
+    def _replay(self) -> None:
+        thread = threading.Thread(target=self._send, name="replay", daemon=True)
+        self.stack.callback(self._stopping.set)
+        thread.start()
+        next_s = 0.0
+
+        def is_over() -> bool:
+            nonlocal next_s
+            fresh = self.board.served.get("freshness_s")
+            if fresh is not None and time.monotonic() >= next_s:
+                next_s = time.monotonic() + 1.0
+                self.board.freshness_s.append(float(fresh))
+            return not thread.is_alive()
+
+        # As long as somebody moves on, it may take its time.
+        self._until(is_over, self.duration_s + 60 if self.duration_s else 3600.0, "replaying", "the replay to end")
+        if self._failure is not None:
+            raise self._failure
+
+    def _send(self) -> None:
+        try:
+            kafka, sequence = self.settings.kafka, self.settings.sequence
+            self.sent = send_actions(self._paced(), kafka, sequence, progress=self.board.note_sent)
+        except BaseException as error:  # noqa: BLE001 (raised again in the main thread)
+            self._failure = error
+
+    def _paced(self) -> Iterator[Mapping[str, Any]]:
+        """The actions, as fast as the loop keeps up, until the time is over."""
+        ends_s = time.monotonic() + (self.duration_s or float("inf"))
+        for index, action in enumerate(read_actions(self.dataset.path)):
+            if index % 200 == 0:
+                self.board.note_sent(index)
+                while self._behind(index) > MAX_BEHIND and not self._stopping.is_set():
+                    time.sleep(0.02)
+                if self._stopping.is_set() or time.monotonic() > ends_s:
+                    return
+            yield action
+
+    def _behind(self, num_sent: int) -> int:
+        return num_sent - self.board.num_trained
+
+    def _is_learned(self) -> bool:
+        """Every stage is at the end of what the one before has."""
+        board = self.board
+        stages = [board.stage(name) for name in ("ingest", "sequence", "train", "publish")]
+        if not all(stages) or any(stage.get("lag_records") != 0 for stage in stages):
+            return False
+        return int(board.served.get("num_interactions") or 0) >= board.num_trained > 0
+
+    # Before and after
+
+    def _change_of_taste(self) -> Taste:
+        self.board.phase = "asking for recommendations"
+        self.screen.show()
+        taste = choose(self.server, self.crowd)
+        if not taste.new:
+            return taste
+        num_history = int(self.server.recommend(taste.user)["num_history"])
+        actions = new_actions(taste, self.crowd.last, list(self.crowd.kinds))
+        holds = learned(
+            self.server,
+            taste,
+            int(self.board.served["num_interactions"]) + len(actions),
+            min(num_history + len(actions), self.settings.sequence.max_context),
+        )
+        send_actions(actions, self.settings.kafka, self.settings.sequence)
+        self._until(holds, LEARN_TIMEOUT_S, "learning five new actions", "the new actions to be learned and served")
+        return taste

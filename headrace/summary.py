@@ -1,0 +1,87 @@
+"""What the demo says at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from headrace.audit import Report
+from headrace.board import Board
+from headrace.config import Settings
+from headrace.dataset import Dataset
+from headrace.reader import connect, spans
+from headrace.screen import number
+from headrace.taste import Taste
+from headrace.versions import manifests
+from state.topics import Topics
+from stream.replay import ReplayReport
+
+
+def summarise(
+    settings: Settings, dataset: Dataset, board: Board, sent: ReplayReport, taste: Taste, report: Report
+) -> dict[str, Any]:
+    """The last line of ``--json``."""
+    published = manifests(settings)
+    newest = published[-1]
+    retrieval, ranking = newest.metrics["retrieval"]["all"], newest.metrics["ranking"]["all"]
+    return {
+        "dataset": dataset.name,
+        "actions_in": report.sums["num_produced"],
+        "interactions_trained": newest.num_interactions,
+        "dead_letters": _num_dead_letters(settings),
+        "hr10": retrieval["model"]["hr10"],
+        "hr10_popular": retrieval["popular_unseen"]["hr10"],
+        "ne": ranking["ne"],
+        "ne_popular": ranking["ne_baseline"],
+        "versions_published": len(published),
+        "version_served": board.version,
+        "freshness_p50_s": board.freshness_p50_s,
+        "actions_per_s": sent.num_actions / sent.elapsed_s,
+        "user": taste.user,
+        "new_actions": [dataset.title(item) for item in taste.new],
+        "new_actions_to_answer_s": round(taste.seconds, 3),
+        "recommendations_before": [dataset.title(item) for item in taste.before],
+        "recommendations_after": [dataset.title(item) for item in taste.after],
+        "audit_passed": report.passed,
+        "elapsed_s": round(board.elapsed_s, 1),
+    }
+
+
+def _num_dead_letters(settings: Settings) -> int:
+    consumer = connect(settings.kafka)
+    try:
+        held = spans(consumer, Topics.under(settings.kafka.prefix).dead_letters)
+        return sum(span.end - span.first for span in held.values())
+    finally:
+        consumer.close()
+
+
+def tell(summary: dict[str, Any], console: Console) -> None:
+    """The same for people."""
+    fresh = summary["freshness_p50_s"]
+    sign = "=" if summary["actions_in"] == summary["interactions_trained"] else "≠"
+    counted = f"{summary['actions_in']:,} {sign} {summary['interactions_trained']:,}"
+    learned = f"HR@10 {number(summary['hr10'])}, the most popular {number(summary['hr10_popular'])}"
+    ranked = f"NE {number(summary['ne'])}, the average rate {number(summary['ne_popular'])}"
+    age = "–" if fresh is None else f"{fresh:.1f} s"
+    served = f"versions published: {summary['versions_published']:,}; served at the end: {summary['version_served']}"
+    for line in (
+        f"actions in {sign} interactions trained: {counted}; dead letters: {summary['dead_letters']:,}",
+        f"each predicted before it was learned: {learned}; {ranked}",
+        f"{served}; freshness while replaying (median): {age} at {summary['actions_per_s']:,.0f} actions/s",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    if summary["new_actions"]:
+        _tell_taste(summary, console)
+
+
+def _tell_taste(summary: dict[str, Any], console: Console) -> None:
+    new, seconds = ", ".join(summary["new_actions"]), summary["new_actions_to_answer_s"]
+    console.print(f"\nuser {summary['user']} did something new: {new}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"recommended before, and {seconds:.1f} s later by weights that have learned it:", highlight=False)
+    before, after = summary["recommendations_before"], summary["recommendations_after"]
+    width = max(len(title) for title in before) + 2
+    for index, (old, fresh) in enumerate(zip(before, after, strict=False), start=1):
+        mark = " " if fresh in before else "*"
+        console.print(f"  {index:2d}  {old:<{width}} {mark} {fresh}", highlight=False, markup=False, soft_wrap=True)

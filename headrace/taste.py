@@ -1,0 +1,121 @@
+"""One user's recommendations before and after a few new actions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+NUM_SHOWN = 10
+NUM_NEW = 5
+NUM_OTHERS = 25
+ENOUGH, TOO_MUCH = 20, 120
+
+
+@dataclass(slots=True)
+class Crowd:
+    """What is worth remembering of a data set that passes by."""
+
+    num_actions: int = 0
+    kinds: dict[str, None] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    last_seen: dict[str, int] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+    def watch(self, actions: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of every action."""
+        for action in actions:
+            self.num_actions += 1
+            user, kinds = str(action["user"]), action["action"]
+            self.kinds.update(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
+            self.counts[user] = self.counts.get(user, 0) + 1
+            self.last_seen[user] = self.num_actions
+            self.last = action
+
+    def people(self) -> list[str]:
+        """Users with neither a short nor a long history, those seen last first."""
+        fitting = [user for user, num in self.counts.items() if ENOUGH <= num <= TOO_MUCH]
+        return sorted(fitting or self.counts, key=lambda user: -self.last_seen[user])
+
+
+@dataclass(slots=True)
+class Taste:
+    """The story: who, what was recommended, what he did then, what is recommended now."""
+
+    user: str
+    before: list[str | int]
+    new: list[str | int] = field(default_factory=list)
+    after: list[str | int] = field(default_factory=list)
+    seconds: float = 0.0
+    """From sending the new actions to the first answer by weights that have learned them."""
+
+
+class Server:
+    """The running server's HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=10.0)
+
+    def version(self) -> dict[str, Any]:
+        """``GET /version``; empty while there is none."""
+        try:
+            answer = self._client.get("/version")
+        except httpx.HTTPError:
+            return {}
+        return answer.json() if answer.status_code == 200 else {}
+
+    def recommend(self, user: str, k: int = NUM_SHOWN) -> dict[str, Any]:
+        """``POST /recommend`` for a user."""
+        answer = self._client.post("/recommend", json={"user": user, "k": k})
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
+
+def items_of(answer: Mapping[str, Any]) -> list[str | int]:
+    """The items of an answer, best first."""
+    return [each["item"] for each in answer["items"]]
+
+
+def choose(server: Server, crowd: Crowd) -> Taste:
+    """A user, and five items that someone of another taste would be shown: the list that shares least with his."""
+    user, *others = crowd.people()[: 1 + NUM_OTHERS]
+    taste = Taste(user, items_of(server.recommend(user)))
+    lists = [items_of(server.recommend(other)) for other in others]
+    if lists:
+        farthest = min(lists, key=lambda items: len(set(items) & set(taste.before)))
+        taste.new = [item for item in farthest if item not in taste.before][:NUM_NEW]
+    return taste
+
+
+def new_actions(taste: Taste, last: Mapping[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
+    """The five actions: a second apart, after everything else."""
+    value = {"value": 5.0} if "rate" in kinds else {}
+    start_ms = int(last["timestamp"]) + 1000
+    return [
+        {"user": taste.user, "item": item, "action": kinds, "timestamp": start_ms + 1000 * index, **value}
+        for index, item in enumerate(taste.new)
+    ]
+
+
+def learned(server: Server, taste: Taste, num_trained: int, num_history: int) -> Callable[[], bool]:
+    """A condition: the served weights have learned ``num_trained`` interactions, and the user's history has grown."""
+    began_s = time.monotonic()
+
+    def holds() -> bool:
+        if int(server.version().get("num_interactions") or 0) < num_trained:
+            return False
+        answer = server.recommend(taste.user)
+        if int(answer["num_history"]) < num_history:
+            return False
+        taste.after, taste.seconds = items_of(answer), time.monotonic() - began_s
+        return True
+
+    return holds
