@@ -78,6 +78,11 @@ class Child:
             return "(no log)"
         return "\n".join(f"    {line}" for line in lines[-num_lines:]) or "    (it said nothing)"
 
+    def wait(self, timeout_s: float) -> int:
+        """The exit status, when it ends by itself. Raises `subprocess.TimeoutExpired`."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     def kill(self) -> None:
         """kill -9."""
         if self._process is not None:

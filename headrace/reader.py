@@ -28,7 +28,7 @@ class Span:
     end: int
 
 
-def connect(kafka: KafkaConfig, timeout_s: float = 10.0) -> KafkaConsumer:
+def connect(kafka: KafkaConfig, timeout_s: float = 5.0) -> KafkaConsumer:
     """A consumer without a group. Raises `ReadError` where no broker answers within ``timeout_s``."""
     options: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap,

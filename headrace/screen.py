@@ -123,7 +123,7 @@ def page(board: Board) -> Panel:
             name, ProgressBar(total=total, completed=min(num, total), width=40), f"{num:,} of {total:,}   {rate}"
         )
     tables = Table.grid(padding=(0, 4))
-    tables.add_row(_stages(board), _quality(board))
+    tables.add_row(stage_table(board), quality_table(board))
     return Panel(Group(head, Text(), bars, Text(), tables), title="headrace", border_style="cyan", padding=(1, 2))
 
 
@@ -132,7 +132,8 @@ def _rate(board: Board) -> str:
     return f"{per_s:,.0f} interactions/s" if per_s is not None else ""
 
 
-def _stages(board: Board) -> Table:
+def stage_table(board: Board) -> Table:
+    """How far each stage is behind."""
     table = Table(title="lag by stage", title_justify="left", box=None, padding=(0, 1))
     for name in ("stage", "records", "seconds", ""):
         table.add_column(name, justify="left" if name in ("stage", "") else "right", style="dim" if not name else None)
@@ -142,7 +143,8 @@ def _stages(board: Board) -> Table:
     return table
 
 
-def _quality(board: Board) -> Table:
+def quality_table(board: Board) -> Table:
+    """How well the newest weights predicted what came next, before they learned it."""
     table = Table(title="before learning it", title_justify="left", box=None, padding=(0, 1))
     for name in ("", "so far", "lately", "popular"):
         table.add_column(name, justify="right" if name else "left")

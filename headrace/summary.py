@@ -10,11 +10,9 @@ from headrace.audit import Report
 from headrace.board import Board
 from headrace.config import Settings
 from headrace.dataset import Dataset
-from headrace.reader import connect, spans
 from headrace.screen import number
 from headrace.taste import Taste
 from headrace.versions import manifests
-from state.topics import Topics
 from stream.replay import ReplayReport
 
 
@@ -29,7 +27,7 @@ def summarise(
         "dataset": dataset.name,
         "actions_in": report.sums["num_produced"],
         "interactions_trained": newest.num_interactions,
-        "dead_letters": _num_dead_letters(settings),
+        "dead_letters": report.sums["num_dead_letters"],
         "hr10": retrieval["model"]["hr10"],
         "hr10_popular": retrieval["popular_unseen"]["hr10"],
         "ne": ranking["ne"],
@@ -46,15 +44,6 @@ def summarise(
         "audit_passed": report.passed,
         "elapsed_s": round(board.elapsed_s, 1),
     }
-
-
-def _num_dead_letters(settings: Settings) -> int:
-    consumer = connect(settings.kafka)
-    try:
-        held = spans(consumer, Topics.under(settings.kafka.prefix).dead_letters)
-        return sum(span.end - span.first for span in held.values())
-    finally:
-        consumer.close()
 
 
 def tell(summary: dict[str, Any], console: Console) -> None:

@@ -1,0 +1,72 @@
+"""Watch the trainer-lag topic: a live table, or its lines."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from headrace.board import Board
+from headrace.config import Settings
+from headrace.reader import connect, follow
+from headrace.screen import quality_table, stage_table
+from state.topics import Topics
+
+SILENT_AFTER_S = 10.0
+
+
+def watch(settings: Settings, *, as_json: bool = False, once: bool = False) -> int:
+    """Show each message as it comes, until Ctrl-C (or, with ``once``, the newest one)."""
+    consumer = connect(settings.kafka)
+    topic = Topics.under(settings.kafka.prefix).lag
+    try:
+        messages = follow(consumer, topic)
+        if as_json:
+            return _lines(messages, once)
+        return _table(messages, settings.kafka.bootstrap, once)
+    finally:
+        consumer.close()
+
+
+def _lines(messages: Any, once: bool) -> int:
+    for record in messages:
+        if record is not None:
+            print(record.value.decode(), flush=True)
+            if once:
+                return 0
+    return 0
+
+
+def _table(messages: Any, bootstrap: str, once: bool) -> int:
+    board = Board(broker=bootstrap)
+    console = Console()
+    if once:
+        for record in messages:
+            if record is not None:
+                board.lag = msgspec.json.decode(record.value)
+                console.print(_page(board))
+                return 0
+    with Live(_page(board), console=console, auto_refresh=False) as live:
+        for record in messages:
+            if record is not None:
+                board.lag = msgspec.json.decode(record.value)
+            live.update(_page(board), refresh=True)
+    return 0
+
+
+def _page(board: Board) -> Group:
+    told_ms = board.lag.get("time_ms")
+    if told_ms is None:
+        return Group(Text(f"waiting for a trainer to say something on {board.broker} (python -m trainer)"))
+    age_s = time.time() - told_ms / 1000
+    head = Text.assemble(("headrace lag", "bold"), f" on {board.broker}")
+    if age_s > SILENT_AFTER_S:
+        head.append(f"   the trainer has been silent for {age_s:.0f} s", style="red")
+    tables = Table.grid(padding=(0, 4))
+    tables.add_row(stage_table(board), quality_table(board))
+    return Group(head, Text(), tables)

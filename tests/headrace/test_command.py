@@ -1,0 +1,73 @@
+"""The command's help reads well, and what cannot be is one line and a status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.dataset import DatasetError, open_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("demo", "produce", "simulate", "lag", "versions", "topics", "audit")
+
+
+def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "headrace", *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_command_and_the_processes(tmp_path: Path) -> None:
+    done = headrace("--help", folder=tmp_path)
+    assert done.returncode == 0
+    for word in (*COMMANDS, "python -m stream worker", "python -m trainer", "python -m serving"):
+        assert word in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+    done = headrace(command, "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag"])
+def test_a_broker_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
+    done = headrace(command, "--bootstrap", "127.0.0.1:1", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "no Kafka broker answers at 127.0.0.1:1" in done.stderr
+    assert "--bootstrap HOST:PORT" in done.stderr
+
+
+def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = headrace("demo", "--dataset", "nothing.dat", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "headrace: --dataset: expected a file, got nothing.dat; "
+        "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl"
+    )
+
+
+def test_titles_come_from_the_file_beside_the_ratings(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    (tmp_path / "movies.dat").write_text("10::GoldenEye (1995)::Action\n", encoding="latin-1")
+    dataset = open_dataset(tmp_path / "ratings.dat")
+    assert dataset.title(10) == "GoldenEye (1995)"
+    assert dataset.title("11") == "11"
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"cannot fetch MovieLens-100K .* --dataset PATH"):
+        open_dataset(None)
+    assert list((tmp_path / "headrace").iterdir()) == [], "nothing half-written"
