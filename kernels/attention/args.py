@@ -76,7 +76,7 @@ def table(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach().to(torch.float32).contiguous()
 
 
-def run(name: str, args: ctypes.Structure) -> None:
+def run(name: str, *args: ctypes.Structure) -> None:
     """Calls a kernel of the level in use."""
-    if library.function(name)(ctypes.byref(args)) != 0:
+    if library.function(name)(*(ctypes.byref(one) for one in args)) != 0:
         raise MemoryError(f"{name}: no memory for its scratch; use smaller batches or fewer threads")

@@ -1,5 +1,5 @@
-// The arguments of the HSTU layer's two halves around attention. Mirrored in kernels/layer/args.py: every field is eight bytes.
-// Row-major, contiguous: x, y, dx, dy (tokens, model); z, dz (tokens, 2 value + 2 key); attended, dattended (tokens, value).
+// The arguments of the HSTU layer beside those of its attention. Mirrored in kernels/layer/args.py: every field is eight bytes.
+// Row-major, contiguous: x, y, dx, dy (tokens, model); attended (tokens, value), written by the forward pass.
 #pragma once
 
 #include <stdint.h>
@@ -11,8 +11,10 @@ struct HeadraceLayer {
     int64_t dropout_threshold;  // hashes below it (of 2^24) are dropped; 0 = no dropout
     double dropout_scale;
     int64_t seed;
-    const void *x, *z, *attended, *dy;
-    void *z_out, *y, *dz, *dattended, *dx;
+    const void *x, *attended, *dy;
+    void *y, *dx;
+    const void* z;  // of layer_output alone: activated U (tokens, value)
+    void* z_out;    // of layer_project alone: activated U, V, Q, K (tokens, 2 value + 2 key)
     // float32
     const float *norm_in_weight, *norm_in_bias, *uvqk_weight, *uvqk_bias, *norm_out_weight, *norm_out_bias, *out_weight, *out_bias;
     float *d_norm_in_weight, *d_norm_in_bias, *d_uvqk_weight, *d_uvqk_bias, *d_norm_out_weight, *d_norm_out_bias, *d_out_weight, *d_out_bias;

@@ -56,6 +56,7 @@ struct Plan {
     int64_t* chunked = nullptr;     // items, chunk by chunk
     int64_t* bucket_starts = nullptr;
     int64_t chunk_starts[MAX_CHUNKS + 1];
+    int64_t limit = MAX_CHUNKS;
     int64_t num_items = 0, num_chunks = 0, most_queries = 0, most_keys = 0, bucket_rows_end = 0;
 
     static int compare(const void* a, const void* b) {
@@ -87,7 +88,7 @@ struct Plan {
 
     // Longest first, each to the lightest chunk: a function of the lengths alone.
     void chunk() {
-        num_chunks = min64(MAX_CHUNKS, num_items);
+        num_chunks = min64(limit, num_items);
         int64_t load_of[MAX_CHUNKS] = {}, count_of[MAX_CHUNKS] = {};
         for (int64_t e = 0; e < num_items; ++e) {
             int64_t lightest = 0;

@@ -1,0 +1,192 @@
+// One (user, head) of HSTU attention, forward and backward: shared by level/attention.cpp and level/layer.cpp.
+//
+// An item is cut into tiles of ROWS queries x COLS keys. It packs its operands once (rows padded to whole vectors; keys and
+// values also transposed, tile by tile), so that all seven products are the same register-blocked loop of simd.h. Groups of
+// six rows skip what they cannot see, so the upper triangle costs next to nothing.
+#pragma once
+
+#include "attention.h"
+#include "pairs.h"
+#include "simd.h"
+
+HEADRACE_BEGIN
+
+constexpr int64_t ROWS = 48;  // a multiple of MR
+constexpr int64_t COLS = 48;  // a multiple of W and of MR
+constexpr int64_t GROUPS = ROWS / MR;
+
+struct Shape {  // of a scratch: the widest item
+    int64_t rows, cols, qk_pad, v_pad;
+};
+
+struct Scratch {
+    float *q, *k, *v, *grad;           // packed rows, padded with zeros
+    float *k_turned, *v_turned;        // (tile, width, COLS)
+    float *weight, *slope;             // one tile: A and dS
+    float *out, *dq, *dk, *dv;         // accumulators of a tile of rows, or of the whole item
+    PairScratch pairs;
+
+    void lay_out(Arena& arena, const Shape& s, bool backward, const HeadraceAttention& a) {
+        q = arena.get<float>(s.rows * s.qk_pad);
+        k = backward ? arena.get<float>(s.cols * s.qk_pad) : nullptr;
+        k_turned = arena.get<float>(s.cols * s.qk_pad);
+        v = backward ? nullptr : arena.get<float>(s.cols * s.v_pad);
+        v_turned = backward ? arena.get<float>(s.cols * s.v_pad) : nullptr;
+        grad = backward ? arena.get<float>(s.rows * s.v_pad) : nullptr;
+        weight = arena.get<float>(ROWS * COLS);
+        slope = backward ? arena.get<float>(ROWS * COLS) : nullptr;
+        out = backward ? nullptr : arena.get<float>(ROWS * s.v_pad);
+        dq = backward ? arena.get<float>(s.rows * s.qk_pad) : nullptr;
+        dk = backward ? arena.get<float>(s.cols * s.qk_pad) : nullptr;
+        dv = backward ? arena.get<float>(s.cols * s.v_pad) : nullptr;
+        pairs.lay_out(arena, s.rows, s.cols, backward, a);
+    }
+};
+
+// Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
+template <typename T>
+void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad, bool activate_too) {
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < pad; d += W) {
+            const vf x = load_some(source + i * stride + d, width - d);
+            store(to + i * pad + d, activate_too ? x * sigmoid(x) : x);  // SiLU(0) = 0: the padding stays
+        }
+}
+
+// Packed rows into column tiles: turned[(j / COLS), d, j % COLS].
+inline void turn(const float* rows, int64_t pad, int64_t count, float* turned) {
+    for (int64_t j0 = 0; j0 < count; j0 += COLS)
+        for (int64_t d = 0; d < pad; d += W)
+            for (int64_t j = 0; j < COLS; j += W) transpose_block(rows + (j0 + j) * pad + d, pad, turned + j0 * pad + d * COLS + j, COLS);
+}
+
+template <typename T>
+const T* rows_of(const HeadraceTensor& tensor, int64_t row, int64_t head) {
+    return static_cast<const T*>(tensor.data) + row * tensor.row + head * tensor.head;
+}
+
+// Keys or values of an item: the cache's rows, then the new ones, then zeros up to `total`.
+template <typename T>
+void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width,
+               float* to, int64_t pad, int64_t total) {
+    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad, false);
+    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad, a.preactivated);
+    memset(to + item.keys * pad, 0, sizeof(float) * (total - item.keys) * pad);
+}
+
+template <typename T>
+void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
+    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad, activate_too);
+    memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
+}
+
+template <typename T>
+void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_t count, int64_t width, const float* rows, int64_t pad) {
+    T* to = static_cast<T*>(tensor.data) + (item.first + from) * tensor.row + item.head * tensor.head;
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < width; d += W) store_some(to + i * tensor.row + d, load(rows + i * pad + d), width - d);
+}
+
+// A gradient, through SiLU where the inputs were pre-activations (`through`).
+template <typename T>
+void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t width,
+                 const float* rows, int64_t pad) {
+    if (!a.preactivated) return unpack<T>(tensor, item, 0, item.queries, width, rows, pad);
+    T* to = static_cast<T*>(tensor.data) + item.first * tensor.row + item.head * tensor.head;
+    const T* from = rows_of<T>(through, item.first, item.head);
+    for (int64_t i = 0; i < item.queries; ++i)
+        for (int64_t d = 0; d < width; d += W) {
+            const vf x = load_some(from + i * through.row + d, width - d), gate = sigmoid(x), activated = x * gate;
+            store_some(to + i * tensor.row + d, load(rows + i * pad + d) * (gate + activated - activated * gate), width - d);
+        }
+}
+
+template <typename T>
+void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
+    const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
+    const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
+    float* keys = s.q;  // the keys' rows are needed only to be turned: the queries take their place
+    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, qk_pad, cols);
+    turn(keys, qk_pad, cols, s.k_turned);
+    pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
+    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    const float scale = static_cast<float>(a.scale);
+    for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
+        memset(s.out, 0, sizeof(float) * ROWS * v_pad);
+        for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
+            for (int64_t g = 0; g < GROUPS && i0 + g * MR < item.queries; ++g) {
+                const Group group = see(item, i0 + g * MR, j0, COLS);
+                if (group.width == 0) continue;
+                const int64_t vectors = (group.width + W - 1) / W;
+                float* scores = s.weight + g * MR * COLS;
+                gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
+                activate(item, tables, group, scores, COLS, vectors, scale);
+                gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
+            }
+        unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad);
+    }
+}
+
+template <typename T>
+void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads) {
+    const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
+    const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
+    pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.dv, v_pad, cols);
+    turn(s.dv, v_pad, cols, s.v_turned);
+    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
+    turn(s.k, qk_pad, cols, s.k_turned);
+    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    pack_queries<T>(false, item, a.grad, a.v_dim, s.grad, v_pad, rows);
+    memset(s.dq, 0, sizeof(float) * rows * qk_pad);
+    memset(s.dk, 0, sizeof(float) * cols * qk_pad);
+    memset(s.dv, 0, sizeof(float) * cols * v_pad);
+    grads.open(s.pairs, item);
+    const float scale = static_cast<float>(a.scale);
+    for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
+        for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
+            bool any = false;
+            for (int64_t g = 0; g < GROUPS; ++g) {
+                const Group group = see(item, i0 + g * MR, j0, COLS);
+                float *weight = s.weight + g * MR * COLS, *slope = s.slope + g * MR * COLS;
+                const int64_t vectors = (group.width + W - 1) / W;
+                if (vectors < COLS / W)
+                    for (int64_t r = 0; r < MR; ++r) {
+                        memset(weight + r * COLS + vectors * W, 0, sizeof(float) * (COLS - vectors * W));
+                        memset(slope + r * COLS + vectors * W, 0, sizeof(float) * (COLS - vectors * W));
+                    }
+                if (group.width == 0) continue;
+                any = true;
+                const int64_t i = i0 + g * MR;
+                gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
+                gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);
+                activate_backward(item, tables, group, weight, slope, COLS, vectors, scale, s.pairs);
+                gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W, true);
+            }
+            if (!any) continue;
+            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(COLS, round_up(item.keys - j0, W)), s.slope, COLS, grads);
+            const int64_t last = min64(COLS, item.keys - j0);
+            for (int64_t c = 0; c < last; c += MR) {
+                // Rows above the diagonal see none of these keys.
+                const int64_t skip = item.position(i0) >= item.context ? max64(0, j0 + c - item.position(i0)) : 0;
+                if (skip >= ROWS) continue;
+                const int64_t from = skip, count = min64(ROWS, item.queries - i0) - from;
+                if (count <= 0) continue;
+                gemm_rows(s.weight + from * COLS + c, 1, COLS, s.grad + (i0 + from) * v_pad, v_pad, count, s.dv + (j0 + c) * v_pad, v_pad,
+                          v_pad / W, true);
+                gemm_rows(s.slope + from * COLS + c, 1, COLS, s.q + (i0 + from) * qk_pad, qk_pad, count, s.dk + (j0 + c) * qk_pad, qk_pad,
+                          qk_pad / W, true);
+            }
+        }
+    grads.close(s.pairs, item);
+    unpack_grad<T>(a, a.dq, a.q, item, a.qk_dim, s.dq, qk_pad);
+    unpack_grad<T>(a, a.dk, a.k, item, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, a.v, item, a.v_dim, s.dv + item.cached * v_pad, v_pad);
+}
+
+Shape widest(const HeadraceAttention& a, const Plan& plan) {
+    // Row groups may reach past the last tile's keys: one tile more than the longest user.
+    const int64_t rows = round_up(plan.most_queries, ROWS), cols = round_up(plan.most_keys, COLS);
+    return {max64(rows, cols), cols, round_up(a.qk_dim, W), round_up(a.v_dim, W)};
+}
+
+HEADRACE_END
