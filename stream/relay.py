@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnsupportedVersionError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError, UnsupportedVersionError
 
 from state.codec import decode_example
 from state.config import KafkaConfig
@@ -56,7 +56,7 @@ class Courier:
         }  # fmt: skip
         try:
             self._producer = await _started(options)
-        except UnsupportedVersionError:
+        except (UnknownError, UnsupportedVersionError):  # the embedded broker answers the first
             self._producer = await _started({**options, "enable_idempotence": False})
 
     async def renew(self, failed_generation: int) -> None:
