@@ -271,13 +271,7 @@ class Audit:
             f", {waiting:,} on their way" if waiting else ""
         )
         first, every = self._num_actions()
-        return Check(
-            "order and content",
-            found,
-            min(first, checked + waiting),
-            max(every if first < every else 0, total),
-            violations,
-        )
+        return Check("order and content", found, checked * first, max(total - waiting, checked) * every, violations)
 
     def _settled(self, partition: int) -> bool:
         """Whether the worker had applied and relayed everything before the audit began."""
