@@ -1,0 +1,73 @@
+"""What a server can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.errors import ConfigError
+
+CLOCKS = ("auto", "wall", "event")
+DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "reference")
+
+
+def _expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """How a server listens, how much it keeps, and how it works. Times in seconds, sizes in bytes.
+
+    The model's shape is not here: every version brings it along.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    name: str = ""
+    """Key of this server's status records; empty: ``server@HOST:PORT``, with the machine's name as HOST."""
+    device: str = "auto"
+    backend: str = "auto"
+    num_threads: int = 1
+    """Threads inside one computation (torch)."""
+    num_workers: int = 1
+    """Threads that answer requests; each takes everything that waits, up to `max_batch`, and answers it at once."""
+    max_batch: int = 16
+    max_waiting: int = 1024
+    """Requests that may wait; more are answered 503 at once."""
+    clock: str = "auto"
+    """What "now" is when a request gives no timestamp. ``event``: the newest event time seen; ``wall``: this machine's
+    clock; ``auto``: wall, unless the newest event is older than `replay_after_s` (then old data is being replayed)."""
+    replay_after_s: float = 86_400.0
+    max_k: int = 1000
+    max_candidates: int = 10_000
+    max_history: int = 1000
+    max_body_bytes: int = 4_000_000
+    candidates_per_pass: int = 2048
+    """Candidates are ranked this many at a time: bounds the memory of one request."""
+    cache_bytes: int = 256_000_000
+    """Bound of cached keys and values; 0 turns the cache off."""
+    history_bytes: int = 1_000_000_000
+    """Bound of stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
+    connect_timeout_s: float = 20.0
+    """How long to try to reach the broker at start before giving up."""
+    swap_wait_s: float = 1.0
+    """How long a new version waits for requests on the version before the last; then it pays for a copy instead."""
+    drain_timeout_s: float = 20.0
+    """How long requests in flight get to finish after SIGTERM."""
+    status_every_s: float = 1.0
+    access_log: bool = False
+
+    def __post_init__(self) -> None:
+        _expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
+        _expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
+        _expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
+        _expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
+        for key in ("num_threads", "num_workers", "max_batch", "max_waiting", "max_k", "max_candidates", "max_history",
+                    "max_body_bytes", "candidates_per_pass", "history_bytes", "replay_after_s",
+                    "connect_timeout_s", "drain_timeout_s", "status_every_s"):  # fmt: skip
+            value = getattr(self, key)
+            _expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
+        _expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
+        _expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")

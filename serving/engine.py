@@ -1,0 +1,271 @@
+"""Answers from one version: histories in, recommendations and probabilities out, several requests at a time.
+
+What is computed for a user with n sealed and m open interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
+
+- All sealed tokens but the last action's depend on the past alone: their keys and values are cached, for this version.
+- The last sealed action's token and the open ones are computed anew: the last action is asked "what next?" at the
+  moment of the request, so its output (and what the next layer makes of it) changes with the clock.
+- Candidates come one token each on top of that, at the same position and moment; they do not see each other.
+
+Cached or not, the numbers are the trainer's forward pass to rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import top_k
+from serving.cache import CacheEntry, HistoryCache
+from serving.histories import Histories
+from serving.holder import HeldVersion
+from serving.network import ITEMS, Columns, KeysValues
+from state.example import Example, Interactions
+
+Int64 = NDArray[np.int64]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """One request.
+
+    ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
+    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about.
+    """
+
+    user: str | None
+    past: Interactions
+    num_sealed: int
+    user_features: Int64
+    now_ms: int
+    domain: int = 0
+    candidates: Int64 | None = None
+    k: int = 10
+    exclude_seen: bool = True
+
+    @staticmethod
+    def history_of(example: Example, max_context: int) -> tuple[Interactions, int]:
+        """What the trainer will have before the user's next interaction when that is a target; how much is sealed."""
+        sealed, opened = example.interactions, example.open_interactions
+        kept = _slice(sealed, max(0, len(sealed) - max_context), len(sealed))
+        return _join(kept, opened), len(kept)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The answer to one `Ask`: item hashes with scores, best first; or (C, kinds) probabilities of the candidates."""
+
+    items: Int64
+    scores: NDArray[np.float32]
+    known: NDArray[np.bool_]
+
+
+@dataclass(slots=True, eq=False)
+class _Progress:
+    """Where one ask stands: its columns, what of it was cached, and what was computed."""
+
+    ask: Ask
+    columns: Columns
+    past: KeysValues
+    entry: CacheEntry | None = None
+    first_token: int = 0
+    output: Tensor | None = None
+    fresh: KeysValues | None = None
+
+
+class Engine:
+    """Computes; keeps nothing but the cache. For any number of threads."""
+
+    def __init__(
+        self, histories: Histories, *, cache_bytes: int = 256_000_000, candidates_per_pass: int = 2048
+    ) -> None:
+        self.histories = histories
+        self.cache = HistoryCache(cache_bytes)
+        self._cache_is_on = cache_bytes > 0
+        self._candidates_per_pass = candidates_per_pass
+
+    @torch.inference_mode()
+    def answer(self, version: HeldVersion, asks: Sequence[Ask]) -> list[Found]:
+        """One `Found` for each ask, all from ``version``, which the caller holds."""
+        progress = [self._start(version, ask) for ask in asks]
+        self._read_histories(version, [each for each in progress if len(each.columns)])
+        wanting = [each for each in progress if each.ask.candidates is None]
+        found = dict(zip(map(id, wanting), self._recommend(version, wanting), strict=True))
+        return [found[id(each)] if id(each) in found else self._rank(version, each) for each in progress]
+
+    def _start(self, version: HeldVersion, ask: Ask) -> _Progress:
+        columns = _columns(ask, version.network.config.num_features)
+        started = _Progress(ask, columns, version.network.nothing())
+        if not self._cache_is_on or ask.user is None or not ask.num_sealed:
+            return started
+        entry = self.cache.get(version.which, ask.user)
+        fits = entry is not None and entry.num_interactions <= ask.num_sealed
+        fits = fits and entry is not None and entry.digest == _digest(columns, entry.num_interactions)
+        self.cache.count(hit=fits)
+        if entry is not None and fits:
+            started.entry, started.past, started.first_token = entry, entry.past, len(entry.past)
+        return started
+
+    def _read_histories(self, version: HeldVersion, progress: Sequence[_Progress]) -> None:
+        """The tokens that are not cached, of all users at once, through the layers; then the cache's share is kept."""
+        if not progress:
+            return
+        network = version.network
+        parts = [_tail(each.columns, each.first_token // 2) for each in progress]
+        items_nM = network.item_tokens(version.tables, _stack(parts))
+        x_TM = network.model.interleave(items_nM, network.action_tokens(items_nM, _stack(parts)))
+        kept = np.concatenate(
+            [_kept_tokens(part, each.first_token % 2) for part, each in zip(parts, progress, strict=True)]
+        )
+        times = [_times(part, each.ask.now_ms) for part, each in zip(parts, progress, strict=True)]
+        key_time_T, query_time_T = (np.concatenate(column)[kept] for column in zip(*times, strict=True))
+        num_tokens = np.array(
+            [2 * len(part) - each.first_token % 2 for part, each in zip(parts, progress, strict=True)]
+        )
+        bounds = _offsets(num_tokens)
+        past_len = np.array([len(each.past) for each in progress], np.int64)
+        y_SM, fresh = network.extend(
+            x_TM[network.tensor(kept)], network.tensor(query_time_T), network.tensor(key_time_T),
+            network.tensor(bounds), KeysValues.cat([each.past for each in progress]),
+            network.tensor(_offsets(past_len)[:-1]), network.tensor(past_len),
+        )  # fmt: skip
+        for index, each in enumerate(progress):
+            each.output = y_SM[int(bounds[index + 1]) - 1]
+            each.fresh = fresh.narrow(int(bounds[index]), int(bounds[index + 1]))
+            self._keep(version, each)
+
+    def _keep(self, version: HeldVersion, done: _Progress) -> None:
+        ask, fresh = done.ask, done.fresh
+        num_fresh = 2 * ask.num_sealed - 1 - done.first_token
+        if not self._cache_is_on or ask.user is None or num_fresh <= 0 or fresh is None:
+            return
+        parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
+        digest = _digest(done.columns, ask.num_sealed)
+        self.cache.put(version.which, ask.user, CacheEntry(ask.num_sealed, digest, KeysValues.cat(parts)))
+
+    def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
+        table = version.tables[ITEMS]
+        k = min(max((each.ask.k for each in progress), default=0), table.num_rows)
+        if k == 0:
+            return [_nothing() for _ in progress]
+        network = version.network
+        outputs = [network.model.start_M if each.output is None else each.output for each in progress]
+        seen = [_seen_rows(version, each) for each in progress]
+        scores_Rk, rows_Rk = top_k(
+            network.model.retrieval_query(torch.stack(outputs)), table.derived, k, normalize=False, valid_V=table.live,
+            exclude_rows=network.tensor(np.concatenate(seen)),
+            exclude_offsets_R1=network.tensor(_offsets(np.array([len(rows) for rows in seen]))),
+            backend=network.backend,
+        )  # fmt: skip
+        found = []
+        for each, scores, rows in zip(progress, scores_Rk.cpu().numpy(), rows_Rk.cpu().numpy(), strict=True):
+            some = np.flatnonzero(rows >= 0)[: each.ask.k]
+            found.append(Found(table.keys_of(rows[some]), scores[some], np.ones(len(some), np.bool_)))
+        return found
+
+    def _rank(self, version: HeldVersion, done: _Progress) -> Found:
+        assert done.ask.candidates is not None
+        candidates, network = done.ask.candidates, version.network
+        past = (
+            done.past if done.fresh is None else KeysValues.cat([part for part in (done.past, done.fresh) if len(part)])
+        )
+        step = self._candidates_per_pass
+        logits = [
+            self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
+        ]
+        probabilities = torch.sigmoid(torch.cat(logits)).cpu().numpy()
+        known = version.tables[ITEMS].lookup(candidates) > 0
+        assert probabilities.shape == (len(candidates), len(network.config.kinds))
+        return Found(candidates, probabilities, known)
+
+    def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
+        """Each candidate is a user of its own with one new token; all share one past, and so stand at one position."""
+        network, ask, num = version.network, done.ask, len(candidates)
+        domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
+        features = self.histories.features_of(candidates, network.config.num_features)
+        user_features = np.broadcast_to(ask.user_features, (num, len(ask.user_features)))
+        asked = Columns(candidates, np.zeros(num, np.uint32), np.full(num, ask.now_ms), np.full(num, domain),
+                        np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
+        x_CM = network.item_tokens(version.tables, asked)
+        times, starts = network.tensor(asked.time_ms_n), torch.zeros(num, dtype=torch.int64, device=network.device)
+        y_CM, _ = network.extend(
+            x_CM, times, times, torch.arange(num + 1, device=network.device), past, starts, starts + len(past)
+        )
+        return network.model.rank_logits(y_CM)
+
+
+def _columns(ask: Ask, num_features: int) -> Columns:
+    past, num = ask.past, len(ask.past)
+    features = (
+        past.feature_hash if past.feature_hash.shape == (num, num_features) else np.zeros((num, num_features), np.int64)
+    )
+    return Columns(past.item_hash, past.action_bits, past.timestamp_ms, past.domain_hash, past.value, features,
+                   np.broadcast_to(ask.user_features, (num, len(ask.user_features))))  # fmt: skip
+
+
+def _digest(columns: Columns, num: int) -> int:
+    """Of the first ``num`` interactions: everything that their tokens are made of."""
+    state = xxhash.xxh3_64()
+    for name in Columns.__slots__:
+        state.update(getattr(columns, name)[:num].tobytes())
+    return state.intdigest()
+
+
+def _tail(columns: Columns, first: int) -> Columns:
+    return Columns(*(getattr(columns, name)[first:] for name in Columns.__slots__))
+
+
+def _stack(parts: Sequence[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    return Columns(*(np.concatenate([getattr(part, name) for part in parts]) for name in Columns.__slots__))
+
+
+def _kept_tokens(part: Columns, skip: int) -> NDArray[np.bool_]:
+    kept = np.ones(2 * len(part), np.bool_)
+    kept[:skip] = False
+    return kept
+
+
+def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
+    """(2n,) key times (the tokens' own) and query times (an action is asked for what comes next, when it comes)."""
+    key_time = np.repeat(part.time_ms_n, 2)
+    query_time = key_time.copy()
+    query_time[1:-1:2] = part.time_ms_n[1:]
+    query_time[-1] = now_ms
+    return key_time, query_time
+
+
+def _seen_rows(version: HeldVersion, each: _Progress) -> Int64:
+    if not each.ask.exclude_seen or not len(each.columns):
+        return np.zeros(0, np.int64)
+    rows = version.tables[ITEMS].lookup(np.ascontiguousarray(each.columns.item_n))
+    return rows[rows > 0]
+
+
+def _offsets(lengths: Int64) -> Int64:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _slice(rows: Interactions, start: int, stop: int) -> Interactions:
+    return Interactions(*(getattr(rows, name)[start:stop] for name in Interactions.__slots__))
+
+
+def _join(first: Interactions, second: Interactions) -> Interactions:
+    if not len(second):
+        return first
+    return Interactions(
+        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in Interactions.__slots__)
+    )
+
+
+def _nothing() -> Found:
+    return Found(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_))

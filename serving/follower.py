@@ -1,0 +1,81 @@
+"""Follow the sequences topic into `Histories`: from its start, every partition, for as long as the server lives."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from serving.broker import POLL_MS, partitions_of
+from serving.histories import Histories
+
+logger = logging.getLogger(__name__)
+ASK_TIMEOUT_MS = 2000
+
+
+@dataclass(eq=False)
+class HistoryFollower(threading.Thread):
+    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when it started."""
+
+    consumer: KafkaConsumer
+    topic: str
+    histories: Histories
+    caught_up: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        super().__init__(name="histories", daemon=True)
+        self._stopping = threading.Event()
+        self._goals: dict[TopicPartition, int] = {}
+        self.failure: BaseException | None = None
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Read until stopped."""
+        try:
+            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
+            if partitions:
+                self._follow(partitions)
+        except BaseException as error:
+            self.failure = error
+            logger.exception("the history follower ended")
+            raise
+        finally:
+            self.consumer.close()
+
+    def _follow(self, partitions: list[TopicPartition]) -> None:
+        self.consumer.assign(partitions)
+        is_placed = False
+        while not self._stopping.is_set():
+            try:
+                is_placed = is_placed or self._place(partitions)
+                for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
+                    for record in records:
+                        self.histories.feed(partition.partition, record.value)
+                self._check_goals()
+            except OffsetOutOfRangeError:
+                logger.warning("sequences topic: the next record is gone; reading from its start again")
+                self.histories.forget_partitions()
+                is_placed = False
+            except KafkaError as error:
+                logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
+                self._stopping.wait(POLL_MS / 1000)
+
+    def _place(self, partitions: list[TopicPartition]) -> bool:
+        begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        self._goals = self.consumer.end_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        for partition in partitions:
+            self.consumer.seek(partition, begin[partition])
+        return True
+
+    def _check_goals(self) -> None:
+        if self.caught_up.is_set():
+            return
+        if all((self.consumer.position(each, ASK_TIMEOUT_MS) or 0) >= goal for each, goal in self._goals.items()):
+            self.caught_up.set()
+            logger.info("histories of %d users", len(self.histories))

@@ -1,0 +1,166 @@
+"""Which version answers: one reference, swapped whole, and a count of the requests that hold each.
+
+`VersionHolder.hold` gives a request its version for as long as it takes; `stage` prepares the next one beside it (on
+the subscriber's thread) and `swap` makes it the one that later requests get. Nobody waits for a swap.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from serving.network import ITEMS, Network
+from serving.tables import Derive, TableSet
+from trainer.version import Manifest, TableRows, Version
+
+Change = tuple[Mapping[str, TableRows], bool]
+"""A version's rows, and whether it is a base."""
+
+
+@dataclass(slots=True, eq=False)
+class _Side:
+    """One of the two table sets: who reads it, and what it has not seen yet."""
+
+    tables: TableSet
+    num_readers: int = 0
+    missed: list[Change] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldVersion:
+    """One version's weights, whole and unchanging while a request holds them."""
+
+    manifest: Manifest
+    network: Network
+    tables: TableSet
+    names: Mapping[int, str | int]
+    swapped_ms: int
+    side: _Side
+    num_items: int
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.manifest.epoch, self.manifest.number
+
+    @property
+    def freshness_s(self) -> float:
+        """Age of the newest action learned, by the wall clock."""
+        return max(0.0, time.time() - self.manifest.newest_record_ms / 1000)
+
+
+class VersionHolder:
+    """The version in use and the one in the making. One thread stages and swaps; any number hold."""
+
+    def __init__(self, device: torch.device | None = None, *, backend: str = "auto", swap_wait_s: float = 1.0) -> None:
+        self._device, self._backend, self._swap_wait_s = device or torch.device("cpu"), backend, swap_wait_s
+        self._free = threading.Condition()
+        self._idle = self._empty_side()
+        self._current: HeldVersion | None = None
+        self._staged: tuple[Manifest, Network] | None = None
+        self._changes: list[Change] = []
+        self._names: dict[int, str | int] = {}
+        self.num_swaps = 0
+        self.num_copies = 0
+        """Swaps that had to pay for a copy because requests held on to the version before the last."""
+
+    @property
+    def current(self) -> HeldVersion | None:
+        """The version in use, to look at; to compute with it, `hold` it."""
+        return self._current
+
+    @contextmanager
+    def hold(self) -> Iterator[HeldVersion | None]:
+        """The version in use (None before the first), unchanging until the block ends."""
+        with self._free:
+            held = self._current
+            if held is not None:
+                held.side.num_readers += 1
+        try:
+            yield held
+        finally:
+            if held is not None:
+                with self._free:
+                    held.side.num_readers -= 1
+                    self._free.notify_all()
+
+    def accepts(self, manifest: Manifest) -> bool:
+        """Whether this version follows what is staged, or in use: a newer base, or the delta on exactly that."""
+        last = self._staged[0] if self._staged else self._current.manifest if self._current else None
+        if last is None:
+            return manifest.kind == "base"
+        newer = (manifest.epoch, manifest.number) > (last.epoch, last.number)
+        follows = (manifest.epoch, manifest.onto_number) == (last.epoch, last.number)
+        return newer and (manifest.kind == "base" or follows)
+
+    def stage(self, version: Version) -> None:
+        """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
+
+        Raises whatever a version that does not fit raises (ValueError and its kin); nothing staged is left then.
+        """
+        is_base = version.manifest.kind == "base"
+        change: Change = (version.snapshot.tables, is_base)
+        try:
+            network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+            if self._staged is None:
+                self._catch_up(network.derived, skip=is_base)
+            self._idle.tables.apply(change[0], network.derived, is_base=is_base)
+        except BaseException:
+            self.discard()
+            raise
+        self._names = dict(version.snapshot.names) if is_base else self._names
+        self._names.update(
+            version.snapshot.names
+        )  # what a hash stands for never changes, so those who read may share it
+        self._changes = [change] if is_base else [*self._changes, change]
+        self._staged = (version.manifest, network)
+
+    def discard(self) -> None:
+        """Forget what is staged; the version in use stays."""
+        self._idle = self._empty_side()
+        if self._current is not None:
+            self._idle.tables = self._current.tables.copy(self._current.network.derived)
+        self._staged, self._changes = None, []
+
+    def swap(self) -> None:
+        """What is staged becomes what answers."""
+        if self._staged is None:
+            return
+        manifest, network = self._staged
+        now_ms = int(time.time() * 1000)
+        tables = self._idle.tables
+        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, tables[ITEMS].num_live)
+        with self._free:
+            before, self._current = self._current, new
+        self._idle = before.side if before is not None else self._empty_side()
+        self._idle.missed = self._changes
+        self._staged, self._changes = None, []
+        self.num_swaps += 1
+
+    def settle(self) -> None:
+        """If nobody reads the other side, bring it up to date now, so that the rows it missed need not be kept."""
+        with self._free:
+            is_read = self._idle.num_readers > 0
+        if not is_read and self._idle.missed and self._staged is None and self._current is not None:
+            self._catch_up(self._current.network.derived, skip=False)
+
+    def _empty_side(self) -> _Side:
+        return _Side(TableSet(self._device, self._backend))
+
+    def _catch_up(self, derive: Mapping[str, Derive], *, skip: bool) -> None:
+        """Wait until nobody reads the idle side, and give it what it missed (unless a base follows anyway)."""
+        with self._free:
+            is_free = self._free.wait_for(lambda: self._idle.num_readers == 0, self._swap_wait_s)
+        if not is_free:
+            # Somebody computes for long: leave that side to them and go on with a copy of the one in use.
+            self.num_copies += 1
+            self.discard()
+            return
+        missed, self._idle.missed = self._idle.missed, []
+        for changes, is_base in [] if skip else missed:
+            self._idle.tables.apply(changes, derive, is_base=is_base)

@@ -1,0 +1,55 @@
+"""What a server tells Prometheus: counted as it happens, or read when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+Reading = tuple[str, str, float]
+"""Name, help, value. A name that ends in ``_total`` is a counter."""
+
+
+class _Readings:
+    """Values that live elsewhere."""
+
+    def __init__(self, read: Callable[[], list[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Called by the registry at each scrape."""
+        for name, text, value in self._read():
+            if name.endswith("_total"):
+                yield CounterMetricFamily(name.removesuffix("_total"), text, value=value)
+            else:
+                yield GaugeMetricFamily(name, text, value=value)
+
+
+class ServerMetrics:
+    """Requests counted here, everything else read through ``read``."""
+
+    def __init__(self, read: Callable[[], list[Reading]]) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "headrace_request_seconds", "How long requests took to answer.", ("path", "status"),
+            registry=self.registry, buckets=BUCKETS_S,
+        )  # fmt: skip
+        self.items = Counter("headrace_items_ranked", "Candidates ranked.", registry=self.registry)
+        self.registry.register(_Readings(read))
+        self.num_requests = 0
+
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        """One request was answered."""
+        self.num_requests += 1
+        self.requests.labels(path, str(status)).observe(seconds)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+
+def readings(help_of: Mapping[str, str], values: Mapping[str, float]) -> list[Reading]:
+    """Values with their help texts."""
+    return [(name, help_of[name], float(value)) for name, value in values.items()]

@@ -1,0 +1,150 @@
+"""The model of one version as a server computes it: tokens in, cached keys and values kept, outputs out (M-FALCON).
+
+The formulas are the trainer's (`trainer.model.HSTU`) and the kernels'; what is here is the order of work that caching
+allows. "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.4: keys and values of a history are
+computed once, and many candidates are scored against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import LayerParams, delta_attention
+from kernels.layer import hstu_layer_output, hstu_layer_project
+from serving.tables import Derive, TableSet, tensor_of
+from trainer.config import ModelConfig
+from trainer.model import HSTU, Layer
+from trainer.version import Manifest
+
+Int64 = NDArray[np.int64]
+ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeysValues:
+    """Keys and values of C tokens in every layer: ``k`` (C, H, D) and ``v`` (C, H, E) each, and their times (C,)."""
+
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    times: Tensor
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in (*self.k, *self.v, self.times))
+
+    def narrow(self, start: int, stop: int, *, copy: bool = False) -> KeysValues:
+        """Tokens start … stop - 1; with ``copy`` in memory of their own."""
+
+        def cut(x: Tensor) -> Tensor:
+            return x[start:stop].clone() if copy else x[start:stop]
+
+        return KeysValues(tuple(map(cut, self.k)), tuple(map(cut, self.v)), cut(self.times))
+
+    @staticmethod
+    def cat(parts: Sequence[KeysValues]) -> KeysValues:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        k = tuple(torch.cat(layer) for layer in zip(*(part.k for part in parts), strict=True))
+        v = tuple(torch.cat(layer) for layer in zip(*(part.v for part in parts), strict=True))
+        return KeysValues(k, v, torch.cat([part.times for part in parts]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What a user (or several, one after the other) did, as the model takes it: columns of n interactions."""
+
+    item_n: Int64
+    bits_n: NDArray[np.uint32]
+    time_ms_n: Int64
+    domain_n: Int64
+    value_n: NDArray[np.float32]
+    features: Int64
+    user_features: Int64
+
+    def __len__(self) -> int:
+        return len(self.item_n)
+
+
+class Network:
+    """The dense weights of one version, ready to compute. Never changed after `build`."""
+
+    def __init__(self, model: HSTU, device: torch.device, backend: str) -> None:
+        self.config, self.model, self.device, self.backend = model.config, model, device, backend
+        self.derived: dict[str, Derive] = {ITEMS: model.retrieval_table}
+        self._layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        self._params: list[LayerParams] = [layer.params() for layer in self._layers]
+
+    @staticmethod
+    def build(manifest: Manifest, dense: Mapping[str, NDArray[Any]], device: torch.device, backend: str) -> Network:
+        """The network of a version. Raises ConfigError or RuntimeError where weights and configuration do not fit."""
+        model = HSTU(ModelConfig.from_dict(manifest.model_config))
+        state = {name: tensor_of(array, device).float() for name, array in dense.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        return Network(model.requires_grad_(requires_grad=False), device, backend)
+
+    def nothing(self) -> KeysValues:
+        """Keys and values of no tokens."""
+        c = self.config
+        k = tuple(torch.zeros((0, c.num_heads, c.qk_width), device=self.device) for _ in self._params)
+        v = tuple(torch.zeros((0, c.num_heads, c.value_width), device=self.device) for _ in self._params)
+        return KeysValues(k, v, torch.zeros(0, dtype=torch.int64, device=self.device))
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array on this network's device."""
+        return tensor_of(np.ascontiguousarray(array), self.device)
+
+    def item_tokens(self, tables: TableSet, columns: Columns) -> Tensor:
+        """(n, M) the item tokens of n interactions (of candidates: items asked about)."""
+        rows_nD = tables[ITEMS].rows[self.tensor(tables[ITEMS].lookup(columns.item_n))]
+        return self.model.item_inputs(rows_nD, self._side(tables, columns))
+
+    def action_tokens(self, item_nM: Tensor, columns: Columns) -> Tensor:
+        """(n, M) the action tokens of n interactions."""
+        kinds = (columns.bits_n[:, None] >> np.arange(len(self.config.kinds), dtype=np.uint32)) & 1
+        return self.model.action_inputs(item_nM, self.tensor(kinds.astype(np.float32)), self.tensor(columns.value_n))
+
+    def _side(self, tables: TableSet, columns: Columns) -> Tensor | None:
+        """(n, M) sum of domain and feature rows, of the tables that the deployment uses at all."""
+        parts = []
+        if self.config.use_domain and DOMAINS in tables and tables[DOMAINS].num_rows > 1:
+            parts.append(self._sum(tables, DOMAINS, columns.domain_n[:, None]))
+        if FEATURES in tables and tables[FEATURES].num_rows > 1:
+            both = (columns.features, columns.user_features)
+            parts += [self._sum(tables, FEATURES, keys_nF) for keys_nF in both if keys_nF.shape[1]]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _sum(self, tables: TableSet, name: str, keys_nF: Int64) -> Tensor:
+        rows = tables[name].lookup(np.ascontiguousarray(keys_nF.reshape(-1))).reshape(keys_nF.shape)
+        return tables[name].rows[self.tensor(rows)].sum(dim=1)
+
+    def extend(self, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor, past: KeysValues,
+               past_start_B: Tensor, past_len_B: Tensor) -> tuple[Tensor, KeysValues]:  # fmt: skip
+        """New tokens of B users through all layers, on the past of each: outputs (S, M), and their keys and values.
+
+        User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them).
+        """
+        kept_k, kept_v = [], []
+        c = self.config
+        for index, (params, layer) in enumerate(zip(self._params, self._layers, strict=True)):
+            u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
+            attended = delta_attention(
+                q, k, v, offsets_B1, past.k[index], past.v[index], past_start_B, past_len_B, norm_len=c.norm_len,
+                pos_bias_GP=layer.pos_bias_GP, time_bias_GK=layer.time_bias_GK, time_buckets=self.model.time_buckets,
+                query_time_S=query_time_S, key_time_S=key_time_S, cache_time_C=past.times, backend=self.backend,
+            )  # fmt: skip
+            x_SM = hstu_layer_output(x_SM, attended, u, params, eps=c.norm_eps, backend=self.backend)
+            kept_k.append(k)
+            kept_v.append(v)
+        return x_SM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)

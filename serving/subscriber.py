@@ -1,0 +1,246 @@
+"""Follow the weights topic: bootstrap from it alone, apply each version off the request path, swap.
+
+A server starts at the base of the last complete version and reads forward. What is torn, corrupt, out of order or from
+a fenced epoch is dropped by `VersionAssembler`; a delta whose base is not here (something before it was dropped) sends
+the subscriber back to look for a newer base, and the last good version goes on answering.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from serving.broker import POLL_MS, Contact, partitions_of
+from serving.holder import VersionHolder
+from trainer.config import TrainerError, VersionError
+from trainer.version import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
+
+logger = logging.getLogger(__name__)
+SCAN_RECORDS = 64
+CONTACT_EVERY_S = 1.0
+CONTACT_TIMEOUT_MS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class StartPoint:
+    """Where to read from (a base's first chunk), and the lowest epoch that counts there."""
+
+    offset: int
+    epoch_floor: int
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A manifest or a claim that a scan met."""
+
+    offset: int
+    epoch: int
+    manifest: Manifest | None = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of versions."""
+
+    num_applied: int = 0
+    num_dropped: int = 0
+    num_unlinked: int = 0
+    num_refused: int = 0
+    last_problem: str = ""
+
+
+@dataclass(eq=False)
+class WeightsSubscriber(threading.Thread):
+    """The thread that feeds a `VersionHolder` from the topic. ``on_swap`` is called after each swap."""
+
+    consumer: KafkaConsumer
+    topic: str
+    holder: VersionHolder
+    contact: Contact = field(default_factory=Contact)
+    on_swap: Callable[[], None] = field(default=lambda: None)
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        super().__init__(name="weights", daemon=True)
+        self._stopping = threading.Event()
+        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self._floor = 0
+        self._searched_after = -1
+        self.failure: BaseException | None = None
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Bootstrap, then follow, until stopped."""
+        try:
+            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
+            if partitions:
+                self._follow(partitions[0])
+        except BaseException as error:
+            self.failure = error
+            logger.exception("the weights subscriber ended")
+            raise
+        finally:
+            self.consumer.close()
+
+    def _follow(self, partition: TopicPartition) -> None:
+        self.consumer.assign([partition])
+        searching, asked = True, 0.0
+        while not self._stopping.is_set():
+            try:
+                if searching:
+                    searching = not self._bootstrap(partition)
+                if time.monotonic() - asked > CONTACT_EVERY_S:
+                    asked = time.monotonic()
+                    self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)
+                    self.contact.heard()
+                searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
+            except OffsetOutOfRangeError as error:
+                searching = True
+                logger.warning("weights topic: the next record is gone (%s); looking for the last base", error)
+            except KafkaError as error:
+                self.contact.missed()
+                logger.warning("weights topic: no answer from the broker (%s); answering from the last version", error)
+                self._stopping.wait(POLL_MS / 1000)
+
+    def _bootstrap(self, partition: TopicPartition) -> bool:
+        """Read from the best start point to the end that the topic has now; whether to follow on from there."""
+        begin = self.consumer.beginning_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
+        end = self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
+        self.contact.heard()
+        self._swap()
+        self._searched_after = self.holder.num_swaps
+        points = self._start_points(partition, begin, end)
+        for point in itertools.chain(points, [StartPoint(begin, 0)]):
+            self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
+            if self.holder.current is not None:
+                self._assembler.last = self.holder.current.which
+            self._feed_quietly(self._records(partition, point.offset, end))
+            self._swap()
+            if self.holder.current is not None:
+                break
+        self.consumer.seek(partition, end)
+        return True
+
+    def _start_points(self, partition: TopicPartition, begin: int, end: int) -> Iterator[StartPoint]:
+        """Bases to try, the newest first; if the topic names none, its beginning."""
+        seen: list[_Seen] = []
+        upper, size, tried = end, SCAN_RECORDS, end
+        while upper > begin and not self._stopping.is_set():
+            lower = max(begin, upper - size)
+            seen = [*self._scan(partition, lower, upper), *seen]
+            upper, size = lower, size * 2
+            for point in _candidates(seen, tried):
+                if lower > begin and not any(each.offset < point.offset for each in seen):
+                    break  # what stands before that base may have fenced it off: look further back first
+                tried = point.offset
+                if tried >= begin:
+                    yield point
+
+    def _scan(self, partition: TopicPartition, lower: int, upper: int) -> list[_Seen]:
+        found = []
+        for record in self._records(partition, lower, upper):
+            kind = record_kind(record.headers)
+            try:
+                if kind == "manifest":
+                    manifest = decode_manifest(record.value)
+                    found.append(_Seen(record.offset, manifest.epoch, manifest))
+                elif kind == "claim":
+                    found.append(_Seen(record.offset, msgspec.json.decode(record.value, type=Claim).epoch))
+            except (VersionError, msgspec.MsgspecError, TypeError):
+                continue
+        return found
+
+    def _records(self, partition: TopicPartition, lower: int, upper: int) -> Iterator[Any]:
+        """Records of offsets lower … upper - 1. Raises KafkaError when they do not come."""
+        self.consumer.seek(partition, lower)
+        deadline = time.monotonic() + 30.0
+        while self.consumer.position(partition, CONTACT_TIMEOUT_MS) < upper and not self._stopping.is_set():
+            records = self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])
+            if records:
+                deadline = time.monotonic() + 30.0
+            elif time.monotonic() > deadline:
+                raise KafkaError(f"expected records up to offset {upper}, got none for 30 s")
+            for record in records:
+                if record.offset < upper:
+                    yield record
+
+    def _feed(self, records: list[Any]) -> bool:
+        """Records of the topic, in order; whether to look for a newer base (once after each version served)."""
+        is_linked = self._feed_quietly(records)
+        self._swap()
+        if not records:
+            self.holder.settle()
+        return not is_linked and self._searched_after != self.holder.num_swaps
+
+    def _feed_quietly(self, records: Any) -> bool:
+        is_linked = True
+        for record in records:
+            version = self._assembler.feed(record.key, record.headers, record.value)
+            self._floor = max(self._floor, self._assembler.epoch_floor)
+            if version is not None:
+                self._floor = max(self._floor, version.manifest.epoch)
+                self._assembler.epoch_floor = self._floor
+                is_linked = self._stage(version) and is_linked
+        return is_linked
+
+    def _stage(self, version: Version) -> bool:
+        """Whether the version had what it builds on."""
+        manifest = version.manifest
+        name = f"version {manifest.epoch}/{manifest.number}"
+        if not self.holder.accepts(manifest):
+            self.counters.num_unlinked += 1
+            self._note(
+                f"{name} ({manifest.kind} onto {manifest.onto_number}) has no base here; waiting for the next base"
+            )
+            return False
+        try:
+            self.holder.stage(version)
+        except (TrainerError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            self.counters.num_refused += 1
+            self._note(f"{name} does not fit this build, and is not served: {error}")
+            return True
+        self.counters.num_applied += 1
+        return True
+
+    def _swap(self) -> bool:
+        before = self.holder.current
+        self.holder.swap()
+        current = self.holder.current
+        if current is before or current is None:
+            return False
+        logger.info("answering from version %d/%d (%s)", *current.which, current.manifest.kind)
+        self.on_swap()
+        return True
+
+    def _dropped(self, reason: str) -> None:
+        self.counters.num_dropped += 1
+        self._note(reason)
+
+    def _note(self, problem: str) -> None:
+        self.counters.last_problem = problem
+        logger.warning("%s", problem)
+
+
+def _candidates(seen: list[_Seen], below: int) -> list[StartPoint]:
+    """Distinct bases under offset ``below`` of the versions that count, the newest version's first."""
+    floor, points = 0, {}
+    for each in seen:
+        if each.epoch >= floor and each.manifest is not None and each.manifest.base_offset < below:
+            points[each.manifest.base_offset] = StartPoint(each.manifest.base_offset, 0)
+        floor = max(floor, each.epoch)
+    ordered = sorted(points, reverse=True)
+    return [
+        StartPoint(offset, max((each.epoch for each in seen if each.offset < offset), default=0)) for offset in ordered
+    ]
