@@ -167,5 +167,7 @@ def add_parts_kernel(parts_ptr, out_ptr, num_parts, num_values, BLOCK: tl.conste
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for part in range(num_parts):
-        total += tl.load(parts_ptr + part * tl.full((), num_values, tl.int64) + place, mask=place < num_values, other=0.0)
+        total += tl.load(
+            parts_ptr + part * tl.full((), num_values, tl.int64) + place, mask=place < num_values, other=0.0
+        )
     tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=place < num_values)

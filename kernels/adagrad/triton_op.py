@@ -1,0 +1,87 @@
+"""Row-wise Adagrad on CUDA tensors: one sort of the rows, then one pass over what they touch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton_shared import next_power, require_device
+
+
+@triton.jit(do_not_specialize=["num_sorted", "num_rows"])
+def adagrad_kernel(
+    weight_ptr, state_ptr, sorted_ptr, order_ptr, grad_ptr, num_sorted, num_rows, lr, eps, weight_decay,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """A program has ROWS places of the sorted rows and updates the rows that begin there.
+
+    A row's gradients lie in consecutive places, in the order they came; they are added in it, AHEAD loads at a time.
+    """
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.load(sorted_ptr + place, mask=place < num_sorted, other=-1)
+    before = tl.load(sorted_ptr + place - 1, mask=(place > 0) & (place < num_sorted), other=-1)
+    begins = (row >= 0) & (row < num_rows) & (row != before)
+    column = tl.arange(0, WIDTH)
+    inside = (column < D)[None, :]
+    source = tl.load(order_ptr + place, mask=begins, other=0)
+    grad = tl.load(
+        grad_ptr + source.to(tl.int64)[:, None] * D + column[None, :], mask=begins[:, None] & inside, other=0.0
+    ).to(tl.float32)
+    step = 1
+    more = begins & (tl.load(sorted_ptr + place + 1, mask=begins & (place + 1 < num_sorted), other=-1) == row)
+    while tl.max(more.to(tl.int32), 0) > 0:
+        for ahead in tl.static_range(AHEAD):
+            next_ = place + step + ahead
+            more = begins & (tl.load(sorted_ptr + next_, mask=begins & (next_ < num_sorted), other=-1) == row)
+            source = tl.load(order_ptr + next_, mask=more, other=0)
+            grad += tl.load(
+                grad_ptr + source.to(tl.int64)[:, None] * D + column[None, :], mask=more[:, None] & inside, other=0.0
+            ).to(tl.float32)
+        step += AHEAD
+    touched = begins[:, None] & inside
+    address = weight_ptr + row.to(tl.int64)[:, None] * D + column[None, :]
+    weight = tl.load(address, mask=touched, other=0.0).to(tl.float32)
+    grad += weight_decay * weight
+    state = tl.load(state_ptr + row, mask=begins, other=0.0) + tl.sum(grad * grad, 1) / D
+    tl.store(state_ptr + row, state, mask=begins)
+    weight -= lr * grad / (tl.sqrt(state) + eps)[:, None]
+    tl.store(address, weight.to(weight_ptr.dtype.element_ty), mask=touched)
+
+
+def sort_rows(rows_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Rows in order, equal ones as they came, and where each came from; 32-bit keys where they fit halve the sort."""
+    ordered = torch.sort(rows_N.to(torch.int32) if num_rows < 2**31 else rows_N, stable=True)
+    return ordered.values, ordered.indices
+
+
+def update_sorted(
+    weight_VD: Tensor, state_V: Tensor, rows: Tensor, order: Tensor, grad_ND: Tensor, lr: float, eps: float,
+    weight_decay: float,
+) -> None:  # fmt: skip
+    """The pass after the sort."""
+    width = next_power(weight_VD.shape[1])
+    block = max(1, 4096 // width)
+    adagrad_kernel[(triton.cdiv(rows.numel(), block),)](
+        weight_VD, state_V, rows, order, grad_ND, rows.numel(), weight_VD.shape[0],
+        float(lr), float(eps), float(weight_decay), D=weight_VD.shape[1], WIDTH=width, ROWS=block, AHEAD=4,
+    )  # fmt: skip
+
+
+def rowwise_adagrad_(
+    weight_VD: Tensor,
+    state_V: Tensor,
+    rows_N: Tensor,
+    grad_ND: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`kernels.rowwise_adagrad_` on a GPU (or any tensors in Triton's interpreter); rows outside the table are skipped."""
+    require_device(weight_VD, "rowwise_adagrad_")
+    if rows_N.numel() == 0 or weight_VD.numel() == 0:
+        return
+    rows, order = sort_rows(rows_N, weight_VD.shape[0])
+    update_sorted(weight_VD, state_V, rows, order, grad_ND.contiguous(), lr, eps, weight_decay)
