@@ -289,6 +289,7 @@ class Audit:
     def _trained_once(self) -> tuple[Check, dict[str, int]]:
         violations = Violations()
         _take(violations, self.plans.gaps)
+        _take(violations, self.plans.changes)
         line, manifest = self.plans.current, self.plans.newest
         found = trained(line, self.ledgers, violations)
         num = sum(each.num_interactions for each in found.values())
@@ -318,7 +319,6 @@ class Audit:
             "num_versions": self.plans.num_versions,
             "num_dropped_versions": self.dropped.num,
             "num_repeated_steps": line.num_repeated,
-            "num_changed_steps": line.num_changed,
         }
         return Check("trained exactly once", text, len(line.steps), line.first_step + len(line.steps), violations), sums
 

@@ -14,6 +14,7 @@ from kafka.errors import KafkaError
 
 from headrace.config import Settings
 from headrace.reader import ReadError, connect, follow
+from state.status import PartitionStatus, WorkerStatus, decode_status
 from state.topics import Topics
 
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
@@ -32,6 +33,10 @@ class Board:
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
     """Each second while actions come in: age of the newest action that the served weights have learned from."""
+    statuses: dict[int, PartitionStatus] = field(default_factory=dict)
+    """Where the worker is, by partition."""
+    told_ms: int = 0
+    """When the worker said so."""
     started_s: float = field(default_factory=time.monotonic)
     sent_at: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
 
@@ -63,6 +68,22 @@ class Board:
         """Interactions that have been a target by now."""
         return int(self.lag.get("num_interactions") or 0)
 
+    @property
+    def num_applied(self) -> int:
+        """Actions that the worker has judged by now."""
+        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.statuses.values())
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
+        stages = [self.stage(name) for name in STAGES[:4]]
+        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.statuses.values()):
+            return False
+        # The lag message has to be about what the worker said, not about what was before.
+        if self.lag.get("time_ms", 0) < self.told_ms or any(stage.get("lag_records") != 0 for stage in stages):
+            return False
+        return int(self.served.get("num_interactions") or 0) >= self.num_trained > 0
+
     def stage(self, name: str) -> dict[str, Any]:
         """One stage of the newest lag message."""
         found = self.lag.get("stages", {}).get(name, {})
@@ -88,31 +109,39 @@ class Board:
         return None if value is None else float(value)
 
 
-class LagFollower(threading.Thread):
-    """Keeps the board's lag message new. A broker that is away for a while is waited for."""
+class Follower(threading.Thread):
+    """Keeps the board's lag message and worker's status new. A broker that is away for a while is waited for."""
 
     def __init__(self, settings: Settings, board: Board) -> None:
-        super().__init__(name="lag", daemon=True)
+        super().__init__(name="follower", daemon=True)
         self._settings = settings
         self._board = board
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Follow until `stop`."""
-        topic = Topics.under(self._settings.kafka.prefix).lag
+        topics = Topics.under(self._settings.kafka.prefix)
         while not self._stopped.is_set():
             try:
                 consumer = connect(self._settings.kafka)
                 try:
-                    for record in follow(consumer, topic):
+                    for record in follow(consumer, topics.lag, topics.status):
                         if self._stopped.is_set():
                             return
-                        if record is not None:
+                        if record is not None and record.topic == topics.lag:
                             self._board.lag = msgspec.json.decode(record.value)
+                        elif record is not None:
+                            self._note_status(record.value)
                 finally:
                     consumer.close()
             except (ReadError, KafkaError, msgspec.DecodeError):
                 self._stopped.wait(0.5)
+
+    def _note_status(self, value: bytes) -> None:
+        status = decode_status(value)
+        if isinstance(status, WorkerStatus):
+            self._board.statuses = {**self._board.statuses, **status.partitions}
+            self._board.told_ms = status.time_ms
 
     def stop(self) -> None:
         """End it."""

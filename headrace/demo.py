@@ -25,7 +25,7 @@ from kafka.errors import KafkaError
 from rich.console import Console
 
 from headrace.audit import audit, print_report
-from headrace.board import Board, LagFollower
+from headrace.board import Board, Follower
 from headrace.broker import BrokerError, EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
@@ -154,14 +154,17 @@ class Demo:
         self.family.start("worker", "-m", "stream", "worker", *config)
         self.family.start("trainer", "-m", "trainer", *config)
         self.family.start("server", "-m", "serving", *config)
-        follower = LagFollower(self.settings, board)
+        follower = Follower(self.settings, board)
         follower.start()
         self.stack.callback(follower.stop)
         with screen:
             self._until(lambda: bool(board.lag), START_TIMEOUT_S, "starting", "a first message of the lag topic")
             self._replay()
             self._until(
-                self._is_learned, DRAIN_TIMEOUT_S, "learning the rest", "everything sent to be learned and served"
+                lambda: board.is_drained,
+                DRAIN_TIMEOUT_S,
+                "learning the rest",
+                "everything sent to be learned and served",
             )
             taste = self._change_of_taste()
             board.phase = "auditing"
@@ -243,14 +246,6 @@ class Demo:
 
     def _behind(self, num_sent: int) -> int:
         return num_sent - self.board.num_trained
-
-    def _is_learned(self) -> bool:
-        """Every stage is at the end of what the one before has."""
-        board = self.board
-        stages = [board.stage(name) for name in ("ingest", "sequence", "train", "publish")]
-        if not all(stages) or any(stage.get("lag_records") != 0 for stage in stages):
-            return False
-        return int(board.served.get("num_interactions") or 0) >= board.num_trained > 0
 
     # Before and after
 

@@ -143,7 +143,7 @@ class _Lineage:
     """Steps before this one were published before the topic's first manifest."""
     newest: Manifest | None = None
     num_repeated: int = 0
-    num_changed: int = 0
+    """Steps that a resumed trainer published again."""
 
 
 class PlanLedger:
@@ -153,6 +153,7 @@ class PlanLedger:
         self.lineages: dict[str, _Lineage] = {}
         self.newest: Manifest | None = None
         self.gaps = Violations()
+        self.changes = Violations()
         self.num_versions = 0
 
     def feed(self, manifest: Manifest) -> None:
@@ -173,12 +174,16 @@ class PlanLedger:
         self._lay(line, manifest)
 
     def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A trainer that resumed from a checkpoint publishes again from there on: what it says counts."""
+        """A trainer that resumed may publish steps again, as they were: what is published is never trained otherwise."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]
         line.num_repeated += len(before)
-        line.num_changed += sum(old != new for old, new in zip(before, plan, strict=False))
+        for index, (old, new) in enumerate(zip(before, plan, strict=False), start=manifest.first_step):
+            if old != new:
+                self.changes.add(
+                    f"step {index} was {old} once, and is {new} in version {manifest.epoch}/{manifest.number}"
+                )
         line.steps[start:] = plan
 
     @property

@@ -104,12 +104,12 @@ def _position(consumer: KafkaConsumer, topic: str, partition: int) -> int:
     return int(consumer.position(TopicPartition(topic, partition)))
 
 
-def follow(consumer: KafkaConsumer, topic: str, num_last: int = 1) -> Iterator[Any]:
+def follow(consumer: KafkaConsumer, *topics: str, num_last: int = 1) -> Iterator[Any]:
     """The last ``num_last`` records of each partition, then every new one as it comes; None while there is none."""
-    held = spans(consumer, topic)
-    consumer.assign([TopicPartition(topic, number) for number in held])
-    for number, span in held.items():
-        consumer.seek(TopicPartition(topic, number), max(span.first, span.end - num_last))
+    held = {TopicPartition(topic, number): span for topic in topics for number, span in spans(consumer, topic).items()}
+    consumer.assign(list(held))
+    for partition, span in held.items():
+        consumer.seek(partition, max(span.first, span.end - num_last))
     while True:
         batches = consumer.poll(timeout_ms=POLL_MS)
         for records in batches.values():
