@@ -48,11 +48,16 @@ HEADRACE_INLINE vi iota() {
     return x;
 }
 
-HEADRACE_INLINE float sum(vf x) {
-    float total = 0;
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) total += x[i];
-    return total;
+HEADRACE_INLINE float sum(vf x) {  // in halves: always the same order
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float lanes[W];
+    store(lanes, x);
+    for (int half = W / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+#endif
 }
 
 HEADRACE_INLINE vf keep(vi mask, vf x) { return (vf)(mask & (vi)x); }

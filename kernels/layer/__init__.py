@@ -106,16 +106,30 @@ def hstu_layer(
 def hstu_layer_project(
     x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float = 1e-6, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The layer's first half: (u_THE, v_THE, q_THD, k_THD) of x (T, M), for cached inference. No dropout there."""
+    """The layer's first half: (u_THE, v_THE, q_THD, k_THD) of x (T, M), for cached inference.
+
+    No gradients but in the reference; views of one tensor in the C++ version.
+    """
     _check_input(x_TM, params, num_heads)
-    choose(backend, x_TM.device)
-    return reference.project(x_TM, params, num_heads=num_heads, eps=eps)
+    chosen = choose(backend, x_TM.device)
+    if chosen == "reference":
+        return reference.project(x_TM, params, num_heads=num_heads, eps=eps)
+    halves: tuple[Tensor, Tensor, Tensor, Tensor] = load("layer", chosen).project(
+        x_TM, params, num_heads=num_heads, eps=eps
+    )
+    return halves
 
 
 def hstu_layer_output(
     x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParams, *, eps: float = 1e-6, backend: str = "auto"
 ) -> Tensor:
-    """The layer's second half: y (T, M) from x, the attention's output and U; for cached inference."""
+    """The layer's second half: y (T, M) from x, the attention's output and U; for cached inference.
+
+    No dropout, and no gradients but in the reference.
+    """
     _check_input(x_TM, params, u_THE.shape[1])
-    choose(backend, x_TM.device)
-    return reference.output(x_TM, attended_THE, u_THE, params, dropout=0.0, seed=0, eps=eps)
+    chosen = choose(backend, x_TM.device)
+    if chosen == "reference":
+        return reference.output(x_TM, attended_THE, u_THE, params, dropout=0.0, seed=0, eps=eps)
+    y: Tensor = load("layer", chosen).output(x_TM, attended_THE, u_THE, params, eps=eps)
+    return y
