@@ -174,7 +174,7 @@ class PlanLedger:
         self._lay(line, manifest)
 
     def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A trainer that resumed may publish steps again, as they were: what is published is never trained otherwise."""
+        """A trainer that resumed may publish steps again, as they were: a published step never changes."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]

@@ -1,0 +1,69 @@
+"""Builds that break a promise on purpose: ``python -m tests.system.broken NAME worker --config F``.
+
+Each is the real worker with one line of thought changed. The audit has to notice.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import state.sequencer
+import state.store
+import stream.__main__
+
+
+def loses_actions() -> None:
+    """Every hundredth action is acknowledged and forgotten."""
+    apply, count = state.sequencer.Sequencer.apply, iter(range(1 << 60))
+
+    def forgetful(self: Any, action: Any, offset: int, record_ms: int) -> Any:
+        if next(count) % 100 == 99:
+            return state.sequencer.Outcome.ACCEPTED
+        return apply(self, action, offset, record_ms)
+
+    state.sequencer.Sequencer.apply = forgetful  # type: ignore[method-assign]
+
+
+def forgets_examples() -> None:
+    """Now and then the outbox is deleted before the broker has it."""
+    outbox, count = state.store.PartitionStore.outbox, iter(range(1 << 60))
+
+    def leaky(self: Any, start: int | None = None, limit: int = 1000) -> Any:
+        entries = outbox(self, start, limit)
+        if len(entries) > 1 and next(count) % 2 == 0:
+            del entries[0]
+        return entries
+
+    state.store.PartitionStore.outbox = leaky  # type: ignore[method-assign]
+
+
+def swallows_dead_letters() -> None:
+    """What is malformed is counted and dropped."""
+    outbox = state.store.PartitionStore.outbox
+
+    def tidy(self: Any, start: int | None = None, limit: int = 1000) -> Any:
+        entries = outbox(self, start, limit)
+        return [each for each in entries if each.is_example] or entries[-1:]
+
+    state.store.PartitionStore.outbox = tidy  # type: ignore[method-assign]
+
+
+def mixes_up_users() -> None:
+    """Within a record, the later action of a user comes first."""
+    decode = state.store.decode_record
+
+    def backwards(value: bytes | None, record_ms: int, config: Any) -> Any:
+        return decode(value, record_ms, config)[::-1]
+
+    state.store.decode_record = backwards
+
+
+BUILDS = {each.__name__: each for each in (loses_actions, forgets_examples, swallows_dead_letters, mixes_up_users)}
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    if name != "sound":
+        BUILDS[name]()
+    sys.exit(stream.__main__.main(arguments))

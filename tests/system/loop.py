@@ -1,0 +1,129 @@
+"""A whole deployment under a test's control: worker, trainer and server as processes, on the broker of the tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kafka.errors import KafkaError
+
+from headrace.audit import Report, audit
+from headrace.broker import free_port
+from headrace.config import Settings, read_settings
+from headrace.processes import Child, Family
+from headrace.reader import ReadError
+from headrace.taste import Server
+from stream.topics import ensure_topics
+
+KINDS = ["impression", "click", "like", "share", "hide"]
+
+
+class Loop:
+    """Use as a context manager: everything that was started is ended."""
+
+    def __init__(self, bootstrap: str, prefix: str, folder: Path, **sections: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        defaults: dict[str, dict[str, Any]] = {
+            "kafka": {"bootstrap": bootstrap, "prefix": prefix, "partitions": 2},
+            "action": {"kinds": KINDS},
+            "sequence": {"join_window_s": 20.0, "max_context": 20, "max_new": 8, "max_recent_ids": 64},
+            "store": {"path": str(folder / "store")},
+            "stream": {
+                "metrics_port": 0, "session_timeout_s": 2.0, "heartbeat_s": 0.4, "rebalance_timeout_s": 4.0,
+                "commit_interval_s": 0.3, "idle_tick_s": 1.0, "max_batch": 50,
+            },
+            "model": {"num_layers": 1, "model_width": 16, "qk_width": 8, "value_width": 8, "item_width": 16},
+            "trainer": {
+                "checkpoint_dir": str(folder / "checkpoints"), "checkpoint_every_s": 2.0, "publish_every_s": 0.3,
+                "base_every": 10, "num_threads": 1, "deterministic": True, "device": "cpu",
+            },
+            "serving": {"port": port, "name": f"server-{prefix}"},
+        }  # fmt: skip
+        for name, keys in sections.items():
+            defaults[name] = {**defaults.get(name, {}), **keys}
+        self.path = folder / "headrace.toml"
+        self.path.write_text("\n".join(_section(name, keys) for name, keys in defaults.items()))
+        self.settings: Settings = read_settings(self.path)
+        self.family = Family(folder, {})
+        self.server = Server(f"http://127.0.0.1:{port}")
+        ensure_topics(self.settings.kafka)
+
+    def start(self, *names: str) -> dict[str, Child]:
+        """Start these processes by name: worker, trainer, server."""
+        rooms = {"worker": ("stream", "worker"), "trainer": ("trainer",), "server": ("serving",)}
+        config = ("--config", str(self.path))
+        return {name: self.family.start(name, "-m", *rooms[name], *config) for name in names}
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Poll; a child that dies by itself or a deadline fails the test with the ends of the logs."""
+        self.family.wait_until(condition, timeout_s, what)
+
+    def audit_when(self, condition: Callable[[Report], bool], timeout_s: float) -> Report:
+        """Audit until the condition holds; a violation at any moment ends it. Returns the last report."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.family.check()
+            report = audit(self.settings)
+            if not report.passed or condition(report) or time.monotonic() > deadline:
+                return report
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.family.stop()
+        self.server.close()
+
+
+def is_learned(report: Report) -> bool:
+    """Nothing is on its way any more."""
+    sums = report.sums
+    return sums["num_open"] == 0 and 0 < sums["num_sealed"] == sums["num_delivered"] == sums["num_trained"]
+
+
+def explain(report: Report) -> str:
+    """For the message of a failed assertion."""
+    lines = [f"{check.name}: {check.found}; {check.violations.num} violations" for check in report.checks]
+    return "\n".join(
+        [*lines, *(f"  {words}" for check in report.checks for words in check.violations), str(report.sums)]
+    )
+
+
+class Watcher(threading.Thread):
+    """Asks the server for its version all the time, and keeps what it answered in order."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(name="watcher", daemon=True)
+        self._server = server
+        self._stopped = threading.Event()
+        self.seen: list[tuple[int, int]] = []
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._stopped.wait(0.05):
+            version = self._server.version().get("version")
+            if version:
+                self.seen.append((version["epoch"], version["number"]))
+
+    def stop(self) -> None:
+        """End it."""
+        self._stopped.set()
+        self.join(10)
+
+
+def try_audit(settings: Settings) -> Report | None:
+    """An audit, or None while the broker is away."""
+    try:
+        return audit(settings)
+    except (KafkaError, ReadError):
+        return None
+
+
+def _section(name: str, keys: dict[str, Any]) -> str:
+    return f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())

@@ -1,0 +1,96 @@
+"""Worker, trainer, server and broker are killed (-9) at random during a replay; nothing is lost, doubled or torn."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaProducer
+
+from state.topics import Topics
+from stream.replay import send_actions
+from stream.simulate import World, WorldConfig
+from tests.brokers import Broker
+from tests.system.loop import KINDS, Loop, Watcher, explain, is_learned
+
+NUM_ACTIONS = 12_000
+RATE = 500.0
+KILLS = ("worker", "trainer", "broker", "server", "worker", "trainer", "broker", "trainer", "worker", "server")
+
+
+def world() -> Iterator[dict[str, Any]]:
+    """A world's actions; every fiftieth comes twice, as from a client that tries again."""
+    config = WorldConfig(seed=7, num_users=150, num_items=300, kinds=tuple(KINDS), actions_per_s=50.0)
+    for index, action in enumerate(itertools.islice(World(config).actions(), NUM_ACTIONS)):
+        yield action
+        if index % 50 == 0:
+            yield action
+
+
+def send_rubbish(loop: Loop, num: int) -> None:
+    """Records that belong to the dead letters."""
+    topic = Topics.under(loop.settings.kafka.prefix).actions
+    with KafkaProducer(bootstrap_servers=loop.settings.kafka.bootstrap) as producer:
+        for index in range(num):
+            value = [b"", b"{", b'{"user":1}', b'[{"user":"u1","item":1,"action":"nod","timestamp":1}]'][index % 4]
+            producer.send(topic, value, partition=index % loop.settings.kafka.partitions)
+        producer.flush(30)
+
+
+@pytest.mark.slow
+def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = random.Random(11)
+    kills: Counter[str] = Counter()
+    with Loop(durable_kafka.bootstrap, topic_prefix, tmp_path) as loop:
+        children = loop.start("worker", "trainer", "server")
+        watcher = Watcher(loop.server)
+        watcher.start()
+        loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
+        sent: list[Any] = []
+        replay = threading.Thread(
+            target=lambda: sent.append(send_actions(world(), loop.settings.kafka, loop.settings.sequence, rate=RATE)),
+            daemon=True,
+        )
+        replay.start()
+        order = list(KILLS)
+        chance.shuffle(order)
+        for victim in order:
+            # When, not whether, is left to chance; the loop is at work all the while.
+            time.sleep(chance.uniform(0.5, 2.5))
+            kills[victim] += 1
+            if victim == "broker":
+                durable_kafka.kill()
+                time.sleep(chance.uniform(0.0, 1.0))
+                durable_kafka.restart()
+            else:
+                children[victim].kill()
+                time.sleep(chance.uniform(0.0, 0.5))
+                children[victim].start()
+        replay.join(120)
+        assert sent, "the replay did not end"
+        send_rubbish(loop, 40)
+        report = loop.audit_when(is_learned, 120)
+        assert report.passed, explain(report)
+        assert is_learned(report), explain(report)
+        assert report.sums["num_produced"] >= sent[0].num_actions + 40
+        assert report.sums["num_duplicate"] >= NUM_ACTIONS // 50
+        assert report.sums["num_dead"] == 40
+        newest = max(watcher.seen)
+        loop.wait_until(
+            lambda: loop.server.version().get("num_interactions") == report.sums["num_trained"], 30, "it served"
+        )
+        watcher.stop()
+        assert watcher.seen == sorted(watcher.seen), "a served version went back"
+        assert newest > (1, 0)
+    with capsys.disabled():
+        done = ", ".join(f"{name} {num}" for name, num in sorted(kills.items()))
+        print(f"\n  killed: {done}; {report.sums}")
