@@ -12,11 +12,12 @@ from tests.stream.workers import Deployment, WorkerProcess
 
 
 @pytest.fixture
-def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path) -> Deployment:
+def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
     """Topics and settings of this test alone."""
     made = Deployment(kafka, topic_prefix, tmp_path)
     made.create_topics()
-    return made
+    yield made
+    made.close()
 
 
 @pytest.fixture

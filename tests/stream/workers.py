@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,7 @@ class Deployment:
         lines: list[str] = []
         for name, section in sections.items():
             lines.append(f"[{name}]")
-            for key in section.__dataclass_fields__:
-                lines.append(f"{key} = {_toml(getattr(section, key))}")
+            lines += [f"{key} = {_toml(getattr(section, key))}" for key in section.__dataclass_fields__]
         return "\n".join(lines)
 
     def produce(self, records: list[tuple[int, bytes | None, bytes | None]]) -> None:
@@ -74,18 +74,32 @@ class Deployment:
             for future in sent:
                 future.get(0)
 
+    @cached_property
+    def consumer(self) -> KafkaConsumer:
+        """One client for all reading; closed with the test."""
+        return KafkaConsumer(bootstrap_servers=self.broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=50)
+
+    def ends(self, topic: str) -> dict[int, int]:
+        """Partition → how many records were ever written to it."""
+        numbers = range(1 if topic in (self.topics.dead_letters, self.topics.status) else self.partitions)
+        found = self.consumer.end_offsets([TopicPartition(topic, number) for number in numbers])
+        return {key.partition: end for key, end in found.items()}
+
     def read(self, topic: str) -> dict[int, list[Any]]:
         """Every record of a topic as it is now, by partition."""
-        with KafkaConsumer(bootstrap_servers=self.broker.bootstrap, enable_auto_commit=False) as consumer:
-            keys = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
-            consumer.assign(keys)
-            consumer.seek_to_beginning(*keys)
-            ends = consumer.end_offsets(keys)
-            found: dict[int, list[Any]] = {key.partition: [] for key in keys}
-            while any(consumer.position(key) < ends[key] for key in keys):
-                for key, records in consumer.poll(200).items():
-                    found[key.partition] += [record for record in records if record.offset < ends[key]]
+        ends = {TopicPartition(topic, number): end for number, end in self.ends(topic).items()}
+        self.consumer.assign(list(ends))
+        self.consumer.seek_to_beginning(*ends)
+        found: dict[int, list[Any]] = {key.partition: [] for key in ends}
+        while any(self.consumer.position(key) < end for key, end in ends.items()):
+            for key, records in self.consumer.poll(200).items():
+                found[key.partition] += [record for record in records if record.offset < ends[key]]
         return found
+
+    def close(self) -> None:
+        """Disconnect."""
+        if "consumer" in self.__dict__:
+            self.consumer.close()
 
     def worker(self, name: str = "w") -> WorkerProcess:
         """A worker with a disk of its own, not started."""

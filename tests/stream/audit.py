@@ -1,0 +1,145 @@
+"""Recount a deployment from its topics: what the actions should have come to, and what the worker wrote."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from state.action import Action, Rejection, Tick, decode_record
+from state.codec import decode_example
+from state.example import Interactions
+from state.log import ExampleLog, Verdict
+from state.partitioner import partition_of
+from state.sequencer import Sequencer
+from state.status import WorkerStatus, decode_status
+from stream.simulate import World, WorldConfig
+from tests.stream.workers import Deployment
+
+Row = tuple[Any, ...]
+DeadKey = tuple[int, int, int]
+"""Partition, offset, index."""
+
+
+@dataclass
+class Recount:
+    """Per user his interactions in order; per dead letter its reason; how many actions came to what."""
+
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    dead: dict[DeadKey, str] = field(default_factory=dict)
+    num_accepted: int = 0
+    num_duplicate: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+
+
+def world(seed: int = 0) -> Iterator[dict[str, object]]:
+    """Actions of a small, lively world, without end."""
+    return World(WorldConfig(seed=seed, num_users=40, num_items=60, actions_per_s=20.0, late_share=0.05)).actions()
+
+
+def is_idle(deployment: Deployment) -> bool:
+    """Whether every action has been applied and every example has been relayed, as the workers say."""
+    ends = deployment.ends(deployment.topics.actions)
+    found = [part for status in last_statuses(deployment).values() for part in status.partitions.items()]
+    return all(
+        any(number == other and part.applied_offset == end - 1 and part.outbox_len == 0 for other, part in found)
+        for number, end in ends.items()
+    )
+
+
+def expected(deployment: Deployment) -> Recount:
+    """What the actions topic should come to, read in one go: no Kafka, no disk, no batches, no crash.
+
+    The sequencer's own rules are checked against an independent oracle in ``tests/state``.
+    """
+    recount = Recount()
+    for number, records in deployment.read(deployment.topics.actions).items():
+        sequencer = Sequencer(deployment.action, deployment.sequence, number)
+        for record in records:
+            sequencer.advance(record.offset, record.timestamp)
+            for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
+                reason = _apply(sequencer, one, record, deployment.partitions)
+                if reason is not None:
+                    index = one.index if isinstance(one, Rejection) else at if record.value[:1] == b"[" else -1
+                    recount.dead[number, record.offset, index] = reason
+        for example in sequencer.drain():
+            new = rows_of(example.interactions, len(example.interactions) - example.num_new)
+            recount.rows.setdefault(example.user, []).extend(new)
+        recount.num_accepted += sequencer.counts.num_accepted
+        recount.num_duplicate += sequencer.counts.num_duplicate
+    return recount
+
+
+def _apply(sequencer: Sequencer, one: Action | Tick | Rejection, record: Any, num_partitions: int) -> str | None:
+    """The reason why an action is dead, or None."""
+    if isinstance(one, Rejection):
+        return one.reason
+    if isinstance(one, Tick):
+        sequencer.clock_ms = max(sequencer.clock_ms, one.timestamp_ms)
+        return None
+    if partition_of(one.user.encode(), num_partitions) != sequencer.partition:
+        return "wrong_partition"
+    sequencer.apply(one, record.offset, record.timestamp)
+    return None
+
+
+def rows_of(interactions: Interactions, start: int = 0) -> list[Row]:
+    """Interactions from ``start`` on as tuples that compare equal when they are (NaN becomes None)."""
+    columns = (
+        interactions.item_hash, interactions.action_bits, interactions.timestamp_ms, interactions.domain_hash,
+    )  # fmt: skip
+    values = [None if math.isnan(value) else value for value in interactions.value.tolist()]
+    features = [tuple(row) for row in interactions.feature_hash.tolist()]
+    return list(zip(*(column.tolist() for column in columns), values, features, strict=True))[start:]
+
+
+def written(deployment: Deployment) -> Recount:
+    """What readers of the sequences and dead-letter topics see; AssertionError for a hole or a torn user."""
+    recount = Recount()
+    for number, records in deployment.read(deployment.topics.sequences).items():
+        log = ExampleLog(0)
+        for record in records:
+            example = decode_example(record.value)
+            verdict = log.feed(example)
+            recount.verdicts[verdict.value] += 1
+            assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
+            if verdict is not Verdict.ACCEPT:
+                continue
+            rows = recount.rows.setdefault(example.user, [])
+            assert example.first_new_index == len(rows), (
+                f"user {example.user}: {example.first_new_index}, not {len(rows)}"
+            )
+            rows += rows_of(example.interactions, len(example.interactions) - example.num_new)
+    for record in _flat(deployment.read(deployment.topics.dead_letters)):
+        headers = {name: value.decode() for name, value in record.headers}
+        key = int(headers["partition"]), int(headers["offset"]), int(headers["index"])
+        assert recount.dead.setdefault(key, headers["reason"]) == headers["reason"]
+    return recount
+
+
+def check(deployment: Deployment, num_actions: int) -> Recount:
+    """Promises 1 and 2: nothing lost or doubled, and every sequence as if nothing had happened."""
+    want, got = expected(deployment), written(deployment)
+    assert want.num_accepted + want.num_duplicate + len(want.dead) == num_actions
+    assert got.dead == want.dead
+    assert set(got.rows) == set(want.rows)
+    for user, rows in want.rows.items():
+        assert got.rows[user] == rows, f"user {user}: {len(got.rows[user])} interactions, expected {len(rows)}"
+    return got
+
+
+def last_statuses(deployment: Deployment) -> dict[str, WorkerStatus]:
+    """Component → the last that it said."""
+    found: dict[str, WorkerStatus] = {}
+    for record in _flat(deployment.read(deployment.topics.status)):
+        status = decode_status(record.value)
+        assert isinstance(status, WorkerStatus)
+        found[status.component] = status
+    return found
+
+
+def _flat(records: dict[int, list[Any]]) -> Iterable[Any]:
+    for part in records.values():
+        yield from part

@@ -1,0 +1,70 @@
+"""Deliberately broken workers (``BROKEN=<name> python -m tests.stream.broken worker``). The kill tests must catch each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import stream.claim
+import stream.partition
+import stream.relay
+from state.log import Verdict
+from stream.__main__ import main
+
+
+def acks_before_it_writes() -> None:
+    """What Faust committed is believed: events are acknowledged on arrival, and nobody reads a gap."""
+    offer = stream.partition.Partition.offer
+
+    async def acknowledge_first(self: Any, events: list[Any]) -> None:
+        for event in events:
+            event.ack()
+        await offer(self, events)
+
+    async def fill_nothing(self: Any, store: Any, stop: int) -> None:
+        return None
+
+    stream.partition.Partition.offer = acknowledge_first  # type: ignore[method-assign]
+    stream.partition.Partition._fill = fill_nothing  # type: ignore[method-assign]
+
+
+def deletes_before_the_broker_has_it() -> None:
+    """The outbox forgets entries when they are sent."""
+    pass_on = stream.relay.Relay._pass_on
+
+    async def forget_first(self: Any, entries: Sequence[Any]) -> None:
+        self._store.ack(entries[-1].index, self._position)
+        await pass_on(self, entries)
+
+    stream.relay.Relay._pass_on = forget_first  # type: ignore[method-assign]
+
+
+def takes_without_a_fence() -> None:
+    """A partition is read to its end and written under the epoch that was there."""
+
+    def read_only(self: Any) -> Iterator[Any]:
+        consumer = stream.claim.KafkaConsumer(bootstrap_servers=self._config.bootstrap, enable_auto_commit=False)
+        consumer.assign([self._key])
+        yield from self._read_to(consumer, consumer.end_offsets([self._key])[self._key])
+        consumer.close()
+
+    stream.claim._Reader.examples = read_only  # type: ignore[method-assign]
+
+
+def forgets_the_disk_is_gone() -> None:
+    """A wiped disk starts anew instead of reading the sequences topic."""
+    read_to = stream.claim._Reader._read_to
+
+    def yield_nothing(self: Any, consumer: Any, stop: int) -> Iterator[Any]:
+        for _example in read_to(self, consumer, stop):
+            assert Verdict.ACCEPT
+        yield from ()
+
+    stream.claim._Reader._read_to = yield_nothing  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    globals()[os.environ["BROKEN"]]()
+    sys.exit(main())

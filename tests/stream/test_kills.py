@@ -1,0 +1,161 @@
+"""Kill things at random during a replay; then recount from the topics. Each test is shown to catch a broken worker."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from stream.producer import BatchConfig
+from stream.replay import send_actions
+from tests.brokers import Broker, wait_until
+from tests.stream.audit import Recount, check, is_idle, world
+from tests.stream.workers import Deployment, WorkerProcess
+
+Make = Callable[..., WorkerProcess]
+
+
+class Replay:
+    """A replay that goes on until `stop`; then `num_actions` says how much it was."""
+
+    def __init__(self, deployment: Deployment, rate: float = 500.0) -> None:
+        self.num_actions = -1
+        self._deployment = deployment
+        self._rate = rate
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        actions = itertools.takewhile(lambda _: not self._stopped.is_set(), world(seed=3))
+        kafka, sequence = self._deployment.kafka, self._deployment.sequence
+        batch = BatchConfig(max_actions=4, linger_s=0.01)
+        self.num_actions = send_actions(actions, kafka, sequence, rate=self._rate, batch=batch).num_actions
+
+    def stop(self) -> None:
+        """Seal what is open, and end."""
+        self._stopped.set()
+        self._thread.join(60)
+
+
+@contextmanager
+def replaying(deployment: Deployment) -> Iterator[Replay]:
+    """A replay that goes on meanwhile, and is over afterwards."""
+    replay = Replay(deployment)
+    try:
+        yield replay
+    finally:
+        replay.stop()
+
+
+def num_examples(deployment: Deployment) -> int:
+    """Records in the sequences topic."""
+    return sum(deployment.ends(deployment.topics.sequences).values())
+
+
+def wait_for_more(deployment: Deployment, num_more: int) -> None:
+    """Wait for some progress, so that a kill meets a worker at work."""
+    target = num_examples(deployment) + num_more
+    wait_until(lambda: num_examples(deployment) >= target, 30, f"{num_more} more examples", 0.02)
+
+
+def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kills: int, seed: int) -> None:
+    """SIGKILL at random moments; every second time the disk is lost too."""
+    chance = random.Random(seed)
+    process.start()
+    for number in range(num_kills):
+        wait_for_more(deployment, chance.randrange(1, 60))
+        process.kill()
+        if number % 2:
+            process.wipe()
+        process.start()
+
+
+def settle(deployment: Deployment, replay: Replay) -> Recount:
+    """Let the workers finish, then recount."""
+    wait_until(lambda: is_idle(deployment), 30, "the workers to finish", 0.3)
+    return check(deployment, replay.num_actions)
+
+
+def test_a_worker_killed_at_random_points_loses_and_doubles_nothing(deployment: Deployment, worker: Make) -> None:
+    process = worker()
+    with replaying(deployment) as replay:
+        kill_again_and_again(deployment, process, num_kills=6, seed=1)
+    recount = settle(deployment, replay)
+    assert process.num_kills == 6
+    assert sum(len(rows) for rows in recount.rows.values()) > 2_000
+
+
+@pytest.mark.parametrize(
+    "broken", ["acks_before_it_writes", "deletes_before_the_broker_has_it", "forgets_the_disk_is_gone"]
+)
+def test_the_kill_test_catches(broken: str, deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = broken
+    process = worker()
+    process.module = "tests.stream.broken"
+    with replaying(deployment) as replay:
+        kill_again_and_again(deployment, process, num_kills=2, seed=2)
+    with pytest.raises(AssertionError):
+        settle(deployment, replay)
+
+
+def haunt(deployment: Deployment, ghost: WorkerProcess, other: WorkerProcess) -> Replay:
+    """Two workers; one sleeps until the other has taken its partition, and wakes without knowing."""
+    ghost.start().wait_for("partition claimed", times=2)
+    with replaying(deployment) as replay:
+        wait_for_more(deployment, 30)
+        ghost.pause()
+        other.start().wait_for("partition claimed", times=2)
+        wait_for_more(deployment, 30)
+        ghost.resume()
+        wait_for_more(deployment, 30)
+    return replay
+
+
+def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
+    deployment: Deployment, worker: Make
+) -> None:
+    ghost, other = worker("ghost"), worker("other")
+    recount = settle(deployment, haunt(deployment, ghost, other))
+    # The ghost did write: that is what the fence is for.
+    assert recount.verdicts["stale"] > 0 or "fenced off" in ghost.log()
+    assert recount.verdicts["fence"] >= 4
+
+
+def test_the_ghost_test_catches_a_worker_that_takes_without_a_fence(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "takes_without_a_fence"
+    ghost, other = worker("ghost"), worker("other")
+    ghost.module = other.module = "tests.stream.broken"
+    replay = haunt(deployment, ghost, other)
+    with pytest.raises(AssertionError):
+        settle(deployment, replay)
+
+
+def test_partitions_move_between_workers_that_come_and_go(deployment: Deployment, worker: Make) -> None:
+    first, second = worker("first"), worker("second")
+    first.start().wait_for("partition claimed", times=2)
+    with replaying(deployment) as replay:
+        second.start().wait_for("partition claimed")
+        wait_for_more(deployment, 30)
+        assert first.stop() == 0
+        second.wait_for("partition claimed", times=2)
+        wait_for_more(deployment, 30)
+        first.start()
+    settle(deployment, replay)
+
+
+def test_a_broker_killed_in_flight_is_waited_for(durable_kafka: Broker, deployment: Deployment, worker: Make) -> None:
+    process = worker().start()
+    process.wait_for("partition claimed", times=2)
+    with replaying(deployment) as replay:
+        for _ in range(2):
+            wait_for_more(deployment, 40)
+            durable_kafka.kill()
+            durable_kafka.restart()
+    settle(deployment, replay)
+    assert process.process.poll() is None
+    assert process.stop() == 0

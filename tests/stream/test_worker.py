@@ -1,0 +1,170 @@
+"""The worker on a broker, undisturbed: what goes in comes out, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import msgspec
+
+from state.partitioner import partition_of
+from stream.producer import BatchConfig
+from stream.replay import send_actions
+from tests.brokers import free_port, wait_until
+from tests.stream.audit import check, is_idle, last_statuses, world, written
+from tests.stream.workers import Deployment, WorkerProcess
+
+START_MS = 1_700_000_000_000
+Make = Callable[..., WorkerProcess]
+
+
+def test_every_action_becomes_part_of_the_right_sequence(deployment: Deployment, worker: Make) -> None:
+    actions = list(islice(world(), 3_000))
+    process = worker().start()
+    send_actions(actions, deployment.kafka, deployment.sequence, batch=BatchConfig(max_actions=40))
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    recount = check(deployment, len(actions))
+    assert sum(len(rows) for rows in recount.rows.values()) > 1_000
+    [status] = last_statuses(deployment).values()
+    parts = status.partitions.values()
+    assert sum(part.num_accepted + part.num_duplicate + part.num_dead for part in parts) == len(actions)
+    assert sum(part.num_ticks for part in parts) == deployment.partitions
+    assert process.stop() == 0
+    assert "Traceback" not in process.log()
+
+
+def _bad_records() -> list[tuple[bytes | None, str]]:
+    good = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+
+    def like(**changes: object) -> bytes:
+        return msgspec.json.encode({**good, **changes})
+
+    return [
+        (None, "empty"),
+        (b"", "empty"),
+        (b"[" + b'"x",' * 252_000 + b'"x"]', "oversized"),
+        (b'{"user": "u1", "item"', "malformed"),
+        (b"\xff\xfe\x00", "malformed"),
+        (b"7", "wrong_type"),
+        (like(timestamp="yesterday"), "wrong_type"),
+        (b'{"user": "u1", "item": 1, "action": "click"}', "missing_field"),
+        (like(action="buy"), "unknown_action"),
+        (like(user=""), "bad_value"),
+        (like(timestamp=4_000_000_000_000), "future"),
+        (like(user="somebody else"), "wrong_partition"),
+    ]
+
+
+def test_bad_records_of_every_kind_are_dead_letters_and_the_stream_goes_on(
+    deployment: Deployment, worker: Make
+) -> None:
+    home = partition_of(b"u1", deployment.partitions)
+    assert partition_of(b"somebody else", deployment.partitions) != home
+    records: list[tuple[int, bytes | None, bytes | None]] = []
+    for number, (value, _reason) in enumerate(_bad_records()):
+        good = {"user": "u1", "item": number, "action": "click", "timestamp": START_MS + number * 60_000}
+        records += [(home, b"u1", value), (home, b"u1", msgspec.json.encode(good))]
+    deployment.produce(records)
+    worker().start()
+    wait_until(lambda: len(written(deployment).dead) == len(_bad_records()), 30, "the dead letters", 0.3)
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    check(deployment, len(records))
+    [letters] = deployment.read(deployment.topics.dead_letters).values()
+    by_offset = {int(dict(letter.headers)["offset"]): letter for letter in letters}
+    for number, (value, reason) in enumerate(_bad_records()):
+        letter = by_offset[2 * number]
+        headers = {name: text.decode() for name, text in letter.headers}
+        assert headers["reason"] == reason, headers
+        assert letter.value == (value or b"")
+        assert (headers["topic"], headers["index"]) == (deployment.topics.actions, "-1")
+        assert letter.key == f"{deployment.topics.actions}/{home}/{2 * number}".encode()
+        assert len(headers["message"]) > 10
+
+
+def test_a_dead_letter_that_its_headers_made_too_large_is_cut(deployment: Deployment, worker: Make) -> None:
+    home = partition_of(b"u1", deployment.partitions)
+    value = b"x" * 1_048_400
+    good = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    deployment.produce(
+        [(home, None, value), (home, b"u1", msgspec.json.encode(good)), (home, None, b'{"tick": 1700000100000}')]
+    )
+    worker().start()
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the record behind it", 0.3)
+    [[letter]] = deployment.read(deployment.topics.dead_letters).values()
+    assert value.startswith(letter.value)
+    assert len(letter.value) == 500_000
+    assert dict(letter.headers)["cut"] == b"1048400"
+
+
+def test_a_bad_element_of_a_list_does_not_take_the_others_along(deployment: Deployment, worker: Make) -> None:
+    home = partition_of(b"u1", deployment.partitions)
+    good = [{"user": "u1", "item": number, "action": "click", "timestamp": START_MS + number} for number in range(3)]
+    value = msgspec.json.encode([good[0], {"user": "u1"}, good[1], 5, good[2]])
+    deployment.produce([(home, b"u1", value), (home, None, b'{"tick": 1700000100000}')])
+    worker().start()
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 3, 30, "the good elements", 0.3)
+    assert sorted(written(deployment).dead) == [(home, 0, 1), (home, 0, 3)]
+    check(deployment, 5)
+
+
+def test_an_idle_partition_is_ticked_until_nothing_is_open(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["HEADRACE_STREAM__IDLE_TICK_S"] = "0.5"
+    deployment.environment["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] = "1.5"
+    home = partition_of(b"u1", deployment.partitions)
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    deployment.produce([(home, b"u1", msgspec.json.encode(action))])
+    worker().start()
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the interaction to be sealed", 0.3)
+    num_records = sum(len(records) for records in deployment.read(deployment.topics.actions).values())
+    assert 3 <= num_records <= 6
+    assert not deployment.read(deployment.topics.actions)[1 - home]
+
+
+def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["HEADRACE_KAFKA__BOOTSTRAP"] = f"127.0.0.1:{free_port()}"
+    deployment.environment["HEADRACE_STREAM__START_TIMEOUT_S"] = "0.5"
+    process = worker().start()
+    assert process.process.wait(20) == 1
+    [line] = process.log().splitlines()
+    assert line.startswith("headrace stream: no Kafka broker answered at 127.0.0.1:")
+    assert "kafka.bootstrap" in line
+    assert not process.store_path.exists()
+
+
+def test_topics_of_another_shape_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["HEADRACE_KAFKA__PARTITIONS"] = "3"
+    process = worker().start()
+    assert process.process.wait(20) == 1
+    assert process.log().splitlines()[-1].startswith("headrace stream: topic ")
+
+
+def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    port = int(deployment.broker.bootstrap.rsplit(":", 1)[1])
+    deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port)
+    deployment.environment["HEADRACE_STREAM__METRICS_HOST"] = "127.0.0.1"
+    process = worker().start()
+    assert process.process.wait(20) == 1
+    assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
+
+
+def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
+    import httpx
+
+    port = free_port()
+    deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port)
+    worker().start().wait_for("partition claimed", times=2)
+
+    def scraped(line: str) -> bool:
+        return line in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+    wait_until(lambda: scraped('headrace_worker_writer_epoch{partition="0"} 1.0'), 10, "the partition's metrics")
+    assert scraped("headrace_worker_records_total 0.0")
+
+
+def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, worker: Make) -> None:
+    worker("a").start().wait_for("partition claimed", times=2)
+    second = worker("b")
+    second.folder.joinpath("headrace.toml").write_text(deployment.toml(deployment.folder / "a" / "state"))
+    second.start()
+    assert second.process.wait(30) == 1
+    assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
