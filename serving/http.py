@@ -102,7 +102,8 @@ def _add_standing(app: FastAPI, service: Service, metrics: ServerMetrics) -> Non
         name = VersionName(epoch=current.which[0], number=current.which[1]) if current else None
         readiness = Readiness(
             ready=service.is_ready, version=name, histories=service.histories_ready.is_set(),
-            broker=service.contact.is_up, broker_away_s=service.contact.away_s, freshness_s=current.freshness_s if current else None,
+            broker=service.contact.is_up, broker_away_s=service.contact.away_s,
+            freshness_s=current.freshness_s if current else None,
         )  # fmt: skip
         return Body(readiness.model_dump(), status_code=200 if service.is_ready else 503)
 

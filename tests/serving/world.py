@@ -40,7 +40,7 @@ TRAINER = TrainerConfig(seed=3, table_lr=0.3, dense_lr=1e-2)
 START_MS = 1_700_000_000_000
 
 
-def interactions(rng: np.random.Generator, num: int, num_items: int = 40, start_ms: int = START_MS) -> Interactions:
+def interactions(rng: np.random.Generator, num: int, num_items: int = 20, start_ms: int = START_MS) -> Interactions:
     """Random columns."""
     return Interactions(
         np.array([item_hash(int(item)) for item in rng.integers(1, num_items + 1, num)], np.int64).reshape(num),
@@ -64,7 +64,7 @@ def example(user: str, sealed: Interactions, *, num_new: int = 0, opened: Intera
         first_new_index=len(sealed) - num_new, open_interactions=opened,
         open_first_offsets=np.zeros(len(opened), np.int64), recent_ids=none, user_feature_hash=none, user_offset=0,
         applied_offset=number, replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest,
-        newest_record_ms=int(time.time() * 1000), names={item_hash(i): i for i in range(1, 41)} if number == 0 else {},
+        newest_record_ms=int(time.time() * 1000), names={item_hash(i): i for i in range(1, 21)} if number == 0 else {},
         open_record_ms=np.zeros(len(opened), np.int64),
     )  # fmt: skip
 
@@ -99,8 +99,9 @@ class World:
                 for number, (user, rows) in enumerate(self.histories.items())]  # fmt: skip
 
     def learn(self) -> None:
-        """One step on every user's last interactions."""
-        self.learner.step([example(user, rows, num_new=min(2, len(rows))) for user, rows in self.histories.items()])
+        """One step: on everything at first, then again on every user's last interactions."""
+        most = 2 if self.learner.num_steps else 1000
+        self.learner.step([example(user, rows, num_new=min(most, len(rows))) for user, rows in self.histories.items()])
 
     def version(self, kind: str = "base") -> tuple[Manifest, bytes]:
         """What the learner has become, as the next version."""
@@ -112,7 +113,8 @@ class World:
             model_id="test", epoch=self.epoch, number=self.number, kind=kind,
             onto_number=-1 if is_base else self.number - 1, base_number=self.base_number, base_offset=self.base_offset,
             dtype="float32", num_chunks=0, num_bytes=len(blob), checksum=checksum(blob), covered={0: self.number},
-            covered_offsets={0: self.number}, newest_event_ms=START_MS, newest_record_ms=now_ms, num_interactions=self.learner.num_interactions, plan=[],
+            covered_offsets={0: self.number}, newest_event_ms=START_MS,
+            newest_record_ms=now_ms, num_interactions=self.learner.num_interactions, plan=[],
             model_config=self.model.as_dict(), created_ms=now_ms, metrics={},
         ), blob  # fmt: skip
 

@@ -1,0 +1,240 @@
+"""The engine's numbers: the trainer's, with and without cache, alone and in company."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from serving import engine as engine_module
+from serving.cache import HistoryCache
+from serving.engine import Ask, Engine, Found
+from serving.histories import Histories
+from serving.holder import HeldVersion, VersionHolder
+from state.codec import encode_example
+from state.example import Example, Interactions
+from state.hashing import item_hash
+from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
+from trainer.batch import build_batch
+
+CANDIDATES = np.array([item_hash(item) for item in (3, 7, 11, 999_999)], np.int64)
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    world = World()
+    for _ in range(5):
+        world.learn()
+    return world
+
+
+@pytest.fixture(scope="module")
+def holder(world: World) -> VersionHolder:
+    return holder_of(next(versions(world, 1)))
+
+
+@pytest.fixture
+def version(holder: VersionHolder) -> HeldVersion:
+    assert holder.current is not None
+    return holder.current
+
+
+def engine_of(cache_bytes: int = 100_000_000) -> Engine:
+    return Engine(Histories(10**8), cache_bytes=cache_bytes, candidates_per_pass=3)
+
+
+def ask_of(each: Example, *, rank: bool = False, dt_ms: int = 7000, k: int = 10) -> Ask:
+    past, num_sealed = Ask.history_of(each, MODEL.max_context)
+    last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
+    return Ask(each.user, past, num_sealed, each.user_feature_hash, last + dt_ms, k=k, exclude_seen=False,
+               candidates=CANDIDATES if rank else None)  # fmt: skip
+
+
+def joined(first: Interactions, second: Interactions) -> Interactions:
+    return Interactions(*(np.concatenate([getattr(first, n), getattr(second, n)]) for n in Interactions.__slots__))
+
+
+def one(item: int, time_ms: int) -> Interactions:
+    return Interactions(np.array([item]), np.array([1], np.uint32), np.array([time_ms]), np.array([0]),
+                        np.array([np.nan], np.float32), np.zeros((1, 0), np.int64))  # fmt: skip
+
+
+def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the trainer predicts of a next interaction on ``item``: a score for every row, a probability for every kind."""
+    past, _ = Ask.history_of(each, MODEL.max_context)
+    last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
+    # What is open now will be sealed by then: new in the same example, as the next interaction is.
+    num_new = len(each.open_interactions) + 1
+    batch = build_batch([example(each.user, joined(past, one(item, last + dt_ms)), num_new=num_new)], MODEL)
+    learner = world.learner
+    with torch.no_grad():
+        rows = torch.from_numpy(learner.items.lookup(batch.item_n))
+        items_nM = learner.model.item_inputs(learner.items.weight[rows])
+        actions_nM = learner.model.action_inputs(items_nM, torch.from_numpy(batch.kinds_nK))
+        y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM))
+        table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
+        scores = learner._queries(batch, y_TM) @ table_VD.T
+        return scores[-1], torch.sigmoid(learner.model.rank_logits(y_TM[2 * batch.target_R])[-1])
+
+
+def with_open(user: str, rows: Interactions, num_open: int) -> Example:
+    cut = len(rows) - num_open
+    return example(user, slice_of(rows, 0, cut), opened=slice_of(rows, cut, len(rows)))
+
+
+def close_to(found: Found, expected: Found) -> None:
+    assert np.linalg.norm(found.scores - expected.scores) <= TOLERANCE * np.linalg.norm(expected.scores)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("num_open", [0, 1, 3])
+def test_it_predicts_what_the_trainer_predicts_of_the_next_interaction(
+    world: World, version: HeldVersion, num_open: int, cached: bool
+) -> None:
+    engine = engine_of()
+    for user, rows in world.histories.items():
+        each = with_open(user, rows, min(num_open, len(rows)))
+        for _ in range(1 + cached):
+            retrieved = engine.answer(version, [ask_of(each, k=1000)])[0]
+            ranked = engine.answer(version, [ask_of(each, rank=True)])[0]
+        for index, item in enumerate(CANDIDATES.tolist()):
+            scores, probabilities = of_trainer(world, each, item)
+            assert np.allclose(ranked.scores[index], probabilities.numpy(), rtol=TOLERANCE, atol=0)
+        expected = scores[world.learner.items.lookup(retrieved.items)].numpy()
+        assert len(expected) == world.learner.items.num_live
+        assert np.linalg.norm(retrieved.scores - expected) <= TOLERANCE * np.linalg.norm(expected)
+    assert not cached or engine.cache.num_hits > 0
+
+
+def test_someone_unknown_is_answered_by_the_learnt_start(world: World, version: HeldVersion) -> None:
+    stranger = example("stranger", slice_of(interactions(world.rng, 1), 0, 0))
+    retrieved = engine_of().answer(version, [ask_of(stranger, k=1000)])[0]
+    ranked = engine_of().answer(version, [ask_of(stranger, rank=True)])[0]
+    scores, probabilities = of_trainer(world, stranger, int(CANDIDATES[0]))
+    assert np.allclose(retrieved.scores, scores[world.learner.items.lookup(retrieved.items)].numpy(), rtol=TOLERANCE)
+    assert np.allclose(ranked.scores[0], probabilities.numpy(), rtol=TOLERANCE)
+
+
+def test_a_warm_cache_a_cold_one_and_a_grown_history_give_the_same(world: World, version: HeldVersion) -> None:
+    rows = slice_of(world.histories["u0"], 0, MODEL.max_context)
+    uncached, grown = engine_of(cache_bytes=0), engine_of()
+    for length in range(1, len(rows) + 1):
+        each = example("u0", slice_of(rows, 0, length))
+        for rank in (False, True):
+            expected = uncached.answer(version, [ask_of(each, rank=rank)])[0]
+            close_to(grown.answer(version, [ask_of(each, rank=rank)])[0], expected)
+            close_to(grown.answer(version, [ask_of(each, rank=rank)])[0], expected)
+    assert grown.cache.num_hits > grown.cache.num_misses
+    assert len(uncached.cache) == 0
+
+
+def test_a_history_that_is_not_the_cached_one_gone_on_is_computed_anew(world: World, version: HeldVersion) -> None:
+    engine = engine_of()
+    engine.answer(version, [ask_of(example("u0", slice_of(world.histories["u0"], 0, 3)))])
+    other = example("u0", interactions(np.random.default_rng(9), 5))
+    close_to(engine.answer(version, [ask_of(other)])[0], engine_of(0).answer(version, [ask_of(other)])[0])
+    assert engine.cache.num_hits == 0
+
+
+def test_requests_answered_together_get_what_they_get_alone(world: World, version: HeldVersion) -> None:
+    asks = [ask_of(with_open(user, rows, index % 3), rank=index % 2 == 0)
+            for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
+    asks.append(ask_of(example("stranger", slice_of(interactions(world.rng, 1), 0, 0))))
+    together = engine_of().answer(version, asks)
+    for ask, found in zip(asks, together, strict=True):
+        alone = engine_of(0).answer(version, [ask])[0]
+        close_to(found, alone)
+        assert found.items.tolist() == alone.items.tolist()
+
+
+def test_a_candidates_probability_does_not_depend_on_its_company(world: World, version: HeldVersion) -> None:
+    ask = ask_of(example("u1", world.histories["u1"]), rank=True)
+    assert ask.candidates is not None
+    whole = engine_of().answer(version, [ask])[0]
+    turned = Ask(
+        ask.user, ask.past, ask.num_sealed, ask.user_features, ask.now_ms, candidates=ask.candidates[::-1].copy()
+    )
+    assert np.allclose(whole.scores, engine_of().answer(version, [turned])[0].scores[::-1], rtol=TOLERANCE)
+    assert whole.known.tolist() == [True, True, True, False]
+
+
+def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version: HeldVersion) -> None:
+    each = example("u2", world.histories["u2"])
+    past, num_sealed = Ask.history_of(each, MODEL.max_context)
+    found = engine_of().answer(version, [Ask("u2", past, num_sealed, each.user_feature_hash, 2**41, k=1000)])[0]
+    everything = set(world.learner.items.keys_of(world.learner.items.live_rows()).tolist())
+    assert set(found.items.tolist()) == everything - set(past.item_hash.tolist())
+    assert len(found.items) == len(set(found.items.tolist()))
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def answers_over_versions(engine: Engine, world: World) -> bool:
+    """Ask the same user under version after version; whether each answer is that of an engine without a cache."""
+    holder, right = VersionHolder(), True
+    each = example("u0", world.histories["u0"])
+    for version in versions(world, 4):
+        holder.stage(version)
+        holder.swap()
+        assert holder.current is not None
+        for rank in (False, True):
+            found = engine.answer(holder.current, [ask_of(each, rank=rank)])[0]
+            expected = engine_of(0).answer(holder.current, [ask_of(each, rank=rank)])[0]
+            right &= bool(np.allclose(found.scores, expected.scores, rtol=1e-4))
+    return right
+
+
+def test_cached_state_is_never_reused_over_versions() -> None:
+    assert answers_over_versions(engine_of(), World(seed=4))
+
+
+def test_a_cache_that_forgets_the_version_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    put, get = HistoryCache.put, HistoryCache.get
+    monkeypatch.setattr(HistoryCache, "put", lambda self, which, user, entry: put(self, (0, 0), user, entry))
+    monkeypatch.setattr(HistoryCache, "get", lambda self, which, user: get(self, (0, 0), user))
+    assert not answers_over_versions(engine_of(), World(seed=4))
+
+
+def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
+    world: World, version: HeldVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its output depends on when the question is asked: an answer at another moment must not rest on it."""
+    rows = slice_of(world.histories["u0"], 0, 6)
+    before, after = example("u0", slice_of(rows, 0, 5)), example("u0", rows)
+
+    def agrees() -> bool:
+        engine = engine_of()
+        engine.answer(version, [ask_of(before, dt_ms=10**9)])
+        found = engine.answer(version, [ask_of(after)])[0]
+        return bool(np.allclose(found.scores, engine_of(0).answer(version, [ask_of(after)])[0].scores, rtol=TOLERANCE))
+
+    assert agrees()
+
+    def keep_too_much(self: Engine, held: HeldVersion, done: engine_module._Progress) -> None:
+        if done.fresh is not None:
+            entry = engine_module.CacheEntry(done.ask.num_sealed, engine_module._digest(done.columns, done.ask.num_sealed),
+                                             done.fresh)  # fmt: skip
+            self.cache.put(held.which, str(done.ask.user), entry)
+
+    monkeypatch.setattr(Engine, "_keep", keep_too_much)
+    monkeypatch.setattr(engine_module, "_tail", lambda columns, first: engine_module.Columns(
+        *(getattr(columns, n)[first:] for n in engine_module.Columns.__slots__)))  # fmt: skip
+    assert not agrees()
+
+
+def test_the_cache_stays_within_its_bytes(world: World, version: HeldVersion) -> None:
+    engine = engine_of(cache_bytes=20_000)
+    for user, rows in world.histories.items():
+        engine.answer(version, [ask_of(example(user, rows))])
+        assert engine.cache.num_bytes <= 20_000
+    assert 0 < len(engine.cache) < len(world.histories)
+
+
+def test_items_answer_with_features_that_they_came_with() -> None:
+    histories = Histories(10**8)
+    rows = interactions(np.random.default_rng(0), 3)
+    featured = Interactions(rows.item_hash, rows.action_bits, rows.timestamp_ms, rows.domain_hash, rows.value,
+                            np.arange(6, dtype=np.int64).reshape(3, 2))  # fmt: skip
+    histories.feed(0, encode_example(example("u", featured)))
+    found = histories.features_of(np.array([rows.item_hash[2], 5]), 2)
+    assert found.tolist() == [[4, 5], [0, 0]]
