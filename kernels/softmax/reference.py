@@ -108,8 +108,8 @@ def rank_of_target(
     mask_RV = mask_RV.scatter(1, target_R[:, None], False)
     num_better = ((score_RV > target_score_R1) & mask_RV).sum(1)
     num_equal = ((score_RV == target_score_R1) & mask_RV).sum(1)
-    num_others = (~score_RV.isnan() & mask_RV).sum(1)  # a NaN is not allowed to rank first
-    return 1 + torch.where(target_score_R1[:, 0].isnan(), num_others, num_better + (num_equal + 1) // 2)
+    undefined_R = target_score_R1[:, 0].isnan()  # must not be taken for the best
+    return 1 + torch.where(undefined_R, mask_RV.sum(1), num_better + (num_equal + 1) // 2)
 
 
 def top_k(

@@ -167,7 +167,7 @@ inline int shared_small(const Loss& loss, int num_threads) {
     const int64_t num_blocks = (loss.num_queries + size - 1) / size;
     int64_t num_groups = (4 << 20) / (num_padded * stride + 1);
     num_groups = num_groups < 4 ? 4 : num_groups > 16 ? 16 : num_groups;
-    if (num_groups > num_blocks) num_groups = num_blocks;
+    if (num_groups > num_blocks) num_groups = num_blocks > 0 ? num_blocks : 1;
     Scratch<float> unit(num_padded * stride), panels(num_padded * width), bias(num_padded);
     Scratch<int32_t> id(num_padded);
     Scratch<float> partial(loss.grad_negative_SD ? num_groups * num_padded * stride : 1);

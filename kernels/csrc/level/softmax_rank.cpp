@@ -97,20 +97,32 @@ HEADRACE_INLINE int64_t count(vi truths) {  // of lanes that are -1
 }
 
 struct Counts {
-    int64_t above, equal, comparable;
+    int64_t above, equal;
 };
 
+// Whatever their scores: valid rows, less the query's excluded ones and its target.
+inline int64_t num_competitors(const RankCall& call, int64_t r) {
+    const int64_t target = call.target_R[r];
+    int64_t num = 0;
+    for (int64_t row = 0; row < call.num_rows; ++row) num += row != target && (!call.valid_V || call.valid_V[row]);
+    if (!call.exclude_rows) return num;
+    for (int64_t e = call.exclude_offsets_R1[r]; e < call.exclude_offsets_R1[r + 1]; ++e) {
+        const int64_t row = call.exclude_rows[e];
+        const bool repeated = e > call.exclude_offsets_R1[r] && call.exclude_rows[e - 1] == row;
+        num -= !repeated && row != target && (!call.valid_V || call.valid_V[row]);
+    }
+    return num;
+}
+
 inline void count_scores(const float* score, int64_t num, float target, Counts& counts) {
-    vi above = {}, equal = {}, comparable = {};
+    vi above = {}, equal = {};
     for (int64_t j = 0; j < num; j += LANES) {
         const vf s = load(score + j);
         above += s > splat(target);
         equal += s == splat(target);
-        comparable += s == s;
     }
     counts.above += count(above);
     counts.equal += count(equal);
-    counts.comparable += count(comparable);
 }
 
 inline Catalogue catalogue(const RankCall& call, float* unit_RD) {
@@ -162,14 +174,13 @@ inline int rank(const RankCall& call) {
             for (int64_t r = 0; r < call.num_queries; ++r) {
                 counts_R.p[r].above += mine.p[r].above;
                 counts_R.p[r].equal += mine.p[r].equal;
-                counts_R.p[r].comparable += mine.p[r].comparable;
             }
         }
     }
     for (int64_t r = 0; r < call.num_queries && !failed; ++r) {
         const Counts& n = counts_R.p[r];
         const bool undefined = target_score_R.p[r] != target_score_R.p[r];
-        call.rank_R[r] = 1 + (undefined ? n.comparable : n.above + (n.equal + 1) / 2);
+        call.rank_R[r] = 1 + (undefined ? num_competitors(call, r) : n.above + (n.equal + 1) / 2);
     }
     return failed;
 }
