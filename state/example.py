@@ -61,6 +61,7 @@ class Example:
     interactions: Interactions
     """Sealed: context first, then the new ones."""
     num_new: int
+    """0 in an example that only writes a user's state again (`state.log.ExampleLog.overwritten`)."""
     first_new_index: int
     """Index of the first new interaction in the user's lifetime; a user's examples tile [0, lifetime count)."""
     open_interactions: Interactions

@@ -4,6 +4,10 @@ A partition may hold records that a reader must not use: repeats (a relay that w
 acknowledgement and its own note sends again) and the writings of a worker that lost the partition without knowing. The
 latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
 is stale. Fences have a key for each epoch (`state.topics.fence_key`), so compaction keeps all of them.
+
+Compaction knows nothing of this: where a stale record or a repeat is a user's last, it will keep that one and drop the
+one that counts. `ExampleLog.overwritten` names these users; the partition's owner writes them again
+(`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ class ExampleLog:
         """Writer epoch of the last accepted example; -1 before any."""
         self.hole: Hole | None = None
         self.allow_holes = allow_holes
+        self.overwritten: set[str] = set()
+        """Users whose last record is none that counts."""
 
     @property
     def last_number(self) -> int:
@@ -60,13 +66,13 @@ class ExampleLog:
     def feed(self, example: Example) -> Verdict:
         """Judge one record, and remember it when it is accepted."""
         if example.writer_epoch < self.writer_epoch:
-            return Verdict.STALE
+            return self._drop(example, Verdict.STALE)
         if example.is_fence:
             self.writer_epoch = example.writer_epoch
             return Verdict.FENCE
         if self.next_number is not None:
             if example.number < self.next_number:
-                return Verdict.DUPLICATE
+                return self._drop(example, Verdict.DUPLICATE)
             if example.number > self.next_number and not self.allow_holes:
                 self.hole = Hole(self.next_number, example.number)
                 return Verdict.HOLE
@@ -79,3 +85,9 @@ class ExampleLog:
         self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1
         self.hole = None
+        self.overwritten.discard(example.user)
+
+    def _drop(self, example: Example, verdict: Verdict) -> Verdict:
+        if not example.is_fence:
+            self.overwritten.add(example.user)
+        return verdict

@@ -229,6 +229,14 @@ class Sequencer:
         self.users[user.name] = user
         self.changed[user.name] = user
 
+    def refresh(self, user: User) -> None:
+        """Let the next `drain` make an example of a user who may have nothing new."""
+        if not user.num_new:
+            self.uncovered.pop(user.name, None)
+            self._drafts.append(self._draft(user, user.num_sealed, 0, self._take_names(user)))
+            self.next_number += 1
+        self.changed[user.name] = user
+
     def snapshot(self, user: User) -> Example:
         """A user as he is, as an example that has nothing new and no number."""
         header, columns = self._draft(user, user.num_sealed - user.num_new, 0, {})

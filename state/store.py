@@ -442,6 +442,20 @@ class PartitionStore:
             sequencer.wake(user)
         self._commit(sequencer.drain_drafts(), ())
 
+    def refresh(self, users: Iterable[str]) -> int:
+        """Put examples of these users into the outbox, though nothing of theirs is new: the answer to
+        `ExampleLog.overwritten`. Returns how many of them live here."""
+        sequencer, num_users = self._sequencer, 0
+        for name in users:
+            user = sequencer.users.get(name) or self._load_user(name)
+            if user is not None:
+                sequencer.users[name] = user
+                sequencer.refresh(user)
+                num_users += 1
+        if num_users:
+            self._commit(sequencer.drain_drafts(), ())
+        return num_users
+
     # Users on disk
 
     def read_user(self, user: str) -> Example | None:

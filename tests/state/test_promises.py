@@ -1,0 +1,192 @@
+"""Whatever happens to a worker, what the trainer gets is what the oracle says: each interaction once, in order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from state.config import SequenceConfig, StoreConfig
+from state.errors import StateError
+from state.example import Example
+from state.log import ExampleLog, Verdict
+from state.sequencer import Sequencer
+from state.store import PartitionStore, Record
+from state.user import User
+from tests.state.world import World, stream_of
+
+SEQUENCES = st.builds(
+    SequenceConfig,
+    join_window_s=st.sampled_from((0.0, 0.05, 0.3)),
+    max_context=st.sampled_from((1, 3, 9)),
+    max_new=st.sampled_from((1, 2, 5, 100)),
+    max_recent_ids=st.sampled_from((0, 2, 8)),
+    segment_len=st.sampled_from((1, 2, 4, 64)),
+    max_open=st.sampled_from((1, 3, 50)),
+)
+EVENTS = ("apply", "apply", "apply", "relay", "relay", "repeat", "crash", "wipe", "ghost")
+EXAMPLES = 300
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times here
+
+
+def live(world: World, rng: random.Random, num_events: int, events: tuple[str, ...] = EVENTS) -> None:
+    for _ in range(num_events):
+        match rng.choice(events):
+            case "apply":
+                world.apply(rng.randrange(1, 12), overlap=rng.choice((0, 0, 3)))
+            case "relay":
+                world.relay(rng.randrange(1, 9))
+            case "repeat":
+                world.relay(rng.randrange(1, 9), acked=False)
+            case "crash":
+                world.crash()
+            case "wipe":
+                world.wipe(rng)
+            case "ghost":
+                world.ghost(rng)
+    if "wipe" in events and rng.random() < 0.5:
+        # Nothing of the log is left that could bring forgotten users back to mind.
+        world.store.apply(world.log)
+        for _ in range(rng.randrange(world.store.outbox_len + 1)):
+            world.relay(1)
+        world.wipe(rng)
+    world.finish()
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(sequence=SEQUENCES, seed=st.integers(0, 2**32), num_records=st.integers(1, 60), num_events=st.integers(0, 40))
+def test_each_interaction_is_trained_once_and_in_order_whatever_happens(
+    sequence: SequenceConfig, seed: int, num_records: int, num_events: int
+) -> None:
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        rng = random.Random(seed)
+        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)))
+        config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)))
+        world = World(Path(folder), log, sequence, config)
+        try:
+            live(world, rng, num_events)
+            world.check()
+        finally:
+            world.store.close()
+
+
+@pytest.mark.parametrize("event", ["crash", "wipe", "ghost", "repeat"])
+def test_an_event_after_every_batch_changes_nothing(event: str) -> None:
+    sequence = SequenceConfig(join_window_s=0.2, max_context=5, max_new=3, segment_len=2)
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        world = World(Path(folder), stream_of(7, 120), sequence)
+        live(world, random.Random(3), 60, ("apply", "relay", event))
+        world.check()
+        world.store.close()
+
+
+# Broken builds: each of these has to be caught.
+
+
+def _forget_uncovered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequencer, "replay_from", property(lambda self: (self.applied_offset + 1, self.clock_ms)))
+
+
+def _replay_with_the_present_clock(patch: pytest.MonkeyPatch) -> None:
+    right = Sequencer.replay_from.fget
+    patch.setattr(Sequencer, "replay_from", property(lambda self: (right(self)[0], self.clock_ms)))
+
+
+def _apply_what_an_example_covers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(User, "from_example", classmethod(_from_example_without_skipping))
+
+
+_from_example = User.from_example
+
+
+def _from_example_without_skipping(cls: type[User], example: Example) -> User:
+    user = _from_example(example)
+    user.user_offset = -1
+    return user
+
+
+def _lose_the_unsent(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequencer, "wake", lambda self, user: None)
+
+
+def _count_a_replay_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequencer, "counted_upto", property(lambda self: -1))
+
+
+def _lose_the_index(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartitionStore, "_hold_open", lambda self: None)
+
+
+def _trust_compaction(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartitionStore, "refresh", lambda self, users: 0)
+    patch.setattr(ExampleLog, "_drop", lambda self, example, verdict: verdict)
+
+
+def _take_in_ghosts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ExampleLog, "_drop", lambda self, example, verdict: self.take(example) or Verdict.ACCEPT)
+
+
+def _name_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequencer, "_take_names", lambda self, user: {})
+
+
+def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
+    commit = PartitionStore._commit
+    patch.setattr(PartitionStore, "_commit", lambda self, drafts, dead: commit(self, [], dead))
+
+
+def _apply_again(patch: pytest.MonkeyPatch) -> None:
+    def apply(self: PartitionStore, records: list[Record]) -> None:
+        self._sequencer.applied_offset = records[0][0] - 1 if records else self.applied_offset
+        right(self, records)
+
+    right = PartitionStore.apply
+    patch.setattr(PartitionStore, "apply", apply)
+
+
+BROKEN = [
+    _forget_uncovered, _replay_with_the_present_clock, _apply_what_an_example_covers, _lose_the_unsent,
+    _count_a_replay_again, _lose_the_index, _trust_compaction, _take_in_ghosts, _name_nothing, _write_the_outbox_later,
+    _apply_again,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__.strip("_"))
+def test_a_broken_build_is_caught(
+    break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_it(monkeypatch)
+    for seed in range(60):
+        try:
+            _one_life(seed)
+        except (AssertionError, KeyError, ValueError, StateError):
+            return
+    pytest.fail("60 lives passed")
+
+
+def _one_life(seed: int) -> None:
+    rng = random.Random(seed)
+    sequence = SequenceConfig(
+        join_window_s=rng.choice((0.05, 0.3)), max_context=rng.choice((2, 9)), max_new=rng.choice((1, 3)),
+        segment_len=4, max_recent_ids=8, max_open=20,
+    )  # fmt: skip
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        world = World(Path(folder), stream_of(seed, 60), sequence)
+        try:
+            live(world, rng, 40)
+            world.check()
+        finally:
+            world.store.close()
+
+
+def test_the_same_lives_pass_where_nothing_is_broken() -> None:
+    for seed in range(15):
+        _one_life(seed)

@@ -1,0 +1,257 @@
+"""A partition's world in a test: a log of records, a store under it, a topic behind it, and what can happen to them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from state.codec import decode_example, encode_example, fence
+from state.config import ActionConfig, SequenceConfig, StoreConfig
+from state.example import Example, Interactions
+from state.log import ExampleLog, Verdict
+from state.store import PartitionStore, Record
+from tests.state.oracle import Oracle
+
+ACTION = ActionConfig(
+    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), max_future_s=5
+)
+
+
+def rows_of(rows: Interactions, first: int = 0, last: int | None = None) -> list[tuple[Any, ...]]:
+    """Interactions as tuples that compare (NaN is None)."""
+    values = [None if np.isnan(value) else float(value) for value in rows.value]
+    return [
+        (
+            int(rows.item_hash[i]),
+            int(rows.action_bits[i]),
+            int(rows.timestamp_ms[i]),
+            int(rows.domain_hash[i]),
+            values[i],
+            tuple(rows.feature_hash[i].tolist()),
+        )
+        for i in range(first, len(rows) if last is None else last)
+    ]
+
+
+def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracle:
+    return Oracle(
+        list(action.kinds), list(action.features), list(action.user_features), sequence.join_window_ms,
+        sequence.max_recent_ids, sequence.max_open, action.max_future_ms,
+    )  # fmt: skip
+
+
+def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40) -> list[Record]:
+    """A log with joins, duplicates, late ones, ticks, lists, jumps of the clock and records that are no actions."""
+    rng = random.Random(seed)
+    now, offset, log = 1_000, 0, []
+    for _ in range(num_records):
+        now += rng.choice((0, 0, 1, rng.randrange(step_ms), rng.randrange(step_ms), 8 * rng.randrange(step_ms)))
+        dice = rng.random()
+        value: bytes | None
+        if dice < 0.04:
+            value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]"))
+        elif dice < 0.10:
+            value = b'{"tick":%d}' % (now + rng.randrange(3 * step_ms))
+        elif dice < 0.30:
+            actions = [_action(rng, now, num_users, num_items, step_ms) for _ in range(rng.randrange(1, 12))]
+            value = json.dumps(actions).encode()
+        else:
+            value = json.dumps(_action(rng, now, num_users, num_items, step_ms)).encode()
+        log.append((offset, now, None, value))
+        offset += rng.choice((1, 1, 1, 2, 5))
+    return log
+
+
+def _action(rng: random.Random, now: int, num_users: int, num_items: int, step_ms: int) -> dict[str, Any]:
+    late = rng.choice((0, 0, 0, rng.randrange(step_ms), rng.randrange(20 * step_ms)))
+    action: dict[str, Any] = {
+        "user": rng.choice((f"u{rng.randrange(num_users)}", rng.randrange(num_users))),
+        "item": rng.choice((rng.randrange(num_items), str(rng.randrange(num_items)))),
+        "action": rng.choice(("see", "click", ["see"], ["click", "like"])),
+        "timestamp": max(0, now - late),
+    }
+    if rng.random() < 0.4:
+        action["id"] = rng.randrange(30)
+    if rng.random() < 0.3:
+        action["value"] = rng.randrange(-4, 10) / 2
+    if rng.random() < 0.3:
+        action["features"] = {rng.choice(("genre", "maker", "other")): rng.choice(("x", 3))}
+    if rng.random() < 0.2:
+        action["domain"] = rng.choice(("food", "film"))
+    if rng.random() < 0.1:
+        action["user_features"] = {"land": rng.choice(("li", "at"))}
+    if rng.random() < 0.04:
+        action |= rng.choice(({"action": "yawn"}, {"timestamp": now + 10_000_000}))
+    if rng.random() < 0.02:
+        del action["item"]
+    return action
+
+
+def _stand_still(store: PartitionStore) -> None:
+    """No compaction while files are copied."""
+    database = store._db._db
+    assert database is not None
+    database.cancel_all_background(True)
+
+
+@dataclass
+class World:
+    """The log, a store in a folder, the topic that its relay writes, and a reader that trains on it."""
+
+    folder: Path
+    log: list[Record]
+    sequence: SequenceConfig
+    store_config: StoreConfig = field(default_factory=StoreConfig)
+    topic: list[tuple[str, bytes]] = field(default_factory=list)
+    """(key, value), fences included."""
+    dead: list[tuple[int, int, str]] = field(default_factory=list)
+    num_folders: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = self._open()
+        self.epoch = 0
+        self.claim()
+
+    def _open(self) -> PartitionStore:
+        return PartitionStore.open(self.folder / f"db{self.num_folders}", 0, ACTION, self.sequence, self.store_config)
+
+    # What can happen
+
+    def apply(self, num_records: int, overlap: int = 0) -> None:
+        """The next records behind the store's offset, some of them given again."""
+        first = next((i for i, r in enumerate(self.log) if r[0] > self.store.applied_offset), len(self.log))
+        self.store.apply(self.log[max(0, first - overlap) : first + num_records])
+
+    def relay(self, num_entries: int, *, acked: bool = True) -> None:
+        """Send some of the outbox; without the note that it went, it goes again some day."""
+        entries = self.store.outbox(limit=max(1, num_entries))
+        for entry in entries:
+            if entry.is_example:
+                self.topic.append((entry.key.decode(), entry.value))
+            else:
+                headers = {name: text.decode() for name, text in entry.headers}
+                self.dead.append((int(headers["offset"]), int(headers["index"]), headers["reason"]))
+        if acked and entries:
+            self.store.ack(entries[-1].index, len(self.topic))
+
+    def crash(self) -> None:
+        """Lose the process: what is on the disk now is all that is left."""
+        old, self.num_folders = self.folder / f"db{self.num_folders}", self.num_folders + 1
+        _stand_still(self.store)
+        shutil.copytree(old, self.folder / f"db{self.num_folders}")
+        self.store.close()
+        shutil.rmtree(old)
+        self.store = self._open()
+        self.claim()
+
+    def wipe(self, rng: random.Random) -> None:
+        """Lose the disk: restore from the topic as compaction left it."""
+        self.store.close()
+        shutil.rmtree(self.folder / f"db{self.num_folders}")
+        self.store = self._open()
+        self.claim(restore=self.compacted(rng))
+
+    def ghost(self, rng: random.Random) -> None:
+        """A worker that has lost the partition, and does not know, goes on applying and writing."""
+        copy = self.folder / "ghost"
+        _stand_still(self.store)
+        shutil.copytree(self.folder / f"db{self.num_folders}", copy)
+        self.claim()
+        ghost = PartitionStore.open(copy, 0, ACTION, self.sequence)
+        first = next((i for i, r in enumerate(self.log) if r[0] > ghost.applied_offset), len(self.log))
+        ghost.apply(self.log[first : first + rng.randrange(1, 6)])
+        self.topic += [(e.key.decode(), e.value) for e in ghost.outbox(limit=rng.randrange(1, 5)) if e.is_example]
+        ghost.close()
+        shutil.rmtree(copy)
+
+    def claim(self, restore: list[bytes] | None = None) -> None:
+        """Fence off whoever wrote before, and write again what he or a repeat has overwritten."""
+        self.epoch += 1
+        self.topic.append(("", encode_example(fence(0, self.epoch))))
+        log = ExampleLog(None, allow_holes=True)
+        if restore is None:
+            for _, value in self.topic:
+                log.feed(decode_example(value))
+        else:
+            examples = [decode_example(value) for value in [*restore, self.topic[-1][1]]]
+            self.store.restore(example for example in examples if log.feed(example) is Verdict.ACCEPT)
+        self.store.set_writer_epoch(self.epoch)
+        self.store.refresh(sorted(log.overwritten))
+
+    def compacted(self, rng: random.Random) -> list[bytes]:
+        """Up to some point only each key's newest record is left: a point where whatever a ghost or a repeat has
+        overwritten was written again, because that is quicker than the compaction lag."""
+        log, points = ExampleLog(None, allow_holes=True), [0]
+        for i, (_, value) in enumerate(self.topic):
+            log.feed(decode_example(value))
+            if not log.overwritten:
+                points.append(i + 1)
+        point = rng.choice(points)
+        newest = {key: i for i, (key, _) in enumerate(self.topic[:point])}
+        return [v for i, (k, v) in enumerate(self.topic) if i >= point or k == "" or newest[k] == i]
+
+    def finish(self) -> None:
+        """Apply and relay all that is left."""
+        self.store.apply(self.log)
+        while self.store.outbox_len:
+            self.relay(1_000)
+
+    # What came of it
+
+    def accepted(self) -> list[Example]:
+        """What a trainer reads from the topic; holes fail the test."""
+        log, examples = ExampleLog(), []
+        for _, value in self.topic:
+            example = decode_example(value)
+            verdict = log.feed(example)
+            assert verdict is not Verdict.HOLE, log.hole
+            if verdict is Verdict.ACCEPT:
+                examples.append(example)
+        return examples
+
+    def check(self) -> None:
+        """Everything that the oracle says, and what each example promises."""
+        oracle = oracle_for(self.sequence)
+        for offset, record_ms, _, value in self.log:
+            oracle.record(offset, record_ms, value)
+        self._check_trained(oracle)
+        self._check_users(oracle)
+        counts = self.store.counts
+        assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late, oracle.ticks)
+        assert Counter(set(self.dead)) == Counter(oracle.dead)
+        assert self.store.applied_offset == self.log[-1][0]
+
+    def _check_trained(self, oracle: Oracle) -> None:
+        trained: dict[str, list[Any]] = {}
+        names: dict[int, str | int] = {}
+        for example in self.accepted():
+            life, rows = trained.setdefault(example.user, []), rows_of(example.interactions)
+            names |= example.names
+            assert example.first_new_index == len(life)
+            assert 0 <= example.num_new <= self.sequence.max_new
+            assert (
+                rows[: example.num_context] == life[-self.sequence.max_context :][-example.num_context or len(life) :]
+            )
+            assert example.num_context == min(len(life), self.sequence.max_context)
+            life += rows[example.num_context :]
+            assert set(example.interactions.item_hash.tolist()) <= names.keys()
+            assert example.replay_from_offset <= example.applied_offset + 1
+        assert trained == {
+            user: [token.key() for token in life.sealed] for user, life in oracle.users.items() if life.sealed
+        }
+
+    def _check_users(self, oracle: Oracle) -> None:
+        for user, life in oracle.users.items():
+            view = self.store.read_user(user)
+            assert view is not None
+            assert rows_of(view.interactions) == [t.key() for t in life.sealed[-self.sequence.max_context :]]
+            assert rows_of(view.open_interactions) == [token.key() for token in life.opened]
+            assert len(view.recent_ids) == len(life.ids)
+            assert view.user_feature_hash.tolist() == [life.user_features.get("land", 0)]
