@@ -332,11 +332,12 @@ class Sequencer:
         first, last = max(first_new - self.config.max_context, user.start), first_new + num_new
         replay_offset, replay_clock_ms = self.replay_from
         newest_ms = user.times[last - 1 - user.start] if last > user.start else -1
+        record_ms = user.new_record_ms if num_new else self.applied_record_ms
         header = Header(
             user.name, self.partition, self.writer_epoch, self.next_number, last - first, num_new, first_new,
             len(user.opens) + user.num_new, user.num_new, len(user.recent), self._num_features, len(user.user_features),
             user.user_offset, self.applied_offset, replay_offset, replay_clock_ms, self.clock_ms,
-            newest_ms, user.new_record_ms, self.counted_upto, self.counts, names, False,
+            newest_ms, record_ms, self.counted_upto, self.counts, names, False,
         )  # fmt: skip
         recent = array("q", user.recent).tobytes() if user.recent else b""
         columns = (*user.columns(first, last), *user.open_columns(user.num_new), recent, user.user_features.tobytes())

@@ -60,6 +60,8 @@ from state.sequencer import Draft, Names, Sequencer
 from state.status import PartitionStatus
 from state.user import User
 
+__all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
+
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
 LAYOUT = 1

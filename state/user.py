@@ -199,7 +199,7 @@ class User:
         user.num_sealed = example.first_new_index + example.num_new + num_unsent
         user.start = user.num_sealed - len(user.items)
         user.num_new = num_unsent
-        user.new_record_ms = example.newest_record_ms
+        user.new_record_ms = example.newest_record_ms if num_unsent else -1
         for row in range(num_unsent, len(opened)):
             user.opens[int(opened.item_hash[row])] = Open(
                 int(opened.item_hash[row]), int(opened.action_bits[row]), int(opened.timestamp_ms[row]),

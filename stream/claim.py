@@ -103,6 +103,8 @@ def _restore(store: PartitionStore, reader: _Reader) -> Claim:
 
 def _claimed(store: PartitionStore, reader: _Reader) -> Claim:
     store.set_writer_epoch(reader.log.writer_epoch)
+    # Compaction would keep a ghost's record or a repeat of these users, and drop the one that counts.
+    store.refresh(sorted(reader.log.overwritten))
     return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch))
 
 

@@ -189,4 +189,6 @@ class Relay:
                     raise Fenced(partition, ours, self._log.writer_epoch)
                 self._position = record.offset + 1
         self._position = max(self._position, stop or 0)
+        self._store.refresh(sorted(self._log.overwritten))
+        self._log.overwritten.clear()
         log.info("another writer's records passed by", partition=partition, offsets=[start, self._position])
