@@ -58,7 +58,7 @@ AVX512_FLAGS = [
 AMX_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"]
 
 
-class BuildFailed(RuntimeError):
+class BuildError(RuntimeError):
     """The compiler is missing or refused a source; the message is its own."""
 
 
@@ -79,7 +79,7 @@ def compiler() -> str:
     for candidate in (os.environ.get("CXX"), "g++", "clang++"):
         if candidate and shutil.which(candidate):
             return candidate
-    raise BuildFailed("expected a C++ compiler (g++ 10 or newer), found none; install g++, or set CXX")
+    raise BuildError("expected a C++ compiler (g++ 10 or newer), found none; install g++, or set CXX")
 
 
 def accepts(cxx: str, flags: list[str]) -> bool:
@@ -116,7 +116,7 @@ def units(levels: dict[str, list[str]]) -> list[Unit]:
 
 
 def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
-    """Compiles one source; raises `BuildFailed` with the compiler's words."""
+    """Compiles one source; raises `BuildError` with the compiler's words."""
     target = folder / unit.object_name()
     command = [
         cxx,
@@ -132,7 +132,7 @@ def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
-        raise BuildFailed(f"{' '.join(command)}\n{run.stderr}")
+        raise BuildError(f"{' '.join(command)}\n{run.stderr}")
     if run.stderr:
         print(run.stderr, file=sys.stderr)
     return target
@@ -163,7 +163,7 @@ def build(*, force: bool = False) -> bool:
             [cxx, "-shared", "-fopenmp", *objects, "-o", str(linked)], capture_output=True, text=True, check=False
         )
         if run.returncode != 0:
-            raise BuildFailed(run.stderr)
+            raise BuildError(run.stderr)
         linked.replace(LIBRARY_PATH)
     STAMP_PATH.write_text(stamp)
     return True
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
     try:
         done = build(force=parser.parse_args().force)
-    except BuildFailed as error:
+    except BuildError as error:
         print(f"kernels: {error}", file=sys.stderr)
         return 1
     print(f"kernels: {'built' if done else 'nothing to build:'} {LIBRARY_PATH}")

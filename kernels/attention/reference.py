@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float, allowed: Tenso
     """(queries, H, E) of one user from (queries, H, D), (keys, H, D), (keys, H, E), bias and visibility."""
     scores = torch.einsum("ihd,jhd->hij", q, k) + bias
     weights = silu(scores) / norm_len
-    return torch.einsum("hij,jhe->ihe", weights.masked_fill(~allowed, 0.0), v)
+    return torch.einsum("hij,jhe->ihe", weights.masked_fill(~allowed, 0.0).to(v.dtype), v)
 
 
 def attention(

@@ -32,9 +32,7 @@ def query_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -
     """Of the kernel for dQ and the biases."""
     if INTERPRETED or dtype == torch.float32:
         return Tile(32, 32, 4, 1)
-    if width > 64:
-        return Tile(128, 64, 8, 2) if in_order else Tile(128, 32, 8, 2)
-    return Tile(64, 64, 8, 2)
+    return Tile(64, 64, 8, 2) if in_order else Tile(64, 32, 8, 2)
 
 
 def key_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:

@@ -1,0 +1,79 @@
+"""The build: up to date here, whole or not at all, and safe on processors that lack what others have."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kernels import build, library
+from kernels.attention.args import AttentionArgs, BucketsArgs
+from kernels.layer.args import LayerArgs
+
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
+@needs_compiler
+def test_a_second_build_has_nothing_to_do() -> None:
+    build.build()
+    assert not build.build()
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_leaves_the_library_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "csrc" / "level").mkdir(parents=True)
+    (tmp_path / "csrc" / "wrong.cpp").write_text("int f( {\n")
+    target = tmp_path / "build" / "library.so"
+    target.parent.mkdir()
+    target.write_text("the one before")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(build, "LIBRARY_PATH", target)
+    monkeypatch.setattr(build, "STAMP_PATH", tmp_path / "build" / "stamp")
+    with pytest.raises(build.BuildError, match="wrong.cpp"):
+        build.build()
+    assert target.read_text() == "the one before"
+    assert [path.name for path in target.parent.iterdir()] == ["library.so"]
+
+
+def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(build.BuildError, match=r"install g\+\+"):
+        build.compiler()
+
+
+@pytest.mark.skipif(not shutil.which("nm"), reason="no nm")
+def test_levels_share_no_code_that_only_some_processors_run() -> None:
+    """A weak symbol (an inline function of a header) exists once, whichever instruction set it was compiled for."""
+    symbols = subprocess.run(
+        ["nm", "--demangle", str(library.LIBRARY_PATH)], capture_output=True, text=True, check=True
+    ).stdout
+    level_code = re.compile(r"headrace::(portable|avx2|avx512|amx)::")
+    weak = [line for line in symbols.splitlines() if re.search(r" [WVu] ", line) and level_code.search(line)]
+    assert weak == []
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "mirror"),
+    [
+        ("attention.h", "HeadraceAttention", AttentionArgs),
+        ("attention.h", "HeadraceBuckets", BucketsArgs),
+        ("layer.h", "HeadraceLayer", LayerArgs),
+    ],
+)
+def test_the_structs_are_mirrored_field_by_field(header: str, name: str, mirror: type[ctypes.Structure]) -> None:
+    source = re.sub(r"//.*", "", (build.SOURCES / header).read_text())
+    body = re.search(rf"struct {name} \{{(.*?)\n\}};", source, re.DOTALL)
+    assert body is not None
+    declared = [
+        identifier
+        for declaration in body.group(1).split(";")
+        for part in declaration.split(",")
+        if (identifier := "".join(re.findall(r"(\w+)\s*$", part)))
+    ]
+    assert declared == [field[0] for field in mirror._fields_]

@@ -1,0 +1,74 @@
+"""Which kernel runs: the one that was asked for, or a clear error; never another in silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import kernels
+from kernels import KernelUnavailable, library
+from kernels.dispatch import load
+
+
+def test_every_level_of_the_machine_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = library.machine_level()
+    for level in library.LEVELS[: library.LEVELS.index(best) + 1]:
+        monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+        assert library.level() == level
+
+
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", "avx1024")
+    with pytest.raises(ValueError, match="expected one of portable, avx2, avx512, amx, got 'avx1024'"):
+        library.level()
+
+
+def test_a_level_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "machine_level", lambda: "portable")
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", "avx2")
+    with pytest.raises(KernelUnavailable, match="expected at most 'portable'"):
+        library.level()
+
+
+def test_levels_differ_in_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for level in ("portable", library.machine_level()):
+        monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+        found.add(id(library.function("attention_forward")))
+    assert len(found) == (1 if library.machine_level() == "portable" else 2)
+
+
+def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setattr(library, "LIBRARY_PATH", library.LIBRARY_PATH.with_name("nowhere.so"))
+    library.load.cache_clear()
+    try:
+        with pytest.raises(KernelUnavailable, match=r"run `python -m kernels\.build`"):
+            library.load()
+    finally:
+        library.load.cache_clear()
+
+
+def test_a_missing_kernel_module_is_named() -> None:
+    with pytest.raises(KernelUnavailable, match=r"needs kernels\.nothing"):
+        load("nothing", "cpp")
+
+
+def test_every_public_name_exists() -> None:
+    assert all(getattr(kernels, name) is not None for name in kernels.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'softmin'"):
+        kernels.softmin  # noqa: B018
+
+
+def test_importing_kernels_needs_neither_the_library_nor_a_compiler() -> None:
+    code = "import sys, kernels, kernels.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_triton_refuses_cpu_tensors() -> None:
+    q = torch.zeros(2, 1, 16)
+    with pytest.raises((KernelUnavailable, ValueError)):
+        kernels.hstu_attention(q, q, q, torch.tensor([0, 2]), norm_len=1.0, backend="triton")

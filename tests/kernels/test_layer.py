@@ -1,0 +1,206 @@
+"""The HSTU layer against its definition in float64: the output, every gradient, dropout, any level, any number of threads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import LayerParams, hstu_attention, hstu_layer, hstu_layer_output, hstu_layer_project
+from kernels.layer import cpp
+from kernels.layer.dropout import keep_mask
+from tests.kernels.jagged import Batch, make_batch
+from tests.kernels.yardstick import levels, relative_error
+
+CASES: dict[str, dict[str, Any]] = {
+    "one head, width 50": {"lengths": [5, 0, 1, 100, 164], "heads": 1, "model": 50, "qk": 50, "value": 50},
+    "two heads, no biases": {"lengths": [97, 3], "heads": 2, "model": 64, "qk": 32, "value": 16, "bias": False},
+    "odd widths, dropout": {"lengths": [30, 3], "heads": 3, "model": 7, "qk": 5, "value": 11, "dropout": 0.2},
+    "targets": {"lengths": [30, 3], "heads": 2, "model": 16, "qk": 8, "value": 8, "targets": 5, "context": 2},
+    "many users, dropout": {"lengths": [3] * 70 + [50], "heads": 1, "model": 8, "qk": 8, "value": 8, "dropout": 0.5},
+    "nobody": {"lengths": [], "heads": 1, "model": 8, "qk": 8, "value": 8},
+}
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_layer(
+    lengths: list[int], heads: int, model: int, qk: int, value: int, *, bias: bool = True, dropout: float = 0.0,
+    context: int = 0, targets: int = 0,
+) -> tuple[Batch, Tensor, LayerParams, dict[str, Any]]:  # fmt: skip
+    batch = make_batch(lengths, heads=heads, qk=qk, value=value, context=context, targets=targets)
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    wide = heads * value
+    params = LayerParams(
+        norm_in_weight_M=1 + 0.1 * normal(model),
+        norm_in_bias_M=0.1 * normal(model),
+        uvqk_weight=normal(model, 2 * heads * (qk + value)) / model**0.5,
+        uvqk_bias=0.1 * normal(2 * heads * (qk + value)) if bias else None,
+        norm_out_weight=1 + 0.1 * normal(wide),
+        norm_out_bias=0.1 * normal(wide),
+        out_weight=normal(wide, model) / wide**0.5,
+        out_bias=0.1 * normal(model) if bias else None,
+    )
+    options = {"num_heads": heads, "norm_len": batch.norm_len, "dropout": dropout, "seed": 2**40 + 12345}
+    return batch, normal(len(batch.q), model), params, options
+
+
+def run(case: dict[str, Any], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
+    """The change (y - x) and every gradient."""
+    batch, x, params, options = make_layer(**case)
+    table_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    weights = {
+        field.name: tensor.to(table_dtype, copy=True).requires_grad_()
+        for field in fields(params)
+        if (tensor := getattr(params, field.name)) is not None
+    }
+    assert batch.pos is not None
+    assert batch.time is not None
+    pos, time = (bias.to(table_dtype, copy=True).requires_grad_() for bias in (batch.pos, batch.time))
+    x = x.to(torch.bfloat16).to(dtype, copy=True).requires_grad_()
+    y = hstu_layer(
+        x, LayerParams(**({"uvqk_bias": None, "out_bias": None} | weights)), batch.offsets, **options, pos_bias_GP=pos,
+        time_bias_GK=time, time_buckets=batch.buckets, query_time_T=batch.query_time, key_time_T=batch.key_time,
+        num_context_B=batch.num_context, num_targets_B=batch.num_targets, backend=backend,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(9)
+    y.backward(torch.randn(x.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(dtype))
+    inputs = {"x": x, "pos": pos, "time": time} | weights
+    results = {"change": (y - x).detach()}
+    return results | {f"d{k}": torch.zeros_like(v) if v.grad is None else v.grad for k, v in inputs.items()}
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("case", CASES)
+def test_output_and_gradients_are_those_of_the_definition(
+    case: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    expected, results = run(CASES[case], torch.float64, "reference"), run(CASES[case], torch.float32, "cpp")
+    for name in expected:
+        if float(expected[name].norm()) == 0.0:
+            assert not bool(results[name].any()), name
+        else:
+            assert relative_error(results[name], expected[name]) <= (1e-5 if name == "change" else 1e-4), name
+
+
+@pytest.mark.parametrize("level", levels())
+def test_bfloat16_is_at_most_twice_as_far_as_plain_pytorch(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    case = CASES["one head, width 50"]
+    exact, fused = run(case, torch.float64, "reference"), run(case, torch.bfloat16, "cpp")
+    plain = _plain_bfloat16(case)
+    for name, result in fused.items():
+        limit = 2 * relative_error(plain[name], exact[name]) + 1e-5
+        assert relative_error(result, exact[name]) <= limit, name
+
+
+def _plain_bfloat16(case: dict[str, Any]) -> dict[str, Tensor]:
+    """The definition with every tensor in bfloat16, weights too, as a model cast by ``.bfloat16()`` runs."""
+    batch, x, params, options = make_layer(**case)
+    assert batch.pos is not None
+    assert batch.time is not None
+    tensors = {field.name: getattr(params, field.name) for field in fields(params)}
+    leaves = {
+        k: v.bfloat16().requires_grad_() for k, v in (tensors | {"x": x, "pos": batch.pos, "time": batch.time}).items()
+    }
+    y = hstu_layer(
+        leaves["x"], LayerParams(**{name: leaves[name] for name in tensors}), batch.offsets, **options,
+        pos_bias_GP=leaves["pos"], time_bias_GK=leaves["time"], time_buckets=batch.buckets,
+        query_time_T=batch.query_time, key_time_T=batch.key_time, backend="reference",
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(9)
+    y.backward(torch.randn(x.shape, generator=generator, dtype=torch.float64).bfloat16())
+    gradients = {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    return {"change": (y - leaves["x"]).detach()} | gradients
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(
+    dtype: torch.dtype, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    results = []
+    for num_threads in (1, 2, 5):
+        torch.set_num_threads(num_threads)
+        results.append(run(CASES["many users, dropout"], dtype, "cpp"))
+    for other in results[1:]:
+        assert all(torch.equal(other[name], results[0][name]) for name in other)
+
+
+def test_the_dropout_mask_depends_on_seed_token_and_column_alone() -> None:
+    mask = keep_mask(12345, 400, 64, 0.25, torch.device("cpu"))
+    assert abs(float(mask.double().mean()) - 0.75) < 0.01
+    assert torch.equal(mask[:100], keep_mask(12345, 100, 64, 0.25, torch.device("cpu")))
+    assert torch.equal(mask[:, :10], keep_mask(12345, 400, 10, 0.25, torch.device("cpu")))
+    for other in (12346, 12345 + 2**40):
+        assert not torch.equal(mask, keep_mask(other, 400, 64, 0.25, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_halves_compose_to_the_layer(dtype: torch.dtype, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    batch, x, params, options = make_layer(**CASES["two heads, no biases"])
+    x = x.to(dtype)
+    weights = {field.name: getattr(params, field.name) for field in fields(params)}
+    params = LayerParams(**{name: None if weight is None else weight.float() for name, weight in weights.items()})
+    whole = hstu_layer(x, params, batch.offsets, **options)
+    u, v, q, k = hstu_layer_project(x, params, num_heads=2)
+    attended = hstu_attention(q, k, v, batch.offsets, norm_len=batch.norm_len)
+    composed = hstu_layer_output(x, attended, u, params)
+    assert relative_error(composed - x, whole - x) < (1e-6 if dtype == torch.float32 else 2e-2)
+
+
+def test_a_kernel_that_returns_zeros_would_fail() -> None:
+    expected = run(CASES["two heads, no biases"], torch.float64, "reference")
+    assert all(relative_error(torch.zeros_like(tensor), tensor) == 1.0 for tensor in expected.values())
+
+
+def test_torch_accepts_the_operator() -> None:
+    batch, x, params, _ = make_layer([7, 2], heads=1, model=6, qk=4, value=4)
+    weights = [getattr(params, field.name).float().requires_grad_() for field in fields(params)]
+    arguments = (
+        x.float().requires_grad_(),
+        *weights,
+        None,
+        None,
+        batch.offsets,
+        None,
+        None,
+        None,
+        1,
+        10.0,
+        0.1,
+        3,
+        1e-6,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of opcheck itself, about its own tensors
+        torch.library.opcheck(cpp.layer_op, arguments)
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    batch, x, params, options = make_layer([7, 2], heads=2, model=6, qk=4, value=4)
+    with pytest.raises(ValueError, match="x_TM: expected"):
+        hstu_layer(x[:, :5], params, batch.offsets, **options)
+    with pytest.raises(ValueError, match="dropout: expected a share"):
+        hstu_layer(x.float(), params, batch.offsets, **(options | {"dropout": 1.0}))
+    with pytest.raises(ValueError, match="LayerParams: expected uvqk_weight"):
+        hstu_layer(x.float(), params, batch.offsets, **(options | {"num_heads": 3}))
