@@ -100,7 +100,7 @@ class WeightsSubscriber(threading.Thread):
         while not self._stopping.is_set():
             try:
                 if searching:
-                    searching = not self._bootstrap(partition)
+                    searching = not self._start_from_base(partition)
                 if time.monotonic() - asked > CONTACT_EVERY_S:
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)
@@ -114,7 +114,7 @@ class WeightsSubscriber(threading.Thread):
                 logger.warning("weights topic: no answer from the broker (%s); answering from the last version", error)
                 self._stopping.wait(POLL_MS / 1000)
 
-    def _bootstrap(self, partition: TopicPartition) -> bool:
+    def _start_from_base(self, partition: TopicPartition) -> bool:
         """Read from the best start point to the end that the topic has now; whether to follow on from there."""
         begin = self.consumer.beginning_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
         end = self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
