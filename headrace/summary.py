@@ -52,7 +52,7 @@ def tell(summary: dict[str, Any], console: Console) -> None:
     sign = "=" if summary["actions_in"] == summary["interactions_trained"] else "≠"
     counted = f"{summary['actions_in']:,} {sign} {summary['interactions_trained']:,}"
     learned = f"HR@10 {number(summary['hr10'])}, the most popular {number(summary['hr10_popular'])}"
-    ranked = f"NE {number(summary['ne'])}, the average rate {number(summary['ne_popular'])}"
+    ranked = f"NE {number(summary['ne'])}, the item's own rate {number(summary['ne_popular'])}"
     age = "–" if fresh is None else f"{fresh:.1f} s"
     served = f"versions published: {summary['versions_published']:,}; served at the end: {summary['version_served']}"
     for line in (

@@ -26,14 +26,12 @@ def loses_actions() -> None:
 
 
 def forgets_examples() -> None:
-    """Now and then the outbox is deleted before the broker has it."""
-    outbox, count = state.store.PartitionStore.outbox, iter(range(1 << 60))
+    """An example at the end of the outbox is deleted before the broker has it."""
+    outbox = state.store.PartitionStore.outbox
 
     def leaky(self: Any, start: int | None = None, limit: int = 1000) -> Any:
         entries = outbox(self, start, limit)
-        if len(entries) > 1 and next(count) % 2 == 0:
-            del entries[0]
-        return entries
+        return [*entries[:-2], entries[-1]] if len(entries) > 2 and entries[-2].is_example else entries
 
     state.store.PartitionStore.outbox = leaky  # type: ignore[method-assign]
 
