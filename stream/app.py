@@ -60,6 +60,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router) -> Any:
         stream_recovery_delay=0.0,
         stream_buffer_maxsize=2 * stream.max_batch,
         consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=stream.component or None,
         consumer_max_fetch_size=4 << 20,
         broker_commit_interval=stream.commit_interval_s,
         broker_session_timeout=stream.session_timeout_s,

@@ -15,7 +15,8 @@ class StreamConfig:
     group: str = ""
     """Consumer group; empty means ``<kafka.prefix>-stream``."""
     component: str = ""
-    """This worker's name in the status topic; empty means ``worker-<host>-<pid>``."""
+    """This worker's name in the status topic; empty means ``worker-<host>-<pid>``. A name given here also makes it a
+    static member of the group: started again under it, it has its partitions back at once, not after a session."""
     max_batch: int = 500
     """Most records in one write batch."""
     max_wait_s: float = 0.02

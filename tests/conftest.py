@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.brokers import Broker, broker_in_use, start_broker
+from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
 
 
 def pytest_report_header() -> str:
@@ -23,6 +23,7 @@ def pytest_report_header() -> str:
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """One broker for the whole run; tests keep apart by `topic_prefix`."""
     broker = start_broker(tmp_path_factory.mktemp("kafka"))
+    forget_refused_sockets()
     yield broker
     broker.stop()
 
@@ -34,6 +35,7 @@ def durable_kafka(kafka: Broker) -> Iterator[Broker]:
         pytest.skip("needs a broker that keeps its records over a kill: real Apache Kafka (java 17+ and mvn)")
     yield kafka
     kafka.restart()
+    forget_refused_sockets()
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
-"""Deliberately broken workers (``BROKEN=<name> python -m tests.stream.broken worker``). The kill tests must catch each."""
+"""Deliberately broken workers: ``BROKEN=<names> python -m tests.stream.broken worker``. The kill tests must catch each.
+
+The moments at which a break shows are short; those here are long, as on a slow disk or with a slow broker.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +25,7 @@ def acks_before_it_writes() -> None:
     async def acknowledge_first(self: Any, events: list[Any]) -> None:
         for event in events:
             event.ack()
+        await asyncio.sleep(0.5)
         await offer(self, events)
 
     async def fill_nothing(self: Any, store: Any, stop: int) -> None:
@@ -36,9 +41,21 @@ def deletes_before_the_broker_has_it() -> None:
 
     async def forget_first(self: Any, entries: Sequence[Any]) -> None:
         self._store.ack(entries[-1].index, self._position)
+        await asyncio.sleep(0.05)
         await pass_on(self, entries)
 
     stream.relay.Relay._pass_on = forget_first  # type: ignore[method-assign]
+
+
+def relays_slowly() -> None:
+    """Not broken: a slow broker, so that there is something in the outbox."""
+    pass_on = stream.relay.Relay._pass_on
+
+    async def wait_first(self: Any, entries: Sequence[Any]) -> None:
+        await asyncio.sleep(2.0)
+        await pass_on(self, entries)
+
+    stream.relay.Relay._pass_on = wait_first  # type: ignore[method-assign]
 
 
 def takes_without_a_fence() -> None:
@@ -66,5 +83,6 @@ def forgets_the_disk_is_gone() -> None:
 
 
 if __name__ == "__main__":
-    globals()[os.environ["BROKEN"]]()
+    for name in os.environ["BROKEN"].split(","):
+        globals()[name]()
     sys.exit(main())

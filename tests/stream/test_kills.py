@@ -13,7 +13,7 @@ import pytest
 from stream.producer import BatchConfig
 from stream.replay import send_actions
 from tests.brokers import Broker, wait_until
-from tests.stream.audit import Recount, check, is_idle, world
+from tests.stream.audit import Recount, check, is_idle, last_statuses, world
 from tests.stream.workers import Deployment, WorkerProcess
 
 Make = Callable[..., WorkerProcess]
@@ -68,25 +68,25 @@ def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kil
     chance = random.Random(seed)
     process.start()
     for number in range(num_kills):
-        wait_for_more(deployment, chance.randrange(1, 60))
+        wait_for_more(deployment, chance.randrange(1, 200))
         process.kill()
         if number % 2:
             process.wipe()
         process.start()
 
 
-def settle(deployment: Deployment, replay: Replay) -> Recount:
+def settle(deployment: Deployment, replay: Replay, patience_s: float = 40.0) -> Recount:
     """Let the workers finish, then recount."""
-    wait_until(lambda: is_idle(deployment), 30, "the workers to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), patience_s, "the workers to finish", 0.2)
     return check(deployment, replay.num_actions)
 
 
 def test_a_worker_killed_at_random_points_loses_and_doubles_nothing(deployment: Deployment, worker: Make) -> None:
     process = worker()
     with replaying(deployment) as replay:
-        kill_again_and_again(deployment, process, num_kills=6, seed=1)
+        kill_again_and_again(deployment, process, num_kills=5, seed=1)
     recount = settle(deployment, replay)
-    assert process.num_kills == 6
+    assert process.num_kills == 5
     assert sum(len(rows) for rows in recount.rows.values()) > 2_000
 
 
@@ -100,39 +100,47 @@ def test_the_kill_test_catches(broken: str, deployment: Deployment, worker: Make
     with replaying(deployment) as replay:
         kill_again_and_again(deployment, process, num_kills=2, seed=2)
     with pytest.raises(AssertionError):
-        settle(deployment, replay)
+        settle(deployment, replay, patience_s=8.0)
 
 
-def haunt(deployment: Deployment, ghost: WorkerProcess, other: WorkerProcess) -> Replay:
-    """Two workers; one sleeps until the other has taken its partition, and wakes without knowing."""
+def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, Replay]:
+    """One worker sleeps while it has much to say, until another has taken its partitions, and wakes without knowing."""
+    deployment.environment["BROKEN"] = ",".join(name for name in ("relays_slowly", broken) if name)
+    ghost = worker("ghost")
+    deployment.environment["BROKEN"] = broken
+    other = worker("other")
+    ghost.module = "tests.stream.broken"
+    other.module = "tests.stream.broken" if broken else "stream"
     ghost.start().wait_for("partition claimed", times=2)
     with replaying(deployment) as replay:
-        wait_for_more(deployment, 30)
+        wait_until(lambda: waiting(deployment) > 50, 20, "a full outbox", 0.1)
         ghost.pause()
         other.start().wait_for("partition claimed", times=2)
-        wait_for_more(deployment, 30)
         ghost.resume()
-        wait_for_more(deployment, 30)
-    return replay
+        wait_for_more(deployment, 100)
+    return ghost, replay
+
+
+def waiting(deployment: Deployment) -> int:
+    """Entries in the outboxes, as the workers say."""
+    parts = [part for status in last_statuses(deployment).values() for part in status.partitions.values()]
+    return min((part.outbox_len for part in parts), default=0)
 
 
 def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
     deployment: Deployment, worker: Make
 ) -> None:
-    ghost, other = worker("ghost"), worker("other")
-    recount = settle(deployment, haunt(deployment, ghost, other))
+    ghost, replay = haunt(deployment, worker)
+    recount = settle(deployment, replay)
     # The ghost did write: that is what the fence is for.
-    assert recount.verdicts["stale"] > 0 or "fenced off" in ghost.log()
-    assert recount.verdicts["fence"] >= 4
+    assert recount.verdicts["stale"] > 0
+    assert "fenced off" in ghost.log()
 
 
 def test_the_ghost_test_catches_a_worker_that_takes_without_a_fence(deployment: Deployment, worker: Make) -> None:
-    deployment.environment["BROKEN"] = "takes_without_a_fence"
-    ghost, other = worker("ghost"), worker("other")
-    ghost.module = other.module = "tests.stream.broken"
-    replay = haunt(deployment, ghost, other)
+    _, replay = haunt(deployment, worker, "takes_without_a_fence")
     with pytest.raises(AssertionError):
-        settle(deployment, replay)
+        settle(deployment, replay, patience_s=8.0)
 
 
 def test_partitions_move_between_workers_that_come_and_go(deployment: Deployment, worker: Make) -> None:
