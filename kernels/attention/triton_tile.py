@@ -21,7 +21,9 @@ class Tile:
 
 def forward_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
     """``width``: the wider of a query's and a value's head. ``in_order``: the version for times that do not go back."""
-    if INTERPRETED or dtype == torch.float32:
+    if INTERPRETED:
+        return Tile(64, 64, 4, 1)
+    if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
     if width > 64:
         return Tile(128, 64, 8, 2) if in_order else Tile(128, 32, 8, 2)
@@ -30,14 +32,18 @@ def forward_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
 
 def query_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
     """Of the kernel for dQ and the biases."""
-    if INTERPRETED or dtype == torch.float32:
+    if INTERPRETED:
+        return Tile(64, 64, 4, 1)
+    if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
     return Tile(64, 64, 8, 2) if in_order else Tile(64, 32, 8, 2)
 
 
 def key_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
     """Of the kernel for dK and dV."""
-    if INTERPRETED or dtype == torch.float32:
+    if INTERPRETED:
+        return Tile(64, 64, 4, 1)
+    if dtype == torch.float32:
         return Tile(32, 32, 4, 1)
     if width > 64:
         return Tile(64, 64, 8, 2) if in_order else Tile(32, 64, 8, 2)

@@ -270,6 +270,42 @@ def layer(
     return result
 
 
+def project(
+    x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The layer's first half without gradients: U, V (T, H, E), Q, K (T, H, D)."""
+    require_device(x_TM, "hstu_layer_project")
+    _, value, key = params.widths(num_heads)
+    with torch.no_grad():
+        x_TM = triton_launch.dense_rows(x_TM)
+        norm_weight, norm_bias, weight, bias, *_ = _in(x_TM.dtype, params)
+        assert norm_weight is not None
+        assert norm_bias is not None
+        assert weight is not None
+        if len(x_TM) == 0:
+            flat = x_TM.new_empty(0, weight.shape[1])
+        else:
+            flat = silu(_project(x_TM, (norm_weight, norm_bias), weight, bias, eps))
+        u, v, q, k = _split(flat, Constants(num_heads, value, key, 1.0, 0.0, 0, eps))
+        return u.unflatten(1, (num_heads, value)), v, q, k
+
+
+def output(x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParams, *, eps: float) -> Tensor:
+    """The layer's second half without gradients: y (T, M)."""
+    require_device(x_TM, "hstu_layer_output")
+    if len(x_TM) == 0:
+        return x_TM.clone()
+    with torch.no_grad():
+        *_, norm_weight, norm_bias, weight, bias = _in(x_TM.dtype, params)
+        assert norm_weight is not None
+        assert norm_bias is not None
+        assert weight is not None
+        attended, u = triton_launch.dense_rows(attended_THE.flatten(1)), triton_launch.dense_rows(u_THE.flatten(1))
+        gated = gate(attended, u, norm_weight, norm_bias, eps)
+        constants = Constants(u_THE.shape[1], 0, 0, 1.0, 0.0, 0, eps)
+        return add_residual(triton_launch.dense_rows(x_TM), gated @ weight, bias, constants)
+
+
 def _in(dtype: torch.dtype, params: LayerParams) -> list[Tensor | None]:
     tensors = (
         params.norm_in_weight_M, params.norm_in_bias_M, params.uvqk_weight, params.uvqk_bias,

@@ -1,0 +1,123 @@
+"""Every Triton kernel, forward and backward, in Triton's interpreter: run by `test_interpreter.py` in its own process.
+
+float32 only: the interpreter multiplies the bits of bfloat16 matrices, not their values. tests/gpu has bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
+
+from kernels import hstu_attention, hstu_layer_output, hstu_layer_project
+from tests.kernels.triton import cases
+
+CPU = "cpu"
+ATTENTION: dict[str, dict[str, Any]] = {
+    "ragged users, one empty, odd widths": {"lengths": [5, 0, 33, 1, 40], "qk": 10, "value": 12},
+    "context and targets, shared biases": {
+        "lengths": [5, 0, 33, 3], "context": 4, "targets": 6, "groups": 1, "qk": 10, "value": 12,
+    },
+    "times that go back": {"lengths": [5, 30], "ordered": False},
+    "a user beyond the near table": {"lengths": [290, 3], "heads": 1, "groups": 1, "positions": 100, "buckets": 7},
+    "beyond the near table, going back, more positions than tokens": {
+        "lengths": [260], "heads": 1, "groups": 1, "positions": 400, "ordered": False, "buckets": 7,
+    },
+    "context longer than a tile": {"lengths": [3, 60], "context": 45, "heads": 1, "groups": 1, "targets": 3},
+    "position only": {"lengths": [20, 30], "use_time": False},
+    "time only": {"lengths": [20, 30], "use_position": False},
+    "times at the ends of 64 bits": {"lengths": [20, 20], "extreme": True},
+    "one bucket, one position": {"lengths": [9], "buckets": 1, "positions": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_and_its_gradients_equal_the_reference(name: str) -> None:
+    cases.check_attention(CPU, **ATTENTION[name])
+
+
+def test_zeros_in_place_of_attention_would_be_noticed() -> None:
+    arguments, _ = cases.attention_case([30])
+    expected = cases.run(hstu_attention, arguments, None, CPU, torch.float64, "reference")[0]
+    assert cases.error(torch.zeros_like(expected), expected) > 1e3 * cases.FORWARD
+
+
+@pytest.mark.parametrize("changed", ["bound", "position"])
+def test_a_bias_that_is_off_by_one_would_be_noticed(changed: str) -> None:
+    arguments, grad = cases.attention_case([40], positions=30)
+    expected = cases.run(hstu_attention, arguments, grad, CPU, torch.float64, "reference")
+    if changed == "position":
+        arguments["pos_bias_GP"] = arguments["pos_bias_GP"].roll(1, dims=1)
+    else:
+        arguments["query_time_T"] = arguments["query_time_T"] + 10**6
+    result = cases.run(hstu_attention, arguments, grad, CPU, torch.float32, "triton")
+    assert cases.error(result[0], expected[0]) > 10 * cases.FORWARD
+
+
+def test_no_users_and_no_tokens_give_nothing() -> None:
+    arguments, grad = cases.attention_case([0, 0])
+    result = cases.run(hstu_attention, arguments, grad, CPU, torch.float32, "triton")
+    assert result[0].shape == (0, 2, 16)
+    assert not result[4].any()
+
+
+@pytest.mark.parametrize(("dropout", "bias"), [(0.2, True), (0.0, False)])
+def test_a_layer_and_its_gradients_equal_the_reference(dropout: float, bias: bool) -> None:
+    cases.check_layer(CPU, lengths=[5, 0, 33, 7], dropout=dropout, bias=bias)
+
+
+def test_a_layer_from_its_halves_is_the_layer() -> None:
+    arguments, _ = cases.layer_case([9, 20], dropout=0.0)
+    x, params = arguments["x_TM"], arguments["params"]
+    u, v, q, k = hstu_layer_project(x, params, num_heads=2, backend="triton")
+    names = ("offsets_B1", "norm_len", "pos_bias_GP", "time_bias_GK", "time_buckets", "query_time_T", "key_time_T")
+    attended = hstu_attention(q, k, v, **{name: arguments[name] for name in names}, backend="triton")
+    y = hstu_layer_output(x, attended, u, params, backend="triton")
+    whole = cases.run(cases.hstu_layer, arguments, None, CPU, torch.float32, "triton")[0]
+    assert torch.equal(y, whole)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"new": [3, 0, 20, 1], "cached": [40, 5, 0, 70]},
+        {"new": [35, 2], "cached": [60, 3], "targets": 30, "groups": 1},
+        {"new": [2], "cached": [50], "biases": False},
+    ],
+    ids=["ragged", "candidates", "no biases"],
+)
+def test_delta_attention_and_its_gradients_equal_the_reference(shape: dict[str, Any]) -> None:
+    cases.check_delta(CPU, **shape)
+
+
+@pytest.mark.parametrize("negatives", ["shared", "own", "batch"])
+@pytest.mark.parametrize("log_q", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_sampled_softmax_and_its_gradients_equal_the_reference(negatives: str, log_q: bool, normalize: bool) -> None:
+    cases.check_sampled(CPU, negatives=negatives, log_q=log_q, normalize=normalize)
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_full_softmax_and_its_gradients_equal_the_reference(valid: bool) -> None:
+    cases.check_full(CPU, valid=valid)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_and_best_rows_equal_the_reference_with_many_ties(masked: bool) -> None:
+    cases.check_best(CPU, masked=masked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> None:
+    cases.check_adagrad(CPU, dtype)
+
+
+@pytest.mark.parametrize("recency", [False, True])
+@pytest.mark.parametrize("sometimes_whole", [False, True])
+def test_stochastic_length_keeps_the_reference_s_tokens(recency: bool, sometimes_whole: bool) -> None:
+    cases.check_length(CPU, recency=recency, sometimes_whole=sometimes_whole)

@@ -1,0 +1,24 @@
+"""The interpreter is chosen when triton is imported, so its tests run in a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = Path(__file__).with_name("interpreted")
+
+
+def test_every_kernel_equals_its_reference_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton comes with torch on Linux")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)],
+        capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
