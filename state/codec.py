@@ -97,7 +97,7 @@ def unpack(value: bytes) -> tuple[Header, int]:
     end = _PREFIX.size + header_len
     try:
         header = _header_decoder.decode(memoryview(value)[_PREFIX.size : end])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CodecError(f"example: expected a header of layout {LAYOUT}, got {error}; its writer is wrong") from None
     start = end + -header_len % 8
     _check_sizes(header, len(value) - start)
