@@ -45,8 +45,8 @@ from stream.topics import TopicsMismatch, ensure_topics
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
 LEARN_TIMEOUT_S = 90.0
-MAX_BEHIND = 6_000
-"""Actions that may be sent and not learned yet before the replay waits."""
+MIN_AHEAD, AHEAD_S = 1_000, 2.0
+"""The replay waits when this many actions, and more than the trainer learns in so many seconds, wait to be learned."""
 FRAME_S = 0.25
 ERRORS = (BrokerAbsent, BrokerError, ChildError, DatasetError, DeadlineError, FileError, KafkaError, ProducerError)
 MENDABLE = (*ERRORS, ReadError, TopicsMismatch)
@@ -82,6 +82,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _folder(stack: ExitStack, keep: Path | None) -> Path:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
+        if any(keep.iterdir()):
+            raise DatasetError(f"--keep: expected an empty folder, got {keep} with files in it; name another")
         return keep.resolve()
     folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -238,14 +240,14 @@ class Demo:
         for index, action in enumerate(read_actions(self.dataset.path)):
             if index % 200 == 0:
                 self.board.note_sent(index)
-                while self._behind(index) > MAX_BEHIND and not self._stopping.is_set():
+                while index - self.board.num_trained > self._allowed() and not self._stopping.is_set():
                     time.sleep(0.02)
                 if self._stopping.is_set() or time.monotonic() > ends_s:
                     return
             yield action
 
-    def _behind(self, num_sent: int) -> int:
-        return num_sent - self.board.num_trained
+    def _allowed(self) -> float:
+        return max(MIN_AHEAD, AHEAD_S * float(self.board.lag.get("throughput", {}).get("interactions_per_s", 0.0)))
 
     # Before and after
 

@@ -1,0 +1,13 @@
+"""The Prometheus registries of the three processes, as they make them."""
+
+from prometheus_client import CollectorRegistry
+
+from serving.metrics import ServerMetrics, readings
+from serving.service import HELP
+from stream.meter import Meter
+from trainer.lag import Gauges
+
+
+def registries() -> list[CollectorRegistry]:
+    server = ServerMetrics(lambda: readings(HELP, dict.fromkeys(HELP, 0.0)))
+    return [Meter().registry, Gauges().registry, server.registry]
