@@ -33,7 +33,7 @@ from headrace.processes import ChildError, DeadlineError, Family
 from headrace.reader import ReadError
 from headrace.screen import Screen, open_screen
 from headrace.summary import summarise, tell
-from headrace.taste import Crowd, Server, Taste, choose, learned, new_actions
+from headrace.taste import Crowd, Server, ServerError, Taste, choose, learned, new_actions
 from state.errors import FileError
 from state.files import read_actions
 from state.topics import topics_of
@@ -49,7 +49,7 @@ MIN_AHEAD, AHEAD_S = 1_000, 2.0
 """The replay waits when this many actions, and more than the trainer learns in so many seconds, wait to be learned."""
 FRAME_S = 0.25
 ERRORS = (BrokerAbsent, BrokerError, ChildError, DatasetError, DeadlineError, FileError, KafkaError, ProducerError)
-MENDABLE = (*ERRORS, ReadError, TopicsMismatch)
+MENDABLE = (*ERRORS, ReadError, ServerError, TopicsMismatch)
 
 
 def run_demo(

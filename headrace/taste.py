@@ -53,11 +53,15 @@ class Taste:
     """From sending the new actions to the first answer by weights that have learned them."""
 
 
+class ServerError(RuntimeError):
+    """The server does not answer as it should; the message says how."""
+
+
 class Server:
     """The running server's HTTP."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=10.0)
+        self._client = httpx.Client(base_url=url, timeout=30.0)
 
     def version(self) -> dict[str, Any]:
         """``GET /version``; empty while there is none."""
@@ -69,8 +73,12 @@ class Server:
 
     def recommend(self, user: str, k: int = NUM_SHOWN) -> dict[str, Any]:
         """``POST /recommend`` for a user."""
-        answer = self._client.post("/recommend", json={"user": user, "k": k})
-        answer.raise_for_status()
+        try:
+            answer = self._client.post("/recommend", json={"user": user, "k": k})
+        except httpx.HTTPError as error:
+            raise ServerError(f"the server did not answer POST /recommend ({error!r}); see its log") from None
+        if answer.status_code != 200:
+            raise ServerError(f"the server answered POST /recommend with {answer.status_code}: {answer.text[:300]}")
         found: dict[str, Any] = answer.json()
         return found
 
