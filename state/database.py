@@ -29,6 +29,10 @@ class Database:
         self._db: Rdict | None = None
         self._open()
 
+    def require_open(self) -> None:
+        """Raise `StoreClosed` after `close`, or after a write that failed."""
+        self._live()
+
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
         try:

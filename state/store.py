@@ -237,6 +237,8 @@ class PartitionStore:
         action becomes a dead letter. Raises `StoreError`; the store is closed then, because memory is ahead of the
         disk: open it again.
         """
+        # First of all: memory may be ahead of the disk, and would call lost records applied.
+        self._db.require_open()
         before, num_records, num_skipped = self.counts, 0, 0
         dead: list[bytes] = []
         try:

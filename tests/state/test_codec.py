@@ -37,7 +37,8 @@ def examples(draw: st.DrawFn) -> Example:
     return Example(
         user=draw(TEXT), partition=draw(st.integers(0, 9)),
         writer_epoch=draw(st.integers(0, 2**40)), number=draw(INT64),
-        interactions=draw(interactions(length, num_features)), num_new=draw(st.integers(0, length)), first_new_index=draw(INT64),
+        interactions=draw(interactions(length, num_features)), num_new=draw(st.integers(0, length)),
+        first_new_index=draw(INT64),
         open_interactions=draw(interactions(num_open, num_features)), open_first_offsets=draw(longs(num_open)),
         recent_ids=draw(longs(draw(st.integers(0, 4)))), user_feature_hash=draw(longs(draw(st.integers(0, 2)))),
         user_offset=draw(INT64), applied_offset=draw(INT64), replay_from_offset=draw(INT64), clock_ms=draw(INT64),
@@ -80,7 +81,8 @@ def golden() -> Example:
     return replace(
         fence(3, 2, 9), user="ü", interactions=rows, num_new=1, first_new_index=1, open_interactions=opened,
         open_first_offsets=np.array([40]), recent_ids=np.array([8, 9]), user_feature_hash=np.array([77]),
-        user_offset=41, applied_offset=50, replay_from_offset=40, clock_ms=2500, newest_event_ms=2000, newest_record_ms=3000,
+        user_offset=41, applied_offset=50, replay_from_offset=40, clock_ms=2500,
+        newest_event_ms=2000, newest_record_ms=3000,
         names={-12: "b", 11: 7}, is_fence=False, num_unsent=0, open_record_ms=np.array([2900]), replay_clock_ms=2400,
         counted_offset=50, counts=Counts(5, 4, 3, 2, 1),
     )  # fmt: skip

@@ -1,0 +1,373 @@
+"""The store on a real RocksDB: what it does to records, and what it says when something is in the way."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from ast import literal_eval
+from pathlib import Path
+
+import pytest
+
+from state.codec import decode_example
+from state.config import ActionConfig, SequenceConfig, StoreConfig
+from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
+from state.log import ExampleLog, Verdict
+from state.partitioner import partition_of
+from state.store import PartitionStore
+from tests.state.victim import SEQUENCE, Topic
+from tests.state.world import ACTION, World, rows_of, stream_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def action(user: str = "u", item: object = "i", time_ms: int = 1_000, kind: str = "click") -> bytes:
+    return json.dumps({"user": user, "item": item, "action": kind, "timestamp": time_ms}).encode()
+
+
+def at_once() -> SequenceConfig:
+    return SequenceConfig(join_window_s=0)
+
+
+def test_records_become_examples_in_the_outbox(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 3, sequence=at_once())
+    assert store.is_new
+    result = store.apply([(5, 2_000, b"u", action(item="a")), (6, 2_001, b"u", action(item="b"))])
+    assert (result.num_records, result.num_examples, result.num_dead, result.applied_offset) == (2, 1, 0, 6)
+    (entry,) = store.outbox()
+    example = decode_example(entry.value)
+    assert (entry.key, entry.number, entry.record_ms, entry.is_example) == (b"u", 0, 2_001, True)
+    assert (example.user, example.partition, example.num_new, sorted(example.names.values())) == ("u", 3, 2, ["a", "b"])
+    store.close()
+
+
+def test_records_that_come_again_change_nothing(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    records = [(0, 2_000, None, action()), (1, 2_000, None, b"{")]
+    store.apply(records)
+    before = store.status()
+    result = store.apply(records)
+    assert (result.num_records, result.num_skipped, result.num_examples, result.num_dead) == (0, 2, 0, 0)
+    assert store.status() == before
+    store.close()
+
+
+def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0)
+    store.apply([(0, 2_000, None, action()), (1, 2_000, None, action("v", time_ms=1_001))])
+    store.set_writer_epoch(4)
+    before = store.status()
+    store.close()
+    store = PartitionStore.open(tmp_path, 0)
+    assert not store.is_new
+    assert store.status() == before
+    assert store.num_open == 2
+    store.apply([(2, 70_000, None, b'{"tick":61000}')])
+    assert (store.num_open, store.outbox_len) == (1, 1)
+    example = decode_example(store.outbox()[0].value)
+    assert (example.user, example.writer_epoch, example.replay_from_offset) == ("u", 4, 1)
+    store.close()
+
+
+def test_what_waits_goes_out_under_the_present_epoch(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    store.set_writer_epoch(1)
+    store.apply([(0, 2_000, None, action())])
+    store.set_writer_epoch(2)
+    assert decode_example(store.outbox()[0].value).writer_epoch == 2
+    store.close()
+
+
+def test_a_dead_letter_says_where_it_came_from(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 2, sequence=at_once(), topic="here")
+    store.apply([(7, 2_000, None, b"[" + action() + b', {"user": 3}]')])
+    dead, example = store.outbox(limit=1)[0], store.outbox(start=1)[0]
+    assert example.is_example
+    assert not dead.is_example
+    assert (dead.key, dead.value) == (b"here/2/7", b'{"user": 3}')
+    headers = dict(dead.headers)
+    assert headers.pop("message").startswith(b"item: expected")
+    assert headers == {"reason": b"missing_field", "topic": b"here", "partition": b"2", "offset": b"7", "index": b"1"}
+    store.close()
+
+
+def test_an_example_is_not_handed_out_with_a_dead_letter_before_it(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    for offset in range(3):
+        store.apply([(2 * offset, 2_000, None, action()), (2 * offset + 1, 2_000, None, b"{")])
+    answers = []
+    while entries := store.outbox():
+        answers.append([entry.is_example for entry in entries])
+        store.ack(entries[-1].index)
+    assert answers == [[False], [True, False], [True, False], [True]]
+    store.close()
+
+
+def test_acknowledged_entries_are_gone_and_the_rest_stays(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    for offset in range(5):
+        store.apply([(offset, 2_000 + offset, None, action())])
+    store.ack(store.outbox(limit=2)[-1].index, 17)
+    store.ack(0, 3)
+    assert (store.outbox_len, store.sequences_offset) == (3, 17)
+    assert (store.status().relayed_number, store.status().oldest_outbox_record_ms) == (1, 2_002)
+    store.close()
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    assert [entry.number for entry in store.outbox()] == [2, 3, 4]
+    store.close()
+
+
+def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:
+    users = [f"u{n}" for n in range(20)]
+    mine = [user for user in users if partition_of(user.encode(), 4) == 1]
+    store = PartitionStore.open(tmp_path, 1, sequence=at_once(), num_partitions=4)
+    store.apply([(0, 2_000, None, b"[" + b",".join(map(action, users)) + b"]"), (1, 2_000, None, action("u0"))])
+    letters = store.outbox()
+    dead = [dict(letter.headers) for letter in letters if not letter.is_example]
+    assert {headers["reason"] for headers in dead} == {b"wrong_partition"}
+    assert len(dead) == 20 - len(mine) + (partition_of(b"u0", 4) != 1)
+    assert [json.loads(letter.value)["user"] for letter in letters][: 20 - len(mine)] == [
+        user for user in users if user not in mine
+    ]
+    assert all(store.read_user(user) is not None for user in mine)
+    store.close()
+
+
+def test_a_long_life_keeps_only_the_segments_that_context_needs(tmp_path: Path) -> None:
+    sequence = SequenceConfig(join_window_s=0, max_context=10, segment_len=4, max_new=7)
+    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    for offset in range(60):
+        store.apply([(offset, 2_000 + offset, None, b"[" + b",".join([action(item=offset)] * 5) + b"]")])
+    assert len(list(store._db.under(b"s"))) == 3
+    view = store.read_user("u")
+    assert view is not None
+    assert (len(view.interactions), view.first_new_index, view.num_new) == (10, 300, 0)
+    store.close()
+
+
+def test_an_unknown_user_is_none(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0)
+    assert store.read_user("nobody") is None
+    store.close()
+
+
+def test_a_restore_that_did_not_end_leaves_a_new_store(tmp_path: Path) -> None:
+    world = World(tmp_path, stream_of(1, 80), SEQUENCE)
+    world.finish()
+    examples = world.accepted()
+    world.store.close()
+
+    def broken():  # type: ignore[no-untyped-def]
+        yield from examples[: len(examples) // 2]
+        raise OSError("the broker went away")
+
+    store = PartitionStore.open(tmp_path / "fresh", 0, ACTION, SEQUENCE)
+    with pytest.raises(OSError, match="went away"):
+        store.restore(broken())
+    store = PartitionStore.open(tmp_path / "fresh", 0, ACTION, SEQUENCE)
+    assert store.is_new
+    assert store.read_user(examples[0].user) is None
+    assert store.restore(iter(examples)) == len(examples)
+    assert store.next_number == world.store.next_number
+    store.close()
+
+
+def test_a_restore_from_an_empty_topic_starts_at_the_beginning(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0)
+    assert store.restore([]) == 0
+    assert (store.applied_offset, store.next_number, store.is_new) == (-1, 0, True)
+    store.close()
+
+
+# What is in the way
+
+
+def test_another_process_that_holds_the_store_is_named(tmp_path: Path) -> None:
+    program = (
+        "import sys; from state.store import PartitionStore; s = PartitionStore.open(sys.argv[1], 0);"
+        "print('open', flush=True); sys.stdin.read(); s.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StoreLocked, match="another worker holds it"):
+            PartitionStore.open(tmp_path, 0)
+        other.communicate(b"")
+    PartitionStore.open(tmp_path, 0).close()
+
+
+def test_a_full_disk_stops_the_store_and_loses_nothing_that_it_had(tmp_path: Path) -> None:
+    """A file size limit stands for the disk: the system refuses the write in the same place."""
+    program = """
+import resource, sys
+from state.config import SequenceConfig
+from state.errors import StoreClosed, StoreFull
+from state.store import PartitionStore
+store = PartitionStore.open(sys.argv[1], 0, sequence=SequenceConfig(join_window_s=0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+value = b'{"user":"u%d","item":"i","action":"click","timestamp":1}'
+try:
+    for offset in range(100_000):
+        store.apply([(offset, 2, None, value % offset)])
+except StoreFull as error:
+    print(offset - 1, str(error).count(chr(10)), flush=True)
+try:
+    store.apply([(offset, 2, None, value % offset)])
+except StoreClosed:
+    print("closed")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (applied, num_lines), closed = done.stdout.splitlines()[0].split(), done.stdout.splitlines()[1]
+    assert (num_lines, closed) == ("0", "closed")
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    assert store.applied_offset == int(applied) > 10
+    assert store.next_number == int(applied) + 1 == store.outbox_len
+    store.close()
+    assert issubclass(StoreFull, StoreError)
+
+
+@pytest.mark.parametrize("damage", ["CURRENT", "MANIFEST", "sst"])
+def test_damaged_files_are_refused_with_what_to_do(damage: str, tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    for offset in range(50):
+        store.apply([(offset, 2_000, None, action(f"u{offset}"))])
+    store.close()
+    (path,) = [path for path in tmp_path.iterdir() if path.name.startswith(damage) or path.suffix == f".{damage}"]
+    content = bytearray(path.read_bytes())
+    for at in range(0, len(content), 7):
+        content[at] ^= 0x5A
+    path.write_bytes(content)
+    with pytest.raises(StoreCorrupt, match="remove the folder"):
+        store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+
+
+def test_a_missing_segment_is_damage_not_a_shorter_life(tmp_path: Path) -> None:
+    from rocksdict import WriteBatch
+
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    store.apply([(0, 2_000, None, action())])
+    batch = WriteBatch(raw_mode=True)
+    batch.delete(next(key for key, _ in store._db.under(b"s")))
+    store._db.write(batch)
+    store.close()
+    store = PartitionStore.open(tmp_path, 0, sequence=at_once())
+    with pytest.raises(StoreCorrupt, match="segment 0 of user 'u'"):
+        store.apply([(1, 2_000, None, action())])
+    with pytest.raises(StoreClosed):
+        store.apply([(1, 2_000, None, action())])
+
+
+@pytest.mark.parametrize(
+    ("partition", "action_config", "field"),
+    [
+        (1, ActionConfig(), "partition"),
+        (0, ActionConfig(kinds=("click", "impression", "like")), "kinds"),
+        (0, ActionConfig(features=("genre",)), "features"),
+    ],
+)
+def test_another_configuration_is_refused(
+    partition: int, action_config: ActionConfig, field: str, tmp_path: Path
+) -> None:
+    store = PartitionStore.open(tmp_path, 0)
+    store.apply([(0, 2_000, None, action())])
+    store.close()
+    with pytest.raises(StoreMismatch, match=f"expected {field} "):
+        PartitionStore.open(tmp_path, partition, action_config)
+    more = ActionConfig(kinds=(*ActionConfig().kinds, "share"))
+    PartitionStore.open(tmp_path, 0, more).close()
+
+
+def test_examples_of_another_configuration_are_not_restored(tmp_path: Path) -> None:
+    world = World(tmp_path, stream_of(1, 40), SEQUENCE)
+    world.finish()
+    world.store.close()
+    store = PartitionStore.open(tmp_path / "fresh", 0, ActionConfig(kinds=ACTION.kinds), SEQUENCE)
+    with pytest.raises(StoreMismatch, match="keep the configuration"):
+        store.restore(world.accepted())
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="expected a folder"):
+        PartitionStore.open(tmp_path / "file", 0)
+
+
+# Kills
+
+
+def test_a_process_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    seed, num_records, num_kills = 11, 2_500, 0
+    rng = random.Random(seed)
+    while True:
+        victim = subprocess.Popen(
+            [sys.executable, "-m", "tests.state.victim", str(tmp_path), str(seed), str(num_records)],
+            cwd=ROOT, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert victim.stdout is not None
+        victim.stdout.readline()
+        before = _num_files(tmp_path / "topic")
+        wanted, deadline = before + rng.randrange(20, 120), time.monotonic() + 60
+        while victim.poll() is None and _num_files(tmp_path / "topic") < wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        if num_kills < 8 and victim.poll() is None:
+            victim.send_signal(signal.SIGKILL)
+            num_kills += 1
+        code = victim.wait(120)
+        victim.stdout.close()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert num_kills >= 5
+    _check_what_the_killed_left(tmp_path, seed, num_records)
+
+
+def _num_files(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir())
+
+
+def _check_what_the_killed_left(folder: Path, seed: int, num_records: int) -> None:
+    (folder / "world").mkdir()
+    world = World(folder / "world", stream_of(seed, num_records), SEQUENCE)
+    world.store.close()
+    shutil.rmtree(folder / "world")
+    world.store = PartitionStore.open(folder / "db", 0, ACTION, SEQUENCE)
+    world.topic = [("", value) for value in Topic(folder / "topic").values()]
+    for letter in Topic(folder / "dead").values():
+        headers = {name: text.decode() for name, text in literal_eval(letter.decode())}
+        world.dead.append((int(headers["offset"]), int(headers["index"]), headers["reason"]))
+    world.check()
+    world.store.close()
+
+
+def test_a_restored_store_reads_like_the_one_that_was_lost(tmp_path: Path) -> None:
+    world = World(tmp_path, stream_of(5, 300), SEQUENCE, StoreConfig())
+    world.finish()
+    log = ExampleLog(None, allow_holes=True)
+    examples = [e for _, v in world.topic if log.feed(e := decode_example(v)) is Verdict.ACCEPT]
+    store = PartitionStore.open(tmp_path / "fresh", 0, ACTION, SEQUENCE)
+    store.restore(examples)
+    assert store.applied_offset < world.store.applied_offset
+    store.apply(world.log)
+    assert store.counts == world.store.counts
+    for user in {example.user for example in examples}:
+        was, now = world.store.read_user(user), store.read_user(user)
+        assert was is not None
+        assert now is not None
+        assert rows_of(was.interactions) == rows_of(now.interactions)
+        assert rows_of(was.open_interactions) == rows_of(now.open_interactions)
+        assert was.recent_ids.tolist() == now.recent_ids.tolist()
+        assert was.open_first_offsets.tolist() == now.open_first_offsets.tolist()
+        assert was.open_record_ms.tolist() == now.open_record_ms.tolist()
+        assert (was.user_offset, was.first_new_index) == (now.user_offset, now.first_new_index)
+    store.close()
+    world.store.close()

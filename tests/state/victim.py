@@ -1,0 +1,72 @@
+"""A process to kill: applies a log to a store and relays it into files, as fast as it can.
+
+    python -m tests.state.victim FOLDER SEED NUM_RECORDS
+
+Each file of the "topic" is complete or absent (a rename), as a broker's records are.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from state.codec import decode_example, encode_example, fence
+from state.config import SequenceConfig
+from state.log import ExampleLog
+from state.store import PartitionStore
+from tests.state.world import ACTION, stream_of
+
+SEQUENCE = SequenceConfig(join_window_s=0.2, max_context=5, max_new=3, max_recent_ids=8, segment_len=4, max_open=20)
+
+
+class Topic:
+    """Records in files with rising names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._next = len(self.values())
+
+    def append(self, value: bytes) -> None:
+        """One record, durable against a kill."""
+        (self._folder / "writing").write_bytes(value)
+        (self._folder / "writing").rename(self._folder / f"{self._next:08d}")
+        self._next += 1
+
+    def values(self) -> list[bytes]:
+        """All records in order."""
+        return [path.read_bytes() for path in sorted(self._folder.iterdir()) if path.name != "writing"]
+
+
+def main(folder: Path, seed: int, num_records: int) -> None:
+    log, rng = stream_of(seed, num_records), random.Random()
+    topic, dead = Topic(folder / "topic"), Topic(folder / "dead")
+    examples = ExampleLog(None, allow_holes=True)
+    for value in topic.values():
+        examples.feed(decode_example(value))
+    store = PartitionStore.open(folder / "db", 0, ACTION, SEQUENCE)
+    topic.append(encode_example(fence(0, examples.writer_epoch + 1)))
+    store.set_writer_epoch(examples.writer_epoch + 1)
+    store.refresh(sorted(examples.overwritten))
+    print("ready", flush=True)
+    while store.applied_offset < log[-1][0]:
+        first = next(i for i, record in enumerate(log) if record[0] > store.applied_offset)
+        store.apply(log[max(0, first - 2) : first + rng.randrange(1, 9)])
+        relay(store, topic, dead)
+    relay(store, topic, dead)
+    store.close()
+
+
+def relay(store: PartitionStore, topic: Topic, dead: Topic) -> None:
+    """Everything that waits."""
+    while entries := store.outbox(limit=5):
+        for entry in entries:
+            (topic if entry.is_example else dead).append(
+                entry.value if entry.is_example else repr(entry.headers).encode()
+            )
+        store.ack(entries[-1].index)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
