@@ -1,0 +1,81 @@
+"""`python -m bench NAME [--quick]`: a table for people, then one JSON object as the last line.
+
+A measurement is a module of this folder with ``run(quick: bool) -> list[row]``; a row is a dict with ``name``, ``value``,
+``unit``, ``target`` (or None), ``met`` (or None) and, if it helps, ``note``. A row that misses its target stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The measurements there are: modules that have a ``run``."""
+    return sorted(
+        path.stem
+        for path in HERE.glob("*.py")
+        if path.stem[0] != "_" and "\ndef run(" in path.read_text(encoding="utf-8")
+    )
+
+
+def machine() -> str:
+    """The processor and how many of it."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        found = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
+        model = f"{found.get('model name', model)} (model {found.get('model', '?')})"
+        model += f", {sum(line.startswith('processor') for line in lines)} cores"
+    return model
+
+
+def commit() -> str:
+    """The checkout's commit, with a + where files differ from it."""
+    run = subprocess.run(
+        ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip() or "unknown"
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """The table."""
+    table = Table("", "value", "unit", "target", "met", "note", title=title, title_justify="left")
+    for row in rows:
+        target = "" if row.get("target") is None else f"{row['target']:g}"
+        met = {True: "yes", False: "no", None: ""}[row.get("met")]
+        value = row["value"] if isinstance(row["value"], str) or row["value"] is None else f"{row['value']:,.4g}"
+        table.add_row(row["name"], str(value), row["unit"], target, met, str(row.get("note", "")))
+    Console(width=None if sys.stdout.isatty() else 170).print(table)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measures side by side.")
+    parser.add_argument("name", choices=names(), help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="ends within a minute")
+    arguments = parser.parse_args()
+    module = f"bench.{arguments.name}"
+    assert find_spec(module) is not None
+    rows = import_module(module).run(quick=arguments.quick)
+    title = f"{arguments.name} on {machine()}, commit {commit()}"
+    show(rows, title)
+    print(json.dumps({"bench": arguments.name, "machine": machine(), "commit": commit(), "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

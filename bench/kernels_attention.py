@@ -1,0 +1,90 @@
+"""HSTU attention with relative biases on one core, forward and backward, beside the padded eager formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import peer
+from bench.batches import Users, full_batch, long_tail_batch
+from bench.timing import Row, Work, gemm_rate, row, take_turns
+from kernels import BucketCache, TimeBuckets, hstu_attention
+
+WIDTH = 50
+PRODUCTS = 7  # two forward, five backward: each 2 · pairs · width
+
+
+def _peer(users: Users, tokens: list[Tensor]) -> Work:
+    padded = [users.pad(tensor) for tensor in tokens]
+    times = users.pad(users.times)
+    leaves = [tensor.requires_grad_() for tensor in padded[:3]]
+    tables = [(torch.randn(size) * 0.1).requires_grad_() for size in (2 * users.padded - 1, peer.NUM_BUCKETS + 1)]
+    mask = torch.tril(torch.ones(users.padded, users.padded))
+
+    def work() -> object:
+        bias = peer.relative_bias(tables[0], tables[1], times)
+        out = peer.attention(leaves[0], leaves[1], leaves[2], bias, mask, float(users.padded))
+        return torch.autograd.grad(out, [*leaves, *tables], padded[3])
+
+    return work
+
+
+def _ours(users: Users, tokens: list[Tensor], dtype: torch.dtype, *, bias: bool, cache: BucketCache | None) -> Work:
+    leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tokens[:3]]
+    grad = tokens[3].to(dtype)
+    options: dict[str, Any] = {"norm_len": float(users.padded)}
+    inputs = leaves
+    if bias:
+        pos, time = ((torch.randn(1, size) * 0.1).requires_grad_() for size in (users.padded, peer.NUM_BUCKETS + 1))
+        options |= {"pos_bias_GP": pos, "time_bias_GK": time, "query_time_T": users.times, "key_time_T": users.times}
+        options |= {"time_buckets": TimeBuckets.logarithmic(peer.NUM_BUCKETS + 1, unit_ms=1.0), "bucket_cache": cache}
+        inputs = [*leaves, pos, time]
+
+    def work() -> object:
+        out = hstu_attention(leaves[0], leaves[1], leaves[2], users.offsets, **options)
+        return torch.autograd.grad(out, inputs, grad)
+
+    return work
+
+
+def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | None]) -> list[Row]:
+    """Both dtypes, with and without biases; ``targets`` by dtype."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(users.num_tokens, 1, WIDTH, generator=generator) * 0.3 for _ in range(4)]
+    contenders: dict[str, Work] = {"peer": _peer(users, tokens)}
+    repeats = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        contenders[name] = _ours(users, tokens, dtype, bias=True, cache=None)
+        contenders[f"{name}, buckets at hand"] = _ours(users, tokens, dtype, bias=True, cache=BucketCache())
+        contenders[f"{name}, no rab"] = _ours(users, tokens, dtype, bias=False, cache=None)
+        repeats |= dict.fromkeys((name, f"{name}, buckets at hand", f"{name}, no rab"), 3)
+    seconds = take_turns(contenders, rounds, repeats)
+    flops = PRODUCTS * 2 * users.num_pairs * WIDTH
+    rows = []
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        at_hand, no_rab = seconds[f"{name}, buckets at hand"], seconds[f"{name}, no rab"]
+        share = flops / seconds[name] / gemm_rate(dtype)
+        note = f"{seconds['peer'] * 1e3:.0f} ms / {seconds[name] * 1e3:.2f} ms; {share:.0%} of this core's {name} GEMM"
+        rows.append(
+            row(
+                f"attention, {label}, {name} over padded eager",
+                seconds["peer"] / seconds[name],
+                "x",
+                targets[name],
+                note,
+            )
+        )
+        note = f"{no_rab * 1e3:.2f} ms without; buckets made once a batch cost {(seconds[name] - at_hand) * 1e3:.2f} ms more"
+        rows.append(row(f"cost of rab, {label}, {name}", at_hand / no_rab - 1, "of no rab", 0.10, note, most=True))
+    return rows
+
+
+def rows(quick: bool) -> list[Row]:
+    """The report's lines."""
+    rounds = 3 if quick else 9
+    return [
+        *rows_of("128 users of 164", full_batch(), rounds, {"fp32": 17.0, "bf16": 35.0}),
+        *rows_of("long tail", long_tail_batch(), 1 if quick else 3, {"fp32": 700.0, "bf16": 700.0}),
+    ]

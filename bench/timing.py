@@ -1,0 +1,48 @@
+"""Measuring on a shared machine: contenders take turns in one process, and processor time is counted, not the clock's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+Work = Callable[[], object]
+
+
+def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int] | None = None) -> dict[str, float]:
+    """Median processor seconds of each: one after the other in every round, a first round to warm up unmeasured.
+
+    ``repeats``: how often a quick contender runs in its turn.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, work in contenders.items():
+            for _ in range((repeats or {}).get(name, 1)):
+                began = time.process_time()
+                work()
+                if turn:
+                    seconds[name].append(time.process_time() - began)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def row(name: str, value: float, unit: str, target: float | None = None, note: str = "", *, most: bool = False) -> Row:
+    """One line of the report; ``most``: the target is an upper bound."""
+    met = None if target is None else (value <= target if most else value >= target)
+    return {"name": name, "value": round(value, 4), "unit": unit, "target": target, "met": met, "note": note}
+
+
+def gemm_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on the threads in use: the machine's limit."""
+    left, right = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+    return float(2 * 1024**3 / take_turns({"gemm": lambda: left @ right}, 7)["gemm"])
+
+
+def copy_rate() -> float:
+    """Bytes/s of a copy, read and written."""
+    source = torch.randn(16 << 20)
+    target = torch.empty_like(source)
+    return float(2 * source.nbytes / take_turns({"copy": lambda: target.copy_(source)}, 5)["copy"])
