@@ -60,6 +60,11 @@ class Batcher:
             ) from None
         return future
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no worker has taken yet."""
+        return self._waiting.qsize()
+
     def close(self) -> None:
         """Answer what waits, then end the workers."""
         for _ in self._workers:

@@ -107,6 +107,8 @@ class VersionHolder:
         change: Change = (version.snapshot.tables, is_base)
         try:
             network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+            if self._current is None and self._staged is None:
+                network.warm()
             if self._staged is None:
                 self._catch_up(network.derived, skip=is_base)
             self._idle.tables.apply(change[0], network.derived, is_base=is_base)

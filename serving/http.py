@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,10 +46,8 @@ DO = {
 EXPECTED = {"missing": "a value", "extra_forbidden": "no such field", "json_invalid": "JSON"}
 
 
-class Body(Response):
-    """JSON by msgspec: ten times as fast as the standard library's."""
-
-    media_type = "application/json"
+class Body(JSONResponse):
+    """JSON by msgspec, which is much faster than the standard library's."""
 
     def render(self, content: Any) -> bytes:
         """Plain values → bytes."""

@@ -29,7 +29,16 @@ class HistoryEntry(_Strict):
     domain: Id | None = None
 
 
+_GIVEN, _ABSENT = {"not": {"type": "null"}}, {"type": "null"}
+_ONE_OF = [
+    {"required": ["user"], "properties": {"user": _GIVEN, "history": _ABSENT}},
+    {"required": ["history"], "properties": {"user": _ABSENT, "history": _GIVEN}},
+]
+
+
 class _Asking(_Strict):
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": _ONE_OF})  # type: ignore[dict-item]
+
     user: Id | None = Field(default=None, description="whose history to answer from; or give `history`")
     history: list[HistoryEntry] | None = Field(
         default=None, description="interactions to answer from, instead of `user`"

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import LayerParams, delta_attention
+from kernels import LayerParams, delta_attention, top_k
 from kernels.layer import hstu_layer_output, hstu_layer_project
 from serving.tables import Derive, TableSet, tensor_of
 from trainer.config import ModelConfig
@@ -93,6 +93,17 @@ class Network:
         state = {name: tensor_of(array, device).float() for name, array in dense.items()}
         model.load_state_dict(state, strict=True, assign=True)
         return Network(model.requires_grad_(requires_grad=False), device, backend)
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Compute something small: what the kernels load at their first call (seconds) must not fall on a request."""
+        x_SM, one = torch.zeros((1, self.config.model_width), device=self.device), torch.ones(1, dtype=torch.int64)
+        zero, bounds = self.tensor(np.zeros(1, np.int64)), self.tensor(np.arange(2))
+        y_SM, _ = self.extend(x_SM, one.to(self.device), one.to(self.device), bounds, self.nothing(), zero, zero)
+        query_RD = self.model.retrieval_query(y_SM)
+        top_k(
+            query_RD, torch.zeros((1, query_RD.shape[1]), device=self.device), 1, normalize=False, backend=self.backend
+        )
 
     def nothing(self) -> KeysValues:
         """Keys and values of no tokens."""

@@ -75,6 +75,7 @@ class WeightsSubscriber(threading.Thread):
         self._assembler = VersionAssembler(on_drop=self._dropped)
         self._floor = 0
         self._searched_after = -1
+        self.started_following = threading.Event()
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -131,6 +132,7 @@ class WeightsSubscriber(threading.Thread):
             if self.holder.current is not None:
                 break
         self.consumer.seek(partition, end)
+        self.started_following.set()
         return True
 
     def _start_points(self, partition: TopicPartition, begin: int, end: int) -> Iterator[StartPoint]:

@@ -61,7 +61,7 @@ def one(item: int, time_ms: int) -> Interactions:
 
 
 def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the trainer predicts of a next interaction on ``item``: a score for every row, a probability for every kind."""
+    """What the trainer predicts of a next interaction on ``item``: a score of every row, the kinds' probabilities."""
     past, _ = Ask.history_of(each, MODEL.max_context)
     last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
     # What is open now will be sealed by then: new in the same example, as the next interaction is.
@@ -212,8 +212,8 @@ def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
 
     def keep_too_much(self: Engine, held: HeldVersion, done: engine_module._Progress) -> None:
         if done.fresh is not None:
-            entry = engine_module.CacheEntry(done.ask.num_sealed, engine_module._digest(done.columns, done.ask.num_sealed),
-                                             done.fresh)  # fmt: skip
+            num = done.ask.num_sealed
+            entry = engine_module.CacheEntry(num, engine_module._digest(done.columns, num), done.fresh)
             self.cache.put(held.which, str(done.ask.user), entry)
 
     monkeypatch.setattr(Engine, "_keep", keep_too_much)

@@ -1,0 +1,33 @@
+"""HTTP to an application in this process, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+
+class Client:
+    """One request after another, from any number of threads."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def get(self, path: str) -> httpx.Response:
+        return asyncio.run(self._send("GET", path))
+
+    def post(self, path: str, *, json: Any = None, content: bytes | Iterable[bytes] | None = None) -> httpx.Response:
+        return asyncio.run(self._send("POST", path, json=json, content=content))
+
+    async def _send(self, method: str, path: str, *, json: Any = None, content: Any = None) -> httpx.Response:
+        async def streamed() -> AsyncIterator[bytes]:
+            for each in content:
+                yield each
+
+        body = content if content is None or isinstance(content, bytes) else streamed()
+        transport = httpx.ASGITransport(self._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await client.request(method, path, json=json, content=body)

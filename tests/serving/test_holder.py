@@ -1,0 +1,144 @@
+"""Versions held twice: each one whole, each one right, whoever reads meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.holder import HeldVersion, VersionHolder
+from serving.network import ITEMS
+from serving.tables import RowTable, TableSet
+from tests.serving.world import World, versions
+from trainer.config import ConfigError
+from trainer.embedding import EmbeddingTable
+from trainer.version import TableRows, Version, Weights
+
+
+def same_as(held: HeldVersion | None, expected: Weights) -> None:
+    """Every row, key and name of the version is the one that the plain definition gives."""
+    assert held is not None
+    assert held.which == expected.which
+    for name, table in expected.tables.items():
+        live = np.flatnonzero(table.live)
+        mine = held.tables[name]
+        assert np.array_equal(mine.rows.numpy()[live], table.rows[live])
+        assert np.array_equal(mine.live.numpy()[: len(table.live)], table.live & (np.arange(len(table.live)) > 0))
+        assert np.array_equal(mine.lookup(table.ids[live[1:]]), live[1:])
+    items = held.tables[ITEMS]
+    assert np.array_equal(items.derived.numpy(), held.network.model.retrieval_table(items.rows).numpy())
+    assert dict(held.names) == expected.names
+    weights = {name: value.detach().numpy() for name, value in held.network.model.named_parameters()}
+    assert all(np.array_equal(weights[name], value) for name, value in expected.dense.items())
+
+
+def follow(holder: VersionHolder, version: Version, expected: Weights | None) -> Weights:
+    assert holder.accepts(version.manifest)
+    holder.stage(version)
+    holder.swap()
+    return expected.apply(version) if expected else Weights.from_base(version)
+
+
+@pytest.mark.parametrize("settle", [False, True])
+def test_every_version_is_what_its_base_and_deltas_say(settle: bool) -> None:
+    holder, expected = VersionHolder(), None
+    for version in versions(World(num_users=3), 9, base_every=4):
+        expected = follow(holder, version, expected)
+        same_as(holder.current, expected)
+        if settle:
+            holder.settle()
+    assert holder.num_copies == 0
+
+
+def test_several_versions_staged_before_one_swap_are_all_in_it() -> None:
+    holder, expected = VersionHolder(), None
+    for index, version in enumerate(versions(World(num_users=3), 9, base_every=5)):
+        holder.stage(version)
+        expected = expected.apply(version) if expected else Weights.from_base(version)
+        if index % 3 == 2:
+            holder.swap()
+            same_as(holder.current, expected)
+
+
+def test_a_request_keeps_its_version_through_swaps_however_long_it_takes() -> None:
+    holder, all_versions = VersionHolder(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    follow(holder, all_versions[0], None)
+    expected = Weights.from_base(all_versions[0])
+    newest = expected
+    with holder.hold() as held:
+        for version in all_versions[1:]:
+            newest = follow(holder, version, newest)
+            same_as(held, expected)
+            same_as(holder.current, newest)
+    assert holder.num_copies == 1, "one copy, because the held side stays with its reader"
+
+
+def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the count of readers the idle side is overwritten under a request."""
+    holder, all_versions = VersionHolder(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    follow(holder, all_versions[0], None)
+    expected = Weights.from_base(all_versions[0])
+    monkeypatch.setattr(threading.Condition, "wait_for", lambda self, predicate, timeout=None: True)
+    newest = expected
+    with holder.hold() as held:
+        for version in all_versions[1:]:
+            newest = follow(holder, version, newest)
+        with pytest.raises(AssertionError):
+            same_as(held, expected)
+
+
+def test_only_what_follows_is_accepted() -> None:
+    world = World(num_users=2)
+    base, delta, later = list(versions(world, 3))
+    holder = VersionHolder()
+    assert not holder.accepts(delta.manifest), "a delta without its base"
+    follow(holder, base, None)
+    assert not holder.accepts(later.manifest), "a gap"
+    assert not holder.accepts(base.manifest), "the same again"
+    follow(holder, delta, Weights.from_base(base))
+    stale = next(versions(World(epoch=0), 1))
+    assert not holder.accepts(stale.manifest), "a lower epoch"
+    newer = next(versions(World(epoch=2), 1))
+    assert holder.accepts(newer.manifest), "a base of a higher epoch, though its number is lower"
+
+
+def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
+    base, delta, _ = list(versions(World(num_users=2), 3))
+    holder = VersionHolder()
+    expected = follow(holder, base, None)
+    delta.manifest.model_config["no_such_key"] = 1
+    with pytest.raises(ConfigError):
+        holder.stage(delta)
+    same_as(holder.current, expected)
+    del delta.manifest.model_config["no_such_key"]
+    broken = TableRows(np.array([5]), np.array([1]), np.zeros((1, 3), np.float32), np.zeros(0, np.int64))
+    with pytest.raises(RuntimeError):
+        holder.stage(Version(delta.manifest, type(delta.snapshot)(delta.snapshot.dense, {ITEMS: broken}, {})))
+    same_as(holder.current, expected)
+    expected = follow(holder, delta, expected)
+    same_as(holder.current, expected)
+    assert expected.which == (1, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(1, 12), max_size=6), st.booleans(), st.booleans()), max_size=8))
+def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list[tuple[list[int], bool, bool]]) -> None:
+    trainer = EmbeddingTable(3, init_std=0.1, seed=1, salt=1, backend="reference")
+    server = TableSet(trainer.weight.device, "reference")
+    for step, (keys, evict, is_base) in enumerate([([], False, True), *rounds]):
+        trainer.insert(np.array(keys, np.int64), step, step)
+        if evict:
+            trainer.evict(step)
+        server.apply({"items": TableRows(*trainer.changes(everything=is_base))}, {}, is_base=is_base)
+        trainer.mark_published()
+        every_key = np.arange(14)
+        assert np.array_equal(server["items"].lookup(every_key), trainer.lookup(every_key))
+        rows = trainer.live_rows()
+        assert np.array_equal(server["items"].rows[rows], trainer.weight[rows])
+        assert np.array_equal(server["items"].keys_of(rows), trainer.keys_of(rows))
+        assert np.array_equal(np.flatnonzero(server["items"].live.numpy()), rows)
+        assert np.array_equal(server.copy({})["items"].lookup(every_key), trainer.lookup(every_key))
+    assert isinstance(server["items"], RowTable)

@@ -1,0 +1,209 @@
+"""The server's HTTP, in this process: right answers, refusals that help, limits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from serving.config import ServingConfig
+from serving.histories import Histories
+from serving.holder import VersionHolder
+from serving.http import build_app
+from serving.service import Service
+from state.codec import encode_example
+from tests.serving.inprocess import Client
+from tests.serving.world import KINDS, MODEL, START_MS, World, holder_of, versions
+
+WORLD = World(num_users=4)
+HOLDER = holder_of(next(versions(WORLD, 1)))
+CONFIG = ServingConfig(max_k=50, max_candidates=20, max_history=30, max_body_bytes=20_000, cache_bytes=10**7)
+
+
+def service_of(holder: VersionHolder, config: ServingConfig = CONFIG) -> Service:
+    histories = Histories(10**8)
+    for each in WORLD.examples():
+        histories.feed(0, encode_example(each))
+    service = Service(config, holder, histories)
+    service.histories_ready.set()
+    return service
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    service = service_of(HOLDER)
+    yield Client(build_app(service))
+    service.close()
+
+
+def test_recommend_answers_with_the_producers_own_ids(client: Client) -> None:
+    answer = client.post("/recommend", json={"user": "u1", "k": 5}).json()
+    assert answer["version"] == {"epoch": 1, "number": 0}
+    assert answer["freshness_s"] >= 0
+    assert answer["cold"] is False
+    assert answer["num_history"] == min(MODEL.max_context, len(WORLD.histories["u1"]))
+    assert [type(each["item"]) for each in answer["items"]] == [int] * len(answer["items"])
+    scores = [each["score"] for each in answer["items"]]
+    assert 0 < len(scores) <= 5
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_unknown_user_is_answered_cold(client: Client) -> None:
+    answer = client.post("/recommend", json={"user": "nobody", "k": 5}).json()
+    assert (answer["cold"], answer["num_history"], len(answer["items"])) == (True, 0, 5)
+    assert client.post("/rank", json={"user": "nobody", "items": [1]}).json()["cold"] is True
+
+
+def test_a_history_in_the_request_is_answered_as_the_same_history_of_a_user(client: Client) -> None:
+    each = WORLD.examples()[2]
+    rows = each.interactions
+    history = [{"item": WORLD.learner.names[int(rows.item_hash[i])], "timestamp": int(rows.timestamp_ms[i]),
+                "action": [kind for bit, kind in enumerate(KINDS) if rows.action_bits[i] >> bit & 1]}
+               for i in range(len(rows))]  # fmt: skip
+    frame = {"k": 7, "timestamp": START_MS + 10**8}
+    by_user = client.post("/recommend", json={"user": each.user, **frame}).json()
+    by_history = client.post("/recommend", json={"history": history[::-1], **frame}).json()
+    assert [i["item"] for i in by_user["items"]] == [i["item"] for i in by_history["items"]]
+    assert [i["score"] for i in by_user["items"]] == pytest.approx([i["score"] for i in by_history["items"]], rel=1e-5)
+    assert client.post("/recommend", json={"history": []}).json()["cold"] is True
+
+
+def test_rank_gives_every_candidate_a_probability_of_every_kind(client: Client) -> None:
+    answer = client.post("/rank", json={"user": "u0", "items": [3, "3", "never seen"]}).json()
+    assert [each["item"] for each in answer["items"]] == [3, "3", "never seen"]
+    assert [each["known"] for each in answer["items"]] == [True, True, False]
+    assert answer["items"][0]["probabilities"] == pytest.approx(answer["items"][1]["probabilities"], rel=1e-5)
+    for each in answer["items"]:
+        assert set(each["probabilities"]) == set(KINDS)
+        assert all(0 < value < 1 for value in each["probabilities"].values())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "expected"),
+    [
+        ("/recommend", {"user": "u0", "k": 51}, "k", "at most 50"),
+        ("/recommend", {"user": "u0", "k": 0}, "k", "greater than or equal to 1"),
+        ("/recommend", {"user": "u0", "k": "ten"}, "k", "a valid integer"),
+        ("/recommend", {"user": "u0", "exclude_sen": True}, "exclude_sen", "no such field"),
+        ("/recommend", {}, "body", "expected either user or history, got neither"),
+        ("/recommend", {"user": "u0", "history": []}, "body", "expected either user or history, got both"),
+        ("/recommend", {"user": True}, "user", "integer"),
+        ("/recommend", {"history": [{"item": 1, "action": "view"}]}, "history.0.timestamp", "a value"),
+        ("/recommend", {"history": [{"item": 1, "action": "veiw", "timestamp": 1}]}, "history.0.action", "among view"),
+        ("/recommend", {"history": [{"item": 1, "action": "view", "timestamp": 1}] * 31}, "history", "at most 30"),
+        ("/rank", {"user": "u0", "items": []}, "items", "at least 1"),
+        ("/rank", {"user": "u0", "items": list(range(21))}, "items", "at most 20"),
+        ("/rank", {"user": "u0"}, "items", "a value"),
+        ("/rank", {"user": "u0", "items": [1.5]}, "items.0", "integer"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_was_wrong_and_what_to_do(
+    client: Client, path: str, body: dict[str, Any], field: str, expected: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422
+    problems = answer.json()["detail"]
+    named = [each for each in problems if each["field"].startswith(field) and expected in each["expected"]]
+    assert named, problems
+    assert all(each["do"] for each in problems)
+
+
+def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
+    assert client.post("/recommend", content=b"{nonsense").status_code == 422
+    assert client.post("/recommend", content=b"\xff\xfe").status_code in (400, 422)
+    large = client.post("/rank", json={"user": "u", "items": ["x" * 500] * 60})
+    assert large.status_code == 413
+    assert "serving.max_body_bytes" in large.json()["detail"][0]["do"]
+    streamed = client.post("/rank", content=(b"x" * 1000 for _ in range(60)))
+    assert streamed.status_code == 413
+
+
+def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
+    service = service_of(VersionHolder())
+    client = Client(build_app(service))
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == 503
+    for answer in (client.get("/version"), client.post("/recommend", json={"user": 1})):
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+    service.close()
+
+
+def test_standing_is_told(client: Client) -> None:
+    version = client.get("/version").json()
+    assert version["version"] == {"epoch": 1, "number": 0}
+    assert version["num_items"] == WORLD.learner.items.num_live
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["ready"]
+    assert ready.json()["broker"]
+    text = client.get("/metrics").text
+    for name in ("headrace_request_seconds_bucket", "headrace_freshness_seconds", "headrace_version_number 0.0",
+                 "headrace_version_epoch 1.0", "headrace_cache_bytes", "headrace_broker_up 1.0"):  # fmt: skip
+        assert name in text
+
+
+def test_more_than_the_queue_holds_is_refused_at_once() -> None:
+    service = service_of(HOLDER, ServingConfig(max_waiting=1, max_batch=1))
+    client, release, started = Client(build_app(service)), threading.Event(), threading.Event()
+    answer_now = service.engine.answer
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        release.wait(10)
+        return answer_now(*arguments)
+
+    service.engine.answer = slow  # type: ignore[method-assign]
+    codes: list[int] = []
+
+    def ask() -> None:
+        codes.append(client.post("/recommend", json={"user": "u0"}).status_code)
+
+    first, second = threading.Thread(target=ask), threading.Thread(target=ask)
+    first.start()
+    assert started.wait(10)
+    second.start()
+    while service.batcher.num_waiting < 1:
+        pass
+    assert client.post("/recommend", json={"user": "u0"}).status_code == 503
+    release.set()
+    first.join(10)
+    second.join(10)
+    assert codes == [200, 200]
+    service.close()
+
+
+def test_several_workers_and_batches_answer_as_one_alone() -> None:
+    service = service_of(HOLDER, ServingConfig(num_workers=3, max_batch=4, cache_bytes=0))
+    client = Client(build_app(service))
+    bodies = [{"user": f"u{n % 4}", "k": 3 + n % 5, "timestamp": START_MS + 10**8} for n in range(40)]
+    expected = [client.post("/recommend", json=body).json()["items"] for body in bodies]
+    found: dict[int, Any] = {}
+
+    def ask(index: int) -> None:
+        found[index] = client.post("/recommend", json=bodies[index]).json()["items"]
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for index, items in enumerate(expected):
+        assert [each["item"] for each in found[index]] == [each["item"] for each in items]
+    service.close()
+
+
+SERVICE = service_of(HOLDER)
+schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_operation_keeps_to_its_schema(case: schemathesis.Case) -> None:
+    # Limits and kinds are configuration, which a schema does not know: what it allows may still be too much.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])

@@ -1,0 +1,175 @@
+"""Promise 5: a server answers from complete versions only, rising, unfenced. Each test on a real topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from serving.subscriber import WeightsSubscriber
+from tests.brokers import Broker, wait_until
+from tests.serving.wire import Wire, served
+from tests.serving.world import Record, World, claim
+from trainer.version import VersionAssembler, decode_manifest, encode_manifest
+
+
+@pytest.fixture
+def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
+    wire = Wire(kafka, topic_prefix)
+    yield wire
+    wire.close()
+
+
+def quick_world(epoch: int = 1, seed: int = 0) -> World:
+    return World(seed=seed, epoch=epoch, num_users=2)
+
+
+def corrupt(record: Record) -> Record:
+    key, headers, value = record
+    return key, headers, value[:-1] + bytes([value[-1] ^ 1])
+
+
+def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: list[Record]) -> None:
+    """``bad`` is never served; a delta that builds on it neither; the next base is."""
+    swaps = subscriber.holder.num_swaps
+    wire.send(bad)
+    wire.publish(world, "delta")
+    wait_until(lambda: subscriber.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
+    good = wire.publish(world, "base")
+    served(subscriber, good)
+    assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
+
+
+TORN = {
+    "chunks without a manifest": lambda records: records[:-1],
+    "a corrupt chunk": lambda records: [corrupt(records[0]), *records[1:]],
+    "a missing chunk": lambda records: records[1:],
+    "the manifest before its chunks": lambda records: [records[-1], *records[:-1]],
+    "a manifest alone": lambda records: records[-1:],
+    "a manifest that is no manifest": lambda records: [*records[:-1], (records[-1][0], records[-1][1], b"{}")],
+    "a checksum that is another's": lambda records: [
+        *records[:-1],
+        (
+            *records[-1][:2],
+            encode_manifest(msgspec.structs.replace(decode_manifest(records[-1][2]), checksum="0" * 32)),
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["base", "delta"])
+@pytest.mark.parametrize("how", TORN)
+def test_a_torn_version_is_never_served(wire: Wire, how: str, kind: str) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        never_served(wire, subscriber, world, TORN[how](world.records(kind, wire.next_offset)))
+
+
+def test_chunks_in_any_order_before_their_manifest_are_one_version(wire: Wire) -> None:
+    world = quick_world()
+    records = world.records("base", 0)
+    with wire.subscriber() as subscriber:
+        wire.send([*records[-2::-1], *records[:1], records[-1]])
+        served(subscriber, (1, 0))
+
+
+def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = quick_world()
+    records = world.records("base", 0)
+    manifest = decode_manifest(records[-1][2])
+    monkeypatch.setattr("trainer.version.checksum", lambda blob: manifest.checksum)
+    with wire.subscriber() as subscriber:
+        wire.send([records[0], corrupt(records[1]), *records[2:]])
+        served(subscriber, (1, 0))
+
+
+def test_a_zombie_trainer_is_fenced_off_for_ever(wire: Wire) -> None:
+    zombie, heir = quick_world(epoch=1), quick_world(epoch=2, seed=1)
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(zombie))
+        wire.send([claim(2)])
+        wire.publish(zombie, "delta")
+        wire.publish(zombie, "base")
+        served(subscriber, wire.publish(heir))
+        swaps = subscriber.holder.num_swaps
+        wire.publish(zombie, "base")
+        wire.publish(zombie, "delta")
+        served(subscriber, wire.publish(heir, "delta"))
+        assert subscriber.holder.num_swaps == swaps + 1
+    with wire.subscriber() as late:
+        wait_until(lambda: late.holder.current is not None, 30, "a version")
+        assert late.holder.current is not None
+        assert late.holder.current.which == (2, 1), "also for a server that starts after all this"
+
+
+def test_a_zombies_base_behind_the_claim_does_not_fool_a_server_that_starts_later(wire: Wire) -> None:
+    zombie, heir = quick_world(epoch=1), quick_world(epoch=2, seed=1)
+    wire.publish(zombie)
+    wire.send([claim(2)])
+    wire.publish(heir)
+    wire.publish(heir, "delta")
+    wire.publish(zombie, "base")
+    wire.publish(zombie, "delta")
+    with wire.subscriber() as subscriber:
+        served(subscriber, (2, 1))
+        served(subscriber, wire.publish(heir, "delta"))
+
+
+def test_without_the_floor_a_zombie_would_be_served(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VersionAssembler, "_raise_floor", lambda self, value: None)
+    zombie = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(zombie))
+        wire.send([claim(2)])
+        served(subscriber, wire.publish(zombie, "delta"))
+
+
+def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        world.records("delta", 0)  # learned, named, never sent
+        wire.publish(world, "delta")
+        wire.publish(world, "delta")
+        wait_until(lambda: subscriber.counters.num_unlinked >= 2, 20, "the gap to be seen")
+        assert subscriber.holder.current is not None
+        assert subscriber.holder.current.which == (1, 0)
+        served(subscriber, wire.publish(world))
+        served(subscriber, wire.publish(world, "delta"))
+
+
+def test_a_server_starts_from_the_topic_alone_wherever_it_stands(wire: Wire) -> None:
+    world = quick_world()
+    for kind in ("base", "delta", "delta", "base", "delta"):
+        wire.publish(world, kind)
+    records = world.records("delta", wire.next_offset)
+    wire.send(records[:1])
+    with wire.subscriber() as subscriber:
+        served(subscriber, (1, 4))
+        assert subscriber.counters.num_applied == 2, "the last base and its delta, not the whole topic"
+        wire.send(records[1:])
+        served(subscriber, (1, 5))
+
+
+def test_a_server_that_starts_in_the_middle_of_the_first_version_gets_all_of_it(wire: Wire) -> None:
+    world = quick_world()
+    records = world.records("base", 0)
+    wire.send(records[:2])
+    with wire.subscriber() as subscriber:
+        wait_until(lambda: subscriber.started_following.is_set(), 20, "the subscriber to follow")
+        wire.send(records[2:])
+        served(subscriber, (1, 0))
+
+
+def test_where_the_last_base_is_damaged_a_server_starts_from_the_one_before(wire: Wire) -> None:
+    world = quick_world()
+    wire.publish(world)
+    wire.publish(world, "delta")
+    records = world.records("base", wire.next_offset)
+    wire.send([corrupt(records[0]), *records[1:]])
+    wire.publish(world, "delta")
+    with wire.subscriber() as subscriber:
+        served(subscriber, (1, 1))
+        served(subscriber, wire.publish(world))

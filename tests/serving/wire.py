@@ -1,0 +1,126 @@
+"""A broker's topics for the server's tests: records sent one after another, and threads or processes that follow them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from kafka import KafkaProducer
+
+from serving.broker import connect
+from serving.holder import VersionHolder
+from serving.subscriber import WeightsSubscriber
+from state.codec import encode_example
+from state.config import KafkaConfig
+from state.example import Example
+from state.topics import Topics
+from stream.topics import ensure_topics
+from tests.brokers import REPOSITORY, Broker, free_port, wait_until
+from tests.serving.world import Record, World
+
+
+class Wire:
+    """The topics of one test."""
+
+    def __init__(self, broker: Broker, prefix: str) -> None:
+        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=2)
+        self.topics = Topics.under(prefix)
+        ensure_topics(self.kafka)
+        self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=0, acks="all")
+        self.next_offset = 0
+
+    def send(self, records: Iterable[Record]) -> None:
+        """To the weights topic, in order; returns when the broker has them."""
+        sent = [self._producer.send(self.topics.weights, key=key, value=value, headers=headers, partition=0)
+                for key, headers, value in records]  # fmt: skip
+        for each in sent:
+            self.next_offset = each.get(20).offset + 1
+
+    def publish(self, world: World, kind: str = "base") -> tuple[int, int]:
+        """The world's next version; its name."""
+        self.send(world.records(kind, self.next_offset))
+        return world.epoch, world.number
+
+    def tell(self, examples: Iterable[Example]) -> None:
+        """To the sequences topic."""
+        for each in examples:
+            self._producer.send(self.topics.sequences, key=each.user.encode(), value=encode_example(each),
+                                partition=each.partition)  # fmt: skip
+        self._producer.flush(20)
+
+    def close(self) -> None:
+        self._producer.close(timeout=2)
+
+    @contextmanager
+    def subscriber(self) -> Iterator[WeightsSubscriber]:
+        """A subscriber in this process that follows the weights topic."""
+        thread = WeightsSubscriber(connect(self.kafka, 20), self.topics.weights, VersionHolder())
+        thread.start()
+        try:
+            yield thread
+        finally:
+            thread.stop()
+            thread.join(20)
+            assert thread.failure is None
+            assert not thread.is_alive()
+
+
+def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: float = 30) -> None:
+    """Wait until this version is in use."""
+
+    def holds() -> bool:
+        current = subscriber.holder.current
+        return current is not None and current.which == which
+
+    wait_until(holds, timeout_s, f"version {which} to be served ({subscriber.counters})")
+
+
+class ServerProcess:
+    """``python -m serving`` as a process."""
+
+    def __init__(self, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
+        self.port = free_port()
+        values = {"port": self.port, "status_every_s": 0.2, **serving}
+        lines = [f"{key} = {value if not isinstance(value, str) else repr(value)}" for key, value in values.items()]
+        config = folder / f"server-{self.port}.toml"
+        config.write_text("\n".join(["[kafka]", f"bootstrap = {kafka.bootstrap!r}", f"prefix = {kafka.prefix!r}",
+                                     f"partitions = {kafka.partitions}", "[serving]", *lines]))  # fmt: skip
+        self.log = folder / f"server-{self.port}.log"
+        self.url = f"http://127.0.0.1:{values['port']}"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "serving", "--config", str(config)], cwd=REPOSITORY,
+                                            stdout=log, stderr=subprocess.STDOUT,
+                                            env={**environment, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def ready(self) -> bool:
+        """Whether it answers that it is ready. AssertionError if it has ended."""
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def wait_ready(self) -> None:
+        wait_until(self.ready, 60, "the server to be ready")
+
+    def wait_version(self, which: tuple[int, int]) -> None:
+        """Wait until this version answers."""
+        name = {"epoch": which[0], "number": which[1]}
+        wait_until(
+            lambda: self.client.get("/version").json().get("version") == name, 30, f"version {which} to be served"
+        )
+
+    def close(self) -> None:
+        """Kill it, if it still runs."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(20)
