@@ -62,9 +62,9 @@ def _dropout_arguments(constants: Constants) -> tuple[int, int, int, float]:
 
 
 def _rows(width: int) -> dict[str, int]:
-    """Rows of a program: about 4,096 values."""
+    """Rows of a program: about 2,048 values, so that several fit a processor."""
     padded = next_power(width)
-    return {"ROWS": max(1, 4096 // padded), "WIDTH": padded, "num_warps": 4 if padded <= 2048 else 8}
+    return {"ROWS": max(1, 2048 // padded), "WIDTH": padded, "num_warps": 4 if padded <= 2048 else 8}
 
 
 def _grid(x: Tensor, options: dict[str, int]) -> tuple[int]:

@@ -67,7 +67,7 @@ def _tile_options(query: Tensor, slots: Slots, scale: Scale) -> dict[str, Any]:
     return options | {
         "SLOTS": options["ROWS"], "NORMALIZE": scale.normalize, "GATHER": slots.rows is not None,
         "HAS_VALID": slots.valid is not None, "HAS_LOG_Q": slots.log_q is not None, "MASK_HITS": slots.mask_hits,
-        "PRECISION": "ieee", "num_warps": 4, "num_stages": 2,
+        "PRECISION": "ieee", "num_warps": 8 if options["WIDTH"] >= 256 else 4, "num_stages": 2,
     }  # fmt: skip
 
 
@@ -127,6 +127,8 @@ def _query_parts(
         return parts
     options = _tile_options(query, slots, scale)
     tiles = triton.cdiv(num_rows, options["ROWS"])
+    if options["WIDTH"] >= 256:  # the accumulator takes the registers that a wider tile of scores would need
+        options["SLOTS"] //= 2
     splits = min(8, _splits(query, tiles, triton.cdiv(slots.num_slots, options["SLOTS"])))
     parts = torch.empty(splits, num_rows, width, dtype=torch.float32, device=query.device)
     shared_query_gradient_kernel[(tiles, splits)](
@@ -142,6 +144,8 @@ def _slot_gradients(
     """(S, D): gradients of the shared slots' rows; the whole table's, in its dtype, where there is no list."""
     options = _tile_options(query, slots, scale)
     tiles = triton.cdiv(slots.num_slots, options["SLOTS"])
+    if options["WIDTH"] >= 256:
+        options["ROWS"] //= 2
     splits = _splits(query, tiles, triton.cdiv(query.shape[0], options["ROWS"]))
     parts = torch.empty(splits, slots.num_slots, query.shape[1], dtype=torch.float32, device=query.device)
     shared_slot_gradient_kernel[(tiles, splits)](

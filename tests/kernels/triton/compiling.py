@@ -44,7 +44,12 @@ class Report:
 
 
 def compile_for(
-    kernel: Any, arch: int, constants: dict[str, Any], num_warps: int, num_stages: int, types: dict[str, str] | None = None
+    kernel: Any,
+    arch: int,
+    constants: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+    types: dict[str, str] | None = None,
 ) -> Report:
     """Types of arguments by name: pointers from ``types`` and the table above, integers otherwise.
 
@@ -63,7 +68,7 @@ def compile_for(
             signature[name] = "fp32"
         else:
             signature[name] = known.get(name, "i32")
-            if name.endswith(("_stride", "_head", "_group", "length")):
+            if name.endswith(("_stride", "_head", "_group", "length", "width")):
                 aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages}

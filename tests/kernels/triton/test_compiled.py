@@ -1,0 +1,53 @@
+"""Kernels compiled for GPUs that are not here: registers, spills, shared memory and matrix instructions within budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton comes with torch on Linux")
+
+from tests.kernels.triton import budget
+from tests.kernels.triton.compiling import Report
+from tests.kernels.triton.variants import HOPPER, Variant, variants
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
+CASES = [(variant, architecture) for variant in variants() for architecture in variant.architectures]
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing compiled by another checkout is taken for this one's."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(_cache(tmp_path_factory)))
+
+
+def _cache(factory: pytest.TempPathFactory) -> Path:
+    return factory.getbasetemp() / "triton"
+
+
+@pytest.mark.parametrize(("variant", "architecture"), CASES, ids=[f"{v.name} sm_{a}" for v, a in CASES])
+def test_compiled_kernel_stays_within_its_budget(variant: Variant, architecture: int) -> None:
+    limits = budget.read().get(budget.version_key())
+    if limits is None:
+        pytest.skip(f"no budget for Triton {budget.version_key()}; run python -m tests.kernels.triton.budget")
+    report = budget.report_of(variant, architecture)
+    worse = budget.exceeded(report, limits[f"{variant.name} sm_{architecture}"])
+    assert not worse, f"{worse}; if that is meant, run python -m tests.kernels.triton.budget and say why in the commit"
+
+
+def test_on_hopper_attention_multiplies_with_wgmma_and_loads_wide() -> None:
+    for name, limits in budget.read().get(budget.version_key(), {}).items():
+        if name.endswith(f"sm_{HOPPER}") and name.split()[0] in ("forward", "queries", "keys", "softmax"):
+            assert limits["wgmma"] > 0, name
+            assert limits["mma"] == 0, name
+            assert limits["wide_loads"] > 0, name
+
+
+def test_a_budget_notices_each_thing_that_gets_worse() -> None:
+    limits = {"registers": 100, "stack": 0, "shared": 1000, "spills": 0, "wgmma": 8, "mma": 0, "wide_loads": 4}
+    good = Report(**limits)
+    assert budget.exceeded(good, limits) == []
+    for key, value in (("registers", 101), ("stack", 8), ("spills", 1), ("shared", 1001), ("wgmma", 7), ("wide_loads", 3)):
+        assert len(budget.exceeded(replace(good, **{key: value}), limits)) == 1

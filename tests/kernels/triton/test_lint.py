@@ -1,0 +1,44 @@
+"""What Triton accepts and gets wrong, found in the source of our kernels: `and`/`or` of tensors, and block pointers."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
+BLOCK_POINTERS = {"make_block_ptr", "advance"}
+
+
+def is_kernel(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list)
+
+
+def faults(source: str) -> list[str]:
+    """Lines inside @triton.jit functions that use `and`, `or`, `not` on what may be tensors, or block pointers."""
+    found = []
+    for kernel in filter(is_kernel, ast.walk(ast.parse(source))):
+        for node in ast.walk(kernel):
+            if isinstance(node, ast.BoolOp):
+                found.append(f"line {node.lineno}: `and`/`or` of tensors is silently wrong in Triton; use & and |")
+            if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+                found.append(f"line {node.lineno}: `not` of a tensor is silently wrong in Triton; use == 0")
+            if isinstance(node, ast.Attribute) and node.attr in BLOCK_POINTERS:
+                found.append(f"line {node.lineno}: block pointers are gone in Triton 3.9; use pointers")
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted(KERNELS.rglob("triton_*.py"))
+
+
+def test_no_kernel_uses_what_triton_gets_wrong() -> None:
+    assert len(sources()) > 10
+    assert {str(path): faults(path.read_text()) for path in sources() if faults(path.read_text())} == {}
+
+
+def test_the_lint_sees_each_fault() -> None:
+    template = "@triton.jit\ndef f(a, b):\n    x = {}\n"
+    for fault in ("a or b", "a and b", "not a", "tl.make_block_ptr(a)", "tl.advance(a, b)"):
+        assert len(faults(template.format(fault))) == 1
+    assert faults(template.format("(a | b) & (a == 0)")) == []
+    assert faults("def host(a, b):\n    return a or b\n") == []
