@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from state.action import Action, Rejection, Tick, decode_record
+import numpy as np
+
+from state.action import Rejection, Tick, decode_record
 from state.codec import decode_example
 from state.example import Interactions
 from state.log import ExampleLog, Verdict
 from state.partitioner import partition_of
-from state.sequencer import Sequencer
 from state.status import WorkerStatus, decode_status
 from stream.simulate import World, WorldConfig
+from tests.state.oracle import Oracle
+from tests.state.world import oracle_for
 from tests.stream.workers import Deployment
 
 Row = tuple[Any, ...]
@@ -50,39 +54,40 @@ def is_idle(deployment: Deployment) -> bool:
 
 
 def expected(deployment: Deployment) -> Recount:
-    """What the actions topic should come to, read in one go: no Kafka, no disk, no batches, no crash.
-
-    The sequencer's own rules are checked against an independent oracle in ``tests/state``.
-    """
+    """What the actions topic should come to, by the oracle of ``tests/state``: no Kafka, disk, batch or crash."""
     recount = Recount()
     for number, records in deployment.read(deployment.topics.actions).items():
-        sequencer = Sequencer(deployment.action, deployment.sequence, number)
+        oracle = oracle_for(deployment.sequence, deployment.action)
         for record in records:
-            sequencer.advance(record.offset, record.timestamp)
-            for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
-                reason = _apply(sequencer, one, record, deployment.partitions)
-                if reason is not None:
-                    index = one.index if isinstance(one, Rejection) else at if record.value[:1] == b"[" else -1
-                    recount.dead[number, record.offset, index] = reason
-        for example in sequencer.drain():
-            new = rows_of(example.interactions, len(example.interactions) - example.num_new)
-            recount.rows.setdefault(example.user, []).extend(new)
-        recount.num_accepted += sequencer.counts.num_accepted
-        recount.num_duplicate += sequencer.counts.num_duplicate
+            for index, reason in _feed(oracle, record, number, deployment):
+                recount.dead[number, record.offset, index] = reason
+        for user, life in oracle.users.items():
+            if life.sealed:
+                recount.rows[user] = [_row(token.key()) for token in life.sealed]
+        recount.num_accepted += oracle.accepted
+        recount.num_duplicate += oracle.duplicate
     return recount
 
 
-def _apply(sequencer: Sequencer, one: Action | Tick | Rejection, record: Any, num_partitions: int) -> str | None:
-    """The reason why an action is dead, or None."""
-    if isinstance(one, Rejection):
-        return one.reason
-    if isinstance(one, Tick):
-        sequencer.clock_ms = max(sequencer.clock_ms, one.timestamp_ms)
-        return None
-    if partition_of(one.user.encode(), num_partitions) != sequencer.partition:
-        return "wrong_partition"
-    sequencer.apply(one, record.offset, record.timestamp)
-    return None
+def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -> Iterator[tuple[int, str]]:
+    """Give a record's good actions to the oracle; (index, reason) of the others."""
+    for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
+        if isinstance(one, Rejection):
+            yield one.index, one.reason
+        elif isinstance(one, Tick):
+            oracle.record(record.offset, record.timestamp, record.value)
+        else:
+            content = json.loads(record.value)
+            is_list = isinstance(content, list)
+            if partition_of(one.user.encode(), deployment.partitions) != partition:
+                yield at if is_list else -1, "wrong_partition"
+            else:
+                oracle.apply(content[at] if is_list else content)
+
+
+def _row(key: Row) -> Row:
+    """The oracle's row with its value as the column holds it."""
+    return (*key[:4], None if key[4] is None else float(np.float32(key[4])), key[5])
 
 
 def rows_of(interactions: Interactions, start: int = 0) -> list[Row]:
