@@ -29,6 +29,7 @@ from state.action import Action
 from state.codec import MAX_NAMES_BYTES, Header, view
 from state.config import ActionConfig, SequenceConfig
 from state.example import CLOCK_START_MS, Counts, Example
+from state.names import Names
 from state.user import Open, User
 
 Draft = tuple[Header, bytes]
@@ -43,36 +44,6 @@ class Outcome(Enum):
     DUPLICATE = "duplicate"
     SKIPPED = "skipped"
     """The state that was loaded held it already (`Sequencer.load`)."""
-
-
-class Names:
-    """Which items the partition has named. ``look_up`` asks whoever remembers more than memory holds."""
-
-    MAX_CACHED = 1_000_000
-
-    def __init__(self, look_up: Callable[[int], bool] | None = None) -> None:
-        self._known: set[int] = set()
-        self._look_up = look_up
-        self.fresh: list[int] = []
-        """Named since the owner last emptied this list."""
-
-    def __contains__(self, item_hash: int) -> bool:
-        if item_hash in self._known:
-            return True
-        if self._look_up is None or not self._look_up(item_hash):
-            return False
-        self._known.add(item_hash)
-        return True
-
-    def add(self, item_hash: int) -> None:
-        """Remember that an example carries this item's name."""
-        self._known.add(item_hash)
-        self.fresh.append(item_hash)
-
-    def shrink(self) -> None:
-        """Bound the memory, where somebody else remembers."""
-        if self._look_up is not None and len(self._known) > self.MAX_CACHED:
-            self._known.clear()
 
 
 class Sequencer:

@@ -1,45 +1,16 @@
 """One partition's sequences on disk: what the sequencer computes, made durable in one write batch a call.
 
-Keys (one RocksDB a partition; integers in keys are big-endian):
+One RocksDB a partition. Besides what `state.shelf` keeps of users, its keys are
 
-    m                       `_Meta`: where the partition is; absent until something was applied or restored
-    u <user>                `state.user.UserRecord`
-    s <user> <segment:4>    columns of the interactions [segment·segment_len, (segment+1)·segment_len) of a lifetime;
-                            only the tail is rewritten, those that no example needs any more are deleted
-    o <user>                of a user with open interactions: due_ms, first uncovered offset or -1, clock before it
-    n <item hash:8>         the item has been named in an example
-    x <index:8>             outbox
+    m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
+    x <index:8>     outbox, in the order in which it goes out
 
-Restore, and why a restored store equals one that was never interrupted
------------------------------------------------------------------------
-Let the sequences topic hold the examples up to number n, and let R, C be `replay_from_offset` and `replay_clock_ms` of
-example n. A user's newest example among them is E(u), made when the partition had applied A(u), with the clock at K(u).
-
-1.  E(u) holds all there is of u at A(u): the last ``max_context`` interactions (older ones influence nothing), those
-    sealed but not sent yet, the open ones, ids, features. So the user loaded from E(u) is the user at A(u).
-2.  R is the lowest offset of an action that is in no E(u). It is computed example by example, so that it is right for
-    every prefix of a batch's examples. Hence no action of u that was accepted lies between A(u) and R, and every one
-    behind A(u) is replayed; one at or below `user_offset` is in E(u), and is skipped (`skip_upto`).
-3.  The clock is a function of the log alone: it starts the replay at C, its value just before R, and every replayed
-    record moves it as it did, also by actions that are skipped. When the first action of u that is not skipped comes,
-    the clock is what it was when it came first; so due interactions, joins, lateness and clamps fall out the same.
-4.  An interaction that only the clock sealed (by a tick, or another user), and whose example was lost with the disk, is
-    open in E(u) and due: it is sealed again, before any action behind A(u) meets it, in the same order.
-5.  While R <= offset <= A(u) the clock lies below K(u), and all that is open in E(u) is due after K(u) (or is due from
-    the record of A(u) itself on): nothing of u is sealed before its time.
-6.  Interaction k of u's lifetime is therefore the same in both lives, and `first_new_index` goes on where E(u) ended:
-    each is new in exactly one accepted example. Only their grouping into examples may differ.
-7.  Counts: example n carries them as of `counted_offset` >= R - 1. They are taken over, and replayed records at or
-    below that offset are not counted again.
-8.  Dead letters of replayed records are written again, with the same topic, partition, offset and index, which is what
-    makes them one: who counts dead letters counts those. None is lost: `outbox` never hands out an example together
-    with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
-9.  Names: those of the examples at hand are known; others are sent again when their items are seen again.
+A batch changes users, index, names, outbox and ``m`` together or not at all. Sequences on disk never disagree with the
+outbox or with the applied offset, whenever the process dies. `state.restore` says what happens when the disk is lost.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +22,15 @@ from state.action import Action, Rejection, Tick, decode_record
 from state.codec import pack
 from state.config import ActionConfig, SequenceConfig, StoreConfig, check_sizes
 from state.database import Database
-from state.errors import CodecError, StoreCorrupt, StoreMismatch
-from state.example import CLOCK_START_MS, Counts, Example
-from state.log import ExampleLog, Verdict
+from state.errors import CodecError
+from state.example import Counts, Example
+from state.meta import Meta, Shape, corrupt, decode_meta, encode_meta
+from state.names import Names
 from state.outbox import OutboxEntry, entry_of, stored_dead_letter, stored_example
 from state.partitioner import partition_of
-from state.sequencer import Draft, Names, Sequencer
+from state.restore import Restored, adopt_newest, rewind
+from state.sequencer import Draft, Sequencer
+from state.shelf import Shelf
 from state.status import PartitionStatus
 from state.user import User
 
@@ -64,37 +38,7 @@ __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
-LAYOUT = 1
 _META = b"m"
-_HELD = struct.Struct("<qqq")
-_ADOPT_BATCH = 500
-
-
-class _Shape(msgspec.Struct, array_like=True):
-    """What of the configuration is in the bytes."""
-
-    layout: int
-    partition: int
-    num_partitions: int
-    segment_len: int
-    kinds: list[str]
-    features: list[str]
-    user_features: list[str]
-
-
-class _Meta(msgspec.Struct, array_like=True):
-    shape: _Shape
-    applied_offset: int = -1
-    applied_record_ms: int = -1
-    clock_ms: int = CLOCK_START_MS
-    counted_offset: int = -1
-    counts: Counts = Counts()
-    next_number: int = 0
-    writer_epoch: int = 0
-    outbox_first: int = 0
-    outbox_next: int = 0
-    relayed_number: int = -1
-    sequences_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,14 +75,12 @@ class PartitionStore:
         self._config = store
         self._num_partitions = num_partitions
         self._topic = topic
-        self._shape = _Shape(
-            LAYOUT, partition, num_partitions or 0, sequence.segment_len, list(action.kinds), list(action.features),
-            list(action.user_features),
-        )  # fmt: skip
-        self._meta = _Meta(self._shape)
+        self._shape = Shape.of(partition, num_partitions, action, sequence)
+        self._meta = Meta(self._shape)
         self._sequencer = Sequencer(action, sequence, partition)
         self._is_new = True
         self._db = Database(path, store)
+        self._shelf = Shelf(self._db, partition, action, sequence)
         try:
             self._start()
         except BaseException:
@@ -294,10 +236,9 @@ class PartitionStore:
         for stored in [*dead, *(stored_example(pack(header, columns)) for header, columns in drafts)]:
             batch.put(_outbox_key(index), stored)
             index += 1
-        for user in sequencer.changed.values():
-            self._save_user(batch, user)
-        for item in sequencer.names.fresh:
-            batch.put(_name_key(item), b"")
+        for name, user in sequencer.changed.items():
+            self._shelf.save(batch, user, sequencer.due.get(name), sequencer.uncovered.get(name))
+        self._shelf.save_names(batch, sequencer.names.fresh)
         self._put_meta(batch, outbox_next=index)
         self._db.write(batch)
         self._is_new = False
@@ -365,8 +306,8 @@ class PartitionStore:
             if stored is not None:
                 return entry_of(index, stored, self.writer_epoch)
         except (CodecError, msgspec.DecodeError) as error:
-            raise self._corrupt(f"outbox entry {index}", str(error)) from error
-        raise self._corrupt(f"outbox entry {index}", "nothing")
+            raise corrupt(self.path, f"outbox entry {index}", str(error)) from error
+        raise corrupt(self.path, f"outbox entry {index}", "nothing")
 
     # Restoring
 
@@ -380,67 +321,20 @@ class PartitionStore:
         self._db.wipe()
         self._start()
         try:
-            return self._restore(examples)
+            restored = adopt_newest(self._db, self._shelf, examples)
+            if restored.newest is not None:
+                self._resume_from(restored)
         except BaseException:
             self._db.close()
             raise
+        return restored.num_examples
 
-    def _restore(self, examples: Iterable[Example]) -> int:
-        log = ExampleLog(None, allow_holes=True)
-        newest: Example | None = None
-        unsent: set[str] = set()
-        batch, names, num_examples = WriteBatch(raw_mode=True), set[str](), 0
-        for example in examples:
-            if log.feed(example) is not Verdict.ACCEPT:
-                continue
-            if example.user in names or len(names) >= _ADOPT_BATCH:
-                self._db.write(batch)
-                batch, names = WriteBatch(raw_mode=True), set()
-            self._adopt(batch, example)
-            names.add(example.user)
-            (unsent.add if example.num_unsent else unsent.discard)(example.user)
-            newest, num_examples = example, num_examples + 1
-        self._db.write(batch)
-        if newest is not None:
-            self._resume_from(newest, log.writer_epoch, unsent)
-        return num_examples
-
-    def _adopt(self, batch: WriteBatch, example: Example) -> None:
-        shape = (example.partition, example.interactions.feature_hash.shape[1], len(example.user_feature_hash))
-        expected = (self.partition, len(self._action.features), len(self._action.user_features))
-        if shape != expected:
-            raise StoreMismatch(
-                f"example of {example.user[:40]!r}: expected (partition, features, user features) {expected}, got "
-                f"{shape}; keep the configuration that the topic was written under, or use a new kafka.prefix"
-            )
-        user, key = User.from_example(example), example.user.encode()
-        older = self._db.get(b"u" + key)
-        if older is not None:
-            stale = User.decode(example.user, older, 0)
-            for segment in self._segments(stale.start, stale.num_sealed):
-                batch.delete(_segment_key(key, segment))
-            batch.delete(b"o" + key)
-        if user.opens:
-            due_ms = min(opened.timestamp_ms for opened in user.opens.values()) + self._sequence.join_window_ms
-            batch.put(b"o" + key, _HELD.pack(due_ms, -1, 0))
-        user.saved_start = user.saved_upto = user.start
-        self._save_columns(batch, user, key)
-        batch.put(b"u" + key, user.encode())
-        for item in example.names:
-            batch.put(_name_key(item), b"")
-
-    def _resume_from(self, newest: Example, writer_epoch: int, unsent: Iterable[str]) -> None:
+    def _resume_from(self, restored: Restored) -> None:
         sequencer = self._sequencer
-        sequencer.applied_offset = newest.replay_from_offset - 1
-        sequencer.applied_record_ms = newest.newest_record_ms
-        sequencer.clock_ms = newest.replay_clock_ms
-        sequencer.counted_offset = newest.counted_offset
-        sequencer.counts = newest.counts
-        sequencer.next_number = newest.number + 1
-        sequencer.writer_epoch = writer_epoch
-        self._meta.relayed_number = newest.number
+        rewind(sequencer, restored)
+        self._meta.relayed_number = sequencer.next_number - 1
         self._hold_open()
-        for name in unsent:
+        for name in restored.unsent:
             user = self._load_user(name)
             assert user is not None
             sequencer.wake(user)
@@ -460,58 +354,13 @@ class PartitionStore:
             self._commit(sequencer.drain_drafts(), ())
         return num_users
 
-    # Users on disk
-
     def read_user(self, user: str) -> Example | None:
         """The user as he is now: his last ``max_context`` interactions (none of them new), what is open, and so on."""
         known = self._sequencer.users.get(user) or self._load_user(user)
         return None if known is None else self._sequencer.snapshot(known)
 
     def _load_user(self, name: str) -> User | None:
-        key = name.encode()
-        record = self._db.get(b"u" + key)
-        if record is None:
-            return None
-        num_features, length = len(self._action.features), self._sequence.segment_len
-        try:
-            user = User.decode(name, record, num_features)
-        except (msgspec.DecodeError, TypeError, ValueError) as error:
-            raise self._corrupt(f"user {name!r}", str(error)) from error
-        segments = self._segments(user.start, user.num_sealed)
-        for segment, columns in zip(
-            segments, self._db.get_many([_segment_key(key, segment) for segment in segments]), strict=True
-        ):
-            rows = min((segment + 1) * length, user.num_sealed) - max(segment * length, user.start)
-            if columns is None or len(columns) != rows * (32 + 8 * num_features):
-                raise self._corrupt(f"segment {segment} of user {name!r}", f"{len(columns or b'')} bytes")
-            user.extend(columns, rows)
-        user.is_held = name in self._sequencer.due
-        return user
-
-    def _save_user(self, batch: WriteBatch, user: User) -> None:
-        key, sequencer = user.name.encode(), self._sequencer
-        self._save_columns(batch, user, key)
-        batch.put(b"u" + key, user.encode())
-        due_ms = sequencer.due.get(user.name)
-        if due_ms is not None:
-            batch.put(b"o" + key, _HELD.pack(due_ms, *sequencer.uncovered.get(user.name, (-1, 0))))
-        elif user.is_held:
-            batch.delete(b"o" + key)
-        user.is_held = due_ms is not None
-
-    def _save_columns(self, batch: WriteBatch, user: User, key: bytes) -> None:
-        length = self._sequence.segment_len
-        for segment in self._segments(max(user.saved_upto, user.start), user.num_sealed):
-            first, last = max(segment * length, user.start), min((segment + 1) * length, user.num_sealed)
-            batch.put(_segment_key(key, segment), b"".join(user.columns(first, last)))
-        for segment in self._segments(user.saved_start, min(user.saved_upto, user.start // length * length)):
-            batch.delete(_segment_key(key, segment))
-        user.saved_start, user.saved_upto = user.start, user.num_sealed
-
-    def _segments(self, first: int, last: int) -> range:
-        """Segments that hold the interactions ``first`` … ``last - 1``."""
-        length = self._sequence.segment_len
-        return range(first // length, -(-last // length)) if last > first else range(0)
+        return self._shelf.load(name, is_held=name in self._sequencer.due)
 
     # Opening and closing
 
@@ -520,13 +369,17 @@ class PartitionStore:
         self._db.close()
 
     def _start(self) -> None:
-        meta = self._read_meta()
+        stored = self._db.get(_META)
+        meta = None if stored is None else decode_meta(stored, self.path)
+        if meta is not None:
+            self._shape.check(meta.shape, self.path)
         self._is_new = meta is None
         if meta is None and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # a restore that did not end
-        self._meta = meta or _Meta(self._shape)
-        names = Names(lambda item: self._db.get(_name_key(item)) is not None)
-        sequencer = Sequencer(self._action, self._sequence, self.partition, load=self._load_user, names=names)
+        self._meta = meta or Meta(self._shape)
+        sequencer = Sequencer(
+            self._action, self._sequence, self.partition, load=self._load_user, names=Names(self._shelf.is_named)
+        )
         sequencer.applied_offset, sequencer.applied_record_ms = self._meta.applied_offset, self._meta.applied_record_ms
         sequencer.clock_ms, sequencer.counts = self._meta.clock_ms, self._meta.counts
         sequencer.counted_offset, sequencer.next_number = self._meta.counted_offset, self._meta.next_number
@@ -535,32 +388,8 @@ class PartitionStore:
         self._hold_open()
 
     def _hold_open(self) -> None:
-        """Put the index of open interactions back into memory: as much work as there are users who hold any."""
-        held = [(key[1:].decode(), *_HELD.unpack(value)) for key, value in self._db.under(b"o")]
-        for name, due_ms, offset, clock_ms in sorted(held, key=lambda one: one[2]):
-            self._sequencer.hold(name, due_ms, None if offset < 0 else (offset, clock_ms))
-
-    def _read_meta(self) -> _Meta | None:
-        stored = self._db.get(_META)
-        if stored is None:
-            return None
-        try:
-            meta = msgspec.msgpack.decode(stored, type=_Meta)
-        except msgspec.DecodeError as error:
-            raise self._corrupt("its description", str(error)) from error
-        self._check_shape(meta.shape)
-        return meta
-
-    def _check_shape(self, stored: _Shape) -> None:
-        """Kinds may be added at the end; nothing else of what is in the bytes may change."""
-        ours = self._shape
-        for field in stored.__struct_fields__:
-            was, now = getattr(stored, field), getattr(ours, field)
-            if was != now and not (field == "kinds" and now[: len(was)] == was):
-                raise StoreMismatch(
-                    f"{self.path}: expected {field} {was!r} as it was written, got {now!r}; "
-                    "put the configuration back, or use another store.path and kafka.prefix"
-                )
+        for name, due_ms, uncovered in self._shelf.held():
+            self._sequencer.hold(name, due_ms, uncovered)
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
         sequencer, old = self._sequencer, self._meta
@@ -568,26 +397,12 @@ class PartitionStore:
             name: changes.get(name, getattr(old, name))
             for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset")
         }
-        self._meta = _Meta(
+        self._meta = Meta(
             self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.clock_ms,
             sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
         )  # fmt: skip
-        batch.put(_META, msgspec.msgpack.encode(self._meta))
-
-    def _corrupt(self, what: str, got: str) -> StoreCorrupt:
-        return StoreCorrupt(
-            f"{self.path}: expected intact state, {what} is damaged ({got}); "
-            "remove the folder, it is restored from Kafka"
-        )
+        batch.put(_META, encode_meta(self._meta))
 
 
 def _outbox_key(index: int) -> bytes:
     return b"x" + index.to_bytes(8, "big")
-
-
-def _name_key(item_hash: int) -> bytes:
-    return b"n" + item_hash.to_bytes(8, "big", signed=True)
-
-
-def _segment_key(user_key: bytes, segment: int) -> bytes:
-    return b"s" + user_key + segment.to_bytes(4, "big")

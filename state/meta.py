@@ -1,0 +1,80 @@
+"""What a partition's database says of itself: where it is, and under which configuration its bytes were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from state.config import ActionConfig, SequenceConfig
+from state.errors import StoreCorrupt, StoreMismatch
+from state.example import CLOCK_START_MS, ZERO_COUNTS, Counts
+
+LAYOUT = 1
+
+
+class Shape(msgspec.Struct, array_like=True):
+    """What of the configuration is in the bytes. Field order is the layout."""
+
+    layout: int
+    partition: int
+    num_partitions: int
+    """0 where nobody said."""
+    segment_len: int
+    kinds: list[str]
+    features: list[str]
+    user_features: list[str]
+
+    @classmethod
+    def of(cls, partition: int, num_partitions: int | None, action: ActionConfig, sequence: SequenceConfig) -> Shape:
+        """The shape that this configuration gives."""
+        return cls(
+            LAYOUT, partition, num_partitions or 0, sequence.segment_len, list(action.kinds), list(action.features),
+            list(action.user_features),
+        )  # fmt: skip
+
+    def check(self, stored: Shape, path: Path) -> None:
+        """Kinds may be added at the end; nothing else may change. Raises `StoreMismatch`."""
+        for field in stored.__struct_fields__:
+            was, now = getattr(stored, field), getattr(self, field)
+            if was != now and not (field == "kinds" and now[: len(was)] == was):
+                raise StoreMismatch(
+                    f"{path}: expected {field} {was!r} as it was written, got {now!r}; "
+                    "put the configuration back, or use another store.path and kafka.prefix"
+                )
+
+
+class Meta(msgspec.Struct, array_like=True):
+    """Where the partition is. Field order is the layout."""
+
+    shape: Shape
+    applied_offset: int = -1
+    applied_record_ms: int = -1
+    clock_ms: int = CLOCK_START_MS
+    counted_offset: int = -1
+    counts: Counts = ZERO_COUNTS
+    next_number: int = 0
+    writer_epoch: int = 0
+    outbox_first: int = 0
+    outbox_next: int = 0
+    relayed_number: int = -1
+    sequences_offset: int = 0
+
+
+def encode_meta(meta: Meta) -> bytes:
+    """MessagePack."""
+    return msgspec.msgpack.encode(meta)
+
+
+def decode_meta(stored: bytes, path: Path) -> Meta:
+    """Raises `StoreCorrupt`."""
+    try:
+        return msgspec.msgpack.decode(stored, type=Meta)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise corrupt(path, "its description", str(error)) from error
+
+
+def corrupt(path: Path, what: str, got: str) -> StoreCorrupt:
+    """The error for bytes that RocksDB took for intact and that are not."""
+    advice = "remove the folder, it is restored from Kafka"
+    return StoreCorrupt(f"{path}: expected intact state, {what} is damaged ({got}); {advice}")
