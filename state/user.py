@@ -144,21 +144,22 @@ class User:
     def open_columns(self, num_unsent: int) -> list[bytes]:
         """The codec's columns of open interactions: the last ``num_unsent`` sealed ones first, then what is open."""
         opens = list(self.opens.values())
-        unsent = self.columns(self.num_sealed - num_unsent, self.num_sealed)
-        columns: list[array[int] | array[float]] = [
-            array("q", [o.item_hash for o in opens]),
-            array("q", [o.timestamp_ms for o in opens]),
-            array("q", [o.domain_hash for o in opens]),
-            array("q", [feature for o in opens for feature in o.feature_hash]),
-            array("I", [o.bits for o in opens]),
-            array("f", [o.value for o in opens]),
+        if not opens and not num_unsent:
+            return []
+        columns = [
+            array("q", [o.item_hash for o in opens]).tobytes(),
+            array("q", [o.timestamp_ms for o in opens]).tobytes(),
+            array("q", [o.domain_hash for o in opens]).tobytes(),
+            array("q", [feature for o in opens for feature in o.feature_hash]).tobytes(),
+            array("I", [o.bits for o in opens]).tobytes(),
+            array("f", [o.value for o in opens]).tobytes(),
         ]
-        merged: list[bytes] = []
-        for sent, column in zip(unsent, columns, strict=True):
-            merged += (sent, column.tobytes())
-        merged.append(array("q", [self.user_offset] * num_unsent + [o.first_offset for o in opens]).tobytes())
-        merged.append(array("q", [self.new_record_ms] * num_unsent + [o.record_ms for o in opens]).tobytes())
-        return merged
+        if num_unsent:
+            unsent = self.columns(self.num_sealed - num_unsent, self.num_sealed)
+            columns = [sent + column for sent, column in zip(unsent, columns, strict=True)]
+        columns.append(array("q", [self.user_offset] * num_unsent + [o.first_offset for o in opens]).tobytes())
+        columns.append(array("q", [self.new_record_ms] * num_unsent + [o.record_ms for o in opens]).tobytes())
+        return columns
 
     def encode(self) -> bytes:
         """The `UserRecord`, for the store."""
