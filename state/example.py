@@ -59,7 +59,7 @@ class Example:
     number: int
     """The partition's outbox number: 0, 1, 2, … without holes."""
     interactions: Interactions
-    """Sealed: context first, then the new ones."""
+    """Sealed: context first, then the new ones. Never empty but in a fence."""
     num_new: int
     """0 in an example that only writes a user's state again (`state.log.ExampleLog.overwritten`)."""
     first_new_index: int

@@ -346,7 +346,8 @@ class PartitionStore:
         sequencer, num_users = self._sequencer, 0
         for name in users:
             user = sequencer.users.get(name) or self._load_user(name)
-            if user is not None:
+            # Who has nothing sealed has no example that counts, and no example is ever empty.
+            if user is not None and user.num_sealed:
                 sequencer.users[name] = user
                 sequencer.refresh(user)
                 num_users += 1

@@ -150,6 +150,16 @@ def test_a_long_life_keeps_only_the_segments_that_context_needs(tmp_path: Path) 
     store.close()
 
 
+def test_a_user_is_written_again_on_request_with_nothing_new(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0)
+    store.apply([(0, 2_000, None, action("u")), (1, 2_500, None, action("v", time_ms=62_000))])
+    assert store.refresh(["u", "v", "nobody"]) == 1
+    example = decode_example(store.outbox()[-1].value)
+    assert (example.user, example.number, example.num_new, len(example.interactions)) == ("u", 1, 0, 1)
+    assert (example.newest_record_ms, example.replay_from_offset, example.first_new_index) == (2_500, 1, 1)
+    store.close()
+
+
 def test_an_unknown_user_is_none(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0)
     assert store.read_user("nobody") is None
