@@ -31,8 +31,8 @@ struct bf16 {
 
 #define HEADRACE_INLINE inline __attribute__((always_inline))
 
-HEADRACE_INLINE vf splat(float x) { return vf{} + x; }
-HEADRACE_INLINE vi splat(int32_t x) { return vi{} + x; }
+HEADRACE_INLINE vf splat(float x) { return x - vf{}; }  // x + 0 would cost an addition: it turns -0 into 0
+HEADRACE_INLINE vi splat(int32_t x) { return x - vi{}; }
 
 HEADRACE_INLINE vf fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
@@ -104,20 +104,26 @@ HEADRACE_INLINE void store_first<float>(float* p, vf v, int n) {
 }
 #endif
 
-// In a fixed order: halves are added until one lane is left.
+// In a fixed order: each half is added to (or compared with) the other until one lane is left.
+template <int DISTANCE>
+HEADRACE_INLINE vf other_half(vf v) {
+    vi from = {};
+    for (int i = 0; i < LANES; ++i) from[i] = i ^ DISTANCE;
+    return __builtin_shuffle(v, from);
+}
 HEADRACE_INLINE float sum(vf v) {
-    float lanes[LANES];
-    store(lanes, v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+    if constexpr (LANES > 8) v += other_half<8 % LANES>(v);
+    if constexpr (LANES > 4) v += other_half<4 % LANES>(v);
+    v += other_half<2>(v);
+    v += other_half<1>(v);
+    return v[0];
 }
 HEADRACE_INLINE float largest(vf v) {
-    float lanes[LANES];
-    store(lanes, v);
-    float most = lanes[0];
-    for (int i = 1; i < LANES; ++i) most = lanes[i] > most ? lanes[i] : most;
-    return most;
+    if constexpr (LANES > 8) v = larger(v, other_half<8 % LANES>(v));
+    if constexpr (LANES > 4) v = larger(v, other_half<4 % LANES>(v));
+    v = larger(v, other_half<2>(v));
+    v = larger(v, other_half<1>(v));
+    return v[0];
 }
 
 // exp(x) for x <= 0 to 2 ulp; 0 below -87.3. exp(x) = 2^n * e^f with n = round(x / ln 2), f = x - n ln 2 (ln 2 in

@@ -88,6 +88,17 @@ HEADRACE_INLINE void gradient_through_length(float* g, const float* unit, Length
     for (int64_t d = 0; d < stride; d += LANES) store(g + d, fma(minus, load(unit + d), load(g + d)) * inverse);
 }
 
+// The same on rows of `width` that are not padded.
+HEADRACE_INLINE void add_scaled_row(float* out, const float* x, float scale, int64_t width) {
+    const vf s = splat(scale);
+    int64_t d = 0;
+    for (; d + LANES <= width; d += LANES) store(out + d, fma(s, load(x + d), load(out + d)));
+    if (d < width) {
+        const int n = (int)(width - d);
+        store_first(out + d, fma(s, load_first(x + d, n), load_first(out + d, n)), n);
+    }
+}
+
 HEADRACE_INLINE void store_row(float* out, const float* x, int64_t width) {
     int64_t d = 0;
     for (; d + LANES <= width; d += LANES) store(out + d, load(x + d));

@@ -190,47 +190,30 @@ def _(
     return new(num_queries), grad_query_RD, new(num_queries), new(num_queries), extra
 
 
-@torch.library.custom_op("headrace::softmax_loss_backward", mutates_args=(), device_types="cpu")
-def softmax_loss_backward(
-    grad_loss_R: Tensor,
-    query_RD: Tensor,
-    table_UD: Tensor,
-    target_R: Tensor,
-    negatives: Tensor | None,
-    valid_V: Tensor | None,
-    log_q_target_R: Tensor | None,
-    log_q_negatives: Tensor | None,
-    temperature: float,
-    normalize: bool,
-    eps: float,
-    mask_hits: bool,
-    grad_query_RD: Tensor,
-    coefficient_R: Tensor,
-    log_sum_R: Tensor,
-    extra: Tensor,
-    with_query: bool,
-    with_table: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of query and table, in their dtypes; empty where not wanted."""
-    grad_loss_R = grad_loss_R.float().contiguous()
-    query, table = query_RD.new_empty(0), table_UD.new_empty(0)
-    if with_query:
-        query = (grad_query_RD * grad_loss_R[:, None]).to(query_RD.dtype)
-    if with_table:
-        problem = Problem(
-            query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
-            temperature, normalize, eps, mask_hits,
-        )  # fmt: skip
-        table = _table_gradient(problem, grad_loss_R, coefficient_R, log_sum_R, extra).to(table_UD.dtype)
-    return query, table
+class _Loss(torch.autograd.Function):
+    """`softmax_loss` with its gradients."""
 
+    @staticmethod
+    def forward(ctx: Any, query_RD: Tensor, table_UD: Tensor, *arguments: Any) -> Tensor:
+        """Losses, and what the gradients need; the last arguments of `softmax_loss` say which those are."""
+        loss_R, *kept = softmax_loss(query_RD, table_UD, *arguments)
+        ctx.save_for_backward(query_RD, table_UD, *arguments[:5], *kept)
+        ctx.scalars = arguments[5:-2]
+        result: Tensor = loss_R
+        return result
 
-@softmax_loss_backward.register_fake
-def _(_grad_loss_R: Tensor, query_RD: Tensor, table_UD: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    with_query, with_table = rest[-2:]
-    query = torch.empty_like(query_RD, memory_format=torch.contiguous_format) if with_query else query_RD.new_empty(0)
-    table = torch.empty_like(table_UD, memory_format=torch.contiguous_format) if with_table else table_UD.new_empty(0)
-    return query, table
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query and table, in their dtypes."""
+        *inputs, grad_query_RD, coefficient_R, log_sum_R, extra = ctx.saved_tensors
+        weight_R = grads[0].float().contiguous()
+        query, table = None, None
+        if ctx.needs_input_grad[0]:
+            query = (grad_query_RD * weight_R[:, None]).to(inputs[0].dtype)
+        if ctx.needs_input_grad[1]:
+            problem = Problem(*inputs, *ctx.scalars)
+            table = _table_gradient(problem, weight_R, coefficient_R, log_sum_R, extra).to(inputs[1].dtype)
+        return (query, table, *[None] * 11)
 
 
 def _table_gradient(
@@ -266,24 +249,6 @@ def _table_gradient(
     return grad_table_UD
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.scalars, ctx.wanted = inputs[7:-2], inputs[-2:]
-    ctx.save_for_backward(*inputs[:7], *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _backward(ctx: Any, grad_loss_R: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, grad_query_RD, coefficient_R, log_sum_R, extra = ctx.saved_tensors
-    with_query, with_table = ctx.wanted
-    query, table = softmax_loss_backward(
-        grad_loss_R, *inputs, *ctx.scalars, grad_query_RD, coefficient_R, log_sum_R, extra, with_query, with_table
-    )
-    return (query if with_query else None, table if with_table else None, *[None] * 11)
-
-
-softmax_loss.register_autograd(_backward, setup_context=_setup)
-
-
 def loss(
     query_RD: Tensor,
     table_UD: Tensor,
@@ -300,8 +265,8 @@ def loss(
 ) -> Tensor:
     """(R,) float32 losses, differentiable in query and table."""
     wanted = torch.is_grad_enabled()
-    result: tuple[Tensor, ...] = softmax_loss(
+    result: Tensor = _Loss.apply(
         query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
         temperature, normalize, eps, mask_hits, wanted and query_RD.requires_grad, wanted and table_UD.requires_grad,
     )  # fmt: skip
-    return result[0]
+    return result

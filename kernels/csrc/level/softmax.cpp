@@ -136,10 +136,10 @@ inline void end_block(const Loss& loss, Block& b) {
     const int64_t stride = loss.query.stride;
     for (int64_t i = 0; i < b.num; ++i) {
         const int64_t r = b.first + i;
-        const float log_sum = b.largest[i] + logf(b.total[i]);
+        const float log_total = logf(b.total[i]);
         const float minus = expf(b.target_score[i] - b.largest[i]) / b.total[i] - 1.0f;
-        loss.loss_R[r] = logf(b.total[i]) + (b.largest[i] - b.target_score[i]);
-        if (loss.log_sum_R) loss.log_sum_R[r] = log_sum;
+        loss.loss_R[r] = log_total + (b.largest[i] - b.target_score[i]);
+        if (loss.log_sum_R) loss.log_sum_R[r] = b.largest[i] + log_total;
         if (loss.coefficient_R) loss.coefficient_R[r] = minus;
         if (!loss.grad_query_RD) continue;
         float* grad = b.grad + i * stride;
@@ -321,7 +321,7 @@ inline int scatter(const Loss& loss, int64_t num_rows, float* grad_UD, int throu
                 const int64_t row = negative_at(loss, s);
                 if (row < 0 || !mine(row, me, team)) continue;
                 touched.p[row] = 1;
-                for (int64_t d = 0; d < width; ++d) grad_UD[row * width + d] += loss.grad_negative_SD[s * width + d];
+                add_scaled_row(grad_UD + row * width, loss.grad_negative_SD + s * width, 1.0f, width);
             }
             for (int64_t r = 0; loss.target_R && r < loss.num_queries; ++r) {
                 const int64_t row = loss.target_R[r];
@@ -329,7 +329,7 @@ inline int scatter(const Loss& loss, int64_t num_rows, float* grad_UD, int throu
                 touched.p[row] = 1;
                 unit_row(loss.query, r, unit);
                 const float by = loss.coefficient_R[r] * (loss.weight_R ? loss.weight_R[r] : 1.0f) * loss.inverse_temperature;
-                for (int64_t d = 0; d < width; ++d) grad_UD[row * width + d] += by * unit[d];
+                add_scaled_row(grad_UD + row * width, unit, by, width);
             }
             for (int64_t row = 0; through_length && row < num_rows; ++row) {
                 if (!touched.p[row]) continue;
