@@ -7,10 +7,10 @@ negatives, or the same number shared by the batch, from the same table; memory i
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -110,10 +110,16 @@ def report_peak(name: str) -> None:
     step = CONTENDERS[name](full_batch())
     warm: Tensor = torch.randn(64, 64, requires_grad=True)
     torch.autograd.backward((warm @ warm).sum())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_bytes()
     step()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(_high_water_bytes() - before)
+
+
+def _high_water_bytes() -> int:
+    """Peak resident memory of this process alone (getrusage would count its parent's before exec)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def rows(quick: bool) -> list[Row]:

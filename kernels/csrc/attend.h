@@ -7,6 +7,7 @@
 
 #include "attention.h"
 #include "pairs.h"
+#include "rows.h"
 #include "simd.h"
 
 HEADRACE_BEGIN
@@ -14,6 +15,8 @@ HEADRACE_BEGIN
 constexpr int64_t ROWS = 48;  // a multiple of MR
 constexpr int64_t COLS = 48;  // a multiple of W and of MR
 constexpr int64_t GROUPS = ROWS / MR;
+
+struct Tiles {};  // of matrix registers, where there are some
 
 struct Shape {  // of a scratch: the widest item
     int64_t rows, cols, qk_pad, v_pad;
@@ -60,11 +63,6 @@ inline void turn(const float* rows, int64_t pad, int64_t count, float* turned) {
             for (int64_t j = 0; j < COLS; j += W) transpose_block(rows + (j0 + j) * pad + d, pad, turned + j0 * pad + d * COLS + j, COLS);
 }
 
-template <typename T>
-const T* rows_of(const HeadraceTensor& tensor, int64_t row, int64_t head) {
-    return static_cast<const T*>(tensor.data) + row * tensor.row + head * tensor.head;
-}
-
 // Keys or values of an item: the cache's rows, then the new ones, then zeros up to `total`.
 template <typename T>
 void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width,
@@ -78,27 +76,6 @@ template <typename T>
 void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
     pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad, activate_too);
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
-}
-
-template <typename T>
-void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_t count, int64_t width, const float* rows, int64_t pad) {
-    T* to = static_cast<T*>(tensor.data) + (item.first + from) * tensor.row + item.head * tensor.head;
-    for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < width; d += W) store_some(to + i * tensor.row + d, load(rows + i * pad + d), width - d);
-}
-
-// A gradient, through SiLU where the inputs were pre-activations (`through`).
-template <typename T>
-void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t width,
-                 const float* rows, int64_t pad) {
-    if (!a.preactivated) return unpack<T>(tensor, item, 0, item.queries, width, rows, pad);
-    T* to = static_cast<T*>(tensor.data) + item.first * tensor.row + item.head * tensor.head;
-    const T* from = rows_of<T>(through, item.first, item.head);
-    for (int64_t i = 0; i < item.queries; ++i)
-        for (int64_t d = 0; d < width; d += W) {
-            const vf x = load_some(from + i * through.row + d, width - d), gate = sigmoid(x), activated = x * gate;
-            store_some(to + i * tensor.row + d, load(rows + i * pad + d) * (gate + activated - activated * gate), width - d);
-        }
 }
 
 template <typename T>

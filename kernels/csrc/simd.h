@@ -14,7 +14,11 @@
 
 HEADRACE_BEGIN
 
-#if defined(__AVX512F__)
+#if defined(HEADRACE_LEVEL_AMX)
+constexpr int W = 16;
+constexpr int NV_MAX = 3;  // 8 x 3 accumulators of 32 registers
+constexpr int MR = 8;      // four groups of rows in 32, two tiles
+#elif defined(__AVX512F__)
 constexpr int W = 16;
 constexpr int NV_MAX = 4;  // 6 x 4 accumulators of 32 registers
 #elif defined(__AVX2__)
@@ -24,7 +28,9 @@ constexpr int NV_MAX = 2;  // 6 x 2 accumulators of 16 registers
 constexpr int W = 4;
 constexpr int NV_MAX = 2;
 #endif
+#if !defined(HEADRACE_LEVEL_AMX)
 constexpr int MR = 6;
+#endif
 
 #define HEADRACE_INLINE inline __attribute__((always_inline))
 
@@ -231,12 +237,12 @@ struct Arena {
     }
 };
 
-// C[6, NV*W] (+)= A[6, k] B[k, NV*W]; A's element (m, p) lies at a[m * a_row + p * a_step]: transposed or not costs the same.
+// C[MR, NV*W] (+)= A[MR, k] B[k, NV*W]; A's element (m, p) lies at a[m * a_row + p * a_step]: transposed or not costs the same.
 template <int NV>
 HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c,
                                 int64_t ldc, bool add) {
     vf acc[MR][NV];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
         for (int n = 0; n < NV; ++n) acc[m][n] = add ? load(c + m * ldc + n * W) : zero();
@@ -244,14 +250,14 @@ HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, c
         vf row[NV];
 #pragma GCC unroll 4
         for (int n = 0; n < NV; ++n) row[n] = load(b + p * ldb + n * W);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int m = 0; m < MR; ++m) {
             const vf x = splat(a[m * a_row + p * a_step]);
 #pragma GCC unroll 4
             for (int n = 0; n < NV; ++n) acc[m][n] += x * row[n];
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
         for (int n = 0; n < NV; ++n) store(c + m * ldc + n * W, acc[m][n]);
@@ -266,7 +272,7 @@ inline void gemm_rows(const float* a, int64_t a_row, int64_t a_step, const float
         case 1: gemm_block<1>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
 #if defined(__AVX512F__)
         case 2: gemm_block<2>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
-        case 3: gemm_block<3>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
+        case 3: gemm_block<NV_MAX < 4 ? 1 : 3>(a, a_row, a_step, b + n * W, ldb, k, c + n * W, ldc, add); break;
 #endif
         default: break;
     }

@@ -2,7 +2,11 @@
 //
 // Nothing here depends on the number of threads: a (user, head) is computed by one thread, and gradients of the biases are
 // summed per chunk of them, the chunks in their order.
+#if defined(HEADRACE_LEVEL_AMX)
+#include "attend_amx.h"
+#else
 #include "attend.h"
+#endif
 
 HEADRACE_BEGIN
 
@@ -20,6 +24,7 @@ int forward(const HeadraceAttention& a) {
         scratch.lay_out(arena, shape, false, a);
         failed = !arena.allocate();
         if (!failed) scratch.lay_out(arena, shape, false, a);
+        [[maybe_unused]] const Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < plan.num_items; ++index)
             if (!failed) forward_item<T>(a, plan.item(a, index), tables, scratch);
@@ -44,6 +49,7 @@ int backward(const HeadraceAttention& a) {
         scratch.lay_out(arena, shape, true, a);
         failed = !arena.allocate();
         if (!failed) scratch.lay_out(arena, shape, true, a);
+        [[maybe_unused]] const Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
             if (failed) continue;
@@ -61,6 +67,18 @@ int backward(const HeadraceAttention& a) {
 
 HEADRACE_END
 
+#if defined(HEADRACE_LEVEL_AMX)  // tiles multiply bfloat16 alone
+HEADRACE_API int attention_forward_avx512(const HeadraceAttention* a);
+HEADRACE_API int attention_backward_avx512(const HeadraceAttention* a);
+
+HEADRACE_LEVEL_API(attention_forward)(const HeadraceAttention* a) {
+    return a->is_bf16 ? headrace::HEADRACE_LEVEL::forward<uint16_t>(*a) : attention_forward_avx512(a);
+}
+
+HEADRACE_LEVEL_API(attention_backward)(const HeadraceAttention* a) {
+    return a->is_bf16 ? headrace::HEADRACE_LEVEL::backward<uint16_t>(*a) : attention_backward_avx512(a);
+}
+#else
 HEADRACE_LEVEL_API(attention_forward)(const HeadraceAttention* a) {
     using namespace headrace::HEADRACE_LEVEL;
     return a->is_bf16 ? forward<bf16>(*a) : forward<float>(*a);
@@ -70,3 +88,4 @@ HEADRACE_LEVEL_API(attention_backward)(const HeadraceAttention* a) {
     using namespace headrace::HEADRACE_LEVEL;
     return a->is_bf16 ? backward<bf16>(*a) : backward<float>(*a);
 }
+#endif

@@ -4,7 +4,11 @@
 // pass) travels to memory: projections, norms and activations live in the second cache, and the backward pass recomputes
 // them there. Gradients of weights are summed per chunk of users, the chunks in their order: the same bits for any number of
 // threads.
+#if defined(HEADRACE_LEVEL_AMX)
+#include "attend_amx.h"
+#else
 #include "attend.h"
+#endif
 #include "blocks.h"
 
 HEADRACE_BEGIN
@@ -210,6 +214,7 @@ int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
         if (!failed) {
             const Weights weights(arena, a, false);
             scratch.lay_out(arena, weights, plan.most_queries, attend, plan, false);
+            [[maybe_unused]] const Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t index = 0; index < plan.num_items; ++index) forward_user<T>(a, attend, weights, tables, plan.item(users, index), scratch);
         }
@@ -243,6 +248,7 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
         if (!failed) {
             const Weights weights(arena, a, true);
             scratch.lay_out(arena, weights, plan.most_queries, attend, plan, true);
+            [[maybe_unused]] const Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
                 PairGrads grads = pairs.of(attend, chunk);
@@ -264,6 +270,7 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     return failed ? 1 : 0;
 }
 
+#if !defined(HEADRACE_LEVEL_AMX)
 // ---- the two halves alone, for cached inference: blocks of tokens, no gradients ----
 
 template <typename Body>
@@ -304,8 +311,22 @@ int output(const HeadraceLayer& a) {
     });
 }
 
+#endif
+
 HEADRACE_END
 
+#if defined(HEADRACE_LEVEL_AMX)  // tiles multiply bfloat16 alone
+HEADRACE_API int layer_forward_avx512(const HeadraceLayer* a, const HeadraceAttention* attend);
+HEADRACE_API int layer_backward_avx512(const HeadraceLayer* a, const HeadraceAttention* attend);
+
+HEADRACE_LEVEL_API(layer_forward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
+    return a->is_bf16 ? headrace::HEADRACE_LEVEL::layer_forward<uint16_t>(*a, *attend) : layer_forward_avx512(a, attend);
+}
+
+HEADRACE_LEVEL_API(layer_backward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
+    return a->is_bf16 ? headrace::HEADRACE_LEVEL::layer_backward<uint16_t>(*a, *attend) : layer_backward_avx512(a, attend);
+}
+#else
 HEADRACE_LEVEL_API(layer_forward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
     using namespace headrace::HEADRACE_LEVEL;
     return a->is_bf16 ? layer_forward<bf16>(*a, *attend) : layer_forward<float>(*a, *attend);
@@ -325,3 +346,4 @@ HEADRACE_LEVEL_API(layer_output)(const HeadraceLayer* a) {
     using namespace headrace::HEADRACE_LEVEL;
     return a->is_bf16 ? output<bf16>(*a) : output<float>(*a);
 }
+#endif

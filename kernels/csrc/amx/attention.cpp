@@ -1,0 +1,2 @@
+// HSTU attention on AMX tiles, for bfloat16.
+#include "level/attention.cpp"
