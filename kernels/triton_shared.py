@@ -28,6 +28,12 @@ def fast_math(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not INTERPRETED
 
 
+def dot_precision(dtype: torch.dtype) -> str:
+    """How matrix units multiply float32: exactly, unless `torch.set_float32_matmul_precision` allows TF32."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
+
+
 def num_processors(tensor: Tensor) -> int:
     """Streaming multiprocessors of the tensor's GPU; 2 in the interpreter."""
     if not tensor.is_cuda:

@@ -21,7 +21,7 @@ from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
 from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
 from kernels.attention.triton_times import TimeTables, make_time_tables
-from kernels.triton_shared import fast_math, next_power, num_processors
+from kernels.triton_shared import dot_precision, fast_math, next_power, num_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def _options(q: Tensor, v: Tensor, tile: Tile, batch: Batch, position: Any, time
         "D": q.shape[2], "E": v.shape[2], "WIDTH_D": next_power(q.shape[2]), "WIDTH_E": next_power(v.shape[2]),
         "BM": tile.queries, "BN": tile.keys, "HAS_POSITION": position is not None, "HAS_TIME": time is not None,
         "HAS_CONTEXT": batch.has_context, "HAS_TARGETS": batch.has_targets, "FAST": fast_math(q.dtype),
-        "PRECISION": "ieee", "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        "PRECISION": dot_precision(q.dtype), "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip
 
 

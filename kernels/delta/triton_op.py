@@ -14,7 +14,7 @@ from kernels.attention.buckets import TimeBuckets
 from kernels.attention.triton_bias import make_position_tables
 from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions
 from kernels.delta.triton_cache import add_parts_kernel, cache_forward_kernel, cache_gradient_kernel
-from kernels.triton_shared import INTERPRETED, fast_math, next_power, num_processors, require_device
+from kernels.triton_shared import INTERPRETED, dot_precision, fast_math, next_power, num_processors, require_device
 
 KEYS = 64
 
@@ -55,7 +55,7 @@ def _options(q: Tensor, v: Tensor, rows: int, pos_bias: Any, time_bias: Any) -> 
     return {
         "D": q.shape[2], "E": v.shape[2], "WIDTH_D": next_power(q.shape[2]), "WIDTH_E": next_power(v.shape[2]),
         "BM": rows, "BN": keys, "HAS_POSITION": pos_bias is not None, "HAS_TIME": time_bias is not None,
-        "FAST": fast_math(q.dtype), "PRECISION": "ieee", "num_warps": 4, "num_stages": 2,
+        "FAST": fast_math(q.dtype), "PRECISION": dot_precision(q.dtype), "num_warps": 4, "num_stages": 2,
     }  # fmt: skip
 
 

@@ -37,10 +37,9 @@ def exponential(bits):
     mantissa = wide
     log2 = tl.zeros_like(bits)
     for i in tl.static_range(6):
-        step: tl.constexpr = 32 >> i
-        large = mantissa >= (1 << step)
-        log2 += tl.where(large, step, 0)
-        mantissa = tl.where(large, mantissa >> step, mantissa)
+        large = mantissa >= (1 << (32 >> i))
+        log2 += tl.where(large, 32 >> i, 0)
+        mantissa = tl.where(large, mantissa >> (32 >> i), mantissa)
     down = tl.maximum(log2 - 30, 0)
     up = tl.maximum(30 - log2, 0)
     mantissa = tl.where(log2 > 30, wide >> down, wide << up)

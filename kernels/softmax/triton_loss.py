@@ -19,7 +19,7 @@ from kernels.softmax.triton_shared_slots import (
     shared_slot_gradient_kernel,
     slot_finish_kernel,
 )
-from kernels.triton_shared import INTERPRETED, next_power, num_processors, require_device
+from kernels.triton_shared import INTERPRETED, dot_precision, next_power, num_processors, require_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ def _tile_options(query: Tensor, slots: Slots, scale: Scale) -> dict[str, Any]:
     return options | {
         "SLOTS": options["ROWS"], "NORMALIZE": scale.normalize, "GATHER": slots.rows is not None,
         "HAS_VALID": slots.valid is not None, "HAS_LOG_Q": slots.log_q is not None, "MASK_HITS": slots.mask_hits,
-        "PRECISION": "ieee", "num_warps": 8 if options["WIDTH"] >= 256 else 4, "num_stages": 2,
+        "PRECISION": dot_precision(query.dtype), "num_warps": 8 if options["WIDTH"] >= 256 else 4, "num_stages": 2,
     }  # fmt: skip
 
 

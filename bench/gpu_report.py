@@ -1,0 +1,119 @@
+"""Rows of a GPU run as they come: each section's rows are on disk before the next one starts, whatever it does."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Clock:
+    """Medians by device events (host clock where there is no GPU), and how much of the run's time is left."""
+
+    device: str
+    budget_s: float
+    repeats: int = 20
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the run should be over."""
+        return self.budget_s - (time.monotonic() - self.began_s)
+
+    @property
+    def rehearsal(self) -> bool:
+        """No GPU: everything runs once, and no number means anything."""
+        return self.device == "cpu"
+
+    def median_ms(self, run: Callable[[], Any], repeats: int | None = None) -> float:
+        """One warm-up that may compile, one more, then the median."""
+        if self.rehearsal:
+            began = time.perf_counter()
+            run()
+            return (time.perf_counter() - began) * 1e3
+        run(), run()
+        pairs = []
+        for _ in range(repeats or self.repeats):
+            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            pair[0].record()
+            run()
+            pair[1].record()
+            pairs.append(pair)
+        torch.cuda.synchronize()
+        return statistics.median(a.elapsed_time(b) for a, b in pairs)
+
+    def graph_ms(self, run: Callable[[], Any]) -> float:
+        """Median of replays of a captured graph: device time without launch gaps."""
+        if self.rehearsal:
+            return self.median_ms(run)
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return self.median_ms(graph.replay)
+
+
+def row(
+    name: str, value: float | None, unit: str, target: float | None = None, note: str = "", at_most: bool = False
+) -> Row:
+    """``met``: value ≥ target, or ≤ with ``at_most``; None without either."""
+    met = None
+    if value is not None and target is not None:
+        met = bool(value <= target) if at_most else bool(value >= target)
+    return {"name": name, "value": value, "unit": unit, "target": target, "met": met, "note": note}
+
+
+class Report:
+    """Runs sections in order of importance and keeps what they found."""
+
+    def __init__(self, clock: Clock, folder: Path | None, facts: dict[str, Any]) -> None:
+        self.clock, self.folder, self.facts = clock, folder, facts
+        self.rows: list[Row] = []
+        self.seconds: dict[str, float] = {}
+        self.failures: list[str] = []
+
+    def section(self, name: str, measure: Callable[[Clock], list[Row]], need_s: float) -> None:
+        """A failure becomes a row, so that the rest still runs; so does a lack of time."""
+        if self.clock.left_s < need_s:
+            self._add(name, [row(name, None, "", note=f"not run: {self.clock.left_s:.0f} s left, needs {need_s:.0f}")])
+            return
+        began = time.monotonic()
+        try:
+            rows = measure(self.clock)
+        except Exception as failure:
+            # The run is one of few on a GPU: what went wrong is kept, and everything else still measured.
+            self.failures.append(f"{name}: {failure!r}")
+            rows = [row(name, None, "", note=f"failed: {failure!r}"[:300])]
+            print(traceback.format_exc(), flush=True)
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        self._add(name, rows)
+        if not self.clock.rehearsal:
+            torch.cuda.empty_cache()
+
+    def _add(self, name: str, rows: list[Row]) -> None:
+        self.rows += rows
+        for each in rows:
+            value = "-" if each["value"] is None else f"{each['value']:,.4g}"
+            met = {True: "met", False: "MISSED", None: ""}[each["met"]]
+            print(f"{each['name']:<58} {value:>12} {each['unit']:<10} {each['target'] or '':>8} {met:<7}{each['note']}", flush=True)
+        print(f"-- {name}: {self.seconds.get(name, 0)} s, {self.clock.left_s:.0f} s left", flush=True)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / "gpu.json.part"
+            partial.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+            partial.replace(self.folder / "gpu.json")
+
+    def as_json(self) -> dict[str, Any]:
+        """What is written."""
+        return {"bench": "gpu", **self.facts, "seconds": self.seconds, "failures": self.failures, "rows": self.rows}

@@ -1,0 +1,111 @@
+"""The arguments that our launchers really pass compile on Hopper: types, absent tensors, constants, every kernel."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton comes with torch on Linux")
+
+from kernels import (
+    delta_attention,
+    full_softmax,
+    hstu_attention,
+    hstu_layer,
+    hstu_layer_output,
+    hstu_layer_project,
+    rank_of_target,
+    rowwise_adagrad_,
+    sampled_softmax,
+    stochastic_length,
+    top_k,
+)
+from tests.kernels.triton import cases
+from tests.kernels.triton.launches import compiling_launches
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
+BF16 = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+    for op in ("attention", "layer", "delta", "softmax", "adagrad", "length"):
+        importlib.import_module(f"kernels.{op}.triton_op")
+
+
+def attention() -> None:
+    for shape in ({"context": 2, "targets": 2}, {"use_time": False}):
+        arguments, grad = cases.attention_case([100, 30], qk=64, value=64, **shape)
+        cases.run(hstu_attention, arguments, grad, "cpu", BF16, "triton")
+
+
+def layer() -> None:
+    for dropout, bias in ((0.2, True), (0.0, False)):
+        arguments, grad = cases.layer_case([100, 30], model=64, qk=32, value=32, dropout=dropout, bias=bias)
+        del arguments["time_bias_GK"]
+        cases.run(hstu_layer, arguments, grad, "cpu", BF16, "triton")
+    x, params = arguments["x_TM"], arguments["params"]
+    u, v, _, _ = hstu_layer_project(x, params, num_heads=2, backend="triton")
+    hstu_layer_output(x, v, u, params, backend="triton")
+
+
+def delta() -> None:
+    arguments, grad = cases.delta_case([3, 20], [40, 5], qk=64, value=64)
+    cases.run(delta_attention, arguments, grad, "cpu", BF16, "triton")
+
+
+def softmax() -> None:
+    query, table = (torch.randn(n, 64, dtype=BF16, requires_grad=True) for n in (100, 300))
+    target = torch.zeros(100, dtype=torch.int64)
+    for shape in ((200,), (100, 20)):
+        negatives, log_q = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        loss = sampled_softmax(
+            query, table, target, negatives, log_q_target_R=torch.zeros(100), log_q_negatives=log_q, backend="triton"
+        )
+        torch.autograd.grad(loss.sum(), [query, table])
+    full = full_softmax(query, table, target, valid_V=torch.ones(300, dtype=torch.bool), backend="triton")
+    torch.autograd.grad(full.sum(), [query, table])
+
+
+def best() -> None:
+    common, masks = cases.best_case(100, 300, 64, 0)
+    target = torch.zeros(100, dtype=torch.int64)
+    rank_of_target(**common, **masks, target_R=target, backend="triton")
+    top_k(**common, **masks, k=10, backend="triton")
+
+
+def tables() -> None:
+    rows, grad = torch.zeros(200, dtype=torch.int64), torch.randn(200, 64)
+    rowwise_adagrad_(torch.zeros(50, 64), torch.zeros(50), rows, grad, lr=0.1, backend="triton")
+    offsets, seeds = torch.tensor([0, 40, 60]), torch.tensor([1, -(2**63)])
+    try:  # its sizes come from results, which are not there
+        stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
+    except (RuntimeError, IndexError, MemoryError):
+        pass
+
+
+OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables]
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
+def test_every_launch_of_an_op_compiles_for_hopper(op: Callable[[], None]) -> None:
+    with compiling_launches(90) as seen:
+        op()
+    assert seen
+
+
+def test_every_kernel_is_launched_by_some_op_here() -> None:
+    defined = set()
+    for path in KERNELS.rglob("triton_*.py"):
+        defined |= set(re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE))
+    launched = set()
+    for path in KERNELS.rglob("triton_*.py"):
+        launched |= set(re.findall(r"(\w+_kernel)\[", path.read_text()))
+    assert defined == launched
