@@ -44,6 +44,8 @@ class Claim:
     store: PartitionStore
     position: int
     log: ExampleLog
+    was_restored: bool
+    """Whether the store was rebuilt from examples."""
 
 
 def open_store(settings: Settings, number: int) -> PartitionStore:
@@ -91,21 +93,21 @@ def _resume(store: PartitionStore, reader: _Reader) -> Claim:
     for example in reader.examples():
         if example.writer_epoch != ours or example.number >= store.next_number:
             raise Overtaken(f"example {example.number} of writer epoch {example.writer_epoch} is not this store's")
-    return _claimed(store, reader)
+    return _claimed(store, reader, was_restored=False)
 
 
 def _restore(store: PartitionStore, reader: _Reader) -> Claim:
     num_examples = store.restore(reader.examples())
     if num_examples:
         log.info("store rebuilt", partition=store.partition, num_examples=num_examples)
-    return _claimed(store, reader)
+    return _claimed(store, reader, was_restored=num_examples > 0)
 
 
-def _claimed(store: PartitionStore, reader: _Reader) -> Claim:
+def _claimed(store: PartitionStore, reader: _Reader, *, was_restored: bool) -> Claim:
     store.set_writer_epoch(reader.log.writer_epoch)
     # Compaction would keep a ghost's record or a repeat of these users, and drop the one that counts.
     store.refresh(sorted(reader.log.overwritten))
-    return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch))
+    return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch), was_restored)
 
 
 class _Reader:
@@ -130,8 +132,8 @@ class _Reader:
             end = consumer.end_offsets([self._key])[self._key]
             if end < self.position:
                 raise StoreMismatch(
-                    f"partition {self._key.partition}: expected {self._key.topic} to reach offset {self.position}, it ends "
-                    f"at {end}: not the topic that this store wrote to; remove the store's folder, or restore it"
+                    f"partition {self._key.partition}: expected {self._key.topic} to reach offset {self.position}, "
+                    f"it ends at {end}: not the topic that this store wrote to; remove the store's folder, or restore it"
                 )
             yield from self._read_to(consumer, end)
             while True:

@@ -43,7 +43,7 @@ def faust_options(config: KafkaConfig) -> dict[str, Any]:
     """For ``faust.App``: its broker URLs and its credentials."""
     from faust.auth import SASLCredentials, SSLCredentials
 
-    servers = config.bootstrap.split(",") if isinstance(config.bootstrap, str) else list(config.bootstrap)
+    servers = config.bootstrap.split(",")
     options: dict[str, Any] = {"broker": [f"kafka://{server.strip()}" for server in servers]}
     protocol = config.client.get("security_protocol", "PLAINTEXT")
     if protocol.startswith("SASL"):
@@ -69,7 +69,7 @@ def _tls_context(config: KafkaConfig) -> Any:
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
     """Return when any of the bootstrap servers accepts a connection; `BrokerAbsent` after ``timeout_s``."""
-    servers = config.bootstrap.split(",") if isinstance(config.bootstrap, str) else list(config.bootstrap)
+    servers = config.bootstrap.split(",")
     deadline = time.monotonic() + timeout_s
     while True:
         for server in servers:

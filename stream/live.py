@@ -26,7 +26,7 @@ def simulate(
     With ``rate`` (actions/s) the world's time is moved to now: joining, lag and freshness are those of live traffic.
     """
     known = tuple(kind for kind in settings.action.kinds if kind in KINDS)
-    world = world or WorldConfig(seed=seed, kinds=known, **({"actions_per_s": rate} if rate else {}))
+    world = world or WorldConfig(seed=seed, kinds=known, actions_per_s=rate or WorldConfig.actions_per_s)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     actions: Iterable[dict[str, Any]] = World(world).actions()
     if rate is not None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from state.example import Counts
 from state.status import PartitionStatus
-
-OUTCOMES = ("accepted", "duplicate", "dead", "late", "tick")
 
 
 class MetricsPortTaken(OSError):
@@ -37,6 +36,13 @@ class Meter:
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"headrace_worker_{name}", text, ("partition",), registry=self.registry)
+
+    def count(self, num_records: int, before: Counts, after: Counts) -> None:
+        """A write batch took the partition's counts from ``before`` to ``after``."""
+        self.records.inc(num_records)
+        for name, was, now in zip(Counts._fields, before, after, strict=True):
+            if now > was:
+                self.actions.labels(name.removeprefix("num_")).inc(now - was)
 
     def show(self, partition: int, status: PartitionStatus, lag_records: int) -> None:
         """Publish where a partition is."""

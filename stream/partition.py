@@ -139,6 +139,7 @@ class Partition:
         # A thread cannot be cancelled: `close` asks it to end, waits for it and closes what it has opened.
         taken = await asyncio.shield(self._claiming)
         self._store = taken.store
+        worker.meter.restores.inc(taken.was_restored)
         self._relay = Relay(taken.store, worker.courier, worker.settings.kafka, worker.meter, taken.position, taken.log)
         self._fresh_s = time.monotonic()
         self._claimed.set()
@@ -201,10 +202,11 @@ class Partition:
         for batch in batches(records, self._worker.settings.stream.max_batch):
             if not await self._room(store):
                 return False
-            with self._worker.meter.batch_seconds.time():
-                store.apply(batch)
+            meter, before = self._worker.meter, store.counts
+            with meter.batch_seconds.time():
+                applied = store.apply(batch)
+            meter.count(len(batch), before, applied.counts)
             self._fresh_s = time.monotonic()
-            self._worker.meter.records.inc(len(batch))
             if self._relay is not None:
                 self._relay.wake()
             await asyncio.sleep(0)

@@ -20,8 +20,8 @@ async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]
     options = async_options(config, AIOKafkaConsumer)
     own = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000}
     consumer = AIOKafkaConsumer(**{**own, **options})
-    await consumer.start()
     try:
+        await consumer.start()
         yield consumer
     finally:
         await consumer.stop()

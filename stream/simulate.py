@@ -152,7 +152,7 @@ class World:
     def _session(self, now_s: float) -> list[tuple[float, Action]]:
         self._refresh(now_s)
         random, config = self._random, self.config
-        user = int(min(np.searchsorted(self._activity, random.random()), config.num_users - 1))
+        user = min(int(np.searchsorted(self._activity, random.random())), config.num_users - 1)
         self._taste[user] += config.taste_drift * random.normal(size=config.num_tastes)
         self._taste[user] /= max(1.0, float(np.linalg.norm(self._taste[user])))
         away = random.random() < 0.2

@@ -161,6 +161,22 @@ def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
     assert scraped("headrace_worker_records_total 0.0")
 
 
+def test_a_full_disk_is_one_line_and_a_status_and_nothing_is_half_written(deployment: Deployment, worker: Make) -> None:
+    actions = list(islice(world(), 6_000))
+    send_actions(actions, deployment.kafka, deployment.sequence, batch=BatchConfig(max_actions=40))
+    process = worker()
+    process.prefix = ["prlimit", "--fsize=150000", "--"]
+    process.start()
+    assert process.process.wait(30) == 1
+    last = process.log().splitlines()[-1]
+    assert last.startswith("headrace stream: ")
+    assert str(process.store_path) in last
+    process.prefix = []
+    process.start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish, with room again", 0.3)
+    check(deployment, len(actions))
+
+
 def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, worker: Make) -> None:
     worker("a").start().wait_for("partition claimed", times=2)
     second = worker("b")

@@ -120,6 +120,7 @@ class WorkerProcess:
         self.store_path = self.folder / "state"
         self.log_path = self.folder / "worker.log"
         self.module = "stream"
+        self.prefix: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
         self._config = self.folder / "headrace.toml"
         self._config.write_text(deployment.toml(self.store_path))
@@ -129,7 +130,7 @@ class WorkerProcess:
 
     def start(self) -> WorkerProcess:
         """Start (again)."""
-        command = [sys.executable, "-m", self.module, "worker", "--config", str(self._config)]
+        command = [*self.prefix, sys.executable, "-m", self.module, "worker", "--config", str(self._config)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log)
         return self
