@@ -49,11 +49,13 @@ struct Scratch {
 // Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad, bool activate_too) {
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
         for (int64_t d = 0; d < pad; d += W) {
             const vf x = load_some(source + i * stride + d, width - d);
             store(to + i * pad + d, activate_too ? x * sigmoid(x) : x);  // SiLU(0) = 0: the padding stays
         }
+    }
 }
 
 // Packed rows into column tiles: turned[(j / COLS), d, j % COLS].
@@ -90,7 +92,9 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     const float scale = static_cast<float>(a.scale);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
-        for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
+        prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
+        for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
+            prefetch_buckets(item, tables, i0, j0 + COLS, ROWS);
             for (int64_t g = 0; g < GROUPS && i0 + g * MR < item.queries; ++g) {
                 const Group group = see(item, i0 + g * MR, j0, COLS);
                 if (group.width == 0) continue;
@@ -100,6 +104,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
                 activate(item, tables, group, scores, COLS, vectors, scale);
                 gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
             }
+        }
         unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad);
     }
 }
@@ -121,6 +126,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     const float scale = static_cast<float>(a.scale);
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
+            prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
             bool any = false;
             for (int64_t g = 0; g < GROUPS; ++g) {
                 const Group group = see(item, i0 + g * MR, j0, COLS);

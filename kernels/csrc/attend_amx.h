@@ -89,11 +89,13 @@ HEADRACE_INLINE __m256i round_row(vf x) { return (__m256i)_mm512_cvtneps_pbh((__
 // Rows to bfloat16, padded with zeros; `total` rows in all.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool activate_too) {
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
         for (int64_t d = 0; d < pad; d += W) {
             const vf x = d < width ? load_some(source + i * stride + d, width - d) : zero();
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * pad + d), round_row(activate_too ? x * sigmoid(x) : x));
         }
+    }
 }
 
 template <typename T>
@@ -217,7 +219,9 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     const float scale = static_cast<float>(a.scale);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
+        prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
         for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
+            prefetch_buckets(item, tables, i0, j0 + COLS, ROWS);
             Group groups[GROUPS];
             int64_t width = 0;
             for (int64_t g = 0; g < GROUPS; ++g) {
@@ -258,6 +262,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     const float scale = static_cast<float>(a.scale);
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
+            prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
             Group groups[GROUPS];
             int64_t width = 0;
             for (int64_t g = 0; g < GROUPS; ++g) {

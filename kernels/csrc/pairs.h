@@ -282,6 +282,13 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
     return view;
 }
 
+// The buckets of a tile to come, while another is worked on.
+inline void prefetch_buckets(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows) {
+    if (!tables.time || j0 >= item.keys || j0 > item.position(i0 + rows - 1)) return;
+    const char* tile = static_cast<const char*>(item.buckets) + (i0 * item.bucket_stride + j0) * tables.bucket_bytes;
+    for (int64_t r = 0; r < min64(rows, item.queries - i0); ++r) __builtin_prefetch(tile + r * item.bucket_stride * tables.bucket_bytes);
+}
+
 #if defined(__AVX512F__)
 HEADRACE_INLINE __m512i widen_buckets(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 HEADRACE_INLINE __m512i widen_buckets(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
