@@ -19,9 +19,13 @@ class PopularityBaseline:
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.count_V):
-            self.count_V = np.append(self.count_V, np.zeros(max(num_rows, 2 * len(self.count_V)) - len(self.count_V), np.int64))
+            self.count_V = np.append(
+                self.count_V, np.zeros(max(num_rows, 2 * len(self.count_V)) - len(self.count_V), np.int64)
+            )
 
-    def ranks(self, target_R: Int64, live_V: NDArray[np.bool_], exclude_rows: Int64, exclude_offsets_R1: Int64) -> tuple[Int64, Int64]:
+    def ranks(
+        self, target_R: Int64, live_V: NDArray[np.bool_], exclude_rows: Int64, exclude_offsets_R1: Int64
+    ) -> tuple[Int64, Int64]:
         """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
 
         Ties count half, rounded up, as in `kernels.rank_of_target`.
@@ -31,7 +35,9 @@ class PopularityBaseline:
         ordered = np.sort(count_V[live_V])
         target_count = self.count_V[target_R]
         higher = len(ordered) - np.searchsorted(ordered, target_count, side="right")
-        equal = np.searchsorted(ordered, target_count, side="right") - np.searchsorted(ordered, target_count, side="left")
+        equal = np.searchsorted(ordered, target_count, side="right") - np.searchsorted(
+            ordered, target_count, side="left"
+        )
         equal = equal - live_V[target_R]
         owner = np.repeat(np.arange(len(target_R)), np.diff(exclude_offsets_R1))
         rivals = live_V[exclude_rows] & (exclude_rows != target_R[owner])
@@ -70,7 +76,9 @@ class RateBaseline:
         if len(rows_R):
             self._grow(int(rows_R.max()) + 1)
         prior_K = (self.done_VK.sum(axis=0) + 1.0) / (self.shown_V.sum() + 2.0)
-        return np.asarray((self.done_VK[rows_R] + self._strength * prior_K) / (self.shown_V[rows_R] + self._strength)[:, None])
+        return np.asarray(
+            (self.done_VK[rows_R] + self._strength * prior_K) / (self.shown_V[rows_R] + self._strength)[:, None]
+        )
 
     def learn(self, rows_R: Int64, kinds_RK: NDArray[np.float32]) -> None:
         """What was done with these items."""

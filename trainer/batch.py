@@ -118,8 +118,18 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     previous_R = np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1)
     time_ms = batch.time_ms_n[kept]
     return JaggedBatch(
-        starts_B1=starts_B1, item_n=batch.item_n[kept], bits_n=batch.bits_n[kept], time_ms_n=time_ms,
-        domain_n=batch.domain_n[kept], value_n=batch.value_n[kept], feature_nF=batch.feature_nF[kept],
-        user_feature_BF=batch.user_feature_BF, owner_n=owner, target_R=target_R, previous_R=previous_R,
-        age_R=batch.age_R, query_time_n=_next_time(time_ms, starts_B1), kinds_nK=batch.kinds_nK[kept],
-    )  # fmt: skip
+        starts_B1=starts_B1,
+        item_n=batch.item_n[kept],
+        bits_n=batch.bits_n[kept],
+        time_ms_n=time_ms,
+        domain_n=batch.domain_n[kept],
+        value_n=batch.value_n[kept],
+        feature_nF=batch.feature_nF[kept],
+        user_feature_BF=batch.user_feature_BF,
+        owner_n=owner,
+        target_R=target_R,
+        previous_R=previous_R,
+        age_R=batch.age_R,
+        query_time_n=_next_time(time_ms, starts_B1),
+        kinds_nK=batch.kinds_nK[kept],
+    )

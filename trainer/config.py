@@ -91,7 +91,7 @@ class ModelConfig:
     num_positions: int = 256
     num_time_buckets: int = 64
     time_unit_ms: float = 1000.0
-    temperature: float = 0.05
+    temperature: float = 0.2
     bias_scale: float = 1.0
     norm_eps: float = 1e-5
     use_domain: bool = True
@@ -100,8 +100,20 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
         _expect(0 < len(self.kinds) <= 32, "model.kinds", "1 to 32 action kinds", self.kinds, "set action.kinds")
-        positive = ("num_layers", "model_width", "num_heads", "qk_width", "value_width", "norm_len", "max_context",
-                    "num_positions", "num_time_buckets", "time_unit_ms", "temperature", "norm_eps")
+        positive = (
+            "num_layers",
+            "model_width",
+            "num_heads",
+            "qk_width",
+            "value_width",
+            "norm_len",
+            "max_context",
+            "num_positions",
+            "num_time_buckets",
+            "time_unit_ms",
+            "temperature",
+            "norm_eps",
+        )
         _expect_positive(self, "model", positive)
         _expect(self.item_width >= 2, "model.item_width", "2 or more", self.item_width, "64 is usual")
         _expect(self.num_features >= 0, "model.num_features", "0 or more", self.num_features, "set action.features")
@@ -128,11 +140,12 @@ class TrainerConfig:
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
-    max_step_targets: int = 256
+    max_step_targets: int = 128
     file_take: int = 256
+    step_linger_s: float = 0.2
     # Learning
-    dense_lr: float = 1e-3
-    table_lr: float = 0.05
+    dense_lr: float = 3e-3
+    table_lr: float = 0.02
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.98
@@ -177,30 +190,83 @@ class TrainerConfig:
         _expect(self.backend in BACKENDS, "trainer.backend", f"one of {BACKENDS}", self.backend, "use auto")
         _expect(self.schedule in SCHEDULES, "trainer.schedule", f"one of {SCHEDULES}", self.schedule, "use constant")
         _expect(self.on_hole in ("stop", "skip"), "trainer.on_hole", "stop or skip", self.on_hole, "use stop")
-        positive = ("max_step_tokens", "max_step_targets", "file_take", "dense_lr", "table_lr", "row_init_std",
-                    "num_negatives", "frequency_half_life", "admit_after", "evict_every_steps", "metric_window",
-                    "checkpoint_every_s", "publish_every_s", "base_every", "max_buffered_examples", "lag_every_s")
+        positive = (
+            "max_step_tokens",
+            "max_step_targets",
+            "file_take",
+            "dense_lr",
+            "table_lr",
+            "row_init_std",
+            "num_negatives",
+            "frequency_half_life",
+            "admit_after",
+            "evict_every_steps",
+            "metric_window",
+            "checkpoint_every_s",
+            "publish_every_s",
+            "base_every",
+            "max_buffered_examples",
+            "lag_every_s",
+        )
         _expect_positive(self, "trainer", positive)
+        _expect(self.step_linger_s >= 0, "trainer.step_linger_s", "0 or more", self.step_linger_s, "0.2 is usual")
         _expect(0 <= self.dropout < 1, "trainer.dropout", "0 or more, below 1", self.dropout, "0 turns it off")
         _expect(0 < self.metric_share <= 1, "trainer.metric_share", "above 0, at most 1", self.metric_share, "use 1")
-        _expect(0 < self.chunk_bytes <= 900_000, "trainer.chunk_bytes", "1 to 900000", self.chunk_bytes,
-                "a broker refuses records above 1 MB by default")
-        _expect(0 <= self.stochastic_length_alpha <= 2, "trainer.stochastic_length_alpha", "0 (off) to 2",
-                self.stochastic_length_alpha, "1.6 to 2 is usual")
+        _expect(
+            0 < self.chunk_bytes <= 900_000,
+            "trainer.chunk_bytes",
+            "1 to 900000",
+            self.chunk_bytes,
+            "a broker refuses records above 1 MB by default",
+        )
+        _expect(
+            0 <= self.stochastic_length_alpha <= 2,
+            "trainer.stochastic_length_alpha",
+            "0 (off) to 2",
+            self.stochastic_length_alpha,
+            "1.6 to 2 is usual",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
-        _expect(self.schedule != "wsa" or wsa_steps > 0, "trainer.schedule", "wsa with warmup_steps, stable_steps or "
-                "anneal_steps above 0", wsa_steps, "set them, or use constant")
+        _expect(
+            self.schedule != "wsa" or wsa_steps > 0,
+            "trainer.schedule",
+            "wsa with warmup_steps, stable_steps or anneal_steps above 0",
+            wsa_steps,
+            "set them, or use constant",
+        )
 
     def learning_dict(self) -> dict[str, Any]:
         """The values that decide the weights: a replay must use the same ones."""
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 
-_NOT_LEARNING = frozenset({
-    "device", "backend", "deterministic", "num_threads", "exclude_seen", "metric_share", "metric_window", "model_id",
-    "file_take", "max_step_tokens", "checkpoint_dir", "checkpoint_every_s", "checkpoint_every_steps", "journal_fsync",
-    "publish_every_s", "base_every", "chunk_bytes", "on_hole", "max_buffered_examples", "lag_every_s", "metrics_port",
-})  # fmt: skip
+_NOT_LEARNING = frozenset(
+    {
+        "device",
+        "backend",
+        "deterministic",
+        "num_threads",
+        "exclude_seen",
+        "metric_share",
+        "metric_window",
+        "model_id",
+        "file_take",
+        "max_step_tokens",
+        "max_step_targets",
+        "step_linger_s",
+        "checkpoint_dir",
+        "checkpoint_every_s",
+        "checkpoint_every_steps",
+        "journal_fsync",
+        "publish_every_s",
+        "base_every",
+        "chunk_bytes",
+        "on_hole",
+        "max_buffered_examples",
+        "lag_every_s",
+        "metrics_port",
+    }
+)
 
 Config = TypeVar("Config")
 

@@ -26,8 +26,17 @@ class EmbeddingTable:
     ``salt`` separates the initial rows of tables with the same seed. Deterministic in the order of calls.
     """
 
-    def __init__(self, width: int, *, init_std: float, seed: int, salt: int, admit_after: int = 1,
-                 device: torch.device | str = "cpu", backend: str = "auto") -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        *,
+        init_std: float,
+        seed: int,
+        salt: int,
+        admit_after: int = 1,
+        device: torch.device | str = "cpu",
+        backend: str = "auto",
+    ) -> None:
         self.width = width
         self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
         self.weight = torch.zeros((64, width), device=device)
@@ -103,8 +112,14 @@ class EmbeddingTable:
 
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
         """One row-wise Adagrad step on distinct rows."""
-        rowwise_adagrad_(self.weight, self.state, torch.from_numpy(rows_U).to(self.weight.device), grad_UD, lr=lr,
-                         backend=self._backend)  # fmt: skip
+        rowwise_adagrad_(
+            self.weight,
+            self.state,
+            torch.from_numpy(rows_U).to(self.weight.device),
+            grad_UD,
+            lr=lr,
+            backend=self._backend,
+        )
         self.dirty[rows_U] = True
 
     def live_rows(self) -> Int64:
@@ -132,10 +147,13 @@ class EmbeddingTable:
         """Everything, as arrays."""
         rows = self.num_rows
         return {
-            "weight": self.weight[:rows].cpu().numpy(), "state": self.state[:rows].cpu().numpy(),
-            "live": self.live[:rows], "dirty": self.dirty[:rows], "tombstones": np.array(self.tombstones, np.int64),
+            "weight": self.weight[:rows].cpu().numpy(),
+            "state": self.state[:rows].cpu().numpy(),
+            "live": self.live[:rows],
+            "dirty": self.dirty[:rows],
+            "tombstones": np.array(self.tombstones, np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the table that ``state`` was taken from."""

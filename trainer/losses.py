@@ -15,14 +15,32 @@ Int64 = NDArray[np.int64]
 
 def exact_retrieval_loss(query_RD: Tensor, table_VD: Tensor, target_R: Tensor, valid_V: Tensor, backend: str) -> Tensor:
     """(R,) cross entropy over all live items; queries and table already scaled (inner product = logit)."""
-    return full_softmax(query_RD, table_VD, target_R, temperature=1.0, normalize=False, valid_V=valid_V, backend=backend)
+    return full_softmax(
+        query_RD, table_VD, target_R, temperature=1.0, normalize=False, valid_V=valid_V, backend=backend
+    )
 
 
-def sampled_retrieval_loss(query_RD: Tensor, table_UD: Tensor, target_R: Tensor, negative_S: Tensor,
-                           log_q_target_R: Tensor, log_q_S: Tensor, backend: str) -> Tensor:  # fmt: skip
+def sampled_retrieval_loss(
+    query_RD: Tensor,
+    table_UD: Tensor,
+    target_R: Tensor,
+    negative_S: Tensor,
+    log_q_target_R: Tensor,
+    log_q_S: Tensor,
+    backend: str,
+) -> Tensor:
     """(R,) cross entropy against shared negatives, corrected for how often each is drawn."""
-    return sampled_softmax(query_RD, table_UD, target_R, negative_S, temperature=1.0, normalize=False,
-                           log_q_target_R=log_q_target_R, log_q_negatives=log_q_S, backend=backend)  # fmt: skip
+    return sampled_softmax(
+        query_RD,
+        table_UD,
+        target_R,
+        negative_S,
+        temperature=1.0,
+        normalize=False,
+        log_q_target_R=log_q_target_R,
+        log_q_negatives=log_q_S,
+        backend=backend,
+    )
 
 
 def draw_negatives(live_rows_V: Int64, num_negatives: int, seed: int, step: int) -> Int64:
@@ -31,7 +49,9 @@ def draw_negatives(live_rows_V: Int64, num_negatives: int, seed: int, step: int)
     return live_rows_V[generator.integers(0, len(live_rows_V), num_negatives)]
 
 
-def log_expected_draws(share_N: NDArray[np.float64], num_in_batch: int, num_uniform: int, num_live: int) -> NDArray[np.float32]:
+def log_expected_draws(
+    share_N: NDArray[np.float64], num_in_batch: int, num_uniform: int, num_live: int
+) -> NDArray[np.float32]:
     """log of how often a row is expected among in-batch targets plus uniform draws: the logQ of the mixture."""
     expected = share_N * num_in_batch + num_uniform / max(1, num_live)
     return np.log(np.maximum(expected, 1e-12)).astype(np.float32)

@@ -66,7 +66,9 @@ def area_under_curve(score_N: NDArray[np.floating[Any]], label_N: NDArray[Any]) 
         return None
     _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts - 1) / 2.0
-    return float((middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+    return float(
+        (middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    )
 
 
 class Ring:
@@ -153,13 +155,18 @@ class PrequentialMetrics:
         """Arrays for a checkpoint."""
         names = sorted(self.domains)
         return {
-            "ranks": self.ranks, "log_loss": self.log_loss, "entropy": self.entropy, "auc_bins": self.auc_bins,
+            "ranks": self.ranks,
+            "log_loss": self.log_loss,
+            "entropy": self.entropy,
+            "auc_bins": self.auc_bins,
             "domain_names": np.array(names, np.int64),
             "domain_sums": np.array([self.domains[name] for name in names]).reshape(-1, len(RANKERS), len(_SUMS)),
-            "rank_window": self.rank_window.rows, "kind_window": self.kind_window.rows,
-            "places": np.array([self.rank_window.next, self.rank_window.filled,
-                                self.kind_window.next, self.kind_window.filled]),
-        }  # fmt: skip
+            "rank_window": self.rank_window.rows,
+            "kind_window": self.kind_window.rows,
+            "places": np.array(
+                [self.rank_window.next, self.rank_window.filled, self.kind_window.next, self.kind_window.filled]
+            ),
+        }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`. A window of another size starts anew."""
@@ -198,8 +205,12 @@ def _kind_report(kinds: tuple[str, ...], sums_K4: Float64, aucs: list[float | No
     for kind, (num, done, model, base), auc in zip(kinds, sums_K4.tolist(), aucs, strict=True):
         rate = done / num if num else 0.0
         entropy = -num * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0.0 < rate < 1.0 else 0.0
-        report[kind] = {"rate": _ratio(done, num), "ne": _ratio(model, entropy), "ne_baseline": _ratio(base, entropy),
-                        "auc": auc}  # fmt: skip
+        report[kind] = {
+            "rate": _ratio(done, num),
+            "ne": _ratio(model, entropy),
+            "ne_baseline": _ratio(base, entropy),
+            "auc": auc,
+        }
         total += (model, base, entropy) if entropy > 0 else (0.0, 0.0, 0.0)
     report["all"] = {"ne": _ratio(total[0], total[2]), "ne_baseline": _ratio(total[1], total[2])}
     return report

@@ -41,10 +41,15 @@ class Layer(nn.Module):
     def params(self) -> LayerParams:
         """The weights as the kernels take them (the biases of attention go beside them)."""
         return LayerParams(
-            norm_in_weight_M=self.norm_in_weight_M, norm_in_bias_M=self.norm_in_bias_M, uvqk_weight=self.uvqk_weight,
-            uvqk_bias=self.uvqk_bias, norm_out_weight=self.norm_out_weight, norm_out_bias=self.norm_out_bias,
-            out_weight=self.out_weight, out_bias=self.out_bias,
-        )  # fmt: skip
+            norm_in_weight_M=self.norm_in_weight_M,
+            norm_in_bias_M=self.norm_in_bias_M,
+            uvqk_weight=self.uvqk_weight,
+            uvqk_bias=self.uvqk_bias,
+            norm_out_weight=self.norm_out_weight,
+            norm_out_bias=self.norm_out_bias,
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
+        )
 
 
 class HSTU(nn.Module):
@@ -99,23 +104,44 @@ class HSTU(nn.Module):
         """(n, M) and (n, M) → (2n, M): item, action, item, action, …"""
         return torch.stack([item_nM, action_nM], dim=1).reshape(-1, item_nM.shape[1])
 
-    def encode(self, x_TM: Tensor, offsets_B1: Tensor, query_time_T: Tensor, key_time_T: Tensor, *, dropout: float = 0.0,
-               seed: int = 0, backend: str = "auto") -> Tensor:  # fmt: skip
+    def encode(
+        self,
+        x_TM: Tensor,
+        offsets_B1: Tensor,
+        query_time_T: Tensor,
+        key_time_T: Tensor,
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+        backend: str = "auto",
+    ) -> Tensor:
         """Tokens through all layers: (T, M) → (T, M). Times in ms, int64."""
         config = self.config
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x_TM = hstu_layer(
-                x_TM, layer.params(), offsets_B1, num_heads=config.num_heads, norm_len=config.norm_len,
-                pos_bias_GP=layer.pos_bias_GP, time_bias_GK=layer.time_bias_GK, time_buckets=self.time_buckets,
-                query_time_T=query_time_T, key_time_T=key_time_T, dropout=dropout, seed=seed * 64 + index,
-                eps=config.norm_eps, backend=backend,
-            )  # fmt: skip
+                x_TM,
+                layer.params(),
+                offsets_B1,
+                num_heads=config.num_heads,
+                norm_len=config.norm_len,
+                pos_bias_GP=layer.pos_bias_GP,
+                time_bias_GK=layer.time_bias_GK,
+                time_buckets=self.time_buckets,
+                query_time_T=query_time_T,
+                key_time_T=key_time_T,
+                dropout=dropout,
+                seed=seed * 64 + index,
+                eps=config.norm_eps,
+                backend=backend,
+            )
         return x_TM
 
     def rank_logits(self, y_RM: Tensor) -> Tensor:
         """Outputs at item tokens (R, M) → a logit per kind (R, K)."""
-        normed = F.layer_norm(y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps)
+        normed = F.layer_norm(
+            y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps
+        )
         return normed @ self.rank_weight + self.rank_bias_K
 
     def retrieval_query(self, y_RM: Tensor) -> Tensor:

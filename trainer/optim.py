@@ -36,8 +36,12 @@ class AdamW:
 
     def gradient(self) -> Tensor:
         """The parameters' gradients as one vector; zeros where there is none."""
-        return torch.cat([(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
-                          for parameter in self._parameters])  # fmt: skip
+        return torch.cat(
+            [
+                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
+                for parameter in self._parameters
+            ]
+        )
 
     @torch.no_grad()
     def step(self, lr: float) -> None:

@@ -92,8 +92,15 @@ class Learner:
         self.newest_record_ms = 0
 
     def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
-        return EmbeddingTable(width, init_std=self.config.row_init_std, seed=self.config.seed, salt=salt,
-                              admit_after=admit_after, device=self.device, backend=self.config.backend)  # fmt: skip
+        return EmbeddingTable(
+            width,
+            init_std=self.config.row_init_std,
+            seed=self.config.seed,
+            salt=salt,
+            admit_after=admit_after,
+            device=self.device,
+            backend=self.config.backend,
+        )
 
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
@@ -115,8 +122,14 @@ class Learner:
         ranking = mean_or_zero(ranking_loss(forward.logits_RK, self._tensor(batch.kinds_nK[batch.target_R])))
         self._learn(forward, retrieval + self.config.rank_weight * ranking)
         self._remember(whole, forward, examples, now_ms)
-        report = StepReport(self.num_steps, whole.num_targets, batch.num_tokens, float(retrieval.detach()),
-                            float(ranking.detach()), time.perf_counter() - started)  # fmt: skip
+        report = StepReport(
+            self.num_steps,
+            whole.num_targets,
+            batch.num_tokens,
+            float(retrieval.detach()),
+            float(ranking.detach()),
+            time.perf_counter() - started,
+        )
         self.num_steps += 1
         return report
 
@@ -132,9 +145,12 @@ class Learner:
         seeds_B = np.array([(each.partition << 40) + each.number for each in examples], np.int64)
         num_new_B = np.array([example.num_new for example in examples], np.int64)
         kept_T, _ = stochastic_length(
-            torch.from_numpy(2 * batch.starts_B1), torch.from_numpy(seeds_B), max_kept=max_kept,
-            must_keep_last_B=torch.from_numpy(2 * num_new_B), backend=self.config.backend,
-        )  # fmt: skip
+            torch.from_numpy(2 * batch.starts_B1),
+            torch.from_numpy(seeds_B),
+            max_kept=max_kept,
+            must_keep_last_B=torch.from_numpy(2 * num_new_B),
+            backend=self.config.backend,
+        )
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
     def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
@@ -143,9 +159,16 @@ class Learner:
         learned_R = target_row_R > 0
         live_rows = self.items.live_rows()
         exact = len(live_rows) <= self.config.full_softmax_max_items
-        negatives = live_rows if exact else draw_negatives(live_rows, self.config.num_negatives, self.config.seed, self.num_steps)
-        rows_U = (np.arange(self.items.num_rows) if exact
-                  else np.unique(np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives])))  # fmt: skip
+        negatives = (
+            live_rows
+            if exact
+            else draw_negatives(live_rows, self.config.num_negatives, self.config.seed, self.num_steps)
+        )
+        rows_U = (
+            np.arange(self.items.num_rows)
+            if exact
+            else np.unique(np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives]))
+        )
         leaf_UD = self.items.gather(rows_U)
         leaves = [(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
@@ -156,8 +179,15 @@ class Learner:
         query_RD = self._queries(batch, y_TM)
         table_UD = self.model.retrieval_table(leaf_UD)
         target_U = target_row_R if exact else np.searchsorted(rows_U, target_row_R)
-        loss_R = self._retrieval_loss(query_RD[self._tensor(learned_R)], table_UD, target_U[learned_R],
-                                      target_row_R[learned_R], rows_U, negatives, exact)  # fmt: skip
+        loss_R = self._retrieval_loss(
+            query_RD[self._tensor(learned_R)],
+            table_UD,
+            target_U[learned_R],
+            target_row_R[learned_R],
+            rows_U,
+            negatives,
+            exact,
+        )
         logits_RK = self.model.rank_logits(y_TM[self._tensor(2 * batch.target_R)])
         return _Forward(query_RD, table_UD, logits_RK, target_row_R, loss_R, learned_R, leaves)
 
@@ -166,9 +196,14 @@ class Learner:
         query_time_T = key_time_T.copy()
         query_time_T[1::2] = batch.query_time_n
         return self.model.encode(
-            x_TM, self._tensor(2 * batch.starts_B1), self._tensor(query_time_T), self._tensor(key_time_T),
-            dropout=self.config.dropout, seed=self.num_steps, backend=self.config.backend,
-        )  # fmt: skip
+            x_TM,
+            self._tensor(2 * batch.starts_B1),
+            self._tensor(query_time_T),
+            self._tensor(key_time_T),
+            dropout=self.config.dropout,
+            seed=self.num_steps,
+            backend=self.config.backend,
+        )
 
     def _queries(self, batch: JaggedBatch, y_TM: Tensor) -> Tensor:
         """(R, D): from the action before each target, or from the learnt start where there is none."""
@@ -176,7 +211,9 @@ class Learner:
         place_R = np.where(batch.previous_R >= 0, 2 * batch.previous_R + 1, len(y_TM))
         return self.model.retrieval_query(F.embedding(self._tensor(place_R), with_start))
 
-    def _side_inputs(self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int) -> Tensor | None:
+    def _side_inputs(
+        self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
+    ) -> Tensor | None:
         """(n, M) sum of domain and feature rows; None where the batch has neither."""
         use_domain = self.model_config.use_domain and bool(batch.domain_n.any())
         parts = [self._side(self.domains, batch.domain_n[:, None], leaves, now_ms)] if use_domain else []
@@ -187,15 +224,25 @@ class Learner:
             parts.append(self._side(self.features, user_nF, leaves, now_ms))
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _side(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int) -> Tensor:
+    def _side(
+        self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
+    ) -> Tensor:
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
         leaf_UM = table.gather(rows_U)
         leaves.append((table, rows_U, leaf_UM))
         return F.embedding(self._tensor(place.reshape(keys_nF.shape)), leaf_UM).sum(dim=1)
 
-    def _retrieval_loss(self, query_RD: Tensor, table_UD: Tensor, target_U: Int64, target_row_R: Int64, rows_U: Int64,
-                        negatives: Int64, exact: bool) -> Tensor:  # fmt: skip
+    def _retrieval_loss(
+        self,
+        query_RD: Tensor,
+        table_UD: Tensor,
+        target_U: Int64,
+        target_row_R: Int64,
+        rows_U: Int64,
+        negatives: Int64,
+        exact: bool,
+    ) -> Tensor:
         backend, target = self.config.backend, self._tensor(target_U)
         if exact:
             live_U = self._tensor(self.items.live[: self.items.num_rows] & (rows_U > 0))
@@ -204,9 +251,14 @@ class Learner:
         share = self.frequency.share(drawn)
         log_q = log_expected_draws(share, len(target_row_R), len(negatives), self.items.num_live)
         return sampled_retrieval_loss(
-            query_RD, table_UD, target, self._tensor(np.searchsorted(rows_U, drawn)),
-            self._tensor(log_q[: len(target_row_R)]), self._tensor(log_q), backend,
-        )  # fmt: skip
+            query_RD,
+            table_UD,
+            target,
+            self._tensor(np.searchsorted(rows_U, drawn)),
+            self._tensor(log_q[: len(target_row_R)]),
+            self._tensor(log_q),
+            backend,
+        )
 
     @torch.no_grad()
     def _measure(self, batch: JaggedBatch, forward: _Forward, known_V: NDArray[np.bool_], seen_rows_n: Int64) -> None:
@@ -219,12 +271,18 @@ class Learner:
         log_loss_R = np.full(batch.num_targets, np.nan)
         log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
         log_loss_R[~hit] = np.nan
-        self.metrics.add(Predictions(
-            rank_KR=np.stack([model, popular, popular_unseen]) * hit, ranked_R=ranked_R,
-            slice_SR=self._slices(batch, target_R, known_V), domain_R=batch.domain_n[batch.target_R],
-            log_loss_R=log_loss_R, probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
-            baseline_RK=self.rates.predict(target_R), kinds_RK=batch.kinds_nK[batch.target_R],
-        ))  # fmt: skip
+        self.metrics.add(
+            Predictions(
+                rank_KR=np.stack([model, popular, popular_unseen]) * hit,
+                ranked_R=ranked_R,
+                slice_SR=self._slices(batch, target_R, known_V),
+                domain_R=batch.domain_n[batch.target_R],
+                log_loss_R=log_loss_R,
+                probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
+                baseline_RK=self.rates.predict(target_R),
+                kinds_RK=batch.kinds_nK[batch.target_R],
+            )
+        )
 
     def _ranked(self, num_targets: int) -> NDArray[np.bool_]:
         if self.config.metric_share >= 1.0:
@@ -232,22 +290,42 @@ class Learner:
         generator = np.random.Generator(np.random.Philox(key=[self.config.seed + 1, self.num_steps]))
         return generator.random(num_targets) < self.config.metric_share
 
-    def _model_ranks(self, forward: _Forward, target_R: Int64, known_V: NDArray[np.bool_], rows: Int64, offsets_R1: Int64,
-                     ranked_R: NDArray[np.bool_]) -> Int64:  # fmt: skip
+    def _model_ranks(
+        self,
+        forward: _Forward,
+        target_R: Int64,
+        known_V: NDArray[np.bool_],
+        rows: Int64,
+        offsets_R1: Int64,
+        ranked_R: NDArray[np.bool_],
+    ) -> Int64:
         wanted = np.flatnonzero(ranked_R & known_V[target_R])
         ranks_R = np.zeros(len(target_R), np.int64)
         if not len(wanted):
             return ranks_R
         weight_VD = self.items.weight[: len(known_V)]
-        table_VD = forward.table_UD.detach() if len(forward.table_UD) == len(weight_VD) else self.model.retrieval_table(weight_VD)
-        excluded: dict[str, Tensor] = {}
+        table_VD = (
+            forward.table_UD.detach()
+            if len(forward.table_UD) == len(weight_VD)
+            else self.model.retrieval_table(weight_VD)
+        )
+        excluded: dict[str, Any] = {}
         if self.config.exclude_seen:
             taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
             excluded = {"exclude_rows": self._tensor(taken), "exclude_offsets_R1": self._tensor(taken_offsets)}
-        ranks_R[wanted] = rank_of_target(
-            forward.query_RD.detach()[self._tensor(wanted)], table_VD[: len(known_V)].contiguous(), self._tensor(target_R[wanted]),
-            normalize=False, valid_V=self._tensor(known_V), backend=self.config.backend, **excluded,
-        ).cpu().numpy()  # fmt: skip
+        ranks_R[wanted] = (
+            rank_of_target(
+                forward.query_RD.detach()[self._tensor(wanted)],
+                table_VD[: len(known_V)].contiguous(),
+                self._tensor(target_R[wanted]),
+                normalize=False,
+                valid_V=self._tensor(known_V),
+                backend=self.config.backend,
+                **excluded,
+            )
+            .cpu()
+            .numpy()
+        )
         return ranks_R
 
     def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -256,13 +334,17 @@ class Learner:
         head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
         count_R = count_V[target_R]
         known_R = known_V[target_R]
-        return np.stack([
-            np.ones(batch.num_targets, np.bool_), ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
-            batch.age_R < NEW_USER_INTERACTIONS, known_R & (count_R < head),
-        ])  # fmt: skip
+        return np.stack(
+            [
+                np.ones(batch.num_targets, np.bool_),
+                ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
+                batch.age_R < NEW_USER_INTERACTIONS,
+                known_R & (count_R < head),
+            ]
+        )
 
     def _learn(self, forward: _Forward, loss: Tensor) -> None:
-        loss.backward()
+        torch.autograd.backward(loss)
         scale = lr_scale(self.config, self.num_steps)
         for table, rows_U, leaf_UD in forward.leaves:
             if leaf_UD.grad is not None:

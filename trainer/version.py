@@ -120,7 +120,8 @@ def encode_blob(snapshot: Snapshot) -> bytes:
             tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
     names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
     tensors["names"] = np.frombuffer(names, np.uint8)
-    return save_tensors(tensors)
+    blob: bytes = save_tensors(tensors)
+    return blob
 
 
 def decode_blob(blob: bytes) -> Snapshot:
@@ -133,7 +134,9 @@ def decode_blob(blob: bytes) -> Snapshot:
     dense = {name.removeprefix("dense."): array for name, array in tensors.items() if name.startswith("dense.")}
     tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith("dense.")})
     parts = ("ids", "row_index", "rows", "tombstones")
-    return Snapshot(dense, {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}, names)
+    return Snapshot(
+        dense, {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}, names
+    )
 
 
 def checksum(blob: bytes) -> str:
@@ -235,8 +238,10 @@ class VersionAssembler:
             raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
         blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
         if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
-            raise VersionError(f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
-                               f"{len(blob)} with {checksum(blob)}")  # fmt: skip
+            raise VersionError(
+                f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
+                f"{len(blob)} with {checksum(blob)}"
+            )
         version = Version(manifest, decode_blob(blob))
         self.last = which
         self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
@@ -282,11 +287,17 @@ class Weights:
     def from_base(version: Version) -> Weights:
         """The weights of a base version."""
         if version.manifest.kind != "base":
-            raise VersionError(f"version {_name(version.manifest)}: expected a base, got a {version.manifest.kind}; "
-                               "read the topic from the manifest's base_offset")  # fmt: skip
+            raise VersionError(
+                f"version {_name(version.manifest)}: expected a base, got a {version.manifest.kind}; "
+                "read the topic from the manifest's base_offset"
+            )
         changes = version.snapshot.tables.items()
-        return Weights(version.manifest, version.snapshot.dense, {name: _empty(rows).apply(rows) for name, rows in changes},
-                       version.snapshot.names)  # fmt: skip
+        return Weights(
+            version.manifest,
+            version.snapshot.dense,
+            {name: _empty(rows).apply(rows) for name, rows in changes},
+            version.snapshot.names,
+        )
 
     def accepts(self, version: Version) -> bool:
         """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
@@ -297,8 +308,10 @@ class Weights:
     def apply(self, version: Version) -> Weights:
         """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
         if not self.accepts(version):
-            raise VersionError(f"version {_name(version.manifest)} ({version.manifest.kind} onto {version.manifest.onto_number})"
-                               f" does not follow {_name(self.manifest)}; wait for the next base")  # fmt: skip
+            raise VersionError(
+                f"version {_name(version.manifest)} ({version.manifest.kind} onto {version.manifest.onto_number})"
+                f" does not follow {_name(self.manifest)}; wait for the next base"
+            )
         if version.manifest.kind == "base":
             return Weights.from_base(version)
         tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}

@@ -1,0 +1,158 @@
+"""Everything a trainer is, in one folder made visible by one rename.
+
+``checkpoint-<steps>/arrays.safetensors`` (all tensors) and ``meta.json`` (the rest, with the checksum of the arrays and,
+in its last line, of itself). The newest two are kept: one that cannot be read is passed over for the one before, aloud.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from trainer.config import CheckpointError
+
+FORMAT = 1
+NUM_KEPT = 2
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """``arrays``: nested state flattened with dots. ``meta``: plain JSON."""
+
+    step: int
+    arrays: Arrays
+    meta: dict[str, Any]
+
+
+class CheckpointFolder:
+    """Writes and finds checkpoints; holds the folder's lock, so that two trainers never share one."""
+
+    def __init__(self, path: Path, on_damage: Callable[[str], None]) -> None:
+        self.path, self._on_damage = path, on_damage
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint_dir {path}: another trainer is using it; stop that one, or name another folder"
+            ) from error
+        for left in path.glob("tmp-*"):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._lock.close()
+
+    def steps(self) -> list[int]:
+        """Step counts of the checkpoints present, oldest first."""
+        return sorted(int(each.name.removeprefix("checkpoint-")) for each in self.path.glob("checkpoint-*"))
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Write, sync, rename; then drop all but the newest two. On failure nothing visible has changed."""
+        temporary = self.path / f"tmp-{checkpoint.step:012d}"
+        final = self.path / f"checkpoint-{checkpoint.step:012d}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            blob = save_tensors({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
+            _write_synced(temporary / "arrays.safetensors", blob)
+            meta = {
+                "format": FORMAT,
+                "step": checkpoint.step,
+                "arrays_xxh3": xxhash.xxh3_128_hexdigest(blob),
+                "arrays_bytes": len(blob),
+                **checkpoint.meta,
+            }
+            text = json.dumps(meta).encode()
+            _write_synced(temporary / "meta.json", text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync_folder(self.path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(
+                f"checkpoint {final}: cannot be written ({error.strerror}); free space or fix the rights, and "
+                "start again: the checkpoint before is intact"
+            ) from error
+        for step in self.steps()[:-NUM_KEPT]:
+            shutil.rmtree(self.path / f"checkpoint-{step:012d}", ignore_errors=True)
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read; None when there is none. Raises when there are some but all are damaged."""
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return read_checkpoint(self.path / f"checkpoint-{step:012d}")
+            except CheckpointError as error:
+                self._on_damage(f"{error}; falling back to the one before")
+        if steps:
+            raise CheckpointError(
+                f"checkpoint_dir {self.path}: none of its {len(steps)} checkpoints can be read; restore one, or "
+                "name an empty folder to train anew from the topic"
+            )
+        return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint, verified. Raises `CheckpointError`."""
+    try:
+        text, _, digest = (path / "meta.json").read_bytes().strip().rpartition(b"\n")
+        if xxhash.xxh3_128_hexdigest(text).encode() != digest:
+            raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum does not match)")
+        meta = json.loads(text)
+        blob = (path / "arrays.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
+    if meta["format"] != FORMAT:
+        raise CheckpointError(f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}")
+    if len(blob) != meta["arrays_bytes"] or xxhash.xxh3_128_hexdigest(blob) != meta["arrays_xxh3"]:
+        raise CheckpointError(
+            f"checkpoint {path}: arrays.safetensors is damaged (expected {meta['arrays_bytes']} bytes with "
+            f"checksum {meta['arrays_xxh3']}, got {len(blob)} other bytes)"
+        )
+    return Checkpoint(meta["step"], load_tensors(blob), meta)
+
+
+def flatten(nested: Mapping[str, Mapping[str, NDArray[Any]]]) -> Arrays:
+    """{part: {name: array}} → {"part.name": array}."""
+    return {f"{part}.{name}": array for part, arrays in nested.items() for name, array in arrays.items()}
+
+
+def part_of(arrays: Arrays, part: str) -> Arrays:
+    """The inverse of `flatten`, for one part."""
+    return {name[len(part) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{part}.")}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

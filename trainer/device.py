@@ -1,0 +1,21 @@
+"""Which device a trainer computes on, with how many threads, and how strictly."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.config import DeviceError, TrainerConfig
+
+
+def choose_device(config: TrainerConfig) -> torch.device:
+    """``auto``: the GPU where there is one. Raises `DeviceError` for a GPU that is not there. Sets threads and determinism."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            'trainer.device: expected a CUDA GPU for "cuda", got a machine without one; use "auto" or "cpu"'
+        )
+    if config.num_threads > 0:
+        torch.set_num_threads(config.num_threads)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    use_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")

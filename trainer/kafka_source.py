@@ -1,0 +1,120 @@
+"""Examples from ``headrace.sequences.v1``: every partition, own offsets, each number once."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+from kafka import TopicPartition
+
+from state.codec import decode_example
+from state.config import KafkaConfig
+from state.errors import CodecError
+from state.example import Example
+from state.log import ExampleLog, Verdict
+from state.topics import Topics
+from trainer import clients
+from trainer.config import HoleError, SourceError
+from trainer.source import Marks, Position
+from trainer.version import PlanStep
+
+log = structlog.get_logger("trainer")
+
+
+class KafkaSource:
+    """Reads on from ``positions``; holds a partition back while ``max_buffered`` of its examples wait to be trained."""
+
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        positions: dict[int, Position],
+        *,
+        on_hole: str,
+        max_buffered: int,
+        stop: threading.Event,
+    ) -> None:
+        self._topic = Topics.under(kafka.prefix).sequences
+        self._on_hole, self._max_buffered = on_hole, max_buffered
+        self._marks = Marks(dict(positions))
+        self._consumer = clients.patiently(lambda: clients.consumer(kafka), "reading examples", kafka, stop)
+        self._partitions = clients.patiently(self._find, "finding the sequences topic", kafka, stop)
+        self._consumer.assign(self._partitions)
+        self._logs: dict[int, ExampleLog] = {}
+        self._num_waiting: dict[int, int] = {}
+        self.num_lost = 0
+        for where in self._partitions:
+            position = self.positions.setdefault(where.partition, Position())
+            self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
+            self._num_waiting[where.partition] = 0
+            self._consumer.seek(where, position.next_offset)
+
+    def _find(self) -> list[TopicPartition]:
+        try:
+            return clients.partitions_of(self._consumer, self._topic)
+        except SourceError as error:
+            raise ConnectionError(str(error)) from error
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Behind the last trained example of each partition."""
+        return self._marks.positions
+
+    @property
+    def exhausted(self) -> bool:
+        """A stream never is."""
+        return False
+
+    def poll(self, timeout_s: float) -> list[Example]:
+        """What has arrived; waits at most ``timeout_s`` for something."""
+        for where in self._partitions:
+            full = self._num_waiting[where.partition] >= self._max_buffered
+            (self._consumer.pause if full else self._consumer.resume)(where)
+        examples = []
+        for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
+            for record in records:
+                example = self._accept(where.partition, record.offset, record.value)
+                if example is not None:
+                    self._marks.add(example, record.offset)
+                    self._num_waiting[where.partition] += 1
+                    examples.append(example)
+        return examples
+
+    def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
+        if value is None:
+            return None
+        try:
+            example = decode_example(value)
+        except CodecError as error:
+            raise SourceError(
+                f"{self._topic} partition {partition} offset {offset}: expected an example, got bytes that are "
+                f"none ({error}); find out who writes there"
+            ) from error
+        verdict = self._logs[partition].feed(example)
+        if verdict is Verdict.HOLE:
+            self._meet_hole(partition, offset, example)
+        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+
+    def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
+        hole = self._logs[partition].hole
+        assert hole is not None
+        what = (
+            f"{self._topic} partition {partition} offset {offset}: expected example {hole.expected}, got {hole.got}; "
+            f"{hole.got - hole.expected} were compacted or deleted before this trainer read them"
+        )
+        if self._on_hole == "stop":
+            raise HoleError(
+                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"'
+            )
+        log.error("examples lost, going on without them", what=what)
+        self.num_lost += hole.got - hole.expected
+        self._logs[partition].take(example)
+
+    def trained(self, step: PlanStep) -> None:
+        """Move the positions behind a step's examples."""
+        self._marks.trained(step)
+        for partition, first, last in step:
+            self._num_waiting[partition] -= last - first + 1
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._consumer.close()

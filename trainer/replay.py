@@ -1,0 +1,129 @@
+"""Train again what was published: the same examples by the same steps, and the weights bit by bit beside the published ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import structlog
+from kafka import TopicPartition
+
+from state.config import KafkaConfig
+from state.topics import Topics
+from trainer import clients
+from trainer.config import JournalError, ModelConfig, SourceError, TrainerConfig
+from trainer.device import choose_device
+from trainer.kafka_source import KafkaSource
+from trainer.loop import as_step
+from trainer.plan import Backlog, Plan
+from trainer.snapshot import weights_snapshot
+from trainer.step import Learner
+from trainer.version import Manifest, Table, VersionAssembler, Weights
+from trainer.weights_log import read_new
+
+log = structlog.get_logger("trainer")
+
+
+def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
+    """All records of the weights topic → the newest weights that a reader can reach, and the manifests that count."""
+    assembler, weights, manifests = VersionAssembler(), None, []
+    for record in records:
+        version = assembler.feed(record.key, record.headers, record.value)
+        if version is None:
+            continue
+        manifests.append(version.manifest)
+        if weights is not None and weights.accepts(version):
+            weights = weights.apply(version)
+        elif version.manifest.kind == "base":
+            weights = Weights.from_base(version)
+    if weights is None:
+        raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
+    return weights, manifests
+
+
+def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
+    """Every step of these weights' lineage, from the first. Raises `JournalError` where the topic no longer has them."""
+    lineage = weights.manifest.lineage
+    plan = Plan(0)
+    for manifest in (each for each in manifests if each.lineage == lineage):
+        if manifest.first_step > plan.next_step:
+            raise JournalError(
+                f"weights topic: steps {plan.next_step} to {manifest.first_step - 1} of this line of training are "
+                "gone (retention); a replay needs all of them"
+            )
+        plan.lay(manifest.first_step, [as_step(step) for step in manifest.plan])
+    return plan
+
+
+def differences(published: Weights, learner: Learner) -> list[str]:
+    """Names of what is not bit-equal between published weights and a learner."""
+    ours = weights_snapshot(learner, everything=True)
+    wrong = [name for name, array in ours.dense.items() if not same_bits(array, published.dense.get(name))]
+    for name, rows in ours.tables.items():
+        nothing = Table(
+            np.zeros(0, np.int64), np.zeros((0, rows.rows.shape[1]), rows.rows.dtype), np.zeros(0, np.bool_)
+        )
+        expected, table = published.tables[name], nothing.apply(rows)
+        live = np.flatnonzero(table.live)
+        if not np.array_equal(live, np.flatnonzero(expected.live)) or not np.array_equal(
+            table.ids[live], expected.ids[live]
+        ):
+            wrong.append(f"{name}.ids")
+        elif not same_bits(table.rows[live], expected.rows[live]):
+            wrong.append(f"{name}.rows")
+    return wrong
+
+
+def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -> bool:
+    """Equal bit by bit."""
+    return theirs is not None and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()
+
+
+def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
+    """Exit status 0 when the weights are bit-equal to the newest published version."""
+    reader = clients.patiently(lambda: clients.consumer(kafka), "reading versions", kafka, stop)
+    where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
+    clients.partitions_of(reader, where.topic)
+    first = reader.beginning_offsets([where])[where]
+    weights, manifests = published_weights(read_new(reader, where, first))
+    reader.close()
+    published = weights.manifest
+    _check_settings(model, config, published)
+    plan = plan_of(weights, manifests)
+    learner = Learner(model, config, choose_device(config))
+    source = KafkaSource(kafka, {}, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop)
+    try:
+        _follow(learner, source, plan, published.next_step, stop)
+    finally:
+        source.close()
+    wrong = differences(weights, learner)
+    name = f"version {published.epoch}/{published.number}, {published.next_step} steps, {learner.num_interactions} interactions"
+    print(f"{name}: {'bit-equal' if not wrong else 'DIFFERENT: ' + ', '.join(wrong)}", flush=True)
+    return 1 if wrong else 0
+
+
+def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, stop: threading.Event) -> None:
+    backlog = Backlog(learner.model_config.max_context, learner.config.max_step_tokens, learner.config.max_step_targets)
+    for step in plan.steps[:num_steps]:
+        while (examples := backlog.follow(step)) is None:
+            if stop.is_set():
+                raise SourceError("replay: stopped by a signal before its end")
+            backlog.add(source.poll(0.5))
+        learner.step(examples)
+        source.trained(step)
+
+
+def _check_settings(model: ModelConfig, config: TrainerConfig, published: Manifest) -> None:
+    pairs = (
+        ("model", model.as_dict(), published.model_config),
+        ("trainer", config.learning_dict(), published.learning),
+    )
+    for section, ours, theirs in pairs:
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                raise SourceError(
+                    f"{section}.{key}: the published weights were learned with {theirs.get(key)!r}, the configuration "
+                    f"says {value!r}; a replay needs the same"
+                )

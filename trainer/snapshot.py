@@ -1,0 +1,81 @@
+"""A learner as arrays: all of it for a checkpoint, what servers need for a version."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from trainer.checkpoint import Arrays, Checkpoint, flatten, part_of
+from trainer.config import CheckpointError
+from trainer.step import Learner
+from trainer.version import Snapshot, TableRows
+
+_SCALARS = ("num_steps", "num_interactions", "newest_event_ms", "newest_record_ms")
+
+
+def learner_arrays(learner: Learner) -> Arrays:
+    """Everything that a learner is, besides its configuration."""
+    parts: dict[str, dict[str, Any]] = {
+        "optimiser": learner.optimiser.state_dict(),
+        "frequency": learner.frequency.state_dict(),
+        "metrics": learner.metrics.state_dict(),
+        "popularity": {"count": learner.popularity.count_V},
+        "rates": {"shown": learner.rates.shown_V, "done": learner.rates.done_VK},
+        "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
+        "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
+        **{name: table.state_dict() for name, table in learner.tables.items()},
+    }
+    return flatten(parts)
+
+
+def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Make a fresh learner of the same configuration what it was at the checkpoint."""
+    _check_config(learner, checkpoint.meta)
+    arrays = checkpoint.arrays
+    learner.optimiser.load_state_dict(part_of(arrays, "optimiser"))
+    learner.frequency.load_state_dict(part_of(arrays, "frequency"))
+    learner.metrics.load_state_dict(part_of(arrays, "metrics"))
+    learner.popularity.count_V = arrays["popularity.count"].copy()
+    learner.rates.shown_V, learner.rates.done_VK = arrays["rates.shown"].copy(), arrays["rates.done"].copy()
+    for name in _SCALARS:
+        setattr(learner, name, int(arrays[f"learner.{name}"][0]))
+    learner.names = _unpack(arrays["names.all"])
+    learner.unpublished_names = _unpack(arrays["names.unpublished"])
+    for name, table in learner.tables.items():
+        table.load_state_dict(part_of(arrays, name))
+
+
+def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
+    for section, ours in (("model", learner.model_config.as_dict()), ("trainer", learner.config.learning_dict())):
+        for key, value in ours.items():
+            if meta[section].get(key) != value:
+                raise CheckpointError(
+                    f"{section}.{key}: the checkpoint was learned with {meta[section].get(key)!r}, the configuration says "
+                    f"{value!r}; put it back, or name an empty trainer.checkpoint_dir to train anew"
+                )
+
+
+def _pack(names: dict[int, str | int]) -> Any:
+    return np.frombuffer(json.dumps(list(names.items()), ensure_ascii=False).encode(), np.uint8)
+
+
+def _unpack(packed: Any) -> dict[int, str | int]:
+    return dict(json.loads(packed.tobytes()))
+
+
+def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
+    """What a version carries: dense weights, and all rows and names or those changed since the last call.
+
+    The caller owns the delivery: from here on, changes count towards the next version.
+    """
+    dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
+    tables = {}
+    for name, table in learner.tables.items():
+        keys, rows, weights, tombstones = table.changes(everything=everything)
+        tables[name] = TableRows(keys, rows, weights, tombstones)
+        table.mark_published()
+    names = dict(learner.names if everything else learner.unpublished_names)
+    learner.unpublished_names = {}
+    return Snapshot(dense, tables, names)

@@ -1,0 +1,79 @@
+"""What the weights topic says: which versions count, which steps they contain, which epoch is taken.
+
+Reads the topic's tail, in windows that double towards its beginning, until the wanted step is found: a long-lived topic is
+never read whole to start a trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
+
+from trainer.version import Claim, Manifest, decode_manifest, record_kind
+
+FIRST_WINDOW = 256
+STALL_POLLS = 30
+
+
+def read_range(consumer: KafkaConsumer, where: TopicPartition, start: int, end: int) -> Iterator[Any]:
+    """Records with start ≤ offset < end, in order. Raises `KafkaTimeoutError` when the broker falls silent."""
+    consumer.assign([where])
+    consumer.seek(where, start)
+    silent = 0
+    while consumer.position(where) < end:
+        batches = consumer.poll(timeout_ms=500)
+        silent = 0 if batches else silent + 1
+        if silent > STALL_POLLS:
+            raise KafkaTimeoutError(
+                f"{where.topic}: no records from offset {consumer.position(where)} on, expected up to {end}"
+            )
+        for records in batches.values():
+            yield from (record for record in records if record.offset < end)
+
+
+def read_new(consumer: KafkaConsumer, where: TopicPartition, start: int) -> Iterator[Any]:
+    """Records from ``start`` to the end: as the broker tells it, and what one more fetch brings beyond.
+
+    (Asked for its end, the embedded broker names the first record of the last batch.)
+    """
+    end = consumer.end_offsets([where])[where]
+    yield from read_range(consumer, where, start, end)
+    consumer.assign([where])
+    consumer.seek(where, max(start, end))
+    for records in consumer.poll(timeout_ms=200).values():
+        yield from records
+
+
+def read_manifests(
+    consumer: KafkaConsumer, where: TopicPartition, enough: Callable[[list[Manifest]], bool], end: int | None = None
+) -> tuple[list[Manifest], int]:
+    """Manifests that count, in log order, from far enough back that ``enough`` holds (or all); and the highest epoch met."""
+    first = consumer.beginning_offsets([where])[where]
+    end = consumer.end_offsets([where])[where] if end is None else end
+    window = FIRST_WINDOW
+    while True:
+        start = max(first, end - window)
+        manifests, epoch = _counting(read_range(consumer, where, start, end))
+        if start == first or enough(manifests):
+            return manifests, epoch
+        window *= 4
+
+
+def _counting(records: Iterator[Any]) -> tuple[list[Manifest], int]:
+    manifests: list[Manifest] = []
+    floor = highest = -1
+    for record in records:
+        kind = record_kind(record.headers)
+        if kind == "claim":
+            floor = max(floor, msgspec.json.decode(record.value, type=Claim).epoch)
+        elif kind == "manifest":
+            manifest = decode_manifest(record.value)
+            highest = max(highest, manifest.epoch)
+            newest = (manifests[-1].epoch, manifests[-1].number) if manifests else (-1, -1)
+            if manifest.epoch >= floor and (manifest.epoch, manifest.number) > newest:
+                manifests.append(manifest)
+    return manifests, max(highest, floor)
