@@ -24,7 +24,8 @@ def facts(device: str) -> dict[str, Any]:
     import torch
     import triton
 
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    command = ["git", "describe", "--always", "--dirty=+"]
+    described = subprocess.run(command, capture_output=True, text=True, check=False)
     name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU, interpreted: a rehearsal"
     return {
         "machine": name, "commit": described.stdout.strip() or "unknown", "torch": torch.__version__,

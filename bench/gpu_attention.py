@@ -1,8 +1,10 @@
+# mypy: allow-untyped-calls
 """Attention on the GPU: TFLOP/s with and without the relative biases, short users, and the ceilings beside them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,14 +101,16 @@ def check(case: Case, clock: Clock, limit: float = 2e-2) -> str:
         biases = [x[:1].to(device, torch.float64 if backend == "reference" else torch.float32).requires_grad_()
                   for x in (case.pos_bias, case.time_bias)]  # fmt: skip
         times = case.time[:stop].to(device)
+        q, k, v = tensors
         out = hstu_attention(
-            *tensors, torch.tensor([0, stop], device=device), norm_len=case.norm_len, pos_bias_GP=biases[0],
+            q, k, v, torch.tensor([0, stop], device=device), norm_len=case.norm_len, pos_bias_GP=biases[0],
             time_bias_GK=biases[1], time_buckets=case.buckets, query_time_T=times, key_time_T=times, backend=backend,
         )  # fmt: skip
         return [out, *torch.autograd.grad(out, tensors + biases, case.grad[:stop, :1].to(device, out.dtype))]
 
     result, expected = run("triton", case.q.dtype, clock.device), run("reference", torch.float64, "cpu")
-    errors = [float((a.detach().cpu().double() - b.detach()).norm() / b.detach().norm()) for a, b in zip(result, expected, strict=True)]
+    pairs = [(a.detach().cpu().double(), b.detach()) for a, b in zip(result, expected, strict=True)]
+    errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
     if not all(error < limit for error in errors):
         raise ArithmeticError(f"attention is off: relative errors {errors}, expected below {limit}")
     return f"checked, worst error {max(errors):.1e}"
@@ -123,19 +127,18 @@ def timings(case: Case, clock: Clock, tiles: tuple[Any, Any, Any] = (None, None,
         table = (rows, columns) if rab else (None, None)
         pos, time = (case.pos_bias, case.time_bias) if rab else (None, None)
         num_positions = case.pos_bias.shape[1] if rab else 0
-        times[f"forward {name}"] = clock.median_ms(
-            lambda: triton_launch.forward(q, k, v, batch, case.norm_len, table[0], num_positions, time, tiles[0])
+        norm = case.norm_len
+        forward = partial(triton_launch.forward, q, k, v, batch, norm, table[0], num_positions, time, tiles[0])
+        queries = partial(
+            triton_launch.backward_queries, q, k, v, case.grad, batch, norm, table[0], pos, time, grads[0], tiles[1]
         )
-        times[f"queries {name}"] = clock.median_ms(
-            lambda: triton_launch.backward_queries(
-                q, k, v, case.grad, batch, case.norm_len, table[0], pos, time, grads[0], tiles[1]
-            )
-        )
-        times[f"keys {name}"] = clock.median_ms(
-            lambda: triton_launch.backward_keys(
-                q, k, v, case.grad, batch, case.norm_len, table[1], num_positions, time, grads[1], grads[2], tiles[2]
-            )
-        )
+        keys = partial(
+            triton_launch.backward_keys, q, k, v, case.grad, batch, norm, table[1], num_positions, time, grads[1],
+            grads[2], tiles[2],
+        )  # fmt: skip
+        timed: tuple[tuple[str, Any], ...] = (("forward", forward), ("queries", queries), ("keys", keys))
+        for part, run in timed:
+            times[f"{part} {name}"] = clock.median_ms(run)
         times[f"backward {name}"] = times[f"queries {name}"] + times[f"keys {name}"]
     times["tables"] = clock.median_ms(lambda: case.prepare(True))
     return times

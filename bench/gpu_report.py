@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 """Rows of a GPU run as they come: each section's rows are on disk before the next one starts, whatever it does."""
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Clock:
             pair[1].record()
             pairs.append(pair)
         torch.cuda.synchronize()
-        return statistics.median(a.elapsed_time(b) for a, b in pairs)
+        return float(statistics.median(a.elapsed_time(b) for a, b in pairs))
 
     def graph_ms(self, run: Callable[[], Any]) -> float:
         """Median of replays of a captured graph: device time without launch gaps."""
@@ -91,7 +92,7 @@ class Report:
         began = time.monotonic()
         try:
             rows = measure(self.clock)
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001
             # The run is one of few on a GPU: what went wrong is kept, and everything else still measured.
             self.failures.append(f"{name}: {failure!r}")
             rows = [row(name, None, "", note=f"failed: {failure!r}"[:300])]
@@ -106,7 +107,8 @@ class Report:
         for each in rows:
             value = "-" if each["value"] is None else f"{each['value']:,.4g}"
             met = {True: "met", False: "MISSED", None: ""}[each["met"]]
-            print(f"{each['name']:<58} {value:>12} {each['unit']:<10} {each['target'] or '':>8} {met:<7}{each['note']}", flush=True)
+            goal = each["target"] or ""
+            print(f"{each['name']:<58} {value:>12} {each['unit']:<10} {goal:>8} {met:<7}{each['note']}", flush=True)
         print(f"-- {name}: {self.seconds.get(name, 0)} s, {self.clock.left_s:.0f} s left", flush=True)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
-"""Whole training steps on the GPU: against the padded model, eager and compiled; where the time goes; the single pass."""
+# mypy: allow-untyped-calls
+"""Whole training steps on the GPU: against the padded model, eager and compiled; where time goes; the single pass."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ def shares(clock: Clock, run: Callable[[], Any]) -> tuple[dict[str, float], floa
     by_kind: dict[str, float] = {}
     by_name: dict[str, float] = {}
     for event in profile.events():
-        if event.device_type != torch.autograd.DeviceType.CUDA:
+        if event.device_type.name != "CUDA":
             continue
         ms = event.time_range.elapsed_us() / 1e3
         by_kind[kind_of(event.name)] = by_kind.get(kind_of(event.name), 0.0) + ms
@@ -54,6 +56,7 @@ def shares(clock: Clock, run: Callable[[], Any]) -> tuple[dict[str, float], floa
 
 
 def described(by_kind: dict[str, float]) -> str:
+    """Shares in words."""
     total = sum(by_kind.values()) or 1.0
     return ", ".join(f"{kind} {ms / total:.0%}" for kind, ms in sorted(by_kind.items(), key=lambda pair: -pair[1]))
 
@@ -105,15 +108,15 @@ def against_eager(clock: Clock) -> list[Row]:
         "N 1024 long tail (8 layers, d 256, 4 heads, 64 users)": Shape(8, 256, 4, long_tail(64, 1024), 20_000, 512),
     }
     if clock.rehearsal:
-        shapes = {name: Shape(1, 16, 1, (12, 7), 16, 8, 4) for name in shapes}
+        shapes = dict.fromkeys(shapes, Shape(1, 16, 1, (12, 7), 16, 8, 4))
     rows: list[Row] = []
     for name, shape in shapes.items():
         note = check_step(shape, clock)
         step = Step(shape, make_data(shape, clock.device), clock.device, dtype_of(clock))
-        ours_ms = clock.median_ms(lambda step=step: step.run(True))
-        by_kind, wall_ms, _ = shares(clock, lambda step=step: step.run(True))
+        ours_ms = clock.median_ms(partial(step.run, True))
+        by_kind, _, _ = shares(clock, partial(step.run, True))
         busy = sum(by_kind.values())
-        eager_ms = clock.median_ms(lambda step=step: step.run(False), repeats=5)
+        eager_ms = clock.median_ms(partial(step.run, False), repeats=5)
         tokens = sum(shape.lengths)
         ours_note = f"{tokens / ours_ms * 1e3:,.0f} tokens/s; {described(by_kind)}; {note}"
         rows += [
@@ -191,7 +194,7 @@ def single_pass(clock: Clock) -> list[Row]:
     if clock.rehearsal:
         tiny = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                            num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
-        plans = {name: ((3, 20, 8, 8, 4, 12), tiny, 2, 2) for name in plans}
+        plans = dict.fromkeys(plans, ((3, 20, 8, 8, 4, 12), tiny, 2, 2))
     rows: list[Row] = []
     for name, (world, model, batch, most) in plans.items():
         config = TrainerConfig(device=clock.device, metric_share=0.1, exclude_seen=False)
@@ -200,7 +203,7 @@ def single_pass(clock: Clock) -> list[Row]:
 
 
 def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch: int, most: int) -> list[Row]:
-    batches = []
+    batches: list[list[Any]] = []
     while len(batches) < most + 6:
         taken = [example for _, example in zip(range(batch), examples, strict=False)]
         if not taken:
@@ -220,7 +223,7 @@ def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch:
     _synchronize(clock)
     seconds = time.perf_counter() - began
     last = batches[-1]
-    by_kind, wall_ms, longest = shares(clock, lambda: learner.step(last))
+    by_kind, _, longest = shares(clock, lambda: learner.step(last))
     step_ms = seconds / max(1, steps) * 1e3
     idle = 100 * max(0.0, 1 - sum(by_kind.values()) / step_ms)
     note = f"{steps} steps, {tokens / seconds:,.0f} tokens/s, {step_ms:.1f} ms a step"

@@ -1,4 +1,4 @@
-"""Other tile shapes for attention, for whoever tunes `kernels/attention/triton_tile.py`: run where a GPU has time left."""
+"""Other tile shapes for attention, for whoever tunes `kernels/attention/triton_tile.py`: run last, if time is left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sweep(clock: Clock) -> list[Row]:
             tiles = (None, None, None) if clock.rehearsal else (forward, queries, keys)
             try:
                 ms = timings(case, clock, tiles)
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001
                 # A shape that does not fit this GPU is an answer too.
                 rows.append(row(f"tiles {name} {tiles}", None, "", note=repr(failure)[:120]))
                 continue

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Pieces that several Triton kernels share: where a value stands in a sorted array, SiLU by the hardware's tanh."""
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 def require_device(tensor: Tensor, op: str) -> None:
     """Triton runs on CUDA tensors in float32 or bfloat16, and on any device's in its interpreter."""
     if not (tensor.is_cuda or INTERPRETED):
-        raise KernelUnavailable(f"{op}: backend='triton' needs CUDA tensors, got {tensor.device}; move them, or use 'cpp'")
+        raise KernelUnavailable(
+            f"{op}: backend='triton' needs CUDA tensors, got {tensor.device}; move them, or use backend='cpp'"
+        )
     if tensor.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"{op}: expected float32 or bfloat16 for 'triton', got {tensor.dtype}; use backend='reference'")
+        raise ValueError(
+            f"{op}: expected float32 or bfloat16 for backend='triton', got {tensor.dtype}; use backend='reference'"
+        )
 
 
 def fast_math(dtype: torch.dtype) -> bool:
@@ -73,18 +78,11 @@ def tanh(x, FAST: tl.constexpr):
 @triton.jit
 def silu_of_half(half, FAST: tl.constexpr):
     """SiLU(s) from half = s / 2: half + half · tanh(half), one special-function operation."""
-    if FAST:
-        y = half + half * tanh(half, FAST)
-    else:
-        y = 2.0 * half / (1.0 + tl.exp(-2.0 * half))
-    return y
+    return half + half * tanh(half, FAST) if FAST else 2.0 * half / (1.0 + tl.exp(-2.0 * half))
 
 
 @triton.jit
 def silu_and_slope(half, FAST: tl.constexpr):
     """(SiLU(s), SiLU'(s)) from half = s / 2; with g = 2 sigmoid(s): half · g and g/2 · (1 + half · (2 - g))."""
-    if FAST:
-        gate = 1.0 + tanh(half, FAST)
-    else:
-        gate = 2.0 / (1.0 + tl.exp(-2.0 * half))
+    gate = 1.0 + tanh(half, FAST) if FAST else 2.0 / (1.0 + tl.exp(-2.0 * half))
     return half * gate, 0.5 * gate * (1.0 + half * (2.0 - gate))

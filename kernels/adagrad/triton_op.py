@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Row-wise Adagrad on CUDA tensors: one sort of the rows, then one pass over what they touch."""
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def rowwise_adagrad_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """`kernels.rowwise_adagrad_` on a GPU (or any tensors in Triton's interpreter); rows outside the table are skipped."""
+    """`kernels.rowwise_adagrad_` on a GPU (or in Triton's interpreter); rows outside the table are skipped."""
     require_device(weight_VD, "rowwise_adagrad_")
     if rows_N.numel() == 0 or weight_VD.numel() == 0:
         return

@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: SIM102 (a load may stand only inside the compile-time branch that has its pointer)
 """HSTU attention's backward pass: queries' and biases' gradients in one kernel, keys' and values' in another.
 
 Nothing is added by atomics: each tile's gradients are summed by the program that owns it, and the biases' gradients
@@ -54,7 +56,7 @@ def sum_buckets(
     index = tl.arange(0, WIDTH_K)
     low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
     if is_near(m0, n0):
-        bucket = near_buckets(near_ptr, m0, n0, row, column, num_tokens)
+        bucket = near_buckets(near_ptr, m0, row, column, num_tokens)
         for k in range(low, high + 1):
             sums += tl.where(index == k, tl.sum(tl.where(bucket == k, slope, 0.0)), 0.0)
     else:
@@ -230,13 +232,10 @@ def key_gradient_kernel(
 
 @triton.jit
 def bias_gradient_kernel(
-    sums_ptr, grad_ptr, sums_stride, width, first, num_programs, num_heads, grad_stride, scale,
+    sums_ptr, grad_ptr, sums_stride, width, num_programs, num_heads, grad_stride, scale,
     GROUPED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the programs' private sums, in the order of programs; entries before ``first`` are distance 0's.
-
-    The last private entry of a position's sums is the last position's: every farther distance was added there.
-    """
+    """Add the programs' private sums, in the order of programs; with groups, only those of the group's head."""
     group = tl.program_id(1)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)

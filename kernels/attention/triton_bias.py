@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), as the matrix product's starting value.
 
 rab^p is Toeplitz: entry (i, j) depends on i - j. Four copies of the reversed table, each shifted by one entry, let
@@ -17,7 +18,7 @@ MARGIN = 256
 
 def table_length(num_positions: int) -> int:
     """Entries of one copy: a multiple of 16 that holds the positions and both margins."""
-    return triton.cdiv(num_positions + 2 * MARGIN + 8, 16) * 16
+    return (num_positions + 2 * MARGIN + 8 + 15) // 16 * 16
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def is_near(m0, n0):
 
 
 @triton.jit
-def near_buckets(near_ptr, m0, n0, row, column, num_tokens):
+def near_buckets(near_ptr, m0, row, column, num_tokens):
     """Buckets of a near tile; ``row`` and ``column`` are token indices, shaped to broadcast."""
     place = near_ptr + row.to(tl.int64) * 256 + (column - (m0 // 128 * 128 - 128))
     return tl.load(place, mask=(row < num_tokens) & (column >= 0), other=0).to(tl.int32)
@@ -140,7 +141,7 @@ def time_tile(
 ):
     """(ROWS, COLUMNS) halves of rab^t; ``row`` are queries, ``column`` keys, one of them a column of the tile."""
     if is_near(m0, n0):
-        tile = 0.5 * tl.load(bias_ptr + near_buckets(near_ptr, m0, n0, row, column, num_tokens)).to(tl.float32)
+        tile = 0.5 * tl.load(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens)).to(tl.float32)
     else:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
         tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low).to(tl.float32)

@@ -1,3 +1,5 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: SIM102 (a load may stand only inside the compile-time branch that has its pointer)
 """HSTU attention's forward pass: one tile of queries of one head a program, longest first."""
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def attention_forward_kernel(
     BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
     HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """(T, H, E); see the module."""
     if HAS_TIME:
         if (tl.load(unsorted_ptr) == 0) != SORTED:
             return

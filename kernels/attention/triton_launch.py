@@ -16,7 +16,6 @@ from kernels.attention.triton_backward import (
     key_gradient_kernel,
     query_gradient_kernel,
 )
-from kernels.attention.triton_bias import make_position_tables
 from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
 from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
@@ -46,12 +45,7 @@ def prepare(
 ) -> Batch:
     """The batch's tables, from the cache where it holds these very inputs."""
     inputs = (offsets_B1, query_time_T, key_time_T, num_context_B, num_targets_B)
-    key = (
-        "triton",
-        num_tokens,
-        id(time_buckets),
-        *((x.data_ptr(), x._version) if x is not None else None for x in inputs),
-    )
+    key = ("triton", num_tokens, id(time_buckets), *map(_identity, inputs))
     if cache is not None and cache.key == key and isinstance(cache.value, Batch):
         return cache.value
     plan = make_plan(offsets_B1.contiguous(), num_tokens, num_context_B, num_targets_B)
@@ -63,6 +57,11 @@ def prepare(
     if cache is not None:
         cache.key, cache.value, cache.inputs = key, batch, (*inputs, time_buckets)
     return batch
+
+
+def _identity(tensor: Tensor | None) -> tuple[int, int] | None:
+    """Which values: where they lie, and how often they were written in place."""
+    return None if tensor is None else (tensor.data_ptr(), tensor._version)  # noqa: SLF001
 
 
 def strides(*tensors: Tensor) -> list[int]:
@@ -173,7 +172,7 @@ def add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scal
     """Private sums (programs, width) of programs that keep to one head, to (groups, width)."""
     total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
     bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
-        sums, total, sums.stride(0), width, 0, sums.shape[0], num_heads, width, scale,
+        sums, total, sums.stride(0), width, sums.shape[0], num_heads, width, scale,
         GROUPED=num_groups > 1, PROGRAMS=32, BLOCK=64,
     )  # fmt: skip
     return total

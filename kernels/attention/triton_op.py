@@ -21,6 +21,7 @@ class Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None,
         batch: Batch, norm_len: float,
     ) -> Tensor:  # fmt: skip
+        """The output; what the gradients need is kept."""
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         time_bias_GK = time_bias_GK.contiguous() if time_bias_GK is not None else None
         rows, columns = make_position_tables(dense_rows(pos_bias_GP)) if pos_bias_GP is not None else (None, None)
@@ -31,6 +32,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the inputs."""
         q, k, v, pos_bias_GP, time_bias_GK, rows, columns = ctx.saved_tensors
         if q.numel() == 0:
             return (

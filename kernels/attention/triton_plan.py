@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """What a batch's kernels need to know of its users, computed once a batch on the device, without waiting for it.
 
 Tiles are cut from the batch's token axis, not from each user: a tile may hold the end of one user and the whole of
@@ -49,6 +50,7 @@ def plan_kernel(
     HAS_TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """See `Plan`; and how many keys a block of queries, and queries a block of keys, may meet."""
     block = tl.program_id(0)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens

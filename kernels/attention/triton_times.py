@@ -1,12 +1,13 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Buckets of time differences, prepared once a batch so that a tile of scores costs a few operations.
 
 Three tables, all exact for any int64 times:
 
-* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128 tokens;
+* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128;
 * range: for a block of queries and a block of 64 keys, the least and largest bucket that can occur; old history has one
   bucket or two, so a far tile is a constant and at most a few comparisons;
-* bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's keys
-  do not decrease, so "at least this far" is "left of this key": a comparison of a column's index, whatever the times.
+* bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's
+  keys do not decrease, so "at least this far" is "left of this key": a column's index is compared, whatever the times.
 
 Where some user's key times do decrease, a flag on the device sends the work to kernels that compare times themselves.
 """

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """New queries against cached keys and values: the part of delta attention that plain attention does not know.
 
 A work item is a tile of one user's new tokens; key blocks are dealt to ``num_splits`` programs, whose parts add up

@@ -74,6 +74,7 @@ class DeltaAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None, time_bias: Tensor | None,
         batch: Batch, cache: Cache, norm_len: float,
     ) -> Tensor:  # fmt: skip
+        """The output; what the gradients need is kept."""
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         pos_bias = pos_bias.contiguous() if pos_bias is not None else None
         time_bias = time_bias.contiguous() if time_bias is not None else None
@@ -102,13 +103,14 @@ class DeltaAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, pos_bias, time_bias, *tables = ctx.saved_tensors
+        """Gradients in the order of the inputs."""
+        q, k, v, pos_bias, time_bias, rows, columns = ctx.saved_tensors
         grad, batch, cache, norm_len = dense_rows(grad), ctx.batch, ctx.cache, ctx.norm_len
         own_grad = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         q_grad = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         k_grad, v_grad = torch.empty(k.shape, dtype=k.dtype, device=k.device), torch.empty_like(v).contiguous()
         own = triton_launch.backward(
-            q, k, v, grad, batch, norm_len, pos_bias, time_bias, *tables, own_grad, k_grad, v_grad
+            q, k, v, grad, batch, norm_len, pos_bias, time_bias, rows, columns, own_grad, k_grad, v_grad
         )
         cached = _cache_gradient(q, v, grad, own_grad, q_grad, pos_bias, time_bias, cache, norm_len)
         biases = [a + b if a is not None and b is not None else None for a, b in zip(own, cached, strict=True)]

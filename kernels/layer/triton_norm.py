@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """LayerNorm of a layer's input, and LayerNorm ⊙ U of its attention, forward and backward, a few rows a program.
 
 Backward programs stride over the rows and keep their own sums for the weights' gradients; `add_programs_kernel` adds
@@ -46,6 +47,7 @@ def norm_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, x_stride, out_stride, num_rows, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """LayerNorm of the rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     x = load_rows(x_ptr, row, x_stride, column, num_rows, width)

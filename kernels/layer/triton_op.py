@@ -1,7 +1,8 @@
+# mypy: allow-untyped-calls
 """One HSTU layer on CUDA tensors: cuBLAS for the two projections, Triton for the rest, one autograd node.
 
-Saved for the backward pass: the input, the projection before SiLU, the attention's output. The normalised input, U, V, Q,
-K and the gated product are computed again.
+Saved for the backward pass: the input, the projection before SiLU, the attention's output. The normalised input,
+U, V, Q, K and the gated product are computed again.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ class Layer(torch.autograd.Function):
         norm_out_weight: Tensor, norm_out_bias: Tensor, out_weight: Tensor, out_bias: Tensor | None,
         pos_bias: Tensor | None, time_bias: Tensor | None, batch: triton_launch.Batch, constants: Constants,
     ) -> Tensor:  # fmt: skip
+        """The output; what the gradients need is kept."""
         x = triton_launch.dense_rows(x)
         projected = _project(x, (norm_in_weight, norm_in_bias), weight, bias, constants.eps)
         u, v, q, k = _split(silu(projected), constants)
@@ -160,9 +162,10 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the inputs."""
         (
             x, projected, attended, norm_in_weight, norm_in_bias, weight, bias, norm_out_weight, norm_out_bias,
-            out_weight, out_bias, pos_bias, time_bias, *tables,
+            out_weight, out_bias, pos_bias, time_bias, rows, columns,
         ) = ctx.saved_tensors  # fmt: skip
         constants: Constants = ctx.constants
         grad = triton_launch.dense_rows(grad)
@@ -177,7 +180,7 @@ class Layer(torch.autograd.Function):
         out_weight_grad = gated.T @ change_grad
         bias_grads = triton_launch.backward(
             q, k, v, attended_grad.unflatten(1, (constants.num_heads, constants.value)), ctx.batch, constants.norm_len,
-            pos_bias, time_bias, *tables, q_grad, k_grad, v_grad,
+            pos_bias, time_bias, rows, columns, q_grad, k_grad, v_grad,
         )  # fmt: skip
         bias_grad = _silu_gradient(projected, inner, bias)
         weight_grad = normalize(x, norm_in_weight, norm_in_bias, constants.eps).T @ inner
@@ -270,9 +273,7 @@ def layer(
     return result
 
 
-def project(
-    x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The layer's first half without gradients: U, V (T, H, E), Q, K (T, H, D)."""
     require_device(x_TM, "hstu_layer_project")
     _, value, key = params.widths(num_heads)

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """What of a layer is one value at a time: SiLU after the projection, and the residual with dropout at the end."""
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def kept(row, column, seed_low, seed_high, threshold):
 
 @triton.jit
 def silu_kernel(x_ptr, out_ptr, num_values, BLOCK: tl.constexpr):
+    """SiLU, in the dtype of ``out``."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_values
     x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)

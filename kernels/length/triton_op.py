@@ -1,4 +1,5 @@
-"""Stochastic length on CUDA tensors: keys in one kernel, two sorts, a running count; the reference's integers exactly."""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+"""Stochastic length on CUDA tensors: keys in one kernel, two sorts, a running count; the reference's integers."""
 
 from __future__ import annotations
 
@@ -76,10 +77,7 @@ def key_kernel(
     index = place // UNIT
     age = num_units - 1 - index
     bits = random_bits(seed, index)
-    if RECENCY:
-        key = exponential(bits) * (age + 1)
-    else:
-        key = shift_right(bits, 22)
+    key = exponential(bits) * (age + 1) if RECENCY else shift_right(bits, 22)
     key = (key << 20) | age
     leads = thinned & (place % UNIT == 0)
     tl.store(key_ptr + token, tl.where(leads, key, 9223372036854775807), mask=inside)

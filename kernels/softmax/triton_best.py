@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Ranks of targets and best rows over a whole table, tile by tile; scores never exist together."""
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def rank_kernel(
             own = (tl.arange(0, ROWS) == 0)[:, None] & counts[None, :]
             better -= tl.sum((own & (score > mine[:, None])).to(tl.int32))
             equal -= tl.sum((own & (score == mine[:, None])).to(tl.int32))
-    tl.store(rank_ptr + one, (1 + better + (equal + 1) // 2).to(tl.int64))
+    tl.store(rank_ptr + one, 1 + better + (equal + 1) // 2)
 
 
 @triton.jit(do_not_specialize=["num_excluded", "num_queries", "num_rows", "num_steps"])
@@ -138,6 +139,7 @@ def score_key_kernel(
 def exclude_kernel(
     excluded_ptr, offsets_ptr, key_ptr, num_excluded, num_queries, first_row, chunk, num_steps, BLOCK: tl.constexpr
 ):  # fmt: skip
+    """Gives the excluded rows of a chunk the key of what does not compete."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     query = count_at_most(offsets_ptr, num_queries + 1, place.to(tl.int64), num_steps) - 1
     row = tl.load(excluded_ptr + place, mask=place < num_excluded, other=-1) - first_row
@@ -148,6 +150,7 @@ def exclude_kernel(
 
 @triton.jit(do_not_specialize=["num_keys"])
 def decode_kernel(key_ptr, score_ptr, row_ptr, num_keys, BLOCK: tl.constexpr):
+    """Keys back to scores and rows."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(key_ptr + place, mask=place < num_keys, other=0)
     none = key == -9223372036854775807

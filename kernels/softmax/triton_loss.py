@@ -200,6 +200,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, table: Tensor, target: Tensor, slots: Slots, scale: Scale) -> Tensor:
+        """The output; what the gradients need is kept."""
         query, table, target = query.contiguous(), table.contiguous(), target.contiguous()
         num_rows = query.shape[0]
         loss, log_sum = torch.empty(2, num_rows, dtype=torch.float32, device=query.device)
@@ -212,10 +213,11 @@ class CrossEntropy(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(query, table, target, log_sum)
         ctx.slots, ctx.scale = slots, scale
-        return loss
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the inputs."""
         query, table, target, log_sum = ctx.saved_tensors
         slots, scale = ctx.slots, ctx.scale
         if query.shape[0] == 0:

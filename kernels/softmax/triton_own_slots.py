@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Cross entropy against each query's own negatives: a program a query forward, a program a table row backward."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Cross entropy against negatives that all queries share (or the whole table): tiles of scores on the matrix units.
 
 Passes keep a running maximum and sum, or recompute the scores; a score never leaves its tile.

@@ -1,4 +1,4 @@
-"""Every Triton kernel on the GPU against the float64 reference on the CPU: float32 and bfloat16, larger than the interpreter can."""
+"""Every Triton kernel on the GPU against the float64 reference: both dtypes, larger than the interpreter can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The budget of compiled kernels: `python -m tests.kernels.triton.budget` measures it anew for the Triton that is here."""
+"""The budget of compiled kernels: `python -m tests.kernels.triton.budget` measures it anew, for this Triton."""
 
 from __future__ import annotations
 

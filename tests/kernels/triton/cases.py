@@ -1,4 +1,4 @@
-"""Each op's Triton version against its reference in float64, on any device: the interpreter's tests and the GPU's share them.
+"""Each op's Triton version against its reference in float64, on any device: for the interpreter's tests and the GPU's.
 
 Inputs are drawn on the CPU; the op runs where it is told; results come back for comparison. Outputs are judged by
 ‖out - ref‖ / ‖ref‖: float32 by a bound, bfloat16 by at most twice the error of PyTorch's own in the same dtype.
@@ -250,7 +250,9 @@ def best_case(rows: int, table: int, width: int, seed: int) -> tuple[dict[str, A
     return common, masks
 
 
-def check_best(device: str, *, rows: int = 21, table: int = 70, width: int = 12, k: int = 9, masked: bool = True, seed: int = 0) -> None:  # fmt: skip
+def check_best(
+    device: str, *, rows: int = 21, table: int = 70, width: int = 12, k: int = 9, masked: bool = True, seed: int = 0
+) -> None:  # fmt: skip
     common, masks = best_case(rows, table, width, seed)
     target = torch.randint(0, table, (rows,), generator=torch.Generator().manual_seed(seed))
     target[:3] = 5

@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: registers, spills, shared memory and matrix instructions within budget."""
+"""Kernels compiled for GPUs that are not here: registers, spills, shared memory, matrix instructions within budget."""
 
 from __future__ import annotations
 
@@ -49,5 +49,6 @@ def test_a_budget_notices_each_thing_that_gets_worse() -> None:
     limits = {"registers": 100, "stack": 0, "shared": 1000, "spills": 0, "wgmma": 8, "mma": 0, "wide_loads": 4}
     good = Report(**limits)
     assert budget.exceeded(good, limits) == []
-    for key, value in (("registers", 101), ("stack", 8), ("spills", 1), ("shared", 1001), ("wgmma", 7), ("wide_loads", 3)):
+    worse = {"registers": 101, "stack": 8, "spills": 1, "shared": 1001, "wgmma": 7, "wide_loads": 3}
+    for key, value in worse.items():
         assert len(budget.exceeded(replace(good, **{key: value}), limits)) == 1

@@ -57,7 +57,7 @@ def variants() -> list[Variant]:
         "query": "*bf16", "table": "*bf16", "target": "*i64", "slots": "*i64", "valid": "*i1", "log_q_slots": "*fp32",
         "parts": "*fp32", "log_sum": "*fp32", "grad": "*fp32", "inverse_temperature": "fp32", "eps": "fp32",
     }  # fmt: skip
-    rows = {name: "*bf16" for name in ("attended", "u", "weight", "bias", "gated_grad", "gated", "attended_grad", "u_grad")}
+    rows = dict.fromkeys(["attended", "u", "weight", "bias", "gated_grad", "gated", "attended_grad", "u_grad"], "*bf16")
     rows |= {"weight_sums": "*fp32", "bias_sums": "*fp32", "eps": "fp32"}
     adagrad = {
         "weight": "*fp32", "state": "*fp32", "sorted": "*i32", "order": "*i64", "grad": "*fp32", "lr": "fp32",
