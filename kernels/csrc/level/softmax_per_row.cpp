@@ -35,12 +35,26 @@ HEADRACE_INLINE vf sums<0>(vf* v) {
     return v[0];
 }
 
-HEADRACE_INLINE vf dots(const float* query, const float* const* rows, int64_t stride) {
+// Lane j: query · row of id[j]. VECTORS of a row, held in registers (0: any number).
+template <int VECTORS>
+HEADRACE_INLINE vf dots(const float* query, const float* unit_UD, const int32_t* id, int64_t stride) {
     vf v[LANES] = {};
-    for (int64_t d = 0; d < stride; d += LANES) {
-        const vf q = load(query + d);
+    if constexpr (VECTORS == 0) {
+        for (int64_t d = 0; d < stride; d += LANES) {
+            const vf q = load(query + d);
 #pragma GCC unroll 16
-        for (int j = 0; j < LANES; ++j) v[j] = fma(q, load(rows[j] + d), v[j]);
+            for (int j = 0; j < LANES; ++j) v[j] = fma(q, load(unit_UD + id[j] * stride + d), v[j]);
+        }
+    } else {
+        vf q[VECTORS ? VECTORS : 1];
+#pragma GCC unroll 8
+        for (int i = 0; i < VECTORS; ++i) q[i] = load(query + i * LANES);
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; ++j) {
+            const float* row = unit_UD + (int64_t)id[j] * (VECTORS * LANES);
+#pragma GCC unroll 8
+            for (int i = 0; i < VECTORS; ++i) v[j] = fma(q[i], load(row + i * LANES), v[j]);
+        }
     }
     return sums<LANES / 2>(v);
 }
@@ -73,28 +87,46 @@ struct PerRow {
     int32_t* id_QS;
 };
 
-inline float score_query(const PerRow& p, int64_t r, const float* unit, float* score, int32_t* id, float target_score) {
+// Ids of a query's list, and what is added to its scores: -infinity where nothing competes.
+inline void load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
     const SoftmaxCall& c = p.call;
     const int64_t* negatives = c.negatives + r * c.num_negatives;
-    const int32_t hit = c.mask_hits ? (int32_t)c.target_R[r] : INT32_MIN;
-    const float* rows[LANES];
-    vf most = splat(target_score);
+    const int64_t hit = c.mask_hits ? c.target_R[r] : -1;
+    for (int64_t s = 0; s < c.num_negatives; ++s) {
+        id[s] = (int32_t)(negatives[s] < 0 ? 0 : negatives[s]);
+        bias[s] = (negatives[s] < 0) | (negatives[s] == hit) ? -INFINITY : 0.0f;
+    }
+    for (int64_t s = c.num_negatives; s < p.num_padded; ++s) {
+        id[s] = 0;
+        bias[s] = -INFINITY;
+    }
+    if (!c.log_q_negatives) return;
+    const float* log_q = c.log_q_negatives + r * c.num_negatives;
+    for (int64_t s = 0; s < c.num_negatives; ++s) bias[s] = bias[s] == 0.0f ? -log_q[s] : bias[s];
+}
+
+// bias → score; returns the largest of them and of `before`.
+template <int VECTORS>
+inline float score_list(const PerRow& p, const float* unit, float* score, const int32_t* id, float before) {
+    vf most = splat(before);
     for (int64_t s = 0; s < p.num_padded; s += LANES) {
-        float bias[LANES];
-        for (int j = 0; j < LANES; ++j) {
-            const int64_t row = s + j < c.num_negatives ? negatives[s + j] : -1;
-            const bool competes = row >= 0 && (int32_t)row != hit;
-            id[s + j] = row < 0 ? 0 : (int32_t)row;
-            rows[j] = p.unit_UD + id[s + j] * p.stride;
-            bias[j] = !competes ? -INFINITY : c.log_q_negatives ? -c.log_q_negatives[r * c.num_negatives + s + j] : 0.0f;
-        }
-        const vf biases = load(bias);
-        const vf product = dots(unit, rows, p.stride) * splat(c.inverse_temperature);
-        const vf result = biases == splat(-INFINITY) ? biases : product + biases;
+        const vf bias = load(score + s);
+        const vf product = dots<VECTORS>(unit, p.unit_UD, id + s, p.stride) * splat(p.call.inverse_temperature);
+        const vf result = bias == splat(-INFINITY) ? bias : product + bias;
         store(score + s, result);
         most = larger(most, result);
     }
     return largest(most);
+}
+
+inline float score_query(const PerRow& p, int64_t r, const float* unit, float* score, int32_t* id, float target_score) {
+    load_list(p, r, score, id);
+    switch (p.stride / LANES) {
+        case 2: return score_list<2>(p, unit, score, id, target_score);
+        case 4: return score_list<4>(p, unit, score, id, target_score);
+        case 8: return score_list<8>(p, unit, score, id, target_score);
+        default: return score_list<0>(p, unit, score, id, target_score);
+    }
 }
 
 inline void one_query(const PerRow& p, int64_t r, int64_t place) {
@@ -132,14 +164,34 @@ HEADRACE_INLINE bool owns(int64_t row, uint32_t me, uint32_t team) {
     return team == 1 || (uint32_t)((((uint64_t)row * 0x9E3779B97F4A7C15ull >> 32) * team) >> 32) == me;
 }
 
+// sum rows += weight * unit, for a query's negatives that are the thread's; VECTORS of a row (0: any number).
+template <int VECTORS>
+HEADRACE_INLINE void add_to_negatives(const PerRow& p, const float* unit, const float* weight, const int32_t* id, uint32_t me,
+                                      uint32_t team) {
+    const int64_t num = p.call.num_negatives, stride = VECTORS ? VECTORS * LANES : p.stride;
+    vf held[VECTORS ? VECTORS : 1];
+    for (int v = 0; v < VECTORS; ++v) held[v] = load(unit + v * LANES);
+    for (int64_t s = 0; s < num; ++s) {
+        if (weight[s] == 0.0f || !owns(id[s], me, team)) continue;
+        float* sum = p.sum_UD + id[s] * stride;
+        const vf w = splat(weight[s]);
+        if constexpr (VECTORS == 0) add_scaled(sum, unit, weight[s], stride);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) store(sum + v * LANES, fma(w, held[v], load(sum + v * LANES)));
+    }
+}
+
 inline void add_to_rows(const PerRow& p, int64_t first, int64_t num, uint32_t me, uint32_t team) {
-    const SoftmaxCall& c = p.call;
     for (int64_t i = 0; i < num; ++i) {
         const float *unit = p.unit_QD + i * p.stride, *weight = p.weight_QS + i * p.num_padded;
         const int32_t* id = p.id_QS + i * p.num_padded;
-        for (int64_t s = 0; s < c.num_negatives; ++s)
-            if (weight[s] != 0.0f && owns(id[s], me, team)) add_scaled(p.sum_UD + id[s] * p.stride, unit, weight[s], p.stride);
-        const int64_t target = c.target_R[first + i];
+        switch (p.stride / LANES) {
+            case 2: add_to_negatives<2>(p, unit, weight, id, me, team); break;
+            case 4: add_to_negatives<4>(p, unit, weight, id, me, team); break;
+            case 8: add_to_negatives<8>(p, unit, weight, id, me, team); break;
+            default: add_to_negatives<0>(p, unit, weight, id, me, team);
+        }
+        const int64_t target = p.call.target_R[first + i];
         if (owns(target, me, team)) add_scaled(p.sum_UD + target * p.stride, unit, p.target_Q[i], p.stride);
     }
 }
