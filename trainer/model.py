@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from kernels import LayerParams, TimeBuckets, hstu_layer
+from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
 from trainer.config import ModelConfig
 
 
@@ -116,7 +116,7 @@ class HSTU(nn.Module):
         backend: str = "auto",
     ) -> Tensor:
         """Tokens through all layers: (T, M) → (T, M). Times in ms, int64."""
-        config = self.config
+        config, cache = self.config, BucketCache()  # the layers share the batch's time buckets
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x_TM = hstu_layer(
@@ -130,6 +130,7 @@ class HSTU(nn.Module):
                 time_buckets=self.time_buckets,
                 query_time_T=query_time_T,
                 key_time_T=key_time_T,
+                bucket_cache=cache,
                 dropout=dropout,
                 seed=seed * 64 + index,
                 eps=config.norm_eps,
