@@ -89,11 +89,21 @@ HEADRACE_INLINE __m256i round_row(vf x) { return (__m256i)_mm512_cvtneps_pbh((__
 // Rows to bfloat16, padded with zeros; `total` rows in all.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool activate_too) {
-    for (int64_t i = 0; i < count; ++i) {
-        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
-        for (int64_t d = 0; d < pad; d += W) {
+    for (int64_t d = 0; d < pad; d += W)
+        for (int64_t i = 0; i < count; ++i) {
+            if (d == 0) prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
             const vf x = d < width ? load_some(source + i * stride + d, width - d) : zero();
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * pad + d), round_row(activate_too ? x * sigmoid(x) : x));
+        }
+}
+
+// What is bfloat16 already is copied.
+inline void pack_rows(const bf16* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool) {
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch_row(source + (i + 16) * stride, width * 2);
+        for (int64_t d = 0; d < pad; d += 32) {
+            const __mmask32 mask = d + 32 <= width ? ~0u : d < width ? (1u << (width - d)) - 1 : 0;
+            _mm512_storeu_si512(to + i * pad + d, _mm512_maskz_loadu_epi16(mask, source + i * stride + d));
         }
     }
 }
