@@ -40,6 +40,7 @@ def measure(device: str, folder: Path | None, budget_s: float = BUDGET_S) -> dic
 
     clock = Clock(device, budget_s)
     report = Report(clock, folder, facts(device))
+    gpu_step.build_library(wait=False)
     report.section("ceilings", gpu_attention.ceilings, 10)
     report.section("attention, long users", gpu_attention.long_users, 40)
     report.section("attention, short users", gpu_attention.short_users, 20)

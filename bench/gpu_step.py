@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -176,8 +178,24 @@ def synthetic_examples(
             number += 1
 
 
+_BUILD: list[subprocess.Popen[bytes]] = []
+
+
+def build_library(*, wait: bool) -> None:
+    """The trainer's id map is C++: where it is not compiled yet, that happens beside the other sections."""
+    from kernels import build
+
+    if not _BUILD and (wait or build.LIBRARY_PATH.exists()):
+        return
+    if not _BUILD:
+        _BUILD.append(subprocess.Popen([sys.executable, "-m", "kernels.build"]))
+    if wait:
+        _BUILD[0].wait(timeout=180)
+
+
 def single_pass(clock: Clock) -> list[Row]:
     """The trainer's own step (predict, count, learn) over synthetic users, without Kafka."""
+    build_library(wait=True)
     from trainer.config import ModelConfig, TrainerConfig
     from trainer.step import Learner
 

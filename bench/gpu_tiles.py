@@ -6,7 +6,7 @@ from bench.gpu_attention import make_case, timings
 from bench.gpu_report import Clock, Row, row
 from kernels.attention.triton_tile import Tile
 
-FORWARD = [Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 4, 2)]
+FORWARD = [Tile(128, 64, 8, 2), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)]
 QUERIES = [Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 3)]
 KEYS = [Tile(32, 128, 8, 2), Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), Tile(64, 64, 4, 2)]
 
