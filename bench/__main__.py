@@ -1,7 +1,8 @@
 """`python -m bench NAME [--quick]`: a table for people, then one JSON object as the last line.
 
-A measurement is a module of this folder with ``run(quick: bool) -> list[row]``; a row is a dict with ``name``, ``value``,
-``unit``, ``target`` (or None), ``met`` (or None) and, if it helps, ``note``. A row that misses its target stays.
+A measurement is a module of this folder with ``run(quick: bool) -> list[row]``; a row is a dict with ``name``,
+``value``, ``unit``, ``target`` (or None), ``met`` (or None) and, if it helps, ``note``. A row that misses its target
+stays.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures side by side.")
     parser.add_argument("name", choices=names(), help="what to measure")
     parser.add_argument("--quick", action="store_true", help="ends within a minute")
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
     module = f"bench.{arguments.name}"
     assert find_spec(module) is not None
-    rows = import_module(module).run(quick=arguments.quick)
+    measurement = import_module(module)
+    if hasattr(measurement, "command"):  # it has options and a report of its own
+        return int(measurement.command([*rest, *(["--quick"] if arguments.quick else [])]))
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    rows = measurement.run(quick=arguments.quick)
     title = f"{arguments.name} on {machine()}, commit {commit()}"
     show(rows, title)
     print(json.dumps({"bench": arguments.name, "machine": machine(), "commit": commit(), "rows": rows}))

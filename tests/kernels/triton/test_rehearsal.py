@@ -1,4 +1,4 @@
-"""`python -m bench.gpu` is run once on a machine that is lent for minutes: its whole course is rehearsed here."""
+"""`python -m bench gpu` is run once on a machine that is lent for minutes: its whole course is rehearsed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_gpu_measurement_runs_from_end_to_end_in_the_interpreter(tmp_path: P
     pytest.importorskip("triton", reason="triton comes with torch on Linux")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--rehearse", "--budget-s", "3000", "--out", str(tmp_path)],
+        [sys.executable, "-m", "bench", "gpu", "--rehearse", "--budget-s", "3000", "--out", str(tmp_path)],
         capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -34,7 +34,7 @@ def test_a_section_that_fails_is_kept_and_the_rest_still_runs(tmp_path: Path) ->
     from bench.gpu_report import Clock, Report, row
 
     report = Report(Clock("cpu", 60.0), tmp_path, {"machine": "none"})
-    report.section("broken", lambda clock: [][1], need_s=1)
+    report.section("broken", lambda clock: [row("x", 1 / 0, "")], need_s=1)
     report.section("whole", lambda clock: [row("value", 2.0, "x", 1.0)], need_s=1)
     report.section("late", lambda clock: [row("value", 2.0, "x")], need_s=1e9)
     written = json.loads((tmp_path / "gpu.json").read_text())
@@ -46,7 +46,7 @@ def test_a_section_that_fails_is_kept_and_the_rest_still_runs(tmp_path: Path) ->
 def test_without_a_gpu_the_measurement_says_so() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu"], capture_output=True, text=True, cwd=ROOT, check=False,
+        [sys.executable, "-m", "bench", "gpu"], capture_output=True, text=True, cwd=ROOT, check=False,
         env=environment | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 2
