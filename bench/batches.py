@@ -30,7 +30,7 @@ class Users:
     def pad(self, tokens: Tensor) -> Tensor:
         """(T, …) → (B, padded, …), zeros behind."""
         out = tokens.new_zeros(len(self.lengths), self.padded, *tokens.shape[1:])
-        for user, part in enumerate(tokens.split(self.lengths)):
+        for user, part in enumerate(torch.split(tokens, self.lengths)):
             out[user, : len(part)] = part
         return out
 

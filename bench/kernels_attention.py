@@ -54,7 +54,7 @@ def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | No
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randn(users.num_tokens, 1, WIDTH, generator=generator) * 0.3 for _ in range(4)]
     contenders: dict[str, Work] = {"peer": _peer(users, tokens)}
-    repeats = {}
+    repeats: dict[str, int] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         contenders[name] = _ours(users, tokens, dtype, bias=True, cache=None)
         contenders[f"{name}, buckets at hand"] = _ours(users, tokens, dtype, bias=True, cache=BucketCache())
@@ -76,7 +76,8 @@ def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | No
                 note,
             )
         )
-        note = f"{no_rab * 1e3:.2f} ms without; buckets made once a batch cost {(seconds[name] - at_hand) * 1e3:.2f} ms more"
+        extra = seconds[name] - at_hand
+        note = f"{no_rab * 1e3:.2f} ms without; buckets, made once a batch, cost {extra * 1e3:.2f} ms more"
         rows.append(row(f"cost of rab, {label}, {name}", at_hand / no_rab - 1, "of no rab", 0.10, note, most=True))
     return rows
 

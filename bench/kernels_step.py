@@ -1,7 +1,8 @@
 """A whole training step on one core: two layers of width 50, 128 negatives, AdamW and row-wise Adagrad.
 
-The peer: the published model padded and eager, each position its own 128 negatives, AdamW over everything. Ours: the same
-negatives, or the same number shared by the batch, from the same table; memory is each one's peak above what importing takes.
+The peer: the published model padded and eager, each position its own 128 negatives, AdamW over everything. Ours: the
+same negatives, or the same number shared by the batch, from the same table; memory is each one's peak above what
+importing takes.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def rows(quick: bool) -> list[Row]:
     torch.manual_seed(0)
     names = [name for name in CONTENDERS if not (quick and "bf16, the" in name)]
     seconds = take_turns(
-        {name: CONTENDERS[name](users) for name in names}, 1 if quick else 5, {n: 3 for n in names[1:]}
+        {name: CONTENDERS[name](users) for name in names}, 1 if quick else 5, dict.fromkeys(names[1:], 3)
     )
     peer_s = seconds.pop("peer")
     result = []

@@ -1,7 +1,7 @@
 """HSTU as it is published for research, padded and eager, written here from its formulas (Zhai et al., ICML 2024).
 
-Scores of every pair of a padded batch; the time bias is a gather of floor(ln(max(1, |dt|)) / 0.301), the position bias a
-table of 2N - 1 distances laid out as a Toeplitz matrix; the loss gathers each position's own negatives.
+Scores of every pair of a padded batch; the time bias is a gather of floor(ln(max(1, |dt|)) / 0.301), the position bias
+a table of 2N - 1 distances laid out as a Toeplitz matrix; the loss gathers each position's own negatives.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor
 class Layer(nn.Module):
     """One padded layer."""
 
+    mask: Tensor
+
     def __init__(self, width: int, padded: int) -> None:
         super().__init__()
         self.width = width
@@ -48,18 +50,20 @@ class Layer(nn.Module):
     def forward(self, x_BNM: Tensor, times_BN: Tensor, valid_BN1: Tensor) -> Tensor:
         """X + W (LayerNorm(A V) * U)."""
         normed = functional.layer_norm(x_BNM, (self.width,), eps=1e-6)
-        u, v, q, k = functional.silu(normed @ self.uvqk).mul(valid_BN1).split(self.width, dim=-1)
+        u, v, q, k = torch.split(functional.silu(normed @ self.uvqk) * valid_BN1, self.width, dim=-1)
         bias = relative_bias(self.pos_table, self.time_table, times_BN)
-        heads = (tensor[:, :, None] for tensor in (q, k, v))
-        attended = attention(*heads, bias, self.mask, float(x_BNM.shape[1]))[:, :, 0]
-        return (x_BNM + self.out(u * functional.layer_norm(attended, (self.width,), eps=1e-6))) * valid_BN1
+        q, k, v = q[:, :, None], k[:, :, None], v[:, :, None]
+        attended = attention(q, k, v, bias, self.mask, float(x_BNM.shape[1]))[:, :, 0]
+        y: Tensor = (x_BNM + self.out(u * functional.layer_norm(attended, (self.width,), eps=1e-6))) * valid_BN1
+        return y
 
 
 def sampled_softmax(query_RD: Tensor, table_VD: Tensor, target_R: Tensor, negatives_RS: Tensor) -> Tensor:
     """Mean cross entropy; each row's own negatives, gathered and normalised; hits get a very low score."""
 
     def unit(x: Tensor) -> Tensor:
-        return x / torch.linalg.norm(x, dim=-1, keepdim=True).clamp(min=1e-6)
+        normed: Tensor = x / torch.linalg.norm(x, dim=-1, keepdim=True).clamp(min=1e-6)
+        return normed
 
     query_RD = unit(query_RD)
     positive = (query_RD * unit(functional.embedding(target_R, table_VD))).sum(-1, keepdim=True) / 0.05

@@ -1,4 +1,4 @@
-"""Measuring on a shared machine: contenders take turns in one process, and processor time is counted, not the clock's."""
+"""Measuring on a shared machine: contenders take turns in one process; processor time is counted, not the clock's."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ Sources and how often each is compiled:
 - ``csrc/level/*.cpp``: once per instruction set (portable, avx2, avx512), with ``HEADRACE_LEVEL`` defined as its name;
 - ``csrc/amx/*.cpp``: once, for AMX (x86-64 and a compiler that knows it).
 
-The library links to nothing of torch, so one build serves every torch and Python version; the choice among the instruction
-sets is made at run time (`kernels.library`).
+The library links to nothing of torch, so one build serves every torch and Python version; the choice among the
+instruction sets is made at run time (`kernels.library`).
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Unit:
     flags: tuple[str, ...]
 
     def object_name(self) -> str:
+        """Unique among the units."""
         return f"{self.source.stem}.{self.level}.o"
 
 

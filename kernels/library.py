@@ -75,7 +75,7 @@ def _symbol(name: str, at: str) -> Any:
 
 
 def function(name: str) -> Any:
-    """The version of ``name`` for the level in use: the highest at or below it that exists. Returns C int (0 = well)."""
+    """The version of ``name`` for the level in use, or the highest below it; a call returns 0 for success."""
     return _symbol(name, level())
 
 

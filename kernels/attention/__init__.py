@@ -72,7 +72,7 @@ def hstu_attention(
             num_targets_B=num_targets_B,
         )
     implementation = load("attention", chosen)
-    return implementation.attention(
+    out: Tensor = implementation.attention(
         q_THD,
         k_THD,
         v_THE,
@@ -87,3 +87,4 @@ def hstu_attention(
         num_targets_B=num_targets_B,
         bucket_cache=bucket_cache,
     )
+    return out

@@ -14,7 +14,7 @@ from kernels import library
 class TensorArg(ctypes.Structure):
     """``HeadraceTensor``: (rows, heads, width) with the width contiguous; strides in elements."""
 
-    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("head", ctypes.c_int64)]  # noqa: RUF012
+    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("head", ctypes.c_int64)]
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> TensorArg:
@@ -35,7 +35,7 @@ def _pointers(*names: str) -> list[tuple[str, Any]]:
 class AttentionArgs(ctypes.Structure):
     """``HeadraceAttention``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *_integers("num_users", "num_heads", "qk_dim", "v_dim", "num_threads", "is_bf16", "preactivated"),
         ("scale", ctypes.c_double),
         *[(name, TensorArg) for name in ("q", "k", "v", "cache_k", "cache_v", "out")],
@@ -51,7 +51,7 @@ class AttentionArgs(ctypes.Structure):
 class BucketsArgs(ctypes.Structure):
     """``HeadraceBuckets``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *_integers("num_users", "num_threads", "num_thresholds", "bucket_bytes"),
         *_pointers("offsets", "cache_start", "cache_len", "query_time", "key_time", "cache_time"),
         *_pointers("num_context", "thresholds", "buckets"),

@@ -19,7 +19,7 @@ class TimeBuckets:
     ``thresholds_K1``: (K-1,) int64, not decreasing, in the unit of the times.
     """
 
-    thresholds_K1: Tensor
+    thresholds_K1: Tensor  # noqa: N815
 
     def __post_init__(self) -> None:
         thresholds = self.thresholds_K1
@@ -44,12 +44,14 @@ class TimeBuckets:
         """
         if num_buckets < 1 or unit_ms <= 0 or base <= 1:
             raise ValueError(
-                f"time buckets: expected num_buckets >= 1, unit_ms > 0 and base > 1, got {num_buckets}, {unit_ms}, {base}"
+                "time buckets: expected num_buckets >= 1, unit_ms > 0 and base > 1, got "
+                f"{num_buckets}, {unit_ms}, {base}"
             )
         exponent_max = math.log(_INT64_MAX / unit_ms, base)
         if num_buckets - 1 > exponent_max:
             raise ValueError(
-                f"num_buckets: expected at most {int(exponent_max) + 1} for this base and unit (64-bit times), got {num_buckets}"
+                f"num_buckets: expected at most {int(exponent_max) + 1} for this base and unit (64-bit times), "
+                f"got {num_buckets}"
             )
         return cls(torch.tensor([math.ceil(unit_ms * base**k) for k in range(1, num_buckets)], dtype=torch.int64))
 

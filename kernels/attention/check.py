@@ -32,7 +32,8 @@ def check_heads(q_THD: Tensor, k_THD: Tensor, v_THE: Tensor) -> None:
             )
     if q_THD.shape[1:] != k_THD.shape[1:] or k_THD.shape[:2] != v_THE.shape[:2]:
         raise ValueError(
-            f"q, k, v: expected (·, H, D), (T, H, D), (T, H, E), got {tuple(q_THD.shape)}, {tuple(k_THD.shape)}, {tuple(v_THE.shape)}"
+            "q, k, v: expected (·, H, D), (T, H, D), (T, H, E), got "
+            f"{tuple(q_THD.shape)}, {tuple(k_THD.shape)}, {tuple(v_THE.shape)}"
         )
 
 
@@ -42,7 +43,8 @@ def check_bias(bias: Tensor | None, num_heads: int, name: str) -> None:
         return
     if bias.dim() != 2 or bias.shape[0] not in (1, num_heads) or bias.shape[1] < 1 or not bias.is_floating_point():
         raise ValueError(
-            f"{name}: expected a float tensor (1 or {num_heads} heads, at least 1 entry), got {tuple(bias.shape)} {bias.dtype}"
+            f"{name}: expected a float tensor (1 or {num_heads} heads, at least 1 entry), got "
+            f"{tuple(bias.shape)} {bias.dtype}"
         )
 
 
@@ -63,7 +65,8 @@ def check_times(
         )
     if time_bias_GK.shape[1] != time_buckets.num_buckets:
         raise ValueError(
-            f"time_bias_GK: expected {time_buckets.num_buckets} columns (time_buckets.num_buckets), got {time_bias_GK.shape[1]}"
+            f"time_bias_GK: expected {time_buckets.num_buckets} columns (time_buckets.num_buckets), got "
+            f"{time_bias_GK.shape[1]}"
         )
     for name, times, count in (("query_time", query_time, num_queries), ("key_time", key_time, num_keys)):
         if times.dtype != torch.int64 or times.shape != (count,):

@@ -31,7 +31,7 @@ def make_buckets(
     num_context_B: Tensor | None = None,
     cache: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Time buckets of all visible pairs in the kernels' layout (see ``csrc/attention.h``): uint8, or int16 above 256 buckets.
+    """Time buckets of all visible pairs in the kernels' layout: uint8, or int16 above 256 buckets.
 
     ``cache``: (cache_start_B, cache_len_B, cache_time_C) of delta attention.
     """
@@ -75,7 +75,7 @@ def cached_buckets(
     """The buckets of a batch: from its cache when that holds the same tensors, unchanged since."""
     inputs = (offsets_B1, time_buckets.thresholds_K1, query_time, key_time, num_context_B)
     # An inference tensor keeps no version; it cannot be changed in place outside inference mode either.
-    key = tuple(None if x is None else (id(x), 0 if x.is_inference() else x._version) for x in inputs)
+    key = tuple(None if x is None else (id(x), 0 if x.is_inference() else x._version) for x in inputs)  # noqa: SLF001
     if bucket_cache is not None and bucket_cache.key == key and isinstance(bucket_cache.value, Tensor):
         return bucket_cache.value
     buckets = make_buckets(offsets_B1, time_buckets, query_time, key_time, num_context_B)
@@ -157,7 +157,7 @@ def attention_op(
 
 
 @attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
@@ -203,15 +203,15 @@ def attention_backward_op(
 
 @attention_backward_op.register_fake
 def _(
-    grad: Tensor,
+    grad: Tensor,  # noqa: ARG001
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: Tensor,
-    norm_len: float,
+    offsets: Tensor,  # noqa: ARG001
+    norm_len: float,  # noqa: ARG001
     pos_bias: Tensor | None,
     time_bias: Tensor | None,
-    *rest: Any,
+    *rest: Any,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     biases = [
@@ -221,7 +221,7 @@ def _(
     return dq, dk, dv, biases[0], biases[1]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.norm_len = inputs[4]
     ctx.save_for_backward(*inputs[:4], *inputs[5:])
 
@@ -266,6 +266,7 @@ def attention(
     if time_bias_GK is not None and time_buckets is not None and query_time_T is not None and key_time_T is not None:
         buckets = cached_buckets(bucket_cache, offsets_B1, time_buckets, query_time_T, key_time_T, num_context_B)
     masks = [None if x is None else x.contiguous() for x in (num_context_B, num_targets_B)]
-    return attention_op(
+    out: Tensor = attention_op(
         q_THD, k_THD, v_THE, offsets_B1, norm_len, pos_bias_GP, time_bias_GK, buckets, *masks, None, None, None, None
     )
+    return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -36,7 +38,9 @@ def pair_bias(
         distance = query_position[:, None] - key_position[None, :]
         bias = bias + pos_bias_GP[:, distance.clamp(0, pos_bias_GP.shape[1] - 1)]
     if time_bias_GK is not None:
-        assert time_buckets is not None and query_time is not None and key_time is not None
+        assert time_buckets is not None
+        assert query_time is not None
+        assert key_time is not None
         bias = bias + time_bias_GK[:, time_buckets.bucket(query_time[:, None] - key_time[None, :])]
     return bias
 
@@ -68,7 +72,7 @@ def attention(
     num_context = num_context_B.tolist() if num_context_B is not None else [0] * (len(bounds) - 1)
     num_targets = num_targets_B.tolist() if num_targets_B is not None else [0] * (len(bounds) - 1)
     outputs = [v_THE[:0]]
-    for user, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for user, (start, stop) in enumerate(pairwise(bounds)):
         position = torch.arange(stop - start, device=q_THD.device)
         query_time = query_time_T[start:stop] if query_time_T is not None else None
         key_time = key_time_T[start:stop] if key_time_T is not None else None

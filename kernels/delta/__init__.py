@@ -79,7 +79,7 @@ def delta_attention(
             num_targets_B=num_targets_B,
         )
     implementation = load("delta", chosen)
-    return implementation.delta_attention(
+    out: Tensor = implementation.delta_attention(
         q_SHD,
         k_SHD,
         v_SHE,
@@ -97,6 +97,7 @@ def delta_attention(
         cache_time_C=cache_time_C,
         num_targets_B=num_targets_B,
     )
+    return out
 
 
 def _check_cache(cache_start_B: Tensor, cache_len_B: Tensor, num_users: int, num_cached: int) -> None:

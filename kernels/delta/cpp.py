@@ -37,7 +37,7 @@ def delta_attention(
         buckets = make_buckets(delta_offsets_B1, time_buckets, query_time_S, key_time_S, None, cache)
     targets = None if num_targets_B is None else num_targets_B.contiguous()
     # The cache is a constant here: no gradient flows into it.
-    return attention_op(
+    out: Tensor = attention_op(
         q_SHD,
         k_SHD,
         v_SHE,
@@ -53,3 +53,4 @@ def delta_attention(
         cache_start_B,
         cache_len_B,
     )
+    return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def delta_attention(
     bounds = delta_offsets_B1.tolist()
     num_targets = num_targets_B.tolist() if num_targets_B is not None else [0] * (len(bounds) - 1)
     outputs = [v_SHE[:0]]
-    for user, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for user, (start, stop) in enumerate(pairwise(bounds)):
         cached = slice(int(cache_start_B[user]), int(cache_start_B[user]) + int(cache_len_B[user]))
         length = int(cache_len_B[user]) + stop - start
         position = torch.arange(length, device=q_SHD.device)

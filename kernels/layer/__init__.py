@@ -5,7 +5,6 @@ Source: Zhai et al., "Actions Speak Louder than Words", ICML 2024, equations 1-3
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
@@ -22,7 +21,7 @@ def _check_input(x_TM: Tensor, params: LayerParams, num_heads: int) -> None:
     model, _, _ = params.widths(num_heads)
     if x_TM.dim() != 2 or x_TM.shape[1] != model:
         raise ValueError(f"x_TM: expected (T, {model}), got {tuple(x_TM.shape)}")
-    if not isinstance(x_TM, torch.Tensor) or not x_TM.is_floating_point():
+    if not x_TM.is_floating_point():
         raise ValueError(f"x_TM: expected a float tensor, got {x_TM.dtype}")
 
 
@@ -49,8 +48,8 @@ def hstu_layer(
     """y = x + dropout((LayerNorm(A V) ⊙ U) W2 + b2), with U, V, Q, K = split(SiLU(LayerNorm(x) W1 + b1)).
 
     ``x_TM`` (T, M); see `LayerParams` for the weights and `kernels.hstu_attention` for the bias, time and mask
-    arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x, every
-    tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
+    arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x,
+    every tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, dropout outside [0, 1)), `KernelUnavailable`.
     """
@@ -83,7 +82,7 @@ def hstu_layer(
             num_context_B=num_context_B,
             num_targets_B=num_targets_B,
         )
-    return load("layer", chosen).layer(
+    y: Tensor = load("layer", chosen).layer(
         x_TM,
         params,
         offsets_B1,
@@ -101,6 +100,7 @@ def hstu_layer(
         num_targets_B=num_targets_B,
         bucket_cache=bucket_cache,
     )
+    return y
 
 
 def hstu_layer_project(

@@ -26,7 +26,7 @@ WEIGHTS = (
 class LayerArgs(ctypes.Structure):
     """``HeadraceLayer``."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *[(name, ctypes.c_int64) for name in ("tokens", "model", "value", "key", "num_threads", "is_bf16")],
         ("eps", ctypes.c_double),
         ("dropout_threshold", ctypes.c_int64),

@@ -118,7 +118,7 @@ def layer_backward_op(
 
 
 @layer_backward_op.register_fake
-def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:  # noqa: ARG001
     shapes = [(0,) if weight is None else weight.shape for weight in rest[:8]]
     shapes += [(0, 0) if bias is None else bias.shape for bias in rest[8:10]]
     return [torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)]
@@ -172,7 +172,18 @@ def layer(
         buckets = cached_buckets(bucket_cache, offsets_B1, time_buckets, query_time_T, key_time_T, num_context_B)
     masks = [None if x is None else x.contiguous() for x in (num_context_B, num_targets_B)]
     y: Tensor = layer_op(
-        x_TM, *_weights(params), pos_bias_GP, time_bias_GK, offsets_B1, buckets, *masks, num_heads, norm_len, dropout, seed, eps
+        x_TM,
+        *_weights(params),
+        pos_bias_GP,
+        time_bias_GK,
+        offsets_B1,
+        buckets,
+        *masks,
+        num_heads,
+        norm_len,
+        dropout,
+        seed,
+        eps,
     )[0]
     return y
 
@@ -187,9 +198,13 @@ def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) ->
     args = LayerArgs.of(x, weights, eps=eps)
     args.z_out = z.data_ptr()
     run("layer_project", args)
-    u, v, q, k = z.split([num_heads * width for width in (value, value, key, key)], dim=1)
-    heads = (num_heads, -1)
-    return u.unflatten(1, heads), v.unflatten(1, heads), q.unflatten(1, heads), k.unflatten(1, heads)
+    u, v, q, k = torch.split(z, [num_heads * width for width in (value, value, key, key)], dim=1)
+    return (
+        u.view(len(x), num_heads, value),
+        v.view(len(x), num_heads, value),
+        q.view(len(x), num_heads, key),
+        k.view(len(x), num_heads, key),
+    )
 
 
 def output(x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParams, *, eps: float) -> Tensor:

@@ -21,7 +21,7 @@ def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) ->
     if params.uvqk_bias is not None:
         projected = projected + params.uvqk_bias
     widths = [num_heads * value, num_heads * value, num_heads * key, num_heads * key]
-    u, v, q, k = silu(projected).split(widths, dim=-1)
+    u, v, q, k = torch.split(silu(projected), widths, dim=-1)
     tokens = x_TM.shape[0]
     return (
         u.reshape(tokens, num_heads, value),
@@ -41,7 +41,7 @@ def output(
     if params.out_bias is not None:
         change = change + params.out_bias
     if dropout > 0:
-        keep = keep_mask(seed, *change.shape, dropout, change.device)
+        keep = keep_mask(seed, change.shape[0], change.shape[1], dropout, change.device)
         change = torch.where(keep, change / (1.0 - dropout), 0.0)
     return x_TM + change
 

@@ -36,7 +36,8 @@ class Batch:
 
 
 def make_batch(
-    lengths: Sequence[int], *, heads: int = 2, qk: int = 16, value: int = 24, positions: int = 50, num_buckets: int = 40,
+    lengths: Sequence[int], *, heads: int = 2, qk: int = 16, value: int = 24, positions: int = 50,
+    num_buckets: int = 40,
     pos_heads: int = 1, time_heads: int = 1, context: int = 0, targets: int = 0, unit_ms: float = 1000.0, seed: int = 0,
 ) -> Batch:  # fmt: skip
     """Users of these lengths, with sorted bursty times: half of the events share one with the event before."""

@@ -35,7 +35,7 @@ def test_a_source_that_does_not_compile_leaves_the_library_alone(
     monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
     monkeypatch.setattr(build, "LIBRARY_PATH", target)
     monkeypatch.setattr(build, "STAMP_PATH", tmp_path / "build" / "stamp")
-    with pytest.raises(build.BuildError, match="wrong.cpp"):
+    with pytest.raises(build.BuildError, match=r"wrong\.cpp"):
         build.build()
     assert target.read_text() == "the one before"
     assert [path.name for path in target.parent.iterdir()] == ["library.so"]

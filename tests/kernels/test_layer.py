@@ -1,4 +1,4 @@
-"""The HSTU layer against its definition in float64: the output, every gradient, dropout, any level, any number of threads."""
+"""The HSTU layer against its definition in float64: the output, every gradient, dropout, any level, any threads."""
 
 from __future__ import annotations
 

@@ -74,6 +74,7 @@ struct User {
             if (i > 0 && now == query_time[i - 1]) {  // the row before, and what it did not see yet
                 memcpy(row, row - stride, sizeof(T) * done);
                 for (; done < end; ++done) row[done] = static_cast<T>(bucket_of(now - key_time[done], thresholds, num_thresholds));
+                finish(row, end);
                 continue;
             }
             while (active < num_thresholds && now >= due[active]) ++active;
@@ -86,8 +87,12 @@ struct User {
                 to = cut[k];
             }
             fill<T>(row, 0, to, static_cast<T>(active));
+            finish(row, end);
         }
     }
+
+    // Kernels look at whole vectors, and compare them: what lies past a row's visible end must not be left to chance.
+    static void finish(T* row, int64_t end) { fill<T>(row, end, round_up(end, 16), T(0)); }
 
     int64_t due_time(int64_t key, int64_t k) const {
         int64_t due;
@@ -117,9 +122,12 @@ struct User {
     }
 
     void look_up(int64_t first_position, int64_t num_context) const {
-        for (int64_t i = 0; i < num_queries; ++i)
-            for (int64_t j = 0; j < max64(first_position + i + 1, num_context); ++j)
+        for (int64_t i = 0; i < num_queries; ++i) {
+            const int64_t end = max64(first_position + i + 1, num_context);
+            for (int64_t j = 0; j < end; ++j)
                 rows[i * stride + j] = static_cast<T>(bucket_of(wrapped(query_time[i], key_time[j]), thresholds, num_thresholds));
+            finish(rows + i * stride, end);
+        }
     }
 };
 
