@@ -130,16 +130,16 @@ class _Reader:
         try:
             consumer.assign([self._key])
             end = consumer.end_offsets([self._key])[self._key]
-            if end < self.position:
-                raise StoreMismatch(
-                    f"partition {self._key.partition}: expected {self._key.topic} to reach offset {self.position}, "
-                    f"it ends at {end}: not the topic that this store wrote to; remove the store's folder, or restore it"
-                )
             yield from self._read_to(consumer, end)
             while True:
                 epoch = self.log.writer_epoch + 1
                 value = encode_example(fence(self._key.partition, epoch))
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value)
+                if ours < self.position:
+                    raise StoreMismatch(
+                        f"partition {self._key.partition}: expected {self._key.topic} to reach {self.position}, "
+                        f"it ends at {ours}: not the topic that this store wrote; remove the store's folder, or restore the topic"
+                    )
                 yield from self._read_to(consumer, ours)
                 # Somebody else may have written a fence of this epoch just before: then the epoch is theirs.
                 if self.log.writer_epoch < epoch:
@@ -160,4 +160,4 @@ class _Reader:
                 example = decode_example(record.value)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     yield example
-        self.position = stop
+        self.position = max(self.position, stop)
