@@ -61,7 +61,9 @@ def prepare(
 
 def _identity(tensor: Tensor | None) -> tuple[int, int] | None:
     """Which values: where they lie, and how often they were written in place."""
-    return None if tensor is None else (tensor.data_ptr(), tensor._version)  # noqa: SLF001
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
 
 
 def strides(*tensors: Tensor) -> list[int]:

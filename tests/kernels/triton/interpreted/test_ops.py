@@ -14,7 +14,7 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
-from kernels import hstu_attention, hstu_layer_output, hstu_layer_project
+from kernels import BucketCache, hstu_attention, hstu_layer_output, hstu_layer_project
 from tests.kernels.triton import cases
 
 CPU = "cpu"
@@ -57,6 +57,27 @@ def test_a_bias_that_is_off_by_one_would_be_noticed(changed: str) -> None:
         arguments["query_time_T"] = arguments["query_time_T"] + 10**6
     result = cases.run(hstu_attention, arguments, grad, CPU, torch.float32, "triton")
     assert cases.error(result[0], expected[0]) > 10 * cases.FORWARD
+
+
+def test_a_cache_of_buckets_serves_its_inputs_and_no_others() -> None:
+    arguments, _ = cases.attention_case([20, 12])
+    cache = BucketCache()
+    first = hstu_attention(**arguments, bucket_cache=cache, backend="triton")
+    tables = cache.value
+    assert torch.equal(hstu_attention(**arguments, bucket_cache=cache, backend="triton"), first)
+    assert cache.value is tables
+    arguments["query_time_T"] += 10**6
+    again = hstu_attention(**arguments, bucket_cache=cache, backend="triton")
+    assert torch.equal(again, hstu_attention(**arguments, backend="triton"))
+    assert not torch.equal(again, first)
+
+
+def test_attention_runs_in_inference_mode() -> None:
+    arguments, _ = cases.attention_case([20])
+    with torch.inference_mode():
+        moved = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
+        out = hstu_attention(**moved, bucket_cache=BucketCache(), backend="triton")
+    assert torch.equal(out, hstu_attention(**arguments, backend="triton"))
 
 
 def test_no_users_and_no_tokens_give_nothing() -> None:
