@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import TimeBuckets, hstu_attention, rowwise_adagrad_, sampled_softmax
+from kernels import hstu_attention, rowwise_adagrad_, sampled_softmax
 from tests.kernels.triton import cases
 
 GPU = "cuda"
@@ -165,24 +165,4 @@ def test_stochastic_length_keeps_the_reference_s_tokens(recency: bool, sometimes
 
 
 def test_time_buckets_are_exact_at_their_thresholds() -> None:
-    """Differences one below, at, and one above each threshold; the bias shows which bucket was taken."""
-    buckets = TimeBuckets.logarithmic(40, 1000.0, 2.0)
-    ends = buckets.thresholds_K1
-    key_time = torch.cat([-ends.flip(0) + shift for shift in (-1, 0, 1)]).sort().values
-    key_time = torch.cat([key_time, torch.zeros(300, dtype=torch.int64)])
-    tokens = len(key_time)
-    q = torch.zeros(tokens, 1, 16, device=GPU)
-    v = torch.randn(tokens, 1, 16)
-    bias = torch.randn(1, 40)
-    times = {"query_time_T": key_time, "key_time_T": key_time}
-    arguments = {"offsets_B1": torch.tensor([0, tokens]), **times}
-    there = {name: value.to(GPU) for name, value in arguments.items()}
-    result = hstu_attention(
-        q, q, v.to(GPU), norm_len=10.0, time_bias_GK=bias.to(GPU), time_buckets=buckets, backend="triton", **there
-    )
-    zero = q.cpu().double()
-    expected = hstu_attention(
-        zero, zero, v.double(), norm_len=10.0, time_bias_GK=bias.double(), time_buckets=buckets, backend="reference",
-        **arguments,
-    )  # fmt: skip
-    assert cases.error(result, expected) < cases.FORWARD
+    cases.check_thresholds(GPU, 40)

@@ -149,6 +149,22 @@ def check_attention(device: str, dtype: torch.dtype = torch.float32, **shape: An
     compare(hstu_attention, arguments, grad, device, dtype)
 
 
+def check_thresholds(device: str, num_buckets: int) -> None:
+    """Differences one below, at, and one above each threshold, near and far; the bias shows which bucket was taken."""
+    buckets = TimeBuckets.logarithmic(num_buckets, 1000.0, 2.0)
+    generator = torch.Generator().manual_seed(0)
+    ends = -buckets.thresholds_K1
+    key_time = torch.cat([*(ends + shift for shift in (-1, 0, 1)), torch.zeros(300, dtype=torch.int64)]).sort().values
+    tokens = len(key_time)
+    arguments = {
+        "q_THD": torch.zeros(tokens, 1, 16), "k_THD": torch.zeros(tokens, 1, 16),
+        "v_THE": normal(generator, tokens, 1, 16), "offsets_B1": torch.tensor([0, tokens]), "norm_len": 10.0,
+        "time_bias_GK": normal(generator, 1, num_buckets), "time_buckets": buckets, "query_time_T": key_time,
+        "key_time_T": key_time,
+    }  # fmt: skip
+    compare(hstu_attention, arguments, normal(generator, tokens, 1, 16), device)
+
+
 def layer_case(
     lengths: Sequence[int], *, model: int = 24, heads: int = 2, qk: int = 12, value: int = 10, dropout: float = 0.2,
     bias: bool = True, positions: int = 20, buckets: int = 9, seed: int = 0,

@@ -59,6 +59,10 @@ def test_a_bias_that_is_off_by_one_would_be_noticed(changed: str) -> None:
     assert cases.error(result[0], expected[0]) > 10 * cases.FORWARD
 
 
+def test_time_buckets_are_exact_at_their_thresholds() -> None:
+    cases.check_thresholds(CPU, 12)
+
+
 def test_a_cache_of_buckets_serves_its_inputs_and_no_others() -> None:
     arguments, _ = cases.attention_case([20, 12])
     cache = BucketCache()

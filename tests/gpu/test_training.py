@@ -1,0 +1,40 @@
+"""The trainer's own step on the GPU: the same losses as on the CPU, step after step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+
+from bench.gpu_step import synthetic_examples
+from kernels import build
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> None:
+    """The id map is C++; a machine lent for its GPU has not compiled it."""
+    if not build.LIBRARY_PATH.exists():
+        subprocess.run([sys.executable, "-m", "kernels.build"], check=True)
+
+
+@pytest.mark.parametrize("full_softmax_max_items", [10_000, 10], ids=["full softmax", "sampled softmax"])
+def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max_items: int) -> None:
+    from trainer.config import ModelConfig, TrainerConfig
+    from trainer.step import Learner
+
+    losses = {}
+    for device in ("cpu", "cuda"):
+        config = TrainerConfig(
+            device=device, exclude_seen=True, full_softmax_max_items=full_softmax_max_items, num_negatives=64
+        )
+        learner = Learner(ModelConfig(), config, device)
+        examples = synthetic_examples(40, 300, 60, 100, 16, 200)
+        losses[device] = []
+        while batch := list(islice(examples, 16)):
+            report = learner.step(batch)
+            losses[device].append((report.retrieval_loss, report.ranking_loss))
+    assert len(losses["cpu"]) > 5
+    for ours, theirs in zip(losses["cuda"], losses["cpu"], strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
