@@ -1,6 +1,7 @@
 """How many actions a second one worker turns into examples, from a backlog on a local broker.
 
-Once with 500 actions in a record, once with one: the difference is what Faust costs a record. The whole worker runs (Faust, store, relay), in this process; the broker shares the machine.
+Once with 500 actions in a record, once with one: the difference is what Faust costs a record. The whole worker runs
+(Faust, store, relay), in this process; the broker shares the machine.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class _Reader:
                 if ours < self.position:
                     raise StoreMismatch(
                         f"partition {self._key.partition}: expected {self._key.topic} to reach {self.position}, "
-                        f"it ends at {ours}: not the topic that this store wrote; remove the store's folder, or restore the topic"
+                        f"it ends at {ours}: not the topic that this store wrote; remove the store's folder"
                     )
                 yield from self._read_to(consumer, ours)
                 # Somebody else may have written a fence of this epoch just before: then the epoch is theirs.
