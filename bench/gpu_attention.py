@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_report import Clock, Row, row
-from kernels import TimeBuckets, hstu_attention
+from kernels import BucketCache, TimeBuckets, hstu_attention
 from kernels.attention import triton_launch
 from kernels.attention.triton_bias import make_position_tables
 
@@ -58,7 +58,9 @@ class Case:
     def prepare(self, with_time: bool) -> triton_launch.Batch:
         """The tables that a batch's layers share."""
         buckets = self.buckets if with_time else None
-        return triton_launch.prepare(self.offsets, len(self.q), buckets, self.time, self.time, None, None, None)
+        return triton_launch.prepare(
+            self.offsets, len(self.q), buckets, self.time, self.time, None, None, BucketCache()
+        )
 
     @property
     def num_pairs(self) -> float:

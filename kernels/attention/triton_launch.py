@@ -31,6 +31,8 @@ class Batch:
     times: TimeTables | None
     has_context: bool
     has_targets: bool
+    orders: tuple[bool, ...]
+    """Which versions start: for times in order, for times that go back; both where the host does not know."""
 
 
 def prepare(
@@ -53,7 +55,12 @@ def prepare(
     if time_buckets is not None and query_time_T is not None and key_time_T is not None:
         thresholds_K1 = time_buckets.on(query_time_T.device)
         times = make_time_tables(thresholds_K1, query_time_T.contiguous(), key_time_T.contiguous(), plan)
-    batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None)
+    orders: tuple[bool, ...] = (True,)
+    if times is not None:
+        # Layers that share a cache are worth one look at the device; a single call starts both versions instead, and
+        # the one that does not suit ends at once.
+        orders = (True, False) if cache is None else (int(times.unsorted_1) == 0,)
+    batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None, orders)
     if cache is not None:
         cache.key, cache.value, cache.inputs = key, batch, (*inputs, time_buckets)
     return batch
@@ -97,11 +104,6 @@ def _options(q: Tensor, v: Tensor, tile: Tile, batch: Batch, position: Any, time
     }  # fmt: skip
 
 
-def _orders(time_bias_GK: Tensor | None) -> tuple[bool, ...]:
-    # Both versions start; the one that does not suit the batch's times ends at once. Asking which would stall the GPU.
-    return (True,) if time_bias_GK is None else (True, False)
-
-
 def forward(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, norm_len: float, position_rows: Tensor | None, num_positions: int,
     time_bias_GK: Tensor | None, tile: Tile | None = None, out: Tensor | None = None,
@@ -113,7 +115,7 @@ def forward(
     if out.numel() == 0:
         return out
     plan, width = batch.plan, max(q.shape[2], v.shape[2])
-    for in_order in _orders(time_bias_GK):
+    for in_order in batch.orders if time_bias_GK is not None else (True,):
         shape = tile or forward_tile(q.dtype, width, in_order)
         grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
@@ -141,7 +143,7 @@ def backward_queries(
     if time_bias_GK is not None:
         time_sums = torch.empty(num_programs, next_power(num_buckets), dtype=torch.float32, device=q.device)
     plan = batch.plan
-    for in_order in _orders(time_bias_GK):
+    for in_order in batch.orders if time_bias_GK is not None else (True,):
         shape = tile or query_gradient_tile(q.dtype, width, in_order)
         query_gradient_kernel[(num_programs,)](
             q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
@@ -187,7 +189,7 @@ def backward_keys(
     """Writes dK (T, H, D) and dV (T, H, E). ``position_columns``: the second of `make_position_tables`."""
     num_tokens, num_heads = q.shape[:2]
     plan, width = batch.plan, max(q.shape[2], v.shape[2])
-    for in_order in _orders(time_bias_GK):
+    for in_order in batch.orders if time_bias_GK is not None else (True,):
         shape = tile or key_gradient_tile(q.dtype, width, in_order)
         grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
         key_gradient_kernel[grid](

@@ -63,10 +63,12 @@ def test_time_buckets_are_exact_at_their_thresholds() -> None:
     cases.check_thresholds(CPU, 12)
 
 
-def test_a_cache_of_buckets_serves_its_inputs_and_no_others() -> None:
-    arguments, _ = cases.attention_case([20, 12])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_cache_of_buckets_serves_its_inputs_and_no_others(ordered: bool) -> None:
+    arguments, _ = cases.attention_case([20, 12], ordered=ordered)
     cache = BucketCache()
     first = hstu_attention(**arguments, bucket_cache=cache, backend="triton")
+    assert torch.equal(first, hstu_attention(**arguments, backend="triton"))
     tables = cache.value
     assert torch.equal(hstu_attention(**arguments, bucket_cache=cache, backend="triton"), first)
     assert cache.value is tables
