@@ -7,16 +7,87 @@
 HEADRACE_BEGIN
 
 constexpr int64_t BLOCK = 96;  // tokens that go through the layer's products together
+#if defined(HEADRACE_LEVEL_AMX)
+constexpr int64_t PAD = 96;  // of widths: a multiple of W, of MR and of two tiles
+#else
 constexpr int64_t PAD = 48;  // of widths: a multiple of W and of MR
+#endif
+
+#if defined(HEADRACE_LEVEL_AMX)
+struct Operands {  // of a product on tiles: one block a thread, kept for the next
+    word *left, *right, *turning;
+    Operands(int64_t left_words, int64_t right_words, int64_t turning_words) {
+        struct Kept {
+            word* base = nullptr;
+            int64_t size = 0;
+            ~Kept() { free(base); }
+        };
+        static thread_local Kept kept;
+        const int64_t apart = 16;
+        const int64_t size = round_up(left_words + right_words + turning_words + 2 * apart, 16);
+        if (size > kept.size) {
+            free(kept.base);
+            kept.base = static_cast<word*>(aligned_alloc(64, sizeof(word) * size));
+            if (!kept.base) abort();  // a few hundred kilobytes
+            kept.size = size;
+        }
+        left = kept.base;
+        right = left + left_words + apart;
+        turning = right + right_words + apart;
+    }
+};
+#endif
 
 // C[rows, n] = or += A[rows, k] B[k, n], panel by panel so that B's stays in the first cache.
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add) {
+inline void multiply_by_vectors(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c,
+                                int64_t ldc, int64_t n, bool add) {
     for (int64_t column = 0; column < n; column += NV_MAX * W) {
         const int64_t vectors = min64(NV_MAX, (n - column + W - 1) / W);
         for (int64_t r = 0; r < rows; r += MR) gemm_rows(a + r * a_row, a_row, a_step, b + column, ldb, k, c + r * ldc + column, ldc, vectors, add);
     }
 }
+
+#if defined(HEADRACE_LEVEL_AMX)
+// Two rows of floats as one row of words.
+inline void pair_row(const float* even, const float* odd, int64_t width, word* to) {
+    for (int64_t c = 0; c < width; c += W) {
+        const __m512i low = _mm512_cvtepu16_epi32(round_row(load(even + c)));
+        const __m512i high = odd ? _mm512_slli_epi32(_mm512_cvtepu16_epi32(round_row(load(odd + c))), 16) : _mm512_setzero_si512();
+        _mm512_storeu_si512(to + c, _mm512_or_si512(low, high));
+    }
+}
+
+// The same on tiles: both sides are rounded to bfloat16 here, sums stay float32. C has room for whole tiles.
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
+                     int64_t n, bool add) {
+    if (rows < 16 || k < 16) return multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
+    const int64_t m_pad = round_up(rows, 32), k_pad = round_up(k, DEPTH), n_pad = round_up(n, 32);
+    Operands operands(m_pad * k_pad / 2, k_pad / 2 * n_pad, k_pad / 2 * m_pad);
+    memset(operands.left, 0, sizeof(word) * m_pad * k_pad / 2);
+    memset(operands.right, 0, sizeof(word) * k_pad / 2 * n_pad);
+    bf16* left = reinterpret_cast<bf16*>(operands.left);
+    if (a_step == 1) {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t p = 0; p < k; p += W)
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(left + r * k_pad + p), round_row(load_some(a + r * a_row + p, k - p)));
+    } else {  // a_row == 1: rows of A are columns here
+        memset(operands.turning, 0, sizeof(word) * k_pad / 2 * m_pad);
+        const int64_t width = round_up(rows, W);
+        for (int64_t p = 0; p < k; p += 2) pair_row(a + p * a_step, p + 1 < k ? a + (p + 1) * a_step : nullptr, width, operands.turning + p / 2 * m_pad);
+        for (int64_t p = 0; p < k_pad / 2; p += W)
+            for (int64_t r = 0; r < m_pad; r += W)
+                transpose_block(reinterpret_cast<float*>(operands.turning) + p * m_pad + r, m_pad,
+                                reinterpret_cast<float*>(operands.left) + r * (k_pad / 2) + p, k_pad / 2);
+    }
+    for (int64_t p = 0; p < k; p += 2) pair_row(b + p * ldb, p + 1 < k ? b + (p + 1) * ldb : nullptr, round_up(n, W), operands.right + p / 2 * n_pad);
+    tile_product(left, k_pad, operands.right, n_pad, k_pad / DEPTH, c, ldc, m_pad, n, add);
+}
+#else
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
+                     int64_t n, bool add) {
+    multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
+}
+#endif
 
 // A (rows, columns) matrix with padded columns; or its transpose.
 float* padded(Arena& arena, const float* from, int64_t rows, int64_t columns, bool transposed) {
