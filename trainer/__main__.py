@@ -1,4 +1,4 @@
-"""``python -m trainer``: on Kafka; with ``--file`` on a file of actions, without Kafka; ``--replay`` from the topics."""
+"""``python -m trainer``: on Kafka; with ``--file`` on a file, without Kafka; ``--replay`` from the topics."""
 
 from __future__ import annotations
 

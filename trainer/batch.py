@@ -22,10 +22,10 @@ Int64 = NDArray[np.int64]
 class JaggedBatch:
     """Columns of the interactions, and where the targets are.
 
-    ``starts_B1`` (B+1,) int64: example b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
-    of each new interaction among the n. ``previous_R`` (R,) int64: index of the one before it in the same example, or -1
-    when there is none. ``age_R`` (R,) int64: how many interactions the user had before. ``query_time_n``: when the next
-    item was asked for (the next interaction's time; for the last, its own).
+    ``starts_B1`` (B+1,) int64: example b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64:
+    index of each new interaction among the n. ``previous_R`` (R,) int64: index of the one before it in the same
+    example, or -1 when there is none. ``age_R`` (R,) int64: how many interactions the user had before.
+    ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
     """
 
     starts_B1: Int64

@@ -1,7 +1,8 @@
 """Everything a trainer is, in one folder made visible by one rename.
 
-``checkpoint-<steps>/arrays.safetensors`` (all tensors) and ``meta.json`` (the rest, with the checksum of the arrays and,
-in its last line, of itself). The newest two are kept: one that cannot be read is passed over for the one before, aloud.
+``checkpoint-<steps>/arrays.safetensors`` (all tensors) and ``meta.json`` (the rest, with the checksum of the arrays
+and, in its last line, of itself). The newest two are kept: one that cannot be read is passed over for the one before,
+aloud.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class CheckpointFolder:
             shutil.rmtree(self.path / f"checkpoint-{step:012d}", ignore_errors=True)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read; None when there is none. Raises when there are some but all are damaged."""
+        """The newest checkpoint that can be read; None without any. Raises when all that are there are damaged."""
         steps = self.steps()
         for step in reversed(steps):
             try:

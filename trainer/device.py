@@ -8,7 +8,7 @@ from trainer.config import DeviceError, TrainerConfig
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
-    """``auto``: the GPU where there is one. Raises `DeviceError` for a GPU that is not there. Sets threads and determinism."""
+    """``auto``: the GPU where there is one. Raises `DeviceError` for a GPU that is not there. Sets the threads too."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
             'trainer.device: expected a CUDA GPU for "cuda", got a machine without one; use "auto" or "cpu"'

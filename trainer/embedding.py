@@ -1,8 +1,8 @@
 """Tables whose vocabulary comes and goes: 64-bit key → row, grown on arrival, evicted by age, learned row by row.
 
-Row 0 of every table is the cold row: what a key without a row of its own (not admitted yet, evicted, never seen, or the
-absent key 0) is read as. Keys never share another row. What rows change is kept as ``dirty`` until a version that carries
-them is acknowledged.
+Row 0 of every table is the cold row: what a key without a row of its own (not admitted yet, evicted, never seen, or
+the absent key 0) is read as. Keys never share another row. What rows change is kept as ``dirty`` until a version that
+carries them is acknowledged.
 """
 
 from __future__ import annotations

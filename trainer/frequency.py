@@ -1,8 +1,8 @@
 """How often each item is met in the stream: decayed counts, for the correction of sampled negatives.
 
 A count halves every ``half_life`` targets, lazily: a row stores its count and the clock at which it was right. After
-"Sampling-bias-corrected neural modeling" (Yi et al., RecSys 2019), with a decayed count in place of the moving average of
-gaps: it is exact for many sightings within one batch.
+"Sampling-bias-corrected neural modeling" (Yi et al., RecSys 2019), with a decayed count in place of the moving average
+of gaps: it is exact for many sightings within one batch.
 """
 
 from __future__ import annotations

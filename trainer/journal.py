@@ -1,12 +1,13 @@
 """The plan of steps since the checkpoint, on disk before each step is trained.
 
 One line a step: ``<xxh3-64 of the JSON, hex> <JSON [step, [[partition, first, last], …]]>``. A file begins at each
-checkpoint (``journal-<first step>``); files older than the oldest checkpoint kept are removed. A torn last line was never
-trained and is dropped. A write survives kill -9; with ``fsync`` it also survives a machine that loses power.
+checkpoint (``journal-<first step>``); files older than the oldest checkpoint kept are removed. A torn last line was
+never trained and is dropped. A write survives kill -9; with ``fsync`` it also survives a machine that loses power.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class Journal:
     def prune(self, oldest_step: int) -> None:
         """Remove files whose steps all lie before ``oldest_step`` (the oldest checkpoint kept)."""
         starts = sorted(journal_starts(self._folder))
-        for start, following in zip(starts, starts[1:], strict=False):
+        for start, following in itertools.pairwise(starts):
             if following <= oldest_step:
                 (self._folder / f"journal-{start:012d}").unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """The single pass: source → step → metrics, journalled before each step, checkpointed and published behind it.
 
-At start the trainer is put back where its line of training stands: the checkpoint, then the steps recorded behind it (in
-the journal, and in published versions), repeated exactly; only then does it decide on steps of its own.
+At start the trainer is put back where its line of training stands: the checkpoint, then the steps recorded behind it
+(in the journal, and in published versions), repeated exactly; only then does it decide on steps of its own.
 """
 
 from __future__ import annotations
@@ -284,7 +284,8 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self._write_checkpoint()
-        assert self.journal is not None and self.folder is not None
+        assert self.journal is not None
+        assert self.folder is not None
         self.journal.start(self.learner.num_steps, self._planned)
         self.journal.prune(self.folder.steps()[0])
 

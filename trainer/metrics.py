@@ -1,9 +1,9 @@
 """Prequential metrics: every target is predicted before it is learned, and counted here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for the
-model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy of the
-average rate; He et al., ADKDD 2014) and AUC of each kind. Each in all and over the last ``window`` targets. All state is
-arrays, so a resumed trainer goes on counting where it was.
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for
+the model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy
+of the average rate; He et al., ADKDD 2014) and AUC of each kind. Each in all and over the last ``window`` targets.
+All state is arrays, so a resumed trainer goes on counting where it was.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Predictions:
     """What was predicted of R targets, and what came. ``rank_KR``: ranks by `RANKERS` (3, R), 0 = a miss.
 
     ``ranked_R``: which targets were ranked at all (a share of them, where the catalogue is large).
-    ``probability_RK``, ``baseline_RK``: of each kind; ``kinds_RK``: what was done. ``slice_SR``: membership by `SLICES`.
-    ``log_loss_R``: retrieval loss, NaN where the target was unknown.
+    ``probability_RK``, ``baseline_RK``: of each kind; ``kinds_RK``: what was done. ``slice_SR``: membership by
+    `SLICES`. ``log_loss_R``: retrieval loss, NaN where the target was unknown.
     """
 
     rank_KR: Int64

@@ -1,8 +1,8 @@
 """Which examples make which step: cut freely from what has arrived, or followed as it was once recorded.
 
-A plan step names contiguous numbers per partition. Within a partition order is that of the numbers; across partitions the
-oldest example goes first, so that no partition waits behind another's backlog. What has arrived is a matter of timing:
-so a step is a decision, recorded before it is trained (`trainer.journal`) and published (`trainer.version`).
+A plan step names contiguous numbers per partition. Within a partition order is that of the numbers; across partitions
+the oldest example goes first, so that no partition waits behind another's backlog. What has arrived is a matter of
+timing: so a step is a decision, recorded before it is trained (`trainer.journal`) and published (`trainer.version`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Backlog:
         if examples[0].number != first or examples[-1].number != last:
             raise HoleError(
                 f"plan: expected examples {first} to {last} of partition {partition}, got {examples[0].number} to "
-                f"{examples[-1].number}; the checkpoint and the plan are of different streams: use another checkpoint_dir"
+                f"{examples[-1].number}; the checkpoint and the plan are of different streams: set checkpoint_dir"
             )
         return examples
 
@@ -122,7 +122,7 @@ class Plan:
                 continue
             if step < fixed_below:
                 raise JournalError(
-                    f"plan: step {step} of the checkpoint differs from the published one: another trainer has taken over since. "
+                    f"plan: step {step} of the checkpoint differs from the published one: another trainer took over. "
                     "Name an empty trainer.checkpoint_dir, and this one will follow what was published"
                 )
             self.steps[place:] = [recorded]

@@ -103,7 +103,8 @@ def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> 
 
 
 def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfig, SequenceConfig, ModelConfig]:
-    """The configuration's sections; for a file of ratings (judged by its first action) those that fit ratings, unless the
+    """The configuration's sections; for a file of ratings (judged by its first action) those that fit ratings, unless
+    the
     configuration knows the kinds of ratings itself."""
     kinds = first.get("action")
     named = {kinds} if isinstance(kinds, str) else set(kinds or ())
@@ -141,7 +142,8 @@ def _words(report: dict[str, Any]) -> str:
 
     return (
         f"{report['interactions_trained']} interactions in {report['steps']} steps, {report['seconds']} s\n"
-        f"HR@10 {number('hr10')}; most popular among unseen {number('hr10_popular_unseen')}, among all {number('hr10_popular')}\n"
+        f"HR@10 {number('hr10')}; most popular among unseen {number('hr10_popular_unseen')}, "
+        f"among all {number('hr10_popular')}\n"
         f"NE {number('ne')}; an item's own rate {number('ne_popular')}"
     )
 

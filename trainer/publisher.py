@@ -1,8 +1,8 @@
 """Versions to ``headrace.weights.v1``, beside the training and never in its way.
 
-The training thread hands over a snapshot (`Publisher.offer`) when the last one was acknowledged; this thread encodes it,
-sends the chunks, then the manifest, and tries again for as long as the broker is away. A process that finds a claim of a
-higher epoch stops: somebody else is the trainer now.
+The training thread hands over a snapshot (`Publisher.offer`) when the last one was acknowledged; this thread encodes
+it, sends the chunks, then the manifest, and tries again for as long as the broker is away. A process that finds a
+claim of a higher epoch stops: somebody else is the trainer now.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Publisher:
 
     def _claim(self, enough: Callable[[list[Manifest]], bool]) -> list[Manifest]:
         reader, writer = self._clients()
-        _, highest = read_manifests(reader, self._topic, lambda manifests: bool(manifests))
+        _, highest = read_manifests(reader, self._topic, bool)
         claimant = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
         while True:
             highest += 1

@@ -1,4 +1,4 @@
-"""Train again what was published: the same examples by the same steps, and the weights bit by bit beside the published ones."""
+"""Train again what was published: the same examples by the same steps, then compare the weights bit by bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
 
 
 def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
-    """Every step of these weights' lineage, from the first. Raises `JournalError` where the topic no longer has them."""
+    """Every step of these weights' lineage, from the first. Raises `JournalError` where the topic lost them."""
     lineage = weights.manifest.lineage
     plan = Plan(0)
     for manifest in (each for each in manifests if each.lineage == lineage):
@@ -99,7 +99,8 @@ def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: 
     finally:
         source.close()
     wrong = differences(weights, learner)
-    name = f"version {published.epoch}/{published.number}, {published.next_step} steps, {learner.num_interactions} interactions"
+    version = f"version {published.epoch}/{published.number}"
+    name = f"{version}, {published.next_step} steps, {learner.num_interactions} interactions"
     print(f"{name}: {'bit-equal' if not wrong else 'DIFFERENT: ' + ', '.join(wrong)}", flush=True)
     return 1 if wrong else 0
 

@@ -52,7 +52,7 @@ def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
         for key, value in ours.items():
             if meta[section].get(key) != value:
                 raise CheckpointError(
-                    f"{section}.{key}: the checkpoint was learned with {meta[section].get(key)!r}, the configuration says "
+                    f"{section}.{key}: the checkpoint was learned with {meta[section].get(key)!r}, now configured is "
                     f"{value!r}; put it back, or name an empty trainer.checkpoint_dir to train anew"
                 )
 

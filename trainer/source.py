@@ -24,7 +24,8 @@ FILE_PARTITION = 0
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where to go on in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and the
+    """Where to go on in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
+    the
     highest action offset that trained examples cover."""
 
     next_number: int = 0
@@ -119,7 +120,8 @@ class FileSource:
         return self._ended
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """Examples of the next ``take`` actions; never waits."""
+        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` means nothing."""
+        del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:
             return [] if self._ended else self._finish()
@@ -157,7 +159,7 @@ def _decoded(
         good = []
         for action in chunk:
             decoded = decode_record(msgspec.json.encode(action), int(action.get("timestamp", 0)), config)
-            for each in decoded if isinstance(decoded, list) else [decoded]:
+            for each in decoded:
                 match each:
                     case Action():
                         good.append(each)

@@ -1,8 +1,8 @@
 """One batch: predict it, count how well, then learn it.
 
-The order matters and is fixed: rows of items are looked up before the batch's own items enter the vocabulary, so what is
-predicted of a target can only rest on interactions before it and on weights of the batches before this one. A target's
-own row (new or not) is used by the loss alone.
+The order matters and is fixed: rows of items are looked up before the batch's own items enter the vocabulary, so what
+is predicted of a target can only rest on interactions before it and on weights of the batches before this one. A
+target's own row (new or not) is used by the loss alone.
 """
 
 from __future__ import annotations

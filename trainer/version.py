@@ -87,7 +87,7 @@ class Claim(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableRows:
-    """Rows of one table: ``ids`` (U,) int64, ``row_index`` (U,) int64, ``rows`` (U, D); ``tombstones`` (N,) int64 ids."""
+    """Rows of one table: ``ids`` and ``row_index`` (U,) int64, ``rows`` (U, D); ``tombstones`` (N,) int64 ids."""
 
     ids: NDArray[np.int64]
     row_index: NDArray[np.int64]
@@ -185,8 +185,8 @@ def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
 class VersionAssembler:
     """Makes versions of records in log order; gives out only complete, verified ones, rising in (epoch, number).
 
-    What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason goes to
-    ``on_drop``. Gives deltas whether or not the reader holds what they build on: see `Weights.accepts`.
+    What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason
+    goes to ``on_drop``. Gives deltas whether or not the reader holds what they build on: see `Weights.accepts`.
     """
 
     on_drop: Callable[[str], None] = field(default=logger.warning)

@@ -1,7 +1,7 @@
 """What the weights topic says: which versions count, which steps they contain, which epoch is taken.
 
-Reads the topic's tail, in windows that double towards its beginning, until the wanted step is found: a long-lived topic is
-never read whole to start a trainer.
+Reads the topic's tail, in windows that double towards its beginning, until the wanted step is found: a long-lived
+topic is never read whole to start a trainer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_new(consumer: KafkaConsumer, where: TopicPartition, start: int) -> Iter
 def read_manifests(
     consumer: KafkaConsumer, where: TopicPartition, enough: Callable[[list[Manifest]], bool], end: int | None = None
 ) -> tuple[list[Manifest], int]:
-    """Manifests that count, in log order, from far enough back that ``enough`` holds (or all); and the highest epoch met."""
+    """Manifests that count, in log order, back to where ``enough`` holds (or all); and the highest epoch met."""
     first = consumer.beginning_offsets([where])[where]
     end = consumer.end_offsets([where])[where] if end is None else end
     window = FIRST_WINDOW
