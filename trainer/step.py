@@ -63,6 +63,8 @@ class _Forward:
 
     query_RD: Tensor
     table_UD: Tensor
+    is_whole: bool
+    """Row u of the table is row u of the items: all are there."""
     logits_RK: Tensor
     target_row_R: Int64
     retrieval_loss_R: Tensor
@@ -120,7 +122,8 @@ class Learner:
         self._measure(whole, forward, known_V, seen_rows_n)
         retrieval = mean_or_zero(forward.retrieval_loss_R)
         ranking = mean_or_zero(ranking_loss(forward.logits_RK, self._tensor(batch.kinds_nK[batch.target_R])))
-        self._learn(forward, retrieval + self.config.rank_weight * ranking)
+        if whole.num_targets:  # else momentum alone would move the weights
+            self._learn(forward, retrieval + self.config.rank_weight * ranking)
         self._remember(whole, forward, examples, now_ms)
         report = StepReport(
             self.num_steps,
@@ -189,7 +192,7 @@ class Learner:
             exact,
         )
         logits_RK = self.model.rank_logits(y_TM[self._tensor(2 * batch.target_R)])
-        return _Forward(query_RD, table_UD, logits_RK, target_row_R, loss_R, learned_R, leaves)
+        return _Forward(query_RD, table_UD, exact, logits_RK, target_row_R, loss_R, learned_R, leaves)
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
         key_time_T = np.repeat(batch.time_ms_n, 2)
@@ -214,14 +217,13 @@ class Learner:
     def _side_inputs(
         self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
     ) -> Tensor | None:
-        """(n, M) sum of domain and feature rows; None where the batch has neither."""
-        use_domain = self.model_config.use_domain and bool(batch.domain_n.any())
-        parts = [self._side(self.domains, batch.domain_n[:, None], leaves, now_ms)] if use_domain else []
-        if batch.feature_nF.shape[1]:
-            parts.append(self._side(self.features, batch.feature_nF, leaves, now_ms))
-        user_nF = batch.user_feature_BF[batch.owner_n]
-        if user_nF.shape[1] and user_nF.any():
-            parts.append(self._side(self.features, user_nF, leaves, now_ms))
+        """(n, M) sum of domain and feature rows, of the tables in use (the servers' rule); None where neither is."""
+        parts = []
+        if self.model_config.use_domain and _in_use(self.domains, batch.domain_n):
+            parts.append(self._side(self.domains, batch.domain_n[:, None], leaves, now_ms))
+        feature_nF = np.concatenate([batch.feature_nF, batch.user_feature_BF[batch.owner_n]], axis=1)
+        if _in_use(self.features, feature_nF):
+            parts.append(self._side(self.features, feature_nF, leaves, now_ms))
         return sum(parts[1:], parts[0]) if parts else None
 
     def _side(
@@ -304,11 +306,7 @@ class Learner:
         if not len(wanted):
             return ranks_R
         weight_VD = self.items.weight[: len(known_V)]
-        table_VD = (
-            forward.table_UD.detach()
-            if len(forward.table_UD) == len(weight_VD)
-            else self.model.retrieval_table(weight_VD)
-        )
+        table_VD = forward.table_UD.detach() if forward.is_whole else self.model.retrieval_table(weight_VD)
         excluded: dict[str, Any] = {}
         if self.config.exclude_seen:
             taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
@@ -371,6 +369,11 @@ class Learner:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
+
+
+def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
+    """Whether any key was ever met: what others of a batch lack or have must not change a user's prediction."""
+    return table.num_rows > 1 or bool(keys.any())
 
 
 def seen_before(batch: JaggedBatch, rows_n: Int64) -> tuple[Int64, Int64]:

@@ -208,7 +208,7 @@ class VersionAssembler:
                 self._keep_chunk(key, headers, value)
                 return None
             return self._complete(decode_manifest(value))
-        except (VersionError, ValueError) as error:
+        except (VersionError, ValueError, KeyError) as error:
             self.on_drop(f"version {key!r} dropped: {error}")
             return None
 
