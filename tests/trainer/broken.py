@@ -1,0 +1,65 @@
+"""Deliberately broken trainers, by name. The tests beside this must catch each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import state.log
+import trainer.kafka_source
+import trainer.loop
+import trainer.plan
+import trainer.publisher
+import trainer.snapshot
+
+
+def ignores_the_journal() -> None:
+    """Steps that were decided before a kill are decided anew."""
+    trainer.loop.read_journal = lambda folder, from_step: []
+
+
+def ignores_the_plan() -> None:
+    """Steps that were published before a kill are decided anew."""
+    trainer.plan.Plan.after = lambda self, step: []  # type: ignore[method-assign]
+
+
+def checkpoints_without_positions() -> None:
+    """The covered numbers do not go into the checkpoint."""
+    trainer.loop.Trainer._current_positions = lambda self: {}  # type: ignore[method-assign]
+
+
+def forgets_dirty_rows() -> None:
+    """What a delta should carry is forgotten before it is acknowledged; the next one starts from there."""
+    original = trainer.snapshot.weights_snapshot
+
+    def forgetful(learner: Any, *, everything: bool) -> Any:
+        if not everything:
+            for table in learner.tables.values():
+                table.mark_published()
+        return original(learner, everything=everything)
+
+    trainer.loop.weights_snapshot = forgetful
+
+
+def trains_what_is_stale() -> None:
+    """Records of a worker that lost its partition, and repeats, count too."""
+
+    def feed(self: Any, example: Any) -> state.log.Verdict:
+        return state.log.Verdict.FENCE if example.is_fence else state.log.Verdict.ACCEPT
+
+    state.log.ExampleLog.feed = feed  # type: ignore[method-assign]
+
+
+def claims_nothing() -> None:
+    """Nobody looks whether another trainer has taken over."""
+    trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
+
+
+def passes_over_holes() -> None:
+    """Missing numbers are taken in silence."""
+    meet = trainer.kafka_source.KafkaSource._meet_hole
+
+    def silent(self: Any, partition: int, offset: int, example: Any) -> None:
+        self._on_hole = "skip"
+        meet(self, partition, offset, example)
+
+    trainer.kafka_source.KafkaSource._meet_hole = silent  # type: ignore[method-assign]

@@ -1,0 +1,47 @@
+"""Fixtures of the trainer's process tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.brokers import Broker
+from tests.trainer.nursery import Nursery
+from tests.trainer.stage import Stage
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Where trainer processes come from."""
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the order of the trainers under test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def stage(
+    kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery, one_thread: None
+) -> Iterator[Callable[..., Stage]]:
+    """Makes the topics of this test; sections of the configuration may be given."""
+    made: list[Stage] = []
+
+    def make(**sections: dict[str, Any]) -> Stage:
+        made.append(Stage(kafka, topic_prefix, tmp_path, nursery, **sections))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

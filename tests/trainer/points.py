@@ -1,0 +1,112 @@
+"""Points in a trainer's life at which a test ends or halts it: ``name:nth:kill`` or ``name:nth:stop``.
+
+The real trainer runs up to the point; nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import trainer.checkpoint
+import trainer.journal
+import trainer.loop
+import trainer.publisher
+import trainer.step
+
+Point = Callable[[], bool]
+
+
+def install(which: str) -> None:
+    """Make this process end (or halt) when it comes to a point for the nth time."""
+    name, nth, action = which.split(":")
+    left = iter(range(int(nth) - 1, -1, -1))
+
+    def reach(half: Callable[[], Any] | None = None) -> None:
+        if next(left, -1) == 0:
+            if half is not None:
+                half()
+            os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+
+    POINTS[name](reach)
+
+
+def _before(owner: Any, name: str, reach: Callable[..., None]) -> None:
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def wrapped(*given: Any, **named: Any) -> Any:
+        reach()
+        return original(*given, **named)
+
+    setattr(owner, name, wrapped)
+
+
+def _after(owner: Any, name: str, reach: Callable[..., None]) -> None:
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def wrapped(*given: Any, **named: Any) -> Any:
+        result = original(*given, **named)
+        reach()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def half_a_journal_line(reach: Callable[..., None]) -> None:
+    """The last line of the journal is torn."""
+    write = os.write
+
+    def wrapped(descriptor: int, content: bytes) -> int:
+        if b" [" in content:
+            reach(lambda: write(descriptor, content[: len(content) // 2]))
+        return write(descriptor, content)
+
+    trainer.journal.os.write = wrapped  # type: ignore[attr-defined]
+
+
+def half_a_checkpoint(reach: Callable[..., None]) -> None:
+    """A file of a checkpoint is torn."""
+    original = trainer.checkpoint._write_synced
+
+    def wrapped(path: Path, content: bytes) -> None:
+        reach(lambda: path.write_bytes(content[: len(content) // 2]))
+        original(path, content)
+
+    trainer.checkpoint._write_synced = wrapped
+
+
+def half_of_the_chunks(reach: Callable[..., None]) -> None:
+    """A version is torn: its first chunk is there."""
+    original = trainer.publisher.Publisher._send_chunks
+
+    def wrapped(self: Any, manifest: Any, chunks: list[bytes]) -> int:
+        reach(lambda: original(self, manifest, chunks[:1]))
+        return original(self, manifest, chunks)
+
+    trainer.publisher.Publisher._send_chunks = wrapped  # type: ignore[method-assign]
+
+
+Learner, Publisher = trainer.step.Learner, trainer.publisher.Publisher
+Folder, Journal = trainer.checkpoint.CheckpointFolder, trainer.journal.Journal
+POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
+    "half_a_journal_line": half_a_journal_line,
+    "journalled": lambda reach: _before(Learner, "step", reach),
+    "learned": lambda reach: _after(Learner, "step", reach),
+    "half_a_checkpoint": half_a_checkpoint,
+    "checkpoint_hidden": lambda reach: _after(trainer.checkpoint, "_write_synced", reach),
+    "checkpoint_visible": lambda reach: _before(trainer.checkpoint, "_sync_folder", reach),
+    "checkpointed": lambda reach: _after(Folder, "write", reach),
+    "journal_started": lambda reach: _after(Journal, "start", reach),
+    "claimed": lambda reach: _after(Publisher, "claim", reach),
+    "half_of_the_chunks": half_of_the_chunks,
+    "chunks_sent": lambda reach: _after(Publisher, "_send_chunks", reach),
+    "fence_checked": lambda reach: _before(trainer.publisher, "encode_manifest", reach),
+    "published": lambda reach: _after(Publisher, "_send_manifest", reach),
+}
+FILE_POINTS = tuple(list(POINTS)[:8])

@@ -1,0 +1,317 @@
+"""A sequences topic that a test fills, the trainer's configuration on it, and the recount of what was published."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from headrace.config import Settings, read_settings
+from state.action import Action, decode_record
+from state.codec import encode_example, fence
+from state.example import Example
+from state.partitioner import partition_of
+from state.sequencer import Sequencer
+from state.topics import Topics, fence_key
+from stream.topics import ensure_topics
+from tests.brokers import Broker, wait_until
+from tests.trainer.nursery import Child, Nursery
+from trainer.checkpoint import CheckpointFolder
+from trainer.journal import journal_starts, read_journal
+from trainer.replay import differences, plan_of
+from trainer.snapshot import learner_arrays
+from trainer.step import Learner
+from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, Weights, record_kind
+
+NUM_PARTITIONS = 3
+# Small, quick, and with everything that must be repeated bit by bit: drawn negatives, dropout, thinned contexts,
+# eviction, features.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "action": {"kinds": ["see", "click", "like"], "features": ["genre"], "user_features": ["land"]},
+    "sequence": {"join_window_s": 0.0, "max_context": 6, "max_new": 4},
+    "model": {
+        "num_layers": 1, "model_width": 8, "num_heads": 1, "qk_width": 8, "value_width": 8, "item_width": 8,
+        "norm_len": 8.0, "num_positions": 16, "num_time_buckets": 8,
+    },
+    "trainer": {
+        "device": "cpu", "num_threads": 1, "max_step_targets": 12, "max_step_tokens": 200, "step_linger_s": 0.01,
+        "file_take": 20, "dropout": 0.1, "full_softmax_max_items": 25, "num_negatives": 16,
+        "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
+        "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
+    },
+}  # fmt: skip
+
+
+def actions(seed: int) -> Any:
+    """An endless stream of actions on a drifting catalogue."""
+    rng = random.Random(seed)
+    for number in range(1 << 30):
+        item = number // 40 + rng.randrange(30)
+        yield {
+            "user": f"u{rng.randrange(12)}",
+            "item": f"i{item}",
+            "action": ["see", *rng.sample(["click", "like"], rng.randrange(3))],
+            "timestamp": 1_700_000_000_000 + number * 1000 + rng.randrange(1000),
+            "domain": rng.choice(["video", None]),
+            "features": {"genre": str(item % 4)},
+            "user_features": {"land": rng.choice("abc")},
+        }
+
+
+def toml(sections: dict[str, dict[str, Any]]) -> str:
+    """A configuration file."""
+    lines: list[str] = []
+    for name, section in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+    return "\n".join(lines)
+
+
+def write_config(path: Path, **sections: dict[str, Any]) -> Path:
+    """`SECTIONS` with some keys changed, as a file."""
+    path.write_text(toml({name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in SECTIONS | sections}))
+    return path
+
+
+@dataclass
+class Recount:
+    """What the weights topic holds: versions that count, and what a reader dropped."""
+
+    versions: list[Version] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    stale: list[tuple[int, int]] = field(default_factory=list)
+    """Manifests behind a claim of a higher epoch."""
+
+    @property
+    def last(self) -> Manifest:
+        return self.versions[-1].manifest
+
+
+class Stage:
+    """Topics of one test, filled by it, and trainers on them."""
+
+    def __init__(self, broker: Broker, prefix: str, folder: Path, nursery: Nursery, **sections: dict[str, Any]) -> None:
+        self.broker, self.folder, self.nursery = broker, folder, nursery
+        kafka = {"bootstrap": broker.bootstrap, "prefix": prefix, "partitions": NUM_PARTITIONS}
+        self.config_path = write_config(folder / "headrace.toml", kafka=kafka, **sections)
+        self.settings: Settings = read_settings(self.config_path)
+        self.topics = Topics.under(prefix)
+        ensure_topics(self.settings.kafka)
+        self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=2, acks="all")
+        self._consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20)
+        self._actions = actions(seed=7)
+        self._sequencers = [
+            Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
+        ]
+        self.sent: dict[int, list[Example]] = {number: [] for number in range(NUM_PARTITIONS)}
+        self.children: list[Child] = []
+        self.decided: dict[int, PlanStep] = {}
+        for number in range(NUM_PARTITIONS):
+            self.fence(number, 1)
+
+    # What a worker would do
+
+    def make(self, num_actions: int) -> list[Example]:
+        """Examples of the next actions, numbered, not sent."""
+        for number in range(num_actions):
+            action = decode_record(msgspec.json.encode(next(self._actions)), 1 << 41, self.settings.action)[0]
+            assert isinstance(action, Action), action
+            sequencer = self._sequencers[partition_of(action.user.encode(), NUM_PARTITIONS)]
+            sequencer.apply(action, sequencer.applied_offset + 1, 1_000 + number)
+        return [example for sequencer in self._sequencers for example in sequencer.drain()]
+
+    def send(self, examples: list[Example], *, counted: bool = True) -> None:
+        """To the topic; returns when the broker has them."""
+        sends = []
+        for example in examples:
+            key = fence_key(example.writer_epoch) if example.is_fence else example.user.encode()
+            value = encode_example(example)
+            sends.append(self._producer.send(self.topics.sequences, value, key, partition=example.partition))
+            if counted and not example.is_fence:
+                self.sent[example.partition].append(example)
+        for send in sends:
+            send.get(30)
+
+    def fence(self, partition: int, writer_epoch: int) -> None:
+        """A worker takes the partition."""
+        self.send([fence(partition, writer_epoch)])
+        self._sequencers[partition].writer_epoch = writer_epoch
+
+    def feed(self, num_actions: int) -> None:
+        """Examples of the next actions, with what a real topic has besides: now and then a worker is replaced, its
+        successor repeats what may be missing, and the old one still writes."""
+        examples = self.make(num_actions)
+        self.send(examples)
+        if len(self.sent[0]) % 3 == 0:
+            partition = len(self.sent[0]) % NUM_PARTITIONS
+            self.send(self.sent[partition][-2:], counted=False)
+            epoch = self._sequencers[partition].writer_epoch
+            self.fence(partition, epoch + 1)
+            self.send(self.sent[partition][-1:], counted=False)
+
+    @property
+    def covered(self) -> dict[int, int]:
+        """Partition → highest number sent."""
+        return {number: len(examples) - 1 for number, examples in self.sent.items()}
+
+    # Trainers
+
+    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "") -> Child:
+        """A trainer with a checkpoint folder of its own name."""
+        arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name))]
+        self.children.append(self.nursery.start(arguments, broken, point))
+        return self.children[-1]
+
+    def checkpoints(self, name: str = "a") -> Path:
+        return self.folder / f"checkpoints-{name}"
+
+    def note_journal(self, name: str = "a") -> None:
+        """Between two lives: what was decided before must still hold."""
+        folder = self.checkpoints(name)
+        for start in journal_starts(folder) if folder.exists() else []:
+            for step, decided in enumerate(read_journal(folder, start), start):
+                before = self.decided.setdefault(step, decided)
+                assert before == decided, f"step {step} was recorded as {before}, and again as {decided}"
+
+    def close(self) -> None:
+        for child in self.children:
+            child.kill()
+        self._producer.close(timeout=2)
+        self._consumer.close()
+
+    # What came of it
+
+    def read(self, topic: str) -> list[Any]:
+        """Every record of a topic's partition 0."""
+        where = TopicPartition(topic, 0)
+        self._consumer.assign([where])
+        end = self._consumer.end_offsets([where])[where]
+        self._consumer.seek_to_beginning(where)
+        found: list[Any] = []
+        while self._consumer.position(where) < end:
+            found += [record for records in self._consumer.poll(100).values() for record in records]
+        return found
+
+    def recount(self) -> Recount:
+        """The weights topic as a reader takes it."""
+        recount = Recount()
+        assembler = VersionAssembler(on_drop=recount.dropped.append)
+        for record in self.read(self.topics.weights):
+            kind = record_kind(record.headers)
+            if kind == "claim":
+                recount.claims.append(msgspec.json.decode(record.value, type=Claim))
+            elif kind == "manifest":
+                epoch, number = (int(part) for part in record.key.split(b"/"))
+                if epoch < assembler.epoch_floor:
+                    recount.stale.append((epoch, number))
+            version = assembler.feed(record.key, record.headers, record.value)
+            if version is not None:
+                recount.versions.append(version)
+        return recount
+
+    def wait_published(self, timeout_s: float = 30) -> None:
+        """Until a version covers everything sent, or no trainer is left that could make one."""
+
+        def covers() -> bool:
+            ended = self.children[-1].status
+            assert ended is None, f"the trainer ended with {ended}:\n{self.children[-1].log()[-3000:]}"
+            versions = self.recount().versions
+            return bool(versions) and versions[-1].manifest.covered == self.covered
+
+        try:
+            wait_until(covers, timeout_s, f"a version that covers {self.covered}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.children[-1].log()[-3000:]}") from None
+
+    def finish(self, timeout_s: float = 30) -> Recount:
+        """Wait for the last version, end the trainer, and check all that was promised."""
+        self.wait_published(timeout_s)
+        assert self.children[-1].stop() == 0
+        self.note_journal()
+        recount = self.recount()
+        self.check(recount)
+        return recount
+
+    def check(self, recount: Recount) -> Learner:
+        """Every number trained once; every version bit-equal to an uninterrupted run of the same plan."""
+        assert recount.last.covered == self.covered
+        ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]
+        plan = plan_of(_weights(ours), [each.manifest for each in ours])
+        for each in ours:
+            first, last = each.manifest.first_step, each.manifest.next_step
+            told = [[tuple(part) for part in step] for step in each.manifest.plan]
+            assert told == plan.steps[first:last], f"{_name(each)}: published steps were decided anew"
+        self._check_once(plan.steps)
+        learner = self._uninterrupted(plan.steps, ours)
+        num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
+        assert recount.last.num_interactions == learner.num_interactions == num_new
+        assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
+        return learner
+
+    def _check_once(self, steps: list[PlanStep]) -> None:
+        trained: dict[int, list[int]] = {number: [] for number in range(NUM_PARTITIONS)}
+        for partition, first, last in (part for step in steps for part in step):
+            trained[partition] += range(first, last + 1)
+        for partition, numbers in trained.items():
+            assert numbers == list(range(len(self.sent[partition]))), f"partition {partition}: not each once, in order"
+
+    def _uninterrupted(self, steps: list[PlanStep], versions: list[Version]) -> Learner:
+        """A learner that follows the plan without a pause, compared on its way with every version that readers get."""
+        learner = Learner(self.settings.model, self.settings.trainer)
+        published: Weights | None = None
+        waiting = list(versions)
+        for number, step in enumerate(steps, 1):
+            learner.step([self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)])
+            while waiting and waiting[0].manifest.next_step == number:
+                version = waiting.pop(0)
+                published = _take(published, version)
+                wrong = differences(published, learner)
+                assert not wrong, f"{_name(version)} is not the plan's weights: {wrong}"
+        assert not waiting
+        return learner
+
+    def check_checkpoint(self, learner: Learner, name: str = "a") -> None:
+        """The newest checkpoint is bit-equal to the uninterrupted learner, optimiser, metrics and all."""
+        folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None)
+        checkpoint = folder.load()
+        folder.close()
+        assert checkpoint is not None
+        assert unequal(checkpoint.arrays, learner_arrays(learner)) == []
+
+
+NOT_LEARNED = ("names.unpublished", ".dirty", ".tombstones")
+"""What depends on when versions were published."""
+
+
+def unequal(ours: dict[str, Any], theirs: dict[str, Any], but: tuple[str, ...] = NOT_LEARNED) -> list[str]:
+    """Names of arrays that are not bit-equal."""
+    assert ours.keys() == theirs.keys()
+    return [
+        name for name, array in ours.items()
+        if not name.endswith(but)
+        and (array.shape != theirs[name].shape or np.ascontiguousarray(array).tobytes() != np.ascontiguousarray(theirs[name]).tobytes())
+    ]  # fmt: skip
+
+
+def _take(weights: Weights | None, version: Version) -> Weights:
+    if weights is None or version.manifest.kind == "base":
+        return Weights.from_base(version)
+    return weights.apply(version)
+
+
+def _weights(versions: list[Version]) -> Weights:
+    weights: Weights | None = None
+    for version in versions:
+        weights = _take(weights, version)
+    assert weights is not None
+    return weights
+
+
+def _name(version: Version) -> str:
+    return f"version {version.manifest.epoch}/{version.manifest.number} ({version.manifest.kind})"
