@@ -19,7 +19,7 @@ class TimeBuckets:
     ``thresholds_K1``: (K-1,) int64, not decreasing, in the unit of the times.
     """
 
-    thresholds_K1: Tensor  # noqa: N815
+    thresholds_K1: Tensor
 
     def __post_init__(self) -> None:
         thresholds = self.thresholds_K1

@@ -14,8 +14,8 @@ class LayerParams:
     ``uvqk_weight`` (M, H*(2E+2D)) projects to U, V, Q, K in this order, heads within each.
     """
 
-    norm_in_weight_M: Tensor  # noqa: N815
-    norm_in_bias_M: Tensor  # noqa: N815
+    norm_in_weight_M: Tensor
+    norm_in_bias_M: Tensor
     uvqk_weight: Tensor
     uvqk_bias: Tensor | None
     norm_out_weight: Tensor
