@@ -6,7 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.headrace
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test demo lock clean
+# A GPU machine may have its own Python with torch and Triton, and no .venv.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+.PHONY: help setup lint format test test-gpu demo bench bench-gpu lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +36,15 @@ format: ## let ruff put the code in order
 
 test: ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: ## the kernels and the trainer on a GPU, against their references
+	$(GPU_PYTHON) -m pytest tests/gpu $(PYTEST_ARGS)
+
+bench: ## side-by-side measurements on this machine (BENCH=kernels, stream; BENCH_ARGS=--quick)
+	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
+
+bench-gpu: ## every GPU measurement in one run of under ten minutes; writes bench/results/
+	$(GPU_PYTHON) -m bench gpu --out bench/results
 
 demo: ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
 	$(BIN)/python -m headrace demo $(DEMO_ARGS)

@@ -96,13 +96,20 @@ def explain(report: Report) -> str:
 
 
 class Watcher(threading.Thread):
-    """Asks the server for its version all the time, and keeps what it answered in order."""
+    """Asks the server for its version all the time, and keeps what it answered in order. A context manager."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(name="watcher", daemon=True)
         self._server = server
         self._stopped = threading.Event()
         self.seen: list[tuple[int, int]] = []
+
+    def __enter__(self) -> Watcher:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def run(self) -> None:
         """Until `stop`."""

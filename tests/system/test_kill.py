@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,16 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
 ) -> None:
     chance = random.Random(11)
     kills: Counter[str] = Counter()
-    with Loop(durable_kafka.bootstrap, topic_prefix, tmp_path) as loop:
+    with Loop(durable_kafka.bootstrap, topic_prefix, tmp_path) as loop, ExitStack() as stack:
         children = loop.start("worker", "trainer", "server")
-        watcher = Watcher(loop.server)
-        watcher.start()
-        loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
         sent: list[Any] = []
         replay = threading.Thread(
             target=lambda: sent.append(send_actions(world(), loop.settings.kafka, loop.settings.sequence, rate=RATE)),
             daemon=True,
         )
         replay.start()
+        loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
+        watcher = stack.enter_context(Watcher(loop.server))
         order = list(KILLS)
         chance.shuffle(order)
         for victim in order:
