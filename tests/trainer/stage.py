@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.brokers import Broker, wait_until
 from tests.trainer.nursery import Child, Nursery
 from trainer.checkpoint import CheckpointFolder
 from trainer.journal import journal_starts, read_journal
-from trainer.replay import differences, plan_of
+from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner
 from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, Weights, record_kind
@@ -104,7 +105,9 @@ class Stage:
         self.topics = Topics.under(prefix)
         ensure_topics(self.settings.kafka)
         self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=2, acks="all")
-        self._consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20)
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20
+        )
         self._actions = actions(seed=7)
         self._sequencers = [
             Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
@@ -229,13 +232,33 @@ class Stage:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.children[-1].log()[-3000:]}") from None
 
-    def finish(self, timeout_s: float = 30) -> Recount:
+    def live_and_die(self, point: str, broken: tuple[str, ...] = (), name: str = "a") -> None:
+        """One life that ends at a point, while the stream goes on."""
+        self.feed(40)
+        child = self.start(name, broken, point)
+        self.feed_until(lambda: child.status is not None, f"{point} is reached")
+        assert child.status == -9, f"{point}: ended with {child.status}:\n{child.log()[-3000:]}"
+        self.note_journal(name)
+
+    def feed_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+        """A stream that goes on until something has happened."""
+
+        def holds() -> bool:
+            if not condition():
+                self.feed(3)
+                return condition()
+            return True
+
+        wait_until(holds, timeout_s, what, every_s=0.02)
+
+    def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
         """Wait for the last version, end the trainer, and check all that was promised."""
         self.wait_published(timeout_s)
-        assert self.children[-1].stop() == 0
-        self.note_journal()
+        child = self.children[-1]
+        assert child.stop() == 0, child.log()[-3000:]
+        self.note_journal(name)
         recount = self.recount()
-        self.check(recount)
+        self.check_checkpoint(self.check(recount), name)
         return recount
 
     def check(self, recount: Recount) -> Learner:
@@ -295,7 +318,7 @@ def unequal(ours: dict[str, Any], theirs: dict[str, Any], but: tuple[str, ...] =
     return [
         name for name, array in ours.items()
         if not name.endswith(but)
-        and (array.shape != theirs[name].shape or np.ascontiguousarray(array).tobytes() != np.ascontiguousarray(theirs[name]).tobytes())
+        and not same_bits(array, np.ascontiguousarray(theirs[name]))
     ]  # fmt: skip
 
 

@@ -2,39 +2,174 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.trainer.points import POINTS
-from tests.trainer.stage import Stage
+from tests.brokers import Broker
+from tests.trainer.nursery import Child, Nursery
+from tests.trainer.points import FILE_POINTS, POINTS
+from tests.trainer.stage import Stage, actions, unequal, write_config
+from trainer.checkpoint import Checkpoint, read_checkpoint
 
 Make = Callable[..., Stage]
+SEED = 5
 
 
-def live_and_die(stage: Stage, point: str, broken: tuple[str, ...] = ()) -> None:
-    """One life that ends at a point, while the stream goes on."""
-    child = stage.start(point=point, broken=broken)
-    for _ in range(200):
-        if child.status is not None:
-            break
-        stage.feed(6)
-    status = child.wait(30)
-    assert status == -9, f"{point}: ended with {status}:\n{child.log()[-3000:]}"
-    stage.note_journal()
+def newest(folder: Path) -> Path:
+    """The newest checkpoint."""
+    return max(folder.glob("checkpoint-*"))
 
 
 def test_killed_at_every_point_it_trains_everything_exactly_once(stage: Make) -> None:
-    made, rng = stage(), random.Random(5)
+    made, rng = stage(), random.Random(SEED)
     points = [f"{name}:{rng.randint(1, 3) if name != 'claimed' else 1}:kill" for name in POINTS]
     rng.shuffle(points)
     for point in points:
-        live_and_die(made, point)
+        made.live_and_die(point)
     made.start()
     made.feed(20)
     recount = made.finish()
     assert len({each.manifest.lineage for each in recount.versions}) == 1
     assert recount.last.epoch == len(points)
     assert recount.stale == []
-    made.check_checkpoint(made.check(recount))
+
+
+def test_killed_at_random_moments_it_trains_everything_exactly_once(stage: Make) -> None:
+    made, rng = stage(), random.Random(SEED)
+    for _ in range(4):
+        child = made.start()
+        moment = rng.choice(["epoch claimed", "training", "a step", "a version"])
+        num_steps, num_records = len(made.decided), len(made.read(made.topics.weights))
+        extra = rng.randrange(8)
+
+        def is_time() -> bool:
+            if moment == "a step":
+                made.note_journal()
+                return len(made.decided) > num_steps + extra
+            if moment == "a version":
+                return len(made.read(made.topics.weights)) > num_records + extra
+            return moment in child.log()
+
+        made.feed_until(is_time, moment)
+        child.kill()
+        made.note_journal()
+    made.start()
+    made.finish()
+
+
+def test_a_wiped_disk_follows_the_published_steps(stage: Make) -> None:
+    made = stage()
+    made.live_and_die("published:3:kill")
+    made.decided.clear()
+    shutil.rmtree(made.checkpoints())
+    child = made.start()
+    made.feed(20)
+    recount = made.finish()
+    assert "following the published steps from the first one" in child.log()
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+
+
+@pytest.mark.parametrize("part", ["arrays.safetensors", "meta.json"])
+def test_a_corrupt_newest_checkpoint_is_passed_over_aloud(stage: Make, part: str) -> None:
+    made = stage()
+    made.live_and_die("checkpointed:4:kill")
+    path = newest(made.checkpoints()) / part
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    child = made.start()
+    made.finish()
+    assert f"{newest(made.checkpoints()).parent}/checkpoint-" in child.log()
+    assert f"{part} is damaged" in child.log()
+    assert "falling back to the one before" in child.log()
+
+
+def test_when_all_checkpoints_are_corrupt_it_says_so_and_stops(stage: Make) -> None:
+    made = stage()
+    made.live_and_die("checkpointed:3:kill")
+    for each in made.checkpoints().glob("checkpoint-*/meta.json"):
+        each.write_bytes(each.read_bytes()[:-40])
+    child = made.start()
+    assert child.wait() == 1
+    assert "none of its 2 checkpoints can be read; restore one, or name an empty folder" in child.log()
+
+
+def test_a_broker_that_dies_while_it_trains_loses_nothing(stage: Make, durable_kafka: Broker) -> None:
+    made = stage()
+    child = made.start()
+    made.feed_until(lambda: bool(made.recount().versions), "a version")
+    made.feed(30)
+    durable_kafka.kill()
+    durable_kafka.restart()
+    made.feed(60)
+    assert child.status is None, child.log()
+    recount = made.finish(timeout_s=60)
+    assert {each.manifest.epoch for each in recount.versions} == {0}, "one process all the time"
+
+
+@pytest.mark.parametrize(
+    ("broken", "points"),
+    [
+        ("ignores_the_journal", ["learned:8:kill"]),
+        ("ignores_the_plan", ["published:2:kill"]),
+        ("checkpoints_without_positions", ["checkpointed:3:kill"]),
+        ("trains_what_is_stale", []),
+    ],
+)
+def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str]) -> None:
+    made = stage()
+    with pytest.raises(AssertionError):
+        for point in points:
+            made.live_and_die(point, (broken,))
+        made.start(broken=(broken,))
+        made.feed(30)
+        made.finish(timeout_s=10)
+
+
+class FileRun:
+    """``--file`` with checkpoints, again and again."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self._nursery, self._folder = nursery, folder
+        self._config = write_config(folder / "headrace.toml")
+        self._data = folder / "actions.jsonl"
+        stream = actions(seed=3)
+        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(400)))
+
+    def start(self, name: str, point: str = "", broken: tuple[str, ...] = ()) -> Child:
+        given = ["--config", self._config, "--file", self._data, "--checkpoint-dir", self._folder / name, "--json"]
+        return self._nursery.start([str(each) for each in given], broken, point)
+
+    def outcome(self, name: str, child: Child) -> tuple[Checkpoint, dict[str, object]]:
+        """The last checkpoint and the report."""
+        assert child.wait(60) == 0, child.log()
+        report = json.loads(child.log().splitlines()[-1])
+        return read_checkpoint(newest(self._folder / name)), report["metrics"]
+
+
+def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_path: Path, nursery: Nursery) -> None:
+    run, rng = FileRun(tmp_path, nursery), random.Random(SEED)
+    for name in rng.sample(FILE_POINTS, len(FILE_POINTS)):
+        killed = run.start("killed", f"{name}:{rng.randint(1, 4)}:kill")
+        assert killed.wait() == -9, f"{name}: {killed.log()}"
+    checkpoint, metrics = run.outcome("killed", run.start("killed"))
+    expected, expected_metrics = run.outcome("whole", run.start("whole"))
+    assert checkpoint.step == expected.step
+    assert unequal(checkpoint.arrays, expected.arrays, but=()) == []
+    assert metrics == expected_metrics
+
+
+def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nursery) -> None:
+    run = FileRun(tmp_path, nursery)
+    expected, _ = run.outcome("whole", run.start("whole"))
+    broken = ("checkpoints_without_positions",)
+    assert run.start("killed", "checkpointed:3:kill", broken).wait() == -9
+    child = run.start("killed", broken=broken)
+    if child.wait() == 0:
+        checkpoint = read_checkpoint(newest(tmp_path / "killed"))
+        assert unequal(checkpoint.arrays, expected.arrays)
