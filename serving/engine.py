@@ -28,6 +28,7 @@ from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import ITEMS, Columns, KeysValues
 from state.example import Example, Interactions
+from trainer.config import ModelConfig
 
 Int64 = NDArray[np.int64]
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Engine:
         return [found[id(each)] if id(each) in found else self._rank(version, each) for each in progress]
 
     def _start(self, version: HeldVersion, ask: Ask) -> _Progress:
-        columns = _columns(ask, version.network.config.num_features)
+        columns = _columns(ask, version.network.config)
         started = _Progress(ask, columns, version.network.nothing())
         if not self._cache_is_on or ask.user is None or not ask.num_sealed:
             return started
@@ -191,7 +192,7 @@ class Engine:
         network, ask, num = version.network, done.ask, len(candidates)
         domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
         features = self.histories.features_of(candidates, network.config.num_features)
-        user_features = np.broadcast_to(ask.user_features, (num, len(ask.user_features)))
+        user_features = _user_features(ask, network.config, num)
         asked = Columns(candidates, np.zeros(num, np.uint32), np.full(num, ask.now_ms), np.full(num, domain),
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
@@ -202,13 +203,19 @@ class Engine:
         return network.model.rank_logits(y_CM)
 
 
-def _columns(ask: Ask, num_features: int) -> Columns:
+def _columns(ask: Ask, config: ModelConfig) -> Columns:
     past, num = ask.past, len(ask.past)
-    features = (
-        past.feature_hash if past.feature_hash.shape == (num, num_features) else np.zeros((num, num_features), np.int64)
-    )
+    fits = past.feature_hash.shape == (num, config.num_features)
+    features = past.feature_hash if fits else np.zeros((num, config.num_features), np.int64)
     return Columns(past.item_hash, past.action_bits, past.timestamp_ms, past.domain_hash, past.value, features,
-                   np.broadcast_to(ask.user_features, (num, len(ask.user_features))))  # fmt: skip
+                   _user_features(ask, config, num))  # fmt: skip
+
+
+def _user_features(ask: Ask, config: ModelConfig, num: int) -> Int64:
+    """(num, F_user) the user's features on every interaction; 0 for somebody of whom none are known."""
+    known = ask.user_features
+    row = known if len(known) == config.num_user_features else np.zeros(config.num_user_features, np.int64)
+    return np.broadcast_to(row, (num, len(row)))
 
 
 def _digest(columns: Columns, num: int) -> int:

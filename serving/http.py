@@ -189,6 +189,7 @@ class Gate:
             return message
 
         declared = _declared_bytes(scope["headers"])
+        self._metrics.in_flight.inc()
         try:
             if declared > self._max_body_bytes:
                 problem = Problem(field="body", expected=f"at most {self._max_body_bytes} bytes", got=declared,
@@ -197,6 +198,7 @@ class Gate:
             else:
                 await self._app(scope, receiving, sending)
         finally:
+            self._metrics.in_flight.dec()
             known = getattr(scope.get("route"), "path", "other")
             self._metrics.observe(known, status, time.perf_counter() - started)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -36,9 +36,9 @@ class ServerMetrics:
             "headrace_request_seconds", "How long requests took to answer.", ("path", "status"),
             registry=self.registry, buckets=BUCKETS_S,
         )  # fmt: skip
-        self.items = Counter("headrace_items_ranked", "Candidates ranked.", registry=self.registry)
         self.registry.register(_Readings(read))
         self.num_requests = 0
+        self.in_flight = Gauge("headrace_requests_in_flight", "Requests being answered.", registry=self.registry)
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         """One request was answered."""

@@ -158,7 +158,7 @@ def test_a_server_that_starts_in_the_middle_of_the_first_version_gets_all_of_it(
     records = world.records("base", 0)
     wire.send(records[:2])
     with wire.subscriber() as subscriber:
-        wait_until(lambda: subscriber.started_following.is_set(), 20, "the subscriber to follow")
+        wait_until(subscriber.started_following.is_set, 20, "the subscriber to follow")
         wire.send(records[2:])
         served(subscriber, (1, 0))
 

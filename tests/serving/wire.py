@@ -1,4 +1,4 @@
-"""A broker's topics for the server's tests: records sent one after another, and threads or processes that follow them."""
+"""A broker's topics for the server's tests: records sent in order, and threads or processes that follow them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ServerProcess:
         self.log = folder / f"server-{self.port}.log"
         self.url = f"http://127.0.0.1:{values['port']}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-        with open(self.log, "wb") as log:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "serving", "--config", str(config)], cwd=REPOSITORY,
                                             stdout=log, stderr=subprocess.STDOUT,
                                             env={**environment, "OMP_NUM_THREADS": "1"})  # fmt: skip

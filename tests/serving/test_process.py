@@ -1,0 +1,262 @@
+"""The server as a process on a real broker: swaps under load, crashes, an orderly end, a broker that goes away."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from serving.engine import Ask, Engine
+from serving.histories import Histories
+from serving.holder import VersionHolder
+from state.codec import encode_example
+from state.config import KafkaConfig
+from state.status import ServerStatus, decode_status
+from tests.brokers import Broker, free_port, wait_until
+from tests.serving.wire import ServerProcess, Wire
+from tests.serving.world import MODEL, START_MS, World
+from trainer.version import Version, VersionAssembler
+
+NOW_MS = START_MS + 10**8
+
+
+@pytest.fixture
+def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
+    wire = Wire(kafka, topic_prefix)
+    yield wire
+    wire.close()
+
+
+def ask_recommend(server: ServerProcess, user: str) -> dict[str, Any]:
+    answer = server.client.post("/recommend", json={"user": user, "timestamp": NOW_MS})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def without_age(answer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in answer.items() if key != "freshness_s"}
+
+
+class Known:
+    """What each version answers, computed here, one request at a time."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.histories = Histories(10**8)
+        for each in world.examples():
+            self.histories.feed(0, encode_example(each))
+        self.engine = Engine(self.histories, cache_bytes=0)
+        self.holder = VersionHolder()
+        self.items: dict[tuple[int, str], list[dict[str, Any]]] = {}
+
+    def learn(self, version: Version) -> None:
+        self.holder.stage(version)
+        self.holder.swap()
+        with self.holder.hold() as held:
+            assert held is not None
+            for user in self.world.histories:
+                example = self.histories.get(user)
+                assert example is not None
+                past, num_sealed = Ask.history_of(example, MODEL.max_context)
+                ask = Ask(user, past, num_sealed, np.zeros(0, np.int64), NOW_MS)
+                found = self.engine.answer(held, [ask])[0]
+                self.items[held.which[1], user] = [
+                    {"item": held.names[key], "score": score}
+                    for key, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+                ]
+
+
+@pytest.mark.slow
+def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(wire: Wire, tmp_path: Path) -> None:
+    world, assembler = World(num_users=5), VersionAssembler()
+    known = Known(world)
+    batches = []
+    offset = 0
+    for number in range(24):
+        records = world.records("base" if number % 5 == 0 else "delta", offset)
+        offset += len(records)
+        batches.append(records)
+        (version,) = [found for record in records if (found := assembler.feed(*record)) is not None]
+        known.learn(version)
+    wire.tell(world.examples())
+    wire.send(batches[0])
+    server = ServerProcess(wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
+    answers: list[tuple[str, dict[str, Any]]] = []
+    failures: list[Any] = []
+    done = threading.Event()
+
+    def hammer(index: int) -> None:
+        users = list(world.histories)
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while not done.is_set():
+                user = users[index % len(users)]
+                answer = client.post("/recommend", json={"user": user, "timestamp": NOW_MS})
+                (answers if answer.status_code == 200 else failures).append((user, answer.json()))
+                index += 1
+
+    try:
+        server.wait_ready()
+        threads = [threading.Thread(target=hammer, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for number, records in enumerate(batches[1:], start=1):
+            wire.send(records)
+            server.wait_version((1, number))
+        done.set()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        done.set()
+        server.close()
+    assert not failures, failures[:3]
+    numbers = [answer["version"]["number"] for _, answer in answers]
+    assert len(set(numbers)) > 15, "answers of many versions"
+    for user, answer in answers:
+        assert answer["items"] == known.items[answer["version"]["number"], user]
+    differing = {str(known.items[number, "u0"]) for number in range(24)}
+    assert len(differing) == 24, "a mixed-up version would be seen: every one answers differently"
+
+
+@pytest.mark.slow
+def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(wire: Wire, tmp_path: Path) -> None:
+    world = World(num_users=4)
+    wire.tell(world.examples(partition=1))
+    for kind in ("base", "delta", "delta"):
+        wire.publish(world, kind)
+    first = ServerProcess(wire.kafka, tmp_path)
+    try:
+        first.wait_ready()
+        before = [without_age(ask_recommend(first, user)) for user in world.histories]
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait(20)
+    finally:
+        first.close()
+    second = ServerProcess(wire.kafka, tmp_path, port=first.port)
+    try:
+        second.wait_ready()
+        assert [without_age(ask_recommend(second, user)) for user in world.histories] == before
+        assert before[0]["version"] == {"epoch": 1, "number": 2}
+        assert not before[0]["cold"]
+        _status_says(wire, (1, 2))
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(20) == 0
+    finally:
+        second.close()
+
+
+def _status_says(wire: Wire, which: tuple[int, int]) -> None:
+    consumer = KafkaConsumer(bootstrap_servers=wire.kafka.bootstrap, auto_offset_reset="earliest")
+    consumer.assign([TopicPartition(wire.topics.status, 0)])
+    found: list[ServerStatus] = []
+
+    def told() -> bool:
+        for records in consumer.poll(timeout_ms=200).values():
+            found.extend(each for each in (decode_status(r.value) for r in records) if isinstance(each, ServerStatus))
+        return any((each.epoch, each.number) == which and each.num_requests > 0 for each in found)
+
+    try:
+        wait_until(told, 20, "the server's status")
+    finally:
+        consumer.close()
+    assert all(each.component.startswith("server@") for each in found)
+
+
+@pytest.mark.slow
+def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path) -> None:
+    world = World(num_users=2)
+    wire.tell(world.examples())
+    wire.publish(world)
+    server = ServerProcess(wire.kafka, tmp_path, max_candidates=50_000)
+    codes: list[int] = []
+
+    def rank() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            codes.append(client.post("/rank", json={"user": "u0", "items": list(range(50_000))}).status_code)
+
+    try:
+        server.wait_ready()
+        threads = [threading.Thread(target=rank) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        in_flight = "headrace_requests_in_flight 4.0"  # the three, and the one that asks
+        wait_until(lambda: in_flight in server.client.get("/metrics").text, 30, "the requests to arrive", every_s=0.01)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert server.process.wait(30) == 0
+        assert codes == [200, 200, 200]
+    finally:
+        server.close()
+
+
+@pytest.mark.slow
+def test_without_its_broker_a_server_goes_on_and_says_so(
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path
+) -> None:
+    wire, world = Wire(durable_kafka, topic_prefix), World(num_users=2)
+    wire.tell(world.examples())
+    wire.publish(world)
+    server = ServerProcess(wire.kafka, tmp_path)
+    try:
+        server.wait_ready()
+        expected = without_age(ask_recommend(server, "u0"))
+        wire.close()
+        durable_kafka.kill()
+        wait_until(lambda: server.client.get("/readyz").json()["broker"] is False, 30, "the loss to be told")
+        assert "headrace_broker_up 0.0" in server.client.get("/metrics").text
+        answer = without_age(ask_recommend(server, "u0"))
+        assert [each["item"] for each in answer["items"]] == [each["item"] for each in expected["items"]]
+        assert answer["version"] == expected["version"]
+        assert server.client.get("/readyz").status_code == 200
+        durable_kafka.restart()
+        wait_until(lambda: server.client.get("/readyz").json()["broker"] is True, 60, "the broker to be back")
+        wire = Wire(durable_kafka, topic_prefix)
+        server.wait_version(wire.publish(world, "delta"))
+    finally:
+        server.close()
+        wire.close()
+
+
+def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
+    try:
+        assert server.process.wait(timeout_s) == 1
+    finally:
+        server.close()
+    lines: list[str] = server.log.read_text().splitlines()
+    return lines
+
+
+def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
+    lines = ended(ServerProcess(nowhere, tmp_path, connect_timeout_s=1.0))
+    assert len(lines) == 1, lines
+    assert "kafka.bootstrap: expected a broker at" in lines[0]
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        lines = ended(ServerProcess(KafkaConfig(), tmp_path, port=taken.getsockname()[1]))
+    assert len(lines) == 1, lines
+    assert "serving.port: expected to listen on 127.0.0.1" in lines[0]
+    assert "serving.port" in lines[0]
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    lines = ended(ServerProcess(KafkaConfig(), tmp_path, device="cuda"))
+    assert len(lines) == 1, lines
+    assert "serving.device" in lines[0]
