@@ -16,6 +16,8 @@ from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @torch.no_grad()
 def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,372 @@
+"""One step: predict with the weights before it, count, then learn from the new interactions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.step
+from state.example import Example, Interactions
+from tests.trainer.samples import (
+    MODEL,
+    SAMPLED,
+    START_MS,
+    TRAINER,
+    World,
+    assert_same_arrays,
+    columns,
+    cut,
+    example,
+    predict_slowly,
+    predictions_of,
+    taught,
+    twin,
+)
+from trainer.batch import JaggedBatch
+from trainer.config import DeviceError, TrainerConfig
+from trainer.device import choose_device
+from trainer.losses import draw_negatives, exact_retrieval_loss, log_expected_draws, sampled_retrieval_loss
+from trainer.metrics import Predictions
+from trainer.snapshot import learner_arrays
+from trainer.step import Learner, _Forward
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DAY_MS = 86_400_000
+
+
+def seen_rows(learner: Learner, each: Example, index: int) -> set[int]:
+    first = max(0, len(each.interactions) - each.num_new - learner.model_config.max_context)
+    return set(learner.items.lookup(each.interactions.item_hash[first:index]).tolist()) - {0}
+
+
+def rank_bounds(learner: Learner, examples: Sequence[Example]) -> np.ndarray:
+    """(R, 2) lowest and highest rank of each target by brute force (they differ in near ties); 0 for unknown items."""
+    live = learner.items.live_rows()
+    with torch.no_grad():
+        table_VD = learner.model.retrieval_table(learner.items.weight).double().numpy()
+    bounds = []
+    for each in examples:
+        for nth, said in enumerate(predict_slowly(learner, each)):
+            if not said.row:
+                bounds.append((0, 0))
+                continue
+            index = len(each.interactions) - each.num_new + nth
+            excluded = seen_rows(learner, each, index) if learner.config.exclude_seen else set()
+            scores = {row: float(table_VD[row] @ said.query_D) for row in live.tolist()}
+            rivals = [score for row, score in scores.items() if row != said.row and row not in excluded]
+            margins = np.array(rivals) - scores[said.row]
+            bounds.append((1 + int((margins > 1e-4).sum()), 1 + int((margins > -1e-4).sum())))
+    return np.array(bounds)
+
+
+def assert_predicted_before_learned(learner: Learner, examples: Sequence[Example]) -> Predictions:
+    """What the step counts is what the weights before it say."""
+    before = twin(learner, Learner)
+    said = predictions_of(learner, examples)
+    slowly = [one for each in examples for one in predict_slowly(before, each)]
+    np.testing.assert_allclose(
+        said.probability_RK, [one.probability_K for one in slowly], rtol=2e-4, atol=2e-5, err_msg="kinds"
+    )
+    low, high = rank_bounds(before, examples).T
+    model = said.rank_KR[0]
+    assert ((low <= model) & (model <= high)).all(), f"ranks {model} are not within {low} and {high}"
+    np.testing.assert_allclose(said.baseline_RK, before.rates.predict(np.array([one.row for one in slowly])))
+    return said
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False], ids=["unseen", "all"])
+@pytest.mark.parametrize("config", [TRAINER, SAMPLED], ids=["exact", "sampled"])
+def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, exclude_seen: bool) -> None:
+    learner, world = taught(replace(config, exclude_seen=exclude_seen), num_steps=2)
+    for _ in range(2):
+        assert_predicted_before_learned(learner, world.examples(6))
+
+
+class LearnsFirst(Learner):
+    """Broken: it has learned a batch when it predicts it."""
+
+    def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
+        forward = super()._forward(batch, now_ms)
+        self._learn(forward, forward.retrieval_loss_R.mean() + forward.logits_RK.mean())
+        return super()._forward(batch, now_ms)
+
+
+class InsertsFirst(Learner):
+    """Broken: a batch's own items are known, and counted, when it is predicted."""
+
+    def step(self, examples: Sequence[Example]) -> trainer.step.StepReport:
+        for each in examples:
+            fresh = each.interactions.item_hash[len(each.interactions) - each.num_new :]
+            self.items.insert(fresh, 0, self.num_steps)
+        return super().step(examples)
+
+
+class CountsSeen(Learner):
+    """Broken: items that a user met later are taken out of the ranking of earlier targets."""
+
+    def _model_ranks(self, forward, target_R, known_V, rows, offsets_R1, ranked_R):  # type: ignore[no-untyped-def]
+        everything = np.unique(rows)
+        offsets = np.arange(len(offsets_R1)) * len(everything)
+        return super()._model_ranks(forward, target_R, known_V, np.tile(everything, len(target_R)), offsets, ranked_R)
+
+
+@pytest.mark.parametrize("kind", [LearnsFirst, InsertsFirst, CountsSeen])
+def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
+    learner, world = taught(num_steps=2)
+    broken, examples = twin(learner, kind), world.examples(8)
+    with pytest.raises(AssertionError):
+        assert_predicted_before_learned(broken, examples)
+    assert_predicted_before_learned(learner, examples)
+
+
+def test_the_retrieval_loss_is_the_cross_entropy_over_all_items() -> None:
+    learner, world = taught()
+    learner.step(world.examples(200, max_new=2))  # by now every item is known
+    examples, before = world.examples(8), twin(learner)
+    said, live = predictions_of(learner, examples), before.items.live_rows()
+    with torch.no_grad():
+        table_VD = before.model.retrieval_table(before.items.weight)[live].double().numpy()
+    expected = []
+    for one in [one for each in examples for one in predict_slowly(before, each)]:
+        logits_V = table_VD @ one.query_D
+        expected.append(np.log(np.exp(logits_V).sum()) - logits_V[np.flatnonzero(live == one.row)[0]])
+    np.testing.assert_allclose(said.log_loss_R, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) -> None:
+    """As many rows gathered as there are items, but other ones."""
+    config = replace(TRAINER, seed=seed, full_softmax_max_items=1, num_negatives=1)
+    learner, sealed = Learner(MODEL, config), columns(np.random.default_rng(seed), 6, 30)
+    a, b, new = 7919, 2 * 7919, 3 * 7919
+    learner.step([example(replace(sealed, item_hash=np.array([a, b, a, b, a, b])), 6)])
+    examples = [example(cut(replace(sealed, item_hash=np.array([new, a, a, a, a, a])), slice(0, 2)), 2)]
+    before = twin(learner)
+    low, high = rank_bounds(before, examples).T
+    ranks = predictions_of(learner, examples).rank_KR[0]
+    assert ((low <= ranks) & (ranks <= high)).all()
+
+
+def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Gradients of the dense weights; ``learner`` stays as it is."""
+    other, caught = twin(learner), dict[str, torch.Tensor]()
+
+    def catch(lr: float) -> None:
+        caught.update({n: p.grad.clone() for n, p in other.model.named_parameters() if p.grad is not None})
+
+    other.optimiser.step = catch  # type: ignore[method-assign]
+    other.step(examples)
+    return caught
+
+
+def test_only_new_interactions_carry_a_loss() -> None:
+    learner, world = taught()
+    examples = [each for each in world.examples(12) if each.num_context]
+    said = predictions_of(twin(learner), examples)
+    kinds = [
+        [bits >> bit & 1 for bit in range(3)]
+        for each in examples
+        for bits in each.interactions.action_bits[each.num_context :].tolist()
+    ]
+    expected = (said.probability_RK - np.array(kinds)).mean(axis=0)
+    np.testing.assert_allclose(gradient_of(learner, examples)["rank_bias_K"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_an_item_that_stands_in_the_context_alone_is_not_learned_as_a_target() -> None:
+    learner = Learner(MODEL, TRAINER)
+    sealed = columns(np.random.default_rng(1), 6, 30)
+    items = np.array([5, 5, 5, 5, 6, 7], np.int64)
+    learner.step([example(replace(sealed, item_hash=items), 2, first_new=4)])
+    assert learner.items.lookup(np.array([5, 6, 7])).tolist() == [0, 1, 2]
+    assert learner.popularity.count_V.sum() == learner.rates.shown_V.sum() == learner.num_interactions == 2
+
+
+def test_a_batch_with_nothing_new_teaches_nothing() -> None:
+    learner, world = taught()
+    past = world.examples(1)[0].interactions
+    before = {name: array.copy() for name, array in learner_arrays(learner).items()}
+    report = learner.step([example(past, 0, number=1000), example(past, 0, number=1001)])
+    assert (report.num_targets, report.retrieval_loss, report.ranking_loss) == (0, 0.0, 0.0)
+    after, clocks = (
+        learner_arrays(learner),
+        ("learner.num_steps", "learner.newest_event_ms", "learner.newest_record_ms"),
+    )
+    assert_same_arrays(
+        {name: array for name, array in before.items() if name not in clocks},
+        {name: array for name, array in after.items() if name not in clocks},
+    )
+    assert learner.num_steps == before["learner.num_steps"][0] + 1
+
+
+def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
+    learner, world = taught()
+    examples = [each for each in world.examples(8) if each.num_new]
+    idle = [replace(each, num_new=0) for each in examples[:3]]
+    with_idle = gradient_of(learner, [idle[0], *examples, *idle[1:]])
+    for name, gradient in gradient_of(learner, examples).items():
+        torch.testing.assert_close(with_idle[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+# Losses
+
+
+def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for name in ("exact_retrieval_loss", "sampled_retrieval_loss"):
+        loss = getattr(trainer.step, name)
+        monkeypatch.setattr(trainer.step, name, lambda *a, _name=name, _loss=loss: used.append(_name) or _loss(*a))
+    learner, world = Learner(MODEL, replace(TRAINER, full_softmax_max_items=20)), World()
+    for _ in range(6):
+        num_before = learner.items.num_live
+        learner.step(world.examples(3))
+        assert used[-1] == ("exact" if learner.items.num_live <= 20 else "sampled") + "_retrieval_loss"
+        assert learner.items.num_live >= num_before
+    assert set(used) == {"exact_retrieval_loss", "sampled_retrieval_loss"}
+
+
+def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
+    torch.manual_seed(0)
+    query_RD, table_VD, target_R = torch.randn(5, 9), torch.randn(12, 9), torch.randint(12, (5,))
+    both = [(query_RD.clone().requires_grad_(), table_VD.clone().requires_grad_()) for _ in range(2)]
+    exact = exact_retrieval_loss(*both[0], target_R, torch.ones(12, dtype=torch.bool), "auto")
+    zeros = torch.zeros(12)
+    sampled = sampled_retrieval_loss(*both[1], target_R, torch.arange(12), zeros[:5], zeros, "auto")
+    torch.testing.assert_close(sampled, exact)
+    exact.sum().backward()
+    sampled.sum().backward()
+    for ours, theirs in zip(both[0], both[1], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_negatives_are_live_rows_and_a_function_of_seed_and_step() -> None:
+    live = np.array([2, 3, 5, 7])
+    drawn = draw_negatives(live, 4000, 1, 9)
+    np.testing.assert_array_equal(drawn, draw_negatives(live, 4000, 1, 9))
+    assert not np.array_equal(drawn, draw_negatives(live, 4000, 1, 10))
+    rows, counts = np.unique(drawn, return_counts=True)
+    np.testing.assert_array_equal(rows, live)
+    assert counts.min() > 800
+
+
+def test_the_expected_draws_of_a_mixture_add_up() -> None:
+    expected = np.exp(log_expected_draws(np.array([0.5, 0.25, 0.0]), 8, 30, 10))
+    np.testing.assert_allclose(expected, [4 + 3, 2 + 3, 3], rtol=1e-6)
+
+
+# What a step does besides
+
+
+def test_items_are_learned_from_their_kth_sighting_on() -> None:
+    learner = Learner(MODEL, replace(TRAINER, admit_after=3))
+    rng = np.random.default_rng(0)
+    for sighting in range(1, 5):
+        past = replace(columns(rng, 1, 30), item_hash=np.array([42]))
+        said = predictions_of(learner, [example(past, 1, first_new=sighting)])
+        assert bool(learner.items.lookup(np.array([42]))[0]) == (sighting >= 3)
+        assert bool(np.isfinite(said.log_loss_R[0])) == (sighting >= 4)
+        assert bool(said.rank_KR[0, 0]) == (sighting >= 4)
+    assert learner.popularity.count_V.sum() == 2
+
+
+def aged(items: list[int], day: float) -> Interactions:
+    past = columns(np.random.default_rng(0), len(items), 30)
+    return replace(past, item_hash=np.array(items), timestamp_ms=np.full(len(items), START_MS + int(day * DAY_MS)))
+
+
+def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere() -> None:
+    learner = Learner(MODEL, replace(TRAINER, evict_after_days=2.0, evict_every_steps=2))
+    learner.step([example(aged([5, 6], 0), 2)])
+    learner.step([example(aged([6], 1.5), 1)])
+    assert learner.items.num_live == 2
+    old = int(learner.items.lookup(np.array([5]))[0])
+    learner.step([example(aged([6], 2.5), 1)])
+    learner.step([example(aged([7], 2.6), 1)])
+    assert learner.items.lookup(np.array([5, 6])).tolist() == [0, 2]
+    assert learner.items.tombstones == [5]
+    assert (
+        learner.popularity.count_V[old]
+        == learner.rates.shown_V[old]
+        == learner.frequency.share(np.array([old]))[0]
+        == 0
+    )
+    learner.step([example(aged([8], 2.7), 1)])
+    assert learner.items.lookup(np.array([8])).tolist() == [old]
+    assert learner.popularity.count_V[old] == 1
+
+
+def test_stochastic_length_thins_contexts_and_keeps_every_target() -> None:
+    model = replace(MODEL, max_context=60)
+    config = replace(TRAINER, stochastic_length_alpha=1.5)
+    world = World(max_context=60, num_users=3)
+    thinned, whole = Learner(model, config), Learner(model, TRAINER)
+    for _ in range(12):
+        examples = world.examples(4, max_new=8)
+        ours, theirs = thinned.step(examples), whole.step(examples)
+        assert ours.num_targets == theirs.num_targets == sum(each.num_new for each in examples)
+    assert ours.num_tokens < theirs.num_tokens
+    assert thinned.num_interactions == whole.num_interactions
+
+
+def test_a_share_of_targets_is_ranked_when_asked_for() -> None:
+    learner, _ = taught(replace(TRAINER, metric_share=0.3), num_steps=25)
+    counted = learner.metrics.summary()
+    assert 0.2 < counted["retrieval"]["all"]["num"] / counted["num_targets"] < 0.4
+    assert counted["num_targets"] == learner.num_interactions
+
+
+def test_a_learner_learns_what_follows_what() -> None:
+    learner, rng = Learner(MODEL, TRAINER), np.random.default_rng(0)
+    ring = np.array([11, 22, 33, 44, 55, 66, 77, 88])
+    hits = []
+    for step in range(50):
+        starts = rng.integers(0, 8, 8)
+        pasts = [replace(columns(rng, 9, 30), item_hash=ring[(start + np.arange(9)) % 8]) for start in starts]
+        said = predictions_of(learner, [example(past, 3, number=step) for past in pasts])
+        hits.append(float((said.rank_KR[0] == 1).mean()))
+    assert np.mean(hits[-10:]) > 0.9
+    assert np.mean(hits[:2]) < 0.5
+
+
+# The same again
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """Deterministic algorithms are a switch of the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TRAINER, replace(SAMPLED, dropout=0.2, stochastic_length_alpha=1.5, metric_share=0.5)],
+    ids=["exact", "sampled, with everything random"],
+)
+@pytest.mark.usefixtures("strict")
+def test_the_same_stream_gives_the_same_bits(config: TrainerConfig) -> None:
+    config = replace(config, deterministic=True)
+    learners = [Learner(MODEL, config, choose_device(config)) for _ in range(2)]
+    assert torch.are_deterministic_algorithms_enabled()
+    for learner in learners:
+        world = World(3)
+        for _ in range(5):
+            learner.step(world.examples(8))
+    assert_same_arrays(*(learner_arrays(learner) for learner in learners))
+
+
+def test_another_seed_gives_other_bits() -> None:
+    first, second = (taught(replace(TRAINER, seed=seed))[0] for seed in (1, 2))
+    with pytest.raises(AssertionError):
+        assert_same_arrays(learner_arrays(first), learner_arrays(second))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_at_the_start() -> None:
+    with pytest.raises(DeviceError, match=r'trainer.device: expected a CUDA GPU .* use "auto" or "cpu"'):
+        choose_device(replace(TRAINER, device="cuda"))
+    assert choose_device(replace(TRAINER, device="auto")).type == "cpu"
