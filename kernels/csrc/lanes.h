@@ -99,6 +99,10 @@ HEADRACE_INLINE vf load_first<float>(const float* p, int n) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
 template <>
+HEADRACE_INLINE vf load_first<bf16>(const bf16* p, int n) {
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p)), 16);
+}
+template <>
 HEADRACE_INLINE void store_first<float>(float* p, vf v, int n) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 }

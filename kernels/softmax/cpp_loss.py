@@ -1,7 +1,7 @@
 """The softmax losses in C++, registered as torch operators.
 
-The forward also makes the gradients for losses weighed alike, which is what a mean or a sum asks for; the backward then
-only scales them. Losses weighed each in its own way cost another pass.
+The forward also makes the gradients of the mean loss; a backward that asks for just that takes the query's as it is,
+one that weighs losses alike (a sum) scales them. Losses weighed each in its own way cost another pass.
 """
 
 from __future__ import annotations
@@ -118,6 +118,10 @@ class Problem:
         """A float32 tensor to be filled."""
         return torch.empty(shape, dtype=torch.float32)
 
+    def mean_weights(self) -> Tensor:
+        """(R,) weights of the losses in their mean."""
+        return torch.full((self.num_queries,), 1.0 / max(1, self.num_queries))
+
 
 @torch.library.custom_op("headrace::softmax_loss", mutates_args=(), device_types="cpu")
 def softmax_loss(
@@ -137,19 +141,22 @@ def softmax_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(R,) losses, then what the backward needs: query gradient, coefficient, log sum, gradient of negatives or table.
 
+    Gradients are those of the mean loss.
+
     ``negatives`` None: the whole table. ``with_query``, ``with_table``: which gradients will be asked for.
     """
     problem = Problem(
         query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
         temperature, normalize, eps, mask_hits,
     )  # fmt: skip
+    mean_R = problem.mean_weights()
     new, num_queries, width = problem.new, problem.num_queries, problem.width
     loss_R, coefficient_R, log_sum_R = new(num_queries), new(num_queries), new(num_queries)
     grad_query_RD = new(num_queries, width) if with_query else None
     extra = None
     if problem.per_row:
         extra = new(len(table_UD), width) if with_table else None
-        problem.run("per_row", loss_R=loss_R, grad_query_RD=grad_query_RD, grad_table_UD=extra)
+        problem.run("per_row", loss_R=loss_R, grad_query_RD=grad_query_RD, grad_table_UD=extra, weight_R=mean_R)
         coefficient_R.zero_()
         log_sum_R.zero_()
     else:
@@ -161,6 +168,7 @@ def softmax_loss(
             log_sum_R=log_sum_R,
             grad_query_RD=grad_query_RD,
             grad_negative_SD=extra,
+            weight_R=mean_R,
         )
     return (
         loss_R,
@@ -207,11 +215,14 @@ class _Loss(torch.autograd.Function):
         """Gradients of query and table, in their dtypes."""
         *inputs, grad_query_RD, coefficient_R, log_sum_R, extra = ctx.saved_tensors
         weight_R = grads[0].float().contiguous()
+        problem = Problem(*inputs, *ctx.scalars)
+        mean_R = problem.mean_weights()
         query, table = None, None
         if ctx.needs_input_grad[0]:
-            query = (grad_query_RD * weight_R[:, None]).to(inputs[0].dtype)
+            asked_for_mean = torch.equal(weight_R, mean_R)
+            query = grad_query_RD if asked_for_mean else grad_query_RD * (weight_R / mean_R)[:, None]
+            query = query.to(inputs[0].dtype)
         if ctx.needs_input_grad[1]:
-            problem = Problem(*inputs, *ctx.scalars)
             table = _table_gradient(problem, weight_R, coefficient_R, log_sum_R, extra).to(inputs[1].dtype)
         return (query, table, *[None] * 11)
 
@@ -221,14 +232,15 @@ def _table_gradient(
 ) -> Tensor:
     """(U, D) float32, losses weighed by ``weight_R``."""
     alike = problem.num_queries > 0 and bool((weight_R == weight_R[0]).all())
+    times_mean = weight_R[0] * problem.num_queries if alike else None
     if problem.per_row:
-        if alike:
-            return extra * weight_R[0]
+        if times_mean is not None:
+            return extra * times_mean
         grad_table_UD = problem.new(*problem.table_UD.shape)
         problem.run("per_row", loss_R=problem.new(problem.num_queries), grad_table_UD=grad_table_UD, weight_R=weight_R)
         return grad_table_UD
-    if problem.small and alike:
-        grad_negative_SD = extra * weight_R[0]
+    if problem.small and times_mean is not None:
+        grad_negative_SD = extra * times_mean
     else:
         grad_negative_SD = problem.new(problem.num_negatives, problem.width)
         if problem.small:

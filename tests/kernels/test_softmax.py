@@ -30,13 +30,13 @@ def _two_threads() -> Iterator[None]:
 
 @dataclass
 class Case:
-    query_RD: Tensor  # noqa: N815
-    table_UD: Tensor  # noqa: N815
-    target_R: Tensor  # noqa: N815
+    query_RD: Tensor
+    table_UD: Tensor
+    target_R: Tensor
     negatives: Tensor | None
     log_q: tuple[Tensor, Tensor] | None
-    valid_V: Tensor | None  # noqa: N815
-    weight_R: Tensor  # noqa: N815
+    valid_V: Tensor | None
+    weight_R: Tensor
     temperature: float
     normalize: bool
 
@@ -102,6 +102,35 @@ def test_losses_and_gradients_are_those_of_float64(
         assert_close(make_case(kind, *shape, alike=alike, normalize=normalize, log_q=log_q))
 
 
+@pytest.mark.parametrize("level", levels())
+def test_many_negatives_of_the_cached_kind_and_rows_of_any_size(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    assert_close(make_case("shared", 97, 700, 24, 1100, alike=False, log_q=True))
+    case = make_case("shared", 97, 300, 50, 70, log_q=True)
+    case.query_RD *= 10 ** torch.empty(97, 1).uniform_(-3, 3)
+    case.table_UD *= 10 ** torch.empty(300, 1).uniform_(-3, 3)
+    assert_close(case)
+    case.temperature = 0.01
+    assert_close(case)
+
+
+def test_the_gradient_of_a_mean_stays_the_same_when_asked_for_again() -> None:
+    case = make_case("shared", 70, 50, 50, 33)
+    query_RD = case.query_RD.clone().requires_grad_()
+    assert case.negatives is not None
+    loss = sampled_softmax(query_RD, case.table_UD, case.target_R, case.negatives).mean()
+    loss.backward(retain_graph=True)
+    assert query_RD.grad is not None
+    first = query_RD.grad.clone()
+    query_RD.grad.zero_()
+    loss.backward()
+    assert torch.equal(query_RD.grad, first)
+    scaled = torch.autograd.grad(
+        3 * sampled_softmax(query_RD, case.table_UD, case.target_R, case.negatives).mean(), query_RD
+    )
+    torch.testing.assert_close(scaled[0], 3 * first)
+
+
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("kind", ["shared", "full"])
 def test_more_negatives_than_fit_the_cache_are_taken_in_chunks(kind: str, alike: bool) -> None:
@@ -131,14 +160,19 @@ def test_zeros_fail_the_yardstick() -> None:
         assert relative_error(torch.zeros_like(right), right) > 0.9
 
 
+@pytest.mark.parametrize("level", levels())
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("alike", [True, False])
-def test_any_number_of_threads_gives_the_same_bits(kind: str, alike: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, level: str, kind: str, alike: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
     case = make_case(kind, 300, 80, 40, 90, alike=alike, log_q=True)
     results = []
     for num_threads in (1, 2, 3, 5):
         torch.set_num_threads(num_threads)
-        results.append(case.run(torch.float32, "cpp"))
+        results.append(case.run(dtype, "cpp"))
     for other in results[1:]:
         for left, right in zip(results[0], other, strict=True):
             assert torch.equal(left, right)
