@@ -1,7 +1,7 @@
 """Trainer processes that start in no time: ``python -m tests.trainer.nursery`` imports everything once, then forks.
 
-Each child is a process of its own (to be stopped, continued, killed with -9) that runs ``trainer.__main__`` as it is, or
-with a point at which it kills itself (`tests.trainer.points`), or as a broken build (`tests.trainer.broken`).
+Each child is a process of its own (to be stopped, continued, killed with -9) that runs ``trainer.__main__`` as it is,
+or with a point at which it kills itself (`tests.trainer.points`), or as a broken build (`tests.trainer.broken`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Child:
 
     def log(self) -> str:
         """What this life has said so far."""
-        return self.log_path.read_text()
+        return self.log_path.read_text() if self.log_path.exists() else ""
 
     def send(self, signal_number: signal.Signals) -> None:
         if self.status is None:
@@ -56,12 +56,10 @@ class Child:
         assert self.status is not None
         return self.status
 
-    def wait_stopped(self, timeout_s: float = 30) -> None:
-        """Until it has stopped itself with SIGSTOP."""
-        stat = Path(f"/proc/{self.pid}/stat")
-        self._until(
-            lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", timeout_s, "a trainer that is stopped"
-        )
+    def is_stopped(self) -> bool:
+        """Whether it has halted with SIGSTOP."""
+        assert self.status is None, self.log()
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def wait_for(self, text: str, timeout_s: float = 30) -> None:
         """Until its log says ``text``."""
@@ -114,6 +112,9 @@ class Nursery:
 
 def main() -> None:
     """Fork a child for each line of stdin; note in a file how each ends."""
+    import torch._dynamo  # noqa: F401  (what the first backward pass imports, for seconds)
+
+    import trainer.__main__
     import trainer.process
     import trainer.replay  # noqa: F401
 

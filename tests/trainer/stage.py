@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ def write_config(path: Path, **sections: dict[str, Any]) -> Path:
 class Recount:
     """What the weights topic holds: versions that count, and what a reader dropped."""
 
+    num_records: int = 0
     versions: list[Version] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -108,7 +109,9 @@ class Stage:
         self._consumer = KafkaConsumer(
             bootstrap_servers=broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=20
         )
-        self._actions = actions(seed=7)
+        self._recount = Recount()
+        self._assembler = VersionAssembler(on_drop=self._recount.dropped.append)
+        self._actions, self._num_fed = actions(seed=7), 0
         self._sequencers = [
             Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
         ]
@@ -147,16 +150,19 @@ class Stage:
         self._sequencers[partition].writer_epoch = writer_epoch
 
     def feed(self, num_actions: int) -> None:
-        """Examples of the next actions, with what a real topic has besides: now and then a worker is replaced, its
-        successor repeats what may be missing, and the old one still writes."""
-        examples = self.make(num_actions)
-        self.send(examples)
-        if len(self.sent[0]) % 3 == 0:
-            partition = len(self.sent[0]) % NUM_PARTITIONS
-            self.send(self.sent[partition][-2:], counted=False)
-            epoch = self._sequencers[partition].writer_epoch
-            self.fence(partition, epoch + 1)
-            self.send(self.sent[partition][-1:], counted=False)
+        """Examples of the next actions; now and then a worker is replaced."""
+        self.send(self.make(num_actions))
+        self._num_fed += 1
+        if num_actions >= 20 or self._num_fed % 20 == 0:
+            self.replace_worker(self._num_fed % NUM_PARTITIONS)
+
+    def replace_worker(self, partition: int) -> None:
+        """A successor takes the partition and repeats what may be missing; the old worker still writes."""
+        last = self.sent[partition][-2:]
+        epoch = self._sequencers[partition].writer_epoch + 1
+        self.fence(partition, epoch)
+        self.send([replace(example, writer_epoch=epoch) for example in last], counted=False)
+        self.send([replace(example, number=example.number + 1) for example in last[-1:]], counted=False)
 
     @property
     def covered(self) -> dict[int, int]:
@@ -190,33 +196,33 @@ class Stage:
 
     # What came of it
 
-    def read(self, topic: str) -> list[Any]:
-        """Every record of a topic's partition 0."""
-        where = TopicPartition(topic, 0)
-        self._consumer.assign([where])
-        end = self._consumer.end_offsets([where])[where]
-        self._consumer.seek_to_beginning(where)
-        found: list[Any] = []
-        while self._consumer.position(where) < end:
-            found += [record for records in self._consumer.poll(100).values() for record in records]
-        return found
-
     def recount(self) -> Recount:
-        """The weights topic as a reader takes it."""
-        recount = Recount()
-        assembler = VersionAssembler(on_drop=recount.dropped.append)
-        for record in self.read(self.topics.weights):
+        """The weights topic as a reader takes it, up to now."""
+        recount = self._recount
+        for record in self._read_on():
+            recount.num_records += 1
             kind = record_kind(record.headers)
             if kind == "claim":
                 recount.claims.append(msgspec.json.decode(record.value, type=Claim))
             elif kind == "manifest":
                 epoch, number = (int(part) for part in record.key.split(b"/"))
-                if epoch < assembler.epoch_floor:
+                if epoch < self._assembler.epoch_floor:
                     recount.stale.append((epoch, number))
-            version = assembler.feed(record.key, record.headers, record.value)
+            version = self._assembler.feed(record.key, record.headers, record.value)
             if version is not None:
                 recount.versions.append(version)
         return recount
+
+    def _read_on(self) -> list[Any]:
+        where = TopicPartition(self.topics.weights, 0)
+        if not self._consumer.assignment():
+            self._consumer.assign([where])
+            self._consumer.seek_to_beginning(where)
+        end = self._consumer.end_offsets([where])[where]
+        found: list[Any] = []
+        while self._consumer.position(where) < end:
+            found += [record for records in self._consumer.poll(100).values() for record in records]
+        return found
 
     def wait_published(self, timeout_s: float = 30) -> None:
         """Until a version covers everything sent, or no trainer is left that could make one."""
@@ -228,7 +234,7 @@ class Stage:
             return bool(versions) and versions[-1].manifest.covered == self.covered
 
         try:
-            wait_until(covers, timeout_s, f"a version that covers {self.covered}")
+            wait_until(covers, timeout_s, f"a version that covers {self.covered}", every_s=0.1)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.children[-1].log()[-3000:]}") from None
 
@@ -265,7 +271,7 @@ class Stage:
         """Every number trained once; every version bit-equal to an uninterrupted run of the same plan."""
         assert recount.last.covered == self.covered
         ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]
-        plan = plan_of(_weights(ours), [each.manifest for each in ours])
+        plan = plan_of(weights_of(ours), [each.manifest for each in ours])
         for each in ours:
             first, last = each.manifest.first_step, each.manifest.next_step
             told = [[tuple(part) for part in step] for step in each.manifest.plan]
@@ -328,7 +334,8 @@ def _take(weights: Weights | None, version: Version) -> Weights:
     return weights.apply(version)
 
 
-def _weights(versions: list[Version]) -> Weights:
+def weights_of(versions: list[Version]) -> Weights:
+    """What a reader of all of these holds."""
     weights: Weights | None = None
     for version in versions:
         weights = _take(weights, version)

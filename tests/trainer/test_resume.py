@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import Broker
+from tests.brokers import Broker, wait_until
 from tests.trainer.nursery import Child, Nursery
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
+from trainer.config import TrainerError
 
 Make = Callable[..., Stage]
 SEED = 5
@@ -44,16 +45,19 @@ def test_killed_at_random_moments_it_trains_everything_exactly_once(stage: Make)
     for _ in range(4):
         child = made.start()
         moment = rng.choice(["epoch claimed", "training", "a step", "a version"])
-        num_steps, num_records = len(made.decided), len(made.read(made.topics.weights))
         extra = rng.randrange(8)
+        num_steps, num_records = len(made.decided) + extra, made.recount().num_records
 
-        def is_time() -> bool:
+        def is_time(
+            child: Child = child,
+            moment: str = moment,
+            num_steps: int = num_steps,
+            num_records: int = num_records + extra,
+        ) -> bool:
             if moment == "a step":
                 made.note_journal()
-                return len(made.decided) > num_steps + extra
-            if moment == "a version":
-                return len(made.read(made.topics.weights)) > num_records + extra
-            return moment in child.log()
+                return len(made.decided) > num_steps
+            return made.recount().num_records > num_records if moment == "a version" else moment in child.log()
 
         made.feed_until(is_time, moment)
         child.kill()
@@ -112,23 +116,88 @@ def test_a_broker_that_dies_while_it_trains_loses_nothing(stage: Make, durable_k
     assert {each.manifest.epoch for each in recount.versions} == {0}, "one process all the time"
 
 
+def decide_slowly_and_die(made: Stage, broken: tuple[str, ...] = ()) -> None:
+    """Steps of little, none of them in a version or a checkpoint; after the kill all of it is there at once."""
+    child = made.start(broken=broken)
+    for num_steps in range(1, 7):
+        made.feed(2)
+        wait_until(lambda num=num_steps: _num_decided(made) >= num, 30, "a step in the journal", every_s=0.01)
+    child.kill()
+    made.note_journal()
+    made.start(broken=broken)
+    made.feed(20)
+
+
+def _num_decided(made: Stage) -> int:
+    made.note_journal()
+    return len(made.decided)
+
+
+RARELY = {"publish_every_s": 1.5, "checkpoint_every_steps": 1000}
+
+
+def test_what_was_decided_before_a_kill_is_done_again(stage: Make) -> None:
+    made = stage(trainer=RARELY)
+    decide_slowly_and_die(made)
+    made.finish()
+    assert "repeating recorded steps" in made.children[-1].log()
+
+
+def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
+    made = stage(trainer=RARELY)
+    decide_slowly_and_die(made, ("ignores_the_journal",))
+    made.wait_published()
+    with pytest.raises(AssertionError, match="was recorded as"):
+        made.note_journal()
+
+
+def live_broken(made: Stage, broken: str, points: list[str]) -> None:
+    for point in points:
+        made.live_and_die(point, (broken,))
+    made.start(broken=(broken,))
+    made.feed(60)
+    made.finish(timeout_s=10)
+
+
 @pytest.mark.parametrize(
-    ("broken", "points"),
+    ("broken", "points", "caught"),
     [
-        ("ignores_the_journal", ["learned:8:kill"]),
-        ("ignores_the_plan", ["published:2:kill"]),
-        ("checkpoints_without_positions", ["checkpointed:3:kill"]),
-        ("trains_what_is_stale", []),
+        ("ignores_the_plan", ["published:2:kill"], "not the plan's weights|decided anew|not each once|was recorded as"),
+        ("checkpoints_without_positions", ["checkpointed:3:kill"], "expected examples|not each once|was recorded as"),
+        ("trains_what_is_stale", [], "not each once|in order|expected examples"),
     ],
 )
-def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str]) -> None:
+def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:
     made = stage()
-    with pytest.raises(AssertionError):
-        for point in points:
-            made.live_and_die(point, (broken,))
-        made.start(broken=(broken,))
-        made.feed(30)
-        made.finish(timeout_s=10)
+    with pytest.raises((AssertionError, TrainerError), match=caught):
+        live_broken(made, broken, points)
+
+
+def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
+    """A number is missing; returns a trainer that meets the hole."""
+    made.feed(20)
+    examples = made.make(30)
+    lost = next(index for index, each in enumerate(examples) if each.number > len(made.sent[each.partition]))
+    made.send(examples[:lost] + examples[lost + 1 :])
+    made.sent[examples[lost].partition].insert(examples[lost].number, examples[lost])
+    return made.start(broken=broken)
+
+
+def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
+    made = stage()
+    child = leave_a_hole(made)
+    assert child.wait() == 1
+    last = child.log().splitlines()[-1]
+    assert last.startswith("headrace trainer: ")
+    assert "1 were compacted or deleted before this trainer read them" in last
+    assert 'set trainer.on_hole = "skip"' in last
+
+
+def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
+    made = stage()
+    leave_a_hole(made, ("passes_over_holes",))
+    with pytest.raises(AssertionError, match="not each once"):
+        made.finish()
 
 
 class FileRun:

@@ -1,0 +1,82 @@
+"""What was published can be trained again from the topics, and gives the published weights bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.trainer.nursery import Child
+from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_config
+from trainer.config import JournalError
+from trainer.replay import plan_of
+
+Make = Callable[..., Stage]
+DELTAS = {"base_every": 1000}
+
+
+def run_once(made: Stage, broken: tuple[str, ...] = (), num_versions: int = 4) -> None:
+    """A trainer that publishes some versions, the last ones deltas, and ends in order."""
+    child = made.start(broken=broken)
+    made.feed_until(lambda: len(made.recount().versions) >= num_versions, "versions")
+    made.wait_published()
+    assert child.stop() == 0
+
+
+def replay(made: Stage, **sections: dict[str, object]) -> Child:
+    """``--replay``, with some keys changed."""
+    kafka = {"bootstrap": made.broker.bootstrap, "prefix": made.settings.kafka.prefix, "partitions": 3}
+    path = write_config(made.folder / "replay.toml", kafka=kafka, **sections)
+    return made.nursery.start(["--config", str(path), "--replay"])
+
+
+def lines(child: Child) -> str:
+    return child.log().splitlines()[-1]
+
+
+def test_a_replay_after_kills_gives_the_published_bits(stage: Make) -> None:
+    made = stage(trainer=DELTAS)
+    for point in ("chunks_sent:2:kill", "learned:7:kill", "published:2:kill"):
+        made.live_and_die(point)
+    run_once(made, num_versions=8)
+    recount = made.recount()
+    child = replay(made)
+    assert child.wait() == 0, child.log()
+    last = recount.last
+    assert recount.last.kind == "delta"
+    assert lines(child) == (
+        f"version {last.epoch}/{last.number}, {last.next_step} steps, {last.num_interactions} interactions: bit-equal"
+    )
+
+
+def test_a_replay_refuses_other_settings(stage: Make) -> None:
+    made = stage()
+    run_once(made, num_versions=1)
+    child = replay(made, trainer={**SECTIONS["trainer"], "dense_lr": 0.5})
+    assert child.wait() == 1
+    assert "trainer.dense_lr: the published weights were learned with 0.003, the configuration says 0.5" in lines(child)
+
+
+def test_a_replay_names_what_a_trainer_that_forgets_dirty_rows_got_wrong(stage: Make) -> None:
+    made = stage(trainer=DELTAS)
+    run_once(made, ("forgets_dirty_rows",))
+    child = replay(made)
+    assert child.wait() == 1
+    assert "DIFFERENT: items." in lines(child)
+    with pytest.raises(AssertionError, match="is not the plan's weights"):
+        made.check(made.recount())
+
+
+def test_a_replay_without_a_topic_of_versions_says_so(stage: Make) -> None:
+    made = stage()
+    child = replay(made)
+    assert child.wait() == 1
+    assert "weights topic: expected a base version to compare with, got none" in lines(child)
+
+
+def test_a_plan_whose_first_steps_are_gone_is_no_plan(stage: Make) -> None:
+    made = stage(trainer=DELTAS)
+    run_once(made)
+    recount: Recount = made.recount()
+    with pytest.raises(JournalError, match="of this line of training are gone"):
+        plan_of(weights_of(recount.versions), [each.manifest for each in recount.versions[2:]])
