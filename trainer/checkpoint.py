@@ -53,6 +53,7 @@ class CheckpointFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise CheckpointError(
                 f"checkpoint_dir {path}: another trainer is using it; stop that one, or name another folder"
             ) from error

@@ -1,0 +1,320 @@
+"""A checkpoint is everything: what goes on from it is what would have gone on without it, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from state.config import ActionConfig, SequenceConfig
+from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
+from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
+from trainer.config import CheckpointError, ModelConfig, TrainerConfig
+from trainer.loop import Trainer
+from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
+from trainer.source import FileSource
+from trainer.step import Learner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EVERYTHING = replace(
+    SAMPLED,
+    dropout=0.1,
+    stochastic_length_alpha=1.5,
+    metric_share=0.7,
+    admit_after=2,
+    evict_after_days=0.001,
+    evict_every_steps=3,
+    weight_decay=0.01,
+    schedule="wsa",
+    warmup_steps=3,
+    stable_steps=3,
+    anneal_steps=4,
+)
+
+
+@pytest.fixture
+def damage() -> list[str]:
+    """What the folder says about damaged checkpoints."""
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
+    """An empty folder of checkpoints."""
+    made = CheckpointFolder(tmp_path / "kept", damage.append)
+    yield made
+    made.close()
+
+
+def checkpoint_of(learner: Learner) -> Checkpoint:
+    meta = {"model": learner.model_config.as_dict(), "trainer": learner.config.learning_dict()}
+    return Checkpoint(learner.num_steps, learner_arrays(learner), meta)
+
+
+def continued(
+    config: TrainerConfig, folder: CheckpointFolder, num_before: int, num_after: int
+) -> tuple[Learner, Learner]:
+    """A learner that went on, and one that went on from a checkpoint of the first."""
+    world = World(5)
+    batches = [world.examples(6) for _ in range(num_before + num_after)]
+    whole = Learner(MODEL, config)
+    for batch in batches[:num_before]:
+        whole.step(batch)
+    if num_before > 2:
+        weights_snapshot(whole, everything=True)
+        whole.step(batches[0])
+    folder.write(checkpoint_of(whole))
+    resumed, kept = Learner(MODEL, config), folder.load()
+    assert kept is not None
+    restore_learner(resumed, kept)
+    assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
+    for learner in (whole, resumed):
+        for batch in batches[num_before:]:
+            learner.step(batch)
+    return whole, resumed
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 7])
+@pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
+def test_going_on_from_a_checkpoint_is_going_on(
+    config: TrainerConfig, num_before: int, folder: CheckpointFolder
+) -> None:
+    whole, resumed = continued(config, folder, num_before, 6)
+    assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
+    assert whole.metrics.summary() == resumed.metrics.summary()
+    assert whole.names == resumed.names
+    assert whole.unpublished_names == resumed.unpublished_names
+
+
+PARTS = [
+    "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
+    "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
+    "features.weight", "names.unpublished",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_comparison_finds_a_checkpoint_without(
+    part: str, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(learner: Learner, checkpoint: Checkpoint) -> None:
+        fresh = learner_arrays(Learner(MODEL, learner.config))[part]
+        kept = checkpoint.arrays[part]
+        lost = np.zeros_like(kept) if kept.shape != fresh.shape and not part.startswith("names") else fresh
+        restore_learner(learner, replace(checkpoint, arrays={**checkpoint.arrays, part: lost}))
+
+    monkeypatch.setitem(continued.__globals__, "restore_learner", lambda a, b: monkeypatch.undo() or forgetful(a, b))
+    with pytest.raises(AssertionError, match="different"):
+        continued(TRAINER, folder, 4, 0)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFolder) -> None:
+    kept = checkpoint_of(Learner(MODEL, TRAINER))
+    with pytest.raises(CheckpointError, match=r"trainer\.table_lr: the checkpoint was learned with 0\.2, .* 0\.5"):
+        restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
+    with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
+        restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
+    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, exclude_seen=False)), kept)
+
+
+# The folder
+
+
+def write(folder: CheckpointFolder, *steps: int) -> None:
+    for step in steps:
+        arrays: Arrays = {"a": np.arange(1000) + step}
+        folder.write(Checkpoint(step, arrays, {"lineage": str(step)}))
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_loaded(folder: CheckpointFolder) -> None:
+    assert folder.load() is None
+    write(folder, 1, 20, 3000)
+    assert folder.steps() == [20, 3000]
+    kept = folder.load()
+    assert kept is not None
+    assert (kept.step, kept.meta["lineage"]) == (3000, "3000")
+    np.testing.assert_array_equal(kept.arrays["a"], np.arange(1000) + 3000)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("file", ["arrays.safetensors", "meta.json"])
+@pytest.mark.parametrize("hurt", [flip, shorten, empty, remove])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_aloud(
+    hurt: Callable[[Path], None], file: str, folder: CheckpointFolder, damage: list[str]
+) -> None:
+    write(folder, 1, 2)
+    hurt(folder.path / "checkpoint-000000000002" / file)
+    kept = folder.load()
+    assert kept is not None
+    assert kept.step == 1
+    assert len(damage) == 1
+    assert "checkpoint-000000000002" in damage[0]
+    assert damage[0].endswith("falling back to the one before")
+
+
+def test_when_all_are_damaged_it_says_so_instead_of_starting_anew(folder: CheckpointFolder, damage: list[str]) -> None:
+    write(folder, 1, 2)
+    for step in (1, 2):
+        flip(folder.path / f"checkpoint-{step:012d}" / "arrays.safetensors")
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read; restore one, or name"):
+        folder.load()
+    assert len(damage) == 2
+
+
+def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> None:
+    write(folder, 1)
+    path = folder.path / "checkpoint-000000000001"
+    meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
+    text = json.dumps({**meta, "format": 99}).encode()
+    (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
+    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+        read_checkpoint(path)
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: list[str]) -> None:
+    (tmp_path / "tmp-000000000009").mkdir()
+    (tmp_path / "tmp-000000000009" / "arrays.safetensors").write_bytes(b"half")
+    (tmp_path / "tmp-journal").write_bytes(b"half")
+    folder = CheckpointFolder(tmp_path, damage.append)
+    assert folder.load() is None
+    assert [each.name for each in tmp_path.iterdir()] == ["lock"]
+    folder.close()
+
+
+def test_a_folder_is_one_trainers(folder: CheckpointFolder) -> None:
+    with pytest.raises(CheckpointError, match="another trainer is using it"):
+        CheckpointFolder(folder.path, print)
+    folder.close()
+    CheckpointFolder(folder.path, print).close()
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"cannot be used .*name a folder that this user may write"):
+        CheckpointFolder(tmp_path / "file" / "below", print)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.config import TrainerError
+from trainer.journal import Journal
+folder = CheckpointFolder(Path(sys.argv[1]), print)
+folder.write(Checkpoint(1, {"a": np.arange(10)}, {}))
+journal = Journal(folder.path)
+journal.start(1)
+journal.append(1, [(0, 0, 0)])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+try:
+    folder.write(Checkpoint(2, {"a": np.arange(100_000)}, {}))
+except TrainerError as error:
+    print("refused:", error)
+try:
+    for step in range(2, 5000):
+        journal.append(step, [(0, step, step)])
+except TrainerError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, damage: list[str]) -> None:
+    from trainer.journal import read_journal
+
+    ran = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
+    first, second = ran.stdout.splitlines()
+    assert first.startswith("refused: checkpoint ")
+    assert "cannot be written (File too large); free space" in first
+    assert "the checkpoint before is intact" in first
+    assert second.startswith("refused: journal ")
+    folder = CheckpointFolder(tmp_path, damage.append)
+    kept = folder.load()
+    assert kept is not None
+    assert kept.step == 1
+    assert damage == []
+    assert not list(tmp_path.glob("tmp-*"))
+    steps = read_journal(tmp_path, 1)
+    assert len(steps) > 100
+    assert steps == [[(0, 0, 0)], *([(0, step, step)] for step in range(2, len(steps) + 1))]
+    folder.close()
+
+
+# The loop on a file
+
+
+def actions() -> list[dict[str, object]]:
+    rng = np.random.default_rng(0)
+    return [
+        {"user": int(rng.integers(5)), "item": int(rng.integers(20)), "action": KINDS[int(rng.integers(3))],
+         "timestamp": 1_700_000_000_000 + 40_000 * place}
+        for place in range(300)
+    ]  # fmt: skip
+
+
+def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
+    config = replace(TRAINER, checkpoint_every_steps=every_steps, max_step_targets=16, file_take=32)
+    model = ModelConfig(kinds=KINDS, num_layers=1, model_width=16, num_heads=2, qk_width=8, value_width=8, item_width=9)
+    action, sequence = ActionConfig(kinds=KINDS), SequenceConfig(join_window_s=60)
+    return Trainer(
+        model,
+        config,
+        lambda positions: FileSource(actions(), action, sequence, config.file_take, positions),
+        checkpoint_dir=path,
+    )
+
+
+def abandon(abandoned: Trainer) -> None:
+    """As a kill leaves it: nothing is finished, only the operating system's locks go."""
+    abandoned._close()
+
+
+def test_a_file_trainer_that_is_abandoned_at_any_step_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    whole = trainer_on_file(None)
+    whole.run()
+    num_steps = whole.learner.num_steps
+    assert num_steps > 12
+    for stop_after in (1, 4, 6, 9):
+        path = tmp_path / str(stop_after)
+        for _ in range(2):
+            part = trainer_on_file(path)
+            for _ in range(stop_after):
+                part.turn()
+            abandon(part)
+        resumed = trainer_on_file(path)
+        resumed.run()
+        assert_same_arrays(learner_arrays(whole.learner), learner_arrays(resumed.learner))
+        assert resumed.learner.metrics.summary() == whole.learner.metrics.summary()
+
+
+def test_a_file_trainer_that_comes_back_to_a_finished_file_changes_nothing(tmp_path: Path) -> None:
+    first = trainer_on_file(tmp_path)
+    first.run()
+    again = trainer_on_file(tmp_path)
+    again.run()
+    assert_same_arrays(learner_arrays(first.learner), learner_arrays(again.learner))
