@@ -231,7 +231,12 @@ class Stage:
             ended = self.children[-1].status
             assert ended is None, f"the trainer ended with {ended}:\n{self.children[-1].log()[-3000:]}"
             versions = self.recount().versions
-            return bool(versions) and versions[-1].manifest.covered == self.covered
+            covered = versions[-1].manifest.covered if versions else {}
+            beyond = [number for number, last in covered.items() if last > self.covered[number]]
+            assert not beyond, (
+                f"not each once: partitions {beyond} are covered up to {covered}, sent were {self.covered}"
+            )
+            return covered == self.covered
 
         try:
             wait_until(covers, timeout_s, f"a version that covers {self.covered}", every_s=0.1)

@@ -1,0 +1,205 @@
+"""Once a second the trainer says how far each stage is behind; here each is made to be behind by a known amount."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import jsonschema
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from state.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+from state.topics import LAG_KEY
+from tests.brokers import REPOSITORY, wait_until
+from tests.trainer.stage import Stage
+
+Make = Callable[..., Stage]
+SCHEMA = json.loads((REPOSITORY / "schema" / "lag.schema.json").read_text())
+
+
+class Board:
+    """The lag topic, and what the other processes would write."""
+
+    def __init__(self, made: Stage) -> None:
+        self.made = made
+        self._producer = KafkaProducer(bootstrap_servers=made.broker.bootstrap, acks="all")
+        self._consumer = KafkaConsumer(bootstrap_servers=made.broker.bootstrap, enable_auto_commit=False)
+        where = TopicPartition(made.topics.lag, 0)
+        self._consumer.assign([where])
+        self._consumer.seek_to_beginning(where)
+        self.messages: list[dict[str, Any]] = []
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every message so far, each valid."""
+        for records in self._consumer.poll(50).values():
+            for record in records:
+                assert record.key == LAG_KEY
+                message = json.loads(record.value)
+                jsonschema.validate(message, SCHEMA)
+                self.messages.append(message)
+        return self.messages
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """The next message that says so."""
+        num_before = len(self.read())
+
+        def told() -> bool:
+            return any(condition(each) for each in self.read()[num_before:])
+
+        try:
+            wait_until(told, 20, what, every_s=0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the last message: {self.messages[-1:]}") from None
+        return next(each for each in self.messages[num_before:] if condition(each))
+
+    def act(self, partition: int, num: int) -> None:
+        """Actions that nobody applies."""
+        for _ in range(num):
+            self._producer.send(self.made.topics.actions, b"{}", partition=partition)
+        self._producer.flush(20)
+
+    def say(self, status: WorkerStatus | ServerStatus) -> None:
+        """To the status topic."""
+        value = encode_status(status)
+        self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(20)
+
+    def close(self) -> None:
+        self._producer.close(timeout=2)
+        self._consumer.close()
+
+
+@pytest.fixture
+def board(stage: Make) -> Iterator[Callable[..., Board]]:
+    made: list[Board] = []
+
+    def make(**trainer: Any) -> Board:
+        made.append(Board(stage(trainer=trainer)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def worker(**partitions: PartitionStatus) -> WorkerStatus:
+    return WorkerStatus(
+        component="w", time_ms=now_ms(), partitions={int(name[1:]): told for name, told in partitions.items()}
+    )
+
+
+def server(name: str, told: dict[str, int] | None, *, behind: int, age_ms: int, silent_ms: int = 0) -> ServerStatus:
+    assert told is not None
+    now = now_ms()
+    return ServerStatus(
+        component=name, time_ms=now - silent_ms, epoch=told["epoch"], number=told["number"] - behind,
+        newest_record_ms=now - age_ms, swapped_ms=now - age_ms + 1500,
+    )  # fmt: skip
+
+
+def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..., Board]) -> None:
+    told = board(base_every=1000)
+    made = told.made
+    made.feed(90)
+    made.start()
+    told.act(0, 10)
+    told.act(1, 7)
+    first = now_ms()
+    covered = made.covered
+    told.say(
+        worker(
+            p0=PartitionStatus(
+                applied_offset=5, applied_record_ms=first - 5_000, outbox_len=3,
+                oldest_outbox_record_ms=first - 8_000, relayed_number=covered[0] + 4,
+            ),
+            p1=PartitionStatus(applied_offset=6, applied_record_ms=first - 9_000, relayed_number=covered[1]),
+            p2=PartitionStatus(relayed_number=covered[2]),
+        )
+    )  # fmt: skip
+    num_new = sum(example.num_new for examples in made.sent.values() for example in examples)
+    message = told.wait_for(
+        lambda each: (
+            each["num_interactions"] == num_new
+            and each["stages"]["publish"]["lag_records"] == 0
+            and each["stages"]["train"]["lag_records"] == 4
+        ),
+        "all trained and published, four examples still to come",
+    )
+    stages = message["stages"]
+    assert stages["ingest"]["lag_records"] == 4
+    assert stages["ingest"]["partitions"]["0"]["lag_records"] == 4
+    assert stages["ingest"]["partitions"]["1"] == {"lag_records": 0, "lag_s": 0.0}, "old, but nothing waits"
+    assert stages["ingest"]["lag_s"] == pytest.approx((message["time_ms"] - first + 5_000) / 1000, abs=0.01)
+    assert stages["sequence"]["lag_records"] == 3
+    assert stages["sequence"]["lag_s"] == pytest.approx((message["time_ms"] - first + 8_000) / 1000, abs=0.01)
+    assert stages["train"]["partitions"]["0"] == {"lag_records": 4, "lag_s": 0.0}
+    assert message["num_servers"] == 0
+    assert message["freshness"] == {"now_s": None, "at_swap_s": None}
+    assert message["loss"]["total"] == message["loss"]["retrieval"] + message["loss"]["ranking"]
+    assert message["metrics"]["num_targets"] == num_new
+
+    second = now_ms()
+    told.say(server("near", message["version"], behind=0, age_ms=2_000))
+    told.say(server("far", message["version"], behind=2, age_ms=7_000))
+    told.say(server("gone", message["version"], behind=5, age_ms=60_000, silent_ms=30_000))
+    message = told.wait_for(lambda each: each["num_servers"] == 2, "two servers")
+    assert message["stages"]["serve"]["lag_records"] == 2
+    assert message["stages"]["serve"]["lag_s"] > 0
+    assert message["freshness"]["at_swap_s"] == 1.5
+    assert message["freshness"]["now_s"] == pytest.approx((message["time_ms"] - second + 7_000) / 1000, abs=0.1)
+
+    told.say(server("far", message["version"], behind=0, age_ms=1_000))
+    told.wait_for(
+        lambda each: each["stages"]["serve"] == {"lag_records": 0, "lag_s": 0.0, "partitions": {}}, "caught up"
+    )
+
+
+def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Callable[..., Board]) -> None:
+    told = board(publish_every_s=30.0, max_step_targets=1, max_step_tokens=1)
+    made = told.made
+    made.feed(150)
+    made.start()
+    told.say(worker(**{f"p{number}": PartitionStatus(relayed_number=last) for number, last in made.covered.items()}))
+    total = sum(last + 1 for last in made.covered.values())
+    message = told.wait_for(
+        lambda each: 0 < each["stages"]["train"]["lag_records"] < total and each["num_steps"] > 2, "half of it trained"
+    )
+    assert message["stages"]["train"]["lag_records"] == total - message["num_steps"], "one example a step"
+    assert message["stages"]["train"]["lag_s"] > 1_000_000, "these actions are of 1970"
+    message = told.wait_for(lambda each: each["num_steps"] == total, "all of it trained")
+    assert message["stages"]["train"]["lag_records"] == 0
+    assert message["version"]["number"] == 0
+    assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
+    assert 0 < message["stages"]["publish"]["lag_s"] < 30
+
+
+def test_a_trainer_started_by_its_command_speaks_every_second_and_ends_in_order(board: Callable[..., Board]) -> None:
+    told = board(lag_every_s=1.0)
+    told.made.feed(60)
+    command = [sys.executable, "-m", "trainer", "--config", str(told.made.config_path)]
+    folder = told.made.checkpoints()
+    with (told.made.folder / "trainer.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--checkpoint-dir", str(folder)], cwd=REPOSITORY, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: len(told.read()) >= 4, 60, "four messages", every_s=0)
+        told.made.feed(20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, (told.made.folder / "trainer.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    times = [each["time_ms"] for each in told.read()[:4]]
+    gaps = sorted(later - earlier for earlier, later in pairwise(times))
+    assert 900 <= gaps[len(gaps) // 2] <= 1600, gaps
+    recount = told.made.recount()
+    assert recount.versions, "it published before it ended"
