@@ -188,7 +188,7 @@ class Engine:
         return Found(candidates, probabilities, known)
 
     def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
-        """Each candidate is a user of its own with one new token; all share one past, and so stand at one position."""
+        """One pass over so many candidates: one past, one position, one moment, and none sees another."""
         network, ask, num = version.network, done.ask, len(candidates)
         domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
         features = self.histories.features_of(candidates, network.config.num_features)
@@ -196,10 +196,7 @@ class Engine:
         asked = Columns(candidates, np.zeros(num, np.uint32), np.full(num, ask.now_ms), np.full(num, domain),
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
-        times, starts = network.tensor(asked.time_ms_n), torch.zeros(num, dtype=torch.int64, device=network.device)
-        y_CM, _ = network.extend(
-            x_CM, times, times, torch.arange(num + 1, device=network.device), past, starts, starts + len(past)
-        )
+        y_CM = network.judge(x_CM, ask.now_ms, past)
         return network.model.rank_logits(y_CM)
 
 

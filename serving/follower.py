@@ -29,6 +29,7 @@ class HistoryFollower(threading.Thread):
         super().__init__(name="histories", daemon=True)
         self._stopping = threading.Event()
         self._goals: dict[TopicPartition, int] = {}
+        self._num_reached = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -77,5 +78,7 @@ class HistoryFollower(threading.Thread):
         if self.caught_up.is_set():
             return
         if all((self.consumer.position(each, ASK_TIMEOUT_MS) or 0) >= goal for each, goal in self._goals.items()):
+            self._num_reached += 1
+        if self._num_reached > 1:  # one more poll: a broker may tell an end that is short of its last batch
             self.caught_up.set()
             logger.info("histories of %d users", len(self.histories))

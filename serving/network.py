@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import LayerParams, delta_attention, top_k
+from kernels import LayerParams, TimeBuckets, delta_attention, top_k
 from kernels.layer import hstu_layer_output, hstu_layer_project
 from serving.tables import Derive, TableSet, tensor_of
 from trainer.config import ModelConfig
@@ -147,15 +147,46 @@ class Network:
         User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them).
         """
         kept_k, kept_v = [], []
-        c = self.config
-        for index, (params, layer) in enumerate(zip(self._params, self._layers, strict=True)):
-            u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
-            attended = delta_attention(
-                q, k, v, offsets_B1, past.k[index], past.v[index], past_start_B, past_len_B, norm_len=c.norm_len,
-                pos_bias_GP=layer.pos_bias_GP, time_bias_GK=layer.time_bias_GK, time_buckets=self.model.time_buckets,
-                query_time_S=query_time_S, key_time_S=key_time_S, cache_time_C=past.times, backend=self.backend,
+        for index, layer in enumerate(self._layers):
+            x_SM, k, v = self._through(
+                index, x_SM, past, offsets_B1, past_start_B, past_len_B, pos_bias_GP=layer.pos_bias_GP,
+                time_bias_GK=layer.time_bias_GK, time_buckets=self.model.time_buckets, query_time_S=query_time_S,
+                key_time_S=key_time_S, cache_time_C=past.times,
             )  # fmt: skip
-            x_SM = hstu_layer_output(x_SM, attended, u, params, eps=c.norm_eps, backend=self.backend)
             kept_k.append(k)
             kept_v.append(v)
         return x_SM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
+
+    def judge(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
+        """C candidates through all layers: outputs (C, M).
+
+        Each stands right behind ``past``, is asked about at ``now_ms``, and sees the past and itself. Places of one
+        sequence differ, places of candidates must not: so the bias enters as a function of how far back a key is from
+        them all, position's and time's together, through the door of the time bias.
+        """
+        num, length = len(x_CM), len(past)
+        back = torch.arange(length + 1, device=self.device)
+        times = torch.cat([past.times, past.times.new_full((1,), now_ms)]).flip(0)
+        bucket = self.model.time_buckets.bucket(now_ms - times)
+        one = torch.full((1,), length, dtype=torch.int64, device=self.device)
+        here = one.expand(num).contiguous()
+        for index, layer in enumerate(self._layers):
+            place = back.clamp(max=layer.pos_bias_GP.shape[1] - 1)
+            x_CM, _, _ = self._through(
+                index, x_CM, past, self.tensor(np.array([0, num])), torch.zeros_like(one), one, pos_bias_GP=None,
+                time_bias_GK=layer.pos_bias_GP[:, place] + layer.time_bias_GK[:, bucket],
+                time_buckets=TimeBuckets(torch.arange(1, length + 1)), query_time_S=here, key_time_S=here,
+                cache_time_C=back[:-1], num_targets_B=torch.full_like(one, num),
+            )  # fmt: skip
+        return x_CM
+
+    def _through(self, index: int, x_SM: Tensor, past: KeysValues, offsets_B1: Tensor, past_start_B: Tensor,
+                 past_len_B: Tensor, **pairs: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """New tokens through one layer: (S, M), and their keys and values. ``pairs``: biases, times and masks."""
+        params, c = self._params[index], self.config
+        u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
+        attended = delta_attention(
+            q, k, v, offsets_B1, past.k[index], past.v[index], past_start_B, past_len_B, norm_len=c.norm_len,
+            backend=self.backend, **pairs,
+        )  # fmt: skip
+        return hstu_layer_output(x_SM, attended, u, params, eps=c.norm_eps, backend=self.backend), k, v

@@ -1,0 +1,239 @@
+"""How many requests a second one server answers, and how soon: with cached keys and values and without, while versions
+are swapped and while not, and what a swap costs.
+
+The server (real HTTP, no broker) is a process of its own, the clients another; they share this machine. Configurations
+take turns. Histories are as long as they get (200 interactions), the model has its default size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import uvicorn
+
+from bench.timing import Row, row, take_turns
+from serving.config import ServingConfig
+from serving.engine import Ask, Engine
+from serving.histories import Histories
+from serving.holder import VersionHolder
+from serving.http import build_app
+from serving.service import Service
+from serving.tables import TableSet
+from state.codec import encode_example, no_interactions
+from state.example import Example, Interactions
+from state.hashing import item_hash
+from trainer.config import ModelConfig, TrainerConfig
+from trainer.snapshot import weights_snapshot
+from trainer.step import Learner
+from trainer.version import Manifest, TableRows, Version
+
+NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
+START_MS = 1_700_000_000_000
+SERVERS = {"cached": {}, "uncached": {"cache_bytes": 0}, "one by one": {"max_batch": 1}}
+
+
+def histories(num_items: int) -> Histories:
+    """Users with full histories."""
+    kept, rng, none = Histories(10**9), np.random.default_rng(0), np.empty(0, np.int64)
+    hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
+    for number in range(NUM_USERS):
+        rows = Interactions(
+            rng.choice(hashes, NUM_INTERACTIONS), rng.integers(1, 8, NUM_INTERACTIONS).astype(np.uint32),
+            START_MS + np.cumsum(rng.integers(0, 600_000, NUM_INTERACTIONS)), np.zeros(NUM_INTERACTIONS, np.int64),
+            np.full(NUM_INTERACTIONS, np.nan, np.float32), np.zeros((NUM_INTERACTIONS, 0), np.int64),
+        )  # fmt: skip
+        kept.feed(0, encode_example(Example(
+            user=f"u{number}", partition=0, writer_epoch=1, number=number, interactions=rows, num_new=0,
+            first_new_index=NUM_INTERACTIONS, open_interactions=no_interactions(), open_first_offsets=none,
+            recent_ids=none, user_feature_hash=none, user_offset=0, applied_offset=0, replay_from_offset=1,
+            clock_ms=START_MS, newest_event_ms=START_MS, newest_record_ms=START_MS,
+        )))  # fmt: skip
+    return kept
+
+
+def versions(num_items: int) -> Iterator[Version]:
+    """A base, then deltas of `NUM_DIRTY` rows, for ever; nothing is learned, the cost is the same."""
+    model, rng = ModelConfig(), np.random.default_rng(1)
+    learner = Learner(model, TrainerConfig())
+    hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
+    learner.items.insert(hashes, START_MS, 0)
+    learner.names = dict(zip(hashes.tolist(), range(num_items), strict=True))
+    for number in range(10**9):
+        manifest = Manifest(
+            model_id="bench", epoch=1, number=number, kind="delta" if number else "base", onto_number=number - 1,
+            base_number=0, base_offset=0, dtype="float32", num_chunks=1, num_bytes=0, checksum="", covered={},
+            covered_offsets={}, newest_event_ms=START_MS, newest_record_ms=START_MS, num_interactions=0, plan=[],
+            model_config=model.as_dict(), created_ms=START_MS, metrics={},
+        )  # fmt: skip
+        yield Version(manifest, weights_snapshot(learner, everything=number == 0))
+        learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
+
+
+def run(quick: bool) -> list[Row]:
+    """The rows of the report."""
+    torch.set_num_threads(1)
+    num_items = 10_000
+    rows = [*_engine(num_items, 5 if quick else 15), *_swaps(200_000 if quick else 1_000_000)]
+    return [*rows, *_over_http(num_items, 1.0 if quick else 3.0, 2 if quick else 5)]
+
+
+def _engine(num_items: int, rounds: int) -> list[Row]:
+    """Processor time of one request, without HTTP."""
+    kept, holder = histories(num_items), VersionHolder()
+    holder.stage(next(versions(num_items)))
+    holder.swap()
+    held = holder.current
+    assert held is not None
+    engines = {"cached": Engine(kept), "uncached": Engine(kept, cache_bytes=0)}
+    candidates = np.array([item_hash(item) for item in range(1000)], np.int64)
+    asked: dict[str, Any] = {"recommend": None, "rank 100": candidates[:100], "rank 1000": candidates}
+
+    def ask(user: int, wanted: Any) -> Ask:
+        example = kept.get(f"u{user}")
+        assert example is not None
+        past, num_sealed = Ask.history_of(example, 200)
+        return Ask(example.user, past, num_sealed, example.user_feature_hash, START_MS + 10**9, candidates=wanted)
+
+    contenders: dict[str, Any] = {
+        f"{what}, {name}": (lambda engine=engine, wanted=wanted: engine.answer(held, [ask(7, wanted)]))
+        for what, wanted in asked.items() for name, engine in engines.items()
+    }  # fmt: skip
+    together = [ask(user, None) for user in range(16)]
+    contenders["recommend, cached, 16 at once"] = lambda: engines["cached"].answer(held, together)
+    seconds = take_turns(contenders, rounds, dict.fromkeys(contenders, 3))
+    seconds["recommend, cached, 16 at once"] /= 16
+    rows = [row(f"engine: {name}", 1000 * value, "ms a request") for name, value in seconds.items()]
+    for what in asked:
+        gain = seconds[f"{what}, uncached"] / seconds[f"{what}, cached"]
+        rows.append(row(f"engine: {what}, cached over uncached", gain, "times"))
+    return rows
+
+
+def _swaps(num_items: int) -> list[Row]:
+    """A delta of 1,000 rows put into service, against a copy of the table that it changes."""
+    holder, coming = VersionHolder(), versions(num_items)
+    holder.stage(next(coming))
+    holder.swap()
+    deltas = [next(coming) for _ in range(12)]
+    source = holder.current.tables if holder.current is not None else TableSet(torch.device("cpu"), "auto")
+
+    def swap() -> None:
+        holder.stage(deltas.pop())
+        holder.swap()
+
+    def copy() -> None:
+        table = source["items"]
+        change: TableRows = table.contents()
+        table.rows.clone(), table.derived.clone(), change.ids.copy()
+
+    swap()
+    seconds = take_turns({"swap": swap, "copy": copy}, 9)
+    name = f"{NUM_DIRTY:,} of {num_items:,} rows"
+    return [row(f"swap: {name}", 1000 * seconds["swap"], "ms", note="off the requests' way"),
+            row(f"swap: copying the table instead, {name}", 1000 * seconds["copy"], "ms")]  # fmt: skip
+
+
+def _over_http(num_items: int, seconds: float, rounds: int) -> list[Row]:
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, num_items), daemon=True)
+    process.start()
+    try:
+        ports: dict[str, int] = ours.recv()
+        return _take_turns_over_http(ours, ports, seconds, rounds)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: float, rounds: int) -> list[Row]:
+    bodies = {"recommend": lambda user: {"user": user},
+              "rank 100": lambda user: {"user": user, "items": list(range(100))},
+              "rank 1000": lambda user: {"user": user, "items": list(range(1000))}}  # fmt: skip
+    cases = [
+        (what, name, is_swapping) for what in bodies for name in ("cached", "uncached") for is_swapping in (False, True)
+    ]
+    cases.append(("recommend", "one by one", False))
+    found: dict[Any, list[tuple[float, float, float]]] = {case: [] for case in cases}
+    failures = 0
+    for _ in range(rounds):
+        for what, name, is_swapping in cases:
+            swapping.send(is_swapping)
+            swapping.recv()
+            requests = [_request("/" + what.split()[0], bodies[what](f"u{user}")) for user in range(NUM_USERS)]
+            asyncio.run(_load(ports[name], requests, min(seconds, 0.3)))
+            taken, wrong, wall_s = asyncio.run(_load(ports[name], requests, seconds))
+            failures += wrong
+            p50, p99 = np.percentile(taken, [50, 99]) * 1000
+            found[what, name, is_swapping].append((len(taken) / wall_s, float(p50), float(p99)))
+    rows = []
+    for (what, name, is_swapping), each in found.items():
+        rate, p50, p99 = (median(column) for column in zip(*each, strict=True))
+        note = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+        rows.append(row(f"HTTP: {what}, {name}{', 4 swaps/s' if is_swapping else ''}", rate, "requests/s", note=note))
+    return [*rows, row("HTTP: requests dropped or refused", float(failures), "requests", 0.0, most=True)]
+
+
+def _request(path: str, body: dict[str, Any]) -> bytes:
+    text = json.dumps({**body, "timestamp": START_MS + 10**9}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    return head.encode() + text
+
+
+async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[float], int, float]:
+    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds."""
+    taken: list[float] = []
+    wrong, began = 0, time.perf_counter()
+
+    async def client(index: int) -> None:
+        nonlocal wrong
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while time.perf_counter() - began < seconds:
+            asked = time.perf_counter()
+            writer.write(requests[index % len(requests)])
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            taken.append(time.perf_counter() - asked)
+            wrong += b" 200 " not in head[:20]
+            index += CONCURRENCY
+        writer.close()
+
+    await asyncio.gather(*(client(index) for index in range(CONCURRENCY)))
+    return taken, wrong, time.perf_counter() - began
+
+
+def _serve(pipe: Connection, num_items: int) -> None:
+    """The server's process: one listener a configuration; swaps when told to."""
+    torch.set_num_threads(1)
+    kept, coming, holder = histories(num_items), versions(num_items), VersionHolder()
+    holder.stage(next(coming))
+    holder.swap()
+    ports = {}
+    for name, options in SERVERS.items():
+        service = Service(ServingConfig(**options), holder, kept)  # type: ignore[arg-type]
+        service.histories_ready.set()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        ports[name] = listener.getsockname()[1]
+        config = uvicorn.Config(build_app(service), loop="uvloop", http="httptools", log_config=None, lifespan="off")
+        threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listener]}, daemon=True).start()
+    pipe.send(ports)
+    is_swapping = False
+    while True:
+        if pipe.poll(0.25):
+            is_swapping = pipe.recv()
+            pipe.send("done")
+        if is_swapping:
+            holder.stage(next(coming))
+            holder.swap()
+            holder.settle()
