@@ -9,12 +9,14 @@ compares every offset with its store's own and reads what is missing with a plai
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import faust
 from faust.types import TP
 
 from state.config import KafkaConfig
+from state.errors import StoreError
 from state.topics import Topics
 from stream.clients import faust_options
 from stream.config import StreamConfig
@@ -47,11 +49,22 @@ def group_of(kafka: KafkaConfig, stream: StreamConfig) -> str:
     return stream.group or f"{kafka.prefix}-stream"
 
 
-def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router) -> Any:
-    """A Faust app of one agent, not started. A new one is needed after a crash."""
+def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir: Path) -> Any:
+    """A Faust app of one agent, not started. A new one is needed after a crash.
+
+    ``datadir``: where Faust makes its folder, which stays empty; else it would make one in the current folder. Raises
+    `StoreError` where that cannot be.
+    """
+    try:
+        datadir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"store.path: cannot make {datadir} ({error.strerror}); name a folder on a disk with room"
+        ) from error
     app = faust.App(
         group_of(kafka, stream),
         **faust_options(kafka),
+        datadir=str(datadir),
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,  # the leader topic is for Faust's own timers on one worker

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from state.errors import StateError
@@ -85,7 +86,7 @@ class Worker:
 
     async def _run_faust(self) -> None:
         """One life of the Faust app: until a stop is asked for, or until it crashes."""
-        app = build_app(self.settings.kafka, self.settings.stream, self)
+        app = build_app(self.settings.kafka, self.settings.stream, self, Path(self.settings.store.path) / "faust")
         starting = asyncio.ensure_future(app.start())
         try:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
