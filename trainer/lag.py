@@ -279,7 +279,9 @@ class LagReporter(threading.Thread):
         status = clients.partitions_of(reader, self._topics.status)
         reader.assign(status)
         reader.seek_to_beginning(*status)
-        while not self._stopped.is_set():
+        is_last = False
+        while not is_last:
+            is_last = self._stopped.is_set()
             deadline = time.monotonic() + self._config.lag_every_s
             self._look(reader, actions)
             message = build_message(

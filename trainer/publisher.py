@@ -42,6 +42,8 @@ from trainer.version import (
 from trainer.weights_log import read_manifests, read_new
 
 log = structlog.get_logger("trainer")
+FENCE_CHECK_S = 2.0
+"""How often a trainer that has nothing to publish looks whether another one has taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +161,11 @@ class Publisher:
 
     def _run(self) -> None:
         try:
-            while self._next() is not None:
-                self._publish()
+            while not self._stop.is_set():
+                if self._next() is not None:
+                    self._publish()
+                elif not self._stop.is_set():
+                    self._patiently(self._check_fence, "looking for another trainer")
         except clients.StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001  (handed to the training thread, which raises it)
@@ -170,7 +175,7 @@ class Publisher:
 
     def _next(self) -> tuple[Snapshot, Manifest] | None:
         with self._wake:
-            self._wake.wait_for(lambda: self._pending is not None or self._stop.is_set())
+            self._wake.wait_for(lambda: self._pending is not None or self._stop.is_set(), FENCE_CHECK_S)
             return None if self._stop.is_set() else self._pending
 
     def _publish(self) -> None:

@@ -40,6 +40,17 @@ def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None
     assert len({each.manifest.lineage for each in recount.versions}) == 1, "the new one went on where the old one was"
 
 
+def test_a_stale_trainer_that_has_nothing_to_publish_stops_too(stage: Make) -> None:
+    made = stage()
+    made.feed(20)
+    old = made.start("old")
+    made.wait_published()
+    new = made.start("new")
+    assert old.wait() == 1
+    assert "has claimed epoch 1; this one stops" in old.log()
+    assert new.stop() == 0
+
+
 def test_a_trainer_that_does_not_look_for_another_is_caught(stage: Make) -> None:
     made = stage()
     old, _ = take_over(made, ("claims_nothing",))

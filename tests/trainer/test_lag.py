@@ -201,5 +201,7 @@ def test_a_trainer_started_by_its_command_speaks_every_second_and_ends_in_order(
     times = [each["time_ms"] for each in told.read()[:4]]
     gaps = sorted(later - earlier for earlier, later in pairwise(times))
     assert 900 <= gaps[len(gaps) // 2] <= 1600, gaps
-    recount = told.made.recount()
-    assert recount.versions, "it published before it ended"
+    last = told.made.recount().last
+    wait_until(lambda: told.read()[-1]["num_interactions"] == last.num_interactions, 20, "the last state", every_s=0)
+    assert told.messages[-1]["version"] == {"epoch": last.epoch, "number": last.number}
+    assert told.messages[-1]["stages"]["publish"]["lag_records"] == 0
