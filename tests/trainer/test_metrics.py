@@ -167,7 +167,7 @@ def test_a_miss_gains_nothing() -> None:
 @given(size=st.integers(1, 9), batches=st.lists(st.integers(0, 20), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_a_ring_keeps_the_newest_rows(size: int, batches: list[int]) -> None:
-    ring, everything, start = Ring(size, 1), [], 0
+    ring, everything, start = Ring(size, 1), list[int](), 0
     for num in batches:
         ring.extend(np.arange(start, start + num)[:, None])
         everything += range(start, start + num)

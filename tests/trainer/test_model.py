@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """(R, D) queries and (R, K) logits of a batch, before it is learned; ``learner`` stays as it is."""
     other = twin(learner)
-    batch = trainer.step.build_batch(examples, other.model_config)
+    batch = vars(trainer.step)["build_batch"](examples, other.model_config)
     forward = other._forward(batch, int(batch.time_ms_n.max()))
     return forward.query_RD.numpy(), forward.logits_RK.numpy()
 
@@ -143,7 +143,7 @@ def test_an_action_before_the_prediction_does_change_it() -> None:
 def test_the_time_of_the_next_request_is_known_when_it_is_answered() -> None:
     learner, world = taught()
     for layer in learner.model.layers:
-        layer.time_bias_GK.data.normal_()  # type: ignore[union-attr, operator]
+        layer.time_bias_GK.data.normal_()  # type: ignore[operator]
     each = next(one for one in world.examples(20) if one.num_new == 1 and one.num_context > 2)
     times = each.interactions.timestamp_ms.copy()
     times[-1] += 86_400_000

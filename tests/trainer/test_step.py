@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,9 +218,16 @@ def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
 
 def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
+
+    def counted(name: str, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            used.append(name)
+            return loss(*arguments)
+
+        return call
+
     for name in ("exact_retrieval_loss", "sampled_retrieval_loss"):
-        loss = getattr(trainer.step, name)
-        monkeypatch.setattr(trainer.step, name, lambda *a, _name=name, _loss=loss: used.append(_name) or _loss(*a))
+        monkeypatch.setattr(trainer.step, name, counted(name, getattr(trainer.step, name)))
     learner, world = Learner(MODEL, replace(TRAINER, full_softmax_max_items=20)), World()
     for _ in range(6):
         num_before = learner.items.num_live
@@ -237,8 +245,8 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
     zeros = torch.zeros(12)
     sampled = sampled_retrieval_loss(*both[1], target_R, torch.arange(12), zeros[:5], zeros, "auto")
     torch.testing.assert_close(sampled, exact)
-    exact.sum().backward()
-    sampled.sum().backward()
+    torch.autograd.backward(exact.sum())
+    torch.autograd.backward(sampled.sum())
     for ours, theirs in zip(both[0], both[1], strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 

@@ -158,7 +158,7 @@ def test_the_comparison_finds_a_delta_that_forgets(forget: Callable[[TableRows],
 
 
 def test_a_blob_is_its_snapshot_again_and_always_the_same_bytes() -> None:
-    snapshot = small(np.float32("nan"))
+    snapshot = small(float("nan"))
     again = decode_blob(encode_blob(snapshot))
     assert encode_blob(again) == encode_blob(snapshot)
     assert again.names == snapshot.names
