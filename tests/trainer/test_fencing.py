@@ -69,6 +69,7 @@ def test_a_fenced_trainer_with_steps_of_its_own_refuses_to_go_on_from_them(stage
     assert "of the checkpoint differs from the published one: another trainer " in last
     assert "Name an empty trainer.checkpoint_dir" in last
     made.start("another")
+    made.feed(20)
     made.finish("another")
 
 
