@@ -175,3 +175,14 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
     first, same, other = (Learner(MODEL, replace(TRAINER, seed=seed)).optimiser.flat for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_a_user_without_domain_and_features_is_answered_the_same_beside_others_who_have_them() -> None:
+    learner, world = taught()
+    each = next(one for one in world.examples(20) if one.num_new and one.num_context)
+    past = each.interactions
+    bare = replace(past, domain_hash=np.zeros_like(past.domain_hash), feature_hash=np.zeros_like(past.feature_hash))
+    plain = replace(each, interactions=bare, user_feature_hash=np.zeros(1, np.int64))
+    alone, beside = answers_of(learner, [plain]), answers_of(learner, [plain, each])
+    for left, right in zip(alone, beside, strict=True):
+        np.testing.assert_allclose(left, right[: len(left)], rtol=1e-4, atol=1e-5)

@@ -251,6 +251,27 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_targets_are_negatives_of_each_other_under_the_correction_of_their_own_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, world = taught(SAMPLED)
+    caught: list[tuple[torch.Tensor, ...]] = []
+
+    def catch(query_RD: torch.Tensor, table_UD: torch.Tensor, *rest: Any) -> torch.Tensor:
+        caught.append(rest[:4])
+        return sampled_retrieval_loss(query_RD, table_UD, *rest)
+
+    monkeypatch.setattr(trainer.step, "sampled_retrieval_loss", catch)
+    learner.step(world.examples(8))
+    target_R, negative_S, log_q_target_R, log_q_S = caught[0]
+    assert len(negative_S) == len(log_q_S) == len(target_R) + SAMPLED.num_negatives
+    assert torch.equal(negative_S[: len(target_R)], target_R)
+    assert torch.equal(log_q_S[: len(target_R)], log_q_target_R)
+    correction = dict(zip(negative_S.tolist(), log_q_S.tolist(), strict=True))
+    assert [correction[row] for row in negative_S.tolist()] == log_q_S.tolist()
+    assert len(set(correction.values())) > 3
+
+
 def test_negatives_are_live_rows_and_a_function_of_seed_and_step() -> None:
     live = np.array([2, 3, 5, 7])
     drawn = draw_negatives(live, 4000, 1, 9)
