@@ -264,6 +264,7 @@ class Stage:
 
     def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
         """Wait for the last version, end the trainer, and check all that was promised."""
+        self.feed(3)  # which only the trainer that runs now can publish: it has recovered then
         self.wait_published(timeout_s)
         child = self.children[-1]
         assert child.stop() == 0, child.log()[-3000:]
