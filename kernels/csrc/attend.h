@@ -49,12 +49,13 @@ struct Scratch {
 // Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad, bool activate_too) {
-    for (int64_t d = 0; d < pad; d += W)
-        for (int64_t i = 0; i < count; ++i) {
-            if (d == 0) prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
+        for (int64_t d = 0; d < pad; d += W) {
             const vf x = load_some(source + i * stride + d, width - d);
             store(to + i * pad + d, activate_too ? x * sigmoid(x) : x);  // SiLU(0) = 0: the padding stays
         }
+    }
 }
 
 // Packed rows into column tiles: turned[(j / COLS), d, j % COLS].

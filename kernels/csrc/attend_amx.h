@@ -89,12 +89,13 @@ HEADRACE_INLINE __m256i round_row(vf x) { return (__m256i)_mm512_cvtneps_pbh((__
 // Rows to bfloat16, padded with zeros; `total` rows in all.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool activate_too) {
-    for (int64_t d = 0; d < pad; d += W)
-        for (int64_t i = 0; i < count; ++i) {
-            if (d == 0) prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
+    for (int64_t i = 0; i < count; ++i) {
+        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
+        for (int64_t d = 0; d < pad; d += W) {
             const vf x = d < width ? load_some(source + i * stride + d, width - d) : zero();
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * pad + d), round_row(activate_too ? x * sigmoid(x) : x));
         }
+    }
 }
 
 // What is bfloat16 already is copied.

@@ -57,19 +57,28 @@ inline void pair_row(const float* even, const float* odd, int64_t width, word* t
     }
 }
 
-// The same on tiles: both sides are rounded to bfloat16 here, sums stay float32. C has room for whole tiles.
+// A right operand as pairs of rows, padded with zeros to whole tiles.
+inline void pack_right(const float* b, int64_t ldb, int64_t k, int64_t n, word* to) {
+    const int64_t k_pad = round_up(k, DEPTH), n_pad = round_up(n, 32);
+    memset(to, 0, sizeof(word) * k_pad / 2 * n_pad);
+    for (int64_t p = 0; p < k; p += 2) pair_row(b + p * ldb, p + 1 < k ? b + (p + 1) * ldb : nullptr, round_up(n, W), to + p / 2 * n_pad);
+}
+
+// The same on tiles: both sides are rounded to bfloat16 here (B perhaps before: `packed`), sums stay float32. C has room for
+// whole tiles.
 inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add) {
+                     int64_t n, bool add, const word* packed) {
     if (rows < 16 || k < 16) return multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
     const int64_t m_pad = round_up(rows, 32), k_pad = round_up(k, DEPTH), n_pad = round_up(n, 32);
     Operands operands(m_pad * k_pad / 2, k_pad / 2 * n_pad, k_pad / 2 * m_pad);
-    memset(operands.left, 0, sizeof(word) * m_pad * k_pad / 2);
-    memset(operands.right, 0, sizeof(word) * k_pad / 2 * n_pad);
     bf16* left = reinterpret_cast<bf16*>(operands.left);
     if (a_step == 1) {
-        for (int64_t r = 0; r < rows; ++r)
+        for (int64_t r = 0; r < rows; ++r) {
             for (int64_t p = 0; p < k; p += W)
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(left + r * k_pad + p), round_row(load_some(a + r * a_row + p, k - p)));
+            if (round_up(k, W) < k_pad) _mm256_storeu_si256(reinterpret_cast<__m256i*>(left + (r + 1) * k_pad - W), _mm256_setzero_si256());
+        }
+        memset(left + rows * k_pad, 0, sizeof(bf16) * (m_pad - rows) * k_pad);
     } else {  // a_row == 1: rows of A are columns here
         memset(operands.turning, 0, sizeof(word) * k_pad / 2 * m_pad);
         const int64_t width = round_up(rows, W);
@@ -79,14 +88,25 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows
                 transpose_block(reinterpret_cast<float*>(operands.turning) + p * m_pad + r, m_pad,
                                 reinterpret_cast<float*>(operands.left) + r * (k_pad / 2) + p, k_pad / 2);
     }
-    for (int64_t p = 0; p < k; p += 2) pair_row(b + p * ldb, p + 1 < k ? b + (p + 1) * ldb : nullptr, round_up(n, W), operands.right + p / 2 * n_pad);
-    tile_product(left, k_pad, operands.right, n_pad, k_pad / DEPTH, c, ldc, m_pad, n, add);
+    if (!packed) pack_right(b, ldb, k, n, operands.right);
+    tile_product(left, k_pad, packed ? packed : operands.right, n_pad, k_pad / DEPTH, c, ldc, m_pad, n, add);
+}
+
+// A weight's matrix packed once a call.
+inline const word* packed(Arena& arena, const float* from, int64_t ld, int64_t k, int64_t n) {
+    word* to = arena.get<word>(round_up(k, DEPTH) / 2 * round_up(n, 32));
+    if (arena.base) pack_right(from, ld, k, n, to);
+    return to;
 }
 #else
+typedef float word;
+
 inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add) {
+                     int64_t n, bool add, const word*) {
     multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
 }
+
+inline const word* packed(Arena&, const float*, int64_t, int64_t, int64_t) { return nullptr; }  // vectors take rows as they are
 #endif
 
 // A (rows, columns) matrix with padded columns; or its transpose.

@@ -259,7 +259,10 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
     view.stride = item.bucket_stride;
     view.low = 0;
     int32_t high = static_cast<int32_t>(num_buckets) - 1;
-    if (item.monotone && group.valid) {
+    if (item.monotone && group.valid && group.whole == group.width) {  // a rectangle of sorted times: its corners
+        high = view.row[(group.valid - 1) * view.stride];
+        view.low = view.row[group.width - 1];
+    } else if (item.monotone && group.valid) {
         high = 0;
         view.low = static_cast<int32_t>(num_buckets) - 1;
         for (int r = 0; r < group.valid; ++r) {

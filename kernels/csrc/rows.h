@@ -16,8 +16,8 @@ template <typename T>
 void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_t count, int64_t width, const float* rows, int64_t pad) {
     T* to = static_cast<T*>(tensor.data) + (item.first + from) * tensor.row + item.head * tensor.head;
     const int64_t stride = tensor.row;
-    for (int64_t d = 0; d < width; d += W)
-        for (int64_t i = 0; i < count; ++i) store_some(to + i * stride + d, load(rows + i * pad + d), width - d);
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < width; d += W) store_some(to + i * stride + d, load(rows + i * pad + d), width - d);
 }
 
 // A gradient, through SiLU where the inputs were pre-activations (`through`).
@@ -28,8 +28,8 @@ void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const
     T* to = static_cast<T*>(tensor.data) + item.first * tensor.row + item.head * tensor.head;
     const T* from = rows_of<T>(through, item.first, item.head);
     const int64_t stride = tensor.row, from_stride = through.row;
-    for (int64_t d = 0; d < width; d += W)
-        for (int64_t i = 0; i < item.queries; ++i) {
+    for (int64_t i = 0; i < item.queries; ++i)
+        for (int64_t d = 0; d < width; d += W) {
             const vf x = load_some(from + i * from_stride + d, width - d), gate = sigmoid(x), activated = x * gate;
             store_some(to + i * stride + d, load(rows + i * pad + d) * (gate + activated - activated * gate), width - d);
         }

@@ -16,6 +16,7 @@ HEADRACE_BEGIN
 struct Weights {  // padded copies
     float *uvqk, *uvqk_bias, *in_weight, *in_bias, *out, *out_bias, *out_norm_weight, *out_norm_bias;
     float *uvqk_turned, *out_turned;  // backward only
+    const word *uvqk_packed, *out_packed, *uvqk_turned_packed = nullptr, *out_turned_packed = nullptr;
     int64_t model, value, key, columns, m_pad, v_pad, c_pad;
 
     Weights(Arena& arena, const HeadraceLayer& a, bool backward) {
@@ -31,6 +32,11 @@ struct Weights {  // padded copies
         out_norm_bias = padded_vector(arena, a.norm_out_bias, value);
         uvqk_turned = backward ? padded(arena, a.uvqk_weight, model, columns, true) : nullptr;
         out_turned = backward ? padded(arena, a.out_weight, value, model, true) : nullptr;
+        uvqk_packed = packed(arena, uvqk, c_pad, model, columns);
+        out_packed = packed(arena, out, m_pad, value, model);
+        if (!backward) return;
+        uvqk_turned_packed = packed(arena, uvqk_turned, m_pad, columns, model);
+        out_turned_packed = packed(arena, out_turned, v_pad, model, value);
     }
 };
 
@@ -60,7 +66,7 @@ template <typename T, bool ACTIVATE>
 void project_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64_t count, float* normed, float* z) {
     normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), normed, w.m_pad, nullptr);
     affine(normed, w.in_weight, w.in_bias, count, w.model, normed, w.m_pad);
-    multiply(normed, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false);
+    multiply(normed, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false, w.uvqk_packed);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.columns; c += W) {
             vf x = load(z + r * w.c_pad + c);
@@ -77,7 +83,7 @@ void output_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64
     affine(gated, w.out_norm_weight, w.out_norm_bias, count, w.value, gated, w.v_pad);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) store(gated + r * w.v_pad + c, load(gated + r * w.v_pad + c) * load_some(u + r * u_row + c, w.value - c));
-    multiply(gated, w.v_pad, 1, count, w.out, w.m_pad, w.value, out, w.m_pad, w.model, false);
+    multiply(gated, w.v_pad, 1, count, w.out, w.m_pad, w.value, out, w.m_pad, w.model, false, w.out_packed);
     const T* x = static_cast<const T*>(a.x) + token * w.model;
     T* y = static_cast<T*>(a.y) + token * w.model;
     for (int64_t r = 0; r < count; ++r)
@@ -134,7 +140,7 @@ void output_backward_block(const HeadraceLayer& a, const Weights& w, int64_t tok
             store(sums.bias + c, load(sums.bias + c) + d);
         }
     float* d_value = s.dattended + row * w.v_pad;
-    multiply(s.wide, w.m_pad, 1, count, w.out_turned, w.v_pad, w.model, d_value, w.v_pad, w.value, false);
+    multiply(s.wide, w.m_pad, 1, count, w.out_turned, w.v_pad, w.model, d_value, w.v_pad, w.value, false, w.out_turned_packed);
     normalize(static_cast<const T*>(a.attended) + token * w.value, w.value, count, w.value, static_cast<float>(a.eps), s.normed, w.v_pad, s.inverse);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) {
@@ -147,7 +153,7 @@ void output_backward_block(const HeadraceLayer& a, const Weights& w, int64_t tok
             store(sums.norm_bias + c, load(sums.norm_bias + c) + dn);
             store(d_value + r * w.v_pad + c, dn * load(w.out_norm_weight + c));
         }
-    multiply(s.affine, 1, w.v_pad, w.value, s.wide, w.m_pad, count, sums.weight, w.m_pad, w.model, true);
+    multiply(s.affine, 1, w.v_pad, w.value, s.wide, w.m_pad, count, sums.weight, w.m_pad, w.model, true, nullptr);
     normalize_backward(s.normed, s.inverse, count, w.value, d_value, w.v_pad);
 }
 
@@ -161,10 +167,10 @@ void project_backward_block(const HeadraceLayer& a, const Weights& w, int64_t to
         for (int64_t r = 0; r < count; ++r) total += load(dz + r * w.c_pad + c);
         store(sums.bias + c, total);
     }
-    multiply(dz, w.c_pad, 1, count, w.uvqk_turned, w.m_pad, w.columns, s.wide, w.m_pad, w.model, false);
+    multiply(dz, w.c_pad, 1, count, w.uvqk_turned, w.m_pad, w.columns, s.wide, w.m_pad, w.model, false, w.uvqk_turned_packed);
     normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), s.normed, w.m_pad, s.inverse);
     affine(s.normed, w.in_weight, w.in_bias, count, w.model, s.affine, w.m_pad);
-    multiply(s.affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true);
+    multiply(s.affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true, nullptr);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.model; c += W) {
             const vf dn = load(s.wide + r * w.m_pad + c);
