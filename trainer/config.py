@@ -140,7 +140,7 @@ class TrainerConfig:
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
-    max_step_targets: int = 128
+    max_step_targets: int = 256
     file_take: int = 256
     step_linger_s: float = 0.2
     # Learning
