@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Idle OpenMP threads spin for milliseconds by default, which a broker and a trainer beside them pay for
+# (`trainer.__main__.calm_threads`). Before torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
 
