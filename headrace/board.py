@@ -91,9 +91,16 @@ class Board:
 
     @property
     def version(self) -> str:
-        """The version that is served, as people write it."""
-        version = self.served.get("version")
+        """The version that is served (where no server is asked: the newest published), as people write it."""
+        version = self.served.get("version") or self.lag.get("version")
         return f"{version['epoch']}/{version['number']}" if version else "–"
+
+    @property
+    def freshness_now_s(self) -> float | None:
+        """Age of the newest action that the served weights have learned from."""
+        asked, told = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
+        newest = told if asked is None else asked
+        return None if newest is None else float(newest)
 
     def hr10(self, ranker: str = "model", *, window: bool = False) -> float | None:
         """Prequential HR@10 so far, or of the newest targets."""

@@ -69,4 +69,6 @@ def _page(board: Board) -> Group:
         head.append(f"   the trainer has been silent for {age_s:.0f} s", style="red")
     tables = Table.grid(padding=(0, 4))
     tables.add_row(stage_table(board), quality_table(board))
-    return Group(head, Text(), tables)
+    per_s, num = board.lag["throughput"]["interactions_per_s"], board.num_trained
+    below = Text(f"{per_s:,.0f} interactions/s learned, {num:,} in all; servers: {board.lag['num_servers']}")
+    return Group(head, Text(), tables, Text(), below)

@@ -105,7 +105,7 @@ def plain_line(board: Board) -> str:
         f"{board.elapsed_s:5.0f} s  {board.phase}  sent {board.num_sent:,} of {board.num_actions:,}  "
         f"trained {board.num_trained:,}  lag: {lags}  HR@10 {number(board.hr10())} (popular "
         f"{number(board.hr10('popular_unseen'))})  NE {number(board.entropy())}  version {board.version}  "
-        f"fresh {_seconds(board.served.get('freshness_s'))}"
+        f"fresh {_seconds(board.freshness_now_s)}"
     )
 
 
@@ -154,7 +154,7 @@ def quality_table(board: Board) -> Table:
     )
     table.add_row("loss", number(board.lag.get("loss", {}).get("total")), "", "")
     table.add_row("version", board.version, "", "")
-    table.add_row("fresh", _seconds(board.served.get("freshness_s")), "", "")
+    table.add_row("fresh", _seconds(board.freshness_now_s), "", "")
     return table
 
 
