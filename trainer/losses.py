@@ -49,6 +49,18 @@ def draw_negatives(live_rows_V: Int64, num_negatives: int, seed: int, step: int)
     return live_rows_V[generator.integers(0, len(live_rows_V), num_negatives)]
 
 
+def pick_in_batch(target_row_R: Int64, most: int, seed: int, step: int) -> Int64:
+    """The batch's own targets as negatives; of more than ``most``, so many of them drawn without replacement.
+
+    Bounds the loss of a long step, which is targets × negatives: 21,000 targets against all of themselves took 1.9 of a
+    step's 2.4 s.
+    """
+    if len(target_row_R) <= most:
+        return target_row_R
+    generator = np.random.Generator(np.random.Philox(key=[seed + 2, step]))
+    return target_row_R[np.sort(generator.choice(len(target_row_R), most, replace=False))]
+
+
 def log_expected_draws(
     share_N: NDArray[np.float64], num_in_batch: int, num_uniform: int, num_live: int
 ) -> NDArray[np.float32]:

@@ -31,6 +31,7 @@ from trainer.losses import (
     exact_retrieval_loss,
     log_expected_draws,
     mean_or_zero,
+    pick_in_batch,
     ranking_loss,
     sampled_retrieval_loss,
 )
@@ -249,16 +250,17 @@ class Learner:
         if exact:
             live_U = self._tensor(self.items.live[: self.items.num_rows] & (rows_U > 0))
             return exact_retrieval_loss(query_RD, table_UD, target, live_U, backend)
-        drawn = np.concatenate([target_row_R, negatives])
-        share = self.frequency.share(drawn)
-        log_q = log_expected_draws(share, len(target_row_R), len(negatives), self.items.num_live)
+        in_batch = pick_in_batch(target_row_R, self.config.num_negatives, self.config.seed, self.num_steps)
+        drawn = np.concatenate([in_batch, negatives])
+        share = self.frequency.share(np.concatenate([target_row_R, drawn]))
+        log_q = log_expected_draws(share, len(in_batch), len(negatives), self.items.num_live)
         return sampled_retrieval_loss(
             query_RD,
             table_UD,
             target,
             self._tensor(np.searchsorted(rows_U, drawn)),
             self._tensor(log_q[: len(target_row_R)]),
-            self._tensor(log_q),
+            self._tensor(log_q[len(target_row_R) :]),
             backend,
         )
 

@@ -30,7 +30,13 @@ from tests.trainer.samples import (
 from trainer.batch import JaggedBatch
 from trainer.config import DeviceError, TrainerConfig
 from trainer.device import choose_device
-from trainer.losses import draw_negatives, exact_retrieval_loss, log_expected_draws, sampled_retrieval_loss
+from trainer.losses import (
+    draw_negatives,
+    exact_retrieval_loss,
+    log_expected_draws,
+    pick_in_batch,
+    sampled_retrieval_loss,
+)
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner, _Forward
@@ -254,7 +260,7 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
 def test_targets_are_negatives_of_each_other_under_the_correction_of_their_own_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learner, world = taught(SAMPLED)
+    learner, world = taught(replace(SAMPLED, num_negatives=200))
     caught: list[tuple[torch.Tensor, ...]] = []
 
     def catch(query_RD: torch.Tensor, table_UD: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -264,7 +270,7 @@ def test_targets_are_negatives_of_each_other_under_the_correction_of_their_own_r
     monkeypatch.setattr(trainer.step, "sampled_retrieval_loss", catch)
     learner.step(world.examples(8))
     target_R, negative_S, log_q_target_R, log_q_S = caught[0]
-    assert len(negative_S) == len(log_q_S) == len(target_R) + SAMPLED.num_negatives
+    assert len(negative_S) == len(log_q_S) == len(target_R) + 200
     assert torch.equal(negative_S[: len(target_R)], target_R)
     assert torch.equal(log_q_S[: len(target_R)], log_q_target_R)
     correction = dict(zip(negative_S.tolist(), log_q_S.tolist(), strict=True))
@@ -280,6 +286,15 @@ def test_negatives_are_live_rows_and_a_function_of_seed_and_step() -> None:
     rows, counts = np.unique(drawn, return_counts=True)
     np.testing.assert_array_equal(rows, live)
     assert counts.min() > 800
+
+
+def test_a_long_step_takes_some_of_its_targets_as_negatives() -> None:
+    targets = np.arange(1, 101)
+    assert pick_in_batch(targets, 100, seed=1, step=0).tolist() == targets.tolist()
+    few = pick_in_batch(targets, 10, seed=1, step=0)
+    assert len(few) == len(set(few.tolist()) & set(targets.tolist())) == 10
+    assert few.tolist() == pick_in_batch(targets, 10, seed=1, step=0).tolist()
+    assert few.tolist() != pick_in_batch(targets, 10, seed=1, step=1).tolist()
 
 
 def test_the_expected_draws_of_a_mixture_add_up() -> None:
