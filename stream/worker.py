@@ -7,16 +7,18 @@ which). Faust is started again in place when the broker went away under it; the 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from state.errors import StateError
+from state.errors import StateError, StoreError, StoreLocked
 from state.status import PartitionStatus, WorkerStatus, encode_status
 from state.topics import Topics
 from stream.app import build_app
@@ -178,12 +180,30 @@ class Worker:
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
+@contextmanager
+def alone_on(folder: Path, prefix: str) -> Iterator[None]:
+    """Hold a disk for one worker of a deployment. Each database has a lock too, but two workers that split the
+    partitions between them would meet at one only when they move. The kernel lets go of it with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = (folder / f"{prefix}.lock").open("w")
+    except OSError as error:
+        raise StoreError(f"store.path: expected a folder to write to, got {folder} ({error}); give another") from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreLocked(f"{folder}: expected to be alone here, another worker holds it; stop that one") from error
+        yield
+
+
 async def _run(settings: Settings) -> None:
     worker = Worker(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, worker.stop)
-    await worker.run()
+    with alone_on(Path(settings.store.path), settings.kafka.prefix):
+        await worker.run()
 
 
 def run_worker(settings: Settings) -> int:
