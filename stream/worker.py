@@ -53,8 +53,13 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`; raises what a person must mend."""
+        settings = self.settings
+        await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
+        with alone_on(Path(settings.store.path), settings.kafka.prefix):
+            await self._work()
+
+    async def _work(self) -> None:
         stream = self.settings.stream
-        await asyncio.to_thread(ensure_topics, self.settings.kafka, stream.start_timeout_s)
         self.meter.serve(stream.metrics_host, stream.metrics_port)
         log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         beating: asyncio.Task[None] | None = None
@@ -202,8 +207,7 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, worker.stop)
-    with alone_on(Path(settings.store.path), settings.kafka.prefix):
-        await worker.run()
+    await worker.run()
 
 
 def run_worker(settings: Settings) -> int:
