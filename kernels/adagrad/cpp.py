@@ -7,14 +7,14 @@ from ctypes import c_float, c_int, c_int64, c_void_p, cast
 import torch
 from torch import Tensor
 
+from kernels import registration
 from kernels.backend import KernelUnavailable
 from kernels.library import address, baseline, function, num_threads
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-@torch.library.custom_op("headrace::rowwise_adagrad_", mutates_args=("weight_VD", "state_V"), device_types="cpu")
-def adagrad_operator(
+def _update(
     weight_VD: Tensor,
     state_V: Tensor,
     rows_N: Tensor,
@@ -48,6 +48,11 @@ def adagrad_operator(
     )
     if failed:
         raise MemoryError(f"rowwise_adagrad_: no memory to sort {rows_N.shape[0]} rows")
+
+
+adagrad_operator = registration.register(
+    _update, name="rowwise_adagrad_", fake=lambda *_: None, mutates_args=("weight_VD", "state_V")
+)
 
 
 def rowwise_adagrad_(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import library
+from kernels import library, registration
 from kernels.attention.args import (
     AttentionArgs,
     BucketsArgs,
@@ -126,8 +126,7 @@ def fill_cache(args: AttentionArgs, cache: tuple[Tensor | None, ...]) -> list[Te
     return held
 
 
-@torch.library.custom_op("headrace::attention", mutates_args=())
-def attention_op(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -156,13 +155,14 @@ def attention_op(
     return out
 
 
-@attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
-@torch.library.custom_op("headrace::attention_backward", mutates_args=())
-def attention_backward_op(
+attention_op = registration.register(_forward, name="attention", fake=_fake_forward)
+
+
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -201,8 +201,7 @@ def attention_backward_op(
     return dq, dk, dv, dpos, dtime
 
 
-@attention_backward_op.register_fake
-def _(
+def _fake_backward(
     grad: Tensor,  # noqa: ARG001
     q: Tensor,
     k: Tensor,
@@ -219,6 +218,9 @@ def _(
         for x in (pos_bias, time_bias)
     ]
     return dq, dk, dv, biases[0], biases[1]
+
+
+attention_backward_op = registration.register(_backward, name="attention_backward", fake=_fake_backward)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -241,7 +243,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-attention_op.register_autograd(_differentiate, setup_context=_save)
+registration.differentiate(attention_op, _differentiate, save=_save)
 
 
 def attention(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import registration
 from kernels.attention.args import AttentionArgs, require_supported, run, table
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.cpp import cached_buckets, fill_args
@@ -32,8 +33,7 @@ def _attention_args(
     return args
 
 
-@torch.library.custom_op("headrace::layer", mutates_args=())
-def layer_op(
+def _forward(
     x: Tensor,
     norm_in_weight: Tensor,
     norm_in_bias: Tensor,
@@ -69,13 +69,14 @@ def layer_op(
     return y, attended
 
 
-@layer_op.register_fake
-def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], rest[6].shape[0])
 
 
-@torch.library.custom_op("headrace::layer_backward", mutates_args=())
-def layer_backward_op(
+layer_op = registration.register(_forward, name="layer", fake=_fake_forward)
+
+
+def _backward(
     dy: Tensor,
     x: Tensor,
     norm_in_weight: Tensor,
@@ -117,11 +118,13 @@ def layer_backward_op(
     return [dx, *(torch.empty(0) if gradient is None else gradient for gradient in gradients), dpos, dtime]
 
 
-@layer_backward_op.register_fake
-def _(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:  # noqa: ARG001
+def _fake_backward(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:  # noqa: ARG001
     shapes = [(0,) if weight is None else weight.shape for weight in rest[:8]]
     shapes += [(0, 0) if bias is None else bias.shape for bias in rest[8:10]]
     return [torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)]
+
+
+layer_backward_op = registration.register(_backward, name="layer_backward", fake=_fake_backward)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -139,7 +142,7 @@ def _differentiate(ctx: Any, dy: Tensor, _dattended: Tensor) -> tuple[Tensor | N
     return (*given, *[None] * 9)
 
 
-layer_op.register_autograd(_differentiate, setup_context=_save)
+registration.differentiate(layer_op, _differentiate, save=_save)
 
 
 def _weights(params: LayerParams) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import registration
 from kernels.backend import KernelUnavailable
 from kernels.library import address, function, num_threads
 
@@ -123,8 +124,7 @@ class Problem:
         return torch.full((self.num_queries,), 1.0 / max(1, self.num_queries))
 
 
-@torch.library.custom_op("headrace::softmax_loss", mutates_args=(), device_types="cpu")
-def softmax_loss(
+def _forward(
     query_RD: Tensor,
     table_UD: Tensor,
     target_R: Tensor,
@@ -179,8 +179,7 @@ def softmax_loss(
     )
 
 
-@softmax_loss.register_fake
-def _(
+def _fake_forward(
     query_RD: Tensor, table_UD: Tensor, _target_R: Tensor, negatives: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     def new(*shape: Any) -> Tensor:
@@ -196,6 +195,9 @@ def _(
         extra = new(num_negatives, width)
     grad_query_RD = new(num_queries, width) if with_query else new(0)
     return new(num_queries), grad_query_RD, new(num_queries), new(num_queries), extra
+
+
+softmax_loss = registration.register(_forward, name="softmax_loss", fake=_fake_forward)
 
 
 class _Loss(torch.autograd.Function):

@@ -112,8 +112,6 @@ class Nursery:
 
 def main() -> None:
     """Fork a child for each line of stdin; note in a file how each ends."""
-    import torch._dynamo  # noqa: F401  (what the first backward pass imports, for seconds)
-
     import trainer.__main__
     import trainer.process
     import trainer.replay  # noqa: F401
