@@ -2,7 +2,9 @@
 
 `python -m kernels.build` makes ``kernels/build/libheadrace_kernels.so``. Functions that are compiled once per
 instruction set carry its name as a suffix (``attention_forward_avx512``); `function` picks the best one that this
-processor has, or the one forced by ``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``.
+processor has, or the one forced by ``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``. AMX multiplies bfloat16 alone:
+float32 is multiplied there as the sum of two bfloat16 terms where `torch.set_float32_matmul_precision` is "high" or
+"medium", and with AVX-512 at "highest", PyTorch's default.
 """
 
 from __future__ import annotations
@@ -74,9 +76,15 @@ def _symbol(name: str, at: str) -> Any:
     raise KernelUnavailable(f"the compiled kernels have no {name!r}; run `python -m kernels.build --force`")
 
 
-def function(name: str) -> Any:
-    """The version of ``name`` for the level in use, or the highest below it; a call returns 0 for success."""
-    return _symbol(name, level())
+def function(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The version of ``name`` for the level in use, or the highest below it; a call returns 0 for success.
+
+    ``dtype``: of what it multiplies; float32 asks for what `torch.get_float32_matmul_precision` promises.
+    """
+    at = level()
+    if at == "amx" and dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        at = "avx512"
+    return _symbol(name, at)
 
 
 def baseline(name: str) -> Any:

@@ -77,6 +77,7 @@ def table(bias: Tensor | None) -> Tensor | None:
 
 
 def run(name: str, *args: ctypes.Structure) -> None:
-    """Calls a kernel of the level in use."""
-    if library.function(name)(*(ctypes.byref(one) for one in args)) != 0:
+    """Calls a kernel of the level in use, for the type of its tensors."""
+    dtype = torch.bfloat16 if getattr(args[0], "is_bf16", 0) else torch.float32
+    if library.function(name, dtype)(*(ctypes.byref(one) for one in args)) != 0:
         raise MemoryError(f"{name}: no memory for its scratch; use smaller batches or fewer threads")

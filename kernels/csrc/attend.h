@@ -2,7 +2,7 @@
 //
 // An item is cut into tiles of ROWS queries x COLS keys. It packs its operands once (rows padded to whole vectors; keys and
 // values also transposed, tile by tile), so that all seven products are the same register-blocked loop of simd.h. Groups of
-// six rows skip what they cannot see, so the upper triangle costs next to nothing.
+// MR rows skip what they cannot see, so the upper triangle costs next to nothing.
 #pragma once
 
 #include "attention.h"
@@ -16,7 +16,7 @@ constexpr int64_t ROWS = 48;  // a multiple of MR
 constexpr int64_t COLS = 48;  // a multiple of W and of MR
 constexpr int64_t GROUPS = ROWS / MR;
 
-struct Tiles {};  // of matrix registers, where there are some
+struct TileRegisters {};  // none here
 
 struct Shape {  // of a scratch: the widest item
     int64_t rows, cols, qk_pad, v_pad;
@@ -80,7 +80,7 @@ void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& ten
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
 }
 
-template <typename T>
+template <typename T, int TERMS>
 void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
@@ -89,7 +89,6 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
     pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
-    const float scale = static_cast<float>(a.scale);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
         prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
@@ -101,15 +100,15 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
                 const int64_t vectors = (group.width + W - 1) / W;
                 float* scores = s.weight + g * MR * COLS;
                 gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
-                activate(item, tables, group, scores, COLS, vectors, scale);
+                activate(item, tables, group, scores, COLS, vectors);
                 gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
             }
         }
-        unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad);
+        unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad, static_cast<float>(a.scale));
     }
 }
 
-template <typename T>
+template <typename T, int TERMS>
 void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
@@ -123,7 +122,6 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     memset(s.dk, 0, sizeof(float) * cols * qk_pad);
     memset(s.dv, 0, sizeof(float) * cols * v_pad);
     grads.open(s.pairs, item);
-    const float scale = static_cast<float>(a.scale);
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
             prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
@@ -142,7 +140,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
                 const int64_t i = i0 + g * MR;
                 gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
                 gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);
-                activate_backward(item, tables, group, weight, slope, COLS, vectors, scale, s.pairs);
+                activate_backward(item, tables, group, weight, slope, COLS, vectors, s.pairs);
                 gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W, true);
             }
             if (!any) continue;
@@ -161,12 +159,12 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
             }
         }
     grads.close(s.pairs, item);
-    unpack_grad<T>(a, a.dq, a.q, item, a.qk_dim, s.dq, qk_pad);
-    unpack_grad<T>(a, a.dk, a.k, item, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
-    unpack_grad<T>(a, a.dv, a.v, item, a.v_dim, s.dv + item.cached * v_pad, v_pad);
+    unpack_grad<T>(a, a.dq, a.q, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
+    unpack_grad<T>(a, a.dk, a.k, item, 0, item.queries, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, a.v, item, 0, item.queries, a.v_dim, s.dv + item.cached * v_pad, v_pad);
 }
 
-Shape widest(const HeadraceAttention& a, const Plan& plan) {
+Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {
     // Row groups may reach past the last tile's keys: one tile more than the longest user.
     const int64_t rows = round_up(plan.most_queries, ROWS), cols = round_up(plan.most_keys, COLS);
     return {max64(rows, cols), cols, round_up(a.qk_dim, W), round_up(a.v_dim, W)};

@@ -1,14 +1,14 @@
-// One (user, head) of HSTU attention in bfloat16 on AMX tiles; what attend.h is for vectors, with the same names.
+// One (user, head) of HSTU attention on AMX tiles; what attend.h is for vectors, with the same names.
 //
-// A tile product is C[16, 16] += A[16, 32] B[32, 16], B given as 16 rows of 16 pairs. An item packs its operands once: rows
-// of bfloat16 (left operands), pairs of neighbouring rows in one word (right operands), and words turned (right operands of
-// transposed products, left operands of transposed results). The gradients of keys and values are summed transposed, so
-// that the tile of weights is a right operand as it stands: it is never transposed.
-// Scores, activations and sums are float32; weights and slopes are rounded to bfloat16 on their way into a product.
+// Operands are sums of TERMS bfloat16 (amx_tiles.h): one where the model is bfloat16, two where it is float32. Scores,
+// activations and sums are float32. An item packs its operands once. The forward pass takes ROWS queries at a time and keeps
+// their weights over all keys, so that the output is summed in registers. The backward pass takes COLS keys at a time and keeps
+// the weights and slopes of all queries, so that the gradients of keys and values are, too; they are summed transposed, which
+// makes the weights a right operand as they stand.
+// Weights and slopes are not divided by norm_len here: what is summed of them is, on its way out.
 #pragma once
 
-#include <immintrin.h>
-
+#include "amx_tiles.h"
 #include "attention.h"
 #include "pairs.h"
 #include "rows.h"
@@ -19,293 +19,401 @@ HEADRACE_BEGIN
 constexpr int64_t ROWS = 32;
 constexpr int64_t COLS = 64;
 constexpr int64_t GROUPS = ROWS / MR;
-constexpr int64_t DEPTH = 32;  // of a tile product
 
-struct Tiles {  // the thread's tile registers: all 16 rows of 64 bytes
-    Tiles() {
-        alignas(64) uint8_t config[64] = {};
-        config[0] = 1;
-        for (int t = 0; t < 8; ++t) {
-            config[16 + 2 * t] = 64;
-            config[48 + t] = 16;
-        }
-        _tile_loadconfig(config);
-    }
-    ~Tiles() { _tile_release(); }
+struct Shape {  // of a scratch: the widest item
+    int64_t rows, cols, qk_pad, v_pad, terms;
 };
 
-struct Shape {
-    int64_t rows, cols, qk_pad, v_pad;
-};
-
-typedef uint32_t word;  // two bfloat16
+Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t terms) {
+    return {round_up(plan.most_queries, ROWS), round_up(plan.most_keys, COLS), round_up(a.qk_dim, DEPTH), round_up(a.v_dim, DEPTH), terms};
+}
 
 struct Scratch {
-    bf16 *q, *k, *v, *grad;               // rows
-    word *k_turned, *v_turned;            // (tile of COLS keys, pair of dimensions, COLS)
-    word *k_pairs, *v_pairs, *pairs_of;   // (pair of rows, dimension)
-    bf16 *q_across, *grad_across;         // (dimension, query)
-    float *weight, *slope;                // (ROWS, COLS)
-    bf16 *weight_rows, *slope_rows;       // (ROWS, COLS)
-    word *weight_pairs, *slope_pairs;     // (ROWS / 2, COLS)
-    float *out, *dq, *dk_across, *dv_across, *turned;
+    Operand q, grad;                    // queries and the output's gradient
+    Operand k_turned, v_turned;         // keys and values, transposed
+    Operand k_summed, v_summed;         // as rows to be summed
+    Operand q_across, grad_across;      // queries and gradient, transposed
+    Operand weight_rows, slope_rows;    // ROWS queries: against all keys (forward), against COLS (backward)
+    Operand weight_pairs, slope_pairs;  // all queries against COLS keys
+    float *weight, *slope;              // (ROWS, COLS): scores, then weights and slopes
+    float *out, *dq, *across, *turned;
+    float* rows;                        // activated rows on their way into operands
+    int64_t terms;
     PairScratch pairs;
 
+    Operand get(Arena& arena, int64_t across_sum, int64_t along_sum) const {
+        const int64_t apart = across_sum * along_sum / 2;
+        return {arena.get<word>(terms * apart), along_sum / DEPTH * TILE, apart};
+    }
+
     void lay_out(Arena& arena, const Shape& s, bool backward, const HeadraceAttention& a) {
-        q = arena.get<bf16>(s.rows * s.qk_pad);
-        k = arena.get<bf16>(s.cols * s.qk_pad);
-        v = arena.get<bf16>(s.cols * s.v_pad);
-        k_turned = arena.get<word>(s.cols * s.qk_pad / 2);
-        v_pairs = backward ? nullptr : arena.get<word>(s.cols / 2 * s.v_pad);
+        terms = s.terms;
+        const int64_t pad = max64(s.qk_pad, s.v_pad);
+        q = get(arena, s.rows, s.qk_pad);
+        k_turned = get(arena, s.cols, s.qk_pad);
         weight = arena.get<float>(ROWS * COLS);
-        weight_rows = arena.get<bf16>(ROWS * COLS);
-        out = backward ? nullptr : arena.get<float>(ROWS * s.v_pad);
-        if (backward) {
-            grad = arena.get<bf16>(s.rows * s.v_pad);
-            v_turned = arena.get<word>(s.cols * s.v_pad / 2);
-            k_pairs = arena.get<word>(s.cols / 2 * s.qk_pad);
-            pairs_of = arena.get<word>(s.rows / 2 * max64(s.qk_pad, s.v_pad));
-            q_across = arena.get<bf16>(s.rows * s.qk_pad);
-            grad_across = arena.get<bf16>(s.rows * s.v_pad);
+        rows = arena.get<float>(max64(s.rows, s.cols) * pad);
+        if (!backward) {
+            v_summed = get(arena, s.v_pad, s.cols);
+            weight_rows = get(arena, ROWS, s.cols);
+            out = arena.get<float>(ROWS * s.v_pad);
+        } else {
+            grad = get(arena, s.rows, s.v_pad);
+            v_turned = get(arena, s.cols, s.v_pad);
+            k_summed = get(arena, s.qk_pad, s.cols);
+            q_across = get(arena, s.qk_pad, s.rows);
+            grad_across = get(arena, s.v_pad, s.rows);
+            slope_rows = get(arena, ROWS, COLS);
+            weight_pairs = get(arena, COLS, s.rows);
+            slope_pairs = get(arena, COLS, s.rows);
             slope = arena.get<float>(ROWS * COLS);
-            slope_rows = arena.get<bf16>(ROWS * COLS);
-            weight_pairs = arena.get<word>(ROWS / 2 * COLS);
-            slope_pairs = arena.get<word>(ROWS / 2 * COLS);
             dq = arena.get<float>(s.rows * s.qk_pad);
-            dk_across = arena.get<float>(s.qk_pad * s.cols);
-            dv_across = arena.get<float>(s.v_pad * s.cols);
-            turned = arena.get<float>(s.cols * max64(s.qk_pad, s.v_pad));
+            across = arena.get<float>(pad * COLS);
+            turned = arena.get<float>(COLS * pad);
         }
         pairs.lay_out(arena, s.rows, s.cols, backward, a);
     }
 };
 
-Shape widest(const HeadraceAttention& a, const Plan& plan) {
-    return {round_up(plan.most_queries, ROWS), round_up(plan.most_keys, COLS), round_up(a.qk_dim, DEPTH), round_up(a.v_dim, DEPTH)};
+// ---- sources of operands: rows of a tensor, perhaps behind those of a cache; zeros past their end ----
+
+template <typename T>
+HEADRACE_INLINE vf row_vector(const T* row, int64_t left) { return left <= 0 ? zero() : load_some(row, left); }
+
+template <typename T>
+struct TensorRows {
+    const T *cached, *fresh;
+    int64_t cached_stride, fresh_stride, num_cached, num_rows, width;
+
+    HEADRACE_INLINE const T* row(int64_t r) const { return r < num_cached ? cached + r * cached_stride : fresh + (r - num_cached) * fresh_stride; }
+    HEADRACE_INLINE vf vector(int64_t r, int64_t d) const { return r < num_rows ? row_vector(row(r) + d, width - d) : zero(); }
+    template <int TERMS>
+    HEADRACE_INLINE void row_words(word* to, int64_t apart, int64_t r, int64_t d) const {
+        if constexpr (sizeof(T) == 2) {
+            const int64_t left = r < num_rows ? width - d : 0;
+            const __mmask32 mask = left >= DEPTH ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, row(r) + d));
+        } else {
+            store_words<TERMS>(to, apart, vector(r, d), vector(r, d + 16));
+        }
+    }
+};
+
+template <typename T>
+TensorRows<T> new_rows(const HeadraceTensor& fresh, const Item& item, int64_t width) {
+    return {nullptr, rows_of<T>(fresh, item.first, item.head), 0, fresh.row, 0, item.queries, width};
 }
 
-HEADRACE_INLINE __m256i round_row(vf x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
-
-// Rows to bfloat16, padded with zeros; `total` rows in all.
 template <typename T>
-void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool activate_too) {
-    for (int64_t i = 0; i < count; ++i) {
-        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
+TensorRows<T> all_rows(const HeadraceAttention& a, const HeadraceTensor& cache, const HeadraceTensor& fresh, const Item& item, int64_t width) {
+    TensorRows<T> rows = new_rows<T>(fresh, item, width);
+    if (!item.cached) return rows;
+    rows.cached = rows_of<T>(cache, a.cache_start[item.user], item.head);
+    rows.cached_stride = cache.row;
+    rows.num_cached = item.cached;
+    rows.num_rows = item.keys;
+    return rows;
+}
+
+// Calls `pack` with the rows, activated first if they are pre-activations.
+template <typename Source, typename Pack>
+HEADRACE_INLINE void activated(bool preactivated, const Source& x, int64_t total, int64_t pad, float* room, const Pack& pack) {
+    if (!preactivated) return pack(x);
+    for (int64_t r = 0; r < total; ++r)
         for (int64_t d = 0; d < pad; d += W) {
-            const vf x = d < width ? load_some(source + i * stride + d, width - d) : zero();
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * pad + d), round_row(activate_too ? x * sigmoid(x) : x));
+            const vf value = x.vector(r, d);
+            store(room + r * pad + d, value * sigmoid(value));  // SiLU(0) = 0: the padding stays
         }
+    pack(PaddedRows{room, pad});
+}
+
+// ---- scores to weights ----
+
+// SiLU's gate to within what TERMS of bfloat16 can tell.
+template <int TERMS>
+HEADRACE_INLINE vf gate_of(vf s) {
+    if constexpr (TERMS == 2) return sigmoid(s);
+    return rough_sigmoid(s);
+}
+
+// Every row of the block sees every column.
+inline bool sees_all(const Item& item, int64_t i0, int64_t j0) {
+    return i0 + ROWS <= item.queries && j0 + COLS <= min64(max64(item.context, item.position(i0) + 1), item.keys - item.targets);
+}
+
+// Eight rows of the block from i0 on, and what they see; returns the columns that any of the block's rows sees.
+inline int64_t see_block(const Item& item, int64_t i0, int64_t j0, Group* groups) {
+    if (sees_all(item, i0, j0)) {
+        for (int64_t g = 0; g < GROUPS; ++g) {
+            groups[g].query = i0 + g * MR;
+            groups[g].j0 = j0;
+            groups[g].width = COLS;
+            groups[g].valid = MR;
+            groups[g].whole = COLS;
+        }
+        return COLS;
+    }
+    int64_t width = 0;
+    for (int64_t g = 0; g < GROUPS; ++g) {
+        groups[g] = see(item, i0 + g * MR, j0, COLS);
+        width = max64(width, groups[g].width);
+    }
+    return width;
+}
+
+// Where a group's biases lie: a row's pointers. Rows that do not exist read the last one that does.
+template <bool POS, int MODE, typename B>
+struct Biases {
+    const Item& item;
+    const PairTables& tables;
+    const Group& group;
+    const TimeView<B>& view;
+    TimeTable<MODE> table;
+
+    static constexpr bool HAS_POS = POS, HAS_TIME = MODE != NO_TIME;
+
+    HEADRACE_INLINE Biases(const Item& i, const PairTables& t, const Group& g, const TimeView<B>& v)
+        : item(i), tables(t), group(g), view(v), table(MODE != NO_TIME ? t.time_row(i) : nullptr, v.low, t.num_buckets) {}
+
+    HEADRACE_INLINE int64_t row(int r) const { return r < group.valid ? r : group.valid - 1; }
+    HEADRACE_INLINE const float* pos(int r) const { return POS ? tables.pos_row(item, group.query + row(r), group.j0) : nullptr; }
+    HEADRACE_INLINE const B* buckets(int r) const { return MODE != NO_TIME ? view.row + row(r) * view.stride : nullptr; }
+    HEADRACE_INLINE vf added(vf s, const float* pos_row, const B* bucket_row, int64_t column) const {
+        if (POS) s += load(pos_row + column);
+        if (MODE != NO_TIME) s += table.at(bucket_row + column);
+        return s;
+    }
+};
+
+// Calls `body` with the group's biases and whether anything is masked, all as constants.
+template <bool POS, typename B, typename Body>
+HEADRACE_INLINE void with_time(const Item& item, const PairTables& tables, const Group& group, const Body& body) {
+    const TimeView<B> view = look<B>(item, group, tables.num_buckets);
+    switch (view.mode) {
+        case TABLE_32: return body(Biases<POS, TABLE_32, B>(item, tables, group, view));
+        case TABLE_64: return body(Biases<POS, TABLE_64, B>(item, tables, group, view));
+        case TABLE_128: return body(Biases<POS, TABLE_128, B>(item, tables, group, view));
+        default: return body(Biases<POS, ANY, B>(item, tables, group, view));
     }
 }
 
-// What is bfloat16 already is copied.
-inline void pack_rows(const bf16* source, int64_t stride, int64_t count, int64_t width, bf16* to, int64_t pad, bool) {
-    for (int64_t i = 0; i < count; ++i) {
-        prefetch_row(source + (i + 16) * stride, width * 2);
-        for (int64_t d = 0; d < pad; d += 32) {
-            const __mmask32 mask = d + 32 <= width ? ~0u : d < width ? (1u << (width - d)) - 1 : 0;
-            _mm512_storeu_si512(to + i * pad + d, _mm512_maskz_loadu_epi16(mask, source + i * stride + d));
-        }
+template <typename Body>
+HEADRACE_INLINE void with_biases(const Item& item, const PairTables& tables, const Group& group, const Body& body) {
+    if (!tables.time) {
+        const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+        if (tables.pos) return body(Biases<true, NO_TIME, uint8_t>(item, tables, group, none));
+        return body(Biases<false, NO_TIME, uint8_t>(item, tables, group, none));
     }
-}
-
-template <typename T>
-void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width, bf16* to,
-               int64_t pad, int64_t total) {
-    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad, false);
-    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad, a.preactivated);
-    memset(to + item.keys * pad, 0, sizeof(bf16) * (total - item.keys) * pad);
-}
-
-template <typename T>
-void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& tensor, int64_t width, bf16* to, int64_t pad, int64_t total) {
-    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad, activate_too);
-    memset(to + item.queries * pad, 0, sizeof(bf16) * (total - item.queries) * pad);
-}
-
-// Words of rows, turned: (tile of COLS rows, word, COLS).
-inline void turn(const bf16* rows, int64_t pad, int64_t count, word* turned) {
-    const float* words = reinterpret_cast<const float*>(rows);  // moved, not computed with
-    float* to = reinterpret_cast<float*>(turned);
-    for (int64_t j0 = 0; j0 < count; j0 += COLS)
-        for (int64_t d = 0; d < pad / 2; d += W)
-            for (int64_t j = 0; j < COLS; j += W)
-                transpose_block(words + (j0 + j) * (pad / 2) + d, pad / 2, to + j0 * (pad / 2) + d * COLS + j, COLS);
-}
-
-// Neighbouring rows in one word: (pair, dimension).
-inline void pair_up(const bf16* rows, int64_t pad, int64_t count, word* pairs) {
-    for (int64_t i = 0; i < count; i += 2)
-        for (int64_t d = 0; d < pad; d += W) {
-            const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + i * pad + d)));
-            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + (i + 1) * pad + d)));
-            _mm512_storeu_si512(pairs + i / 2 * pad + d, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-        }
-}
-
-// Rows transposed, by way of pairs: (dimension, count).
-inline void across(const bf16* rows, int64_t pad, int64_t count, word* pairs, bf16* to) {
-    pair_up(rows, pad, count, pairs);
-    for (int64_t i = 0; i < count / 2; i += W)
-        for (int64_t d = 0; d < pad; d += W)
-            transpose_block(reinterpret_cast<const float*>(pairs + i * pad + d), pad, reinterpret_cast<float*>(to + d * count + 2 * i), count / 2);
-}
-
-// C[32, 32] (+)= A[32, 32 steps] B[32 steps, 32]; strides in bytes. One of two column blocks can be left out.
-inline void tile_block(const bf16* a, int64_t a_row, const word* b, int64_t b_row, int64_t b_step, int64_t steps, float* c, int64_t c_row, bool add,
-                       bool both) {
-    const char* a1 = reinterpret_cast<const char*>(a) + 16 * a_row;
-    char *c0 = reinterpret_cast<char*>(c), *c1 = c0 + 16 * c_row;
-    if (add) {
-        _tile_loadd(0, c0, c_row);
-        _tile_loadd(1, c1, c_row);
-        if (both) {
-            _tile_loadd(2, c0 + 64, c_row);
-            _tile_loadd(3, c1 + 64, c_row);
-        }
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+    if (tables.bucket_bytes == 1) {
+        if (tables.pos) return with_time<true, uint8_t>(item, tables, group, body);
+        return with_time<false, uint8_t>(item, tables, group, body);
     }
-    for (int64_t s = 0; s < steps; ++s) {
-        const char* right = reinterpret_cast<const char*>(b) + s * b_step;
-        _tile_loadd(4, reinterpret_cast<const char*>(a) + s * 64, a_row);
-        _tile_loadd(5, a1 + s * 64, a_row);
-        _tile_loadd(6, right, b_row);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 5, 6);
-        if (both) {
-            _tile_loadd(7, right + 64, b_row);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, c0, c_row);
-    _tile_stored(1, c1, c_row);
-    if (both) {
-        _tile_stored(2, c0 + 64, c_row);
-        _tile_stored(3, c1 + 64, c_row);
-    }
+    if (tables.pos) return with_time<true, uint16_t>(item, tables, group, body);
+    return with_time<false, uint16_t>(item, tables, group, body);
 }
 
-// C[32 m, n] (+)= A B, n rounded up to 16; strides in elements.
-inline void tile_product(const bf16* a, int64_t a_row, const word* b, int64_t b_row, int64_t steps, float* c, int64_t c_row, int64_t m, int64_t n,
-                         bool add) {
-    for (int64_t column = 0; column < n; column += 32)
-        for (int64_t r = 0; r < m; r += 32)
-            tile_block(a + r * a_row, a_row * 2, b + column, b_row * 4, 16 * b_row * 4, steps, c + r * c_row + column, c_row * 4, add,
-                       n - column > 16);
-}
-
-// A tile of weights or slopes as rows and as pairs of rows.
-inline void round_tile(const float* tile, bf16* rows, word* pairs) {
-    for (int64_t r = 0; r < ROWS; r += 2)
-        for (int64_t c = 0; c < COLS; c += W) {
-            const __m256i even = round_row(load(tile + r * COLS + c)), odd = round_row(load(tile + (r + 1) * COLS + c));
-            if (rows) {
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + r * COLS + c), even);
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + (r + 1) * COLS + c), odd);
+template <int TERMS, bool MASK, typename B>
+HEADRACE_INLINE void weigh_rows(const B& biases, const Group& group, const float* scores, int64_t steps, word* to, int64_t apart) {
+    for (int r = 0; r < MR; ++r) {
+        const auto pos = biases.pos(r);
+        const auto buckets = biases.buckets(r);
+        for (int64_t c = 0; c < steps * DEPTH; c += DEPTH) {
+            vf weight[2];
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h) {
+                const int64_t column = c + h * 16;
+                const vf s = biases.added(load(scores + r * COLS + column), pos, buckets, column);
+                weight[h] = s * gate_of<TERMS>(s);
+                if (MASK) weight[h] = keep(seen(group, r, column), weight[h]);
             }
-            if (pairs)
-                _mm512_storeu_si512(pairs + r / 2 * COLS + c,
-                                    _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16)));
+            store_words<TERMS>(to + c / DEPTH * TILE + r * 16, apart, weight[0], weight[1]);
         }
+    }
 }
 
-inline void clear_past(float* rows, int64_t from) {
-    for (int64_t r = 0; r < MR && from < COLS; ++r) memset(rows + r * COLS + from, 0, sizeof(float) * (COLS - from));
+// A group's scores → weights as a left operand, `steps` tiles of columns.
+template <int TERMS>
+inline void weigh(const Item& item, const PairTables& tables, const Group& group, const float* scores, int64_t steps, word* to, int64_t apart) {
+    if (group.width == 0) {
+        for (int64_t s = 0; s < steps; ++s)
+            for (int t = 0; t < TERMS; ++t) memset(to + s * TILE + t * apart, 0, sizeof(word) * MR * 16);
+        return;
+    }
+    with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
+        if (group.whole >= steps * DEPTH) weigh_rows<TERMS, false>(biases, group, scores, steps, to, apart);
+        else weigh_rows<TERMS, true>(biases, group, scores, steps, to, apart);
+    });
 }
 
-template <typename T>
+// Where the weights and slopes of a block go.
+struct Slopes {
+    Operand weight_pairs, slope_pairs, slope_rows;  // at the block
+};
+
+template <int TERMS, bool MASK, typename B>
+HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& group, const float* scores, float* slopes,
+                                int64_t row, int64_t steps, const Slopes& to, const PairScratch& scratch) {
+    word* rows = to.slope_rows.at(row / 16, 0).tiles + row % 16 * 16;
+    for (int r = 0; r < MR; r += 2) {
+        const decltype(biases.pos(0)) pos[2] = {biases.pos(r), biases.pos(r + 1)};
+        const decltype(biases.buckets(0)) buckets[2] = {biases.buckets(r), biases.buckets(r + 1)};
+        float* pos_grad[2] = {nullptr, nullptr};
+        if (B::HAS_POS)
+            for (int i = 0; i < 2; ++i) pos_grad[i] = PairGrads::row(scratch, item, group.query + biases.row(r + i), group.j0);
+        word *weight_pair = to.weight_pairs.tiles + (row + r) / 2 * 16, *slope_pair = to.slope_pairs.tiles + (row + r) / 2 * 16;
+        for (int64_t c = 0; c < steps * DEPTH; c += DEPTH) {
+            vf d[2][2];
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; ++h) {
+                const int64_t column = c + h * 16;
+                vf weight[2];
+#pragma GCC unroll 2
+                for (int i = 0; i < 2; ++i) {
+                    const vf s = biases.added(load(scores + (r + i) * COLS + column), pos[i], buckets[i], column);
+                    const vf gate = gate_of<TERMS>(s), activated = s * gate;
+                    float* slope = slopes + (r + i) * COLS + column;
+                    weight[i] = activated;
+                    d[i][h] = load(slope) * (gate + activated - activated * gate);
+                    if (MASK) {
+                        const vi mask = seen(group, r + i, column);
+                        weight[i] = keep(mask, weight[i]);
+                        d[i][h] = keep(mask, d[i][h]);
+                    }
+                    if (B::HAS_TIME) store(slope, d[i][h]);  // for the time bias's gradient
+                    if (B::HAS_POS) store(pos_grad[i] + column, load(pos_grad[i] + column) + d[i][h]);
+                }
+                store_words<TERMS>(weight_pair + (c / 16 + h) * to.weight_pairs.next, to.weight_pairs.apart, weight[0], weight[1]);
+                store_words<TERMS>(slope_pair + (c / 16 + h) * to.slope_pairs.next, to.slope_pairs.apart, d[0][h], d[1][h]);
+            }
+            store_words<TERMS>(rows + c / DEPTH * TILE + r * 16, to.slope_rows.apart, d[0][0], d[0][1]);
+            store_words<TERMS>(rows + c / DEPTH * TILE + (r + 1) * 16, to.slope_rows.apart, d[1][0], d[1][1]);
+        }
+    }
+}
+
+// Zeros for eight rows of a block, columns of the steps [from, end).
+template <int TERMS>
+inline void clear_slopes(int64_t row, int64_t from, int64_t end, const Slopes& to) {
+    for (int t = 0; t < TERMS; ++t) {
+        for (int64_t s = from; s < end; ++s) memset(to.slope_rows.at(row / 16, s).tiles + t * to.slope_rows.apart + row % 16 * 16, 0, sizeof(word) * MR * 16);
+        for (int64_t c = 2 * from; c < 2 * end; ++c) {
+            memset(to.weight_pairs.at(c, 0).tiles + t * to.weight_pairs.apart + row / 2 * 16, 0, sizeof(word) * MR / 2 * 16);
+            memset(to.slope_pairs.at(c, 0).tiles + t * to.slope_pairs.apart + row / 2 * 16, 0, sizeof(word) * MR / 2 * 16);
+        }
+    }
+}
+
+// A group's scores and products of gradients → weights and slopes as operands, all COLS columns.
+template <int TERMS>
+inline void weigh_backward(const Item& item, const PairTables& tables, const Group& group, const float* scores, float* slopes, int64_t row,
+                           const Slopes& to, const PairScratch& scratch) {
+    const int64_t steps = (group.width + DEPTH - 1) / DEPTH;
+    if (steps < COLS / DEPTH) clear_slopes<TERMS>(row, steps, COLS / DEPTH, to);
+    if (steps == 0) return;
+    with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
+        if (group.whole >= steps * DEPTH) slope_rows<TERMS, false>(biases, item, group, scores, slopes, row, steps, to, scratch);
+        else slope_rows<TERMS, true>(biases, item, group, scores, slopes, row, steps, to, scratch);
+    });
+}
+
+// ---- an item ----
+
+template <int TERMS>
+inline void clear_step(const Operand& x, int64_t step) {
+    for (int t = 0; t < TERMS; ++t)
+        for (int64_t r = 0; r < ROWS / 16; ++r) memset(x.at(r, step).tiles + t * x.apart, 0, sizeof(word) * TILE);
+}
+
+template <typename T, int TERMS>
 void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
-    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
-    turn(s.k, qk_pad, cols, s.k_turned);
-    pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
-    pair_up(s.v, v_pad, cols, s.v_pairs);
-    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
-    const float scale = static_cast<float>(a.scale);
+    s.v_summed.next = cols / DEPTH * TILE;
+    activated(a.preactivated, all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.rows,
+              [&](const auto& x) { pack_turned<TERMS>(x, cols, qk_pad, s.k_turned); });
+    activated(a.preactivated, all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.rows,
+              [&](const auto& x) { pack_sum_of_rows<TERMS, APART>(x, cols, v_pad, s.v_summed); });
+    activated(a.preactivated, new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.rows, [&](const auto& x) { pack_rows<TERMS>(x, rows, qk_pad, s.q); });
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
-        memset(s.out, 0, sizeof(float) * ROWS * v_pad);
         prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
+        int64_t last = 0;  // steps of keys that any row sees
         for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
             prefetch_buckets(item, tables, i0, j0 + COLS, ROWS);
             Group groups[GROUPS];
-            int64_t width = 0;
-            for (int64_t g = 0; g < GROUPS; ++g) {
-                groups[g] = see(item, i0 + g * MR, j0, COLS);
-                width = max64(width, groups[g].width);
-            }
-            if (width == 0) continue;
-            tile_product(s.q + i0 * qk_pad, qk_pad, s.k_turned + j0 * (qk_pad / 2), COLS, qk_pad / DEPTH, s.weight, COLS, ROWS, width, false);
-            for (int64_t g = 0; g < GROUPS; ++g) {
-                const int64_t vectors = (groups[g].width + W - 1) / W;
-                clear_past(s.weight + g * MR * COLS, vectors * W);
-                if (vectors) activate(item, tables, groups[g], s.weight + g * MR * COLS, COLS, vectors, scale);
-            }
-            round_tile(s.weight, s.weight_rows, nullptr);
-            tile_product(s.weight_rows, COLS, s.v_pairs + j0 / 2 * v_pad, v_pad, (width + DEPTH - 1) / DEPTH, s.out, v_pad, ROWS, v_pad, true);
+            const int64_t steps = (see_block(item, i0, j0, groups) + DEPTH - 1) / DEPTH;
+            for (; steps && last < j0 / DEPTH; ++last) clear_step<TERMS>(s.weight_rows, last);
+            if (steps == 0) continue;
+            multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, qk_pad / DEPTH, s.q.at(i0 / 16, 0), s.k_turned.at(j0 / 16, 0), s.weight, COLS);
+            for (int64_t g = 0; g < GROUPS; ++g)
+                weigh<TERMS>(item, tables, groups[g], s.weight + g * MR * COLS, steps, s.weight_rows.at(g * MR / 16, j0 / DEPTH).tiles + g * MR % 16 * 16,
+                             s.weight_rows.apart);
+            last = j0 / DEPTH + steps;
         }
-        unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad);
+        multiply_rows<TERMS, false>(ROWS / 16, v_pad / 16, last, s.weight_rows, s.v_summed, s.out, v_pad);
+        unpack<T>(a.out, item, i0, min64(ROWS, item.queries - i0), a.v_dim, s.out, v_pad, static_cast<float>(a.scale));
     }
 }
 
+// The transposed sums of a strip of keys (dimension, COLS) → rows of a gradient; cached keys have none.
 template <typename T>
+void finish_strip(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t j0, int64_t width,
+                  int64_t pad, const Scratch& s) {
+    for (int64_t j = 0; j < COLS; j += W)
+        for (int64_t d = 0; d < pad; d += W) transpose_block(s.across + d * COLS + j, COLS, s.turned + j * pad + d, pad);
+    const int64_t first = max64(j0, item.cached);
+    unpack_grad<T>(a, tensor, through, item, first - item.cached, min64(j0 + COLS, item.keys) - first, width, s.turned + (first - j0) * pad, pad);
+}
+
+template <typename T, int TERMS>
 void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads) {
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
-    const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
-    pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
-    turn(s.k, qk_pad, cols, s.k_turned);
-    pair_up(s.k, qk_pad, cols, s.k_pairs);
-    pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
-    turn(s.v, v_pad, cols, s.v_turned);
-    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
-    across(s.q, qk_pad, rows, s.pairs_of, s.q_across);
-    pack_queries<T>(false, item, a.grad, a.v_dim, s.grad, v_pad, rows);
-    across(s.grad, v_pad, rows, s.pairs_of, s.grad_across);
+    const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS), row_steps = rows / DEPTH;
+    s.k_summed.next = cols / DEPTH * TILE;
+    s.q_across.next = s.grad_across.next = s.weight_pairs.next = s.slope_pairs.next = row_steps * TILE;
+    activated(a.preactivated, all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.rows, [&](const auto& x) {
+        pack_turned<TERMS>(x, cols, qk_pad, s.k_turned);
+        pack_sum_of_rows<TERMS, APART>(x, cols, qk_pad, s.k_summed);
+    });
+    activated(a.preactivated, all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.rows,
+              [&](const auto& x) { pack_turned<TERMS>(x, cols, v_pad, s.v_turned); });
+    activated(a.preactivated, new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.rows, [&](const auto& x) {
+        pack_rows<TERMS>(x, rows, qk_pad, s.q);
+        pack_across<TERMS>(x, rows, qk_pad, s.q_across);
+    });
+    const TensorRows<T> grad = new_rows<T>(a.grad, item, a.v_dim);
+    pack_rows<TERMS>(grad, rows, v_pad, s.grad);
+    pack_across<TERMS>(grad, rows, v_pad, s.grad_across);
     memset(s.dq, 0, sizeof(float) * rows * qk_pad);
-    memset(s.dk_across, 0, sizeof(float) * cols * qk_pad);
-    memset(s.dv_across, 0, sizeof(float) * cols * v_pad);
     grads.open(s.pairs, item);
-    const float scale = static_cast<float>(a.scale);
-    for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
+    for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
+        int64_t from = row_steps;  // the first block that sees any of these keys
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
             prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
             Group groups[GROUPS];
-            int64_t width = 0;
-            for (int64_t g = 0; g < GROUPS; ++g) {
-                groups[g] = see(item, i0 + g * MR, j0, COLS);
-                width = max64(width, groups[g].width);
+            const int64_t steps = (see_block(item, i0, j0, groups) + DEPTH - 1) / DEPTH, block = i0 / DEPTH;
+            const Slopes to = {s.weight_pairs.at(0, block), s.slope_pairs.at(0, block), s.slope_rows};
+            if (steps == 0) {
+                if (from < block)
+                    for (int64_t g = 0; g < GROUPS; ++g) clear_slopes<TERMS>(g * MR, 0, COLS / DEPTH, to);
+                continue;
             }
-            if (width == 0) continue;
-            tile_product(s.q + i0 * qk_pad, qk_pad, s.k_turned + j0 * (qk_pad / 2), COLS, qk_pad / DEPTH, s.weight, COLS, ROWS, width, false);
-            tile_product(s.grad + i0 * v_pad, v_pad, s.v_turned + j0 * (v_pad / 2), COLS, v_pad / DEPTH, s.slope, COLS, ROWS, width, false);
-            for (int64_t g = 0; g < GROUPS; ++g) {
-                float *weight = s.weight + g * MR * COLS, *slope = s.slope + g * MR * COLS;
-                const int64_t vectors = (groups[g].width + W - 1) / W;
-                clear_past(weight, vectors * W);
-                clear_past(slope, vectors * W);
-                if (vectors) activate_backward(item, tables, groups[g], weight, slope, COLS, vectors, scale, s.pairs);
-            }
-            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(COLS, round_up(item.keys - j0, W)), s.slope, COLS, grads);
-            round_tile(s.weight, nullptr, s.weight_pairs);
-            round_tile(s.slope, s.slope_rows, s.slope_pairs);
-            tile_product(s.slope_rows, COLS, s.k_pairs + j0 / 2 * qk_pad, qk_pad, (width + DEPTH - 1) / DEPTH, s.dq + i0 * qk_pad, qk_pad, ROWS,
-                         qk_pad, true);
-            tile_product(s.grad_across + i0, rows, s.weight_pairs, COLS, 1, s.dv_across + j0, cols, v_pad, width, true);
-            tile_product(s.q_across + i0, rows, s.slope_pairs, COLS, 1, s.dk_across + j0, cols, qk_pad, width, true);
+            from = min64(from, block);
+            multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, qk_pad / DEPTH, s.q.at(i0 / 16, 0), s.k_turned.at(j0 / 16, 0), s.weight, COLS);
+            multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, v_pad / DEPTH, s.grad.at(i0 / 16, 0), s.v_turned.at(j0 / 16, 0), s.slope, COLS);
+            for (int64_t g = 0; g < GROUPS; ++g)
+                weigh_backward<TERMS>(item, tables, groups[g], s.weight + g * MR * COLS, s.slope + g * MR * COLS, g * MR, to, s.pairs);
+            time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(steps * DEPTH, round_up(item.keys - j0, W)), s.slope, COLS, grads);
+            multiply_rows<TERMS, true>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed.at(0, j0 / DEPTH), s.dq + i0 * qk_pad, qk_pad);
         }
+        if (j0 + COLS <= item.cached) continue;
+        const int64_t count = row_steps - from;
+        multiply_rows<TERMS, false>(v_pad / 16, COLS / 16, count, s.grad_across.at(0, from), s.weight_pairs.at(0, from), s.across, COLS);
+        finish_strip<T>(a, a.dv, a.v, item, j0, a.v_dim, v_pad, s);
+        multiply_rows<TERMS, false>(qk_pad / 16, COLS / 16, count, s.q_across.at(0, from), s.slope_pairs.at(0, from), s.across, COLS);
+        finish_strip<T>(a, a.dk, a.k, item, j0, a.qk_dim, qk_pad, s);
+    }
     grads.close(s.pairs, item);
-    unpack_grad<T>(a, a.dq, a.q, item, a.qk_dim, s.dq, qk_pad);
-    for (int64_t j = 0; j < cols; j += W)
-        for (int64_t d = 0; d < qk_pad; d += W) transpose_block(s.dk_across + d * cols + j, cols, s.turned + j * qk_pad + d, qk_pad);
-    unpack_grad<T>(a, a.dk, a.k, item, a.qk_dim, s.turned + item.cached * qk_pad, qk_pad);
-    for (int64_t j = 0; j < cols; j += W)
-        for (int64_t d = 0; d < v_pad; d += W) transpose_block(s.dv_across + d * cols + j, cols, s.turned + j * v_pad + d, v_pad);
-    unpack_grad<T>(a, a.dv, a.v, item, a.v_dim, s.turned + item.cached * v_pad, v_pad);
+    unpack_grad<T>(a, a.dq, a.q, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
 }
 
 HEADRACE_END

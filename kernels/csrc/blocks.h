@@ -8,105 +8,72 @@ HEADRACE_BEGIN
 
 constexpr int64_t BLOCK = 96;  // tokens that go through the layer's products together
 #if defined(HEADRACE_LEVEL_AMX)
-constexpr int64_t PAD = 96;  // of widths: a multiple of W, of MR and of two tiles
+constexpr int64_t PAD = 32;  // of widths: two tiles
 #else
 constexpr int64_t PAD = 48;  // of widths: a multiple of W and of MR
 #endif
 
 #if defined(HEADRACE_LEVEL_AMX)
-struct Operands {  // of a product on tiles: one block a thread, kept for the next
-    word *left, *right, *turning;
-    Operands(int64_t left_words, int64_t right_words, int64_t turning_words) {
-        struct Kept {
-            word* base = nullptr;
-            int64_t size = 0;
-            ~Kept() { free(base); }
-        };
-        static thread_local Kept kept;
-        const int64_t apart = 16;
-        const int64_t size = round_up(left_words + right_words + turning_words + 2 * apart, 16);
-        if (size > kept.size) {
-            free(kept.base);
-            kept.base = static_cast<word*>(aligned_alloc(64, sizeof(word) * size));
-            if (!kept.base) abort();  // a few hundred kilobytes
-            kept.size = size;
-        }
-        left = kept.base;
-        right = left + left_words + apart;
-        turning = right + right_words + apart;
+// Room for both sides of a product: one block a thread, kept for the next.
+inline word* operand_room(int64_t size) {
+    struct Kept {
+        word* base = nullptr;
+        int64_t size = 0;
+        ~Kept() { free(base); }
+    };
+    static thread_local Kept kept;
+    if (size > kept.size) {
+        free(kept.base);
+        kept.base = static_cast<word*>(aligned_alloc(64, sizeof(word) * round_up(size, 16)));
+        if (!kept.base) abort();  // a few hundred kilobytes
+        kept.size = size;
     }
-};
-#endif
+    return kept.base;
+}
+
+inline TensorRows<float> matrix(const float* x, int64_t stride, int64_t rows, int64_t width) { return {nullptr, x, 0, stride, 0, rows, width}; }
+
+// C[rows, n] = or += A[rows, k] B[k, n], where A's element (r, p) lies at a[r * a_row + p * a_step] and one of the two is 1. Both
+// sides are made operands here (B perhaps before: `ready`); C has room for whole tiles.
+template <int TERMS>
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
+                     int64_t n, bool add, const Operand* ready) {
+    const int64_t m_pad = round_up(rows, DEPTH), k_pad = round_up(k, DEPTH), n_pad = round_up(n, DEPTH);
+    const int64_t left_size = m_pad * k_pad / 2, right_size = k_pad * n_pad / 2, gap = 16;
+    word* room = operand_room(TERMS * (left_size + right_size) + gap);
+    const Operand left = {room, k_pad / DEPTH * TILE, left_size}, own = {room + TERMS * left_size + gap, k_pad / DEPTH * TILE, right_size};
+    if (a_step == 1) pack_rows<TERMS>(matrix(a, a_row, rows, k), m_pad, k_pad, left);
+    else pack_across<TERMS>(matrix(a, a_step, k, rows), k_pad, m_pad, left);
+    if (!ready && a_step == 1) pack_sum_of_rows<TERMS, APART>(matrix(b, ldb, k, n), k_pad, n_pad, own);
+    if (!ready && a_step != 1) pack_sum_of_rows<TERMS, NEIGHBOURS>(matrix(b, ldb, k, n), k_pad, n_pad, own);
+    const Operand& right = ready ? *ready : own;
+    if (add) multiply_rows<TERMS, true>(m_pad / 16, n_pad / 16, k_pad / DEPTH, left, right, c, ldc);
+    else multiply_rows<TERMS, false>(m_pad / 16, n_pad / 16, k_pad / DEPTH, left, right, c, ldc);
+}
+
+// A weight's matrix made an operand once a call.
+template <int TERMS>
+inline Operand operand(Arena& arena, const float* from, int64_t ld, int64_t k, int64_t n) {
+    const int64_t k_pad = round_up(k, DEPTH), n_pad = round_up(n, DEPTH), size = k_pad * n_pad / 2;
+    const Operand to = {arena.get<word>(TERMS * size), k_pad / DEPTH * TILE, size};
+    if (arena.base) pack_sum_of_rows<TERMS, APART>(matrix(from, ld, k, n), k_pad, n_pad, to);
+    return to;
+}
+#else
+struct Operand {};
 
 // C[rows, n] = or += A[rows, k] B[k, n], panel by panel so that B's stays in the first cache.
-inline void multiply_by_vectors(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c,
-                                int64_t ldc, int64_t n, bool add) {
+template <int TERMS>
+inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
+                     int64_t n, bool add, const Operand*) {
     for (int64_t column = 0; column < n; column += NV_MAX * W) {
         const int64_t vectors = min64(NV_MAX, (n - column + W - 1) / W);
         for (int64_t r = 0; r < rows; r += MR) gemm_rows(a + r * a_row, a_row, a_step, b + column, ldb, k, c + r * ldc + column, ldc, vectors, add);
     }
 }
 
-#if defined(HEADRACE_LEVEL_AMX)
-// Two rows of floats as one row of words.
-inline void pair_row(const float* even, const float* odd, int64_t width, word* to) {
-    for (int64_t c = 0; c < width; c += W) {
-        const __m512i low = _mm512_cvtepu16_epi32(round_row(load(even + c)));
-        const __m512i high = odd ? _mm512_slli_epi32(_mm512_cvtepu16_epi32(round_row(load(odd + c))), 16) : _mm512_setzero_si512();
-        _mm512_storeu_si512(to + c, _mm512_or_si512(low, high));
-    }
-}
-
-// A right operand as pairs of rows, padded with zeros to whole tiles.
-inline void pack_right(const float* b, int64_t ldb, int64_t k, int64_t n, word* to) {
-    const int64_t k_pad = round_up(k, DEPTH), n_pad = round_up(n, 32);
-    memset(to, 0, sizeof(word) * k_pad / 2 * n_pad);
-    for (int64_t p = 0; p < k; p += 2) pair_row(b + p * ldb, p + 1 < k ? b + (p + 1) * ldb : nullptr, round_up(n, W), to + p / 2 * n_pad);
-}
-
-// The same on tiles: both sides are rounded to bfloat16 here (B perhaps before: `packed`), sums stay float32. C has room for
-// whole tiles.
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add, const word* packed) {
-    if (rows < 16 || k < 16) return multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
-    const int64_t m_pad = round_up(rows, 32), k_pad = round_up(k, DEPTH), n_pad = round_up(n, 32);
-    Operands operands(m_pad * k_pad / 2, k_pad / 2 * n_pad, k_pad / 2 * m_pad);
-    bf16* left = reinterpret_cast<bf16*>(operands.left);
-    if (a_step == 1) {
-        for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t p = 0; p < k; p += W)
-                _mm256_storeu_si256(reinterpret_cast<__m256i*>(left + r * k_pad + p), round_row(load_some(a + r * a_row + p, k - p)));
-            if (round_up(k, W) < k_pad) _mm256_storeu_si256(reinterpret_cast<__m256i*>(left + (r + 1) * k_pad - W), _mm256_setzero_si256());
-        }
-        memset(left + rows * k_pad, 0, sizeof(bf16) * (m_pad - rows) * k_pad);
-    } else {  // a_row == 1: rows of A are columns here
-        memset(operands.turning, 0, sizeof(word) * k_pad / 2 * m_pad);
-        const int64_t width = round_up(rows, W);
-        for (int64_t p = 0; p < k; p += 2) pair_row(a + p * a_step, p + 1 < k ? a + (p + 1) * a_step : nullptr, width, operands.turning + p / 2 * m_pad);
-        for (int64_t p = 0; p < k_pad / 2; p += W)
-            for (int64_t r = 0; r < m_pad; r += W)
-                transpose_block(reinterpret_cast<float*>(operands.turning) + p * m_pad + r, m_pad,
-                                reinterpret_cast<float*>(operands.left) + r * (k_pad / 2) + p, k_pad / 2);
-    }
-    if (!packed) pack_right(b, ldb, k, n, operands.right);
-    tile_product(left, k_pad, packed ? packed : operands.right, n_pad, k_pad / DEPTH, c, ldc, m_pad, n, add);
-}
-
-// A weight's matrix packed once a call.
-inline const word* packed(Arena& arena, const float* from, int64_t ld, int64_t k, int64_t n) {
-    word* to = arena.get<word>(round_up(k, DEPTH) / 2 * round_up(n, 32));
-    if (arena.base) pack_right(from, ld, k, n, to);
-    return to;
-}
-#else
-typedef float word;
-
-inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
-                     int64_t n, bool add, const word*) {
-    multiply_by_vectors(a, a_row, a_step, rows, b, ldb, k, c, ldc, n, add);
-}
-
-inline const word* packed(Arena&, const float*, int64_t, int64_t, int64_t) { return nullptr; }  // vectors take rows as they are
+template <int TERMS>
+inline Operand operand(Arena&, const float*, int64_t, int64_t, int64_t) { return {}; }  // vectors take rows as they are
 #endif
 
 // A (rows, columns) matrix with padded columns; or its transpose.

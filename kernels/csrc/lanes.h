@@ -54,6 +54,16 @@ HEADRACE_INLINE vf larger(vf a, vf b) {
 #endif
 }
 
+HEADRACE_INLINE vf smaller(vf a, vf b) {
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 HEADRACE_INLINE vf load(const float* p) {
     vf v;
     __builtin_memcpy(&v, p, sizeof v);
@@ -72,11 +82,14 @@ HEADRACE_INLINE vf load(const bf16* p) {
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 // Round to nearest even; a NaN stays one.
-HEADRACE_INLINE void store(bf16* p, vf v) {
+HEADRACE_INLINE vh round_to_bf16(vf v) {
     const vu u = (vu)v;
     const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const vu quiet = (u >> 16) | 0x40u;
-    const vh h = __builtin_convertvector(v == v ? rounded : quiet, vh);
+    return __builtin_convertvector(v == v ? rounded : quiet, vh);
+}
+HEADRACE_INLINE void store(bf16* p, vf v) {
+    const vh h = round_to_bf16(v);
     __builtin_memcpy(p, &h, sizeof h);
 }
 
@@ -105,6 +118,10 @@ HEADRACE_INLINE vf load_first<bf16>(const bf16* p, int n) {
 template <>
 HEADRACE_INLINE void store_first<float>(float* p, vf v, int n) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+}
+template <>
+HEADRACE_INLINE void store_first<bf16>(bf16* p, vf v, int n) {
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)round_to_bf16(v));
 }
 #endif
 

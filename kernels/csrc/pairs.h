@@ -7,7 +7,7 @@
 HEADRACE_BEGIN
 
 constexpr int64_t MAX_CHUNKS = 64;  // of items whose bias gradients are summed together; more threads than this find no work
-constexpr int64_t COPIES = 8;       // of the position gradient: a row must not wait for the row before it
+constexpr int64_t COPIES = 16;      // of the position gradient: a row's sums start at a whole vector, and do not wait for the row before
 
 // One head of one user.
 struct Item {
@@ -179,7 +179,7 @@ struct PairScratch {
     float* pos;  // (COPIES, pos_size)
     int64_t pos_size;
     void lay_out(Arena& arena, int64_t, int64_t cols, bool backward, const HeadraceAttention& a) {
-        pos_size = round_up(2 * cols + 64, 16) + 16;
+        pos_size = round_up(2 * cols + 96, 16) + 16;
         pos = backward && a.pos_bias ? arena.get<float>(COPIES * pos_size) : nullptr;
     }
 };
@@ -197,18 +197,19 @@ struct PairGrads {
         if (!pos_sum) return;
         for (int64_t c = 0; c < COPIES; ++c) memset(scratch.pos + c * scratch.pos_size, 0, sizeof(float) * (span(item) + 64));
     }
-    // Distance of table entry c: keys - 1 - c.
+    // Distance of table entry c: keys - 1 - c. A copy's entries are `shift` further on, so that every tile's are aligned.
+    static int64_t shift(const Item& item, int64_t query) { return (query + 1 - item.queries) & (COPIES - 1); }
+    static float* row(const PairScratch& scratch, const Item& item, int64_t query, int64_t j0) {
+        return scratch.pos + query % COPIES * scratch.pos_size + shift(item, query) + item.keys - 1 - item.position(query) + j0;
+    }
     void close(const PairScratch& scratch, const Item& item) {
         if (!pos_sum) return;
         float* to = pos_sum + (pos_heads > 1 ? item.head : 0) * num_pos;
-        for (int64_t c = 0; c < span(item); ++c) {
-            float total = 0;
-            for (int64_t copy = 0; copy < COPIES; ++copy) total += scratch.pos[copy * scratch.pos_size + c];
-            to[min64(max64(item.keys - 1 - c, 0), num_pos - 1)] += total;
+        for (int64_t c = 0; c < span(item); c += W) {
+            vf total = zero();
+            for (int64_t copy = 0; copy < COPIES; ++copy) total += load(scratch.pos + copy * scratch.pos_size + shift(item, copy) + c);
+            for (int l = 0; l < W; ++l) to[min64(max64(item.keys - 1 - c - l, 0), num_pos - 1)] += total[l];
         }
-    }
-    static float* row(const PairScratch& scratch, const Item& item, int64_t query, int64_t j0) {
-        return scratch.pos + (query % COPIES) * scratch.pos_size + item.keys - 1 - item.position(query) + j0;
     }
 };
 
@@ -229,12 +230,12 @@ struct PairGradChunks {
         for (int64_t x = 0; a.pos_bias && x < a.pos_heads * a.num_pos; ++x) {
             float total = 0;
             for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) total += sums[chunk * (pos_size + time_size) + x];
-            a.dpos[x] = total;
+            a.dpos[x] = total * static_cast<float>(a.scale);
         }
         for (int64_t x = 0; a.time_bias && x < a.time_heads * a.num_buckets; ++x) {
             float total = 0;
             for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) total += sum(load(sums + chunk * (pos_size + time_size) + pos_size + x * W));
-            a.dtime[x] = total;
+            a.dtime[x] = total * static_cast<float>(a.scale);
         }
     }
     void release() { free(sums); }
@@ -353,7 +354,7 @@ HEADRACE_INLINE vi seen(const Group& group, int r, int64_t column) {
 
 template <bool POS, int MODE, typename T>
 void activate_as(const Item& item, const PairTables& tables, const Group& group, const TimeView<T>& view, float* scores, int64_t ld,
-                 int64_t vectors, float scale) {
+                 int64_t vectors) {
     const TimeTable<MODE> table(MODE != NO_TIME ? tables.time_row(item) : nullptr, view.low, tables.num_buckets);
     for (int r = 0; r < MR; ++r) {
         float* row = scores + r * ld;
@@ -366,7 +367,7 @@ void activate_as(const Item& item, const PairTables& tables, const Group& group,
             vf s = load(row + n * W);
             if (POS) s += load(pos + n * W);
             if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
-            vf weight = s * sigmoid(s) * scale;
+            vf weight = s * sigmoid(s);
             if ((n + 1) * W > group.whole) weight = keep(seen(group, r, n * W), weight);
             store(row + n * W, weight);
         }
@@ -422,7 +423,7 @@ inline void time_gradient(const Item& item, const PairTables& tables, int64_t i0
 
 template <bool POS, int MODE, typename T>
 void activate_backward_as(const Item& item, const PairTables& tables, const Group& group, const TimeView<T>& view, float* weight, float* slope,
-                          int64_t ld, int64_t vectors, float scale, const PairScratch& scratch) {
+                          int64_t ld, int64_t vectors, const PairScratch& scratch) {
     const TimeTable<MODE> table(MODE != NO_TIME ? tables.time_row(item) : nullptr, view.low, tables.num_buckets);
     for (int r = 0; r < MR; ++r) {
         float *weights = weight + r * ld, *slopes = slope + r * ld;
@@ -439,8 +440,8 @@ void activate_backward_as(const Item& item, const PairTables& tables, const Grou
             if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
             const vf gate = sigmoid(s);
             const vf activated = s * gate;
-            vf a = activated * scale;
-            vf d = load(slopes + n * W) * scale * (gate + activated - activated * gate);
+            vf a = activated;
+            vf d = load(slopes + n * W) * (gate + activated - activated * gate);
             if ((n + 1) * W > group.whole) {
                 const vi mask = seen(group, r, n * W);
                 a = keep(mask, a);
@@ -466,43 +467,43 @@ void activate_of(const Item& item, const PairTables& tables, const Group& group,
     }
 }
 
-inline void activate(const Item& item, const PairTables& tables, const Group& group, float* scores, int64_t ld, int64_t vectors, float scale) {
+inline void activate(const Item& item, const PairTables& tables, const Group& group, float* scores, int64_t ld, int64_t vectors) {
     const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
-    if (!tables.time) return tables.pos ? activate_as<true, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors, scale)
-                                        : activate_as<false, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors, scale);
-    if (tables.bucket_bytes == 1) return tables.pos ? activate_of<true, uint8_t>(item, tables, group, scores, ld, vectors, scale)
-                                                    : activate_of<false, uint8_t>(item, tables, group, scores, ld, vectors, scale);
-    return tables.pos ? activate_of<true, uint16_t>(item, tables, group, scores, ld, vectors, scale)
-                      : activate_of<false, uint16_t>(item, tables, group, scores, ld, vectors, scale);
+    if (!tables.time) return tables.pos ? activate_as<true, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors)
+                                        : activate_as<false, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors);
+    if (tables.bucket_bytes == 1) return tables.pos ? activate_of<true, uint8_t>(item, tables, group, scores, ld, vectors)
+                                                    : activate_of<false, uint8_t>(item, tables, group, scores, ld, vectors);
+    return tables.pos ? activate_of<true, uint16_t>(item, tables, group, scores, ld, vectors)
+                      : activate_of<false, uint16_t>(item, tables, group, scores, ld, vectors);
 }
 
 template <bool POS, typename T>
 void activate_backward_of(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
-                          int64_t vectors, float scale, const PairScratch& scratch) {
+                          int64_t vectors, const PairScratch& scratch) {
     const TimeView<T> view = look<T>(item, group, tables.num_buckets);
     switch (view.mode) {
 #if defined(__AVX512F__)
-        case TABLE_32: return activate_backward_as<POS, TABLE_32, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
-        case TABLE_64: return activate_backward_as<POS, TABLE_64, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
-        case TABLE_128: return activate_backward_as<POS, TABLE_128, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
+        case TABLE_32: return activate_backward_as<POS, TABLE_32, T>(item, tables, group, view, weight, slope, ld, vectors, scratch);
+        case TABLE_64: return activate_backward_as<POS, TABLE_64, T>(item, tables, group, view, weight, slope, ld, vectors, scratch);
+        case TABLE_128: return activate_backward_as<POS, TABLE_128, T>(item, tables, group, view, weight, slope, ld, vectors, scratch);
 #endif
-        default: return activate_backward_as<POS, ANY, T>(item, tables, group, view, weight, slope, ld, vectors, scale, scratch);
+        default: return activate_backward_as<POS, ANY, T>(item, tables, group, view, weight, slope, ld, vectors, scratch);
     }
 }
 
 inline void activate_backward(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
-                              int64_t vectors, float scale, const PairScratch& scratch) {
+                              int64_t vectors, const PairScratch& scratch) {
     const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
     if (!tables.time) {
-        if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch);
-        return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scale, scratch);
+        if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scratch);
+        return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scratch);
     }
     if (tables.bucket_bytes == 1) {
-        if (tables.pos) return activate_backward_of<true, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
-        return activate_backward_of<false, uint8_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
+        if (tables.pos) return activate_backward_of<true, uint8_t>(item, tables, group, weight, slope, ld, vectors, scratch);
+        return activate_backward_of<false, uint8_t>(item, tables, group, weight, slope, ld, vectors, scratch);
     }
-    if (tables.pos) return activate_backward_of<true, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
-    return activate_backward_of<false, uint16_t>(item, tables, group, weight, slope, ld, vectors, scale, scratch);
+    if (tables.pos) return activate_backward_of<true, uint16_t>(item, tables, group, weight, slope, ld, vectors, scratch);
+    return activate_backward_of<false, uint16_t>(item, tables, group, weight, slope, ld, vectors, scratch);
 }
 
 HEADRACE_END

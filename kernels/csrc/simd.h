@@ -1,50 +1,27 @@
-// One source for every instruction set: vectors of W floats by the compiler's vector extension, and the few operations
-// that need an intrinsic. Included by csrc/level/*.cpp and csrc/amx/*.cpp only (see export.h for the rules there).
+// What the attention and the layer add to lanes.h: SiLU's gate, rows that are no whole vectors, register-blocked products,
+// scratch memory. Included by csrc/level/*.cpp and csrc/amx/*.cpp only (see export.h for the rules there).
 #pragma once
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "export.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 HEADRACE_BEGIN
 
+constexpr int W = LANES;
 #if defined(HEADRACE_LEVEL_AMX)
-constexpr int W = 16;
 constexpr int NV_MAX = 3;  // 8 x 3 accumulators of 32 registers
 constexpr int MR = 8;      // four groups of rows in 32, two tiles
 #elif defined(__AVX512F__)
-constexpr int W = 16;
 constexpr int NV_MAX = 4;  // 6 x 4 accumulators of 32 registers
-#elif defined(__AVX2__)
-constexpr int W = 8;
-constexpr int NV_MAX = 2;  // 6 x 2 accumulators of 16 registers
+constexpr int MR = 6;
 #else
-constexpr int W = 4;
-constexpr int NV_MAX = 2;
-#endif
-#if !defined(HEADRACE_LEVEL_AMX)
+constexpr int NV_MAX = 2;  // 6 x 2 accumulators of 16 registers
 constexpr int MR = 6;
 #endif
 
-#define HEADRACE_INLINE inline __attribute__((always_inline))
-
-typedef float vf __attribute__((vector_size(W * 4)));
-typedef int32_t vi __attribute__((vector_size(W * 4)));
-typedef uint32_t vu __attribute__((vector_size(W * 4)));
-typedef float vf_any __attribute__((vector_size(W * 4), aligned(4), may_alias));
-
-typedef uint16_t bf16;
-
-HEADRACE_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
-HEADRACE_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
-HEADRACE_INLINE vf splat(float x) { return x - vf{}; }
-HEADRACE_INLINE vi splat(int32_t x) { return x - vi{}; }
 HEADRACE_INLINE vf zero() { return vf{}; }
 
 HEADRACE_INLINE vi iota() {
@@ -54,33 +31,7 @@ HEADRACE_INLINE vi iota() {
     return x;
 }
 
-HEADRACE_INLINE float sum(vf x) {  // in halves: always the same order
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)x);
-#else
-    float lanes[W];
-    store(lanes, x);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
-#endif
-}
-
 HEADRACE_INLINE vf keep(vi mask, vf x) { return (vf)(mask & (vi)x); }
-HEADRACE_INLINE vf vmin(vf a, vf b) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
-#else
-    return a < b ? a : b;
-#endif
-}
-HEADRACE_INLINE vf vmax(vf a, vf b) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return a > b ? a : b;
-#endif
-}
 
 // 1 / x to within 2 ulp, for finite x that is not tiny.
 HEADRACE_INLINE vf reciprocal(vf x) {
@@ -92,78 +43,76 @@ HEADRACE_INLINE vf reciprocal(vf x) {
 #endif
 }
 
-// exp(x), relative error below 3e-7 for |x| <= 87 (clamped beyond). 2^n by adding n to the exponent's bits.
-HEADRACE_INLINE vf vexp(vf x) {
-    x = vmin(vmax(x, splat(-87.0f)), splat(87.0f));
-    const vf shifted = x * 1.44269504f + 12582912.0f;
-    const vf n = shifted - 12582912.0f;
-    const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    vf p = r * 1.3981999e-3f + 8.3334519e-3f;  // minimax-like over |r| <= ln2/2
-    p = p * r + 4.1665796e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
+// 2^x with a polynomial for its fraction: relative error below 3e-7 (DEGREE 5) or 8e-5 (DEGREE 3).
+template <int DEGREE>
+HEADRACE_INLINE vf exp2(vf x) {
+#if defined(__AVX512DQ__)
+    const vf f = (vf)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)
+#else
+    x = smaller(larger(x, splat(-126.0f)), splat(126.0f));
+    const vf shifted = x + 12582912.0f;  // 1.5 * 2^23: its low bits are round(x)
+    const vf f = x - (shifted - 12582912.0f);
+#endif
+    vf p;
+    if constexpr (DEGREE == 3) {
+#if defined(__AVX512DQ__)
+        p = fma(f, splat(7.802452004e-02f), splat(2.260671591e-01f));
+        p = fma(p, f, splat(6.958335392e-01f));
+        p = fma(p, f, splat(9.999252186e-01f));
+#else
+        p = fma(f, splat(5.517166722e-02f), splat(2.426111221e-01f));
+        p = fma(p, f, splat(6.932609858e-01f));
+        p = fma(p, f, splat(9.999280736e-01f));
+#endif
+    } else {
+#if defined(__AVX512DQ__)
+        p = fma(f, splat(1.877576645e-03f), splat(8.989340163e-03f));
+        p = fma(p, f, splat(5.582631799e-02f));
+        p = fma(p, f, splat(2.401536171e-01f));
+        p = fma(p, f, splat(6.931530732e-01f));
+        p = fma(p, f, splat(9.999999251e-01f));
+#else
+        p = fma(f, splat(1.327647178e-03f), splat(9.675541333e-03f));
+        p = fma(p, f, splat(5.550713274e-02f));
+        p = fma(p, f, splat(2.402211972e-01f));
+        p = fma(p, f, splat(6.931469671e-01f));
+        p = fma(p, f, splat(1.000000072e+00f));
+#endif
+    }
+#if defined(__AVX512DQ__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);  // p * 2^floor(x)
+#else
     return (vf)((vi)p + ((vi)shifted << 23));
+#endif
 }
 
-HEADRACE_INLINE vf sigmoid(vf x) { return reciprocal(1.0f + vexp(-x)); }
+HEADRACE_INLINE vf sigmoid(vf x) { return reciprocal(1.0f + exp2<5>(smaller(x * -1.44269504f, splat(126.0f)))); }
 
-// bfloat16 <-> float, round to nearest even.
-HEADRACE_INLINE float widen(bf16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x) << 16;
-    float y;
-    __builtin_memcpy(&y, &bits, 4);
-    return y;
-}
-HEADRACE_INLINE float widen(float x) { return x; }
-HEADRACE_INLINE void narrow(float x, float* y) { *y = x; }
-HEADRACE_INLINE void narrow(float x, bf16* y) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, 4);
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    *y = is_nan ? static_cast<bf16>((bits >> 16) | 64) : static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+// To 1e-4, for what is rounded to bfloat16 next.
+HEADRACE_INLINE vf rough_sigmoid(vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_rcp14_ps((__m512)(1.0f + exp2<3>(x * -1.44269504f)));
+#else
+    return sigmoid(x);
+#endif
 }
 
 // W consecutive elements, or fewer (the rest zero): rows need not be whole vectors.
-HEADRACE_INLINE vf load_some(const float* p, int64_t count) {
+template <typename T>
+HEADRACE_INLINE vf load_some(const T* p, int64_t count) {
 #if defined(__AVX512F__)
-    return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), p);
+    return load_first(p, static_cast<int>(count >= W ? W : count));
 #else
-    if (count >= W) return load(p);
-    float x[W] = {};
-    for (int64_t i = 0; i < count; ++i) x[i] = p[i];
-    return load(x);
+    return count >= W ? load(p) : load_first(p, static_cast<int>(count));
 #endif
 }
-HEADRACE_INLINE vf load_some(const bf16* p, int64_t count) {
+template <typename T>
+HEADRACE_INLINE void store_some(T* p, vf x, int64_t count) {
 #if defined(__AVX512F__)
-    const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), p);
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+    store_first(p, x, static_cast<int>(count >= W ? W : count));
 #else
-    float x[W] = {};
-    for (int64_t i = 0; i < (count < W ? count : W); ++i) x[i] = widen(p[i]);
-    return load(x);
-#endif
-}
-HEADRACE_INLINE void store_some(float* p, vf x, int64_t count) {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), (__m512)x);
-#else
-    if (count >= W) return store(p, x);
-    for (int64_t i = 0; i < count; ++i) p[i] = x[i];
-#endif
-}
-HEADRACE_INLINE void store_some(bf16* p, vf x, int64_t count) {
-#if defined(__AVX512F__)
-    const __m512i bits = (__m512i)x;
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(64));
-    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(count >= W ? 0xffff : (1 << count) - 1), _mm512_cvtepi32_epi16(rounded));
-#else
-    for (int64_t i = 0; i < (count < W ? count : W); ++i) narrow(x[i], p + i);
+    if (count >= W) store(p, x);
+    else store_first(p, x, static_cast<int>(count));
 #endif
 }
 

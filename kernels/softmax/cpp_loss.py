@@ -112,7 +112,7 @@ class Problem:
             **pointers,
             **self._scalars,
         )
-        if function(f"softmax_{name}")(ctypes.byref(call)):
+        if function(f"softmax_{name}", self.query_RD.dtype)(ctypes.byref(call)):
             raise MemoryError(f"softmax_{name}: no memory for its scratch; use fewer queries or rows at a time")
 
     def new(self, *shape: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import KernelUnavailable, rowwise_adagrad_
 from kernels.adagrad.cpp import adagrad_operator
-from tests.kernels.yardstick import levels, relative_error
+from tests.kernels.yardstick import force, levels, relative_error
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -34,7 +34,7 @@ def step(inputs: Inputs, dtype: torch.dtype, backend: str, *, grad_dtype: torch.
 @pytest.mark.parametrize("level", levels())
 @pytest.mark.parametrize("width", [1, 7, 16, 50, 64, 130])
 def test_a_step_is_that_of_float64(monkeypatch: pytest.MonkeyPatch, level: str, width: int) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     inputs = make_inputs(100, 300, width)
     exact, result = step(inputs, torch.float64, "reference"), step(inputs, torch.float32, "cpp")
     assert relative_error(result[0] - inputs[0], exact[0] - inputs[0].double()) < 1e-5
@@ -58,7 +58,7 @@ def test_any_shape_is_close_and_other_rows_are_untouched(num_rows: int, num: int
 
 @pytest.mark.parametrize("level", levels())
 def test_bfloat16_weights_are_the_float32_step_rounded(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     weight_VD, state_V, rows_N, grad_ND = make_inputs(100, 300, 50)
     rounded = (weight_VD.bfloat16(), state_V, rows_N, grad_ND.bfloat16())
     whole = step(rounded, torch.float32, "cpp")

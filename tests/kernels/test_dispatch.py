@@ -41,6 +41,18 @@ def test_levels_differ_in_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == (1 if library.machine_level() == "portable" else 2)
 
 
+@pytest.mark.skipif(library.machine_level() != "amx", reason="needs AMX")
+def test_float32_is_two_bfloat16_terms_only_where_pytorch_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(dtype: torch.dtype) -> str:
+        return str(library.function("attention_forward", dtype).__name__)
+
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", "amx")
+    for precision, expected in (("highest", "avx512"), ("high", "amx"), ("medium", "amx")):
+        torch.set_float32_matmul_precision(precision)
+        assert version(torch.float32) == f"attention_forward_{expected}"
+        assert version(torch.bfloat16) == "attention_forward_amx"
+
+
 def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(library, "LIBRARY_PATH", library.LIBRARY_PATH.with_name("nowhere.so"))
     library.load.cache_clear()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import KernelUnavailable, full_softmax, sampled_softmax
 from kernels.softmax import cpp_loss
-from tests.kernels.yardstick import levels, relative_error
+from tests.kernels.yardstick import force, levels, relative_error
 
 KINDS = ("shared", "in_batch", "per_row", "full")
 
@@ -97,14 +97,14 @@ def assert_close(case: Case) -> None:
 def test_losses_and_gradients_are_those_of_float64(
     monkeypatch: pytest.MonkeyPatch, level: str, kind: str, shape: tuple[int, int, int, int]
 ) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     for alike, normalize, log_q in ((True, True, False), (False, True, True), (True, False, True)):
         assert_close(make_case(kind, *shape, alike=alike, normalize=normalize, log_q=log_q))
 
 
 @pytest.mark.parametrize("level", levels())
 def test_many_negatives_of_the_cached_kind_and_rows_of_any_size(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     assert_close(make_case("shared", 97, 700, 24, 1100, alike=False, log_q=True))
     case = make_case("shared", 97, 300, 50, 70, log_q=True)
     case.query_RD *= 10 ** torch.empty(97, 1).uniform_(-3, 3)
@@ -167,7 +167,7 @@ def test_zeros_fail_the_yardstick() -> None:
 def test_any_number_of_threads_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, level: str, kind: str, alike: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     case = make_case(kind, 300, 80, 40, 90, alike=alike, log_q=True)
     results = []
     for num_threads in (1, 2, 3, 5):
@@ -192,7 +192,7 @@ def test_many_negatives_give_the_same_bits_on_any_number_of_threads() -> None:
 def test_bfloat16_errs_at_most_twice_as_much_as_pytorch_does(
     monkeypatch: pytest.MonkeyPatch, kind: str, level: str
 ) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     case = make_case(kind, 150, 90, 50, 64, log_q=True)
     case.query_RD, case.table_UD = case.query_RD.bfloat16(), case.table_UD.bfloat16()
     exact = case.run(torch.float64, "reference")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import rank_of_target, top_k
-from tests.kernels.yardstick import levels
+from tests.kernels.yardstick import force, levels
 
 
 def excluded_lists(num_queries: int, num_rows: int, longest: int) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def assert_equal_to_reference(query_RD: Tensor, table_VD: Tensor, target_R: Tens
 def test_ranks_and_best_rows_with_ties_are_the_references(
     monkeypatch: pytest.MonkeyPatch, level: str, shape: tuple[int, int, int]
 ) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     torch.manual_seed(0)
     query_RD, table_VD, target_R = exact_inputs(*shape)
     k = min(20, shape[1])
@@ -64,7 +64,7 @@ def test_any_shape_is_the_references(num_queries: int, num_rows: int, width: int
 
 @pytest.mark.parametrize("level", levels())
 def test_equal_rows_tie_exactly_after_normalising(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    force(monkeypatch, level)
     torch.manual_seed(0)
     query_RD = torch.randn(40, 50)
     table_VD = torch.randn(8, 50).repeat(125, 1)

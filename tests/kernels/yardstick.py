@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,21 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
     return float((result - reference).norm() / reference.norm())
 
 
+TWO_TERMS = "amx, float32 as two bfloat16 terms"
+
+
 def levels() -> list[str]:
-    """Every instruction set that this machine can run."""
-    return list(LEVELS[: LEVELS.index(machine_level()) + 1])
+    """Every instruction set that this machine can run; with AMX, also float32 at less than the highest precision."""
+    found = list(LEVELS[: LEVELS.index(machine_level()) + 1])
+    return [*found, TWO_TERMS] if "amx" in found else found
+
+
+def force(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """One of `levels`, for this test."""
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level.split(",", maxsplit=1)[0])
+    torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # conftest.py sets it back
+
+
+def forward_limit() -> float:
+    """How far float32 results may be from float64: about 16 bits an operand where it may be two bfloat16 terms."""
+    return 1e-5 if torch.get_float32_matmul_precision() == "highest" else 3e-5

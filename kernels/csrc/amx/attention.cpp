@@ -1,2 +1,2 @@
-// HSTU attention on AMX tiles, for bfloat16.
+// HSTU attention on AMX tiles.
 #include "level/attention.cpp"

@@ -1,2 +1,2 @@
-// The HSTU layer with its attention on AMX tiles, for bfloat16.
+// The HSTU layer on AMX tiles.
 #include "level/layer.cpp"

@@ -3,15 +3,15 @@
 // transposed, so that the exponentials are a right operand as they stand.
 #include <omp.h>
 
+#include "amx_tiles.h"
 #include "softmax_block.h"
-#include "softmax_tiles.h"
 
 HEADRACE_BEGIN
 
 // Negatives ready for products: over the temperature for scores, as they are for the queries' gradient.
 struct NegativeTiles {
-    int64_t num, num_padded, stride, apart;
-    word *scored, *summed;
+    int64_t num, num_padded, stride;
+    Operand scored, summed;
     float* bias;
     int32_t* id;
 };
@@ -26,35 +26,35 @@ inline void pack_negatives(const Loss& loss, const NegativeTiles& n, int64_t fir
         n.bias[s] = row < 0 ? -INFINITY : loss.log_q_S ? -loss.log_q_S[s] : 0.0f;
         if (row >= 0) unit_row(loss.table, row, unit + i * n.stride);
     }
-    pack_sum_of_rows<TERMS>(unit, DEPTH, n.stride, n.num_padded / DEPTH, n.summed + first / DEPTH * TILE, n.apart);
+    const PaddedRows rows = {unit, n.stride};
+    pack_sum_of_rows<TERMS, APART>(rows, DEPTH, n.stride, n.summed.at(0, first / DEPTH));
     for (int64_t at = 0; at < DEPTH * n.stride; at += LANES) store(unit + at, load(unit + at) * loss.inverse_temperature);
-    pack_turned<TERMS>(unit, DEPTH, n.stride, n.scored + first * n.stride / 2, n.apart);
+    pack_turned<TERMS>(rows, DEPTH, n.stride, n.scored.at(first / 16, 0));
 }
 
 // A block's operands; `rows`: its queries, rounded up to whole steps of a sum.
 struct BlockTiles {
-    int64_t rows, ldc, query_apart, score_apart;
-    word *query, *across;        // left operands: queries, and queries transposed
-    word *score_rows, *score_pairs;  // e^(score - largest): left operand, and right operand of its transpose
+    int64_t rows, ldc;
+    Operand query, across;            // left operands: queries, and queries transposed
+    Operand score_rows, score_pairs;  // e^(score - largest): left operand, and right operand of its transpose
 };
 
 // Two rows of scores → e^(score - shift), as operands; adds their sums to `total`.
 template <int TERMS>
 inline void exponentials_to_tiles(const float* score, int64_t ldc, int64_t num, const float* shift, int64_t row, const BlockTiles& t, float* total) {
     const vf by0 = splat(shift[0]), by1 = splat(shift[1]);
-    word* rows = t.score_rows + row / 16 * (num / DEPTH) * TILE + row % 16 * 16;
-    word* pairs = t.score_pairs + row / DEPTH * TILE + row % DEPTH / 2 * 16;
-    const int64_t across = t.rows / DEPTH * TILE;
+    word* rows = t.score_rows.at(row / 16, 0).tiles + row % 16 * 16;
+    word* pairs = t.score_pairs.at(0, row / DEPTH).tiles + row % DEPTH / 2 * 16;
     vf total0 = {}, total1 = {};
-    for (int64_t j = 0; j < num; j += DEPTH, rows += TILE, pairs += 2 * across) {
+    for (int64_t j = 0; j < num; j += DEPTH, rows += TILE, pairs += 2 * t.score_pairs.next) {
         const vf a = exp_negative(load(score + j) - by0), b = exp_negative(load(score + j + 16) - by0);
         const vf c = exp_negative(load(score + ldc + j) - by1), d = exp_negative(load(score + ldc + j + 16) - by1);
         total0 += a + b;
         total1 += c + d;
-        store_words<TERMS>(rows, t.score_apart, a, b);
-        store_words<TERMS>(rows + 16, t.score_apart, c, d);
-        store_words<TERMS>(pairs, t.score_apart, a, c);
-        store_words<TERMS>(pairs + across, t.score_apart, b, d);
+        store_words<TERMS>(rows, t.score_rows.apart, a, b);
+        store_words<TERMS>(rows + 16, t.score_rows.apart, c, d);
+        store_words<TERMS>(pairs, t.score_pairs.apart, a, c);
+        store_words<TERMS>(pairs + t.score_pairs.next, t.score_pairs.apart, b, d);
     }
     total[0] += sum(total0);
     total[1] += sum(total1);
@@ -62,9 +62,8 @@ inline void exponentials_to_tiles(const float* score, int64_t ldc, int64_t num, 
 
 template <int TERMS>
 inline void score_block(const NegativeTiles& n, Block& b, const BlockTiles& t) {
-    const int64_t steps = n.stride / DEPTH;
-    pack_rows<TERMS>(b.unit, t.rows, n.stride, t.query, t.query_apart);
-    multiply_rows<TERMS>(t.rows / 16, n.num_padded / 16, steps, {t.query, t.query_apart}, {n.scored, n.apart}, b.score, t.ldc);
+    pack_rows<TERMS>(PaddedRows{b.unit, n.stride}, t.rows, n.stride, t.query);
+    multiply_rows<TERMS, false>(t.rows / 16, n.num_padded / 16, n.stride / DEPTH, t.query, n.scored, b.score, t.ldc);
     for (int64_t i = 0; i < b.num; ++i)
         b.largest[i] = finish_scores(b.score + i * t.ldc, n.bias, n.id, n.num_padded, b.target_id[i], b.largest[i]);
     for (int64_t i = b.num; i < t.rows; ++i) b.largest[i] = INFINITY, b.target_score[i] = 0.0f;  // no query: exponentials of 0
@@ -98,17 +97,22 @@ inline int shared_small(const Loss& loss, int num_threads) {
     Scratch<float> bias(num_padded), partial(loss.grad_negative_SD ? num_groups * num_padded * stride : 1);
     Scratch<int32_t> id(num_padded);
     if (!tiles.p || !bias.p || !id.p || !partial.p) return 1;
-    const NegativeTiles n = {loss.num_negatives, num_padded, stride, apart, tiles.p, tiles.p + TERMS * apart, bias.p, id.p};
+    const NegativeTiles n = {loss.num_negatives,
+                             num_padded,
+                             stride,
+                             {tiles.p, stride / DEPTH * TILE, apart},
+                             {tiles.p + TERMS * apart, num_padded / DEPTH * TILE, apart},
+                             bias.p,
+                             id.p};
     int failed = 0;
 #pragma omp parallel num_threads(num_threads) reduction(| : failed)
     {
         TileRegisters registers;
         BlockTiles t;
         t.ldc = num_padded + 16;  // rows a power of two apart would share a few lines of the cache
-        t.query_apart = size * stride / 2;
-        t.score_apart = size * num_padded / 2;
+        const int64_t query_size = size * stride / 2, score_size = size * num_padded / 2;
         Scratch<float> scratch(size * (3 * stride + t.ldc));
-        Scratch<word> operands(2 * TERMS * (t.query_apart + t.score_apart));
+        Scratch<word> operands(2 * TERMS * (query_size + score_size));
         const bool ready = scratch.p && operands.p;
         failed |= !ready;
         Block b;
@@ -116,10 +120,10 @@ inline int shared_small(const Loss& loss, int num_threads) {
         b.target = b.unit + size * stride;
         b.grad = loss.grad_query_RD ? b.target + size * stride : nullptr;
         b.score = scratch.p + 3 * size * stride;
-        t.query = operands.p;
-        t.across = t.query + TERMS * t.query_apart;
-        t.score_rows = t.across + TERMS * t.query_apart;
-        t.score_pairs = t.score_rows + TERMS * t.score_apart;
+        t.query = {operands.p, stride / DEPTH * TILE, query_size};
+        t.across = {operands.p + TERMS * query_size, 0, query_size};
+        t.score_rows = {t.across.tiles + TERMS * query_size, num_padded / DEPTH * TILE, score_size};
+        t.score_pairs = {t.score_rows.tiles + TERMS * score_size, 0, score_size};
 #pragma omp for schedule(static)
         for (int64_t s = 0; s < num_padded; s += DEPTH)
             if (ready) pack_negatives<TERMS>(loss, n, s, b.unit);
@@ -132,18 +136,17 @@ inline int shared_small(const Loss& loss, int num_threads) {
                 b.first = block * size;
                 b.num = loss.num_queries - b.first < size ? loss.num_queries - b.first : size;
                 t.rows = padded(b.num, DEPTH);
+                t.across.next = t.score_pairs.next = t.rows / DEPTH * TILE;
                 memset(b.unit, 0, 2 * size * stride * sizeof(float));  // rows are padded beyond what `unit_row` writes
                 begin_block(loss, b);
                 score_block<TERMS>(n, b, t);
                 if (b.grad)
-                    multiply_rows<TERMS>(t.rows / 16, stride / 16, num_padded / DEPTH, {t.score_rows, t.score_apart}, {n.summed, n.apart},
-                                         b.grad, stride);
+                    multiply_rows<TERMS, false>(t.rows / 16, stride / 16, num_padded / DEPTH, t.score_rows, n.summed, b.grad, stride);
                 end_block(loss, b);
                 if (!loss.grad_negative_SD) continue;
                 weigh_queries(loss, b);
-                pack_across<TERMS>(b.unit, t.rows, stride, t.across, t.query_apart);
-                add_product<TERMS>(stride / 16, num_padded / 16, t.rows / DEPTH, {t.across, t.query_apart}, {t.score_pairs, t.score_apart},
-                                   sums);
+                pack_across<TERMS>(PaddedRows{b.unit, stride}, t.rows, stride, t.across);
+                multiply_whole<TERMS, true>(stride / 16, num_padded / 16, t.rows / DEPTH, t.across, t.score_pairs, sums);
             }
         }
         if (loss.grad_negative_SD) {

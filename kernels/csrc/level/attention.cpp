@@ -1,4 +1,5 @@
-// HSTU attention, forward and backward, in float32 arithmetic (bfloat16 tensors are widened while packing).
+// HSTU attention, forward and backward: in float32 arithmetic (bfloat16 tensors are widened while packing), or on AMX tiles
+// as one bfloat16 term (bfloat16 tensors) or two (float32 tensors).
 //
 // Nothing here depends on the number of threads: a (user, head) is computed by one thread, and gradients of the biases are
 // summed per chunk of them, the chunks in their order.
@@ -10,7 +11,7 @@
 
 HEADRACE_BEGIN
 
-template <typename T>
+template <typename T, int TERMS>
 int forward(const HeadraceAttention& a) {
     Plan plan;
     PairTables tables;
@@ -20,21 +21,21 @@ int forward(const HeadraceAttention& a) {
     {
         Arena arena;
         Scratch scratch;
-        const Shape shape = widest(a, plan);
+        const Shape shape = widest(a, plan, TERMS);
         scratch.lay_out(arena, shape, false, a);
         failed = !arena.allocate();
         if (!failed) scratch.lay_out(arena, shape, false, a);
-        [[maybe_unused]] const Tiles tiles;
+        [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < plan.num_items; ++index)
-            if (!failed) forward_item<T>(a, plan.item(a, index), tables, scratch);
+            if (!failed) forward_item<T, TERMS>(a, plan.item(a, index), tables, scratch);
     }
     tables.release();
     plan.release();
     return failed ? 1 : 0;
 }
 
-template <typename T>
+template <typename T, int TERMS>
 int backward(const HeadraceAttention& a) {
     Plan plan;
     PairTables tables;
@@ -45,17 +46,17 @@ int backward(const HeadraceAttention& a) {
     {
         Arena arena;
         Scratch scratch;
-        const Shape shape = widest(a, plan);
+        const Shape shape = widest(a, plan, TERMS);
         scratch.lay_out(arena, shape, true, a);
         failed = !arena.allocate();
         if (!failed) scratch.lay_out(arena, shape, true, a);
-        [[maybe_unused]] const Tiles tiles;
+        [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
             if (failed) continue;
             PairGrads grads = sums.of(a, chunk);
             for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
-                backward_item<T>(a, plan.chunked_item(a, index), tables, scratch, grads);
+                backward_item<T, TERMS>(a, plan.chunked_item(a, index), tables, scratch, grads);
         }
     }
     if (!failed) sums.add_up(a, plan);
@@ -67,25 +68,12 @@ int backward(const HeadraceAttention& a) {
 
 HEADRACE_END
 
-#if defined(HEADRACE_LEVEL_AMX)  // tiles multiply bfloat16 alone
-HEADRACE_API int attention_forward_avx512(const HeadraceAttention* a);
-HEADRACE_API int attention_backward_avx512(const HeadraceAttention* a);
-
-HEADRACE_LEVEL_API(attention_forward)(const HeadraceAttention* a) {
-    return a->is_bf16 ? headrace::HEADRACE_LEVEL::forward<uint16_t>(*a) : attention_forward_avx512(a);
-}
-
-HEADRACE_LEVEL_API(attention_backward)(const HeadraceAttention* a) {
-    return a->is_bf16 ? headrace::HEADRACE_LEVEL::backward<uint16_t>(*a) : attention_backward_avx512(a);
-}
-#else
 HEADRACE_LEVEL_API(attention_forward)(const HeadraceAttention* a) {
     using namespace headrace::HEADRACE_LEVEL;
-    return a->is_bf16 ? forward<bf16>(*a) : forward<float>(*a);
+    return a->is_bf16 ? forward<bf16, 1>(*a) : forward<float, 2>(*a);
 }
 
 HEADRACE_LEVEL_API(attention_backward)(const HeadraceAttention* a) {
     using namespace headrace::HEADRACE_LEVEL;
-    return a->is_bf16 ? backward<bf16>(*a) : backward<float>(*a);
+    return a->is_bf16 ? backward<bf16, 1>(*a) : backward<float, 2>(*a);
 }
-#endif

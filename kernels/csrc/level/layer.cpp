@@ -13,10 +13,11 @@
 
 HEADRACE_BEGIN
 
+template <int TERMS>
 struct Weights {  // padded copies
     float *uvqk, *uvqk_bias, *in_weight, *in_bias, *out, *out_bias, *out_norm_weight, *out_norm_bias;
     float *uvqk_turned, *out_turned;  // backward only
-    const word *uvqk_packed, *out_packed, *uvqk_turned_packed = nullptr, *out_turned_packed = nullptr;
+    Operand uvqk_operand, out_operand, uvqk_turned_operand = {}, out_turned_operand = {};
     int64_t model, value, key, columns, m_pad, v_pad, c_pad;
 
     Weights(Arena& arena, const HeadraceLayer& a, bool backward) {
@@ -32,11 +33,11 @@ struct Weights {  // padded copies
         out_norm_bias = padded_vector(arena, a.norm_out_bias, value);
         uvqk_turned = backward ? padded(arena, a.uvqk_weight, model, columns, true) : nullptr;
         out_turned = backward ? padded(arena, a.out_weight, value, model, true) : nullptr;
-        uvqk_packed = packed(arena, uvqk, c_pad, model, columns);
-        out_packed = packed(arena, out, m_pad, value, model);
+        uvqk_operand = operand<TERMS>(arena, uvqk, c_pad, model, columns);
+        out_operand = operand<TERMS>(arena, out, m_pad, value, model);
         if (!backward) return;
-        uvqk_turned_packed = packed(arena, uvqk_turned, m_pad, columns, model);
-        out_turned_packed = packed(arena, out_turned, v_pad, model, value);
+        uvqk_turned_operand = operand<TERMS>(arena, uvqk_turned, m_pad, columns, model);
+        out_turned_operand = operand<TERMS>(arena, out_turned, v_pad, model, value);
     }
 };
 
@@ -46,7 +47,8 @@ struct UserScratch {
     float *normed, *affine, *wide, *narrow, *inverse;  // a block
     Scratch attention;
 
-    void lay_out(Arena& arena, const Weights& w, int64_t most_tokens, const HeadraceAttention& attend, const Plan& plan, bool backward) {
+    template <int TERMS>
+    void lay_out(Arena& arena, const Weights<TERMS>& w, int64_t most_tokens, const HeadraceAttention& attend, const Plan& plan, bool backward) {
         const int64_t rows = round_up(most_tokens, BLOCK), widest_row = max64(w.m_pad, w.v_pad);
         z = arena.get<float>(rows * w.c_pad);
         attended = arena.get<float>(rows * w.v_pad);
@@ -57,16 +59,16 @@ struct UserScratch {
         wide = arena.get<float>(BLOCK * widest_row);
         narrow = arena.get<float>(BLOCK * widest_row);
         inverse = arena.get<float>(BLOCK);
-        attention.lay_out(arena, widest(attend, plan), backward, attend);
+        attention.lay_out(arena, widest(attend, plan, TERMS), backward, attend);
     }
 };
 
 // z of a block of tokens: pre-activations, or SiLU of them.
-template <typename T, bool ACTIVATE>
-void project_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64_t count, float* normed, float* z) {
+template <typename T, int TERMS, bool ACTIVATE>
+void project_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, float* normed, float* z) {
     normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), normed, w.m_pad, nullptr);
     affine(normed, w.in_weight, w.in_bias, count, w.model, normed, w.m_pad);
-    multiply(normed, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false, w.uvqk_packed);
+    multiply<TERMS>(normed, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false, &w.uvqk_operand);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.columns; c += W) {
             vf x = load(z + r * w.c_pad + c);
@@ -76,14 +78,14 @@ void project_block(const HeadraceLayer& a, const Weights& w, int64_t token, int6
 }
 
 // y of a block, from the attention's output and the activated U.
-template <typename T, typename U>
-void output_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64_t count, const U* attended, int64_t attended_row, const U* u,
+template <typename T, int TERMS, typename U>
+void output_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const U* attended, int64_t attended_row, const U* u,
                   int64_t u_row, float* gated, float* out) {
     normalize(attended, attended_row, count, w.value, static_cast<float>(a.eps), gated, w.v_pad, nullptr);
     affine(gated, w.out_norm_weight, w.out_norm_bias, count, w.value, gated, w.v_pad);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) store(gated + r * w.v_pad + c, load(gated + r * w.v_pad + c) * load_some(u + r * u_row + c, w.value - c));
-    multiply(gated, w.v_pad, 1, count, w.out, w.m_pad, w.value, out, w.m_pad, w.model, false, w.out_packed);
+    multiply<TERMS>(gated, w.v_pad, 1, count, w.out, w.m_pad, w.value, out, w.m_pad, w.model, false, &w.out_operand);
     const T* x = static_cast<const T*>(a.x) + token * w.model;
     T* y = static_cast<T*>(a.y) + token * w.model;
     for (int64_t r = 0; r < count; ++r)
@@ -96,7 +98,8 @@ void output_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64
 }
 
 // The attention of one user on its scratch: the item's tokens start at row 0.
-HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights& w, const UserScratch& s) {
+template <int TERMS>
+HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights<TERMS>& w, const UserScratch& s) {
     HeadraceAttention local = attend;
     const int64_t value = attend.v_dim, key = attend.qk_dim;
     local.is_bf16 = 0;
@@ -111,27 +114,27 @@ HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights& w, 
     return local;
 }
 
-template <typename T>
-void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights& w, const PairTables& tables, Item item, UserScratch& s) {
+template <typename T, int TERMS>
+void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const PairTables& tables, Item item, UserScratch& s) {
     for (int64_t t = 0; t < item.queries; t += BLOCK)
-        project_block<T, true>(a, w, item.first + t, min64(BLOCK, item.queries - t), s.normed, s.z + t * w.c_pad);
+        project_block<T, TERMS, true>(a, w, item.first + t, min64(BLOCK, item.queries - t), s.normed, s.z + t * w.c_pad);
     HeadraceAttention local = on_scratch(attend, w, s);
     local.preactivated = 0;
     const int64_t first = item.first;
     item.first = 0;
-    for (item.head = 0; item.head < attend.num_heads; ++item.head) forward_item<float>(local, item, tables, s.attention);
+    for (item.head = 0; item.head < attend.num_heads; ++item.head) forward_item<float, TERMS>(local, item, tables, s.attention);
     T* attended = static_cast<T*>(const_cast<void*>(a.attended)) + first * w.value;
     for (int64_t t = 0; t < item.queries; t += BLOCK) {
         const int64_t count = min64(BLOCK, item.queries - t);
         for (int64_t r = t; r < t + count; ++r)
             for (int64_t c = 0; c < w.value; c += W) store_some(attended + r * w.value + c, load(s.attended + r * w.v_pad + c), w.value - c);
-        output_block<T, float>(a, w, first + t, count, s.attended + t * w.v_pad, w.v_pad, s.z + t * w.c_pad, w.c_pad, s.normed, s.wide);
+        output_block<T, TERMS, float>(a, w, first + t, count, s.attended + t * w.v_pad, w.v_pad, s.z + t * w.c_pad, w.c_pad, s.normed, s.wide);
     }
 }
 
 // dy -> the attention's gradient and dz's U columns; adds to the output weights' sums.
-template <typename T>
-void output_backward_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64_t count, const UserScratch& s, int64_t row, Sums& sums) {
+template <typename T, int TERMS>
+void output_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const UserScratch& s, int64_t row, Sums& sums) {
     const T* dy = static_cast<const T*>(a.dy) + token * w.model;
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.model; c += W) {
@@ -140,7 +143,7 @@ void output_backward_block(const HeadraceLayer& a, const Weights& w, int64_t tok
             store(sums.bias + c, load(sums.bias + c) + d);
         }
     float* d_value = s.dattended + row * w.v_pad;
-    multiply(s.wide, w.m_pad, 1, count, w.out_turned, w.v_pad, w.model, d_value, w.v_pad, w.value, false, w.out_turned_packed);
+    multiply<TERMS>(s.wide, w.m_pad, 1, count, w.out_turned, w.v_pad, w.model, d_value, w.v_pad, w.value, false, &w.out_turned_operand);
     normalize(static_cast<const T*>(a.attended) + token * w.value, w.value, count, w.value, static_cast<float>(a.eps), s.normed, w.v_pad, s.inverse);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) {
@@ -153,13 +156,13 @@ void output_backward_block(const HeadraceLayer& a, const Weights& w, int64_t tok
             store(sums.norm_bias + c, load(sums.norm_bias + c) + dn);
             store(d_value + r * w.v_pad + c, dn * load(w.out_norm_weight + c));
         }
-    multiply(s.affine, 1, w.v_pad, w.value, s.wide, w.m_pad, count, sums.weight, w.m_pad, w.model, true, nullptr);
+    multiply<TERMS>(s.affine, 1, w.v_pad, w.value, s.wide, w.m_pad, count, sums.weight, w.m_pad, w.model, true, nullptr);
     normalize_backward(s.normed, s.inverse, count, w.value, d_value, w.v_pad);
 }
 
 // dz, dy -> dx; adds to the input weights' sums.
-template <typename T>
-void project_backward_block(const HeadraceLayer& a, const Weights& w, int64_t token, int64_t count, const UserScratch& s, float* dz, Sums& sums) {
+template <typename T, int TERMS>
+void project_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const UserScratch& s, float* dz, Sums& sums) {
     for (int64_t c = w.columns; c < round_up(w.columns, W); ++c)
         for (int64_t r = 0; r < count; ++r) dz[r * w.c_pad + c] = 0.0f;
     for (int64_t c = 0; c < w.columns; c += W) {
@@ -167,10 +170,10 @@ void project_backward_block(const HeadraceLayer& a, const Weights& w, int64_t to
         for (int64_t r = 0; r < count; ++r) total += load(dz + r * w.c_pad + c);
         store(sums.bias + c, total);
     }
-    multiply(dz, w.c_pad, 1, count, w.uvqk_turned, w.m_pad, w.columns, s.wide, w.m_pad, w.model, false, w.uvqk_turned_packed);
+    multiply<TERMS>(dz, w.c_pad, 1, count, w.uvqk_turned, w.m_pad, w.columns, s.wide, w.m_pad, w.model, false, &w.uvqk_turned_operand);
     normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), s.normed, w.m_pad, s.inverse);
     affine(s.normed, w.in_weight, w.in_bias, count, w.model, s.affine, w.m_pad);
-    multiply(s.affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true, nullptr);
+    multiply<TERMS>(s.affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true, nullptr);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.model; c += W) {
             const vf dn = load(s.wide + r * w.m_pad + c);
@@ -186,24 +189,24 @@ void project_backward_block(const HeadraceLayer& a, const Weights& w, int64_t to
             store_some(dx + r * w.model + c, load(s.wide + r * w.m_pad + c) + load_some(dy + r * w.model + c, w.model - c), w.model - c);
 }
 
-template <typename T>
-void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights& w, const PairTables& tables, Item item, UserScratch& s,
+template <typename T, int TERMS>
+void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const PairTables& tables, Item item, UserScratch& s,
                    PairGrads& pairs, Sums& in_sums, Sums& out_sums) {
     const int64_t first = item.first;
     for (int64_t t = 0; t < item.queries; t += BLOCK) {
         const int64_t count = min64(BLOCK, item.queries - t);
-        project_block<T, false>(a, w, first + t, count, s.normed, s.z + t * w.c_pad);
-        output_backward_block<T>(a, w, first + t, count, s, t, out_sums);
+        project_block<T, TERMS, false>(a, w, first + t, count, s.normed, s.z + t * w.c_pad);
+        output_backward_block<T, TERMS>(a, w, first + t, count, s, t, out_sums);
     }
     HeadraceAttention local = on_scratch(attend, w, s);
     local.preactivated = 1;
     item.first = 0;
-    for (item.head = 0; item.head < attend.num_heads; ++item.head) backward_item<float>(local, item, tables, s.attention, pairs);
+    for (item.head = 0; item.head < attend.num_heads; ++item.head) backward_item<float, TERMS>(local, item, tables, s.attention, pairs);
     for (int64_t t = 0; t < item.queries; t += BLOCK)
-        project_backward_block<T>(a, w, first + t, min64(BLOCK, item.queries - t), s, s.dz + t * w.c_pad, in_sums);
+        project_backward_block<T, TERMS>(a, w, first + t, min64(BLOCK, item.queries - t), s, s.dz + t * w.c_pad, in_sums);
 }
 
-template <typename T>
+template <typename T, int TERMS>
 int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     HeadraceAttention users = attend;  // a plan of users, not of heads
     users.num_heads = 1;
@@ -215,14 +218,14 @@ int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     {
         Arena arena;
         UserScratch scratch;
-        scratch.lay_out(arena, Weights(arena, a, false), plan.most_queries, attend, plan, false);
+        scratch.lay_out(arena, Weights<TERMS>(arena, a, false), plan.most_queries, attend, plan, false);
         failed = !arena.allocate();
         if (!failed) {
-            const Weights weights(arena, a, false);
+            const Weights<TERMS> weights(arena, a, false);
             scratch.lay_out(arena, weights, plan.most_queries, attend, plan, false);
-            [[maybe_unused]] const Tiles tiles;
+            [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t index = 0; index < plan.num_items; ++index) forward_user<T>(a, attend, weights, tables, plan.item(users, index), scratch);
+            for (int64_t index = 0; index < plan.num_items; ++index) forward_user<T, TERMS>(a, attend, weights, tables, plan.item(users, index), scratch);
         }
     }
     tables.release();
@@ -230,7 +233,7 @@ int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     return failed ? 1 : 0;
 }
 
-template <typename T>
+template <typename T, int TERMS>
 int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     HeadraceAttention users = attend;
     users.num_heads = 1;
@@ -249,18 +252,18 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     {
         Arena arena;
         UserScratch scratch;
-        scratch.lay_out(arena, Weights(arena, a, true), plan.most_queries, attend, plan, true);
+        scratch.lay_out(arena, Weights<TERMS>(arena, a, true), plan.most_queries, attend, plan, true);
         failed = !arena.allocate();
         if (!failed) {
-            const Weights weights(arena, a, true);
+            const Weights<TERMS> weights(arena, a, true);
             scratch.lay_out(arena, weights, plan.most_queries, attend, plan, true);
-            [[maybe_unused]] const Tiles tiles;
+            [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
                 PairGrads grads = pairs.of(attend, chunk);
                 Sums in_sums(chunks + chunk * in_size, a.model, columns, a.model), out_sums(out_chunks + chunk * out_size, a.value, a.model, a.value);
                 for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
-                    backward_user<T>(a, attend, weights, tables, plan.chunked_item(users, index), scratch, grads, in_sums, out_sums);
+                    backward_user<T, TERMS>(a, attend, weights, tables, plan.chunked_item(users, index), scratch, grads, in_sums, out_sums);
             }
         }
     }
@@ -285,12 +288,12 @@ int over_blocks(const HeadraceLayer& a, const Body& body) {
 #pragma omp parallel num_threads(a.num_threads) reduction(|| : failed)
     {
         Arena arena;
-        const Weights counted(arena, a, false);
+        const Weights<0> counted(arena, a, false);
         const int64_t widest_row = max64(counted.c_pad, max64(counted.m_pad, counted.v_pad));
         arena.get<float>(2 * BLOCK * widest_row + 64);
         failed = !arena.allocate();
         if (!failed) {
-            const Weights weights(arena, a, false);
+            const Weights<0> weights(arena, a, false);
             float *first = arena.get<float>(BLOCK * widest_row), *second = arena.get<float>(BLOCK * widest_row);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t t = 0; t < a.tokens; t += BLOCK) body(weights, t, min64(BLOCK, a.tokens - t), first, second);
@@ -301,8 +304,8 @@ int over_blocks(const HeadraceLayer& a, const Body& body) {
 
 template <typename T>
 int project(const HeadraceLayer& a) {
-    return over_blocks(a, [&](const Weights& w, int64_t t, int64_t count, float* normed, float* z) {
-        project_block<T, true>(a, w, t, count, normed, z);
+    return over_blocks(a, [&](const Weights<0>& w, int64_t t, int64_t count, float* normed, float* z) {
+        project_block<T, 0, true>(a, w, t, count, normed, z);
         T* to = static_cast<T*>(a.z_out) + t * w.columns;
         for (int64_t r = 0; r < count; ++r)
             for (int64_t c = 0; c < w.columns; c += W) store_some(to + r * w.columns + c, load(z + r * w.c_pad + c), w.columns - c);
@@ -311,8 +314,8 @@ int project(const HeadraceLayer& a) {
 
 template <typename T>
 int output(const HeadraceLayer& a) {
-    return over_blocks(a, [&](const Weights& w, int64_t t, int64_t count, float* gated, float* out) {
-        output_block<T, T>(a, w, t, count, static_cast<const T*>(a.attended) + t * w.value, w.value, static_cast<const T*>(a.z) + t * w.value,
+    return over_blocks(a, [&](const Weights<0>& w, int64_t t, int64_t count, float* gated, float* out) {
+        output_block<T, 0, T>(a, w, t, count, static_cast<const T*>(a.attended) + t * w.value, w.value, static_cast<const T*>(a.z) + t * w.value,
                            w.value, gated, out);
     });
 }
@@ -321,28 +324,17 @@ int output(const HeadraceLayer& a) {
 
 HEADRACE_END
 
-#if defined(HEADRACE_LEVEL_AMX)  // tiles multiply bfloat16 alone
-HEADRACE_API int layer_forward_avx512(const HeadraceLayer* a, const HeadraceAttention* attend);
-HEADRACE_API int layer_backward_avx512(const HeadraceLayer* a, const HeadraceAttention* attend);
-
-HEADRACE_LEVEL_API(layer_forward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
-    return a->is_bf16 ? headrace::HEADRACE_LEVEL::layer_forward<uint16_t>(*a, *attend) : layer_forward_avx512(a, attend);
-}
-
-HEADRACE_LEVEL_API(layer_backward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
-    return a->is_bf16 ? headrace::HEADRACE_LEVEL::layer_backward<uint16_t>(*a, *attend) : layer_backward_avx512(a, attend);
-}
-#else
 HEADRACE_LEVEL_API(layer_forward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
     using namespace headrace::HEADRACE_LEVEL;
-    return a->is_bf16 ? layer_forward<bf16>(*a, *attend) : layer_forward<float>(*a, *attend);
+    return a->is_bf16 ? layer_forward<bf16, 1>(*a, *attend) : layer_forward<float, 2>(*a, *attend);
 }
 
 HEADRACE_LEVEL_API(layer_backward)(const HeadraceLayer* a, const HeadraceAttention* attend) {
     using namespace headrace::HEADRACE_LEVEL;
-    return a->is_bf16 ? layer_backward<bf16>(*a, *attend) : layer_backward<float>(*a, *attend);
+    return a->is_bf16 ? layer_backward<bf16, 1>(*a, *attend) : layer_backward<float, 2>(*a, *attend);
 }
 
+#if !defined(HEADRACE_LEVEL_AMX)
 HEADRACE_LEVEL_API(layer_project)(const HeadraceLayer* a) {
     using namespace headrace::HEADRACE_LEVEL;
     return a->is_bf16 ? project<bf16>(*a) : project<float>(*a);
