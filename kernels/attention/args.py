@@ -36,7 +36,7 @@ class AttentionArgs(ctypes.Structure):
     """``HeadraceAttention``."""
 
     _fields_ = [
-        *_integers("num_users", "num_heads", "qk_dim", "v_dim", "num_threads", "is_bf16", "preactivated"),
+        *_integers("num_users", "num_heads", "qk_dim", "v_dim", "num_threads", "is_bf16"),
         ("scale", ctypes.c_double),
         *[(name, TensorArg) for name in ("q", "k", "v", "cache_k", "cache_v", "out")],
         *_pointers("offsets", "cache_start", "cache_len", "num_context", "num_targets", "pos_bias", "time_bias"),

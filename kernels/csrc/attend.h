@@ -48,13 +48,11 @@ struct Scratch {
 
 // Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
-void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad, bool activate_too) {
+void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad) {
     for (int64_t i = 0; i < count; ++i) {
         prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
-        for (int64_t d = 0; d < pad; d += W) {
-            const vf x = load_some(source + i * stride + d, width - d);
-            store(to + i * pad + d, activate_too ? x * sigmoid(x) : x);  // SiLU(0) = 0: the padding stays
-        }
+        for (int64_t d = 0; d < pad; d += W)
+            store(to + i * pad + d, load_some(source + i * stride + d, width - d));
     }
 }
 
@@ -69,14 +67,14 @@ inline void turn(const float* rows, int64_t pad, int64_t count, float* turned) {
 template <typename T>
 void pack_keys(const HeadraceAttention& a, const Item& item, const HeadraceTensor& cache, const HeadraceTensor& fresh, int64_t width,
                float* to, int64_t pad, int64_t total) {
-    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad, false);
-    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad, a.preactivated);
+    if (item.cached) pack_rows(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row, item.cached, width, to, pad);
+    pack_rows(rows_of<T>(fresh, item.first, item.head), fresh.row, item.queries, width, to + item.cached * pad, pad);
     memset(to + item.keys * pad, 0, sizeof(float) * (total - item.keys) * pad);
 }
 
 template <typename T>
-void pack_queries(bool activate_too, const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
-    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad, activate_too);
+void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width, float* to, int64_t pad, int64_t total) {
+    pack_rows(rows_of<T>(tensor, item.first, item.head), tensor.row, item.queries, width, to, pad);
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
 }
 
@@ -88,7 +86,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, qk_pad, cols);
     turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
-    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
         prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
@@ -109,15 +107,15 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads) {
+void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.dv, v_pad, cols);
     turn(s.dv, v_pad, cols, s.v_turned);
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, s.k, qk_pad, cols);
     turn(s.k, qk_pad, cols, s.k_turned);
-    pack_queries<T>(a.preactivated, item, a.q, a.qk_dim, s.q, qk_pad, rows);
-    pack_queries<T>(false, item, a.grad, a.v_dim, s.grad, v_pad, rows);
+    pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    pack_queries<T>(item, a.grad, a.v_dim, s.grad, v_pad, rows);
     memset(s.dq, 0, sizeof(float) * rows * qk_pad);
     memset(s.dk, 0, sizeof(float) * cols * qk_pad);
     memset(s.dv, 0, sizeof(float) * cols * v_pad);
@@ -159,9 +157,9 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
             }
         }
     grads.close(s.pairs, item);
-    unpack_grad<T>(a, a.dq, a.q, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
-    unpack_grad<T>(a, a.dk, a.k, item, 0, item.queries, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
-    unpack_grad<T>(a, a.dv, a.v, item, 0, item.queries, a.v_dim, s.dv + item.cached * v_pad, v_pad);
+    unpack_grad<T>(a, a.dq, through ? &through->q : nullptr, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
+    unpack_grad<T>(a, a.dk, through ? &through->k : nullptr, item, 0, item.queries, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, through ? &through->v : nullptr, item, 0, item.queries, a.v_dim, s.dv + item.cached * v_pad, v_pad);
 }
 
 Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {

@@ -37,7 +37,6 @@ struct Scratch {
     Operand weight_pairs, slope_pairs;  // all queries against COLS keys
     float *weight, *slope;              // (ROWS, COLS): scores, then weights and slopes
     float *out, *dq, *across, *turned;
-    float* rows;                        // activated rows on their way into operands
     int64_t terms;
     PairScratch pairs;
 
@@ -52,7 +51,6 @@ struct Scratch {
         q = get(arena, s.rows, s.qk_pad);
         k_turned = get(arena, s.cols, s.qk_pad);
         weight = arena.get<float>(ROWS * COLS);
-        rows = arena.get<float>(max64(s.rows, s.cols) * pad);
         if (!backward) {
             v_summed = get(arena, s.v_pad, s.cols);
             weight_rows = get(arena, ROWS, s.cols);
@@ -113,18 +111,6 @@ TensorRows<T> all_rows(const HeadraceAttention& a, const HeadraceTensor& cache, 
     rows.num_cached = item.cached;
     rows.num_rows = item.keys;
     return rows;
-}
-
-// Calls `pack` with the rows, activated first if they are pre-activations.
-template <typename Source, typename Pack>
-HEADRACE_INLINE void activated(bool preactivated, const Source& x, int64_t total, int64_t pad, float* room, const Pack& pack) {
-    if (!preactivated) return pack(x);
-    for (int64_t r = 0; r < total; ++r)
-        for (int64_t d = 0; d < pad; d += W) {
-            const vf value = x.vector(r, d);
-            store(room + r * pad + d, value * sigmoid(value));  // SiLU(0) = 0: the padding stays
-        }
-    pack(PaddedRows{room, pad});
 }
 
 // ---- scores to weights ----
@@ -224,7 +210,7 @@ HEADRACE_INLINE void weigh_rows(const B& biases, const Group& group, const float
                 const int64_t column = c + h * 16;
                 const vf s = biases.added(load(scores + r * COLS + column), pos, buckets, column);
                 weight[h] = s * gate_of<TERMS>(s);
-                if (MASK) weight[h] = keep(seen(group, r, column), weight[h]);
+                if (MASK) weight[h] = keep_seen(group, r, column, weight[h]);
             }
             store_words<TERMS>(to + c / DEPTH * TILE + r * 16, apart, weight[0], weight[1]);
         }
@@ -275,9 +261,8 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
                     weight[i] = activated;
                     d[i][h] = load(slope) * (gate + activated - activated * gate);
                     if (MASK) {
-                        const vi mask = seen(group, r + i, column);
-                        weight[i] = keep(mask, weight[i]);
-                        d[i][h] = keep(mask, d[i][h]);
+                        weight[i] = keep_seen(group, r + i, column, weight[i]);
+                        d[i][h] = keep_seen(group, r + i, column, d[i][h]);
                     }
                     if (B::HAS_TIME) store(slope, d[i][h]);  // for the time bias's gradient
                     if (B::HAS_POS) store(pos_grad[i] + column, load(pos_grad[i] + column) + d[i][h]);
@@ -293,7 +278,8 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
 
 // Zeros for eight rows of a block, columns of the steps [from, end).
 template <int TERMS>
-inline void clear_slopes(int64_t row, int64_t from, int64_t end, const Slopes& to) {
+inline void clear_slopes(float* slopes, int64_t row, int64_t from, int64_t end, const Slopes& to) {
+    for (int64_t r = 0; r < MR; ++r) memset(slopes + r * COLS + from * DEPTH, 0, sizeof(float) * (end - from) * DEPTH);
     for (int t = 0; t < TERMS; ++t) {
         for (int64_t s = from; s < end; ++s) memset(to.slope_rows.at(row / 16, s).tiles + t * to.slope_rows.apart + row % 16 * 16, 0, sizeof(word) * MR * 16);
         for (int64_t c = 2 * from; c < 2 * end; ++c) {
@@ -308,7 +294,7 @@ template <int TERMS>
 inline void weigh_backward(const Item& item, const PairTables& tables, const Group& group, const float* scores, float* slopes, int64_t row,
                            const Slopes& to, const PairScratch& scratch) {
     const int64_t steps = (group.width + DEPTH - 1) / DEPTH;
-    if (steps < COLS / DEPTH) clear_slopes<TERMS>(row, steps, COLS / DEPTH, to);
+    if (steps < COLS / DEPTH) clear_slopes<TERMS>(slopes, row, steps, COLS / DEPTH, to);
     if (steps == 0) return;
     with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
         if (group.whole >= steps * DEPTH) slope_rows<TERMS, false>(biases, item, group, scores, slopes, row, steps, to, scratch);
@@ -329,11 +315,9 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     s.v_summed.next = cols / DEPTH * TILE;
-    activated(a.preactivated, all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.rows,
-              [&](const auto& x) { pack_turned<TERMS>(x, cols, qk_pad, s.k_turned); });
-    activated(a.preactivated, all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.rows,
-              [&](const auto& x) { pack_sum_of_rows<TERMS, APART>(x, cols, v_pad, s.v_summed); });
-    activated(a.preactivated, new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.rows, [&](const auto& x) { pack_rows<TERMS>(x, rows, qk_pad, s.q); });
+    pack_turned<TERMS>(all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.k_turned);
+    pack_sum_of_rows<TERMS, APART>(all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.v_summed);
+    pack_rows<TERMS>(new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.q);
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
         int64_t last = 0;  // steps of keys that any row sees
@@ -356,31 +340,27 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
 
 // The transposed sums of a strip of keys (dimension, COLS) → rows of a gradient; cached keys have none.
 template <typename T>
-void finish_strip(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t j0, int64_t width,
+void finish_strip(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor* slopes, const Item& item, int64_t j0, int64_t width,
                   int64_t pad, const Scratch& s) {
     for (int64_t j = 0; j < COLS; j += W)
         for (int64_t d = 0; d < pad; d += W) transpose_block(s.across + d * COLS + j, COLS, s.turned + j * pad + d, pad);
     const int64_t first = max64(j0, item.cached);
-    unpack_grad<T>(a, tensor, through, item, first - item.cached, min64(j0 + COLS, item.keys) - first, width, s.turned + (first - j0) * pad, pad);
+    unpack_grad<T>(a, tensor, slopes, item, first - item.cached, min64(j0 + COLS, item.keys) - first, width, s.turned + (first - j0) * pad, pad);
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads) {
+void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through) {
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS), row_steps = rows / DEPTH;
     s.k_summed.next = cols / DEPTH * TILE;
     s.q_across.next = s.grad_across.next = s.weight_pairs.next = s.slope_pairs.next = row_steps * TILE;
-    activated(a.preactivated, all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.rows, [&](const auto& x) {
-        pack_turned<TERMS>(x, cols, qk_pad, s.k_turned);
-        pack_sum_of_rows<TERMS, APART>(x, cols, qk_pad, s.k_summed);
-    });
-    activated(a.preactivated, all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.rows,
-              [&](const auto& x) { pack_turned<TERMS>(x, cols, v_pad, s.v_turned); });
-    activated(a.preactivated, new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.rows, [&](const auto& x) {
-        pack_rows<TERMS>(x, rows, qk_pad, s.q);
-        pack_across<TERMS>(x, rows, qk_pad, s.q_across);
-    });
-    const TensorRows<T> grad = new_rows<T>(a.grad, item, a.v_dim);
+    const TensorRows<T> keys = all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), values = all_rows<T>(a, a.cache_v, a.v, item, a.v_dim);
+    const TensorRows<T> queries = new_rows<T>(a.q, item, a.qk_dim), grad = new_rows<T>(a.grad, item, a.v_dim);
+    pack_turned<TERMS>(keys, cols, qk_pad, s.k_turned);
+    pack_sum_of_rows<TERMS, APART>(keys, cols, qk_pad, s.k_summed);
+    pack_turned<TERMS>(values, cols, v_pad, s.v_turned);
+    pack_rows<TERMS>(queries, rows, qk_pad, s.q);
+    pack_across<TERMS>(queries, rows, qk_pad, s.q_across);
     pack_rows<TERMS>(grad, rows, v_pad, s.grad);
     pack_across<TERMS>(grad, rows, v_pad, s.grad_across);
     memset(s.dq, 0, sizeof(float) * rows * qk_pad);
@@ -394,7 +374,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
             const Slopes to = {s.weight_pairs.at(0, block), s.slope_pairs.at(0, block), s.slope_rows};
             if (steps == 0) {
                 if (from < block)
-                    for (int64_t g = 0; g < GROUPS; ++g) clear_slopes<TERMS>(g * MR, 0, COLS / DEPTH, to);
+                    for (int64_t g = 0; g < GROUPS; ++g) clear_slopes<TERMS>(s.slope + g * MR * COLS, g * MR, 0, COLS / DEPTH, to);
                 continue;
             }
             from = min64(from, block);
@@ -408,12 +388,12 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
         if (j0 + COLS <= item.cached) continue;
         const int64_t count = row_steps - from;
         multiply_rows<TERMS, false>(v_pad / 16, COLS / 16, count, s.grad_across.at(0, from), s.weight_pairs.at(0, from), s.across, COLS);
-        finish_strip<T>(a, a.dv, a.v, item, j0, a.v_dim, v_pad, s);
+        finish_strip<T>(a, a.dv, through ? &through->v : nullptr, item, j0, a.v_dim, v_pad, s);
         multiply_rows<TERMS, false>(qk_pad / 16, COLS / 16, count, s.q_across.at(0, from), s.slope_pairs.at(0, from), s.across, COLS);
-        finish_strip<T>(a, a.dk, a.k, item, j0, a.qk_dim, qk_pad, s);
+        finish_strip<T>(a, a.dk, through ? &through->k : nullptr, item, j0, a.qk_dim, qk_pad, s);
     }
     grads.close(s.pairs, item);
-    unpack_grad<T>(a, a.dq, a.q, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
+    unpack_grad<T>(a, a.dq, through ? &through->q : nullptr, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
 }
 
 HEADRACE_END

@@ -12,7 +12,6 @@ struct HeadraceTensor {  // (rows, heads, width), width contiguous; strides in e
 struct HeadraceAttention {
     int64_t num_users, num_heads, qk_dim, v_dim, num_threads;
     int64_t is_bf16;
-    int64_t preactivated;  // q, k, v are pre-activations: SiLU is applied while packing, and differentiated while unpacking
     double scale;  // 1 / norm_len
     HeadraceTensor q, k, v, cache_k, cache_v, out;
     const int64_t* offsets;                    // (B+1,)

@@ -94,27 +94,51 @@ HEADRACE_INLINE vf inside(int64_t column, int64_t width, vf x) {  // zero past t
     return column + W <= width ? x : keep(iota() + static_cast<int32_t>(column) < static_cast<int32_t>(width), x);
 }
 
-// (x - mean) / sqrt(variance + eps) of rows; keeps 1 / sqrt(...) if asked.
-template <typename T>
-void normalize(const T* x, int64_t stride, int64_t count, int64_t width, float eps, float* to, int64_t pad, float* inverse) {
+// What LayerNorm makes of rows: (x - mean) / sqrt(variance + eps), that times the weight plus the bias, and 1 / sqrt(...).
+// Each may be null.
+struct Normalized {
+    float *normed, *affine, *inverse;
+    const float *weight, *bias;
+    int64_t pad;
+};
+
+constexpr int64_t MOST_WIDTH = 4096;  // of a row that is normalized; kernels/layer/args.py refuses more
+
+// N vectors a row, kept in registers; 0: any number.
+template <int N, typename T>
+void normalize_rows(const T* x, int64_t stride, int64_t count, int64_t width, float eps, const Normalized& to) {
+    constexpr int64_t MOST = N > 0 ? N : MOST_WIDTH / W;
+    const int64_t vectors = N > 0 ? N : (width + W - 1) / W;
     for (int64_t r = 0; r < count; ++r) {
-        float* row = to + r * pad;
-        vf total = zero();
-        for (int64_t c = 0; c < width; c += W) {
-            const vf value = load_some(x + r * stride + c, width - c);
-            store(row + c, value);
-            total += value;
-        }
+        vf value[MOST], total = zero(), squares = zero();
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < vectors; ++n) total += value[n] = load_some(x + r * stride + n * W, width - n * W);
         const float mean = sum(total) / static_cast<float>(width);
-        vf squares = zero();
-        for (int64_t c = 0; c < width; c += W) {
-            const vf centred = inside(c, width, load(row + c) - mean);
-            store(row + c, centred);
-            squares += centred * centred;
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < vectors; ++n) {
+            value[n] = inside(n * W, width, value[n] - mean);
+            squares += value[n] * value[n];
         }
         const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(width) + eps);
-        for (int64_t c = 0; c < width; c += W) store(row + c, load(row + c) * scale);
-        if (inverse) inverse[r] = scale;
+#pragma GCC unroll 4
+        for (int64_t n = 0; n < vectors; ++n) {
+            const vf normed = value[n] * scale;
+            const int64_t at = r * to.pad + n * W;
+            if (to.normed) store(to.normed + at, normed);
+            if (to.affine) store(to.affine + at, normed * load(to.weight + n * W) + load(to.bias + n * W));
+        }
+        if (to.inverse) to.inverse[r] = scale;
+    }
+}
+
+template <typename T>
+void normalize(const T* x, int64_t stride, int64_t count, int64_t width, float eps, const Normalized& to) {
+    switch ((width + W - 1) / W) {
+        case 1: return normalize_rows<1>(x, stride, count, width, eps, to);
+        case 2: return normalize_rows<2>(x, stride, count, width, eps, to);
+        case 3: return normalize_rows<3>(x, stride, count, width, eps, to);
+        case 4: return normalize_rows<4>(x, stride, count, width, eps, to);
+        default: return normalize_rows<0>(x, stride, count, width, eps, to);
     }
 }
 
@@ -172,28 +196,16 @@ struct Sums {  // one chunk's gradients of the weights
     }
 };
 
-void add_up(const float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight, float* bias, float* norm_weight,
+void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight, float* bias, float* norm_weight,
             float* norm_bias) {
     const int64_t size = Sums::size(rows, columns, width), ld = round_up(columns, PAD);
-    auto total = [&](int64_t at) {
-        float x = 0;
-        for (int64_t c = 0; c < num_chunks; ++c) x += chunks[c * size + at];
-        return x;
-    };
-    const Sums at(nullptr, rows, columns, width);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) weight[r * columns + c] = total(r * ld + c);
-    for (int64_t c = 0; bias && c < columns; ++c) bias[c] = total(at.bias - at.weight + c);
-    for (int64_t c = 0; c < width; ++c) {
-        norm_weight[c] = total(at.norm_weight - at.weight + c);
-        norm_bias[c] = total(at.norm_bias - at.weight + c);
-    }
-}
-
-// Normalized rows times the norm's weight plus its bias.
-inline void affine(const float* normalized, const float* weight, const float* bias, int64_t count, int64_t width, float* to, int64_t pad) {
-    for (int64_t r = 0; r < count; ++r)
-        for (int64_t c = 0; c < width; c += W) store(to + r * pad + c, load(normalized + r * pad + c) * load(weight + c) + load(bias + c));
+    for (int64_t c = 1; c < num_chunks; ++c)  // in their order, into the first
+        for (int64_t at = 0; at < size; at += W) store(chunks + at, load(chunks + at) + load(chunks + c * size + at));
+    const Sums at(chunks, rows, columns, width);
+    for (int64_t r = 0; r < rows; ++r) memcpy(weight + r * columns, at.weight + r * ld, sizeof(float) * columns);
+    if (bias) memcpy(bias, at.bias, sizeof(float) * columns);
+    memcpy(norm_weight, at.norm_weight, sizeof(float) * width);
+    memcpy(norm_bias, at.norm_bias, sizeof(float) * width);
 }
 
 HEADRACE_END

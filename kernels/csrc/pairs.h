@@ -25,6 +25,7 @@ struct Group {
     int64_t width;       // columns that any row sees
     int32_t limit[MR];   // a row sees columns below it ...
     int32_t self[MR];    // ... and this one (-1: not in this tile)
+    uint64_t bits[MR];   // the same: bit c is set for a column that the row sees
     int32_t valid;       // rows that exist
     int32_t whole;       // columns that every row sees
 };
@@ -39,11 +40,13 @@ inline Group see(const Item& item, int64_t query, int64_t j0, int64_t cols) {
     for (int r = 0; r < MR; ++r) {
         group.limit[r] = 0;
         group.self[r] = -1;
+        group.bits[r] = 0;
         if (r >= group.valid) { group.whole = 0; continue; }
         const int64_t i = item.position(query + r);
         const int64_t past = min64(i < item.context ? item.context : i + 1, item.keys - item.targets);
         group.limit[r] = static_cast<int32_t>(max64(0, min64(cols, past - j0)));
         if (i >= j0 && i < j0 + cols) group.self[r] = static_cast<int32_t>(i - j0);
+        group.bits[r] = (group.limit[r] < 64 ? (1ull << group.limit[r]) - 1 : ~0ull) | (group.self[r] >= 0 ? 1ull << group.self[r] : 0);
         group.width = max64(group.width, max64(group.limit[r], group.self[r] + 1));
         if (group.limit[r] < group.whole) group.whole = group.limit[r];
     }
@@ -260,21 +263,9 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
     view.stride = item.bucket_stride;
     view.low = 0;
     int32_t high = static_cast<int32_t>(num_buckets) - 1;
-    if (item.monotone && group.valid && group.whole == group.width) {  // a rectangle of sorted times: its corners
+    if (item.monotone && group.valid) {  // sorted times: buckets rise down a column and fall along a row
         high = view.row[(group.valid - 1) * view.stride];
-        view.low = view.row[group.width - 1];
-    } else if (item.monotone && group.valid) {
-        high = 0;
-        view.low = static_cast<int32_t>(num_buckets) - 1;
-        for (int r = 0; r < group.valid; ++r) {
-            const T* row = view.row + r * view.stride;
-            const int32_t end = group.limit[r] > group.self[r] ? group.limit[r] : group.self[r] + 1;
-            if (end == 0) continue;
-            if (row[0] > high && group.limit[r] > 0) high = row[0];
-            if (group.self[r] >= 0 && row[group.self[r]] > high) high = row[group.self[r]];
-            if (row[end - 1] < view.low) view.low = row[end - 1];
-            if (group.limit[r] > 0 && row[group.limit[r] - 1] < view.low) view.low = row[group.limit[r] - 1];
-        }
+        if (group.whole == group.width) view.low = view.row[group.width - 1];
     }
     const int32_t range = high - view.low + 1;
 #if defined(__AVX512F__)
@@ -347,9 +338,14 @@ struct TimeTable {
 
 // ---- scores to weights ----
 
-HEADRACE_INLINE vi seen(const Group& group, int r, int64_t column) {
+// x where the row sees the column, else 0.
+HEADRACE_INLINE vf keep_seen(const Group& group, int r, int64_t column, vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_mov_ps(static_cast<__mmask16>(group.bits[r] >> column), (__m512)x);
+#else
     const vi at = iota() + static_cast<int32_t>(column);
-    return (at < group.limit[r]) | (at == group.self[r]);
+    return keep((at < group.limit[r]) | (at == group.self[r]), x);
+#endif
 }
 
 template <bool POS, int MODE, typename T>
@@ -368,24 +364,30 @@ void activate_as(const Item& item, const PairTables& tables, const Group& group,
             if (POS) s += load(pos + n * W);
             if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
             vf weight = s * sigmoid(s);
-            if ((n + 1) * W > group.whole) weight = keep(seen(group, r, n * W), weight);
+            if ((n + 1) * W > group.whole) weight = keep_seen(group, r, n * W, weight);
             store(row + n * W, weight);
         }
     }
 }
 
-// Adds W slopes to the sums of their buckets, lanes of one bucket at once: neighbours mostly share one.
+// Adds W slopes to the sums of their buckets, lanes of one bucket at once: neighbours mostly share one, or lie in two.
 template <typename T>
-inline void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
+HEADRACE_INLINE void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
 #if defined(__AVX512F__)
-    const __m512i index = widen_buckets(buckets);
-    __mmask16 left = _mm512_test_epi32_mask((__m512i)slope, (__m512i)slope);
     (void)num_buckets;
-    while (left) {
+    const uint32_t lanes = _mm512_test_epi32_mask((__m512i)slope, (__m512i)slope);
+    if (lanes == 0) return;
+    const __m512i index = widen_buckets(buckets);
+    const int32_t first = buckets[__builtin_ctz(lanes)], last = buckets[31 - __builtin_clz(lanes)];
+    const __mmask16 in_first = _mm512_mask_cmpeq_epi32_mask(static_cast<__mmask16>(lanes), index, _mm512_set1_epi32(first));
+    const __mmask16 in_last = _mm512_mask_cmpeq_epi32_mask(static_cast<__mmask16>(lanes & ~in_first), index, _mm512_set1_epi32(last));
+    store(sums + first * W, load(sums + first * W) + (vf)_mm512_maskz_mov_ps(in_first, (__m512)slope));
+    store(sums + last * W, load(sums + last * W) + (vf)_mm512_maskz_mov_ps(in_last, (__m512)slope));
+    for (uint32_t left = lanes & ~(in_first | in_last); left;) {
         const int32_t bucket = buckets[__builtin_ctz(left)];
-        const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(left, index, _mm512_set1_epi32(bucket));
+        const __mmask16 same = _mm512_mask_cmpeq_epi32_mask(static_cast<__mmask16>(left), index, _mm512_set1_epi32(bucket));
         store(sums + bucket * W, load(sums + bucket * W) + (vf)_mm512_maskz_mov_ps(same, (__m512)slope));
-        left = static_cast<__mmask16>(left & ~same);
+        left &= ~same;
     }
 #else
     for (int l = 0; l < W; ++l)
@@ -414,9 +416,40 @@ void time_gradient_of(const Item& item, const PairTables& tables, int64_t i0, in
     }
 }
 
+#if defined(__AVX512BW__)
+// The same for a tile of up to 64 columns of one byte: a row is compared with the row before in one step.
+inline void time_gradient_of_bytes(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
+                                   int64_t ld, const PairGrads& grads) {
+    const uint8_t* row = static_cast<const uint8_t*>(item.buckets) + i0 * item.bucket_stride + j0;
+    const int64_t vectors = (cols + W - 1) / W;
+    vf total[4] = {};
+    for (int64_t r = 0; r < rows; ++r, row += item.bucket_stride, slope += ld) {
+        if (r > 0) {
+            const uint8_t* before = row - item.bucket_stride;
+            uint64_t changed = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(row), _mm512_loadu_si512(before));
+            if (changed)
+#pragma GCC unroll 4
+                for (int n = 0; n < 4; ++n, changed >>= W)
+                    if (changed & 0xffff) {
+                        scatter_time(before + n * W, total[n], grads.time, tables.num_buckets);
+                        total[n] = zero();
+                    }
+        }
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n)
+            if (n < vectors) total[n] += load(slope + n * W);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; ++n) scatter_time(row - item.bucket_stride + n * W, total[n], grads.time, tables.num_buckets);
+}
+#endif
+
 inline void time_gradient(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
                           int64_t ld, const PairGrads& grads) {
     if (!tables.time) return;
+#if defined(__AVX512BW__)
+    if (tables.bucket_bytes == 1 && rows > 0) return time_gradient_of_bytes(item, tables, i0, j0, rows, cols, slope, ld, grads);
+#endif
     if (tables.bucket_bytes == 1) time_gradient_of<uint8_t>(item, tables, i0, j0, rows, cols, slope, ld, grads);
     else time_gradient_of<uint16_t>(item, tables, i0, j0, rows, cols, slope, ld, grads);
 }
@@ -443,9 +476,8 @@ void activate_backward_as(const Item& item, const PairTables& tables, const Grou
             vf a = activated;
             vf d = load(slopes + n * W) * (gate + activated - activated * gate);
             if ((n + 1) * W > group.whole) {
-                const vi mask = seen(group, r, n * W);
-                a = keep(mask, a);
-                d = keep(mask, d);
+                a = keep_seen(group, r, n * W, a);
+                d = keep_seen(group, r, n * W, d);
             }
             store(weights + n * W, a);
             store(slopes + n * W, d);

@@ -20,20 +20,22 @@ void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_
         for (int64_t d = 0; d < width; d += W) store_some(to + i * stride + d, load(rows + i * pad + d) * scale, width - d);
 }
 
-// Queries [first, first + count) of a gradient, divided by norm_len; through SiLU where the inputs were pre-activations (`through`).
+// SiLU's slopes where q, k and v are activations, (rows, heads, width) as they are: the layer's.
+struct Through {
+    HeadraceTensor q, k, v;
+};
+
+// Queries [first, first + count) of a gradient, divided by norm_len; times the slopes of SiLU where there are some.
 template <typename T>
-void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor& through, const Item& item, int64_t first,
+void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor* slopes, const Item& item, int64_t first,
                  int64_t count, int64_t width, const float* rows, int64_t pad) {
     const float scale = static_cast<float>(a.scale);
-    if (!a.preactivated) return unpack<T>(tensor, item, first, count, width, rows, pad, scale);
+    if (!slopes) return unpack<T>(tensor, item, first, count, width, rows, pad, scale);
     T* to = static_cast<T*>(tensor.data) + (item.first + first) * tensor.row + item.head * tensor.head;
-    const T* from = rows_of<T>(through, item.first + first, item.head);
-    const int64_t stride = tensor.row, from_stride = through.row;
+    const float* slope = rows_of<float>(*slopes, item.first + first, item.head);
     for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < width; d += W) {
-            const vf x = load_some(from + i * from_stride + d, width - d), gate = sigmoid(x), activated = x * gate;
-            store_some(to + i * stride + d, load(rows + i * pad + d) * scale * (gate + activated - activated * gate), width - d);
-        }
+        for (int64_t d = 0; d < width; d += W)
+            store_some(to + i * tensor.row + d, load(rows + i * pad + d) * scale * load_some(slope + i * slopes->row + d, width - d), width - d);
 }
 
 HEADRACE_END

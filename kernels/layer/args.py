@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import library
+from kernels.backend import KernelUnavailable
 from kernels.layer.dropout import threshold
 
 WEIGHTS = (
@@ -21,6 +22,10 @@ WEIGHTS = (
     "out_bias",
 )
 """In the order of `LayerParams`."""
+
+
+MAX_WIDTH = 4096
+"""Of a row that is normalized, in blocks.h."""
 
 
 class LayerArgs(ctypes.Structure):
@@ -46,6 +51,11 @@ class LayerArgs(ctypes.Structure):
         assert uvqk is not None
         assert out is not None
         value = out.shape[0]
+        if max(x_TM.shape[1], value) > MAX_WIDTH:
+            raise KernelUnavailable(
+                f"hstu_layer in C++: expected a model and values of up to {MAX_WIDTH} columns, got {x_TM.shape[1]} and "
+                f"{value}; use fewer, or ask for backend='reference'"
+            )
         args = cls(
             tokens=x_TM.shape[0],
             model=x_TM.shape[1],

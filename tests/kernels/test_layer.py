@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import LayerParams, hstu_attention, hstu_layer, hstu_layer_output, hstu_layer_project
+from kernels import KernelUnavailable, LayerParams, hstu_attention, hstu_layer, hstu_layer_output, hstu_layer_project
 from kernels.layer import cpp
 from kernels.layer.dropout import keep_mask
 from tests.kernels.jagged import Batch, make_batch
@@ -203,6 +203,17 @@ def test_torch_accepts_the_operator() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of opcheck itself, about its own tensors
         torch.library.opcheck(cpp.layer_op, arguments)
+
+
+def test_wide_rows_are_normalized_whatever_their_width_and_too_wide_ones_are_refused() -> None:
+    for model, value in ((130, 7), (7, 130)):
+        case = {"lengths": [5, 1], "heads": 1, "model": model, "qk": 4, "value": value}
+        expected, results = run(case, torch.float64, "reference"), run(case, torch.float32, "cpp")
+        assert relative_error(results["change"], expected["change"]) <= 1e-5
+        assert relative_error(results["dx"], expected["dx"]) <= 1e-4
+    case = {"lengths": [2], "heads": 1, "model": 4, "qk": 1, "value": 4097}
+    with pytest.raises(KernelUnavailable, match="up to 4096 columns, got 4 and 4097"):
+        run(case, torch.float32, "cpp")
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -56,7 +56,7 @@ int backward(const HeadraceAttention& a) {
             if (failed) continue;
             PairGrads grads = sums.of(a, chunk);
             for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
-                backward_item<T, TERMS>(a, plan.chunked_item(a, index), tables, scratch, grads);
+                backward_item<T, TERMS>(a, plan.chunked_item(a, index), tables, scratch, grads, nullptr);
         }
     }
     if (!failed) sums.add_up(a, plan);

@@ -42,9 +42,10 @@ struct Weights {  // padded copies
 };
 
 struct UserScratch {
-    float *z, *attended;            // the whole user: (L, c_pad), (L, v_pad)
-    float *dz, *dattended;          // backward
-    float *normed, *affine, *wide, *narrow, *inverse;  // a block
+    float *z, *attended;              // the whole user: (L, c_pad), (L, v_pad)
+    float *slopes, *dz, *dattended;   // backward; slopes: of SiLU at z
+    float *in_normed, *in_affine, *in_inverse;  // backward: x normalized; (L, m_pad), (L,)
+    float *normed, *affine, *wide, *inverse;    // a block
     Scratch attention;
 
     template <int TERMS>
@@ -52,28 +53,32 @@ struct UserScratch {
         const int64_t rows = round_up(most_tokens, BLOCK), widest_row = max64(w.m_pad, w.v_pad);
         z = arena.get<float>(rows * w.c_pad);
         attended = arena.get<float>(rows * w.v_pad);
+        slopes = backward ? arena.get<float>(rows * w.c_pad) : nullptr;
         dz = backward ? arena.get<float>(rows * w.c_pad) : nullptr;
+        in_normed = backward ? arena.get<float>(rows * w.m_pad) : nullptr;
+        in_affine = backward ? arena.get<float>(rows * w.m_pad) : nullptr;
+        in_inverse = backward ? arena.get<float>(rows) : nullptr;
         dattended = backward ? arena.get<float>(rows * w.v_pad) : nullptr;
         normed = arena.get<float>(BLOCK * widest_row);
         affine = arena.get<float>(BLOCK * widest_row);
         wide = arena.get<float>(BLOCK * widest_row);
-        narrow = arena.get<float>(BLOCK * widest_row);
         inverse = arena.get<float>(BLOCK);
         attention.lay_out(arena, widest(attend, plan, TERMS), backward, attend);
     }
 };
 
-// z of a block of tokens: pre-activations, or SiLU of them.
-template <typename T, int TERMS, bool ACTIVATE>
-void project_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, float* normed, float* z) {
-    normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), normed, w.m_pad, nullptr);
-    affine(normed, w.in_weight, w.in_bias, count, w.model, normed, w.m_pad);
-    multiply<TERMS>(normed, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false, &w.uvqk_operand);
+// SiLU of a block's projections, and its slopes if there is room for them.
+template <typename T, int TERMS>
+void project_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const Normalized& normalized, float* z, float* slopes) {
+    normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), normalized);
+    multiply<TERMS>(normalized.affine, w.m_pad, 1, count, w.uvqk, w.c_pad, w.model, z, w.c_pad, w.columns, false, &w.uvqk_operand);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.columns; c += W) {
             vf x = load(z + r * w.c_pad + c);
             if (a.uvqk_bias) x += load(w.uvqk_bias + c);
-            store(z + r * w.c_pad + c, ACTIVATE ? silu(x) : x);
+            const vf gate = sigmoid(x), activated = x * gate;
+            store(z + r * w.c_pad + c, activated);
+            if (slopes) store(slopes + r * w.c_pad + c, gate + activated - activated * gate);
         }
 }
 
@@ -81,8 +86,8 @@ void project_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t toke
 template <typename T, int TERMS, typename U>
 void output_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const U* attended, int64_t attended_row, const U* u,
                   int64_t u_row, float* gated, float* out) {
-    normalize(attended, attended_row, count, w.value, static_cast<float>(a.eps), gated, w.v_pad, nullptr);
-    affine(gated, w.out_norm_weight, w.out_norm_bias, count, w.value, gated, w.v_pad);
+    const Normalized to = {nullptr, gated, nullptr, w.out_norm_weight, w.out_norm_bias, w.v_pad};
+    normalize(attended, attended_row, count, w.value, static_cast<float>(a.eps), to);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) store(gated + r * w.v_pad + c, load(gated + r * w.v_pad + c) * load_some(u + r * u_row + c, w.value - c));
     multiply<TERMS>(gated, w.v_pad, 1, count, w.out, w.m_pad, w.value, out, w.m_pad, w.model, false, &w.out_operand);
@@ -117,9 +122,9 @@ HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights<TERM
 template <typename T, int TERMS>
 void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const PairTables& tables, Item item, UserScratch& s) {
     for (int64_t t = 0; t < item.queries; t += BLOCK)
-        project_block<T, TERMS, true>(a, w, item.first + t, min64(BLOCK, item.queries - t), s.normed, s.z + t * w.c_pad);
-    HeadraceAttention local = on_scratch(attend, w, s);
-    local.preactivated = 0;
+        project_block<T, TERMS>(a, w, item.first + t, min64(BLOCK, item.queries - t), {nullptr, s.normed, nullptr, w.in_weight, w.in_bias, w.m_pad},
+                                s.z + t * w.c_pad, nullptr);
+    const HeadraceAttention local = on_scratch(attend, w, s);
     const int64_t first = item.first;
     item.first = 0;
     for (item.head = 0; item.head < attend.num_heads; ++item.head) forward_item<float, TERMS>(local, item, tables, s.attention);
@@ -144,14 +149,15 @@ void output_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int6
         }
     float* d_value = s.dattended + row * w.v_pad;
     multiply<TERMS>(s.wide, w.m_pad, 1, count, w.out_turned, w.v_pad, w.model, d_value, w.v_pad, w.value, false, &w.out_turned_operand);
-    normalize(static_cast<const T*>(a.attended) + token * w.value, w.value, count, w.value, static_cast<float>(a.eps), s.normed, w.v_pad, s.inverse);
+    const Normalized to = {s.normed, nullptr, s.inverse, nullptr, nullptr, w.v_pad};
+    normalize(static_cast<const T*>(a.attended) + token * w.value, w.value, count, w.value, static_cast<float>(a.eps), to);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.value; c += W) {
-            const vf pre = load(s.z + (row + r) * w.c_pad + c), gate = sigmoid(pre), u = pre * gate;
+            const vf u = load(s.z + (row + r) * w.c_pad + c), slope = load(s.slopes + (row + r) * w.c_pad + c);
             const vf n = load(s.normed + r * w.v_pad + c), scaled = n * load(w.out_norm_weight + c) + load(w.out_norm_bias + c);
             const vf d = load(d_value + r * w.v_pad + c), dn = d * u;
             store(s.affine + r * w.v_pad + c, scaled * u);
-            store_some(s.dz + (row + r) * w.c_pad + c, d * scaled * (gate + u - u * gate), w.value - c);
+            store_some(s.dz + (row + r) * w.c_pad + c, d * scaled * slope, w.value - c);
             store(sums.norm_weight + c, load(sums.norm_weight + c) + dn * n);
             store(sums.norm_bias + c, load(sums.norm_bias + c) + dn);
             store(d_value + r * w.v_pad + c, dn * load(w.out_norm_weight + c));
@@ -162,7 +168,9 @@ void output_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int6
 
 // dz, dy -> dx; adds to the input weights' sums.
 template <typename T, int TERMS>
-void project_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const UserScratch& s, float* dz, Sums& sums) {
+void project_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token, int64_t count, const UserScratch& s, int64_t row, Sums& sums) {
+    float* dz = s.dz + row * w.c_pad;
+    const float *normed = s.in_normed + row * w.m_pad, *affine = s.in_affine + row * w.m_pad;
     for (int64_t c = w.columns; c < round_up(w.columns, W); ++c)
         for (int64_t r = 0; r < count; ++r) dz[r * w.c_pad + c] = 0.0f;
     for (int64_t c = 0; c < w.columns; c += W) {
@@ -171,17 +179,15 @@ void project_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int
         store(sums.bias + c, total);
     }
     multiply<TERMS>(dz, w.c_pad, 1, count, w.uvqk_turned, w.m_pad, w.columns, s.wide, w.m_pad, w.model, false, &w.uvqk_turned_operand);
-    normalize(static_cast<const T*>(a.x) + token * w.model, w.model, count, w.model, static_cast<float>(a.eps), s.normed, w.m_pad, s.inverse);
-    affine(s.normed, w.in_weight, w.in_bias, count, w.model, s.affine, w.m_pad);
-    multiply<TERMS>(s.affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true, nullptr);
+    multiply<TERMS>(affine, 1, w.m_pad, w.model, dz, w.c_pad, count, sums.weight, w.c_pad, w.columns, true, nullptr);
     for (int64_t r = 0; r < count; ++r)
         for (int64_t c = 0; c < w.model; c += W) {
             const vf dn = load(s.wide + r * w.m_pad + c);
-            store(sums.norm_weight + c, load(sums.norm_weight + c) + dn * load(s.normed + r * w.m_pad + c));
+            store(sums.norm_weight + c, load(sums.norm_weight + c) + dn * load(normed + r * w.m_pad + c));
             store(sums.norm_bias + c, load(sums.norm_bias + c) + dn);
             store(s.wide + r * w.m_pad + c, dn * load(w.in_weight + c));
         }
-    normalize_backward(s.normed, s.inverse, count, w.model, s.wide, w.m_pad);
+    normalize_backward(normed, s.in_inverse + row, count, w.model, s.wide, w.m_pad);
     const T* dy = static_cast<const T*>(a.dy) + token * w.model;
     T* dx = static_cast<T*>(a.dx) + token * w.model;
     for (int64_t r = 0; r < count; ++r)
@@ -195,15 +201,17 @@ void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, cons
     const int64_t first = item.first;
     for (int64_t t = 0; t < item.queries; t += BLOCK) {
         const int64_t count = min64(BLOCK, item.queries - t);
-        project_block<T, TERMS, false>(a, w, first + t, count, s.normed, s.z + t * w.c_pad);
+        const Normalized to = {s.in_normed + t * w.m_pad, s.in_affine + t * w.m_pad, s.in_inverse + t, w.in_weight, w.in_bias, w.m_pad};
+        project_block<T, TERMS>(a, w, first + t, count, to, s.z + t * w.c_pad, s.slopes + t * w.c_pad);
         output_backward_block<T, TERMS>(a, w, first + t, count, s, t, out_sums);
     }
-    HeadraceAttention local = on_scratch(attend, w, s);
-    local.preactivated = 1;
+    const HeadraceAttention local = on_scratch(attend, w, s);
+    const auto slopes_of = [&](const HeadraceTensor& x) { return HeadraceTensor{s.slopes + (static_cast<float*>(x.data) - s.z), x.row, x.head}; };
+    const Through through = {slopes_of(local.q), slopes_of(local.k), slopes_of(local.v)};
     item.first = 0;
-    for (item.head = 0; item.head < attend.num_heads; ++item.head) backward_item<float, TERMS>(local, item, tables, s.attention, pairs);
+    for (item.head = 0; item.head < attend.num_heads; ++item.head) backward_item<float, TERMS>(local, item, tables, s.attention, pairs, &through);
     for (int64_t t = 0; t < item.queries; t += BLOCK)
-        project_backward_block<T, TERMS>(a, w, first + t, min64(BLOCK, item.queries - t), s, s.dz + t * w.c_pad, in_sums);
+        project_backward_block<T, TERMS>(a, w, first + t, min64(BLOCK, item.queries - t), s, t, in_sums);
 }
 
 template <typename T, int TERMS>
@@ -244,9 +252,10 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     PairGradChunks pairs;
     plan.limit = max64(2, min64(MAX_CHUNKS, (int64_t{16} << 20) / (in_size + out_size)));  // at most 64 MB of sums
     if (!plan.make(users) || !tables.make(attend, plan) || !pairs.make(attend, plan)) return 1;
-    float* chunks = static_cast<float*>(calloc(static_cast<size_t>(plan.num_chunks * (in_size + out_size) + 1), sizeof(float)));
+    const int64_t num_sums = max64(1, plan.num_chunks);  // zeros where there is nobody
+    float* chunks = static_cast<float*>(calloc(static_cast<size_t>(num_sums * (in_size + out_size)), sizeof(float)));
     if (!chunks) return 1;
-    float* out_chunks = chunks + plan.num_chunks * in_size;
+    float* out_chunks = chunks + num_sums * in_size;
     bool failed = false;
 #pragma omp parallel num_threads(a.num_threads) reduction(|| : failed)
     {
@@ -269,8 +278,8 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     }
     if (!failed) {
         pairs.add_up(attend, plan);
-        add_up(chunks, plan.num_chunks, a.model, columns, a.model, a.d_uvqk_weight, a.d_uvqk_bias, a.d_norm_in_weight, a.d_norm_in_bias);
-        add_up(out_chunks, plan.num_chunks, a.value, a.model, a.value, a.d_out_weight, a.d_out_bias, a.d_norm_out_weight, a.d_norm_out_bias);
+        add_up(chunks, num_sums, a.model, columns, a.model, a.d_uvqk_weight, a.d_uvqk_bias, a.d_norm_in_weight, a.d_norm_in_bias);
+        add_up(out_chunks, num_sums, a.value, a.model, a.value, a.d_out_weight, a.d_out_bias, a.d_norm_out_weight, a.d_norm_out_bias);
     }
     free(chunks);
     pairs.release();
@@ -305,7 +314,7 @@ int over_blocks(const HeadraceLayer& a, const Body& body) {
 template <typename T>
 int project(const HeadraceLayer& a) {
     return over_blocks(a, [&](const Weights<0>& w, int64_t t, int64_t count, float* normed, float* z) {
-        project_block<T, 0, true>(a, w, t, count, normed, z);
+        project_block<T, 0>(a, w, t, count, {nullptr, normed, nullptr, w.in_weight, w.in_bias, w.m_pad}, z, nullptr);
         T* to = static_cast<T*>(a.z_out) + t * w.columns;
         for (int64_t r = 0; r < count; ++r)
             for (int64_t c = 0; c < w.columns; c += W) store_some(to + r * w.columns + c, load(z + r * w.c_pad + c), w.columns - c);
