@@ -24,7 +24,8 @@ from state.config import KafkaConfig
 from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
 from state.topics import LAG_KEY, Topics
 from trainer import clients
-from trainer.config import SourceError, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.errors import SourceError
 from trainer.loop import Progress
 
 log = structlog.get_logger("trainer")

@@ -23,7 +23,8 @@ from kafka.errors import KafkaError
 from state.config import KafkaConfig
 from state.topics import Topics
 from trainer import clients
-from trainer.config import FencedError, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.errors import FencedError
 from trainer.version import (
     CLAIM_HEADERS,
     CLAIM_KEY,

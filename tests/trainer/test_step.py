@@ -28,8 +28,9 @@ from tests.trainer.samples import (
     twin,
 )
 from trainer.batch import JaggedBatch
-from trainer.config import DeviceError, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
+from trainer.errors import DeviceError
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
