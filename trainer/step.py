@@ -252,15 +252,14 @@ class Learner:
             return exact_retrieval_loss(query_RD, table_UD, target, live_U, backend)
         in_batch = pick_in_batch(target_row_R, self.config.num_negatives, self.config.seed, self.num_steps)
         drawn = np.concatenate([in_batch, negatives])
-        share = self.frequency.share(np.concatenate([target_row_R, drawn]))
-        log_q = log_expected_draws(share, len(in_batch), len(negatives), self.items.num_live)
+        share = self.frequency.share(drawn)
+        log_draws = log_expected_draws(share, len(in_batch), len(target_row_R), len(negatives), self.items.num_live)
         return sampled_retrieval_loss(
             query_RD,
             table_UD,
             target,
             self._tensor(np.searchsorted(rows_U, drawn)),
-            self._tensor(log_q[: len(target_row_R)]),
-            self._tensor(log_q[len(target_row_R) :]),
+            self._tensor(log_draws),
             backend,
         )
 
