@@ -80,6 +80,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "journal_fsync": Switch(),
     "publish_every_s": ABOVE_0,
     "base_every": AT_LEAST_1,
+    "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
     "on_hole": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
@@ -182,6 +183,7 @@ class TrainerConfig:
     journal_fsync: bool = False
     publish_every_s: float = 2.0
     base_every: int = 50
+    base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
     max_buffered_examples: int = 4096
@@ -225,6 +227,7 @@ _NOT_LEARNING = frozenset(
         "journal_fsync",
         "publish_every_s",
         "base_every",
+        "base_max_age_share",
         "chunk_bytes",
         "on_hole",
         "max_buffered_examples",

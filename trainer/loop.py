@@ -320,7 +320,8 @@ class Trainer:
         publisher = self.publisher
         if publisher is None or self._planned or self._offered is not None or not publisher.idle:
             return
-        if self.learner.num_steps == 0 or (self._has_published and not self.unpublished):
+        has_news = bool(self.unpublished) or not self._has_published
+        if self.learner.num_steps == 0 or not (has_news or publisher.base_is_old):
             return
         everything = publisher.wants_base
         manifest = self._manifest(publisher, "base" if everything else "delta")
