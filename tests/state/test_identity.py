@@ -66,6 +66,7 @@ def test_other_types_are_no_keys(key: object) -> None:
         (lambda: ActionConfig(features=("",)), "features"),
         (lambda: ActionConfig(max_future_s=-1), "max_future_s"),
         (lambda: ActionConfig(max_record_bytes=0), "max_record_bytes"),
+        (lambda: KafkaConfig(max_message_bytes=1000), "max_message_bytes"),
         (lambda: ActionConfig(max_actions_per_record=0), "max_actions_per_record"),
         (lambda: SequenceConfig(join_window_s=-1), "join_window_s"),
         (lambda: SequenceConfig(max_context=0), "max_context"),
@@ -104,6 +105,8 @@ def test_topics_have_their_names_and_settings() -> None:
     assert topics[names.sequences].settings["cleanup.policy"] == "compact"
     assert int(topics[names.sequences].settings["min.compaction.lag.ms"]) == 86_400_000
     assert topics[names.dead_letters].num_partitions == 1
+    room = [int(topics[name].settings["max.message.bytes"]) for name in (names.actions, names.dead_letters)]
+    assert room == [1_048_588, 1_048_588 + 65_536]
 
 
 def test_each_epoch_has_a_fence_key_of_its_own_that_no_user_can_have() -> None:
