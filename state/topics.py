@@ -19,11 +19,6 @@ def fence_key(writer_epoch: int) -> bytes:
     return b"%b/%d" % (FENCE_KEY, writer_epoch)
 
 
-def is_fence_key(key: bytes | None) -> bool:
-    """Whether a record of the sequences topic is a fence, by its key alone."""
-    return key is not None and key.startswith(FENCE_KEY)
-
-
 @dataclass(frozen=True)
 class Topic:
     """One topic as it has to exist. ``settings`` are Kafka's own names and spellings."""

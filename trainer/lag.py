@@ -26,7 +26,7 @@ from state.topics import LAG_KEY, Topics
 from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.errors import SourceError
-from trainer.loop import Progress
+from trainer.progress import Progress
 
 log = structlog.get_logger("trainer")
 SILENT_SERVER_MS = 10_000

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafka_murmur2
 from xxhash import xxh3_64_intdigest
 
+from state.action import Rejection, decode_record
 from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
 from state.errors import ConfigError, StateError
 from state.hashing import canonical, item_hash
 from state.partitioner import murmur2, partition_of
 from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status, encode_status
-from state.topics import Topics, fence_key, is_fence_key, topics_of
+from state.topics import Topics, fence_key, topics_of
 
 
 @given(st.binary(max_size=40))
@@ -111,9 +112,9 @@ def test_topics_have_their_names_and_settings() -> None:
 
 def test_each_epoch_has_a_fence_key_of_its_own_that_no_user_can_have() -> None:
     assert fence_key(1) != fence_key(2)
-    assert is_fence_key(fence_key(7))
-    assert not is_fence_key(b"user")
-    assert not is_fence_key(None)
+    [refused] = decode_record(b'{"user":"\\u0000fence/7","item":1,"action":"click","timestamp":1}', 1, ActionConfig())
+    assert isinstance(refused, Rejection)
+    assert fence_key(7) == b"\x00fence/7"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import DeviceError
+from trainer.judge import Forward, Judge
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -40,7 +41,7 @@ from trainer.losses import (
 )
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays
-from trainer.step import Learner, _Forward
+from trainer.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,7 +99,7 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 class LearnsFirst(Learner):
     """Broken: it has learned a batch when it predicts it."""
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
+    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
         forward = super()._forward(batch, now_ms)
         self._learn(forward, forward.retrieval_loss_R.mean() + forward.logits_RK.mean())
         return super()._forward(batch, now_ms)
@@ -114,13 +115,19 @@ class InsertsFirst(Learner):
         return super().step(examples)
 
 
-class CountsSeen(Learner):
-    """Broken: items that a user met later are taken out of the ranking of earlier targets."""
-
+class CountsSeenJudge(Judge):
     def _model_ranks(self, forward, target_R, known_V, rows, offsets_R1, ranked_R):  # type: ignore[no-untyped-def]
         everything = np.unique(rows)
         offsets = np.arange(len(offsets_R1)) * len(everything)
         return super()._model_ranks(forward, target_R, known_V, np.tile(everything, len(target_R)), offsets, ranked_R)
+
+
+class CountsSeen(Learner):
+    """Broken: items that a user met later are taken out of the ranking of earlier targets."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.judge = CountsSeenJudge(self.config, self.popularity, self.rates, self.metrics, self._retrieval_table)
 
 
 @pytest.mark.parametrize("kind", [LearnsFirst, InsertsFirst, CountsSeen])
