@@ -24,13 +24,14 @@ from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from rich.console import Console
 
-from headrace.audit import audit, print_report
+from headrace.audit import audit
 from headrace.board import Board, Follower
 from headrace.broker import BrokerError, EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
 from headrace.processes import ChildError, DeadlineError, Family
 from headrace.reader import ReadError
+from headrace.report import print_report
 from headrace.screen import Screen, open_screen
 from headrace.summary import summarise, tell
 from headrace.taste import Crowd, Server, ServerError, Taste, choose, learned, new_actions

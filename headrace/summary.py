@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from headrace.audit import Report
 from headrace.board import Board
 from headrace.config import Settings
 from headrace.dataset import Dataset
+from headrace.report import Report
 from headrace.screen import number
 from headrace.taste import Taste
 from headrace.versions import manifests

@@ -11,7 +11,7 @@ from rich.table import Table
 from headrace.config import Settings
 from headrace.reader import connect, read, spans
 from state.topics import Topics
-from trainer.config import VersionError
+from trainer.errors import VersionError
 from trainer.version import Manifest, decode_manifest, record_kind
 
 

@@ -21,7 +21,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.broker import POLL_MS, Contact, partitions_of
 from serving.holder import VersionHolder
-from trainer.config import TrainerError, VersionError
+from trainer.errors import TrainerError, VersionError
 from trainer.version import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)

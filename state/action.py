@@ -87,10 +87,6 @@ _many = msgspec.json.Decoder(list[_Wire])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _free = msgspec.json.Decoder()
 _KEY = "a string or an integer"
-_NAMES = {
-    bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object",
-    type(None): "null",
-}  # fmt: skip
 
 
 def tick_record(timestamp_ms: int) -> bytes:

@@ -126,6 +126,8 @@ class KafkaConfig:
     replication_factor: int = 1
     actions_retention_s: float = 7 * 86_400.0
     min_compaction_lag_s: float = 86_400.0
+    max_message_bytes: int = 1_048_588
+    """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
 
     def __post_init__(self) -> None:
         _require(bool(self.bootstrap), "bootstrap", "host:port", self.bootstrap, "name a broker")
@@ -137,6 +139,10 @@ class KafkaConfig:
             _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
         for key in ("actions_retention_s", "min_compaction_lag_s"):
             _require(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
+        _require(
+            1 << 20 <= self.max_message_bytes <= 1 << 30,
+            "max_message_bytes", "1048576 to 1073741824 bytes", self.max_message_bytes, "1048588 is Kafka's default",
+        )  # fmt: skip
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:

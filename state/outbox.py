@@ -1,13 +1,22 @@
-"""What waits in a partition's outbox: examples and dead letters, in the order in which they go out."""
+"""What waits in a partition's outbox: examples and dead letters, in the order in which they go out.
+
+Its keys in the partition's database are
+
+    x <index:8>     an entry, big-endian; which of them wait, `state.meta.Meta` says
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import msgspec
+from rocksdict import WriteBatch
 
 from state.action import Rejection
 from state.codec import restamp, unpack
+from state.database import Database
+from state.errors import CodecError
+from state.meta import corrupt
 
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
@@ -69,3 +78,49 @@ def entry_of(index: int, stored: bytes, writer_epoch: int) -> OutboxEntry:
     if header.writer_epoch != writer_epoch:
         value = restamp(value, writer_epoch)
     return OutboxEntry(index, True, header.user.encode(), value, [], header.number, header.newest_record_ms)
+
+
+class Outbox:
+    """The entries of one database, by index. What is written goes into the caller's batch."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def put(self, batch: WriteBatch, index: int, stored: bytes) -> None:
+        """Add `stored_example` or `stored_dead_letter`."""
+        batch.put(_key(index), stored)
+
+    def delete(self, batch: WriteBatch, indices: range) -> None:
+        """They have gone out."""
+        for index in indices:
+            batch.delete(_key(index))
+
+    def read(self, indices: range, writer_epoch: int) -> list[OutboxEntry]:
+        """These entries, but for an example and all that follows it where a dead letter comes just before it."""
+        entries: list[OutboxEntry] = []
+        for index, stored in zip(indices, self._db.get_many([_key(index) for index in indices]), strict=True):
+            entry = self._entry(index, stored, writer_epoch)
+            if entry.is_example and entries and not entries[-1].is_example:
+                break
+            entries.append(entry)
+        return entries
+
+    def newest_number(self, indices: range, writer_epoch: int) -> int:
+        """The number of the last example among these entries; -1 where there is none."""
+        for index in reversed(indices):
+            entry = self._entry(index, self._db.get(_key(index)), writer_epoch)
+            if entry.is_example:
+                return entry.number
+        return -1
+
+    def _entry(self, index: int, stored: bytes | None, writer_epoch: int) -> OutboxEntry:
+        try:
+            if stored is not None:
+                return entry_of(index, stored, writer_epoch)
+        except (CodecError, msgspec.DecodeError) as error:
+            raise corrupt(self._db.path, f"outbox entry {index}", str(error)) from error
+        raise corrupt(self._db.path, f"outbox entry {index}", "nothing")
+
+
+def _key(index: int) -> bytes:
+    return b"x" + index.to_bytes(8, "big")

@@ -3,10 +3,10 @@
 One RocksDB a partition. Besides what `state.shelf` keeps of users, its keys are
 
     m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
-    x <index:8>     outbox, in the order in which it goes out
 
-A batch changes users, index, names, outbox and ``m`` together or not at all. Sequences on disk never disagree with the
-outbox or with the applied offset, whenever the process dies. `state.restore` says what happens when the disk is lost.
+and those of `state.outbox`. A batch changes users, index, names, outbox and ``m`` together or not at all. Sequences on
+disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
+happens when the disk is lost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from state.action import Action, Rejection, Tick, decode_record
 from state.codec import pack
 from state.config import ActionConfig, SequenceConfig, StoreConfig, check_sizes
 from state.database import Database
-from state.errors import CodecError
 from state.example import Counts, Example
-from state.meta import Meta, Shape, corrupt, decode_meta, encode_meta
+from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
-from state.outbox import OutboxEntry, entry_of, stored_dead_letter, stored_example
+from state.outbox import Outbox, OutboxEntry, stored_dead_letter, stored_example
 from state.partitioner import partition_of
 from state.restore import Restored, adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
@@ -81,6 +80,7 @@ class PartitionStore:
         self._is_new = True
         self._db = Database(path, store)
         self._shelf = Shelf(self._db, partition, action, sequence)
+        self._outbox = Outbox(self._db)
         try:
             self._start()
         except BaseException:
@@ -234,7 +234,7 @@ class PartitionStore:
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._meta.outbox_next
         for stored in [*dead, *(stored_example(pack(header, columns)) for header, columns in drafts)]:
-            batch.put(_outbox_key(index), stored)
+            self._outbox.put(batch, index, stored)
             index += 1
         for name, user in sequencer.changed.items():
             self._shelf.save(batch, user, sequencer.due.get(name), sequencer.uncovered.get(name))
@@ -264,31 +264,18 @@ class PartitionStore:
         the next, and an example in the topic proves that the dead letters before it are in theirs.
         """
         first = max(start or 0, self._meta.outbox_first)
-        indices = range(first, min(self._meta.outbox_next, first + limit))
-        entries: list[OutboxEntry] = []
-        for index, stored in zip(indices, self._db.get_many([_outbox_key(i) for i in indices]), strict=True):
-            entry = self._entry(index, stored)
-            if entry.is_example and entries and not entries[-1].is_example:
-                break
-            entries.append(entry)
-        return entries
+        return self._outbox.read(range(first, min(self._meta.outbox_next, first + limit)), self.writer_epoch)
 
     def ack(self, upto: int, sequences_offset: int = 0) -> None:
         """The broker has every entry up to index ``upto``: delete them. ``sequences_offset``: where in the sequences
         partition a reader of what others write goes on."""
         meta = self._meta
-        upto = min(upto, meta.outbox_next - 1)
-        number = meta.relayed_number
-        for index in range(upto, meta.outbox_first - 1, -1):
-            entry = self._entry(index, self._db.get(_outbox_key(index)))
-            if entry.is_example:
-                number = entry.number
-                break
+        done = range(meta.outbox_first, min(upto + 1, meta.outbox_next))
+        number = self._outbox.newest_number(done, self.writer_epoch)
         batch = WriteBatch(raw_mode=True)
-        for index in range(meta.outbox_first, upto + 1):
-            batch.delete(_outbox_key(index))
+        self._outbox.delete(batch, done)
         self._put_meta(
-            batch, outbox_first=max(meta.outbox_first, upto + 1), relayed_number=number,
+            batch, outbox_first=max(done.start, done.stop), relayed_number=max(meta.relayed_number, number),
             sequences_offset=max(meta.sequences_offset, sequences_offset),
         )  # fmt: skip
         self._db.write(batch)
@@ -300,14 +287,6 @@ class PartitionStore:
         self._put_meta(batch)
         self._db.write(batch)
         self._is_new = False
-
-    def _entry(self, index: int, stored: bytes | None) -> OutboxEntry:
-        try:
-            if stored is not None:
-                return entry_of(index, stored, self.writer_epoch)
-        except (CodecError, msgspec.DecodeError) as error:
-            raise corrupt(self.path, f"outbox entry {index}", str(error)) from error
-        raise corrupt(self.path, f"outbox entry {index}", "nothing")
 
     # Restoring
 
@@ -403,7 +382,3 @@ class PartitionStore:
             sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
         )  # fmt: skip
         batch.put(_META, encode_meta(self._meta))
-
-
-def _outbox_key(index: int) -> bytes:
-    return b"x" + index.to_bytes(8, "big")

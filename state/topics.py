@@ -10,16 +10,13 @@ from state.config import KafkaConfig
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 LAG_KEY = b"lag"
+LETTER_BYTES = 64 << 10
+"""Room in a dead letter for what it says about the record that it holds: its key and headers take below 2 kB."""
 
 
 def fence_key(writer_epoch: int) -> bytes:
     """One key an epoch, so that compaction never drops a fence that still divides older records."""
     return b"%b/%d" % (FENCE_KEY, writer_epoch)
-
-
-def is_fence_key(key: bytes | None) -> bool:
-    """Whether a record of the sequences topic is a fence, by its key alone."""
-    return key is not None and key.startswith(FENCE_KEY)
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,17 @@ class Topics:
         )
 
 
+def max_letter_bytes(config: KafkaConfig) -> int:
+    """The largest dead letter: a record as large as the actions topic takes, and what is said about it."""
+    return config.max_message_bytes + LETTER_BYTES
+
+
 def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     """Every topic of a deployment with its settings, actions first."""
     names = Topics.under(config.prefix)
     retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
-    forever = {"cleanup.policy": "delete", "retention.ms": "-1"}
+    largest, letter = config.max_message_bytes, max_letter_bytes(config)
+    forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
     # A trainer may fall this far behind before compaction can take an example that it has not read.
     compacted = {
         "cleanup.policy": "compact",
@@ -68,7 +71,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     }
     copies = config.replication_factor
     return (
-        Topic(names.actions, config.partitions, copies, retention),
+        Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
         Topic(names.dead_letters, 1, copies, forever),
         Topic(names.sequences, config.partitions, copies, compacted),
         Topic(names.weights, 1, copies, retention),

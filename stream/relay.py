@@ -20,7 +20,7 @@ from state.codec import decode_example
 from state.config import KafkaConfig
 from state.log import ExampleLog
 from state.store import OutboxEntry, PartitionStore
-from state.topics import Topics
+from state.topics import Topics, max_letter_bytes
 from stream.clients import async_options
 from stream.logs import log
 from stream.meter import Meter
@@ -51,7 +51,8 @@ class Courier:
     async def start(self) -> None:
         """Connect; idempotent where the broker can be."""
         options: dict[str, Any] = {
-            "acks": "all", "max_batch_size": 512_000, "max_request_size": 8 << 20, "enable_idempotence": True,
+            "acks": "all", "max_batch_size": 512_000, "enable_idempotence": True,
+            "max_request_size": max(8 << 20, max_letter_bytes(self._config)),
             **async_options(self._config, AIOKafkaProducer),
         }  # fmt: skip
         try:
@@ -79,6 +80,11 @@ class Courier:
         if producer is not None:
             with suppress(KafkaError, asyncio.TimeoutError):
                 await asyncio.wait_for(producer.stop(), 5.0)
+
+
+async def _outcome(sent: Any) -> Any:
+    """What became of a record on its way: its metadata, or the error."""
+    return (await asyncio.gather(sent, return_exceptions=True))[0]
 
 
 async def _started(options: dict[str, Any]) -> AIOKafkaProducer:
@@ -144,27 +150,27 @@ class Relay:
     async def _send(self, entry: OutboxEntry) -> Any:
         if entry.is_example:
             return await self._courier.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
-        return await self._courier.send(self._topics.dead_letters, 0, entry.key, entry.value, headers=entry.headers)
+        try:
+            return await self._send_letter(entry, entry.value, entry.headers)
+        except MessageSizeTooLargeError:  # the client itself refuses
+            return await self._send_cut(entry)
+
+    async def _send_letter(self, entry: OutboxEntry, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
+        return await self._courier.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
 
     async def _settled(self, entry: OutboxEntry, outcome: Any) -> int | None:
         """The offset of an acknowledged example, None for a dead letter."""
         if isinstance(outcome, MessageSizeTooLargeError) and not entry.is_example:
-            outcome = await self._send_cut(entry)
+            outcome = await _outcome(await self._send_cut(entry))
         if isinstance(outcome, BaseException):
             raise outcome
         self._meter.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
         return outcome.offset if entry.is_example else None
 
     async def _send_cut(self, entry: OutboxEntry) -> Any:
-        """A dead letter as large as its record, which the added headers made too large: its beginning has to do."""
-        headers = [*entry.headers, ("cut", str(len(entry.value or b"")).encode())]
-        try:
-            sent = await self._courier.send(
-                self._topics.dead_letters, 0, entry.key, (entry.value or b"")[:CUT_BYTES], headers=headers
-            )
-            return await sent
-        except KafkaError as error:
-            return error
+        """A dead letter that the topic does not take (of a record that was small only compressed): its beginning."""
+        value = entry.value or b""
+        return await self._send_letter(entry, value[:CUT_BYTES], [*entry.headers, ("cut", str(len(value)).encode())])
 
     async def _check(self, offsets: Sequence[int]) -> None:
         """Make sure that readers take what was written at ``offsets``; raises `Fenced` if they do not."""

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer = dataclasses.replace(settings.trainer, checkpoint_dir=options.checkpoint_dir)
         settings = settings.model_copy(update={"trainer": trainer})
     from state.errors import StateError
-    from trainer.config import TrainerError
+    from trainer.errors import TrainerError
     from trainer.process import replay_topics, train_file, train_stream
 
     try:

@@ -58,11 +58,6 @@ def _columns(examples: Sequence[Example], name: str, kept: Sequence[slice]) -> l
     return [getattr(example.interactions, name)[part] for example, part in zip(examples, kept, strict=True)]
 
 
-def num_kept(example: Example, max_context: int) -> int:
-    """Interactions of an example that enter the batch: the last ``max_context`` of the context, and all new ones."""
-    return min(len(example.interactions), max_context + example.num_new)
-
-
 def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch:
     """Examples → `JaggedBatch`, in the order given. Numpy only; the trainer moves it to the device."""
     totals = np.array([len(example.interactions) for example in examples], np.int64)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from trainer.config import CheckpointError
+from trainer.errors import CheckpointError
 
 FORMAT = 1
 NUM_KEPT = 2

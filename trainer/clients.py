@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from state.config import KafkaConfig
-from trainer.config import SourceError
+from trainer.errors import SourceError
 
 log = structlog.get_logger("trainer")
 RETRY_S = 1.0

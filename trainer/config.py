@@ -2,71 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
+
+from trainer.limits import Limit, Names, Number, Switch, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
 
 
-class TrainerError(Exception):
-    """Anything the trainer refuses or stops for. The message says what was expected, what came and what to do.
+AT_LEAST_1 = Number(1, whole=True)
+FROM_0 = Number(0, whole=True)
+ABOVE_0 = Number(0, open_low=True)
 
-    TrainerError
-    ├── ConfigError          a value of the configuration is not usable
-    ├── DeviceError          the device asked for is not there
-    ├── SourceError          examples are missing, damaged or do not fit the model
-    │   └── HoleError        numbers are missing from the sequences topic
-    ├── CheckpointError      a checkpoint cannot be written or read
-    ├── JournalError         the plan of steps cannot be written or followed
-    ├── VersionError         a published version does not fit the weights it is applied to
-    └── FencedError          another trainer has taken over
-    """
+MODEL_LIMITS: dict[str, Limit] = {
+    "kinds": Names(32, "set action.kinds"),
+    "num_features": Number(0, whole=True, advice="set action.features"),
+    "num_user_features": Number(0, whole=True, advice="set action.user_features"),
+    "num_layers": AT_LEAST_1,
+    "model_width": AT_LEAST_1,
+    "num_heads": AT_LEAST_1,
+    "qk_width": AT_LEAST_1,
+    "value_width": AT_LEAST_1,
+    "item_width": Number(2, whole=True, advice="64 is usual"),
+    "norm_len": ABOVE_0,
+    "max_context": AT_LEAST_1,
+    "num_positions": AT_LEAST_1,
+    "num_time_buckets": AT_LEAST_1,
+    "time_unit_ms": ABOVE_0,
+    "temperature": ABOVE_0,
+    "bias_scale": Number(),
+    "norm_eps": ABOVE_0,
+    "use_domain": Switch(),
+    "use_value": Switch(),
+}
 
-
-class ConfigError(TrainerError, ValueError):
-    """A configuration value is out of range; names the key, the value and what would be right."""
-
-
-class DeviceError(TrainerError):
-    """The device asked for is not on this machine."""
-
-
-class SourceError(TrainerError):
-    """Examples are missing, damaged, or do not fit the model."""
-
-
-class HoleError(SourceError):
-    """Outbox numbers of a partition are missing from the sequences topic."""
-
-
-class CheckpointError(TrainerError):
-    """A checkpoint could not be written, or none of those present can be read."""
-
-
-class JournalError(TrainerError):
-    """The plan of steps could not be written, or does not fit the checkpoint."""
-
-
-class VersionError(TrainerError):
-    """A version does not fit the weights that it is applied to."""
-
-
-class FencedError(TrainerError):
-    """Another trainer has claimed a higher epoch; this one must stop."""
-
-
-def _expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
-
-
-def _expect_positive(config: object, section: str, keys: Iterable[str]) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        _expect(value > 0, f"{section}.{key}", "a number above 0", value, "leave it out to get the default")
+TRAINER_LIMITS: dict[str, Limit] = {
+    "model_id": Word(),
+    "device": Word(DEVICES, "use auto"),
+    "backend": Word(BACKENDS, "use auto"),
+    "seed": Number(0, 2**32 - 1, whole=True, advice="any such number does"),
+    "deterministic": Switch(),
+    "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
+    "max_step_tokens": AT_LEAST_1,
+    "max_step_targets": AT_LEAST_1,
+    "file_take": AT_LEAST_1,
+    "step_linger_s": Number(0, advice="0.2 is usual"),
+    "dense_lr": ABOVE_0,
+    "table_lr": ABOVE_0,
+    "weight_decay": Number(0, advice="0 turns it off"),
+    "beta1": Number(0, 1, open_high=True, advice="0.9 is usual"),
+    "beta2": Number(0, 1, open_high=True, advice="0.98 is usual"),
+    "adam_eps": ABOVE_0,
+    "clip_norm": Number(0, advice="0 turns it off"),
+    "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
+    "rank_weight": Number(0, advice="0 learns retrieval alone"),
+    "row_init_std": ABOVE_0,
+    "schedule": Word(SCHEDULES, "use constant"),
+    "warmup_steps": Number(0, whole=True, advice="0 starts at the full rate"),
+    "stable_steps": FROM_0,
+    "anneal_steps": FROM_0,
+    "final_lr_ratio": Number(0, 1, advice="0.1 is usual"),
+    "full_softmax_max_items": Number(0, whole=True, advice="0 always samples"),
+    "num_negatives": AT_LEAST_1,
+    "frequency_half_life": ABOVE_0,
+    "stochastic_length_alpha": Number(0, 2, advice="0 turns it off, 1.6 to 2 is usual"),
+    "admit_after": AT_LEAST_1,
+    "evict_after_days": Number(0, advice="0 keeps every item"),
+    "evict_every_steps": AT_LEAST_1,
+    "exclude_seen": Switch(),
+    "metric_share": Number(0, 1, open_low=True, advice="use 1"),
+    "metric_window": AT_LEAST_1,
+    "checkpoint_dir": Word(),
+    "checkpoint_every_s": ABOVE_0,
+    "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
+    "journal_fsync": Switch(),
+    "publish_every_s": ABOVE_0,
+    "base_every": AT_LEAST_1,
+    "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
+    "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
+    "on_hole": Word(("stop", "skip"), "use stop"),
+    "max_buffered_examples": AT_LEAST_1,
+    "lag_every_s": ABOVE_0,
+    "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +118,10 @@ class ModelConfig:
     use_value: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", tuple(self.kinds))
-        _expect(0 < len(self.kinds) <= 32, "model.kinds", "1 to 32 action kinds", self.kinds, "set action.kinds")
-        positive = (
-            "num_layers",
-            "model_width",
-            "num_heads",
-            "qk_width",
-            "value_width",
-            "norm_len",
-            "max_context",
-            "num_positions",
-            "num_time_buckets",
-            "time_unit_ms",
-            "temperature",
-            "norm_eps",
-        )
-        _expect_positive(self, "model", positive)
-        _expect(self.item_width >= 2, "model.item_width", "2 or more", self.item_width, "64 is usual")
-        _expect(self.num_features >= 0, "model.num_features", "0 or more", self.num_features, "set action.features")
+        kinds: Any = self.kinds
+        if isinstance(kinds, list):  # as JSON gives them
+            object.__setattr__(self, "kinds", tuple(kinds))
+        check_fields(self, "model", MODEL_LIMITS)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they go into manifests and checkpoints."""
@@ -178,6 +183,7 @@ class TrainerConfig:
     journal_fsync: bool = False
     publish_every_s: float = 2.0
     base_every: int = 50
+    base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
     max_buffered_examples: int = 4096
@@ -186,48 +192,9 @@ class TrainerConfig:
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
-        _expect(self.device in DEVICES, "trainer.device", f"one of {DEVICES}", self.device, "use auto")
-        _expect(self.backend in BACKENDS, "trainer.backend", f"one of {BACKENDS}", self.backend, "use auto")
-        _expect(self.schedule in SCHEDULES, "trainer.schedule", f"one of {SCHEDULES}", self.schedule, "use constant")
-        _expect(self.on_hole in ("stop", "skip"), "trainer.on_hole", "stop or skip", self.on_hole, "use stop")
-        positive = (
-            "max_step_tokens",
-            "max_step_targets",
-            "file_take",
-            "dense_lr",
-            "table_lr",
-            "row_init_std",
-            "num_negatives",
-            "frequency_half_life",
-            "admit_after",
-            "evict_every_steps",
-            "metric_window",
-            "checkpoint_every_s",
-            "publish_every_s",
-            "base_every",
-            "max_buffered_examples",
-            "lag_every_s",
-        )
-        _expect_positive(self, "trainer", positive)
-        _expect(self.step_linger_s >= 0, "trainer.step_linger_s", "0 or more", self.step_linger_s, "0.2 is usual")
-        _expect(0 <= self.dropout < 1, "trainer.dropout", "0 or more, below 1", self.dropout, "0 turns it off")
-        _expect(0 < self.metric_share <= 1, "trainer.metric_share", "above 0, at most 1", self.metric_share, "use 1")
-        _expect(
-            0 < self.chunk_bytes <= 900_000,
-            "trainer.chunk_bytes",
-            "1 to 900000",
-            self.chunk_bytes,
-            "a broker refuses records above 1 MB by default",
-        )
-        _expect(
-            0 <= self.stochastic_length_alpha <= 2,
-            "trainer.stochastic_length_alpha",
-            "0 (off) to 2",
-            self.stochastic_length_alpha,
-            "1.6 to 2 is usual",
-        )
+        check_fields(self, "trainer", TRAINER_LIMITS)
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
-        _expect(
+        expect(
             self.schedule != "wsa" or wsa_steps > 0,
             "trainer.schedule",
             "wsa with warmup_steps, stable_steps or anneal_steps above 0",
@@ -260,6 +227,7 @@ _NOT_LEARNING = frozenset(
         "journal_fsync",
         "publish_every_s",
         "base_every",
+        "base_max_age_share",
         "chunk_bytes",
         "on_hole",
         "max_buffered_examples",
@@ -274,5 +242,5 @@ Config = TypeVar("Config")
 def _from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
     known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
-    _expect(not unknown, kind.__name__, f"keys among {sorted(known)}", unknown, "use the build that wrote it, or newer")
+    expect(not unknown, kind.__name__, f"keys among {sorted(known)}", unknown, "use the build that wrote it, or newer")
     return kind(**values)

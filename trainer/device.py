@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config import DeviceError, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.errors import DeviceError
 
 
 def choose_device(config: TrainerConfig) -> torch.device:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xxhash
 
-from trainer.config import JournalError
+from trainer.errors import JournalError
 from trainer.version import PlanStep
 
 

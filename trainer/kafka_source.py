@@ -14,7 +14,7 @@ from state.example import Example
 from state.log import ExampleLog, Verdict
 from state.topics import Topics
 from trainer import clients
-from trainer.config import HoleError, SourceError
+from trainer.errors import HoleError, SourceError
 from trainer.source import Marks, Position
 from trainer.version import PlanStep
 

@@ -24,8 +24,9 @@ from state.config import KafkaConfig
 from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
 from state.topics import LAG_KEY, Topics
 from trainer import clients
-from trainer.config import SourceError, TrainerConfig
-from trainer.loop import Progress
+from trainer.config import TrainerConfig
+from trainer.errors import SourceError
+from trainer.progress import Progress
 
 log = structlog.get_logger("trainer")
 SILENT_SERVER_MS = 10_000

@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from trainer.config import ModelConfig, TrainerConfig
 from trainer.device import choose_device
 from trainer.journal import Journal, read_journal
 from trainer.plan import Backlog, Plan
+from trainer.progress import Progress
 from trainer.publisher import Publisher
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.source import Position, Source
@@ -31,28 +31,6 @@ from trainer.version import Manifest, PlanStep
 
 log = structlog.get_logger("trainer")
 FLUSH_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where the trainer is, for other threads to look at: replaced whole, never changed. Times in ms, wall clock."""
-
-    num_steps: int = 0
-    num_interactions: int = 0
-    num_waiting: int = 0
-    is_recovering: bool = False
-    positions: dict[int, Position] = field(default_factory=dict)
-    oldest_waiting_ms: dict[int, int] = field(default_factory=dict)
-    newest_record_ms: int = 0
-    newest_event_ms: int = 0
-    unpublished_since_ms: int = 0
-    published: Manifest | None = None
-    published_ms: int = 0
-    epoch: int = -1
-    retrieval_loss: float | None = None
-    ranking_loss: float | None = None
-    num_items: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -320,7 +298,8 @@ class Trainer:
         publisher = self.publisher
         if publisher is None or self._planned or self._offered is not None or not publisher.idle:
             return
-        if self.learner.num_steps == 0 or (self._has_published and not self.unpublished):
+        has_news = bool(self.unpublished) or not self._has_published
+        if self.learner.num_steps == 0 or not (has_news or publisher.base_is_old):
             return
         everything = publisher.wants_base
         manifest = self._manifest(publisher, "base" if everything else "delta")

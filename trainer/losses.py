@@ -25,11 +25,17 @@ def sampled_retrieval_loss(
     table_UD: Tensor,
     target_R: Tensor,
     negative_S: Tensor,
-    log_q_target_R: Tensor,
-    log_q_S: Tensor,
+    log_draws_S: Tensor,
     backend: str,
 ) -> Tensor:
-    """(R,) cross entropy against shared negatives, corrected for how often each is drawn."""
+    """(R,) cross entropy against shared negatives, each weighed by one over how often it was expected among them.
+
+    The target itself is not drawn: it is there once, always, and keeps its own weight of one. So the denominator is
+    the whole vocabulary's in expectation, and the loss approaches the exact one as draws increase (Bengio & Senécal,
+    IEEE TNN 2008; Blanc & Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018). Subtracting the
+    target's log Q too, as for a target that is one of the draws (Yi et al., RecSys 2019), multiplies all its negatives
+    by its own expected draws: below one a rare target costs too little, above one a frequent target too much.
+    """
     return sampled_softmax(
         query_RD,
         table_UD,
@@ -37,8 +43,8 @@ def sampled_retrieval_loss(
         negative_S,
         temperature=1.0,
         normalize=False,
-        log_q_target_R=log_q_target_R,
-        log_q_negatives=log_q_S,
+        log_q_target_R=torch.zeros(len(target_R), device=query_RD.device),
+        log_q_negatives=log_draws_S,
         backend=backend,
     )
 
@@ -62,10 +68,15 @@ def pick_in_batch(target_row_R: Int64, most: int, seed: int, step: int) -> Int64
 
 
 def log_expected_draws(
-    share_N: NDArray[np.float64], num_in_batch: int, num_uniform: int, num_live: int
+    share_N: NDArray[np.float64], num_in_batch: int, num_targets: int, num_uniform: int, num_live: int
 ) -> NDArray[np.float32]:
-    """log of how often a row is expected among in-batch targets plus uniform draws: the logQ of the mixture."""
-    expected = share_N * num_in_batch + num_uniform / max(1, num_live)
+    """log of how often a row is expected among a target's negatives: other targets of the batch plus uniform draws.
+
+    ``num_in_batch`` of the ``num_targets`` are negatives. A target meets itself among them with the probability of
+    any other, and does not compete with itself.
+    """
+    num_others = num_in_batch * (1 - 1 / max(1, num_targets))
+    expected = share_N * num_others + num_uniform / max(1, num_live)
     return np.log(np.maximum(expected, 1e-12)).astype(np.float32)
 
 

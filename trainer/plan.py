@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from state.example import Example
-from trainer.config import HoleError, JournalError
+from trainer.errors import HoleError, JournalError
 from trainer.version import PlanStep
 
 

@@ -7,6 +7,7 @@ claim of a higher epoch stops: somebody else is the trainer now.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -23,7 +24,8 @@ from kafka.errors import KafkaError
 from state.config import KafkaConfig
 from state.topics import Topics
 from trainer import clients
-from trainer.config import FencedError, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.errors import FencedError
 from trainer.version import (
     CLAIM_HEADERS,
     CLAIM_KEY,
@@ -57,8 +59,10 @@ class Published:
 class Publisher:
     """One epoch's versions. `claim` first; then `offer` from the training thread, `start`ed in its own thread."""
 
-    def __init__(self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event) -> None:
-        self._kafka, self._config, self._stop = kafka, config, stop
+    def __init__(
+        self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._kafka, self._config, self._stop, self._clock = kafka, config, stop, clock
         self._topic = TopicPartition(Topics.under(kafka.prefix).weights, 0)
         self._consumer: KafkaConsumer | None = None
         self._producer: KafkaProducer | None = None
@@ -67,6 +71,7 @@ class Publisher:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._base = (-1, -1)
+        self._base_s = math.inf
         self.epoch = -1
         self.next_number = 0
         self.last: Published | None = None
@@ -119,7 +124,16 @@ class Publisher:
     @property
     def wants_base(self) -> bool:
         """Whether the next version is to carry everything."""
-        return self.next_number % self._config.base_every == 0
+        return self.base_is_old or self.next_number % self._config.base_every == 0
+
+    @property
+    def base_is_old(self) -> bool:
+        """Whether the newest base has used up its share of the topic's retention.
+
+        Once it is gone, no server can start from the deltas behind it; so a trainer that learns little, or nothing,
+        publishes another in time.
+        """
+        return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
 
     def offer(self, snapshot: Snapshot, manifest: Manifest) -> None:
         """Hand over the next version; only when `idle`. This object fills in what concerns the wire."""
@@ -127,6 +141,8 @@ class Publisher:
             assert self._pending is None, "a version was offered while another is on its way"
             self._pending = (snapshot, manifest)
             self.next_number += 1
+            if manifest.kind == "base":
+                self._base_s = self._clock()
             self._wake.notify_all()
 
     def start(self) -> None:

@@ -13,8 +13,9 @@ from kafka import TopicPartition
 from state.config import KafkaConfig
 from state.topics import Topics
 from trainer import clients
-from trainer.config import JournalError, ModelConfig, SourceError, TrainerConfig
+from trainer.config import ModelConfig, TrainerConfig
 from trainer.device import choose_device
+from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
 from trainer.loop import as_step
 from trainer.plan import Backlog, Plan

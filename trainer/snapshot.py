@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint import Arrays, Checkpoint, flatten, part_of
-from trainer.config import CheckpointError
+from trainer.errors import CheckpointError
 from trainer.step import Learner
 from trainer.version import Snapshot, TableRows
 

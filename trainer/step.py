@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import rank_of_target, stochastic_length
+from kernels import stochastic_length
 from kernels.length import kept_length
 from state.example import Example
 from trainer.baseline import PopularityBaseline, RateBaseline
@@ -26,6 +26,7 @@ from trainer.batch import JaggedBatch, build_batch, take_interactions
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.embedding import EmbeddingTable
 from trainer.frequency import FrequencyEstimator
+from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -35,14 +36,11 @@ from trainer.losses import (
     ranking_loss,
     sampled_retrieval_loss,
 )
-from trainer.metrics import Predictions, PrequentialMetrics
+from trainer.metrics import PrequentialMetrics
 from trainer.model import HSTU
 from trainer.optim import AdamW, lr_scale
 
 Int64 = NDArray[np.int64]
-NEW_ITEM_SIGHTINGS = 10
-NEW_USER_INTERACTIONS = 10
-HEAD_SHARE = 0.2
 MS_PER_DAY = 86_400_000.0
 
 
@@ -56,21 +54,6 @@ class StepReport:
     retrieval_loss: float
     ranking_loss: float
     seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class _Forward:
-    """What the losses and the metrics need of one forward pass."""
-
-    query_RD: Tensor
-    table_UD: Tensor
-    is_whole: bool
-    """Row u of the table is row u of the items: all are there."""
-    logits_RK: Tensor
-    target_row_R: Int64
-    retrieval_loss_R: Tensor
-    learned_R: NDArray[np.bool_]
-    leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
 
 
 class Learner:
@@ -89,6 +72,7 @@ class Learner:
         self.popularity = PopularityBaseline()
         self.rates = RateBaseline(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
+        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics, self._retrieval_table)
         self.num_steps = 0
         self.num_interactions = 0
         self.newest_event_ms = 0
@@ -120,7 +104,7 @@ class Learner:
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self._forward(batch, now_ms)
-        self._measure(whole, forward, known_V, seen_rows_n)
+        self.judge.count(whole, forward, known_V, seen_rows_n, self.num_steps)
         retrieval = mean_or_zero(forward.retrieval_loss_R)
         ranking = mean_or_zero(ranking_loss(forward.logits_RK, self._tensor(batch.kinds_nK[batch.target_R])))
         if whole.num_targets:  # else momentum alone would move the weights
@@ -137,8 +121,11 @@ class Learner:
         self.num_steps += 1
         return report
 
+    def _retrieval_table(self, num_rows: int) -> Tensor:
+        return self.model.retrieval_table(self.items.weight[:num_rows])
+
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return to_device(array, self.device)
 
     def _thin(self, batch: JaggedBatch, examples: Sequence[Example]) -> JaggedBatch:
         """Stochastic length over the context; new interactions always stay."""
@@ -157,7 +144,7 @@ class Learner:
         )
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
+    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
         input_rows_n = self.items.lookup(batch.item_n)
         target_row_R = self.items.insert(batch.item_n[batch.target_R], now_ms, self.num_steps)
         learned_R = target_row_R > 0
@@ -193,7 +180,7 @@ class Learner:
             exact,
         )
         logits_RK = self.model.rank_logits(y_TM[self._tensor(2 * batch.target_R)])
-        return _Forward(query_RD, table_UD, exact, logits_RK, target_row_R, loss_R, learned_R, leaves)
+        return Forward(query_RD, table_UD, exact, logits_RK, target_row_R, loss_R, learned_R, leaves)
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
         key_time_T = np.repeat(batch.time_ms_n, 2)
@@ -252,98 +239,18 @@ class Learner:
             return exact_retrieval_loss(query_RD, table_UD, target, live_U, backend)
         in_batch = pick_in_batch(target_row_R, self.config.num_negatives, self.config.seed, self.num_steps)
         drawn = np.concatenate([in_batch, negatives])
-        share = self.frequency.share(np.concatenate([target_row_R, drawn]))
-        log_q = log_expected_draws(share, len(in_batch), len(negatives), self.items.num_live)
+        share = self.frequency.share(drawn)
+        log_draws = log_expected_draws(share, len(in_batch), len(target_row_R), len(negatives), self.items.num_live)
         return sampled_retrieval_loss(
             query_RD,
             table_UD,
             target,
             self._tensor(np.searchsorted(rows_U, drawn)),
-            self._tensor(log_q[: len(target_row_R)]),
-            self._tensor(log_q[len(target_row_R) :]),
+            self._tensor(log_draws),
             backend,
         )
 
-    @torch.no_grad()
-    def _measure(self, batch: JaggedBatch, forward: _Forward, known_V: NDArray[np.bool_], seen_rows_n: Int64) -> None:
-        target_R = seen_rows_n[batch.target_R]
-        rows, offsets_R1 = seen_before(batch, seen_rows_n)
-        popular, popular_unseen = self.popularity.ranks(target_R, known_V, rows, offsets_R1)
-        ranked_R = self._ranked(batch.num_targets)
-        model = self._model_ranks(forward, target_R, known_V, rows, offsets_R1, ranked_R)
-        hit = known_V[target_R]
-        log_loss_R = np.full(batch.num_targets, np.nan)
-        log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
-        log_loss_R[~hit] = np.nan
-        self.metrics.add(
-            Predictions(
-                rank_KR=np.stack([model, popular, popular_unseen]) * hit,
-                ranked_R=ranked_R,
-                slice_SR=self._slices(batch, target_R, known_V),
-                domain_R=batch.domain_n[batch.target_R],
-                log_loss_R=log_loss_R,
-                probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
-                baseline_RK=self.rates.predict(target_R),
-                kinds_RK=batch.kinds_nK[batch.target_R],
-            )
-        )
-
-    def _ranked(self, num_targets: int) -> NDArray[np.bool_]:
-        if self.config.metric_share >= 1.0:
-            return np.ones(num_targets, np.bool_)
-        generator = np.random.Generator(np.random.Philox(key=[self.config.seed + 1, self.num_steps]))
-        return generator.random(num_targets) < self.config.metric_share
-
-    def _model_ranks(
-        self,
-        forward: _Forward,
-        target_R: Int64,
-        known_V: NDArray[np.bool_],
-        rows: Int64,
-        offsets_R1: Int64,
-        ranked_R: NDArray[np.bool_],
-    ) -> Int64:
-        wanted = np.flatnonzero(ranked_R & known_V[target_R])
-        ranks_R = np.zeros(len(target_R), np.int64)
-        if not len(wanted):
-            return ranks_R
-        weight_VD = self.items.weight[: len(known_V)]
-        table_VD = forward.table_UD.detach() if forward.is_whole else self.model.retrieval_table(weight_VD)
-        excluded: dict[str, Any] = {}
-        if self.config.exclude_seen:
-            taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
-            excluded = {"exclude_rows": self._tensor(taken), "exclude_offsets_R1": self._tensor(taken_offsets)}
-        ranks_R[wanted] = (
-            rank_of_target(
-                forward.query_RD.detach()[self._tensor(wanted)],
-                table_VD[: len(known_V)].contiguous(),
-                self._tensor(target_R[wanted]),
-                normalize=False,
-                valid_V=self._tensor(known_V),
-                backend=self.config.backend,
-                **excluded,
-            )
-            .cpu()
-            .numpy()
-        )
-        return ranks_R
-
-    def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        count_V = self.popularity.count_V[: len(known_V)]
-        live = np.sort(count_V[known_V])
-        head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
-        count_R = count_V[target_R]
-        known_R = known_V[target_R]
-        return np.stack(
-            [
-                np.ones(batch.num_targets, np.bool_),
-                ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
-                batch.age_R < NEW_USER_INTERACTIONS,
-                known_R & (count_R < head),
-            ]
-        )
-
-    def _learn(self, forward: _Forward, loss: Tensor) -> None:
+    def _learn(self, forward: Forward, loss: Tensor) -> None:
         torch.autograd.backward(loss)
         scale = lr_scale(self.config, self.num_steps)
         for table, rows_U, leaf_UD in forward.leaves:
@@ -351,7 +258,7 @@ class Learner:
                 table.learn(rows_U, leaf_UD.grad, self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
-    def _remember(self, batch: JaggedBatch, forward: _Forward, examples: Sequence[Example], now_ms: int) -> None:
+    def _remember(self, batch: JaggedBatch, forward: Forward, examples: Sequence[Example], now_ms: int) -> None:
         rows_R = forward.target_row_R
         self.frequency.add(rows_R[rows_R > 0])
         self.popularity.learn(rows_R[rows_R > 0])
@@ -376,25 +283,3 @@ class Learner:
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
     """Whether any key was ever met: what others of a batch lack or have must not change a user's prediction."""
     return table.num_rows > 1 or bool(keys.any())
-
-
-def seen_before(batch: JaggedBatch, rows_n: Int64) -> tuple[Int64, Int64]:
-    """Distinct known rows that each target's user met before it, within the example: flat rows and (R+1,) offsets."""
-    first_n = np.zeros(len(rows_n), np.bool_)
-    width = int(rows_n.max(initial=0)) + 1
-    first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
-    first_n &= rows_n > 0
-    num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
-    start_R = num_before_n1[batch.starts_B1[batch.owner_n[batch.target_R]]]
-    return _ragged(rows_n[first_n], start_R, num_before_n1[batch.target_R])
-
-
-def take_ranges(rows: Int64, offsets_R1: Int64, chosen: Int64) -> tuple[Int64, Int64]:
-    """The ranges of some targets only."""
-    return _ragged(rows, offsets_R1[chosen], offsets_R1[chosen + 1])
-
-
-def _ragged(values: Int64, start_R: Int64, stop_R: Int64) -> tuple[Int64, Int64]:
-    offsets_R1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop_R - start_R)])
-    where = np.arange(offsets_R1[-1]) + np.repeat(start_R - offsets_R1[:-1], stop_R - start_R)
-    return values[where], offsets_R1

@@ -13,8 +13,8 @@ from serving.holder import HeldVersion, VersionHolder
 from serving.network import ITEMS
 from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
-from trainer.config import ConfigError
 from trainer.embedding import EmbeddingTable
+from trainer.errors import ConfigError
 from trainer.version import TableRows, Version, Weights
 
 

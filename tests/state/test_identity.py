@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafka_murmur2
 from xxhash import xxh3_64_intdigest
 
+from state.action import Rejection, decode_record
 from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
 from state.errors import ConfigError, StateError
 from state.hashing import canonical, item_hash
 from state.partitioner import murmur2, partition_of
 from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status, encode_status
-from state.topics import Topics, fence_key, is_fence_key, topics_of
+from state.topics import Topics, fence_key, topics_of
 
 
 @given(st.binary(max_size=40))
@@ -66,6 +67,7 @@ def test_other_types_are_no_keys(key: object) -> None:
         (lambda: ActionConfig(features=("",)), "features"),
         (lambda: ActionConfig(max_future_s=-1), "max_future_s"),
         (lambda: ActionConfig(max_record_bytes=0), "max_record_bytes"),
+        (lambda: KafkaConfig(max_message_bytes=1000), "max_message_bytes"),
         (lambda: ActionConfig(max_actions_per_record=0), "max_actions_per_record"),
         (lambda: SequenceConfig(join_window_s=-1), "join_window_s"),
         (lambda: SequenceConfig(max_context=0), "max_context"),
@@ -104,13 +106,15 @@ def test_topics_have_their_names_and_settings() -> None:
     assert topics[names.sequences].settings["cleanup.policy"] == "compact"
     assert int(topics[names.sequences].settings["min.compaction.lag.ms"]) == 86_400_000
     assert topics[names.dead_letters].num_partitions == 1
+    room = [int(topics[name].settings["max.message.bytes"]) for name in (names.actions, names.dead_letters)]
+    assert room == [1_048_588, 1_048_588 + 65_536]
 
 
 def test_each_epoch_has_a_fence_key_of_its_own_that_no_user_can_have() -> None:
     assert fence_key(1) != fence_key(2)
-    assert is_fence_key(fence_key(7))
-    assert not is_fence_key(b"user")
-    assert not is_fence_key(None)
+    [refused] = decode_record(b'{"user":"\\u0000fence/7","item":1,"action":"click","timestamp":1}', 1, ActionConfig())
+    assert isinstance(refused, Rejection)
+    assert fence_key(7) == b"\x00fence/7"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import msgspec
+import pytest
+from kafka.errors import MessageSizeTooLargeError
 
 from state.partitioner import partition_of
 from stream.producer import BatchConfig
@@ -81,19 +84,42 @@ def test_bad_records_of_every_kind_are_dead_letters_and_the_stream_goes_on(
         assert len(headers["message"]) > 10
 
 
-def test_a_dead_letter_that_its_headers_made_too_large_is_cut(deployment: Deployment, worker: Make) -> None:
+def letter_of(value: bytes, deployment: Deployment, worker: Make, compression: str | None = None) -> Any:
+    """The dead letter of a bad record, once the record behind it has gone through."""
     home = partition_of(b"u1", deployment.partitions)
-    value = b"x" * 1_048_400
     good = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
-    deployment.produce(
-        [(home, None, value), (home, b"u1", msgspec.json.encode(good)), (home, None, b'{"tick": 1700000100000}')]
-    )
+    deployment.produce([(home, None, value)], compression)
+    deployment.produce([(home, b"u1", msgspec.json.encode(good)), (home, None, b'{"tick": 1700000100000}')])
     worker().start()
     wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the record behind it", 0.3)
     [[letter]] = deployment.read(deployment.topics.dead_letters).values()
+    return letter
+
+
+@pytest.mark.parametrize("num_spare_bytes", [0, 1])
+def test_a_bad_record_as_large_as_the_topic_takes_is_a_dead_letter_in_full(
+    deployment: Deployment, worker: Make, num_spare_bytes: int
+) -> None:
+    # The broker counts the batch: 61 bytes, and 11 around a value of this size.
+    value = b"x" * (deployment.kafka.max_message_bytes - 72 - num_spare_bytes)
+    deployment.create_topics()
+    if deployment.broker.kind == "apache":
+        with pytest.raises(MessageSizeTooLargeError):
+            deployment.produce([(0, None, value + b"x" * (1 + num_spare_bytes))])
+    letter = letter_of(value, deployment, worker)
+    assert letter.value == value
+    assert "cut" not in dict(letter.headers)
+
+
+@pytest.mark.parametrize("num_bytes", [2_000_000, 9_000_000])
+def test_a_bad_record_that_was_small_only_compressed_is_cut(
+    deployment: Deployment, worker: Make, num_bytes: int
+) -> None:
+    value = b"x" * num_bytes  # more than the dead letters' topic takes; more than the client sends
+    letter = letter_of(value, deployment, worker, compression="gzip")
     assert value.startswith(letter.value)
     assert len(letter.value) == 500_000
-    assert dict(letter.headers)["cut"] == b"1048400"
+    assert dict(letter.headers)["cut"] == str(num_bytes).encode()
 
 
 def test_a_bad_element_of_a_list_does_not_take_the_others_along(deployment: Deployment, worker: Make) -> None:

@@ -65,9 +65,11 @@ class Deployment:
             lines += [f"{key} = {_toml(getattr(section, key))}" for key in section.__dataclass_fields__]
         return "\n".join(lines)
 
-    def produce(self, records: list[tuple[int, bytes | None, bytes | None]]) -> None:
+    def produce(self, records: list[tuple[int, bytes | None, bytes | None]], compression: str | None = None) -> None:
         """Write (partition, key, value) records to the actions topic as they are."""
-        options = {"bootstrap_servers": self.broker.bootstrap, "max_request_size": 8 << 20}
+        options = {
+            "bootstrap_servers": self.broker.bootstrap, "max_request_size": 16 << 20, "compression_type": compression,
+        }  # fmt: skip
         with KafkaProducer(**options) as producer:
             sent = [producer.send(self.topics.actions, value, key, partition=number) for number, key, value in records]
             producer.flush(30)

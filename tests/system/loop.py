@@ -11,11 +11,12 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from headrace.audit import Report, audit
+from headrace.audit import audit
 from headrace.broker import free_port
 from headrace.config import Settings, read_settings
 from headrace.processes import Child, Family
 from headrace.reader import ReadError
+from headrace.report import Report
 from headrace.taste import Server
 from stream.topics import ensure_topics
 

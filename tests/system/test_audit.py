@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.audit import Report, audit
+from headrace.audit import audit
+from headrace.report import Report
 from state.status import PartitionStatus, WorkerStatus, decode_status
 from state.topics import Topics
 from stream.replay import send_actions

@@ -9,7 +9,7 @@ import pytest
 
 from state.example import Example
 from tests.trainer.samples import KINDS, MODEL, World, columns, cut, example
-from trainer.batch import JaggedBatch, build_batch, num_kept, take_interactions, unpack_kinds
+from trainer.batch import JaggedBatch, build_batch, take_interactions, unpack_kinds
 from trainer.config import ModelConfig
 
 NAMES = [
@@ -99,7 +99,8 @@ def test_a_batch_is_what_a_loop_over_interactions_makes_of_it(seed: int) -> None
         examples = world.examples(1 + seed % 7)
         batch = build_batch(examples, MODEL)
         assert_same_columns(columns_of(batch), build_slowly(examples, MODEL))
-        assert batch.num_tokens == 2 * sum(num_kept(each, MODEL.max_context) for each in examples)
+        kept = [min(len(each.interactions), MODEL.max_context + each.num_new) for each in examples]
+        assert batch.num_tokens == 2 * sum(kept)
         assert batch.num_targets == sum(each.num_new for each in examples)
 
 

@@ -16,7 +16,8 @@ import xxhash
 from state.config import ActionConfig, SequenceConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
-from trainer.config import CheckpointError, ModelConfig, TrainerConfig
+from trainer.config import ModelConfig, TrainerConfig
+from trainer.errors import CheckpointError
 from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.source import FileSource
@@ -225,7 +226,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from trainer.checkpoint import Checkpoint, CheckpointFolder
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 from trainer.journal import Journal
 folder = CheckpointFolder(Path(sys.argv[1]), print)
 folder.write(Checkpoint(1, {"a": np.arange(10)}, {}))

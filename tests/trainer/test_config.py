@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from trainer.config import ConfigError, ModelConfig, TrainerConfig, TrainerError
+from trainer.config import MODEL_LIMITS, TRAINER_LIMITS, ModelConfig, TrainerConfig
+from trainer.errors import ConfigError, TrainerError
+from trainer.limits import Number
 
 REFUSED_MODEL = [
-    ({"kinds": ()}, r"model\.kinds: expected 1 to 32 action kinds, got \(\); set action\.kinds"),
-    ({"kinds": tuple(map(str, range(33)))}, r"model\.kinds: expected 1 to 32"),
-    ({"num_layers": 0}, r"model\.num_layers: expected a number above 0, got 0; leave it out to get the default"),
+    ({"kinds": ()}, r"model\.kinds: expected 1 to 32 names, none twice, got \(\); set action\.kinds"),
+    ({"kinds": tuple(map(str, range(33)))}, r"model\.kinds: expected 1 to 32 names"),
+    ({"kinds": ("like", "like")}, r"model\.kinds: expected 1 to 32 names, none twice"),
+    ({"num_layers": 0}, r"model\.num_layers: expected a whole number, 1 or more, got 0; leave it out to get the def"),
+    ({"num_heads": 2.0}, r"model\.num_heads: expected a whole number, 1 or more, got 2\.0"),
     ({"norm_len": -1.0}, r"model\.norm_len: expected a number above 0, got -1\.0"),
     ({"temperature": float("nan")}, r"model\.temperature: expected a number above 0, got nan"),
-    ({"item_width": 1}, r"model\.item_width: expected 2 or more, got 1"),
-    ({"num_features": -1}, r"model\.num_features: expected 0 or more, got -1"),
+    ({"bias_scale": float("inf")}, r"model\.bias_scale: expected a number, got inf"),
+    ({"item_width": 1}, r"model\.item_width: expected a whole number, 2 or more, got 1; 64 is usual"),
+    ({"num_features": -1}, r"model\.num_features: expected a whole number, 0 or more, got -1; set action\.features"),
+    ({"num_user_features": -1}, r"model\.num_user_features: expected .* got -1; set action\.user_features"),
+    ({"use_value": 1}, r"model\.use_value: expected true or false, got 1"),
 ]
 REFUSED_TRAINER = [
     ({"device": "tpu"}, r"trainer\.device: expected one of \('auto', 'cpu', 'cuda'\), got 'tpu'; use auto"),
     ({"backend": "cpp"}, r"trainer\.backend: expected one of"),
     ({"schedule": "cosine"}, r"trainer\.schedule: expected one of .* got 'cosine'; use constant"),
     ({"schedule": "wsa"}, r"trainer\.schedule: expected wsa with warmup_steps, stable_steps or anneal_steps above 0"),
-    ({"on_hole": "ignore"}, r"trainer\.on_hole: expected stop or skip, got 'ignore'; use stop"),
-    ({"max_step_tokens": 0}, r"trainer\.max_step_tokens: expected a number above 0, got 0"),
+    ({"warmup_steps": -1}, r"trainer\.warmup_steps: expected a whole number, 0 or more, got -1; 0 starts at the full"),
+    ({"stable_steps": -1}, r"trainer\.stable_steps: expected a whole number, 0 or more, got -1"),
+    ({"anneal_steps": -5}, r"trainer\.anneal_steps: expected a whole number, 0 or more, got -5"),
+    ({"schedule": "wsa", "warmup_steps": 5, "anneal_steps": -1}, r"trainer\.anneal_steps: expected"),
+    ({"final_lr_ratio": 1.5}, r"trainer\.final_lr_ratio: expected a number, 0 to 1, got 1\.5; 0\.1 is usual"),
+    ({"on_hole": "ignore"}, r"trainer\.on_hole: expected one of \('stop', 'skip'\), got 'ignore'; use stop"),
+    ({"seed": -1}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got -1; any such number does"),
+    ({"seed": 10**400}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got 1"),
+    ({"seed": 1.5}, r"trainer\.seed: expected a whole number"),
+    ({"seed": True}, r"trainer\.seed: expected a whole number, .* got True"),
+    ({"full_softmax_max_items": -1}, r"trainer\.full_softmax_max_items: expected .* got -1; 0 always samples"),
+    ({"max_step_tokens": 0}, r"trainer\.max_step_tokens: expected a whole number, 1 or more, got 0"),
     ({"dense_lr": 0.0}, r"trainer\.dense_lr: expected a number above 0"),
-    ({"admit_after": 0}, r"trainer\.admit_after: expected a number above 0"),
+    ({"table_lr": float("inf")}, r"trainer\.table_lr: expected a number above 0, got inf"),
+    ({"beta1": 1.0}, r"trainer\.beta1: expected a number, 0 to below 1, got 1\.0; 0\.9 is usual"),
+    ({"weight_decay": -0.1}, r"trainer\.weight_decay: expected a number, 0 or more, got -0\.1; 0 turns it off"),
+    ({"clip_norm": -1.0}, r"trainer\.clip_norm: expected a number, 0 or more, got -1\.0; 0 turns it off"),
+    ({"admit_after": 0}, r"trainer\.admit_after: expected a whole number, 1 or more"),
+    ({"evict_after_days": -1.0}, r"trainer\.evict_after_days: expected a number, 0 or more, got -1\.0; 0 keeps every"),
     ({"publish_every_s": -2.0}, r"trainer\.publish_every_s: expected a number above 0, got -2\.0"),
-    ({"step_linger_s": -0.1}, r"trainer\.step_linger_s: expected 0 or more"),
-    ({"dropout": 1.0}, r"trainer\.dropout: expected 0 or more, below 1, got 1\.0; 0 turns it off"),
-    ({"metric_share": 0.0}, r"trainer\.metric_share: expected above 0, at most 1"),
-    ({"chunk_bytes": 1_000_000}, r"trainer\.chunk_bytes: expected 1 to 900000, got 1000000; a broker refuses"),
-    ({"stochastic_length_alpha": 2.5}, r"trainer\.stochastic_length_alpha: expected 0 \(off\) to 2, got 2\.5"),
+    ({"step_linger_s": -0.1}, r"trainer\.step_linger_s: expected a number, 0 or more"),
+    ({"dropout": 1.0}, r"trainer\.dropout: expected a number, 0 to below 1, got 1\.0; 0 turns it off"),
+    ({"metric_share": 0.0}, r"trainer\.metric_share: expected a number, above 0 to 1, got 0\.0"),
+    ({"metrics_port": 65536}, r"trainer\.metrics_port: expected a whole number, 0 to 65535, got 65536; 0 switches"),
+    ({"num_threads": -1}, r"trainer\.num_threads: expected a whole number, 0 or more, got -1; 0 lets torch choose"),
+    ({"checkpoint_every_steps": -1}, r"trainer\.checkpoint_every_steps: expected a whole number, 0 or more"),
+    ({"checkpoint_dir": ""}, r"trainer\.checkpoint_dir: expected a string that is not empty, got ''"),
+    ({"model_id": " "}, r"trainer\.model_id: expected a string that is not empty, got ' '"),
+    ({"journal_fsync": "no"}, r"trainer\.journal_fsync: expected true or false, got 'no'"),
+    ({"chunk_bytes": 1_000_000}, r"trainer\.chunk_bytes: expected a whole number, 1 to 900000, got 1000000; a broker"),
+    ({"stochastic_length_alpha": 2.5}, r"trainer\.stochastic_length_alpha: expected a number, 0 to 2, got 2\.5; 0 tu"),
 ]
 
 
@@ -46,6 +75,29 @@ def test_a_model_that_cannot_be_is_refused_by_name(values: dict[str, Any], messa
 def test_a_trainer_that_cannot_be_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainerConfig(**values)
+
+
+@pytest.mark.parametrize(("kind", "limits"), [(ModelConfig, MODEL_LIMITS), (TrainerConfig, TRAINER_LIMITS)])
+def test_every_setting_has_a_limit_and_refuses_what_is_not_even_its_kind(kind: type[Any], limits: Any) -> None:
+    assert set(limits) == {each.name for each in fields(kind)}
+    for name in limits:
+        for value in (None, object(), [1]):
+            with pytest.raises(ConfigError, match=rf"{name}: expected .*; \w+"):
+                kind(**{name: value})
+
+
+@pytest.mark.parametrize("config", [ModelConfig(), TrainerConfig()])
+def test_a_number_is_fine_at_its_bounds_and_refused_beyond_them(config: Any) -> None:
+    limits = MODEL_LIMITS if isinstance(config, ModelConfig) else TRAINER_LIMITS
+    for name, limit in limits.items():
+        if not isinstance(limit, Number):
+            continue
+        for bound, is_open, beyond in ((limit.low, limit.open_low, -1), (limit.high, limit.open_high, 1)):
+            if not math.isinf(bound):
+                if not is_open:
+                    replace(config, **{name: bound})
+                with pytest.raises(ConfigError, match=name):
+                    replace(config, **{name: bound if is_open else bound + beyond})
 
 
 def test_a_refusal_is_a_trainers_error_and_a_value_error() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from state.example import Example
 from tests.trainer.samples import columns, example
-from trainer.config import HoleError, JournalError
+from trainer.errors import HoleError, JournalError
 from trainer.journal import Journal, encode_line, journal_starts, read_journal
 from trainer.plan import Backlog, Plan, ranges
 from trainer.version import PlanStep

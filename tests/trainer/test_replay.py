@@ -8,7 +8,7 @@ import pytest
 
 from tests.trainer.nursery import Child
 from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_config
-from trainer.config import JournalError
+from trainer.errors import JournalError
 from trainer.replay import plan_of
 
 Make = Callable[..., Stage]

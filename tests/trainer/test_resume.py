@@ -15,7 +15,7 @@ from tests.trainer.nursery import Child, Nursery
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
-from trainer.config import TrainerError
+from trainer.errors import TrainerError
 
 Make = Callable[..., Stage]
 SEED = 5

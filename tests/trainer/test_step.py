@@ -28,8 +28,10 @@ from tests.trainer.samples import (
     twin,
 )
 from trainer.batch import JaggedBatch
-from trainer.config import DeviceError, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
+from trainer.errors import DeviceError
+from trainer.judge import Forward, Judge
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -39,7 +41,7 @@ from trainer.losses import (
 )
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays
-from trainer.step import Learner, _Forward
+from trainer.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,7 +99,7 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 class LearnsFirst(Learner):
     """Broken: it has learned a batch when it predicts it."""
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> _Forward:
+    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
         forward = super()._forward(batch, now_ms)
         self._learn(forward, forward.retrieval_loss_R.mean() + forward.logits_RK.mean())
         return super()._forward(batch, now_ms)
@@ -113,13 +115,19 @@ class InsertsFirst(Learner):
         return super().step(examples)
 
 
-class CountsSeen(Learner):
-    """Broken: items that a user met later are taken out of the ranking of earlier targets."""
-
+class CountsSeenJudge(Judge):
     def _model_ranks(self, forward, target_R, known_V, rows, offsets_R1, ranked_R):  # type: ignore[no-untyped-def]
         everything = np.unique(rows)
         offsets = np.arange(len(offsets_R1)) * len(everything)
         return super()._model_ranks(forward, target_R, known_V, np.tile(everything, len(target_R)), offsets, ranked_R)
+
+
+class CountsSeen(Learner):
+    """Broken: items that a user met later are taken out of the ranking of earlier targets."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.judge = CountsSeenJudge(self.config, self.popularity, self.rates, self.metrics, self._retrieval_table)
 
 
 @pytest.mark.parametrize("kind", [LearnsFirst, InsertsFirst, CountsSeen])
@@ -248,8 +256,7 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
     query_RD, table_VD, target_R = torch.randn(5, 9), torch.randn(12, 9), torch.randint(12, (5,))
     both = [(query_RD.clone().requires_grad_(), table_VD.clone().requires_grad_()) for _ in range(2)]
     exact = exact_retrieval_loss(*both[0], target_R, torch.ones(12, dtype=torch.bool), "auto")
-    zeros = torch.zeros(12)
-    sampled = sampled_retrieval_loss(*both[1], target_R, torch.arange(12), zeros[:5], zeros, "auto")
+    sampled = sampled_retrieval_loss(*both[1], target_R, torch.arange(12), torch.zeros(12), "auto")
     torch.testing.assert_close(sampled, exact)
     torch.autograd.backward(exact.sum())
     torch.autograd.backward(sampled.sum())
@@ -257,24 +264,63 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_targets_are_negatives_of_each_other_under_the_correction_of_their_own_row(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, num_batches: int) -> torch.Tensor:
+    """(batches, targets) probability of a target under the exact loss over that under the sampled one, in float64.
+
+    Targets come by the popularity that the correction is told, of 50 items that are scored with no regard to it.
+    """
+    generator = torch.Generator().manual_seed(num_targets)
+    query_RD = torch.randn(num_targets, 8, generator=generator, dtype=torch.float64)
+    table_VD = torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    share_V = 1 / np.arange(1, 51)
+    share_V /= share_V.sum()
+    rng, live, ratios = np.random.default_rng(num_uniform), np.arange(50), []
+    for step in range(num_batches):
+        target_R = rng.choice(50, num_targets, p=share_V)
+        drawn = np.append(
+            pick_in_batch(target_R, num_in_batch, seed=1, step=step), draw_negatives(live, num_uniform, 1, step)
+        )
+        log_draws = log_expected_draws(share_V[drawn], num_in_batch, num_targets, num_uniform, 50)
+        target, negatives = torch.from_numpy(target_R), torch.from_numpy(drawn)
+        sampled = sampled_retrieval_loss(
+            query_RD, table_VD, target, negatives, torch.from_numpy(log_draws), "reference"
+        )
+        exact = exact_retrieval_loss(query_RD, table_VD, target, torch.ones(50, dtype=torch.bool), "reference")
+        ratios.append(torch.exp(sampled - exact))
+    return torch.stack(ratios)
+
+
+@pytest.mark.parametrize(
+    "num_draws", [(64, 64, 10), (64, 16, 100), (64, 64, 0), (2, 2, 500), (1, 1, 50), (64, 64, 4000)]
+)
+def test_the_sampled_denominator_is_the_exact_one_in_expectation(num_draws: tuple[int, int, int]) -> None:
+    # From a fifth of a draw an item to eighty; each target alone, or its mates as negatives too.
+    ratios = sampled_over_exact(*num_draws, num_batches=4000 // num_draws[0] + 60)
+    error = float(ratios.std()) / ratios.numel() ** 0.5
+    assert abs(float(ratios.mean()) - 1) < 5 * error + 0.01
+
+
+def test_the_sampled_loss_approaches_the_exact_one_as_draws_increase() -> None:
+    errors = [float(sampled_over_exact(64, 64, draws, 20).log().abs().mean()) for draws in (50, 500, 5000, 50_000)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.03
+
+
+def test_targets_are_negatives_of_each_other_under_one_correction_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, world = taught(replace(SAMPLED, num_negatives=200))
     caught: list[tuple[torch.Tensor, ...]] = []
 
     def catch(query_RD: torch.Tensor, table_UD: torch.Tensor, *rest: Any) -> torch.Tensor:
-        caught.append(rest[:4])
+        caught.append(rest[:3])
         return sampled_retrieval_loss(query_RD, table_UD, *rest)
 
     monkeypatch.setattr(trainer.step, "sampled_retrieval_loss", catch)
     learner.step(world.examples(8))
-    target_R, negative_S, log_q_target_R, log_q_S = caught[0]
-    assert len(negative_S) == len(log_q_S) == len(target_R) + 200
+    target_R, negative_S, log_draws_S = caught[0]
+    assert len(negative_S) == len(log_draws_S) == len(target_R) + 200
     assert torch.equal(negative_S[: len(target_R)], target_R)
-    assert torch.equal(log_q_S[: len(target_R)], log_q_target_R)
-    correction = dict(zip(negative_S.tolist(), log_q_S.tolist(), strict=True))
-    assert [correction[row] for row in negative_S.tolist()] == log_q_S.tolist()
+    correction = dict(zip(negative_S.tolist(), log_draws_S.tolist(), strict=True))
+    assert [correction[row] for row in negative_S.tolist()] == log_draws_S.tolist()
     assert len(set(correction.values())) > 3
 
 
@@ -298,8 +344,10 @@ def test_a_long_step_takes_some_of_its_targets_as_negatives() -> None:
 
 
 def test_the_expected_draws_of_a_mixture_add_up() -> None:
-    expected = np.exp(log_expected_draws(np.array([0.5, 0.25, 0.0]), 8, 30, 10))
-    np.testing.assert_allclose(expected, [4 + 3, 2 + 3, 3], rtol=1e-6)
+    expected = np.exp(log_expected_draws(np.array([0.5, 0.25, 0.0]), 8, 16, 30, 10))
+    np.testing.assert_allclose(expected, [0.5 * 7.5 + 3, 0.25 * 7.5 + 3, 3], rtol=1e-6)
+    alone = np.exp(log_expected_draws(np.array([0.5]), 1, 1, 30, 10))
+    np.testing.assert_allclose(alone, [3], rtol=1e-6)
 
 
 # What a step does besides

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.config import VersionError
+from trainer.errors import VersionError
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
 from trainer.version import (

@@ -1,0 +1,164 @@
+"""How good a prediction was, counted before anything is learned from its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import rank_of_target
+from trainer.baseline import PopularityBaseline, RateBaseline
+from trainer.batch import JaggedBatch
+from trainer.config import TrainerConfig
+from trainer.embedding import EmbeddingTable
+from trainer.metrics import Predictions, PrequentialMetrics
+
+Int64 = NDArray[np.int64]
+NEW_ITEM_SIGHTINGS = 10
+NEW_USER_INTERACTIONS = 10
+HEAD_SHARE = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Forward:
+    """What the losses and the metrics need of one forward pass."""
+
+    query_RD: Tensor
+    table_UD: Tensor
+    is_whole: bool
+    """Row u of the table is row u of the items: all are there."""
+    logits_RK: Tensor
+    target_row_R: Int64
+    retrieval_loss_R: Tensor
+    learned_R: NDArray[np.bool_]
+    leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+class Judge:
+    """Compares a batch's predictions, and the baselines', with what came. ``whole_table`` makes the first rows of the
+    table that queries are compared with, for batches that gathered some rows only."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        popularity: PopularityBaseline,
+        rates: RateBaseline,
+        metrics: PrequentialMetrics,
+        whole_table: Callable[[int], Tensor],
+    ) -> None:
+        self._config, self._popularity, self._rates, self._metrics = config, popularity, rates, metrics
+        self._whole_table = whole_table
+
+    @torch.no_grad()
+    def count(
+        self, batch: JaggedBatch, forward: Forward, known_V: NDArray[np.bool_], seen_rows_n: Int64, step: int
+    ) -> None:
+        """Add a batch's predictions to the metrics; only rows known before it compete, and only those count as hits."""
+        target_R = seen_rows_n[batch.target_R]
+        rows, offsets_R1 = seen_before(batch, seen_rows_n)
+        popular, popular_unseen = self._popularity.ranks(target_R, known_V, rows, offsets_R1)
+        ranked_R = self._ranked(batch.num_targets, step)
+        model = self._model_ranks(forward, target_R, known_V, rows, offsets_R1, ranked_R)
+        hit = known_V[target_R]
+        log_loss_R = np.full(batch.num_targets, np.nan)
+        log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
+        log_loss_R[~hit] = np.nan
+        self._metrics.add(
+            Predictions(
+                rank_KR=np.stack([model, popular, popular_unseen]) * hit,
+                ranked_R=ranked_R,
+                slice_SR=self._slices(batch, target_R, known_V),
+                domain_R=batch.domain_n[batch.target_R],
+                log_loss_R=log_loss_R,
+                probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
+                baseline_RK=self._rates.predict(target_R),
+                kinds_RK=batch.kinds_nK[batch.target_R],
+            )
+        )
+
+    def _ranked(self, num_targets: int, step: int) -> NDArray[np.bool_]:
+        if self._config.metric_share >= 1.0:
+            return np.ones(num_targets, np.bool_)
+        generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
+        return generator.random(num_targets) < self._config.metric_share
+
+    def _model_ranks(
+        self,
+        forward: Forward,
+        target_R: Int64,
+        known_V: NDArray[np.bool_],
+        rows: Int64,
+        offsets_R1: Int64,
+        ranked_R: NDArray[np.bool_],
+    ) -> Int64:
+        wanted = np.flatnonzero(ranked_R & known_V[target_R])
+        ranks_R = np.zeros(len(target_R), np.int64)
+        if not len(wanted):
+            return ranks_R
+        table_VD = forward.table_UD.detach() if forward.is_whole else self._whole_table(len(known_V))
+        tensor, excluded = partial(to_device, device=table_VD.device), dict[str, Any]()
+        if self._config.exclude_seen:
+            taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
+            excluded = {"exclude_rows": tensor(taken), "exclude_offsets_R1": tensor(taken_offsets)}
+        ranks_R[wanted] = (
+            rank_of_target(
+                forward.query_RD.detach()[tensor(wanted)],
+                table_VD[: len(known_V)].contiguous(),
+                tensor(target_R[wanted]),
+                normalize=False,
+                valid_V=tensor(known_V),
+                backend=self._config.backend,
+                **excluded,
+            )
+            .cpu()
+            .numpy()
+        )
+        return ranks_R
+
+    def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        count_V = self._popularity.count_V[: len(known_V)]
+        live = np.sort(count_V[known_V])
+        head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
+        count_R = count_V[target_R]
+        known_R = known_V[target_R]
+        return np.stack(
+            [
+                np.ones(batch.num_targets, np.bool_),
+                ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
+                batch.age_R < NEW_USER_INTERACTIONS,
+                known_R & (count_R < head),
+            ]
+        )
+
+
+def seen_before(batch: JaggedBatch, rows_n: Int64) -> tuple[Int64, Int64]:
+    """Distinct known rows that each target's user met before it, within the example: flat rows and (R+1,) offsets."""
+    first_n = np.zeros(len(rows_n), np.bool_)
+    width = int(rows_n.max(initial=0)) + 1
+    first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
+    first_n &= rows_n > 0
+    num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
+    start_R = num_before_n1[batch.starts_B1[batch.owner_n[batch.target_R]]]
+    return _ragged(rows_n[first_n], start_R, num_before_n1[batch.target_R])
+
+
+def take_ranges(rows: Int64, offsets_R1: Int64, chosen: Int64) -> tuple[Int64, Int64]:
+    """The ranges of some targets only."""
+    return _ragged(rows, offsets_R1[chosen], offsets_R1[chosen + 1])
+
+
+def _ragged(values: Int64, start_R: Int64, stop_R: Int64) -> tuple[Int64, Int64]:
+    offsets_R1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop_R - start_R)])
+    where = np.arange(offsets_R1[-1]) + np.repeat(start_R - offsets_R1[:-1], stop_R - start_R)
+    return values[where], offsets_R1

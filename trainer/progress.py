@@ -1,0 +1,31 @@
+"""Where a trainer is, as it tells other threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.source import Position
+from trainer.version import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the trainer is, for other threads to look at: replaced whole, never changed. Times in ms, wall clock."""
+
+    num_steps: int = 0
+    num_interactions: int = 0
+    num_waiting: int = 0
+    is_recovering: bool = False
+    positions: dict[int, Position] = field(default_factory=dict)
+    oldest_waiting_ms: dict[int, int] = field(default_factory=dict)
+    newest_record_ms: int = 0
+    newest_event_ms: int = 0
+    unpublished_since_ms: int = 0
+    published: Manifest | None = None
+    published_ms: int = 0
+    epoch: int = -1
+    retrieval_loss: float | None = None
+    ranking_loss: float | None = None
+    num_items: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
