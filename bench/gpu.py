@@ -1,7 +1,9 @@
-"""Everything that is promised of the GPU kernels, in one run under ten minutes: `python -m bench gpu --out DIR`.
+"""Everything that is promised of the GPU kernels, in one run under ten minutes: `python -m bench.gpu --out DIR`.
 
-Ceilings are measured first, each op is checked before it is timed, and results are on disk after every section.
-``--rehearse`` walks the same path at tiny shapes on the CPU in Triton's interpreter; its numbers mean nothing.
+Ceilings are measured first, each op is checked before it is timed, and rows are on disk as they come. Sections run in a
+process of their own: one that breaks the GPU's context, crashes or hangs costs its own rows, not the others'.
+``--rehearse`` walks the same path at tiny shapes on the CPU in Triton's interpreter; its numbers mean nothing. Needs
+torch, Triton and NumPy alone.
 """
 
 from __future__ import annotations
@@ -10,74 +12,63 @@ import argparse
 import json
 import os
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_supervisor import RESULT, Section, supervise, work
+
 BUDGET_S = 540.0
+SECTIONS = (
+    Section("ceilings", "bench.gpu_attention:ceilings", 10, 60),
+    Section("attention, long users", "bench.gpu_attention:long_users", 30, 120),
+    Section("attention, short users", "bench.gpu_attention:short_users", 15, 90),
+    Section("sampled softmax", "bench.gpu_ops:softmax", 15, 90),
+    Section("row-wise Adagrad", "bench.gpu_ops:adagrad", 10, 60),
+    Section("layers", "bench.gpu_step:layer_share", 20, 90),
+    Section("training step", "bench.gpu_step:against_eager", 40, 150),
+    Section("single pass", "bench.gpu_pass:single_pass", 40, 150),
+    Section("other ops", "bench.gpu_ops:others", 15, 60),
+    Section("torch.compile", "bench.gpu_step:against_compiled", 90, 240),
+    Section("tiles", "bench.gpu_tiles:sweep", 40, 240),
+)
+"""The most important first."""
 
 
-def facts(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import platform
-    import subprocess
-
-    import torch
-    import triton
-
-    command = ["git", "describe", "--always", "--dirty=+"]
-    described = subprocess.run(command, capture_output=True, text=True, check=False)
-    name = torch.cuda.get_device_name(0) if device == "cuda" else "CPU, interpreted: a rehearsal"
-    return {
-        "machine": name, "commit": described.stdout.strip() or "unknown", "torch": torch.__version__,
-        "triton": triton.__version__, "python": platform.python_version(), "dtype": "bfloat16",
-    }  # fmt: skip
-
-
-def measure(device: str, folder: Path | None, budget_s: float = BUDGET_S) -> dict[str, Any]:
-    """All sections, the most important first."""
-    from bench import gpu_attention, gpu_ops, gpu_step, gpu_tiles
-    from bench.gpu_report import Clock, Report
-
-    clock = Clock(device, budget_s)
-    report = Report(clock, folder, facts(device))
-    gpu_step.build_library(wait=False)
-    report.section("ceilings", gpu_attention.ceilings, 10)
-    report.section("attention, long users", gpu_attention.long_users, 40)
-    report.section("attention, short users", gpu_attention.short_users, 20)
-    report.section("sampled softmax", gpu_ops.softmax, 20)
-    report.section("row-wise Adagrad", gpu_ops.adagrad, 10)
-    report.section("layers", gpu_step.layer_share, 20)
-    report.section("training step", gpu_step.against_eager, 60)
-    report.section("single pass", gpu_step.single_pass, 60)
-    report.section("other ops", gpu_ops.others, 20)
-    report.section("tiles", gpu_tiles.sweep, 60)
-    return report.as_json()
+def measure(rehearse: bool, folder: Path | None, budget_s: float = BUDGET_S) -> dict[str, Any]:
+    """All sections; what was found, also where some of it failed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return supervise(SECTIONS, folder or Path(scratch), rehearse, time.time() + budget_s)
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """The rows alone; needs a GPU."""
-    rows: list[dict[str, Any]] = measure("cuda", None, 60.0 if quick else BUDGET_S)["rows"]
+    rows: list[dict[str, Any]] = measure(False, None, 60.0 if quick else BUDGET_S)["rows"]
     return rows
 
 
 def command(argv: list[str] | None = None) -> int:
     """The command; its last line is one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m bench gpu", description="Measures the kernels on a GPU.")
-    parser.add_argument("--out", type=Path, default=None, help="folder for gpu.json, written as results come")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Measures the kernels on a GPU.")
+    parser.add_argument("--out", type=Path, default=None, help=f"folder for {RESULT}, written as results come")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, in Triton's interpreter")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="seconds after which no section starts")
     parser.add_argument("--quick", action="store_true", help="what fits a minute")
+    parser.add_argument("--work", type=json.loads, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    budget_s = min(arguments.budget_s, 60.0) if arguments.quick else arguments.budget_s
     if arguments.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-    else:
+    if arguments.work is not None:
+        return work(arguments.work, arguments.out, arguments.rehearse)
+    if not arguments.rehearse:
         import torch
 
         if not torch.cuda.is_available():
             print("bench gpu: expected an NVIDIA GPU, found none; rehearse with --rehearse", file=sys.stderr)
             return 2
-    result = measure("cpu" if arguments.rehearse else "cuda", arguments.out, budget_s)
+    budget_s = min(arguments.budget_s, 60.0) if arguments.quick else arguments.budget_s
+    result = measure(arguments.rehearse, arguments.out, budget_s)
     print(json.dumps(result))
     return 1 if result["failures"] else 0
 

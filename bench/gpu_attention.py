@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +17,8 @@ from kernels import BucketCache, TimeBuckets, hstu_attention
 from kernels.attention import triton_launch
 from kernels.attention.triton_bias import make_position_tables
 
-CEILINGS: dict[str, float] = {}
-"""Measured in this run: ``tflops`` (bf16 matrix product) and ``bytes_per_s`` (copy, read and written)."""
+CEILINGS: dict[str, float] = {"tflops": 790.0, "bytes_per_s": 4.3e12}
+"""``tflops`` (bf16 matrix product) and ``bytes_per_s`` (copy, read and written): an H200's, then this run's."""
 
 
 def dtype_of(clock: Clock) -> torch.dtype:
@@ -24,7 +26,7 @@ def dtype_of(clock: Clock) -> torch.dtype:
     return torch.float32 if clock.rehearsal else torch.bfloat16
 
 
-def ceilings(clock: Clock) -> list[Row]:
+def ceilings(clock: Clock) -> Iterator[Row]:
     """A large matrix product on random data, and a large copy."""
     size, count = (64, 1 << 12) if clock.rehearsal else (8192, 1 << 31)
     a, b = (torch.randn(size, size, device=clock.device, dtype=torch.bfloat16) for _ in range(2))
@@ -34,10 +36,8 @@ def ceilings(clock: Clock) -> list[Row]:
     copy_ms = clock.median_ms(lambda: target.copy_(source))
     CEILINGS["tflops"] = 2 * size**3 / matmul_ms / 1e9
     CEILINGS["bytes_per_s"] = 2 * count / copy_ms * 1e3
-    return [
-        row("ceiling: bf16 matrix product 8192", CEILINGS["tflops"], "TFLOP/s"),
-        row("ceiling: device copy", CEILINGS["bytes_per_s"] / 1e12, "TB/s"),
-    ]
+    yield row("ceiling: bf16 matrix product 8192", CEILINGS["tflops"], "TFLOP/s")
+    yield row("ceiling: device copy", CEILINGS["bytes_per_s"] / 1e12, "TB/s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,8 @@ def make_case(clock: Clock, users: int, length: int, heads: int, width: int) -> 
     )  # fmt: skip
 
 
-def check(case: Case, clock: Clock, limit: float = 2e-2) -> str:
-    """Output and gradients for the first user and one head against float64; raises if they are off."""
+def check(case: Case, clock: Clock, name: str) -> Row:
+    """The worst relative error of output and gradients for the first user and one head, against float64."""
     stop = int(case.offsets[1])
     stop = min(stop, 512 if not clock.rehearsal else stop)
 
@@ -113,80 +113,63 @@ def check(case: Case, clock: Clock, limit: float = 2e-2) -> str:
     result, expected = run("triton", case.q.dtype, clock.device), run("reference", torch.float64, "cpu")
     pairs = [(a.detach().cpu().double(), b.detach()) for a, b in zip(result, expected, strict=True)]
     errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
-    if not all(error < limit for error in errors):
-        raise ArithmeticError(f"attention is off: relative errors {errors}, expected below {limit}")
-    return f"checked, worst error {max(errors):.1e}"
+    worst = max(error if math.isfinite(error) else 1e9 for error in errors)
+    note = "out, dq, dk, dv, position, time: " + ", ".join(f"{error:.1e}" for error in errors)
+    return row(f"error of attention, {name}", worst, "", 2e-2, note, at_most=True)
 
 
-def timings(case: Case, clock: Clock, tiles: tuple[Any, Any, Any] = (None, None, None)) -> dict[str, float]:
-    """Milliseconds: tables; forward and backward, with rab and without."""
-    rows, columns = make_position_tables(case.pos_bias)
-    times: dict[str, float] = {}
-    q, k, v = case.q, case.k, case.v
+def parts(case: Case, rab: bool, tiles: tuple[Any, Any, Any] = (None, None, None)) -> dict[str, Callable[[], Any]]:
+    """The three kernels of attention, ready to run."""
+    rows, columns = make_position_tables(case.pos_bias) if rab else (None, None)
+    batch, q, k, v, norm = case.prepare(rab), case.q, case.k, case.v, case.norm_len
     grads = [torch.empty_like(x) for x in (q, k, v)]
-    for name, rab in (("rab", True), ("bare", False)):
-        batch = case.prepare(rab)
-        table = (rows, columns) if rab else (None, None)
-        pos, time = (case.pos_bias, case.time_bias) if rab else (None, None)
-        num_positions = case.pos_bias.shape[1] if rab else 0
-        norm = case.norm_len
-        forward = partial(triton_launch.forward, q, k, v, batch, norm, table[0], num_positions, time, tiles[0])
-        queries = partial(
-            triton_launch.backward_queries, q, k, v, case.grad, batch, norm, table[0], pos, time, grads[0], tiles[1]
-        )
-        keys = partial(
-            triton_launch.backward_keys, q, k, v, case.grad, batch, norm, table[1], num_positions, time, grads[1],
+    pos, time = (case.pos_bias, case.time_bias) if rab else (None, None)
+    num_positions = case.pos_bias.shape[1] if rab else 0
+    return {
+        "forward": partial(triton_launch.forward, q, k, v, batch, norm, rows, num_positions, time, tiles[0]),
+        "keys": partial(
+            triton_launch.backward_keys, q, k, v, case.grad, batch, norm, columns, num_positions, time, grads[1],
             grads[2], tiles[2],
-        )  # fmt: skip
-        timed: tuple[tuple[str, Any], ...] = (("forward", forward), ("queries", queries), ("keys", keys))
-        for part, run in timed:
-            times[f"{part} {name}"] = clock.median_ms(run)
-        times[f"backward {name}"] = times[f"queries {name}"] + times[f"keys {name}"]
-    times["tables"] = clock.median_ms(lambda: case.prepare(True))
-    return times
+        ),
+        "queries": partial(
+            triton_launch.backward_queries, q, k, v, case.grad, batch, norm, rows, pos, time, grads[0], tiles[1]
+        ),
+    }  # fmt: skip
 
 
-def long_users(clock: Clock) -> list[Row]:
+def long_users(clock: Clock) -> Iterator[Row]:
     """The goal's shape: B 32, N 4096, H 4, d 128."""
     case = make_case(clock, *((1, 40, 1, 16) if clock.rehearsal else (32, 4096, 4, 128)))
-    note = check(case, clock)
-    ms = timings(case, clock)
-    forward, backward = case.tflops(ms["forward rab"], 1), case.tflops(ms["backward rab"], 2.5)
-    share = f"{forward / CEILINGS['tflops']:.0%} of the matrix product; {note}"
-    overhead = {name: 100 * (ms[f"{name} rab"] / ms[f"{name} bare"] - 1) for name in ("forward", "backward")}
-    return [
-        row("attention forward, rab, B32 N4096 H4 d128", forward, "TFLOP/s", 400, share),
-        row("attention backward, rab, same", backward, "TFLOP/s", 280, f"{backward / CEILINGS['tflops']:.0%} of it"),
-        row("attention forward, no rab, same", case.tflops(ms["forward bare"], 1), "TFLOP/s"),
-        row("attention backward, no rab, same", case.tflops(ms["backward bare"], 2.5), "TFLOP/s"),
-        row("rab over no rab, forward", overhead["forward"], "%", 10, at_most=True),
-        row("rab over no rab, backward", overhead["backward"], "%", 10, at_most=True),
-        row("  kernel for dQ and biases", ms["queries rab"], "ms", note=f"without rab {ms['queries bare']:.3f}"),
-        row("  kernel for dK and dV", ms["keys rab"], "ms", note=f"without rab {ms['keys bare']:.3f}"),
-        row("  tables, once a batch for all layers", ms["tables"], "ms"),
-    ]
+    yield check(case, clock, "d128")
+    rab = {name: clock.median_ms(run) for name, run in parts(case, True).items()}
+    forward, backward = case.tflops(rab["forward"], 1), case.tflops(rab["keys"] + rab["queries"], 2.5)
+    ceiling = CEILINGS["tflops"]
+    yield row("attention forward, rab, B32 N4096 H4 d128", forward, "TFLOP/s", 400, f"{forward / ceiling:.0%} of GEMM")
+    yield row("attention backward, rab, same", backward, "TFLOP/s", 280, f"{backward / ceiling:.0%} of GEMM")
+    bare = {name: clock.median_ms(run) for name, run in parts(case, False).items()}
+    yield row("attention forward, no rab, same", case.tflops(bare["forward"], 1), "TFLOP/s")
+    yield row("attention backward, no rab, same", case.tflops(bare["keys"] + bare["queries"], 2.5), "TFLOP/s")
+    yield row("rab over no rab, forward", 100 * (rab["forward"] / bare["forward"] - 1), "%", 10, at_most=True)
+    ratio = (rab["keys"] + rab["queries"]) / (bare["keys"] + bare["queries"])
+    yield row("rab over no rab, backward", 100 * (ratio - 1), "%", 10, at_most=True)
+    yield row("  kernel for dQ and biases", rab["queries"], "ms", note=f"without rab {bare['queries']:.3f}")
+    yield row("  kernel for dK and dV", rab["keys"], "ms", note=f"without rab {bare['keys']:.3f}")
+    yield row("  tables, once a batch for all layers", clock.median_ms(lambda: case.prepare(True)), "ms")
+    narrow = replace(case, pos_bias=case.pos_bias[:, :256].contiguous())
+    near = {name: clock.median_ms(run) for name, run in parts(narrow, True).items()}
+    ratio = (near["keys"] + near["queries"]) / (bare["keys"] + bare["queries"])
+    yield row("  rab over no rab, 256 positions, forward", 100 * (near["forward"] / bare["forward"] - 1), "%")
+    yield row("  rab over no rab, 256 positions, backward", 100 * (ratio - 1), "%")
 
 
-def short_users(clock: Clock) -> list[Row]:
+def short_users(clock: Clock) -> Iterator[Row]:
     """The goal's shape: B 512, N 128, H 4, d 64, all on one grid; by graph replays, so that launches do not count."""
     case = make_case(clock, *((2, 12, 1, 16) if clock.rehearsal else (512, 128, 4, 64)))
-    note = check(case, clock)
-    rows, _ = make_position_tables(case.pos_bias)
-    batch, bare = case.prepare(True), case.prepare(False)
-    num_positions = case.pos_bias.shape[1]
-
-    def forward(rab: bool) -> Tensor:
-        table, time = (rows, case.time_bias) if rab else (None, None)
-        chosen = batch if rab else bare
-        return triton_launch.forward(
-            case.q, case.k, case.v, chosen, case.norm_len, table, num_positions if rab else 0, time
-        )
-
-    us = clock.graph_ms(lambda: forward(True)) * 1e3
-    bare_us = clock.graph_ms(lambda: forward(False)) * 1e3
+    yield check(case, clock, "d64")
+    forward, bare = parts(case, True)["forward"], parts(case, False)["forward"]
+    us = clock.graph_ms(forward) * 1e3
     num_bytes = 4 * case.q.numel() * case.q.element_size()
     share = num_bytes / us * 1e6 / CEILINGS["bytes_per_s"]
-    return [
-        row("attention forward, rab, B512 N128 H4 d64", us, "us", 45, f"no rab {bare_us:.1f}; {note}", at_most=True),
-        row("  of the copy's bandwidth", 100 * share, "%", 70),
-    ]
+    yield row("attention forward, rab, B512 N128 H4 d64", us, "us", 45, at_most=True)
+    yield row("  of the copy's bandwidth", 100 * share, "%", 70)
+    yield row("  no rab", clock.graph_ms(bare) * 1e3, "us")

@@ -88,7 +88,9 @@ class Weights(nn.Module):
             u, v, q, k = functional.silu(normed @ layer.uvqk_weight).split(width, dim=-1)
             v, q, k = (x.view(users, length, heads, -1) for x in (v, q, k))
             scores = torch.einsum("bnhd,bmhd->bhnm", q, k) + layer.pos_bias_GP[:, distance]
-            scores = scores + layer.time_bias_GK[:, bucket].transpose(0, 1)
+            # index_select, as published: what indexing by brackets does backward is a sort.
+            by_time = layer.time_bias_GK.index_select(1, bucket.view(-1)).view(heads, users, length, length)
+            scores = scores + by_time.transpose(0, 1)
             weights = functional.silu(scores) / length * mask
             attended = torch.einsum("bhnm,bmhd->bnhd", weights, v).reshape(users, length, width)
             gated = functional.layer_norm(attended, (width,), layer.norm_out_weight, layer.norm_out_bias, 1e-6) * u

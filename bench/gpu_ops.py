@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def peak_mib(clock: Clock, run: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
-def softmax(clock: Clock) -> list[Row]:
+def softmax(clock: Clock) -> Iterator[Row]:
     """8,192 rows × 512 negatives × d 256, shared and a list a row."""
     rows, slots, width, table_rows = (8, 8, 16, 16) if clock.rehearsal else (8192, 512, 256, 8704)
     torch.manual_seed(3)
@@ -48,7 +48,6 @@ def softmax(clock: Clock) -> list[Row]:
     table = torch.randn(table_rows, width, device=clock.device).to(dtype_of(clock)).requires_grad_()
     target = torch.randint(0, table_rows, (rows,), device=clock.device)
     grad = torch.rand(rows, device=clock.device)
-    found: list[Row] = []
     for name, shape, goal in (("shared", (slots,), 5.0), ("own list a row", (rows, slots), None)):
         negatives = torch.randint(0, table_rows, shape, device=clock.device)
 
@@ -62,20 +61,16 @@ def softmax(clock: Clock) -> list[Row]:
 
         pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours(), eager(), strict=True)]
         errors = [float((a - b).norm() / b.norm()) for a, b in pairs]
-        if max(errors) > 2e-2:
-            raise ArithmeticError(f"sampled softmax is off: {errors}")
+        yield row(f"error of sampled softmax, {name}", max(errors), "", 2e-2, at_most=True)
         ours_ms, eager_ms = clock.median_ms(ours), clock.median_ms(eager, repeats=5)
         memory, eager_memory = peak_mib(clock, ours), peak_mib(clock, eager)
-        found += [
-            row(f"sampled softmax 8192x512x256, {name}", eager_ms / ours_ms, "x eager", goal,
-                f"{ours_ms:.3f} ms; eager {eager_ms:.3f}"),
-            row("  memory", memory, "MiB", note=f"eager {eager_memory:.0f}; gradients alone "
-                f"{(query.numel() + table.numel()) * query.element_size() / 2**20:.0f}"),
-        ]  # fmt: skip
-    return found
+        gradients = (query.numel() + table.numel()) * query.element_size() / 2**20
+        note = f"{ours_ms:.3f} ms; eager {eager_ms:.3f}"
+        yield row(f"sampled softmax 8192x512x256, {name}", eager_ms / ours_ms, "x eager", goal, note)
+        yield row("  memory", memory, "MiB", note=f"eager {eager_memory:.0f}; gradients alone {gradients:.0f}")
 
 
-def adagrad(clock: Clock) -> list[Row]:
+def adagrad(clock: Clock) -> Iterator[Row]:
     """1M touched rows of 128 in a table of 4M: all different, and drawn as popular items are."""
     count, table_rows, width = (64, 256, 16) if clock.rehearsal else (1 << 20, 1 << 22, 128)
     weight = torch.randn(table_rows, width, device=clock.device)
@@ -83,7 +78,7 @@ def adagrad(clock: Clock) -> list[Row]:
     grad = torch.randn(count, width, device=clock.device)
     rows = torch.randperm(table_rows, device=clock.device)[:count]
     zipf = (table_rows ** torch.rand(count, device=clock.device, dtype=torch.float64)).long() - 1
-    _check_adagrad(clock)
+    yield _check_adagrad(clock)
     order = sort_rows(rows, table_rows)
     update_ms = clock.median_ms(lambda: update_sorted(weight, state, *order, grad, 0.01, 1e-8, 0.0))
     whole_ms = clock.median_ms(lambda: rowwise_adagrad_(weight, state, rows, grad, lr=0.01, backend="triton"))
@@ -92,10 +87,10 @@ def adagrad(clock: Clock) -> list[Row]:
     share = 100 * num_bytes / whole_ms * 1e3 / CEILINGS["bytes_per_s"]
     kernel = 100 * num_bytes / update_ms * 1e3 / CEILINGS["bytes_per_s"]
     note = f"{whole_ms:.3f} ms, {update_ms:.3f} without the sort ({kernel:.0f}%); popular rows {popular_ms:.3f} ms"
-    return [row("row-wise Adagrad, 1M rows of 128, sort included", share, "% of copy", 70, note)]
+    yield row("row-wise Adagrad, 1M rows of 128, sort included", share, "% of copy", 70, note)
 
 
-def _check_adagrad(clock: Clock) -> None:
+def _check_adagrad(clock: Clock) -> Row:
     rows = torch.randint(0, 50, (400,))
     grad, weight = torch.randn(400, 32), torch.randn(50, 32)
     pairs = []
@@ -103,11 +98,11 @@ def _check_adagrad(clock: Clock) -> None:
         table, state = weight.to(device, copy=True), torch.zeros(50, device=device)
         rowwise_adagrad_(table, state, rows.to(device), grad.to(device), lr=0.1, backend=backend)
         pairs.append(table.cpu())
-    if not torch.allclose(pairs[0], pairs[1], rtol=1e-4, atol=1e-5):
-        raise ArithmeticError("row-wise Adagrad is off")
+    error = float((pairs[0] - pairs[1]).norm() / pairs[1].norm())
+    return row("error of row-wise Adagrad", error, "", 1e-5, at_most=True)
 
 
-def others(clock: Clock) -> list[Row]:
+def others(clock: Clock) -> Iterator[Row]:
     """Ranks over a large catalogue, and stochastic length of long users."""
     queries, table_rows, width = (8, 32, 16) if clock.rehearsal else (1024, 1_000_000, 64)
     query = torch.randn(queries, width, device=clock.device).to(dtype_of(clock))
@@ -115,12 +110,10 @@ def others(clock: Clock) -> list[Row]:
     target = torch.randint(0, table_rows, (queries,), device=clock.device)
     rank_ms = clock.median_ms(lambda: rank_of_target(query, table, target, backend="triton"), repeats=5)
     flops = 2 * queries * table_rows * width / rank_ms / 1e9
+    yield row("rank of target, 1024 queries x 1M rows x d 64", rank_ms, "ms", note=f"{flops:.0f} TFLOP/s")
     users, length = (4, 40) if clock.rehearsal else (256, 8192)
     offsets = torch.arange(0, users * length + 1, length, device=clock.device)
     seeds = torch.arange(users, device=clock.device)
     kept = length // 16 * 2
     length_ms = clock.median_ms(lambda: stochastic_length(offsets, seeds, max_kept=kept, backend="triton"), repeats=5)
-    return [
-        row("rank of target, 1024 queries x 1M rows x d 64", rank_ms, "ms", note=f"{flops:.0f} TFLOP/s"),
-        row("stochastic length, 256 users of 8192", length_ms, "ms"),
-    ]
+    yield row("stochastic length, 256 users of 8192", length_ms, "ms")

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Rows of a GPU run as they come: each section's rows are on disk before the next one starts, whatever it does."""
+"""Rows of a GPU run as they come: each is on disk before the next one is measured, whatever that one does."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench.gpu_supervisor import RESULT
 
 Row = dict[str, Any]
 
@@ -24,6 +26,7 @@ class Clock:
     device: str
     budget_s: float
     repeats: int = 20
+    compiles_only: bool = False
     began_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -42,7 +45,11 @@ class Clock:
             began = time.perf_counter()
             run()
             return (time.perf_counter() - began) * 1e3
-        run(), run()
+        run()
+        if self.compiles_only:
+            torch.cuda.synchronize()
+            return 1.0
+        run()
         pairs = []
         for _ in range(repeats or self.repeats):
             pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -55,7 +62,7 @@ class Clock:
 
     def graph_ms(self, run: Callable[[], Any]) -> float:
         """Median of replays of a captured graph: device time without launch gaps."""
-        if self.rehearsal:
+        if self.rehearsal or self.compiles_only:
             return self.median_ms(run)
         run()
         torch.cuda.synchronize()
@@ -76,46 +83,72 @@ def row(
 
 
 class Report:
-    """Runs sections in order of importance and keeps what they found."""
+    """Runs sections in order of importance and keeps what they found, with what ``before`` has of earlier workers."""
 
-    def __init__(self, clock: Clock, folder: Path | None, facts: dict[str, Any]) -> None:
+    def __init__(self, clock: Clock, folder: Path | None, facts: dict[str, Any], before: dict[str, Any]) -> None:
         self.clock, self.folder, self.facts = clock, folder, facts
-        self.rows: list[Row] = []
-        self.seconds: dict[str, float] = {}
-        self.failures: list[str] = []
+        self.rows: list[Row] = before.get("rows", [])
+        self.seconds: dict[str, float] = before.get("seconds", {})
+        self.failures: list[str] = before.get("failures", [])
+        self.current: dict[str, Any] | None = None
 
-    def section(self, name: str, measure: Callable[[Clock], list[Row]], need_s: float) -> None:
-        """A failure becomes a row, so that the rest still runs; so does a lack of time."""
+    def section(self, name: str, measure: Callable[[Clock], Iterable[Row]], need_s: float) -> bool:
+        """A failure becomes a row, so that the rest still runs; so does a lack of time. False: the GPU is lost."""
         if self.clock.left_s < need_s:
-            self._add(name, [row(name, None, "", note=f"not run: {self.clock.left_s:.0f} s left, needs {need_s:.0f}")])
-            return
+            self.add(row(name, None, "", note=f"not run: {self.clock.left_s:.0f} s left, needs {need_s:.0f}"))
+            self.close(name, 0.0)
+            return True
         began = time.monotonic()
+        self.current = {"name": name, "since": time.time()}
+        self._write()
+        usable = True
         try:
-            rows = measure(self.clock)
+            for each in measure(self.clock):
+                self.add(each)
         except Exception as failure:  # noqa: BLE001
             # The run is one of few on a GPU: what went wrong is kept, and everything else still measured.
-            self.failures.append(f"{name}: {failure!r}")
-            rows = [row(name, None, "", note=f"failed: {failure!r}"[:300])]
             print(traceback.format_exc(), flush=True)
-        self.seconds[name] = round(time.monotonic() - began, 1)
-        self._add(name, rows)
-        if not self.clock.rehearsal:
+            self.failures.append(f"{name}: {failure!r}")
+            self.add(row(name, None, "", note=f"failed: {failure!r}"[:300]))
+            usable = self.clock.rehearsal or gpu_works()
+        self.close(name, time.monotonic() - began)
+        if usable and not self.clock.rehearsal:
             torch.cuda.empty_cache()
+        return usable
 
-    def _add(self, name: str, rows: list[Row]) -> None:
-        self.rows += rows
-        for each in rows:
-            value = "-" if each["value"] is None else f"{each['value']:,.4g}"
-            met = {True: "met", False: "MISSED", None: ""}[each["met"]]
-            goal = each["target"] or ""
-            print(f"{each['name']:<58} {value:>12} {each['unit']:<10} {goal:>8} {met:<7}{each['note']}", flush=True)
-        print(f"-- {name}: {self.seconds.get(name, 0)} s, {self.clock.left_s:.0f} s left", flush=True)
+    def add(self, each: Row) -> None:
+        """Keep a row, on disk too."""
+        self.rows.append(each)
+        value = "-" if each["value"] is None else f"{each['value']:,.4g}"
+        met = {True: "met", False: "MISSED", None: ""}[each["met"]]
+        goal = each["target"] or ""
+        print(f"{each['name']:<58} {value:>12} {each['unit']:<10} {goal:>8} {met:<7}{each['note']}", flush=True)
+        self._write()
+
+    def close(self, name: str, seconds: float) -> None:
+        """A section is over."""
+        self.seconds[name] = round(seconds, 1)
+        self.current = None
+        print(f"-- {name}: {self.seconds[name]} s, {self.clock.left_s:.0f} s left", flush=True)
+        self._write()
+
+    def _write(self) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / "gpu.json.part"
+            partial = self.folder / f"{RESULT}.part"
             partial.write_text(json.dumps(self.as_json(), indent=1) + "\n")
-            partial.replace(self.folder / "gpu.json")
+            partial.replace(self.folder / RESULT)
 
     def as_json(self) -> dict[str, Any]:
         """What is written."""
-        return {"bench": "gpu", **self.facts, "seconds": self.seconds, "failures": self.failures, "rows": self.rows}
+        found = {"bench": "gpu", **self.facts, "seconds": self.seconds, "failures": self.failures, "rows": self.rows}
+        return found | ({"current": self.current} if self.current else {})
+
+
+def gpu_works() -> bool:
+    """Whether this process can still use its GPU: after an illegal access it cannot, for good."""
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(8, device="cuda").sum()) == 8.0
+    except Exception:  # noqa: BLE001  (whatever it is, the context is lost)
+        return False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 import triton
@@ -21,6 +22,11 @@ def require_device(tensor: Tensor, op: str) -> None:
     if not (tensor.is_cuda or INTERPRETED):
         raise KernelUnavailable(
             f"{op}: backend='triton' needs CUDA tensors, got {tensor.device}; move them, or use backend='cpp'"
+        )
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        raise KernelUnavailable(
+            f"{op}: Triton launches on the current GPU, cuda:{torch.cuda.current_device()}, got tensors on "
+            f"{tensor.device}; call it within `torch.cuda.device({str(tensor.device)!r})`"
         )
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
@@ -41,9 +47,21 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 def num_processors(tensor: Tensor) -> int:
     """Streaming multiprocessors of the tensor's GPU; 2 in the interpreter."""
-    if not tensor.is_cuda:
-        return 2
-    return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
+    return _num_processors(tensor.device) if tensor.is_cuda else 2
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def empty_rows(num_rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(rows, length), uninitialised, each row at a multiple of 16 values.
+
+    Triton compiles a kernel anew for pointers that are aligned otherwise: rows of a plain (rows, length) tensor would
+    make it do so for every other length of a batch.
+    """
+    return torch.empty(num_rows, (length + 15) // 16 * 16, dtype=dtype, device=device)[:, :length]
 
 
 def next_power(n: int, least: int = 16) -> int:

@@ -230,7 +230,7 @@ def key_gradient_kernel(
     store_tile(v_grad_base, v_acc * inverse_norm, key, v_grad_stride, num_tokens, E, WIDTH_E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_programs"])
 def bias_gradient_kernel(
     sums_ptr, grad_ptr, sums_stride, width, num_programs, num_heads, grad_stride, scale,
     GROUPED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,

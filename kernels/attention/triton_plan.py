@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_shared import count_at_most
+from kernels.triton_shared import count_at_most, empty_rows
 
 BLOCK = 128
 """Tokens a row block; tiles of kernels divide it."""
@@ -32,7 +32,7 @@ class Plan:
     key_order: Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_users", "num_tokens", "num_steps"])
 def plan_kernel(
     offsets_ptr,
     num_context_ptr,
@@ -77,12 +77,13 @@ def plan_kernel(
 def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None, num_targets_B: Tensor | None) -> Plan:
     """One small kernel and two sorts of a number a block."""
     num_blocks = triton.cdiv(num_tokens, BLOCK)
-    per_token = torch.empty(4, max(num_tokens, 1), dtype=torch.int32, device=offsets_B1.device)
-    work = torch.empty(2, num_blocks, dtype=torch.int32, device=offsets_B1.device)
+    per_token = empty_rows(4, num_tokens, torch.int32, offsets_B1.device)
+    work = empty_rows(2, num_blocks, torch.int32, offsets_B1.device)
     plan_kernel[(num_blocks,)](
-        offsets_B1, num_context_B, num_targets_B, per_token[0], per_token[1], per_token[2], per_token[3],
-        work[0], work[1], len(offsets_B1) - 1, num_tokens, len(offsets_B1).bit_length(),
+        offsets_B1, num_context_B, num_targets_B, *per_token, *work, len(offsets_B1) - 1, num_tokens,
+        len(offsets_B1).bit_length(),
         HAS_CONTEXT=num_context_B is not None, HAS_TARGETS=num_targets_B is not None, BLOCK=BLOCK,
     )  # fmt: skip
-    order = torch.sort(work, dim=1, descending=True, stable=True).indices.to(torch.int32)
-    return Plan(per_token[0], per_token[1], per_token[2], per_token[3], order[0], order[1])
+    order = empty_rows(2, num_blocks, torch.int32, offsets_B1.device)
+    order.copy_(torch.sort(work, dim=1, descending=True, stable=True).indices)
+    return Plan(*per_token, *order)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.attention.triton_plan import BLOCK, Plan
-from kernels.triton_shared import count_at_most
+from kernels.triton_shared import count_at_most, empty_rows
 
 KEY_BLOCK = 64
 NUM_RANGES = 512
@@ -52,7 +52,7 @@ def saturating_difference(a, b):
     return tl.where(overflow, end, d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def extremes_kernel(
     query_time_ptr,
     key_time_ptr,
@@ -82,7 +82,7 @@ def extremes_kernel(
         tl.store(unsorted_ptr, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_half_blocks", "num_thresholds", "num_steps"])
 def ranges_kernel(
     query_ends_ptr,
     key_ends_ptr,
@@ -110,7 +110,7 @@ def ranges_kernel(
     tl.store(ranges_ptr + block.to(tl.int64) * NUM_RANGES + distance, low | (high << 16))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_thresholds", "num_steps"])
 def near_kernel(
     query_time_ptr,
     key_time_ptr,
@@ -140,7 +140,7 @@ def near_kernel(
     tl.store(place, bucket.to(near_ptr.dtype.element_ty), mask=(row < num_tokens)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_steps"])
 def bounds_kernel(
     query_time_ptr,
     key_time_ptr,
@@ -175,7 +175,7 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     device, num_tokens, num_thresholds = query_time_T.device, len(query_time_T), len(thresholds_K1)
     num_blocks, num_half_blocks = triton.cdiv(num_tokens, BLOCK), triton.cdiv(num_tokens, KEY_BLOCK)
     steps = num_thresholds.bit_length()
-    ends = torch.empty(2, 2, num_half_blocks, dtype=torch.int64, device=device)
+    query_ends, key_ends = empty_rows(2, 2 * num_half_blocks, torch.int64, device)
     ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
     # Zeros: what no user needs is still read, masked, and must be a bucket.
@@ -183,11 +183,11 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     bounds = torch.empty(max(num_thresholds, 1), num_tokens, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)
     extremes_kernel[(num_half_blocks,)](
-        query_time_T, key_time_T, plan.start_T, ends[0], ends[1], unsorted_1, num_tokens, num_half_blocks,
+        query_time_T, key_time_T, plan.start_T, query_ends, key_ends, unsorted_1, num_tokens, num_half_blocks,
         BLOCK=KEY_BLOCK,
     )  # fmt: skip
     ranges_kernel[(num_blocks,)](
-        ends[0], ends[1], thresholds_K1, ranges, num_half_blocks, num_thresholds, steps, NUM_RANGES=NUM_RANGES
+        query_ends, key_ends, thresholds_K1, ranges, num_half_blocks, num_thresholds, steps, NUM_RANGES=NUM_RANGES
     )
     near_kernel[(triton.cdiv(num_tokens, 32), NEAR // 64)](
         query_time_T, key_time_T, plan.start_T, thresholds_K1, near, num_tokens, num_thresholds, steps,

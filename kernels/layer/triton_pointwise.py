@@ -28,7 +28,7 @@ def kept(row, column, seed_low, seed_high, threshold):
     return (h >> 8) >= threshold.to(tl.uint32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_values"])
 def silu_kernel(x_ptr, out_ptr, num_values, BLOCK: tl.constexpr):
     """SiLU, in the dtype of ``out``."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

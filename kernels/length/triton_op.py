@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_shared import INTERPRETED, count_at_most
+from kernels.triton_shared import INTERPRETED, count_at_most, empty_rows
 
 
 @triton.jit
@@ -132,7 +132,7 @@ def stochastic_length(
         return offsets_B1.new_empty(0), torch.zeros_like(offsets_B1)
     offsets_B1, seeds_B, must_keep_last_B = (x.contiguous() for x in (offsets_B1, seeds_B, must_keep_last_B))
     key = torch.empty(num_tokens, dtype=torch.int64, device=device)
-    user, kept = torch.empty(2, num_tokens, dtype=torch.int32, device=device)
+    user, kept = empty_rows(2, num_tokens, torch.int32, device)
     block = 64 if INTERPRETED else 256
     grid = (triton.cdiv(num_tokens, block),)
     key_kernel[grid](

@@ -160,6 +160,10 @@ def decode_kernel(key_ptr, score_ptr, row_ptr, num_keys, BLOCK: tl.constexpr):
     tl.store(row_ptr + place, tl.where(none, -1, 4294967295 - (key & 4294967295)), mask=place < num_keys)
 
 
+MAX_GRID = 65_535
+"""Programs along a grid's second and third side (CUDA)."""
+
+
 def _options(query: Tensor, normalize: bool, valid: Tensor | None) -> dict[str, Any]:
     return shape_options(query) | {
         "NORMALIZE": normalize, "HAS_VALID": valid is not None, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2
@@ -180,6 +184,7 @@ def rank_of_target(
     """`kernels.rank_of_target` on a GPU (or any tensors in Triton's interpreter)."""
     require_device(query_RD, "rank_of_target")
     query, table, target = query_RD.detach().contiguous(), table_VD.detach().contiguous(), target_R.contiguous()
+    valid_V = valid_V.contiguous() if valid_V is not None else None
     num_queries, num_rows = len(query), len(table)
     ranks = torch.empty(num_queries, dtype=torch.int64, device=query.device)
     if num_queries == 0:
@@ -219,9 +224,10 @@ def top_k(
     """`kernels.top_k` on a GPU: chunks of at most ``max_keys`` keys, each merged into the best so far."""
     require_device(query_RD, "top_k")
     query, table = query_RD.detach().contiguous(), table_VD.detach().contiguous()
+    valid_V = valid_V.contiguous() if valid_V is not None else None
     num_queries, num_rows = len(query), len(table)
     options = _options(query, normalize, valid_V)
-    chunk = min(num_rows, max(options["ROWS"], max_keys // max(1, num_queries)))
+    chunk = min(num_rows, max(options["ROWS"], max_keys // max(1, num_queries)), MAX_GRID * options["ROWS"])
     best = None
     for first in range(0, num_rows if num_queries else 0, chunk):
         size = min(chunk, num_rows - first)

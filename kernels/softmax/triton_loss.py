@@ -19,7 +19,7 @@ from kernels.softmax.triton_shared_slots import (
     shared_slot_gradient_kernel,
     slot_finish_kernel,
 )
-from kernels.triton_shared import INTERPRETED, dot_precision, next_power, num_processors, require_device
+from kernels.triton_shared import INTERPRETED, dot_precision, empty_rows, next_power, num_processors, require_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,8 @@ def _slot_gradients(
     query: Tensor, table: Tensor, target: Tensor, log_sum: Tensor, grad: Tensor, slots: Slots, scale: Scale
 ) -> Tensor:
     """(S, D): gradients of the shared slots' rows; the whole table's, in its dtype, where there is no list."""
+    if slots.num_slots == 0:
+        return query.new_empty(0, query.shape[1], dtype=torch.float32)
     options = _tile_options(query, slots, scale)
     tiles = triton.cdiv(slots.num_slots, options["SLOTS"])
     if options["WIDTH"] >= 256:
@@ -203,7 +205,7 @@ class CrossEntropy(torch.autograd.Function):
         """The output; what the gradients need is kept."""
         query, table, target = query.contiguous(), table.contiguous(), target.contiguous()
         num_rows = query.shape[0]
-        loss, log_sum = torch.empty(2, num_rows, dtype=torch.float32, device=query.device)
+        loss, log_sum = empty_rows(2, num_rows, torch.float32, query.device)
         if num_rows:
             options = _row_options(query, slots, scale)
             parts = _parts(query, table, target, slots, scale)
@@ -213,7 +215,7 @@ class CrossEntropy(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(query, table, target, log_sum)
         ctx.slots, ctx.scale = slots, scale
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -270,6 +272,7 @@ def full_softmax(
 ) -> Tensor:
     """`kernels.full_softmax` on a GPU (or any tensors in Triton's interpreter)."""
     require_device(query_RD, "full_softmax")
+    valid_V = valid_V.contiguous() if valid_V is not None else None
     slots = Slots(None, valid_V, None, None, mask_hits=True, num_slots=table_VD.shape[0])
     result: Tensor = CrossEntropy.apply(query_RD, table_VD, target_R, slots, Scale(1.0 / temperature, eps, normalize))
     return result

@@ -16,7 +16,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "ragged users, odd widths": {"lengths": [5, 0, 133, 1, 70, 300], "qk": 50, "value": 40},
     "context and targets": {"lengths": [5, 0, 233, 64], "context": 20, "targets": 40, "groups": 1},
     "times that go back": {"lengths": [300, 90], "ordered": False, "qk": 64, "value": 64},
-    "one long user": {"lengths": [1500, 3], "heads": 2, "qk": 128, "value": 128, "positions": 1000, "buckets": 64},
+    "one long user": {"lengths": [1500, 3], "heads": 2, "qk": 128, "value": 128, "positions": 1000, "buckets": 54},
     "many positions, shared biases": {"lengths": [700, 65], "positions": 2000, "groups": 1, "qk": 64, "value": 64},
     "many buckets": {"lengths": [400], "heads": 1, "groups": 1, "buckets": 50, "qk": 32, "value": 32},
     "context longer than a tile": {"lengths": [3, 400], "context": 300, "targets": 30},

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from bench.gpu_step import synthetic_examples
+from bench.gpu_pass import synthetic_examples
 from kernels import build
 
 

@@ -24,6 +24,9 @@ POINTERS = {
     torch.int16: "*i16", torch.bool: "*i1",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
+MAX_GRID = (2**31 - 1, 65_535, 65_535)
+SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
+"""The most that a program may have, by architecture."""
 
 
 def source_of(kernel: Any, values: dict[str, Any]) -> ASTSource:
@@ -42,28 +45,31 @@ def source_of(kernel: Any, values: dict[str, Any]) -> ASTSource:
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        divides = isinstance(value, Tensor) or (plain and value % 16 == 0 and not parameter.do_not_specialize)
+        address = value.data_ptr() if isinstance(value, Tensor) else value
+        divides = (isinstance(value, Tensor) or (plain and not parameter.do_not_specialize)) and address % 16 == 0
         if divides and signature[name] != "constexpr":
             aligned[(index,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
 
 
 @contextmanager
-def compiling_launches(architecture: int) -> Iterator[set[str]]:
-    """Within it, launches compile; yields the names of the kernels seen."""
-    seen: set[str] = set()
-    done: set[tuple[Any, ...]] = set()
+def compiling_launches(architecture: int, compiles: bool = True) -> Iterator[dict[str, set[str]]]:
+    """Within it, launches compile (or are only looked at); yields each kernel seen and the versions of it."""
+    seen: dict[str, set[str]] = {}
 
     def compile_instead(kernel: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        assert all(0 < size < 2**31 for size in grid), grid
+        assert all(0 < size <= most for size, most in zip(grid, MAX_GRID, strict=False)), grid
         options = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
         values = dict(zip(kernel.arg_names, args, strict=False)) | keywords
         source = source_of(kernel, values)
-        key = (kernel.fn.__name__, str(source.signature), str(source.constants), str(source.attrs), str(options))
-        seen.add(kernel.fn.__name__)
-        if key not in done:
-            done.add(key)
-            triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        version = f"{source.signature} {source.constants} {source.attrs} {options}"
+        versions = seen.setdefault(kernel.fn.__name__, set())
+        if version in versions:
+            return
+        versions.add(version)
+        if compiles:
+            compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+            assert compiled.metadata.shared <= SHARED_BYTES[architecture], kernel.fn.__name__
 
     ours = [module for name, module in list(sys.modules.items()) if name.startswith("kernels.")]
     with mock.patch.object(JITFunction, "run", compile_instead):

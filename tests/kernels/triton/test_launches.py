@@ -93,10 +93,44 @@ def tables() -> None:
 OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables]
 
 
+def batches(lengths: list[int]) -> None:
+    """A layer, its losses and an update, for one batch of a stream."""
+    arguments, grad = cases.layer_case(lengths, model=64, qk=32, value=32)
+    cases.run(hstu_layer, arguments, grad, "cpu", BF16, "triton")
+    num_tokens = sum(lengths)
+    query, table = (torch.randn(n, 64, dtype=BF16, requires_grad=True) for n in (num_tokens // 2, num_tokens + 40))
+    target = torch.zeros(len(query), dtype=torch.int64)
+    log_q = {"log_q_target_R": torch.zeros(len(query)), "log_q_negatives": torch.zeros(num_tokens)}
+    loss = sampled_softmax(query, table, target, torch.zeros(num_tokens, dtype=torch.int64), **log_q, backend="triton")
+    torch.autograd.grad(loss.sum(), [query, table])
+    torch.autograd.grad(full_softmax(query, table, target, backend="triton").sum(), [query, table])
+    rank_of_target(query, table, target, backend="triton")
+    rows = torch.zeros(num_tokens + 40, dtype=torch.int64)
+    rowwise_adagrad_(torch.zeros(500, 64), torch.zeros(500), rows, table.detach().float(), lr=0.1, backend="triton")
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.__name__)
 def test_every_launch_of_an_op_compiles_for_hopper(op: Callable[[], None]) -> None:
     with compiling_launches(90) as seen:
         op()
+    assert seen
+
+
+def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
+    """Compiling takes seconds, and would come in the midst of a stream."""
+    with compiling_launches(90, compiles=False) as seen:
+        batches([640, 3])
+        first = {name: set(versions) for name, versions in seen.items()}
+        for length in (640, 641, 642, 644, 656, 704, 3000):
+            batches([length, *[2] * (length % 7)])
+    assert {name: len(versions - first[name]) for name, versions in seen.items() if versions != first[name]} == {}
+
+
+def test_a_catalogue_of_millions_fits_the_grid() -> None:
+    rows = 4_500_000
+    query, table = torch.zeros(1, 16, dtype=BF16), torch.zeros(1, 16, dtype=BF16).expand(rows, 16)
+    with compiling_launches(90, compiles=False) as seen:
+        top_k(query, table, k=10, normalize=False, backend="triton")
     assert seen
 
 

@@ -1,6 +1,6 @@
 """Every Triton kernel, forward and backward, in Triton's interpreter: run by `test_interpreter.py` in its own process.
 
-float32 only: the interpreter multiplies the bits of bfloat16 matrices, not their values. tests/gpu has bfloat16.
+bfloat16 too, by `tests.kernels.triton.bfloat16`: its tolerances are met here before a GPU is asked.
 """
 
 from __future__ import annotations
@@ -39,6 +39,19 @@ ATTENTION: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_and_its_gradients_equal_the_reference(name: str) -> None:
     cases.check_attention(CPU, **ATTENTION[name])
+
+
+@pytest.mark.parametrize("name", ["ragged users, one empty, odd widths", "context and targets, shared biases"])
+def test_attention_in_bfloat16_is_as_near_as_pytorch_s(name: str) -> None:
+    cases.check_attention(CPU, torch.bfloat16, **ATTENTION[name])
+
+
+def test_the_other_ops_in_bfloat16_are_as_near_as_pytorch_s() -> None:
+    cases.check_layer(CPU, torch.bfloat16, lengths=[5, 0, 60], model=64, qk=32, value=32)
+    cases.check_delta(CPU, torch.bfloat16, new=[3, 0, 20, 1], cached=[40, 5, 0, 70])
+    for negatives in ("shared", "own", "batch"):
+        cases.check_sampled(CPU, torch.bfloat16, negatives=negatives, width=20, log_q=negatives != "own")
+    cases.check_full(CPU, torch.bfloat16, valid=True, width=20)
 
 
 def test_zeros_in_place_of_attention_would_be_noticed() -> None:

@@ -1,0 +1,118 @@
+# mypy: allow-untyped-calls
+"""The trainer's own single pass on the GPU: predict, count, learn, over synthetic users and without Kafka."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.gpu_report import Clock, Row, row
+from bench.gpu_step import described, shares
+
+
+def synthetic_examples(
+    num_users: int, num_items: int, mean_length: int, max_context: int, num_new: int, longest: int
+) -> Iterator[Any]:
+    """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
+    from state.example import Example, Interactions
+
+    generator = np.random.Generator(np.random.Philox(3))
+    lengths = np.minimum((mean_length * generator.lognormal(-0.3, 0.8, num_users)).astype(int) + 4, longest)
+
+    def interactions(user: int, start: int, stop: int) -> Interactions:
+        own = np.random.Generator(np.random.Philox(key=[user, 9]))
+        item = (num_items ** own.random(int(lengths[user]))).astype(np.int64) * 7919 + 1
+        gap = (10 ** (own.random(int(lengths[user])) * 7)).astype(np.int64)
+        bits = own.integers(1, 8, int(lengths[user])).astype(np.uint32)
+        count = stop - start
+        return Interactions(
+            item[start:stop], bits[start:stop], 10**12 + np.cumsum(gap)[start:stop], np.zeros(count, np.int64),
+            np.full(count, np.nan, np.float32), np.zeros((count, 0), np.int64),
+        )  # fmt: skip
+
+    number = 0
+    nothing = np.zeros(0, np.int64)
+    for start in range(0, int(lengths.max()), num_new):
+        for user in np.flatnonzero(lengths > start).tolist():
+            stop = min(start + num_new, int(lengths[user]))
+            held = interactions(user, max(0, start - max_context), stop)
+            newest = int(held.timestamp_ms[-1])
+            yield Example(
+                user=str(user), partition=0, writer_epoch=1, number=number, interactions=held, num_new=stop - start,
+                first_new_index=start, open_interactions=interactions(user, 0, 0), open_first_offsets=nothing,
+                recent_ids=nothing, user_feature_hash=nothing, user_offset=number, applied_offset=number,
+                replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest, newest_record_ms=newest,
+            )  # fmt: skip
+            number += 1
+
+
+def build_library() -> None:
+    """The trainer's id map is C++, which a machine lent for its GPU has not compiled."""
+    subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
+
+
+def single_pass(clock: Clock) -> Iterator[Row]:
+    """The trainer's own step over MovieLens-sized and over long synthetic users."""
+    build_library()
+    from trainer.config import ModelConfig, TrainerConfig
+    from trainer.step import Learner
+
+    plans = {
+        "MovieLens-sized (6,040 users, 3,706 items, 2 layers, d 64)": (
+            (6040, 3706, 165, 200, 32, 2000), ModelConfig(), 64, 300
+        ),
+        "long users (256 users of up to 4,096, 100,000 items, 4 layers, d 256)": (
+            (256, 100_000, 2000, 2048, 256, 4096),
+            ModelConfig(num_layers=4, model_width=256, num_heads=4, qk_width=64, value_width=64, item_width=128,
+                        max_context=2048, num_positions=4096, norm_len=1024.0), 16, 60,
+        ),
+    }  # fmt: skip
+    if clock.rehearsal:
+        tiny = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
+                           num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
+        plans = dict.fromkeys(plans, ((3, 20, 8, 8, 4, 12), tiny, 2, 2))
+    for name, (world, model, batch, most) in plans.items():
+        config = TrainerConfig(device=clock.device, metric_share=0.1, exclude_seen=False)
+        most = 2 if clock.compiles_only else most
+        yield from _pass(clock, name, Learner(model, config, clock.device), synthetic_examples(*world), batch, most)
+
+
+def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch: int, most: int) -> Iterator[Row]:
+    batches: list[list[Any]] = []
+    while len(batches) < most + 6:
+        taken = [example for _, example in zip(range(batch), examples, strict=False)]
+        if not taken:
+            break
+        batches.append(taken)
+    warm = min(3, len(batches) - 1)
+    for each in batches[:warm]:
+        learner.step(each)
+    _synchronize(clock)
+    began, events, tokens, steps = time.perf_counter(), 0, 0, 0
+    deadline = began + max(5.0, min(45.0, clock.left_s / 3))
+    for each in batches[warm:-3] if len(batches) > 6 else batches[warm:]:
+        report = learner.step(each)
+        events, tokens, steps = events + report.num_targets, tokens + report.num_tokens, steps + 1
+        if time.perf_counter() > deadline:
+            break
+    _synchronize(clock)
+    seconds = time.perf_counter() - began
+    last = batches[-1]
+    step_ms = seconds / max(1, steps) * 1e3
+    note = f"{steps} steps, {tokens / seconds:,.0f} tokens/s, {step_ms:.1f} ms a step"
+    yield row(f"single pass, {name}", events / seconds, "events/s", note=note)
+    by_kind, _, longest = shares(clock, lambda: learner.step(last))
+    idle = 100 * max(0.0, 1 - sum(by_kind.values()) / step_ms)
+    kernels = "; ".join(f"{kernel} {ms:.2f}" for kernel, ms in longest[:5])
+    yield row("  GPU idle share", idle, "%", note=f"{described(by_kind)}; longest (ms): {kernels}")
+
+
+def _synchronize(clock: Clock) -> None:
+    if not clock.rehearsal:
+        torch.cuda.synchronize()

@@ -1,0 +1,148 @@
+"""Runs the sections of a GPU measurement in worker processes, so that one section cannot take the others with it.
+
+A worker runs sections in turn and keeps every row on disk. After a failure it leaves if the GPU's context is broken;
+the supervisor starts another one for what is left. A section that outlives its limit is ended the same way. Before the
+measuring, workers that measure nothing compile what all sections need, side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+RESULT = "gpu.json"
+BROKEN = 3
+"""A worker's exit code: the GPU's context cannot be used any more."""
+WARM_S = 120.0
+START_S = 120.0
+"""A worker that has not begun a section by then never will."""
+GRACE_S = 30.0
+"""Beyond the deadline, for the section that is at work."""
+NOT_WARMED = ("ceilings", "torch.compile", "tiles")
+
+
+@dataclass(frozen=True)
+class Section:
+    """``function``: "module:name"; it does not start with less than ``need_s`` left, and is ended after ``limit_s``."""
+
+    name: str
+    function: str
+    need_s: float
+    limit_s: float
+
+
+def facts(rehearse: bool) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import platform
+
+    import torch
+    import triton
+
+    command = ["git", "describe", "--always", "--dirty=+"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git there
+        described = ""
+    name = "CPU, interpreted: a rehearsal" if rehearse else torch.cuda.get_device_name(0)
+    return {
+        "machine": name, "commit": os.environ.get("HEADRACE_COMMIT") or described or "unknown",
+        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+        "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is on disk so far."""
+    path = folder / RESULT
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def work(plan: dict[str, Any], folder: Path | None, rehearse: bool) -> int:
+    """A worker: ``plan`` has the sections to run, the moment of the deadline, and whether it only compiles."""
+    from bench.gpu_report import Clock, Report
+
+    clock = Clock("cpu" if rehearse else "cuda", plan["deadline"] - time.time(), compiles_only=plan["warm"])
+    report = Report(clock, folder, plan["facts"], read(folder) if folder is not None else {})
+    for each in plan["sections"]:
+        module, name = each["function"].split(":")
+        if not report.section(each["name"], getattr(import_module(module), name), each["need_s"]):
+            return BROKEN
+    return 0
+
+
+def _start(sections: Sequence[Section], folder: Path | None, plan: dict[str, Any], rehearse: bool) -> Any:
+    described = json.dumps(plan | {"sections": [asdict(section) for section in sections]})
+    command = [sys.executable, "-m", "bench.gpu", "--work", described, *(["--rehearse"] if rehearse else [])]
+    if folder is not None:
+        command += ["--out", str(folder)]
+    quiet = subprocess.DEVNULL if plan["warm"] else None
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, stdin=subprocess.DEVNULL)
+
+
+def _warm(sections: Sequence[Section], plan: dict[str, Any]) -> float:
+    """Compile, one process a section, so that the measuring finds its kernels in Triton's cache; seconds it took."""
+    began = time.monotonic()
+    chosen = [section for section in sections if section.name not in NOT_WARMED]
+    workers = [_start([section], None, plan | {"warm": True}, False) for section in chosen]
+    until = began + min(WARM_S, max(0.0, (plan["deadline"] - time.time()) / 4))
+    for worker in workers:
+        try:
+            worker.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    return time.monotonic() - began
+
+
+def _watch(worker: Any, section_of: dict[str, Section], folder: Path, deadline: float) -> str:
+    """Wait for a worker; kill it when its section outlives its limit. How it ended, in words."""
+    began = time.time()
+    while worker.poll() is None:
+        current = read(folder).get("current") or {}
+        name, since = current.get("name"), max(began, current.get("since", began))
+        limit_s = section_of[name].limit_s if name in section_of else START_S
+        if time.time() - since > limit_s or time.time() > deadline + GRACE_S:
+            worker.kill()
+            worker.wait()
+            return f"ended after {time.time() - since:.0f} s"
+        time.sleep(0.2)
+    return f"its process ended with code {worker.returncode}"
+
+
+def supervise(sections: Sequence[Section], folder: Path, rehearse: bool, deadline: float) -> dict[str, Any]:
+    """Run all sections; returns what is then on disk as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
+    plan: dict[str, Any] = {"deadline": deadline, "warm": False, "facts": facts(rehearse)}
+    left = list(sections)
+    if not rehearse and deadline - time.time() > 120:
+        print(f"-- compiled beforehand: {_warm(sections, plan):.0f} s", flush=True)
+    while left:
+        ended = _watch(_start(left, folder, plan, rehearse), {each.name: each for each in left}, folder, deadline)
+        found = read(folder)
+        done = set(found.get("seconds", {}))
+        current = (found.get("current") or {}).get("name")
+        rest = [section for section in left if section.name not in done]
+        if rest and (current == rest[0].name or len(rest) == len(left)):
+            _give_up(folder, plan["facts"], rest.pop(0), ended)
+        left = rest
+    return read(folder)
+
+
+def _give_up(folder: Path, known: dict[str, Any], section: Section, why: str) -> None:
+    """Note that a section took its worker along, beside the rows that it had."""
+    from bench.gpu_report import Clock, Report, row
+
+    report = Report(Clock("cpu", 0.0), folder, known, read(folder))
+    report.failures.append(f"{section.name}: {why}")
+    report.add(row(section.name, None, "", note=f"failed: {why}"))
+    report.close(section.name, 0.0)
