@@ -24,6 +24,13 @@ def pytest_report_header() -> str:
     return f"kafka: {broker_in_use()}"
 
 
+@pytest.fixture(autouse=True)
+def _plain_float32() -> None:
+    """PyTorch's default for every test: a trainer in an earlier one may have asked for less precision."""
+    if torch := sys.modules.get("torch"):
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """One broker for the whole run; tests keep apart by `topic_prefix`."""

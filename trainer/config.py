@@ -10,6 +10,7 @@ from trainer.limits import Limit, Names, Number, Switch, Word, check_fields, exp
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
+PRECISIONS = ("highest", "high", "medium")
 
 
 AT_LEAST_1 = Number(1, whole=True)
@@ -43,6 +44,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "device": Word(DEVICES, "use auto"),
     "backend": Word(BACKENDS, "use auto"),
     "seed": Number(0, 2**32 - 1, whole=True, advice="any such number does"),
+    "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
     "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
     "max_step_tokens": AT_LEAST_1,
@@ -135,12 +137,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
-    """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named."""
+    """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named.
+
+    ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
+    float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 on a GPU; elsewhere it changes nothing.
+    """
 
     model_id: str = "headrace"
     device: str = "auto"
     backend: str = "auto"
     seed: int = 1
+    float32_matmul_precision: str = "high"
     deterministic: bool = False
     num_threads: int = 0
     # One step

@@ -29,7 +29,7 @@ def levels() -> list[str]:
 def force(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     """One of `levels`, for this test."""
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", level.split(",", maxsplit=1)[0])
-    torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # conftest.py sets it back
+    torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # tests/conftest.py sets it back
 
 
 def forward_limit() -> float:

@@ -24,6 +24,7 @@ from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
 from tests.trainer.nursery import Child, Nursery
 from trainer.checkpoint import CheckpointFolder
+from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal
 from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
@@ -298,7 +299,7 @@ class Stage:
 
     def _uninterrupted(self, steps: list[PlanStep], versions: list[Version]) -> Learner:
         """A learner that follows the plan without a pause, compared on its way with every version that readers get."""
-        learner = Learner(self.settings.model, self.settings.trainer)
+        learner = Learner(self.settings.model, self.settings.trainer, choose_device(self.settings.trainer))
         published: Weights | None = None
         waiting = list(versions)
         for number, step in enumerate(steps, 1):

@@ -165,9 +165,9 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
 
 
 def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Callable[..., Board]) -> None:
-    told = board(publish_every_s=30.0, max_step_targets=1, max_step_tokens=1)
+    told = board(publish_every_s=30.0, max_step_targets=1, max_step_tokens=1, lag_every_s=0.02)
     made = told.made
-    made.feed(150)
+    made.feed(400)
     made.start()
     told.say(worker(**{f"p{number}": PartitionStatus(relayed_number=last) for number, last in made.covered.items()}))
     total = sum(last + 1 for last in made.covered.values())
