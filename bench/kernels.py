@@ -27,7 +27,7 @@ def run(quick: bool = False) -> list[Row]:
             *limits(),
             *kernels_attention.rows(quick),
             *kernels_step.rows(quick),
-            *kernels_losses.run(quick)[2:],  # its own limits are above
+            *kernels_losses.run(quick),
         ]
     finally:
         torch.set_num_threads(before)

@@ -10,12 +10,8 @@ Peers: the per-row negatives of HSTU's public training code, written here from i
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,31 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.fbgemm import FbgemmWorker
+from bench.timing import ARITHMETIC, Row, Work, at_precision, copy_rate, gemm_rate, row, take_turns
 from kernels import IdMap, full_softmax, rank_of_target, rowwise_adagrad_, sampled_softmax, stochastic_length, top_k
 
-Row = dict[str, Any]
-Work = Callable[[], object]
 TEMPERATURE = 0.05
-
-
-def take_turns(contenders: dict[str, Work], rounds: int) -> dict[str, float]:
-    """Median processor seconds of each, one after the other in every round; the first, unmeasured round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, work in contenders.items():
-            began = time.process_time()
-            reported = work()
-            elapsed = reported if isinstance(reported, float) else time.process_time() - began
-            if turn:
-                seconds[name].append(elapsed)
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def row(name: str, value: float | None, unit: str, target: float | None = None, note: str = "") -> Row:
-    """One line of the report."""
-    met = None if target is None or value is None else value >= target
-    shown = None if value is None else round(value, 2)
-    return {"name": name, "value": shown, "unit": unit, "target": target, "met": met, "note": note}
 
 
 def per_row_peer(query_RD: Tensor, table_UD: Tensor, target_R: Tensor, negatives_RS: Tensor) -> Tensor:
@@ -75,15 +50,6 @@ def forward_backward(loss: Callable[[Tensor, Tensor], Tensor], query_RD: Tensor,
     return work
 
 
-def limits() -> tuple[float, float]:
-    """This core's matrix products (fp32 FLOP/s) and copies (bytes/s, read and written)."""
-    left, right = torch.randn(768, 768), torch.randn(768, 768)
-    source = torch.randn(16 << 20)
-    target = torch.empty_like(source)
-    times = take_turns({"gemm": lambda: left @ right, "copy": lambda: target.copy_(source)}, 5)
-    return 2 * 768**3 / times["gemm"], 2 * source.nbytes / times["copy"]
-
-
 def sampled_rows(quick: bool, gemm_flops: float) -> list[Row]:
     """Sampled softmax at the peer's small configuration: 128 users of mean length 164, 128 negatives, d 50."""
     num_queries, num_rows, width, num_negatives = 128 * (20 if quick else 164), 3706, 50, 128
@@ -92,31 +58,34 @@ def sampled_rows(quick: bool, gemm_flops: float) -> list[Row]:
     shared_S = torch.randint(0, num_rows, (num_negatives,))
     lists_RS = torch.randint(0, num_rows, (num_queries, num_negatives))
 
-    def ours(negatives: Tensor, dtype: torch.dtype) -> Work:
+    def ours(negatives: Tensor, arithmetic: str) -> Work:
+        dtype, precision = ARITHMETIC[arithmetic]
         inputs = (query_RD.to(dtype, copy=True).requires_grad_(), table_UD.to(dtype, copy=True).requires_grad_())
-        return forward_backward(
+        work = forward_backward(
             lambda q, t: sampled_softmax(q, t, target_R, negatives, temperature=TEMPERATURE), *inputs
         )
+        return at_precision(precision, work)
 
     peer = forward_backward(
         lambda q, t: per_row_peer(q, t, target_R, lists_RS),
         query_RD.clone().requires_grad_(),
         table_UD.clone().requires_grad_(),
     )
-    contenders = {
-        "peer": peer,
-        "per row": ours(lists_RS, torch.float32),
-        "shared": ours(shared_S, torch.float32),
-        "per row, bf16": ours(lists_RS, torch.bfloat16),
-        "shared, bf16": ours(shared_S, torch.bfloat16),
-    }
+    targets = {"per row, fp32": 70.0, "shared, fp32": 400.0, "shared, fp32 high": 400.0}
+    contenders = {"peer": peer}
+    for arithmetic in ARITHMETIC:
+        contenders[f"shared, {arithmetic}"] = ours(shared_S, arithmetic)
+        if arithmetic != "fp32 high":  # lists are multiplied by vectors at any precision
+            contenders[f"per row, {arithmetic}"] = ours(lists_RS, arithmetic)
     times = take_turns(contenders, 3)
     flops = 3 * 2 * num_queries * num_negatives * width
     rows = []
-    for name, target in (("per row", 70.0), ("shared", 400.0), ("per row, bf16", None), ("shared, bf16", None)):
+    for name in list(contenders)[1:]:
         share = flops / times[name] / gemm_flops
         note = f"{times['peer'] * 1e3:.0f} ms / {times[name] * 1e3:.1f} ms; products at {share:.0%} of this core's GEMM"
-        rows.append(row(f"sampled softmax, {name}, over eager per-row", times["peer"] / times[name], "x", target, note))
+        rows.append(
+            row(f"sampled softmax, {name}, over eager", times["peer"] / times[name], "x", targets.get(name), note)
+        )
     return rows
 
 
@@ -231,29 +200,12 @@ def run(quick: bool = False) -> list[Row]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        gemm_flops, copy_bytes = limits()
         return [
-            row("this core's fp32 GEMM", gemm_flops / 1e9, "GFLOP/s", None, "768 x 768 x 768, PyTorch"),
-            row("this core's copy", copy_bytes / 1e9, "GB/s", None, "read and written"),
-            *sampled_rows(quick, gemm_flops),
+            *sampled_rows(quick, gemm_rate(torch.float32)),
             *full_rows(quick),
-            *adagrad_rows(quick, copy_bytes),
+            *adagrad_rows(quick, copy_rate()),
             *id_map_rows(quick),
             *length_rows(),
         ]
     finally:
         torch.set_num_threads(before)
-
-
-def main() -> None:
-    """`python -m bench.kernels_losses [--quick]`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="within a minute; installs nothing")
-    rows = run(parser.parse_args().quick)
-    for line in rows:
-        print(f"{line['name']:<60} {line['value']!s:>9} {line['unit']:<18} target {line['target']!s:<6} {line['note']}")
-    print(json.dumps({"bench": "kernels_losses", "rows": rows}))
-
-
-if __name__ == "__main__":
-    main()

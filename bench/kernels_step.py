@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from bench import peer
 from bench.batches import Users, full_batch
-from bench.timing import Row, Work, row, take_turns
+from bench.timing import ARITHMETIC, Row, Work, at_precision, row, take_turns
 from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer, rowwise_adagrad_, sampled_softmax
 
 WIDTH, NUM_ITEMS, NUM_NEGATIVES, NUM_LAYERS = 50, 3706, 128, 2
@@ -56,8 +57,9 @@ def _weights() -> list[nn.Parameter]:
     ]
 
 
-def our_step(users: Users, dtype: torch.dtype, *, shared: bool) -> Work:
+def our_step(users: Users, arithmetic: str, *, shared: bool) -> Work:
     """One step of ours."""
+    dtype, precision = ARITHMETIC[arithmetic]
     table, state = torch.randn(NUM_ITEMS, WIDTH) * 0.02, torch.zeros(NUM_ITEMS)
     weights = [_weights() for _ in range(NUM_LAYERS)]
     pos = [nn.Parameter(torch.randn(1, users.padded) * 0.02) for _ in range(NUM_LAYERS)]
@@ -86,15 +88,16 @@ def our_step(users: Users, dtype: torch.dtype, *, shared: bool) -> Work:
         rowwise_adagrad_(table, state, every_row, gradient, lr=1e-2)
         optimizer.step()
 
-    return work
+    return at_precision(precision, work)
 
 
 CONTENDERS: dict[str, Callable[[Users], Work]] = {
     "peer": peer_step,
-    "fp32, the peer's negatives": lambda users: our_step(users, torch.float32, shared=False),
-    "fp32, shared negatives": lambda users: our_step(users, torch.float32, shared=True),
-    "bf16, the peer's negatives": lambda users: our_step(users, torch.bfloat16, shared=False),
-    "bf16, shared negatives": lambda users: our_step(users, torch.bfloat16, shared=True),
+    **{
+        f"{name}, {negatives}": partial(our_step, arithmetic=name, shared=negatives == "shared negatives")
+        for name in ARITHMETIC
+        for negatives in ("the peer's negatives", "shared negatives")
+    },
 }
 
 

@@ -16,23 +16,50 @@ Work = Callable[[], object]
 def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int] | None = None) -> dict[str, float]:
     """Median processor seconds of each: one after the other in every round, a first round to warm up unmeasured.
 
-    ``repeats``: how often a quick contender runs in its turn.
+    ``repeats``: how often a quick contender runs in its turn. Work that returns a float has measured itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, work in contenders.items():
             for _ in range((repeats or {}).get(name, 1)):
                 began = time.process_time()
-                work()
+                reported = work()
+                elapsed = reported if isinstance(reported, float) else time.process_time() - began
                 if turn:
-                    seconds[name].append(time.process_time() - began)
+                    seconds[name].append(elapsed)
     return {name: median(values) for name, values in seconds.items()}
 
 
-def row(name: str, value: float, unit: str, target: float | None = None, note: str = "", *, most: bool = False) -> Row:
-    """One line of the report; ``most``: the target is an upper bound."""
-    met = None if target is None else (value <= target if most else value >= target)
-    return {"name": name, "value": round(value, 4), "unit": unit, "target": target, "met": met, "note": note}
+ARITHMETIC: dict[str, tuple[torch.dtype, str]] = {
+    "fp32": (torch.float32, "highest"),
+    "fp32 high": (torch.float32, "high"),
+    "bf16": (torch.bfloat16, "highest"),
+}
+"""Type and `torch.set_float32_matmul_precision` of our contenders; a peer runs at PyTorch's default, "highest".
+
+"fp32 high" may be two bfloat16 terms, about 16 bits."""
+
+
+def at_precision(precision: str, work: Work) -> Work:
+    """The same work at this precision, which is set back after it."""
+
+    def run() -> object:
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return work()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return run
+
+
+def row(
+    name: str, value: float | None, unit: str, target: float | None = None, note: str = "", *, most: bool = False
+) -> Row:
+    """One line of the report; ``most``: the target is an upper bound; None: there is no value here, the note says why."""
+    met = None if target is None or value is None else (value <= target if most else value >= target)
+    shown = None if value is None else round(value, 4)
+    return {"name": name, "value": shown, "unit": unit, "target": target, "met": met, "note": note}
 
 
 def gemm_rate(dtype: torch.dtype) -> float:
