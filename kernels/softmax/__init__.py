@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.backend import choose
 from kernels.dispatch import load
 from kernels.softmax import reference
+from kernels.softmax.check import check_range
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -58,8 +59,9 @@ def sampled_softmax(
         _check_shape(log_q_negatives, tuple(negatives.shape), "log_q_negatives")
     _check_scale(temperature, eps)
     ops = _version(backend, query_RD)
-    _check_range(target_R, table_UD.shape[0], "target_R", lowest=0)
-    _check_range(negatives, table_UD.shape[0], "negatives", lowest=-1)
+    check_range(target_R, table_UD.shape[0], "target_R", lowest=0)
+    if negatives.dim() == 1 or not getattr(ops, "CHECKS_LISTS", False):
+        check_range(negatives, table_UD.shape[0], "negatives", lowest=-1)
     loss_R: Tensor = ops.sampled_softmax(
         query_RD,
         table_UD,
@@ -96,7 +98,7 @@ def full_softmax(
     _check_valid(valid_V, table_VD)
     _check_scale(temperature, eps)
     ops = _version(backend, query_RD)
-    _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+    check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
     loss_R: Tensor = ops.full_softmax(
         query_RD, table_VD, target_R, temperature=temperature, normalize=normalize, eps=eps, valid_V=valid_V
     )
@@ -127,7 +129,7 @@ def rank_of_target(
     _check_valid(valid_V, table_VD)
     _check_excluded(exclude_rows, exclude_offsets_R1, query_RD, table_VD)
     ops = _version(backend, query_RD)
-    _check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
+    check_range(target_R, table_VD.shape[0], "target_R", lowest=0)
     with torch.no_grad():
         rank_R: Tensor = ops.rank_of_target(
             query_RD,
@@ -237,17 +239,9 @@ def _check_excluded(rows: Tensor | None, offsets_R1: Tensor | None, query_RD: Te
     _check_rows(rows, (rows.numel(),), "exclude_rows", query_RD.device)
     if rows.is_cuda:  # reading values would wait for the device; the kernel ignores rows outside the table
         return
-    _check_range(rows, table_VD.shape[0], "exclude_rows", lowest=0)
+    check_range(rows, table_VD.shape[0], "exclude_rows", lowest=0)
     if int(offsets_R1[0]) != 0 or int(offsets_R1[-1]) != rows.numel() or bool((offsets_R1.diff() < 0).any()):
         raise ValueError(
             f"exclude_offsets_R1: expected to rise from 0 to {rows.numel()} (the length of exclude_rows), "
             f"got {int(offsets_R1[0])} to {int(offsets_R1[-1])}"
         )
-
-
-def _check_range(rows: Tensor, num_rows: int, name: str, *, lowest: int) -> None:
-    if rows.numel() == 0 or rows.is_cuda:  # reading values would wait for the device
-        return
-    least, most = (int(x) for x in torch.aminmax(rows))
-    if least < lowest or most >= num_rows:
-        raise IndexError(f"{name}: expected rows {lowest} to {num_rows - 1}, got {least} to {most}")

@@ -15,10 +15,12 @@ from torch import Tensor
 from kernels import registration
 from kernels.backend import KernelUnavailable
 from kernels.library import address, function, num_threads
+from kernels.softmax.check import check_range
 
 SMALL = 4096
 """Shared negatives up to here keep the scores of a block of queries in the cache."""
 _MAX_WIDTH = 4096
+_OUTSIDE = 2  # what a function returns for a list that names rows outside the table
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _POINTERS = (
     "target_R",
@@ -112,7 +114,10 @@ class Problem:
             **pointers,
             **self._scalars,
         )
-        if function(f"softmax_{name}", self.query_RD.dtype)(ctypes.byref(call)):
+        failure = function(f"softmax_{name}", self.query_RD.dtype)(ctypes.byref(call))
+        if failure == _OUTSIDE and (negatives := self._inputs["negatives"]) is not None:
+            check_range(negatives, len(self.table_UD), "negatives", lowest=-1)
+        if failure:
             raise MemoryError(f"softmax_{name}: no memory for its scratch; use fewer queries or rows at a time")
 
     def new(self, *shape: int) -> Tensor:

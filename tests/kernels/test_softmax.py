@@ -347,6 +347,12 @@ def test_bad_arguments_say_what_was_expected() -> None:
         sampled_softmax(query_RD, table_UD, torch.tensor([0, 1, 2, 9]), target_R)
     with pytest.raises(IndexError, match="negatives: expected rows -1 to 8, got -2 to 3"):
         sampled_softmax(query_RD, table_UD, target_R, torch.tensor([-2, 3]))
+    for wrong in (-2, 9, 2**40, -(2**63)):
+        lists = torch.tensor([[0, 1], [2, 3], [-1, 8], [4, wrong]])
+        with pytest.raises(
+            IndexError, match=f"negatives: expected rows -1 to 8, got {min(-1, wrong)} to {max(8, wrong)}"
+        ):
+            sampled_softmax(query_RD, table_UD, target_R, lists)
     with pytest.raises(ValueError, match="expected both or neither"):
         sampled_softmax(query_RD, table_UD, target_R, target_R, log_q_target_R=torch.zeros(4))
     with pytest.raises(ValueError, match="temperature: expected above 0"):

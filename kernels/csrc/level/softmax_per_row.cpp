@@ -87,22 +87,27 @@ struct PerRow {
     int32_t* id_QS;
 };
 
-// Ids of a query's list, and what is added to its scores: -infinity where nothing competes.
-inline void load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
+// Ids of a query's list, and what is added to its scores: -infinity where nothing competes. Returns whether all of them are
+// rows of the table, or -1; none that is not is followed.
+inline bool load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
     const SoftmaxCall& c = p.call;
     const int64_t* negatives = c.negatives + r * c.num_negatives;
     const int64_t hit = c.mask_hits ? c.target_R[r] : -1;
+    uint64_t outside = 0;
     for (int64_t s = 0; s < c.num_negatives; ++s) {
-        id[s] = (int32_t)(negatives[s] < 0 ? 0 : negatives[s]);
-        bias[s] = (negatives[s] < 0) | (negatives[s] == hit) ? -INFINITY : 0.0f;
+        const bool inside = (uint64_t)negatives[s] < (uint64_t)c.num_rows;
+        outside |= (uint64_t)(!inside & (negatives[s] != -1));
+        id[s] = (int32_t)(inside ? negatives[s] : 0);
+        bias[s] = !inside | (negatives[s] == hit) ? -INFINITY : 0.0f;
     }
     for (int64_t s = c.num_negatives; s < p.num_padded; ++s) {
         id[s] = 0;
         bias[s] = -INFINITY;
     }
-    if (!c.log_q_negatives) return;
+    if (!c.log_q_negatives) return outside == 0;
     const float* log_q = c.log_q_negatives + r * c.num_negatives;
     for (int64_t s = 0; s < c.num_negatives; ++s) bias[s] = bias[s] == 0.0f ? -log_q[s] : bias[s];
+    return outside == 0;
 }
 
 // bias → score; returns the largest of them and of `before`.
@@ -119,8 +124,7 @@ inline float score_list(const PerRow& p, const float* unit, float* score, const 
     return largest(most);
 }
 
-inline float score_query(const PerRow& p, int64_t r, const float* unit, float* score, int32_t* id, float target_score) {
-    load_list(p, r, score, id);
+inline float score_query(const PerRow& p, const float* unit, float* score, const int32_t* id, float target_score) {
     switch (p.stride / LANES) {
         case 2: return score_list<2>(p, unit, score, id, target_score);
         case 4: return score_list<4>(p, unit, score, id, target_score);
@@ -129,7 +133,8 @@ inline float score_query(const PerRow& p, int64_t r, const float* unit, float* s
     }
 }
 
-inline void one_query(const PerRow& p, int64_t r, int64_t place) {
+// Returns whether its list is one.
+inline bool one_query(const PerRow& p, int64_t r, int64_t place) {
     const SoftmaxCall& c = p.call;
     float *unit = p.unit_QD + place * p.stride, *weight = p.weight_QS + place * p.num_padded;
     int32_t* id = p.id_QS + place * p.num_padded;
@@ -137,7 +142,8 @@ inline void one_query(const PerRow& p, int64_t r, int64_t place) {
     const float* target = p.unit_UD + c.target_R[r] * p.stride;
     const float target_score =
         dot(unit, target, p.stride) * c.inverse_temperature - (c.log_q_target_R ? c.log_q_target_R[r] : 0.0f);
-    const float most = score_query(p, r, unit, weight, id, target_score);
+    const bool valid = load_list(p, r, weight, id);
+    const float most = score_query(p, unit, weight, id, target_score);
     vf total = {};
     for (int64_t s = 0; s < p.num_padded; s += LANES) {
         const vf e = exp_negative(load(weight + s) - splat(most));
@@ -149,7 +155,7 @@ inline void one_query(const PerRow& p, int64_t r, int64_t place) {
     const float by = (c.weight_R ? c.weight_R[r] : 1.0f) * c.inverse_temperature;
     for (int64_t s = 0; s < p.num_padded; s += LANES) store(weight + s, load(weight + s) * splat(by / all));
     p.target_Q[place] = (of_target / all - 1.0f) * by;
-    if (!c.grad_query_RD) return;
+    if (!c.grad_query_RD) return valid;
     float grad[LANES * 256];  // width is at most 4096 (checked by the caller)
     int64_t d = 0;
     for (; d + GROUP * LANES <= p.stride; d += GROUP * LANES)
@@ -158,6 +164,7 @@ inline void one_query(const PerRow& p, int64_t r, int64_t place) {
     add_scaled(grad, target, p.target_Q[place], p.stride);
     gradient_through_length(grad, unit, length, p.stride);
     store_row(c.grad_query_RD + r * c.width, grad, c.width);
+    return valid;
 }
 
 HEADRACE_INLINE bool owns(int64_t row, uint32_t me, uint32_t team) {
@@ -207,7 +214,8 @@ inline int per_row(const SoftmaxCall& c) {
     const Rows query = {c.query_RD, c.type, c.width, stride, c.normalize, c.eps};
     const PerRow p = {c, query, table, stride, num_padded, unit_UD.p, c.grad_table_UD ? sum_UD.p : nullptr,
                       unit_QD.p, weight_QS.p, target_Q.p, id_QS.p};
-#pragma omp parallel num_threads(c.num_threads)
+    int outside = 0;
+#pragma omp parallel num_threads(c.num_threads) reduction(| : outside)
     {
         const uint32_t me = (uint32_t)omp_get_thread_num(), team = (uint32_t)omp_get_num_threads();
 #pragma omp for schedule(static)
@@ -218,7 +226,7 @@ inline int per_row(const SoftmaxCall& c) {
         for (int64_t first = 0; first < c.num_queries; first += QUERIES) {
             const int64_t num = c.num_queries - first < QUERIES ? c.num_queries - first : QUERIES;
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < num; ++i) one_query(p, first + i, i);
+            for (int64_t i = 0; i < num; ++i) outside |= !one_query(p, first + i, i);
             if (p.sum_UD) add_to_rows(p, first, num, me, team);
 #pragma omp barrier
         }
@@ -231,7 +239,7 @@ inline int per_row(const SoftmaxCall& c) {
             }
         }
     }
-    return 0;
+    return outside ? 2 : 0;  // the caller says which
 }
 
 HEADRACE_END
