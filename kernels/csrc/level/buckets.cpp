@@ -81,14 +81,28 @@ struct User {
             advance(now, active, cut, due, next);
             done = end;
             int64_t to = end;
-            for (int64_t k = 0; k < active; ++k) {
-                if (cut[k] >= to) continue;
-                fill<T>(row, cut[k], to, static_cast<T>(k));
-                to = cut[k];
-            }
+            for (int64_t k0 = 0; k0 < active; k0 += 8)
+                for (uint32_t lower = lower_than_before(cut + k0); lower; lower &= lower - 1) {
+                    const int64_t k = k0 + __builtin_ctz(lower);
+                    if (k >= active) break;
+                    if (cut[k] >= to) continue;
+                    fill<T>(row, cut[k], to, static_cast<T>(k));
+                    to = cut[k];
+                }
             fill<T>(row, 0, to, static_cast<T>(active));
             finish(row, end);
         }
+    }
+
+    // Of eight cuts, those below the one before: where a run ends.
+    static uint32_t lower_than_before(const int64_t* cut) {
+#if defined(__AVX512F__)
+        return _mm512_cmplt_epi64_mask(_mm512_loadu_si512(cut), _mm512_loadu_si512(cut - 1));
+#else
+        uint32_t lower = 0;
+        for (int l = 0; l < 8; ++l) lower |= static_cast<uint32_t>(cut[l] < cut[l - 1]) << l;
+        return lower;
+#endif
     }
 
     // Kernels look at whole vectors, and compare them: what lies past a row's visible end must not be left to chance.
@@ -147,14 +161,16 @@ int build(const HeadraceBuckets& args) {
     bool failed = false;
 #pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
     {
-        int64_t* cut = static_cast<int64_t*>(malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 1)));
-        int64_t* due = cut + round_up(args.num_thresholds + 8, 8);  // read eight at a time
+        int64_t* room = static_cast<int64_t*>(malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 2)));
+        int64_t* cut = room + 1;  // read eight at a time, and the one before
+        int64_t* due = cut + round_up(args.num_thresholds + 8, 8);  // read eight at a time too
         int64_t* next = due + round_up(args.num_thresholds + 8, 8);  // the first key with a later time
         int64_t* joined = next + most_keys;
-        failed = !cut;
+        failed = !room;
+        if (room) room[0] = INT64_MAX;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t b = 0; b < args.num_users; ++b) {
-            if (!cut) continue;
+            if (!room) continue;
             const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first, cached = args.cache_len ? args.cache_len[b] : 0;
             const int64_t* key_time = args.key_time + first;
             if (cached) {  // cache and new keys in one line
@@ -168,7 +184,7 @@ int build(const HeadraceBuckets& args) {
             flags[b] = user.monotone();
             if (flags[b]) user.walk(cached, context, cut, due, next); else user.look_up(cached, context);
         }
-        free(cut);
+        free(room);
     }
     free(starts);
     return failed ? 1 : 0;
