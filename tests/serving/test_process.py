@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,9 @@ from serving.holder import VersionHolder
 from state.codec import encode_example
 from state.config import KafkaConfig
 from state.status import ServerStatus, decode_status
-from tests.brokers import Broker, free_port, wait_until
-from tests.serving.wire import ServerProcess, Wire
+from tests.brokers import REPOSITORY, Broker, free_port, wait_until
+from tests.nursery import Nursery
+from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
 from tests.serving.world import MODEL, START_MS, World
 from trainer.version import Version, VersionAssembler
 
@@ -76,7 +79,9 @@ class Known:
 
 
 @pytest.mark.slow
-def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(wire: Wire, tmp_path: Path) -> None:
+def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
+    wire: Wire, tmp_path: Path, nursery: Nursery
+) -> None:
     world, assembler = World(num_users=5), VersionAssembler()
     known = Known(world)
     batches = []
@@ -89,7 +94,7 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(wir
         known.learn(version)
     wire.tell(world.examples())
     wire.send(batches[0])
-    server = ServerProcess(wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
+    server = ServerProcess(nursery, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
     answers: list[tuple[str, dict[str, Any]]] = []
     failures: list[Any] = []
     done = threading.Event()
@@ -127,27 +132,29 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(wir
 
 
 @pytest.mark.slow
-def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(wire: Wire, tmp_path: Path) -> None:
+def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(
+    wire: Wire, tmp_path: Path, nursery: Nursery
+) -> None:
     world = World(num_users=4)
     wire.tell(world.examples(partition=1))
     for kind in ("base", "delta", "delta"):
         wire.publish(world, kind)
-    first = ServerProcess(wire.kafka, tmp_path)
+    first = ServerProcess(nursery, wire.kafka, tmp_path)
     try:
         first.wait_ready()
         before = [without_age(ask_recommend(first, user)) for user in world.histories]
-        first.process.send_signal(signal.SIGKILL)
+        first.process.send(signal.SIGKILL)
         first.process.wait(20)
     finally:
         first.close()
-    second = ServerProcess(wire.kafka, tmp_path, port=first.port)
+    second = ServerProcess(nursery, wire.kafka, tmp_path, port=first.port)
     try:
         second.wait_ready()
         assert [without_age(ask_recommend(second, user)) for user in world.histories] == before
         assert before[0]["version"] == {"epoch": 1, "number": 2}
         assert not before[0]["cold"]
         _status_says(wire, (1, 2))
-        second.process.send_signal(signal.SIGTERM)
+        second.process.send(signal.SIGTERM)
         assert second.process.wait(20) == 0
     finally:
         second.close()
@@ -171,11 +178,11 @@ def _status_says(wire: Wire, which: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path) -> None:
+def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nursery: Nursery) -> None:
     world = World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(wire.kafka, tmp_path, max_candidates=50_000)
+    server = ServerProcess(nursery, wire.kafka, tmp_path, max_candidates=50_000)
     codes: list[int] = []
 
     def rank() -> None:
@@ -189,7 +196,7 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path) ->
             thread.start()
         in_flight = "headrace_requests_in_flight 4.0"  # the three, and the one that asks
         wait_until(lambda: in_flight in server.client.get("/metrics").text, 30, "the requests to arrive", every_s=0.01)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
         assert server.process.wait(30) == 0
@@ -200,12 +207,12 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_without_its_broker_a_server_goes_on_and_says_so(
-    durable_kafka: Broker, topic_prefix: str, tmp_path: Path
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery
 ) -> None:
     wire, world = Wire(durable_kafka, topic_prefix), World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(wire.kafka, tmp_path)
+    server = ServerProcess(nursery, wire.kafka, tmp_path)
     try:
         server.wait_ready()
         expected = without_age(ask_recommend(server, "u0"))
@@ -231,32 +238,35 @@ def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
         assert server.process.wait(timeout_s) == 1
     finally:
         server.close()
-    lines: list[str] = server.log.read_text().splitlines()
-    return lines
+    return server.process.log().splitlines()
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
     nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    lines = ended(ServerProcess(nowhere, tmp_path, connect_timeout_s=1.0))
+    lines = ended(ServerProcess(nursery, nowhere, tmp_path, connect_timeout_s=1.0))
     assert len(lines) == 1, lines
     assert "kafka.bootstrap: expected a broker at" in lines[0]
 
 
-def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        lines = ended(ServerProcess(KafkaConfig(), tmp_path, port=taken.getsockname()[1]))
-    assert len(lines) == 1, lines
-    assert "serving.port: expected to listen on 127.0.0.1" in lines[0]
-    assert "serving.port" in lines[0]
+        config = server_config(KafkaConfig(), tmp_path, port=taken.getsockname()[1])
+        command = [sys.executable, "-m", "serving", "--config", str(config)]
+        said = subprocess.run(
+            command, cwd=REPOSITORY, env=server_environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (said.returncode, said.stdout) == (1, "")
+    [line] = said.stderr.splitlines()
+    assert "serving.port: expected to listen on 127.0.0.1" in line
 
 
-def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one here")
-    lines = ended(ServerProcess(KafkaConfig(), tmp_path, device="cuda"))
+    lines = ended(ServerProcess(nursery, KafkaConfig(), tmp_path, device="cuda"))
     assert len(lines) == 1, lines
     assert "serving.device" in lines[0]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,8 @@ from state.config import KafkaConfig
 from state.example import Example
 from state.topics import Topics
 from stream.topics import ensure_topics
-from tests.brokers import REPOSITORY, Broker, free_port, wait_until
+from tests.brokers import Broker, free_port, wait_until
+from tests.nursery import Nursery
 from tests.serving.world import Record, World
 
 
@@ -81,28 +80,35 @@ def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: flo
     wait_until(holds, timeout_s, f"version {which} to be served ({subscriber.counters})")
 
 
-class ServerProcess:
-    """``python -m serving`` as a process."""
+def server_environment() -> dict[str, str]:
+    """What a server's process finds around it."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")} | {
+        "OMP_NUM_THREADS": "1"
+    }
 
-    def __init__(self, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
-        self.port = free_port()
-        values = {"port": self.port, "status_every_s": 0.2, **serving}
-        lines = [f"{key} = {value if not isinstance(value, str) else repr(value)}" for key, value in values.items()]
-        config = folder / f"server-{self.port}.toml"
-        config.write_text("\n".join(["[kafka]", f"bootstrap = {kafka.bootstrap!r}", f"prefix = {kafka.prefix!r}",
-                                     f"partitions = {kafka.partitions}", "[serving]", *lines]))  # fmt: skip
-        self.log = folder / f"server-{self.port}.log"
-        self.url = f"http://127.0.0.1:{values['port']}"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "serving", "--config", str(config)], cwd=REPOSITORY,
-                                            stdout=log, stderr=subprocess.STDOUT,
-                                            env={**environment, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
+    """A server's configuration file."""
+    lines = [f"{key} = {value if not isinstance(value, str) else repr(value)}" for key, value in serving.items()]
+    config = folder / f"server-{serving['port']}.toml"
+    config.write_text("\n".join(["[kafka]", f"bootstrap = {kafka.bootstrap!r}", f"prefix = {kafka.prefix!r}",
+                                 f"partitions = {kafka.partitions}", "[serving]", *lines]))  # fmt: skip
+    return config
+
+
+class ServerProcess:
+    """``python -m serving`` as a process of the nursery's."""
+
+    def __init__(self, nursery: Nursery, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
+        values = {"port": free_port(), "status_every_s": 0.2, **serving}
+        self.port = values["port"]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = nursery.start(["--config", str(server_config(kafka, folder, **values))])
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def ready(self) -> bool:
         """Whether it answers that it is ready. AssertionError if it has ended."""
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.status is None, self.process.log()
         try:
             return self.client.get("/readyz").status_code == 200
         except httpx.HTTPError:
@@ -121,6 +127,4 @@ class ServerProcess:
     def close(self) -> None:
         """Kill it, if it still runs."""
         self.client.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(20)
+        self.process.kill()

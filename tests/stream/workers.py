@@ -22,6 +22,7 @@ from stream.config import StreamConfig
 from stream.topics import ensure_topics
 from tests.brokers import REPOSITORY, Broker, wait_until
 
+RECONNECT = {"reconnect_backoff_max_ms": 500}
 KINDS = ("impression", "click", "like", "share", "hide")
 
 
@@ -40,7 +41,10 @@ class Deployment:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.kafka = KafkaConfig(bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions)
+        # By default a client that met no broker waits up to 30 s before it looks again.
+        self.kafka = KafkaConfig(
+            bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions, client=RECONNECT
+        )
         self.store = StoreConfig(path=self.folder / "state")
         self.stream = StreamConfig(
             session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3, idle_tick_s=0.0,
@@ -68,7 +72,8 @@ class Deployment:
     def produce(self, records: list[tuple[int, bytes | None, bytes | None]], compression: str | None = None) -> None:
         """Write (partition, key, value) records to the actions topic as they are."""
         options = {
-            "bootstrap_servers": self.broker.bootstrap, "max_request_size": 16 << 20, "compression_type": compression,
+            **RECONNECT, "bootstrap_servers": self.broker.bootstrap, "max_request_size": 16 << 20,
+            "compression_type": compression,
         }  # fmt: skip
         with KafkaProducer(**options) as producer:
             sent = [producer.send(self.topics.actions, value, key, partition=number) for number, key, value in records]
@@ -79,7 +84,8 @@ class Deployment:
     @cached_property
     def consumer(self) -> KafkaConsumer:
         """One client for all reading; closed with the test."""
-        return KafkaConsumer(bootstrap_servers=self.broker.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=50)
+        options = {"enable_auto_commit": False, "fetch_max_wait_ms": 50, **RECONNECT}
+        return KafkaConsumer(bootstrap_servers=self.broker.bootstrap, **options)
 
     def ends(self, topic: str) -> dict[int, int]:
         """Partition → how many records were ever written to it."""

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests.brokers import Broker
-from tests.trainer.nursery import Nursery
+from tests.nursery import Nursery
 from tests.trainer.stage import Stage
 
 
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """Where trainer processes come from."""
-    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    made = Nursery(tmp_path_factory.mktemp("nursery"), "trainer")
     yield made
     made.close()
 

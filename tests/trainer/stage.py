@@ -22,7 +22,7 @@ from state.sequencer import Sequencer
 from state.topics import Topics, fence_key
 from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
-from tests.trainer.nursery import Child, Nursery
+from tests.nursery import Child, Nursery
 from trainer.checkpoint import CheckpointFolder
 from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.trainer.nursery import Child
+from tests.nursery import Child
 from tests.trainer.stage import Stage
 
 Make = Callable[..., Stage]

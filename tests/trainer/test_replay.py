@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.trainer.nursery import Child
+from tests.nursery import Child
 from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_config
 from trainer.errors import JournalError
 from trainer.replay import plan_of
