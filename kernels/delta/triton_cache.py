@@ -147,7 +147,7 @@ def cache_gradient_kernel(
             slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN)
+                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN, True)
             if HAS_TIME:
                 low = tl.min(tl.where(seen, bucket, 2147483647))
                 high = tl.max(tl.where(seen, bucket, -1))
