@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
+PRECISIONS = ("high", "highest")
 SCHEDULES = ("constant", "wsa")
 
 
@@ -130,13 +131,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
-    """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named."""
+    """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named.
+
+    On a GPU alone: ``matmul_precision`` is torch's for products of float32 ("high": TF32 with its 11 bits, several
+    times as fast; "highest": float32), ``cuda_graphs`` replays the layers as graphs (`trainer.graph`), which pays where
+    a step waits for its launches: small models, small batches.
+    """
 
     model_id: str = "headrace"
     device: str = "auto"
     backend: str = "auto"
     seed: int = 1
     deterministic: bool = False
+    matmul_precision: str = "high"
+    cuda_graphs: bool = False
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
@@ -188,6 +196,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _expect(self.device in DEVICES, "trainer.device", f"one of {DEVICES}", self.device, "use auto")
         _expect(self.backend in BACKENDS, "trainer.backend", f"one of {BACKENDS}", self.backend, "use auto")
+        _expect(
+            self.matmul_precision in PRECISIONS, "trainer.matmul_precision", f"one of {PRECISIONS}",
+            self.matmul_precision, "use high",
+        )  # fmt: skip
         _expect(self.schedule in SCHEDULES, "trainer.schedule", f"one of {SCHEDULES}", self.schedule, "use constant")
         _expect(self.on_hole in ("stop", "skip"), "trainer.on_hole", "stop or skip", self.on_hole, "use stop")
         positive = (
@@ -245,6 +257,8 @@ _NOT_LEARNING = frozenset(
         "device",
         "backend",
         "deterministic",
+        "matmul_precision",
+        "cuda_graphs",
         "num_threads",
         "exclude_seen",
         "metric_share",

@@ -59,7 +59,10 @@ def prepare(
     if times is not None:
         # Layers that share a cache are worth one look at the device; a single call starts both versions instead, and
         # the one that does not suit ends at once.
-        orders = (True, False) if cache is None else (int(times.unsorted_1) == 0,)
+        known = cache.in_order if cache is not None else None
+        if known is None and cache is not None:
+            known = int(times.unsorted_1) == 0
+        orders = (True, False) if known is None else (known,)
     batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None, orders)
     if cache is not None:
         cache.key, cache.value, cache.inputs = key, batch, (*inputs, time_buckets)
