@@ -77,7 +77,7 @@ def sum_buckets(
     return sums
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, q_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, q_grad_stride, q_head, k_head, v_head, grad_head, q_grad_head,
@@ -157,7 +157,7 @@ def query_gradient_kernel(
         tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads"])
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, k_grad_ptr, v_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, k_grad_stride, v_grad_stride,

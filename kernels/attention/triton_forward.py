@@ -38,7 +38,7 @@ def store_tile(pointer, tile, row, stride, num_rows, width, WIDTH: tl.constexpr)
     tl.store(place, tile.to(pointer.dtype.element_ty), mask=(row < num_rows)[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads"])
 def attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, q_stride, k_stride, v_stride, out_stride, q_head, k_head, v_head, out_head,
     start_ptr, context_ptr, history_ptr, order_ptr,

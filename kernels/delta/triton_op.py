@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from kernels.attention import triton_launch
-from kernels.attention.buckets import TimeBuckets
+from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions
 from kernels.delta.triton_cache import add_parts_kernel, cache_forward_kernel, cache_gradient_kernel
@@ -164,6 +164,7 @@ def delta_attention(
     key_time_S: Tensor | None = None,
     cache_time_C: Tensor | None = None,
     num_targets_B: Tensor | None = None,
+    bucket_cache: BucketCache | None = None,
 ) -> Tensor:
     """`kernels.delta_attention` on a GPU (or any tensors in Triton's interpreter)."""
     require_device(q_SHD, "delta_attention")
@@ -172,7 +173,7 @@ def delta_attention(
     if time_bias_GK is None:
         time_buckets = query_time_S = key_time_S = cache_time_C = None
     batch = triton_launch.prepare(
-        delta_offsets_B1, q_SHD.shape[0], time_buckets, query_time_S, key_time_S, None, num_targets_B, None
+        delta_offsets_B1, q_SHD.shape[0], time_buckets, query_time_S, key_time_S, None, num_targets_B, bucket_cache
     )
     cache = Cache(
         dense_rows(cache_k_CHD.detach()), dense_rows(cache_v_CHE.detach()), cache_start_B.contiguous(),
