@@ -45,8 +45,8 @@ def delta_attention(
     int64. User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may
     share rows); its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``:
     the last new tokens of a user that see history and themselves, not each other. ``bucket_cache``: one per batch,
-    shared by its layers; Triton keeps there what it knows of the new tokens (C++ has nothing to keep). Gradients: q, k, v and the biases;
-    none to the cache. Returns (S, H, E) in q's dtype.
+    shared by its layers; Triton keeps there what it knows of the new tokens (C++ has nothing to keep). Gradients: q, k,
+    v and the biases; none to the cache. Returns (S, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, a cache range outside the cache), `KernelUnavailable`.
     """
