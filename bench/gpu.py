@@ -28,7 +28,7 @@ SECTIONS = (
     Section("row-wise Adagrad", "bench.gpu_ops:adagrad", 10, 60),
     Section("layers", "bench.gpu_step:layer_share", 20, 90),
     Section("training step", "bench.gpu_step:against_eager", 40, 150),
-    Section("single pass", "bench.gpu_pass:single_pass", 40, 150),
+    Section("single pass", "bench.gpu_pass:single_pass", 40, 200),
     Section("other ops", "bench.gpu_ops:others", 15, 60),
     Section("torch.compile", "bench.gpu_step:against_compiled", 90, 240),
     Section("tiles", "bench.gpu_tiles:sweep", 40, 240),

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.gpu_report import Clock, Row, row
 from kernels import BucketCache, TimeBuckets, hstu_attention
 from kernels.attention import triton_launch
-from kernels.attention.triton_bias import make_position_tables
+from kernels.attention.triton_bias import make_position_table
 
 CEILINGS: dict[str, float] = {"tflops": 790.0, "bytes_per_s": 4.3e12}
 """``tflops`` (bf16 matrix product) and ``bytes_per_s`` (copy, read and written): an H200's, then this run's."""
@@ -120,19 +120,19 @@ def check(case: Case, clock: Clock, name: str) -> Row:
 
 def parts(case: Case, rab: bool, tiles: tuple[Any, Any, Any] = (None, None, None)) -> dict[str, Callable[[], Any]]:
     """The three kernels of attention, ready to run."""
-    rows, columns = make_position_tables(case.pos_bias) if rab else (None, None)
+    table = make_position_table(case.pos_bias) if rab else None
     batch, q, k, v, norm = case.prepare(rab), case.q, case.k, case.v, case.norm_len
     grads = [torch.empty_like(x) for x in (q, k, v)]
     pos, time = (case.pos_bias, case.time_bias) if rab else (None, None)
     num_positions = case.pos_bias.shape[1] if rab else 0
     return {
-        "forward": partial(triton_launch.forward, q, k, v, batch, norm, rows, num_positions, time, tiles[0]),
+        "forward": partial(triton_launch.forward, q, k, v, batch, norm, table, num_positions, time, tiles[0]),
         "keys": partial(
-            triton_launch.backward_keys, q, k, v, case.grad, batch, norm, columns, num_positions, time, grads[1],
+            triton_launch.backward_keys, q, k, v, case.grad, batch, norm, table, num_positions, time, grads[1],
             grads[2], tiles[2],
         ),
         "queries": partial(
-            triton_launch.backward_queries, q, k, v, case.grad, batch, norm, rows, pos, time, grads[0], tiles[1]
+            triton_launch.backward_queries, q, k, v, case.grad, batch, norm, table, pos, time, grads[0], tiles[1]
         ),
     }  # fmt: skip
 

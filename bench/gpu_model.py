@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +59,9 @@ class Weights(nn.Module):
             self.layers.append(layer)
         self.buckets = TimeBuckets.logarithmic(shape.num_buckets)
 
-    def jagged(self, x_TM: Tensor, offsets: Tensor, time_T: Tensor) -> Tensor:
+    def jagged(self, x_TM: Tensor, offsets: Tensor, time_T: Tensor, in_order: bool | None = None) -> Tensor:
         """(T, M) through the kernels."""
-        cache = BucketCache()
+        cache = BucketCache(in_order=in_order)
         for layer in self.layers:
             params = LayerParams(
                 layer.norm_in_weight_M, layer.norm_in_bias_M, layer.uvqk_weight, None,
@@ -98,6 +98,10 @@ class Weights(nn.Module):
         return x_BNM
 
 
+BATCH = ("items_T", "target_T", "time_T", "offsets", "negatives", "valid_T")
+"""What of `Data` differs from batch to batch on padded memory."""
+
+
 @dataclass(eq=False)
 class Data:
     """One batch, jagged and padded."""
@@ -108,6 +112,22 @@ class Data:
     offsets: Tensor
     negatives: Tensor
     valid_BN: Tensor
+    valid_T: Tensor | None = None
+    """1 / tokens for the tokens that are somebody's, 0 for padding at the end (`Data.with_padding`)."""
+
+    def with_padding(self, num_tokens: int) -> Data:
+        """The same users and ``num_tokens`` tokens: those beyond the users' are nobody's."""
+        own = len(self.items_T)
+        more = num_tokens - own
+        valid = torch.full((own,), 1.0 / own, device=self.items_T.device)
+        jagged = [functional.pad(values, (0, more)) for values in (self.items_T, self.target_T, valid)]
+        times = torch.cat([self.time_T, self.time_T[-1:].expand(more)])
+        return Data(jagged[0], jagged[1], times, self.offsets, self.negatives, self.valid_BN, jagged[2])
+
+    def copy_(self, other: Data) -> None:
+        """Take another batch's values, in place; of the same padded size and number of users."""
+        for name in BATCH:
+            getattr(self, name).copy_(getattr(other, name))
 
     def pad(self, values_T: Tensor) -> Tensor:
         """(B, N), zero where nobody is."""
@@ -139,7 +159,10 @@ class Step:
         self.weights = Weights(shape, device, dtype)
         self.table = (torch.randn(shape.num_items, shape.width, device=device) * 0.02).to(dtype)
         self.state = torch.zeros(shape.num_items, device=device)
-        self.optimiser = torch.optim.AdamW(self.weights.parameters(), lr=1e-3, fused=device != "cpu")
+        self.optimiser = torch.optim.AdamW(
+            self.weights.parameters(), lr=1e-3, fused=device != "cpu", capturable=device != "cpu"
+        )
+        self.in_order: bool | None = None
         self.encode_dense: Callable[[Tensor, Tensor], Tensor] = self.weights.dense
         self.dense_loss: Callable[..., Tensor] = eager_sampled_softmax
 
@@ -154,11 +177,11 @@ class Step:
         leaf = self.table.detach().requires_grad_()
         x_TM = functional.embedding(data.items_T, leaf)
         if ours:
-            y_TM = self.weights.jagged(x_TM, data.offsets, data.time_T)
+            y_TM = self.weights.jagged(x_TM, data.offsets, data.time_T, self.in_order)
             loss_T = sampled_softmax(
                 y_TM, leaf, data.target_T, data.negatives, temperature=TEMPERATURE, backend="triton"
             )
-            return loss_T.mean(), leaf
+            return (loss_T * data.valid_T).sum() if data.valid_T is not None else loss_T.mean(), leaf
         x_BNM = functional.embedding(data.pad(data.items_T), leaf) * data.valid_BN[:, :, None]
         y_TM = self.encode_dense(x_BNM, data.pad(data.time_T))[data.valid_BN]
         return self.dense_loss(y_TM, leaf, data.target_T, data.negatives).mean(), leaf
@@ -177,3 +200,24 @@ class Step:
             grad = leaf.grad.float()
             self.state += (grad * grad).mean(1)
             self.table -= (0.01 * grad / (self.state.sqrt() + 1e-8)[:, None]).to(self.table.dtype)
+
+    def capture(self) -> Callable[[Data], None]:
+        """The whole step as one CUDA graph for batches of the padded size; what it returns runs it on a batch."""
+        self.data = replace(self.data, **{name: getattr(self.data, name).clone() for name in BATCH})
+        self.in_order = True  # or the device would be asked, which a graph cannot
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.run(True)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.run(True)
+
+        def replay(data: Data) -> None:
+            self.data.copy_(data)
+            graph.replay()
+
+        return replay

@@ -78,9 +78,16 @@ def single_pass(clock: Clock) -> Iterator[Row]:
                            num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
         plans = dict.fromkeys(plans, ((3, 20, 8, 8, 4, 12), tiny, 2, 2))
     for name, (world, model, batch, most) in plans.items():
-        config = TrainerConfig(device=clock.device, metric_share=0.1, exclude_seen=False)
         most = 2 if clock.compiles_only else most
-        yield from _pass(clock, name, Learner(model, config, clock.device), synthetic_examples(*world), batch, most)
+        for precision, graphs in (("highest", False), ("high", False), ("high", True)):
+            config = TrainerConfig(
+                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs,
+                float32_matmul_precision=precision,
+            )  # fmt: skip
+            torch.set_float32_matmul_precision(precision)  # as `trainer.device` does
+            how = f"{name}, float32 {precision}{', CUDA graphs' if graphs else ''}"
+            learner = Learner(model, config, clock.device)
+            yield from _pass(clock, how, learner, synthetic_examples(*world), batch, most)
 
 
 def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch: int, most: int) -> Iterator[Row]:
@@ -95,7 +102,7 @@ def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch:
         learner.step(each)
     _synchronize(clock)
     began, events, tokens, steps = time.perf_counter(), 0, 0, 0
-    deadline = began + max(5.0, min(45.0, clock.left_s / 3))
+    deadline = began + max(3.0, min(10.0, clock.left_s / 10))
     for each in batches[warm:-3] if len(batches) > 6 else batches[warm:]:
         report = learner.step(each)
         events, tokens, steps = events + report.num_targets, tokens + report.num_tokens, steps + 1

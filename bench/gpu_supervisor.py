@@ -126,23 +126,26 @@ def supervise(sections: Sequence[Section], folder: Path, rehearse: bool, deadlin
     left = list(sections)
     if not rehearse and deadline - time.time() > 120:
         print(f"-- compiled beforehand: {_warm(sections, plan):.0f} s", flush=True)
-    while left:
+    while left and time.time() < deadline + GRACE_S:
         ended = _watch(_start(left, folder, plan, rehearse), {each.name: each for each in left}, folder, deadline)
         found = read(folder)
         done = set(found.get("seconds", {}))
         current = (found.get("current") or {}).get("name")
         rest = [section for section in left if section.name not in done]
         if rest and (current == rest[0].name or len(rest) == len(left)):
-            _give_up(folder, plan["facts"], rest.pop(0), ended)
+            _note(folder, plan["facts"], rest.pop(0), f"failed: {ended}")
         left = rest
+    for section in left:
+        _note(folder, plan["facts"], section, "not run: the time was over")
     return read(folder)
 
 
-def _give_up(folder: Path, known: dict[str, Any], section: Section, why: str) -> None:
-    """Note that a section took its worker along, beside the rows that it had."""
+def _note(folder: Path, known: dict[str, Any], section: Section, why: str) -> None:
+    """Say what became of a section that cannot say it itself, beside the rows that it had."""
     from bench.gpu_report import Clock, Report, row
 
     report = Report(Clock("cpu", 0.0), folder, known, read(folder))
-    report.failures.append(f"{section.name}: {why}")
-    report.add(row(section.name, None, "", note=f"failed: {why}"))
+    if why.startswith("failed"):
+        report.failures.append(f"{section.name}: {why}")
+    report.add(row(section.name, None, "", note=why))
     report.close(section.name, 0.0)

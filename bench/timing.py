@@ -56,7 +56,7 @@ def at_precision(precision: str, work: Work) -> Work:
 def row(
     name: str, value: float | None, unit: str, target: float | None = None, note: str = "", *, most: bool = False
 ) -> Row:
-    """One line of the report; ``most``: the target is an upper bound; None: there is no value here, the note says why."""
+    """One line of the report; ``most``: the target is an upper bound. No value: the note says why."""
     met = None if target is None or value is None else (value <= target if most else value >= target)
     shown = None if value is None else round(value, 4)
     return {"name": name, "value": shown, "unit": unit, "target": target, "met": met, "note": note}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import LayerParams, TimeBuckets, delta_attention, top_k
+from kernels import BucketCache, LayerParams, TimeBuckets, delta_attention, top_k
 from kernels.layer import hstu_layer_output, hstu_layer_project
 from serving.tables import Derive, TableSet, tensor_of
 from trainer.config import ModelConfig
@@ -146,12 +146,12 @@ class Network:
 
         User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them).
         """
-        kept_k, kept_v = [], []
+        kept_k, kept_v, cache = [], [], BucketCache()
         for index, layer in enumerate(self._layers):
             x_SM, k, v = self._through(
                 index, x_SM, past, offsets_B1, past_start_B, past_len_B, pos_bias_GP=layer.pos_bias_GP,
                 time_bias_GK=layer.time_bias_GK, time_buckets=self.model.time_buckets, query_time_S=query_time_S,
-                key_time_S=key_time_S, cache_time_C=past.times,
+                key_time_S=key_time_S, cache_time_C=past.times, bucket_cache=cache,
             )  # fmt: skip
             kept_k.append(k)
             kept_v.append(v)
@@ -170,13 +170,19 @@ class Network:
         bucket = self.model.time_buckets.bucket(now_ms - times)
         one = torch.full((1,), length, dtype=torch.int64, device=self.device)
         here = one.expand(num).contiguous()
+        offsets, everyone, cache = (
+            self.tensor(np.array([0, num])),
+            torch.full_like(one, num),
+            BucketCache(in_order=True),
+        )
+        buckets = TimeBuckets(torch.arange(1, length + 1))
         for index, layer in enumerate(self._layers):
             place = back.clamp(max=layer.pos_bias_GP.shape[1] - 1)
             x_CM, _, _ = self._through(
-                index, x_CM, past, self.tensor(np.array([0, num])), torch.zeros_like(one), one, pos_bias_GP=None,
+                index, x_CM, past, offsets, torch.zeros_like(one), one, pos_bias_GP=None,
                 time_bias_GK=layer.pos_bias_GP[:, place] + layer.time_bias_GK[:, bucket],
-                time_buckets=TimeBuckets(torch.arange(1, length + 1)), query_time_S=here, key_time_S=here,
-                cache_time_C=back[:-1], num_targets_B=torch.full_like(one, num),
+                time_buckets=buckets, query_time_S=here, key_time_S=here, cache_time_C=back[:-1],
+                num_targets_B=everyone, bucket_cache=cache,
             )  # fmt: skip
         return x_CM
 

@@ -46,6 +46,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "seed": Number(0, 2**32 - 1, whole=True, advice="any such number does"),
     "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
+    "cuda_graphs": Switch(),
     "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
@@ -140,7 +141,9 @@ class TrainerConfig:
     """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named.
 
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
-    float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 on a GPU; elsewhere it changes nothing.
+    float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
+    changes nothing. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
+    step waits for its launches: small models, small batches.
     """
 
     model_id: str = "headrace"
@@ -149,6 +152,7 @@ class TrainerConfig:
     seed: int = 1
     float32_matmul_precision: str = "high"
     deterministic: bool = False
+    cuda_graphs: bool = False
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
@@ -219,6 +223,7 @@ _NOT_LEARNING = frozenset(
         "device",
         "backend",
         "deterministic",
+        "cuda_graphs",
         "num_threads",
         "exclude_seen",
         "metric_share",

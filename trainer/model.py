@@ -113,10 +113,14 @@ class HSTU(nn.Module):
         *,
         dropout: float = 0.0,
         seed: int = 0,
+        in_order: bool | None = None,
         backend: str = "auto",
     ) -> Tensor:
-        """Tokens through all layers: (T, M) → (T, M). Times in ms, int64."""
-        config, cache = self.config, BucketCache()  # the layers share the batch's time buckets
+        """Tokens through all layers: (T, M) → (T, M). Times in ms, int64.
+
+        ``in_order``: whether no user's keys go back in time, where the caller knows (a GPU need then not be asked).
+        """
+        config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x_TM = hstu_layer(

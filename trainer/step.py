@@ -26,6 +26,7 @@ from trainer.batch import JaggedBatch, build_batch, take_interactions
 from trainer.config import ModelConfig, TrainerConfig
 from trainer.embedding import EmbeddingTable
 from trainer.frequency import FrequencyEstimator
+from trainer.graph import PaddedEncoder, times_in_order
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -63,6 +64,9 @@ class Learner:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
+        # Dropout's seed is a new number each step, which a graph would replay as it was.
+        graphs = trainer.cuda_graphs and self.device.type == "cuda" and trainer.dropout == 0
+        self._graphs = PaddedEncoder(self.model, self.device, captures=True) if graphs else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
@@ -186,13 +190,18 @@ class Learner:
         key_time_T = np.repeat(batch.time_ms_n, 2)
         query_time_T = key_time_T.copy()
         query_time_T[1::2] = batch.query_time_n
+        offsets_B1 = 2 * batch.starts_B1
+        in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
+        if self._graphs is not None and in_order:
+            return self._graphs(x_TM, offsets_B1, query_time_T, key_time_T)
         return self.model.encode(
             x_TM,
-            self._tensor(2 * batch.starts_B1),
+            self._tensor(offsets_B1),
             self._tensor(query_time_T),
             self._tensor(key_time_T),
             dropout=self.config.dropout,
             seed=self.num_steps,
+            in_order=in_order,
             backend=self.config.backend,
         )
 

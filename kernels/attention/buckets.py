@@ -78,9 +78,11 @@ class BucketCache:
     """Buckets of one batch, computed by the first layer and shared by all of them. Make one per batch.
 
     A backend keeps what suits it under ``key``; the key names the inputs, so a cache given with other inputs is
-    recomputed, never wrong.
+    recomputed, never wrong. ``in_order``: whether no user's keys go back in time, where the caller knows it; else a
+    GPU is asked once, which waits for it. Told wrongly, results are wrong.
     """
 
     key: tuple[object, ...] = ()
     value: object = None
     inputs: tuple[object, ...] = field(default=(), repr=False)
+    in_order: bool | None = None

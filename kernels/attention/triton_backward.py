@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton_bias import (
+    add_time_bias,
     beyond,
     bucket_range,
     is_near,
     near_buckets,
     position_tile,
-    position_tile_transposed,
     time_tile,
 )
 from kernels.attention.triton_forward import load_tile, store_tile, visible
@@ -25,15 +25,19 @@ from kernels.triton_shared import silu_and_slope
 
 
 @triton.jit
-def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
+def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr, BARRIER: tl.constexpr):
     """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
+
+    Where m0 - n0 is a multiple of BM, an entry always belongs to the same thread. Elsewhere a ``BARRIER`` must part the
+    tiles, and the compiler then loads nothing ahead in the loop that has it.
 
     Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
     below, BM less.
     """
     if (n0 >= m0 + BM) | (m0 - n0 - BN + 2 >= num_positions):
         entry = tl.where(n0 >= m0 + BM, 0, num_positions + 511)
-        tl.debug_barrier()
+        if BARRIER:
+            tl.debug_barrier()
         tl.store(buffer_ptr + entry, tl.load(buffer_ptr + entry) + tl.sum(slope))
     else:
         y = tl.arange(0, BM)
@@ -41,7 +45,8 @@ def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN
         source = y[:, None] + column[None, :]
         skewed = tl.gather(slope, source % BM, axis=0)
         place = buffer_ptr + 256 + m0 - n0 + y
-        tl.debug_barrier()
+        if BARRIER:
+            tl.debug_barrier()
         for fold in tl.static_range((BM + BN - 2) // BM + 1):
             part = tl.sum(tl.where(source // BM == fold, skewed, 0.0), 1)
             tl.store(place - fold * BM, tl.load(place - fold * BM) + part)
@@ -72,12 +77,12 @@ def sum_buckets(
     return sums
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, q_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, q_grad_stride, q_head, k_head, v_head, grad_head, q_grad_head,
     start_ptr, context_ptr, history_ptr, order_ptr,
-    position_ptr, position_group, length, num_positions, position_sums_ptr, position_sums_stride,
+    position_ptr, position_group, num_positions, position_sums_ptr, position_sums_stride,
     time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
     time_sums_ptr, num_thresholds, num_tokens, num_heads, num_tiles, inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, WIDTH_K: tl.constexpr,
@@ -118,16 +123,18 @@ def query_gradient_kernel(
             column = n0 + tl.arange(0, BN)
             k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
             v = load_tile(v_base, column, v_stride, num_tokens, E, WIDTH_E)
-            half = tl.zeros([BM, BN], tl.float32)
+            half = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if HAS_POSITION:
-                half += position_tile(position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN)
-            if HAS_TIME:
-                half += time_tile(
-                    time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
-                    key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BM, BN, BN,
-                    SORTED,
+                half += position_tile(
+                    position_ptr + head * position_group, num_positions, m0, n0, row[:, None], column[None, :],
+                    BM, BN, BM, BN,
                 )  # fmt: skip
-            half = tl.dot(q, tl.trans(k), acc=half, input_precision=PRECISION)
+            if HAS_TIME:
+                half = add_time_bias(
+                    half, time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr,
+                    query_time_ptr, key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds,
+                    BN, SORTED,
+                )  # fmt: skip
             _, slope = silu_and_slope(half, FAST)
             slope = slope * tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
@@ -138,7 +145,7 @@ def query_gradient_kernel(
                 slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, m0, n0, num_positions, BM, BN)
+                add_diagonals(position_sums, slope, m0, n0, num_positions, BM, BN, BN % BM != 0)
             if HAS_TIME:
                 time_sums = sum_buckets(
                     time_sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
@@ -150,13 +157,13 @@ def query_gradient_kernel(
         tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads"])
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, k_grad_ptr, v_grad_ptr,
     q_stride, k_stride, v_stride, grad_stride, k_grad_stride, v_grad_stride,
     q_head, k_head, v_head, grad_head, k_grad_head, v_grad_head,
     start_ptr, stop_ptr, context_ptr, history_ptr, order_ptr,
-    position_ptr, position_group, length, num_positions,
+    position_ptr, position_group, num_positions,
     time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
     num_thresholds, num_tokens, num_heads, inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
@@ -202,8 +209,8 @@ def key_gradient_kernel(
         grad = load_tile(grad_base, row, grad_stride, num_tokens, E, WIDTH_E)
         half = tl.zeros([BN, BM], tl.float32)
         if HAS_POSITION:
-            half += position_tile_transposed(
-                position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN
+            half += position_tile(
+                position_ptr + head * position_group, num_positions, m0, n0, row[None, :], key[:, None], BN, BM, BM, BN
             )  # fmt: skip
         if HAS_TIME:
             half += time_tile(

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), as the matrix product's starting value.
+"""rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), added to their product.
 
-rab^p is Toeplitz: entry (i, j) depends on i - j. Four copies of the reversed table, each shifted by one entry, let
-every row of a tile read aligned groups of four (row i uses copy i mod 4), instead of a gather a score.
+rab^p is Toeplitz: entry (i, j) depends on i - j. Tables are looked up straight into the layout of the product's result:
+a tile of bias that is loaded the usual way passes through shared memory, with a barrier at each step of it.
 """
 
 from __future__ import annotations
@@ -12,67 +12,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton_shared import look_up
+
 MARGIN = 256
 """Entries beyond both ends of a position table: a tile may hang over by its height and width."""
 
 
-def table_length(num_positions: int) -> int:
-    """Entries of one copy: a multiple of 16 that holds the positions and both margins."""
-    return (num_positions + 2 * MARGIN + 8 + 15) // 16 * 16
-
-
 @triton.jit
-def position_table_kernel(bias_ptr, rows_ptr, columns_ptr, num_positions, length, bias_stride, BLOCK: tl.constexpr):
-    """rows[a, y] = bias[length - MARGIN - y + a] / 2; columns[a, y] = bias[y - MARGIN - a] / 2; indices clamped."""
-    copy = tl.program_id(1)
-    group = tl.program_id(2)
+def position_table_kernel(bias_ptr, table_ptr, num_positions, bias_stride, BLOCK: tl.constexpr):
+    """table[y] = bias[y - MARGIN] / 2, the index held at the ends."""
+    group = tl.program_id(1)
     y = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    place = (group * 4 + copy) * length + y
-    bias = bias_ptr + group * bias_stride
-    backward = tl.minimum(tl.maximum(length - 256 - y + copy, 0), num_positions - 1)
-    forward = tl.minimum(tl.maximum(y - 256 - copy, 0), num_positions - 1)
-    tl.store(rows_ptr + place, 0.5 * tl.load(bias + backward).to(tl.float32), mask=y < length)
-    tl.store(columns_ptr + place, 0.5 * tl.load(bias + forward).to(tl.float32), mask=y < length)
+    entry = tl.minimum(tl.maximum(y - 256, 0), num_positions - 1)
+    value = 0.5 * tl.load(bias_ptr + group * bias_stride + entry).to(tl.float32)
+    tl.store(table_ptr + group * (num_positions + 512) + y, value, mask=y < num_positions + 512)
 
 
-def make_position_tables(pos_bias_GP: Tensor) -> tuple[Tensor, Tensor]:
-    """((G, 4, L) for tiles of queries × keys, (G, 4, L) for tiles of keys × queries), float32, halved."""
+def make_position_table(pos_bias_GP: Tensor) -> Tensor:
+    """(G, P + 2 MARGIN) float32, halved."""
     groups, num_positions = pos_bias_GP.shape
-    length = table_length(num_positions)
-    tables = torch.empty(2, groups, 4, length, dtype=torch.float32, device=pos_bias_GP.device)
-    position_table_kernel[(triton.cdiv(length, 256), 4, groups)](
-        pos_bias_GP, tables[0], tables[1], num_positions, length, pos_bias_GP.stride(0), BLOCK=256
+    table = torch.empty(groups, num_positions + 2 * MARGIN, dtype=torch.float32, device=pos_bias_GP.device)
+    position_table_kernel[(triton.cdiv(table.shape[1], 256), groups)](
+        pos_bias_GP, table, num_positions, pos_bias_GP.stride(0), BLOCK=256
     )
-    return tables[0], tables[1]
+    return table
 
 
 @triton.jit
-def position_tile(table_ptr, length, num_positions, m0, n0, BM: tl.constexpr, BN: tl.constexpr):
-    """(BM, BN) halves of rab^p for queries m0… and keys n0…."""
+def position_tile(
+    table_ptr, num_positions, m0, n0, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """(ROWS, COLUMNS) halves of rab^p; ``row`` are queries, ``column`` keys, one of them a column of the tile."""
     if n0 >= m0 + BM:
-        tile = tl.zeros([BM, BN], tl.float32) + tl.load(table_ptr + length - 256)
+        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr)
     elif m0 - n0 - BN + 2 >= num_positions:
-        tile = tl.zeros([BM, BN], tl.float32) + tl.load(table_ptr)
+        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr + num_positions + 511)
     else:
-        row = m0 + tl.arange(0, BM)
-        column = tl.arange(0, BN)
-        shift = (row % 4) * length + (n0 + length - 256) - (row // 4) * 4
-        tile = tl.load(table_ptr + shift[:, None] + column[None, :])
-    return tile
-
-
-@triton.jit
-def position_tile_transposed(table_ptr, length, num_positions, m0, n0, BM: tl.constexpr, BN: tl.constexpr):
-    """(BN, BM) halves of rab^p for keys n0… and queries m0…."""
-    if n0 >= m0 + BM:
-        tile = tl.zeros([BN, BM], tl.float32) + tl.load(table_ptr)
-    elif m0 - n0 - BN + 2 >= num_positions:
-        tile = tl.zeros([BN, BM], tl.float32) + tl.load(table_ptr + length - 1)
-    else:
-        key = n0 + tl.arange(0, BN)
-        query = tl.arange(0, BM)
-        shift = (key % 4) * length + (m0 + 256) - (key // 4) * 4
-        tile = tl.load(table_ptr + shift[:, None] + query[None, :])
+        # The difference within the tile is the same in every tile: it becomes offsets of one address.
+        tile = look_up(table_ptr + (m0 - n0 + 256) + ((row - m0) - (column - n0)))
     return tile
 
 
@@ -102,8 +80,8 @@ def is_near(m0, n0):
 @triton.jit
 def near_buckets(near_ptr, m0, row, column, num_tokens):
     """Buckets of a near tile; ``row`` and ``column`` are token indices, shaped to broadcast."""
-    place = near_ptr + row.to(tl.int64) * 256 + (column - (m0 // 128 * 128 - 128))
-    return tl.load(place, mask=(row < num_tokens) & (column >= 0), other=0).to(tl.int32)
+    place = near_ptr + tl.minimum(row, num_tokens - 1).to(tl.int64) * 256 + (column - (m0 // 128 * 128 - 128))
+    return look_up(place)
 
 
 @triton.jit
@@ -120,35 +98,47 @@ def beyond(k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_
 
 
 @triton.jit
-def time_tile(
-    bias_ptr,
-    near_ptr,
-    ranges_ptr,
-    bounds_ptr,
-    thresholds_ptr,
-    query_time_ptr,
-    key_time_ptr,
-    m0,
-    n0,
-    row,
-    column,
-    num_tokens,
-    num_thresholds,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BN: tl.constexpr,
-    SORTED: tl.constexpr,
-):
-    """(ROWS, COLUMNS) halves of rab^t; ``row`` are queries, ``column`` keys, one of them a column of the tile."""
-    if is_near(m0, n0):
-        tile = 0.5 * tl.load(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens)).to(tl.float32)
-    else:
+def add_time_bias(
+    half, bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, row, column,
+    num_tokens, num_thresholds, BN: tl.constexpr, SORTED: tl.constexpr,
+):  # fmt: skip
+    """Halves of the scores with those of rab^t; ``row`` are queries, ``column`` keys, one of them a column of the tile.
+
+    Scores go through the branches rather than a tile of bias: they bring the layout of the product with them, in which
+    a thread has two queries, so that a threshold costs two loads and nothing passes through shared memory.
+    """
+    near = is_near(m0, n0)
+    if near:
+        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens))
+    # Two branches of one condition that both change the scores are more than Triton 3.6 can pipeline.
+    if near == 0:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
-        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low).to(tl.float32)
+        value = 0.5 * tl.load(bias_ptr + low)
+        half += value
         for k in range(low, high):
-            value = 0.5 * tl.load(bias_ptr + k + 1).to(tl.float32)
+            after = 0.5 * tl.load(bias_ptr + k + 1)
             far = beyond(
                 k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
             )  # fmt: skip
-            tile = tl.where(far, value, tile)
+            half = tl.where(far, half + (after - value), half)
+            value = after
+    return half
+
+
+@triton.jit
+def time_tile(
+    bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, row, column,
+    num_tokens, num_thresholds, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr, SORTED: tl.constexpr,
+):  # fmt: skip
+    """(ROWS, COLUMNS) halves of rab^t, to start a product with: where queries lie along a tile's rows (dK and dV)."""
+    if is_near(m0, n0):
+        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens))
+    else:
+        low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
+        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low)
+        for k in range(low, high):
+            far = beyond(
+                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+            )  # fmt: skip
+            tile = tl.where(far, 0.5 * tl.load(bias_ptr + k + 1), tile)
     return tile

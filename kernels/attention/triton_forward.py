@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_bias import position_tile, time_tile
+from kernels.attention.triton_bias import add_time_bias, position_tile
 from kernels.triton_shared import silu_of_half
 
 
@@ -38,11 +38,11 @@ def store_tile(pointer, tile, row, stride, num_rows, width, WIDTH: tl.constexpr)
     tl.store(place, tile.to(pointer.dtype.element_ty), mask=(row < num_rows)[:, None] & (column < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_positions", "num_thresholds", "num_tokens", "num_heads"])
+@triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads"])
 def attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, q_stride, k_stride, v_stride, out_stride, q_head, k_head, v_head, out_head,
     start_ptr, context_ptr, history_ptr, order_ptr,
-    position_ptr, position_group, length, num_positions,
+    position_ptr, position_group, num_positions,
     time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
     num_thresholds, num_tokens, num_heads, inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
@@ -80,15 +80,17 @@ def attention_forward_kernel(
         n0 = tl.multiple_of(n0, BN)
         column = n0 + tl.arange(0, BN)
         k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
-        half = tl.zeros([BM, BN], tl.float32)
+        half = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if HAS_POSITION:
-            half += position_tile(position_ptr + head * position_group, length, num_positions, m0, n0, BM, BN)
-        if HAS_TIME:
-            half += time_tile(
-                time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
-                key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BM, BN, BN, SORTED,
+            half += position_tile(
+                position_ptr + head * position_group, num_positions, m0, n0, row[:, None], column[None, :],
+                BM, BN, BM, BN,
             )  # fmt: skip
-        half = tl.dot(q, tl.trans(k), acc=half, input_precision=PRECISION)
+        if HAS_TIME:
+            half = add_time_bias(
+                half, time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
+                key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BN, SORTED,
+            )  # fmt: skip
         weight = silu_of_half(half, FAST)
         if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
             seen = visible(

@@ -59,7 +59,10 @@ def prepare(
     if times is not None:
         # Layers that share a cache are worth one look at the device; a single call starts both versions instead, and
         # the one that does not suit ends at once.
-        orders = (True, False) if cache is None else (int(times.unsorted_1) == 0,)
+        known = cache.in_order if cache is not None else None
+        if known is None and cache is not None:
+            known = int(times.unsorted_1) == 0
+        orders = (True, False) if known is None else (known,)
     batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None, orders)
     if cache is not None:
         cache.key, cache.value, cache.inputs = key, batch, (*inputs, time_buckets)
@@ -83,12 +86,13 @@ def _group_stride(table: Tensor | None) -> int:
 
 
 def _position_arguments(table: Tensor | None, num_positions: int) -> tuple[Any, ...]:
-    return (table, _group_stride(table), table.shape[-1] if table is not None else 0, num_positions)
+    return (table, _group_stride(table), num_positions)
 
 
 def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tuple[Any, ...]:
     if time_bias_GK is None or times is None:
         return (None, 0, None, None, None, None, None, None, None)
+    time_bias_GK = time_bias_GK.to(torch.float32)
     tables = (times.near, times.ranges, times.bounds, times.unsorted_1)
     return (
         time_bias_GK, _group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
@@ -105,10 +109,10 @@ def _options(q: Tensor, v: Tensor, tile: Tile, batch: Batch, position: Any, time
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, batch: Batch, norm_len: float, position_rows: Tensor | None, num_positions: int,
+    q: Tensor, k: Tensor, v: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None, num_positions: int,
     time_bias_GK: Tensor | None, tile: Tile | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(T, H, E), in ``out`` if given. ``position_rows``: the first of `make_position_tables`."""
+    """(T, H, E), in ``out`` if given. ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
     if out is None:
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
@@ -120,15 +124,15 @@ def forward(
         grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
             q, k, v, out, *strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-            *_position_arguments(position_rows, num_positions), *_time_arguments(time_bias_GK, batch.times),
+            *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, shape, batch, position_rows, time_bias_GK),
+            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
         )  # fmt: skip
     return out
 
 
 def backward_queries(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_rows: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None,
     pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, q_grad: Tensor, tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Writes dQ (T, H, D); returns the gradients of the biases."""
@@ -148,11 +152,11 @@ def backward_queries(
         query_gradient_kernel[(num_programs,)](
             q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
             plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-            *_position_arguments(position_rows, num_positions), position_sums, num_positions + 512,
+            *_position_arguments(position_table, num_positions), position_sums, num_positions + 512,
             *_time_arguments(time_bias_GK, batch.times), time_sums, num_buckets - 1, num_tokens, num_heads,
             num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
             SORTED=in_order, WIDTH_K=next_power(num_buckets),
-            **_options(q, v, shape, batch, position_rows, time_bias_GK),
+            **_options(q, v, shape, batch, position_table, time_bias_GK),
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None and position_sums is not None:
@@ -183,10 +187,10 @@ def add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scal
 
 
 def backward_keys(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_columns: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None,
     num_positions: int, time_bias_GK: Tensor | None, k_grad: Tensor, v_grad: Tensor, tile: Tile | None = None,
 ) -> None:  # fmt: skip
-    """Writes dK (T, H, D) and dV (T, H, E). ``position_columns``: the second of `make_position_tables`."""
+    """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
     plan, width = batch.plan, max(q.shape[2], v.shape[2])
     for in_order in batch.orders if time_bias_GK is not None else (True,):
@@ -195,9 +199,9 @@ def backward_keys(
         key_gradient_kernel[grid](
             q, k, v, grad, k_grad, v_grad, *strides(q, k, v, grad, k_grad, v_grad),
             plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,
-            *_position_arguments(position_columns, num_positions), *_time_arguments(time_bias_GK, batch.times),
+            *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
             time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, shape, batch, position_columns, time_bias_GK),
+            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
         )  # fmt: skip
 
 
@@ -208,10 +212,10 @@ def dense_rows(x: Tensor) -> Tensor:
 
 def backward(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, pos_bias_GP: Tensor | None,
-    time_bias_GK: Tensor | None, rows: Tensor | None, columns: Tensor | None,
+    time_bias_GK: Tensor | None, table: Tensor | None,
     q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Writes the gradients of q, k, v and returns both biases'; ``rows``, ``columns`` of `make_position_tables`."""
+    """Writes the gradients of q, k, v and returns both biases'; ``table`` of `make_position_table`."""
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-    backward_keys(q, k, v, grad, batch, norm_len, columns, num_positions, time_bias_GK, k_grad, v_grad)
-    return backward_queries(q, k, v, grad, batch, norm_len, rows, pos_bias_GP, time_bias_GK, q_grad)
+    backward_keys(q, k, v, grad, batch, norm_len, table, num_positions, time_bias_GK, k_grad, v_grad)
+    return backward_queries(q, k, v, grad, batch, norm_len, table, pos_bias_GP, time_bias_GK, q_grad)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
-from kernels.attention.triton_bias import make_position_tables
+from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_launch import Batch, backward, dense_rows, forward, prepare
 from kernels.triton_shared import require_device
 
@@ -24,16 +24,16 @@ class Attention(torch.autograd.Function):
         """The output; what the gradients need is kept."""
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         time_bias_GK = time_bias_GK.contiguous() if time_bias_GK is not None else None
-        rows, columns = make_position_tables(dense_rows(pos_bias_GP)) if pos_bias_GP is not None else (None, None)
-        ctx.save_for_backward(q, k, v, pos_bias_GP, time_bias_GK, rows, columns)
+        table = make_position_table(dense_rows(pos_bias_GP)) if pos_bias_GP is not None else None
+        ctx.save_for_backward(q, k, v, pos_bias_GP, time_bias_GK, table)
         ctx.batch, ctx.norm_len = batch, norm_len
         num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-        return forward(q, k, v, batch, norm_len, rows, num_positions, time_bias_GK)
+        return forward(q, k, v, batch, norm_len, table, num_positions, time_bias_GK)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients in the order of the inputs."""
-        q, k, v, pos_bias_GP, time_bias_GK, rows, columns = ctx.saved_tensors
+        q, k, v, pos_bias_GP, time_bias_GK, table = ctx.saved_tensors
         if q.numel() == 0:
             return (
                 *(torch.zeros_like(x) if x is not None else None for x in (q, k, v, pos_bias_GP, time_bias_GK)),
@@ -41,9 +41,7 @@ class Attention(torch.autograd.Function):
                 None,
             )
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-        biases = backward(
-            q, k, v, dense_rows(grad), ctx.batch, ctx.norm_len, pos_bias_GP, time_bias_GK, rows, columns, *grads
-        )
+        biases = backward(q, k, v, dense_rows(grad), ctx.batch, ctx.norm_len, pos_bias_GP, time_bias_GK, table, *grads)
         return (*grads, *biases, None, None)
 
 

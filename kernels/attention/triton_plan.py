@@ -2,7 +2,8 @@
 """What a batch's kernels need to know of its users, computed once a batch on the device, without waiting for it.
 
 Tiles are cut from the batch's token axis, not from each user: a tile may hold the end of one user and the whole of
-several short ones, so short users are packed for free, and the grid is known without reading lengths back.
+several short ones, so short users are packed for free, and the grid is known without reading lengths back. Tokens
+beyond the last offset belong to nobody and see only themselves: a batch may be padded at its end (CUDA graphs).
 """
 
 from __future__ import annotations
@@ -56,14 +57,17 @@ def plan_kernel(
     inside = token < num_tokens
     user = count_at_most(offsets_ptr, num_users + 1, token.to(tl.int64), num_steps) - 1
     user = tl.minimum(user, num_users - 1)
+    nobody = token >= tl.load(offsets_ptr + num_users)
     start = tl.load(offsets_ptr + user, mask=inside, other=0).to(tl.int32)
     stop = tl.load(offsets_ptr + user + 1, mask=inside, other=0).to(tl.int32)
+    start = tl.where(nobody, token, start)
+    stop = tl.where(nobody, token + 1, stop)
     context = start
     history = stop
     if HAS_CONTEXT:
-        context = start + tl.load(num_context_ptr + user, mask=inside, other=0).to(tl.int32)
+        context = start + tl.where(nobody, 0, tl.load(num_context_ptr + user, mask=inside, other=0).to(tl.int32))
     if HAS_TARGETS:
-        history = stop - tl.load(num_targets_ptr + user, mask=inside, other=0).to(tl.int32)
+        history = stop - tl.where(nobody, 0, tl.load(num_targets_ptr + user, mask=inside, other=0).to(tl.int32))
     tl.store(start_ptr + token, start, mask=inside)
     tl.store(stop_ptr + token, stop, mask=inside)
     tl.store(context_ptr + token, context, mask=inside)

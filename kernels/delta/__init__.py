@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.attention.buckets import TimeBuckets
+from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.check import check_bias, check_counts, check_heads, check_norm, check_offsets, check_times
 from kernels.backend import choose
 from kernels.delta import reference
@@ -36,6 +36,7 @@ def delta_attention(
     key_time_S: Tensor | None = None,
     cache_time_C: Tensor | None = None,
     num_targets_B: Tensor | None = None,
+    bucket_cache: BucketCache | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """HSTU attention of the new tokens only: the rows of `kernels.hstu_attention` over cache + new, for the new tokens.
@@ -43,8 +44,9 @@ def delta_attention(
     ``q_SHD``, ``k_SHD`` (S, H, D), ``v_SHE`` (S, H, E): the new tokens of all users, ``delta_offsets_B1`` (B+1,)
     int64. User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may
     share rows); its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``:
-    the last new tokens of a user that see history and themselves, not each other. Gradients: q, k, v and the biases;
-    none to the cache. Returns (S, H, E) in q's dtype.
+    the last new tokens of a user that see history and themselves, not each other. ``bucket_cache``: one per batch,
+    shared by its layers; Triton keeps there what it knows of the new tokens (C++ has nothing to keep). Gradients: q, k,
+    v and the biases; none to the cache. Returns (S, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, a cache range outside the cache), `KernelUnavailable`.
     """
@@ -79,6 +81,7 @@ def delta_attention(
             num_targets_B=num_targets_B,
         )
     implementation = load("delta", chosen)
+    cached = {"bucket_cache": bucket_cache} if chosen == "triton" else {}
     out: Tensor = implementation.delta_attention(
         q_SHD,
         k_SHD,
@@ -96,6 +99,7 @@ def delta_attention(
         key_time_S=key_time_S,
         cache_time_C=cache_time_C,
         num_targets_B=num_targets_B,
+        **cached,
     )
     return out
 

@@ -14,6 +14,9 @@ from kernels.attention.triton_backward import add_diagonals
 from kernels.attention.triton_forward import load_tile
 from kernels.triton_shared import count_at_most, silu_and_slope, silu_of_half
 
+VARYING = ("time_group", "num_thresholds", "threshold_steps")
+"""A server's question has as many buckets as the user has tokens: no reason to compile anew."""
+
 
 @triton.jit
 def find_work(tile, tiles_ptr, offsets_ptr, num_users, num_steps, BM: tl.constexpr):
@@ -46,7 +49,7 @@ def cache_bias(
     return half, bucket
 
 
-@triton.jit(do_not_specialize=["num_users", "num_steps", "num_tokens", "num_heads", "num_positions", "num_thresholds"])
+@triton.jit(do_not_specialize=["num_users", "num_steps", "num_tokens", "num_heads", "num_positions", *VARYING])
 def cache_forward_kernel(
     q_ptr, k_ptr, v_ptr, parts_ptr, q_stride, k_stride, v_stride, q_head, k_head, v_head,
     tiles_ptr, offsets_ptr, cache_start_ptr, cache_len_ptr, position_ptr, position_group, num_positions,
@@ -93,7 +96,7 @@ def cache_forward_kernel(
     tl.store(parts_ptr + place * E + column[None, :], acc * inverse_norm, mask=keep)
 
 
-@triton.jit(do_not_specialize=["num_users", "num_steps", "num_heads", "num_positions", "num_thresholds", "num_tiles"])
+@triton.jit(do_not_specialize=["num_users", "num_steps", "num_heads", "num_positions", "num_tiles", *VARYING])
 def cache_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, own_grad_ptr, q_grad_ptr, q_stride, k_stride, v_stride, grad_stride, q_grad_stride,
     q_head, k_head, v_head, grad_head, q_grad_head,
@@ -147,7 +150,7 @@ def cache_gradient_kernel(
             slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN)
+                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN, True)
             if HAS_TIME:
                 low = tl.min(tl.where(seen, bucket, 2147483647))
                 high = tl.max(tl.where(seen, bucket, -1))

@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 from kernels.attention import triton_launch
-from kernels.attention.buckets import TimeBuckets
-from kernels.attention.triton_bias import make_position_tables
+from kernels.attention.buckets import BucketCache, TimeBuckets
+from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions
 from kernels.delta.triton_cache import add_parts_kernel, cache_forward_kernel, cache_gradient_kernel
 from kernels.triton_shared import INTERPRETED, dot_precision, fast_math, next_power, num_processors, require_device
@@ -78,8 +78,8 @@ class DeltaAttention(torch.autograd.Function):
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         pos_bias = pos_bias.contiguous() if pos_bias is not None else None
         time_bias = time_bias.contiguous() if time_bias is not None else None
-        tables = make_position_tables(pos_bias) if pos_bias is not None else (None, None)
-        ctx.save_for_backward(q, k, v, pos_bias, time_bias, *tables)
+        table = make_position_table(pos_bias) if pos_bias is not None else None
+        ctx.save_for_backward(q, k, v, pos_bias, time_bias, table)
         ctx.batch, ctx.cache, ctx.norm_len = batch, cache, norm_len
         num_tokens, num_heads = q.shape[:2]
         rows = _rows(num_tokens, len(cache.len_B))
@@ -87,7 +87,7 @@ class DeltaAttention(torch.autograd.Function):
         splits = max(1, min(16, 2 * num_processors(q) // (tiles * num_heads)))
         parts = torch.empty(splits + 1, num_tokens, num_heads, v.shape[2], dtype=torch.float32, device=q.device)
         num_positions = pos_bias.shape[1] if pos_bias is not None else 0
-        triton_launch.forward(q, k, v, batch, norm_len, tables[0], num_positions, time_bias, out=parts[0])
+        triton_launch.forward(q, k, v, batch, norm_len, table, num_positions, time_bias, out=parts[0])
         time = _time_arguments(time_bias, cache)
         num_thresholds = time_bias.shape[1] - 1 if time_bias is not None else 0
         cache_forward_kernel[(tiles, num_heads, splits)](
@@ -104,13 +104,13 @@ class DeltaAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients in the order of the inputs."""
-        q, k, v, pos_bias, time_bias, rows, columns = ctx.saved_tensors
+        q, k, v, pos_bias, time_bias, table = ctx.saved_tensors
         grad, batch, cache, norm_len = dense_rows(grad), ctx.batch, ctx.cache, ctx.norm_len
         own_grad = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         q_grad = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         k_grad, v_grad = torch.empty(k.shape, dtype=k.dtype, device=k.device), torch.empty_like(v).contiguous()
         own = triton_launch.backward(
-            q, k, v, grad, batch, norm_len, pos_bias, time_bias, rows, columns, own_grad, k_grad, v_grad
+            q, k, v, grad, batch, norm_len, pos_bias, time_bias, table, own_grad, k_grad, v_grad
         )
         cached = _cache_gradient(q, v, grad, own_grad, q_grad, pos_bias, time_bias, cache, norm_len)
         biases = [a + b if a is not None and b is not None else None for a, b in zip(own, cached, strict=True)]
@@ -164,6 +164,7 @@ def delta_attention(
     key_time_S: Tensor | None = None,
     cache_time_C: Tensor | None = None,
     num_targets_B: Tensor | None = None,
+    bucket_cache: BucketCache | None = None,
 ) -> Tensor:
     """`kernels.delta_attention` on a GPU (or any tensors in Triton's interpreter)."""
     require_device(q_SHD, "delta_attention")
@@ -172,7 +173,7 @@ def delta_attention(
     if time_bias_GK is None:
         time_buckets = query_time_S = key_time_S = cache_time_C = None
     batch = triton_launch.prepare(
-        delta_offsets_B1, q_SHD.shape[0], time_buckets, query_time_S, key_time_S, None, num_targets_B, None
+        delta_offsets_B1, q_SHD.shape[0], time_buckets, query_time_S, key_time_S, None, num_targets_B, bucket_cache
     )
     cache = Cache(
         dense_rows(cache_k_CHD.detach()), dense_rows(cache_v_CHE.detach()), cache_start_B.contiguous(),

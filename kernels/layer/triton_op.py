@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.attention import triton_launch
 from kernels.attention.buckets import BucketCache, TimeBuckets
-from kernels.attention.triton_bias import make_position_tables
+from kernels.attention.triton_bias import make_position_table
 from kernels.layer.dropout import threshold
 from kernels.layer.params import LayerParams
 from kernels.layer.triton_norm import (
@@ -147,15 +147,13 @@ class Layer(torch.autograd.Function):
         projected = _project(x, (norm_in_weight, norm_in_bias), weight, bias, constants.eps)
         u, v, q, k = _split(silu(projected), constants)
         time_bias = time_bias.contiguous() if time_bias is not None else None
-        tables = make_position_tables(triton_launch.dense_rows(pos_bias)) if pos_bias is not None else (None, None)
+        table = make_position_table(triton_launch.dense_rows(pos_bias)) if pos_bias is not None else None
         num_positions = pos_bias.shape[1] if pos_bias is not None else 0
-        attended = triton_launch.forward(
-            q, k, v, batch, constants.norm_len, tables[0], num_positions, time_bias
-        ).flatten(1)
+        attended = triton_launch.forward(q, k, v, batch, constants.norm_len, table, num_positions, time_bias).flatten(1)
         gated = gate(attended, u, norm_out_weight, norm_out_bias, constants.eps)
         ctx.save_for_backward(
             x, projected, attended, norm_in_weight, norm_in_bias, weight, bias, norm_out_weight, norm_out_bias,
-            out_weight, out_bias, pos_bias, time_bias, *tables,
+            out_weight, out_bias, pos_bias, time_bias, table,
         )  # fmt: skip
         ctx.batch, ctx.constants = batch, constants
         return add_residual(x, gated @ out_weight, out_bias, constants)
@@ -165,7 +163,7 @@ class Layer(torch.autograd.Function):
         """Gradients in the order of the inputs."""
         (
             x, projected, attended, norm_in_weight, norm_in_bias, weight, bias, norm_out_weight, norm_out_bias,
-            out_weight, out_bias, pos_bias, time_bias, rows, columns,
+            out_weight, out_bias, pos_bias, time_bias, table,
         ) = ctx.saved_tensors  # fmt: skip
         constants: Constants = ctx.constants
         grad = triton_launch.dense_rows(grad)
@@ -180,7 +178,7 @@ class Layer(torch.autograd.Function):
         out_weight_grad = gated.T @ change_grad
         bias_grads = triton_launch.backward(
             q, k, v, attended_grad.unflatten(1, (constants.num_heads, constants.value)), ctx.batch, constants.norm_len,
-            pos_bias, time_bias, rows, columns, q_grad, k_grad, v_grad,
+            pos_bias, time_bias, table, q_grad, k_grad, v_grad,
         )  # fmt: skip
         bias_grad = _silu_gradient(projected, inner, bias)
         weight_grad = normalize(x, norm_in_weight, norm_in_bias, constants.eps).T @ inner

@@ -205,7 +205,8 @@ class CrossEntropy(torch.autograd.Function):
         """The output; what the gradients need is kept."""
         query, table, target = query.contiguous(), table.contiguous(), target.contiguous()
         num_rows = query.shape[0]
-        loss, log_sum = empty_rows(2, num_rows, torch.float32, query.device)
+        both: tuple[Tensor, ...] = empty_rows(2, num_rows, torch.float32, query.device).unbind()
+        loss, log_sum = both
         if num_rows:
             options = _row_options(query, slots, scale)
             parts = _parts(query, table, target, slots, scale)

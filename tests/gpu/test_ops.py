@@ -11,6 +11,14 @@ from kernels import hstu_attention, rowwise_adagrad_, sampled_softmax
 from tests.kernels.triton import cases
 
 GPU = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32() -> None:
+    """A trainer of an earlier test may have allowed TF32."""
+    torch.set_float32_matmul_precision("highest")
+
+
 DTYPES = [torch.float32, torch.bfloat16]
 ATTENTION: dict[str, dict[str, Any]] = {
     "ragged users, odd widths": {"lengths": [5, 0, 133, 1, 70, 300], "qk": 50, "value": 40},

@@ -7,6 +7,7 @@ import sys
 from itertools import islice
 
 import pytest
+import torch
 
 from bench.gpu_pass import synthetic_examples
 from kernels import build
@@ -26,6 +27,8 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
 
     losses = {}
     for device in ("cpu", "cuda"):
+        # Products in float32, whatever another test asked for: `trainer.device` is what sets TF32.
+        torch.set_float32_matmul_precision("highest")
         config = TrainerConfig(
             device=device, exclude_seen=True, full_softmax_max_items=full_softmax_max_items, num_negatives=64
         )
@@ -38,3 +41,22 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
     assert len(losses["cpu"]) > 5
     for ours, theirs in zip(losses["cuda"], losses["cpu"], strict=True):
         assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
+    from trainer.config import ModelConfig, TrainerConfig
+    from trainer.step import Learner
+
+    torch.set_float32_matmul_precision("highest")
+    losses = {}
+    for graphs in (False, True):
+        config = TrainerConfig(device="cuda", exclude_seen=True, cuda_graphs=graphs)
+        learner = Learner(ModelConfig(), config, "cuda")
+        examples = synthetic_examples(40, 300, 60, 100, 16, 200)
+        losses[graphs] = []
+        while batch := list(islice(examples, 16)):
+            report = learner.step(batch)
+            losses[graphs].append((report.retrieval_loss, report.ranking_loss))
+        assert learner._graphs is None or learner._graphs.captures, "a capture failed; see its warning"
+    for ours, theirs in zip(losses[True], losses[False], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -31,8 +31,9 @@ def read() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def exceeded(report: Report, limits: dict[str, int]) -> list[str]:
-    """What got worse: more registers, stack, spills or shared memory, fewer matrix instructions or wide loads."""
-    worse = [key for key in ("registers", "stack", "spills", "shared") if getattr(report, key) > limits[key]]
+    """What got worse: more of what costs, fewer matrix instructions or wide loads."""
+    costs = ("registers", "stack", "spills", "shared", "barriers")
+    worse = [key for key in costs if getattr(report, key) > limits[key]]
     worse += [key for key in ("wgmma", "mma", "wide_loads") if getattr(report, key) < limits[key]]
     return [f"{key}: budget {limits[key]}, compiled {getattr(report, key)}" for key in worse]
 

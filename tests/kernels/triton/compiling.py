@@ -41,6 +41,7 @@ class Report:
     wgmma: int
     mma: int
     wide_loads: int
+    barriers: int
 
 
 def compile_for(
@@ -68,7 +69,7 @@ def compile_for(
             signature[name] = "fp32"
         else:
             signature[name] = known.get(name, "i32")
-            if name.endswith(("_stride", "_head", "_group", "length", "width")):
+            if name.endswith(("_stride", "_head", "_group", "width")):
                 aligned[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages}
@@ -100,6 +101,7 @@ def read_report(cubin: bytes, shared: int) -> Report:
         wgmma=count(r"\b(?:HGMMA|UTCHMMA|UTCQMMA)\b"),
         mma=count(r"\bHMMA\b"),
         wide_loads=count(r"\bLDG\.E\.(?:\w+\.)*128\b") + count(r"\bLDGSTS\.E\.(?:\w+\.)*128\b"),
+        barriers=count(r"\bBAR\."),
     )
 
 

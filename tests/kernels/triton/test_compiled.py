@@ -46,9 +46,18 @@ def test_on_hopper_attention_multiplies_with_wgmma_and_loads_wide() -> None:
 
 
 def test_a_budget_notices_each_thing_that_gets_worse() -> None:
-    limits = {"registers": 100, "stack": 0, "shared": 1000, "spills": 0, "wgmma": 8, "mma": 0, "wide_loads": 4}
+    limits = {
+        "registers": 100,
+        "stack": 0,
+        "shared": 1000,
+        "spills": 0,
+        "wgmma": 8,
+        "mma": 0,
+        "wide_loads": 4,
+        "barriers": 9,
+    }
     good = Report(**limits)
     assert budget.exceeded(good, limits) == []
-    worse = {"registers": 101, "stack": 8, "spills": 1, "shared": 1001, "wgmma": 7, "wide_loads": 3}
+    worse = {"registers": 101, "stack": 8, "spills": 1, "shared": 1001, "wgmma": 7, "wide_loads": 3, "barriers": 10}
     for key, value in worse.items():
         assert len(budget.exceeded(replace(good, **{key: value}), limits)) == 1

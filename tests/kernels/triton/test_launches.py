@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton", reason="triton comes with torch on Linux")
 
 from kernels import (
+    TimeBuckets,
     delta_attention,
     full_softmax,
     hstu_attention,
@@ -124,6 +125,35 @@ def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
         for length in (640, 641, 642, 644, 656, 704, 3000):
             batches([length, *[2] * (length % 7)])
     assert {name: len(versions - first[name]) for name, versions in seen.items() if versions != first[name]} == {}
+
+
+def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() -> None:
+    def ask(length: int) -> None:
+        """As a server judges candidates: a bucket for each place of the user's history."""
+        arguments, _ = cases.delta_case([30], [length], qk=32, value=32, buckets=9, targets=30)
+        arguments["time_buckets"] = TimeBuckets(torch.arange(1, length + 1))
+        arguments["time_bias_GK"] = torch.zeros(2, length + 1)
+        cases.run(delta_attention, arguments, None, "cpu", torch.float32, "triton")
+
+    with compiling_launches(90, compiles=False) as seen:
+        ask(400)
+        first = {name: set(versions) for name, versions in seen.items()}
+        for length in (300, 303, 399, 511, 512):
+            ask(length)
+    assert {name: len(versions - first[name]) for name, versions in seen.items() if versions != first[name]} == {}
+
+
+@pytest.mark.parametrize("op", [attention, softmax], ids=lambda op: op.__name__)
+def test_products_in_tf32_compile_for_hopper_too(op: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.BF16", torch.float32)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with compiling_launches(90) as seen:
+            op()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
 
 
 def test_a_catalogue_of_millions_fits_the_grid() -> None:

@@ -135,6 +135,17 @@ def test_delta_attention_and_its_gradients_equal_the_reference(shape: dict[str, 
     cases.check_delta(CPU, **shape)
 
 
+def test_delta_attention_s_layers_share_what_is_known_of_the_new_tokens() -> None:
+    arguments, _ = cases.delta_case([3, 20], [40, 5])
+    cache = BucketCache()
+    first = cases.delta_attention(**arguments, bucket_cache=cache, backend="triton")
+    tables = cache.value
+    assert tables is not None
+    assert torch.equal(cases.delta_attention(**arguments, bucket_cache=cache, backend="triton"), first)
+    assert cache.value is tables
+    assert torch.equal(cases.delta_attention(**arguments, backend="triton"), first)
+
+
 @pytest.mark.parametrize("negatives", ["shared", "own", "batch"])
 @pytest.mark.parametrize("log_q", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])

@@ -1,0 +1,55 @@
+"""Batches padded for CUDA graphs, on the same path without graphs: real tokens get what they get without padding."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
+
+from tests.kernels.triton import cases
+from trainer.config import ModelConfig
+from trainer.graph import PaddedEncoder, padded_size
+from trainer.model import HSTU
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(
+    num_layers=2, model_width=16, num_heads=1, qk_width=16, value_width=16, num_positions=40, num_time_buckets=8
+)
+
+
+def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, gradient of the inputs, gradients of the weights) of one batch."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(lengths), 16, generator=generator).requires_grad_()
+    offsets, times = cases.offsets_of(lengths), cases.times(generator, lengths)
+    if encoder is None:
+        y = model.encode(x, offsets, times + 700, times, in_order=True, backend="triton")
+    else:
+        y = encoder(x, *(each.numpy() for each in (offsets, times + 700, times)))
+    weights = [parameter for name, parameter in model.named_parameters() if name.startswith("layers.")]
+    x_grad, *grads = torch.autograd.grad(y, [x, *weights], torch.randn(y.shape, generator=generator))
+    return y.detach(), x_grad, torch.cat([grad.flatten() for grad in grads])
+
+
+def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # a GPU's offsets are not read back
+    model = HSTU(CONFIG)
+    encoder = PaddedEncoder(model, CPU, captures=False, backend="triton")
+    for seed, lengths in enumerate(([40, 0, 7, 150], [3, 5], [200, 100])):
+        plain, padded = (run(model, lengths, each, seed) for each in (None, encoder))
+        assert torch.equal(plain[0], padded[0])
+        assert torch.equal(plain[1], padded[1])
+        assert cases.error(padded[2], plain[2]) < 1e-5
+    assert len(encoder._encoders) == 2
+
+
+def test_sizes_are_few_and_at_most_half_as_much_again() -> None:
+    sizes = [padded_size(n, 256) for n in range(1, 20_000)]
+    assert all(n <= size <= max(256, 1.5 * n) for n, size in enumerate(sizes, start=1))
+    assert len(np.unique(sizes)) == 14

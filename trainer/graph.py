@@ -1,0 +1,106 @@
+"""The encoder on a GPU as CUDA graphs: a launch forward and one backward, instead of some thirty a layer.
+
+A graph replays fixed shapes on fixed memory, and batches are jagged. So a batch is padded at its end to one of a few
+sizes: the tokens beyond the last offset belong to nobody, see only themselves, and get no gradient; offsets beyond the
+last user are users without tokens. The sizes that matter, where users begin, are read on the device, so that one graph
+serves every batch of its size. What real tokens give is what they give without padding; sums over all tokens (the
+gradients of weights) run over other tiles, and may differ in their last bits.
+
+Memory of one graph is shared by all: only one step is under way at a time, and none looks back at the one before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.model import HSTU
+
+Int64 = NDArray[np.int64]
+Encode = Callable[..., Tensor]
+LEAST_TOKENS = 256
+LEAST_USERS = 16
+
+
+def padded_size(n: int, least: int) -> int:
+    """The smallest of least · 2^k and 1.5 · least · 2^k that holds n: at most half of it more than is needed."""
+    size = least
+    while size < n:
+        if size * 3 // 2 >= n:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
+    """Whether no user's keys go back in time: known here, the device need not be asked."""
+    back = np.flatnonzero(key_time_T[1:] < key_time_T[:-1]) + 1
+    return bool(np.isin(back, starts_B1).all())
+
+
+class _Layers(nn.Module):
+    """What a graph is made of: it owns the layers' weights and no others."""
+
+    def __init__(self, model: HSTU, backend: str) -> None:
+        super().__init__()
+        self.layers = model.layers
+        self._encode = (model.encode,)  # in a tuple, or the whole model's weights would be this module's
+        self._backend = backend
+
+    def forward(self, x_TM: Tensor, offsets_B1: Tensor, query_time_T: Tensor, key_time_T: Tensor) -> Tensor:
+        return self._encode[0](x_TM, offsets_B1, query_time_T, key_time_T, in_order=True, backend=self._backend)
+
+
+class PaddedEncoder:
+    """`HSTU.encode` without dropout, for batches whose times are in order; as graphs if ``captures``.
+
+    A capture that fails is told once, and from then on the same layers run without graphs.
+    """
+
+    def __init__(self, model: HSTU, device: torch.device, *, captures: bool, backend: str = "auto") -> None:
+        self.captures = captures
+        self._model, self._device, self._backend = model, device, backend
+        self._encoders: dict[tuple[int, int], Encode] = {}
+        self._pool: Any = None
+
+    def __call__(self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Tensor:
+        """(T, M) → (T, M); offsets and times on the host, where padding costs no launch."""
+        num_tokens, num_users = len(x_TM), len(offsets_B1) - 1
+        if num_tokens == 0:
+            return x_TM
+        size = padded_size(num_tokens, LEAST_TOKENS), padded_size(num_users, LEAST_USERS)
+        more = size[0] - num_tokens
+        padded = F.pad(x_TM, (0, 0, 0, more))
+        host = (
+            np.pad(offsets_B1, (0, size[1] - num_users), mode="edge"),
+            np.pad(query_time_T, (0, more), mode="edge"),
+            np.pad(key_time_T, (0, more), mode="edge"),
+        )
+        rest = tuple(torch.from_numpy(array).to(self._device) for array in host)
+        return self._encoder(size, (padded, *rest))(padded, *rest)[:num_tokens]
+
+    def _encoder(self, size: tuple[int, int], example: tuple[Tensor, ...]) -> Encode:
+        if size not in self._encoders:
+            plain = _Layers(self._model, self._backend)
+            self._encoders[size] = self._captured(plain, example) if self.captures else plain
+        return self._encoders[size]
+
+    def _captured(self, plain: _Layers, example: tuple[Tensor, ...]) -> Encode:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in example)
+        try:
+            graphed = torch.cuda.make_graphed_callables(plain, samples, pool=self._pool)
+        except RuntimeError as failure:
+            self.captures = False
+            self._encoders.clear()
+            warnings.warn(f"trainer.cuda_graphs: going on without, as a capture failed: {failure}", stacklevel=2)
+            return _Layers(self._model, self._backend)
+        return cast("Encode", graphed)
