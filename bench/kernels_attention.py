@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench import peer
 from bench.batches import Users, full_batch, long_tail_batch
-from bench.timing import ARITHMETIC, Row, Work, at_precision, gemm_rate, row, take_turns
+from bench.timing import ARITHMETIC, Row, Work, at_precision, gemm_rate, kernel_share, row, take_turns
 from kernels import BucketCache, TimeBuckets, hstu_attention
 
 WIDTH = 50
@@ -64,13 +64,16 @@ def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | No
         contenders |= {key: at_precision(precision, work) for key, work in own.items()}
         repeats |= dict.fromkeys(own, 3)
     seconds = take_turns(contenders, rounds, repeats)
+    in_kernel = kernel_share(contenders["peer"])
     flops = PRODUCTS * 2 * users.num_pairs * WIDTH
     rows = []
     for name, (dtype, _) in ARITHMETIC.items():
         at_hand, no_rab = seconds[f"{name}, buckets at hand"], seconds[f"{name}, no rab"]
         share = flops / seconds[name] / gemm_rate(dtype)
         limit = f"{share:.0%} of this core's {name.split()[0]} GEMM"
-        note = f"{seconds['peer'] * 1e3:.0f} ms / {seconds[name] * 1e3:.2f} ms; {limit}"
+        plain = seconds["peer"] * (1 - in_kernel) / seconds[name]
+        note = f"{seconds['peer'] * 1e3:.0f} ms / {seconds[name] * 1e3:.2f} ms; {limit}; {plain:.1f}x without the"
+        note += f" {in_kernel:.0%} of the peer's time that is the operating system's"
         rows.append(
             row(
                 f"attention, {label}, {name} over padded eager",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -28,6 +29,18 @@ def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int]
                 if turn:
                     seconds[name].append(elapsed)
     return {name: median(values) for name, values in seconds.items()}
+
+
+def kernel_share(work: Work) -> float:
+    """The share of the processor time that the operating system takes, mostly for clearing fresh memory: one run's.
+
+    It swings with the machine (a virtual one's pages may be made twice), and the eager peers have the most of it.
+    """
+    before = os.times()
+    work()
+    after = os.times()
+    user_s, system_s = after.user - before.user, after.system - before.system
+    return system_s / max(user_s + system_s, 1e-9)
 
 
 ARITHMETIC: dict[str, tuple[torch.dtype, str]] = {
