@@ -26,31 +26,34 @@ $(STAMP): constraints.txt
 	$(PIP) install --require-hashes -r constraints.txt
 	touch $@
 
-lint: ## ruff, mypy and the import contracts
+$(BIN)/python:
+	@test -x $@ || { echo "headrace: expected an environment in $(VENV), found none; run 'make setup' first" >&2; exit 2; }
+
+lint: $(BIN)/python ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: ## let ruff put the code in order
+format: $(BIN)/python ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
+test: $(BIN)/python ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What a lent machine's packages warn of is no reason to lose the run. Compiling takes most of it: so side by side.
+# What the packages of a GPU machine warn of is no reason to lose the run. Compiling takes most of it: so side by side.
 test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)
 
-bench: ## side-by-side measurements on this machine (BENCH=kernels, stream; BENCH_ARGS=--quick)
+bench: $(BIN)/python ## side-by-side measurements on this machine (BENCH=kernels, stream; BENCH_ARGS=--quick)
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
 
 bench-gpu: ## every GPU measurement in one run of under ten minutes; writes $(RESULTS)/gpu.json as it goes
 	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS)
 
-demo: ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
+demo: $(BIN)/python ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
 	$(BIN)/python -m headrace demo $(DEMO_ARGS)
 
 lock: ## resolve constraints.txt anew, within what pyproject.toml allows

@@ -53,7 +53,7 @@ def synthetic_examples(
 
 
 def build_library() -> None:
-    """The trainer's id map is C++, which a machine lent for its GPU has not compiled."""
+    """The trainer's id map is C++, which a machine with a GPU and no environment of ours has not compiled."""
     subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
 
 

@@ -15,7 +15,7 @@ from kernels import build
 
 @pytest.fixture(scope="module", autouse=True)
 def library() -> None:
-    """The id map is C++; a machine lent for its GPU has not compiled it."""
+    """The id map is C++; a machine with a GPU and no environment of ours has not compiled it."""
     if not build.LIBRARY_PATH.exists():
         subprocess.run([sys.executable, "-m", "kernels.build"], check=True)
 

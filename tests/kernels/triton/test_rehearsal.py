@@ -1,4 +1,4 @@
-"""`python -m bench gpu` is run once on a machine that is lent for minutes: its whole course is rehearsed here."""
+"""`python -m bench gpu` may have a GPU for minutes only: its whole course is rehearsed here."""
 
 from __future__ import annotations
 
