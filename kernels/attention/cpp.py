@@ -40,8 +40,10 @@ def make_buckets(
     cache_start, cache_len, cache_time = cache if cache is not None else (None, None, None)
     keys = queries if cache_len is None else queries + cache_len
     num_pairs = int((queries * ((keys + 63) // 64 * 64)).sum())
-    # Columns that no row sees stay unwritten: the kernels mask them.
-    buckets = torch.empty(num_pairs + len(queries), dtype=dtype)
+    # Rows, a byte a user, and an int32 a query (csrc/attention.h). Columns that no row sees stay unwritten: the kernels
+    # mask them.
+    num_bytes = num_pairs * dtype.itemsize + len(queries) + 4 + 4 * len(query_time)
+    buckets = torch.empty(-(-num_bytes // dtype.itemsize), dtype=dtype)
     thresholds = time_buckets.on(torch.device("cpu")).contiguous()
     held = [offsets_B1.contiguous(), query_time.contiguous(), key_time.contiguous(), thresholds]
     optional = [None if x is None else x.contiguous() for x in (cache_start, cache_len, cache_time, num_context_B)]

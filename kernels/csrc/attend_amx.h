@@ -163,7 +163,7 @@ struct Biases {
 
     HEADRACE_INLINE int64_t row(int r) const { return r < group.valid ? r : group.valid - 1; }
     HEADRACE_INLINE const float* pos(int r) const { return POS ? tables.pos_row(item, group.query + row(r), group.j0) : nullptr; }
-    HEADRACE_INLINE const B* buckets(int r) const { return MODE != NO_TIME ? view.row + row(r) * view.stride : nullptr; }
+    HEADRACE_INLINE const B* buckets(int r) const { return MODE != NO_TIME ? view.row[row(r)] : nullptr; }
     HEADRACE_INLINE vf added(vf s, const float* pos_row, const B* bucket_row, int64_t column) const {
         if (POS) s += load(pos_row + column);
         if (MODE != NO_TIME) s += table.at(bucket_row + column);
@@ -186,7 +186,7 @@ HEADRACE_INLINE void with_time(const Item& item, const PairTables& tables, const
 template <typename Body>
 HEADRACE_INLINE void with_biases(const Item& item, const PairTables& tables, const Group& group, const Body& body) {
     if (!tables.time) {
-        const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+        const TimeView<uint8_t> none{{}, 0, NO_TIME};
         if (tables.pos) return body(Biases<true, NO_TIME, uint8_t>(item, tables, group, none));
         return body(Biases<false, NO_TIME, uint8_t>(item, tables, group, none));
     }

@@ -19,7 +19,9 @@ struct HeadraceAttention {
     const int64_t *num_context, *num_targets;  // (B,) or null
     const float *pos_bias, *time_bias;         // (pos_heads, num_pos), (time_heads, num_buckets) or null
     int64_t num_pos, pos_heads, num_buckets, time_heads;
-    const void* buckets;  // per user (queries, round_up(keys, 64)) of uint8 or uint16, then one byte a user: 1 = monotone
+    // Per user room for (queries, round_up(keys, 64)) of uint8 or uint16, filled from its start; then one byte a user, 1 =
+    // monotone; then, from `bucket_index_at` on, one int32 a query: its row in its user's room.
+    const void* buckets;
     int64_t bucket_bytes;
     HeadraceTensor grad, dq, dk, dv;  // backward
     float *dpos, *dtime;              // of the shapes of the biases, written
@@ -34,3 +36,5 @@ struct HeadraceBuckets {
     const int64_t* thresholds;
     void* buckets;
 };
+
+static inline int64_t bucket_index_at(int64_t rows_end, int64_t bucket_bytes, int64_t num_users) { return (rows_end * bucket_bytes + num_users + 3) / 4 * 4; }

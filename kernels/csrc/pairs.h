@@ -12,11 +12,14 @@ constexpr int64_t COPIES = 16;      // of the position gradient: a row's sums st
 // One head of one user.
 struct Item {
     int64_t user, head, first, queries, keys, cached, context, targets;
-    const void* buckets;  // (queries, bucket_stride)
+    const void* buckets;        // rows of bucket_stride
+    const int32_t* bucket_row;  // of each query: neighbours of equal times share one
     int64_t bucket_stride;
     bool monotone;
 
     int64_t position(int64_t query) const { return cached + query; }
+    template <typename T>
+    const T* buckets_of(int64_t query) const { return static_cast<const T*>(buckets) + bucket_row[query] * bucket_stride; }
 };
 
 // Six query rows against one tile of keys, in the tile's coordinates.
@@ -122,11 +125,13 @@ struct Plan {
         item.targets = a.num_targets ? a.num_targets[item.user] : 0;
         item.bucket_stride = round_up(item.keys, 64);
         item.buckets = nullptr;
+        item.bucket_row = nullptr;
         item.monotone = false;
         if (a.buckets) {
             const char* bytes = static_cast<const char*>(a.buckets);
             item.buckets = bytes + bucket_starts[item.user] * a.bucket_bytes;
             item.monotone = bytes[bucket_rows_end * a.bucket_bytes + item.user] != 0;
+            item.bucket_row = reinterpret_cast<const int32_t*>(bytes + bucket_index_at(bucket_rows_end, a.bucket_bytes, a.num_users)) + item.first;
         }
         return item;
     }
@@ -250,8 +255,7 @@ enum TimeMode { NO_TIME, TABLE_32, TABLE_64, TABLE_128, ANY };
 
 template <typename T>
 struct TimeView {
-    const T* row;  // the group's first row, at the tile's first column
-    int64_t stride;
+    const T* row[MR];  // the group's rows that exist, at the tile's first column
     int32_t low;
     TimeMode mode;
 };
@@ -259,13 +263,12 @@ struct TimeView {
 template <typename T>
 inline TimeView<T> look(const Item& item, const Group& group, int64_t num_buckets) {
     TimeView<T> view;
-    view.row = static_cast<const T*>(item.buckets) + group.query * item.bucket_stride + group.j0;
-    view.stride = item.bucket_stride;
+    for (int r = 0; r < group.valid; ++r) view.row[r] = item.buckets_of<T>(group.query + r) + group.j0;
     view.low = 0;
     int32_t high = static_cast<int32_t>(num_buckets) - 1;
     if (item.monotone && group.valid) {  // sorted times: buckets rise down a column and fall along a row
-        high = view.row[(group.valid - 1) * view.stride];
-        if (group.whole == group.width) view.low = view.row[group.width - 1];
+        high = view.row[group.valid - 1][0];
+        if (group.whole == group.width) view.low = view.row[0][group.width - 1];
     }
     const int32_t range = high - view.low + 1;
 #if defined(__AVX512F__)
@@ -280,8 +283,8 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
 // The buckets of a tile to come, while another is worked on.
 inline void prefetch_buckets(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows) {
     if (!tables.time || j0 >= item.keys || j0 > item.position(i0 + rows - 1)) return;
-    const char* tile = static_cast<const char*>(item.buckets) + (i0 * item.bucket_stride + j0) * tables.bucket_bytes;
-    for (int64_t r = 0; r < min64(rows, item.queries - i0); ++r) __builtin_prefetch(tile + r * item.bucket_stride * tables.bucket_bytes);
+    for (int64_t r = i0; r < min64(i0 + rows, item.queries); ++r)
+        __builtin_prefetch(static_cast<const char*>(item.buckets) + (item.bucket_row[r] * item.bucket_stride + j0) * tables.bucket_bytes);
 }
 
 #if defined(__AVX512F__)
@@ -362,7 +365,7 @@ void activate_as(const Item& item, const PairTables& tables, const Group& group,
         for (int64_t n = 0; n < vectors; ++n) {
             vf s = load(row + n * W);
             if (POS) s += load(pos + n * W);
-            if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
+            if (MODE != NO_TIME) s += table.at(view.row[r] + n * W);
             vf weight = s * sigmoid(s);
             if ((n + 1) * W > group.whole) weight = keep_seen(group, r, n * W, weight);
             store(row + n * W, weight);
@@ -403,14 +406,13 @@ HEADRACE_INLINE bool same_buckets(const T* a, const T* b) { return __builtin_mem
 template <typename T>
 void time_gradient_of(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
                       int64_t ld, const PairGrads& grads) {
-    const T* tile = static_cast<const T*>(item.buckets) + i0 * item.bucket_stride + j0;
     const bool causal = item.position(i0) >= item.context;
     for (int64_t n = 0; n < cols; n += W) {
         int64_t r = causal ? max64(0, j0 + n - item.position(i0)) : 0;
         while (r < rows) {
-            const T* buckets = tile + r * item.bucket_stride + n;
+            const T* buckets = item.buckets_of<T>(i0 + r) + j0 + n;
             vf total = load(slope + r * ld + n);
-            for (++r; r < rows && same_buckets(buckets, tile + r * item.bucket_stride + n); ++r) total += load(slope + r * ld + n);
+            for (++r; r < rows && same_buckets(buckets, item.buckets_of<T>(i0 + r) + j0 + n); ++r) total += load(slope + r * ld + n);
             scatter_time(buckets, total, grads.time, tables.num_buckets);
         }
     }
@@ -420,27 +422,28 @@ void time_gradient_of(const Item& item, const PairTables& tables, int64_t i0, in
 // The same for a tile of up to 64 columns of one byte: a row is compared with the row before in one step.
 inline void time_gradient_of_bytes(const Item& item, const PairTables& tables, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope,
                                    int64_t ld, const PairGrads& grads) {
-    const uint8_t* row = static_cast<const uint8_t*>(item.buckets) + i0 * item.bucket_stride + j0;
+    const uint8_t* row = item.buckets_of<uint8_t>(i0) + j0;
     const int64_t vectors = (cols + W - 1) / W;
     vf total[4] = {};
-    for (int64_t r = 0; r < rows; ++r, row += item.bucket_stride, slope += ld) {
-        if (r > 0) {
-            const uint8_t* before = row - item.bucket_stride;
-            uint64_t changed = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(row), _mm512_loadu_si512(before));
+    for (int64_t r = 0; r < rows; ++r, slope += ld) {
+        const uint8_t* next = item.buckets_of<uint8_t>(i0 + r) + j0;
+        if (next != row) {
+            uint64_t changed = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(next), _mm512_loadu_si512(row));
             if (changed)
 #pragma GCC unroll 4
                 for (int n = 0; n < 4; ++n, changed >>= W)
                     if (changed & 0xffff) {
-                        scatter_time(before + n * W, total[n], grads.time, tables.num_buckets);
+                        scatter_time(row + n * W, total[n], grads.time, tables.num_buckets);
                         total[n] = zero();
                     }
+            row = next;
         }
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n)
             if (n < vectors) total[n] += load(slope + n * W);
     }
 #pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) scatter_time(row - item.bucket_stride + n * W, total[n], grads.time, tables.num_buckets);
+    for (int n = 0; n < 4; ++n) scatter_time(row + n * W, total[n], grads.time, tables.num_buckets);
 }
 #endif
 
@@ -470,7 +473,7 @@ void activate_backward_as(const Item& item, const PairTables& tables, const Grou
         for (int64_t n = 0; n < vectors; ++n) {
             vf s = load(weights + n * W);
             if (POS) s += load(pos + n * W);
-            if (MODE != NO_TIME) s += table.at(view.row + r * view.stride + n * W);
+            if (MODE != NO_TIME) s += table.at(view.row[r] + n * W);
             const vf gate = sigmoid(s);
             const vf activated = s * gate;
             vf a = activated;
@@ -500,7 +503,7 @@ void activate_of(const Item& item, const PairTables& tables, const Group& group,
 }
 
 inline void activate(const Item& item, const PairTables& tables, const Group& group, float* scores, int64_t ld, int64_t vectors) {
-    const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+    const TimeView<uint8_t> none{{}, 0, NO_TIME};
     if (!tables.time) return tables.pos ? activate_as<true, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors)
                                         : activate_as<false, NO_TIME, uint8_t>(item, tables, group, none, scores, ld, vectors);
     if (tables.bucket_bytes == 1) return tables.pos ? activate_of<true, uint8_t>(item, tables, group, scores, ld, vectors)
@@ -525,7 +528,7 @@ void activate_backward_of(const Item& item, const PairTables& tables, const Grou
 
 inline void activate_backward(const Item& item, const PairTables& tables, const Group& group, float* weight, float* slope, int64_t ld,
                               int64_t vectors, const PairScratch& scratch) {
-    const TimeView<uint8_t> none{nullptr, 0, 0, NO_TIME};
+    const TimeView<uint8_t> none{{}, 0, NO_TIME};
     if (!tables.time) {
         if (tables.pos) return activate_backward_as<true, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scratch);
         return activate_backward_as<false, NO_TIME, uint8_t>(item, tables, group, none, weight, slope, ld, vectors, scratch);

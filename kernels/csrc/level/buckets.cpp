@@ -48,6 +48,7 @@ struct User {
     const int64_t *query_time, *key_time, *thresholds;
     int64_t num_queries, num_keys, stride, num_thresholds;
     T* rows;
+    int32_t* row_of;  // of each query
 
     bool monotone() const {
         if (num_queries == 0 || num_keys == 0) return true;
@@ -68,15 +69,17 @@ struct User {
             due[k] = due_time(0, k);
         }
         int64_t done = 0;
+        T* row = rows - stride;
         for (int64_t i = 0; i < num_queries; ++i) {
             const int64_t now = query_time[i], end = max64(first_position + i + 1, num_context);
-            T* row = rows + i * stride;
             if (i > 0 && now == query_time[i - 1]) {  // the row before, and what it did not see yet
-                memcpy(row, row - stride, sizeof(T) * done);
+                row_of[i] = row_of[i - 1];
                 for (; done < end; ++done) row[done] = static_cast<T>(bucket_of(now - key_time[done], thresholds, num_thresholds));
                 finish(row, end);
                 continue;
             }
+            row_of[i] = i > 0 ? row_of[i - 1] + 1 : 0;
+            row += stride;
             while (active < num_thresholds && now >= due[active]) ++active;
             advance(now, active, cut, due, next);
             done = end;
@@ -138,6 +141,7 @@ struct User {
     void look_up(int64_t first_position, int64_t num_context) const {
         for (int64_t i = 0; i < num_queries; ++i) {
             const int64_t end = max64(first_position + i + 1, num_context);
+            row_of[i] = static_cast<int32_t>(i);
             for (int64_t j = 0; j < end; ++j)
                 rows[i * stride + j] = static_cast<T>(bucket_of(wrapped(query_time[i], key_time[j]), thresholds, num_thresholds));
             finish(rows + i * stride, end);
@@ -158,6 +162,7 @@ int build(const HeadraceBuckets& args) {
     }
     T* buckets = static_cast<T*>(args.buckets);
     uint8_t* flags = reinterpret_cast<uint8_t*>(buckets + starts[args.num_users]);
+    int32_t* row_of = reinterpret_cast<int32_t*>(static_cast<char*>(args.buckets) + bucket_index_at(starts[args.num_users], args.bucket_bytes, args.num_users));
     bool failed = false;
 #pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
     {
@@ -179,7 +184,7 @@ int build(const HeadraceBuckets& args) {
                 key_time = joined;
             }
             const User<T> user{args.query_time + first, key_time, args.thresholds, queries, cached + queries,
-                               round_up(cached + queries, 64), args.num_thresholds, buckets + starts[b]};
+                               round_up(cached + queries, 64), args.num_thresholds, buckets + starts[b], row_of + first};
             const int64_t context = args.num_context ? args.num_context[b] : 0;
             flags[b] = user.monotone();
             if (flags[b]) user.walk(cached, context, cut, due, next); else user.look_up(cached, context);
