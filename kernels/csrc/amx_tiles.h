@@ -77,35 +77,8 @@ inline void pack_rows(const Source& x, int64_t num_rows, int64_t num_columns, co
             x.template row_words<TERMS>(to.at(r / 16, d / DEPTH).tiles + r % 16 * 16, to.apart, r, d);
 }
 
-HEADRACE_INLINE void transpose(const word* from, int64_t from_stride, word* to) {
-    __m512 a[16], b[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps((const float*)(from + r * from_stride));
-#pragma GCC unroll 8
-    for (int r = 0; r < 16; r += 2) {
-        b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
-        b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 16; r += 4) {
-        a[r] = _mm512_shuffle_ps(b[r], b[r + 2], 0x44);
-        a[r + 1] = _mm512_shuffle_ps(b[r], b[r + 2], 0xee);
-        a[r + 2] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0x44);
-        a[r + 3] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0xee);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-        b[r] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0x88);
-        b[r + 4] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0xdd);
-        b[r + 8] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0x88);
-        b[r + 12] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0xdd);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-        _mm512_store_ps((float*)(to + r * 16), _mm512_shuffle_f32x4(b[r], b[r + 8], 0x88));
-        _mm512_store_ps((float*)(to + (r + 8) * 16), _mm512_shuffle_f32x4(b[r], b[r + 8], 0xdd));
-    }
-}
+// 16 rows of 16 words, turned: words are moved as floats, not computed with.
+inline void transpose(const word* from, word* to) { transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16); }
 
 // Right operand of x's own rows, transposed, in a sum over columns: tiles (row / 16, column / 32), turned.
 template <int TERMS, typename Source>
@@ -115,7 +88,7 @@ inline void pack_turned(const Source& x, int64_t num_rows, int64_t num_columns, 
         for (int64_t d = 0; d < num_columns; d += DEPTH) {
             for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(part + i * 16, TILE, r + i, d);
             word* tile = to.at(r / 16, d / DEPTH).tiles;
-            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, 16, tile + t * to.apart);
+            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, tile + t * to.apart);
         }
 }
 
@@ -142,7 +115,7 @@ inline void pack_across(const Source& x, int64_t num_rows, int64_t num_columns, 
         for (int64_t d = 0; d < num_columns; d += 16) {
             for (int64_t i = 0; i < 16; ++i) store_words<TERMS>(part + i * 16, TILE, x.vector(r + 2 * i, d), x.vector(r + 2 * i + 1, d));
             word* tile = to.at(d / 16, r / DEPTH).tiles;
-            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, 16, tile + t * to.apart);
+            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, tile + t * to.apart);
         }
 }
 

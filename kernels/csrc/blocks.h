@@ -14,21 +14,12 @@ constexpr int64_t PAD = 48;  // of widths: a multiple of W and of MR
 #endif
 
 #if defined(HEADRACE_LEVEL_AMX)
-// Room for both sides of a product: one block a thread, kept for the next.
+// Room for both sides of a product.
 inline word* operand_room(int64_t size) {
-    struct Kept {
-        word* base = nullptr;
-        int64_t size = 0;
-        ~Kept() { free(base); }
-    };
     static thread_local Kept kept;
-    if (size > kept.size) {
-        free(kept.base);
-        kept.base = static_cast<word*>(aligned_alloc(64, sizeof(word) * round_up(size, 16)));
-        if (!kept.base) abort();  // a few hundred kilobytes
-        kept.size = size;
-    }
-    return kept.base;
+    word* room = reinterpret_cast<word*>(kept.at_least(sizeof(word) * size));
+    if (!room) abort();  // a few hundred kilobytes
+    return room;
 }
 
 inline TensorRows<float> matrix(const float* x, int64_t stride, int64_t rows, int64_t width) { return {nullptr, x, 0, stride, 0, rows, width}; }

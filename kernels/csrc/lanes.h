@@ -147,6 +147,42 @@ HEADRACE_INLINE float largest(vf v) {
     return v[0];
 }
 
+// to[d * to_stride + r] = from[r * from_stride + d] for LANES x LANES elements.
+inline void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+#if defined(__AVX512F__)
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(from + r * from_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
+        b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+        a[r] = _mm512_shuffle_ps(b[r], b[r + 2], 0x44);
+        a[r + 1] = _mm512_shuffle_ps(b[r], b[r + 2], 0xee);
+        a[r + 2] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0x44);
+        a[r + 3] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        b[r] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0x88);
+        b[r + 4] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0xdd);
+        b[r + 8] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0x88);
+        b[r + 12] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) {
+        _mm512_storeu_ps(to + r * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0x88));
+        _mm512_storeu_ps(to + (r + 8) * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0xdd));
+    }
+#else
+    for (int r = 0; r < LANES; ++r)
+        for (int d = 0; d < LANES; ++d) to[d * to_stride + r] = from[r * from_stride + d];
+#endif
+}
+
 // exp(x) for x <= 0 to 2 ulp; 0 below -87.3. exp(x) = 2^n * e^f with n = round(x / ln 2), f = x - n ln 2 (ln 2 in
 // two parts), and a polynomial for e^f.
 HEADRACE_INLINE vf exp_negative(vf x) {

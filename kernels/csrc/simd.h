@@ -116,42 +116,6 @@ HEADRACE_INLINE void store_some(T* p, vf x, int64_t count) {
 #endif
 }
 
-// to[d * to_stride + r] = from[r * from_stride + d] for W x W elements.
-inline void transpose_block(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
-#if defined(__AVX512F__)
-    __m512 a[16], b[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_ps(from + r * from_stride);
-#pragma GCC unroll 8
-    for (int r = 0; r < 16; r += 2) {
-        b[r] = _mm512_unpacklo_ps(a[r], a[r + 1]);
-        b[r + 1] = _mm512_unpackhi_ps(a[r], a[r + 1]);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 16; r += 4) {
-        a[r] = _mm512_shuffle_ps(b[r], b[r + 2], 0x44);
-        a[r + 1] = _mm512_shuffle_ps(b[r], b[r + 2], 0xee);
-        a[r + 2] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0x44);
-        a[r + 3] = _mm512_shuffle_ps(b[r + 1], b[r + 3], 0xee);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-        b[r] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0x88);
-        b[r + 4] = _mm512_shuffle_f32x4(a[r], a[r + 4], 0xdd);
-        b[r + 8] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0x88);
-        b[r + 12] = _mm512_shuffle_f32x4(a[r + 8], a[r + 12], 0xdd);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) {
-        _mm512_storeu_ps(to + r * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0x88));
-        _mm512_storeu_ps(to + (r + 8) * to_stride, _mm512_shuffle_f32x4(b[r], b[r + 8], 0xdd));
-    }
-#else
-    for (int r = 0; r < W; ++r)
-        for (int d = 0; d < W; ++d) to[d * to_stride + r] = from[r * from_stride + d];
-#endif
-}
-
 // Rows are short and strides odd: the processor's own prefetching sees them late.
 HEADRACE_INLINE void prefetch_row(const void* p, int64_t bytes) {
     const char* at = static_cast<const char*>(p);
@@ -162,8 +126,24 @@ inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Scratch memory: one block a thread, handed out in aligned pieces and kept for the next call (fresh pages cost more than
-// the work of a small batch). An arena without memory only counts.
+// A thread's block of memory, kept for the next call: fresh pages cost more than the work of a small batch.
+struct Kept {
+    char* base = nullptr;
+    int64_t size = 0;
+    ~Kept() { free(base); }
+    // At least so many bytes, aligned to a cache line; null when memory ran out. What was in them is lost when they grow.
+    char* at_least(int64_t bytes) {
+        if (bytes > size) {
+            free(base);
+            size = round_up(bytes + bytes / 4, 4096);
+            base = static_cast<char*>(aligned_alloc(64, size));
+            if (!base) size = 0;
+        }
+        return base;
+    }
+};
+
+// Scratch memory of a call, handed out in aligned pieces of the thread's block. An arena without memory only counts.
 struct Arena {
     char* base = nullptr;
     int64_t used = 0;
@@ -174,19 +154,8 @@ struct Arena {
         return piece;
     }
     bool allocate() {
-        struct Kept {
-            char* base = nullptr;
-            int64_t size = 0;
-            ~Kept() { free(base); }
-        };
         static thread_local Kept kept;
-        if (used > kept.size) {
-            free(kept.base);
-            kept.size = round_up(used + used / 4, 4096);
-            kept.base = static_cast<char*>(aligned_alloc(64, kept.size));
-            if (!kept.base) kept.size = 0;
-        }
-        base = kept.base;
+        base = kept.at_least(used);
         used = 0;
         return base != nullptr;
     }

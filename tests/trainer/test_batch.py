@@ -30,21 +30,7 @@ NAMES = [
 
 
 def build_slowly(examples: Sequence[Example], config: ModelConfig) -> dict[str, list[object]]:
-    names = (
-        "item",
-        "bits",
-        "time",
-        "domain",
-        "value",
-        "feature",
-        "owner",
-        "target",
-        "previous",
-        "age",
-        "query",
-        "kinds",
-    )
-    out: dict[str, list[object]] = {name: [] for name in (*names, "starts")}
+    out: dict[str, list[object]] = {name: [] for name in NAMES}
     out["starts"].append(0)
     for owner, each in enumerate(examples):
         total, first_new = len(each.interactions), len(each.interactions) - each.num_new
