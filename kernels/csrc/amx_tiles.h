@@ -2,11 +2,11 @@
 // themselves, 2 (16 bits, three products: high by high, high by low, low by high) where float32 is promised.
 //
 // A tile product is C[16, 16] += A[16, 32] B[32, 16]; both operands lie as whole tiles of 16 rows of 16 words. A word holds
-// two neighbours of the sum, in an order that is free as long as both sides keep it: rows of floats pair column j with
-// j + 16, so that packing needs no shuffle; rows of bfloat16 are taken as they lie.
+// two members of the sum, in an order that is free as long as both sides keep it: sums over columns pair column j with j + 16,
+// sums over rows as their left operand does.
 //
-// Packing reads a source: `row_words<TERMS>(to, apart, r, d)` stores the 16 words of row r's columns d .. d + 31, and
-// `vector(r, d)` is 16 columns as floats.
+// Packing reads a source once, whatever is made of it: `row_words<TERMS>(to, apart, r, d)` stores the 16 words of row r's
+// columns d .. d + 31.
 #pragma once
 
 #include <immintrin.h>
@@ -32,7 +32,14 @@ struct TileRegisters {  // the thread's: all 16 rows of 64 bytes
     ~TileRegisters() { _tile_release(); }
 };
 
+HEADRACE_INLINE vu load_words(const word* p) { return (vu)_mm512_load_si512(p); }
 HEADRACE_INLINE void store(word* p, vu v) { _mm512_store_si512(p, (__m512i)v); }
+
+// The order that pairs column j with j + 16, of 32 bfloat16 as they lie.
+HEADRACE_INLINE __m512i apart_words() {
+    const vu low = (vu)iota();
+    return (__m512i)(low | (low + 16u) << 16);
+}
 
 constexpr uint32_t HIGH = 0xffff0000u;
 
@@ -40,7 +47,9 @@ constexpr uint32_t HIGH = 0xffff0000u;
 HEADRACE_INLINE vu term(vf x) { return (vu)x + 0x8000u; }
 // What a first term leaves for the second. A NaN stays one here, whatever the first term made of it.
 HEADRACE_INLINE vf rest(vf x, vu high) { return x - (vf)(high & HIGH); }
-HEADRACE_INLINE vu words(vu even, vu odd) { return (even >> 16) | (odd & HIGH); }
+// The low halves of one and the high halves of the other.
+HEADRACE_INLINE vu halves(vu low, vu high) { return (vu)_mm512_mask_blend_epi16(0xaaaaaaaau, (__m512i)low, (__m512i)high); }
+HEADRACE_INLINE vu words(vu even, vu odd) { return halves(even >> 16, odd); }
 
 template <int TERMS>
 HEADRACE_INLINE void store_words(word* to, int64_t apart, vf even, vf odd) {
@@ -58,65 +67,102 @@ struct Operand {
     Operand at(int64_t which, int64_t step) const { return {tiles + which * next + step * TILE, next, apart}; }
 };
 
+// 16 rows of 16 words, turned: words are moved as floats, not computed with.
+inline void transpose(const word* from, word* to) { transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16); }
+
 struct PaddedRows {  // floats, rows of whole tiles
     const float* x;
     int64_t stride;
 
-    HEADRACE_INLINE vf vector(int64_t r, int64_t d) const { return load(x + r * stride + d); }
     template <int TERMS>
     HEADRACE_INLINE void row_words(word* to, int64_t apart, int64_t r, int64_t d) const {
-        store_words<TERMS>(to, apart, vector(r, d), vector(r, d + 16));
+        const float* at = x + r * stride + d;
+        store_words<TERMS>(to, apart, load(at), load(at + 16));
     }
 };
 
+// 32 rows of 32 columns from (r, d) on, in words: 16 rows at `first`, 16 at `second`, the next term's `apart` words on.
+struct Words {
+    word *first, *second;
+    int64_t apart, r, d;
+};
+
+// ---- forms of an operand: each takes one term's words, wherever the rows were read to ----
+
 // Left operand of a sum over columns: tiles (row / 16, column / 32).
-template <int TERMS, typename Source>
-inline void pack_rows(const Source& x, int64_t num_rows, int64_t num_columns, const Operand& to) {
-    for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t d = 0; d < num_columns; d += DEPTH)
-            x.template row_words<TERMS>(to.at(r / 16, d / DEPTH).tiles + r % 16 * 16, to.apart, r, d);
-}
+struct LeftRows {
+    Operand to;
+    Words room(int64_t r, int64_t d) const { return {to.at(r / 16, d / DEPTH).tiles, to.at(r / 16 + 1, d / DEPTH).tiles, to.apart, r, d}; }
+};
 
-// 16 rows of 16 words, turned: words are moved as floats, not computed with.
-inline void transpose(const word* from, word* to) { transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16); }
+// Right operand of the rows, transposed, in a sum over columns: tiles (row / 16, column / 32), turned.
+struct RightTurned {
+    Operand to;
+    void take(const Words& x, int64_t term) const {
+        transpose(x.first + term * x.apart, to.at(x.r / 16, x.d / DEPTH).tiles + term * to.apart);
+        transpose(x.second + term * x.apart, to.at(x.r / 16 + 1, x.d / DEPTH).tiles + term * to.apart);
+    }
+};
 
-// Right operand of x's own rows, transposed, in a sum over columns: tiles (row / 16, column / 32), turned.
-template <int TERMS, typename Source>
-inline void pack_turned(const Source& x, int64_t num_rows, int64_t num_columns, const Operand& to) {
-    alignas(64) word part[TERMS * TILE];
-    for (int64_t r = 0; r < num_rows; r += 16)
-        for (int64_t d = 0; d < num_columns; d += DEPTH) {
-            for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(part + i * 16, TILE, r + i, d);
-            word* tile = to.at(r / 16, d / DEPTH).tiles;
-            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, tile + t * to.apart);
-        }
-}
-
-// Right operand of a sum over rows: tiles (column / 16, row / 32). Row j pairs with j + 16 where the left operand's columns do
-// (APART), row 2j with 2j + 1 where that is `pack_across`.
+// Row j pairs with j + 16 where the other operand's columns do (APART), row 2j with 2j + 1 where its rows do.
 enum Pairing { APART, NEIGHBOURS };
-template <int TERMS, Pairing PAIRING, typename Source>
-inline void pack_sum_of_rows(const Source& x, int64_t num_rows, int64_t num_columns, const Operand& to) {
+HEADRACE_INLINE void pair_rows(const word* one, const word* other, word* left_half, word* right_half) {
+    const vu a = load_words(one), b = load_words(other);
+    store(left_half, halves(a, b << 16));
+    store(right_half, halves(a >> 16, b));
+}
+template <Pairing PAIRING>
+HEADRACE_INLINE void pair_rows(const Words& x, int64_t term, word* left_half, word* right_half) {
+    const word *first = x.first + term * x.apart, *second = x.second + term * x.apart;
+    for (int64_t i = 0; i < 16; ++i) {
+        if (PAIRING == APART) pair_rows(first + i * 16, second + i * 16, left_half + i * 16, right_half + i * 16);
+        else if (i < 8) pair_rows(first + 2 * i * 16, first + (2 * i + 1) * 16, left_half + i * 16, right_half + i * 16);
+        else pair_rows(second + (2 * i - 16) * 16, second + (2 * i - 15) * 16, left_half + i * 16, right_half + i * 16);
+    }
+}
+
+// Right operand of a sum over rows: tiles (column / 16, row / 32).
+template <Pairing PAIRING>
+struct RightRows {
+    Operand to;
+    void take(const Words& x, int64_t term) const {
+        word* half = to.at(x.d / 16, x.r / DEPTH).tiles + term * to.apart;
+        pair_rows<PAIRING>(x, term, half, half + to.next);
+    }
+};
+
+// Left operand of the columns, in a sum over rows: tiles (column / 16, row / 32); row 2j pairs with 2j + 1.
+struct LeftTurned {
+    Operand to;
+    void take(const Words& x, int64_t term) const {
+        alignas(64) word half[2 * TILE];
+        pair_rows<NEIGHBOURS>(x, term, half, half + TILE);
+        for (int64_t i = 0; i < 2; ++i) transpose(half + i * TILE, to.at(x.d / 16 + i, x.r / DEPTH).tiles + term * to.apart);
+    }
+};
+
+template <int TERMS, typename Source, typename Room, typename... Forms>
+inline void pack_by_way_of(const Source& x, int64_t num_rows, int64_t num_columns, const Room& room, const Forms&... forms) {
     for (int64_t r = 0; r < num_rows; r += DEPTH)
-        for (int64_t d = 0; d < num_columns; d += 16) {
-            word* tile = to.at(d / 16, r / DEPTH).tiles;
-            for (int64_t i = 0; i < 16; ++i) {
-                const int64_t first = r + (PAIRING == APART ? i : 2 * i), second = first + (PAIRING == APART ? 16 : 1);
-                store_words<TERMS>(tile + i * 16, to.apart, x.vector(first, d), x.vector(second, d));
-            }
+        for (int64_t d = 0; d < num_columns; d += DEPTH) {
+            const Words words = room(r, d);
+            for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(words.first + i * 16, words.apart, r + i, d);
+            for (int64_t i = 0; i < 16; ++i) x.template row_words<TERMS>(words.second + i * 16, words.apart, r + 16 + i, d);
+            for (int64_t term = 0; term < TERMS; ++term) (forms.take(words, term), ...);
         }
 }
 
-// Left operand of x transposed, in a sum over its rows: tiles (column / 16, row / 32); row 2j pairs with 2j + 1.
-template <int TERMS, typename Source>
-inline void pack_across(const Source& x, int64_t num_rows, int64_t num_columns, const Operand& to) {
-    alignas(64) word part[TERMS * TILE];
-    for (int64_t r = 0; r < num_rows; r += DEPTH)
-        for (int64_t d = 0; d < num_columns; d += 16) {
-            for (int64_t i = 0; i < 16; ++i) store_words<TERMS>(part + i * 16, TILE, x.vector(r + 2 * i, d), x.vector(r + 2 * i + 1, d));
-            word* tile = to.at(d / 16, r / DEPTH).tiles;
-            for (int t = 0; t < TERMS; ++t) transpose(part + t * TILE, tile + t * to.apart);
-        }
+// A source in one form or several; num_rows and num_columns are the forms', multiples of 32: the source knows where it ends.
+template <int TERMS, typename Source, typename... Forms>
+inline void pack(const Source& x, int64_t num_rows, int64_t num_columns, const Forms&... forms) {
+    alignas(64) word words[TERMS * 2 * TILE];
+    const auto room = [&](int64_t r, int64_t d) { return Words{words, words + TILE, 2 * TILE, r, d}; };
+    pack_by_way_of<TERMS>(x, num_rows, num_columns, room, forms...);
+}
+template <int TERMS, typename Source, typename... Forms>
+inline void pack(const Source& x, int64_t num_rows, int64_t num_columns, const LeftRows& rows, const Forms&... others) {
+    const auto room = [&](int64_t r, int64_t d) { return rows.room(r, d); };
+    pack_by_way_of<TERMS>(x, num_rows, num_columns, room, others...);
 }
 
 // The compiler does not know that a tile's load reads memory.

@@ -5,6 +5,7 @@
 // MR rows skip what they cannot see, so the upper triangle costs next to nothing.
 #pragma once
 
+#include "ahead.h"
 #include "attention.h"
 #include "pairs.h"
 #include "rows.h"
@@ -79,7 +80,7 @@ void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width,
 }
 
 template <typename T, int TERMS>
-void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
+void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     float* keys = s.q;  // the keys' rows are needed only to be turned: the queries take their place
@@ -87,14 +88,15 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
     turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
     pack_queries<T>(item, a.q, a.qk_dim, s.q, qk_pad, rows);
+    ahead.pace(num_groups(item, COLS));
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
-        prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
         for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
-            prefetch_buckets(item, tables, i0, j0 + COLS, ROWS);
             for (int64_t g = 0; g < GROUPS && i0 + g * MR < item.queries; ++g) {
                 const Group group = see(item, i0 + g * MR, j0, COLS);
                 if (group.width == 0) continue;
+                ahead.step();
+                prefetch_buckets(item, tables, i0 + g * MR, j0 + COLS, MR);
                 const int64_t vectors = (group.width + W - 1) / W;
                 float* scores = s.weight + g * MR * COLS;
                 gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
@@ -107,7 +109,8 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through) {
+void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through,
+                   Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.dv, v_pad, cols);
@@ -120,9 +123,9 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     memset(s.dk, 0, sizeof(float) * cols * qk_pad);
     memset(s.dv, 0, sizeof(float) * cols * v_pad);
     grads.open(s.pairs, item);
+    ahead.pace(num_groups(item, COLS));
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS)
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
-            prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
             bool any = false;
             for (int64_t g = 0; g < GROUPS; ++g) {
                 const Group group = see(item, i0 + g * MR, j0, COLS);
@@ -135,6 +138,8 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
                     }
                 if (group.width == 0) continue;
                 any = true;
+                ahead.step();
+                prefetch_buckets(item, tables, i0 + ROWS + g * MR, j0, MR);
                 const int64_t i = i0 + g * MR;
                 gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
                 gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);

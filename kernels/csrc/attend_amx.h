@@ -8,6 +8,7 @@
 // Weights and slopes are not divided by norm_len here: what is summed of them is, on its way out.
 #pragma once
 
+#include "ahead.h"
 #include "amx_tiles.h"
 #include "attention.h"
 #include "pairs.h"
@@ -76,24 +77,18 @@ struct Scratch {
 // ---- sources of operands: rows of a tensor, perhaps behind those of a cache; zeros past their end ----
 
 template <typename T>
-HEADRACE_INLINE vf row_vector(const T* row, int64_t left) { return left <= 0 ? zero() : load_some(row, left); }
-
-template <typename T>
 struct TensorRows {
     const T *cached, *fresh;
     int64_t cached_stride, fresh_stride, num_cached, num_rows, width;
 
     HEADRACE_INLINE const T* row(int64_t r) const { return r < num_cached ? cached + r * cached_stride : fresh + (r - num_cached) * fresh_stride; }
-    HEADRACE_INLINE vf vector(int64_t r, int64_t d) const { return r < num_rows ? row_vector(row(r) + d, width - d) : zero(); }
     template <int TERMS>
     HEADRACE_INLINE void row_words(word* to, int64_t apart, int64_t r, int64_t d) const {
-        if constexpr (sizeof(T) == 2) {
-            const int64_t left = r < num_rows ? width - d : 0;
-            const __mmask32 mask = left >= DEPTH ? ~0u : left > 0 ? (1u << left) - 1 : 0;
-            _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, row(r) + d));
-        } else {
-            store_words<TERMS>(to, apart, vector(r, d), vector(r, d + 16));
-        }
+        const int64_t left = r < num_rows ? max64(width - d, 0) : 0;
+        const __mmask32 mask = left >= DEPTH ? ~0u : (1u << left) - 1;
+        const T* at = row(r) + d;
+        if constexpr (sizeof(T) == 2) store(to, (vu)_mm512_permutexvar_epi16(apart_words(), _mm512_maskz_loadu_epi16(mask, at)));
+        else store_words<TERMS>(to, apart, (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), at), (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), at + 16));
     }
 };
 
@@ -311,26 +306,28 @@ inline void clear_step(const Operand& x, int64_t step) {
 }
 
 template <typename T, int TERMS>
-void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s) {
+void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     s.v_summed.next = cols / DEPTH * TILE;
-    pack_turned<TERMS>(all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, s.k_turned);
-    pack_sum_of_rows<TERMS, APART>(all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, s.v_summed);
-    pack_rows<TERMS>(new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, s.q);
+    pack<TERMS>(all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, RightTurned{s.k_turned});
+    pack<TERMS>(all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, RightRows<APART>{s.v_summed});
+    pack<TERMS>(new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, LeftRows{s.q});
+    ahead.pace(num_groups(item, COLS));
     for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
-        prefetch_buckets(item, tables, i0 + ROWS, 0, ROWS);
         int64_t last = 0;  // steps of keys that any row sees
         for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
-            prefetch_buckets(item, tables, i0, j0 + COLS, ROWS);
             Group groups[GROUPS];
             const int64_t steps = (see_block(item, i0, j0, groups) + DEPTH - 1) / DEPTH;
             for (; steps && last < j0 / DEPTH; ++last) clear_step<TERMS>(s.weight_rows, last);
             if (steps == 0) continue;
             multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, qk_pad / DEPTH, s.q.at(i0 / 16, 0), s.k_turned.at(j0 / 16, 0), s.weight, COLS);
-            for (int64_t g = 0; g < GROUPS; ++g)
+            for (int64_t g = 0; g < GROUPS; ++g) {
+                ahead.step();
+                prefetch_buckets(item, tables, i0 + g * MR, j0 + COLS, MR);
                 weigh<TERMS>(item, tables, groups[g], s.weight + g * MR * COLS, steps, s.weight_rows.at(g * MR / 16, j0 / DEPTH).tiles + g * MR % 16 * 16,
                              s.weight_rows.apart);
+            }
             last = j0 / DEPTH + steps;
         }
         multiply_rows<TERMS, false>(ROWS / 16, v_pad / 16, last, s.weight_rows, s.v_summed, s.out, v_pad);
@@ -349,30 +346,27 @@ void finish_strip(const HeadraceAttention& a, const HeadraceTensor& tensor, cons
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through) {
+void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through,
+                   Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, DEPTH), v_pad = round_up(a.v_dim, DEPTH);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS), row_steps = rows / DEPTH;
     s.k_summed.next = cols / DEPTH * TILE;
     s.q_across.next = s.grad_across.next = s.weight_pairs.next = s.slope_pairs.next = row_steps * TILE;
-    const TensorRows<T> keys = all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), values = all_rows<T>(a, a.cache_v, a.v, item, a.v_dim);
-    const TensorRows<T> queries = new_rows<T>(a.q, item, a.qk_dim), grad = new_rows<T>(a.grad, item, a.v_dim);
-    pack_turned<TERMS>(keys, cols, qk_pad, s.k_turned);
-    pack_sum_of_rows<TERMS, APART>(keys, cols, qk_pad, s.k_summed);
-    pack_turned<TERMS>(values, cols, v_pad, s.v_turned);
-    pack_rows<TERMS>(queries, rows, qk_pad, s.q);
-    pack_across<TERMS>(queries, rows, qk_pad, s.q_across);
-    pack_rows<TERMS>(grad, rows, v_pad, s.grad);
-    pack_across<TERMS>(grad, rows, v_pad, s.grad_across);
-    memset(s.dq, 0, sizeof(float) * rows * qk_pad);
+    pack<TERMS>(all_rows<T>(a, a.cache_k, a.k, item, a.qk_dim), cols, qk_pad, RightTurned{s.k_turned}, RightRows<APART>{s.k_summed});
+    pack<TERMS>(all_rows<T>(a, a.cache_v, a.v, item, a.v_dim), cols, v_pad, RightTurned{s.v_turned});
+    pack<TERMS>(new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, LeftRows{s.q}, LeftTurned{s.q_across});
+    pack<TERMS>(new_rows<T>(a.grad, item, a.v_dim), rows, v_pad, LeftRows{s.grad}, LeftTurned{s.grad_across});
     grads.open(s.pairs, item);
+    ahead.pace(num_groups(item, COLS));
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
         int64_t from = row_steps;  // the first block that sees any of these keys
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
-            prefetch_buckets(item, tables, i0 + ROWS, j0, ROWS);
             Group groups[GROUPS];
             const int64_t steps = (see_block(item, i0, j0, groups) + DEPTH - 1) / DEPTH, block = i0 / DEPTH;
             const Slopes to = {s.weight_pairs.at(0, block), s.slope_pairs.at(0, block), s.slope_rows};
+            float* dq = s.dq + i0 * qk_pad;
             if (steps == 0) {
+                if (j0 == 0) memset(dq, 0, sizeof(float) * ROWS * qk_pad);
                 if (from < block)
                     for (int64_t g = 0; g < GROUPS; ++g) clear_slopes<TERMS>(s.slope + g * MR * COLS, g * MR, 0, COLS / DEPTH, to);
                 continue;
@@ -380,10 +374,14 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
             from = min64(from, block);
             multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, qk_pad / DEPTH, s.q.at(i0 / 16, 0), s.k_turned.at(j0 / 16, 0), s.weight, COLS);
             multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, v_pad / DEPTH, s.grad.at(i0 / 16, 0), s.v_turned.at(j0 / 16, 0), s.slope, COLS);
-            for (int64_t g = 0; g < GROUPS; ++g)
+            for (int64_t g = 0; g < GROUPS; ++g) {
+                ahead.step();
+                prefetch_buckets(item, tables, i0 + ROWS + g * MR, j0, MR);
                 weigh_backward<TERMS>(item, tables, groups[g], s.weight + g * MR * COLS, s.slope + g * MR * COLS, g * MR, to, s.pairs);
+            }
             time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(steps * DEPTH, round_up(item.keys - j0, W)), s.slope, COLS, grads);
-            multiply_rows<TERMS, true>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed.at(0, j0 / DEPTH), s.dq + i0 * qk_pad, qk_pad);
+            if (j0 == 0) multiply_rows<TERMS, false>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed, dq, qk_pad);
+            else multiply_rows<TERMS, true>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed.at(0, j0 / DEPTH), dq, qk_pad);
         }
         if (j0 + COLS <= item.cached) continue;
         const int64_t count = row_steps - from;

@@ -33,10 +33,10 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows
     const int64_t left_size = m_pad * k_pad / 2, right_size = k_pad * n_pad / 2, gap = 16;
     word* room = operand_room(TERMS * (left_size + right_size) + gap);
     const Operand left = {room, k_pad / DEPTH * TILE, left_size}, own = {room + TERMS * left_size + gap, k_pad / DEPTH * TILE, right_size};
-    if (a_step == 1) pack_rows<TERMS>(matrix(a, a_row, rows, k), m_pad, k_pad, left);
-    else pack_across<TERMS>(matrix(a, a_step, k, rows), k_pad, m_pad, left);
-    if (!ready && a_step == 1) pack_sum_of_rows<TERMS, APART>(matrix(b, ldb, k, n), k_pad, n_pad, own);
-    if (!ready && a_step != 1) pack_sum_of_rows<TERMS, NEIGHBOURS>(matrix(b, ldb, k, n), k_pad, n_pad, own);
+    if (a_step == 1) pack<TERMS>(matrix(a, a_row, rows, k), m_pad, k_pad, LeftRows{left});
+    else pack<TERMS>(matrix(a, a_step, k, rows), k_pad, m_pad, LeftTurned{left});
+    if (!ready && a_step == 1) pack<TERMS>(matrix(b, ldb, k, n), k_pad, n_pad, RightRows<APART>{own});
+    if (!ready && a_step != 1) pack<TERMS>(matrix(b, ldb, k, n), k_pad, n_pad, RightRows<NEIGHBOURS>{own});
     const Operand& right = ready ? *ready : own;
     if (add) multiply_rows<TERMS, true>(m_pad / 16, n_pad / 16, k_pad / DEPTH, left, right, c, ldc);
     else multiply_rows<TERMS, false>(m_pad / 16, n_pad / 16, k_pad / DEPTH, left, right, c, ldc);
@@ -47,7 +47,7 @@ template <int TERMS>
 inline Operand operand(Arena& arena, const float* from, int64_t ld, int64_t k, int64_t n) {
     const int64_t k_pad = round_up(k, DEPTH), n_pad = round_up(n, DEPTH), size = k_pad * n_pad / 2;
     const Operand to = {arena.get<word>(TERMS * size), k_pad / DEPTH * TILE, size};
-    if (arena.base) pack_sum_of_rows<TERMS, APART>(matrix(from, ld, k, n), k_pad, n_pad, to);
+    if (arena.base) pack<TERMS>(matrix(from, ld, k, n), k_pad, n_pad, RightRows<APART>{to});
     return to;
 }
 #else

@@ -33,6 +33,12 @@ struct bf16 {
 
 HEADRACE_INLINE vf splat(float x) { return x - vf{}; }  // x + 0 would cost an addition: it turns -0 into 0
 HEADRACE_INLINE vi splat(int32_t x) { return x - vi{}; }
+HEADRACE_INLINE vi iota() {
+    vi x;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) x[i] = i;
+    return x;
+}
 
 HEADRACE_INLINE vf fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)

@@ -21,7 +21,10 @@ struct Item {
     const T* buckets_of(int64_t query) const { return static_cast<const T*>(buckets) + bucket_row[query] * bucket_stride; }
 };
 
-// Six query rows against one tile of keys, in the tile's coordinates.
+// Groups of MR rows against tiles of so many columns that an item has, about.
+inline int64_t num_groups(const Item& item, int64_t cols) { return item.queries * (item.keys + item.cached + 1) / (2 * MR * cols) + 1; }
+
+// MR query rows against one tile of keys, in the tile's coordinates.
 struct Group {
     int64_t query, j0;
     int64_t width;       // columns that any row sees

@@ -24,13 +24,6 @@ constexpr int MR = 6;
 
 HEADRACE_INLINE vf zero() { return vf{}; }
 
-HEADRACE_INLINE vi iota() {
-    vi x;
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) x[i] = i;
-    return x;
-}
-
 HEADRACE_INLINE vf keep(vi mask, vf x) { return (vf)(mask & (vi)x); }
 
 // 1 / x to within 2 ulp, for finite x that is not tiny.

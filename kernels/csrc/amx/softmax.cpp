@@ -27,9 +27,9 @@ inline void pack_negatives(const Loss& loss, const NegativeTiles& n, int64_t fir
         if (row >= 0) unit_row(loss.table, row, unit + i * n.stride);
     }
     const PaddedRows rows = {unit, n.stride};
-    pack_sum_of_rows<TERMS, APART>(rows, DEPTH, n.stride, n.summed.at(0, first / DEPTH));
+    pack<TERMS>(rows, DEPTH, n.stride, RightRows<APART>{n.summed.at(0, first / DEPTH)});
     for (int64_t at = 0; at < DEPTH * n.stride; at += LANES) store(unit + at, load(unit + at) * loss.inverse_temperature);
-    pack_turned<TERMS>(rows, DEPTH, n.stride, n.scored.at(first / 16, 0));
+    pack<TERMS>(rows, DEPTH, n.stride, RightTurned{n.scored.at(first / 16, 0)});
 }
 
 // A block's operands; `rows`: its queries, rounded up to whole steps of a sum.
@@ -62,7 +62,7 @@ inline void exponentials_to_tiles(const float* score, int64_t ldc, int64_t num, 
 
 template <int TERMS>
 inline void score_block(const NegativeTiles& n, Block& b, const BlockTiles& t) {
-    pack_rows<TERMS>(PaddedRows{b.unit, n.stride}, t.rows, n.stride, t.query);
+    pack<TERMS>(PaddedRows{b.unit, n.stride}, t.rows, n.stride, LeftRows{t.query});
     multiply_rows<TERMS, false>(t.rows / 16, n.num_padded / 16, n.stride / DEPTH, t.query, n.scored, b.score, t.ldc);
     for (int64_t i = 0; i < b.num; ++i)
         b.largest[i] = finish_scores(b.score + i * t.ldc, n.bias, n.id, n.num_padded, b.target_id[i], b.largest[i]);
@@ -145,7 +145,7 @@ inline int shared_small(const Loss& loss, int num_threads) {
                 end_block(loss, b);
                 if (!loss.grad_negative_SD) continue;
                 weigh_queries(loss, b);
-                pack_across<TERMS>(PaddedRows{b.unit, stride}, t.rows, stride, t.across);
+                pack<TERMS>(PaddedRows{b.unit, stride}, t.rows, stride, LeftTurned{t.across});
                 multiply_whole<TERMS, true>(stride / 16, num_padded / 16, t.rows / DEPTH, t.across, t.score_pairs, sums);
             }
         }

@@ -3,6 +3,8 @@
 //
 // Nothing here depends on the number of threads: a (user, head) is computed by one thread, and gradients of the biases are
 // summed per chunk of them, the chunks in their order.
+#include <omp.h>
+
 #if defined(HEADRACE_LEVEL_AMX)
 #include "attend_amx.h"
 #else
@@ -27,8 +29,12 @@ int forward(const HeadraceAttention& a) {
         if (!failed) scratch.lay_out(arena, shape, false, a);
         [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t index = 0; index < plan.num_items; ++index)
-            if (!failed) forward_item<T, TERMS>(a, plan.item(a, index), tables, scratch);
+        for (int64_t index = 0; index < plan.num_items; ++index) {
+            if (failed) continue;
+            const Item item = plan.item(a, index);
+            Ahead ahead = ahead_of_forward<T>(a, item, plan.item(a, min64(index + omp_get_num_threads(), plan.num_items - 1)));
+            forward_item<T, TERMS>(a, item, tables, scratch, ahead);
+        }
     }
     tables.release();
     plan.release();
@@ -55,8 +61,11 @@ int backward(const HeadraceAttention& a) {
         for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
             if (failed) continue;
             PairGrads grads = sums.of(a, chunk);
-            for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
-                backward_item<T, TERMS>(a, plan.chunked_item(a, index), tables, scratch, grads, nullptr);
+            for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index) {
+                const Item item = plan.chunked_item(a, index);
+                Ahead ahead = ahead_of_backward<T>(a, item, plan.chunked_item(a, min64(index + 1, plan.num_items - 1)));
+                backward_item<T, TERMS>(a, item, tables, scratch, grads, nullptr, ahead);
+            }
         }
     }
     if (!failed) sums.add_up(a, plan);

@@ -127,7 +127,10 @@ void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const
     const HeadraceAttention local = on_scratch(attend, w, s);
     const int64_t first = item.first;
     item.first = 0;
-    for (item.head = 0; item.head < attend.num_heads; ++item.head) forward_item<float, TERMS>(local, item, tables, s.attention);
+    for (item.head = 0; item.head < attend.num_heads; ++item.head) {
+        Ahead nothing;  // all of it is at hand
+        forward_item<float, TERMS>(local, item, tables, s.attention, nothing);
+    }
     T* attended = static_cast<T*>(const_cast<void*>(a.attended)) + first * w.value;
     for (int64_t t = 0; t < item.queries; t += BLOCK) {
         const int64_t count = min64(BLOCK, item.queries - t);
@@ -209,7 +212,10 @@ void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, cons
     const auto slopes_of = [&](const HeadraceTensor& x) { return HeadraceTensor{s.slopes + (static_cast<float*>(x.data) - s.z), x.row, x.head}; };
     const Through through = {slopes_of(local.q), slopes_of(local.k), slopes_of(local.v)};
     item.first = 0;
-    for (item.head = 0; item.head < attend.num_heads; ++item.head) backward_item<float, TERMS>(local, item, tables, s.attention, pairs, &through);
+    for (item.head = 0; item.head < attend.num_heads; ++item.head) {
+        Ahead nothing;
+        backward_item<float, TERMS>(local, item, tables, s.attention, pairs, &through, nothing);
+    }
     for (int64_t t = 0; t < item.queries; t += BLOCK)
         project_backward_block<T, TERMS>(a, w, first + t, min64(BLOCK, item.queries - t), s, t, in_sums);
 }
