@@ -93,7 +93,8 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
         memset(s.out, 0, sizeof(float) * ROWS * v_pad);
         for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
             for (int64_t g = 0; g < GROUPS && i0 + g * MR < item.queries; ++g) {
-                const Group group = see(item, i0 + g * MR, j0, COLS);
+                Group group;
+                see(item, i0 + g * MR, j0, COLS, group);
                 if (group.width == 0) continue;
                 ahead.step();
                 prefetch_buckets(item, tables, i0 + g * MR, j0 + COLS, MR);
@@ -128,7 +129,8 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
             bool any = false;
             for (int64_t g = 0; g < GROUPS; ++g) {
-                const Group group = see(item, i0 + g * MR, j0, COLS);
+                Group group;
+                see(item, i0 + g * MR, j0, COLS, group);
                 float *weight = s.weight + g * MR * COLS, *slope = s.slope + g * MR * COLS;
                 const int64_t vectors = (group.width + W - 1) / W;
                 if (vectors < COLS / W)

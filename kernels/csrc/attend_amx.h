@@ -117,26 +117,12 @@ HEADRACE_INLINE vf gate_of(vf s) {
     return rough_sigmoid(s);
 }
 
-// Every row of the block sees every column.
-inline bool sees_all(const Item& item, int64_t i0, int64_t j0) {
-    return i0 + ROWS <= item.queries && j0 + COLS <= min64(max64(item.context, item.position(i0) + 1), item.keys - item.targets);
-}
-
 // Eight rows of the block from i0 on, and what they see; returns the columns that any of the block's rows sees.
 inline int64_t see_block(const Item& item, int64_t i0, int64_t j0, Group* groups) {
-    if (sees_all(item, i0, j0)) {
-        for (int64_t g = 0; g < GROUPS; ++g) {
-            groups[g].query = i0 + g * MR;
-            groups[g].j0 = j0;
-            groups[g].width = COLS;
-            groups[g].valid = MR;
-            groups[g].whole = COLS;
-        }
-        return COLS;
-    }
+    if (item.context <= item.position(i0) && item.position(i0) + ROWS <= j0) return 0;
     int64_t width = 0;
     for (int64_t g = 0; g < GROUPS; ++g) {
-        groups[g] = see(item, i0 + g * MR, j0, COLS);
+        see(item, i0 + g * MR, j0, COLS, groups[g]);
         width = max64(width, groups[g].width);
     }
     return width;
@@ -357,7 +343,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
     pack<TERMS>(new_rows<T>(a.q, item, a.qk_dim), rows, qk_pad, LeftRows{s.q}, LeftTurned{s.q_across});
     pack<TERMS>(new_rows<T>(a.grad, item, a.v_dim), rows, v_pad, LeftRows{s.grad}, LeftTurned{s.grad_across});
     grads.open(s.pairs, item);
-    ahead.pace(num_groups(item, COLS));
+    ahead.pace(2 * num_groups(item, COLS));
     for (int64_t j0 = 0; j0 < item.keys; j0 += COLS) {
         int64_t from = row_steps;  // the first block that sees any of these keys
         for (int64_t i0 = 0; i0 < item.queries; i0 += ROWS) {
@@ -372,14 +358,18 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
                 continue;
             }
             from = min64(from, block);
+            ahead.step();
             multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, qk_pad / DEPTH, s.q.at(i0 / 16, 0), s.k_turned.at(j0 / 16, 0), s.weight, COLS);
+            ahead.step();
             multiply_rows<TERMS, false>(ROWS / 16, 2 * steps, v_pad / DEPTH, s.grad.at(i0 / 16, 0), s.v_turned.at(j0 / 16, 0), s.slope, COLS);
             for (int64_t g = 0; g < GROUPS; ++g) {
                 ahead.step();
                 prefetch_buckets(item, tables, i0 + ROWS + g * MR, j0, MR);
                 weigh_backward<TERMS>(item, tables, groups[g], s.weight + g * MR * COLS, s.slope + g * MR * COLS, g * MR, to, s.pairs);
             }
+            ahead.step();
             time_gradient(item, tables, i0, j0, min64(ROWS, item.queries - i0), min64(steps * DEPTH, round_up(item.keys - j0, W)), s.slope, COLS, grads);
+            ahead.step();
             if (j0 == 0) multiply_rows<TERMS, false>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed, dq, qk_pad);
             else multiply_rows<TERMS, true>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed.at(0, j0 / DEPTH), dq, qk_pad);
         }

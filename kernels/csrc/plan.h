@@ -27,35 +27,46 @@ inline int64_t num_groups(const Item& item, int64_t cols) { return item.queries 
 // MR query rows against one tile of keys, in the tile's coordinates.
 struct Group {
     int64_t query, j0;
-    int64_t width;       // columns that any row sees
-    int32_t limit[MR];   // a row sees columns below it ...
-    int32_t self[MR];    // ... and this one (-1: not in this tile)
-    uint64_t bits[MR];   // the same: bit c is set for a column that the row sees
-    int32_t valid;       // rows that exist
-    int32_t whole;       // columns that every row sees
+    int64_t width;  // columns that any row sees
+    int32_t valid;  // rows that exist
+    int32_t whole;  // columns that every row sees
+#if defined(__AVX512F__)
+    uint64_t bits[MR];  // bit c is set for a column that the row sees
+
+    void set(int r, int64_t limit, int64_t self) { bits[r] = _bzhi_u64(~0ull, static_cast<uint32_t>(limit)) | (self >= 0 ? 1ull << self : 0); }
+#else
+    int32_t limit[MR];  // a row sees columns below it ...
+    int32_t self[MR];   // ... and this one (-1: not in this tile)
+
+    void set(int r, int64_t limit_r, int64_t self_r) {
+        limit[r] = static_cast<int32_t>(limit_r);
+        self[r] = static_cast<int32_t>(self_r);
+    }
+#endif
 };
 
-inline Group see(const Item& item, int64_t query, int64_t j0, int64_t cols) {
-    Group group;
+inline void see(const Item& item, int64_t query, int64_t j0, int64_t cols, Group& group) {
     group.query = query;
     group.j0 = j0;
-    group.width = 0;
-    group.whole = static_cast<int32_t>(cols);
     group.valid = static_cast<int32_t>(max64(0, min64(MR, item.queries - query)));
-    for (int r = 0; r < MR; ++r) {
-        group.limit[r] = 0;
-        group.self[r] = -1;
-        group.bits[r] = 0;
-        if (r >= group.valid) { group.whole = 0; continue; }
-        const int64_t i = item.position(query + r);
-        const int64_t past = min64(i < item.context ? item.context : i + 1, item.keys - item.targets);
-        group.limit[r] = static_cast<int32_t>(max64(0, min64(cols, past - j0)));
-        if (i >= j0 && i < j0 + cols) group.self[r] = static_cast<int32_t>(i - j0);
-        group.bits[r] = (group.limit[r] < 64 ? (1ull << group.limit[r]) - 1 : ~0ull) | (group.self[r] >= 0 ? 1ull << group.self[r] : 0);
-        group.width = max64(group.width, max64(group.limit[r], group.self[r] + 1));
-        if (group.limit[r] < group.whole) group.whole = group.limit[r];
+    const int64_t position = item.position(query), end = item.keys - item.targets;
+    if (group.valid == MR && item.context <= position && position + MR <= end) {  // every row sees what is before it, and itself
+        const auto seen = [&](int64_t r) { return max64(0, min64(cols, position + r + 1 - j0)); };
+        group.width = seen(MR - 1);
+        group.whole = static_cast<int32_t>(seen(0));
+        if (group.whole < group.width)
+            for (int r = 0; r < MR; ++r) group.set(r, seen(r), -1);
+        return;
     }
-    return group;
+    group.width = 0;
+    group.whole = group.valid == MR ? static_cast<int32_t>(cols) : 0;
+    for (int r = 0; r < MR; ++r) {
+        const int64_t i = position + r, past = r < group.valid ? min64(i < item.context ? item.context : i + 1, end) : 0;
+        const int64_t limit = max64(0, min64(cols, past - j0)), self = r < group.valid && i >= j0 && i < j0 + cols ? i - j0 : -1;
+        group.set(r, limit, self);
+        group.width = max64(group.width, max64(limit, self + 1));
+        group.whole = static_cast<int32_t>(min64(group.whole, limit));
+    }
 }
 
 struct Plan {
