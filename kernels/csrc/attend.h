@@ -6,8 +6,7 @@
 #pragma once
 
 #include "ahead.h"
-#include "attention.h"
-#include "pairs.h"
+#include "bias_grad.h"
 #include "rows.h"
 #include "simd.h"
 
@@ -28,7 +27,7 @@ struct Scratch {
     float *k_turned, *v_turned;        // (tile, width, COLS)
     float *weight, *slope;             // one tile: A and dS
     float *out, *dq, *dk, *dv;         // accumulators of a tile of rows, or of the whole item
-    PairScratch pairs;
+    BiasScratch pairs;
 
     void lay_out(Arena& arena, const Shape& s, bool backward, const HeadraceAttention& a) {
         q = arena.get<float>(s.rows * s.qk_pad);
@@ -79,8 +78,71 @@ void pack_queries(const Item& item, const HeadraceTensor& tensor, int64_t width,
     memset(to + item.queries * pad, 0, sizeof(float) * (total - item.queries) * pad);
 }
 
+// ---- scores to weights ----
+
+template <typename B>
+HEADRACE_INLINE void weigh_rows(const B& biases, const Group& group, float* scores, int64_t vectors) {
+    for (int r = 0; r < MR; ++r) {
+        float* row = scores + r * COLS;
+        if (r >= group.valid) {
+            memset(row, 0, sizeof(float) * vectors * W);
+            continue;
+        }
+        const auto pos = biases.pos(r);
+        const auto buckets = biases.buckets(r);
+        for (int64_t column = 0; column < vectors * W; column += W) {
+            const vf s = biases.added(load(row + column), pos, buckets, column);
+            vf weight = s * sigmoid(s);
+            if (column + W > group.whole) weight = keep_seen(group, r, column, weight);
+            store(row + column, weight);
+        }
+    }
+}
+
+// A group's scores → weights, in their place.
+inline void weigh(const Item& item, const BiasTables& tables, const Group& group, float* scores, int64_t vectors) {
+    with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) { weigh_rows(biases, group, scores, vectors); });
+}
+
+template <typename B>
+HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& group, float* weights, float* slopes, int64_t vectors,
+                                const BiasScratch& scratch) {
+    for (int r = 0; r < MR; ++r, weights += COLS, slopes += COLS) {
+        if (r >= group.valid) {
+            memset(weights, 0, sizeof(float) * vectors * W);
+            memset(slopes, 0, sizeof(float) * vectors * W);
+            continue;
+        }
+        const auto pos = biases.pos(r);
+        const auto buckets = biases.buckets(r);
+        float* pos_grad = B::HAS_POS ? BiasGrads::row(scratch, item, group.query + r, group.j0) : nullptr;
+        for (int64_t column = 0; column < vectors * W; column += W) {
+            const vf s = biases.added(load(weights + column), pos, buckets, column);
+            const vf gate = sigmoid(s), activated = s * gate;
+            vf weight = activated, slope = load(slopes + column) * (gate + activated - activated * gate);
+            if (column + W > group.whole) {
+                weight = keep_seen(group, r, column, weight);
+                slope = keep_seen(group, r, column, slope);
+            }
+            store(weights + column, weight);
+            store(slopes + column, slope);
+            if (B::HAS_POS) store(pos_grad + column, load(pos_grad + column) + slope);
+        }
+    }
+}
+
+// A group's scores and products of gradients → weights and slopes, in their places.
+inline void weigh_backward(const Item& item, const BiasTables& tables, const Group& group, float* weights, float* slopes, int64_t vectors,
+                           const BiasScratch& scratch) {
+    with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
+        slope_rows(biases, item, group, weights, slopes, vectors, scratch);
+    });
+}
+
+// ---- an item ----
+
 template <typename T, int TERMS>
-void forward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, Ahead& ahead) {
+void forward_item(const HeadraceAttention& a, const Item& item, const BiasTables& tables, Scratch& s, Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
     float* keys = s.q;  // the keys' rows are needed only to be turned: the queries take their place
@@ -101,7 +163,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
                 const int64_t vectors = (group.width + W - 1) / W;
                 float* scores = s.weight + g * MR * COLS;
                 gemm_rows(s.q + (i0 + g * MR) * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, scores, COLS, vectors, false);
-                activate(item, tables, group, scores, COLS, vectors);
+                weigh(item, tables, group, scores, vectors);
                 gemm_rows(scores, COLS, 1, s.v + j0 * v_pad, v_pad, group.width, s.out + g * MR * v_pad, v_pad, v_pad / W, true);
             }
         }
@@ -110,7 +172,7 @@ void forward_item(const HeadraceAttention& a, const Item& item, const PairTables
 }
 
 template <typename T, int TERMS>
-void backward_item(const HeadraceAttention& a, const Item& item, const PairTables& tables, Scratch& s, PairGrads& grads, const Through* through,
+void backward_item(const HeadraceAttention& a, const Item& item, const BiasTables& tables, Scratch& s, BiasGrads& grads, const Through* through,
                    Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
@@ -145,7 +207,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const PairTable
                 const int64_t i = i0 + g * MR;
                 gemm_rows(s.q + i * qk_pad, qk_pad, 1, s.k_turned + j0 * qk_pad, COLS, a.qk_dim, weight, COLS, vectors, false);
                 gemm_rows(s.grad + i * v_pad, v_pad, 1, s.v_turned + j0 * v_pad, COLS, a.v_dim, slope, COLS, vectors, false);
-                activate_backward(item, tables, group, weight, slope, COLS, vectors, s.pairs);
+                weigh_backward(item, tables, group, weight, slope, vectors, s.pairs);
                 gemm_rows(slope, COLS, 1, s.k + j0 * qk_pad, qk_pad, group.width, s.dq + i * qk_pad, qk_pad, qk_pad / W, true);
             }
             if (!any) continue;

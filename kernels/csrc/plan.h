@@ -69,6 +69,16 @@ inline void see(const Item& item, int64_t query, int64_t j0, int64_t cols, Group
     }
 }
 
+// x where the row sees the column, else 0.
+HEADRACE_INLINE vf keep_seen(const Group& group, int r, int64_t column, vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_mov_ps(static_cast<__mmask16>(group.bits[r] >> column), (__m512)x);
+#else
+    const vi at = iota() + static_cast<int32_t>(column);
+    return keep((at < group.limit[r]) | (at == group.self[r]), x);
+#endif
+}
+
 struct Plan {
     struct Entry { int64_t cost, item; };
     Entry* entries = nullptr;       // items by falling cost

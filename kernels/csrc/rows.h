@@ -1,9 +1,7 @@
 // Rows of a user's tokens in a jagged tensor, and gradients written back to them.
 #pragma once
 
-#include "attention.h"
-#include "pairs.h"
-#include "simd.h"
+#include "plan.h"
 
 HEADRACE_BEGIN
 

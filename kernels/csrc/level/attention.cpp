@@ -16,7 +16,7 @@ HEADRACE_BEGIN
 template <typename T, int TERMS>
 int forward(const HeadraceAttention& a) {
     Plan plan;
-    PairTables tables;
+    BiasTables tables;
     if (!plan.make(a) || !tables.make(a, plan)) return 1;
     bool failed = false;
 #pragma omp parallel num_threads(a.num_threads) reduction(|| : failed)
@@ -44,8 +44,8 @@ int forward(const HeadraceAttention& a) {
 template <typename T, int TERMS>
 int backward(const HeadraceAttention& a) {
     Plan plan;
-    PairTables tables;
-    PairGradChunks sums;
+    BiasTables tables;
+    BiasGradChunks sums;
     if (!plan.make(a) || !tables.make(a, plan) || !sums.make(a, plan)) return 1;
     bool failed = false;
 #pragma omp parallel num_threads(a.num_threads) reduction(|| : failed)
@@ -60,7 +60,7 @@ int backward(const HeadraceAttention& a) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
             if (failed) continue;
-            PairGrads grads = sums.of(a, chunk);
+            BiasGrads grads = sums.of(a, chunk);
             for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index) {
                 const Item item = plan.chunked_item(a, index);
                 Ahead ahead = ahead_of_backward<T>(a, item, plan.chunked_item(a, min64(index + 1, plan.num_items - 1)));

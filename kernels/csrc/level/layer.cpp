@@ -120,7 +120,7 @@ HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights<TERM
 }
 
 template <typename T, int TERMS>
-void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const PairTables& tables, Item item, UserScratch& s) {
+void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const BiasTables& tables, Item item, UserScratch& s) {
     for (int64_t t = 0; t < item.queries; t += BLOCK)
         project_block<T, TERMS>(a, w, item.first + t, min64(BLOCK, item.queries - t), {nullptr, s.normed, nullptr, w.in_weight, w.in_bias, w.m_pad},
                                 s.z + t * w.c_pad, nullptr);
@@ -199,8 +199,8 @@ void project_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, int
 }
 
 template <typename T, int TERMS>
-void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const PairTables& tables, Item item, UserScratch& s,
-                   PairGrads& pairs, Sums& in_sums, Sums& out_sums) {
+void backward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const Weights<TERMS>& w, const BiasTables& tables, Item item, UserScratch& s,
+                   BiasGrads& pairs, Sums& in_sums, Sums& out_sums) {
     const int64_t first = item.first;
     for (int64_t t = 0; t < item.queries; t += BLOCK) {
         const int64_t count = min64(BLOCK, item.queries - t);
@@ -225,7 +225,7 @@ int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     HeadraceAttention users = attend;  // a plan of users, not of heads
     users.num_heads = 1;
     Plan plan;
-    PairTables tables;
+    BiasTables tables;
     if (!plan.make(users) || !tables.make(attend, plan)) return 1;
     bool failed = false;
 #pragma omp parallel num_threads(a.num_threads) reduction(|| : failed)
@@ -254,8 +254,8 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     const int64_t columns = 2 * a.value + 2 * a.key;
     const int64_t in_size = Sums::size(a.model, columns, a.model), out_size = Sums::size(a.value, a.model, a.value);
     Plan plan;
-    PairTables tables;
-    PairGradChunks pairs;
+    BiasTables tables;
+    BiasGradChunks pairs;
     plan.limit = max64(2, min64(MAX_CHUNKS, (int64_t{16} << 20) / (in_size + out_size)));  // at most 64 MB of sums
     if (!plan.make(users) || !tables.make(attend, plan) || !pairs.make(attend, plan)) return 1;
     const int64_t num_sums = max64(1, plan.num_chunks);  // zeros where there is nobody
@@ -275,7 +275,7 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
             [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t chunk = 0; chunk < plan.num_chunks; ++chunk) {
-                PairGrads grads = pairs.of(attend, chunk);
+                BiasGrads grads = pairs.of(attend, chunk);
                 Sums in_sums(chunks + chunk * in_size, a.model, columns, a.model), out_sums(out_chunks + chunk * out_size, a.value, a.model, a.value);
                 for (int64_t index = plan.chunk_starts[chunk]; index < plan.chunk_starts[chunk + 1]; ++index)
                     backward_user<T, TERMS>(a, attend, weights, tables, plan.chunked_item(users, index), scratch, grads, in_sums, out_sums);
