@@ -22,7 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "odd widths": {"lengths": [49, 48, 47, 97], "heads": 3, "qk": 33, "value": 7, "pos_heads": 3, "positions": 3},
     "bias per head, milliseconds": {"lengths": [130, 2], "time_heads": 2, "num_buckets": 129, "unit_ms": 1.0},
     "context and targets": {"lengths": [60, 7, 3, 1], "context": 3, "targets": 4},
-    "targets that fill the user": {"lengths": [60, 7, 3, 1], "targets": 70},
+    "targets that fill the user": {"lengths": [180, 60, 7, 1], "targets": 180},
     "context that fills the user": {"lengths": [60, 7, 3, 1], "context": 70},
     "only positions": {"lengths": [70, 0, 5], "time_heads": 0},
     "only times": {"lengths": [70, 0, 5], "pos_heads": 0},
