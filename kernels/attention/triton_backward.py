@@ -21,7 +21,7 @@ from kernels.attention.triton_bias import (
     time_tile,
 )
 from kernels.attention.triton_forward import load_tile, store_tile, visible
-from kernels.triton_shared import silu_and_slope
+from kernels.triton_shared import tanh, through_silu
 
 
 @triton.jit
@@ -55,20 +55,20 @@ def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN
 @triton.jit
 def sum_buckets(
     sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
-    m0, n0, row, column, num_tokens, num_thresholds, BN: tl.constexpr, WIDTH_K: tl.constexpr, SORTED: tl.constexpr,
+    m0, n0, y, x, num_tokens, num_thresholds, BN: tl.constexpr, WIDTH_K: tl.constexpr, SORTED: tl.constexpr,
 ):  # fmt: skip
     """``sums`` (WIDTH_K,) plus a tile's gradients by bucket."""
     index = tl.arange(0, WIDTH_K)
     low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
     if is_near(m0, n0):
-        bucket = near_buckets(near_ptr, m0, row, column, num_tokens)
+        bucket = near_buckets(near_ptr, m0, n0, y, x)
         for k in range(low, high + 1):
             sums += tl.where(index == k, tl.sum(tl.where(bucket == k, slope, 0.0)), 0.0)
     else:
         rest = tl.sum(slope)
         for k in range(low, high):
             far = beyond(
-                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
             )  # fmt: skip
             farther = tl.sum(tl.where(far, slope, 0.0))
             sums += tl.where(index == k, rest - farther, 0.0)
@@ -99,6 +99,8 @@ def query_gradient_kernel(
     if HAS_POSITION:
         position_sums = position_sums_ptr + tl.program_id(0).to(tl.int64) * position_sums_stride
     time_sums = tl.zeros([WIDTH_K], tl.float32)
+    y = tl.arange(0, BM)[:, None]
+    x = tl.arange(0, BN)[None, :]
     for tile in range(tl.program_id(0) // num_heads, num_tiles, tl.num_programs(0) // num_heads):
         m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
         m0 = tl.multiple_of(m0, BM)
@@ -114,33 +116,28 @@ def query_gradient_kernel(
             stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
         if HAS_TARGETS:
             unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
-        q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, num_tokens, D, WIDTH_D)
+        q = load_tile(q_ptr + head.to(tl.int64) * q_head, m0, q_stride, num_tokens, D, BM, WIDTH_D)
         q = (q * 0.5).to(q_ptr.dtype.element_ty)
-        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, row, grad_stride, num_tokens, E, WIDTH_E)
+        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, m0, grad_stride, num_tokens, E, BM, WIDTH_E)
         acc = tl.zeros([BM, WIDTH_D], tl.float32)
         for n0 in range(first, stop, BN):
             n0 = tl.multiple_of(n0, BN)
-            column = n0 + tl.arange(0, BN)
-            k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
-            v = load_tile(v_base, column, v_stride, num_tokens, E, WIDTH_E)
+            k = load_tile(k_base, n0, k_stride, num_tokens, D, BN, WIDTH_D)
+            v = load_tile(v_base, n0, v_stride, num_tokens, E, BN, WIDTH_E)
             half = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if HAS_POSITION:
                 half += position_tile(
-                    position_ptr + head * position_group, num_positions, m0, n0, row[:, None], column[None, :],
-                    BM, BN, BM, BN,
+                    position_ptr + head * position_group, num_positions, m0, n0, y, x, BM, BN, BM, BN
                 )  # fmt: skip
             if HAS_TIME:
                 half = add_time_bias(
                     half, time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr,
-                    query_time_ptr, key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds,
-                    BN, SORTED,
+                    query_time_ptr, key_time_ptr, m0, n0, y, x, num_tokens, num_thresholds, BN, SORTED,
                 )  # fmt: skip
-            _, slope = silu_and_slope(half, FAST)
-            slope = slope * tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            slope = through_silu(tl.dot(grad, tl.trans(v), input_precision=PRECISION), half, tanh(half, FAST))
             if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
                 seen = visible(
-                    row[:, None], column[None, :], start[:, None], context[:, None], history[:, None],
-                    HAS_CONTEXT, HAS_TARGETS,
+                    m0, n0, y, x, start[:, None], context[:, None], history[:, None], HAS_CONTEXT, HAS_TARGETS
                 )  # fmt: skip
                 slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
@@ -149,10 +146,10 @@ def query_gradient_kernel(
             if HAS_TIME:
                 time_sums = sum_buckets(
                     time_sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
-                    m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BN, WIDTH_K, SORTED,
+                    m0, n0, y, x, num_tokens, num_thresholds, BN, WIDTH_K, SORTED,
                 )  # fmt: skip
         q_grad_base = q_grad_ptr + head.to(tl.int64) * q_grad_head
-        store_tile(q_grad_base, acc * inverse_norm, row, q_grad_stride, num_tokens, D, WIDTH_D)
+        store_tile(q_grad_base, acc * (0.5 * inverse_norm), m0, q_grad_stride, num_tokens, D, BM, WIDTH_D)
     if HAS_TIME:
         tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
 
@@ -180,6 +177,8 @@ def key_gradient_kernel(
     if n0 >= num_tokens:
         return
     n0 = tl.multiple_of(n0, BN)
+    x = tl.arange(0, BN)[:, None]
+    y = tl.arange(0, BM)[None, :]
     key = n0 + tl.arange(0, BN)
     inside = key < num_tokens
     start = tl.load(start_ptr + key, mask=inside, other=2147483647)
@@ -195,46 +194,46 @@ def key_gradient_kernel(
     unmasked_to = tl.min(end, 0)
     if HAS_TARGETS:
         unmasked_to = tl.where(n0 + BN <= tl.min(history, 0), unmasked_to, 0)
-    k = load_tile(k_ptr + head.to(tl.int64) * k_head, key, k_stride, num_tokens, D, WIDTH_D)
+    k = load_tile(k_ptr + head.to(tl.int64) * k_head, n0, k_stride, num_tokens, D, BN, WIDTH_D)
     k = (k * 0.5).to(k_ptr.dtype.element_ty)
-    v = load_tile(v_ptr + head.to(tl.int64) * v_head, key, v_stride, num_tokens, E, WIDTH_E)
+    v = load_tile(v_ptr + head.to(tl.int64) * v_head, n0, v_stride, num_tokens, E, BN, WIDTH_E)
     q_base = q_ptr + head.to(tl.int64) * q_head
     grad_base = grad_ptr + head.to(tl.int64) * grad_head
     k_acc = tl.zeros([BN, WIDTH_D], tl.float32)
     v_acc = tl.zeros([BN, WIDTH_E], tl.float32)
     for m0 in range(first, last, BM):
         m0 = tl.multiple_of(m0, BM)
-        row = m0 + tl.arange(0, BM)
-        q = load_tile(q_base, row, q_stride, num_tokens, D, WIDTH_D)
-        grad = load_tile(grad_base, row, grad_stride, num_tokens, E, WIDTH_E)
+        q = load_tile(q_base, m0, q_stride, num_tokens, D, BM, WIDTH_D)
+        grad = load_tile(grad_base, m0, grad_stride, num_tokens, E, BM, WIDTH_E)
         half = tl.zeros([BN, BM], tl.float32)
         if HAS_POSITION:
             half += position_tile(
-                position_ptr + head * position_group, num_positions, m0, n0, row[None, :], key[:, None], BN, BM, BM, BN
+                position_ptr + head * position_group, num_positions, m0, n0, y, x, BN, BM, BM, BN
             )  # fmt: skip
         if HAS_TIME:
             half += time_tile(
                 time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
-                key_time_ptr, m0, n0, row[None, :], key[:, None], num_tokens, num_thresholds, BN, BM, BN, SORTED,
+                key_time_ptr, m0, n0, y, x, num_tokens, num_thresholds, BN, BM, BN, SORTED,
             )  # fmt: skip
         half = tl.dot(k, tl.trans(q), acc=half, input_precision=PRECISION)
-        weight, slope = silu_and_slope(half, FAST)
-        slope = slope * tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        tanh_half = tanh(half, FAST)
+        weight = half + half * tanh_half
+        slope = through_silu(tl.dot(v, tl.trans(grad), input_precision=PRECISION), half, tanh_half)
         if (m0 < unmasked_from) | (m0 + BM > unmasked_to):
-            query, mine = row[None, :], key[:, None]
-            seen = (query >= mine) & (query < end[:, None])
+            seen = (x - y <= m0 - n0) & (y < end[:, None] - m0)
             if HAS_CONTEXT:
-                seen = seen | ((mine < context[:, None]) & (query < context[:, None]) & (query >= start[:, None]))
+                both = (x < context[:, None] - n0) & (y < context[:, None] - m0)
+                seen = seen | (both & (y >= start[:, None] - m0))
             if HAS_TARGETS:
-                seen = seen & ((mine < history[:, None]) | (query == mine))
+                seen = seen & ((x < history[:, None] - n0) | (x - y == m0 - n0))
             weight = tl.where(seen, weight, 0.0)
             slope = tl.where(seen, slope, 0.0)
         v_acc = tl.dot(weight.to(grad.dtype), grad, acc=v_acc, input_precision=PRECISION)
         k_acc = tl.dot(slope.to(q.dtype), q, acc=k_acc, input_precision=PRECISION)
     k_grad_base = k_grad_ptr + head.to(tl.int64) * k_grad_head
     v_grad_base = v_grad_ptr + head.to(tl.int64) * v_grad_head
-    store_tile(k_grad_base, k_acc * inverse_norm, key, k_grad_stride, num_tokens, D, WIDTH_D)
-    store_tile(v_grad_base, v_acc * inverse_norm, key, v_grad_stride, num_tokens, E, WIDTH_E)
+    store_tile(k_grad_base, k_acc * (0.5 * inverse_norm), n0, k_grad_stride, num_tokens, D, BN, WIDTH_D)
+    store_tile(v_grad_base, v_acc * inverse_norm, n0, v_grad_stride, num_tokens, E, BN, WIDTH_E)
 
 
 @triton.jit(do_not_specialize=["num_programs"])

@@ -162,14 +162,14 @@ def backward_queries(
     if pos_bias_GP is not None and position_sums is not None:
         pos_grad = fold_positions(position_sums, pos_bias_GP, num_heads, norm_len)
     if time_bias_GK is not None and time_sums is not None:
-        sums = add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 1.0 / norm_len)
+        sums = add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 0.5 / norm_len)
         time_grad = sums.to(time_bias_GK.dtype)
     return pos_grad, time_grad
 
 
 def fold_positions(sums: Tensor, pos_bias_GP: Tensor, num_heads: int, norm_len: float) -> Tensor:
     """The position bias's gradient from private sums by distance."""
-    total = add_programs(sums, pos_bias_GP.shape[0], sums.shape[1], num_heads, 1.0 / norm_len)
+    total = add_programs(sums, pos_bias_GP.shape[0], sums.shape[1], num_heads, 0.5 / norm_len)
     grad = torch.empty(pos_bias_GP.shape, dtype=pos_bias_GP.dtype, device=pos_bias_GP.device)
     grid = (triton.cdiv(grad.shape[1], 128), grad.shape[0])
     fold_positions_kernel[grid](total, grad, grad.shape[1], BLOCK=128)

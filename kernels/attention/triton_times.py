@@ -178,8 +178,8 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     query_ends, key_ends = empty_rows(2, 2 * num_half_blocks, torch.int64, device)
     ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
-    # Zeros: what no user needs is still read, masked, and must be a bucket.
-    near = torch.zeros(num_tokens, NEAR, dtype=near_dtype, device=device)
+    # Zeros: what no user needs is still read, masked, and must be a bucket; rows to the end of the last tile, too.
+    near = torch.zeros(num_blocks * BLOCK, NEAR, dtype=near_dtype, device=device)
     bounds = torch.empty(max(num_thresholds, 1), num_tokens, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)
     extremes_kernel[(num_half_blocks,)](

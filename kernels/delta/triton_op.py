@@ -142,7 +142,7 @@ def _cache_gradient(
     pos_grad = fold_positions(position_sums, pos_bias, num_heads, norm_len) if pos_bias is not None else None
     if time_bias is None:
         return pos_grad, None
-    total = add_programs(time_sums, time_bias.shape[0], num_buckets, num_heads, 1.0 / norm_len)
+    total = add_programs(time_sums, time_bias.shape[0], num_buckets, num_heads, 0.5 / norm_len)
     return pos_grad, total.to(time_bias.dtype)
 
 
