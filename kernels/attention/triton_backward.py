@@ -61,7 +61,7 @@ def sum_buckets(
     index = tl.arange(0, WIDTH_K)
     low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
     if is_near(m0, n0):
-        bucket = near_buckets(near_ptr, m0, n0, y, x)
+        bucket = near_buckets(near_ptr, m0, n0, y, x, BN)
         for k in range(low, high + 1):
             sums += tl.where(index == k, tl.sum(tl.where(bucket == k, slope, 0.0)), 0.0)
     else:
@@ -89,7 +89,10 @@ def query_gradient_kernel(
     BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
     HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles."""
+    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles, to and fro.
+
+    A user's tiles follow each other with less and less work: who had the most in one turn has the least in the next.
+    """
     if HAS_TIME:
         if (tl.load(unsorted_ptr) == 0) != SORTED:
             return
@@ -101,7 +104,11 @@ def query_gradient_kernel(
     time_sums = tl.zeros([WIDTH_K], tl.float32)
     y = tl.arange(0, BM)[:, None]
     x = tl.arange(0, BN)[None, :]
-    for tile in range(tl.program_id(0) // num_heads, num_tiles, tl.num_programs(0) // num_heads):
+    stride = tl.num_programs(0) // num_heads
+    for place in range(tl.program_id(0) // num_heads, num_tiles, stride):
+        turn = place // stride
+        back = (turn % 2 == 1) & ((turn + 1) * stride <= num_tiles)
+        tile = tl.where(back, (2 * turn + 1) * stride - 1 - place, place)
         m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
         m0 = tl.multiple_of(m0, BM)
         row = m0 + tl.arange(0, BM)

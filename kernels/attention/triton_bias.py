@@ -79,10 +79,10 @@ def is_near(m0, n0):
 
 
 @triton.jit
-def near_buckets(near_ptr, m0, n0, y, x):
+def near_buckets(near_ptr, m0, n0, y, x, BN: tl.constexpr):
     """Buckets of a near tile: queries m0 + ``y``, keys n0 + ``x``, shaped to broadcast."""
-    tile_ptr = near_ptr + tl.cast(m0, tl.int64) * 256 + (n0 - (m0 // 128 * 128 - 128))
-    return look_up(tile_ptr + (y * 256 | x).to(tl.int64))
+    tile_ptr = near_ptr + tl.cast(m0, tl.int64) * 256 + (m0 // 128 * 128 + 128 - BN - n0)
+    return look_up(tile_ptr + (y.to(tl.int64) * 256 + (BN - 1 - x).to(tl.int64)))
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def add_time_bias(
     """
     near = is_near(m0, n0)
     if near:
-        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x).to(tl.uint32))
+        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
     # Two branches of one condition that both change the scores are more than Triton 3.6 can pipeline.
     if near == 0:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
@@ -135,7 +135,7 @@ def time_tile(
 ):  # fmt: skip
     """(ROWS, COLUMNS) halves of rab^t, to start a product with: where queries lie along a tile's rows (dK and dV)."""
     if is_near(m0, n0):
-        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x).to(tl.uint32))
+        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
     else:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
         tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low)
