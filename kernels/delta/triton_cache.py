@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_backward import add_diagonals
 from kernels.attention.triton_forward import load_tile
 from kernels.triton_shared import count_at_most, silu_of_half, tanh, through_silu
 
@@ -96,6 +95,28 @@ def cache_forward_kernel(
     tl.store(parts_ptr + place * E + column[None, :], acc * inverse_norm, mask=keep)
 
 
+@triton.jit
+def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
+    """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
+
+    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
+    below, BM less. An entry belongs to another thread in the next tile: a barrier parts them.
+    """
+    if m0 - n0 - BN + 2 >= num_positions:
+        entry = buffer_ptr + num_positions + 511
+        tl.debug_barrier()
+        tl.store(entry, tl.load(entry) + tl.sum(slope))
+    else:
+        y = tl.arange(0, BM)
+        source = y[:, None] + tl.arange(0, BN)[None, :]
+        skewed = tl.gather(slope, source % BM, axis=0)
+        place = buffer_ptr + 256 + m0 - n0 + y
+        tl.debug_barrier()
+        for fold in tl.static_range((BM + BN - 2) // BM + 1):
+            part = tl.sum(tl.where(source // BM == fold, skewed, 0.0), 1)
+            tl.store(place - fold * BM, tl.load(place - fold * BM) + part)
+
+
 @triton.jit(do_not_specialize=["num_users", "num_steps", "num_heads", "num_positions", "num_tiles", *VARYING])
 def cache_gradient_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, own_grad_ptr, q_grad_ptr, q_stride, k_stride, v_stride, grad_stride, q_grad_stride,
@@ -149,7 +170,7 @@ def cache_gradient_kernel(
             slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN, True)
+                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN)
             if HAS_TIME:
                 low = tl.min(tl.where(seen, bucket, 2147483647))
                 high = tl.max(tl.where(seen, bucket, -1))

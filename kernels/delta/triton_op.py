@@ -139,11 +139,13 @@ def _cache_gradient(
         num_users, num_users.bit_length(), num_heads, num_tiles, 1.0 / norm_len, WIDTH_K=width,
         **_options(q, v, rows, pos_bias, time_bias),
     )  # fmt: skip
-    pos_grad = fold_positions(position_sums, pos_bias, num_heads, norm_len) if pos_bias is not None else None
-    if time_bias is None:
-        return pos_grad, None
-    total = add_programs(time_sums, time_bias.shape[0], num_buckets, num_heads, 0.5 / norm_len)
-    return pos_grad, total.to(time_bias.dtype)
+    pos_grad = time_grad = None
+    if pos_bias is not None:
+        pos_grad = fold_positions(add_programs(position_sums, pos_bias.shape[0], num_heads, 0.5 / norm_len), pos_bias)
+    if time_bias is not None:
+        total = add_programs(time_sums, time_bias.shape[0], num_heads, 0.5 / norm_len)
+        time_grad = total[:, :num_buckets].to(time_bias.dtype)
+    return pos_grad, time_grad
 
 
 def delta_attention(
