@@ -55,6 +55,17 @@ def _num_processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def architecture(tensor: Tensor) -> int:
+    """Of the tensor's GPU: 80 and on is Ampere, 90 Hopper, 100 Blackwell; Hopper's in the interpreter."""
+    return _architecture(tensor.device) if tensor.is_cuda else 90
+
+
+@cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def empty_rows(num_rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(rows, length), uninitialised, each row at a multiple of 16 values.
 

@@ -51,9 +51,7 @@ def add_diagonals(
         blocks = slope.to(selector.dtype).reshape(BM // 8, 8, BN // 8, 8).permute(0, 2, 1, 3).reshape(BLOCKS, 64)
         part = tl.dot(blocks, selector, input_precision=PRECISION)
         place = sums_ptr + ((m0 - n0 + BM) // STEP) * (BLOCKS * 16)
-        tl.atomic_add(
-            place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part, sem="relaxed"
-        )
+        tl.atomic_add(place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part, sem="relaxed")
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
 from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
 from kernels.attention.triton_times import TimeTables, make_time_tables
-from kernels.triton_shared import dot_precision, fast_math, next_power, num_processors
+from kernels.triton_shared import architecture, dot_precision, fast_math, next_power, num_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +119,9 @@ def forward(
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    plan, width = batch.plan, max(q.shape[2], v.shape[2])
+    plan, shape = batch.plan, tile or forward_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or forward_tile(q.dtype, width, in_order)
-        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
             q, k, v, out, *strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
@@ -137,47 +136,31 @@ def backward_queries(
     pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, q_grad: Tensor, tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Writes dQ (T, H, D); returns the gradients of the biases."""
-    pos_grad = time_grad = None
-    for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or query_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]), in_order)
-        sums = _query_gradients(
-            q, k, v, grad, batch, norm_len, position_table, pos_bias_GP, time_bias_GK, q_grad, shape, in_order
-        )
-        # The version that does not suit adds zeros.
-        pos_grad, time_grad = (
-            new if known is None or new is None else known + new
-            for known, new in zip((pos_grad, time_grad), sums, strict=True)
-        )
-    return pos_grad, time_grad
-
-
-def _query_gradients(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None,
-    pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, q_grad: Tensor, tile: Tile, in_order: bool,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     num_tokens, num_heads = q.shape[:2]
-    num_blocks, plan = triton.cdiv(num_tokens, BLOCK), batch.plan
-    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 8 // (tile.num_warps * num_heads)))
+    plan, shape = batch.plan, tile or query_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]))
+    num_blocks = triton.cdiv(num_tokens, BLOCK)
+    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 8 // (shape.num_warps * num_heads)))
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
     num_buckets = time_bias_GK.shape[1] if time_bias_GK is not None else 0
-    # Entry 0 holds what lies beyond the table's ends.
-    num_diagonals = (num_positions + tile.queries + tile.keys) // min(tile.queries, tile.keys) + 1
-    diagonals = _sums(q, num_programs, num_diagonals * tile.queries * tile.keys // 4 if num_positions else 0)
-    buckets = _sums(q, num_programs, num_buckets * tile.queries)
-    query_gradient_kernel[(num_programs,)](
-        q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
-        plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-        *_position_arguments(position_table, num_positions), diagonals, diagonals.shape[1],
-        *_time_arguments(time_bias_GK, batch.times), buckets, buckets.shape[1], num_buckets - 1, num_tokens, num_heads,
-        num_blocks * (BLOCK // tile.queries), 1.0 / norm_len,
-        SORTED=in_order, **_options(q, v, tile, batch, position_table, time_bias_GK),
-    )  # fmt: skip
+    # The first holds what lies beyond the table's ends.
+    num_diagonals = (num_positions + shape.queries + shape.keys) // min(shape.queries, shape.keys) + 1
+    diagonals = _sums(q, num_programs, num_diagonals * shape.queries * shape.keys // 4 if num_positions else 0)
+    buckets = _sums(q, num_programs, num_buckets * shape.queries)
+    for in_order in batch.orders if time_bias_GK is not None else (True,):
+        query_gradient_kernel[(num_programs,)](
+            q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
+            plan.start_T, plan.context_T, plan.history_T, plan.query_order,
+            *_position_arguments(position_table, num_positions), diagonals, diagonals.shape[1],
+            *_time_arguments(time_bias_GK, batch.times), buckets, buckets.shape[1], num_buckets - 1,
+            num_tokens, num_heads, num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
+            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
+        )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None:
         by_tile = add_programs(diagonals, pos_bias_GP.shape[0], num_heads, 0.5 / norm_len)
         by_distance = torch.empty(pos_bias_GP.shape[0], num_positions + 512, dtype=torch.float32, device=q.device)
         unfold_kernel[(triton.cdiv(by_distance.shape[1], 32), by_distance.shape[0])](
-            by_tile, by_distance, num_positions, num_diagonals, BM=tile.queries, BN=tile.keys, BLOCK=32
+            by_tile, by_distance, num_positions, num_diagonals, BM=shape.queries, BN=shape.keys, BLOCK=32
         )
         pos_grad = fold_positions(by_distance, pos_bias_GP)
     if time_bias_GK is not None:
@@ -216,10 +199,9 @@ def backward_keys(
 ) -> None:  # fmt: skip
     """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
-    plan, width = batch.plan, max(q.shape[2], v.shape[2])
+    plan, shape = batch.plan, tile or key_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or key_gradient_tile(q.dtype, width, in_order)
-        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
         key_gradient_kernel[grid](
             q, k, v, grad, k_grad, v_grad, *strides(q, k, v, grad, k_grad, v_grad),
             plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,
