@@ -21,7 +21,7 @@ from kernels.attention.triton_bias import (
     position_tile,
     time_tile,
 )
-from kernels.attention.triton_forward import load_tile, store_tile, visible
+from kernels.attention.triton_forward import load_tile, seen_by, store_tile, visible
 from kernels.triton_shared import tanh, through_silu
 
 
@@ -113,18 +113,9 @@ def query_gradient_kernel(
         tile = tl.where(back, (2 * turn + 1) * stride - 1 - place, place)
         m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
         m0 = tl.multiple_of(m0, BM)
-        row = m0 + tl.arange(0, BM)
-        start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
-        context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
-        history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
-        first = tl.minimum(tl.min(start, 0), num_tokens) // BN * BN
-        stop = tl.minimum(m0 + BM, num_tokens)
-        unmasked_from = tl.max(start, 0)
-        unmasked_to = m0 + 1
-        if HAS_CONTEXT:
-            stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
-        if HAS_TARGETS:
-            unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
+        start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(
+            m0, start_ptr, context_ptr, history_ptr, num_tokens, BM, BN, HAS_CONTEXT, HAS_TARGETS
+        )
         q = load_tile(q_ptr + head.to(tl.int64) * q_head, m0, q_stride, num_tokens, D, BM, WIDTH_D)
         q = (q * 0.5).to(q_ptr.dtype.element_ty)
         grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, m0, grad_stride, num_tokens, E, BM, WIDTH_E)
@@ -145,9 +136,7 @@ def query_gradient_kernel(
                 )  # fmt: skip
             slope = through_silu(tl.dot(grad, tl.trans(v), input_precision=PRECISION), half, tanh(half, FAST))
             if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
-                seen = visible(
-                    m0, n0, y, x, start[:, None], context[:, None], history[:, None], HAS_CONTEXT, HAS_TARGETS
-                )  # fmt: skip
+                seen = visible(m0, n0, y, x, start, context, history, HAS_CONTEXT, HAS_TARGETS)
                 slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION | HAS_TIME:

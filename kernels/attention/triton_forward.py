@@ -12,6 +12,26 @@ from kernels.triton_shared import silu_of_half
 
 
 @triton.jit
+def seen_by(
+    m0, start_ptr, context_ptr, history_ptr, num_tokens, BM: tl.constexpr, BN: tl.constexpr,
+    HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr,
+):  # fmt: skip
+    """Of queries m0…: (start, context, history) (BM, 1), the range of keys, and of those that all of them see."""
+    row = m0 + tl.arange(0, BM)
+    start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
+    context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
+    history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
+    first = tl.minimum(tl.min(start, 0), num_tokens) // BN * BN
+    stop = tl.minimum(m0 + BM, num_tokens)
+    unmasked_to = m0 + 1
+    if HAS_CONTEXT:
+        stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
+    if HAS_TARGETS:
+        unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
+    return start[:, None], context[:, None], history[:, None], first, stop, tl.max(start, 0), unmasked_to
+
+
+@triton.jit
 def visible(m0, n0, y, x, start, context, history, HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr):
     """Which keys n0 + ``x`` queries m0 + ``y`` see; ``start``, ``context``, ``history`` belong to the queries."""
     own = x >= start - n0
@@ -73,18 +93,9 @@ def attention_forward_kernel(
     m0 = tl.multiple_of(m0, BM)
     y = tl.arange(0, BM)[:, None]
     x = tl.arange(0, BN)[None, :]
-    row = m0 + tl.arange(0, BM)
-    start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
-    context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
-    history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
-    first = tl.min(start, 0) // BN * BN
-    stop = tl.minimum(m0 + BM, num_tokens)
-    unmasked_from = tl.max(start, 0)
-    unmasked_to = m0 + 1
-    if HAS_CONTEXT:
-        stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
-    if HAS_TARGETS:
-        unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
+    start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(
+        m0, start_ptr, context_ptr, history_ptr, num_tokens, BM, BN, HAS_CONTEXT, HAS_TARGETS
+    )
     q = load_tile(q_ptr + head.to(tl.int64) * q_head, m0, q_stride, num_tokens, D, BM, WIDTH_D)
     q = (q * 0.5).to(q_ptr.dtype.element_ty)
     k_base = k_ptr + head.to(tl.int64) * k_head
@@ -105,9 +116,7 @@ def attention_forward_kernel(
             )  # fmt: skip
         weight = silu_of_half(half, FAST)
         if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
-            seen = visible(
-                m0, n0, y, x, start[:, None], context[:, None], history[:, None], HAS_CONTEXT, HAS_TARGETS
-            )  # fmt: skip
+            seen = visible(m0, n0, y, x, start, context, history, HAS_CONTEXT, HAS_TARGETS)
             weight = tl.where(seen, weight, 0.0)
         v = load_tile(v_base, n0, v_stride, num_tokens, E, BN, WIDTH_E)
         acc = tl.dot(weight.to(v.dtype), v, acc=acc, input_precision=PRECISION)

@@ -82,12 +82,13 @@ def strides(*tensors: Tensor) -> list[int]:
     return [x.stride(0) for x in tensors] + [x.stride(1) for x in tensors]
 
 
-def _group_stride(table: Tensor | None) -> int:
+def group_stride(table: Tensor | None) -> int:
+    """From one head's row of a bias to the next's; 0 where all heads share one."""
     return 0 if table is None or table.shape[0] == 1 else table.stride(0)
 
 
 def _position_arguments(table: Tensor | None, num_positions: int) -> tuple[Any, ...]:
-    return (table, _group_stride(table), num_positions)
+    return (table, group_stride(table), num_positions)
 
 
 def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tuple[Any, ...]:
@@ -96,7 +97,7 @@ def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tu
     time_bias_GK = time_bias_GK.to(torch.float32)
     tables = (times.near, times.ranges, times.bounds, times.unsorted_1)
     return (
-        time_bias_GK, _group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
+        time_bias_GK, group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
     )  # fmt: skip
 
 
