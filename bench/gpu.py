@@ -30,8 +30,8 @@ SECTIONS = (
     Section("training step", "bench.gpu_step:against_eager", 40, 150),
     Section("single pass", "bench.gpu_pass:single_pass", 40, 200),
     Section("other ops", "bench.gpu_ops:others", 15, 60),
-    Section("torch.compile", "bench.gpu_step:against_compiled", 90, 240),
-    Section("tiles", "bench.gpu_tiles:sweep", 40, 240),
+    Section("tiles", "bench.gpu_tiles:sweep", 25, 120),
+    Section("torch.compile", "bench.gpu_step:against_compiled", 60, 240),
 )
 """The most important first."""
 

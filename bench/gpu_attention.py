@@ -137,6 +137,13 @@ def parts(case: Case, rab: bool, tiles: tuple[Any, Any, Any] = (None, None, None
     }  # fmt: skip
 
 
+def dense_bias_ms(case: Case, clock: Clock) -> float:
+    """What a bias of every pair, users x heads x N x N in bfloat16, costs to read once: the price without fusion."""
+    num_values = int((case.offsets.diff() ** 2).sum()) * case.q.shape[1]
+    dense = torch.zeros((num_values + 1) // 2, dtype=torch.float32, device=clock.device)
+    return clock.median_ms(dense.sum)
+
+
 def long_users(clock: Clock) -> Iterator[Row]:
     """The goal's shape: B 32, N 4096, H 4, d 128."""
     case = make_case(clock, *((1, 40, 1, 16) if clock.rehearsal else (32, 4096, 4, 128)))
@@ -152,6 +159,8 @@ def long_users(clock: Clock) -> Iterator[Row]:
     yield row("rab over no rab, forward", 100 * (rab["forward"] / bare["forward"] - 1), "%", 10, at_most=True)
     ratio = (rab["keys"] + rab["queries"]) / (bare["keys"] + bare["queries"])
     yield row("rab over no rab, backward", 100 * (ratio - 1), "%", 10, at_most=True)
+    note = f"the whole forward, rab computed: {rab['forward']:.3f} ms"
+    yield row("  a dense bias, only to read it", dense_bias_ms(case, clock), "ms", note=note)
     yield row("  kernel for dQ and biases", rab["queries"], "ms", note=f"without rab {bare['queries']:.3f}")
     yield row("  kernel for dK and dV", rab["keys"], "ms", note=f"without rab {bare['keys']:.3f}")
     yield row("  tables, once a batch for all layers", clock.median_ms(lambda: case.prepare(True)), "ms")

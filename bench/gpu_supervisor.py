@@ -26,7 +26,7 @@ START_S = 120.0
 """A worker that has not begun a section by then never will."""
 GRACE_S = 30.0
 """Beyond the deadline, for the section that is at work."""
-NOT_WARMED = ("ceilings", "torch.compile", "tiles")
+NOT_WARMED = ("ceilings",)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,17 @@ def _num_processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def architecture(tensor: Tensor) -> int:
+    """Of the tensor's GPU: 80 and on is Ampere, 90 Hopper, 100 Blackwell; Hopper's in the interpreter."""
+    return _architecture(tensor.device) if tensor.is_cuda else 90
+
+
+@cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def empty_rows(num_rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(rows, length), uninitialised, each row at a multiple of 16 values.
 
@@ -129,7 +140,7 @@ def silu_of_half(half, FAST: tl.constexpr):
 
 
 @triton.jit
-def silu_and_slope(half, FAST: tl.constexpr):
-    """(SiLU(s), SiLU'(s)) from half = s / 2; with g = 2 sigmoid(s): half · g and g/2 · (1 + half · (2 - g))."""
-    gate = 1.0 + tanh(half, FAST) if FAST else 2.0 / (1.0 + tl.exp(-2.0 * half))
-    return half * gate, 0.5 * gate * (1.0 + half * (2.0 - gate))
+def through_silu(grad, half, tanh_half):
+    """Twice the gradient of s from SiLU(s)'s, from half = s / 2 and its tanh: three multiply-adds."""
+    outer = grad + grad * tanh_half
+    return outer + outer * (half - half * tanh_half)

@@ -2,8 +2,9 @@
 # ruff: noqa: SIM102 (a load may stand only inside the compile-time branch that has its pointer)
 """HSTU attention's backward pass: queries' and biases' gradients in one kernel, keys' and values' in another.
 
-Nothing is added by atomics: each tile's gradients are summed by the program that owns it, and the biases' gradients
-are private to a program until `bias_gradient_kernel` adds them in a fixed order. Repeated runs agree to the bit.
+Each tile's gradients are summed by the program that owns it. The biases' are summed in memory of a program's own, each
+number by one thread, always the same, until `bias_gradient_kernel` adds them in a fixed order: `tl.atomic_add` is an
+addition in the L2 cache there, which nobody waits for. Repeated runs agree to the bit.
 """
 
 from __future__ import annotations
@@ -20,61 +21,60 @@ from kernels.attention.triton_bias import (
     position_tile,
     time_tile,
 )
-from kernels.attention.triton_forward import load_tile, store_tile, visible
-from kernels.triton_shared import silu_and_slope
+from kernels.attention.triton_forward import load_tile, seen_by, store_tile, visible
+from kernels.triton_shared import tanh, through_silu
 
 
 @triton.jit
-def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr, BARRIER: tl.constexpr):
-    """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
-
-    Where m0 - n0 is a multiple of BM, an entry always belongs to the same thread. Elsewhere a ``BARRIER`` must part the
-    tiles, and the compiler then loads nothing ahead in the loop that has it.
-
-    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
-    below, BM less.
-    """
-    if (n0 >= m0 + BM) | (m0 - n0 - BN + 2 >= num_positions):
-        entry = tl.where(n0 >= m0 + BM, 0, num_positions + 511)
-        if BARRIER:
-            tl.debug_barrier()
-        tl.store(buffer_ptr + entry, tl.load(buffer_ptr + entry) + tl.sum(slope))
-    else:
-        y = tl.arange(0, BM)
-        column = tl.arange(0, BN)
-        source = y[:, None] + column[None, :]
-        skewed = tl.gather(slope, source % BM, axis=0)
-        place = buffer_ptr + 256 + m0 - n0 + y
-        if BARRIER:
-            tl.debug_barrier()
-        for fold in tl.static_range((BM + BN - 2) // BM + 1):
-            part = tl.sum(tl.where(source // BM == fold, skewed, 0.0), 1)
-            tl.store(place - fold * BM, tl.load(place - fold * BM) + part)
+def diagonals_of_blocks(DTYPE: tl.constexpr):
+    """(64, 16): which entry of an 8 x 8 block lies on which of its diagonals; the last column is empty."""
+    entry = tl.arange(0, 64)[:, None]
+    return (entry // 8 - entry % 8 + 7 == tl.arange(0, 16)[None, :]).to(tl.float32).to(DTYPE)
 
 
 @triton.jit
-def sum_buckets(
-    sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
-    m0, n0, row, column, num_tokens, num_thresholds, BN: tl.constexpr, WIDTH_K: tl.constexpr, SORTED: tl.constexpr,
+def add_diagonals(
+    sums_ptr, slope, rows, selector, m0, n0, num_positions,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``sums`` (WIDTH_K,) plus a tile's gradients by bucket."""
-    index = tl.arange(0, WIDTH_K)
+    """Add a tile's sums by distance to those of its program; ``rows`` are its sums by query.
+
+    The matrix units sum the diagonals of its blocks of 8 x 8, in the dtype of dQ's product; `unfold_kernel` knows which
+    distance they are. Beyond the table's ends, all of the tile is one distance.
+    """
+    STEP: tl.constexpr = min(BM, BN)
+    BLOCKS: tl.constexpr = BM * BN // 64
+    beyond_end = m0 - n0 - BN + 2 >= num_positions
+    if (n0 >= m0 + BM) | beyond_end:
+        tl.atomic_add(sums_ptr + tl.where(beyond_end, BM, 0) + tl.arange(0, BM), rows, sem="relaxed")
+    else:
+        blocks = slope.to(selector.dtype).reshape(BM // 8, 8, BN // 8, 8).permute(0, 2, 1, 3).reshape(BLOCKS, 64)
+        part = tl.dot(blocks, selector, input_precision=PRECISION)
+        place = sums_ptr + ((m0 - n0 + BM) // STEP) * (BLOCKS * 16)
+        tl.atomic_add(place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part, sem="relaxed")
+
+
+@triton.jit
+def add_buckets(
+    sums_ptr, slope, rows, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
+    m0, n0, y, x, num_tokens, num_thresholds, BM: tl.constexpr, BN: tl.constexpr, SORTED: tl.constexpr,
+):  # fmt: skip
+    """Add a tile's sums by query and bucket to those of its program; ``rows`` are its sums by query alone."""
+    place = sums_ptr + tl.arange(0, BM)
     low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
     if is_near(m0, n0):
-        bucket = near_buckets(near_ptr, m0, row, column, num_tokens)
+        bucket = near_buckets(near_ptr, m0, n0, y, x, BN)
         for k in range(low, high + 1):
-            sums += tl.where(index == k, tl.sum(tl.where(bucket == k, slope, 0.0)), 0.0)
+            tl.atomic_add(place + k * BM, tl.sum(tl.where(bucket == k, slope, 0.0), 1), sem="relaxed")
     else:
-        rest = tl.sum(slope)
         for k in range(low, high):
             far = beyond(
-                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
             )  # fmt: skip
-            farther = tl.sum(tl.where(far, slope, 0.0))
-            sums += tl.where(index == k, rest - farther, 0.0)
-            rest = farther
-        sums += tl.where(index == high, rest, 0.0)
-    return sums
+            farther = tl.sum(tl.where(far, slope, 0.0), 1)
+            tl.atomic_add(place + k * BM, rows - farther, sem="relaxed")
+            rows = farther
+        tl.atomic_add(place + high * BM, rows, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads", "num_tiles"])
@@ -84,12 +84,15 @@ def query_gradient_kernel(
     start_ptr, context_ptr, history_ptr, order_ptr,
     position_ptr, position_group, num_positions, position_sums_ptr, position_sums_stride,
     time_ptr, time_group, near_ptr, ranges_ptr, bounds_ptr, unsorted_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
-    time_sums_ptr, num_thresholds, num_tokens, num_heads, num_tiles, inverse_norm,
-    D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, WIDTH_K: tl.constexpr,
+    time_sums_ptr, time_sums_stride, num_thresholds, num_tokens, num_heads, num_tiles, inverse_norm,
+    D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, SORTED: tl.constexpr,
     HAS_CONTEXT: tl.constexpr, HAS_TARGETS: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles."""
+    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles, to and fro.
+
+    A user's tiles follow each other with less and less work: who had the most in one turn has the least in the next.
+    """
     if HAS_TIME:
         if (tl.load(unsorted_ptr) == 0) != SORTED:
             return
@@ -98,63 +101,55 @@ def query_gradient_kernel(
     v_base = v_ptr + head.to(tl.int64) * v_head
     if HAS_POSITION:
         position_sums = position_sums_ptr + tl.program_id(0).to(tl.int64) * position_sums_stride
-    time_sums = tl.zeros([WIDTH_K], tl.float32)
-    for tile in range(tl.program_id(0) // num_heads, num_tiles, tl.num_programs(0) // num_heads):
+        selector = diagonals_of_blocks(q_ptr.dtype.element_ty)
+    if HAS_TIME:
+        time_sums = time_sums_ptr + tl.program_id(0).to(tl.int64) * time_sums_stride
+    y = tl.arange(0, BM)[:, None]
+    x = tl.arange(0, BN)[None, :]
+    stride = tl.num_programs(0) // num_heads
+    for place in range(tl.program_id(0) // num_heads, num_tiles, stride):
+        turn = place // stride
+        back = (turn % 2 == 1) & ((turn + 1) * stride <= num_tiles)
+        tile = tl.where(back, (2 * turn + 1) * stride - 1 - place, place)
         m0 = tl.load(order_ptr + tile // (128 // BM)) * 128 + tile % (128 // BM) * BM
         m0 = tl.multiple_of(m0, BM)
-        row = m0 + tl.arange(0, BM)
-        start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
-        context = tl.load(context_ptr + row, mask=row < num_tokens, other=0)
-        history = tl.load(history_ptr + row, mask=row < num_tokens, other=2147483647)
-        first = tl.minimum(tl.min(start, 0), num_tokens) // BN * BN
-        stop = tl.minimum(m0 + BM, num_tokens)
-        unmasked_from = tl.max(start, 0)
-        unmasked_to = m0 + 1
-        if HAS_CONTEXT:
-            stop = tl.maximum(stop, tl.max(tl.where(row < context, context, 0), 0))
-        if HAS_TARGETS:
-            unmasked_to = tl.minimum(unmasked_to, tl.min(history, 0))
-        q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, num_tokens, D, WIDTH_D)
+        start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(
+            m0, start_ptr, context_ptr, history_ptr, num_tokens, BM, BN, HAS_CONTEXT, HAS_TARGETS
+        )
+        q = load_tile(q_ptr + head.to(tl.int64) * q_head, m0, q_stride, num_tokens, D, BM, WIDTH_D)
         q = (q * 0.5).to(q_ptr.dtype.element_ty)
-        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, row, grad_stride, num_tokens, E, WIDTH_E)
+        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, m0, grad_stride, num_tokens, E, BM, WIDTH_E)
         acc = tl.zeros([BM, WIDTH_D], tl.float32)
         for n0 in range(first, stop, BN):
             n0 = tl.multiple_of(n0, BN)
-            column = n0 + tl.arange(0, BN)
-            k = load_tile(k_base, column, k_stride, num_tokens, D, WIDTH_D)
-            v = load_tile(v_base, column, v_stride, num_tokens, E, WIDTH_E)
+            k = load_tile(k_base, n0, k_stride, num_tokens, D, BN, WIDTH_D)
+            v = load_tile(v_base, n0, v_stride, num_tokens, E, BN, WIDTH_E)
             half = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if HAS_POSITION:
                 half += position_tile(
-                    position_ptr + head * position_group, num_positions, m0, n0, row[:, None], column[None, :],
-                    BM, BN, BM, BN,
+                    position_ptr + head * position_group, num_positions, m0, n0, y, x, BM, BN, BM, BN
                 )  # fmt: skip
             if HAS_TIME:
                 half = add_time_bias(
                     half, time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr,
-                    query_time_ptr, key_time_ptr, m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds,
-                    BN, SORTED,
+                    query_time_ptr, key_time_ptr, m0, n0, y, x, num_tokens, num_thresholds, BN, SORTED,
                 )  # fmt: skip
-            _, slope = silu_and_slope(half, FAST)
-            slope = slope * tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            slope = through_silu(tl.dot(grad, tl.trans(v), input_precision=PRECISION), half, tanh(half, FAST))
             if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
-                seen = visible(
-                    row[:, None], column[None, :], start[:, None], context[:, None], history[:, None],
-                    HAS_CONTEXT, HAS_TARGETS,
-                )  # fmt: skip
+                seen = visible(m0, n0, y, x, start, context, history, HAS_CONTEXT, HAS_TARGETS)
                 slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
+            if HAS_POSITION | HAS_TIME:
+                rows = tl.sum(slope, 1)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, m0, n0, num_positions, BM, BN, BN % BM != 0)
+                add_diagonals(position_sums, slope, rows, selector, m0, n0, num_positions, BM, BN, PRECISION)
             if HAS_TIME:
-                time_sums = sum_buckets(
-                    time_sums, slope, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr,
-                    m0, n0, row[:, None], column[None, :], num_tokens, num_thresholds, BN, WIDTH_K, SORTED,
+                add_buckets(
+                    time_sums, slope, rows, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
+                    key_time_ptr, m0, n0, y, x, num_tokens, num_thresholds, BM, BN, SORTED,
                 )  # fmt: skip
         q_grad_base = q_grad_ptr + head.to(tl.int64) * q_grad_head
-        store_tile(q_grad_base, acc * inverse_norm, row, q_grad_stride, num_tokens, D, WIDTH_D)
-    if HAS_TIME:
-        tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + tl.arange(0, WIDTH_K), time_sums)
+        store_tile(q_grad_base, acc * (0.5 * inverse_norm), m0, q_grad_stride, num_tokens, D, BM, WIDTH_D)
 
 
 @triton.jit(do_not_specialize=["time_group", "num_positions", "num_thresholds", "num_tokens", "num_heads"])
@@ -180,6 +175,8 @@ def key_gradient_kernel(
     if n0 >= num_tokens:
         return
     n0 = tl.multiple_of(n0, BN)
+    x = tl.arange(0, BN)[:, None]
+    y = tl.arange(0, BM)[None, :]
     key = n0 + tl.arange(0, BN)
     inside = key < num_tokens
     start = tl.load(start_ptr + key, mask=inside, other=2147483647)
@@ -195,46 +192,46 @@ def key_gradient_kernel(
     unmasked_to = tl.min(end, 0)
     if HAS_TARGETS:
         unmasked_to = tl.where(n0 + BN <= tl.min(history, 0), unmasked_to, 0)
-    k = load_tile(k_ptr + head.to(tl.int64) * k_head, key, k_stride, num_tokens, D, WIDTH_D)
+    k = load_tile(k_ptr + head.to(tl.int64) * k_head, n0, k_stride, num_tokens, D, BN, WIDTH_D)
     k = (k * 0.5).to(k_ptr.dtype.element_ty)
-    v = load_tile(v_ptr + head.to(tl.int64) * v_head, key, v_stride, num_tokens, E, WIDTH_E)
+    v = load_tile(v_ptr + head.to(tl.int64) * v_head, n0, v_stride, num_tokens, E, BN, WIDTH_E)
     q_base = q_ptr + head.to(tl.int64) * q_head
     grad_base = grad_ptr + head.to(tl.int64) * grad_head
     k_acc = tl.zeros([BN, WIDTH_D], tl.float32)
     v_acc = tl.zeros([BN, WIDTH_E], tl.float32)
     for m0 in range(first, last, BM):
         m0 = tl.multiple_of(m0, BM)
-        row = m0 + tl.arange(0, BM)
-        q = load_tile(q_base, row, q_stride, num_tokens, D, WIDTH_D)
-        grad = load_tile(grad_base, row, grad_stride, num_tokens, E, WIDTH_E)
+        q = load_tile(q_base, m0, q_stride, num_tokens, D, BM, WIDTH_D)
+        grad = load_tile(grad_base, m0, grad_stride, num_tokens, E, BM, WIDTH_E)
         half = tl.zeros([BN, BM], tl.float32)
         if HAS_POSITION:
             half += position_tile(
-                position_ptr + head * position_group, num_positions, m0, n0, row[None, :], key[:, None], BN, BM, BM, BN
+                position_ptr + head * position_group, num_positions, m0, n0, y, x, BN, BM, BM, BN
             )  # fmt: skip
         if HAS_TIME:
             half += time_tile(
                 time_ptr + head * time_group, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr,
-                key_time_ptr, m0, n0, row[None, :], key[:, None], num_tokens, num_thresholds, BN, BM, BN, SORTED,
+                key_time_ptr, m0, n0, y, x, num_tokens, num_thresholds, BN, BM, BN, SORTED,
             )  # fmt: skip
         half = tl.dot(k, tl.trans(q), acc=half, input_precision=PRECISION)
-        weight, slope = silu_and_slope(half, FAST)
-        slope = slope * tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        tanh_half = tanh(half, FAST)
+        weight = half + half * tanh_half
+        slope = through_silu(tl.dot(v, tl.trans(grad), input_precision=PRECISION), half, tanh_half)
         if (m0 < unmasked_from) | (m0 + BM > unmasked_to):
-            query, mine = row[None, :], key[:, None]
-            seen = (query >= mine) & (query < end[:, None])
+            seen = (x - y <= m0 - n0) & (y < end[:, None] - m0)
             if HAS_CONTEXT:
-                seen = seen | ((mine < context[:, None]) & (query < context[:, None]) & (query >= start[:, None]))
+                both = (x < context[:, None] - n0) & (y < context[:, None] - m0)
+                seen = seen | (both & (y >= start[:, None] - m0))
             if HAS_TARGETS:
-                seen = seen & ((mine < history[:, None]) | (query == mine))
+                seen = seen & ((x < history[:, None] - n0) | (x - y == m0 - n0))
             weight = tl.where(seen, weight, 0.0)
             slope = tl.where(seen, slope, 0.0)
         v_acc = tl.dot(weight.to(grad.dtype), grad, acc=v_acc, input_precision=PRECISION)
         k_acc = tl.dot(slope.to(q.dtype), q, acc=k_acc, input_precision=PRECISION)
     k_grad_base = k_grad_ptr + head.to(tl.int64) * k_grad_head
     v_grad_base = v_grad_ptr + head.to(tl.int64) * v_grad_head
-    store_tile(k_grad_base, k_acc * inverse_norm, key, k_grad_stride, num_tokens, D, WIDTH_D)
-    store_tile(v_grad_base, v_acc * inverse_norm, key, v_grad_stride, num_tokens, E, WIDTH_E)
+    store_tile(k_grad_base, k_acc * (0.5 * inverse_norm), n0, k_grad_stride, num_tokens, D, BN, WIDTH_D)
+    store_tile(v_grad_base, v_acc * inverse_norm, n0, v_grad_stride, num_tokens, E, BN, WIDTH_E)
 
 
 @triton.jit(do_not_specialize=["num_programs"])
@@ -254,6 +251,34 @@ def bias_gradient_kernel(
         place = sums_ptr + program.to(tl.int64)[:, None] * sums_stride + column[None, :]
         total += tl.sum(tl.load(place, mask=wanted[:, None] & (column < width)[None, :], other=0.0), 0)
     tl.store(grad_ptr + group * grad_stride + column, total * scale, mask=column < width)
+
+
+@triton.jit(do_not_specialize=["num_tiles"])
+def unfold_kernel(
+    diagonals_ptr, sums_ptr, num_positions, num_tiles, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Sums by distance, as `fold_positions_kernel` takes them, from those of `add_diagonals`, ``num_tiles`` tiles long.
+
+    Block (i, j) of the tile m0 - n0 has its diagonal e, from 0, at distance m0 - n0 + 8 (i - j) + e - 7.
+    """
+    STEP: tl.constexpr = min(BM, BN)
+    BLOCKS: tl.constexpr = BM * BN // 64
+    group = tl.program_id(1)
+    diagonals = diagonals_ptr + group.to(tl.int64) * num_tiles * (BLOCKS * 16)
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.arange(0, BLOCKS)
+    shift = (block // (BN // 8) - block % (BN // 8)) * 8
+    total = tl.zeros([BLOCK], tl.float32)
+    for half in tl.static_range(2):
+        diagonal = ((entry - 256 + 7) & 7) + 8 * half
+        tile = (entry - 256 + 7 - diagonal)[:, None] - shift[None, :] + BM
+        there = (tile & (STEP - 1) == 0) & (tile >= STEP) & (tile < num_tiles * STEP)
+        place = diagonals + (tile // STEP * BLOCKS + block[None, :]) * 16 + diagonal[:, None]
+        total += tl.sum(tl.load(place, mask=there, other=0.0), 1)
+    ends = tl.arange(0, BM)
+    total += tl.where(entry == 0, tl.sum(tl.load(diagonals + ends)), 0.0)
+    total += tl.where(entry == num_positions + 511, tl.sum(tl.load(diagonals + BM + ends)), 0.0)
+    tl.store(sums_ptr + group * (num_positions + 512) + entry, total, mask=entry < num_positions + 512)
 
 
 @triton.jit

@@ -40,17 +40,18 @@ def make_position_table(pos_bias_GP: Tensor) -> Tensor:
 
 @triton.jit
 def position_tile(
-    table_ptr, num_positions, m0, n0, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr,
+    table_ptr, num_positions, m0, n0, y, x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, COLUMNS) halves of rab^p; ``row`` are queries, ``column`` keys, one of them a column of the tile."""
+    """(ROWS, COLUMNS) halves of rab^p; queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile."""
     if n0 >= m0 + BM:
         tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr)
     elif m0 - n0 - BN + 2 >= num_positions:
         tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr + num_positions + 511)
     else:
-        # The difference within the tile is the same in every tile: it becomes offsets of one address.
-        tile = look_up(table_ptr + (m0 - n0 + 256) + ((row - m0) - (column - n0)))
+        # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
+        # thread's entries then have one address and constants beside it, and those on one diagonal one load.
+        tile = look_up(table_ptr + (m0 - n0 + 257 - BN) + (y.to(tl.int64) + (BN - 1 - x).to(tl.int64)))
     return tile
 
 
@@ -78,38 +79,40 @@ def is_near(m0, n0):
 
 
 @triton.jit
-def near_buckets(near_ptr, m0, row, column, num_tokens):
-    """Buckets of a near tile; ``row`` and ``column`` are token indices, shaped to broadcast."""
-    place = near_ptr + tl.minimum(row, num_tokens - 1).to(tl.int64) * 256 + (column - (m0 // 128 * 128 - 128))
-    return look_up(place)
+def near_buckets(near_ptr, m0, n0, y, x, BN: tl.constexpr):
+    """Buckets of a near tile: queries m0 + ``y``, keys n0 + ``x``, shaped to broadcast."""
+    tile_ptr = near_ptr + tl.cast(m0, tl.int64) * 256 + (m0 // 128 * 128 + 128 - BN - n0)
+    return look_up(tile_ptr + (y.to(tl.int64) * 256 + (BN - 1 - x).to(tl.int64)))
 
 
 @triton.jit
-def beyond(k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED: tl.constexpr):
-    """Whether a key is at least threshold k away from a query; ``row`` and ``column`` shaped to broadcast."""
+def beyond(
+    k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED: tl.constexpr
+):  # fmt: skip
+    """Whether keys n0 + ``x`` are at least threshold k away from queries m0 + ``y``; shaped to broadcast."""
     if SORTED:
-        bound = tl.load(bounds_ptr + tl.full((), k, tl.int64) * num_tokens + row, mask=row < num_tokens, other=0)
-        result = column < bound
+        place = bounds_ptr + tl.full((), k, tl.int64) * num_tokens + m0 + y
+        result = x < tl.load(place, mask=y < num_tokens - m0, other=0) - n0
     else:
-        query_time = tl.load(query_time_ptr + row, mask=row < num_tokens, other=0)
-        key_time = tl.load(key_time_ptr + column, mask=column < num_tokens, other=0)
+        query_time = tl.load(query_time_ptr + m0 + y, mask=y < num_tokens - m0, other=0)
+        key_time = tl.load(key_time_ptr + n0 + x, mask=x < num_tokens - n0, other=0)
         result = query_time - key_time >= tl.load(thresholds_ptr + k)
     return result
 
 
 @triton.jit
 def add_time_bias(
-    half, bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, row, column,
+    half, bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, y, x,
     num_tokens, num_thresholds, BN: tl.constexpr, SORTED: tl.constexpr,
 ):  # fmt: skip
-    """Halves of the scores with those of rab^t; ``row`` are queries, ``column`` keys, one of them a column of the tile.
+    """Halves of the scores with those of rab^t; queries m0 + ``y`` and keys n0 + ``x``, one a column of the tile.
 
     Scores go through the branches rather than a tile of bias: they bring the layout of the product with them, in which
     a thread has two queries, so that a threshold costs two loads and nothing passes through shared memory.
     """
     near = is_near(m0, n0)
     if near:
-        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens))
+        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
     # Two branches of one condition that both change the scores are more than Triton 3.6 can pipeline.
     if near == 0:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
@@ -118,7 +121,7 @@ def add_time_bias(
         for k in range(low, high):
             after = 0.5 * tl.load(bias_ptr + k + 1)
             far = beyond(
-                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
             )  # fmt: skip
             half = tl.where(far, half + (after - value), half)
             value = after
@@ -127,18 +130,18 @@ def add_time_bias(
 
 @triton.jit
 def time_tile(
-    bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, row, column,
+    bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, y, x,
     num_tokens, num_thresholds, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr, SORTED: tl.constexpr,
 ):  # fmt: skip
     """(ROWS, COLUMNS) halves of rab^t, to start a product with: where queries lie along a tile's rows (dK and dV)."""
     if is_near(m0, n0):
-        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, row, column, num_tokens))
+        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
     else:
         low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
         tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low)
         for k in range(low, high):
             far = beyond(
-                k, row, column, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
+                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
             )  # fmt: skip
             tile = tl.where(far, 0.5 * tl.load(bias_ptr + k + 1), tile)
     return tile

@@ -15,12 +15,13 @@ from kernels.attention.triton_backward import (
     fold_positions_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
+    unfold_kernel,
 )
 from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
 from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
 from kernels.attention.triton_times import TimeTables, make_time_tables
-from kernels.triton_shared import dot_precision, fast_math, next_power, num_processors
+from kernels.triton_shared import architecture, dot_precision, fast_math, next_power, num_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +82,13 @@ def strides(*tensors: Tensor) -> list[int]:
     return [x.stride(0) for x in tensors] + [x.stride(1) for x in tensors]
 
 
-def _group_stride(table: Tensor | None) -> int:
+def group_stride(table: Tensor | None) -> int:
+    """From one head's row of a bias to the next's; 0 where all heads share one."""
     return 0 if table is None or table.shape[0] == 1 else table.stride(0)
 
 
 def _position_arguments(table: Tensor | None, num_positions: int) -> tuple[Any, ...]:
-    return (table, _group_stride(table), num_positions)
+    return (table, group_stride(table), num_positions)
 
 
 def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tuple[Any, ...]:
@@ -95,7 +97,7 @@ def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tu
     time_bias_GK = time_bias_GK.to(torch.float32)
     tables = (times.near, times.ranges, times.bounds, times.unsorted_1)
     return (
-        time_bias_GK, _group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
+        time_bias_GK, group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
     )  # fmt: skip
 
 
@@ -118,10 +120,9 @@ def forward(
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    plan, width = batch.plan, max(q.shape[2], v.shape[2])
+    plan, shape = batch.plan, tile or forward_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or forward_tile(q.dtype, width, in_order)
-        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
         attention_forward_kernel[grid](
             q, k, v, out, *strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
             *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
@@ -137,50 +138,57 @@ def backward_queries(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Writes dQ (T, H, D); returns the gradients of the biases."""
     num_tokens, num_heads = q.shape[:2]
-    num_blocks, width = triton.cdiv(num_tokens, BLOCK), max(q.shape[2], v.shape[2])
-    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 2 // num_heads))
+    plan, shape = batch.plan, tile or query_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]))
+    num_blocks = triton.cdiv(num_tokens, BLOCK)
+    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 8 // (shape.num_warps * num_heads)))
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-    num_buckets = time_bias_GK.shape[1] if time_bias_GK is not None else 1
-    position_sums = time_sums = None
-    if pos_bias_GP is not None:
-        position_sums = torch.zeros(num_programs, num_positions + 512, dtype=torch.float32, device=q.device)
-    if time_bias_GK is not None:
-        time_sums = torch.empty(num_programs, next_power(num_buckets), dtype=torch.float32, device=q.device)
-    plan = batch.plan
+    num_buckets = time_bias_GK.shape[1] if time_bias_GK is not None else 0
+    # The first holds what lies beyond the table's ends.
+    num_diagonals = (num_positions + shape.queries + shape.keys) // min(shape.queries, shape.keys) + 1
+    diagonals = _sums(q, num_programs, num_diagonals * shape.queries * shape.keys // 4 if num_positions else 0)
+    buckets = _sums(q, num_programs, num_buckets * shape.queries)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or query_gradient_tile(q.dtype, width, in_order)
         query_gradient_kernel[(num_programs,)](
             q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
             plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-            *_position_arguments(position_table, num_positions), position_sums, num_positions + 512,
-            *_time_arguments(time_bias_GK, batch.times), time_sums, num_buckets - 1, num_tokens, num_heads,
-            num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
-            SORTED=in_order, WIDTH_K=next_power(num_buckets),
-            **_options(q, v, shape, batch, position_table, time_bias_GK),
+            *_position_arguments(position_table, num_positions), diagonals, diagonals.shape[1],
+            *_time_arguments(time_bias_GK, batch.times), buckets, buckets.shape[1], num_buckets - 1,
+            num_tokens, num_heads, num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
+            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
         )  # fmt: skip
     pos_grad = time_grad = None
-    if pos_bias_GP is not None and position_sums is not None:
-        pos_grad = fold_positions(position_sums, pos_bias_GP, num_heads, norm_len)
-    if time_bias_GK is not None and time_sums is not None:
-        sums = add_programs(time_sums, time_bias_GK.shape[0], num_buckets, num_heads, 1.0 / norm_len)
-        time_grad = sums.to(time_bias_GK.dtype)
+    if pos_bias_GP is not None:
+        by_tile = add_programs(diagonals, pos_bias_GP.shape[0], num_heads, 0.5 / norm_len)
+        by_distance = torch.empty(pos_bias_GP.shape[0], num_positions + 512, dtype=torch.float32, device=q.device)
+        unfold_kernel[(triton.cdiv(by_distance.shape[1], 32), by_distance.shape[0])](
+            by_tile, by_distance, num_positions, num_diagonals, BM=shape.queries, BN=shape.keys, BLOCK=32
+        )
+        pos_grad = fold_positions(by_distance, pos_bias_GP)
+    if time_bias_GK is not None:
+        by_query = add_programs(buckets, time_bias_GK.shape[0], num_heads, 0.5 / norm_len)
+        time_grad = by_query.view(*time_bias_GK.shape, -1).sum(-1, dtype=time_bias_GK.dtype)
     return pos_grad, time_grad
 
 
-def fold_positions(sums: Tensor, pos_bias_GP: Tensor, num_heads: int, norm_len: float) -> Tensor:
-    """The position bias's gradient from private sums by distance."""
-    total = add_programs(sums, pos_bias_GP.shape[0], sums.shape[1], num_heads, 1.0 / norm_len)
+def _sums(like: Tensor, num_programs: int, width: int) -> Tensor:
+    """Zeros for each program to add to; as wide as a cache line, at least, where nobody does."""
+    return torch.zeros(num_programs, max(width, 32), dtype=torch.float32, device=like.device)
+
+
+def fold_positions(sums: Tensor, pos_bias_GP: Tensor) -> Tensor:
+    """The position bias's gradient from sums by distance."""
     grad = torch.empty(pos_bias_GP.shape, dtype=pos_bias_GP.dtype, device=pos_bias_GP.device)
     grid = (triton.cdiv(grad.shape[1], 128), grad.shape[0])
-    fold_positions_kernel[grid](total, grad, grad.shape[1], BLOCK=128)
+    fold_positions_kernel[grid](sums, grad, grad.shape[1], BLOCK=128)
     return grad
 
 
-def add_programs(sums: Tensor, num_groups: int, width: int, num_heads: int, scale: float) -> Tensor:
+def add_programs(sums: Tensor, num_groups: int, num_heads: int, scale: float) -> Tensor:
     """Private sums (programs, width) of programs that keep to one head, to (groups, width)."""
+    width = sums.shape[1]
     total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
     bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
-        sums, total, sums.stride(0), width, sums.shape[0], num_heads, width, scale,
+        sums, total, width, width, sums.shape[0], num_heads, width, scale,
         GROUPED=num_groups > 1, PROGRAMS=32, BLOCK=64,
     )  # fmt: skip
     return total
@@ -192,10 +200,9 @@ def backward_keys(
 ) -> None:  # fmt: skip
     """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
-    plan, width = batch.plan, max(q.shape[2], v.shape[2])
+    plan, shape = batch.plan, tile or key_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
-        shape = tile or key_gradient_tile(q.dtype, width, in_order)
-        grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
         key_gradient_kernel[grid](
             q, k, v, grad, k_grad, v_grad, *strides(q, k, v, grad, k_grad, v_grad),
             plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,

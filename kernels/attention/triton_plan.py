@@ -23,7 +23,11 @@ BLOCK = 128
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Per token, int32: its user's first token, end, end of context, first target; and blocks, most work first."""
+    """Per token, int32: its user's first token, end, end of context, first target; and the order of blocks.
+
+    Longest users first, and a user's blocks together, most work first: what runs at one time reads the same keys and
+    values, from the L2 cache (all users' longest blocks at once would read them from memory, again and again).
+    """
 
     start_T: Tensor
     stop_T: Tensor
@@ -31,6 +35,13 @@ class Plan:
     history_T: Tensor
     query_order: Tensor
     key_order: Tensor
+
+
+@triton.jit
+def rank(start, stop, work):
+    """Orders blocks by the length of their user, his place, and their work: 21 bits each."""
+    length = tl.minimum(stop - start, 2097151).to(tl.int64)
+    return (length * 2097152 + start // 128) * 2097152 + tl.minimum(work, 2097151)
 
 
 @triton.jit(do_not_specialize=["num_users", "num_tokens", "num_steps"])
@@ -42,8 +53,8 @@ def plan_kernel(
     stop_ptr,
     context_ptr,
     history_ptr,
-    query_work_ptr,
-    key_work_ptr,
+    query_rank_ptr,
+    key_rank_ptr,
     num_users,
     num_tokens,
     num_steps,
@@ -51,7 +62,7 @@ def plan_kernel(
     HAS_TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """See `Plan`; and how many keys a block of queries, and queries a block of keys, may meet."""
+    """See `Plan`; and the ranks of the block, of queries by its first token's user, of keys by its last token's."""
     block = tl.program_id(0)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
@@ -72,22 +83,24 @@ def plan_kernel(
     tl.store(stop_ptr + token, stop, mask=inside)
     tl.store(context_ptr + token, context, mask=inside)
     tl.store(history_ptr + token, history, mask=inside)
-    first_key = tl.min(tl.where(inside, start, 2147483647), 0)
-    last_query = tl.max(tl.where(inside, stop, 0), 0)
-    tl.store(query_work_ptr + block, (block + 1) * BLOCK - first_key)
-    tl.store(key_work_ptr + block, last_query - block * BLOCK)
+    first = block * BLOCK
+    end = first + BLOCK
+    low = tl.min(tl.where(inside, start, 2147483647), 0)
+    tl.store(query_rank_ptr + block, rank(low, tl.min(tl.where(inside, stop, 2147483647), 0), end - low))
+    high = tl.max(tl.where(inside, stop, 0), 0)
+    tl.store(key_rank_ptr + block, rank(tl.max(tl.where(inside, start, 0), 0), high, high - first))
 
 
 def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None, num_targets_B: Tensor | None) -> Plan:
     """One small kernel and two sorts of a number a block."""
     num_blocks = triton.cdiv(num_tokens, BLOCK)
     per_token = empty_rows(4, num_tokens, torch.int32, offsets_B1.device)
-    work = empty_rows(2, num_blocks, torch.int32, offsets_B1.device)
+    ranks = empty_rows(2, num_blocks, torch.int64, offsets_B1.device)
     plan_kernel[(num_blocks,)](
-        offsets_B1, num_context_B, num_targets_B, *per_token, *work, len(offsets_B1) - 1, num_tokens,
+        offsets_B1, num_context_B, num_targets_B, *per_token, *ranks, len(offsets_B1) - 1, num_tokens,
         len(offsets_B1).bit_length(),
         HAS_CONTEXT=num_context_B is not None, HAS_TARGETS=num_targets_B is not None, BLOCK=BLOCK,
     )  # fmt: skip
     order = empty_rows(2, num_blocks, torch.int32, offsets_B1.device)
-    order.copy_(torch.sort(work, dim=1, descending=True, stable=True).indices)
+    order.copy_(torch.sort(ranks, dim=1, descending=True, stable=True).indices)
     return Plan(*per_token, *order)

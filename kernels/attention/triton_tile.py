@@ -1,4 +1,8 @@
-"""Shapes of the kernels' tiles. Chosen from the compiler's reports; `python -m bench gpu_tiles` measures the others."""
+"""Shapes of the kernels' tiles. Chosen from the compiler's reports; `bench/gpu_tiles.py` measures others.
+
+A program reads keys and values (or queries and gradients) once for all rows that it keeps: few rows, and the L2 cache
+is what limits it. ``width``: the wider of a query's and a value's head. ``architecture``: 80 is Ampere, 90 Hopper.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +23,32 @@ class Tile:
     num_stages: int
 
 
-def forward_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
-    """``width``: the wider of a query's and a value's head. ``in_order``: the version for times that do not go back.
-
-    One warpgroup a program: two programs fit a processor, and one multiplies while the other takes SiLU.
-    """
-    if INTERPRETED:
-        return Tile(64, 64, 4, 1)
-    if dtype == torch.float32:
-        return Tile(32, 32, 4, 1)
-    return Tile(64, 64, 4, 2) if in_order or width <= 64 else Tile(64, 32, 4, 2)
+EXACT = Tile(32, 32, 4, 1)
+"""Of float32 on a GPU: its products run on the FP32 pipe, from registers. The interpreter takes bfloat16's tiles."""
 
 
-def query_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
-    """Of the kernel for dQ and the biases. 128 queries a tile spilt under Triton 3.6 at width 128."""
-    if INTERPRETED:
-        return Tile(64, 64, 4, 1)
-    if dtype == torch.float32:
-        return Tile(32, 32, 4, 1)
-    return Tile(64, 64, 8, 2) if in_order and width <= 128 else Tile(64, 32, 8, 2)
+def forward_tile(dtype: torch.dtype, width: int, architecture: int) -> Tile:
+    """Narrow heads: two programs a processor, and a user of 128 tokens leaves less of a tile empty."""
+    if dtype == torch.float32 and not INTERPRETED:
+        return EXACT
+    if width <= 64:
+        return Tile(64, 64, 4, 2)
+    if architecture < 90:  # others spill
+        return Tile(64, 32, 4, 2)
+    return Tile(128, 64 if width <= 128 else 32, 8, 2)
 
 
-def key_gradient_tile(dtype: torch.dtype, width: int, in_order: bool = True) -> Tile:
+def query_gradient_tile(dtype: torch.dtype, width: int) -> Tile:
+    """Of the kernel for dQ and the biases."""
+    if dtype == torch.float32 and not INTERPRETED:
+        return EXACT
+    return Tile(128 if width <= 128 else 64, 32, 8, 2)
+
+
+def key_gradient_tile(dtype: torch.dtype, width: int, architecture: int) -> Tile:
     """Of the kernel for dK and dV."""
-    if INTERPRETED:
-        return Tile(64, 64, 4, 1)
-    if dtype == torch.float32:
-        return Tile(32, 32, 4, 1)
-    if width > 64:
-        return Tile(64, 64, 8, 2) if in_order else Tile(32, 64, 8, 2)
-    return Tile(64, 64, 8, 2)
+    if dtype == torch.float32 and not INTERPRETED:
+        return EXACT
+    if architecture < 90 or width > 128:
+        return Tile(32, 64, 8, 2)
+    return Tile(64 if width <= 64 else 32, 128, 8, 2)

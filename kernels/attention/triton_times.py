@@ -3,7 +3,7 @@
 
 Three tables, all exact for any int64 times:
 
-* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128;
+* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128, last first;
 * range: for a block of queries and a block of 64 keys, the least and largest bucket that can occur; old history has one
   bucket or two, so a far tile is a constant and at most a few comparisons;
 * bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's
@@ -125,13 +125,13 @@ def near_kernel(
     COLUMNS: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """(query, key - first near key): the bucket, for keys of the query's block and of the one before."""
+    """(query, last near key - key): the bucket, for keys of the query's block and of the one before."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    key = (tl.program_id(0) * ROWS) // BLOCK * BLOCK - BLOCK + slot
+    after = (tl.program_id(0) * ROWS) // BLOCK * BLOCK + BLOCK
+    key = after - 1 - slot
     start = tl.load(start_ptr + row, mask=row < num_tokens, other=2147483647)
-    last_key = (tl.program_id(0) * ROWS) // BLOCK * BLOCK - BLOCK + (tl.program_id(1) + 1) * COLUMNS
-    if last_key <= tl.min(start, 0):
+    if after - tl.program_id(1) * COLUMNS <= tl.min(start, 0):
         return
     query_time = tl.load(query_time_ptr + row, mask=row < num_tokens, other=0)
     key_time = tl.load(key_time_ptr + key, mask=(key >= 0) & (key < num_tokens), other=0)
@@ -178,8 +178,8 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     query_ends, key_ends = empty_rows(2, 2 * num_half_blocks, torch.int64, device)
     ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
-    # Zeros: what no user needs is still read, masked, and must be a bucket.
-    near = torch.zeros(num_tokens, NEAR, dtype=near_dtype, device=device)
+    # Zeros: what no user needs is still read, masked, and must be a bucket; rows to the end of the last tile, too.
+    near = torch.zeros(num_blocks * BLOCK, NEAR, dtype=near_dtype, device=device)
     bounds = torch.empty(max(num_thresholds, 1), num_tokens, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)
     extremes_kernel[(num_half_blocks,)](

@@ -10,9 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_backward import add_diagonals
 from kernels.attention.triton_forward import load_tile
-from kernels.triton_shared import count_at_most, silu_and_slope, silu_of_half
+from kernels.triton_shared import count_at_most, silu_of_half, tanh, through_silu
 
 VARYING = ("time_group", "num_thresholds", "threshold_steps")
 """A server's question has as many buckets as the user has tokens: no reason to compile anew."""
@@ -65,7 +64,7 @@ def cache_forward_kernel(
     if user >= num_users:
         return
     row = first + tl.arange(0, BM)
-    q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, stop, D, WIDTH_D)
+    q = load_tile(q_ptr + head.to(tl.int64) * q_head, first, q_stride, stop, D, BM, WIDTH_D)
     q = (q * 0.5).to(q_ptr.dtype.element_ty)
     cache_len = tl.load(cache_len_ptr + user).to(tl.int32)
     cache_start = tl.load(cache_start_ptr + user)
@@ -77,8 +76,8 @@ def cache_forward_kernel(
     acc = tl.zeros([BM, WIDTH_E], tl.float32)
     for n0 in range(split * BN, cache_len, tl.num_programs(2) * BN):
         column = n0 + tl.arange(0, BN)
-        k = load_tile(k_base, column, k_stride, cache_len, D, WIDTH_D)
-        v = load_tile(v_base, column, v_stride, cache_len, E, WIDTH_E)
+        k = load_tile(k_base, n0, k_stride, cache_len, D, BN, WIDTH_D)
+        v = load_tile(v_base, n0, v_stride, cache_len, E, BN, WIDTH_E)
         key_time = column.to(tl.int64)
         if HAS_TIME:
             key_time = tl.load(key_time_ptr + cache_start + column, mask=column < cache_len, other=0)
@@ -94,6 +93,28 @@ def cache_forward_kernel(
     place = ((split + 1).to(tl.int64) * num_tokens + row)[:, None] * num_heads + head
     keep = (row < stop)[:, None] & (column < E)[None, :]
     tl.store(parts_ptr + place * E + column[None, :], acc * inverse_norm, mask=keep)
+
+
+@triton.jit
+def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
+    """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
+
+    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
+    below, BM less. An entry belongs to another thread in the next tile: a barrier parts them.
+    """
+    if m0 - n0 - BN + 2 >= num_positions:
+        entry = buffer_ptr + num_positions + 511
+        tl.debug_barrier()
+        tl.store(entry, tl.load(entry) + tl.sum(slope))
+    else:
+        y = tl.arange(0, BM)
+        source = y[:, None] + tl.arange(0, BN)[None, :]
+        skewed = tl.gather(slope, source % BM, axis=0)
+        place = buffer_ptr + 256 + m0 - n0 + y
+        tl.debug_barrier()
+        for fold in tl.static_range((BM + BN - 2) // BM + 1):
+            part = tl.sum(tl.where(source // BM == fold, skewed, 0.0), 1)
+            tl.store(place - fold * BM, tl.load(place - fold * BM) + part)
 
 
 @triton.jit(do_not_specialize=["num_users", "num_steps", "num_heads", "num_positions", "num_tiles", *VARYING])
@@ -120,9 +141,9 @@ def cache_gradient_kernel(
         user = tl.minimum(user, num_users - 1)
         row = first + tl.arange(0, BM)
         inside = row < stop
-        q = load_tile(q_ptr + head.to(tl.int64) * q_head, row, q_stride, stop, D, WIDTH_D)
+        q = load_tile(q_ptr + head.to(tl.int64) * q_head, first, q_stride, stop, D, BM, WIDTH_D)
         q = (q * 0.5).to(q_ptr.dtype.element_ty)
-        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, row, grad_stride, stop, E, WIDTH_E)
+        grad = load_tile(grad_ptr + head.to(tl.int64) * grad_head, first, grad_stride, stop, E, BM, WIDTH_E)
         cache_len = tl.where(tl.max(inside.to(tl.int32), 0) > 0, tl.load(cache_len_ptr + user).to(tl.int32), 0)
         cache_start = tl.load(cache_start_ptr + user)
         k_base = k_ptr + cache_start * k_stride + head.to(tl.int64) * k_head
@@ -133,8 +154,8 @@ def cache_gradient_kernel(
         acc = tl.zeros([BM, WIDTH_D], tl.float32)
         for n0 in range(0, cache_len, BN):
             column = n0 + tl.arange(0, BN)
-            k = load_tile(k_base, column, k_stride, cache_len, D, WIDTH_D)
-            v = load_tile(v_base, column, v_stride, cache_len, E, WIDTH_E)
+            k = load_tile(k_base, n0, k_stride, cache_len, D, BN, WIDTH_D)
+            v = load_tile(v_base, n0, v_stride, cache_len, E, BN, WIDTH_E)
             key_time = column.to(tl.int64)
             if HAS_TIME:
                 key_time = tl.load(key_time_ptr + cache_start + column, mask=column < cache_len, other=0)
@@ -144,13 +165,12 @@ def cache_gradient_kernel(
                 key_time, distance, num_positions, num_thresholds, threshold_steps, BM, BN, HAS_POSITION, HAS_TIME,
             )  # fmt: skip
             half = tl.dot(q, tl.trans(k), acc=half, input_precision=PRECISION)
-            _, slope = silu_and_slope(half, FAST)
-            slope = slope * tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            slope = through_silu(tl.dot(grad, tl.trans(v), input_precision=PRECISION), half, tanh(half, FAST))
             seen = inside[:, None] & (column < cache_len)[None, :]
             slope = tl.where(seen, slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc=acc, input_precision=PRECISION)
             if HAS_POSITION:
-                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN, True)
+                add_diagonals(position_sums, slope, cache_len + first - start, n0, num_positions, BM, BN)
             if HAS_TIME:
                 low = tl.min(tl.where(seen, bucket, 2147483647))
                 high = tl.max(tl.where(seen, bucket, -1))
@@ -159,7 +179,7 @@ def cache_gradient_kernel(
         column = tl.arange(0, WIDTH_D)
         place = row.to(tl.int64)[:, None] * q_grad_stride + head.to(tl.int64) * q_grad_head + column[None, :]
         keep = inside[:, None] & (column < D)[None, :]
-        total = tl.load(own_grad_ptr + place, mask=keep, other=0.0) + acc * inverse_norm
+        total = tl.load(own_grad_ptr + place, mask=keep, other=0.0) + acc * (0.5 * inverse_norm)
         tl.store(q_grad_ptr + place, total.to(q_grad_ptr.dtype.element_ty), mask=keep)
     if HAS_TIME:
         tl.store(time_sums_ptr + tl.program_id(0) * WIDTH_K + index, time_sums)

@@ -72,10 +72,13 @@ def compiling_launches(architecture: int, compiles: bool = True) -> Iterator[dic
             assert compiled.metadata.shared <= SHARED_BYTES[architecture], kernel.fn.__name__
 
     ours = [module for name, module in list(sys.modules.items()) if name.startswith("kernels.")]
+    known = {
+        "require_device": lambda *_: None, "num_processors": lambda _: 132, "architecture": lambda _: architecture,
+    }  # fmt: skip
     with mock.patch.object(JITFunction, "run", compile_instead):
         patches = []
         for module in ours:
-            for name, value in (("require_device", lambda *_: None), ("num_processors", lambda _: 132)):
+            for name, value in known.items():
                 if hasattr(module, name):
                     patches.append(mock.patch.object(module, name, value))
         for patch in patches:

@@ -10,7 +10,7 @@ import torch
 from kernels.adagrad.triton_op import adagrad_kernel
 from kernels.attention.triton_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.attention.triton_forward import attention_forward_kernel
-from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
+from kernels.attention.triton_tile import forward_tile, key_gradient_tile, query_gradient_tile
 from kernels.delta.triton_cache import cache_forward_kernel
 from kernels.layer.triton_norm import gate_gradient_kernel
 from kernels.softmax.triton_shared_slots import shared_forward_kernel, shared_query_gradient_kernel
@@ -31,24 +31,28 @@ class Variant:
     types: dict[str, str] = field(default_factory=dict)
 
 
+TILES = {
+    attention_forward_kernel: forward_tile,
+    query_gradient_kernel: lambda dtype, width, _: query_gradient_tile(dtype, width),
+    key_gradient_kernel: key_gradient_tile,
+}
+
+
 def _attention(
-    name: str, kernel: Any, tile: Tile, width: int, architectures: tuple[int, ...] = (HOPPER,), rab: bool = True,
-    in_order: bool = True, masks: bool = False,
+    name: str, kernel: Any, width: int, architecture: int = HOPPER, rab: bool = True, in_order: bool = True,
+    masks: bool = False,
 ) -> Variant:  # fmt: skip
+    tile = TILES[kernel](torch.bfloat16, width, architecture)
     constants = {
         "D": width, "E": width, "WIDTH_D": width, "WIDTH_E": width, "BM": tile.queries, "BN": tile.keys,
         "HAS_POSITION": rab, "HAS_TIME": rab, "SORTED": in_order, "HAS_CONTEXT": masks, "HAS_TARGETS": masks,
         "FAST": True, "PRECISION": "ieee",
     }  # fmt: skip
-    if kernel is query_gradient_kernel:
-        constants["WIDTH_K"] = 64
-    return Variant(name, kernel, constants, tile.num_warps, tile.num_stages, architectures)
+    return Variant(name, kernel, constants, tile.num_warps, tile.num_stages, (architecture,))
 
 
 def variants() -> list[Variant]:
     """bfloat16 throughout; attention with 64 time buckets."""
-    everywhere = (HOPPER, AMPERE, BLACKWELL)
-    half = torch.bfloat16
     softmax = {
         "D": 256, "WIDTH": 256, "ROWS": 64, "SLOTS": 64, "NORMALIZE": True, "GATHER": True, "HAS_VALID": False,
         "HAS_LOG_Q": True, "MASK_HITS": True, "PRECISION": "ieee",
@@ -67,19 +71,20 @@ def variants() -> list[Variant]:
         "D": 64, "E": 64, "WIDTH_D": 64, "WIDTH_E": 64, "BM": 64, "BN": 64, "HAS_POSITION": True, "HAS_TIME": True,
         "FAST": True, "PRECISION": "ieee",
     }  # fmt: skip
+    kernels = {
+        "forward": attention_forward_kernel, "queries": query_gradient_kernel, "keys": key_gradient_kernel
+    }  # fmt: skip
     cache = {"parts": "*fp32", "tiles": "*i64", "cache_start": "*i64", "cache_len": "*i64"}
     return [
-        _attention("forward d128 rab", attention_forward_kernel, forward_tile(half, 128), 128, everywhere),
-        _attention("forward d128", attention_forward_kernel, forward_tile(half, 128), 128, rab=False),
-        _attention("forward d64 rab", attention_forward_kernel, forward_tile(half, 64), 64),
-        _attention("forward d64 rab masks", attention_forward_kernel, forward_tile(half, 64), 64, masks=True),
-        _attention(
-            "forward d128 rab any order", attention_forward_kernel, forward_tile(half, 128, False), 128, in_order=False
+        *(
+            _attention(f"{name} d128 rab", kernel, 128, architecture)
+            for name, kernel in kernels.items()
+            for architecture in (HOPPER, AMPERE, BLACKWELL)
         ),
-        _attention("queries d128 rab", query_gradient_kernel, query_gradient_tile(half, 128), 128, everywhere),
-        _attention("queries d64 rab", query_gradient_kernel, query_gradient_tile(half, 64), 64),
-        _attention("keys d128 rab", key_gradient_kernel, key_gradient_tile(half, 128), 128, everywhere),
-        _attention("keys d64 rab", key_gradient_kernel, key_gradient_tile(half, 64), 64),
+        *(_attention(f"{name} d64 rab", kernel, 64) for name, kernel in kernels.items()),
+        *(_attention(f"{name} d128", kernel, 128, rab=False) for name, kernel in kernels.items()),
+        *(_attention(f"{name} d128 rab any order", kernel, 128, in_order=False) for name, kernel in kernels.items()),
+        _attention("forward d64 rab masks", attention_forward_kernel, 64, masks=True),
         Variant("delta d64 rab", cache_forward_kernel, delta, 4, 2, types=cache),
         Variant("softmax forward d256", shared_forward_kernel, softmax, 8, 2, types=tables),
         Variant("softmax queries d256", shared_query_gradient_kernel, softmax | {"SLOTS": 32}, 8, 2, types=tables),

@@ -15,6 +15,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
 from kernels import BucketCache, hstu_attention, hstu_layer_output, hstu_layer_project
+from kernels.attention import triton_launch
+from kernels.attention.triton_tile import Tile
 from tests.kernels.triton import cases
 
 CPU = "cpu"
@@ -44,6 +46,15 @@ def test_attention_and_its_gradients_equal_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", ["ragged users, one empty, odd widths", "context and targets, shared biases"])
 def test_attention_in_bfloat16_is_as_near_as_pytorch_s(name: str) -> None:
     cases.check_attention(CPU, torch.bfloat16, **ATTENTION[name])
+
+
+@pytest.mark.parametrize("tile", [(32, 32), (32, 64), (128, 64)], ids=str)
+def test_attention_is_the_same_in_tiles_of_any_shape(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another GPU, another width, another type of numbers takes another."""
+    for name in ("forward_tile", "query_gradient_tile", "key_gradient_tile"):
+        monkeypatch.setattr(triton_launch, name, lambda *_: Tile(*tile, 4, 1))
+    shape = {"heads": 1, "groups": 1, "positions": 200, "buckets": 7}
+    cases.check_attention(CPU, lengths=[270, 3, 60], context=5, targets=3, **shape)
 
 
 def test_the_other_ops_in_bfloat16_are_as_near_as_pytorch_s() -> None:
