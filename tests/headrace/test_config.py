@@ -63,14 +63,14 @@ def test_a_list_in_the_environment_is_written_with_commas_or_as_json(
 
 
 def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmax_in_flight = 3\n")
-    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", "/etc/ca.pem")
+    path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmetadata_max_age_ms = 3\n")
+    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", str(path))
     monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "5000")
     client = dict(read_settings(path).kafka.client)
     assert client == {
         "security_protocol": "SSL",
-        "max_in_flight": 3,
-        "ssl_cafile": "/etc/ca.pem",
+        "metadata_max_age_ms": 3,
+        "ssl_cafile": str(path),
         "request_timeout_ms": 5000,
     }
 
@@ -90,6 +90,14 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
         ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+        ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
+        ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
+        ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
+        ("partitions = 3\n", ["partitions: expected every key in its section", "write it under [kafka]"]),
+        ("[kafka.client]\nsecurity_protocl = 'SSL'\n", ["kafka.client.security_protocl", "mean security_protocol?"]),
+        ("[kafka.client]\nsecurity_protocol = 'TLS'\n", ["kafka.client.security_protocol: expected one of", "'TLS'"]),
+        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got none; add it"]),
+        ("[kafka.client]\nssl_cafile = '/no.pem'\n", ["kafka.client.ssl_cafile: expected a file", "'/no.pem'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -108,6 +116,10 @@ def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str]
         ("HEADRACE_KAFKA__PARTITIONS", "many", ["HEADRACE_KAFKA__PARTITIONS", "expected a whole number"]),
         ("HEADRACE_KAFKA__BOOTSRAP", "x", ["HEADRACE_KAFKA__BOOTSRAP", "did you mean bootstrap?"]),
         ("HEADRACE_KAFAK__BOOTSTRAP", "x", ["HEADRACE_KAFAK__BOOTSTRAP", "did you mean kafka?"]),
+        ("HEADRACE_KAFKA_BOOTSTRAP", "x:1", ["write HEADRACE_KAFKA__BOOTSTRAP, with two underscores"]),
+        ("HEADRACE_TRAINER", "x", ["HEADRACE_TRAINER names no key", "write HEADRACE_TRAINER__KEY"]),
+        ("HEADRACE_MODEL__MAX_CONTEXT", "9", ["HEADRACE_MODEL__MAX_CONTEXT: model.max_context: expected 200"]),
+        ("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "abc", ["HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS: kafka.cl"]),
         ("HEADRACE_TRAINER__DEVICE", "gpu", ["HEADRACE_TRAINER__DEVICE", "trainer.device: expected one of"]),
     ],
 )
@@ -117,6 +129,11 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
         read_settings()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
+    assert read_settings().serving.port == 8080
 
 
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
