@@ -100,7 +100,9 @@ def _read_json(path: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
             action = msgspec.json.decode(line.lstrip("\ufeff"))
         except msgspec.DecodeError as error:
             raise FileError(f"{path}:{number}: expected an action as JSON, got {error}; mend the line") from None
-        if not (isinstance(action, dict) and action.keys() >= _REQUIRED and isinstance(action["timestamp"], int | float)):
+        if not (
+            isinstance(action, dict) and action.keys() >= _REQUIRED and isinstance(action["timestamp"], int | float)
+        ):
             wanted = f"an object with {', '.join(sorted(_REQUIRED))}"
             raise FileError(f"{path}:{number}: expected {wanted}, got {line[:60]!r}; mend the line")
         actions.append(action)

@@ -186,6 +186,7 @@ def build_message(
         "num_interactions": progress.num_interactions,
         "num_steps": progress.num_steps,
         "num_items": progress.num_items,
+        "num_open_users": sum(worker.num_open_users for worker in around.workers.values()),
         "num_servers": len(around.live_servers(now_ms)),
         "is_recovering": progress.is_recovering,
         "epoch": progress.epoch,

@@ -16,7 +16,7 @@ from state.partitioner import partition_of
 from stream.clients import BrokerAbsent, wait_for_broker
 from stream.producer import ActionProducer, BatchConfig, ProducerError
 from stream.replay import replay, send_actions
-from stream.topics import TopicsMismatch, ensure_topics
+from stream.topics import TopicsMismatch, departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
 
@@ -127,6 +127,14 @@ def test_topics_have_their_settings(deployment: Deployment) -> None:
         admin.close()
     assert "compact" in found
     assert "86400000" in found
+
+
+def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deployment) -> None:
+    assert departures(deployment.kafka) == {}
+    other = replace(deployment.kafka, actions_retention_s=60.0)
+    found = departures(other)
+    assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
+    assert deployment.topics.sequences not in found, "compacted, as before"
 
 
 def test_no_broker_is_one_clear_error_within_the_time() -> None:
