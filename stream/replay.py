@@ -47,7 +47,8 @@ def send_actions(
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
 
     With ``seal``, every partition is ticked at the end to the last event time + the join window, so that the last
-    interactions are sealed and trained too. Ctrl-C ends it early, without that. Raises `stream.producer.ProducerError` if the broker refused any of it.
+    interactions are sealed and trained too. Ctrl-C ends it early, without that. Raises
+    `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
     last_ms, is_whole = -1, True
@@ -115,9 +116,9 @@ def _check_kinds(path: Path, action: Mapping[str, Any], config: ActionConfig) ->
     wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
     window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
     raise FileError(
-        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the worker "
-        f"would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, or the same "
-        "in their file"
+        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the worker"
+        f" would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
+        "or the same in their file"
     )
 
 
@@ -129,8 +130,9 @@ def show_progress(num_actions: int) -> None:
 def print_report(report: ReplayReport, kafka: KafkaConfig) -> int:
     """One line on what was sent; returns the exit status."""
     rate = report.num_actions / max(report.elapsed_s, 1e-9)
+    start = "sent" if report.is_whole else "interrupted: sent"
     print(
-        f"{'' if report.is_whole else 'interrupted: '}sent {report.num_actions:,} actions in {report.num_records:,} records "
+        f"{start} {report.num_actions:,} actions in {report.num_records:,} records "
         f"to {Topics.under(kafka.prefix).actions} at {kafka.bootstrap}: {report.elapsed_s:.1f} s, {rate:,.0f} actions/s"
     )
     return 0 if report.is_whole else 130

@@ -27,7 +27,7 @@ from state.topics import Topics, topics_of
 from stream.app import build_app
 from stream.clients import BROKER_ERRORS, BrokerAbsent, wait_for_broker
 from stream.config import Settings
-from stream.logs import configure_logs, log
+from stream.logs import log
 from stream.meter import Meter, MetricsPortTaken
 from stream.partition import Partition
 from stream.reader import end_offsets, plain_consumer
@@ -226,7 +226,6 @@ async def _run(settings: Settings) -> None:
 
 def run_worker(settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
-    configure_logs()
     try:
         asyncio.run(_run(settings))
     except (BrokerAbsent, TopicsMismatch, StateError, MetricsPortTaken) as error:

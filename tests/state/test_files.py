@@ -89,7 +89,11 @@ def test_a_high_rating_is_a_like_and_the_highest_a_love(rating: float, num_kinds
         ("a.dat", b"1::2::3::4\n1::2\n", "a.dat:2: expected"),
         ("a.csv", b"userId,movieId,rating,timestamp\n,2,3,4\n", "a.csv:2: expected"),
         ("a.csv", b"a,b,c\n1,2,3\n", "expected a known format"),
-        ("a.jsonl", b'{"user": 1, "item": 1, "action": "x", "timestamp": 3}\n{broken\n', "a.jsonl:2: expected an action as JSON"),
+        (
+            "a.jsonl",
+            b'{"user":1,"item":1,"action":"x","timestamp":3}\n{broken\n',
+            "a.jsonl:2: expected an action as JSON",
+        ),
         ("a.jsonl", b'{"user": 1}\n', "a.jsonl:1: expected an object with action, item, timestamp, user"),
         ("b.jsonl", b'{"timestamp": 1}\n', "b.jsonl:1: expected an object with action, item, timestamp, user"),
         ("a.dat", b"\xff\xfe\x00", "expected text in UTF-8"),
