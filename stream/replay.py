@@ -116,8 +116,8 @@ def _check_kinds(path: Path, action: Mapping[str, Any], config: ActionConfig) ->
     wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
     window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
     raise FileError(
-        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the worker"
-        f" would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
+        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the"
+        f" worker would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
         "or the same in their file"
     )
 
