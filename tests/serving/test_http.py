@@ -145,6 +145,14 @@ def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
     service.close()
 
 
+def test_a_server_that_has_not_read_the_histories_is_not_ready() -> None:
+    service = service_of(HOLDER)
+    service.histories_ready.clear()
+    answer = Client(build_app(service)).get("/readyz")
+    assert (answer.status_code, answer.json()["ready"], answer.json()["histories"]) == (503, False, False)
+    service.close()
+
+
 def test_standing_is_told(client: Client) -> None:
     version = client.get("/version").json()
     assert version["version"] == {"epoch": 1, "number": 0}
