@@ -1,6 +1,7 @@
 """The audit compares its books: what never came is found once nothing is on its way any more, and not before."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import headrace.audit
 from headrace.audit import Audit, show
 from headrace.config import Settings
 from headrace.demo import conclude
+from headrace.ledger import COLUMNS
 from headrace.recount import Recount
 from headrace.report import Check, Report
+from state.example import Example
 from state.status import PartitionStatus
 from tests.headrace.test_ledger import ACTION, SEQUENCE, Record, examples, ledger_of
 
@@ -52,6 +55,21 @@ def test_interactions_that_never_came_are_found_when_nothing_is_on_its_way(
     check = books._content()
     assert check.violations.num == num_lost
     assert all("1 sealed interactions never came" in words for words in check.violations)
+
+
+@pytest.mark.parametrize("column", [each for each in COLUMNS if each != "feature_hash"])
+def test_an_interaction_that_came_otherwise_is_found(books: Audit, column: str) -> None:
+    def checked(stream: list[Example]) -> int:
+        books.ledgers = {0: ledger_of(stream)}
+        return books._content().violations.num
+
+    assert checked(examples()) == 0
+    stream = examples()
+    sealed = stream[-1].interactions
+    values = getattr(sealed, column).copy()
+    values[-1] = 7
+    wrong = replace(sealed, **{column: values})
+    assert checked([*stream[:-1], replace(stream[-1], interactions=wrong)]) == 1
 
 
 @pytest.mark.parametrize(("outbox_len", "num_lost"), [(0, 1), (1, 0)])
