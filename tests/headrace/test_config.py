@@ -1,5 +1,6 @@
 """One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,28 @@ def test_the_example_file_holds_the_defaults() -> None:
             expected = getattr(getattr(defaults, section), key)
             given = tuple(value) if isinstance(value, list) else value
             assert given == (str(expected) if isinstance(expected, Path) else expected), f"{section}.{key}"
+
+
+def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limits() -> None:
+    import json
+    import re
+
+    from headrace.config import Settings
+    from trainer.config import MODEL_LIMITS, TRAINER_LIMITS
+    from trainer.limits import Number
+
+    page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
+    limits = {"model": MODEL_LIMITS, "trainer": TRAINER_LIMITS}
+    sections = dict(re.findall(r"^## \[(\w+)\]\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    assert sections.keys() == Settings.model_fields.keys()
+    for section, text in sections.items():
+        rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.+?) \| .+ \|$", text, flags=re.MULTILINE)
+        owner = getattr(defaults, section)
+        assert [key for key, _, _ in rows] == [each.name for each in dataclasses.fields(owner)], section
+        for key, default, must_be in rows:
+            value = getattr(owner, key)
+            shown = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            assert json.loads(default) == shown, f"{section}.{key}"
+            limit = limits.get(section, {}).get(key)
+            if isinstance(limit, Number):
+                assert must_be == limit._expected(), f"{section}.{key}"
