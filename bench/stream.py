@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
+from headrace.logs import configure_logs
 from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
 from state.store import PartitionStore
 from stream.config import StreamConfig
-from stream.logs import configure_logs
 from stream.producer import BatchConfig
 from stream.replay import send_actions
 from stream.simulate import KINDS, World, WorldConfig

@@ -17,6 +17,7 @@ from headrace.reader import ReadError, connect, follow
 from state.status import PartitionStatus, WorkerStatus, decode_status
 from state.topics import Topics
 
+IDLE_AFTER_S = 3.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 
@@ -47,8 +48,8 @@ class Board:
 
     @property
     def rate(self) -> float:
-        """Actions sent a second, of late."""
-        if len(self.sent_at) < 2:
+        """Actions sent a second, of late; 0 some seconds after the last."""
+        if len(self.sent_at) < 2 or time.monotonic() - self.sent_at[-1][0] > IDLE_AFTER_S:
             return 0.0
         (first_s, first), (last_s, last) = self.sent_at[0], self.sent_at[-1]
         return (last - first) / max(last_s - first_s, 1e-9)

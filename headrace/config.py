@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headrace.client import check_client
 from serving.config import ServingConfig
 from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
 from stream.config import StreamConfig
@@ -46,6 +47,7 @@ EXPECTED = {
     "bool_type": "true or false",
     "dataclass_type": "a table of keys",
     "dict_type": "a table of keys",
+    "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
     "int_from_float": "a whole number",
@@ -77,8 +79,9 @@ class Settings(BaseSettings):
     """Every process's configuration; one attribute a section."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=False
-    )
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=False,
+        allow_inf_nan=False,
+    )  # fmt: skip
 
     action: ActionConfig = Field(default_factory=ActionConfig)
     sequence: SequenceConfig = Field(default_factory=SequenceConfig)
@@ -115,6 +118,7 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
+        check_client(self.kafka.client)
         return self
 
     @classmethod
@@ -201,20 +205,47 @@ def _scalar(text: Any) -> Any:
 
 def _refuse_unknown_environment() -> None:
     for name in sorted(os.environ):
-        if not name.upper().startswith(PREFIX) or "__" not in name:
-            continue
-        section = name[len(PREFIX) :].split("__", 1)[0].lower()
-        if section not in Settings.model_fields:
-            raise ConfigError(
-                f"environment: {name} names no section{_nearest(section, Settings.model_fields)}; "
-                f"sections: {', '.join(Settings.model_fields)}"
-            )
+        if name.upper().startswith(PREFIX):
+            _check_variable(name, name[len(PREFIX) :].lower())
+
+
+def _check_variable(name: str, rest: str) -> None:
+    section, divided, _ = rest.partition("__")
+    if divided and section not in Settings.model_fields:
+        raise ConfigError(
+            f"environment: {name} names no section{_nearest(section, Settings.model_fields)}; "
+            f"sections: {', '.join(Settings.model_fields)}"
+        )
+    if not divided and section in Settings.model_fields:
+        raise ConfigError(f"environment: {name} names no key; write {name}__KEY for each key of [{section}]")
+    meant = None if divided else _single_underscores().get(rest)
+    # Kubernetes tells of a service `headrace-serving` by HEADRACE_SERVING_PORT=tcp://…
+    if meant is not None and "://" not in os.environ[name]:
+        raise ConfigError(f"environment: {name} is no key; write {PREFIX}{meant.upper()}, with two underscores")
+
+
+def _single_underscores() -> dict[str, str]:
+    """What a key is called by somebody who forgets an underscore → what it is called."""
+    return {
+        f"{section}_{key.name}": f"{section}__{key.name}"
+        for section, owner in _section_types().items()
+        for key in fields(owner)
+    }
 
 
 def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
-    if not error["loc"]:
-        return f"{source}: {error['ctx']['error']!s}"
+    if not error["loc"]:  # sections that disagree: "section.key: expected …"
+        said = str(error["ctx"]["error"])
+        variable = _variable(*said.split(":", 1)[0].split(".", 1))
+        return f"{variable or source}: {said}"
     where, section, key = _origin(error, source, table), str(error["loc"][0]), [str(part) for part in error["loc"][1:]]
+    if error["type"] == "extra_forbidden" and not isinstance(error["input"], dict):
+        homes = [
+            f"[{name}]" for name, owner in _section_types().items() if section in {key.name for key in fields(owner)}
+        ]
+        return f"{where}: {section}: expected every key in its section, got it in none; write it under " + (
+            " or ".join(homes) or f"one of: {', '.join(Settings.model_fields)}"
+        )
     if error["type"] == "extra_forbidden":
         return (
             f"{where}: [{section}]: there is no such section{_nearest(section, Settings.model_fields)}; sections: "
@@ -236,12 +267,14 @@ def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
 def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
     """The file or the environment variable that the value came from."""
     section, *key = (str(part) for part in error["loc"])
-    names = {name.upper(): name for name in os.environ}
-    if key:
-        return names.get(f"{PREFIX}{section}__{key[0]}".upper(), source)
     # An owner's own check names the key first: "key: expected …".
     named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].split(".")[-1].strip()
-    return names.get(f"{PREFIX}{section}__{named}".upper(), source if section in table else "environment")
+    return _variable(section, key[0] if key else named) or (source if section in table else "environment")
+
+
+def _variable(section: str, key: str = "") -> str | None:
+    """The environment variable of that key, as it is spelled there, where there is one."""
+    return {name.upper(): name for name in os.environ}.get(f"{PREFIX}{section}__{key.replace('.', '__')}".upper())
 
 
 def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:

@@ -31,7 +31,7 @@ from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
 from headrace.processes import ChildError, DeadlineError, Family
 from headrace.reader import ReadError
-from headrace.report import print_report
+from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
 from headrace.summary import summarise, tell
 from headrace.taste import Crowd, Server, ServerError, Taste, choose, learned, new_actions
@@ -74,6 +74,16 @@ def run_demo(
     except MENDABLE as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 1
+
+
+def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
+    """Say how it went; returns the exit status: 1 where the audit found a violation."""
+    console = Console()
+    print_report(report, console)
+    tell(summary, console)
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False), flush=True)
+    return 0 if report.passed else 1
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -176,12 +186,7 @@ class Demo:
         assert self.sent is not None
         summary = summarise(self.settings, self.dataset, board, self.sent, taste, report)
         self.family.stop()
-        console = Console()
-        print_report(report, console)
-        tell(summary, console)
-        if self.as_json:
-            print(json.dumps(summary, ensure_ascii=False), flush=True)
-        return 0 if report.passed else 1
+        return conclude(report, summary, as_json=self.as_json)
 
     def _delete_topics(self) -> None:
         """On a broker of the user's leave nothing behind; the embedded one is about to forget everything anyway."""

@@ -12,8 +12,8 @@ TIMEOUT_S = 3.0
 def is_healthy(url: str) -> bool:
     """Whether ``url`` answers 2xx within three seconds."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 (the address is the operator's)
-            return bool(200 <= answer.status < 300)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S):  # noqa: S310 (the address is the operator's)
+            return True  # any other answer is raised
     except (urllib.error.URLError, OSError, ValueError):
         return False
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from headrace.board import Board
 from headrace.config import Settings
 from headrace.reader import connect, follow
-from headrace.screen import quality_table, stage_table
+from headrace.screen import lags, seconds, tables
 from state.topics import Topics
 
 SILENT_AFTER_S = 10.0
@@ -26,17 +28,17 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False) -> i
     topic = Topics.under(settings.kafka.prefix).lag
     try:
         messages = follow(consumer, topic)
-        if as_json:
-            return _lines(messages, once)
+        if as_json or not sys.stdout.isatty():
+            return _lines(messages, once, str if as_json else plain)
         return _table(messages, settings.kafka.bootstrap, once)
     finally:
         consumer.close()
 
 
-def _lines(messages: Any, once: bool) -> int:
+def _lines(messages: Any, once: bool, words: Callable[[str], str]) -> int:
     for record in messages:
         if record is not None:
-            print(record.value.decode(), flush=True)
+            print(words(record.value.decode()), flush=True)
             if once:
                 return 0
     return 0
@@ -59,6 +61,22 @@ def _table(messages: Any, bootstrap: str, once: bool) -> int:
     return 0
 
 
+def plain(message: str) -> str:
+    """A message of the topic in one line for people."""
+    board = Board(lag=msgspec.json.decode(message))
+    when = datetime.fromtimestamp(board.lag["time_ms"] / 1000, UTC).strftime("%H:%M:%S")
+    return (
+        f"{when}  lag: {lags(board)}  {_below(board)}  version {board.version}  fresh {seconds(board.freshness_now_s)}"
+    )
+
+
+def _below(board: Board) -> str:
+    per_s, lag = board.lag["throughput"]["interactions_per_s"], board.lag
+    open_users = lag.get("num_open_users")
+    waiting = f"; {open_users:,} users with interactions in their join window" if open_users else ""
+    return f"{per_s:,.0f} interactions/s learned, {board.num_trained:,} in all{waiting}; servers: {lag['num_servers']}"
+
+
 def _page(board: Board) -> Group:
     told_ms = board.lag.get("time_ms")
     if told_ms is None:
@@ -67,8 +85,4 @@ def _page(board: Board) -> Group:
     head = Text.assemble(("headrace lag", "bold"), f" on {board.broker}")
     if age_s > SILENT_AFTER_S:
         head.append(f"   the trainer has been silent for {age_s:.0f} s", style="red")
-    tables = Table.grid(padding=(0, 4))
-    tables.add_row(stage_table(board), quality_table(board))
-    per_s, num = board.lag["throughput"]["interactions_per_s"], board.num_trained
-    below = Text(f"{per_s:,.0f} interactions/s learned, {num:,} in all; servers: {board.lag['num_servers']}")
-    return Group(head, Text(), tables, Text(), below)
+    return Group(head, Text(), tables(board), Text(), Text(_below(board)))

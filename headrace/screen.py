@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -100,12 +101,11 @@ class LiveScreen:
 
 def plain_line(board: Board) -> str:
     """The board in one line."""
-    lags = " ".join(f"{name} {_lag(board.stage(name))}" for name in STAGES)
     return (
         f"{board.elapsed_s:5.0f} s  {board.phase}  sent {board.num_sent:,} of {board.num_actions:,}  "
-        f"trained {board.num_trained:,}  lag: {lags}  HR@10 {number(board.hr10())} (popular "
+        f"trained {board.num_trained:,}  lag: {lags(board)}  HR@10 {number(board.hr10())} (popular "
         f"{number(board.hr10('popular_unseen'))})  NE {number(board.entropy())}  version {board.version}  "
-        f"fresh {_seconds(board.freshness_now_s)}"
+        f"fresh {seconds(board.freshness_now_s)}"
     )
 
 
@@ -122,9 +122,9 @@ def page(board: Board) -> Panel:
         bars.add_row(
             name, ProgressBar(total=total, completed=min(num, total), width=40), f"{num:,} of {total:,}   {rate}"
         )
-    tables = Table.grid(padding=(0, 4))
-    tables.add_row(stage_table(board), quality_table(board))
-    return Panel(Group(head, Text(), bars, Text(), tables), title="headrace", border_style="cyan", padding=(1, 2))
+    return Panel(
+        Group(head, Text(), bars, Text(), tables(board)), title="headrace", border_style="cyan", padding=(1, 2)
+    )
 
 
 def _rate(board: Board) -> str:
@@ -132,14 +132,21 @@ def _rate(board: Board) -> str:
     return f"{per_s:,.0f} interactions/s" if per_s is not None else ""
 
 
+def tables(board: Board) -> Columns:
+    """Both tables; beside each other where there is room."""
+    return Columns([stage_table(board), quality_table(board)], padding=(0, 4))
+
+
 def stage_table(board: Board) -> Table:
     """How far each stage is behind."""
     table = Table(title="lag by stage", title_justify="left", box=None, padding=(0, 1))
-    for name in ("stage", "records", "seconds", ""):
-        table.add_column(name, justify="left" if name in ("stage", "") else "right", style="dim" if not name else None)
+    table.add_column("stage")
+    table.add_column("records", justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("", style="dim", no_wrap=True)
     for name in STAGES:
         stage = board.stage(name)
-        table.add_row(name, _count(stage.get("lag_records")), _seconds(stage.get("lag_s")), WHAT[name])
+        table.add_row(name, _count(stage.get("lag_records")), seconds(stage.get("lag_s")), WHAT[name])
     return table
 
 
@@ -154,7 +161,7 @@ def quality_table(board: Board) -> Table:
     )
     table.add_row("loss", number(board.lag.get("loss", {}).get("total")), "", "")
     table.add_row("version", board.version, "", "")
-    table.add_row("fresh", _seconds(board.freshness_now_s), "", "")
+    table.add_row("fresh", seconds(board.freshness_now_s), "", "")
     return table
 
 
@@ -167,9 +174,11 @@ def _count(value: Any) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def _seconds(value: Any) -> str:
+def seconds(value: Any) -> str:
+    """Seconds with a tenth, or a dash."""
     return "–" if value is None else f"{value:.1f} s"
 
 
-def _lag(stage: dict[str, Any]) -> str:
-    return _count(stage.get("lag_records"))
+def lags(board: Board) -> str:
+    """How many records wait at each stage."""
+    return " ".join(f"{name} {_count(board.stage(name).get('lag_records'))}" for name in STAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,17 +11,16 @@ from rich.table import Table
 from headrace.config import Settings
 from headrace.reader import connect, spans
 from state.topics import topics_of
+from stream.topics import departures, ensure_topics
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
-    """Print one line a topic. Exit status 1 where one is missing."""
+    """Print one line a topic. Exit status 1 where one is missing or has other settings than the configuration."""
     if create:
-        from stream.topics import ensure_topics
-
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
     try:
-        present = consumer.topics()
+        present, others = consumer.topics(), departures(settings.kafka)
         rows = []
         for topic in topics_of(settings.kafka):
             held = spans(consumer, topic.name) if topic.name in present else {}
@@ -32,6 +32,7 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
                     "first_offset": [span.first for span in held.values()],
                     "end_offset": [span.end for span in held.values()],
                     "settings": dict(topic.settings),
+                    "broker_has": others.get(topic.name, {}),
                 }
             )
     finally:
@@ -41,24 +42,28 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
             print(json.dumps(row))
     else:
         _print_table(settings, rows)
-    return 0 if all(row["present"] for row in rows) else 1
+    return 0 if all(row["present"] and not row["broker_has"] for row in rows) else 1
 
 
-def _print_table(settings: Settings, rows: list[dict[str, object]]) -> None:
+def _print_table(settings: Settings, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"topics on {settings.kafka.bootstrap}")
-    for name, justify in (("topic", "left"), ("partitions", "right"), ("offsets", "left"), ("settings", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("topic", no_wrap=True)
+    table.add_column("partitions", justify="right")
+    table.add_column("offsets")
+    table.add_column("settings")
     for row in rows:
-        first, end, kept = row["first_offset"], row["end_offset"], row["settings"]
-        assert isinstance(first, list)
-        assert isinstance(end, list)
-        assert isinstance(kept, dict)
-        ranges = "  ".join(f"{low}–{high}" for low, high in zip(first, end, strict=True))
-        missing = "[red]missing[/]: headrace topics --create"
-        table.add_row(
-            str(row["topic"]),
-            str(row["partitions"]),
-            ranges if row["present"] else missing,
-            "  ".join(f"{key}={value}" for key, value in kept.items()),
-        )
-    Console().print(table)
+        ranges = "  ".join(f"{low}–{high}" for low, high in zip(row["first_offset"], row["end_offset"], strict=True))
+        table.add_row(row["topic"], str(row["partitions"]), ranges or "[red]missing[/]", _settings(row))
+    console = Console()
+    console.print(table)
+    if not all(row["present"] for row in rows):
+        console.print("make what is missing: headrace topics --create")
+    if any(row["broker_has"] for row in rows):
+        console.print("a topic keeps the settings that it was made with: change them with kafka-configs.sh --alter")
+
+
+def _settings(row: dict[str, Any]) -> str:
+    if not row["present"]:
+        return "–"
+    differing = [f"{key} = {has}, configured {row['settings'][key]}" for key, has in row["broker_has"].items()]
+    return f"[red]{'; '.join(differing)}[/]" if differing else "as configured"

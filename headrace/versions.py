@@ -51,11 +51,10 @@ def _table(listed: list[Manifest], bootstrap: str) -> Table:
     table = Table(title=f"versions on {bootstrap}")
     for name in ("version", "kind", "onto"):
         table.add_column(name)
-    for name in ("size", "interactions", "steps", "covered", "age", "freshness"):
+    for name in ("size", "interactions", "steps", "age", "freshness"):
         table.add_column(name, justify="right")
     now_ms = time.time() * 1000
     for each in listed:
-        covered = " ".join(f"{partition}:{number}" for partition, number in sorted(each.covered.items()))
         table.add_row(
             f"{each.epoch}/{each.number}",
             each.kind,
@@ -63,7 +62,6 @@ def _table(listed: list[Manifest], bootstrap: str) -> Table:
             _size(each.num_bytes),
             f"{each.num_interactions:,}",
             str(len(each.plan)),
-            covered,
             duration((now_ms - each.created_ms) / 1000),
             duration((each.created_ms - each.newest_record_ms) / 1000) if each.newest_record_ms > 0 else "–",
         )

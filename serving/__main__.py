@@ -1,26 +1,32 @@
-"""``python -m serving [--config F]``: answer recommendation requests from the newest weights on the topic."""
+"""Answer recommendation requests over HTTP, from the newest weights on the topic."""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from headrace.config import load_settings
+from headrace.logs import configure_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and serve; returns the exit status."""
     parser = argparse.ArgumentParser("python -m serving", description=__doc__)
     parser.add_argument("--config", type=Path, help="TOML file; default: $HEADRACE_CONFIG, then ./headrace.toml")
-    settings = load_settings(parser.parse_args(arguments).config)
+    parser.add_argument("--bootstrap", metavar="HOST:PORT", help="broker, instead of the configured one")
+    options = parser.parse_args(arguments)
+    settings: Any = load_settings(options.config)
+    if options.bootstrap:
+        kafka = dataclasses.replace(settings.kafka, bootstrap=options.bootstrap)
+        settings = settings.model_copy(update={"kafka": kafka})
     from serving.errors import ServingError
     from serving.process import run_server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    configure_logs()
     try:
         return run_server(settings)
     except ServingError as error:

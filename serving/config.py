@@ -60,6 +60,7 @@ class ServingConfig:
     access_log: bool = False
 
     def __post_init__(self) -> None:
+        _expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
         _expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
         _expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
         _expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")

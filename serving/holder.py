@@ -50,8 +50,8 @@ class HeldVersion:
 
     @property
     def freshness_s(self) -> float:
-        """Age of the newest action learned, by the wall clock."""
-        return max(0.0, time.time() - self.manifest.newest_record_ms / 1000)
+        """Age of the newest action learned, by the wall clock, to the millisecond."""
+        return max(0.0, round(time.time() - self.manifest.newest_record_ms / 1000, 3))
 
 
 class VersionHolder:

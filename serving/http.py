@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import msgspec
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import NotReadyError, OverloadedError, RequestError
 from serving.messages import (
     Health,
     Problem,
@@ -22,36 +17,12 @@ from serving.messages import (
     Readiness,
     RecommendAnswer,
     RecommendRequest,
-    Refusal,
     VersionAnswer,
     VersionName,
 )
 from serving.metrics import ServerMetrics
+from serving.refusals import REFUSALS, UNAVAILABLE, Body, add_refusals, refusal
 from serving.service import Service
-
-RETRY_AFTER_S = "1"
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "The body is no JSON, or ends early"},
-    413: {"model": Refusal, "description": "The body is larger than serving.max_body_bytes"},
-    422: {"model": Refusal, "description": "Something in the request is not as it should be"},
-    503: {"model": Refusal, "description": "No version yet, or too many requests"},
-}
-UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: REFUSALS[503]}
-DO = {
-    "missing": "add it",
-    "extra_forbidden": "remove it, or correct its name",
-    "json_invalid": "send valid JSON",
-    "value_error": "send exactly one of them",
-}
-EXPECTED = {"missing": "a value", "extra_forbidden": "no such field", "json_invalid": "JSON"}
-
-
-class Body(JSONResponse):
-    """JSON by msgspec, which is much faster than the standard library's."""
-
-    def render(self, content: Any) -> bytes:
-        """Plain values → bytes."""
-        return msgspec.json.encode(content)
 
 
 def build_app(service: Service) -> FastAPI:
@@ -62,7 +33,7 @@ def build_app(service: Service) -> FastAPI:
     metrics = ServerMetrics(service.readings)
     app.state.metrics = service.metrics = metrics
     app.add_middleware(Gate, metrics=metrics, max_body_bytes=service.config.max_body_bytes)
-    _add_refusals(app)
+    add_refusals(app)
     _add_answers(app, service)
     _add_standing(app, service, metrics)
     return app
@@ -112,55 +83,6 @@ def _add_standing(app: FastAPI, service: Service, metrics: ServerMetrics) -> Non
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _add_refusals(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
-        return refusal(422, *(_problem(each) for each in error.errors()))
-
-    @app.exception_handler(RequestError)
-    async def unfit(_request: Request, error: RequestError) -> Response:
-        return refusal(422, Problem(field=error.field, expected=error.expected, got=error.got, do=error.do))
-
-    @app.exception_handler(NotReadyError)
-    async def unready(_request: Request, error: NotReadyError) -> Response:
-        problem = Problem(field="", expected="a version of the weights", got=None, do=str(error))
-        return refusal(503, problem, {"retry-after": RETRY_AFTER_S})
-
-    @app.exception_handler(OverloadedError)
-    async def overloaded(_request: Request, error: OverloadedError) -> Response:
-        return refusal(
-            503, Problem(field="", expected="fewer requests", got=None, do=str(error)), {"retry-after": RETRY_AFTER_S}
-        )
-
-    @app.exception_handler(HTTPException)
-    async def refused(_request: Request, error: HTTPException) -> Response:
-        problem = Problem(
-            field="", expected="a request as in /openapi.json", got=error.status_code, do=str(error.detail)
-        )
-        return refusal(error.status_code, problem, dict(error.headers or {}))
-
-
-def refusal(status: int, *problems: Problem | dict[str, str]) -> Response:
-    """A refusal with its problems; a dict among them is headers."""
-    headers = {key: value for each in problems if isinstance(each, dict) for key, value in each.items()}
-    detail = [each.model_dump() for each in problems if isinstance(each, Problem)]
-    return Body({"detail": detail}, status_code=status, headers=headers)
-
-
-def _problem(error: Any) -> Problem:
-    kind, place = error["type"], [str(part) for part in error["loc"] if part not in ("body", "function-before")]
-    expected = EXPECTED.get(kind, str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be "))
-    got = None if kind in ("missing", "value_error", "json_invalid") else _short(error.get("input"))
-    return Problem(field=".".join(place) or "body", expected=expected, got=got, do=DO.get(kind, "correct it"))
-
-
-def _short(value: Any) -> Any:
-    """The value as JSON can carry it, cut where it is long."""
-    if value is None or isinstance(value, bool | int):
-        return value if value is None or -(2**63) <= value < 2**64 else str(value)[:200]
-    return (value if isinstance(value, str) else repr(value))[:200].encode(errors="replace").decode()
-
-
 class Gate:
     """Bounds the body and measures every request; plain ASGI, because it is on every request's way."""
 
@@ -194,7 +116,7 @@ class Gate:
             if declared > self._max_body_bytes:
                 problem = Problem(field="body", expected=f"at most {self._max_body_bytes} bytes", got=declared,
                                   do=self._too_large(declared))  # fmt: skip
-                await refusal(413, problem, {"connection": "close"})(scope, receive, sending)
+                await refusal(413, problem, headers={"connection": "close"})(scope, receive, sending)
             else:
                 await self._app(scope, receiving, sending)
         finally:

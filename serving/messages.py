@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_KEY = 512
 Id = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=MAX_KEY)]
@@ -51,7 +52,7 @@ class _Asking(_Strict):
     def _one_of_user_and_history(cls, values: Any) -> Any:
         if isinstance(values, dict) and (values.get("user") is None) == (values.get("history") is None):
             given = "both" if values.get("user") is not None else "neither"
-            raise ValueError(f"expected either user or history, got {given}; send one of them")
+            raise PydanticCustomError("one_of", "either user or history", {"given": given})
         return values
 
 

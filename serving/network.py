@@ -170,18 +170,16 @@ class Network:
         bucket = self.model.time_buckets.bucket(now_ms - times)
         one = torch.full((1,), length, dtype=torch.int64, device=self.device)
         here = one.expand(num).contiguous()
-        offsets, everyone, cache = (
-            self.tensor(np.array([0, num])),
-            torch.full_like(one, num),
-            BucketCache(in_order=True),
-        )
+        # The same tensors for every layer: the cache of buckets knows them by identity.
+        offsets, start, everyone = self.tensor(np.array([0, num])), torch.zeros_like(one), torch.full_like(one, num)
+        key_back, cache = back[:-1], BucketCache(in_order=True)
         buckets = TimeBuckets(torch.arange(1, length + 1))
         for index, layer in enumerate(self._layers):
             place = back.clamp(max=layer.pos_bias_GP.shape[1] - 1)
             x_CM, _, _ = self._through(
-                index, x_CM, past, offsets, torch.zeros_like(one), one, pos_bias_GP=None,
+                index, x_CM, past, offsets, start, one, pos_bias_GP=None,
                 time_bias_GK=layer.pos_bias_GP[:, place] + layer.time_bias_GK[:, bucket],
-                time_buckets=buckets, query_time_S=here, key_time_S=here, cache_time_C=back[:-1],
+                time_buckets=buckets, query_time_S=here, key_time_S=here, cache_time_C=key_back,
                 num_targets_B=everyone, bucket_cache=cache,
             )  # fmt: skip
         return x_CM

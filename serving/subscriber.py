@@ -105,21 +105,27 @@ class WeightsSubscriber(threading.Thread):
                 if time.monotonic() - asked > CONTACT_EVERY_S:
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)
-                    self.contact.heard()
+                    self._heard()
                 searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
             except OffsetOutOfRangeError as error:
                 searching = True
                 logger.warning("weights topic: the next record is gone (%s); looking for the last base", error)
             except KafkaError as error:
+                if self.contact.is_up:
+                    logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()
-                logger.warning("weights topic: no answer from the broker (%s); answering from the last version", error)
                 self._stopping.wait(POLL_MS / 1000)
+
+    def _heard(self) -> None:
+        if not self.contact.is_up:
+            logger.info("the broker answers again, after %.0f s", self.contact.away_s)
+        self.contact.heard()
 
     def _start_from_base(self, partition: TopicPartition) -> bool:
         """Read from the best start point to the end that the topic has now; whether to follow on from there."""
         begin = self.consumer.beginning_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
         end = self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
-        self.contact.heard()
+        self._heard()
         self._swap()
         self._searched_after = self.holder.num_swaps
         points = self._start_points(partition, begin, end)
@@ -222,7 +228,10 @@ class WeightsSubscriber(threading.Thread):
         current = self.holder.current
         if current is before or current is None:
             return False
-        logger.info("answering from version %d/%d (%s)", *current.which, current.manifest.kind)
+        # A delta every other second is no news; a new line of versions, or the first one, is.
+        is_news = before is None or before.which[0] != current.which[0]
+        logger.log(logging.INFO if is_news else logging.DEBUG, "answering from version %d/%d (%s)", *current.which,
+                   current.manifest.kind)  # fmt: skip
         self.on_swap()
         return True
 

@@ -25,6 +25,11 @@ def _require_names(key: str, names: tuple[str, ...]) -> None:
     _require(len(set(names)) == len(names), key, "names without repetition", names, "remove the second one")
 
 
+def _is_address(text: str) -> bool:
+    host, _, port = text.strip().rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
+
+
 @dataclass(frozen=True)
 class ActionConfig:
     """What a well-formed action is. ``kinds`` in order: kind b is bit b. Feature names in order: name f is column f."""
@@ -130,7 +135,10 @@ class KafkaConfig:
     """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.bootstrap), "bootstrap", "host:port", self.bootstrap, "name a broker")
+        _require(
+            all(_is_address(each) for each in self.bootstrap.split(",")),
+            "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
+        )  # fmt: skip
         _require(
             bool(self.prefix) and all(c.isalnum() or c in "._-" for c in self.prefix),
             "prefix", "letters, digits, '.', '_' or '-'", self.prefix, "choose a name that Kafka allows in a topic",

@@ -33,6 +33,7 @@ _USER = ("user_id", "userid", "user")
 _ITEM = ("item_id", "itemid", "movieid", "movie_id", "item")
 _RATING = ("rating",)
 _TIME = ("timestamp", "time", "unix_timestamp")
+_REQUIRED = {"user", "item", "action", "timestamp"}
 _MS_FROM = 100_000_000_000
 """Times from here on are milliseconds: as seconds they would lie beyond the year 5000."""
 
@@ -99,8 +100,11 @@ def _read_json(path: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
             action = msgspec.json.decode(line.lstrip("\ufeff"))
         except msgspec.DecodeError as error:
             raise FileError(f"{path}:{number}: expected an action as JSON, got {error}; mend the line") from None
-        if not isinstance(action, dict) or not isinstance(action.get("timestamp"), int | float):
-            raise FileError(f"{path}:{number}: expected an object with a timestamp, got {line[:60]!r}; mend the line")
+        if not (
+            isinstance(action, dict) and action.keys() >= _REQUIRED and isinstance(action["timestamp"], int | float)
+        ):
+            wanted = f"an object with {', '.join(sorted(_REQUIRED))}"
+            raise FileError(f"{path}:{number}: expected {wanted}, got {line[:60]!r}; mend the line")
         actions.append(action)
     actions.sort(key=itemgetter("timestamp"))
     return actions

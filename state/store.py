@@ -167,6 +167,7 @@ class PartitionStore:
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
             relayed_number=self._meta.relayed_number,
             writer_epoch=self.writer_epoch,
+            num_open_users=self.num_open,
             **counts,
         )
 

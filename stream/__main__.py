@@ -39,8 +39,10 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 def _run(options: argparse.Namespace, settings: Any) -> int:
     if options.command == "worker":
+        from headrace.logs import configure_logs
         from stream.worker import run_worker
 
+        configure_logs()
         return run_worker(settings)
     if options.command == "replay":
         from stream.replay import replay

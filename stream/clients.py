@@ -64,7 +64,9 @@ def _tls_context(config: KafkaConfig) -> Any:
     if "ssl_context" in config.client:
         return config.client["ssl_context"]
     names = {"ssl_cafile": "cafile", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile", "ssl_password": "password"}
-    return create_ssl_context(**{to: config.client[name] for name, to in names.items() if name in config.client})
+    context = create_ssl_context(**{to: config.client[name] for name, to in names.items() if name in config.client})
+    context.check_hostname = config.client.get("ssl_check_hostname", True)
+    return context
 
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:

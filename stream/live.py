@@ -35,8 +35,7 @@ def simulate(
         actions, settings.kafka, settings.sequence, rate=rate, limit=num_actions, seal=rate is None,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
-    print_report(report, settings.kafka)
-    return 0
+    return print_report(report, settings.kafka)
 
 
 def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:

@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from state.config import KafkaConfig, SequenceConfig
+from state.config import ActionConfig, KafkaConfig, SequenceConfig
+from state.errors import FileError
+from state.files import RATING_KINDS, read_actions
 from state.topics import Topics
 from stream.config import Settings
 from stream.producer import ActionProducer, BatchConfig
@@ -22,12 +24,13 @@ PACE_S = 0.02
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What was sent. ``last_timestamp_ms`` is the highest event time, -1 for nothing."""
+    """What was sent. ``last_timestamp_ms`` is the highest event time, -1 for nothing; ``is_whole``: not interrupted."""
 
     num_actions: int
     num_records: int
     elapsed_s: float
     last_timestamp_ms: int
+    is_whole: bool = True
 
 
 def send_actions(
@@ -44,24 +47,28 @@ def send_actions(
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
 
     With ``seal``, every partition is ticked at the end to the last event time + the join window, so that the last
-    interactions are sealed and trained too. Raises `stream.producer.ProducerError` if the broker refused any of it.
+    interactions are sealed and trained too. Ctrl-C ends it early, without that. Raises
+    `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
-    last_ms = -1
+    last_ms, is_whole = -1, True
     topic = Topics.under(kafka.prefix).actions
     with ActionProducer(kafka, topic, batch, kafka.partitions) as producer:
-        for action in islice(_paced(actions, rate), limit):
-            producer.send(action)
-            last_ms = max(last_ms, int(action["timestamp"]))
-            if progress is not None and producer.num_actions % 1000 == 0:
-                progress(producer.num_actions)
+        try:
+            for action in islice(_paced(actions, rate), limit):
+                producer.send(action)
+                last_ms = max(last_ms, int(action["timestamp"]))
+                if progress is not None and producer.num_actions % 1000 == 0:
+                    progress(producer.num_actions)
+        except KeyboardInterrupt:
+            is_whole = False
         num_records = producer.num_records
-        if seal and last_ms >= 0:
+        if seal and is_whole and last_ms >= 0:
             producer.tick(last_ms + sequence.join_window_ms)
         producer.flush()
         if progress is not None:
             progress(producer.num_actions)
-        return ReplayReport(producer.num_actions, num_records, time.monotonic() - started_s, last_ms)
+        return ReplayReport(producer.num_actions, num_records, time.monotonic() - started_s, last_ms, is_whole)
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
@@ -82,17 +89,37 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
 
 
 def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
-    """Send the actions of a file (`state.files`) and say how it went; returns the exit status."""
-    from state.files import read_actions
+    """Send the actions of a file (`state.files`) and say how it went; returns the exit status.
 
+    Raises `state.errors.FileError` for a file whose first action the worker would refuse for its kind.
+    """
     actions = read_actions(path)
+    first = next(actions, None)
+    if first is not None:
+        _check_kinds(path, first, settings.action)
+        actions = chain([first], actions)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     report = send_actions(
         actions, settings.kafka, settings.sequence, rate=rate, limit=limit,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
-    print_report(report, settings.kafka)
-    return 0
+    return print_report(report, settings.kafka)
+
+
+def _check_kinds(path: Path, action: Mapping[str, Any], config: ActionConfig) -> None:
+    given = action["action"]
+    kinds = given if isinstance(given, list) else [given]
+    unknown = [kind for kind in kinds if kind not in config.kinds]
+    if not unknown:
+        return
+    is_ratings = set(kinds) <= set(RATING_KINDS)
+    wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
+    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
+    raise FileError(
+        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the"
+        f" worker would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
+        "or the same in their file"
+    )
 
 
 def show_progress(num_actions: int) -> None:
@@ -100,10 +127,12 @@ def show_progress(num_actions: int) -> None:
     print(f"\r{num_actions:,} actions ", end="\r", file=sys.stderr, flush=True)
 
 
-def print_report(report: ReplayReport, kafka: KafkaConfig) -> None:
-    """One line on what was sent."""
+def print_report(report: ReplayReport, kafka: KafkaConfig) -> int:
+    """One line on what was sent; returns the exit status."""
     rate = report.num_actions / max(report.elapsed_s, 1e-9)
+    start = "sent" if report.is_whole else "interrupted: sent"
     print(
-        f"sent {report.num_actions:,} actions in {report.num_records:,} records "
+        f"{start} {report.num_actions:,} actions in {report.num_records:,} records "
         f"to {Topics.under(kafka.prefix).actions} at {kafka.bootstrap}: {report.elapsed_s:.1f} s, {rate:,.0f} actions/s"
     )
+    return 0 if report.is_whole else 130

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from state.config import KafkaConfig
@@ -57,6 +58,28 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         return created
     finally:
         admin.close()
+
+
+def departures(config: KafkaConfig) -> dict[str, dict[str, str]]:
+    """Topic → setting → what the broker has, where the configuration says otherwise.
+
+    A topic keeps the settings that it was made with: a later change of the configuration does not reach it. Settings
+    that a broker does not tell are passed over. Raises `KafkaError`.
+    """
+    wanted = {topic.name: topic.settings for topic in topics_of(config)}
+    admin = KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+    try:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
+        told = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+    finally:
+        admin.close()
+    found = {name: _departing(settings, told.get(name, {})) for name, settings in wanted.items()}
+    return {name: settings for name, settings in found.items() if settings}
+
+
+def _departing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    has = {key: str(told[key]["value"]) for key in wanted if key in told}
+    return {key: value for key, value in has.items() if value != wanted[key]}
 
 
 def partition_counts(admin: KafkaAdminClient) -> dict[str, int]:

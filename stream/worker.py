@@ -18,18 +18,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from kafka.errors import KafkaError
+
+from state.config import KafkaConfig
 from state.errors import StateError, StoreError, StoreLocked
 from state.status import PartitionStatus, WorkerStatus, encode_status
-from state.topics import Topics
+from state.topics import Topics, topics_of
 from stream.app import build_app
 from stream.clients import BROKER_ERRORS, BrokerAbsent, wait_for_broker
 from stream.config import Settings
-from stream.logs import configure_logs, log
+from stream.logs import log
 from stream.meter import Meter, MetricsPortTaken
 from stream.partition import Partition
 from stream.reader import end_offsets, plain_consumer
 from stream.relay import Courier
-from stream.topics import TopicsMismatch, ensure_topics
+from stream.topics import TopicsMismatch, departures, ensure_topics
 
 BEAT_S = 1.0
 """How often the worker says where it is."""
@@ -55,6 +58,7 @@ class Worker:
         """Work until `stop`; raises what a person must mend."""
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
+        await asyncio.to_thread(warn_of_departures, settings.kafka)
         with alone_on(Path(settings.store.path), settings.kafka.prefix):
             await self._work()
 
@@ -185,6 +189,16 @@ class Worker:
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
+def warn_of_departures(kafka: KafkaConfig) -> None:
+    """Say which topics have other settings than the configuration: sequences without compaction cannot restore a disk
+    for ever, and a shorter retention takes what a trainer may still want."""
+    with suppress(KafkaError):
+        for topic, broker in departures(kafka).items():
+            configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
+            log.warning("a topic has other settings than configured; set them with kafka-configs.sh, or configure them",
+                        topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
+
+
 @contextmanager
 def alone_on(folder: Path, prefix: str) -> Iterator[None]:
     """Hold a disk for one worker of a deployment. Each database has a lock too, but two workers that split the
@@ -212,7 +226,6 @@ async def _run(settings: Settings) -> None:
 
 def run_worker(settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
-    configure_logs()
     try:
         asyncio.run(_run(settings))
     except (BrokerAbsent, TopicsMismatch, StateError, MetricsPortTaken) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.config import load_settings
+from headrace.logs import configure_logs
 
 
 def calm_threads() -> None:
@@ -26,6 +27,7 @@ def calm_threads() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run; returns the exit status."""
     calm_threads()
+    configure_logs()
     options = _parser().parse_args(arguments)
     settings: Any = load_settings(options.config)
     if options.bootstrap:

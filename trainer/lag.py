@@ -25,7 +25,7 @@ from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_sta
 from state.topics import LAG_KEY, Topics
 from trainer import clients
 from trainer.config import TrainerConfig
-from trainer.errors import SourceError
+from trainer.errors import ConfigError, SourceError
 from trainer.progress import Progress
 
 log = structlog.get_logger("trainer")
@@ -186,6 +186,7 @@ def build_message(
         "num_interactions": progress.num_interactions,
         "num_steps": progress.num_steps,
         "num_items": progress.num_items,
+        "num_open_users": sum(worker.num_open_users for worker in around.workers.values()),
         "num_servers": len(around.live_servers(now_ms)),
         "is_recovering": progress.is_recovering,
         "epoch": progress.epoch,
@@ -256,7 +257,16 @@ class LagReporter(threading.Thread):
         self._throughput = Throughput()
         self._gauges = Gauges()
         if config.metrics_port:
-            start_http_server(config.metrics_port, registry=self._gauges.registry)
+            self._serve(config.metrics_port)
+
+    def _serve(self, port: int) -> None:
+        try:
+            start_http_server(port, registry=self._gauges.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"trainer.metrics_port: expected a free port, got {port} ({error.strerror}); stop what listens there, "
+                "or choose another (0 switches metrics off)"
+            ) from error
 
     def run(self) -> None:
         """Report; connect again whenever the broker was away."""

@@ -114,7 +114,7 @@ class Trainer:
     def _follow_published(self, plan: Plan, *, fresh: bool) -> int:
         """Claim an epoch, lay the published steps onto the plan; the first step that no version contains."""
         assert self.publisher is not None
-        manifests = self.publisher.claim(lambda found: self._is_enough(found, plan, fresh))
+        manifests = self.publisher.claim(lambda found: self._is_enough(found, plan, fresh), self.stop)
         if fresh and manifests and self._is_ours(manifests[-1]):
             reaches_start = any(each.lineage == manifests[-1].lineage and each.first_step == 0 for each in manifests)
             if reaches_start:

@@ -79,10 +79,13 @@ class Publisher:
 
     # Start
 
-    def claim(self, enough: Callable[[list[Manifest]], bool]) -> list[Manifest]:
-        """Take the next epoch; the manifests that came before it and count (as far back as ``enough`` asks)."""
+    def claim(self, enough: Callable[[list[Manifest]], bool], stop: threading.Event) -> list[Manifest]:
+        """Take the next epoch; the manifests that came before it and count (as far back as ``enough`` asks).
+
+        Raises `trainer.clients.StoppedError` once ``stop`` is set while the broker is away.
+        """
         return clients.patiently(
-            lambda: self._claim(enough), "claiming an epoch in the weights topic", self._kafka, self._stop
+            lambda: self._claim(enough), "claiming an epoch in the weights topic", self._kafka, stop
         )
 
     def _claim(self, enough: Callable[[list[Manifest]], bool]) -> list[Manifest]:

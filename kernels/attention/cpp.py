@@ -73,14 +73,15 @@ def cached_buckets(
     query_time: Tensor,
     key_time: Tensor,
     num_context_B: Tensor | None,
+    cache: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The buckets of a batch: from its cache when that holds the same tensors, unchanged since."""
-    inputs = (offsets_B1, time_buckets.thresholds_K1, query_time, key_time, num_context_B)
+    """The buckets of a batch (`make_buckets`): from its cache when that holds the same tensors, unchanged since."""
+    inputs = (offsets_B1, time_buckets.thresholds_K1, query_time, key_time, num_context_B, *(cache or ()))
     # An inference tensor keeps no version; it cannot be changed in place outside inference mode either.
     key = tuple(None if x is None else (id(x), 0 if x.is_inference() else x._version) for x in inputs)  # noqa: SLF001
     if bucket_cache is not None and bucket_cache.key == key and isinstance(bucket_cache.value, Tensor):
         return bucket_cache.value
-    buckets = make_buckets(offsets_B1, time_buckets, query_time, key_time, num_context_B)
+    buckets = make_buckets(offsets_B1, time_buckets, query_time, key_time, num_context_B, cache)
     if bucket_cache is not None:  # holds the inputs too, so that their ids stay theirs
         bucket_cache.key, bucket_cache.value, bucket_cache.inputs = key, buckets, inputs
     return buckets

@@ -45,8 +45,8 @@ def delta_attention(
     int64. User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may
     share rows); its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``:
     the last new tokens of a user that see history and themselves, not each other. ``bucket_cache``: one per batch,
-    shared by its layers; Triton keeps there what it knows of the new tokens (C++ has nothing to keep). Gradients: q, k,
-    v and the biases; none to the cache. Returns (S, H, E) in q's dtype.
+    shared by its layers: C++ keeps the buckets there, Triton what it knows of the new tokens. Gradients: q, k, v and
+    the biases; none to the cache. Returns (S, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, a cache range outside the cache), `KernelUnavailable`.
     """
@@ -81,7 +81,6 @@ def delta_attention(
             num_targets_B=num_targets_B,
         )
     implementation = load("delta", chosen)
-    cached = {"bucket_cache": bucket_cache} if chosen == "triton" else {}
     out: Tensor = implementation.delta_attention(
         q_SHD,
         k_SHD,
@@ -99,7 +98,7 @@ def delta_attention(
         key_time_S=key_time_S,
         cache_time_C=cache_time_C,
         num_targets_B=num_targets_B,
-        **cached,
+        bucket_cache=bucket_cache,
     )
     return out
 

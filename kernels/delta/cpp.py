@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.attention.args import require_supported
-from kernels.attention.buckets import TimeBuckets
-from kernels.attention.cpp import attention_op, make_buckets
+from kernels.attention.buckets import BucketCache, TimeBuckets
+from kernels.attention.cpp import attention_op, cached_buckets
 
 
 def delta_attention(
@@ -27,6 +27,7 @@ def delta_attention(
     key_time_S: Tensor | None,
     cache_time_C: Tensor | None,
     num_targets_B: Tensor | None,
+    bucket_cache: BucketCache | None = None,
 ) -> Tensor:
     """`kernels.delta_attention` on the CPU, after validation."""
     require_supported(q_SHD, "delta_attention")
@@ -34,7 +35,7 @@ def delta_attention(
     if time_bias_GK is not None and time_buckets is not None and query_time_S is not None and key_time_S is not None:
         assert cache_time_C is not None
         cache = (cache_start_B, cache_len_B, cache_time_C)
-        buckets = make_buckets(delta_offsets_B1, time_buckets, query_time_S, key_time_S, None, cache)
+        buckets = cached_buckets(bucket_cache, delta_offsets_B1, time_buckets, query_time_S, key_time_S, None, cache)
     targets = None if num_targets_B is None else num_targets_B.contiguous()
     # The cache is a constant here: no gradient flows into it.
     out: Tensor = attention_op(

@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from headrace.__main__ import app
-from headrace.config import read_settings
+from headrace.config import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 # Found without importing the package: it wants another version of click than Faust does, and only its file matters.
@@ -122,6 +122,14 @@ def test_every_process_has_a_health_check_on_a_port_that_it_listens_on(compose: 
     for name, service in compose["services"].items():
         if name not in {"topics", "replay"}:
             assert "healthcheck" in service, name
+
+
+def test_every_process_gets_the_time_that_it_takes_for_an_orderly_end(compose: dict[str, Any]) -> None:
+    settings = Settings()
+    longest_s = max(settings.stream.stop_timeout_s, settings.serving.drain_timeout_s)
+    for name in OURS:
+        grace = compose["services"][name]["stop_grace_period"]
+        assert int(grace.removesuffix("s")) >= longest_s + 10, name
 
 
 def test_the_servers_paths_exist() -> None:

@@ -1,5 +1,6 @@
 """One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -63,14 +64,14 @@ def test_a_list_in_the_environment_is_written_with_commas_or_as_json(
 
 
 def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmax_in_flight = 3\n")
-    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", "/etc/ca.pem")
+    path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmetadata_max_age_ms = 3\n")
+    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", str(path))
     monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "5000")
     client = dict(read_settings(path).kafka.client)
     assert client == {
         "security_protocol": "SSL",
-        "max_in_flight": 3,
-        "ssl_cafile": "/etc/ca.pem",
+        "metadata_max_age_ms": 3,
+        "ssl_cafile": str(path),
         "request_timeout_ms": 5000,
     }
 
@@ -90,6 +91,14 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
         ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+        ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
+        ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
+        ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
+        ("partitions = 3\n", ["partitions: expected every key in its section", "write it under [kafka]"]),
+        ("[kafka.client]\nsecurity_protocl = 'SSL'\n", ["kafka.client.security_protocl", "mean security_protocol?"]),
+        ("[kafka.client]\nsecurity_protocol = 'TLS'\n", ["kafka.client.security_protocol: expected one of", "'TLS'"]),
+        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got none; add it"]),
+        ("[kafka.client]\nssl_cafile = '/no.pem'\n", ["kafka.client.ssl_cafile: expected a file", "'/no.pem'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -108,6 +117,10 @@ def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str]
         ("HEADRACE_KAFKA__PARTITIONS", "many", ["HEADRACE_KAFKA__PARTITIONS", "expected a whole number"]),
         ("HEADRACE_KAFKA__BOOTSRAP", "x", ["HEADRACE_KAFKA__BOOTSRAP", "did you mean bootstrap?"]),
         ("HEADRACE_KAFAK__BOOTSTRAP", "x", ["HEADRACE_KAFAK__BOOTSTRAP", "did you mean kafka?"]),
+        ("HEADRACE_KAFKA_BOOTSTRAP", "x:1", ["write HEADRACE_KAFKA__BOOTSTRAP, with two underscores"]),
+        ("HEADRACE_TRAINER", "x", ["HEADRACE_TRAINER names no key", "write HEADRACE_TRAINER__KEY"]),
+        ("HEADRACE_MODEL__MAX_CONTEXT", "9", ["HEADRACE_MODEL__MAX_CONTEXT: model.max_context: expected 200"]),
+        ("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "abc", ["HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS: kafka.cl"]),
         ("HEADRACE_TRAINER__DEVICE", "gpu", ["HEADRACE_TRAINER__DEVICE", "trainer.device: expected one of"]),
     ],
 )
@@ -117,6 +130,11 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
         read_settings()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
+    assert read_settings().serving.port == 8080
 
 
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -166,3 +184,28 @@ def test_the_example_file_holds_the_defaults() -> None:
             expected = getattr(getattr(defaults, section), key)
             given = tuple(value) if isinstance(value, list) else value
             assert given == (str(expected) if isinstance(expected, Path) else expected), f"{section}.{key}"
+
+
+def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limits() -> None:
+    import json
+    import re
+
+    from headrace.config import Settings
+    from trainer.config import MODEL_LIMITS, TRAINER_LIMITS
+    from trainer.limits import Number
+
+    page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
+    limits = {"model": MODEL_LIMITS, "trainer": TRAINER_LIMITS}
+    sections = dict(re.findall(r"^## \[(\w+)\]\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    assert sections.keys() == Settings.model_fields.keys()
+    for section, text in sections.items():
+        rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.+?) \| .+ \|$", text, flags=re.MULTILINE)
+        owner = getattr(defaults, section)
+        assert [key for key, _, _ in rows] == [each.name for each in dataclasses.fields(owner)], section
+        for key, default, must_be in rows:
+            value = getattr(owner, key)
+            shown = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            assert json.loads(default) == shown, f"{section}.{key}"
+            limit = limits.get(section, {}).get(key)
+            if isinstance(limit, Number):
+                assert must_be == limit._expected(), f"{section}.{key}"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import delta_attention, hstu_attention
+from kernels import BucketCache, delta_attention, hstu_attention
+from kernels.attention import cpp as attention_cpp
 from tests.kernels.jagged import Batch, make_batch
 from tests.kernels.yardstick import force, forward_limit, levels, relative_error
 
@@ -96,6 +97,32 @@ def test_bfloat16_reads_a_bfloat16_cache() -> None:
     expected, _ = delta(batch, CACHED["some"], torch.float64, "reference")
     out, _ = delta(batch, CACHED["some"], torch.bfloat16, "cpp")
     assert relative_error(out, expected) < 1e-2
+
+
+def test_layers_share_the_buckets_of_a_batch_and_of_that_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = attention_cpp.make_buckets
+    monkeypatch.setattr(attention_cpp, "make_buckets", lambda *inputs: [made.append(1), make(*inputs)][1])
+    batch, bucket_cache = make_batch(LENGTHS), BucketCache()
+    index, offsets = split(batch, CACHED["some"])
+    start, length = batch.offsets[:-1], torch.tensor(CACHED["some"])
+    times = [batch.query_time[index], batch.key_time[index]]
+
+    def attend(cache: BucketCache | None) -> Tensor:
+        q, k, v = (getattr(batch, name).float()[index] for name in ("q", "k", "v"))
+        assert batch.time is not None
+        return delta_attention(
+            q, k, v, offsets, batch.k.float(), batch.v.float(), start, length, norm_len=batch.norm_len,
+            time_bias_GK=batch.time.float(), time_buckets=batch.buckets, query_time_S=times[0], key_time_S=times[1],
+            cache_time_C=batch.key_time, bucket_cache=cache, backend="cpp",
+        )  # fmt: skip
+
+    first, second = attend(bucket_cache), attend(bucket_cache)
+    assert len(made) == 1
+    assert torch.equal(first, second)
+    times[0] = times[0] + 10**9
+    assert torch.equal(attend(bucket_cache), attend(None)), "other times, other buckets"
+    assert not torch.equal(attend(None), first)
 
 
 def test_a_range_outside_the_cache_is_refused() -> None:

@@ -141,6 +141,17 @@ def test_a_history_that_is_not_the_cached_one_gone_on_is_computed_anew(world: Wo
     assert engine.cache.num_hits == 0
 
 
+def test_a_cached_interaction_of_which_more_is_known_now_is_computed_anew(world: World, version: HeldVersion) -> None:
+    engine, rows = engine_of(), slice_of(world.histories["u0"], 0, 5)
+    before = engine.answer(version, [ask_of(example("u0", rows), rank=True)])[0]
+    changed = Interactions(*(getattr(rows, name).copy() for name in Interactions.__slots__))
+    changed.action_bits[1] ^= 3
+    ask = ask_of(example("u0", changed), rank=True)
+    after, expected = engine.answer(version, [ask])[0], engine_of(0).answer(version, [ask])[0]
+    close_to(after, expected)
+    assert not np.array_equal(before.scores, expected.scores)
+
+
 def test_requests_answered_together_get_what_they_get_alone(world: World, version: HeldVersion) -> None:
     asks = [ask_of(with_open(user, rows, index % 3), rank=index % 2 == 0)
             for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
@@ -163,8 +174,9 @@ def test_a_candidates_probability_does_not_depend_on_its_company(world: World, v
     assert whole.known.tolist() == [True, True, True, False]
 
 
-def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version: HeldVersion) -> None:
-    each = example("u2", world.histories["u2"])
+@pytest.mark.parametrize("num_open", [0, 2])
+def test_what_was_seen_is_left_out_and_nothing_comes_twice(num_open: int, world: World, version: HeldVersion) -> None:
+    each = with_open("u2", world.histories["u2"], num_open)
     past, num_sealed = Ask.history_of(each, MODEL.max_context)
     found = engine_of().answer(version, [Ask("u2", past, num_sealed, each.user_feature_hash, 2**41, k=1000)])[0]
     everything = set(world.learner.items.keys_of(world.learner.items.live_rows()).tolist())

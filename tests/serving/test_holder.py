@@ -101,7 +101,11 @@ def test_only_what_follows_is_accepted() -> None:
     follow(holder, delta, Weights.from_base(base))
     stale = next(versions(World(epoch=0), 1))
     assert not holder.accepts(stale.manifest), "a lower epoch"
-    newer = next(versions(World(epoch=2), 1))
+    newer, of_newer = list(versions(World(num_users=2, epoch=2), 2))
+    assert of_newer.manifest.onto_number == base.manifest.number
+    fresh = VersionHolder()
+    follow(fresh, base, None)
+    assert not fresh.accepts(of_newer.manifest), "a delta onto another epoch's version of that number"
     assert holder.accepts(newer.manifest), "a base of a higher epoch, though its number is lower"
 
 

@@ -88,30 +88,40 @@ def test_rank_gives_every_candidate_a_probability_of_every_kind(client: Client) 
     ("path", "body", "field", "expected"),
     [
         ("/recommend", {"user": "u0", "k": 51}, "k", "at most 50"),
-        ("/recommend", {"user": "u0", "k": 0}, "k", "greater than or equal to 1"),
-        ("/recommend", {"user": "u0", "k": "ten"}, "k", "a valid integer"),
+        ("/recommend", {"user": "u0", "k": 0}, "k", "1 or more"),
+        ("/recommend", {"user": "u0", "k": "ten"}, "k", "an integer"),
         ("/recommend", {"user": "u0", "exclude_sen": True}, "exclude_sen", "no such field"),
-        ("/recommend", {}, "body", "expected either user or history, got neither"),
-        ("/recommend", {"user": "u0", "history": []}, "body", "expected either user or history, got both"),
-        ("/recommend", {"user": True}, "user", "integer"),
+        ("/recommend", {}, "body", "either user or history"),
+        ("/recommend", {"user": "u0", "history": []}, "body", "either user or history"),
+        ("/recommend", {"user": True}, "user", "an integer, or a string"),
         ("/recommend", {"history": [{"item": 1, "action": "view"}]}, "history.0.timestamp", "a value"),
         ("/recommend", {"history": [{"item": 1, "action": "veiw", "timestamp": 1}]}, "history.0.action", "among view"),
         ("/recommend", {"history": [{"item": 1, "action": "view", "timestamp": 1}] * 31}, "history", "at most 30"),
         ("/rank", {"user": "u0", "items": []}, "items", "at least 1"),
         ("/rank", {"user": "u0", "items": list(range(21))}, "items", "at most 20"),
         ("/rank", {"user": "u0"}, "items", "a value"),
-        ("/rank", {"user": "u0", "items": [1.5]}, "items.0", "integer"),
+        ("/rank", {"user": "u0", "items": [1.5]}, "items.0", "an integer, or a string"),
+        ("/recommend", [], "body", "an object"),
     ],
 )  # fmt: skip
 def test_a_refusal_says_what_was_wrong_and_what_to_do(
-    client: Client, path: str, body: dict[str, Any], field: str, expected: str
+    client: Client, path: str, body: Any, field: str, expected: str
 ) -> None:
     answer = client.post(path, json=body)
     assert answer.status_code == 422
     problems = answer.json()["detail"]
-    named = [each for each in problems if each["field"].startswith(field) and expected in each["expected"]]
-    assert named, problems
-    assert all(each["do"] for each in problems)
+    assert [each["field"] for each in problems] == [field], "one problem a field"
+    assert expected in problems[0]["expected"]
+    assert problems[0]["do"]
+
+
+def test_a_request_that_goes_elsewhere_is_told_where_it_went(client: Client) -> None:
+    (lost,) = client.get("/recomend").json()["detail"]
+    assert (lost["field"], lost["got"]) == ("path", "/recomend")
+    (wrong,) = client.get("/recommend").json()["detail"]
+    assert (wrong["field"], wrong["expected"], wrong["got"]) == ("method", "POST", "GET")
+    (unsaid,) = client.post("/recommend", content=b'{"user": "u0"}').json()["detail"]
+    assert (unsaid["field"], unsaid["expected"]) == ("content-type", "application/json")
 
 
 def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
@@ -132,6 +142,14 @@ def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
     for answer in (client.get("/version"), client.post("/recommend", json={"user": 1})):
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
+    service.close()
+
+
+def test_a_server_that_has_not_read_the_histories_is_not_ready() -> None:
+    service = service_of(HOLDER)
+    service.histories_ready.clear()
+    answer = Client(build_app(service)).get("/readyz")
+    assert (answer.status_code, answer.json()["ready"], answer.json()["histories"]) == (503, False, False)
     service.close()
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
-from state.config import KafkaConfig
+from state.config import ActionConfig, KafkaConfig, SequenceConfig
+from state.errors import FileError
 from state.partitioner import partition_of
 from stream.clients import BrokerAbsent, wait_for_broker
 from stream.producer import ActionProducer, BatchConfig, ProducerError
-from stream.replay import send_actions
-from stream.topics import TopicsMismatch, ensure_topics
+from stream.replay import replay, send_actions
+from stream.topics import TopicsMismatch, departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
 
@@ -76,6 +80,25 @@ def test_a_replay_ticks_every_partition_at_its_end(deployment: Deployment) -> No
         assert msgspec.json.decode(records[-1].value) == {"tick": 1_700_000_000_099 + 20_000}
 
 
+def test_a_replay_that_is_interrupted_says_what_it_sent(deployment: Deployment) -> None:
+    def interrupted() -> Iterator[dict[str, object]]:
+        yield from (_action(number, number) for number in range(30))
+        raise KeyboardInterrupt
+
+    report = send_actions(interrupted(), deployment.kafka, deployment.sequence)
+    assert not report.is_whole
+    assert report.num_actions == 30
+    found = [record for records in deployment.read(deployment.topics.actions).values() for record in records]
+    assert sum(len(_actions(record.value)) for record in found) == 30, "all of it arrived, and no tick behind it"
+
+
+def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    settings = SimpleNamespace(kafka=KafkaConfig("127.0.0.1:1"), action=ActionConfig(), sequence=SequenceConfig())
+    with pytest.raises(FileError, match=r"got rate, love.*HEADRACE_ACTION__KINDS=rate,like,love.*JOIN_WINDOW_S=0"):
+        replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
+
+
 def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
     actions = (_action(number % 5, number) for number in range(10_000))
     report = send_actions(actions, deployment.kafka, deployment.sequence, rate=400.0, limit=200)
@@ -104,6 +127,14 @@ def test_topics_have_their_settings(deployment: Deployment) -> None:
         admin.close()
     assert "compact" in found
     assert "86400000" in found
+
+
+def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deployment) -> None:
+    assert departures(deployment.kafka) == {}
+    other = replace(deployment.kafka, actions_retention_s=60.0)
+    found = departures(other)
+    assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
+    assert deployment.topics.sequences not in found, "compacted, as before"
 
 
 def test_no_broker_is_one_clear_error_within_the_time() -> None:

@@ -23,7 +23,7 @@ from tests.system.loop import KINDS, Loop, Watcher, explain, is_learned
 
 RATE = 300.0
 KILLS = ("worker", "trainer", "broker", "server", "worker", "trainer", "broker", "trainer", "worker", "server")
-AT_WORK = {"worker": "partition claimed", "trainer": "[info     ] training", "server": "answering from version"}
+AT_WORK = {"worker": "partition claimed", "trainer": '"event": "training"', "server": "answering from version"}
 
 
 def world(over: threading.Event) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""How every process logs: structlog, JSON lines in containers, readable lines on a terminal; on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+FIRST = ("timestamp", "level", "logger", "event")
+"""What a JSON line begins with."""
+QUIET = {
+    # Each of their tasks says ten times a second that the broker is away; our processes say so themselves, once.
+    "aiokafka": logging.CRITICAL,
+    "kafka": logging.CRITICAL,
+    "faust": logging.ERROR,
+    "mode": logging.ERROR,
+    "asyncio": logging.ERROR,
+    "uvicorn.error": logging.WARNING,
+}
+"""Libraries that say at length what this code handles, and what is still heard of them."""
+
+
+def configure_logs(level: int = logging.INFO) -> None:
+    """Send our words and the libraries' warnings to stderr, one line each."""
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso"),
+    ]
+    people = sys.stderr.isatty()
+    last: Processor = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(sort_keys=False)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    finish: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if not people:
+        finish += [structlog.processors.format_exc_info, _in_order]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*finish, last]))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, heard in QUIET.items():
+        logging.getLogger(name).setLevel(heard)
+
+
+def _in_order(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    return {**{key: line[key] for key in FIRST if key in line}, **line}

@@ -1,0 +1,33 @@
+"""A trainer whose surroundings are not as they should be."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from state.config import KafkaConfig
+from trainer.config import TrainerConfig
+from trainer.errors import ConfigError
+from trainer.lag import LagReporter
+from trainer.progress import Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_trainer_that_waits_for_its_broker_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "--bootstrap", "127.0.0.1:1", "--checkpoint-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert any("broker away" in line for line in process.stdout), "it says what it waits for"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_metrics_port_in_use_is_one_clear_line() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"trainer\.metrics_port: expected a free port, got {port}"):
+            LagReporter(KafkaConfig(), TrainerConfig(metrics_port=port), Progress)
