@@ -139,7 +139,7 @@ def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig
 
 def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
     user, item, timestamp_ms, value = wire.user, wire.item, wire.timestamp, wire.value
-    if type(user) is not str:
+    if not isinstance(user, str):
         _check_key(user, "user")
         user = canonical(user)
     if not 0 < len(user) <= MAX_KEY_LEN or user[0] == "\0":
@@ -150,25 +150,35 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         _refuse_future("timestamp", timestamp_ms, record_ms, config)
     if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
         refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
-    for field, key in (("item", item), ("id", wire.id), ("session", wire.session), ("domain", wire.domain)):
-        if key is not None:
-            _check_key(key, field)
+    if wire.session is not None:
+        _check_key(wire.session, "session")
     return Action(
         user,
         item,
-        item_hash(item),
+        _hash(item, "item"),
         _bits(wire.action, config),
         timestamp_ms,
-        0 if wire.id is None else key_hash(wire.id),  # each comes once: to remember it would push out what returns
-        0 if wire.domain is None else item_hash(wire.domain),
+        0 if wire.id is None else _hash_once(wire.id, "id"),
+        0 if wire.domain is None else _hash(wire.domain, "domain"),
         math.nan if value is None else value,
         _columns(wire.features, config.features, "features"),
         _columns(wire.user_features, config.user_features, "user_features"),
     )
 
 
+def _hash(key: str | int, field: str) -> int:
+    _check_key(key, field)
+    return item_hash(key)
+
+
+def _hash_once(key: str | int, field: str) -> int:
+    """Of a key that will not come again: to remember it would push out what does."""
+    _check_key(key, field)
+    return key_hash(key)
+
+
 def _check_key(key: str | int, field: str, part: str = "") -> None:
-    if type(key) is str:
+    if isinstance(key, str):
         if not 0 < len(key) <= MAX_KEY_LEN:
             _refuse_text(_spelled(field, part), key)
     elif not -MAX_INT - 1 <= key <= MAX_INT:
