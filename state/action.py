@@ -4,29 +4,32 @@
 integer 5, a ``null`` in an optional field as its absence, and unknown fields are left alone.
 
 The bytes go through a typed decoder first; only where that refuses is the record decoded again, freely, to find the
-reason. The second path is the definition (`_check_action`), the first its fast equal.
+reason. The second path is the definition (`state.wire.check`), the first its fast equal. What no type can express is
+checked here, the same on both paths.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 import msgspec
 
 from state.config import ActionConfig
-from state.hashing import canonical, item_hash
-
-Reason = Literal[
-    "empty", "oversized", "malformed", "wrong_type", "missing_field", "unknown_action", "bad_value", "future",
-    "wrong_partition",
-]  # fmt: skip
-MAX_KEY_LEN = 256
-MAX_INT = (1 << 63) - 1
-MAX_TIMESTAMP_MS = 253_402_300_799_999
-"""The end of the year 9999."""
-MAX_VALUE = 3.4028234663852886e38
-"""float32's largest."""
+from state.hashing import canonical, item_hash, key_hash
+from state.wire import (
+    MAX_INT,
+    MAX_KEY_LEN,
+    MAX_TIMESTAMP_MS,
+    MAX_VALUE,
+    Reason,
+    Refused,
+    Wire,
+    check,
+    check_timestamp,
+    decode_free,
+    refuse,
+)
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
@@ -62,31 +65,10 @@ class Rejection(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-class _Wire(msgspec.Struct, gc=False):
-    user: str | int
-    item: str | int
-    action: str | list[str]
-    timestamp: int
-    id: str | int | None = None
-    session: str | int | None = None
-    domain: str | int | None = None
-    value: float | None = None
-    features: dict[str, str | int | None] | None = None
-    user_features: dict[str, str | int | None] | None = None
-
-
-class _Refused(Exception):
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
-
-
 Decoded = list[Action | Tick | Rejection]
-_one = msgspec.json.Decoder(_Wire)
-_many = msgspec.json.Decoder(list[_Wire])
+_one = msgspec.json.Decoder(Wire)
+_many = msgspec.json.Decoder(list[Wire])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-_free = msgspec.json.Decoder()
-_KEY = "a string or an integer"
 
 
 def tick_record(timestamp_ms: int) -> bytes:
@@ -111,7 +93,7 @@ def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> 
                 return [_action(wire, record_ms, config) for wire in wires]
         else:
             return [_action(_one.decode(value), record_ms, config)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _Refused):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused):
         pass
     return _decode_slowly(value, record_ms, config)
 
@@ -135,59 +117,48 @@ def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decode
 
 
 def _decode_alone(value: bytes, record_ms: int, config: ActionConfig) -> Action | Tick | Rejection:
-    content = _decode_free(value)
+    content = decode_free(value)
     try:
         if isinstance(content, dict) and "tick" in content and "action" not in content:
-            tick_ms = _timestamp(content["tick"], "tick")
+            tick_ms = check_timestamp(content["tick"], "tick")
             _refuse_future("tick", tick_ms, record_ms, config)
             return Tick(tick_ms)
-        return _action(_check_action(content), record_ms, config)
-    except _Refused as refused:
+        return _action(check(content), record_ms, config)
+    except Refused as refused:
         return Rejection(refused.reason, str(refused), -1, value)
 
 
 def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection:
     try:
-        return _action(_check_action(_decode_free(raw)), record_ms, config)
+        return _action(check(decode_free(raw)), record_ms, config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Rejection("malformed", f"expected JSON in UTF-8, got {error}; check the encoder", index, raw)
-    except _Refused as refused:
+    except Refused as refused:
         return Rejection(refused.reason, str(refused), index, raw)
 
 
-def _decode_free(raw: bytes) -> Any:
-    try:
-        return _free.decode(raw)
-    except msgspec.ValidationError as error:  # well-formed, but a number beyond a double
-        return _Unrepresentable(str(error))
-
-
-class _Unrepresentable(msgspec.Struct):
-    message: str
-
-
-def _action(wire: _Wire, record_ms: int, config: ActionConfig) -> Action:
-    """Checks of content, which no type can express; the same on both paths."""
-    user, item, timestamp_ms = wire.user, wire.item, wire.timestamp
-    user = _key(user, "user") if type(user) is not str else user
+def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
+    user, item, timestamp_ms, value = wire.user, wire.item, wire.timestamp, wire.value
+    if not isinstance(user, str):
+        _check_key(user, "user")
+        user = canonical(user)
     if not 0 < len(user) <= MAX_KEY_LEN or user[0] == "\0":
-        _refuse_key("user", user)
+        _refuse_text("user", user)
     if not 0 <= timestamp_ms <= MAX_TIMESTAMP_MS:
-        _timestamp(timestamp_ms, "timestamp")
+        check_timestamp(timestamp_ms, "timestamp")
     if timestamp_ms > record_ms + config.max_future_ms:
         _refuse_future("timestamp", timestamp_ms, record_ms, config)
-    value = wire.value
     if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
-        _refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
+        refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
     if wire.session is not None:
-        _hash(wire.session, "session")
+        _check_key(wire.session, "session")
     return Action(
         user,
         item,
         _hash(item, "item"),
-        _bits(wire.action, config.kinds),
+        _bits(wire.action, config),
         timestamp_ms,
-        0 if wire.id is None else _hash(wire.id, "id"),
+        0 if wire.id is None else _hash_once(wire.id, "id"),
         0 if wire.domain is None else _hash(wire.domain, "domain"),
         math.nan if value is None else value,
         _columns(wire.features, config.features, "features"),
@@ -196,36 +167,48 @@ def _action(wire: _Wire, record_ms: int, config: ActionConfig) -> Action:
 
 
 def _hash(key: str | int, field: str) -> int:
-    return item_hash(_key(key, field))
+    _check_key(key, field)
+    return item_hash(key)
 
 
-def _key(key: str | int, field: str) -> str:
-    if isinstance(key, int):
-        if not -MAX_INT - 1 <= key <= MAX_INT:
-            _refuse("bad_value", f"{field}: expected an integer of 64 bits, got {key}; send it as a string")
-    elif not 0 < len(key) <= MAX_KEY_LEN:
-        _refuse_key(field, key)
-    return canonical(key)
+def _hash_once(key: str | int, field: str) -> int:
+    """Of a key that will not come again: to remember it would push out what does."""
+    _check_key(key, field)
+    return key_hash(key)
 
 
-def _refuse_key(field: str, key: str) -> NoReturn:
+def _check_key(key: str | int, field: str, part: str = "") -> None:
+    if isinstance(key, str):
+        if not 0 < len(key) <= MAX_KEY_LEN:
+            _refuse_text(_spelled(field, part), key)
+    elif not -MAX_INT - 1 <= key <= MAX_INT:
+        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {key}; send it as a string"
+        refuse("bad_value", message)
+
+
+def _spelled(field: str, part: str) -> str:
+    return f"{field}.{part[:40]}" if part else field
+
+
+def _refuse_text(field: str, key: str) -> NoReturn:
     wanted = f"1 to {MAX_KEY_LEN} characters" + (" that do not start with NUL" if field == "user" else "")
-    _refuse("bad_value", f"{field}: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
+    refuse("bad_value", f"{field}: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
 
 
-def _bits(names: str | list[str], kinds: tuple[str, ...]) -> int:
+def _bits(names: str | list[str], config: ActionConfig) -> int:
     if not names:
-        _refuse("bad_value", "action: expected at least one kind, got none; say what happened")
-    bits = 0
+        refuse("bad_value", "action: expected at least one kind, got none; say what happened")
+    bits, bit_of = 0, config.bit_of
     for name in (names,) if isinstance(names, str) else names:
-        try:
-            bits |= 1 << kinds.index(name)
-        except ValueError:
-            if not name:
-                _refuse("bad_value", "action: expected a kind, got an empty string; say what happened")
-            known = ", ".join(kinds)
-            _refuse("unknown_action", f"action: expected one of {known}, got {name[:40]!r}; configure it under kinds")
+        bits |= bit_of.get(name) or _refuse_kind(name, config)
     return bits
+
+
+def _refuse_kind(name: str, config: ActionConfig) -> NoReturn:
+    if not name:
+        refuse("bad_value", "action: expected a kind, got an empty string; say what happened")
+    known = ", ".join(config.kinds)
+    refuse("unknown_action", f"action: expected one of {known}, got {name[:40]!r}; configure it under kinds")
 
 
 def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], field: str) -> tuple[int, ...]:
@@ -233,97 +216,12 @@ def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], 
         return (0,) * len(names)
     for name, entry in given.items():
         if entry is not None:
-            _hash(entry, f"{field}.{name[:40]}")
-    return tuple(0 if (entry := given.get(name)) is None else item_hash(entry) for name in names)
-
-
-def _refuse(reason: Reason, message: str) -> NoReturn:
-    raise _Refused(reason, message)
+            _check_key(entry, field, name)
+    return tuple([0 if (entry := given.get(name)) is None else item_hash(entry) for name in names])
 
 
 def _refuse_future(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
     if timestamp_ms > record_ms + config.max_future_ms:
         ahead_s = (timestamp_ms - record_ms) / 1000
         limit = f"at most {config.max_future_s:g} s after the record's own time"
-        _refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the producer's clock and its unit (ms)")
-
-
-# The definition: what JSON is an action. `_Wire` says the same in types, but for integral floats.
-
-
-def _check_action(content: Any) -> _Wire:
-    if isinstance(content, _Unrepresentable):
-        _refuse("bad_value", f"expected numbers that a double can hold, got {content.message}; send smaller ones")
-    if not isinstance(content, dict):
-        _refuse("wrong_type", f"expected an object, got {_name(content)}; send one action or a list of actions")
-    for field in ("user", "item", "action", "timestamp"):
-        if field not in content:
-            _refuse("missing_field", f"{field}: expected in every action, got none; add it")
-    optional = {name: content.get(name) for name in ("id", "session", "domain")}
-    return _Wire(
-        _check_key(content["user"], "user"),
-        _check_key(content["item"], "item"),
-        _check_names(content["action"]),
-        _timestamp(content["timestamp"], "timestamp"),
-        **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
-        value=_check_number(content.get("value")),
-        features=_check_features(content.get("features"), "features"),
-        user_features=_check_features(content.get("user_features"), "user_features"),
-    )
-
-
-def _check_key(entry: Any, field: str) -> str | int:
-    entry = _integral(entry)
-    if isinstance(entry, bool) or not isinstance(entry, str | int):
-        _refuse("wrong_type", f"{field}: expected {_KEY}, got {_name(entry)}; send the id as text")
-    return entry
-
-
-def _check_names(entry: Any) -> str | list[str]:
-    if isinstance(entry, str) or (isinstance(entry, list) and all(isinstance(name, str) for name in entry)):
-        return entry
-    _refuse("wrong_type", f"action: expected a string or a list of strings, got {_name(entry)}; name the kinds")
-
-
-def _timestamp(entry: Any, field: str) -> int:
-    entry = _integral(entry)
-    if isinstance(entry, bool) or not isinstance(entry, int):
-        _refuse("wrong_type", f"{field}: expected an integer, got {_name(entry)}; send milliseconds since 1970")
-    if not 0 <= entry <= MAX_TIMESTAMP_MS:
-        _refuse("bad_value", f"{field}: expected 0 to {MAX_TIMESTAMP_MS}, got {entry}; send milliseconds since 1970")
-    return entry
-
-
-def _check_number(entry: Any) -> float | None:
-    if entry is None:
-        return None
-    if isinstance(entry, bool) or not isinstance(entry, int | float):
-        _refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out where there is none")
-    try:
-        return float(entry)
-    except OverflowError:
-        return math.inf
-
-
-def _check_features(entry: Any, field: str) -> dict[str, str | int | None] | None:
-    if entry is None:
-        return None
-    if not isinstance(entry, dict):
-        _refuse("wrong_type", f"{field}: expected an object, got {_name(entry)}; send names and their values")
-    return {k: None if v is None else _check_key(v, f"{field}.{k[:40]}") for k, v in entry.items()}
-
-
-def _integral(entry: Any) -> Any:
-    return int(entry) if isinstance(entry, float) and entry.is_integer() else entry
-
-
-def _name(entry: Any) -> str:
-    names = {
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if entry is None else names.get(type(entry), "a number that no double holds")
+        refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the producer's clock and its unit (ms)")

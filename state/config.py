@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,15 @@ class ActionConfig:
             "max_actions_per_record", "at least 1", self.max_actions_per_record, "use 1 to refuse lists of more",
         )  # fmt: skip
 
-    @property
+    @cached_property
     def max_future_ms(self) -> int:
         """``max_future_s`` in the unit of timestamps."""
         return round(self.max_future_s * 1000)
+
+    @cached_property
+    def bit_of(self) -> Mapping[str, int]:
+        """Kind → its bit."""
+        return {kind: 1 << bit for bit, kind in enumerate(self.kinds)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,11 @@ def _read_json(path: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
 
 def _read_ratings(path: Path, lines: Sequence[str]) -> list[_Rating]:
     separator, columns, first_row = _layout(path, lines[0])
-    ratings: list[_Rating] = []
+    pick, ratings = itemgetter(*columns), list[_Rating]()
     for number, line in enumerate(lines[first_row:], first_row + 1):
         if line:
-            cells = line.split(separator)
             try:
-                ratings.append(_rating(*(cells[column] for column in columns)))
+                ratings.append(_rating(pick(line.split(separator))))
             except (ValueError, IndexError):
                 wanted = f"user, item, rating and time between {separator!r}"
                 raise FileError(f"{path}:{number}: expected {wanted}, got {line[:60]!r}; mend the line") from None
@@ -143,7 +143,8 @@ def _columns_named(names: Sequence[str]) -> tuple[int, ...] | None:
     return None if -1 in found else tuple(found)
 
 
-def _rating(user: str, item: str, rating: str, time: str) -> _Rating:
+def _rating(cells: tuple[str, str, str, str]) -> _Rating:
+    user, item, rating, time = cells
     if not user or not item:
         raise ValueError("empty")
     return _time_ms(float(time)), _key(user), _key(item), float(rating)
@@ -153,6 +154,7 @@ def _time_ms(time: float) -> int:
     return round(time) if time >= _MS_FROM else round(time * 1000)
 
 
+@lru_cache(maxsize=1 << 16)
 def _key(text: str) -> str | int:
     text = text.strip('"')
     # "05" is another key than "5", so only what reads back the same becomes a number.

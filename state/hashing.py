@@ -18,13 +18,12 @@ def canonical(key: Key) -> str:
     return str(key)
 
 
-@lru_cache(maxsize=1 << 16)
-def _hash_text(text: str) -> int:
-    digest = xxh3_64_intdigest(text.encode())
+def key_hash(key: Key) -> int:
+    """xxh3-64 of the canonical UTF-8 as a signed int64; never 0, which means "none" in every column."""
+    digest = xxh3_64_intdigest(canonical(key).encode())
     signed = digest - (1 << 64) if digest >= 1 << 63 else digest
     return signed or 1
 
 
-def item_hash(key: Key) -> int:
-    """xxh3-64 of the canonical UTF-8 as a signed int64; never 0, which means "none" in every column."""
-    return _hash_text(canonical(key))
+item_hash = lru_cache(maxsize=1 << 16, typed=True)(key_hash)
+"""`key_hash` of keys that come again and again."""

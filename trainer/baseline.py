@@ -34,16 +34,13 @@ class PopularityBaseline:
         count_V = np.where(live_V, self.count_V[: len(live_V)], -1)
         ordered = np.sort(count_V[live_V])
         target_count = self.count_V[target_R]
-        higher = len(ordered) - np.searchsorted(ordered, target_count, side="right")
-        equal = np.searchsorted(ordered, target_count, side="right") - np.searchsorted(
-            ordered, target_count, side="left"
-        )
-        equal = equal - live_V[target_R]
+        up_to = np.searchsorted(ordered, target_count, side="right")
+        higher = len(ordered) - up_to
+        equal = up_to - np.searchsorted(ordered, target_count, side="left") - live_V[target_R]
         owner = np.repeat(np.arange(len(target_R)), np.diff(exclude_offsets_R1))
-        rivals = live_V[exclude_rows] & (exclude_rows != target_R[owner])
-        excluded_count = count_V[exclude_rows]
-        num_higher = np.bincount(owner[rivals & (excluded_count > target_count[owner])], minlength=len(target_R))
-        num_equal = np.bincount(owner[rivals & (excluded_count == target_count[owner])], minlength=len(target_R))
+        more = count_V[exclude_rows] - target_count[owner]
+        num_higher = np.bincount(owner[more > 0], minlength=len(target_R))
+        num_equal = np.bincount(owner[(more == 0) & (exclude_rows != target_R[owner])], minlength=len(target_R))
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
 
     def learn(self, rows_R: Int64) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from state.example import Example
 from trainer.config import ModelConfig
 
 Int64 = NDArray[np.int64]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +56,9 @@ class JaggedBatch:
         return 2 * len(self.item_n)
 
 
-def _columns(examples: Sequence[Example], name: str, kept: Sequence[slice]) -> list[NDArray[np.generic]]:
-    return [getattr(example.interactions, name)[part] for example, part in zip(examples, kept, strict=True)]
+def _column(examples: Sequence[Example], name: str, kept: Sequence[slice], dtype: type[Number]) -> NDArray[Number]:
+    parts = [getattr(example.interactions, name)[part] for example, part in zip(examples, kept, strict=True)]
+    return np.concatenate(parts, dtype=dtype)
 
 
 def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch:
@@ -65,8 +68,8 @@ def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch
     length_B = np.minimum(totals, num_new_B + config.max_context)
     kept = [slice(total - length, total) for total, length in zip(totals.tolist(), length_B.tolist(), strict=True)]
     starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
-    bits_n = np.concatenate(_columns(examples, "action_bits", kept)).astype(np.uint32)
-    time_ms_n = np.concatenate(_columns(examples, "timestamp_ms", kept)).astype(np.int64)
+    bits_n = _column(examples, "action_bits", kept, np.uint32)
+    time_ms_n = _column(examples, "timestamp_ms", kept, np.int64)
     owner_n = np.repeat(np.arange(len(examples)), length_B)
     place_n = np.arange(len(owner_n)) - starts_B1[owner_n]
     target_R = np.flatnonzero(place_n >= (length_B - num_new_B)[owner_n])
@@ -74,12 +77,12 @@ def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch
     owner_R = owner_n[target_R]
     return JaggedBatch(
         starts_B1=starts_B1,
-        item_n=np.concatenate(_columns(examples, "item_hash", kept)).astype(np.int64),
+        item_n=_column(examples, "item_hash", kept, np.int64),
         bits_n=bits_n,
         time_ms_n=time_ms_n,
-        domain_n=np.concatenate(_columns(examples, "domain_hash", kept)).astype(np.int64),
-        value_n=np.concatenate(_columns(examples, "value", kept)).astype(np.float32),
-        feature_nF=np.concatenate(_columns(examples, "feature_hash", kept)).astype(np.int64),
+        domain_n=_column(examples, "domain_hash", kept, np.int64),
+        value_n=_column(examples, "value", kept, np.float32),
+        feature_nF=_column(examples, "feature_hash", kept, np.int64),
         user_feature_BF=np.stack([example.user_feature_hash for example in examples]).astype(np.int64),
         owner_n=owner_n,
         target_R=target_R,

@@ -70,8 +70,9 @@ class EmbeddingTable:
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
-        arrived = np.unique(rows[~self.live[rows]])
+        arrived = rows[~self.live[rows]]
         if len(arrived):
+            arrived = np.unique(arrived)
             self.live[arrived] = self.dirty[arrived] = True
             where = torch.from_numpy(arrived).to(self.weight.device)
             self.weight[where] = self._initial_rows(len(arrived), step)
@@ -108,7 +109,7 @@ class EmbeddingTable:
 
     def gather(self, rows_U: Int64) -> Tensor:
         """(U, D) a leaf that collects the gradient of these rows."""
-        return self.weight[torch.from_numpy(rows_U).to(self.weight.device)].requires_grad_()
+        return self.weight.index_select(0, torch.from_numpy(rows_U).to(self.weight.device)).requires_grad_()
 
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
         """One row-wise Adagrad step on distinct rows."""

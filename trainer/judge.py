@@ -17,7 +17,7 @@ from trainer.baseline import PopularityBaseline, RateBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.embedding import EmbeddingTable
-from trainer.metrics import Predictions, PrequentialMetrics
+from trainer.metrics import RANKERS, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
@@ -66,17 +66,19 @@ class Judge:
     ) -> None:
         """Add a batch's predictions to the metrics; only rows known before it compete, and only those count as hits."""
         target_R = seen_rows_n[batch.target_R]
-        rows, offsets_R1 = seen_before(batch, seen_rows_n)
-        popular, popular_unseen = self._popularity.ranks(target_R, known_V, rows, offsets_R1)
-        ranked_R = self._ranked(batch.num_targets, step)
-        model = self._model_ranks(forward, target_R, known_V, rows, offsets_R1, ranked_R)
         hit = known_V[target_R]
+        ranked_R = self._ranked(batch.num_targets, step)
+        ranked = np.flatnonzero(ranked_R)
+        rows, offsets_C1 = seen_before(batch, seen_rows_n, ranked)
+        rank_KR = np.zeros((len(RANKERS), batch.num_targets), np.int64)
+        rank_KR[0, ranked] = self._model_ranks(forward, ranked, target_R[ranked], known_V, rows, offsets_C1)
+        rank_KR[1:, ranked] = self._popularity.ranks(target_R[ranked], known_V, rows, offsets_C1)
         log_loss_R = np.full(batch.num_targets, np.nan)
         log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
         log_loss_R[~hit] = np.nan
         self._metrics.add(
             Predictions(
-                rank_KR=np.stack([model, popular, popular_unseen]) * hit,
+                rank_KR=rank_KR * hit,
                 ranked_R=ranked_R,
                 slice_SR=self._slices(batch, target_R, known_V),
                 domain_R=batch.domain_n[batch.target_R],
@@ -96,35 +98,28 @@ class Judge:
     def _model_ranks(
         self,
         forward: Forward,
-        target_R: Int64,
+        ranked: Int64,
+        target_C: Int64,
         known_V: NDArray[np.bool_],
         rows: Int64,
-        offsets_R1: Int64,
-        ranked_R: NDArray[np.bool_],
+        offsets_C1: Int64,
     ) -> Int64:
-        wanted = np.flatnonzero(ranked_R & known_V[target_R])
-        ranks_R = np.zeros(len(target_R), np.int64)
-        if not len(wanted):
-            return ranks_R
+        if not len(ranked):
+            return ranked
         table_VD = forward.table_UD.detach() if forward.is_whole else self._whole_table(len(known_V))
         tensor, excluded = partial(to_device, device=table_VD.device), dict[str, Any]()
         if self._config.exclude_seen:
-            taken, taken_offsets = take_ranges(rows, offsets_R1, wanted)
-            excluded = {"exclude_rows": tensor(taken), "exclude_offsets_R1": tensor(taken_offsets)}
-        ranks_R[wanted] = (
-            rank_of_target(
-                forward.query_RD.detach()[tensor(wanted)],
-                table_VD[: len(known_V)].contiguous(),
-                tensor(target_R[wanted]),
-                normalize=False,
-                valid_V=tensor(known_V),
-                backend=self._config.backend,
-                **excluded,
-            )
-            .cpu()
-            .numpy()
+            excluded = {"exclude_rows": tensor(rows), "exclude_offsets_R1": tensor(offsets_C1)}
+        rank_C = rank_of_target(
+            forward.query_RD.detach()[tensor(ranked)],
+            table_VD[: len(known_V)],
+            tensor(target_C),
+            normalize=False,
+            valid_V=tensor(known_V),
+            backend=self._config.backend,
+            **excluded,
         )
-        return ranks_R
+        return rank_C.cpu().numpy()
 
     def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
         count_V = self._popularity.count_V[: len(known_V)]
@@ -142,23 +137,17 @@ class Judge:
         )
 
 
-def seen_before(batch: JaggedBatch, rows_n: Int64) -> tuple[Int64, Int64]:
-    """Distinct known rows that each target's user met before it, within the example: flat rows and (R+1,) offsets."""
+def seen_before(batch: JaggedBatch, rows_n: Int64, chosen: Int64) -> tuple[Int64, Int64]:
+    """Distinct known rows that the user of each of C chosen targets met before it, within the example: flat rows and
+    (C+1,) offsets."""
     first_n = np.zeros(len(rows_n), np.bool_)
     width = int(rows_n.max(initial=0)) + 1
     first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
     first_n &= rows_n > 0
     num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
-    start_R = num_before_n1[batch.starts_B1[batch.owner_n[batch.target_R]]]
-    return _ragged(rows_n[first_n], start_R, num_before_n1[batch.target_R])
-
-
-def take_ranges(rows: Int64, offsets_R1: Int64, chosen: Int64) -> tuple[Int64, Int64]:
-    """The ranges of some targets only."""
-    return _ragged(rows, offsets_R1[chosen], offsets_R1[chosen + 1])
-
-
-def _ragged(values: Int64, start_R: Int64, stop_R: Int64) -> tuple[Int64, Int64]:
-    offsets_R1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop_R - start_R)])
-    where = np.arange(offsets_R1[-1]) + np.repeat(start_R - offsets_R1[:-1], stop_R - start_R)
-    return values[where], offsets_R1
+    target_C = batch.target_R[chosen]
+    start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]
+    num_C = num_before_n1[target_C] - start_C
+    offsets_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_C)])
+    where = np.arange(offsets_C1[-1]) + np.repeat(start_C - offsets_C1[:-1], num_C)
+    return rows_n[first_n][where], offsets_C1

@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import start_http_server
 
 from state.config import KafkaConfig
 from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
@@ -26,6 +25,7 @@ from state.topics import LAG_KEY, Topics
 from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, SourceError
+from trainer.gauges import Gauges
 from trainer.progress import Progress
 
 log = structlog.get_logger("trainer")
@@ -195,54 +195,6 @@ def build_message(
         "newest_record_ms": progress.newest_record_ms,
         "freshness": freshness(around, now_ms),
     }
-
-
-class Gauges:
-    """The message as Prometheus metrics."""
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry if registry is not None else CollectorRegistry()
-        gauge: Callable[..., Gauge] = partial(Gauge, registry=self.registry)
-        self._seconds = gauge("headrace_stage_lag_seconds", "Age of what waits at a stage", ["stage"])
-        self._records = gauge("headrace_stage_lag_records", "Records that wait at a stage", ["stage"])
-        self._freshness = gauge("headrace_freshness_seconds", "Age of the newest action in the weights served")
-        self._loss = gauge("headrace_trainer_loss", "Loss of the newest step, before learning it", ["loss"])
-        self._hr10 = gauge("headrace_trainer_hr10_ratio", "Prequential HR@10 of the newest targets", ["ranker"])
-        self._ne = gauge(
-            "headrace_trainer_normalized_entropy_ratio", "Prequential NE of the newest targets", ["predictor"]
-        )
-        self._items = gauge("headrace_trainer_items", "Items in the vocabulary")
-        self._version = gauge("headrace_trainer_version", "Newest version acknowledged", ["part"])
-        counter: Callable[..., Counter] = partial(Counter, registry=self.registry)
-        self._interactions = counter("headrace_trainer_interactions_total", "Interactions trained by this process")
-        self._steps = counter("headrace_trainer_steps_total", "Steps taken by this process")
-        self._counted: tuple[int, int] | None = None
-
-    def show(self, message: dict[str, Any]) -> None:
-        """Set everything from a message."""
-        for name, told in message["stages"].items():
-            self._seconds.labels(name).set(told["lag_s"])
-            self._records.labels(name).set(told["lag_records"])
-        _set(self._freshness, message["freshness"]["now_s"])
-        for name, loss in message["loss"].items():
-            _set(self._loss.labels(name), loss)
-        for ranker, report in message["metrics"].get("retrieval_window", {}).items():
-            if isinstance(report, dict):
-                _set(self._hr10.labels(ranker), report["hr10"])
-        entropy = message["metrics"].get("ranking_window", {}).get("all", {})
-        _set(self._ne.labels("model"), entropy.get("ne"))
-        _set(self._ne.labels("baseline"), entropy.get("ne_baseline"))
-        self._items.set(message["num_items"])
-        for part, number in (message["version"] or {}).items():
-            self._version.labels(part).set(number)
-        before = self._counted or (message["num_interactions"], message["num_steps"])
-        self._counted = (message["num_interactions"], message["num_steps"])
-        self._interactions.inc(max(0, self._counted[0] - before[0]))
-        self._steps.inc(max(0, self._counted[1] - before[1]))
-
-
-def _set(gauge: Gauge, value: float | None) -> None:
-    gauge.set(float("nan") if value is None else value)
 
 
 class LagReporter(threading.Thread):

@@ -43,13 +43,12 @@ class Predictions:
     kinds_RK: NDArray[np.float32]
 
 
-def rank_gains(rank_R: Int64) -> Float64:
-    """(6, R): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
-    hit = rank_R > 0
-    safe = np.where(hit, rank_R, 1)
+def rank_gains(rank: Int64) -> Float64:
+    """Of ranks of any shape (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
+    hit = rank > 0
+    safe = np.where(hit, rank, 1)
     ndcg = np.where(hit & (safe <= 10), 1.0 / np.log2(1.0 + safe), 0.0)
-    hits = [(hit & (safe <= k)).astype(np.float64) for k in (1, 10, 50)]
-    return np.stack([np.ones(len(rank_R)), *hits, ndcg, hit / safe])
+    return np.stack([np.ones(rank.shape), *(hit & (safe <= k) for k in (1, 10, 50)), ndcg, hit / safe])
 
 
 def binary_log_loss(probability: Float64, label: NDArray[np.float32]) -> Float64:
@@ -112,29 +111,27 @@ class PrequentialMetrics:
         model, base, kinds = predictions.probability_RK, predictions.baseline_RK, predictions.kinds_RK
         losses = (binary_log_loss(model, kinds).sum(axis=0), binary_log_loss(base, kinds).sum(axis=0))
         self.entropy += np.stack([np.full(len(self.kinds), float(len(kinds))), kinds.sum(axis=0), *losses], axis=1)
-        bins = np.minimum((model * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
-        for kind in range(len(self.kinds)):
-            label = (kinds[:, kind] > 0.5).astype(np.int64)
-            flat = np.bincount(label * NUM_AUC_BINS + bins[:, kind], minlength=2 * NUM_AUC_BINS)
-            self.auc_bins[kind] += flat.reshape(2, NUM_AUC_BINS)
+        bins_RK = np.minimum((model * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
+        places_RK = (2 * np.arange(len(self.kinds)) + (kinds > 0.5)) * NUM_AUC_BINS + bins_RK
+        self.auc_bins += np.bincount(places_RK.ravel(), minlength=self.auc_bins.size).reshape(self.auc_bins.shape)
         self.kind_window.extend(np.concatenate([model, base, kinds], axis=1))
 
     def _add_ranks(self, predictions: Predictions) -> None:
         ranked = predictions.ranked_R
         rank_KR, member = predictions.rank_KR[:, ranked], predictions.slice_SR[:, ranked].astype(np.float64)
-        gains = np.stack([rank_gains(rank_R) for rank_R in rank_KR])
-        self.ranks += np.einsum("kgr,sr->ksg", gains, member)
+        gains = rank_gains(rank_KR)
+        self.ranks += (gains @ member.T).transpose(1, 2, 0)
         self.rank_window.extend(rank_KR.T)
         domain_R = predictions.domain_R[ranked]
         for domain in np.unique(domain_R[domain_R != 0]).tolist():
             if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
                 sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))
-                sums += gains[:, :, domain_R == domain].sum(axis=2)
+                sums += gains[:, :, domain_R == domain].sum(axis=2).T
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for people, the lag topic and manifests; None where nothing was counted."""
         slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
-        window = np.stack([rank_gains(column.astype(np.int64)).sum(axis=1) for column in self.rank_window.view().T])
+        window = rank_gains(self.rank_window.view().T.astype(np.int64)).sum(axis=2).T
         rows, num_kinds = self.kind_window.view().astype(np.float64), len(self.kinds)
         model, base, done = rows[:, :num_kinds], rows[:, num_kinds : 2 * num_kinds], rows[:, 2 * num_kinds :]
         losses = [binary_log_loss(part, done.astype(np.float32)).sum(axis=0) for part in (model, base)]

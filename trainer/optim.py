@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.config import TrainerConfig
 
@@ -20,35 +20,27 @@ from trainer.config import TrainerConfig
 class AdamW:
     """Decoupled weight decay Adam (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector.
 
-    Takes the parameters over: their storage becomes a view of ``flat``.
+    Takes the parameters over: they become views of ``flat``, and their gradients gather in views of ``gradient``.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainerConfig) -> None:
         self._config = config
-        self._parameters = list(parameters)
-        self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
-        self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self.gradient, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
         self.num_steps = 0
         start = 0
-        for parameter in self._parameters:
-            parameter.data = self.flat[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
-
-    def gradient(self) -> Tensor:
-        """The parameters' gradients as one vector; zeros where there is none."""
-        return torch.cat(
-            [
-                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
-                for parameter in self._parameters
-            ]
-        )
+        for parameter in parameters:
+            part = slice(start, start + parameter.numel())
+            parameter.data = self.flat[part].view_as(parameter)
+            parameter.grad = self.gradient[part].view_as(parameter)
+            start = part.stop
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move all parameters by one step along the clipped gradient, and clear it."""
-        config, gradient = self._config, self.gradient()
+        config, gradient = self._config, self.gradient
         if config.clip_norm > 0:
-            gradient.mul_((config.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1.0))
+            gradient.mul_((config.clip_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0))
         self.num_steps += 1
         self.mean.lerp_(gradient, 1 - config.beta1)
         self.square.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
@@ -57,8 +49,7 @@ class AdamW:
             self.flat.mul_(1 - lr * config.weight_decay)
         denominator = (self.square / square_fix).sqrt_().add_(config.adam_eps)
         self.flat.addcdiv_(self.mean, denominator, value=-lr / mean_fix)
-        for parameter in self._parameters:
-            parameter.grad = None
+        gradient.zero_()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Weights and moments, as arrays."""

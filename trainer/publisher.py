@@ -41,7 +41,7 @@ from trainer.version import (
     split_blob,
     version_key,
 )
-from trainer.weights_log import read_manifests, read_new
+from trainer.weights_log import QUICK, read_manifests, read_new
 
 log = structlog.get_logger("trainer")
 FENCE_CHECK_S = 2.0
@@ -108,7 +108,7 @@ class Publisher:
 
     def _clients(self) -> tuple[KafkaConsumer, KafkaProducer]:
         if self._consumer is None:
-            self._consumer = clients.consumer(self._kafka)
+            self._consumer = clients.consumer(self._kafka, **QUICK)
             clients.partitions_of(self._consumer, self._topic.topic)
         if self._producer is None:
             self._producer = clients.producer(self._kafka)

@@ -21,7 +21,8 @@ from trainer.loop import as_step
 from trainer.plan import Backlog, Plan
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import Manifest, Table, VersionAssembler, Weights
+from trainer.version import Manifest, VersionAssembler
+from trainer.weights import Table, Weights
 from trainer.weights_log import read_new
 
 log = structlog.get_logger("trainer")
@@ -63,10 +64,7 @@ def differences(published: Weights, learner: Learner) -> list[str]:
     ours = weights_snapshot(learner, everything=True)
     wrong = [name for name, array in ours.dense.items() if not same_bits(array, published.dense.get(name))]
     for name, rows in ours.tables.items():
-        nothing = Table(
-            np.zeros(0, np.int64), np.zeros((0, rows.rows.shape[1]), rows.rows.dtype), np.zeros(0, np.bool_)
-        )
-        expected, table = published.tables[name], nothing.apply(rows)
+        expected, table = published.tables[name], Table.of(rows)
         live = np.flatnonzero(table.live)
         if not np.array_equal(live, np.flatnonzero(expected.live)) or not np.array_equal(
             table.ids[live], expected.ids[live]

@@ -170,12 +170,12 @@ class Learner:
         side_nM = self._side_inputs(batch, leaves, now_ms)
         item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
         action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
-        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
-        query_RD = self._queries(batch, y_TM)
+        item_RM, before_RM = self._outputs(batch, self._encode(batch, self.model.interleave(item_nM, action_nM)))
+        query_RD = self.model.retrieval_query(before_RM)
         table_UD = self.model.retrieval_table(leaf_UD)
         target_U = target_row_R if exact else np.searchsorted(rows_U, target_row_R)
         loss_R = self._retrieval_loss(
-            query_RD[self._tensor(learned_R)],
+            query_RD if learned_R.all() else query_RD[self._tensor(learned_R)],
             table_UD,
             target_U[learned_R],
             target_row_R[learned_R],
@@ -183,7 +183,7 @@ class Learner:
             negatives,
             exact,
         )
-        logits_RK = self.model.rank_logits(y_TM[self._tensor(2 * batch.target_R)])
+        logits_RK = self.model.rank_logits(item_RM)
         return Forward(query_RD, table_UD, exact, logits_RK, target_row_R, loss_R, learned_R, leaves)
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
@@ -205,11 +205,11 @@ class Learner:
             backend=self.config.backend,
         )
 
-    def _queries(self, batch: JaggedBatch, y_TM: Tensor) -> Tensor:
-        """(R, D): from the action before each target, or from the learnt start where there is none."""
+    def _outputs(self, batch: JaggedBatch, y_TM: Tensor) -> Tensor:
+        """(2, R, M): at each target's item, and at the action before it (the learnt start where there is none)."""
         with_start = torch.cat([y_TM, self.model.start_M[None]])
-        place_R = np.where(batch.previous_R >= 0, 2 * batch.previous_R + 1, len(y_TM))
-        return self.model.retrieval_query(F.embedding(self._tensor(place_R), with_start))
+        before_R = np.where(batch.previous_R >= 0, 2 * batch.previous_R + 1, len(y_TM))
+        return F.embedding(self._tensor(np.stack([2 * batch.target_R, before_R])), with_start)
 
     def _side_inputs(
         self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int

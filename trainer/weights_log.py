@@ -6,6 +6,7 @@ topic is never read whole to start a trainer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from trainer.version import Claim, Manifest, decode_manifest, record_kind
 
 FIRST_WINDOW = 256
 STALL_POLLS = 30
+ANSWER_S = 0.2
+QUICK = {"fetch_max_wait_ms": 10, "enable_incremental_fetch_sessions": False}
+"""Options of a consumer that asks for news: the broker answers at once that there are none, in every answer."""
 
 
 def read_range(consumer: KafkaConsumer, where: TopicPartition, start: int, end: int) -> Iterator[Any]:
@@ -42,10 +46,13 @@ def read_new(consumer: KafkaConsumer, where: TopicPartition, start: int) -> Iter
     """
     end = consumer.end_offsets([where])[where]
     yield from read_range(consumer, where, start, end)
+    consumer.assign([])  # what the broker has answered so far is forgotten with it
     consumer.assign([where])
     consumer.seek(where, max(start, end))
-    for records in consumer.poll(timeout_ms=200).values():
-        yield from records
+    found, until = dict[TopicPartition, list[Any]](), time.monotonic() + ANSWER_S
+    while not found and consumer.highwater(where) is None and time.monotonic() < until:
+        found = consumer.poll(timeout_ms=10)
+    yield from found.get(where, ())
 
 
 def read_manifests(

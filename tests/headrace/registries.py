@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 from serving.metrics import ServerMetrics, readings
 from serving.service import HELP
 from stream.meter import Meter
-from trainer.lag import Gauges
+from trainer.gauges import Gauges
 
 
 def registries() -> list[CollectorRegistry]:

@@ -77,8 +77,9 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         actions_nM = learner.model.action_inputs(items_nM, torch.from_numpy(batch.kinds_nK))
         y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM))
         table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
-        scores = learner._queries(batch, y_TM) @ table_VD.T
-        return scores[-1], torch.sigmoid(learner.model.rank_logits(y_TM[2 * batch.target_R])[-1])
+        item_RM, before_RM = learner._outputs(batch, y_TM)
+        scores = learner.model.retrieval_query(before_RM) @ table_VD.T
+        return scores[-1], torch.sigmoid(learner.model.rank_logits(item_RM)[-1])
 
 
 def with_open(user: str, rows: Interactions, num_open: int) -> Example:

@@ -15,7 +15,8 @@ from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
 from trainer.embedding import EmbeddingTable
 from trainer.errors import ConfigError
-from trainer.version import TableRows, Version, Weights
+from trainer.version import TableRows, Version
+from trainer.weights import Weights
 
 
 def same_as(held: HeldVersion | None, expected: Weights) -> None:

@@ -29,7 +29,8 @@ from trainer.journal import journal_starts, read_journal
 from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner
-from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, Weights, record_kind
+from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
+from trainer.weights import Weights
 
 NUM_PARTITIONS = 3
 # Small, quick, and with everything that must be repeated bit by bit: drawn negatives, dropout, thinned contexts,

@@ -116,10 +116,10 @@ class InsertsFirst(Learner):
 
 
 class CountsSeenJudge(Judge):
-    def _model_ranks(self, forward, target_R, known_V, rows, offsets_R1, ranked_R):  # type: ignore[no-untyped-def]
+    def _model_ranks(self, forward, ranked, target_C, known_V, rows, offsets_C1):  # type: ignore[no-untyped-def]
         everything = np.unique(rows)
-        offsets = np.arange(len(offsets_R1)) * len(everything)
-        return super()._model_ranks(forward, target_R, known_V, np.tile(everything, len(target_R)), offsets, ranked_R)
+        offsets = np.arange(len(offsets_C1)) * len(everything)
+        return super()._model_ranks(forward, ranked, target_C, known_V, np.tile(everything, len(target_C)), offsets)
 
 
 class CountsSeen(Learner):

@@ -28,7 +28,6 @@ from trainer.version import (
     TableRows,
     Version,
     VersionAssembler,
-    Weights,
     checksum,
     chunk_headers,
     decode_blob,
@@ -38,6 +37,7 @@ from trainer.version import (
     split_blob,
     version_key,
 )
+from trainer.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Record = tuple[bytes | None, Headers, bytes | None]

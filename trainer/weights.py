@@ -1,0 +1,92 @@
+"""A version's weights as a reader holds them: a base, and the deltas that followed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import VersionError
+from trainer.version import Manifest, TableRows, Version
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A reader's whole table: ``ids`` (V,) int64, ``rows`` (V, D), ``live_V`` bool; row 0 is the shared cold row."""
+
+    ids: NDArray[np.int64]
+    rows: NDArray[np.floating[Any]]
+    live: NDArray[np.bool_]
+
+    @staticmethod
+    def of(rows: TableRows) -> Table:
+        """A table of these rows alone."""
+        nothing = np.zeros((0, rows.rows.shape[1]), rows.rows.dtype)
+        return Table(np.zeros(0, np.int64), nothing, np.zeros(0, np.bool_)).apply(rows)
+
+    def apply(self, change: TableRows) -> Table:
+        """This table after a change; ``self`` stays as it is."""
+        num_rows = max(len(self.ids), int(change.row_index.max(initial=-1)) + 1)
+        ids, rows = np.zeros(num_rows, np.int64), np.zeros((num_rows, change.rows.shape[1]), change.rows.dtype)
+        live = np.zeros(num_rows, np.bool_)
+        ids[: len(self.ids)], rows[: len(self.ids)], live[: len(self.ids)] = self.ids, self.rows, self.live
+        if len(change.tombstones):
+            gone = np.isin(ids, change.tombstones) & live
+            live[gone], rows[gone], ids[gone] = False, 0, 0
+        ids[change.row_index], rows[change.row_index], live[change.row_index] = change.ids, change.rows, True
+        return Table(ids, rows, live)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """All weights of one version, as a reader holds them."""
+
+    manifest: Manifest
+    dense: dict[str, NDArray[np.floating[Any]]]
+    tables: dict[str, Table]
+    names: dict[int, str | int]
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.manifest.epoch, self.manifest.number
+
+    @staticmethod
+    def from_base(version: Version) -> Weights:
+        """The weights of a base version."""
+        if version.manifest.kind != "base":
+            raise VersionError(
+                f"version {_name(version.manifest)}: expected a base, got a {version.manifest.kind}; "
+                "read the topic from the manifest's base_offset"
+            )
+        changes = version.snapshot.tables.items()
+        return Weights(
+            version.manifest,
+            version.snapshot.dense,
+            {name: Table.of(rows) for name, rows in changes},
+            version.snapshot.names,
+        )
+
+    def accepts(self, version: Version) -> bool:
+        """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
+        manifest = version.manifest
+        onto = manifest.epoch == self.manifest.epoch and manifest.onto_number == self.manifest.number
+        return (manifest.epoch, manifest.number) > self.which and (manifest.kind == "base" or onto)
+
+    def apply(self, version: Version) -> Weights:
+        """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
+        if not self.accepts(version):
+            raise VersionError(
+                f"version {_name(version.manifest)} ({version.manifest.kind} onto {version.manifest.onto_number})"
+                f" does not follow {_name(self.manifest)}; wait for the next base"
+            )
+        if version.manifest.kind == "base":
+            return Weights.from_base(version)
+        tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
+        return Weights(version.manifest, version.snapshot.dense, tables, {**self.names, **version.snapshot.names})
+
+
+def _name(manifest: Manifest) -> str:
+    return f"{manifest.epoch}/{manifest.number}"
