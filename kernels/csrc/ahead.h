@@ -7,7 +7,7 @@
 HEADRACE_BEGIN
 
 class Ahead {
-    static constexpr int64_t LINE = 64, MOST_RANGES = 8;
+    static constexpr int64_t LINE = 64, MOST_RANGES = 9;
     struct Range {
         const char* row;
         int64_t stride, bytes, rows, share;
@@ -44,25 +44,28 @@ class Ahead {
     }
 };
 
-// What the forward pass reads of the item to come and writes of its own.
 template <typename T>
-Ahead ahead_of_forward(const HeadraceAttention& a, const Item& item, const Item& next) {
+Ahead ahead_of_inputs(const HeadraceAttention& a, const Item& next) {
     Ahead ahead;
     ahead.add_cached<T>(a, a.cache_k, next, a.qk_dim);
     ahead.add_cached<T>(a, a.cache_v, next, a.v_dim);
     ahead.add<T>(a.k, next, a.qk_dim);
     ahead.add<T>(a.v, next, a.v_dim);
     ahead.add<T>(a.q, next, a.qk_dim);
+    return ahead;
+}
+
+// What the forward pass reads of the item to come and writes of its own.
+template <typename T>
+Ahead ahead_of_forward(const HeadraceAttention& a, const Item& item, const Item& next) {
+    Ahead ahead = ahead_of_inputs<T>(a, next);
     ahead.add<T>(a.out, item, a.v_dim);
     return ahead;
 }
 
 template <typename T>
 Ahead ahead_of_backward(const HeadraceAttention& a, const Item& item, const Item& next) {
-    Ahead ahead;
-    ahead.add<T>(a.k, next, a.qk_dim);
-    ahead.add<T>(a.v, next, a.v_dim);
-    ahead.add<T>(a.q, next, a.qk_dim);
+    Ahead ahead = ahead_of_inputs<T>(a, next);
     ahead.add<T>(a.grad, next, a.v_dim);
     ahead.add<T>(a.dk, item, a.qk_dim);
     ahead.add<T>(a.dv, item, a.v_dim);

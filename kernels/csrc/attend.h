@@ -49,11 +49,8 @@ struct Scratch {
 // Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad) {
-    for (int64_t i = 0; i < count; ++i) {
-        prefetch_row(source + (i + 16) * stride, width * static_cast<int64_t>(sizeof(T)));
-        for (int64_t d = 0; d < pad; d += W)
-            store(to + i * pad + d, load_some(source + i * stride + d, width - d));
-    }
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t d = 0; d < pad; d += W) store(to + i * pad + d, load_some(source + i * stride + d, width - d));
 }
 
 // Packed rows into column tiles: turned[(j / COLS), d, j % COLS].
@@ -119,7 +116,7 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
         for (int64_t column = 0; column < vectors * W; column += W) {
             const vf s = biases.added(load(weights + column), pos, buckets, column);
             const vf gate = sigmoid(s), activated = s * gate;
-            vf weight = activated, slope = load(slopes + column) * (gate + activated - activated * gate);
+            vf weight = activated, slope = load(slopes + column) * silu_slope(gate, activated);
             if (column + W > group.whole) {
                 weight = keep_seen(group, r, column, weight);
                 slope = keep_seen(group, r, column, slope);

@@ -167,12 +167,6 @@ HEADRACE_INLINE vf drop(const HeadraceLayer& a, int64_t token, int64_t column, v
     return keep(kept, x * static_cast<float>(a.dropout_scale));
 }
 
-HEADRACE_INLINE vf silu(vf x) { return x * sigmoid(x); }
-HEADRACE_INLINE vf silu_slope(vf x) {
-    const vf gate = sigmoid(x), activated = x * gate;
-    return gate + activated - activated * gate;
-}
-
 struct Sums {  // one chunk's gradients of the weights
     float *weight, *bias, *norm_weight, *norm_bias;
     int64_t rows, columns, width;

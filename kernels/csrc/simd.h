@@ -90,6 +90,9 @@ HEADRACE_INLINE vf rough_sigmoid(vf x) {
 #endif
 }
 
+// The slope of SiLU, x * gate, where `activated` is that and `gate` the sigmoid of x.
+HEADRACE_INLINE vf silu_slope(vf gate, vf activated) { return gate + activated - activated * gate; }
+
 // W consecutive elements, or fewer (the rest zero): rows need not be whole vectors.
 template <typename T>
 HEADRACE_INLINE vf load_some(const T* p, int64_t count) {
@@ -107,12 +110,6 @@ HEADRACE_INLINE void store_some(T* p, vf x, int64_t count) {
     if (count >= W) store(p, x);
     else store_first(p, x, static_cast<int>(count));
 #endif
-}
-
-// Rows are short and strides odd: the processor's own prefetching sees them late.
-HEADRACE_INLINE void prefetch_row(const void* p, int64_t bytes) {
-    const char* at = static_cast<const char*>(p);
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at + b);
 }
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

@@ -90,7 +90,7 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
                     const vf gate = gate_of<TERMS>(s), activated = s * gate;
                     float* slope = slopes + (r + i) * COLS + column;
                     weight[i] = activated;
-                    d[i][h] = load(slope) * (gate + activated - activated * gate);
+                    d[i][h] = load(slope) * silu_slope(gate, activated);
                     if (MASK) {
                         weight[i] = keep_seen(group, r + i, column, weight[i]);
                         d[i][h] = keep_seen(group, r + i, column, d[i][h]);

@@ -78,7 +78,7 @@ void project_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t toke
             if (a.uvqk_bias) x += load(w.uvqk_bias + c);
             const vf gate = sigmoid(x), activated = x * gate;
             store(z + r * w.c_pad + c, activated);
-            if (slopes) store(slopes + r * w.c_pad + c, gate + activated - activated * gate);
+            if (slopes) store(slopes + r * w.c_pad + c, silu_slope(gate, activated));
         }
 }
 
