@@ -85,7 +85,7 @@ DIRECT = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def look_up(pointer):
-    """float32, or unsigned bytes as int32, that nobody writes meanwhile, from a tile of pointers, none out of bounds.
+    """float32, int32, or unsigned bytes as int32, that nobody writes meanwhile; no pointer of the tile out of bounds.
 
     A plain load gets a layout of its own, and its tile then goes through shared memory to where it is used. An
     elementwise operation has its user's layout, and what is looked up here is small enough to stay in the L1 cache.
@@ -100,6 +100,10 @@ def look_up(pointer):
             value = tl.inline_asm_elementwise(
                 "ld.global.nc.u8 $0, [$1];", "=r,l", [address], dtype=tl.int32, is_pure=True, pack=1
             )
+        elif pointer.dtype.element_ty == tl.int32:
+            value = tl.inline_asm_elementwise(
+                "ld.global.nc.s32 $0, [$1];", "=r,l", [address], dtype=tl.int32, is_pure=True, pack=1
+            )
         else:
             value = tl.load(pointer).to(tl.int32)
     elif pointer.dtype.element_ty == tl.float32:
@@ -107,6 +111,21 @@ def look_up(pointer):
     else:
         value = tl.load(pointer).to(tl.int32)
     return value
+
+
+@triton.jit
+def put_down(pointer, value, wanted):
+    """Stores float32 from the layout that it has; threads that share a value all store it, to one place.
+
+    A plain store gets a layout of its own, and its tile goes through shared memory to it, with barriers.
+    """
+    if DIRECT:
+        tl.inline_asm_elementwise(
+            "{.reg .pred p; setp.ne.s32 p, $3, 0; @p st.global.f32 [$1], $2; mov.u32 $0, 0;}", "=r,l,f,r",
+            [pointer.to(tl.int64), value, wanted.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        tl.store(pointer, value, mask=wanted)
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 """rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), added to their product.
 
 rab^p is Toeplitz: entry (i, j) depends on i - j. Tables are looked up straight into the layout of the product's result:
-a tile of bias that is loaded the usual way passes through shared memory, with a barrier at each step of it.
+a tile of bias that is loaded the usual way passes through shared memory, with a barrier at each step of it; and one
+that a product starts from makes its instructions wait for each other.
 """
 
 from __future__ import annotations
@@ -39,37 +40,32 @@ def make_position_table(pos_bias_GP: Tensor) -> Tensor:
 
 
 @triton.jit
-def position_tile(
-    table_ptr, num_positions, m0, n0, y, x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr,
-):  # fmt: skip
-    """(ROWS, COLUMNS) halves of rab^p; queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile."""
-    if n0 >= m0 + BM:
-        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr)
-    elif m0 - n0 - BN + 2 >= num_positions:
-        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + tl.load(table_ptr + num_positions + 511)
-    else:
-        # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
-        # thread's entries then have one address and constants beside it, and those on one diagonal one load.
-        tile = look_up(table_ptr + (m0 - n0 + 257 - BN) + (y.to(tl.int64) + (BN - 1 - x).to(tl.int64)))
-    return tile
+def position_tile(positions, num_positions, head, m0, n0, y, x, BN: tl.constexpr):
+    """Halves of rab^p for queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile.
+
+    A tile beyond an end of the table is moved back to where the margin holds that end's value: no branch.
+    """
+    first = tl.minimum(tl.maximum(m0 - n0 + 257 - BN, 0), num_positions + 256)
+    # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
+    # thread's entries then have one address and constants beside it, and those on one diagonal one load.
+    offset = y.to(tl.int64) + (BN - 1 - x).to(tl.int64)
+    row = positions.grouped * head * (num_positions + 512)
+    return look_up(positions.table + row + first + offset)
 
 
 @triton.jit
-def bucket_range(ranges_ptr, m0, n0, num_thresholds, BN: tl.constexpr):
-    """(least, largest) bucket that can occur between the block of queries around m0 and keys n0…."""
+def bucket_range(times, num_thresholds, m0, n0, BN: tl.constexpr):
+    """Least bucket + largest · 2^16 that can occur between the block of queries around m0 and keys n0…."""
     distance = 2 * (m0 // 128) + 1 - n0 // 64
-    row = ranges_ptr + (m0 // 128).to(tl.int64) * 512
+    row = times.ranges + (m0 // 128).to(tl.int64) * 512
+    any_bucket = num_thresholds << 16
     known = (distance >= 0) & (distance < 512)
-    both = tl.load(row + distance, mask=known, other=0)
-    low = tl.where(known, both & 65535, 0)
-    high = tl.where(known, both >> 16, num_thresholds)
+    both = tl.where(known, tl.load(row + distance, mask=known, other=0), any_bucket)
     if BN == 128:
         known = (distance >= 1) & (distance < 513)
-        both = tl.load(row + distance - 1, mask=known, other=0)
-        low = tl.minimum(low, tl.where(known, both & 65535, 0))
-        high = tl.maximum(high, tl.where(known, both >> 16, num_thresholds))
-    return low, high
+        later = tl.where(known, tl.load(row + distance - 1, mask=known, other=0), any_bucket)
+        both = tl.minimum(both & 65535, later & 65535) | tl.maximum(both & -65536, later & -65536)
+    return both
 
 
 @triton.jit
@@ -79,69 +75,74 @@ def is_near(m0, n0):
 
 
 @triton.jit
-def near_buckets(near_ptr, m0, n0, y, x, BN: tl.constexpr):
+def far_range(times, num_thresholds, m0, n0, BN: tl.constexpr):
+    """`bucket_range`, and 0 for a near tile; to be asked for a tile ahead of its use."""
+    both = m0 * 0
+    if times.bias is not None:
+        both = tl.where(is_near(m0, n0), 0, bucket_range(times, num_thresholds, m0, n0, BN))
+    return both
+
+
+@triton.jit
+def near_buckets(times, m0, n0, y, x, BN: tl.constexpr):
     """Buckets of a near tile: queries m0 + ``y``, keys n0 + ``x``, shaped to broadcast."""
-    tile_ptr = near_ptr + tl.cast(m0, tl.int64) * 256 + (m0 // 128 * 128 + 128 - BN - n0)
+    tile_ptr = times.near + tl.cast(m0, tl.int64) * 256 + (m0 // 128 * 128 + 128 - BN - n0)
     return look_up(tile_ptr + (y.to(tl.int64) * 256 + (BN - 1 - x).to(tl.int64)))
 
 
 @triton.jit
-def beyond(
-    k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED: tl.constexpr
-):  # fmt: skip
+def bounds_of(times, k, m0, num_tokens):
+    """Where the bounds of queries m0… for threshold k lie; rows are padded to a whole block of queries."""
+    return times.bounds + tl.cast(k, tl.int64) * ((num_tokens + 127) // 128 * 128) + m0
+
+
+@triton.jit
+def beyond(times, k, m0, n0, y, x, num_tokens, SORTED: tl.constexpr):
     """Whether keys n0 + ``x`` are at least threshold k away from queries m0 + ``y``; shaped to broadcast."""
     if SORTED:
-        place = bounds_ptr + tl.full((), k, tl.int64) * num_tokens + m0 + y
-        result = x < tl.load(place, mask=y < num_tokens - m0, other=0) - n0
+        result = x < look_up(bounds_of(times, k, m0, num_tokens) + y) - n0
     else:
-        query_time = tl.load(query_time_ptr + m0 + y, mask=y < num_tokens - m0, other=0)
-        key_time = tl.load(key_time_ptr + n0 + x, mask=x < num_tokens - n0, other=0)
-        result = query_time - key_time >= tl.load(thresholds_ptr + k)
+        query_time = tl.load(times.query_time + m0 + y, mask=y < num_tokens - m0, other=0)
+        key_time = tl.load(times.key_time + n0 + x, mask=x < num_tokens - n0, other=0)
+        result = query_time - key_time >= tl.load(times.thresholds + k)
     return result
 
 
 @triton.jit
-def add_time_bias(
-    half, bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, y, x,
-    num_tokens, num_thresholds, BN: tl.constexpr, SORTED: tl.constexpr,
-):  # fmt: skip
-    """Halves of the scores with those of rab^t; queries m0 + ``y`` and keys n0 + ``x``, one a column of the tile.
-
-    Scores go through the branches rather than a tile of bias: they bring the layout of the product with them, in which
-    a thread has two queries, so that a threshold costs two loads and nothing passes through shared memory.
-    """
-    near = is_near(m0, n0)
-    if near:
-        half += 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
-    # Two branches of one condition that both change the scores are more than Triton 3.6 can pipeline.
-    if near == 0:
-        low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
-        value = 0.5 * tl.load(bias_ptr + low)
-        half += value
-        for k in range(low, high):
-            after = 0.5 * tl.load(bias_ptr + k + 1)
-            far = beyond(
-                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
-            )  # fmt: skip
-            half = tl.where(far, half + (after - value), half)
-            value = after
-    return half
+def time_row(times, num_thresholds, head):
+    """A head's row of rab^t."""
+    return times.bias + times.grouped * head * (num_thresholds + 1)
 
 
 @triton.jit
-def time_tile(
-    bias_ptr, near_ptr, ranges_ptr, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, m0, n0, y, x,
-    num_tokens, num_thresholds, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BN: tl.constexpr, SORTED: tl.constexpr,
-):  # fmt: skip
-    """(ROWS, COLUMNS) halves of rab^t, to start a product with: where queries lie along a tile's rows (dK and dV)."""
+def bias_ahead(positions, num_positions, times, num_thresholds, both, head, m0, n0, y, x, BN: tl.constexpr):
+    """What of half the bias is known before the product: rab^p, and rab^t of the tile's least bucket if it is far.
+
+    One sum a diagonal: the product then takes both in one multiply-add.
+    """
+    ahead = 0.0
+    if times.bias is not None:
+        least = 0.5 * tl.load(time_row(times, num_thresholds, head) + (both & 65535))
+        ahead = tl.where(is_near(m0, n0), 0.0, least)
+    if positions.table is not None:
+        ahead += position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+    return ahead
+
+
+@triton.jit
+def add_time_bias(
+    half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN: tl.constexpr, SORTED: tl.constexpr
+):
+    """Halves of the scores with what `bias_ahead` leaves: a near tile's buckets, a far tile's thresholds.
+
+    Scores go through the branch and the loop rather than a tile of bias: they bring the layout of the product along.
+    """
+    bias = time_row(times, num_thresholds, head)
     if is_near(m0, n0):
-        tile = 0.5 * look_up(bias_ptr + near_buckets(near_ptr, m0, n0, y, x, BN).to(tl.uint32))
-    else:
-        low, high = bucket_range(ranges_ptr, m0, n0, num_thresholds, BN)
-        tile = tl.zeros([ROWS, COLUMNS], tl.float32) + 0.5 * tl.load(bias_ptr + low)
-        for k in range(low, high):
-            far = beyond(
-                k, m0, n0, y, x, bounds_ptr, thresholds_ptr, query_time_ptr, key_time_ptr, num_tokens, SORTED
-            )  # fmt: skip
-            tile = tl.where(far, 0.5 * tl.load(bias_ptr + k + 1), tile)
-    return tile
+        half += 0.5 * look_up(bias + near_buckets(times, m0, n0, y, x, BN).to(tl.uint32))
+    if (both & 65535) < (both >> 16):  # a loop that stands in a loop by itself keeps Triton from pipelining the outer
+        for k in range(both & 65535, both >> 16):
+            step = 0.5 * (tl.load(bias + k + 1) - tl.load(bias + k))
+            far = beyond(times, k, m0, n0, y, x, num_tokens, SORTED)
+            half = tl.where(far, half + step, half)
+    return half

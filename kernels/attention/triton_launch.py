@@ -10,18 +10,19 @@ import triton
 from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
-from kernels.attention.triton_backward import (
+from kernels.attention.triton_arguments import BiasSums, Positions, Times, Tokens, operand
+from kernels.attention.triton_backward import key_gradient_kernel, query_gradient_kernel
+from kernels.attention.triton_bias_gradient import (
     bias_gradient_kernel,
     fold_positions_kernel,
-    key_gradient_kernel,
-    query_gradient_kernel,
+    time_gradient_kernel,
     unfold_kernel,
 )
 from kernels.attention.triton_forward import attention_forward_kernel
 from kernels.attention.triton_plan import BLOCK, Plan, make_plan
-from kernels.attention.triton_tile import Tile, forward_tile, key_gradient_tile, query_gradient_tile
-from kernels.attention.triton_times import TimeTables, make_time_tables
-from kernels.triton_shared import architecture, dot_precision, fast_math, next_power, num_processors
+from kernels.attention.triton_tile import Shape, Tile, forward_tile, key_gradient_tile, query_gradient_tile
+from kernels.attention.triton_times import NEAR, TimeTables, make_time_tables
+from kernels.triton_shared import INTERPRETED, architecture, dot_precision, fast_math, next_power, num_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,31 +83,42 @@ def strides(*tensors: Tensor) -> list[int]:
     return [x.stride(0) for x in tensors] + [x.stride(1) for x in tensors]
 
 
-def group_stride(table: Tensor | None) -> int:
-    """From one head's row of a bias to the next's; 0 where all heads share one."""
-    return 0 if table is None or table.shape[0] == 1 else table.stride(0)
-
-
-def _position_arguments(table: Tensor | None, num_positions: int) -> tuple[Any, ...]:
-    return (table, group_stride(table), num_positions)
-
-
-def _time_arguments(time_bias_GK: Tensor | None, times: TimeTables | None) -> tuple[Any, ...]:
-    if time_bias_GK is None or times is None:
-        return (None, 0, None, None, None, None, None, None, None)
-    time_bias_GK = time_bias_GK.to(torch.float32)
-    tables = (times.near, times.ranges, times.bounds, times.unsorted_1)
-    return (
-        time_bias_GK, group_stride(time_bias_GK), *tables, times.thresholds_K1, times.query_time_T, times.key_time_T
+def _tokens(batch: Batch, order: Tensor) -> Tokens:
+    plan = batch.plan
+    return Tokens(
+        plan.start_T, plan.stop_T, plan.context_T if batch.has_context else None,
+        plan.history_T if batch.has_targets else None, order,
     )  # fmt: skip
 
 
-def _options(q: Tensor, v: Tensor, tile: Tile, batch: Batch, position: Any, time: Any) -> dict[str, Any]:
+def _positions(table: Tensor | None) -> Positions:
+    return Positions(table, table is not None and table.shape[0] > 1)
+
+
+def _times(time_bias_GK: Tensor | None, times: TimeTables | None) -> Times:
+    if time_bias_GK is None or times is None:
+        return Times(None, False, None, None, None, None, None, None, None)
+    bias = time_bias_GK.to(torch.float32).contiguous()
+    return Times(
+        bias, bias.shape[0] > 1, times.near, times.ranges, times.bounds, times.unsorted_1, times.thresholds_K1,
+        times.query_time_T, times.key_time_T,
+    )  # fmt: skip
+
+
+def _num_thresholds(time_bias_GK: Tensor | None) -> int:
+    return 0 if time_bias_GK is None else time_bias_GK.shape[1] - 1
+
+
+def _shape(q: Tensor, v: Tensor, time_bias_GK: Tensor | None) -> Shape:
+    return Shape(q.dtype, max(q.shape[2], v.shape[2]), time_bias_GK is not None, architecture(q))
+
+
+def _options(q: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
     return {
         "D": q.shape[2], "E": v.shape[2], "WIDTH_D": next_power(q.shape[2]), "WIDTH_E": next_power(v.shape[2]),
-        "BM": tile.queries, "BN": tile.keys, "HAS_POSITION": position is not None, "HAS_TIME": time is not None,
-        "HAS_CONTEXT": batch.has_context, "HAS_TARGETS": batch.has_targets, "FAST": fast_math(q.dtype),
-        "PRECISION": dot_precision(q.dtype), "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        "BM": tile.queries, "BN": tile.keys, "FAST": fast_math(q.dtype), "PRECISION": dot_precision(q.dtype),
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        **({} if tile.max_registers is None or INTERPRETED else {"maxnreg": tile.max_registers}),
     }  # fmt: skip
 
 
@@ -120,14 +132,14 @@ def forward(
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    plan, shape = batch.plan, tile or forward_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
-    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.queries) * num_heads,)
+    tile = tile or forward_tile(_shape(q, v, time_bias_GK))
+    tokens = _tokens(batch, batch.plan.query_order)
+    positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         attention_forward_kernel[grid](
-            q, k, v, out, *strides(q, k, v, out), plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-            *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
-            time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
+            operand(q), operand(k), operand(v), operand(out), tokens, positions, times, num_tokens, num_positions,
+            _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
         )  # fmt: skip
     return out
 
@@ -138,41 +150,73 @@ def backward_queries(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Writes dQ (T, H, D); returns the gradients of the biases."""
     num_tokens, num_heads = q.shape[:2]
-    plan, shape = batch.plan, tile or query_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]))
-    num_blocks = triton.cdiv(num_tokens, BLOCK)
-    num_programs = num_heads * max(1, min(num_blocks, num_processors(q) * 8 // (shape.num_warps * num_heads)))
+    tile = tile or query_gradient_tile(_shape(q, v, time_bias_GK))
+    num_tiles = triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries)
+    num_programs = num_heads * max(1, min(num_tiles, num_processors(q) * 8 // (tile.num_warps * num_heads)))
+    tokens = _tokens(batch, batch.plan.query_order)
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
-    num_buckets = time_bias_GK.shape[1] if time_bias_GK is not None else 0
-    # The first holds what lies beyond the table's ends.
-    num_diagonals = (num_positions + shape.queries + shape.keys) // min(shape.queries, shape.keys) + 1
-    diagonals = _sums(q, num_programs, num_diagonals * shape.queries * shape.keys // 4 if num_positions else 0)
-    buckets = _sums(q, num_programs, num_buckets * shape.queries)
+    positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
+    sums, sums_stride = _bias_sums(q, num_programs, pos_bias_GP, time_bias_GK, tile)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         query_gradient_kernel[(num_programs,)](
-            q, k, v, grad, q_grad, *strides(q, k, v, grad, q_grad),
-            plan.start_T, plan.context_T, plan.history_T, plan.query_order,
-            *_position_arguments(position_table, num_positions), diagonals, diagonals.shape[1],
-            *_time_arguments(time_bias_GK, batch.times), buckets, buckets.shape[1], num_buckets - 1,
-            num_tokens, num_heads, num_blocks * (BLOCK // shape.queries), 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
+            operand(q), operand(k), operand(v), operand(grad), operand(q_grad), tokens, positions, times, sums,
+            sums_stride, num_tiles, num_tokens, num_positions, _num_thresholds(time_bias_GK), num_heads,
+            1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None:
-        by_tile = add_programs(diagonals, pos_bias_GP.shape[0], num_heads, 0.5 / norm_len)
-        by_distance = torch.empty(pos_bias_GP.shape[0], num_positions + 512, dtype=torch.float32, device=q.device)
-        unfold_kernel[(triton.cdiv(by_distance.shape[1], 32), by_distance.shape[0])](
-            by_tile, by_distance, num_positions, num_diagonals, BM=shape.queries, BN=shape.keys, BLOCK=32
-        )
-        pos_grad = fold_positions(by_distance, pos_bias_GP)
+        pos_grad = _position_gradient(sums.diagonals, pos_bias_GP, num_heads, tile, 0.5 / norm_len)
     if time_bias_GK is not None:
-        by_query = add_programs(buckets, time_bias_GK.shape[0], num_heads, 0.5 / norm_len)
-        time_grad = by_query.view(*time_bias_GK.shape, -1).sum(-1, dtype=time_bias_GK.dtype)
+        time_grad = _time_gradient(sums.levels, time_bias_GK, num_heads, times.unsorted, 0.5 / norm_len)
     return pos_grad, time_grad
 
 
-def _sums(like: Tensor, num_programs: int, width: int) -> Tensor:
-    """Zeros for each program to add to; as wide as a cache line, at least, where nobody does."""
-    return torch.zeros(num_programs, max(width, 32), dtype=torch.float32, device=like.device)
+def _num_diagonals(num_positions: int, tile: Tile) -> int:
+    """Tiles that lie differently to the diagonal; the first holds what lies beyond the table's ends."""
+    return (num_positions + tile.queries + tile.keys) // min(tile.queries, tile.keys) + 1
+
+
+def _bias_sums(
+    like: Tensor, num_programs: int, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, tile: Tile
+) -> tuple[BiasSums, int]:
+    """Zeros for each program to add to, a level a bucket, and room for its notes; from one program's to the next's."""
+    width = num_buckets = 0
+    if pos_bias_GP is not None:
+        width = _num_diagonals(pos_bias_GP.shape[1], tile) * tile.queries * tile.keys // 4
+    if time_bias_GK is not None:
+        num_buckets = time_bias_GK.shape[1]
+    stride = width + (num_buckets + 15) // 16 * 16
+    if stride == 0:
+        return BiasSums(None, None, None), 0
+    sums = torch.zeros(num_programs, stride, dtype=torch.float32, device=like.device)
+    diagonals = sums[:, :width] if pos_bias_GP is not None else None
+    if time_bias_GK is None:
+        return BiasSums(diagonals, None, None), stride
+    notes = torch.empty(num_programs, tile.queries * (NEAR + num_buckets), dtype=torch.float32, device=like.device)
+    return BiasSums(diagonals, sums[:, width : width + num_buckets], notes), stride
+
+
+def _position_gradient(
+    sums: Tensor, pos_bias_GP: Tensor, num_heads: int, tile: Tile, scale: float
+) -> Tensor:  # fmt: skip
+    groups, num_positions = pos_bias_GP.shape
+    by_tile = add_programs(sums, groups, num_heads, scale)
+    by_distance = torch.empty(groups, num_positions + 512, dtype=torch.float32, device=sums.device)
+    unfold_kernel[(triton.cdiv(by_distance.shape[1], 32), groups)](
+        by_tile, by_distance, num_positions, _num_diagonals(num_positions, tile),
+        BM=tile.queries, BN=tile.keys, BLOCK=32,
+    )  # fmt: skip
+    return fold_positions(by_distance, pos_bias_GP)
+
+
+def _time_gradient(sums: Tensor, time_bias_GK: Tensor, num_heads: int, unsorted: Tensor, scale: float) -> Tensor:
+    grad = torch.empty(time_bias_GK.shape, dtype=time_bias_GK.dtype, device=sums.device)
+    groups, num_buckets = grad.shape
+    time_gradient_kernel[(triton.cdiv(num_buckets, 64), groups)](
+        sums, unsorted, grad, sums.stride(0), num_buckets, sums.shape[0], num_heads if groups > 1 else 1,
+        grad.stride(0), scale, PROGRAMS=32, BLOCK=64,
+    )  # fmt: skip
+    return grad
 
 
 def fold_positions(sums: Tensor, pos_bias_GP: Tensor) -> Tensor:
@@ -188,7 +232,7 @@ def add_programs(sums: Tensor, num_groups: int, num_heads: int, scale: float) ->
     width = sums.shape[1]
     total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
     bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
-        sums, total, width, width, sums.shape[0], num_heads, width, scale,
+        sums, total, sums.stride(0), width, sums.shape[0], num_heads, width, scale,
         GROUPED=num_groups > 1, PROGRAMS=32, BLOCK=64,
     )  # fmt: skip
     return total
@@ -200,15 +244,15 @@ def backward_keys(
 ) -> None:  # fmt: skip
     """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
-    plan, shape = batch.plan, tile or key_gradient_tile(q.dtype, max(q.shape[2], v.shape[2]), architecture(q))
-    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // shape.keys) * num_heads,)
+    tile = tile or key_gradient_tile(_shape(q, v, time_bias_GK))
+    tokens = _tokens(batch, batch.plan.key_order)
+    positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
+    grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.keys) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         key_gradient_kernel[grid](
-            q, k, v, grad, k_grad, v_grad, *strides(q, k, v, grad, k_grad, v_grad),
-            plan.start_T, plan.stop_T, plan.context_T, plan.history_T, plan.key_order,
-            *_position_arguments(position_table, num_positions), *_time_arguments(time_bias_GK, batch.times),
-            time_bias_GK.shape[1] - 1 if time_bias_GK is not None else 0, num_tokens, num_heads, 1.0 / norm_len,
-            SORTED=in_order, **_options(q, v, shape, batch, position_table, time_bias_GK),
+            operand(q), operand(k), operand(v), operand(grad), operand(k_grad), operand(v_grad), tokens, positions,
+            times, num_tokens, num_positions, _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order,
+            **_options(q, v, tile),
         )  # fmt: skip
 
 

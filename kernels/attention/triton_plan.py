@@ -91,8 +91,23 @@ def plan_kernel(
     tl.store(key_rank_ptr + block, rank(tl.max(tl.where(inside, start, 0), 0), high, high - first))
 
 
+@triton.jit(do_not_specialize=["num_blocks", "stride", "order_stride"])
+def order_blocks_kernel(rank_ptr, order_ptr, num_blocks, stride, order_stride, BLOCK: tl.constexpr):
+    """Blocks by falling rank, equal ones as they come: each counts those that go before it."""
+    ranks = rank_ptr + tl.program_id(1) * stride
+    block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    own = tl.load(ranks + block, mask=block < num_blocks, other=0)[:, None]
+    place = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, num_blocks, BLOCK):
+        other_block = first + tl.arange(0, BLOCK)
+        other = tl.load(ranks + other_block, mask=other_block < num_blocks, other=-1)[None, :]
+        goes_before = (other > own) | ((other == own) & (other_block[None, :] < block[:, None]))
+        place += tl.sum(goes_before.to(tl.int32), 1)
+    tl.store(order_ptr + tl.program_id(1) * order_stride + place, block, mask=block < num_blocks)
+
+
 def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None, num_targets_B: Tensor | None) -> Plan:
-    """One small kernel and two sorts of a number a block."""
+    """Two small kernels."""
     num_blocks = triton.cdiv(num_tokens, BLOCK)
     per_token = empty_rows(4, num_tokens, torch.int32, offsets_B1.device)
     ranks = empty_rows(2, num_blocks, torch.int64, offsets_B1.device)
@@ -102,5 +117,7 @@ def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None,
         HAS_CONTEXT=num_context_B is not None, HAS_TARGETS=num_targets_B is not None, BLOCK=BLOCK,
     )  # fmt: skip
     order = empty_rows(2, num_blocks, torch.int32, offsets_B1.device)
-    order.copy_(torch.sort(ranks, dim=1, descending=True, stable=True).indices)
+    order_blocks_kernel[(triton.cdiv(num_blocks, 32), 2)](
+        ranks, order, num_blocks, ranks.stride(0), order.stride(0), BLOCK=32
+    )
     return Plan(*per_token, *order)

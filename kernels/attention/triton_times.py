@@ -140,7 +140,7 @@ def near_kernel(
     tl.store(place, bucket.to(near_ptr.dtype.element_ty), mask=(row < num_tokens)[:, None])
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_steps"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def bounds_kernel(
     query_time_ptr,
     key_time_ptr,
@@ -149,7 +149,6 @@ def bounds_kernel(
     thresholds_ptr,
     bounds_ptr,
     num_tokens,
-    num_steps,
     BLOCK: tl.constexpr,
 ):
     """(threshold, query): the first key of the query's user that is nearer in time than the threshold."""
@@ -157,17 +156,17 @@ def bounds_kernel(
     inside = row < num_tokens
     threshold = tl.load(thresholds_ptr + tl.program_id(1))
     low = tl.load(start_ptr + row, mask=inside, other=0)
-    # A user that begins within the near table needs no bound.
-    far = low < tl.program_id(0) * BLOCK - BLOCK
-    high = tl.where(far, tl.load(stop_ptr + row, mask=inside, other=0), low)
+    high = tl.load(stop_ptr + row, mask=inside, other=0)
     query_time = tl.load(query_time_ptr + row, mask=inside, other=0)
-    for _ in range(num_steps):
+    width = tl.max(high - low, 0)
+    while width > 0:
         middle = (low + high) >> 1
         open_ = low < high
         distant = query_time - tl.load(key_time_ptr + middle, mask=open_, other=0) >= threshold
         low = tl.where(open_ & distant, middle + 1, low)
         high = tl.where(open_ & (distant == 0), middle, high)
-    tl.store(bounds_ptr + tl.program_id(1).to(tl.int64) * num_tokens + row, low, mask=inside)
+        width = width >> 1
+    tl.store(bounds_ptr + tl.program_id(1).to(tl.int64) * tl.num_programs(0) * BLOCK + row, low)
 
 
 def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Tensor, plan: Plan) -> TimeTables:
@@ -180,7 +179,7 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
     # Zeros: what no user needs is still read, masked, and must be a bucket; rows to the end of the last tile, too.
     near = torch.zeros(num_blocks * BLOCK, NEAR, dtype=near_dtype, device=device)
-    bounds = torch.empty(max(num_thresholds, 1), num_tokens, dtype=torch.int32, device=device)
+    bounds = torch.empty(max(num_thresholds, 1), num_blocks * BLOCK, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)
     extremes_kernel[(num_half_blocks,)](
         query_time_T, key_time_T, plan.start_T, query_ends, key_ends, unsorted_1, num_tokens, num_half_blocks,
@@ -195,7 +194,6 @@ def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Te
     )  # fmt: skip
     if num_thresholds:
         bounds_kernel[(num_blocks, num_thresholds)](
-            query_time_T, key_time_T, plan.start_T, plan.stop_T, thresholds_K1, bounds, num_tokens,
-            num_tokens.bit_length(), BLOCK=BLOCK,
-        )  # fmt: skip
+            query_time_T, key_time_T, plan.start_T, plan.stop_T, thresholds_K1, bounds, num_tokens, BLOCK=BLOCK
+        )
     return TimeTables(near, ranges, bounds, unsorted_1, thresholds_K1, query_time_T, key_time_T)

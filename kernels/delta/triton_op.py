@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.attention import triton_launch
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.triton_bias import make_position_table
-from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions, group_stride
+from kernels.attention.triton_launch import Batch, add_programs, dense_rows, fold_positions
 from kernels.delta.triton_cache import add_parts_kernel, cache_forward_kernel, cache_gradient_kernel
 from kernels.triton_shared import INTERPRETED, dot_precision, fast_math, next_power, num_processors, require_device
 
@@ -55,11 +55,16 @@ def _options(q: Tensor, v: Tensor, rows: int, pos_bias: Any, time_bias: Any) -> 
     }  # fmt: skip
 
 
+def _group_stride(bias: Tensor | None) -> int:
+    """From one head's row of a bias to the next's; 0 where all heads share one."""
+    return 0 if bias is None or bias.shape[0] == 1 else bias.stride(0)
+
+
 def _time_arguments(time_bias: Tensor | None, cache: Cache) -> tuple[Any, ...]:
     if time_bias is None or cache.time_buckets is None:
         return (None, 0, None, None, None)
     thresholds = cache.time_buckets.on(time_bias.device)
-    return (time_bias, group_stride(time_bias), thresholds, cache.query_time, cache.key_time)
+    return (time_bias, _group_stride(time_bias), thresholds, cache.query_time, cache.key_time)
 
 
 class DeltaAttention(torch.autograd.Function):
@@ -88,7 +93,7 @@ class DeltaAttention(torch.autograd.Function):
         num_thresholds = time_bias.shape[1] - 1 if time_bias is not None else 0
         cache_forward_kernel[(tiles, num_heads, splits)](
             q, cache.k, cache.v, parts, *triton_launch.strides(q, cache.k, cache.v),
-            *cache.arguments(_tiles(cache.offsets_B1, rows)), pos_bias, group_stride(pos_bias), num_positions,
+            *cache.arguments(_tiles(cache.offsets_B1, rows)), pos_bias, _group_stride(pos_bias), num_positions,
             *time, num_thresholds, num_thresholds.bit_length(),
             len(cache.len_B), len(cache.len_B).bit_length(), num_tokens, num_heads, 1.0 / norm_len,
             **_options(q, v, rows, pos_bias, time_bias),
@@ -130,7 +135,7 @@ def _cache_gradient(
     time = _time_arguments(time_bias, cache)
     cache_gradient_kernel[(num_programs,)](
         q, cache.k, cache.v, grad, own_grad, q_grad, *triton_launch.strides(q, cache.k, cache.v, grad, q_grad),
-        *cache.arguments(_tiles(cache.offsets_B1, rows)), pos_bias, group_stride(pos_bias), num_positions,
+        *cache.arguments(_tiles(cache.offsets_B1, rows)), pos_bias, _group_stride(pos_bias), num_positions,
         position_sums, num_positions + 512, *time, time_sums, num_buckets - 1, (num_buckets - 1).bit_length(),
         num_users, num_users.bit_length(), num_heads, num_tiles, 1.0 / norm_len, WIDTH_K=width,
         **_options(q, v, rows, pos_bias, time_bias),

@@ -28,6 +28,8 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "many positions, shared biases": {"lengths": [700, 65], "positions": 2000, "groups": 1, "qk": 64, "value": 64},
     "many buckets": {"lengths": [400], "heads": 1, "groups": 1, "buckets": 50, "qk": 32, "value": 32},
     "context longer than a tile": {"lengths": [3, 400], "context": 300, "targets": 30},
+    "many thresholds among far keys": {"lengths": [1400, 30, 700], "heads": 2, "positions": 300, "buckets": 54},
+    "context beyond the near table": {"lengths": [3, 1200], "context": 900, "targets": 30, "buckets": 40},
     "position only": {"lengths": [200, 30], "use_time": False},
     "time only": {"lengths": [200, 30], "use_position": False},
     "no bias": {"lengths": [200, 30], "use_position": False, "use_time": False},
@@ -174,3 +176,7 @@ def test_stochastic_length_keeps_the_reference_s_tokens(recency: bool, sometimes
 
 def test_time_buckets_are_exact_at_their_thresholds() -> None:
     cases.check_thresholds(GPU, 40)
+
+
+def test_levels_of_time_are_exact_where_bounds_lie_between_tiles() -> None:
+    cases.check_bounds_between_tiles(GPU, 24)

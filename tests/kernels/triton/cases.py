@@ -165,6 +165,22 @@ def check_thresholds(device: str, num_buckets: int) -> None:
     compare(hstu_attention, arguments, normal(generator, tokens, 1, 16), device)
 
 
+def check_bounds_between_tiles(device: str, num_blocks: int = 8) -> None:
+    """Blocks of 64 keys of one time each: every threshold's bound lies between two tiles, for some rows or for all."""
+    g = torch.Generator().manual_seed(0)
+    tokens, buckets = 64 * num_blocks, TimeBuckets.logarithmic(24, 1000.0, 2.0)
+    key_time = (10 ** (3 + torch.rand(num_blocks, generator=g, dtype=torch.float64) * 4)).long().cumsum(0)
+    key_time = key_time.repeat_interleave(64)
+    for spread in (1, 10**6):
+        arguments = {
+            "q_THD": normal(g, tokens, 1, 16, scale=0.5), "k_THD": normal(g, tokens, 1, 16, scale=0.5),
+            "v_THE": normal(g, tokens, 1, 16), "offsets_B1": torch.tensor([0, tokens - 70, tokens]), "norm_len": 10.0,
+            "time_bias_GK": normal(g, 1, 24), "time_buckets": buckets,
+            "query_time_T": key_time + torch.randint(0, spread, (tokens,), generator=g), "key_time_T": key_time,
+        }  # fmt: skip
+        compare(hstu_attention, arguments, normal(g, tokens, 1, 16), device)
+
+
 def layer_case(
     lengths: Sequence[int], *, model: int = 24, heads: int = 2, qk: int = 12, value: int = 10, dropout: float = 0.2,
     bias: bool = True, positions: int = 20, buckets: int = 9, seed: int = 0,

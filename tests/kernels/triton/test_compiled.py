@@ -42,6 +42,7 @@ def test_on_hopper_attention_multiplies_with_wgmma_and_loads_wide() -> None:
         if name.endswith(f"sm_{HOPPER}") and name.split()[0] in ("forward", "queries", "keys", "softmax"):
             assert limits["wgmma"] > 0, name
             assert limits["mma"] == 0, name
+            assert limits["waits"] * 3 <= limits["wgmma"], f"{name}: products wait for each other"
             assert limits["wide_loads"] > 0, name
 
 
@@ -52,12 +53,22 @@ def test_a_budget_notices_each_thing_that_gets_worse() -> None:
         "shared": 1000,
         "spills": 0,
         "wgmma": 8,
+        "waits": 2,
         "mma": 0,
         "wide_loads": 4,
         "barriers": 9,
     }
     good = Report(**limits)
     assert budget.exceeded(good, limits) == []
-    worse = {"registers": 101, "stack": 8, "spills": 1, "shared": 1001, "wgmma": 7, "wide_loads": 3, "barriers": 10}
+    worse = {
+        "registers": 101,
+        "stack": 8,
+        "spills": 1,
+        "shared": 1001,
+        "wgmma": 7,
+        "waits": 3,
+        "wide_loads": 3,
+        "barriers": 10,
+    }
     for key, value in worse.items():
         assert len(budget.exceeded(replace(good, **{key: value}), limits)) == 1

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,10 @@ from kernels import (
     top_k,
 )
 from tests.kernels.triton import cases
+from tests.kernels.triton.compiling import read_report
 from tests.kernels.triton.launches import compiling_launches
+from tests.kernels.triton.variants import KERNELS as KERNEL_NAMES
+from tests.kernels.triton.variants import launch_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
 KERNELS = Path(__file__).resolve().parents[3] / "kernels"
@@ -91,6 +95,11 @@ def tables() -> None:
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
+def new_versions(seen: dict[str, dict[str, Any]], first: dict[str, set[str]]) -> dict[str, int]:
+    """How many versions each kernel got since."""
+    return {name: len(set(versions) - first[name]) for name, versions in seen.items() if set(versions) != first[name]}
+
+
 OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables]
 
 
@@ -117,6 +126,25 @@ def test_every_launch_of_an_op_compiles_for_hopper(op: Callable[[], None]) -> No
     assert seen
 
 
+REAL = [
+    *((BF16, width, position, time) for width in (64, 128) for position in (True, False) for time in (True, False)),
+    (BF16, 25, True, True), (BF16, 256, True, True), (torch.float32, 64, True, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", KERNEL_NAMES)
+@pytest.mark.parametrize(("dtype", "width", "position", "time"), REAL, ids=str)
+def test_attention_compiles_for_every_head_and_bias_and_its_products_do_not_wait(
+    part: str, dtype: torch.dtype, width: int, position: bool, time: bool
+) -> None:
+    with compiling_launches(90, compiles={KERNEL_NAMES[part]}) as seen:
+        launch_attention(part, width, position, time, dtype=dtype)
+    (compiled,) = seen[KERNEL_NAMES[part]].values()
+    report = read_report(compiled)
+    assert dtype == torch.float32 or report.wgmma
+    assert report.waits * 2 <= report.wgmma, report
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
 def test_adagrad_compiles_at_every_width_of_a_table(dtype: torch.dtype) -> None:
     """128 places a program, as narrow rows once had, ended Triton 3.6 in an assertion."""
@@ -135,7 +163,7 @@ def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
         first = {name: set(versions) for name, versions in seen.items()}
         for length in (640, 641, 642, 644, 656, 704, 3000):
             batches([length, *[2] * (length % 7)])
-    assert {name: len(versions - first[name]) for name, versions in seen.items() if versions != first[name]} == {}
+    assert new_versions(seen, first) == {}
 
 
 def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() -> None:
@@ -151,7 +179,7 @@ def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() 
         first = {name: set(versions) for name, versions in seen.items()}
         for length in (300, 303, 399, 511, 512):
             ask(length)
-    assert {name: len(versions - first[name]) for name, versions in seen.items() if versions != first[name]} == {}
+    assert new_versions(seen, first) == {}
 
 
 @pytest.mark.parametrize("op", [attention, softmax], ids=lambda op: op.__name__)

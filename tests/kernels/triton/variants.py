@@ -2,92 +2,109 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from kernels.adagrad.triton_op import adagrad_kernel
-from kernels.attention.triton_backward import key_gradient_kernel, query_gradient_kernel
-from kernels.attention.triton_forward import attention_forward_kernel
-from kernels.attention.triton_tile import forward_tile, key_gradient_tile, query_gradient_tile
-from kernels.delta.triton_cache import cache_forward_kernel
-from kernels.layer.triton_norm import gate_gradient_kernel
-from kernels.softmax.triton_shared_slots import shared_forward_kernel, shared_query_gradient_kernel
+from kernels import BucketCache, TimeBuckets, delta_attention, rowwise_adagrad_, sampled_softmax
+from kernels.attention import triton_launch
+from kernels.attention.triton_bias import make_position_table
+from kernels.attention.triton_tile import Tile
+from kernels.layer import triton_op as layer
+from kernels.softmax import triton_loss  # noqa: F401  (loaded before launches are looked at)
+from tests.kernels.triton import cases
 
 HOPPER, AMPERE, BLACKWELL = 90, 80, 100
+BF16 = torch.bfloat16
+KERNELS = {
+    "forward": "attention_forward_kernel", "queries": "query_gradient_kernel", "keys": "key_gradient_kernel"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation: a kernel, its constants, and the GPUs it is compiled for."""
+    """One compilation: what launches it, the kernel's name, and the GPUs it is compiled for."""
 
     name: str
-    kernel: Any
-    constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    kernel: str
+    launch: Callable[[], Any]
     architectures: tuple[int, ...] = (HOPPER,)
-    types: dict[str, str] = field(default_factory=dict)
 
 
-TILES = {
-    attention_forward_kernel: forward_tile,
-    query_gradient_kernel: lambda dtype, width, _: query_gradient_tile(dtype, width),
-    key_gradient_kernel: key_gradient_tile,
-}
+def launch_attention(
+    part: str, width: int, position: bool, time: bool, in_order: bool = True, masks: bool = False,
+    tile: Tile | None = None, dtype: torch.dtype = BF16, length: int = 300,
+) -> None:  # fmt: skip
+    """One of attention's three kernels, as the ops launch it; 64 time buckets, two heads with biases of their own."""
+    q, k, v, grad = (torch.zeros(length, 2, width, dtype=dtype) for _ in range(4))
+    offsets, times, counts = torch.tensor([0, length]), torch.arange(length), torch.tensor([2]) if masks else None
+    buckets = TimeBuckets.logarithmic(64) if time else None
+    batch = triton_launch.prepare(
+        offsets, length, buckets, times, times, counts, counts, BucketCache(in_order=in_order)
+    )  # fmt: skip
+    pos_bias = torch.zeros(2, 200) if position else None
+    table = make_position_table(pos_bias) if pos_bias is not None else None
+    time_bias = torch.zeros(2, 64) if time else None
+    common = (q, k, v)
+    if part == "forward":
+        triton_launch.forward(*common, batch, 1.0, table, 200, time_bias, tile)
+    elif part == "queries":
+        triton_launch.backward_queries(
+            *common, grad, batch, 1.0, table, pos_bias, time_bias, torch.empty_like(q), tile
+        )  # fmt: skip
+    else:
+        outputs = torch.empty_like(k), torch.empty_like(v)
+        triton_launch.backward_keys(*common, grad, batch, 1.0, table, 200, time_bias, *outputs, tile)
 
 
-def _attention(
-    name: str, kernel: Any, width: int, architecture: int = HOPPER, rab: bool = True, in_order: bool = True,
-    masks: bool = False,
-) -> Variant:  # fmt: skip
-    tile = TILES[kernel](torch.bfloat16, width, architecture)
-    constants = {
-        "D": width, "E": width, "WIDTH_D": width, "WIDTH_E": width, "BM": tile.queries, "BN": tile.keys,
-        "HAS_POSITION": rab, "HAS_TIME": rab, "SORTED": in_order, "HAS_CONTEXT": masks, "HAS_TARGETS": masks,
-        "FAST": True, "PRECISION": "ieee",
-    }  # fmt: skip
-    return Variant(name, kernel, constants, tile.num_warps, tile.num_stages, (architecture,))
+def _delta() -> None:
+    arguments, _ = cases.delta_case([80, 90], [100, 100], qk=64, value=64)
+    moved = {name: cases.move(value, "cpu", BF16) for name, value in arguments.items()}
+    delta_attention(**moved, backend="triton")
+
+
+def _softmax() -> None:
+    query, table = (torch.zeros(n, 256, dtype=BF16).requires_grad_() for n in (100, 300))
+    rows, log_q = torch.zeros(100, dtype=torch.int64), torch.zeros(100)
+    loss = sampled_softmax(
+        query, table, rows, rows[:96], log_q_target_R=log_q, log_q_negatives=log_q[:96], backend="triton"
+    )
+    torch.autograd.grad(loss.sum(), [query, table])
+
+
+def _gate() -> None:
+    tensors: list[Tensor] = [torch.zeros(100, 512, dtype=BF16) for _ in range(4)]
+    weights = torch.zeros(512, dtype=BF16), torch.zeros(512, dtype=BF16)
+    layer._gate_gradient(tensors[0], tensors[1], *weights, tensors[2], tensors[3], 1e-6)
+
+
+def _adagrad() -> None:
+    rows, grad = torch.zeros(500, dtype=torch.int64), torch.zeros(500, 128)
+    rowwise_adagrad_(torch.zeros(50, 128), torch.zeros(50), rows, grad, lr=0.1, backend="triton")
 
 
 def variants() -> list[Variant]:
-    """bfloat16 throughout; attention with 64 time buckets."""
-    softmax = {
-        "D": 256, "WIDTH": 256, "ROWS": 64, "SLOTS": 64, "NORMALIZE": True, "GATHER": True, "HAS_VALID": False,
-        "HAS_LOG_Q": True, "MASK_HITS": True, "PRECISION": "ieee",
-    }  # fmt: skip
-    tables = {
-        "query": "*bf16", "table": "*bf16", "target": "*i64", "slots": "*i64", "valid": "*i1", "log_q_slots": "*fp32",
-        "parts": "*fp32", "log_sum": "*fp32", "grad": "*fp32", "inverse_temperature": "fp32", "eps": "fp32",
-    }  # fmt: skip
-    rows = dict.fromkeys(["attended", "u", "weight", "bias", "gated_grad", "gated", "attended_grad", "u_grad"], "*bf16")
-    rows |= {"weight_sums": "*fp32", "bias_sums": "*fp32", "eps": "fp32"}
-    adagrad = {
-        "weight": "*fp32", "state": "*fp32", "sorted": "*i32", "order": "*i64", "grad": "*fp32", "lr": "fp32",
-        "eps": "fp32", "weight_decay": "fp32",
-    }  # fmt: skip
-    delta = {
-        "D": 64, "E": 64, "WIDTH_D": 64, "WIDTH_E": 64, "BM": 64, "BN": 64, "HAS_POSITION": True, "HAS_TIME": True,
-        "FAST": True, "PRECISION": "ieee",
-    }  # fmt: skip
-    kernels = {
-        "forward": attention_forward_kernel, "queries": query_gradient_kernel, "keys": key_gradient_kernel
-    }  # fmt: skip
-    cache = {"parts": "*fp32", "tiles": "*i64", "cache_start": "*i64", "cache_len": "*i64"}
+    """bfloat16 throughout."""
+
+    def attention(name: str, part: str, width: int, *architectures: int, **how: bool) -> Variant:
+        rab = how.pop("rab", True)
+        launch = partial(launch_attention, part, width, rab, rab, **how)
+        return Variant(name, KERNELS[part], launch, architectures or (HOPPER,))
+
     return [
-        *(
-            _attention(f"{name} d128 rab", kernel, 128, architecture)
-            for name, kernel in kernels.items()
-            for architecture in (HOPPER, AMPERE, BLACKWELL)
-        ),
-        *(_attention(f"{name} d64 rab", kernel, 64) for name, kernel in kernels.items()),
-        *(_attention(f"{name} d128", kernel, 128, rab=False) for name, kernel in kernels.items()),
-        *(_attention(f"{name} d128 rab any order", kernel, 128, in_order=False) for name, kernel in kernels.items()),
-        _attention("forward d64 rab masks", attention_forward_kernel, 64, masks=True),
-        Variant("delta d64 rab", cache_forward_kernel, delta, 4, 2, types=cache),
-        Variant("softmax forward d256", shared_forward_kernel, softmax, 8, 2, types=tables),
-        Variant("softmax queries d256", shared_query_gradient_kernel, softmax | {"SLOTS": 32}, 8, 2, types=tables),
-        Variant("gate gradient d512", gate_gradient_kernel, {"ROWS": 4, "WIDTH": 512}, 4, 3, types=rows),
-        Variant("adagrad d128", adagrad_kernel, {"D": 128, "WIDTH": 128, "ROWS": 32, "AHEAD": 4}, 4, 3, types=adagrad),
+        *(attention(f"{part} d128 rab", part, 128, HOPPER, AMPERE, BLACKWELL) for part in KERNELS),
+        *(attention(f"{part} d64 rab", part, 64) for part in KERNELS),
+        *(attention(f"{part} d128", part, 128, rab=False) for part in KERNELS),
+        *(attention(f"{part} d64", part, 64, rab=False) for part in KERNELS),
+        *(attention(f"{part} d128 rab any order", part, 128, in_order=False) for part in KERNELS),
+        attention("forward d64 rab masks", "forward", 64, masks=True),
+        Variant("delta d64 rab", "cache_forward_kernel", _delta),
+        Variant("softmax forward d256", "shared_forward_kernel", _softmax),
+        Variant("softmax queries d256", "shared_query_gradient_kernel", _softmax),
+        Variant("gate gradient d512", "gate_gradient_kernel", _gate),
+        Variant("adagrad d128", "adagrad_kernel", _adagrad),
     ]

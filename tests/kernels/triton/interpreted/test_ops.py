@@ -30,6 +30,12 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "beyond the near table, going back, more positions than tokens": {
         "lengths": [260], "heads": 1, "groups": 1, "positions": 400, "ordered": False, "buckets": 7,
     },
+    "many thresholds among far keys, several users": {
+        "lengths": [450, 30, 290], "heads": 1, "groups": 1, "positions": 50, "buckets": 30,
+    },
+    "context beyond the near table": {
+        "lengths": [3, 420], "context": 330, "targets": 10, "heads": 1, "groups": 1, "buckets": 20,
+    },
     "context longer than a tile": {"lengths": [3, 60], "context": 45, "heads": 1, "groups": 1, "targets": 3},
     "position only": {"lengths": [20, 30], "use_time": False},
     "time only": {"lengths": [20, 30], "use_position": False},
@@ -52,7 +58,7 @@ def test_attention_in_bfloat16_is_as_near_as_pytorch_s(name: str) -> None:
 def test_attention_is_the_same_in_tiles_of_any_shape(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another GPU, another width, another type of numbers takes another."""
     for name in ("forward_tile", "query_gradient_tile", "key_gradient_tile"):
-        monkeypatch.setattr(triton_launch, name, lambda *_: Tile(*tile, 4, 1))
+        monkeypatch.setattr(triton_launch, name, lambda _: Tile(*tile, 4, 1))
     shape = {"heads": 1, "groups": 1, "positions": 200, "buckets": 7}
     cases.check_attention(CPU, lengths=[270, 3, 60], context=5, targets=3, **shape)
 
@@ -85,6 +91,15 @@ def test_a_bias_that_is_off_by_one_would_be_noticed(changed: str) -> None:
 
 def test_time_buckets_are_exact_at_their_thresholds() -> None:
     cases.check_thresholds(CPU, 12)
+
+
+@pytest.mark.parametrize("tile", [None, (32, 32), (128, 64)], ids=str)
+def test_levels_of_time_are_exact_where_bounds_lie_between_tiles(
+    tile: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tile is not None:
+        monkeypatch.setattr(triton_launch, "query_gradient_tile", lambda _: Tile(*tile, 4, 1))
+    cases.check_bounds_between_tiles(CPU)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

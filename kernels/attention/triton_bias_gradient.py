@@ -1,0 +1,219 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+"""Gradients of rab^p and rab^t: sums that a program of dQ keeps while it has a tile's slopes, and what adds them up.
+
+Sums lie in memory of a program's own, each number added to by one thread, always the same, until the last kernels here
+add programs in a fixed order: `tl.atomic_add` is an addition in the L2 cache there, which nobody waits for. Repeated
+runs agree to the bit.
+
+Keys of a user are in the order of time, so the keys at least as far from a query as a threshold are those before a
+bound, and their slopes sum to the query's running sum at the bound: the threshold's *level*. A program notes a level
+once for each query and threshold, instead of summing for each bucket in each tile; a bucket is the difference of two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.attention.triton_bias import beyond, bounds_of, bucket_range, is_near, near_buckets
+from kernels.triton_shared import look_up, put_down
+
+
+@triton.jit
+def diagonals_of_blocks(DTYPE: tl.constexpr):
+    """(64, 16): which entry of an 8 x 8 block lies on which of its diagonals; the last column is empty."""
+    entry = tl.arange(0, 64)[:, None]
+    return (entry // 8 - entry % 8 + 7 == tl.arange(0, 16)[None, :]).to(tl.float32).to(DTYPE)
+
+
+@triton.jit
+def add_diagonals(
+    sums_ptr, slope, selector, m0, n0, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Add a tile's sums by distance to those of its program.
+
+    The matrix units sum the diagonals of its blocks of 8 x 8, in the dtype of dQ's product; `unfold_kernel` knows which
+    distance they are.
+    """
+    STEP: tl.constexpr = min(BM, BN)
+    BLOCKS: tl.constexpr = BM * BN // 64
+    blocks = slope.to(selector.dtype).reshape(BM // 8, 8, BN // 8, 8).permute(0, 2, 1, 3).reshape(BLOCKS, 64)
+    part = tl.dot(blocks, selector, input_precision=PRECISION)
+    place = sums_ptr + ((m0 - n0 + BM) // STEP) * (BLOCKS * 16)
+    tl.atomic_add(place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part, sem="relaxed")
+
+
+@triton.jit
+def add_ends(sums_ptr, before_start, beyond_end, BM: tl.constexpr):
+    """Add a tile of queries' sums (BM,) over tiles that lie wholly beyond the table's ends: one distance each."""
+    place = sums_ptr + tl.arange(0, BM)
+    tl.atomic_add(place, before_start, sem="relaxed")
+    tl.atomic_add(place + BM, beyond_end, sem="relaxed")
+
+
+@triton.jit
+def note_levels(
+    notes_ptr, times, slope, total, both, last_least, m0, n0, y, x, num_tokens, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """What a tile tells of its queries' levels; ``total`` (BM,) are their sums over the tiles before.
+
+    A far tile has the bounds of a threshold or two, and of those between it and the tile before (``last_least``: that
+    one's least bucket): their levels are noted. Near ones have too many: their slopes are, for `add_levels`.
+    """
+    near = is_near(m0, n0)
+    if near:
+        tl.store(notes_ptr + y * 256 + (n0 - m0 // 128 * 128 + 128) + x, slope)
+    least = both & 65535
+    stop = tl.where(near, 0, tl.maximum(both >> 16, last_least))
+    if least < stop:
+        row = tl.arange(0, BM)
+        for k in range(least, stop):
+            bound = look_up(bounds_of(times, k, m0, num_tokens) + row) - n0
+            level = total + tl.sum(tl.where(x < bound[:, None], slope, 0.0), 1)
+            put_down(notes_ptr + (256 + k) * BM + row, level, (bound >= 0) & (bound <= BN))
+
+
+@triton.jit
+def sum_up(notes_ptr, first, end, BM: tl.constexpr, ROWS: tl.constexpr):
+    """Noted slopes of the near keys, of which first to end are written, become each key's sum over those before it."""
+    key = tl.arange(0, 256)[None, :]
+    for row in range(0, BM, ROWS):
+        place = notes_ptr + (row + tl.arange(0, ROWS)[:, None]) * 256 + key
+        slope = tl.load(place, mask=(key >= first) & (key < end), other=0.0)
+        tl.store(place, tl.cumsum(slope, 1) - slope)
+
+
+@triton.jit
+def add_levels(
+    sums_ptr, notes_ptr, times, num_thresholds, total, far, start, m0, first, end, num_tokens,
+    BM: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """Add a tile of queries' levels to those of its program, once it has seen all its keys, first to end.
+
+    ``total``, ``far`` (BM,): the queries' sums over all keys and over those before the near ones; ``start`` (BM, 1):
+    below it nothing is seen.
+    """
+    row = tl.arange(0, BM)[:, None]
+    inside = row < num_tokens - m0
+    begin = m0 // 128 * 128 - 128
+    tl.atomic_add(sums_ptr, tl.sum(total), sem="relaxed")
+    tl.debug_barrier()  # the notes are other threads'
+    sum_up(notes_ptr, first - begin, end - begin, BM, 16)
+    tl.debug_barrier()
+    for k0 in range(0, num_thresholds, LEVELS):
+        k = k0 + tl.arange(0, LEVELS)[None, :]
+        wanted = inside & (k < num_thresholds)
+        bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=0)
+        near = (bound >= begin) & (bound < begin + 256)
+        place = notes_ptr + tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
+        level = tl.load(place, mask=wanted & (bound > start) & (bound < end), other=0.0)
+        level += tl.where(wanted & near, far[:, None], 0.0)
+        level = tl.where(wanted & (bound >= end), total[:, None], level)
+        k = k0 + tl.arange(0, LEVELS)
+        tl.atomic_add(sums_ptr + k + 1, tl.sum(level, 0), mask=k < num_thresholds, sem="relaxed")
+    tl.debug_barrier()  # before the next tile's
+
+
+@triton.jit
+def add_buckets(
+    sums_ptr, times, num_thresholds, slope, m0, n0, y, x, num_tokens, BN: tl.constexpr
+):  # fmt: skip
+    """Where times go back there are no bounds: add a tile's sums by bucket, slowly."""
+    both = bucket_range(times, num_thresholds, m0, n0, BN)
+    if is_near(m0, n0):
+        bucket = near_buckets(times, m0, n0, y, x, BN)
+        for k in range(both & 65535, (both >> 16) + 1):
+            tl.atomic_add(sums_ptr + k, tl.sum(tl.where(bucket == k, slope, 0.0)), sem="relaxed")
+    else:
+        rest = tl.sum(slope)
+        for k in range(both & 65535, both >> 16):
+            far = beyond(times, k, m0, n0, y, x, num_tokens, False)
+            farther = tl.sum(tl.where(far, slope, 0.0))
+            tl.atomic_add(sums_ptr + k, rest - farther, sem="relaxed")
+            rest = farther
+        tl.atomic_add(sums_ptr + (both >> 16), rest, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["stride", "num_buckets", "num_programs", "step", "grad_stride"])
+def time_gradient_kernel(
+    sums_ptr, unsorted_ptr, grad_ptr, stride, num_buckets, num_programs, step, grad_stride, scale,
+    PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Buckets' gradients, from the sums of programs group, group + step, …: a bucket is its level less the next one.
+
+    Where times go back, sums are buckets' own.
+    """
+    group = tl.program_id(1)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    num_levels = tl.where(tl.load(unsorted_ptr) == 0, num_buckets, 0)
+    total = tl.zeros([BLOCK], tl.float32)
+    for p0 in range(group, num_programs, PROGRAMS * step):
+        program = p0 + tl.arange(0, PROGRAMS)[:, None] * step
+        there = (program < num_programs) & (k < num_buckets)
+        place = sums_ptr + program.to(tl.int64) * stride + k
+        next_one = there & (k + 1 < num_levels)
+        total += tl.sum(tl.load(place, mask=there, other=0.0) - tl.load(place + 1, mask=next_one, other=0.0), 0)
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = grad_ptr + group * grad_stride + k
+    tl.store(place, (total * scale).to(grad_ptr.dtype.element_ty), mask=k < num_buckets)
+
+
+@triton.jit(do_not_specialize=["num_programs"])
+def bias_gradient_kernel(
+    sums_ptr, grad_ptr, sums_stride, width, num_programs, num_heads, grad_stride, scale,
+    GROUPED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the programs' private sums, in the order of programs; with groups, only those of the group's head."""
+    group = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for p0 in range(0, num_programs, PROGRAMS):
+        program = p0 + tl.arange(0, PROGRAMS)
+        wanted = program < num_programs
+        if GROUPED:
+            wanted = wanted & (program % num_heads == group)
+        place = sums_ptr + program.to(tl.int64)[:, None] * sums_stride + column[None, :]
+        total += tl.sum(tl.load(place, mask=wanted[:, None] & (column < width)[None, :], other=0.0), 0)
+    tl.store(grad_ptr + group * grad_stride + column, total * scale, mask=column < width)
+
+
+@triton.jit(do_not_specialize=["num_tiles"])
+def unfold_kernel(
+    diagonals_ptr, sums_ptr, num_positions, num_tiles, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Sums by distance, as `fold_positions_kernel` takes them, from those of `add_diagonals`, ``num_tiles`` tiles long.
+
+    Block (i, j) of the tile m0 - n0 has its diagonal e, from 0, at distance m0 - n0 + 8 (i - j) + e - 7.
+    """
+    STEP: tl.constexpr = min(BM, BN)
+    BLOCKS: tl.constexpr = BM * BN // 64
+    group = tl.program_id(1)
+    diagonals = diagonals_ptr + group.to(tl.int64) * num_tiles * (BLOCKS * 16)
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.arange(0, BLOCKS)
+    shift = (block // (BN // 8) - block % (BN // 8)) * 8
+    total = tl.zeros([BLOCK], tl.float32)
+    for half in tl.static_range(2):
+        diagonal = ((entry - 256 + 7) & 7) + 8 * half
+        tile = (entry - 256 + 7 - diagonal)[:, None] - shift[None, :] + BM
+        there = (tile & (STEP - 1) == 0) & (tile >= STEP) & (tile < num_tiles * STEP)
+        place = diagonals + (tile // STEP * BLOCKS + block[None, :]) * 16 + diagonal[:, None]
+        total += tl.sum(tl.load(place, mask=there, other=0.0), 1)
+    ends = tl.arange(0, BM)
+    total += tl.where(entry == 0, tl.sum(tl.load(diagonals + ends)), 0.0)
+    total += tl.where(entry == num_positions + 511, tl.sum(tl.load(diagonals + BM + ends)), 0.0)
+    tl.store(sums_ptr + group * (num_positions + 512) + entry, total, mask=entry < num_positions + 512)
+
+
+@triton.jit
+def fold_positions_kernel(sums_ptr, grad_ptr, num_positions, BLOCK: tl.constexpr):
+    """Sums by distance (512 longer than the bias) to the bias's gradient: what lies outside belongs to the ends."""
+    group = tl.program_id(1)
+    sums = sums_ptr + group * (num_positions + 512)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    margin = tl.arange(0, 256)
+    total = tl.load(sums + 256 + column, mask=column < num_positions, other=0.0)
+    total += tl.where(column == 0, tl.sum(tl.load(sums + margin)), 0.0)
+    total += tl.where(column == num_positions - 1, tl.sum(tl.load(sums + 256 + num_positions + margin)), 0.0)
+    place = grad_ptr + group * num_positions + column
+    tl.store(place, total.to(grad_ptr.dtype.element_ty), mask=column < num_positions)
