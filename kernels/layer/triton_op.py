@@ -2,7 +2,8 @@
 """One HSTU layer on CUDA tensors: cuBLAS for the two projections, Triton for the rest, one autograd node.
 
 Saved for the backward pass: the input, the projection before SiLU, the attention's output. The normalised input,
-U, V, Q, K and the gated product are computed again.
+U, V, Q, K and the gated product are computed again. U never exists after its SiLU: the kernels that take it, take it
+as it was projected.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from kernels.layer.triton_pointwise import (
     silu_gradient_kernel,
     silu_kernel,
 )
-from kernels.triton_shared import next_power, num_processors, require_device
+from kernels.triton_shared import fast_math, next_power, num_processors, require_device
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,42 @@ def _grid(x: Tensor, options: dict[str, int]) -> tuple[int]:
     return (triton.cdiv(x.shape[0], options["ROWS"]),)
 
 
-def _sums(x: Tensor, width: int, options: dict[str, int]) -> Tensor:
-    programs = min(_grid(x, options)[0], 2 * num_processors(x))
-    return torch.empty(programs, width, dtype=torch.float32, device=x.device)
+def _column_grid(num_rows: int, width: int) -> tuple[int, int]:
+    return triton.cdiv(num_rows, COLUMN_OPTIONS["ROWS"]), triton.cdiv(width, COLUMN_OPTIONS["COLUMNS"])
 
 
-def _add(sums: Tensor, like: Tensor) -> Tensor:
-    total = torch.empty_like(like, memory_format=torch.contiguous_format)
-    add_programs_kernel[(triton.cdiv(sums.shape[1], 64),)](
-        sums, total, sums.shape[0], sums.shape[1], PROGRAMS=32, BLOCK=64
-    )
-    return total
+COLUMN_OPTIONS = {"ROWS": 8, "COLUMNS": 256, "num_warps": 4}
+"""Of kernels that look at values one by one: 16 a thread, two loads of 16 bytes."""
+
+
+class Sums:
+    """Column sums for the gradients of a layer's small weights: each program's in a row, each kernel's in columns.
+
+    One kernel adds them all, whatever made them.
+    """
+
+    def __init__(self, num_rows: int, widths: dict[str, int], like: Tensor) -> None:
+        self.num_programs = min(triton.cdiv(num_rows, 4), 4 * num_processors(like))
+        self._widths, self._dtype = widths, like.dtype
+        self.rows = torch.empty(self.num_programs, sum(widths.values()), dtype=torch.float32, device=like.device)
+
+    @property
+    def stride(self) -> int:
+        """From a program's sums to the next one's."""
+        return self.rows.stride(0)
+
+    def of(self, name: str) -> Tensor:
+        """Where a kernel's columns begin."""
+        names = list(self._widths)
+        return self.rows[:, sum(self._widths[before] for before in names[: names.index(name)]) :]
+
+    def total(self) -> dict[str, Tensor]:
+        """Each kernel's sums over its programs."""
+        total = torch.empty(self.rows.shape[1], dtype=self._dtype, device=self.rows.device)
+        add_programs_kernel[(triton.cdiv(len(total), 32),)](
+            self.rows, total, self.num_programs, len(total), PROGRAMS=64, BLOCK=32
+        )
+        return dict(zip(self._widths, total.split(list(self._widths.values())), strict=True))
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -94,19 +120,22 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of a contiguous tensor."""
-    out = torch.empty_like(x)
-    silu_kernel[(triton.cdiv(x.numel(), 2048),)](x, out, x.numel(), BLOCK=2048)
+    """SiLU of (rows, columns), rows at any stride."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    silu_kernel[_column_grid(*x.shape)](
+        x, out, x.stride(0), out.stride(0), *x.shape, FAST=fast_math(x.dtype), **COLUMN_OPTIONS
+    )
     return out
 
 
-def gate(attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm(attended) ⊙ U; (T, H*E) both, rows at any stride."""
+def gate(attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, eps: float, activated: bool) -> Tensor:
+    """LayerNorm(attended) ⊙ U; (T, H*E) both, rows at any stride; U after its SiLU (``activated``) or before it."""
     out = torch.empty(attended.shape, dtype=attended.dtype, device=attended.device)
     options = _rows(attended.shape[1])
     gate_kernel[_grid(attended, options)](
-        attended, u, weight, bias, out, attended.stride(0), u.stride(0), out.stride(0), *attended.shape, eps, **options
-    )
+        attended, u, weight, bias, out, attended.stride(0), u.stride(0), out.stride(0), *attended.shape, eps,
+        ACTIVATED=activated, FAST=fast_math(u.dtype), **options,
+    )  # fmt: skip
     return out
 
 
@@ -126,11 +155,11 @@ def _project(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, bias: Tenso
     return torch.addmm(bias, normed, weight) if bias is not None else normed @ weight
 
 
-def _split(flat: Tensor, constants: Constants) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """U (T, H*E), V (T, H, E), Q, K (T, H, D) as views."""
+def _split(flat: Tensor, constants: Constants) -> tuple[Tensor, Tensor, Tensor]:
+    """V (T, H, E), Q, K (T, H, D) of what follows U's columns, as views."""
     heads, value, key = constants.num_heads, constants.value, constants.key
-    u, v, q, k = flat.split([heads * value, heads * value, heads * key, heads * key], dim=1)
-    return u, v.unflatten(1, (heads, value)), q.unflatten(1, (heads, key)), k.unflatten(1, (heads, key))
+    v, q, k = flat.split([heads * value, heads * key, heads * key], dim=1)
+    return v.unflatten(1, (heads, value)), q.unflatten(1, (heads, key)), k.unflatten(1, (heads, key))
 
 
 class Layer(torch.autograd.Function):
@@ -145,12 +174,13 @@ class Layer(torch.autograd.Function):
         """The output; what the gradients need is kept."""
         x = triton_launch.dense_rows(x)
         projected = _project(x, (norm_in_weight, norm_in_bias), weight, bias, constants.eps)
-        u, v, q, k = _split(silu(projected), constants)
+        inner = constants.num_heads * constants.value
+        v, q, k = _split(silu(projected[:, inner:]), constants)
         time_bias = time_bias.contiguous() if time_bias is not None else None
         table = make_position_table(triton_launch.dense_rows(pos_bias)) if pos_bias is not None else None
         num_positions = pos_bias.shape[1] if pos_bias is not None else 0
         attended = triton_launch.forward(q, k, v, batch, constants.norm_len, table, num_positions, time_bias).flatten(1)
-        gated = gate(attended, u, norm_out_weight, norm_out_bias, constants.eps)
+        gated = gate(attended, projected[:, :inner], norm_out_weight, norm_out_bias, constants.eps, activated=False)
         ctx.save_for_backward(
             x, projected, attended, norm_in_weight, norm_in_bias, weight, bias, norm_out_weight, norm_out_bias,
             out_weight, out_bias, pos_bias, time_bias, table,
@@ -167,75 +197,79 @@ class Layer(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         constants: Constants = ctx.constants
         grad = triton_launch.dense_rows(grad)
-        activated = silu(projected)
-        u, v, q, k = _split(activated, constants)
-        inner = torch.empty_like(activated)
-        u_grad, v_grad, q_grad, k_grad = _split(inner, constants)
-        change_grad, out_bias_grad = _residual_gradient(grad, out_bias, constants)
-        gated, attended_grad, norm_out_grads = _gate_gradient(
-            attended, u, norm_out_weight, norm_out_bias, change_grad @ out_weight.T, u_grad, constants.eps
-        )
-        out_weight_grad = gated.T @ change_grad
-        bias_grads = triton_launch.backward(
+        inner = constants.num_heads * constants.value
+        widths = {"norm_out_weight": inner, "norm_out_bias": inner}
+        widths |= {"bias": projected.shape[1]} if bias is not None else {}
+        widths |= {"out_bias": x.shape[1]} if out_bias is not None else {}
+        sums = Sums(len(x), widths | {"norm_in_weight": x.shape[1], "norm_in_bias": x.shape[1]}, x)
+        projected_grad = torch.empty_like(projected)
+        change_grad = _residual_gradient(grad, constants, sums, out_bias is not None)
+        gated, attended_grad = _gate_gradient(
+            attended, projected[:, :inner], norm_out_weight, norm_out_bias, change_grad @ out_weight.T,
+            projected_grad[:, :inner], constants.eps, sums, bias is not None,
+        )  # fmt: skip
+        v, q, k = _split(silu(projected[:, inner:]), constants)
+        v_grad, q_grad, k_grad = _split(projected_grad[:, inner:], constants)
+        pos_grad, time_grad = triton_launch.backward(
             q, k, v, attended_grad.unflatten(1, (constants.num_heads, constants.value)), ctx.batch, constants.norm_len,
             pos_bias, time_bias, table, q_grad, k_grad, v_grad,
         )  # fmt: skip
-        bias_grad = _silu_gradient(projected, inner, bias)
-        weight_grad = normalize(x, norm_in_weight, norm_in_bias, constants.eps).T @ inner
-        x_grad, norm_in_grads = _norm_gradient(x, norm_in_weight, inner @ weight.T, grad, constants.eps)
+        _silu_gradient(projected, projected_grad, inner, sums, bias is not None)
+        x_grad, normed = _norm_gradient(
+            x, norm_in_weight, norm_in_bias, projected_grad @ weight.T, grad, constants.eps, sums
+        )
+        totals = sums.total()
         return (
-            x_grad, *norm_in_grads, weight_grad, bias_grad, *norm_out_grads, out_weight_grad, out_bias_grad,
-            *bias_grads, None, None,
+            x_grad, totals["norm_in_weight"], totals["norm_in_bias"], normed.T @ projected_grad, totals.get("bias"),
+            totals["norm_out_weight"], totals["norm_out_bias"], gated.T @ change_grad, totals.get("out_bias"),
+            pos_grad, time_grad, None, None,
         )  # fmt: skip
 
 
-def _silu_gradient(x: Tensor, grad: Tensor, bias: Tensor | None) -> Tensor | None:
-    """Turns ``grad`` into the gradient before SiLU; returns its column sums."""
-    num_rows, width = x.shape
-    programs = min(triton.cdiv(num_rows, 16), max(1, 4 * num_processors(x) // triton.cdiv(width, 256)))
-    sums = torch.empty(programs, width, dtype=torch.float32, device=x.device)
-    silu_gradient_kernel[(programs, triton.cdiv(width, 256))](x, grad, sums, num_rows, width, ROWS=16, COLUMNS=256)
-    return _add(sums, bias) if bias is not None else None
-
-
-def _residual_gradient(grad: Tensor, bias: Tensor | None, constants: Constants) -> tuple[Tensor, Tensor | None]:
-    if constants.dropout == 0 and bias is None:
-        return grad, None
-    options = _rows(grad.shape[1])
-    sums = _sums(grad, grad.shape[1], options)
-    change_grad = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) if constants.dropout > 0 else grad
-    residual_gradient_kernel[(sums.shape[0],)](
-        grad, change_grad, sums, grad.stride(0), *grad.shape, *_dropout_arguments(constants),
-        HAS_BIAS=bias is not None, HAS_DROPOUT=constants.dropout > 0, **options,
+def _silu_gradient(projected: Tensor, grad: Tensor, inner: int, sums: Sums, has_bias: bool) -> None:
+    """Turns the columns after U's of ``grad`` into the gradient before SiLU."""
+    x, grad = projected[:, inner:], grad[:, inner:]
+    silu_gradient_kernel[(sums.num_programs, triton.cdiv(x.shape[1], COLUMN_OPTIONS["COLUMNS"]))](
+        x, grad, sums.of("bias")[:, inner:] if has_bias else None, x.stride(0), grad.stride(0), sums.stride, *x.shape,
+        HAS_BIAS=has_bias, FAST=fast_math(x.dtype), **COLUMN_OPTIONS,
     )  # fmt: skip
-    return change_grad, _add(sums, bias) if bias is not None else None
+
+
+def _residual_gradient(grad: Tensor, constants: Constants, sums: Sums, has_bias: bool) -> Tensor:
+    if constants.dropout == 0 and not has_bias:
+        return grad
+    change_grad = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) if constants.dropout > 0 else grad
+    residual_gradient_kernel[(sums.num_programs,)](
+        grad, change_grad, sums.of("out_bias") if has_bias else None, grad.stride(0), sums.stride, *grad.shape,
+        *_dropout_arguments(constants), HAS_BIAS=has_bias, HAS_DROPOUT=constants.dropout > 0, **_rows(grad.shape[1]),
+    )  # fmt: skip
+    return change_grad
 
 
 def _gate_gradient(
-    attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, u_grad: Tensor, eps: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Writes U's gradient; returns the product, the attention's gradient and those of weight and bias."""
-    options = _rows(attended.shape[1])
+    attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, u_grad: Tensor, eps: float, sums: Sums,
+    has_bias: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Writes the gradient of U before its SiLU; returns the product and the attention's gradient."""
     gated, attended_grad = torch.empty_like(attended), torch.empty_like(attended)
-    sums = [_sums(attended, attended.shape[1], options) for _ in range(2)]
-    gate_gradient_kernel[(sums[0].shape[0],)](
-        attended, u, weight, bias, grad, gated, attended_grad, u_grad, *sums,
-        *(t.stride(0) for t in (attended, u, grad, gated, attended_grad, u_grad)), *attended.shape, eps, **options,
+    gate_gradient_kernel[(sums.num_programs,)](
+        attended, u, weight, bias, grad, gated, attended_grad, u_grad, sums.of("norm_out_weight"),
+        *(t.stride(0) for t in (attended, u, grad, gated, attended_grad, u_grad)), sums.stride, *attended.shape, eps,
+        HAS_BIAS=has_bias, FAST=fast_math(u.dtype), **_rows(attended.shape[1]),
     )  # fmt: skip
-    return gated, attended_grad, (_add(sums[0], weight), _add(sums[1], bias))
+    return gated, attended_grad
 
 
 def _norm_gradient(
-    x: Tensor, weight: Tensor, grad: Tensor, residual: Tensor, eps: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    options = _rows(x.shape[1])
-    x_grad = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sums = [_sums(x, x.shape[1], options) for _ in range(2)]
-    norm_gradient_kernel[(sums[0].shape[0],)](
-        x, weight, grad, residual, x_grad, *sums,
-        *(t.stride(0) for t in (x, grad, residual, x_grad)), *x.shape, eps, **options,
+    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, residual: Tensor, eps: float, sums: Sums
+) -> tuple[Tensor, Tensor]:
+    """The input's gradient, and the normalised input."""
+    x_grad, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    norm_gradient_kernel[(sums.num_programs,)](
+        x, weight, bias, grad, residual, x_grad, normed, sums.of("norm_in_weight"),
+        *(t.stride(0) for t in (x, grad, residual, x_grad, normed)), sums.stride, *x.shape, eps, **_rows(x.shape[1]),
     )  # fmt: skip
-    return x_grad, (_add(sums[0], weight), _add(sums[1], weight))
+    return x_grad, normed
 
 
 def layer(
@@ -285,8 +319,9 @@ def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) ->
             flat = x_TM.new_empty(0, weight.shape[1])
         else:
             flat = silu(_project(x_TM, (norm_weight, norm_bias), weight, bias, eps))
-        u, v, q, k = _split(flat, Constants(num_heads, value, key, 1.0, 0.0, 0, eps))
-        return u.unflatten(1, (num_heads, value)), v, q, k
+        inner = num_heads * value
+        v, q, k = _split(flat[:, inner:], Constants(num_heads, value, key, 1.0, 0.0, 0, eps))
+        return flat[:, :inner].unflatten(1, (num_heads, value)), v, q, k
 
 
 def output(x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParams, *, eps: float) -> Tensor:
@@ -300,7 +335,7 @@ def output(x_TM: Tensor, attended_THE: Tensor, u_THE: Tensor, params: LayerParam
         assert norm_bias is not None
         assert weight is not None
         attended, u = triton_launch.dense_rows(attended_THE.flatten(1)), triton_launch.dense_rows(u_THE.flatten(1))
-        gated = gate(attended, u, norm_weight, norm_bias, eps)
+        gated = gate(attended, u, norm_weight, norm_bias, eps, activated=True)
         constants = Constants(u_THE.shape[1], 0, 0, 1.0, 0.0, 0, eps)
         return add_residual(triton_launch.dense_rows(x_TM), gated @ weight, bias, constants)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.layer.triton_norm import load_rows, store_rows
+from kernels.layer.triton_norm import load_rows, silu, silu_slope, store_rows
 
 
 @triton.jit
@@ -28,30 +28,34 @@ def kept(row, column, seed_low, seed_high, threshold):
     return (h >> 8) >= threshold.to(tl.uint32)
 
 
-@triton.jit(do_not_specialize=["num_values"])
-def silu_kernel(x_ptr, out_ptr, num_values, BLOCK: tl.constexpr):
-    """SiLU, in the dtype of ``out``."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < num_values
-    x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, (x / (1.0 + tl.exp(-x))).to(out_ptr.dtype.element_ty), mask=inside)
+@triton.jit(do_not_specialize=["num_rows"])
+def silu_kernel(
+    x_ptr, out_ptr, x_stride, out_stride, num_rows, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """SiLU of some columns of each row."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_rows(x_ptr, row, x_stride, column, num_rows, width)
+    store_rows(out_ptr, silu(x, FAST), row, out_stride, column, num_rows, width)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def silu_gradient_kernel(
-    x_ptr, grad_ptr, sums_ptr, num_rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x_ptr, grad_ptr, sums_ptr, x_stride, grad_stride, sums_stride, num_rows, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """In place, the gradient of SiLU's output becomes that of its input; and each program's column sums."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], tl.float32)
     for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):
         row = first + tl.arange(0, ROWS)
-        x = load_rows(x_ptr, row, width, column, num_rows, width)
-        gate = 1.0 / (1.0 + tl.exp(-x))
-        grad = load_rows(grad_ptr, row, width, column, num_rows, width) * gate * (1.0 + x * (1.0 - gate))
-        store_rows(grad_ptr, grad, row, width, column, num_rows, width)
+        x = load_rows(x_ptr, row, x_stride, column, num_rows, width)
+        grad = load_rows(grad_ptr, row, grad_stride, column, num_rows, width) * silu_slope(x, FAST)
+        store_rows(grad_ptr, grad, row, grad_stride, column, num_rows, width)
         total += tl.sum(grad, 0)
-    tl.store(sums_ptr + tl.program_id(0) * width + column, total, mask=column < width)
+    if HAS_BIAS:
+        tl.store(sums_ptr + tl.program_id(0) * sums_stride + column, total, mask=column < width)
 
 
 @triton.jit(do_not_specialize=["num_rows", "seed_low", "seed_high", "threshold"])
@@ -73,7 +77,8 @@ def residual_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "seed_low", "seed_high", "threshold"])
 def residual_gradient_kernel(
-    grad_ptr, change_grad_ptr, bias_sums_ptr, grad_stride, num_rows, width, seed_low, seed_high, threshold, scale,
+    grad_ptr, change_grad_ptr, sums_ptr, grad_stride, sums_stride, num_rows, width, seed_low, seed_high, threshold,
+    scale,
     HAS_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Dropout's gradient, and each program's sums for the bias."""
@@ -87,4 +92,4 @@ def residual_gradient_kernel(
             store_rows(change_grad_ptr, grad, row, width, column, num_rows, width)
         bias_sum += tl.sum(grad, 0)
     if HAS_BIAS:
-        tl.store(bias_sums_ptr + tl.program_id(0) * width + column, bias_sum, mask=column < width)
+        tl.store(sums_ptr + tl.program_id(0) * sums_stride + column, bias_sum, mask=column < width)
