@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from kernels.softmax.triton_own_slots import own_forward_kernel, own_query_gradient_kernel, own_table_gradient_kernel
-from kernels.softmax.triton_rows import add_slots_kernel
+from kernels.softmax.triton_rows import add_slots_kernel, order_kernel
 from kernels.softmax.triton_shared_slots import (
     loss_kernel,
     query_finish_kernel,
@@ -164,12 +164,29 @@ def _slot_gradients(
     return out
 
 
-def _add_slots(rows: Tensor, slots: Tensor, out: Tensor, add: bool) -> None:
-    """out[row] (+)= sums of the slots that name it, in the order of slots."""
-    order = torch.sort(rows, stable=True)
+MOST_COUNTED = 16_384
+"""Names that are put in order by counting, whose work grows with their square; more are sorted."""
+
+
+def _in_order(slots: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows in order, their places) of slots and targets, equal rows as they come."""
+    num_names = len(slots) + len(target)
+    if num_names > MOST_COUNTED:
+        ordered = torch.sort(torch.cat([slots, target]), stable=True)
+        return ordered.values, ordered.indices
+    rows, order = empty_rows(2, num_names, torch.int32, target.device).unbind()
+    order_kernel[(triton.cdiv(num_names, 32),)](
+        slots, target, rows, order, len(slots), num_names, BLOCK=32, CHUNK=32 if INTERPRETED else 256
+    )
+    return rows, order
+
+
+def _add_slots(slots: Tensor, slot_grad: Tensor, target: Tensor, target_grad: Tensor, out: Tensor, add: bool) -> None:
+    """out[row] (+)= sums of the slots' and targets' gradients that name it, in their order."""
+    rows, order = _in_order(slots, target)
     width = next_power(out.shape[1])
     add_slots_kernel[(out.shape[0],)](
-        order.values, order.indices, slots, out, rows.numel(), rows.numel().bit_length(),
+        rows, order, slot_grad, target_grad, out, len(slots), len(rows), len(rows).bit_length(),
         D=out.shape[1], WIDTH=width, SLOTS=max(1, min(32, 8192 // width)), ADD=add,
     )  # fmt: skip
 
@@ -180,7 +197,7 @@ def _table_gradient(
 ) -> Tensor:  # fmt: skip
     if slots.rows is None:
         out = _slot_gradients(query, table, target, log_sum, grad, slots, scale)
-        _add_slots(target, target_grad, out, add=True)
+        _add_slots(target[:0], target_grad[:0], target, target_grad, out, add=True)
         return out
     out = torch.empty_like(table)
     if slots.own:
@@ -190,10 +207,10 @@ def _table_gradient(
             slots.num_slots, flat.values.numel(), flat.values.numel().bit_length(), *scale.arguments, PAIRS=16,
             **_own_options(query, slots, scale),
         )  # fmt: skip
-        _add_slots(target, target_grad, out, add=True)
+        _add_slots(target[:0], target_grad[:0], target, target_grad, out, add=True)
         return out
     negative_grad = _slot_gradients(query, table, target, log_sum, grad, slots, scale)
-    _add_slots(torch.cat([slots.rows, target]), torch.cat([negative_grad, target_grad]), out, add=False)
+    _add_slots(slots.rows, negative_grad, target, target_grad, out, add=False)
     return out
 
 

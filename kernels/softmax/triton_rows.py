@@ -39,23 +39,55 @@ def through_norm(grad, x, inverse, eps, NORMALIZE: tl.constexpr):
     return result
 
 
-@triton.jit(do_not_specialize=["num_slots", "num_steps"])
+@triton.jit
+def named_row(slots_ptr, targets_ptr, place, num_slots, num_names):
+    """The row that a place of (slots, then targets) names, int32."""
+    is_slot = place < num_slots
+    slot = tl.load(slots_ptr + place, mask=is_slot, other=0)
+    target = tl.load(targets_ptr + place - num_slots, mask=(place >= num_slots) & (place < num_names), other=0)
+    return tl.where(is_slot, slot, target).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_names"])
+def order_kernel(
+    slots_ptr, targets_ptr, sorted_ptr, order_ptr, num_slots, num_names, BLOCK: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
+    """A stable sort of few names, by counting for each those that go before it: one launch instead of a sort's seven.
+
+    ``sorted`` int32 rows, ``order`` int32 places.
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = named_row(slots_ptr, targets_ptr, place, num_slots, num_names)
+    rank = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, num_names, CHUNK):
+        other_place = first + tl.arange(0, CHUNK)
+        other = named_row(slots_ptr, targets_ptr, other_place, num_slots, num_names)[None, :]
+        goes_before = (other < row[:, None]) | ((other == row[:, None]) & (other_place[None, :] < place[:, None]))
+        rank += tl.sum((goes_before & (other_place < num_names)[None, :]).to(tl.int32), 1)
+    tl.store(sorted_ptr + rank, row, mask=place < num_names)
+    tl.store(order_ptr + rank, place, mask=place < num_names)
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_names", "num_steps"])
 def add_slots_kernel(
-    sorted_ptr, order_ptr, slots_ptr, out_ptr, num_slots, num_steps,
+    sorted_ptr, order_ptr, slot_grad_ptr, target_grad_ptr, out_ptr, num_slots, num_names, num_steps,
     D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """out[row] (+)= the sum of the slots that name the row; ``sorted`` int64 rows, ``order`` their slots."""
+    """out[row] (+)= the sum of the slots' and targets' gradients that name the row, in their order."""
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     ends = row - 1 + tl.arange(0, 2)
-    ends = count_at_most(sorted_ptr, num_slots, ends.to(tl.int64), num_steps)
+    ends = count_at_most(sorted_ptr, num_names, ends.to(tl.int64), num_steps)
     first, last = tl.min(ends, 0), tl.max(ends, 0)
     place = out_ptr + row.to(tl.int64) * D + column
     total = tl.zeros([WIDTH], tl.float32)
     for start in range(first, last, SLOTS):
-        slot = start + tl.arange(0, SLOTS)
-        source = tl.load(order_ptr + slot, mask=slot < last, other=0)
-        total += tl.sum(load_vectors(slots_ptr, source, slot < last, D, WIDTH).to(tl.float32), 0)
+        name = start + tl.arange(0, SLOTS)
+        source = tl.load(order_ptr + name, mask=name < last, other=0)
+        is_slot = source < num_slots
+        grad = load_vectors(slot_grad_ptr, source, (name < last) & is_slot, D, WIDTH).to(tl.float32)
+        grad += load_vectors(target_grad_ptr, source - num_slots, (name < last) & (is_slot == 0), D, WIDTH)
+        total += tl.sum(grad, 0)
     if ADD:
         if first < last:
             total += tl.load(place, mask=column < D, other=0.0).to(tl.float32)
