@@ -45,6 +45,17 @@ def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
     return bool(np.isin(back, starts_B1).all())
 
 
+def _joined(size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Int64:
+    """Times of queries, of keys, and offsets, each repeated at its end to the padded number of tokens or users."""
+    num_tokens, num_offsets = size[0], size[1] + 1
+    joined = np.empty(2 * num_tokens + num_offsets, np.int64)
+    parts = joined[:num_tokens], joined[num_tokens : 2 * num_tokens], joined[2 * num_tokens :]
+    for part, values in zip(parts, (query_time_T, key_time_T, offsets_B1), strict=True):
+        part[: len(values)] = values
+        part[len(values) :] = values[-1]
+    return joined
+
+
 class _Layers(nn.Module):
     """What a graph is made of: it owns the layers' weights and no others."""
 
@@ -54,7 +65,10 @@ class _Layers(nn.Module):
         self._encode = (model.encode,)  # in a tuple, or the whole model's weights would be this module's
         self._backend = backend
 
-    def forward(self, x_TM: Tensor, offsets_B1: Tensor, query_time_T: Tensor, key_time_T: Tensor) -> Tensor:
+    def forward(self, x_TM: Tensor, batch: Tensor) -> Tensor:
+        """``batch``: times of queries, times of keys, offsets, one behind the other."""
+        size = len(x_TM)
+        query_time_T, key_time_T, offsets_B1 = batch[:size], batch[size : 2 * size], batch[2 * size :]
         return self._encode[0](x_TM, offsets_B1, query_time_T, key_time_T, in_order=True, backend=self._backend)
 
 
@@ -71,20 +85,19 @@ class PaddedEncoder:
         self._pool: Any = None
 
     def __call__(self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Tensor:
-        """(T, M) → (T, M); offsets and times on the host, where padding costs no launch."""
+        """(T, M) → (T, M); offsets and times on the host, where padding costs no launch; they travel together."""
         num_tokens, num_users = len(x_TM), len(offsets_B1) - 1
         if num_tokens == 0:
             return x_TM
         size = padded_size(num_tokens, LEAST_TOKENS), padded_size(num_users, LEAST_USERS)
-        more = size[0] - num_tokens
-        padded = F.pad(x_TM, (0, 0, 0, more))
-        host = (
-            np.pad(offsets_B1, (0, size[1] - num_users), mode="edge"),
-            np.pad(query_time_T, (0, more), mode="edge"),
-            np.pad(key_time_T, (0, more), mode="edge"),
-        )
-        rest = tuple(torch.from_numpy(array).to(self._device) for array in host)
-        return self._encoder(size, (padded, *rest))(padded, *rest)[:num_tokens]
+        padded = F.pad(x_TM, (0, 0, 0, size[0] - num_tokens))
+        batch = self._on_device(_joined(size, offsets_B1, query_time_T, key_time_T))
+        return self._encoder(size, (padded, batch))(padded, batch)[:num_tokens]
+
+    def _on_device(self, values: Int64) -> Tensor:
+        """One copy, from memory that the GPU reads by itself: the host does not wait for it."""
+        host = torch.from_numpy(values)
+        return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
 
     def _encoder(self, size: tuple[int, int], example: tuple[Tensor, ...]) -> Encode:
         if size not in self._encoders:
