@@ -50,7 +50,7 @@ test-gpu: ## the kernels and the trainer on a GPU, against their references
 bench: $(BIN)/python ## side-by-side measurements on this machine (BENCH=kernels, stream; BENCH_ARGS=--quick)
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
 
-bench-gpu: ## every GPU measurement in one run of under ten minutes; writes $(RESULTS)/gpu.json as it goes
+bench-gpu: ## every GPU measurement in one run of five minutes; writes $(RESULTS)/gpu.json as it goes
 	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS)
 
 demo: $(BIN)/python ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,12 @@ def synthetic_examples(
                 replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest, newest_record_ms=newest,
             )  # fmt: skip
             number += 1
+
+
+def live_examples(num_users: int, num_items: int, before: int) -> Iterator[Any]:
+    """One new interaction of each user after another, with ``before`` earlier ones each time: live traffic."""
+    turns = synthetic_examples(num_users, num_items, 100 * before, before, 1, 10 * before)
+    yield from (example for example in turns if example.first_new_index >= before)
 
 
 def build_library() -> None:
@@ -102,7 +109,7 @@ def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch:
         learner.step(each)
     _synchronize(clock)
     began, events, tokens, steps = time.perf_counter(), 0, 0, 0
-    deadline = began + max(3.0, min(10.0, clock.left_s / 10))
+    deadline = began + max(2.0, min(5.0, clock.left_s / 20))
     for each in batches[warm:-3] if len(batches) > 6 else batches[warm:]:
         report = learner.step(each)
         events, tokens, steps = events + report.num_targets, tokens + report.num_tokens, steps + 1
@@ -123,3 +130,41 @@ def _pass(clock: Clock, name: str, learner: Any, examples: Iterator[Any], batch:
 def _synchronize(clock: Clock) -> None:
     if not clock.rehearsal:
         torch.cuda.synchronize()
+
+
+def live_steps(clock: Clock) -> Iterator[Row]:
+    """Steps as live traffic wants them: one target each of few users, predicted, counted, learned, and the next."""
+    build_library()
+    from trainer.config import ModelConfig, TrainerConfig
+    from trainer.step import Learner
+
+    model, before = ModelConfig(), 200
+    if clock.rehearsal:
+        model, before = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16,
+                                    item_width=16, num_positions=32, num_time_buckets=8, max_context=8), 2  # fmt: skip
+    torch.set_float32_matmul_precision("high")
+    for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
+        for graphs in (False, True):
+            config = TrainerConfig(
+                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs,
+                float32_matmul_precision="high",
+            )  # fmt: skip
+            learner = Learner(model, config, clock.device)
+            examples = live_examples(users, 3706, before)
+            batches = [
+                list(islice(examples, users)) for _ in range(2 if clock.rehearsal or clock.compiles_only else 40)
+            ]
+            for each in batches[:5]:
+                learner.step(each)
+            _synchronize(clock)
+            began = time.perf_counter()
+            for each in batches[5:] or batches[:1]:
+                learner.step(each)
+            _synchronize(clock)
+            ms = (time.perf_counter() - began) / max(1, len(batches) - 5) * 1e3
+            name = f"live step, {users} targets of {users} users, 200 before each, d 64, 2 layers"
+            how = ", CUDA graphs" if graphs else ""
+            most = 1.5 if users == 32 and graphs else None
+            yield row(f"{name}{how}", ms, "ms", most, f"{users / ms * 1e3:,.0f} interactions/s", at_most=True)
+            if goal and graphs:
+                yield row("  interactions a second", users / ms * 1e3, "1/s", goal)

@@ -21,11 +21,11 @@ from bench.gpu_report import Clock, Row, row
 from trainer.graph import padded_size
 
 ATTENTION = ("attention_forward_kernel", "query_gradient_kernel", "key_gradient_kernel", "bias_gradient_kernel",
-             "fold_positions_kernel", "position_table_kernel")  # fmt: skip
-TABLES = ("plan_kernel", "extremes_kernel", "ranges_kernel", "near_kernel", "bounds_kernel")
+             "time_gradient_kernel", "unfold_kernel", "fold_positions_kernel", "position_table_kernel")  # fmt: skip
+TABLES = ("plan_kernel", "order_blocks_kernel", "extremes_kernel", "ranges_kernel", "near_kernel", "bounds_kernel")
 GEMM = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK", "gemv")
 OURS = ("shared_", "loss_kernel", "finish_kernel", "add_slots", "adagrad", "norm", "gate", "silu", "residual",
-        "add_programs", "count_kernel", "rank_kernel", "key_kernel")  # fmt: skip
+        "add_programs", "order_kernel", "count_kernel", "rank_kernel", "key_kernel")  # fmt: skip
 
 
 def kind_of(kernel: str) -> str:
@@ -129,7 +129,7 @@ def against_eager(clock: Clock) -> Iterator[Row]:
         busy = sum(by_kind.values())
         idle = 100 * max(0.0, 1 - busy / ours_ms)
         yield row("  GPU idle share", idle, "%", note=f"device {busy:.2f} ms: {described(by_kind)}")
-        eager_ms = clock.median_ms(partial(step.run, False), repeats=5)
+        eager_ms = clock.median_ms(partial(step.run, False), repeats=1)
         yield row("  against eager PyTorch, padded", eager_ms / ours_ms, "x", 10, f"eager {eager_ms:.2f} ms")
         try:
             with patch("kernels.layer.check_offsets", lambda *_: None):  # it reads offsets where that costs nothing
@@ -171,6 +171,6 @@ def against_compiled(clock: Clock) -> Iterator[Row]:
         ours_ms = OURS_MS.get(name) or clock.median_ms(partial(step.run, True))
         if not clock.rehearsal:
             step.compile()
-        compiled_ms = clock.median_ms(partial(step.run, False), repeats=5)
+        compiled_ms = clock.median_ms(partial(step.run, False), repeats=1)
         note = f"{name.split(' (')[0]}: compiled {compiled_ms:.2f} ms, ours {ours_ms:.2f}"
         yield row("step against torch.compile, padded", compiled_ms / ours_ms, "x", 4, note)

@@ -21,7 +21,7 @@ from typing import Any
 RESULT = "gpu.json"
 BROKEN = 3
 """A worker's exit code: the GPU's context cannot be used any more."""
-WARM_S = 120.0
+WARM_S = 75.0
 START_S = 120.0
 """A worker that has not begun a section by then never will."""
 GRACE_S = 30.0
@@ -124,7 +124,7 @@ def supervise(sections: Sequence[Section], folder: Path, rehearse: bool, deadlin
     (folder / RESULT).unlink(missing_ok=True)
     plan: dict[str, Any] = {"deadline": deadline, "warm": False, "facts": facts(rehearse)}
     left = list(sections)
-    if not rehearse and deadline - time.time() > 120:
+    if not rehearse and deadline - time.time() > 90:
         print(f"-- compiled beforehand: {_warm(sections, plan):.0f} s", flush=True)
     while left and time.time() < deadline + GRACE_S:
         ended = _watch(_start(left, folder, plan, rehearse), {each.name: each for each in left}, folder, deadline)
