@@ -15,10 +15,12 @@ RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashe
 COPY pyproject.toml README.md LICENSE ./
 COPY headrace headrace
 COPY kernels kernels
+COPY model model
 COPY serving serving
 COPY state state
 COPY stream stream
 COPY trainer trainer
+COPY wire wire
 COPY schema schema
 # The kernels hold a path for each processor generation and choose at run time: the image runs on any x86-64 machine.
 RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editable . && /venv/bin/python -m kernels.build

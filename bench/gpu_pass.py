@@ -20,7 +20,7 @@ def synthetic_examples(
     num_users: int, num_items: int, mean_length: int, max_context: int, num_new: int, longest: int
 ) -> Iterator[Any]:
     """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
-    from state.example import Example, Interactions
+    from wire.example import Example, Interactions
 
     generator = np.random.Generator(np.random.Philox(3))
     lengths = np.minimum((mean_length * generator.lognormal(-0.3, 0.8, num_users)).astype(int) + 4, longest)
@@ -60,7 +60,8 @@ def build_library() -> None:
 def single_pass(clock: Clock) -> Iterator[Row]:
     """The trainer's own step over MovieLens-sized and over long synthetic users."""
     build_library()
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     plans = {

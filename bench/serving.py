@@ -23,6 +23,7 @@ import torch
 import uvicorn
 
 from bench.timing import Row, row, take_turns
+from model.config import ModelConfig
 from serving.config import ServingConfig
 from serving.engine import Ask, Engine
 from serving.histories import Histories
@@ -30,13 +31,13 @@ from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.service import Service
 from serving.tables import TableSet
-from state.codec import encode_example, no_interactions
-from state.example import Example, Interactions
-from state.hashing import item_hash
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import Manifest, TableRows, Version
+from wire.example import Example, Interactions
+from wire.example_codec import encode_example, no_interactions
+from wire.hashing import item_hash
+from wire.weights import Manifest, TableRows, Version
 
 NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
 START_MS = 1_700_000_000_000

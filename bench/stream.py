@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from headrace.logs import configure_logs
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
+from state.config import StoreConfig
 from state.store import PartitionStore
 from stream.config import StreamConfig
 from stream.producer import BatchConfig
@@ -31,6 +31,7 @@ from stream.simulate import KINDS, World, WorldConfig
 from stream.topics import ensure_topics
 from stream.worker import Worker
 from tests.brokers import start_broker
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 
 NUM_PARTITIONS = 4
 

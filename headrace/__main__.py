@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -181,25 +181,17 @@ def main() -> None:
         # The reader of a pipe has gone (`headrace lag --json | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except _mendable() as error:
+    except Exception as error:
+        if not _is_user_facing(error):
+            raise
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """The errors of the rooms that say what to do; only of those that are loaded, so that --help stays quick."""
-    names = {
-        "headrace.reader": "ReadError",
-        "headrace.dataset": "DatasetError",
-        "headrace.broker": "BrokerError",
-        "state.errors": "StateError",
-        "stream.producer": "ProducerError",
-        "stream.clients": "BrokerAbsent",
-        "stream.topics": "TopicsMismatch",
-        "kafka.errors": "KafkaError",
-    }
-    found: list[Any] = [getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules]
-    return tuple(found)
+def _is_user_facing(error: Exception) -> bool:
+    """Whether the message says what to do. The modules are loaded already where such an error was raised."""
+    known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
+    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
 
 
 if __name__ == "__main__":

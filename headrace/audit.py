@@ -23,12 +23,12 @@ from headrace.ledger import PlanLedger, SequenceLedger, Violations, first_of, jo
 from headrace.reader import connect, read, spans
 from headrace.recount import Recount
 from headrace.report import Check, Report, print_report
-from state.codec import decode_example
-from state.errors import CodecError
-from state.example import Interactions
-from state.status import PartitionStatus, WorkerStatus, decode_status
-from state.topics import Topics
-from trainer.version import VersionAssembler
+from wire.errors import CodecError
+from wire.example import Interactions
+from wire.example_codec import decode_example
+from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.topics import Topics
+from wire.weights import VersionAssembler
 
 
 class Audit:

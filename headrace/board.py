@@ -14,8 +14,8 @@ from kafka.errors import KafkaError
 
 from headrace.config import Settings
 from headrace.reader import ReadError, connect, follow
-from state.status import PartitionStatus, WorkerStatus, decode_status
-from state.topics import Topics
+from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.topics import Topics
 
 IDLE_AFTER_S = 3.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")

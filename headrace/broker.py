@@ -20,11 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from wire.errors import HeadraceError
+
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 
 
-class BrokerError(RuntimeError):
+class BrokerError(HeadraceError):
     """The embedded broker is not there, did not start or went away; the message says what to do."""
 
 

@@ -27,10 +27,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.client import check_client
+from model.config import ModelConfig
 from serving.config import ServingConfig
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
+from state.config import StoreConfig
 from stream.config import StreamConfig
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
+from wire.errors import ConfigError
 
 DEFAULT_PATH = Path("headrace.toml")
 PREFIX = "HEADRACE_"
@@ -57,10 +60,6 @@ EXPECTED = {
     "string_type": "a string",
     "tuple_type": "a list",
 }
-
-
-class ConfigError(ValueError):
-    """A wrong key or value; the message is one line that names it and says what would be right."""
 
 
 class _Environment(EnvSettingsSource):

@@ -15,13 +15,15 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wire.errors import HeadraceError
+
 WHEEL = "recbole==1.2.1"
 WHEEL_HASH = "sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 INSIDE = "recbole/dataset_example/ml-100k/"
 NAME = "ml-100k"
 
 
-class DatasetError(RuntimeError):
+class DatasetError(HeadraceError):
     """The data set is missing or cannot be read; the message says what to do."""
 
 

@@ -26,22 +26,19 @@ from rich.console import Console
 
 from headrace.audit import audit
 from headrace.board import Board, Follower
-from headrace.broker import BrokerError, EmbeddedBroker, free_port
+from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
-from headrace.processes import ChildError, DeadlineError, Family
-from headrace.reader import ReadError
+from headrace.processes import Family
 from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
 from headrace.summary import summarise, tell
-from headrace.taste import Crowd, Server, ServerError, Taste, choose, learned, new_actions
-from state.errors import FileError
-from state.files import read_actions
-from state.topics import topics_of
-from stream.clients import BrokerAbsent
-from stream.producer import ProducerError
+from headrace.taste import Crowd, Server, Taste, choose, learned, new_actions
+from stream.files import read_actions
 from stream.replay import ReplayReport, send_actions
-from stream.topics import TopicsMismatch, ensure_topics
+from stream.topics import ensure_topics
+from wire.errors import HeadraceError
+from wire.topics import topics_of
 
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
@@ -49,8 +46,6 @@ LEARN_TIMEOUT_S = 90.0
 MIN_AHEAD, AHEAD_S = 1_000, 2.0
 """The replay waits when this many actions, and more than the trainer learns in so many seconds, wait to be learned."""
 FRAME_S = 0.25
-ERRORS = (BrokerAbsent, BrokerError, ChildError, DatasetError, DeadlineError, FileError, KafkaError, ProducerError)
-MENDABLE = (*ERRORS, ReadError, ServerError, TopicsMismatch)
 
 
 def run_demo(
@@ -71,7 +66,7 @@ def run_demo(
     except KeyboardInterrupt:
         print("\nheadrace: stopped; everything that was started has ended", file=sys.stderr)
         return 130
-    except MENDABLE as error:
+    except (HeadraceError, KafkaError) as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 1
 

@@ -17,7 +17,7 @@ from headrace.board import Board
 from headrace.config import Settings
 from headrace.reader import connect, follow
 from headrace.screen import lags, seconds, tables
-from state.topics import Topics
+from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from state.example import Example, Interactions
-from state.log import ExampleLog, Verdict
-from trainer.version import Manifest
+from wire.example import Example, Interactions
+from wire.example_log import ExampleLog, Verdict
+from wire.weights import Manifest
 
 MAX_SHOWN = 20
 

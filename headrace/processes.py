@@ -13,16 +13,17 @@ from types import TracebackType
 from typing import Self
 
 from headrace.broker import ends_with_parent
+from wire.errors import HeadraceError
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
 
 
-class ChildError(RuntimeError):
+class ChildError(HeadraceError):
     """A process that should run has ended; the message holds the end of its log."""
 
 
-class DeadlineError(RuntimeError):
+class DeadlineError(HeadraceError):
     """Something that was waited for did not happen in time; the message says what."""
 
 

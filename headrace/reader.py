@@ -10,13 +10,14 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
+from wire.config import KafkaConfig
+from wire.errors import HeadraceError
 
 POLL_MS = 200
 STALL_S = 60.0
 
 
-class ReadError(RuntimeError):
+class ReadError(HeadraceError):
     """A broker or a topic that should be there is not; the message says what to do."""
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from headrace.ledger import newest
-from state.action import Action, Rejection, Tick, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Counts, Interactions
-from state.partitioner import partition_of
 from state.sequencer import Sequencer
+from wire.action import Action, Rejection, Tick, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Counts, Interactions
+from wire.partitioner import partition_of
 
 DRAIN_EVERY = 512
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from wire.errors import HeadraceError
+
 NUM_SHOWN = 10
 NUM_NEW = 5
 NUM_OTHERS = 25
@@ -53,7 +55,7 @@ class Taste:
     """From sending the new actions to the first answer by weights that have learned them."""
 
 
-class ServerError(RuntimeError):
+class ServerError(HeadraceError):
     """The server does not answer as it should; the message says how."""
 
 

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.reader import connect, spans
-from state.topics import topics_of
 from stream.topics import departures, ensure_topics
+from wire.topics import topics_of
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:

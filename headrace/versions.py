@@ -10,9 +10,9 @@ from rich.table import Table
 
 from headrace.config import Settings
 from headrace.reader import connect, read, spans
-from state.topics import Topics
-from trainer.errors import VersionError
-from trainer.version import Manifest, decode_manifest, record_kind
+from wire.errors import VersionError
+from wire.topics import Topics
+from wire.weights import Manifest, decode_manifest, record_kind
 
 
 def manifests(settings: Settings) -> list[Manifest]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.config import load_settings
 from headrace.logs import configure_logs
+from wire.errors import HeadraceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,13 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.bootstrap:
         kafka = dataclasses.replace(settings.kafka, bootstrap=options.bootstrap)
         settings = settings.model_copy(update={"kafka": kafka})
-    from serving.errors import ServingError
     from serving.process import run_server
 
     configure_logs()
     try:
         return run_server(settings)
-    except ServingError as error:
+    except HeadraceError as error:
         print(f"headrace serving: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving.holder import VersionHolder
-from state.config import KafkaConfig
-from state.status import ServerStatus, encode_status
+from wire.config import KafkaConfig
+from wire.status import ServerStatus, encode_status
 
 logger = logging.getLogger(__name__)
 

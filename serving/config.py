@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.errors import ConfigError
+from wire.checks import expect
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
-
-
-def _expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +55,15 @@ class ServingConfig:
     access_log: bool = False
 
     def __post_init__(self) -> None:
-        _expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
-        _expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
-        _expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
-        _expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
-        _expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
+        expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
+        expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
+        expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
+        expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
+        expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
         for key in ("num_threads", "num_workers", "max_batch", "max_waiting", "max_k", "max_candidates", "max_history",
                     "max_body_bytes", "candidates_per_pass", "history_bytes", "replay_after_s",
                     "connect_timeout_s", "drain_timeout_s", "status_every_s"):  # fmt: skip
             value = getattr(self, key)
-            _expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
-        _expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
-        _expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")
+            expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
+        expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
+        expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import top_k
+from model.config import ModelConfig
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import ITEMS, Columns, KeysValues
-from state.example import Example, Interactions
-from trainer.config import ModelConfig
+from wire.example import Example, Interactions
 
 Int64 = NDArray[np.int64]
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """What a server can refuse or stop for.
 
     ServingError
-    ├── ConfigError      a value of the configuration is not usable
     ├── StartError       the server cannot start (broker away, port in use, no such device); the process ends with 1
     ├── NotReadyError    no version has arrived yet: 503
     ├── OverloadedError  more requests wait than `max_waiting`: 503
@@ -14,13 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from wire.errors import HeadraceError
 
-class ServingError(Exception):
+
+class ServingError(HeadraceError):
     """The base of everything above."""
-
-
-class ConfigError(ServingError, ValueError):
-    """A configuration value is out of range; names the key, the value and what would be right."""
 
 
 class StartError(ServingError):

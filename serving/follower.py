@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from serving.broker import POLL_MS, partitions_of
 from serving.histories import Histories
+from wire.kafka.following import POLL_MS, partitions_of
 
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000

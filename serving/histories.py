@@ -15,10 +15,10 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from state.codec import decode_example
-from state.errors import CodecError
-from state.example import CLOCK_START_MS, Example
-from state.log import ExampleLog, Verdict
+from wire.errors import CodecError
+from wire.example import CLOCK_START_MS, Example
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
 
 ENTRY_BYTES = 200
 """What an entry costs beside its record and its user's name: dictionary slot and object headers."""

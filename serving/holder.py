@@ -16,7 +16,7 @@ import torch
 
 from serving.network import ITEMS, Network
 from serving.tables import Derive, TableSet
-from trainer.version import Manifest, TableRows, Version
+from wire.weights import Manifest, TableRows, Version
 
 Change = tuple[Mapping[str, TableRows], bool]
 """A version's rows, and whether it is a base."""

@@ -1,6 +1,6 @@
 """The model of one version as a server computes it: tokens in, cached keys and values kept, outputs out (M-FALCON).
 
-The formulas are the trainer's (`trainer.model.HSTU`) and the kernels'; what is here is the order of work that caching
+The formulas are the trainer's (`model.hstu.HSTU`) and the kernels'; what is here is the order of work that caching
 allows. "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.4: keys and values of a history are
 computed once, and many candidates are scored against them.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kernels import BucketCache, LayerParams, TimeBuckets, delta_attention, top_k
 from kernels.layer import hstu_layer_output, hstu_layer_project
+from model.config import ModelConfig
+from model.hstu import HSTU, Layer
 from serving.tables import Derive, TableSet, tensor_of
-from trainer.config import ModelConfig
-from trainer.model import HSTU, Layer
-from trainer.version import Manifest
+from wire.weights import Manifest
 
 Int64 = NDArray[np.int64]
 ITEMS, DOMAINS, FEATURES = "items", "domains", "features"

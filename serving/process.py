@@ -15,7 +15,6 @@ import torch
 import uvicorn
 
 from serving.announcer import Announcer
-from serving.broker import connect
 from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.follower import HistoryFollower
@@ -24,8 +23,10 @@ from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
-from state.config import KafkaConfig
-from state.topics import Topics
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
+from wire.kafka.following import connect
+from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FETCH_BYTES = 8 << 20
@@ -94,13 +95,13 @@ def run_server(settings: Any) -> int:
 
 @contextlib.contextmanager
 def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str) -> Iterator[Service]:
-    """A service that follows its topics until the block ends. Raises `StartError` when the broker does not answer."""
+    """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, max_partition_fetch_bytes=WEIGHTS_FETCH_BYTES)
     try:
         sequences = connect(kafka, config.connect_timeout_s, max_poll_records=5000)
-    except StartError:
+    except BrokerUnavailable:
         weights.close()
         raise
     service = Service(config, holder, Histories(config.history_bytes))

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.batcher import Answered, Batcher
-from serving.broker import Contact
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
 from serving.engine import Ask, Engine
@@ -22,8 +21,9 @@ from serving.holder import HeldVersion, VersionHolder
 from serving.messages import HistoryEntry, RankRequest, RecommendRequest
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.subscriber import Counters
-from state.example import CLOCK_START_MS, Interactions
-from state.hashing import canonical, item_hash
+from wire.example import CLOCK_START_MS, Interactions
+from wire.hashing import canonical, item_hash
+from wire.kafka.following import Contact
 
 HELP = {
     "headrace_freshness_seconds": "Age of the newest action that the served weights have learned from.",

@@ -19,10 +19,10 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from serving.broker import POLL_MS, Contact, partitions_of
 from serving.holder import VersionHolder
-from trainer.errors import TrainerError, VersionError
-from trainer.version import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
+from wire.errors import HeadraceError, VersionError
+from wire.kafka.following import POLL_MS, Contact, partitions_of
+from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
 SCAN_RECORDS = 64
@@ -215,7 +215,7 @@ class WeightsSubscriber(threading.Thread):
             return False
         try:
             self.holder.stage(version)
-        except (TrainerError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
             self.counters.num_refused += 1
             self._note(f"{name} does not fit this build, and is not served: {error}")
             return True

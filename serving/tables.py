@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap
-from trainer.version import TableRows
+from wire.weights import TableRows
 
 Int64 = NDArray[np.int64]
 Derive = Callable[[Tensor], Tensor]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from state.config import ActionConfig, SequenceConfig
 from state.errors import StoreCorrupt, StoreMismatch
-from state.example import CLOCK_START_MS, ZERO_COUNTS, Counts
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import CLOCK_START_MS, ZERO_COUNTS, Counts
 
 LAYOUT = 1
 

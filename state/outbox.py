@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import msgspec
 from rocksdict import WriteBatch
 
-from state.action import Rejection
-from state.codec import restamp, unpack
 from state.database import Database
-from state.errors import CodecError
 from state.meta import corrupt
+from wire.action import Rejection
+from wire.errors import CodecError
+from wire.example_codec import restamp, unpack
 
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"

@@ -33,10 +33,10 @@ from dataclasses import dataclass, field
 from rocksdict import WriteBatch
 
 from state.database import Database
-from state.example import Example
-from state.log import ExampleLog, Verdict
 from state.sequencer import Sequencer
 from state.shelf import Shelf
+from wire.example import Example
+from wire.example_log import ExampleLog, Verdict
 
 _BATCH_USERS = 500
 

@@ -25,15 +25,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, MutableSequence
 from enum import Enum
 
-from state.action import Action
-from state.codec import MAX_NAMES_BYTES, Header, view
-from state.config import ActionConfig, SequenceConfig
-from state.example import CLOCK_START_MS, Counts, Example
 from state.names import Names
 from state.user import Open, User
+from wire.action import Action
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import CLOCK_START_MS, Counts, Example
+from wire.example_codec import MAX_NAMES_BYTES, Header, view
 
 Draft = tuple[Header, bytes]
-"""A numbered example before its bytes: `state.codec.pack` makes the record, `state.codec.view` the `Example`."""
+"""A numbered example before its bytes: `pack` makes the record, `view` the `Example` (`wire.example_codec`)."""
 
 
 class Outcome(Enum):

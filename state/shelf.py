@@ -17,12 +17,12 @@ from collections.abc import Iterable
 import msgspec
 from rocksdict import WriteBatch
 
-from state.config import ActionConfig, SequenceConfig
 from state.database import Database
 from state.errors import StoreMismatch
-from state.example import Example
 from state.meta import corrupt
 from state.user import User
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
 
 _HELD = struct.Struct("<qqq")
 

@@ -18,20 +18,21 @@ from pathlib import Path
 import msgspec
 from rocksdict import WriteBatch
 
-from state.action import Action, Rejection, Tick, decode_record
-from state.codec import pack
-from state.config import ActionConfig, SequenceConfig, StoreConfig, check_sizes
+from state.config import StoreConfig
 from state.database import Database
-from state.example import Counts, Example
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
 from state.outbox import Outbox, OutboxEntry, stored_dead_letter, stored_example
-from state.partitioner import partition_of
 from state.restore import Restored, adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.shelf import Shelf
-from state.status import PartitionStatus
 from state.user import User
+from wire.action import Action, Rejection, Tick, decode_record
+from wire.config import ActionConfig, SequenceConfig, check_sizes
+from wire.example import Counts, Example
+from wire.example_codec import pack
+from wire.partitioner import partition_of
+from wire.status import PartitionStatus
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
@@ -102,7 +103,7 @@ class PartitionStore:
         """Open the database in the folder ``path``, made if it is not there.
 
         With ``num_partitions``, users that do not hash to ``partition`` are refused. ``topic`` names the source in dead
-        letters. Raises `state.errors.StoreError` (its children say what is the matter).
+        letters. Raises `wire.errors.StoreError` (its children say what is the matter).
         """
         return cls(
             Path(path), partition, action or ActionConfig(), sequence or SequenceConfig(), store or StoreConfig(),
@@ -293,7 +294,7 @@ class PartitionStore:
 
     def restore(self, examples: Iterable[Example]) -> int:
         """Start again from the partition's records in the sequences topic, read from its beginning: wipe the database,
-        take each user's newest example. Returns how many were accepted (`state.log.ExampleLog`).
+        take each user's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
 
         Afterwards apply the actions behind `applied_offset`, which lies before what the lost store had reached. Takes
         as much memory as one example. A crash in the middle leaves a store that `is_new`.

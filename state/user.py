@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from state.example import Example
+from wire.example import Example
 
 
 class Open(msgspec.Struct, array_like=True):

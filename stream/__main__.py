@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.config import load_settings
+from wire.errors import HeadraceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,18 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(_run(options, settings))
     except KeyboardInterrupt:
         return 130
-    except _mendable() as error:
+    except HeadraceError as error:
         print(f"headrace stream: {error}", file=sys.stderr)
         return 1
-
-
-def _mendable() -> tuple[type[Exception], ...]:
-    from state.errors import StateError
-    from stream.clients import BrokerAbsent
-    from stream.producer import ProducerError
-    from stream.topics import TopicsMismatch
-
-    return StateError, BrokerAbsent, ProducerError, TopicsMismatch
 
 
 def _run(options: argparse.Namespace, settings: Any) -> int:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import faust
 from faust.types import TP
 
-from state.config import KafkaConfig
 from state.errors import StoreError
-from state.topics import Topics
-from stream.clients import faust_options
 from stream.config import StreamConfig
+from wire.config import KafkaConfig
+from wire.kafka.options import faust_options
+from wire.topics import Topics
 
 
 class Record(NamedTuple):

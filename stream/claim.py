@@ -14,16 +14,16 @@ from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
 
-from state.codec import decode_example, encode_example, fence
-from state.config import KafkaConfig
 from state.errors import StoreMismatch
-from state.example import Example
-from state.log import ExampleLog, Verdict
 from state.store import PartitionStore
-from state.topics import Topics, fence_key
-from stream.clients import sync_options
 from stream.config import Settings
 from stream.logs import log
+from wire.config import KafkaConfig
+from wire.example import Example
+from wire.example_codec import decode_example, encode_example, fence
+from wire.example_log import ExampleLog, Verdict
+from wire.kafka.options import sync_options
+from wire.topics import Topics, fence_key
 
 WriteFence = Callable[[int, bytes, bytes], int]
 """Writes (partition, key, value) to the sequences topic and returns the offset that the broker gave it."""
@@ -68,7 +68,7 @@ def claim(
     """Take a partition; ``store`` is the one already open, or None. Blocks: run it in a thread, which ends early when
     ``closing`` is set.
 
-    Raises `state.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
+    Raises `wire.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
     """
 
     def reader(start: int) -> _Reader:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
+from state.config import StoreConfig
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """The worker's own settings; what an action is and where state lives are `state.config`'s."""
+    """The worker's own settings; what an action is and where state lives are `wire.config`'s."""
 
     group: str = ""
     """Consumer group; empty means ``<kafka.prefix>-stream``."""

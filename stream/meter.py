@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from state.example import Counts
-from state.status import PartitionStatus
-
-
-class MetricsPortTaken(OSError):
-    """The port of the metrics is in use."""
+from stream.errors import MetricsPortTaken
+from wire.example import Counts
+from wire.status import PartitionStatus
 
 
 class Meter:

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from state.action import tick_record
-from state.status import PartitionStatus
 from state.store import PartitionStore
 from stream.app import Record, record_of
 from stream.claim import Claim, claim
-from stream.clients import BROKER_ERRORS
 from stream.logs import log
-from stream.reader import read_range
 from stream.relay import Fenced, Relay
+from wire.action import tick_record
+from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.ranges import read_range
+from wire.status import PartitionStatus
 
 if TYPE_CHECKING:
     from stream.worker import Worker

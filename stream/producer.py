@@ -18,15 +18,12 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from state.action import tick_record
-from state.config import KafkaConfig
-from state.hashing import canonical
-from state.partitioner import partition_of
-from stream.clients import sync_options
-
-
-class ProducerError(RuntimeError):
-    """Records that the broker did not acknowledge."""
+from stream.errors import ProducerError
+from wire.action import tick_record
+from wire.config import KafkaConfig
+from wire.hashing import canonical
+from wire.kafka.options import sync_options
+from wire.partitioner import partition_of
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError, UnsupportedVersionError
 
-from state.codec import decode_example
-from state.config import KafkaConfig
-from state.log import ExampleLog
 from state.store import OutboxEntry, PartitionStore
-from state.topics import Topics, max_letter_bytes
-from stream.clients import async_options
 from stream.logs import log
 from stream.meter import Meter
-from stream.reader import read_range
+from wire.config import KafkaConfig
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog
+from wire.kafka.options import async_options
+from wire.kafka.ranges import read_range
+from wire.topics import Topics, max_letter_bytes
 
 MAX_ENTRIES = 1_000
 """Most entries on their way at once."""

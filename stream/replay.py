@@ -10,13 +10,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig
-from state.errors import FileError
-from state.files import RATING_KINDS, read_actions
-from state.topics import Topics
 from stream.config import Settings
+from stream.errors import FileError
+from stream.files import RATING_KINDS, read_actions
 from stream.producer import ActionProducer, BatchConfig
 from stream.topics import ensure_topics
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.topics import Topics
 
 PACE_S = 0.02
 """At a rate, actions go out in steps of this length."""
@@ -89,9 +89,9 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
 
 
 def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
-    """Send the actions of a file (`state.files`) and say how it went; returns the exit status.
+    """Send the actions of a file (`stream.files`) and say how it went; returns the exit status.
 
-    Raises `state.errors.FileError` for a file whose first action the worker would refuse for its kind.
+    Raises `wire.errors.FileError` for a file whose first action the worker would refuse for its kind.
     """
     actions = read_actions(path)
     first = next(actions, None)

@@ -1,4 +1,4 @@
-"""Make the topics exist as `state.topics` says, and refuse a broker whose topics contradict it."""
+"""Make the topics exist as `wire.topics` says, and refuse a broker whose topics contradict it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from state.config import KafkaConfig
-from state.topics import Topic, topics_of
-from stream.clients import BrokerAbsent, sync_options, wait_for_broker
-
-
-class TopicsMismatch(RuntimeError):
-    """A topic exists in another shape than the configuration says."""
+from stream.errors import TopicsMismatch
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
+from wire.kafka.options import sync_options, wait_for_broker
+from wire.topics import Topic, topics_of
 
 
 def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
     """Create what is missing, check what is there; returns the names of the created topics.
 
-    Raises `BrokerAbsent` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
+    Raises `BrokerUnavailable` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
     partition count disagrees.
     """
     deadline = time.monotonic() + timeout_s
@@ -32,7 +30,7 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
             return _ensure(config, deadline)
         except KafkaError as error:
             if time.monotonic() >= deadline or not error.retriable:
-                raise BrokerAbsent(
+                raise BrokerUnavailable(
                     f"the broker at {config.bootstrap} could not say which topics it has or create them: {error!r}; "
                     "see its log, and the rights of this client"
                 ) from error
@@ -49,7 +47,7 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
             if time.monotonic() > deadline:
-                raise BrokerAbsent(
+                raise BrokerUnavailable(
                     f"the broker at {config.bootstrap} does not show topics that it created; see its log"
                 )
             time.sleep(0.05)

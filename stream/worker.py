@@ -20,19 +20,20 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
-from state.errors import StateError, StoreError, StoreLocked
-from state.status import PartitionStatus, WorkerStatus, encode_status
-from state.topics import Topics, topics_of
+from state.errors import StoreError, StoreLocked
 from stream.app import build_app
-from stream.clients import BROKER_ERRORS, BrokerAbsent, wait_for_broker
 from stream.config import Settings
 from stream.logs import log
-from stream.meter import Meter, MetricsPortTaken
+from stream.meter import Meter
 from stream.partition import Partition
-from stream.reader import end_offsets, plain_consumer
 from stream.relay import Courier
-from stream.topics import TopicsMismatch, departures, ensure_topics
+from stream.topics import departures, ensure_topics
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, HeadraceError
+from wire.kafka.options import BROKER_ERRORS, wait_for_broker
+from wire.kafka.ranges import end_offsets, plain_consumer
+from wire.status import PartitionStatus, WorkerStatus, encode_status
+from wire.topics import Topics, topics_of
 
 BEAT_S = 1.0
 """How often the worker says where it is."""
@@ -165,7 +166,9 @@ class Worker:
     def _give_up_after(self, away_since_s: float) -> None:
         patience_s = self.settings.stream.recover_timeout_s
         if time.monotonic() - away_since_s > patience_s:
-            self.fail(BrokerAbsent(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s"))
+            self.fail(
+                BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s")
+            )
 
     async def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():
@@ -228,7 +231,7 @@ def run_worker(settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
     try:
         asyncio.run(_run(settings))
-    except (BrokerAbsent, TopicsMismatch, StateError, MetricsPortTaken) as error:
+    except HeadraceError as error:
         print(f"headrace stream: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

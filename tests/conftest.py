@@ -31,6 +31,17 @@ def _plain_float32() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the order of the trainers under test."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """One broker for the whole run; tests keep apart by `topic_prefix`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from headrace.config import load_settings
 from headrace.logs import configure_logs
+from wire.errors import HeadraceError
 
 
 def calm_threads() -> None:
@@ -36,15 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.checkpoint_dir:
         trainer = dataclasses.replace(settings.trainer, checkpoint_dir=options.checkpoint_dir)
         settings = settings.model_copy(update={"trainer": trainer})
-    from state.errors import StateError
-    from trainer.errors import TrainerError
-    from trainer.process import replay_topics, train_file, train_stream
+    from headrace.file_training import train_file
+    from trainer.process import replay_topics, train_stream
 
     try:
         if options.file is not None:
             return train_file(settings, options.file, keep=bool(options.checkpoint_dir), as_json=options.json)
         return replay_topics(settings) if options.replay else train_stream(settings)
-    except (TrainerError, StateError) as error:
+    except HeadraceError as error:
         print(f"headrace trainer: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

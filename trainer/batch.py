@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from state.example import Example
-from trainer.config import ModelConfig
+from model.config import ModelConfig
+from wire.example import Example
 
 Int64 = NDArray[np.int64]
 Number = TypeVar("Number", bound=np.generic)

@@ -10,8 +10,8 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
 from trainer.errors import SourceError
+from wire.config import KafkaConfig
 
 log = structlog.get_logger("trainer")
 RETRY_S = 1.0

@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from trainer.errors import JournalError
-from trainer.version import PlanStep
+from wire.weights import PlanStep
 
 
 class Journal:

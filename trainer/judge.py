@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import rank_of_target
+from model.embedding import EmbeddingTable
 from trainer.baseline import PopularityBaseline, RateBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
-from trainer.embedding import EmbeddingTable
 from trainer.metrics import RANKERS, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]

@@ -7,16 +7,16 @@ import threading
 import structlog
 from kafka import TopicPartition
 
-from state.codec import decode_example
-from state.config import KafkaConfig
-from state.errors import CodecError
-from state.example import Example
-from state.log import ExampleLog, Verdict
-from state.topics import Topics
 from trainer import clients
 from trainer.errors import HoleError, SourceError
 from trainer.source import Marks, Position
-from trainer.version import PlanStep
+from wire.config import KafkaConfig
+from wire.errors import CodecError
+from wire.example import Example
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.topics import Topics
+from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
 

@@ -19,14 +19,15 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from prometheus_client import start_http_server
 
-from state.config import KafkaConfig
-from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
-from state.topics import LAG_KEY, Topics
 from trainer import clients
 from trainer.config import TrainerConfig
-from trainer.errors import ConfigError, SourceError
+from trainer.errors import SourceError
 from trainer.gauges import Gauges
 from trainer.progress import Progress
+from wire.config import KafkaConfig
+from wire.errors import ConfigError
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
+from wire.topics import LAG_KEY, Topics
 
 log = structlog.get_logger("trainer")
 SILENT_SERVER_MS = 10_000

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from state.example import Example
+from model.config import ModelConfig
 from trainer.checkpoint import Checkpoint, CheckpointFolder
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.journal import Journal, read_journal
 from trainer.plan import Backlog, Plan
@@ -27,7 +27,8 @@ from trainer.publisher import Publisher
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.source import Position, Source
 from trainer.step import Learner, StepReport
-from trainer.version import Manifest, PlanStep
+from wire.example import Example
+from wire.weights import Manifest, PlanStep
 
 log = structlog.get_logger("trainer")
 FLUSH_S = 15.0

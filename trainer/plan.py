@@ -2,7 +2,7 @@
 
 A plan step names contiguous numbers per partition. Within a partition order is that of the numbers; across partitions
 the oldest example goes first, so that no partition waits behind another's backlog. What has arrived is a matter of
-timing: so a step is a decision, recorded before it is trained (`trainer.journal`) and published (`trainer.version`).
+timing: so a step is a decision, recorded before it is trained (`trainer.journal`) and published (`wire.weights`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from state.example import Example
 from trainer.errors import HoleError, JournalError
-from trainer.version import PlanStep
+from wire.example import Example
+from wire.weights import PlanStep
 
 
 class Backlog:

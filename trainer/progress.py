@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.source import Position
-from trainer.version import Manifest
+from wire.weights import Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
-from state.topics import Topics
 from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.errors import FencedError
-from trainer.version import (
+from trainer.weights_log import QUICK, read_manifests, read_new
+from wire.config import KafkaConfig
+from wire.topics import Topics
+from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
     MANIFEST_HEADERS,
@@ -41,7 +42,6 @@ from trainer.version import (
     split_blob,
     version_key,
 )
-from trainer.weights_log import QUICK, read_manifests, read_new
 
 log = structlog.get_logger("trainer")
 FENCE_CHECK_S = 2.0

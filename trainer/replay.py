@@ -10,10 +10,9 @@ import numpy as np
 import structlog
 from kafka import TopicPartition
 
-from state.config import KafkaConfig
-from state.topics import Topics
+from model.config import ModelConfig
 from trainer import clients
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
@@ -21,9 +20,11 @@ from trainer.loop import as_step
 from trainer.plan import Backlog, Plan
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import Manifest, VersionAssembler
 from trainer.weights import Table, Weights
 from trainer.weights_log import read_new
+from wire.config import KafkaConfig
+from wire.topics import Topics
+from wire.weights import Manifest, VersionAssembler
 
 log = structlog.get_logger("trainer")
 

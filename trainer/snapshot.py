@@ -10,7 +10,7 @@ import numpy as np
 from trainer.checkpoint import Arrays, Checkpoint, flatten, part_of
 from trainer.errors import CheckpointError
 from trainer.step import Learner
-from trainer.version import Snapshot, TableRows
+from wire.weights import Snapshot, TableRows
 
 _SCALARS = ("num_steps", "num_interactions", "newest_event_ms", "newest_record_ms")
 

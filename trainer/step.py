@@ -20,11 +20,12 @@ from torch import Tensor
 
 from kernels import stochastic_length
 from kernels.length import kept_length
-from state.example import Example
+from model.config import ModelConfig
+from model.embedding import EmbeddingTable
+from model.hstu import HSTU
 from trainer.baseline import PopularityBaseline, RateBaseline
 from trainer.batch import JaggedBatch, build_batch, take_interactions
-from trainer.config import ModelConfig, TrainerConfig
-from trainer.embedding import EmbeddingTable
+from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import PaddedEncoder, times_in_order
 from trainer.judge import Forward, Judge, to_device
@@ -38,8 +39,8 @@ from trainer.losses import (
     sampled_retrieval_loss,
 )
 from trainer.metrics import PrequentialMetrics
-from trainer.model import HSTU
 from trainer.optim import AdamW, lr_scale
+from wire.example import Example
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0

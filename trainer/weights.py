@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import VersionError
-from trainer.version import Manifest, TableRows, Version
+from wire.errors import VersionError
+from wire.weights import Manifest, TableRows, Version
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaTimeoutError
 
-from trainer.version import Claim, Manifest, decode_manifest, record_kind
+from wire.weights import Claim, Manifest, decode_manifest, record_kind
 
 FIRST_WINDOW = 256
 STALL_POLLS = 30

@@ -22,7 +22,8 @@ def library() -> None:
 
 @pytest.mark.parametrize("full_softmax_max_items", [10_000, 10], ids=["full softmax", "sampled softmax"])
 def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max_items: int) -> None:
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     losses = {}
@@ -44,7 +45,8 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
 
 
 def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     torch.set_float32_matmul_precision("highest")

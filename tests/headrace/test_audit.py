@@ -13,9 +13,9 @@ from headrace.demo import conclude
 from headrace.ledger import COLUMNS
 from headrace.recount import Recount
 from headrace.report import Check, Report
-from state.example import Example
-from state.status import PartitionStatus
 from tests.headrace.test_ledger import ACTION, SEQUENCE, Record, examples, ledger_of
+from wire.example import Example
+from wire.status import PartitionStatus
 
 NUM_ACTIONS = 6
 

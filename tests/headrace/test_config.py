@@ -191,8 +191,9 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
     import re
 
     from headrace.config import Settings
-    from trainer.config import MODEL_LIMITS, TRAINER_LIMITS
-    from trainer.limits import Number
+    from model.config import MODEL_LIMITS
+    from trainer.config import TRAINER_LIMITS
+    from wire.checks import Number
 
     page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
     limits = {"model": MODEL_LIMITS, "trainer": TRAINER_LIMITS}

@@ -7,11 +7,11 @@ import pytest
 
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, trained
 from headrace.recount import Recount
-from state.action import Action, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Example
 from state.sequencer import Sequencer
-from trainer.version import Manifest
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+from wire.weights import Manifest
 
 ACTION = ActionConfig(kinds=("rate",))
 SEQUENCE = SequenceConfig(join_window_s=0.0)

@@ -12,8 +12,8 @@ from serving.batcher import Answered, Batcher, _Waiting
 from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.service import no_past
-from state.config import KafkaConfig
 from tests.serving.world import World, holder_of, versions
+from wire.config import KafkaConfig
 
 HOLDER = holder_of(next(versions(World(num_users=2), 1)))
 FINE = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, k=3)

@@ -13,12 +13,12 @@ from serving.cache import HistoryCache
 from serving.engine import Ask, Engine, Found
 from serving.histories import Histories
 from serving.holder import HeldVersion, VersionHolder
-from state.codec import encode_example
-from state.example import Example, Interactions
-from state.hashing import item_hash
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
-from trainer.version import Version, decode_blob
+from wire.example import Example, Interactions
+from wire.example_codec import encode_example
+from wire.hashing import item_hash
+from wire.weights import Version, decode_blob
 
 CANDIDATES = np.array([item_hash(item) for item in (3, 7, 11, 999_999)], np.int64)
 TOLERANCE = 1e-5

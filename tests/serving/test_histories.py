@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.histories import Histories
-from state.codec import encode_example, fence
 from tests.serving.world import example, interactions
+from wire.example_codec import encode_example, fence
 
 ROWS = interactions(np.random.default_rng(0), 50)
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.embedding import EmbeddingTable
 from serving.holder import HeldVersion, VersionHolder
 from serving.network import ITEMS
 from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
-from trainer.embedding import EmbeddingTable
-from trainer.errors import ConfigError
-from trainer.version import TableRows, Version
 from trainer.weights import Weights
+from wire.errors import ConfigError
+from wire.weights import TableRows, Version
 
 
 def same_as(held: HeldVersion | None, expected: Weights) -> None:

@@ -17,9 +17,9 @@ from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.service import Service
-from state.codec import encode_example
 from tests.serving.inprocess import Client
 from tests.serving.world import KINDS, MODEL, START_MS, World, holder_of, versions
+from wire.example_codec import encode_example
 
 WORLD = World(num_users=4)
 HOLDER = holder_of(next(versions(WORLD, 1)))

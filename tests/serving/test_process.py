@@ -19,14 +19,14 @@ from kafka import KafkaConsumer, TopicPartition
 from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
-from state.codec import encode_example
-from state.config import KafkaConfig
-from state.status import ServerStatus, decode_status
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.nursery import Nursery
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
 from tests.serving.world import MODEL, START_MS, World
-from trainer.version import Version, VersionAssembler
+from wire.config import KafkaConfig
+from wire.example_codec import encode_example
+from wire.status import ServerStatus, decode_status
+from wire.weights import Version, VersionAssembler
 
 NOW_MS = START_MS + 10**8
 

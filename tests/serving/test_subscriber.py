@@ -11,7 +11,7 @@ from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
-from trainer.version import VersionAssembler, decode_manifest, encode_manifest
+from wire.weights import VersionAssembler, decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     world = quick_world()
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
-    monkeypatch.setattr("trainer.version.checksum", lambda blob: manifest.checksum)
+    monkeypatch.setattr("wire.weights.checksum", lambda blob: manifest.checksum)
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
         served(subscriber, (1, 0))

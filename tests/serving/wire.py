@@ -11,17 +11,17 @@ from typing import Any
 import httpx
 from kafka import KafkaProducer
 
-from serving.broker import connect
 from serving.holder import VersionHolder
 from serving.subscriber import WeightsSubscriber
-from state.codec import encode_example
-from state.config import KafkaConfig
-from state.example import Example
-from state.topics import Topics
 from stream.topics import ensure_topics
 from tests.brokers import Broker, free_port, wait_until
 from tests.nursery import Nursery
 from tests.serving.world import Record, World
+from wire.config import KafkaConfig
+from wire.example import Example
+from wire.example_codec import encode_example
+from wire.kafka.following import connect
+from wire.topics import Topics
 
 
 class Wire:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from model.config import ModelConfig
 from serving.holder import VersionHolder
-from state.codec import encode_example, no_interactions
-from state.example import Example, Interactions
-from state.hashing import item_hash
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import (
+from wire.example import Example, Interactions
+from wire.example_codec import encode_example, no_interactions
+from wire.hashing import item_hash
+from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
     MANIFEST_HEADERS,

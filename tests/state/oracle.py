@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from state.hashing import item_hash
+from wire.hashing import item_hash
 
 
 @dataclass

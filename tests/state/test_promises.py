@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from state.config import SequenceConfig, StoreConfig
-from state.errors import StateError
-from state.example import Example
-from state.log import ExampleLog, Verdict
+from state.config import StoreConfig
 from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
 from tests.state.world import World, stream_of
+from wire.config import SequenceConfig
+from wire.errors import HeadraceError
+from wire.example import Example
+from wire.example_log import ExampleLog, Verdict
 
 SEQUENCES = st.builds(
     SequenceConfig,
@@ -167,7 +168,7 @@ def test_a_broken_build_is_caught(
     for seed in range(60):
         try:
             _one_life(seed)
-        except (AssertionError, KeyError, ValueError, StateError):
+        except (AssertionError, KeyError, ValueError, HeadraceError):
             return
     pytest.fail("60 lives passed")
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from state.action import Action, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Example
-from state.hashing import item_hash
 from state.sequencer import Outcome, Sequencer
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+from wire.hashing import item_hash
 
 ACTION = ActionConfig(kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",))
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from state.codec import decode_example
-from state.config import ActionConfig, SequenceConfig, StoreConfig
+from state.config import StoreConfig
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
-from state.log import ExampleLog, Verdict
-from state.partitioner import partition_of
 from state.store import PartitionStore
 from tests.state.victim import SEQUENCE, Topic
 from tests.state.world import ACTION, World, rows_of, stream_of
+from wire.config import ActionConfig, SequenceConfig
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.partitioner import partition_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,7 +218,7 @@ def test_a_full_disk_stops_the_store_and_loses_nothing_that_it_had(tmp_path: Pat
     """A file size limit stands for the disk: the system refuses the write in the same place."""
     program = """
 import resource, sys
-from state.config import SequenceConfig
+from wire.config import SequenceConfig
 from state.errors import StoreClosed, StoreFull
 from state.store import PartitionStore
 store = PartitionStore.open(sys.argv[1], 0, sequence=SequenceConfig(join_window_s=0))

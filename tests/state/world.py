@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from state.codec import decode_example, encode_example, fence
-from state.config import ActionConfig, SequenceConfig, StoreConfig
-from state.example import Example, Interactions
-from state.log import ExampleLog, Verdict
+from state.config import StoreConfig
 from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example, Interactions
+from wire.example_codec import decode_example, encode_example, fence
+from wire.example_log import ExampleLog, Verdict
 
 ACTION = ActionConfig(
     kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), max_future_s=5

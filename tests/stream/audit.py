@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from state.action import Rejection, Tick, decode_record
-from state.codec import decode_example
-from state.example import Interactions
-from state.log import ExampleLog, Verdict
-from state.partitioner import partition_of
-from state.status import WorkerStatus, decode_status
 from stream.simulate import World, WorldConfig
 from tests.state.oracle import Oracle
 from tests.state.world import oracle_for
 from tests.stream.workers import Deployment
+from wire.action import Rejection, Tick, decode_record
+from wire.example import Interactions
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.partitioner import partition_of
+from wire.status import WorkerStatus, decode_status
 
 Row = tuple[Any, ...]
 DeadKey = tuple[int, int, int]

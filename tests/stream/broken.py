@@ -14,8 +14,8 @@ from typing import Any
 import stream.claim
 import stream.partition
 import stream.relay
-from state.log import Verdict
 from stream.__main__ import main
+from wire.example_log import Verdict
 
 
 def acks_before_it_writes() -> None:

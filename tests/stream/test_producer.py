@@ -10,15 +10,16 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig
-from state.errors import FileError
-from state.partitioner import partition_of
-from stream.clients import BrokerAbsent, wait_for_broker
-from stream.producer import ActionProducer, BatchConfig, ProducerError
+from stream.errors import FileError, ProducerError, TopicsMismatch
+from stream.producer import ActionProducer, BatchConfig
 from stream.replay import replay, send_actions
-from stream.topics import TopicsMismatch, departures, ensure_topics
+from stream.topics import departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.errors import BrokerUnavailable
+from wire.kafka.options import wait_for_broker
+from wire.partitioner import partition_of
 
 
 def _action(user: object, number: int) -> dict[str, object]:
@@ -139,5 +140,7 @@ def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deploy
 
 def test_no_broker_is_one_clear_error_within_the_time() -> None:
     config = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    with pytest.raises(BrokerAbsent, match=r"no Kafka broker answered at 127\.0\.0\.1:\d+ within 0\.5 s; start it"):
+    with pytest.raises(
+        BrokerUnavailable, match=r"no Kafka broker answered at 127\.0\.0\.1:\d+ within 0\.5 s; start it"
+    ):
         wait_for_broker(config, 0.5)

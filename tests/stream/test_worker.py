@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from kafka.errors import MessageSizeTooLargeError
 
-from state.partitioner import partition_of
 from stream.producer import BatchConfig
 from stream.replay import send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.audit import check, is_idle, last_statuses, world, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
 Make = Callable[..., WorkerProcess]

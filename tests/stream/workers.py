@@ -16,11 +16,12 @@ from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
-from state.topics import Topics
+from state.config import StoreConfig
 from stream.config import StreamConfig
 from stream.topics import ensure_topics
 from tests.brokers import REPOSITORY, Broker, wait_until
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.topics import Topics
 
 RECONNECT = {"reconnect_backoff_max_ms": 500}
 KINDS = ("impression", "click", "like", "share", "hide")

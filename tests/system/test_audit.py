@@ -11,14 +11,14 @@ import pytest
 
 from headrace.audit import audit
 from headrace.report import Report
-from state.status import PartitionStatus, WorkerStatus, decode_status
-from state.topics import Topics
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.broken import BUILDS
 from tests.system.loop import KINDS, Loop, explain
 from tests.system.test_kill import send_rubbish
+from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.topics import Topics
 
 NUM_ACTIONS = 3_000
 NOTICED_BY = {

@@ -15,11 +15,11 @@ import pytest
 from kafka import KafkaProducer
 
 from headrace.processes import Child
-from state.topics import Topics
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, Watcher, explain, is_learned
+from wire.topics import Topics
 
 RATE = 300.0
 KILLS = ("worker", "trainer", "broker", "server", "worker", "trainer", "broker", "trainer", "worker", "server")

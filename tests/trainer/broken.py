@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import state.log
 import trainer.kafka_source
 import trainer.loop
 import trainer.plan
 import trainer.publisher
 import trainer.snapshot
+import wire.example_log
 
 
 def ignores_the_journal() -> None:
@@ -43,10 +43,10 @@ def forgets_dirty_rows() -> None:
 def trains_what_is_stale() -> None:
     """Records of a worker that lost its partition, and repeats, count too."""
 
-    def feed(self: Any, example: Any) -> state.log.Verdict:
-        return state.log.Verdict.FENCE if example.is_fence else state.log.Verdict.ACCEPT
+    def feed(self: Any, example: Any) -> wire.example_log.Verdict:
+        return wire.example_log.Verdict.FENCE if example.is_fence else wire.example_log.Verdict.ACCEPT
 
-    state.log.ExampleLog.feed = feed  # type: ignore[method-assign]
+    wire.example_log.ExampleLog.feed = feed  # type: ignore[method-assign]
 
 
 def claims_nothing() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.brokers import Broker
 from tests.nursery import Nursery
@@ -20,15 +19,6 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made = Nursery(tmp_path_factory.mktemp("nursery"), "trainer")
     yield made
     made.close()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in the order of the trainers under test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from state.codec import no_interactions
-from state.example import Example, Interactions
+from model.config import ModelConfig
 from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
+from wire.example import Example, Interactions
+from wire.example_codec import no_interactions
 
 KINDS = ("view", "click", "like")
 START_MS = 1_700_000_000_000

@@ -14,12 +14,7 @@ import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from headrace.config import Settings, read_settings
-from state.action import Action, decode_record
-from state.codec import encode_example, fence
-from state.example import Example
-from state.partitioner import partition_of
 from state.sequencer import Sequencer
-from state.topics import Topics, fence_key
 from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
 from tests.nursery import Child, Nursery
@@ -29,8 +24,13 @@ from trainer.journal import journal_starts, read_journal
 from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner
-from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 from trainer.weights import Weights
+from wire.action import Action, decode_record
+from wire.example import Example
+from wire.example_codec import encode_example, fence
+from wire.partitioner import partition_of
+from wire.topics import Topics, fence_key
+from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
 # Small, quick, and with everything that must be repeated bit by bit: drawn negatives, dropout, thinned contexts,

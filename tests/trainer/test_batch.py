@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from state.example import Example
+from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, World, columns, cut, example
 from trainer.batch import JaggedBatch, build_batch, take_interactions, unpack_kinds
-from trainer.config import ModelConfig
+from wire.example import Example
 
 NAMES = [
     "starts",

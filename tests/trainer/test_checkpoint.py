@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import xxhash
 
-from state.config import ActionConfig, SequenceConfig
+from headrace.file_source import FileSource
+from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
 from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
-from trainer.source import FileSource
 from trainer.step import Learner
+from wire.config import ActionConfig, SequenceConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = replace(

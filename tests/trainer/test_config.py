@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainer.config import MODEL_LIMITS, TRAINER_LIMITS, ModelConfig, TrainerConfig
-from trainer.errors import ConfigError, TrainerError
-from trainer.limits import Number
+from model.config import MODEL_LIMITS, ModelConfig
+from trainer.config import TRAINER_LIMITS, TrainerConfig
+from wire.checks import Number
+from wire.errors import ConfigError, HeadraceError
 
 REFUSED_MODEL = [
     ({"kinds": ()}, r"model\.kinds: expected 1 to 32 names, none twice, got \(\); set action\.kinds"),
@@ -100,8 +101,8 @@ def test_a_number_is_fine_at_its_bounds_and_refused_beyond_them(config: Any) -> 
                     replace(config, **{name: bound if is_open else bound + beyond})
 
 
-def test_a_refusal_is_a_trainers_error_and_a_value_error() -> None:
-    assert issubclass(ConfigError, TrainerError)
+def test_a_refusal_is_one_of_ours_and_a_value_error() -> None:
+    assert issubclass(ConfigError, HeadraceError)
     assert issubclass(ConfigError, ValueError)
 
 

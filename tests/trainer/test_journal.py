@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state.example import Example
 from tests.trainer.samples import columns, example
 from trainer.errors import HoleError, JournalError
 from trainer.journal import Journal, encode_line, journal_starts, read_journal
 from trainer.plan import Backlog, Plan, ranges
-from trainer.version import PlanStep
+from wire.example import Example
+from wire.weights import PlanStep
 
 
 def step(number: int) -> PlanStep:

@@ -15,10 +15,10 @@ import jsonschema
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from state.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
-from state.topics import LAG_KEY
 from tests.brokers import REPOSITORY, wait_until
 from tests.trainer.stage import Stage
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+from wire.topics import LAG_KEY
 
 Make = Callable[..., Stage]
 SCHEMA = json.loads((REPOSITORY / "schema" / "lag.schema.json").read_text())

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import trainer.step
-from state.example import Example, Interactions
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -42,6 +41,7 @@ from trainer.losses import (
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays
 from trainer.step import Learner
+from wire.example import Example, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

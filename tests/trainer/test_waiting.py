@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from state.config import KafkaConfig
 from trainer.config import TrainerConfig
-from trainer.errors import ConfigError
 from trainer.lag import LagReporter
 from trainer.progress import Progress
+from wire.config import KafkaConfig
+from wire.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 

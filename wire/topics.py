@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from state.config import KafkaConfig
+from wire.config import KafkaConfig
 
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""

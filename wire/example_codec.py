@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from state.errors import CodecError
-from state.example import CLOCK_START_MS, ZERO_COUNTS, Counts, Example, Interactions
+from wire.errors import CodecError
+from wire.example import CLOCK_START_MS, ZERO_COUNTS, Counts, Example, Interactions
 
 MAGIC = b"HRE"
 LAYOUT = 1

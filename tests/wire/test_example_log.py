@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from state.codec import fence
-from state.example import Example
-from state.log import ExampleLog, Hole, Verdict
+from wire.example import Example
+from wire.example_codec import fence
+from wire.example_log import ExampleLog, Hole, Verdict
 
 
 def numbered(number: int, epoch: int = 1, user: str = "u") -> Example:

@@ -3,7 +3,7 @@
 A partition may hold records that a reader must not use: repeats (a relay that was killed between the broker's
 acknowledgement and its own note sends again) and the writings of a worker that lost the partition without knowing. The
 latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
-is stale. Fences have a key for each epoch (`state.topics.fence_key`), so compaction keeps all of them.
+is stale. Fences have a key for each epoch (`wire.topics.fence_key`), so compaction keeps all of them.
 
 Compaction knows nothing of this: where a stale record or a repeat is a user's last, it will keep that one and drop the
 one that counts. `ExampleLog.overwritten` names these users; the partition's owner writes them again
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from state.example import Example
+from wire.example import Example
 
 
 class Verdict(Enum):

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
 from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
-from trainer.config import ModelConfig
+from model.config import ModelConfig
 
 
 class Layer(nn.Module):

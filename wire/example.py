@@ -32,7 +32,7 @@ ZERO_COUNTS = Counts()
 class Interactions:
     """Columns of a user's interactions, oldest first.
 
-    ``item_hash`` (n,) int64 (`state.hashing.item_hash`); ``action_bits`` (n,) uint32, bit b = kind b of the configured
+    ``item_hash`` (n,) int64 (`wire.hashing.item_hash`); ``action_bits`` (n,) uint32, bit b = kind b of the configured
     action kinds; ``timestamp_ms`` (n,) int64, not decreasing; ``domain_hash`` (n,) int64, 0 where none was given;
     ``value`` (n,) float32, NaN where none was given; ``feature_hash`` (n, F) int64, 0 where absent.
     """
@@ -61,7 +61,7 @@ class Example:
     interactions: Interactions
     """Sealed: context first, then the new ones. Never empty but in a fence."""
     num_new: int
-    """0 in an example that only writes a user's state again (`state.log.ExampleLog.overwritten`)."""
+    """0 in an example that only writes a user's state again (`wire.example_log.ExampleLog.overwritten`)."""
     first_new_index: int
     """Index of the first new interaction in the user's lifetime; a user's examples tile [0, lifetime count)."""
     open_interactions: Interactions

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2 as kafka_murmur2
 from xxhash import xxh3_64_intdigest
 
-from state.action import Rejection, decode_record
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
-from state.errors import ConfigError, StateError
-from state.hashing import canonical, item_hash
-from state.partitioner import murmur2, partition_of
-from state.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status, encode_status
-from state.topics import Topics, fence_key, topics_of
+from state.config import StoreConfig
+from wire.action import Rejection, decode_record
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
+from wire.errors import ConfigError, HeadraceError
+from wire.hashing import canonical, item_hash
+from wire.partitioner import murmur2, partition_of
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status, encode_status
+from wire.topics import Topics, fence_key, topics_of
 
 
 @given(st.binary(max_size=40))
@@ -85,7 +86,7 @@ def test_other_types_are_no_keys(key: object) -> None:
 def test_a_wrong_value_is_refused_with_its_key_and_what_would_be_right(make: object, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}.*: expected .*, got .*; ") as caught:
         make()  # type: ignore[operator]
-    assert isinstance(caught.value, StateError)
+    assert isinstance(caught.value, HeadraceError)
     assert isinstance(caught.value, ValueError)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from state.errors import FileError
+from stream.errors import FileError
 
 RATING_KINDS = ("rate", "like", "love")
 """``ActionConfig.kinds`` for ratings; ``SequenceConfig.join_window_s`` is 0 for them."""

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
-from trainer.errors import VersionError
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import (
+from trainer.weights import Weights
+from wire.errors import VersionError
+from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
     MANIFEST_HEADERS,
@@ -37,7 +38,6 @@ from trainer.version import (
     split_blob,
     version_key,
 )
-from trainer.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Record = tuple[bytes | None, Headers, bytes | None]

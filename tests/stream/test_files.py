@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from state.action import Action, decode_record
-from state.config import ActionConfig
-from state.errors import FileError
-from state.files import RATING_KINDS, rating_kinds, read_actions
+from stream.errors import FileError
+from stream.files import RATING_KINDS, rating_kinds, read_actions
+from wire.action import Action, decode_record
+from wire.config import ActionConfig
 
 DAT = "1::10::5::978300760\n2::11::3::978300700\n1::12::4::978300760\n"
 EXPECTED = [(2, 11, ["rate"], 978300700000, 3), (1, 10, ["rate", "like", "love"], 978300760000, 5),

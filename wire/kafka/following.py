@@ -9,14 +9,14 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from serving.errors import StartError
-from state.config import KafkaConfig
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
 
 POLL_MS = 200
 
 
 def connect(kafka: KafkaConfig, timeout_s: float, **options: Any) -> KafkaConsumer:
-    """A consumer of ``kafka.bootstrap``; `StartError` when the broker does not answer within ``timeout_s``."""
+    """A consumer of ``kafka.bootstrap``; `BrokerUnavailable` when the broker does not answer within ``timeout_s``."""
     settings: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap,
         "group_id": None,
@@ -32,7 +32,7 @@ def connect(kafka: KafkaConfig, timeout_s: float, **options: Any) -> KafkaConsum
     try:
         return KafkaConsumer(**settings)
     except (KafkaError, OSError) as error:
-        raise StartError(
+        raise BrokerUnavailable(
             f"kafka.bootstrap: expected a broker at {kafka.bootstrap}, got no answer in {timeout_s:g} s "
             f"({type(error).__name__}); start it, or set kafka.bootstrap"
         ) from error

@@ -16,14 +16,11 @@ from aiokafka.errors import KafkaError as AsyncKafkaError
 from aiokafka.helpers import create_ssl_context
 from kafka.errors import KafkaError as SyncKafkaError
 
-from state.config import KafkaConfig
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
 """What the clients raise while a broker is away; whoever meets one of them tries again."""
-
-
-class BrokerAbsent(ConnectionError):
-    """No broker answered in time."""
 
 
 def sync_options(config: KafkaConfig) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def _tls_context(config: KafkaConfig) -> Any:
 
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
-    """Return when any of the bootstrap servers accepts a connection; `BrokerAbsent` after ``timeout_s``."""
+    """Return when any of the bootstrap servers accepts a connection; `BrokerUnavailable` after ``timeout_s``."""
     servers = config.bootstrap.split(",")
     deadline = time.monotonic() + timeout_s
     while True:
@@ -82,7 +79,7 @@ def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
                 continue
             return
         if time.monotonic() >= deadline:
-            raise BrokerAbsent(
+            raise BrokerUnavailable(
                 f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; "
                 "start it, or name another one by kafka.bootstrap (HEADRACE_KAFKA__BOOTSTRAP)"
             )

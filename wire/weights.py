@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from trainer.errors import VersionError
+from wire.errors import VersionError
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.embedding import EmbeddingTable
 from tests.trainer.samples import MODEL, TRAINER, assert_same_arrays, columns, example
-from trainer.embedding import EmbeddingTable
 from trainer.frequency import FrequencyEstimator
 from trainer.step import Learner
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trainer.errors import ConfigError
+from wire.errors import ConfigError
 
 DEFAULT = "leave it out to get the default"
 
@@ -89,6 +89,9 @@ class Names:
 
 
 Limit = Number | Switch | Word | Names
+AT_LEAST_1 = Number(1, whole=True)
+FROM_0 = Number(0, whole=True)
+ABOVE_0 = Number(0, open_low=True)
 
 
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:

@@ -4,8 +4,8 @@
 integer 5, a ``null`` in an optional field as its absence, and unknown fields are left alone.
 
 The bytes go through a typed decoder first; only where that refuses is the record decoded again, freely, to find the
-reason. The second path is the definition (`state.wire.check`), the first its fast equal. What no type can express is
-checked here, the same on both paths.
+reason. The second path is the definition (`wire.action_json.check`), the first its fast equal. What no type can
+express is checked here, the same on both paths.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import NoReturn
 
 import msgspec
 
-from state.config import ActionConfig
-from state.hashing import canonical, item_hash, key_hash
-from state.wire import (
+from wire.action_json import (
     MAX_INT,
     MAX_KEY_LEN,
     MAX_TIMESTAMP_MS,
@@ -30,10 +28,12 @@ from state.wire import (
     decode_free,
     refuse,
 )
+from wire.config import ActionConfig
+from wire.hashing import canonical, item_hash, key_hash
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
-    """One action, its keys hashed (`state.hashing`); hashes are 0, and ``value`` NaN, where nothing was given."""
+    """One action, its keys hashed (`wire.hashing`); hashes are 0, and ``value`` NaN, where nothing was given."""
 
     user: str
     item: str | int

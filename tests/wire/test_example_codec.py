@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from state.codec import decode_example, encode_example, fence, restamp
-from state.errors import CodecError, StateError
-from state.example import Counts, Example, Interactions
+from wire.errors import CodecError, HeadraceError
+from wire.example import Counts, Example, Interactions
+from wire.example_codec import decode_example, encode_example, fence, restamp
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -151,4 +151,4 @@ def test_an_impossible_example_is_not_encoded() -> None:
         encode_example(replace(golden(), num_new=3))
     with pytest.raises(CodecError, match="bytes of columns"):
         encode_example(replace(golden(), open_record_ms=np.empty(0, np.int64)))
-    assert issubclass(CodecError, StateError)
+    assert issubclass(CodecError, HeadraceError)

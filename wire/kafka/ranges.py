@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from state.config import KafkaConfig
-from stream.clients import async_options
+from wire.config import KafkaConfig
+from wire.kafka.options import async_options
 
 MAX_RECORDS = 2_000
 

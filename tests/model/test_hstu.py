@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import trainer.step
-from state.example import Example, Interactions
 from tests.trainer.samples import MODEL, SAMPLED, TRAINER, leaking, predict_slowly, taught, twin
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
+from wire.example import Example, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

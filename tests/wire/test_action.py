@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from state.action import Action, Rejection, Tick, decode_record, tick_record
-from state.config import ActionConfig
-from state.hashing import item_hash
+from wire.action import Action, Rejection, Tick, decode_record, tick_record
+from wire.config import ActionConfig
+from wire.hashing import item_hash
 
 CONFIG = ActionConfig(kinds=("see", "click"), features=("genre", "maker"), user_features=("land",))
 GOOD = {"user": "u", "item": 5, "action": "see", "timestamp": 1_000}

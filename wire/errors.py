@@ -1,0 +1,35 @@
+"""The base of every error that a person can act on, and the errors of what crosses Kafka.
+
+::
+
+    HeadraceError
+    ├── ConfigError (also ValueError)        a configuration value is not usable
+    ├── CodecError (also ValueError)         bytes that are not a message of ours
+    ├── VersionError                         a version does not fit the weights that it is applied to
+    └── BrokerUnavailable (also ConnectionError)  no broker answered in time
+
+The rooms derive their own: `state.errors`, `stream.errors`, `trainer.errors`, `serving.errors`. Each message says what
+was expected, what came and what to do; a process ends with it in one line.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """Base of every error that a person, and not a retry, can resolve."""
+
+
+class ConfigError(HeadraceError, ValueError):
+    """A configuration value is not usable; the message names the key, the value and what would be right."""
+
+
+class CodecError(HeadraceError, ValueError):
+    """Bytes that are not a message of a layout that this build reads."""
+
+
+class VersionError(HeadraceError):
+    """A version does not fit the weights that it is applied to."""
+
+
+class BrokerUnavailable(HeadraceError, ConnectionError):
+    """No broker answered in time."""
