@@ -24,6 +24,13 @@ def pytest_report_header() -> str:
     return f"kafka: {broker_in_use()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a broker, by the fixtures that it asks for."""
+    for item in items:
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.kafka)
+
+
 @pytest.fixture(autouse=True)
 def _plain_float32() -> None:
     """PyTorch's default for every test: a trainer in an earlier one may have asked for less precision."""
