@@ -24,10 +24,11 @@ from torch import Tensor
 
 from kernels import top_k
 from model.config import ModelConfig
+from model.tokens import ITEMS, query_times, token_times
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.network import ITEMS, Columns, KeysValues
+from serving.network import Columns, KeysValues
 from wire.example import Example, Interactions
 
 Int64 = NDArray[np.int64]
@@ -240,12 +241,9 @@ def _kept_tokens(part: Columns, skip: int) -> NDArray[np.bool_]:
 
 
 def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
-    """(2n,) key times (the tokens' own) and query times (an action is asked for what comes next, when it comes)."""
-    key_time = np.repeat(part.time_ms_n, 2)
-    query_time = key_time.copy()
-    query_time[1:-1:2] = part.time_ms_n[1:]
-    query_time[-1] = now_ms
-    return key_time, query_time
+    """(2n,) key and query times of one user's tokens, asked at ``now_ms``."""
+    last = query_times(part.time_ms_n, np.array([0, len(part)]), np.array([now_ms]))
+    return token_times(part.time_ms_n, last)
 
 
 def _seen_rows(version: HeldVersion, each: _Progress) -> Int64:

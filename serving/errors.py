@@ -1,7 +1,7 @@
 """What a server can refuse or stop for.
 
     ServingError
-    ├── StartError       the server cannot start (broker away, port in use, no such device); the process ends with 1
+    ├── StartError       the server cannot start (broker away, port in use); the process ends with 1
     ├── NotReadyError    no version has arrived yet: 503
     ├── OverloadedError  more requests wait than `max_waiting`: 503
     └── RequestError     the request cannot be answered as it is: 422

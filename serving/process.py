@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from model.device import choose_device
 from serving.announcer import Announcer
 from serving.config import ServingConfig
 from serving.errors import StartError
@@ -50,15 +51,6 @@ def bind(config: ServingConfig) -> socket.socket:
     return listener
 
 
-def choose_device(wanted: str) -> torch.device:
-    """``auto`` → a GPU if there is one. `StartError` when the one asked for is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartError("serving.device: expected a CUDA device, got none on this machine; set it to cpu or auto")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
 class Server(uvicorn.Server):
     """Uvicorn that ends with status 0 when it was asked to end: SIGTERM and SIGINT are not raised again after."""
 
@@ -79,7 +71,7 @@ def run_server(settings: Any) -> int:
     """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving`` and ``kafka``."""
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
-    device = choose_device(config.device)
+    device = choose_device(config.device, "serving.device")
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
         with connected(config, kafka, device, config.name or f"server@{platform.node()}:{port}") as service:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
+from model.tokens import query_times, unpack_kinds
 from wire.example import Example
 
 Int64 = NDArray[np.int64]
@@ -88,22 +89,9 @@ def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch
         target_R=target_R,
         previous_R=np.where(place_n[target_R] > 0, target_R - 1, -1),
         age_R=first_new_B[owner_R] + place_n[target_R] - (length_B - num_new_B)[owner_R],
-        query_time_n=_next_time(time_ms_n, starts_B1),
+        query_time_n=query_times(time_ms_n, starts_B1),
         kinds_nK=unpack_kinds(bits_n, len(config.kinds)),
     )
-
-
-def _next_time(time_ms_n: Int64, starts_B1: Int64) -> Int64:
-    next_time_n = np.empty_like(time_ms_n)
-    next_time_n[:-1] = time_ms_n[1:]
-    last_B = starts_B1[1:] - 1
-    next_time_n[last_B] = time_ms_n[last_B]
-    return next_time_n
-
-
-def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
-    """(n,) bit sets → (n, K) of 0 and 1."""
-    return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
 
 
 def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
@@ -128,6 +116,6 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
         target_R=target_R,
         previous_R=previous_R,
         age_R=batch.age_R,
-        query_time_n=_next_time(time_ms, starts_B1),
+        query_time_n=query_times(time_ms, starts_B1),
         kinds_nK=batch.kinds_nK[kept],
     )

@@ -9,17 +9,12 @@ class TrainerError(HeadraceError):
     """Anything the trainer refuses or stops for. The message says what was expected, what came and what to do.
 
     TrainerError
-    ├── DeviceError          the device asked for is not there
     ├── SourceError          examples are missing, damaged or do not fit the model
     │   └── HoleError        numbers are missing from the sequences topic
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     └── FencedError          another trainer has taken over
     """
-
-
-class DeviceError(TrainerError):
-    """The device asked for is not on this machine."""
 
 
 class SourceError(TrainerError):

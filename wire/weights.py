@@ -77,6 +77,16 @@ class Manifest(msgspec.Struct, kw_only=True):
         """Number of the first step that this version does not contain."""
         return self.first_step + len(self.plan)
 
+    def follows(self, last: Manifest | None) -> bool:
+        """Whether a reader that holds ``last`` can take this version: a newer base, or the delta onto exactly that one.
+
+        A reader that holds nothing (None) takes a base.
+        """
+        if last is None:
+            return self.kind == "base"
+        is_newer = (self.epoch, self.number) > (last.epoch, last.number)
+        return is_newer and (self.kind == "base" or (self.epoch, self.onto_number) == (last.epoch, last.number))
+
 
 class Claim(msgspec.Struct, kw_only=True):
     """A trainer process takes an epoch for itself."""
@@ -187,7 +197,7 @@ class VersionAssembler:
 
     What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason
     goes to ``on_drop``. Gives deltas whether or not the reader holds what they build on
-    (`trainer.weights.Weights.accepts`).
+    (`Manifest.follows`).
     """
 
     on_drop: Callable[[str], None] = field(default=logger.warning)

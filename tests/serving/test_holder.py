@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.embedding import EmbeddingTable
+from model.tokens import ITEMS
 from serving.holder import HeldVersion, VersionHolder
-from serving.network import ITEMS
 from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
 from trainer.weights import Weights

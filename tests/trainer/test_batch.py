@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from model.config import ModelConfig
-from tests.trainer.samples import KINDS, MODEL, World, columns, cut, example
-from trainer.batch import JaggedBatch, build_batch, take_interactions, unpack_kinds
+from tests.trainer.samples import MODEL, World, columns, cut, example
+from trainer.batch import JaggedBatch, build_batch, take_interactions
 from wire.example import Example
 
 NAMES = [
@@ -109,13 +109,6 @@ def test_an_example_without_new_interactions_has_no_targets() -> None:
     batch = build_batch([example(sealed, 0), example(sealed, 1), example(sealed, 0)], MODEL)
     assert batch.target_R.tolist() == [11]
     assert len(batch.item_n) == 18
-
-
-def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
-    bits = np.array([0, 1, 5, 1 << 31, (1 << 32) - 1], np.uint32)
-    expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
-    np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
-    np.testing.assert_array_equal(unpack_kinds(bits, len(KINDS)), np.array(expected)[:, :3])
 
 
 @pytest.mark.parametrize("seed", range(8))
