@@ -11,6 +11,7 @@ import asyncio
 import json
 import multiprocessing
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
+from serving.listener import options_of
+from serving.process import SWITCH_INTERVAL_S
 from serving.service import Service
 from serving.tables import TableSet
 from trainer.config import TrainerConfig
@@ -216,6 +219,7 @@ async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[
 
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener a configuration; swaps when told to."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
     kept, coming, holder = histories(num_items), versions(num_items), VersionHolder()
     holder.stage(next(coming))
@@ -226,8 +230,8 @@ def _serve(pipe: Connection, num_items: int) -> None:
         service.histories_ready.set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports[name] = listener.getsockname()[1]
-        config = uvicorn.Config(build_app(service), loop="uvloop", http="httptools", log_config=None, lifespan="off")
-        threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listener]}, daemon=True).start()
+        running = options_of(build_app(service), service.config)
+        threading.Thread(target=uvicorn.Server(running).run, kwargs={"sockets": [listener]}, daemon=True).start()
     pipe.send(ports)
     is_swapping = False
     while True:
