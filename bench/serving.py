@@ -11,7 +11,6 @@ import asyncio
 import json
 import multiprocessing
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.listener import options_of
-from serving.process import SWITCH_INTERVAL_S
+from serving.process import tune_interpreter
 from serving.service import Service
 from serving.tables import TableSet
 from trainer.config import TrainerConfig
@@ -219,7 +218,6 @@ async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[
 
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener a configuration; swaps when told to."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)
     kept, coming, holder = histories(num_items), versions(num_items), VersionHolder()
     holder.stage(next(coming))
@@ -232,6 +230,7 @@ def _serve(pipe: Connection, num_items: int) -> None:
         ports[name] = listener.getsockname()[1]
         running = options_of(build_app(service), service.config)
         threading.Thread(target=uvicorn.Server(running).run, kwargs={"sockets": [listener]}, daemon=True).start()
+    tune_interpreter()
     pipe.send(ports)
     is_swapping = False
     while True:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
 
@@ -34,6 +36,14 @@ from wire.hashing import canonical
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
 """Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
 encode = msgspec.json.Encoder().encode
+
+
+@functools.lru_cache(maxsize=16)
+def _by_kind(kinds: tuple[str, ...]) -> Callable[..., dict[str, float]]:
+    """A type whose JSON is that of a dict by kind, at a third of what dicts cost to make and to write."""
+    names = {f"p{index}": kind for index, kind in enumerate(kinds)}
+    made = msgspec.defstruct("Probabilities", [(name, float) for name in names], rename=names, frozen=True, gc=False)
+    return cast("Callable[..., dict[str, float]]", made)
 
 
 def name_of(version: HeldVersion) -> VersionName:
@@ -105,9 +115,9 @@ class RankJob:
 
     @staticmethod
     def _answer(version: HeldVersion, request: RankRequest, ask: Ask, found: Found) -> RankAnswer:
-        kinds = version.network.config.kinds
+        by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
-        items = [RankedItem(item, known, dict(zip(kinds, each, strict=True))) for item, known, each in rows]
+        items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
         return RankAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
                           num_history=len(ask.past), items=items)  # fmt: skip
 

@@ -117,7 +117,7 @@ class VersionName(Struct, frozen=True):
     number: int
 
 
-class ScoredItem(Struct, frozen=True):
+class ScoredItem(Struct, frozen=True, gc=False):
     """An item and its score: higher is better; comparable within one answer only."""
 
     item: int | str
@@ -139,7 +139,7 @@ class RecommendAnswer(_Answer, frozen=True, kw_only=True):
     items: list[ScoredItem]
 
 
-class RankedItem(Struct, frozen=True):
+class RankedItem(Struct, frozen=True, gc=False):
     """One candidate: the probability of each kind of action, and whether the model knows the item."""
 
     item: int | str
@@ -173,7 +173,7 @@ class SimilarAnswer(Struct, frozen=True, kw_only=True):
     items: Annotated[list[ScoredItem], Meta(description="the score is the cosine")]
 
 
-class ItemFacts(Struct, frozen=True):
+class ItemFacts(Struct, frozen=True, gc=False):
     """What is known of one item."""
 
     item: int | str
