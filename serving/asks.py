@@ -51,11 +51,12 @@ class AskBuilder:
             past = past_of(request.history or [], version.network.config.kinds, max_context)
             num_sealed = len(past)
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
-        now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self._now_ms(version))
+        now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
         return Ask(user, past, num_sealed, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
 
-    def _now_ms(self, version: HeldVersion) -> int:
+    def now_ms(self, version: HeldVersion) -> int:
+        """What "now" is where a request does not say: see `ServingConfig.clock`."""
         wall_ms = int(time.time() * 1000)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
         if self.config.clock == "wall" or event_ms <= CLOCK_START_MS:

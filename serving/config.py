@@ -67,6 +67,8 @@ class ServingConfig:
     """A file of ``ID<TAB>TITLE`` lines: what people call the items, for ``/items`` and the page."""
     page: bool = True
     """Serve the page at ``/``, with what it shows: the pipeline's state, users seen of late, and their histories."""
+    freshness_objective_s: float = 10.0
+    """How old the newest learned action may be before the page says that the server is behind."""
     allow_actions: bool = False
     """Let the page (and ``POST /actions``) send actions to the actions topic. With tokens: to admins."""
 
@@ -77,7 +79,7 @@ class ServingConfig:
         expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
         expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
         for key in ("num_threads", "num_workers", "max_batch", "max_waiting", "max_k", "max_candidates", "max_history",
-                    "max_requests", "max_body_bytes", "max_wait_s", "read_timeout_s",
+                    "max_requests", "max_body_bytes", "max_wait_s", "freshness_objective_s", "read_timeout_s",
                     "candidates_per_pass", "history_bytes", "replay_after_s",
                     "connect_timeout_s", "drain_timeout_s", "status_every_s"):  # fmt: skip
             value = getattr(self, key)

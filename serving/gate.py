@@ -51,7 +51,8 @@ class Gate:
             await self._pass(scope, receive, sending)
         finally:
             self._metrics.in_flight -= 1
-            self._metrics.observe(scope["path"], status, time.perf_counter() - started)
+            if scope["path"] != "/events":  # a stream is open for as long as a page is
+                self._metrics.observe(scope["path"], status, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = BY_PATH.get(scope["path"])

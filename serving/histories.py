@@ -8,6 +8,7 @@ Beyond ``max_bytes`` the users that have been quiet longest are forgotten, and a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict
@@ -83,6 +84,11 @@ class Histories:
         with self._lock:
             value = self._examples.get(user)
         return decode_example(value) if value is not None else None
+
+    def newest_users(self, num: int) -> list[str]:
+        """Users whose examples came last, newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._examples), num))
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
         """(n, F) the features that items came with last; 0 where none were seen."""

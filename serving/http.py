@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -20,7 +21,8 @@ from serving.gate import Gate
 from serving.messages import Health, Problem
 from serving.metrics import ServerMetrics
 from serving.openapi import openapi
-from serving.operations import OPERATIONS, Operation, limits
+from serving.operations import Operation, limits, operations_of
+from serving.pages import EventStream, Files
 from serving.service import Answer, Service
 from serving.validation import Decoder
 
@@ -31,18 +33,26 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     """The application. It owns nothing: start and stop the service around it."""
     metrics = ServerMetrics(service.readings)
     service.metrics = metrics
-    config, operations = service.config, list(OPERATIONS)
+    config = service.config
+    operations = operations_of(config)
     gate = Middleware(Gate, metrics=metrics, access=access or Access(config.tokens_file),
                       max_body_bytes=config.max_body_bytes, read_timeout_s=config.read_timeout_s)  # fmt: skip
     answers: dict[str, Answer] = {
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
         "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
+        "/actions": service.send_action,
     }  # fmt: skip
-    states = {"/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics}
+    states: dict[str, Any] = {
+        "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
+        "/users": _users, "/history": _history,
+    }  # fmt: skip
+    streams = {"/events": EventStream(service)}
     routes = [
         Route(each.path, Answering(each, answers[each.path], limits(config)), methods=[each.method])
         if each.path in answers
-        else Route(each.path, functools.partial(states[each.path], service), methods=[each.method])
+        else Route(
+            each.path, streams.get(each.path) or functools.partial(states[each.path], service), methods=[each.method]
+        )
         for each in operations
     ]
     document = msgspec.json.encode(openapi(operations, config))
@@ -50,7 +60,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     async def described(_request: Request) -> Response:
         return Body(document)
 
-    routes.append(Route("/openapi.json", described))
+    routes += [Route("/openapi.json", described), *Files().routes(with_page=config.page)]
     app = Starlette(routes=routes, middleware=[gate], exception_handlers=ERROR_HANDLERS)
     app.router.redirect_slashes = False
     return app
@@ -94,6 +104,18 @@ async def _version(service: Service, _request: Request) -> Response:
 
 async def _readyz(service: Service, _request: Request) -> Response:
     return Body(service.readiness(), status_code=200 if service.is_ready else 503)
+
+
+async def _about(service: Service, _request: Request) -> Response:
+    return Body(service.about())
+
+
+async def _users(service: Service, _request: Request) -> Response:
+    return Body(service.users())
+
+
+async def _history(service: Service, request: Request) -> Response:
+    return Body(await service.history(request.query_params.get("user", "")))
 
 
 async def _metrics(service: Service, _request: Request) -> Response:

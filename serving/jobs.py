@@ -13,9 +13,11 @@ from serving.asks import AskBuilder, hashes
 from serving.engine import Ask, Found
 from serving.holder import HeldVersion
 from serving.messages import (
+    HistoryAnswer,
     ItemFacts,
     ItemsAnswer,
     ItemsRequest,
+    PastInteraction,
     RankAnswer,
     RankBatchAnswer,
     RankedItem,
@@ -33,6 +35,8 @@ from serving.similar import similar_items
 from serving.titles import Titles
 from wire.hashing import canonical
 
+NUM_PAST = 50
+"""Interactions of a user's that are told, the newest."""
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
 """Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
 encode = msgspec.json.Encoder().encode
@@ -139,6 +143,36 @@ class SimilarJob:
         pairs = similar_items(version, row, self.request.k) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
+
+
+@dataclass(slots=True, eq=False)
+class HistoryJob:
+    """What is known of a user."""
+
+    builder: AskBuilder
+    titles: Titles
+    user: str
+    weight: float = 0.5
+
+    def asks(self, _version: HeldVersion) -> list[Ask]:
+        """None: the histories answer."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+        """`HistoryAnswer`."""
+        past = self.builder.recommend(version, RecommendRequest(user=self.user)).past
+        kinds = version.network.config.kinds
+        rows = zip(past.item_hash.tolist(), past.action_bits.tolist(), past.timestamp_ms.tolist(), strict=True)
+        interactions = [
+            PastInteraction(
+                name := version.names.get(key, "?"),
+                self.titles.get(canonical(name)),
+                [kind for bit, kind in enumerate(kinds) if bits >> bit & 1],
+                timestamp,
+            )
+            for key, bits, timestamp in list(rows)[: -NUM_PAST - 1 : -1]
+        ]
+        return encode(HistoryAnswer(user=self.user, num_history=len(past), interactions=interactions))
 
 
 @dataclass(slots=True, eq=False)

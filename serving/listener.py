@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -38,9 +39,13 @@ def bind(config: ServingConfig) -> socket.socket:
     return listener
 
 
-def listen(app: ASGIApp, listener: socket.socket, config: ServingConfig) -> None:
-    """Serve until told to end."""
-    Server(options_of(app, config)).run(sockets=[listener])
+def listen(
+    app: ASGIApp, listener: socket.socket, config: ServingConfig, on_exit: Callable[[], None] = lambda: None
+) -> None:
+    """Serve until told to end; ``on_exit`` is called when that is."""
+    server = Server(options_of(app, config))
+    server.on_exit = on_exit
+    server.run(sockets=[listener])
 
 
 def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
@@ -113,6 +118,13 @@ class BoundedConnection(HttpToolsProtocol):
 
 class Server(uvicorn.Server):
     """Uvicorn that ends with status 0 when it was asked to end: SIGTERM and SIGINT are not raised again after."""
+
+    on_exit: Callable[[], None] = staticmethod(lambda: None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tell whoever would go on for ever, then end as uvicorn does."""
+        self.on_exit()
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -197,6 +197,37 @@ class SentAction(Struct, frozen=True):
     timestamp: int
 
 
+class PastInteraction(Struct, frozen=True, gc=False):
+    """One interaction of a user's: the item, and every kind of action that came for it."""
+
+    item: int | str
+    title: str | None
+    actions: list[str]
+    timestamp: int
+
+
+class HistoryAnswer(Struct, frozen=True, kw_only=True):
+    """What the server knows of a user, newest first: what the next answer will go by."""
+
+    user: str
+    num_history: int
+    interactions: list[PastInteraction]
+
+
+class UsersAnswer(Struct, frozen=True):
+    """Users that were seen last, newest first."""
+
+    users: list[str]
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """What the page may show and do here."""
+
+    kinds: Annotated[list[str], Meta(description="kinds of action that the model knows; none before a first version")]
+    allow_actions: bool
+    objective_s: Annotated[float, Meta(description="`serving.freshness_objective_s`")]
+
+
 class VersionAnswer(Struct, frozen=True, kw_only=True):
     """The version that answers now."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from serving.config import ServingConfig
-from serving.messages import Readiness, Refusal
+from serving.messages import MAX_KEY, Readiness, Refusal
 from serving.operations import Operation, limits
 
 DESCRIPTION = """Recommendations that are seconds old. Every answer names the version of the weights that it comes from
@@ -90,6 +90,9 @@ def _operation(operation: Operation, *, is_open: bool) -> dict[str, Any]:
         if operation.example:
             content["example"] = dict(operation.example)
         found["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if operation.parameter:
+        parameter = {"name": operation.parameter, "in": "query", "required": True}
+        found["parameters"] = [{**parameter, "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY}}]
     if guarded:
         found["security"] = [{"token": []}]
     return found

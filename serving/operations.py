@@ -10,8 +10,10 @@ import msgspec
 
 from serving.config import ServingConfig
 from serving.messages import (
+    About,
     ActionRequest,
     Health,
+    HistoryAnswer,
     ItemsAnswer,
     ItemsRequest,
     RankAnswer,
@@ -26,6 +28,7 @@ from serving.messages import (
     SentAction,
     SimilarAnswer,
     SimilarRequest,
+    UsersAnswer,
     VersionAnswer,
 )
 from serving.validation import Limit
@@ -46,6 +49,8 @@ class Operation:
     media: str = "application/json"
     example: Mapping[str, Any] = field(default_factory=dict)
     statuses: tuple[int, ...] = ()
+    parameter: str = ""
+    """A required one, in the query."""
 
 
 _HISTORY = [{"item": 318, "action": "click", "timestamp": 1_700_000_000_000}]
@@ -92,7 +97,27 @@ ACTIONS = Operation(
     statuses=(503,), example={"user": "u1", "item": 318, "action": "click"},
     text="As a producer of your own would: it takes the way of every action. With `serving.allow_actions` alone.",
 )  # fmt: skip
-BY_PATH = {each.path: each for each in (*OPERATIONS, ACTIONS)}
+PAGE = (
+    Operation("GET", "/about", "Page", "What may the page do here?", About),
+    Operation(
+        "GET", "/events", "Page", "The pipeline, second by second", None, media="text/event-stream", statuses=(503,),
+        text="Server-sent events: first `points` (the last quarter of an hour), then a `point` a second.",
+    ),
+    Operation("GET", "/users", "Page", "Who was seen last?", UsersAnswer),
+    Operation(
+        "GET", "/history", "Page", "What did a user do?", HistoryAnswer, parameter="user", statuses=(422, 503),
+        text="The newest interactions, as the next answer will go by them.",
+    ),
+    ACTIONS,
+)  # fmt: skip
+"""What `serving.page` adds."""
+BY_PATH = {each.path: each for each in (*OPERATIONS, *PAGE)}
+
+
+def operations_of(config: ServingConfig) -> tuple[Operation, ...]:
+    """Those that this configuration offers."""
+    page = tuple(each for each in PAGE if config.allow_actions or each is not ACTIONS) if config.page else ()
+    return (*OPERATIONS, *page)
 
 
 def limits(config: ServingConfig) -> dict[str, Limit]:

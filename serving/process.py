@@ -21,6 +21,8 @@ from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.listener import bind, listen
+from serving.pulse import PulseFollower
+from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
@@ -31,6 +33,7 @@ from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
 WEIGHTS_FETCH_BYTES = 8 << 20
+PULSE_CONNECT_S = 5.0
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may keep the interpreter while the event loop wants it (Python's default: 5 ms)."""
 
@@ -65,7 +68,7 @@ def run_server(settings: Any) -> int:
             service.titles = titles
             app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
-            listen(app, listener, config)
+            listen(app, listener, config, on_exit=service.stopping.set)
     return 0
 
 
@@ -84,7 +87,10 @@ def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, n
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)
-    threads = (subscriber, follower, heartbeat)
+    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower] = [subscriber, follower, heartbeat]
+    if config.page:
+        threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
+    service.sender = ActionSender(kafka) if config.allow_actions else None
     for thread in threads:
         thread.start()
     try:
@@ -93,5 +99,7 @@ def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, n
         for thread in threads:
             thread.stop()
         service.close()
+        if service.sender is not None:
+            service.sender.close()
         for thread in threads:
             thread.join(10)

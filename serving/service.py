@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from serving.asks import AskBuilder
 from serving.batcher import Batcher
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
 from serving.engine import Engine
-from serving.errors import NotReadyError
+from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, VersionHolder
-from serving.jobs import ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
+from serving.jobs import HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.messages import (
+    MAX_KEY,
+    About,
+    ActionRequest,
     ItemsRequest,
     RankBatchRequest,
     RankRequest,
@@ -25,13 +31,17 @@ from serving.messages import (
     RecommendBatchRequest,
     RecommendRequest,
     SimilarRequest,
+    UsersAnswer,
     VersionAnswer,
 )
 from serving.metrics import Reading, ServerMetrics, readings
+from serving.pulse import Pulse, Served
+from serving.sender import ActionSender
 from serving.subscriber import Counters
 from serving.titles import Titles
 from wire.kafka.following import Contact
 
+NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]
 """A request → the JSON of its answer."""
 HELP = {
@@ -68,12 +78,16 @@ class Service:
     histories_ready: threading.Event = field(default_factory=threading.Event)
     metrics: ServerMetrics | None = None
     titles: Titles = field(default_factory=Titles)
+    sender: ActionSender | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the server is told to end: streams that would go on for ever end then."""
 
     def __post_init__(self) -> None:
         c = self.config
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass)
         self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
+        self.pulse = Pulse(c.freshness_objective_s)
         self._builder = AskBuilder(c, self.histories)
 
     def close(self) -> None:
@@ -119,6 +133,48 @@ class Service:
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
         return await self.batcher.answer(ItemsJob(self.titles, request))
+
+    async def history(self, user: str) -> bytes:
+        """`HistoryAnswer` as JSON. Raises `RequestError`."""
+        if not 0 < len(user) <= MAX_KEY:
+            raise RequestError("user", f"1 to {MAX_KEY} characters", user[:MAX_KEY], "send ?user=ID")
+        return await self.batcher.answer(HistoryJob(self._builder, self.titles, user))
+
+    async def send_action(self, request: ActionRequest) -> bytes:
+        """`SentAction` as JSON. Raises `NotReadyError` or `RequestError`."""
+        version, sender = self.version(), self.sender
+        kinds = version.network.config.kinds
+        for kind in [request.action] if isinstance(request.action, str) else request.action:
+            if kind not in kinds:
+                raise RequestError(
+                    "action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
+                )
+        if sender is None:
+            raise NotReadyError("this server has no producer; it was started without a broker")
+        timestamp_ms = self._builder.now_ms(version) + 1
+        return msgspec.json.encode(await asyncio.to_thread(sender.send, request, timestamp_ms))
+
+    def users(self) -> UsersAnswer:
+        """Who was seen last."""
+        return UsersAnswer(self.histories.newest_users(NUM_USERS))
+
+    def about(self) -> About:
+        """What the page may show and do."""
+        current = self.holder.current
+        kinds = list(current.network.config.kinds) if current else []
+        return About(kinds=kinds, allow_actions=self.config.allow_actions,
+                     objective_s=self.config.freshness_objective_s)  # fmt: skip
+
+    def served(self) -> Served:
+        """What the pulse is told of this server."""
+        current, broker = self.holder.current, self.contact.is_up
+        swaps, requests = self.holder.num_swaps, self.count_requests()
+        if current is None:
+            return Served(num_requests=requests, broker=broker)
+        return Served(
+            epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
+            swapped_ms=current.swapped_ms, num_swaps=swaps, num_requests=requests, broker=broker,
+        )  # fmt: skip
 
     def version_answer(self) -> VersionAnswer:
         """Which weights answer now. Raises `NotReadyError`."""
