@@ -1,7 +1,7 @@
 """What a server can refuse or stop for.
 
     ServingError
-    ├── StartError          the server cannot start (broker away, port in use, no such device); the process ends with 1
+    ├── StartError          the server cannot start (broker away, port in use); the process ends with 1
     ├── NotReadyError       no version has arrived yet: 503
     ├── OverloadedError     the answer would take longer than `serving.max_wait_s`, or too many wait: 503
     ├── UnauthorizedError   no token, an unknown one, or one that does not reach as far: 401, 403

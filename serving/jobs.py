@@ -9,6 +9,7 @@ from typing import cast
 
 import msgspec
 
+from model.tokens import ITEMS
 from serving.asks import AskBuilder, hashes
 from serving.engine import Ask, Found
 from serving.holder import HeldVersion
@@ -30,7 +31,6 @@ from serving.messages import (
     SimilarRequest,
     VersionName,
 )
-from serving.network import ITEMS
 from serving.similar import similar_items
 from serving.titles import Titles
 from wire.hashing import canonical

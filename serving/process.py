@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from model.device import choose_device
 from serving.access import Access
 from serving.config import ServingConfig
-from serving.errors import StartError
 from serving.follower import HistoryFollower
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
@@ -47,21 +47,13 @@ def tune_interpreter() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """``auto`` → a GPU if there is one. `StartError` when the one asked for is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartError("serving.device: expected a CUDA device, got none on this machine; set it to cpu or auto")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
 def run_server(settings: Any) -> int:
     """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving`` and ``kafka``."""
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
-    device, access, titles = choose_device(config.device), Access(config.tokens_file), Titles.read(config.titles_file)
+    device = choose_device(config.device, "serving.device")
+    access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
         with connected(config, kafka, device, config.name or f"server@{platform.node()}:{port}") as service:

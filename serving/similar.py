@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from kernels import top_k
+from model.tokens import ITEMS
 from serving.holder import HeldVersion
-from serving.network import ITEMS
 
 
 @torch.inference_mode()
