@@ -58,17 +58,11 @@ class FileSource:
         del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:
-            return [] if self._ended else self._finish()
+            self._ended = True
+            return []
         for action in chunk:
             self._sequencer.apply(action, self._offset, action.timestamp_ms)
             self._offset += 1
-        return self._drain()
-
-    def _finish(self) -> list[Example]:
-        """Seal what is open, as a tick behind the end of the stream does."""
-        self._ended = True
-        end_ms = self._sequencer.clock_ms + self._sequencer.config.join_window_ms
-        self._sequencer.tick(end_ms, self._offset, end_ms)
         return self._drain()
 
     def _drain(self) -> list[Example]:

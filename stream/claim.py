@@ -19,8 +19,8 @@ from state.store import PartitionStore
 from stream.config import Settings
 from stream.logs import log
 from wire.config import KafkaConfig
-from wire.example import Example
-from wire.example_codec import decode_example, encode_example, fence
+from wire.example import Example, fence
+from wire.example_codec import decode_example, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.kafka.options import sync_options
 from wire.topics import Topics, fence_key
