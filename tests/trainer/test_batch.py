@@ -130,12 +130,12 @@ def test_kinds_that_come_in_the_same_step_belong_to_the_new_interaction() -> Non
     assert batch.is_new_R.tolist() == [True, True]
     assert batch.learned_bits_R.tolist() == [3, 5]
     assert batch.previous_bits_R.tolist() == [0, 0]
-    apart, histories = [], Histories(10)
-    for each in examples:
-        apart.append(build_batch([each], histories, MODEL))
-    assert apart[1].is_new_R.tolist() == [False, False]
-    assert apart[1].learned_bits_R.tolist() == [2, 4]
-    assert apart[1].previous_bits_R.tolist() == [1, 1]
+    histories = Histories(10)
+    build_batch(examples[:1], histories, MODEL)
+    later = build_batch(examples[1:], histories, MODEL)
+    assert later.is_new_R.tolist() == [False, False]
+    assert later.learned_bits_R.tolist() == [2, 4]
+    assert later.previous_bits_R.tolist() == [1, 1]
 
 
 def test_the_first_kind_that_is_wanted_makes_a_target_of_retrieval() -> None:
