@@ -9,6 +9,8 @@ One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row o
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,7 +102,7 @@ class Histories:
 
     def __init__(self, max_context: int) -> None:
         self._max_context = max_context
-        self.users: dict[str, History] = {}
+        self.users: OrderedDict[str, History] = OrderedDict()
         self.num_bytes = 0
 
     def __len__(self) -> int:

@@ -26,10 +26,10 @@ from trainer.snapshot import learner_arrays
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.action import Action, decode_record
-from wire.example import Example
-from wire.example_codec import encode_example, fence
+from wire.example import Example, fence
+from wire.example_codec import encode_example
 from wire.partitioner import partition_of
-from wire.topics import Topics, fence_key
+from wire.topics import Topics, fence_key, segment_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
@@ -37,7 +37,7 @@ NUM_PARTITIONS = 3
 # eviction, features.
 SECTIONS: dict[str, dict[str, Any]] = {
     "action": {"kinds": ["see", "click", "like"], "features": ["genre"], "user_features": ["land"]},
-    "sequence": {"join_window_s": 0.0, "max_context": 6, "max_new": 4},
+    "sequence": {"join_window_s": 0.0, "max_context": 6, "segment_len": 4},
     "model": {
         "num_layers": 1, "model_width": 8, "num_heads": 1, "qk_width": 8, "value_width": 8, "item_width": 8,
         "norm_len": 8.0, "num_positions": 16, "num_time_buckets": 8,
@@ -138,7 +138,9 @@ class Stage:
         """To the topic; returns when the broker has them."""
         sends = []
         for example in examples:
-            key = fence_key(example.writer_epoch) if example.is_fence else example.user.encode()
+            slots = self.settings.sequence.num_slots
+            segment = segment_key(example.user, example.segment, slots)
+            key = fence_key(example.writer_epoch) if example.is_fence else segment
             value = encode_example(example)
             sends.append(self._producer.send(self.topics.sequences, value, key, partition=example.partition))
             if counted and not example.is_fence:
