@@ -93,8 +93,8 @@ class World:
         self.histories = {f"u{i}": interactions(self.rng, int(self.rng.integers(3, 30))) for i in range(self.num_users)}
 
     def examples(self, *, partition: int = 0) -> list[Example]:
-        """Each user's newest example."""
-        return [example(user, rows, number=number, partition=partition)
+        """Each user's newest example, of his last ``max_context`` interactions."""
+        return [example(user, slice_of(rows, -self.model.max_context, None), number=number, partition=partition)
                 for number, (user, rows) in enumerate(self.histories.items())]  # fmt: skip
 
     def learn(self) -> None:
