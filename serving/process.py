@@ -68,13 +68,14 @@ class Server(uvicorn.Server):
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving`` and ``kafka``."""
+    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving``, ``sequence`` and ``kafka``."""
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
     device = choose_device(config.device, "serving.device")
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
-        with connected(config, kafka, device, config.name or f"server@{platform.node()}:{port}") as service:
+        name, max_context = config.name or f"server@{platform.node()}:{port}", settings.sequence.max_context
+        with connected(config, kafka, device, name, max_context) as service:
             app = build_app(service)
             options = uvicorn.Config(
                 app, loop="uvloop", http="httptools", log_config=None, access_log=config.access_log, lifespan="off",
@@ -86,7 +87,9 @@ def run_server(settings: Any) -> int:
 
 
 @contextlib.contextmanager
-def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str) -> Iterator[Service]:
+def connected(
+    config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
+) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
@@ -96,7 +99,7 @@ def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, n
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes))
+    service = Service(config, holder, Histories(config.history_bytes, max_context))
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     announcer = Announcer(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)

@@ -21,7 +21,7 @@ from serving.holder import HeldVersion, VersionHolder
 from serving.messages import HistoryEntry, RankRequest, RecommendRequest
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.subscriber import Counters
-from wire.example import CLOCK_START_MS, Interactions
+from wire.example import Interactions
 from wire.hashing import canonical, item_hash
 from wire.kafka.following import Contact
 
@@ -113,16 +113,14 @@ class Service:
         user, features = None, np.zeros(0, np.int64)
         if request.user is not None:
             user = canonical(request.user)
-            example = self.histories.get(user)
-            past, num_sealed = Ask.history_of(example, max_context) if example is not None else (no_past(), 0)
-            features = example.user_feature_hash if example is not None else features
+            known = self.histories.get(user)
+            past, features = (known.interactions, known.user_features) if known is not None else (no_past(), features)
         else:
             past = self._past_of(request.history or [], version.network.config.kinds, max_context)
-            num_sealed = len(past)
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self._now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
-        return Ask(user, past, num_sealed, features, now_ms, domain, candidates, k, exclude_seen), not len(past)
+        return Ask(user, past, features, now_ms, domain, candidates, k, exclude_seen), not len(past)
 
     def _past_of(self, history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:
         self._limit("history", len(history), self.config.max_history, "serving.max_history")
@@ -141,7 +139,7 @@ class Service:
     def _now_ms(self, version: HeldVersion) -> int:
         wall_ms = int(time.time() * 1000)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
-        if self.config.clock == "wall" or event_ms <= CLOCK_START_MS:
+        if self.config.clock == "wall" or event_ms <= 0:
             return wall_ms
         is_replay = wall_ms - event_ms > self.config.replay_after_s * 1000
         return event_ms if self.config.clock == "event" or is_replay else wall_ms

@@ -10,6 +10,7 @@ from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
+FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -25,6 +26,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
+    "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -34,6 +36,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
+    "feedback": Word(FEEDBACK, "use reversal"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
@@ -90,6 +93,8 @@ class TrainerConfig:
     file_take: int = 256
     step_linger_s: float = 0.2
     # Learning
+    max_train_context: int = 0
+    feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0

@@ -65,7 +65,8 @@ class Trainer:
         self._positions: dict[int, Position] = {}
         self._recover()
         self.source = make_source(self._positions)
-        self.backlog = Backlog(model.max_context, config.max_step_tokens, config.max_step_targets)
+        self.source.restore(self.learner.histories)
+        self.backlog = Backlog(self.learner.max_context, config.max_step_tokens, config.max_step_targets)
         self._last_report: StepReport | None = None
         self._checkpoint_at = self._next(config.checkpoint_every_s)
         self._checkpoint_step = self.learner.num_steps
@@ -327,6 +328,7 @@ class Trainer:
             newest_event_ms=learner.newest_event_ms,
             newest_record_ms=learner.newest_record_ms,
             num_interactions=learner.num_interactions,
+            num_feedback=learner.num_feedback,
             plan=list(self.unpublished),
             first_step=self.unpublished_first,
             model_config=learner.model_config.as_dict(),

@@ -28,7 +28,7 @@ class Backlog:
         for example in examples:
             self._waiting.setdefault(example.partition, deque()).append(example)
             self.num_waiting += 1
-            self.num_targets += example.num_new
+            self.num_targets += num_pieces(example)
 
     def oldest_record_ms(self) -> dict[int, int]:
         """Partition → `newest_record_ms` of the example that has waited longest; only partitions where one waits."""
@@ -36,20 +36,26 @@ class Backlog:
 
     def cut(self) -> tuple[PlanStep, list[Example]] | None:
         """The next step of at most the budget (but at least one example), or None when nothing waits."""
-        taken: dict[int, list[Example]] = {}
+        taken, users = dict[int, list[Example]](), set[str]()
         num_tokens = num_targets = 0
         while (partition := self._next_partition()) is not None:
             example = self._waiting[partition][0]
-            tokens = 2 * min(len(example.interactions), self._max_context + example.num_new)
-            full = num_tokens + tokens > self._max_tokens or num_targets + example.num_new > self._max_targets
-            if taken and full:
+            tokens, targets = self._tokens(example, example.user in users), num_pieces(example)
+            if taken and (num_tokens + tokens > self._max_tokens or num_targets + targets > self._max_targets):
                 break
             taken.setdefault(partition, []).append(self._pop(partition))
-            num_tokens, num_targets = num_tokens + tokens, num_targets + example.num_new
+            users.add(example.user)
+            num_tokens, num_targets = num_tokens + tokens, num_targets + targets
         if not taken:
             return None
         examples = [example for partition in sorted(taken) for example in taken[partition]]
         return ranges(examples), examples
+
+    def _tokens(self, example: Example, is_known: bool) -> int:
+        """About what an example adds to a step, which gives each user one sequence."""
+        pieces = num_pieces(example)
+        context = 0 if is_known or not pieces else min(example.first_new_index, self._max_context)
+        return 2 * (context + pieces)
 
     def _next_partition(self) -> int | None:
         heads = [(queue[0].newest_record_ms, partition) for partition, queue in self._waiting.items() if queue]
@@ -58,7 +64,7 @@ class Backlog:
     def _pop(self, partition: int) -> Example:
         example = self._waiting[partition].popleft()
         self.num_waiting -= 1
-        self.num_targets -= example.num_new
+        self.num_targets -= num_pieces(example)
         return example
 
     def follow(self, step: PlanStep) -> list[Example] | None:
@@ -77,6 +83,11 @@ class Backlog:
                 f"{examples[-1].number}; the checkpoint and the plan are of different streams: set checkpoint_dir"
             )
         return examples
+
+
+def num_pieces(example: Example) -> int:
+    """Interactions that it teaches something of."""
+    return example.num_new + example.num_feedback
 
 
 def ranges(examples: Sequence[Example]) -> PlanStep:

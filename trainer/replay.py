@@ -106,7 +106,7 @@ def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: 
 
 
 def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, stop: threading.Event) -> None:
-    backlog = Backlog(learner.model_config.max_context, learner.config.max_step_tokens, learner.config.max_step_targets)
+    backlog = Backlog(learner.max_context, learner.config.max_step_tokens, learner.config.max_step_targets)
     for step in plan.steps[:num_steps]:
         while (examples := backlog.follow(step)) is None:
             if stop.is_set():

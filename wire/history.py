@@ -9,6 +9,8 @@ One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row o
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,10 +31,10 @@ def row_type(num_features: int) -> np.dtype[np.void]:
 class History:
     """One user's last interactions: places ``start`` … ``end - 1`` of his lifetime."""
 
-    __slots__ = ("_capacity", "_rows", "end", "start", "user_features")
+    __slots__ = ("_max_context", "_rows", "_segment_len", "end", "start", "user_features")
 
-    def __init__(self, num_features: int, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
+        self._max_context, self._segment_len = max_context, segment_len
         self._rows = np.zeros(0, row_type(num_features))
         self.start = self.end = 0
         self.user_features: Int64 = np.zeros(0, np.int64)
@@ -42,30 +44,44 @@ class History:
         """Memory of the rows, and what is around them."""
         return int(self._rows.nbytes) + OVERHEAD_BYTES
 
+    def window(self, first: int, last: int) -> tuple[int, Rows]:
+        """Those of the places ``first`` … ``last - 1`` that are kept, and the first one's place; a view. Rows that have
+        not come are among them, with item 0."""
+        first, last = max(first, self.start), min(last, self.end)
+        return first, self._rows[first - self.start : max(first, last) - self.start]
+
     def rows(self, first: int, last: int) -> Rows:
         """Those of the places ``first`` … ``last - 1`` that are here, oldest first. A view where nothing is missing."""
-        chosen = self._rows[max(first, self.start) - self.start : max(0, min(last, self.end) - self.start)]
+        chosen = self.window(first, last)[1]
         present = chosen["item"] != 0
         return chosen if present.all() else chosen[present]
 
     def fold(self, example: Example) -> None:
-        """Put the segment in its place; forget whole segments beyond the capacity."""
+        """Put the segment in its place. Nothing is forgotten before `forget`."""
         num, first = len(example.interactions), example.first_index
-        if not num or first + num <= self.end - self._capacity:
+        if not num:
             return
         if self.start == self.end:
             self.start = self.end = first
-        end = max(self.end, first + num)
-        start = max(min(self.start, first), _down(end - self._capacity, example.segment_len))
-        self._span(start, end)
-        at, skipped = max(first - start, 0), max(start - first, 0)
-        target, source = self._rows[at : at + num - skipped], example.interactions
-        target["item"], target["time"] = source.item_hash[skipped:], source.timestamp_ms[skipped:]
-        target["domain"], target["bits"] = source.domain_hash[skipped:], source.action_bits[skipped:]
-        target["value"] = source.value[skipped:]
+        self._span(min(self.start, first), max(self.end, first + num))
+        target, source = self._rows[first - self.start : first - self.start + num], example.interactions
+        target["item"], target["time"] = source.item_hash, source.timestamp_ms
+        target["domain"], target["bits"] = source.domain_hash, source.action_bits
+        target["value"] = source.value
         if source.feature_hash.shape[1]:
-            target["features"] = source.feature_hash[skipped:]
+            target["features"] = source.feature_hash
         self.user_features = example.user_feature_hash
+
+    @property
+    def kept_from(self) -> int:
+        """The first place that is kept: that of as many segments as hold ``max_context`` interactions anyhow."""
+        num_slots = -(-self._max_context // self._segment_len) + 1
+        return max(0, (self.end - 1) // self._segment_len - num_slots + 1) * self._segment_len
+
+    def forget(self) -> None:
+        """Drop what is older than what is kept."""
+        if self.start < self.kept_from:
+            self._span(self.kept_from, self.end)
 
     def _span(self, start: int, end: int) -> None:
         """Make the array hold ``start`` … ``end - 1``, keeping what is there."""
@@ -73,7 +89,8 @@ class History:
             self.end = end
             return
         wanted = end - start
-        rows = np.zeros(max(wanted, min(2 * wanted, self._capacity)), self._rows.dtype)
+        most = self._max_context + 2 * self._segment_len
+        rows = np.zeros(max(wanted, min(2 * wanted, most)), self._rows.dtype)
         first, last = max(start, self.start), min(end, self.end)
         if last > first:
             rows[first - start : last - start] = self._rows[first - self.start : last - self.start]
@@ -81,11 +98,11 @@ class History:
 
 
 class Histories:
-    """User → `History`. ``max_context`` interactions are kept of each, and the segment that it ends in."""
+    """User → `History`. ``max_context`` interactions are kept of each, and the segments that they lie in."""
 
     def __init__(self, max_context: int) -> None:
         self._max_context = max_context
-        self.users: dict[str, History] = {}
+        self.users: OrderedDict[str, History] = OrderedDict()
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -93,19 +110,30 @@ class Histories:
 
     def fold(self, example: Example) -> History:
         """Take in one accepted example; the user's history with it."""
+        history = self.gather(example)
+        self.settle(history)
+        return history
+
+    def gather(self, example: Example) -> History:
+        """`fold`, without forgetting what is old by now: until `settle`, several examples of a user are there whole."""
         history = self.users.get(example.user)
         if history is None:
             num_features = example.interactions.feature_hash.shape[1]
-            capacity = _down(self._max_context, example.segment_len) + 2 * example.segment_len
-            history = self.users[example.user] = History(num_features, capacity)
+            history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
             self.num_bytes += history.num_bytes
         before = history.num_bytes
         history.fold(example)
         self.num_bytes += history.num_bytes - before
         return history
 
-    def forget(self, user: str) -> None:
-        """Drop a user."""
+    def settle(self, history: History) -> None:
+        """Forget what is beyond a user's kept segments."""
+        before = history.num_bytes
+        history.forget()
+        self.num_bytes += history.num_bytes - before
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
         self.num_bytes -= self.users.pop(user).num_bytes
 
 
@@ -114,7 +142,3 @@ def interactions_of(rows: Rows) -> Interactions:
     if not len(rows):
         return no_interactions(rows.dtype["features"].shape[0])
     return Interactions(rows["item"], rows["bits"], rows["time"], rows["domain"], rows["value"], rows["features"])
-
-
-def _down(index: int, segment_len: int) -> int:
-    return max(0, index // segment_len * segment_len)

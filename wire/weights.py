@@ -62,10 +62,13 @@ class Manifest(msgspec.Struct, kw_only=True):
     newest_event_ms: int
     newest_record_ms: int
     num_interactions: int
+    """Interactions learned as new ones, over the lineage."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
     created_ms: int
     metrics: dict[str, Any]
+    num_feedback: int = 0
+    """Pieces of feedback to earlier ones that were learned, over the lineage."""
     lineage: str = ""
     first_step: int = 0
     """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""

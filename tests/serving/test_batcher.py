@@ -16,8 +16,8 @@ from tests.serving.world import World, holder_of, versions
 from wire.config import KafkaConfig
 
 HOLDER = holder_of(next(versions(World(num_users=2), 1)))
-FINE = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, k=3)
-BROKEN = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
+FINE = Ask(None, no_past(), np.zeros(0, np.int64), 2**40, k=3)
+BROKEN = Ask(None, no_past(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
 
 
 def batcher() -> Batcher:

@@ -21,7 +21,7 @@ from wire.config import KafkaConfig
 from wire.example import Example
 from wire.example_codec import encode_example
 from wire.kafka.following import connect
-from wire.topics import Topics
+from wire.topics import Topics, segment_key
 
 
 class Wire:
@@ -49,8 +49,8 @@ class Wire:
     def tell(self, examples: Iterable[Example]) -> None:
         """To the sequences topic."""
         for each in examples:
-            self._producer.send(self.topics.sequences, key=each.user.encode(), value=encode_example(each),
-                                partition=each.partition)  # fmt: skip
+            key = segment_key(each.user, each.segment, num_slots=14)
+            self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
         self._producer.flush(20)
 
     def close(self) -> None:

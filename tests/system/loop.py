@@ -33,7 +33,7 @@ class Loop:
         defaults: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": prefix, "partitions": 2},
             "action": {"kinds": KINDS},
-            "sequence": {"join_window_s": 20.0, "max_context": 20, "max_new": 8, "max_recent_ids": 64},
+            "sequence": {"join_window_s": 20.0, "max_context": 20, "segment_len": 8},
             "store": {"path": str(folder / "store")},
             "stream": {
                 "metrics_port": 0, "session_timeout_s": 2.0, "heartbeat_s": 0.4, "rebalance_timeout_s": 4.0,
@@ -85,7 +85,8 @@ class Loop:
 def is_learned(report: Report) -> bool:
     """Nothing is on its way any more."""
     sums = report.sums
-    return sums["num_open"] == 0 and 0 < sums["num_sealed"] == sums["num_delivered"] == sums["num_trained"]
+    all_new = 0 < sums["num_interactions"] == sums["num_delivered"] == sums["num_trained"]
+    return all_new and sums["num_feedback_delivered"] == sums["num_feedback_trained"]
 
 
 def explain(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,10 +27,10 @@ from trainer.snapshot import learner_arrays
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.action import Action, decode_record
-from wire.example import Example
-from wire.example_codec import encode_example, fence
+from wire.example import Example, fence
+from wire.example_codec import encode_example
 from wire.partitioner import partition_of
-from wire.topics import Topics, fence_key
+from wire.topics import Topics, fence_key, segment_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
@@ -37,7 +38,7 @@ NUM_PARTITIONS = 3
 # eviction, features.
 SECTIONS: dict[str, dict[str, Any]] = {
     "action": {"kinds": ["see", "click", "like"], "features": ["genre"], "user_features": ["land"]},
-    "sequence": {"join_window_s": 0.0, "max_context": 6, "max_new": 4},
+    "sequence": {"join_window_s": 20.0, "max_context": 6, "segment_len": 4},
     "model": {
         "num_layers": 1, "model_width": 8, "num_heads": 1, "qk_width": 8, "value_width": 8, "item_width": 8,
         "norm_len": 8.0, "num_positions": 16, "num_time_buckets": 8,
@@ -45,21 +46,25 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "trainer": {
         "device": "cpu", "num_threads": 1, "max_step_targets": 12, "max_step_tokens": 200, "step_linger_s": 0.01,
         "file_take": 20, "dropout": 0.1, "full_softmax_max_items": 25, "num_negatives": 16,
-        "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
+        "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50, "max_train_context": 5,
         "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
     },
 }  # fmt: skip
 
 
 def actions(seed: int) -> Any:
-    """An endless stream of actions on a drifting catalogue."""
-    rng = random.Random(seed)
+    """An endless stream of actions on a drifting catalogue; every third comes to an earlier interaction."""
+    rng, recent = random.Random(seed), deque[tuple[str, int]]([("u0", 0)], maxlen=8)
     for number in range(1 << 30):
-        item = number // 40 + rng.randrange(30)
+        user, item = f"u{rng.randrange(12)}", number // 40 + rng.randrange(30)
+        kinds = ["see", *rng.sample(["click", "like"], rng.randrange(3))]
+        if rng.randrange(3) == 0:
+            (user, item), kinds = rng.choice(recent), [rng.choice(["click", "like"])]
+        recent.append((user, item))
         yield {
-            "user": f"u{rng.randrange(12)}",
+            "user": user,
             "item": f"i{item}",
-            "action": ["see", *rng.sample(["click", "like"], rng.randrange(3))],
+            "action": kinds,
             "timestamp": 1_700_000_000_000 + number * 1000 + rng.randrange(1000),
             "domain": rng.choice(["video", None]),
             "features": {"genre": str(item % 4)},
@@ -138,7 +143,9 @@ class Stage:
         """To the topic; returns when the broker has them."""
         sends = []
         for example in examples:
-            key = fence_key(example.writer_epoch) if example.is_fence else example.user.encode()
+            slots = self.settings.sequence.num_slots
+            segment = segment_key(example.user, example.segment, slots)
+            key = fence_key(example.writer_epoch) if example.is_fence else segment
             value = encode_example(example)
             sends.append(self._producer.send(self.topics.sequences, value, key, partition=example.partition))
             if counted and not example.is_fence:
@@ -287,7 +294,9 @@ class Stage:
         self._check_once(plan.steps)
         learner = self._uninterrupted(plan.steps, ours)
         num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
+        num_feedback = sum(example.num_feedback for examples in self.sent.values() for example in examples)
         assert recount.last.num_interactions == learner.num_interactions == num_new
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback > 0
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 

@@ -23,6 +23,7 @@ from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.step import Learner
 from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = replace(
@@ -65,20 +66,21 @@ def continued(
 ) -> tuple[Learner, Learner]:
     """A learner that went on, and one that went on from a checkpoint of the first."""
     world = World(5)
-    batches = [world.examples(6) for _ in range(num_before + num_after)]
-    whole = Learner(MODEL, config)
-    for batch in batches[:num_before]:
+    whole, told = Learner(MODEL, config), list[Example]()
+    for number in range(num_before):
+        if number == 2:
+            weights_snapshot(whole, everything=True)
+        told += (batch := world.examples(6))
         whole.step(batch)
-    if num_before > 2:
-        weights_snapshot(whole, everything=True)
-        whole.step(batches[0])
     folder.write(checkpoint_of(whole))
     resumed, kept = Learner(MODEL, config), folder.load()
     assert kept is not None
     restore_learner(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
-    for learner in (whole, resumed):
-        for batch in batches[num_before:]:
+    for each in told:  # what the source of a trainer does
+        resumed.histories.fold(each)
+    for batch in [world.examples(6) for _ in range(num_after)]:
+        for learner in (whole, resumed):
             learner.step(batch)
     return whole, resumed
 
