@@ -21,7 +21,11 @@ from wire.example_codec import decode_example, encode_example, fence
 from wire.example_log import ExampleLog, Verdict
 
 ACTION = ActionConfig(
-    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), max_future_s=5
+    kinds=("see", "click", "like"),
+    features=("genre", "maker"),
+    user_features=("land",),
+    max_future_s=5,
+    min_timestamp_ms=0,
 )
 
 
