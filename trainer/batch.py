@@ -35,8 +35,8 @@ class JaggedBatch:
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
     of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
     sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
-    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``:
-    those that it had before. ``is_wanted_R``: the step brings its first kind that makes it a target of retrieval.
+    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
+    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step brings its first kind that makes it a target of retrieval.
     ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
     ``seed_B``: a number of the user's first example in the step.
     """
@@ -72,12 +72,12 @@ class JaggedBatch:
         return 2 * len(self.item_n)
 
     @property
-    def kinds_nK(self) -> NDArray[np.float32]:
+    def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """What was done with each interaction, as far as is known."""
         return unpack_kinds(self.bits_n, self.num_kinds)
 
     @property
-    def learned_RK(self) -> NDArray[np.float32]:
+    def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """The kinds that the step brings of each target."""
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
