@@ -8,6 +8,7 @@ begins with the segment that he acts in.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict
@@ -105,6 +106,11 @@ class Histories:
                 return None
             rows, features = kept.rows(kept.start, kept.end).copy(), kept.user_features
         return Past(Interactions(*map(np.ascontiguousarray, _columns(interactions_of(rows)))), features)
+
+    def newest_users(self, num: int) -> list[str]:
+        """Users who acted last, the newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._kept.users), num))
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
         """(n, F) the features that items came with last; 0 where none were seen."""

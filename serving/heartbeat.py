@@ -18,7 +18,7 @@ from wire.status import ServerStatus, encode_status
 logger = logging.getLogger(__name__)
 
 
-class Announcer(threading.Thread):
+class Heartbeat(threading.Thread):
     """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
