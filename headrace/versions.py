@@ -41,7 +41,7 @@ def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> in
             print(msgspec.json.encode(row | {"num_steps": len(manifest.plan)}).decode())
         return 0
     if not listed:
-        Console().print("no version is published yet: is a trainer running? (python -m trainer)")
+        Console().print("no version is published yet: is a trainer running? (headrace train)")
         return 0
     Console().print(_table(listed, settings.kafka.bootstrap))
     return 0

@@ -9,14 +9,27 @@ import pytest
 from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "produce", "simulate", "lag", "versions", "topics", "audit")
+COMMANDS = (
+    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "broker",
+)  # fmt: skip
+ROOMS = {
+    ("stream", "worker"): "worker",
+    ("stream", "produce"): "produce",
+    ("stream", "simulate"): "simulate",
+    ("trainer",): "train",
+    ("serving",): "serve",
+}
 
 
 def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return module("headrace", *arguments, folder=folder)
+
+
+def module(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "headrace", *arguments],
+        [sys.executable, "-m", *arguments],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "HOME": str(folder)},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -24,18 +37,54 @@ def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_names_every_command_and_the_processes(tmp_path: Path) -> None:
+def test_help_names_every_command(tmp_path: Path) -> None:
     done = headrace("--help", folder=tmp_path)
     assert done.returncode == 0
-    for word in (*COMMANDS, "python -m stream worker", "python -m trainer", "python -m serving"):
-        assert word in " ".join(done.stdout.split())
+    for command in COMMANDS:
+        assert f"\n│ {command} " in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+def test_every_command_has_help_that_fits_eighty_columns(command: str, tmp_path: Path) -> None:
     done = headrace(command, "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    assert f"Usage: headrace {command} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout, "a column was too narrow for its words"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=" ".join)
+def test_a_rooms_own_front_door_has_the_same_options(room: tuple[str, ...], tmp_path: Path) -> None:
+    ours, theirs = module(*room, "--help", folder=tmp_path), headrace(ROOMS[room], "--help", folder=tmp_path)
+    assert (ours.returncode, theirs.returncode) == (0, 0)
+    assert f"Usage: python -m {' '.join(room)} " in ours.stdout
+    assert ours.stdout.splitlines()[2:] == theirs.stdout.splitlines()[2:]
+
+
+def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
+    program = (
+        "import sys, headrace.command as command; command.run('headrace', arguments=['train', '--help']); "
+        "print(sorted({'torch', 'numpy', 'kafka', 'faust', 'fastapi'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--json"], "goes with --file"),
+        (["train", "--replay", "--file", "x"], "leave --file out"),
+        (["broker", "70000"], "65535"),
+        (["trian"], "No such command"),
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = headrace(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag"])
@@ -51,7 +100,7 @@ def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = headrace("demo", "--dataset", "nothing.dat", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "headrace: --dataset: expected a file, got nothing.dat; "
+        "headrace demo: --dataset: expected a file, got nothing.dat; "
         "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl"
     )
 

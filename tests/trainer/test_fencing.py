@@ -30,7 +30,7 @@ def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None
     made.feed_until(lambda: old.status is not None, "the stale trainer ends")
     assert old.status == 1
     last = old.log().splitlines()[-1]
-    assert last.startswith("headrace trainer: epoch 0: another trainer (")
+    assert last.startswith("headrace train: epoch 0: another trainer (")
     assert "has claimed epoch 1; this one stops. Run one trainer per kafka.prefix" in last
     assert new.status is None
     recount = made.finish("new")

@@ -188,7 +188,7 @@ def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     child = leave_a_hole(made)
     assert child.wait() == 1
     last = child.log().splitlines()[-1]
-    assert last.startswith("headrace trainer: ")
+    assert last.startswith("headrace train: ")
     assert "1 were compacted or deleted before this trainer read them" in last
     assert 'set trainer.on_hole = "skip"' in last
 
