@@ -90,7 +90,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
-        ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+        ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected at most 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
         ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
