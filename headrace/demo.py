@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from rich.console import Console
 
@@ -36,8 +35,7 @@ from headrace.summary import summarise, tell
 from headrace.taste import Crowd, Server, Taste, choose, learned, new_actions
 from stream.files import read_actions
 from stream.replay import ReplayReport, send_actions
-from stream.topics import ensure_topics
-from wire.topics import topics_of
+from wire.kafka.admin import delete_topics, ensure_topics
 
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
@@ -183,9 +181,7 @@ class Demo:
         """On a broker of the user's leave nothing behind; the embedded one is about to forget everything anyway."""
         if self.board.broker == self.settings.kafka.bootstrap:
             with suppress(KafkaError):
-                admin = KafkaAdminClient(bootstrap_servers=self.settings.kafka.bootstrap, **self.settings.kafka.client)
-                admin.delete_topics([topic.name for topic in topics_of(self.settings.kafka)])
-                admin.close()
+                delete_topics(self.settings.kafka)
 
     def _until(self, condition: Any, timeout_s: float, phase: str, what: str) -> None:
         """Wait for it with the screen alive."""

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from headrace.board import Board
 from headrace.config import Settings
-from headrace.reader import connect, follow
 from headrace.screen import lags, seconds, tables
+from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0

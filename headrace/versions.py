@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from headrace.reader import connect, read, spans
 from wire.errors import VersionError
+from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
 from wire.weights import Manifest, decode_manifest, record_kind
 

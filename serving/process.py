@@ -28,14 +28,15 @@ from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable
-from wire.kafka.following import connect
+from wire.kafka.consumer import connect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
-WEIGHTS_FETCH_BYTES = 8 << 20
 PULSE_CONNECT_S = 5.0
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may keep the interpreter while the event loop wants it (Python's default: 5 ms)."""
+FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
+"""A follower places itself, and learns soon which broker leads its partitions now."""
 
 
 def tune_interpreter() -> None:
@@ -72,9 +73,9 @@ def connected(
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
-    weights = connect(kafka, config.connect_timeout_s, max_partition_fetch_bytes=WEIGHTS_FETCH_BYTES)
+    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
-        sequences = connect(kafka, config.connect_timeout_s, max_poll_records=5000)
+        sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     except BrokerUnavailable:
         weights.close()
         raise

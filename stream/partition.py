@@ -20,8 +20,8 @@ from stream.claim import Claim, claim
 from stream.logs import log
 from stream.relay import Fenced, Relay
 from wire.action import tick_record
+from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
-from wire.kafka.ranges import read_range
 from wire.status import PartitionStatus
 
 if TYPE_CHECKING:

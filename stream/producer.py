@@ -15,15 +15,20 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
 from wire.action import tick_record
 from wire.config import KafkaConfig
 from wire.hashing import canonical
-from wire.kafka.options import sync_options
+from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
+
+BULK = {
+    "linger_ms": 5, "batch_size": 500_000, "enable_idempotence": True,
+    "request_timeout_ms": 30_000, "delivery_timeout_ms": 120_000, "max_block_ms": 60_000,
+}  # fmt: skip
+"""Many records, each once, and a broker that may be away for a while: nobody sends these actions again."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,7 @@ class ActionProducer:
     ) -> None:
         self._topic = topic
         self._batch = batch or BatchConfig()
-        options = {"linger_ms": 5, "batch_size": 500_000, "metrics_enabled": False, **sync_options(kafka)}
-        self._client = KafkaProducer(**options)
+        self._client = make_producer(kafka, **BULK)
         self.num_partitions = num_partitions or len(self._client.partitions_for(topic))
         self._pending = [_Pending() for _ in range(self.num_partitions)]
         self._partition_of_user: dict[str, tuple[bytes, int]] = {}

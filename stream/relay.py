@@ -22,8 +22,8 @@ from stream.meter import Meter
 from wire.config import KafkaConfig
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
+from wire.kafka.async_consumer import read_range
 from wire.kafka.options import async_options
-from wire.kafka.ranges import read_range
 from wire.topics import Topics, max_letter_bytes
 
 MAX_ENTRIES = 1_000

@@ -14,8 +14,8 @@ from stream.config import Settings
 from stream.errors import FileError
 from stream.files import RATING_KINDS, read_actions
 from stream.producer import ActionProducer, BatchConfig
-from stream.topics import ensure_topics
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
 
 PACE_S = 0.02

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from stream.errors import FileError, ProducerError, TopicsMismatch
+from stream.errors import FileError, ProducerError
 from stream.producer import ActionProducer, BatchConfig
 from stream.replay import replay, send_actions
-from stream.topics import departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
-from wire.errors import BrokerUnavailable
-from wire.kafka.options import wait_for_broker
+from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.retry import wait_for_broker
 from wire.partitioner import partition_of
 
 
@@ -131,9 +131,9 @@ def test_topics_have_their_settings(deployment: Deployment) -> None:
 
 
 def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deployment) -> None:
-    assert departures(deployment.kafka) == {}
+    assert config_drift(deployment.kafka) == {}
     other = replace(deployment.kafka, actions_retention_s=60.0)
-    found = departures(other)
+    found = config_drift(other)
     assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
     assert deployment.topics.sequences not in found, "compacted, as before"
 

@@ -16,7 +16,6 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
-from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
 from tests.nursery import Child, Nursery
 from trainer.checkpoint import CheckpointFolder
@@ -29,6 +28,7 @@ from trainer.weights import Weights
 from wire.action import Action, decode_record
 from wire.example import Example, fence
 from wire.example_codec import encode_example
+from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 from wire.topics import Topics, fence_key, segment_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
