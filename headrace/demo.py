@@ -113,8 +113,6 @@ class Demo:
         self.screen: Screen = open_screen(self.board, plain=as_json)
         self.crowd = Crowd()
         self.crowd.watch(read_actions(dataset.path))
-        if not self.crowd.num_actions:
-            raise DatasetError(f"--dataset: expected actions, got none in {dataset.path}; give another file")
         self.board.num_actions = self.crowd.num_actions
         self.settings = self._configure(bootstrap)
         self.family = Family(folder, {})

@@ -43,6 +43,14 @@ class BatchConfig:
             raise ValueError(f"linger_s: expected 0 or more seconds, got {self.linger_s}; 0 sends at once")
 
 
+def _user_of(action: Mapping[str, Any]) -> str:
+    user = action.get("user")
+    try:
+        return canonical(int(user) if isinstance(user, float) and user.is_integer() else user)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ProducerError(f"user: {error}") from None
+
+
 class _Pending:
     """The actions of one partition that wait."""
 
@@ -82,8 +90,9 @@ class ActionProducer:
             self._ticker.start()
 
     def send(self, action: Mapping[str, Any]) -> None:
-        """Hand over one action (a JSON-able mapping with ``user``)."""
-        key, partition = self._placed(canonical(action["user"]))
+        """Hand over one action (a mapping that JSON can hold, with ``user``). Raises `ProducerError` where there is no
+        usable user: nobody could say which partition it belongs to."""
+        key, partition = self._placed(_user_of(action))
         body = self._encode(action)
         with self._lock:
             pending = self._pending[partition]

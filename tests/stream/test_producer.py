@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -98,6 +99,38 @@ def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path)
     settings = SimpleNamespace(kafka=KafkaConfig("127.0.0.1:1"), action=ActionConfig(), sequence=SequenceConfig())
     with pytest.raises(FileError, match=r"got rate, love.*HEADRACE_ACTION__KINDS=rate,like,love.*JOIN_WINDOW_S=0"):
         replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
+
+
+def test_nothing_is_sent_of_a_file_of_which_one_line_is_wrong(deployment: Deployment, tmp_path: Path) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0].replace('"u"', "null")]) + "\n")
+    with pytest.raises(FileError, match=r"a\.jsonl:101: user: expected a string or an integer, got null"):
+        replay(settings_of(deployment), tmp_path / "a.jsonl")
+    assert set(deployment.ends(deployment.topics.actions).values()) == {0}
+
+
+def test_a_replay_says_how_many_records_it_sent(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert replay(settings_of(deployment), tmp_path / "a.jsonl") == 0
+    assert f"sent 3 actions in 1 records to {deployment.topics.actions}" in capsys.readouterr().out
+
+
+def settings_of(deployment: Deployment) -> Any:
+    return SimpleNamespace(
+        kafka=deployment.kafka, action=deployment.action, sequence=deployment.sequence, stream=deployment.stream
+    )
+
+
+@pytest.mark.parametrize("user", [None, ["u"], True, 5.5])
+def test_an_action_without_a_usable_user_is_an_error_of_ours(user: object, deployment: Deployment) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
+        with pytest.raises(ProducerError, match="user: key: expected a string or an integer, got"):
+            producer.send(_action(user, 1))
+        producer.send(_action(5.0, 1))
+    assert producer.num_actions == 1
 
 
 def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
