@@ -143,7 +143,7 @@ def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyP
         ('[kafka]\nprefix = "a"\n'.encode("utf-16"), "wrong.toml: expected UTF-8, got UTF-16; save it as UTF-8"),
         (
             '[trainer]\nmodel_id = "modèle"\n'.encode("latin-1"),
-            r"wrong.toml:2: expected UTF-8, got b'model_id = \"mod\xe8le\"'",
+            r"""wrong.toml:2: expected UTF-8, got b'model_id = "mod\xe8le"'""",
         ),
         (b'[kafka]\nprefix = "a\0"\n', "wrong.toml: expected TOML, got Illegal character"),
         (b"a = " + b"[" * 5000, "wrong.toml: expected TOML, got"),
