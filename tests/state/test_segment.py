@@ -24,7 +24,8 @@ def action(rng: random.Random, wide: bool) -> Action:
         user="u", item=0, item_hash=rng.choice((1, -7, 2**63 - 1, -(2**63))),
         bits=rng.choice((1, 2, 255, 256, 1 << 31)), timestamp_ms=rng.randrange(many),
         id_hash=rng.choice((0, rng.getrandbits(60))), session_hash=rng.choice((0, 0, 5)),
-        domain_hash=rng.choice((0, 0, 9)), value=rng.choice((NOTHING, NOTHING, 0.1, -0.0)), feature_hash=(rng.choice((0, 3)), 0),
+        domain_hash=rng.choice((0, 0, 9)), value=rng.choice((NOTHING, NOTHING, 0.1, -0.0)),
+        feature_hash=(rng.choice((0, 3)), 0),
         user_feature_hash=(rng.choice((0, 4)),),
     )  # fmt: skip
 
