@@ -111,8 +111,6 @@ class Demo:
         self.screen: Screen = open_screen(self.board, plain=as_json)
         self.crowd = Crowd()
         self.crowd.watch(read_actions(dataset.path))
-        if not self.crowd.num_actions:
-            raise DatasetError(f"--dataset: expected actions, got none in {dataset.path}; give another file")
         self.board.num_actions = self.crowd.num_actions
         self.settings = self._configure(bootstrap)
         self.family = Family(folder, {})
@@ -222,8 +220,7 @@ class Demo:
 
     def _send(self) -> None:
         try:
-            kafka, sequence = self.settings.kafka, self.settings.sequence
-            self.sent = send_actions(self._paced(), kafka, sequence, progress=self.board.note_sent)
+            self.sent = send_actions(self._paced(), self.settings.kafka, progress=self.board.note_sent)
         except BaseException as error:  # noqa: BLE001 (raised again in the main thread)
             self._failure = error
 
@@ -258,6 +255,6 @@ class Demo:
             int(self.board.served["num_interactions"]) + len(actions),
             min(num_history + len(actions), self.settings.sequence.max_context),
         )
-        send_actions(actions, self.settings.kafka, self.settings.sequence)
+        send_actions(actions, self.settings.kafka)
         self._until(holds, LEARN_TIMEOUT_S, "learning five new actions", "the new actions to be learned and served")
         return taste

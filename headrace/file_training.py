@@ -18,7 +18,7 @@ from stream.files import RATING_KINDS, read_actions
 from trainer.loop import Trainer
 from trainer.process import Settings, stop_on_signals
 from wire.action import Rejection
-from wire.config import ActionConfig, SequenceConfig
+from wire.config import MAX_KINDS, ActionConfig, SequenceConfig
 
 log = structlog.get_logger("trainer")
 
@@ -26,8 +26,10 @@ log = structlog.get_logger("trainer")
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
     """The same loop over a file, without Kafka. ``keep``: with checkpoints, so that it can be resumed."""
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
-    actions = read_actions(path)
-    first = next(actions, {})
+    known = settings.action.kinds
+    either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
+    actions = read_actions(path, dataclasses.replace(settings.action, kinds=either))
+    first = next(actions)
     action, sequence, model = file_configs(settings, first)
     config = settings.trainer
 

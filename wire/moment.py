@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 """The end of the year 9999."""
-_RECENT_MS = (631_152_000_000, 4_102_444_800_000)
+RECENT_MS = (631_152_000_000, 4_102_444_800_000)
 """1990 to 2100: what a time of an action would most likely be."""
 _MANY = 1e20
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -34,15 +34,15 @@ def unit_of(number: float) -> Unit | None:
     """The unit in which ``number`` is a time between 1990 and 2100, if there is one: no two overlap."""
     if not abs(number) < _MANY:  # NaN neither
         return None
-    return next((unit for unit in UNITS if _RECENT_MS[0] <= number * unit.in_ms < _RECENT_MS[1]), None)
+    return next((unit for unit in UNITS if RECENT_MS[0] <= number * unit.in_ms < RECENT_MS[1]), None)
 
 
-def describe(entry: float | str) -> str:
+def describe(entry: int | float | str) -> str:  # noqa: PYI041 an int is shown otherwise
     """What came instead of a usable time, the unit that it looks like, and the remedy."""
     if isinstance(entry, str):
         return _describe_text(entry)
     unit = unit_of(entry)
-    if isinstance(entry, float):
+    if not isinstance(entry, int):
         looks = f", which looks like {unit.name}" if unit and unit.in_ms != 1 else ""
         return f"the fraction {entry!r}{looks}; send whole milliseconds"
     if unit is None or unit.in_ms == 1:

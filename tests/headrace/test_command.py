@@ -101,7 +101,7 @@ def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.strip() == (
         "headrace demo: --dataset: expected a file, got nothing.dat; "
-        "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl"
+        "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl, .parquet"
     )
 
 
@@ -113,6 +113,37 @@ def test_titles_come_from_the_file_beside_the_ratings(tmp_path: Path) -> None:
     assert dataset.title("11") == "11"
 
 
+TITLES = {"10": 'Zoë, the "best"', "11": "Plain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("movies.csv", 'movieId,title\n10,"Zoë, the ""best"""\n11,Plain\n'.encode()),
+        ("movies.csv", '\ufeffmovieId,title\r\n10,"Zoë, the ""best"""\r\n11,Plain\r\n'.encode()),
+        ("movies.csv", 'genres;title;movieId\nx;"Zoë, the ""best""";10\ny;Plain;11\n'.encode("latin-1")),
+        ("movies.csv", '10,"Zoë, the ""best""",x\n11,Plain,y\n'.encode("utf-16")),
+        ("movies.dat", 'movieId::title::genres\n10::Zoë, the "best"::x\n11::Plain::y\n'.encode("latin-1")),
+        ("movies.dat", '10::Zoë, the "best"::x\n11::Plain::y\n'.encode()),
+        ("u.item", '10|Zoë, the "best"|1995\n11|Plain|1996\n'.encode("latin-1")),
+        ("ratings.item", 'item_id:token\tmovie_title:token_seq\n10\tZoë, the "best"\n11\tPlain\n'.encode()),
+    ],
+)
+def test_titles_are_read_however_they_are_written(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    (tmp_path / name).write_bytes(content)
+    assert {
+        key: title for key, title in open_dataset(tmp_path / "ratings.dat").titles.items() if key in TITLES
+    } == TITLES
+
+
+@pytest.mark.parametrize("content", [b"", b"movieId,title\n", b'movieId,title\n1,"never closed\n', b"\0\1\2"])
+def test_titles_that_cannot_be_read_do_not_stop_anything(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    (tmp_path / "movies.csv").write_bytes(content)
+    assert open_dataset(tmp_path / "ratings.dat").titles == {}
+
+
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -120,3 +151,20 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DatasetError, match=r"cannot fetch MovieLens-100K .* --dataset PATH"):
         open_dataset(None)
     assert list((tmp_path / "headrace").iterdir()) == [], "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"user,item,rating,timestamp\nu,i,4,inf\n", "actions.txt:2: timestamp: expected a time, got inf"),
+        (b'{"user":["u"],"item":1,"action":"click","timestamp":1700000000000}\n', "actions.txt:1: user: expected"),
+        (b"\x1f\x8b damaged", "actions.txt: expected gzip data, got a damaged file"),
+        (b"user,item,rating,timestamp\n", "actions.txt: expected actions, got none"),
+    ],
+)
+def test_a_file_that_cannot_be_sent_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "actions.txt").write_bytes(content)
+    done = headrace("produce", "actions.txt", "--bootstrap", "127.0.0.1:1", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"headrace produce: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1
