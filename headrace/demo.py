@@ -230,8 +230,7 @@ class Demo:
 
     def _send(self) -> None:
         try:
-            kafka, sequence = self.settings.kafka, self.settings.sequence
-            self.sent = send_actions(self._paced(), kafka, sequence, progress=self.board.note_sent)
+            self.sent = send_actions(self._paced(), self.settings.kafka, progress=self.board.note_sent)
         except BaseException as error:  # noqa: BLE001 (raised again in the main thread)
             self._failure = error
 
@@ -266,6 +265,6 @@ class Demo:
             int(self.board.served["num_interactions"]) + len(actions),
             min(num_history + len(actions), self.settings.sequence.max_context),
         )
-        send_actions(actions, self.settings.kafka, self.settings.sequence)
+        send_actions(actions, self.settings.kafka)
         self._until(holds, LEARN_TIMEOUT_S, "learning five new actions", "the new actions to be learned and served")
         return taste

@@ -32,7 +32,7 @@ def simulate(
     if rate is not None:
         actions = moved_to_now(actions, world.start_ms)
     report = send_actions(
-        actions, settings.kafka, settings.sequence, rate=rate, limit=num_actions, seal=rate is None,
+        actions, settings.kafka, rate=rate, limit=num_actions,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)

@@ -19,7 +19,6 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
-from wire.action import tick_record
 from wire.config import KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.options import sync_options
@@ -96,14 +95,6 @@ class ActionProducer:
             self.num_actions += 1
             if len(pending.bodies) >= self._batch.max_actions or self._batch.linger_s == 0:
                 self._send(partition)
-
-    def tick(self, clock_ms: int) -> None:
-        """Move every partition's event clock to ``clock_ms`` (after what was sent before)."""
-        body = tick_record(clock_ms)
-        with self._lock:
-            for partition in range(self.num_partitions):
-                self._send(partition)
-                self._hand_over(partition, None, body)
 
     def flush(self, timeout_s: float = 60.0) -> None:
         """Return when the broker has acknowledged everything; `ProducerError` otherwise."""

@@ -15,7 +15,7 @@ from stream.errors import FileError
 from stream.files import RATING_KINDS, read_actions
 from stream.producer import ActionProducer, BatchConfig
 from stream.topics import ensure_topics
-from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.config import ActionConfig, KafkaConfig
 from wire.topics import Topics
 
 PACE_S = 0.02
@@ -36,19 +36,15 @@ class ReplayReport:
 def send_actions(
     actions: Iterable[Mapping[str, Any]],
     kafka: KafkaConfig,
-    sequence: SequenceConfig,
     *,
     rate: float | None = None,
     limit: int | None = None,
     batch: BatchConfig | None = None,
-    seal: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
 
-    With ``seal``, every partition is ticked at the end to the last event time + the join window, so that the last
-    interactions are sealed and trained too. Ctrl-C ends it early, without that. Raises
-    `stream.producer.ProducerError` if the broker refused any of it.
+    Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
     last_ms, is_whole = -1, True
@@ -62,13 +58,10 @@ def send_actions(
                     progress(producer.num_actions)
         except KeyboardInterrupt:
             is_whole = False
-        num_records = producer.num_records
-        if seal and is_whole and last_ms >= 0:
-            producer.tick(last_ms + sequence.join_window_ms)
         producer.flush()
         if progress is not None:
             progress(producer.num_actions)
-        return ReplayReport(producer.num_actions, num_records, time.monotonic() - started_s, last_ms, is_whole)
+        return ReplayReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, last_ms, is_whole)
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
@@ -100,7 +93,7 @@ def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: 
         actions = chain([first], actions)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     report = send_actions(
-        actions, settings.kafka, settings.sequence, rate=rate, limit=limit,
+        actions, settings.kafka, rate=rate, limit=limit,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)

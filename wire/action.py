@@ -42,6 +42,7 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     bits: int
     timestamp_ms: int
     id_hash: int
+    session_hash: int
     domain_hash: int
     value: float
     feature_hash: tuple[int, ...]
@@ -150,8 +151,6 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         _refuse_future("timestamp", timestamp_ms, record_ms, config)
     if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
         refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
-    if wire.session is not None:
-        _check_key(wire.session, "session")
     return Action(
         user,
         item,
@@ -159,6 +158,7 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         _bits(wire.action, config),
         timestamp_ms,
         0 if wire.id is None else _hash_once(wire.id, "id"),
+        0 if wire.session is None else _hash(wire.session, "session"),
         0 if wire.domain is None else _hash(wire.domain, "domain"),
         math.nan if value is None else value,
         _columns(wire.features, config.features, "features"),

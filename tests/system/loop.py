@@ -37,7 +37,7 @@ class Loop:
             "store": {"path": str(folder / "store")},
             "stream": {
                 "metrics_port": 0, "session_timeout_s": 2.0, "heartbeat_s": 0.4, "rebalance_timeout_s": 4.0,
-                "commit_interval_s": 0.3, "idle_tick_s": 1.0, "max_batch": 50,
+                "commit_interval_s": 0.3, "max_batch": 50,
             },
             "model": {"num_layers": 1, "model_width": 16, "qk_width": 8, "value_width": 8, "item_width": 16},
             "trainer": {

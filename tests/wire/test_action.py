@@ -151,8 +151,9 @@ def test_an_action_is_hashed_and_its_features_ordered() -> None:
     }  # fmt: skip
     (action,) = decode_record(json.dumps(content).encode(), NOW, CONFIG)
     assert action == Action(
-        "7", 5, item_hash(5), 0b11, 1_000, item_hash("e"), item_hash("d"), 3.0, (0, item_hash(9)), (item_hash("li"),)
-    )
+        "7", 5, item_hash(5), 0b11, 1_000, item_hash("e"), item_hash(4), item_hash("d"), 3.0, (0, item_hash(9)),
+        (item_hash("li"),),
+    )  # fmt: skip
 
 
 def test_what_is_not_given_is_zero_or_nan() -> None:
