@@ -27,6 +27,30 @@ def checkpoints_without_positions() -> None:
     trainer.loop.Trainer._current_positions = lambda self: {}  # type: ignore[method-assign]
 
 
+def forgets_histories() -> None:
+    """A trainer that starts knows nothing of what users did before its checkpoint."""
+    trainer.kafka_source.KafkaSource.restore = lambda self, histories: None  # type: ignore[method-assign]
+
+
+def folds_what_arrives() -> None:
+    """Histories take in what has arrived, learned or not."""
+    arrived = trainer.loop.Backlog.add
+
+    def add(self: Any, examples: Any) -> None:
+        for example in examples:
+            self.histories.fold(example)
+        arrived(self, examples)
+
+    begin = trainer.loop.Trainer._next_step
+
+    def next_step(self: Any) -> Any:
+        self.backlog.histories = self.learner.histories
+        return begin(self)
+
+    trainer.loop.Trainer._next_step = next_step  # type: ignore[method-assign]
+    trainer.loop.Backlog.add = add  # type: ignore[method-assign]
+
+
 def forgets_dirty_rows() -> None:
     """What a delta should carry is forgotten before it is acknowledged; the next one starts from there."""
     original = trainer.snapshot.weights_snapshot

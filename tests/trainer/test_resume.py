@@ -165,6 +165,8 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
         ("ignores_the_plan", ["published:2:kill"], "not the plan's weights|decided anew|not each once|was recorded as"),
         ("checkpoints_without_positions", ["checkpointed:3:kill"], "expected examples|not each once|was recorded as"),
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
+        ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
+        ("folds_what_arrives", [], "not the plan's weights"),
     ],
 )
 def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:
