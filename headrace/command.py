@@ -65,6 +65,9 @@ def train(
     replay: Annotated[
         bool, typer.Option("--replay", help="Train again from the topics what was published, and compare the weights.")
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Lead at once, stopping any trainer that leads now.")
+    ] = False,
     checkpoint_dir: Annotated[
         str | None,
         typer.Option(
@@ -88,7 +91,7 @@ def train(
         raise typer.Exit(train_file(settings, file, keep=bool(checkpoint_dir), as_json=as_json))
     from trainer.process import replay_topics, train_stream
 
-    raise typer.Exit(replay_topics(settings) if replay else train_stream(settings))
+    raise typer.Exit(replay_topics(settings) if replay else train_stream(settings, take_over=take_over))
 
 
 def _let_idle_threads_sleep() -> None:
