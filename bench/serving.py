@@ -37,7 +37,7 @@ from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
 from wire.example import Example, Interactions
-from wire.example_codec import encode_example, no_interactions
+from wire.example_codec import encode_example
 from wire.hashing import item_hash
 from wire.weights import Manifest, TableRows, Version
 
@@ -57,10 +57,10 @@ def histories(num_items: int) -> Histories:
             np.full(NUM_INTERACTIONS, np.nan, np.float32), np.zeros((NUM_INTERACTIONS, 0), np.int64),
         )  # fmt: skip
         kept.feed(0, encode_example(Example(
-            user=f"u{number}", partition=0, writer_epoch=1, number=number, interactions=rows, num_new=0,
-            first_new_index=NUM_INTERACTIONS, open_interactions=no_interactions(), open_first_offsets=none,
-            recent_ids=none, user_feature_hash=none, user_offset=0, applied_offset=0, replay_from_offset=1,
-            clock_ms=START_MS, newest_event_ms=START_MS, newest_record_ms=START_MS,
+            user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
+            interactions=rows, num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+            session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
+            user_index=0, applied_offset=0, replay_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
         )))  # fmt: skip
     return kept
 
@@ -103,10 +103,9 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
     asked: dict[str, Any] = {"recommend": None, "rank 100": candidates[:100], "rank 1000": candidates}
 
     def ask(user: int, wanted: Any) -> Ask:
-        example = kept.get(f"u{user}")
-        assert example is not None
-        past, num_sealed = Ask.history_of(example, 200)
-        return Ask(example.user, past, num_sealed, example.user_feature_hash, START_MS + 10**9, candidates=wanted)
+        past = kept.get(f"u{user}")
+        assert past is not None
+        return Ask(f"u{user}", past.interactions, past.user_features, START_MS + 10**9, candidates=wanted)
 
     contenders: dict[str, Any] = {
         f"{what}, {name}": (lambda engine=engine, wanted=wanted: engine.answer(held, [ask(7, wanted)]))

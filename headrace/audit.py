@@ -2,7 +2,8 @@
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
 2. Order and content: what the examples delivered of each user is what the actions say, in that order, without holes.
-3. Trained exactly once: the steps of the published weights' lineage name each example once, in order.
+3. Trained exactly once: each interaction, and each kind that came to one later, is told by one example; and the steps
+   of the published weights' lineage name each example once, in order.
 
 It works on any deployment, running or not: what is on its way is counted as such, and what retention or compaction has
 taken is left out; the report says which share could be checked.
@@ -13,20 +14,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import msgspec
 import numpy as np
 from kafka import KafkaConsumer
 from rich.console import Console
 
 from headrace.config import Settings
-from headrace.ledger import PlanLedger, SequenceLedger, Violations, first_of, joined, same, trained
-from headrace.reader import connect, read, spans
+from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report, print_report
+from wire.cluster import ClusterState
 from wire.errors import CodecError
-from wire.example import Interactions
 from wire.example_codec import decode_example
-from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.kafka.consumer import connect, read, spans
+from wire.status import PartitionStatus
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
@@ -49,7 +49,6 @@ class Audit:
         self.whole: set[int] = set()
         """Partitions whose actions are there from the first record on."""
         self.ends: dict[int, int] = {}
-        self.starts: dict[int, int] = {}
 
     def run(self) -> Report:
         """Read everything, then compare."""
@@ -61,7 +60,7 @@ class Audit:
             self._read_actions()
         finally:
             self.consumer.close()
-        checks = [self._nothing_lost(), self._dead_letters(), self._numbers(), self._tiling(), self._content()]
+        checks = [self._nothing_lost(), self._dead_letters(), self._numbers(), self._telling(), self._content()]
         trained_check, sums = self._trained_once()
         return Report([*checks, trained_check], sums)
 
@@ -71,18 +70,10 @@ class Audit:
         return read(self.consumer, topic, spans(self.consumer, topic))
 
     def _read_statuses(self) -> None:
-        newest_ms: dict[int, int] = {}
+        cluster = ClusterState()
         for record in self._records(self.topics.status):
-            try:
-                status = decode_status(record.value or b"")
-            except msgspec.DecodeError:
-                continue
-            if isinstance(status, WorkerStatus):
-                for partition, each in status.partitions.items():
-                    # After a partition has moved, its old owner may still be in the topic.
-                    if each.applied_offset >= 0 and status.time_ms >= newest_ms.get(partition, 0):
-                        newest_ms[partition] = status.time_ms
-                        self.statuses[partition] = each
+            cluster.note(record.value)
+        self.statuses = {number: each for number, each in cluster.partitions.items() if each.applied_offset >= 0}
 
     def _read_weights(self) -> None:
         assembler = VersionAssembler(on_drop=self.dropped.add)
@@ -113,13 +104,13 @@ class Audit:
     def _read_actions(self) -> None:
         held = spans(self.consumer, self.topics.actions)
         self.ends = {number: span.end for number, span in held.items()}
-        self.starts = {number: span.first for number, span in held.items()}
         self.whole = {number for number, span in held.items() if span.first == 0}
         for number in self.whole:
             recount = Recount(self.settings.action, self.settings.sequence, number, len(held))
             status, last = self.statuses.get(number), self.ledgers[number].last
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()
+            recount.watch_users = {name: user.upto for name, user in self.ledgers[number].users.items()}
             self.recounts[number] = recount
         for record in read(self.consumer, self.topics.actions, {number: held[number] for number in self.whole}):
             self.recounts[record.partition].feed(record)
@@ -185,42 +176,44 @@ class Audit:
         for ledger in self.ledgers.values():
             _take(violations, ledger.holes)
         _take(violations, self.unread)
-        held = sum(len(ledger.num_new) for ledger in self.ledgers.values())
+        held = sum(len(ledger.pieces) for ledger in self.ledgers.values())
         gone = sum(ledger.num_missing for ledger in self.ledgers.values())
         doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
         stale = sum(ledger.num_stale for ledger in self.ledgers.values())
         found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
         return Check("examples have no holes", found, held, held + gone, violations)
 
-    def _tiling(self) -> Check:
+    def _telling(self) -> Check:
         violations = Violations()
         users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
         for ledger in self.ledgers.values():
-            _take(violations, ledger.tiling)
+            _take(violations, ledger.telling)
         num = sum(user.num for user in users)
         seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
-        return Check(
-            "lifetimes are tiled", f"{num:,} interactions of {len(users):,} users", seen, max(num, seen), violations
-        )
+        later = sum(ledger.num_feedback for ledger in self.ledgers.values())
+        found = f"{num:,} interactions of {len(users):,} users, and later kinds to {later:,} of them"
+        return Check("each piece is told once", found, seen, max(num, seen), violations)
 
     def _content(self) -> Check:
         violations = Violations()
         checked = total = waiting = 0
         for number, recount in self.recounts.items():
-            ledger = self.ledgers[number]
-            total += recount.num_sealed
-            settled = self._settled(number)
-            for name, parts in recount.parts.items():
-                expected, user = joined(parts), ledger.users.get(name)
+            ledger, settled = self.ledgers[number], self._settled(number)
+            total += recount.num_interactions
+            for name, expected in recount.users.items():
+                user = ledger.users.get(name)
                 delivered = user.num if user else 0
-                if user and user.whole:
-                    self._compare(violations, number, name, expected, joined(user.parts))
-                    checked += delivered
-                missing = len(expected) - delivered
+                where = f"partition {number}, user {name!r}"
+                missing = expected.end - delivered
                 waiting += max(0, missing)
+                if user is not None:
+                    checked += min(delivered, expected.end)
+                    wrong = differences(expected if settled else recount.users_at.get(name), user.history)
+                    if wrong:
+                        violations.add(f"{where}: {wrong}")
                 if missing > 0 and settled:
-                    violations.add(f"partition {number}, user {name!r}: {missing} sealed interactions never came")
-            for name in ledger.users.keys() - recount.parts.keys():
+                    violations.add(f"{where}: {missing} interactions never came")
+            for name in ledger.users.keys() - recount.users.keys():
                 violations.add(f"partition {number}, user {name!r}: has examples, but no action that was accepted")
         found = f"{checked:,} interactions equal what the actions say" + (
             f", {waiting:,} on their way" if waiting else ""
@@ -233,14 +226,6 @@ class Audit:
         status = self.statuses.get(partition)
         return status is not None and status.outbox_len == 0 and status.applied_offset >= self.ends[partition] - 1
 
-    @staticmethod
-    def _compare(violations: Violations, partition: int, name: str, expected: Interactions, got: Interactions) -> None:
-        if len(got) > len(expected) or not same(first_of(expected, len(got)), got):
-            violations.add(
-                f"partition {partition}, user {name!r}: the {len(got)} interactions delivered are not the first of the "
-                f"{len(expected)} that the actions say"
-            )
-
     def _trained_once(self) -> tuple[Check, dict[str, int]]:
         violations = Violations()
         _take(violations, self.plans.gaps)
@@ -248,6 +233,7 @@ class Audit:
         line, manifest = self.plans.current, self.plans.newest
         found = trained(line, self.ledgers, violations)
         num = sum(each.num_interactions for each in found.values())
+        num_feedback = sum(each.num_feedback for each in found.values())
         available = sum(ledger.num_interactions for ledger in self.ledgers.values())
         if manifest is not None:
             for partition, last in manifest.covered.items():
@@ -255,10 +241,14 @@ class Audit:
                 if last != reached:
                     violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
             whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
-            if whole and manifest.num_interactions != num:
-                violations.add(f"the steps train {num} interactions, the manifest says {manifest.num_interactions}")
+            told = manifest.num_interactions, manifest.num_feedback
+            if whole and told != (num, num_feedback):
+                violations.add(
+                    f"the steps train {num} interactions and {num_feedback} pieces of later feedback, the manifest "
+                    f"says {told[0]} and {told[1]}"
+                )
         newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
-        text = f"{num:,} interactions in {len(line.steps):,} steps of {newest}"
+        text = f"{num:,} interactions and {num_feedback:,} later pieces in {len(line.steps):,} steps of {newest}"
         text += f", {available - num:,} on their way" if available > num else ""
         accepted = sum(recount.sequencer.num_accepted for recount in self.recounts.values())
         sums = {
@@ -267,15 +257,18 @@ class Audit:
             "num_duplicate": sum(recount.sequencer.num_duplicate for recount in self.recounts.values()),
             "num_dead": sum(recount.sequencer.num_dead for recount in self.recounts.values()),
             "num_dead_letters": len(self.dead),
-            "num_sealed": sum(recount.num_sealed for recount in self.recounts.values()),
-            "num_open": sum(recount.num_open for recount in self.recounts.values()),
+            "num_interactions": sum(recount.num_interactions for recount in self.recounts.values()),
             "num_delivered": available,
             "num_trained": num,
+            "num_feedback_delivered": sum(ledger.num_feedback for ledger in self.ledgers.values()),
+            "num_feedback_trained": num_feedback,
             "num_versions": self.plans.num_versions,
             "num_dropped_versions": self.dropped.num,
             "num_repeated_steps": line.num_repeated,
         }
-        return Check("trained exactly once", text, len(line.steps), line.first_step + len(line.steps), violations), sums
+        return Check(
+            "each piece is trained once", text, len(line.steps), line.first_step + len(line.steps), violations
+        ), sums
 
 
 def _take(violations: Violations, more: Violations) -> None:
@@ -285,7 +278,7 @@ def _take(violations: Violations, more: Violations) -> None:
 
 
 def audit(settings: Settings) -> Report:
-    """Recount a deployment. Raises `headrace.reader.ReadError` where a broker or a topic is missing."""
+    """Recount a deployment. Raises `BrokerUnavailable` or `TopicMissing`."""
     return Audit(settings).run()
 
 

@@ -17,6 +17,7 @@ from trainer.source import Marks, Position
 from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
+from wire.history import Histories
 from wire.weights import PlanStep
 
 FILE_PARTITION = 0
@@ -41,6 +42,7 @@ class FileSource:
         self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
         self._marks = Marks(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
+        self._histories: Histories | None = None
         self._offset, self._ended = 0, False
 
     @property
@@ -53,28 +55,30 @@ class FileSource:
         """The file is read to its end."""
         return self._ended
 
+    def restore(self, histories: Histories) -> None:
+        """The examples below the position will be folded as the file comes to them: all before the first other one."""
+        self._histories = histories
+
     def poll(self, timeout_s: float) -> list[Example]:
         """Examples of the next ``take`` actions; never waits, so ``timeout_s`` means nothing."""
         del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:
-            return [] if self._ended else self._finish()
+            self._ended = True
+            return []
         for action in chunk:
             self._sequencer.apply(action, self._offset, action.timestamp_ms)
             self._offset += 1
         return self._drain()
 
-    def _finish(self) -> list[Example]:
-        """Seal what is open, as a tick behind the end of the stream does."""
-        self._ended = True
-        end_ms = self._sequencer.clock_ms + self._sequencer.config.join_window_ms
-        self._sequencer.tick(end_ms, self._offset, end_ms)
-        return self._drain()
-
     def _drain(self) -> list[Example]:
-        examples = [example for example in self._sequencer.drain() if example.number >= self._skip_below]
-        for example in examples:
-            self._marks.add(example, example.number)
+        examples = []
+        for example in self._sequencer.drain():
+            if example.number >= self._skip_below:
+                self._marks.add(example, example.number)
+                examples.append(example)
+            elif self._histories is not None:
+                self._histories.fold(example)
         return examples
 
     def trained(self, step: PlanStep) -> None:

@@ -14,7 +14,7 @@ from serving.errors import RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.messages import HistoryEntry, RankRequest, RecommendRequest
-from wire.example import CLOCK_START_MS, Interactions
+from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
 
 Int64 = NDArray[np.int64]
@@ -44,22 +44,22 @@ class AskBuilder:
         user, features = None, np.zeros(0, np.int64)
         if request.user is not None:
             user = canonical(request.user)
-            example = self.histories.get(user)
-            past, num_sealed = Ask.history_of(example, max_context) if example is not None else (no_past(), 0)
-            features = example.user_feature_hash if example is not None else features
+            known = self.histories.get(user)
+            past, features = (
+                (known.interactions, known.user_features) if known is not None else (no_interactions(), features)
+            )
         else:
             past = past_of(request.history or [], version.network.config.kinds, max_context)
-            num_sealed = len(past)
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
-        return Ask(user, past, num_sealed, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
+        return Ask(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
 
     def now_ms(self, version: HeldVersion) -> int:
         """What "now" is where a request does not say: see `ServingConfig.clock`."""
         wall_ms = int(time.time() * 1000)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
-        if self.config.clock == "wall" or event_ms <= CLOCK_START_MS:
+        if self.config.clock == "wall" or event_ms <= 0:
             return wall_ms
         is_replay = wall_ms - event_ms > self.config.replay_after_s * 1000
         return event_ms if self.config.clock == "event" or is_replay else wall_ms
@@ -68,12 +68,6 @@ class AskBuilder:
 def hashes(items: list[Key]) -> Int64:
     """(n,) the hashes of items."""
     return np.array([item_hash(item) for item in items], np.int64)
-
-
-def no_past() -> Interactions:
-    """The history of someone unknown."""
-    none = np.zeros(0, np.int64)
-    return Interactions(none, np.zeros(0, np.uint32), none, none, np.zeros(0, np.float32), np.zeros((0, 0), np.int64))
 
 
 def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:

@@ -1,10 +1,11 @@
 """Answers from one version: histories in, recommendations and probabilities out, several requests at a time.
 
-What is computed for a user with n sealed and m open interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
+What is computed for a user with n interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
 
-- All sealed tokens but the last action's depend on the past alone: their keys and values are cached, for this version.
-- The last sealed action's token and the open ones are computed anew: the last action is asked "what next?" at the
-  moment of the request, so its output (and what the next layer makes of it) changes with the clock.
+- All tokens but the last action's depend on what was done alone: their keys and values are cached, for this version.
+  When more comes to be known of an interaction (a click on what was shown), those before it stay good.
+- The last action's token is computed anew: it is asked "what next?" at the moment of the request, so its output (and
+  what the next layer makes of it) changes with the clock.
 - Candidates come one token each on top of that, at the same position and moment; they do not see each other.
 
 Cached or not, the numbers are the trainer's forward pass to rounding.
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import Columns, KeysValues
-from wire.example import Example, Interactions
+from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
 logger = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ class Ask:
 
     user: str | None
     past: Interactions
-    num_sealed: int
     user_features: Int64
     now_ms: int
     domain: int = 0
@@ -55,13 +54,6 @@ class Ask:
     exclude_seen: bool = True
     allow: Int64 | None = None
     deny: Int64 | None = None
-
-    @staticmethod
-    def history_of(example: Example, max_context: int) -> tuple[Interactions, int]:
-        """What the trainer will have before the user's next interaction when that is a target; how much is sealed."""
-        sealed, opened = example.interactions, example.open_interactions
-        kept = _slice(sealed, max(0, len(sealed) - max_context), len(sealed))
-        return _join(kept, opened), len(kept)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +72,6 @@ class _Progress:
     ask: Ask
     columns: Columns
     past: KeysValues
-    entry: CacheEntry | None = None
     first_token: int = 0
     output: Tensor | None = None
     fresh: KeysValues | None = None
@@ -109,14 +100,15 @@ class Engine:
     def _start(self, version: HeldVersion, ask: Ask) -> _Progress:
         columns = _columns(ask, version.network.config)
         started = _Progress(ask, columns, version.network.nothing())
-        if not self._cache_is_on or ask.user is None or not ask.num_sealed:
+        if not self._cache_is_on or ask.user is None or not len(columns):
             return started
         entry = self.cache.get(version.which, ask.user)
-        fits = entry is not None and entry.num_interactions <= ask.num_sealed
-        fits = fits and entry is not None and entry.digest == _digest(columns, entry.num_interactions)
-        self.cache.count(hit=fits)
-        if entry is not None and fits:
-            started.entry, started.past, started.first_token = entry, entry.past, len(entry.past)
+        num_same = columns.num_same(entry.columns) if entry is not None else 0
+        self.cache.count(hit=num_same > 0)
+        if entry is not None and num_same > 0:
+            # The last action that is the same is asked about something else by now, as far as anybody knows.
+            started.first_token = 2 * num_same - 1
+            started.past = entry.past.narrow(0, started.first_token)
         return started
 
     def _read_histories(self, version: HeldVersion, progress: Sequence[_Progress]) -> None:
@@ -149,12 +141,11 @@ class Engine:
 
     def _keep(self, version: HeldVersion, done: _Progress) -> None:
         ask, fresh = done.ask, done.fresh
-        num_fresh = 2 * ask.num_sealed - 1 - done.first_token
+        num_fresh = 2 * len(done.columns) - 1 - done.first_token
         if not self._cache_is_on or ask.user is None or num_fresh <= 0 or fresh is None:
             return
         parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
-        digest = _digest(done.columns, ask.num_sealed)
-        self.cache.put(version.which, ask.user, CacheEntry(ask.num_sealed, digest, KeysValues.cat(parts)))
+        self.cache.put(version.which, ask.user, CacheEntry(done.columns, KeysValues.cat(parts)))
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
         table = version.tables[ITEMS]
@@ -224,14 +215,6 @@ def _user_features(ask: Ask, config: ModelConfig, num: int) -> Int64:
     return np.broadcast_to(row, (num, len(row)))
 
 
-def _digest(columns: Columns, num: int) -> int:
-    """Of the first ``num`` interactions: everything that their tokens are made of."""
-    state = xxhash.xxh3_64()
-    for name in Columns.__slots__:
-        state.update(getattr(columns, name)[:num].tobytes())
-    return state.intdigest()
-
-
 def _tail(columns: Columns, first: int) -> Columns:
     return Columns(*(getattr(columns, name)[first:] for name in Columns.__slots__))
 
@@ -278,18 +261,6 @@ def _best_allowed(
 
 def _offsets(lengths: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _slice(rows: Interactions, start: int, stop: int) -> Interactions:
-    return Interactions(*(getattr(rows, name)[start:stop] for name in Interactions.__slots__))
-
-
-def _join(first: Interactions, second: Interactions) -> Interactions:
-    if not len(second):
-        return first
-    return Interactions(
-        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in Interactions.__slots__)
-    )
 
 
 def _nothing() -> Found:

@@ -16,6 +16,7 @@ import torch
 
 from model.tokens import ITEMS
 from serving.network import Network
+from serving.soundness import check_sound
 from serving.tables import Derive, TableSet
 from wire.weights import Manifest, TableRows, Version
 
@@ -98,12 +99,14 @@ class VersionHolder:
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
 
-        Raises whatever a version that does not fit raises (ValueError and its kin); nothing staged is left then.
+        Raises whatever a version that does not fit raises (ValueError and its kin), and `VersionError` where its
+        numbers are not finite; nothing staged is left then.
         """
         is_base = version.manifest.kind == "base"
         change: Change = (version.snapshot.tables, is_base)
         try:
             network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+            check_sound(version, network)
             if self._current is None and self._staged is None:
                 network.warm()
             if self._staged is None:

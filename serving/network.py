@@ -76,6 +76,24 @@ class Columns:
     def __len__(self) -> int:
         return len(self.item_n)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(getattr(self, name).nbytes for name in Columns.__slots__)
+
+    def num_same(self, other: Columns) -> int:
+        """How many of the first interactions are the same, bit by bit, in all that their tokens are made of."""
+        num = min(len(self), len(other))
+        same_n = np.ones(num, np.bool_)
+        for name in Columns.__slots__:
+            ours, theirs = getattr(self, name)[:num], getattr(other, name)[:num]
+            if ours.shape != theirs.shape:
+                return 0
+            if name == "value_n":  # absent ones are NaN
+                ours, theirs = ours.view(np.int32), theirs.view(np.int32)
+            same_n &= ours == theirs if ours.ndim == 1 else (ours == theirs).all(axis=1)
+        return num if same_n.all() else int(same_n.argmin())
+
 
 class Network:
     """The dense weights of one version, ready to compute. Never changed after `build`."""

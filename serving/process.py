@@ -28,14 +28,15 @@ from serving.subscriber import WeightsSubscriber
 from serving.titles import Titles
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable
-from wire.kafka.following import connect
+from wire.kafka.consumer import connect
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
-WEIGHTS_FETCH_BYTES = 8 << 20
 PULSE_CONNECT_S = 5.0
 SWITCH_INTERVAL_S = 0.0005
 """How long a computing thread may keep the interpreter while the event loop wants it (Python's default: 5 ms)."""
+FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
+"""A follower places itself, and learns soon which broker leads its partitions now."""
 
 
 def tune_interpreter() -> None:
@@ -48,7 +49,7 @@ def tune_interpreter() -> None:
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving`` and ``kafka``."""
+    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving``, ``sequence`` and ``kafka``."""
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
@@ -56,7 +57,8 @@ def run_server(settings: Any) -> int:
     access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
-        with connected(config, kafka, device, config.name or f"server@{platform.node()}:{port}") as service:
+        name, max_context = config.name or f"server@{platform.node()}:{port}", settings.sequence.max_context
+        with connected(config, kafka, device, name, max_context) as service:
             service.titles = titles
             app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
@@ -65,17 +67,19 @@ def run_server(settings: Any) -> int:
 
 
 @contextlib.contextmanager
-def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str) -> Iterator[Service]:
+def connected(
+    config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
+) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
-    weights = connect(kafka, config.connect_timeout_s, max_partition_fetch_bytes=WEIGHTS_FETCH_BYTES)
+    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
-        sequences = connect(kafka, config.connect_timeout_s, max_poll_records=5000)
+        sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes))
+    service = Service(config, holder, Histories(config.history_bytes, max_context))
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)

@@ -18,9 +18,10 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from wire.cluster import ClusterState
 from wire.errors import HeadraceError
-from wire.kafka.following import POLL_MS, partitions_of
-from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.kafka.consumer import POLL_MS, ends
+from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Pulse:
     def __init__(self, objective_s: float) -> None:
         self._objective_s, self._rates = objective_s, Rates()
         self._lag: dict[str, Any] = {}
-        self._partitions: dict[int, PartitionStatus] = {}
+        self._cluster = ClusterState()
         self._reasons: Counter[str] = Counter()
         self._num_letters = 0
         self._behind = ""
@@ -115,15 +116,7 @@ class Pulse:
 
     def note_status(self, value: bytes) -> None:
         """A message of the status topic."""
-        try:
-            status = decode_status(value)
-        except msgspec.MsgspecError:
-            return
-        if isinstance(status, WorkerStatus):
-            for partition, told in status.partitions.items():
-                known = self._partitions.get(partition)
-                if known is None or told.writer_epoch >= known.writer_epoch:
-                    self._partitions[partition] = told
+        self._cluster.note(value)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """A dead letter."""
@@ -161,7 +154,7 @@ class Pulse:
         return self._behind if self._behind == before else ""
 
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
-        told = list(self._partitions.values())
+        told = list(self._cluster.partitions.values())
         counts = {
             "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
             "sequences": sum(each.relayed_number + 1 for each in told),
@@ -235,6 +228,8 @@ class PulseFollower(threading.Thread):
                     self._follow(consumer)
                 finally:
                     consumer.close()
+            except StoppedError:
+                return
             except (KafkaError, OSError, HeadraceError) as error:
                 logger.warning("the page's topics cannot be followed now (%s); trying again", error)
                 self._sample()
@@ -244,10 +239,9 @@ class PulseFollower(threading.Thread):
         topics = self._topics
         kept = {topics.lag: 1, topics.status: 1000, topics.dead_letters: NUM_LETTERS}
         placed: list[TopicPartition] = [
-            each for topic in kept for each in partitions_of(consumer, topic, self._stopping.is_set)
+            each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
         ]
-        consumer.assign(placed)
-        first, end = consumer.beginning_offsets(placed), consumer.end_offsets(placed)
+        first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
         for each in placed:
             start = max(first[each], end[each] - kept[each.topic])
             consumer.seek(each, start)

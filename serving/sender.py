@@ -14,6 +14,7 @@ from serving.errors import NotReadyError
 from serving.messages import ActionRequest, SentAction
 from wire.config import KafkaConfig
 from wire.hashing import canonical
+from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
 from wire.topics import Topics
 
@@ -56,8 +57,6 @@ class ActionSender:
             client.close(timeout=1)
 
     def _connect(self) -> KafkaProducer:
-        options: dict[str, Any] = {
-            "bootstrap_servers": self._kafka.bootstrap, "acks": "all", "linger_ms": 0, "max_block_ms": 5000,
-            "delivery_timeout_ms": 8000, "request_timeout_ms": 4000, **self._kafka.client,
-        }  # fmt: skip
-        return KafkaProducer(**options)
+        return make_producer(
+            self._kafka, enable_idempotence=True, max_block_ms=5000, delivery_timeout_ms=8000, request_timeout_ms=4000
+        )

@@ -15,6 +15,7 @@ from serving.asks import AskBuilder
 from serving.batcher import Batcher
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
+from serving.contact import Contact
 from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
@@ -39,7 +40,6 @@ from serving.pulse import Pulse, Served
 from serving.sender import ActionSender
 from serving.subscriber import Counters
 from serving.titles import Titles
-from wire.kafka.following import Contact
 
 NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]

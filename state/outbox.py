@@ -17,6 +17,7 @@ from state.meta import corrupt
 from wire.action import Rejection
 from wire.errors import CodecError
 from wire.example_codec import restamp, unpack
+from wire.topics import segment_key
 
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
@@ -68,7 +69,7 @@ def stored_dead_letter(rejection: Rejection, topic: str, partition: int, offset:
     )
 
 
-def entry_of(index: int, stored: bytes, writer_epoch: int) -> OutboxEntry:
+def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> OutboxEntry:
     """The record to produce, an example under its present writer's epoch. Raises CodecError, msgspec.DecodeError."""
     if stored[:1] == _DEAD_LETTER:
         letter = _decoder.decode(memoryview(stored)[1:])
@@ -77,14 +78,16 @@ def entry_of(index: int, stored: bytes, writer_epoch: int) -> OutboxEntry:
     header, _ = unpack(value)
     if header.writer_epoch != writer_epoch:
         value = restamp(value, writer_epoch)
-    return OutboxEntry(index, True, header.user.encode(), value, [], header.number, header.newest_record_ms)
+    key = segment_key(header.user, header.segment, num_slots)
+    return OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
 
 
 class Outbox:
     """The entries of one database, by index. What is written goes into the caller's batch."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, num_slots: int) -> None:
         self._db = db
+        self._num_slots = num_slots
 
     def put(self, batch: WriteBatch, index: int, stored: bytes) -> None:
         """Add `stored_example` or `stored_dead_letter`."""
@@ -116,7 +119,7 @@ class Outbox:
     def _entry(self, index: int, stored: bytes | None, writer_epoch: int) -> OutboxEntry:
         try:
             if stored is not None:
-                return entry_of(index, stored, writer_epoch)
+                return entry_of(index, stored, writer_epoch, self._num_slots)
         except (CodecError, msgspec.DecodeError) as error:
             raise corrupt(self._db.path, f"outbox entry {index}", str(error)) from error
         raise corrupt(self._db.path, f"outbox entry {index}", "nothing")

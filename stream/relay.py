@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError, UnsupportedVersionError
+from aiokafka.errors import MessageSizeTooLargeError
 
 from state.store import OutboxEntry, PartitionStore
+from stream.kafka_producer import Producer
 from stream.logs import log
-from stream.meter import Meter
+from stream.metrics import WorkerMetrics
 from wire.config import KafkaConfig
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
-from wire.kafka.options import async_options
-from wire.kafka.ranges import read_range
-from wire.topics import Topics, max_letter_bytes
+from wire.kafka.async_consumer import read_range
+from wire.topics import Topics
 
 MAX_ENTRIES = 1_000
 """Most entries on their way at once."""
@@ -39,81 +37,28 @@ class Fenced(Exception):
         super().__init__(f"partition {partition}: writer epoch {ours} was fenced off by {theirs}")
 
 
-class Courier:
-    """The worker's Kafka producer, replaced by a new one after an error: a failed batch leaves the old one unusable."""
-
-    def __init__(self, config: KafkaConfig) -> None:
-        self._config = config
-        self._producer: AIOKafkaProducer | None = None
-        self._lock = asyncio.Lock()
-        self.generation = 0
-
-    async def start(self) -> None:
-        """Connect; idempotent where the broker can be."""
-        options: dict[str, Any] = {
-            "acks": "all", "max_batch_size": 512_000, "enable_idempotence": True,
-            "max_request_size": max(8 << 20, max_letter_bytes(self._config)),
-            **async_options(self._config, AIOKafkaProducer),
-        }  # fmt: skip
-        try:
-            self._producer = await _started(options)
-        except (UnknownError, UnsupportedVersionError):  # the embedded broker answers the first
-            self._producer = await _started({**options, "enable_idempotence": False})
-
-    async def renew(self, failed_generation: int) -> None:
-        """Replace the producer, unless another partition's relay has done so since ``failed_generation``."""
-        async with self._lock:
-            if failed_generation == self.generation:
-                await self.stop()
-                await self.start()
-                self.generation += 1
-
-    async def send(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None, **more: Any) -> Any:
-        """Put a record on its way; the future gives its metadata."""
-        if self._producer is None:
-            raise KafkaError("the producer is stopped")
-        return await self._producer.send(topic, value, key=key, partition=partition, **more)
-
-    async def stop(self) -> None:
-        """Disconnect without waiting for what was not acknowledged: it is in an outbox."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with suppress(KafkaError, asyncio.TimeoutError):
-                await asyncio.wait_for(producer.stop(), 5.0)
-
-
 async def _outcome(sent: Any) -> Any:
     """What became of a record on its way: its metadata, or the error."""
     return (await asyncio.gather(sent, return_exceptions=True))[0]
 
 
-async def _started(options: dict[str, Any]) -> AIOKafkaProducer:
-    producer = AIOKafkaProducer(**options)
-    try:
-        await producer.start()
-    except BaseException:
-        await producer.stop()
-        raise
-    return producer
-
-
-class Relay:
+class OutboxRelay:
     """Relays one store's outbox under one writer epoch."""
 
     def __init__(
         self,
         store: PartitionStore,
-        courier: Courier,
+        producer: Producer,
         config: KafkaConfig,
-        meter: Meter,
+        metrics: WorkerMetrics,
         position: int,
         examples: ExampleLog,
     ) -> None:
         self._store = store
-        self._courier = courier
+        self._producer = producer
         self._config = config
         self._topics = Topics.under(config.prefix)
-        self._meter = meter
+        self._metrics = metrics
         self._position = position
         """Offset in the sequences partition up to which everything is known."""
         self._log = examples
@@ -149,14 +94,14 @@ class Relay:
 
     async def _send(self, entry: OutboxEntry) -> Any:
         if entry.is_example:
-            return await self._courier.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
+            return await self._producer.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
         try:
             return await self._send_letter(entry, entry.value, entry.headers)
         except MessageSizeTooLargeError:  # the client itself refuses
             return await self._send_cut(entry)
 
     async def _send_letter(self, entry: OutboxEntry, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
-        return await self._courier.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
+        return await self._producer.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
 
     async def _settled(self, entry: OutboxEntry, outcome: Any) -> int | None:
         """The offset of an acknowledged example, None for a dead letter."""
@@ -164,7 +109,7 @@ class Relay:
             outcome = await _outcome(await self._send_cut(entry))
         if isinstance(outcome, BaseException):
             raise outcome
-        self._meter.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
+        self._metrics.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
         return outcome.offset if entry.is_example else None
 
     async def _send_cut(self, entry: OutboxEntry) -> Any:

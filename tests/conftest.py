@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Idle OpenMP threads spin for milliseconds by default, which a broker and a trainer beside them pay for
-# (`trainer.__main__.calm_threads`). Before torch is loaded.
+# (`headrace.command`). Before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker

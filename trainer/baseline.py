@@ -77,11 +77,11 @@ class RateBaseline:
             (self.done_VK[rows_R] + self._strength * prior_K) / (self.shown_V[rows_R] + self._strength)[:, None]
         )
 
-    def learn(self, rows_R: Int64, kinds_RK: NDArray[np.float32]) -> None:
-        """What was done with these items."""
+    def learn(self, rows_R: Int64, kinds_RK: NDArray[np.float32], is_new_R: NDArray[np.bool_]) -> None:
+        """What was done with these items, and where that happened for the first time."""
         if len(rows_R):
             self._grow(int(rows_R.max()) + 1)
-            np.add.at(self.shown_V, rows_R, 1.0)
+            np.add.at(self.shown_V, rows_R, is_new_R)
             np.add.at(self.done_VK, rows_R, kinds_RK)
 
     def forget(self, rows_N: Int64) -> None:

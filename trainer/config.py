@@ -10,6 +10,7 @@ from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
+FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -25,6 +26,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
+    "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -34,6 +36,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
+    "feedback": Word(FEEDBACK, "use reversal"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
@@ -61,6 +64,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
     "on_hole": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
+    "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }
@@ -90,6 +94,8 @@ class TrainerConfig:
     file_take: int = 256
     step_linger_s: float = 0.2
     # Learning
+    max_train_context: int = 0
+    feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0
@@ -128,12 +134,21 @@ class TrainerConfig:
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
     max_buffered_examples: int = 4096
+    # Who leads, where several run
+    takeover_after_s: float = 10.0
     # What tells about it
     lag_every_s: float = 1.0
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "trainer", TRAINER_LIMITS)
+        expect(
+            self.takeover_after_s >= 3 * self.lag_every_s,
+            "trainer.takeover_after_s",
+            f"at least three heartbeats (3 × lag_every_s = {3 * self.lag_every_s:g})",
+            self.takeover_after_s,
+            "raise it, or lower lag_every_s",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,
@@ -173,6 +188,7 @@ _NOT_LEARNING = frozenset(
         "chunk_bytes",
         "on_hole",
         "max_buffered_examples",
+        "takeover_after_s",
         "lag_every_s",
         "metrics_port",
     }

@@ -13,6 +13,7 @@ class TrainerError(HeadraceError):
     │   └── HoleError        numbers are missing from the sequences topic
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
+    ├── UnsoundError         learning leaves numbers that are not finite
     └── FencedError          another trainer has taken over
     """
 
@@ -31,6 +32,10 @@ class CheckpointError(TrainerError):
 
 class JournalError(TrainerError):
     """The plan of steps could not be written, or does not fit the checkpoint."""
+
+
+class UnsoundError(TrainerError):
+    """What was learned is not finite, and setting single steps aside does not help."""
 
 
 class FencedError(TrainerError):

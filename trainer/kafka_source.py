@@ -15,6 +15,7 @@ from wire.errors import CodecError
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
+from wire.history import Histories
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -36,6 +37,7 @@ class KafkaSource:
         self._topic = Topics.under(kafka.prefix).sequences
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
+        self._stop = stop
         self._consumer = clients.patiently(lambda: clients.consumer(kafka), "reading examples", kafka, stop)
         self._partitions = clients.patiently(self._find, "finding the sequences topic", kafka, stop)
         self._consumer.assign(self._partitions)
@@ -64,6 +66,33 @@ class KafkaSource:
         """A stream never is."""
         return False
 
+    def restore(self, histories: Histories) -> None:
+        """Read the topic from its start up to the positions, and fold each segment as it was there.
+
+        A record that was superseded behind a position is still in front of it unless compaction has run in between: so
+        the histories are those of the checkpoint for as long as the trainer is less than
+        ``kafka.min_compaction_lag_s`` behind, as it must be to miss no example. 25 µs a record.
+        """
+        behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
+        logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
+        reading = [where for where in self._partitions if behind[where] > 0]
+        self._consumer.seek_to_beginning(*reading) if reading else None
+        self._consumer.pause(*(where for where in self._partitions if where not in reading))
+        while reading and not self._stop.is_set():
+            for where, records in self._consumer.poll(timeout_ms=200).items():
+                for record in records:
+                    if record.offset < behind[where] and record.value is not None:
+                        example = self._decode(where.partition, record.offset, record.value)
+                        if logs[where].feed(example) is Verdict.ACCEPT:
+                            histories.fold(example)
+            done = [where for where in reading if self._consumer.position(where) >= behind[where]]
+            self._consumer.pause(*done)
+            reading = [where for where in reading if where not in done]
+        for where, offset in behind.items():
+            self._consumer.seek(where, offset)
+        self._consumer.resume(*self._partitions)
+        log.info("histories restored", users=len(histories), bytes=histories.num_bytes)
+
     def poll(self, timeout_s: float) -> list[Example]:
         """What has arrived; waits at most ``timeout_s`` for something."""
         for where in self._partitions:
@@ -82,17 +111,20 @@ class KafkaSource:
     def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
         if value is None:
             return None
+        example = self._decode(partition, offset, value)
+        verdict = self._logs[partition].feed(example)
+        if verdict is Verdict.HOLE:
+            self._meet_hole(partition, offset, example)
+        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+
+    def _decode(self, partition: int, offset: int, value: bytes) -> Example:
         try:
-            example = decode_example(value)
+            return decode_example(value)
         except CodecError as error:
             raise SourceError(
                 f"{self._topic} partition {partition} offset {offset}: expected an example, got bytes that are "
                 f"none ({error}); find out who writes there"
             ) from error
-        verdict = self._logs[partition].feed(example)
-        if verdict is Verdict.HOLE:
-            self._meet_hole(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
         hole = self._logs[partition].hole

@@ -12,7 +12,7 @@ from trainer.errors import CheckpointError
 from trainer.step import Learner
 from wire.weights import Snapshot, TableRows
 
-_SCALARS = ("num_steps", "num_interactions", "newest_event_ms", "newest_record_ms")
+_SCALARS = ("num_steps", "num_interactions", "num_feedback", "newest_event_ms", "newest_record_ms")
 
 
 def learner_arrays(learner: Learner) -> Arrays:

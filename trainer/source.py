@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from wire.example import Example
+from wire.history import Histories
 from wire.weights import PlanStep
 
 
@@ -28,6 +29,9 @@ class Source(Protocol):
     @property
     def positions(self) -> dict[int, Position]:
         """Behind the last trained example of each partition."""
+
+    def restore(self, histories: Histories) -> None:
+        """Fold what was trained before ``positions`` into ``histories``, which are empty. Before the first `poll`."""
 
     def poll(self, timeout_s: float) -> list[Example]:
         """What has arrived; waits at most ``timeout_s`` for something."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from wire.checks import expect
+from wire.moment import MAX_TIMESTAMP_MS
 
 MAX_KINDS = 32
 """Action bits are a uint32."""
@@ -33,6 +34,9 @@ class ActionConfig:
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
     max_future_s: float = 300.0
+    min_timestamp_ms: int = 631_152_000_000
+    """1990-01-01. Earlier times are refused: seconds taken for milliseconds lie in 1970, a device whose clock was reset
+    says 1970 or 1980, and no data set of actions is that old."""
     max_record_bytes: int = 1_000_000
     max_actions_per_record: int = 1_000
 
@@ -44,6 +48,10 @@ class ActionConfig:
         for key in ("kinds", "features", "user_features"):
             _expect_names(key, getattr(self, key))
         expect(self.max_future_s >= 0, "max_future_s", "seconds >= 0", self.max_future_s, "use 0 to allow none")
+        expect(
+            0 <= self.min_timestamp_ms <= MAX_TIMESTAMP_MS,
+            "min_timestamp_ms", f"0 to {MAX_TIMESTAMP_MS}", self.min_timestamp_ms, "631152000000 is 1990-01-01",
+        )  # fmt: skip
         expect(
             1 <= self.max_record_bytes <= 2**30,
             "max_record_bytes", "1 to 1073741824 bytes", self.max_record_bytes, "use the topic's max.message.bytes",
@@ -68,31 +76,38 @@ class ActionConfig:
 class SequenceConfig:
     """How a user's actions become interactions and examples.
 
-    An interaction stays open for ``join_window_s`` of event time. An example carries at most ``max_context``
-    interactions that were new before, and at most ``max_new`` new ones. ``segment_len`` interactions make one stored
-    segment. ``max_open`` bounds what a single user may hold open: beyond it the oldest is sealed early.
+    An action joins the user's newest interaction on the same item (in the same session, where it names one) that began
+    at most ``join_window_s`` of event time before or after it; otherwise it begins an interaction of its own.
+    ``max_context`` interactions are what trainer and servers keep of a user; ``segment_len`` of them make a segment,
+    the unit of records, of storage and of compaction. ``deduplicate``: an action whose ``id`` is among those of the
+    user's kept segments counts as a duplicate.
     """
 
     join_window_s: float = 60.0
     max_context: int = 200
-    max_new: int = 256
-    max_recent_ids: int = 128
-    segment_len: int = 64
-    max_open: int = 512
+    segment_len: int = 16
+    deduplicate: bool = True
 
     def __post_init__(self) -> None:
         expect(self.join_window_s >= 0, "join_window_s", "seconds >= 0", self.join_window_s, "use 0 to join nothing")
-        for key in ("max_context", "max_new", "segment_len", "max_open"):
+        for key in ("max_context", "segment_len"):
             expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        expect(
-            self.max_recent_ids >= 0,
-            "max_recent_ids", "0 or more", self.max_recent_ids, "use 0 to switch deduplication off",
-        )  # fmt: skip
+        expect(self.segment_len <= 4096, "segment_len", "at most 4096", self.segment_len, "16 is usual")
 
     @property
     def join_window_ms(self) -> int:
         """``join_window_s`` in the unit of timestamps."""
         return round(self.join_window_s * 1000)
+
+    @property
+    def num_slots(self) -> int:
+        """Segments that are kept of a user: they hold ``max_context`` interactions wherever the last one stands."""
+        return -(-self.max_context // self.segment_len) + 1
+
+    @property
+    def max_segment_ids(self) -> int:
+        """Action ids that are kept of one segment; beyond that its oldest are forgotten."""
+        return 8 * self.segment_len
 
 
 @dataclass(frozen=True)
@@ -129,14 +144,9 @@ class KafkaConfig:
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
-    """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec).
-
-    A user's unsent interactions are bounded too: an example is made as soon as a record leaves ``max_new`` of them.
-    """
-    row_bytes = 32 + 8 * len(action.features)
-    num_rows = sequence.max_context + 2 * sequence.max_new + action.max_actions_per_record + sequence.max_open
-    num_open = sequence.max_open + sequence.max_new + action.max_actions_per_record
-    return row_bytes * num_rows + 16 * num_open + 8 * sequence.max_recent_ids + 8 * len(action.user_features)
+    """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec)."""
+    row_bytes = 48 + 8 * len(action.features)
+    return row_bytes * sequence.segment_len + 8 * sequence.max_segment_ids + 8 * len(action.user_features)
 
 
 def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:
@@ -144,8 +154,8 @@ def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:
     size = largest_example_bytes(action, sequence)
     expect(
         size <= MAX_EXAMPLE_BYTES * 2 // 3,
-        "max_context, max_new, max_open, max_actions_per_record",
-        f"sizes that keep the largest example under {MAX_EXAMPLE_BYTES * 2 // 3} bytes",
+        "segment_len",
+        f"a length that keeps the largest example under {MAX_EXAMPLE_BYTES * 2 // 3} bytes",
         size,
-        "lower one of them, or the number of features",
+        "lower it, or the number of features",
     )

@@ -14,6 +14,12 @@ LETTER_BYTES = 64 << 10
 """Room in a dead letter for what it says about the record that it holds: its key and headers take below 2 kB."""
 
 
+def segment_key(user: str, segment: int, num_slots: int) -> bytes:
+    """The key of a user's segment: the topic keeps its newest record, until segment ``segment + num_slots`` takes its
+    place. ``num_slots``: `wire.config.SequenceConfig.num_slots`."""
+    return b"%b\x00%d" % (user.encode(), segment % num_slots)
+
+
 def fence_key(writer_epoch: int) -> bytes:
     """One key an epoch, so that compaction never drops a fence that still divides older records."""
     return b"%b/%d" % (FENCE_KEY, writer_epoch)

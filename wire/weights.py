@@ -43,7 +43,7 @@ PlanStep = list[tuple[int, int, int]]
 logger = logging.getLogger(__name__)
 
 
-class Manifest(msgspec.Struct, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
 
     model_id: str
@@ -62,15 +62,20 @@ class Manifest(msgspec.Struct, kw_only=True):
     newest_event_ms: int
     newest_record_ms: int
     num_interactions: int
+    """Interactions learned as new ones, over the lineage."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
     created_ms: int
     metrics: dict[str, Any]
+    num_feedback: int = 0
+    """Pieces of feedback to earlier ones that were learned, over the lineage."""
     lineage: str = ""
     first_step: int = 0
     """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
     learning: dict[str, Any] = {}
     """The trainer's own settings that decide the weights; a replay must use the same."""
+    set_aside: list[int] = []
+    """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
 
     @property
     def next_step(self) -> int:
@@ -88,11 +93,12 @@ class Manifest(msgspec.Struct, kw_only=True):
         return is_newer and (self.kind == "base" or (self.epoch, self.onto_number) == (last.epoch, last.number))
 
 
-class Claim(msgspec.Struct, kw_only=True):
-    """A trainer process takes an epoch for itself."""
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer process takes an epoch for itself; or (``released``) says that it has ended and will use it no more."""
 
     epoch: int
     claimant: str
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

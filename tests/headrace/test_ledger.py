@@ -13,7 +13,7 @@ from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.weights import Manifest
 
-ACTION = ActionConfig(kinds=("rate",))
+ACTION = ActionConfig(kinds=("rate",), min_timestamp_ms=0)
 SEQUENCE = SequenceConfig(join_window_s=0.0)
 
 
@@ -56,7 +56,7 @@ def manifest(
 
 def test_a_whole_stream_is_in_order() -> None:
     ledger = ledger_of(examples())
-    assert (ledger.num_interactions, ledger.holes.num, ledger.tiling.num) == (6, 0, 0)
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.holes.num, ledger.telling.num) == (6, 0, 0, 0)
     assert {name: user.num for name, user in ledger.users.items()} == {"a": 3, "b": 3}
 
 
@@ -70,20 +70,51 @@ def test_a_missing_example_is_a_hole_and_its_user_is_not_tiled() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:])
     assert ledger.holes == ["partition 0: example 2 expected, 3 came"]
-    assert ledger.tiling.num == 1
+    assert ledger.telling.num == 1
 
 
 def test_what_compaction_took_is_no_hole() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:], [0, 1, 3, 4, 5])
-    assert (ledger.holes.num, ledger.num_missing, ledger.tiling.num) == (0, 1, 0)
-    assert not ledger.users["a"].whole
+    assert (ledger.holes.num, ledger.num_missing, ledger.telling.num) == (0, 1, 0)
 
 
 def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> None:
     stream = examples()
     again = replace(stream[5], number=6)
-    assert ledger_of([*stream, again]).tiling.num == 1
+    assert ledger_of([*stream, again]).telling.num == 1
+
+
+def late_like() -> list[Example]:
+    """An impression, a later like of it, and another impression."""
+    action = ActionConfig(kinds=("impression", "like"))
+    sequencer, found = Sequencer(action, SequenceConfig()), list[Example]()
+    for item, kind in ((1, "impression"), (1, "like"), (2, "impression")):
+        value = f'{{"user":"a","item":{item},"action":"{kind}","timestamp":{100 * item}}}'.encode()
+        (decoded,) = decode_record(value, 10_000, action)
+        assert isinstance(decoded, Action)
+        sequencer.apply(decoded, sequencer.applied_offset + 1, 0)
+        found += sequencer.drain()
+    return found
+
+
+def test_later_kinds_are_pieces_of_their_own() -> None:
+    ledger = ledger_of(late_like())
+    assert [tuple(ledger.pieces[number]) for number in range(3)] == [(1, 0), (0, 1), (1, 0)]
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.telling.num) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("wrong", ["told twice", "not told", "another one's"])
+def test_a_later_kind_that_is_not_told_exactly_once_is_found(wrong: str) -> None:
+    first, like, second = late_like()
+    if wrong == "told twice":
+        stream = [first, like, replace(like, number=2), replace(second, number=3)]
+    elif wrong == "not told":
+        none = like.feedback_index[:0]
+        stream = [first, replace(like, feedback_index=none, feedback_bits=like.feedback_bits[:0]), second]
+    else:
+        stream = [first, replace(like, feedback_bits=like.feedback_bits | 1), second]
+    assert ledger_of(stream).telling.num == 1
 
 
 PLAN = [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]
@@ -156,7 +187,18 @@ def test_the_recount_adds_up_and_names_the_dead_letters() -> None:
     assert (counts.num_accepted, counts.num_duplicate, counts.num_dead, counts.num_ticks) == (1, 2, 3, 1)
     assert recount.num_produced == 6
     assert recount.dead == {(2, -1), (3, 1), (5, -1)}
-    assert recount.num_sealed == 1
+    assert recount.num_interactions == 1
+
+
+def test_the_recount_remembers_a_user_as_he_was_behind_a_watched_action() -> None:
+    recount = Recount(ACTION, SEQUENCE, 0, 1)
+    recount.watch_users = {"a": (1, 1)}
+    one = b'{"user":"a","item":%d,"action":"rate","timestamp":%d}'
+    for offset in range(4):
+        recount.feed(Record(offset, b"[" + b",".join(one % (10 * offset + i, offset) for i in range(3)) + b"]"))
+    recount.drain()
+    assert recount.users["a"].end == 12
+    assert recount.users_at["a"].end == 5
 
 
 def test_the_recount_refuses_a_user_of_another_partition() -> None:

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import trainer.step
-from tests.trainer.samples import MODEL, SAMPLED, TRAINER, leaking, predict_slowly, taught, twin
+from tests.trainer.samples import (
+    MODEL,
+    SAMPLED,
+    TRAINER,
+    columns,
+    example,
+    leaking,
+    pieces_of,
+    predict_slowly,
+    taught,
+    twin,
+)
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
@@ -23,9 +34,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
     """(R, D) queries and (R, K) logits of a batch, before it is learned; ``learner`` stays as it is."""
     other = twin(learner)
-    batch = vars(trainer.step)["build_batch"](examples, other.model_config)
-    forward = other._forward(batch, int(batch.time_ms_n.max()))
-    return forward.query_RD.numpy(), forward.logits_RK.numpy()
+    batch = vars(trainer.step)["build_batch"](examples, other.histories, other.model_config)
+    forward = other._forward(
+        replace(batch, is_wanted_R=np.ones(batch.num_targets, np.bool_)), int(batch.time_ms_n.max())
+    )
+    return forward.query_SD.numpy(), forward.logits_RK.numpy()
+
+
+def strangers(num: int, seed: int = 0) -> list[Example]:
+    """Examples of users whom nobody knows, each with a past and something new."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(num):
+        past = columns(rng, int(rng.integers(5, 14)), 30)
+        made.append(example(past, int(rng.integers(1, 5)), user_feature=int(rng.integers(3))))
+    return made
 
 
 def with_columns(each: Example, change: Callable[[Interactions], Interactions]) -> Example:
@@ -51,7 +74,7 @@ def leak_of(learner: Learner, examples: list[Example], seed: int, num_tries: int
     queries, logits = answers_of(learner, examples)
     first_R = np.cumsum([0, *(each.num_new for each in examples)])
     for _ in range(num_tries):
-        which = int(rng.choice([place for place, each in enumerate(examples) if each.num_new]))
+        which = int(rng.integers(len(examples)))
         each = examples[which]
         nth = int(rng.integers(each.num_new))
         index, target = len(each.interactions) - each.num_new + nth, first_R[which] + nth
@@ -72,7 +95,7 @@ def test_a_jagged_batch_answers_as_one_user_and_one_target_at_a_time(config: Tra
     for _ in range(2):
         examples = world.examples(8)
         queries, logits = answers_of(learner, examples)
-        slowly = [each for one in examples for each in predict_slowly(learner, one)]
+        slowly = predict_slowly(learner, examples)
         np.testing.assert_allclose(queries, [each.query_D for each in slowly], rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(
             torch.sigmoid(torch.from_numpy(logits)), [each.probability_K for each in slowly], rtol=2e-4, atol=2e-5
@@ -82,9 +105,11 @@ def test_a_jagged_batch_answers_as_one_user_and_one_target_at_a_time(config: Tra
 
 def test_a_batch_of_all_users_is_each_user_alone() -> None:
     learner, world = taught()
+    learner.step(world.examples(20))
     examples = world.examples(8)
     queries, logits = answers_of(learner, examples)
-    alone = [answers_of(learner, [each]) for each in examples if each.num_new]
+    users = list(dict.fromkeys(piece.user for piece in pieces_of(examples)))
+    alone = [answers_of(learner, [each for each in examples if each.user == user]) for user in users]
     np.testing.assert_allclose(queries, np.concatenate([each[0] for each in alone]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits, np.concatenate([each[1] for each in alone]), rtol=1e-4, atol=1e-5)
 
@@ -92,8 +117,8 @@ def test_a_batch_of_all_users_is_each_user_alone() -> None:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("config", [TRAINER, SAMPLED], ids=["exact", "sampled"])
 def test_what_comes_later_never_changes_a_prediction(config: TrainerConfig, seed: int) -> None:
-    learner, world = taught(config, seed=seed)
-    assert leak_of(learner, world.examples(6), seed) < 1e-5
+    learner, _ = taught(config, seed=seed)
+    assert leak_of(learner, strangers(6, seed), seed) < 1e-5
 
 
 def own_action_for_the_query(batch: JaggedBatch) -> JaggedBatch:
@@ -112,9 +137,7 @@ def target_one_too_early(batch: JaggedBatch) -> JaggedBatch:
 
 
 def next_action_for_this_one(batch: JaggedBatch) -> JaggedBatch:
-    kinds = batch.kinds_nK.copy()
-    kinds[:-1] = batch.kinds_nK[1:]
-    return replace(batch, kinds_nK=kinds)
+    return replace(batch, bits_n=np.roll(batch.bits_n, -1))
 
 
 @pytest.mark.parametrize(
@@ -123,17 +146,17 @@ def next_action_for_this_one(batch: JaggedBatch) -> JaggedBatch:
 def test_the_check_for_leakage_finds_a_batch_builder_that_leaks(
     leak: Callable[[JaggedBatch], JaggedBatch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner, world = taught()
-    examples = world.examples(6)
+    learner, _ = taught()
+    examples = strangers(6)
     monkeypatch.setattr(trainer.step, "build_batch", leaking(leak))
     assert leak_of(learner, examples, 0) > 1e-3
 
 
 def test_an_action_before_the_prediction_does_change_it() -> None:
-    learner, world = taught()
-    each = next(one for one in world.examples(20) if one.num_new and one.num_context > 2)
+    learner, _ = taught()
+    each = strangers(1)[0]
     bits = each.interactions.action_bits.copy()
-    bits[each.num_context - 1] ^= 7
+    bits[len(bits) - each.num_new - 1] ^= 7
     other = replace(each, interactions=replace(each.interactions, action_bits=bits))
     before, after = answers_of(learner, [each]), answers_of(learner, [other])
     for left, right in zip(before, after, strict=True):
@@ -141,16 +164,16 @@ def test_an_action_before_the_prediction_does_change_it() -> None:
 
 
 def test_the_time_of_the_next_request_is_known_when_it_is_answered() -> None:
-    learner, world = taught()
+    learner, _ = taught()
     for layer in learner.model.layers:
         layer.time_bias_GK.data.normal_()  # type: ignore[operator]
-    each = next(one for one in world.examples(20) if one.num_new == 1 and one.num_context > 2)
+    each = replace(strangers(1)[0], num_new=1)
     times = each.interactions.timestamp_ms.copy()
     times[-1] += 86_400_000
     queries, _ = answers_of(learner, [each])
     later, _ = answers_of(learner, [replace(each, interactions=replace(each.interactions, timestamp_ms=times))])
     assert np.abs(queries - later).max() > 1e-4
-    slowly = predict_slowly(learner, replace(each, interactions=replace(each.interactions, timestamp_ms=times)))
+    slowly = predict_slowly(learner, [replace(each, interactions=replace(each.interactions, timestamp_ms=times))])
     np.testing.assert_allclose(later[0], slowly[0].query_D, rtol=2e-4, atol=2e-5)
 
 
@@ -178,11 +201,11 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another() -> None:
 
 
 def test_a_user_without_domain_and_features_is_answered_the_same_beside_others_who_have_them() -> None:
-    learner, world = taught()
-    each = next(one for one in world.examples(20) if one.num_new and one.num_context)
+    learner, _ = taught()
+    each, other = strangers(2)
     past = each.interactions
     bare = replace(past, domain_hash=np.zeros_like(past.domain_hash), feature_hash=np.zeros_like(past.feature_hash))
     plain = replace(each, interactions=bare, user_feature_hash=np.zeros(1, np.int64))
-    alone, beside = answers_of(learner, [plain]), answers_of(learner, [plain, each])
+    alone, beside = answers_of(learner, [plain]), answers_of(learner, [plain, other])
     for left, right in zip(alone, beside, strict=True):
         np.testing.assert_allclose(left, right[: len(left)], rtol=1e-4, atol=1e-5)

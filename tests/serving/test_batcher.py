@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.asks import no_past
 from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Outcome
 from serving.engine import Ask, Engine, Found
 from serving.errors import OverloadedError
@@ -20,10 +19,11 @@ from serving.histories import Histories
 from serving.holder import HeldVersion
 from tests.serving.world import World, holder_of, versions
 from wire.config import KafkaConfig
+from wire.example import no_interactions
 
 HOLDER = holder_of(next(versions(World(num_users=2), 1)))
-FINE = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, k=3)
-BROKEN = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
+FINE = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, k=3)
+BROKEN = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from serving.holder import VersionHolder
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.nursery import Nursery
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
-from tests.serving.world import MODEL, START_MS, World
+from tests.serving.world import START_MS, World
 from wire.config import KafkaConfig
 from wire.example_codec import encode_example
 from wire.status import ServerStatus, decode_status
@@ -67,10 +67,9 @@ class Known:
         with self.holder.hold() as held:
             assert held is not None
             for user in self.world.histories:
-                example = self.histories.get(user)
-                assert example is not None
-                past, num_sealed = Ask.history_of(example, MODEL.max_context)
-                ask = Ask(user, past, num_sealed, np.zeros(0, np.int64), NOW_MS)
+                past = self.histories.get(user)
+                assert past is not None
+                ask = Ask(user, past.interactions, np.zeros(0, np.int64), NOW_MS)
                 found = self.engine.answer(held, [ask])[0]
                 self.items[held.which[1], user] = [
                     {"item": held.names[key], "score": score}

@@ -13,15 +13,15 @@ from kafka import KafkaProducer
 
 from serving.holder import VersionHolder
 from serving.subscriber import WeightsSubscriber
-from stream.topics import ensure_topics
 from tests.brokers import Broker, free_port, wait_until
 from tests.nursery import Nursery
 from tests.serving.world import Record, World
 from wire.config import KafkaConfig
 from wire.example import Example
 from wire.example_codec import encode_example
-from wire.kafka.following import connect
-from wire.topics import Topics
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
+from wire.topics import Topics, segment_key
 
 
 class Wire:
@@ -49,8 +49,8 @@ class Wire:
     def tell(self, examples: Iterable[Example]) -> None:
         """To the sequences topic."""
         for each in examples:
-            self._producer.send(self.topics.sequences, key=each.user.encode(), value=encode_example(each),
-                                partition=each.partition)  # fmt: skip
+            key = segment_key(each.user, each.segment, num_slots=14)
+            self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
         self._producer.flush(20)
 
     def close(self) -> None:

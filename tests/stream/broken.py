@@ -37,25 +37,25 @@ def acks_before_it_writes() -> None:
 
 def deletes_before_the_broker_has_it() -> None:
     """The outbox forgets entries when they are sent."""
-    pass_on = stream.relay.Relay._pass_on
+    pass_on = stream.relay.OutboxRelay._pass_on
 
     async def forget_first(self: Any, entries: Sequence[Any]) -> None:
         self._store.ack(entries[-1].index, self._position)
         await asyncio.sleep(0.05)
         await pass_on(self, entries)
 
-    stream.relay.Relay._pass_on = forget_first  # type: ignore[method-assign]
+    stream.relay.OutboxRelay._pass_on = forget_first  # type: ignore[method-assign]
 
 
 def relays_slowly() -> None:
     """Not broken: a slow broker, so that there is something in the outbox."""
-    pass_on = stream.relay.Relay._pass_on
+    pass_on = stream.relay.OutboxRelay._pass_on
 
     async def wait_first(self: Any, entries: Sequence[Any]) -> None:
         await asyncio.sleep(2.0)
         await pass_on(self, entries)
 
-    stream.relay.Relay._pass_on = wait_first  # type: ignore[method-assign]
+    stream.relay.OutboxRelay._pass_on = wait_first  # type: ignore[method-assign]
 
 
 def takes_without_a_fence() -> None:

@@ -15,10 +15,10 @@ from headrace.audit import audit
 from headrace.broker import free_port
 from headrace.config import Settings, read_settings
 from headrace.processes import Child, Family
-from headrace.reader import ReadError
 from headrace.report import Report
 from headrace.taste import Server
-from stream.topics import ensure_topics
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.admin import ensure_topics
 
 KINDS = ["impression", "click", "like", "share", "hide"]
 
@@ -33,11 +33,11 @@ class Loop:
         defaults: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": prefix, "partitions": 2},
             "action": {"kinds": KINDS},
-            "sequence": {"join_window_s": 20.0, "max_context": 20, "max_new": 8, "max_recent_ids": 64},
+            "sequence": {"join_window_s": 20.0, "max_context": 20, "segment_len": 8},
             "store": {"path": str(folder / "store")},
             "stream": {
                 "metrics_port": 0, "session_timeout_s": 2.0, "heartbeat_s": 0.4, "rebalance_timeout_s": 4.0,
-                "commit_interval_s": 0.3, "idle_tick_s": 1.0, "max_batch": 50,
+                "commit_interval_s": 0.3, "max_batch": 50,
             },
             "model": {"num_layers": 1, "model_width": 16, "qk_width": 8, "value_width": 8, "item_width": 16},
             "trainer": {
@@ -85,7 +85,8 @@ class Loop:
 def is_learned(report: Report) -> bool:
     """Nothing is on its way any more."""
     sums = report.sums
-    return sums["num_open"] == 0 and 0 < sums["num_sealed"] == sums["num_delivered"] == sums["num_trained"]
+    all_new = 0 < sums["num_interactions"] == sums["num_delivered"] == sums["num_trained"]
+    return all_new and sums["num_feedback_delivered"] == sums["num_feedback_trained"]
 
 
 def explain(report: Report) -> str:
@@ -129,7 +130,7 @@ def try_audit(settings: Settings) -> Report | None:
     """An audit, or None while the broker is away."""
     try:
         return audit(settings)
-    except (KafkaError, ReadError):
+    except (KafkaError, BrokerUnavailable, TopicMissing):
         return None
 
 

@@ -77,10 +77,8 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
         sent: list[Any] = []
         over = threading.Event()
         stack.callback(over.set)
-        kafka, sequence = loop.settings.kafka, loop.settings.sequence
-        replay = threading.Thread(
-            target=lambda: sent.append(send_actions(world(over), kafka, sequence, rate=RATE)), daemon=True
-        )
+        kafka = loop.settings.kafka
+        replay = threading.Thread(target=lambda: sent.append(send_actions(world(over), kafka, rate=RATE)), daemon=True)
         replay.start()
         loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
         watcher = stack.enter_context(Watcher(loop.server))

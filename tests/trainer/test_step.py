@@ -16,11 +16,14 @@ from tests.trainer.samples import (
     SAMPLED,
     START_MS,
     TRAINER,
+    Piece,
     World,
     assert_same_arrays,
     columns,
     cut,
     example,
+    folded,
+    pieces_of,
     predict_slowly,
     predictions_of,
     taught,
@@ -47,41 +50,44 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DAY_MS = 86_400_000
 
 
-def seen_rows(learner: Learner, each: Example, index: int) -> set[int]:
-    first = max(0, len(each.interactions) - each.num_new - learner.model_config.max_context)
-    return set(learner.items.lookup(each.interactions.item_hash[first:index]).tolist()) - {0}
+def seen_rows(learner: Learner, examples: Sequence[Example], piece: Piece) -> set[int]:
+    history = folded(learner, examples).users[piece.user]
+    first_target = min(each.place for each in pieces_of(examples) if each.user == piece.user)
+    past = history.rows(max(0, first_target - learner.model_config.max_context), piece.place)
+    return set(learner.items.lookup(np.ascontiguousarray(past["item"])).tolist()) - {0}
 
 
 def rank_bounds(learner: Learner, examples: Sequence[Example]) -> np.ndarray:
-    """(R, 2) lowest and highest rank of each target by brute force (they differ in near ties); 0 for unknown items."""
+    """(S, 2) lowest and highest rank of each target by brute force (they differ in near ties); 0 for unknown items."""
     live = learner.items.live_rows()
     with torch.no_grad():
         table_VD = learner.model.retrieval_table(learner.items.weight).double().numpy()
     bounds = []
-    for each in examples:
-        for nth, said in enumerate(predict_slowly(learner, each)):
-            if not said.row:
-                bounds.append((0, 0))
-                continue
-            index = len(each.interactions) - each.num_new + nth
-            excluded = seen_rows(learner, each, index) if learner.config.exclude_seen else set()
-            scores = {row: float(table_VD[row] @ said.query_D) for row in live.tolist()}
-            rivals = [score for row, score in scores.items() if row != said.row and row not in excluded]
-            margins = np.array(rivals) - scores[said.row]
-            bounds.append((1 + int((margins > 1e-4).sum()), 1 + int((margins > -1e-4).sum())))
-    return np.array(bounds)
+    for said in predict_slowly(learner, examples):
+        if not said.is_wanted:
+            continue
+        if not said.row:
+            bounds.append((0, 0))
+            continue
+        excluded = seen_rows(learner, examples, said.piece) if learner.config.exclude_seen else set()
+        scores = {row: float(table_VD[row] @ said.query_D) for row in live.tolist()}
+        rivals = [score for row, score in scores.items() if row != said.row and row not in excluded]
+        margins = np.array(rivals) - scores[said.row]
+        bounds.append((1 + int((margins > 1e-4).sum()), 1 + int((margins > -1e-4).sum())))
+    return np.array(bounds).reshape(-1, 2)
 
 
 def assert_predicted_before_learned(learner: Learner, examples: Sequence[Example]) -> Predictions:
     """What the step counts is what the weights before it say."""
     before = twin(learner, Learner)
     said = predictions_of(learner, examples)
-    slowly = [one for each in examples for one in predict_slowly(before, each)]
+    slowly = predict_slowly(before, examples)
     np.testing.assert_allclose(
         said.probability_RK, [one.probability_K for one in slowly], rtol=2e-4, atol=2e-5, err_msg="kinds"
     )
     low, high = rank_bounds(before, examples).T
-    model = said.rank_KR[0]
+    model = said.rank_KS[0]
+    assert len(model) == len(low)
     assert ((low <= model) & (model <= high)).all(), f"ranks {model} are not within {low} and {high}"
     np.testing.assert_allclose(said.baseline_RK, before.rates.predict(np.array([one.row for one in slowly])))
     return said
@@ -100,7 +106,7 @@ class LearnsFirst(Learner):
 
     def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
         forward = super()._forward(batch, now_ms)
-        self._learn(forward, forward.retrieval_loss_R.mean() + forward.logits_RK.mean())
+        self._learn(forward, forward.retrieval_loss_S.mean() + forward.logits_RK.mean())
         return super()._forward(batch, now_ms)
 
 
@@ -109,7 +115,7 @@ class InsertsFirst(Learner):
 
     def step(self, examples: Sequence[Example]) -> trainer.step.StepReport:
         for each in examples:
-            fresh = each.interactions.item_hash[len(each.interactions) - each.num_new :]
+            fresh = np.ascontiguousarray(each.interactions.item_hash[len(each.interactions) - each.num_new :])
             self.items.insert(fresh, 0, self.num_steps)
         return super().step(examples)
 
@@ -146,10 +152,10 @@ def test_the_retrieval_loss_is_the_cross_entropy_over_all_items() -> None:
     with torch.no_grad():
         table_VD = before.model.retrieval_table(before.items.weight)[live].double().numpy()
     expected = []
-    for one in [one for each in examples for one in predict_slowly(before, each)]:
+    for one in [one for one in predict_slowly(before, examples) if one.is_wanted]:
         logits_V = table_VD @ one.query_D
         expected.append(np.log(np.exp(logits_V).sum()) - logits_V[np.flatnonzero(live == one.row)[0]])
-    np.testing.assert_allclose(said.log_loss_R, expected, rtol=1e-3)
+    np.testing.assert_allclose(said.log_loss_S, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -162,7 +168,7 @@ def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) ->
     examples = [example(cut(replace(sealed, item_hash=np.array([new, a, a, a, a, a])), slice(0, 2)), 2)]
     before = twin(learner)
     low, high = rank_bounds(before, examples).T
-    ranks = predictions_of(learner, examples).rank_KR[0]
+    ranks = predictions_of(learner, examples).rank_KS[0]
     assert ((low <= ranks) & (ranks <= high)).all()
 
 
@@ -178,16 +184,15 @@ def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torc
     return caught
 
 
-def test_only_new_interactions_carry_a_loss() -> None:
+def test_only_what_is_new_carries_a_loss() -> None:
     learner, world = taught()
-    examples = [each for each in world.examples(12) if each.num_context]
-    said = predictions_of(twin(learner), examples)
-    kinds = [
-        [bits >> bit & 1 for bit in range(3)]
-        for each in examples
-        for bits in each.interactions.action_bits[each.num_context :].tolist()
-    ]
-    expected = (said.probability_RK - np.array(kinds)).mean(axis=0)
+    examples = world.examples(12)
+    said, pieces = predictions_of(twin(learner), examples), pieces_of(examples)
+    kinds = np.array([[piece.bits >> bit & 1 for bit in range(3)] for piece in pieces])
+    is_new = np.array([piece.is_new for piece in pieces])[:, None]
+    assert 0 < is_new.sum() < len(pieces)
+    # A late kind's: of its 1, less that of the 0 that it was learned with.
+    expected = np.where(is_new, said.probability_RK - kinds, -kinds).mean(axis=0)
     np.testing.assert_allclose(gradient_of(learner, examples)["rank_bias_K"], expected, rtol=1e-3, atol=1e-6)
 
 
@@ -195,14 +200,30 @@ def test_an_item_that_stands_in_the_context_alone_is_not_learned_as_a_target() -
     learner = Learner(MODEL, TRAINER)
     sealed = columns(np.random.default_rng(1), 6, 30)
     items = np.array([5, 5, 5, 5, 6, 7], np.int64)
-    learner.step([example(replace(sealed, item_hash=items), 2, first_new=4)])
+    learner.step([example(replace(sealed, item_hash=items), 2)])
     assert learner.items.lookup(np.array([5, 6, 7])).tolist() == [0, 1, 2]
-    assert learner.popularity.count_V.sum() == learner.rates.shown_V.sum() == learner.num_interactions == 2
+    assert learner.rates.shown_V.sum() == learner.num_interactions == 2
+
+
+def test_a_step_may_have_nothing_to_retrieve() -> None:
+    model = replace(MODEL, kinds=("impression", "click", "like"))
+    for config in (TRAINER, SAMPLED):
+        learner, rows = Learner(model, config), columns(np.random.default_rng(1), 6, 30)
+        rows.action_bits[:] = 1
+        report = learner.step([example(rows, 6, user="a")])
+        assert report.retrieval_loss == 0
+        assert report.ranking_loss > 0
+        clicked = replace(rows, action_bits=rows.action_bits | np.uint32(2))
+        report = learner.step([example(clicked, 0, user="a", feedback={4: 2})])
+        assert report.retrieval_loss > 0
+        counted = learner.metrics.summary()
+        assert (counted["num_targets"], counted["retrieval"]["all"]["num"]) == (6, 1)
+        assert (learner.num_interactions, learner.num_feedback) == (6, 1)
 
 
 def test_a_batch_with_nothing_new_teaches_nothing() -> None:
-    learner, world = taught()
-    past = world.examples(1)[0].interactions
+    learner, _ = taught()
+    past = columns(np.random.default_rng(0), 5, 30)
     before = {name: array.copy() for name, array in learner_arrays(learner).items()}
     report = learner.step([example(past, 0, number=1000), example(past, 0, number=1001)])
     assert (report.num_targets, report.retrieval_loss, report.ranking_loss) == (0, 0.0, 0.0)
@@ -220,8 +241,8 @@ def test_a_batch_with_nothing_new_teaches_nothing() -> None:
 def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
     learner, world = taught()
     examples = [each for each in world.examples(8) if each.num_new]
-    idle = [replace(each, num_new=0) for each in examples[:3]]
-    with_idle = gradient_of(learner, [idle[0], *examples, *idle[1:]])
+    past = columns(np.random.default_rng(0), 5, 30)
+    with_idle = gradient_of(learner, [example(past, 0), *examples, example(past, 0)])
     for name, gradient in gradient_of(learner, examples).items():
         torch.testing.assert_close(with_idle[name], gradient, rtol=1e-3, atol=1e-5)
 
@@ -244,7 +265,7 @@ def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pyt
     learner, world = Learner(MODEL, replace(TRAINER, full_softmax_max_items=20)), World()
     for _ in range(6):
         num_before = learner.items.num_live
-        learner.step(world.examples(3))
+        learner.step(world.examples(4))
         assert used[-1] == ("exact" if learner.items.num_live <= 20 else "sampled") + "_retrieval_loss"
         assert learner.items.num_live >= num_before
     assert set(used) == {"exact_retrieval_loss", "sampled_retrieval_loss"}
@@ -357,15 +378,17 @@ def test_items_are_learned_from_their_kth_sighting_on() -> None:
     rng = np.random.default_rng(0)
     for sighting in range(1, 5):
         past = replace(columns(rng, 1, 30), item_hash=np.array([42]))
-        said = predictions_of(learner, [example(past, 1, first_new=sighting)])
+        past.action_bits[:] = 1
+        said = predictions_of(learner, [example(past, 1)])
         assert bool(learner.items.lookup(np.array([42]))[0]) == (sighting >= 3)
-        assert bool(np.isfinite(said.log_loss_R[0])) == (sighting >= 4)
-        assert bool(said.rank_KR[0, 0]) == (sighting >= 4)
+        assert bool(np.isfinite(said.log_loss_S[0])) == (sighting >= 4)
+        assert bool(said.rank_KS[0, 0]) == (sighting >= 4)
     assert learner.popularity.count_V.sum() == 2
 
 
 def aged(items: list[int], day: float) -> Interactions:
     past = columns(np.random.default_rng(0), len(items), 30)
+    past.action_bits[:] = 1
     return replace(past, item_hash=np.array(items), timestamp_ms=np.full(len(items), START_MS + int(day * DAY_MS)))
 
 
@@ -393,12 +416,12 @@ def test_items_that_nobody_meets_any_more_are_evicted_and_forgotten_everywhere()
 def test_stochastic_length_thins_contexts_and_keeps_every_target() -> None:
     model = replace(MODEL, max_context=60)
     config = replace(TRAINER, stochastic_length_alpha=1.5)
-    world = World(max_context=60, num_users=3)
+    world = World(num_users=3)
     thinned, whole = Learner(model, config), Learner(model, TRAINER)
     for _ in range(12):
         examples = world.examples(4, max_new=8)
         ours, theirs = thinned.step(examples), whole.step(examples)
-        assert ours.num_targets == theirs.num_targets == sum(each.num_new for each in examples)
+        assert ours.num_targets == theirs.num_targets == len(pieces_of(examples))
     assert ours.num_tokens < theirs.num_tokens
     assert thinned.num_interactions == whole.num_interactions
 
@@ -406,7 +429,7 @@ def test_stochastic_length_thins_contexts_and_keeps_every_target() -> None:
 def test_a_share_of_targets_is_ranked_when_asked_for() -> None:
     learner, _ = taught(replace(TRAINER, metric_share=0.3), num_steps=25)
     counted = learner.metrics.summary()
-    assert 0.2 < counted["retrieval"]["all"]["num"] / counted["num_targets"] < 0.4
+    assert 0.2 < counted["retrieval"]["all"]["num"] / learner.popularity.count_V.sum() < 0.4
     assert counted["num_targets"] == learner.num_interactions
 
 
@@ -418,7 +441,7 @@ def test_a_learner_learns_what_follows_what() -> None:
         starts = rng.integers(0, 8, 8)
         pasts = [replace(columns(rng, 9, 30), item_hash=ring[(start + np.arange(9)) % 8]) for start in starts]
         said = predictions_of(learner, [example(past, 3, number=step) for past in pasts])
-        hits.append(float((said.rank_KR[0] == 1).mean()))
+        hits.append(float((said.rank_KS[0] == 1).mean()))
     assert np.mean(hits[-10:]) > 0.9
     assert np.mean(hits[:2]) < 0.5
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wire.example import Example
-from wire.example_codec import fence
+from wire.example import Example, fence
 from wire.example_log import ExampleLog, Hole, Verdict
 
 
-def numbered(number: int, epoch: int = 1, user: str = "u") -> Example:
-    return replace(fence(0, epoch, number), is_fence=False, user=user)
+def numbered(number: int, epoch: int = 1, user: str = "u", segment: int = 0) -> Example:
+    return replace(fence(0, epoch, number), is_fence=False, user=user, segment=segment)
 
 
 def test_numbers_in_order_are_accepted_and_repeats_dropped() -> None:
@@ -54,10 +53,14 @@ def test_a_reader_of_a_compacted_topic_steps_over_holes() -> None:
     assert [log.feed(numbered(n)) for n in (3, 9, 4)] == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DUPLICATE]
 
 
-def test_users_whose_last_record_does_not_count_are_named() -> None:
+def test_segments_whose_last_record_does_not_count_are_named() -> None:
     log = ExampleLog()
-    for example in (fence(0, 2), numbered(0, 2, "a"), numbered(1, 2, "b"), numbered(2, 1, "a"), numbered(1, 2, "b")):
+    for example in (
+        fence(0, 2), numbered(0, 2, "a"), numbered(1, 2, "b", 7), numbered(2, 1, "a"), numbered(1, 2, "b", 7),
+    ):  # fmt: skip
         log.feed(example)
-    assert log.overwritten == {"a", "b"}
-    log.feed(numbered(2, 2, "a"))
-    assert log.overwritten == {"b"}
+    assert log.overwritten == {("a", 0), ("b", 7)}
+    log.feed(numbered(2, 2, "a", 1))
+    assert log.overwritten == {("a", 0), ("b", 7)}
+    log.feed(numbered(3, 2, "a"))
+    assert log.overwritten == {("b", 7)}

@@ -72,15 +72,18 @@ def test_other_types_are_no_keys(key: object) -> None:
         (lambda: ActionConfig(max_actions_per_record=0), "max_actions_per_record"),
         (lambda: SequenceConfig(join_window_s=-1), "join_window_s"),
         (lambda: SequenceConfig(max_context=0), "max_context"),
-        (lambda: SequenceConfig(max_new=0), "max_new"),
-        (lambda: SequenceConfig(max_recent_ids=-1), "max_recent_ids"),
+        (lambda: SequenceConfig(segment_len=0), "segment_len"),
+        (lambda: SequenceConfig(segment_len=4097), "segment_len"),
         (lambda: StoreConfig(max_cached_users=0), "max_cached_users"),
         (lambda: StoreConfig(block_cache_bytes=1), "block_cache_bytes"),
         (lambda: KafkaConfig(bootstrap=""), "bootstrap"),
         (lambda: KafkaConfig(partitions=0), "partitions"),
         (lambda: KafkaConfig(prefix="a b"), "prefix"),
         (lambda: KafkaConfig(min_compaction_lag_s=0), "min_compaction_lag_s"),
-        (lambda: check_sizes(ActionConfig(), SequenceConfig(max_context=20_000)), "max_context"),
+        (
+            lambda: check_sizes(ActionConfig(features=tuple("abcdefghij")), SequenceConfig(segment_len=4096)),
+            "segment_len",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key_and_what_would_be_right(make: object, key: str) -> None:

@@ -9,7 +9,7 @@ from wire.example import Counts
 from wire.status import PartitionStatus
 
 
-class Meter:
+class WorkerMetrics:
     """Metrics of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
