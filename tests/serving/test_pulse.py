@@ -11,7 +11,7 @@ from kafka import KafkaConsumer
 from serving.pulse import Point, Pulse, PulseFollower, Rates, Served, StagePoint, bottleneck
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire
-from wire.kafka.following import connect
+from wire.kafka.consumer import connect
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import LAG_KEY
 
