@@ -66,6 +66,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_buffered_examples": AT_LEAST_1,
     "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
+    "metrics_host": Word(advice="0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }
 
@@ -138,6 +139,7 @@ class TrainerConfig:
     takeover_after_s: float = 10.0
     # What tells about it
     lag_every_s: float = 1.0
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
@@ -190,6 +192,7 @@ _NOT_LEARNING = frozenset(
         "max_buffered_examples",
         "takeover_after_s",
         "lag_every_s",
+        "metrics_host",
         "metrics_port",
     }
 )

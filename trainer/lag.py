@@ -217,7 +217,7 @@ class LagReporter(threading.Thread):
 
     def _serve(self, port: int) -> None:
         try:
-            start_http_server(port, registry=self._gauges.registry)
+            start_http_server(port, self._config.metrics_host, self._gauges.registry)
         except OSError as error:
             raise ConfigError(
                 f"trainer.metrics_port: expected a free port, got {port} ({error.strerror}); stop what listens there, "
