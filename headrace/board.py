@@ -28,6 +28,8 @@ class Board:
 
     dataset: str = ""
     broker: str = ""
+    page: str = ""
+    """Where the server's page is."""
     num_actions: int = 0
     num_sent: int = 0
     phase: str = "starting"

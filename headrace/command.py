@@ -141,15 +141,26 @@ def demo(
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FOLDER", help="Leave state, checkpoints and logs in this folder.")
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep it running at the end, with its page to look at, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The page's; default: any free one.")
+    ] = None,
 ) -> None:
     """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.
 
     Real ratings go through Kafka in their real order; a live screen shows how the loop keeps up; at the end a few new
-    actions are sent and the recommendations of that user change. Ends by itself; Ctrl-C ends it cleanly.
+    actions are sent and the recommendations of that user change. The same can be watched, and tried, on the page whose
+    address it shows. Ends by itself (with --stay, when told to); Ctrl-C ends it cleanly.
     """
     from headrace.demo import run_demo
 
-    raise typer.Exit(run_demo(dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep))
+    raise typer.Exit(
+        run_demo(
+            dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep, stay=stay, port=port
+        )
+    )
 
 
 def produce(

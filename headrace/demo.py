@@ -52,14 +52,16 @@ def run_demo(
     duration_s: float | None = None,
     as_json: bool = False,
     keep: Path | None = None,
+    stay: bool = False,
+    port: int | None = None,
 ) -> int:
     """Run it; returns the exit status: 0, 1 where the audit found a violation, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)
-            demo = Demo(stack, folder, open_dataset(dataset), bootstrap, duration_s, as_json)
-            return demo.run()
+            demo = Demo(stack, folder, open_dataset(dataset), bootstrap, duration_s, as_json, port)
+            return demo.run(stay=stay)
     except KeyboardInterrupt:
         print("\nheadrace: stopped; everything that was started has ended", file=sys.stderr)
         return 130
@@ -101,6 +103,7 @@ class Demo:
         bootstrap: str | None,
         duration_s: float | None,
         as_json: bool,
+        port: int | None = None,
     ) -> None:
         self.stack = stack
         self.folder = folder
@@ -112,19 +115,21 @@ class Demo:
         self.crowd = Crowd()
         self.crowd.watch(read_actions(dataset.path))
         self.board.num_actions = self.crowd.num_actions
-        self.settings = self._configure(bootstrap)
+        self.settings = self._configure(bootstrap, port)
         self.family = Family(folder, {})
-        self.server = Server(f"http://127.0.0.1:{self.settings.serving.port}")
+        self.board.page = f"http://127.0.0.1:{self.settings.serving.port}"
+        self.server = Server(self.board.page)
         self.sent: ReplayReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
 
-    def _configure(self, bootstrap: str | None) -> Settings:
+    def _configure(self, bootstrap: str | None, port: int | None) -> Settings:
         """Start the broker if none was named, and write the file that every process reads."""
         if bootstrap is None:
             broker = self.stack.enter_context(EmbeddedBroker(log_path=self.folder / "broker.log"))
             bootstrap = broker.bootstrap
-        kinds = list(self.crowd.kinds)
+        kinds, titles = list(self.crowd.kinds), self.folder / "titles.tsv"
+        titles.write_text("".join(f"{item}\t{title}\n" for item, title in self.dataset.titles.items()))
         sections: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": f"headrace-demo-{uuid.uuid4().hex[:8]}", "partitions": 2},
             "action": {"kinds": kinds},
@@ -133,7 +138,7 @@ class Demo:
             "store": {"path": str(self.folder / "store")},
             "stream": {"metrics_port": 0},
             "trainer": {"checkpoint_dir": str(self.folder / "checkpoints"), "publish_every_s": 1.0},
-            "serving": {"port": free_port()},
+            "serving": {"port": port or free_port(), "titles_file": str(titles), "allow_actions": True},
         }
         path = self.folder / "headrace.toml"
         lines = [
@@ -143,8 +148,8 @@ class Demo:
         path.write_text("\n".join(lines))
         return read_settings(path)
 
-    def run(self) -> int:
-        """From an empty broker to the summary."""
+    def run(self, *, stay: bool = False) -> int:
+        """From an empty broker to the summary; with ``stay``, on until Ctrl-C."""
         board, screen = self.board, self.screen
         ensure_topics(self.settings.kafka)
         self.stack.callback(self._delete_topics)
@@ -172,8 +177,13 @@ class Demo:
         report = audit(self.settings)
         assert self.sent is not None
         summary = summarise(self.settings, self.dataset, board, self.sent, taste, report)
-        self.family.stop()
-        return conclude(report, summary, as_json=self.as_json)
+        if not stay:
+            self.family.stop()
+        status = conclude(report, summary, as_json=self.as_json)
+        if stay:
+            print(f"\nThe page: {board.page} (Ctrl-C ends everything)", flush=True)
+            self.family.wait_until(lambda: False, float("inf"), "Ctrl-C")
+        return status
 
     def _delete_topics(self) -> None:
         """On a broker of the user's leave nothing behind; the embedded one is about to forget everything anyway."""

@@ -111,7 +111,9 @@ def plain_line(board: Board) -> str:
 
 def page(board: Board) -> Panel:
     """The board on one page."""
-    head = Text.assemble((board.phase, "bold"), f"   {board.dataset} through {board.broker}   {board.elapsed_s:.0f} s")
+    where = f"   page: {board.page}" if board.page else ""
+    told = f"   {board.dataset} through {board.broker}   {board.elapsed_s:.0f} s{where}"
+    head = Text.assemble((board.phase, "bold"), told)
     bars = Table.grid(padding=(0, 1))
     bars.add_column(width=8)
     bars.add_column(width=40)

@@ -46,7 +46,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
         "/users": _users, "/history": _history,
     }  # fmt: skip
-    streams = {"/events": EventStream(service)}
+    streams = {"/events": EventStream(service).open}
     routes = [
         Route(each.path, Answering(each, answers[each.path], limits(config)), methods=[each.method])
         if each.path in answers

@@ -195,6 +195,7 @@ class SentAction(Struct, frozen=True):
     partition: int
     offset: int
     timestamp: int
+    record_ms: Annotated[int, Meta(description="the record's own timestamp, as `newest_record_ms` of /version counts")]
 
 
 class PastInteraction(Struct, frozen=True, gc=False):
@@ -237,6 +238,7 @@ class VersionAnswer(Struct, frozen=True, kw_only=True):
     age_s: Annotated[float, Meta(description="since this server swapped to it")]
     num_items: int
     num_interactions: Annotated[int, Meta(description="interactions that these weights have learned from")]
+    newest_record_ms: Annotated[int, Meta(description="Kafka timestamp of the newest action that they have learned")]
 
 
 class Health(Struct, frozen=True):

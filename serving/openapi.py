@@ -69,7 +69,8 @@ def _bound(schema: dict[str, Any], config: ServingConfig) -> None:
 
 def _operation(operation: Operation, *, is_open: bool) -> dict[str, Any]:
     """One entry under a path."""
-    schema = {"type": "string"} if operation.answer is None else _ref(operation.answer)
+    text = {"type": "string"} if operation.media == "text/plain" else {}
+    schema = text if operation.answer is None else _ref(operation.answer)
     answer = {"description": "The answer", "content": {operation.media: {"schema": schema}}}
     responses: dict[str, Any] = {"200": answer}
     guarded = () if is_open or not operation.role else (401, 403)

@@ -183,6 +183,7 @@ class Service:
             version=name_of(current), model_id=current.manifest.model_id, freshness_s=current.freshness_s,
             age_s=max(0.0, time.time() - current.swapped_ms / 1000), num_items=current.num_items,
             num_interactions=current.manifest.num_interactions,
+            newest_record_ms=current.manifest.newest_record_ms,
         )  # fmt: skip
 
     def readiness(self) -> Readiness:

@@ -279,6 +279,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
 
 # Bodies are bounded by configuration too, and answered 413: far away here, so that what is tested is the schema.
 SERVICE = service_of(HOLDER, replace(CONFIG, max_body_bytes=4_000_000))
+SERVICE.stopping.set()  # or a stream would go on for ever
 schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
 
 
