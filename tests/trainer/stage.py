@@ -296,7 +296,7 @@ class Stage:
         num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
         num_feedback = sum(example.num_feedback for examples in self.sent.values() for example in examples)
         assert recount.last.num_interactions == learner.num_interactions == num_new
-        assert recount.last.num_feedback == learner.num_feedback == num_feedback > 0
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 
