@@ -29,6 +29,8 @@ from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
+from serving.listener import options_of
+from serving.process import tune_interpreter
 from serving.service import Service
 from serving.tables import TableSet
 from trainer.config import TrainerConfig
@@ -225,8 +227,9 @@ def _serve(pipe: Connection, num_items: int) -> None:
         service.histories_ready.set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports[name] = listener.getsockname()[1]
-        config = uvicorn.Config(build_app(service), loop="uvloop", http="httptools", log_config=None, lifespan="off")
-        threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listener]}, daemon=True).start()
+        running = options_of(build_app(service), service.config)
+        threading.Thread(target=uvicorn.Server(running).run, kwargs={"sockets": [listener]}, daemon=True).start()
+    tune_interpreter()
     pipe.send(ports)
     is_swapping = False
     while True:

@@ -28,10 +28,10 @@ from stream.config import StreamConfig
 from stream.producer import BatchConfig
 from stream.replay import send_actions
 from stream.simulate import KINDS, World, WorldConfig
-from stream.topics import ensure_topics
 from stream.worker import Worker
 from tests.brokers import start_broker
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.admin import ensure_topics
 
 NUM_PARTITIONS = 4
 

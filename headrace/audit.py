@@ -14,19 +14,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import msgspec
 import numpy as np
 from kafka import KafkaConsumer
 from rich.console import Console
 
 from headrace.config import Settings
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
-from headrace.reader import connect, read, spans
 from headrace.recount import Recount
 from headrace.report import Check, Report, print_report
+from wire.cluster import ClusterState
 from wire.errors import CodecError
 from wire.example_codec import decode_example
-from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.kafka.consumer import connect, read, spans
+from wire.status import PartitionStatus
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
@@ -49,7 +49,6 @@ class Audit:
         self.whole: set[int] = set()
         """Partitions whose actions are there from the first record on."""
         self.ends: dict[int, int] = {}
-        self.starts: dict[int, int] = {}
 
     def run(self) -> Report:
         """Read everything, then compare."""
@@ -71,18 +70,10 @@ class Audit:
         return read(self.consumer, topic, spans(self.consumer, topic))
 
     def _read_statuses(self) -> None:
-        newest_ms: dict[int, int] = {}
+        cluster = ClusterState()
         for record in self._records(self.topics.status):
-            try:
-                status = decode_status(record.value or b"")
-            except msgspec.DecodeError:
-                continue
-            if isinstance(status, WorkerStatus):
-                for partition, each in status.partitions.items():
-                    # After a partition has moved, its old owner may still be in the topic.
-                    if each.applied_offset >= 0 and status.time_ms >= newest_ms.get(partition, 0):
-                        newest_ms[partition] = status.time_ms
-                        self.statuses[partition] = each
+            cluster.note(record.value)
+        self.statuses = {number: each for number, each in cluster.partitions.items() if each.applied_offset >= 0}
 
     def _read_weights(self) -> None:
         assembler = VersionAssembler(on_drop=self.dropped.add)
@@ -113,7 +104,6 @@ class Audit:
     def _read_actions(self) -> None:
         held = spans(self.consumer, self.topics.actions)
         self.ends = {number: span.end for number, span in held.items()}
-        self.starts = {number: span.first for number, span in held.items()}
         self.whole = {number for number, span in held.items() if span.first == 0}
         for number in self.whole:
             recount = Recount(self.settings.action, self.settings.sequence, number, len(held))
@@ -288,7 +278,7 @@ def _take(violations: Violations, more: Violations) -> None:
 
 
 def audit(settings: Settings) -> Report:
-    """Recount a deployment. Raises `headrace.reader.ReadError` where a broker or a topic is missing."""
+    """Recount a deployment. Raises `BrokerUnavailable` or `TopicMissing`."""
     return Audit(settings).run()
 
 

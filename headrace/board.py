@@ -13,8 +13,9 @@ import msgspec
 from kafka.errors import KafkaError
 
 from headrace.config import Settings
-from headrace.reader import ReadError, connect, follow
-from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.cluster import ClusterState
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
 
 IDLE_AFTER_S = 3.0
@@ -34,10 +35,8 @@ class Board:
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
     """Each second while actions come in: age of the newest action that the served weights have learned from."""
-    statuses: dict[int, PartitionStatus] = field(default_factory=dict)
-    """Where the worker is, by partition."""
-    told_ms: int = 0
-    """When the worker said so."""
+    cluster: ClusterState = field(default_factory=ClusterState)
+    """What the worker last reported."""
     started_s: float = field(default_factory=time.monotonic)
     sent_at: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
 
@@ -72,16 +71,18 @@ class Board:
     @property
     def num_applied(self) -> int:
         """Actions that the worker has judged by now."""
-        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.statuses.values())
+        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.partitions.values())
 
     @property
     def is_drained(self) -> bool:
         """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
         stages = [self.stage(name) for name in STAGES[:4]]
-        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.statuses.values()):
+        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.partitions.values()):
             return False
-        # The lag message has to be about what the worker said, not about what was before.
-        if self.lag.get("time_ms", 0) < self.told_ms or any(stage.get("lag_records") != 0 for stage in stages):
+        # The lag message has to be newer than the worker's report, or it is about what was before.
+        if self.lag.get("time_ms", 0) < self.cluster.worker_ms:
+            return False
+        if any(stage.get("lag_records") != 0 for stage in stages):
             return False
         return int(self.served.get("num_interactions") or 0) >= self.num_trained > 0
 
@@ -139,17 +140,11 @@ class Follower(threading.Thread):
                         if record is not None and record.topic == topics.lag:
                             self._board.lag = msgspec.json.decode(record.value)
                         elif record is not None:
-                            self._note_status(record.value)
+                            self._board.cluster.note(record.value)
                 finally:
                     consumer.close()
-            except (ReadError, KafkaError, msgspec.DecodeError):
+            except (BrokerUnavailable, TopicMissing, KafkaError, msgspec.DecodeError):
                 self._stopped.wait(0.5)
-
-    def _note_status(self, value: bytes) -> None:
-        status = decode_status(value)
-        if isinstance(status, WorkerStatus):
-            self._board.statuses = {**self._board.statuses, **status.partitions}
-            self._board.told_ms = status.time_ms
 
     def stop(self) -> None:
         """End it."""

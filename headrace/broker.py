@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -192,23 +191,14 @@ class EmbeddedBroker:
         self.stop()
 
 
-def main() -> int:
-    """``python -m headrace.broker [PORT]``: run it in the foreground until Ctrl-C."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 9092
+def run_broker(port: int) -> int:
+    """Run it in the foreground until Ctrl-C or SIGTERM; the exit status. Raises `BrokerError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
             print(f"embedded broker on {broker.bootstrap} (in memory, for trying only); Ctrl-C ends it", flush=True)
             while broker.is_running():
                 time.sleep(0.2)
-            print(f"headrace: the broker ended: {broker.last_words()}", file=sys.stderr)
-            return 1
+            raise BrokerError(f"the broker ended: {broker.last_words()}")
     except KeyboardInterrupt:
         return 0
-    except BrokerError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -158,12 +158,24 @@ def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
     if not named and not file.is_file():
         return str(file), {}
     try:
-        with file.open("rb") as stream:
-            return str(file), tomllib.load(stream)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: expected TOML, got {error}") from None
+        return str(file), tomllib.loads(_text_of(file, file.read_bytes()))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected TOML, got {error}; mend it") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot read it: {error.strerror}; name another with --config") from None
+
+
+def _text_of(file: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ConfigError(f"{file}: expected UTF-8, got UTF-16; save it as UTF-8, which TOML asks for") from None
+        number = content.count(b"\n", 0, error.start) + 1
+        line = content[content.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0][:60]
+        raise ConfigError(
+            f"{file}:{number}: expected UTF-8, got {line!r}; save it as UTF-8: iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _section_types() -> dict[str, Any]:

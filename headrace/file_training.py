@@ -11,37 +11,49 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from xxhash import xxh3_64_hexdigest
 
 from headrace.file_source import FileSource
 from model.config import ModelConfig
 from stream.files import RATING_KINDS, read_actions
+from trainer.config import TrainerConfig
 from trainer.loop import Trainer
 from trainer.process import Settings, stop_on_signals
+from trainer.source import Position
 from wire.action import Rejection
-from wire.config import ActionConfig, SequenceConfig
+from wire.config import MAX_KINDS, ActionConfig, SequenceConfig
 
 log = structlog.get_logger("trainer")
+FINGERPRINT_BYTES = 1 << 20
 
 
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
     """The same loop over a file, without Kafka. ``keep``: with checkpoints, so that it can be resumed."""
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
-    actions = read_actions(path)
-    first = next(actions, {})
+    known = settings.action.kinds
+    either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
+    admitted = dataclasses.replace(settings.action, kinds=either)
+    actions = read_actions(path, admitted)
+    first = next(actions)
     action, sequence, model = file_configs(settings, first)
+    already_open = iter([itertools.chain([first], actions)])
     config = settings.trainer
 
     def reject(rejection: Rejection) -> None:
         rejected[rejection.reason] += 1
 
+    def open_source(positions: dict[int, Position]) -> FileSource:
+        rejected.clear()
+        stream = next(already_open, None) or read_actions(path, admitted)
+        return FileSource(stream, action, sequence, config.file_take, positions, reject)
+
     trainer = Trainer(
         model,
         config,
-        lambda positions: FileSource(
-            itertools.chain([first], actions), action, sequence, config.file_take, positions, reject
-        ),
+        open_source,
         checkpoint_dir=Path(config.checkpoint_dir) if keep else None,
         stop=stop,
+        identity=lambda: file_identity(path, action, sequence, config),
     )
     trainer.run()
     report = file_report(trainer, time.monotonic() - started, dict(rejected))
@@ -49,6 +61,22 @@ def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> 
     if as_json:
         print(json.dumps(report), flush=True)
     return 0
+
+
+def file_identity(path: Path, action: ActionConfig, sequence: SequenceConfig, config: TrainerConfig) -> dict[str, Any]:
+    """What decides the examples of a file and their numbers. The file is known by its size, its start and its end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(FINGERPRINT_BYTES)
+        file.seek(max(0, size - FINGERPRINT_BYTES))
+        ends += file.read()
+    sections = {"action": dataclasses.asdict(action), "sequence": dataclasses.asdict(sequence)}
+    settings = {
+        f"{name}.{key}": list(value) if isinstance(value, tuple) else value
+        for name, section in sections.items()
+        for key, value in section.items()
+    }
+    return {"trainer.file_take": config.file_take, **settings, "--file": f"{size} bytes, {xxh3_64_hexdigest(ends)}"}
 
 
 def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfig, SequenceConfig, ModelConfig]:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from headrace.board import Board
 from headrace.config import Settings
-from headrace.reader import connect, follow
 from headrace.screen import lags, seconds, tables
+from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
@@ -80,7 +80,7 @@ def _below(board: Board) -> str:
 def _page(board: Board) -> Group:
     told_ms = board.lag.get("time_ms")
     if told_ms is None:
-        return Group(Text(f"waiting for a trainer to say something on {board.broker} (python -m trainer)"))
+        return Group(Text(f"waiting for a trainer to say something on {board.broker} (headrace train)"))
     age_s = time.time() - told_ms / 1000
     head = Text.assemble(("headrace lag", "bold"), f" on {board.broker}")
     if age_s > SILENT_AFTER_S:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from headrace.reader import connect, spans
-from stream.topics import departures, ensure_topics
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.consumer import connect, spans
 from wire.topics import topics_of
 
 
@@ -20,7 +20,7 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
     try:
-        present, others = consumer.topics(), departures(settings.kafka)
+        present, others = consumer.topics(), config_drift(settings.kafka)
         rows = []
         for topic in topics_of(settings.kafka):
             held = spans(consumer, topic.name) if topic.name in present else {}

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from headrace.reader import connect, read, spans
 from wire.errors import VersionError
+from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
 from wire.weights import Manifest, decode_manifest, record_kind
 
@@ -41,7 +41,7 @@ def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> in
             print(msgspec.json.encode(row | {"num_steps": len(manifest.plan)}).decode())
         return 0
     if not listed:
-        Console().print("no version is published yet: is a trainer running? (python -m trainer)")
+        Console().print("no version is published yet: is a trainer running? (headrace train)")
         return 0
     Console().print(_table(listed, settings.kafka.bootstrap))
     return 0

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from kernels import top_k
 from model.config import ModelConfig
+from model.tokens import ITEMS, query_times, token_times
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.network import ITEMS, Columns, KeysValues
+from serving.network import Columns, KeysValues
 from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
@@ -39,7 +40,8 @@ class Ask:
     """One request.
 
     ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
-    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about.
+    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about. ``allow``
+    (A,) hashes: recommend these alone; ``deny`` (D,) hashes: none of these.
     """
 
     user: str | None
@@ -50,6 +52,8 @@ class Ask:
     candidates: Int64 | None = None
     k: int = 10
     exclude_seen: bool = True
+    allow: Int64 | None = None
+    deny: Int64 | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,15 +154,20 @@ class Engine:
             return [_nothing() for _ in progress]
         network = version.network
         outputs = [network.model.start_M if each.output is None else each.output for each in progress]
-        seen = [_seen_rows(version, each) for each in progress]
+        queries_RD = network.model.retrieval_query(torch.stack(outputs))
+        seen = [_excluded_rows(version, each) for each in progress]
         scores_Rk, rows_Rk = top_k(
-            network.model.retrieval_query(torch.stack(outputs)), table.derived, k, normalize=False, valid_V=table.live,
+            queries_RD, table.derived, k, normalize=False, valid_V=table.live,
             exclude_rows=network.tensor(np.concatenate(seen)),
             exclude_offsets_R1=network.tensor(_offsets(np.array([len(rows) for rows in seen]))),
             backend=network.backend,
         )  # fmt: skip
         found = []
-        for each, scores, rows in zip(progress, scores_Rk.cpu().numpy(), rows_Rk.cpu().numpy(), strict=True):
+        for index, (each, scores, rows) in enumerate(
+            zip(progress, scores_Rk.cpu().numpy(), rows_Rk.cpu().numpy(), strict=True)
+        ):
+            if each.ask.allow is not None:
+                scores, rows = _best_allowed(version, each, queries_RD[index], seen[index])
             some = np.flatnonzero(rows >= 0)[: each.ask.k]
             found.append(Found(table.keys_of(rows[some]), scores[some], np.ones(len(some), np.bool_)))
         return found
@@ -223,19 +232,31 @@ def _kept_tokens(part: Columns, skip: int) -> NDArray[np.bool_]:
 
 
 def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
-    """(2n,) key times (the tokens' own) and query times (an action is asked for what comes next, when it comes)."""
-    key_time = np.repeat(part.time_ms_n, 2)
-    query_time = key_time.copy()
-    query_time[1:-1:2] = part.time_ms_n[1:]
-    query_time[-1] = now_ms
-    return key_time, query_time
+    """(2n,) key and query times of one user's tokens, asked at ``now_ms``."""
+    last = query_times(part.time_ms_n, np.array([0, len(part)]), np.array([now_ms]))
+    return token_times(part.time_ms_n, last)
 
 
-def _seen_rows(version: HeldVersion, each: _Progress) -> Int64:
-    if not each.ask.exclude_seen or not len(each.columns):
-        return np.zeros(0, np.int64)
-    rows = version.tables[ITEMS].lookup(np.ascontiguousarray(each.columns.item_n))
+def _excluded_rows(version: HeldVersion, each: _Progress) -> Int64:
+    """Rows that are no answer: what was seen (unless that is asked for), and what is denied."""
+    ask, table = each.ask, version.tables[ITEMS]
+    keys = [np.ascontiguousarray(each.columns.item_n)] if ask.exclude_seen else []
+    keys += [ask.deny] if ask.deny is not None and len(ask.deny) else []
+    rows = table.lookup(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
     return rows[rows > 0]
+
+
+def _best_allowed(
+    version: HeldVersion, each: _Progress, query_D: Tensor, excluded: Int64
+) -> tuple[NDArray[np.float32], Int64]:
+    """Scores and rows of the allowed items, best first; equal scores in row order."""
+    assert each.ask.allow is not None
+    table = version.tables[ITEMS]
+    rows = np.setdiff1d(table.lookup(each.ask.allow), np.append(excluded, 0))
+    where = version.network.tensor(rows)
+    scores = torch.mv(table.derived[where], query_D).float()
+    scores_A, order_A = torch.sort(scores, descending=True, stable=True)
+    return scores_A.cpu().numpy(), rows[order_A.cpu().numpy()]
 
 
 def _offsets(lengths: Int64) -> Int64:

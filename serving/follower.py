@@ -10,7 +10,8 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
-from wire.kafka.following import POLL_MS, partitions_of
+from wire.kafka.consumer import POLL_MS, ends
+from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000
@@ -29,7 +30,6 @@ class HistoryFollower(threading.Thread):
         super().__init__(name="histories", daemon=True)
         self._stopping = threading.Event()
         self._goals: dict[TopicPartition, int] = {}
-        self._num_reached = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -39,9 +39,9 @@ class HistoryFollower(threading.Thread):
     def run(self) -> None:
         """Read until stopped."""
         try:
-            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
-            if partitions:
-                self._follow(partitions)
+            self._follow(wait_for_partitions(self.consumer, self.topic, self._stopping))
+        except StoppedError:
+            pass
         except BaseException as error:
             self.failure = error
             logger.exception("the history follower ended")
@@ -50,7 +50,6 @@ class HistoryFollower(threading.Thread):
             self.consumer.close()
 
     def _follow(self, partitions: list[TopicPartition]) -> None:
-        self.consumer.assign(partitions)
         is_placed = False
         while not self._stopping.is_set():
             try:
@@ -69,7 +68,7 @@ class HistoryFollower(threading.Thread):
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
-        self._goals = self.consumer.end_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        self._goals = ends(self.consumer, partitions)
         for partition in partitions:
             self.consumer.seek(partition, begin[partition])
         return True
@@ -78,7 +77,5 @@ class HistoryFollower(threading.Thread):
         if self.caught_up.is_set():
             return
         if all((self.consumer.position(each, ASK_TIMEOUT_MS) or 0) >= goal for each, goal in self._goals.items()):
-            self._num_reached += 1
-        if self._num_reached > 1:  # one more poll: a broker may tell an end that is short of its last batch
             self.caught_up.set()
             logger.info("histories of %d users", len(self.histories))

@@ -8,6 +8,7 @@ begins with the segment that he acts in.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict
@@ -104,7 +105,12 @@ class Histories:
             if kept is None:
                 return None
             rows, features = kept.rows(kept.start, kept.end).copy(), kept.user_features
-        return Past(Interactions(*map(np.ascontiguousarray, _columns(interactions_of(rows)))), features)
+        return Past(_contiguous(interactions_of(rows)), features)
+
+    def newest_users(self, num: int) -> list[str]:
+        """Users who acted last, the newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._kept.users), num))
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
         """(n, F) the features that items came with last; 0 where none were seen."""
@@ -113,5 +119,12 @@ class Histories:
         return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
 
 
-def _columns(rows: Interactions) -> tuple[NDArray[np.generic], ...]:
-    return tuple(getattr(rows, name) for name in Interactions.__slots__)
+def _contiguous(rows: Interactions) -> Interactions:
+    return Interactions(
+        np.ascontiguousarray(rows.item_hash),
+        np.ascontiguousarray(rows.action_bits),
+        np.ascontiguousarray(rows.timestamp_ms),
+        np.ascontiguousarray(rows.domain_hash),
+        np.ascontiguousarray(rows.value),
+        np.ascontiguousarray(rows.feature_hash),
+    )

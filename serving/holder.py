@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from serving.network import ITEMS, Network
+from model.tokens import ITEMS
+from serving.network import Network
+from serving.soundness import check_sound
 from serving.tables import Derive, TableSet
 from wire.weights import Manifest, TableRows, Version
 
@@ -92,21 +94,19 @@ class VersionHolder:
     def accepts(self, manifest: Manifest) -> bool:
         """Whether this version follows what is staged, or in use: a newer base, or the delta on exactly that."""
         last = self._staged[0] if self._staged else self._current.manifest if self._current else None
-        if last is None:
-            return manifest.kind == "base"
-        newer = (manifest.epoch, manifest.number) > (last.epoch, last.number)
-        follows = (manifest.epoch, manifest.onto_number) == (last.epoch, last.number)
-        return newer and (manifest.kind == "base" or follows)
+        return manifest.follows(last)
 
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
 
-        Raises whatever a version that does not fit raises (ValueError and its kin); nothing staged is left then.
+        Raises whatever a version that does not fit raises (ValueError and its kin), and `VersionError` where its
+        numbers are not finite; nothing staged is left then.
         """
         is_base = version.manifest.kind == "base"
         change: Change = (version.snapshot.tables, is_base)
         try:
             network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+            check_sound(version, network)
             if self._current is None and self._staged is None:
                 network.warm()
             if self._staged is None:

@@ -19,9 +19,11 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
+from serving.contact import Contact
 from serving.holder import VersionHolder
 from wire.errors import HeadraceError, VersionError
-from wire.kafka.following import POLL_MS, Contact, partitions_of
+from wire.kafka.consumer import POLL_MS
+from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
@@ -85,9 +87,9 @@ class WeightsSubscriber(threading.Thread):
     def run(self) -> None:
         """Bootstrap, then follow, until stopped."""
         try:
-            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
-            if partitions:
-                self._follow(partitions[0])
+            self._follow(wait_for_partitions(self.consumer, self.topic, self._stopping)[0])
+        except StoppedError:
+            pass
         except BaseException as error:
             self.failure = error
             logger.exception("the weights subscriber ended")

@@ -68,7 +68,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,  # the leader topic is for Faust's own timers on one worker
-        topic_allow_declare=False,  # `stream.topics` makes topics
+        topic_allow_declare=False,  # `wire.kafka.admin` makes topics
         stream_wait_empty=False,  # an event of a lost partition will never be acknowledged, and need not be
         stream_recovery_delay=0.0,
         stream_buffer_maxsize=2 * stream.max_batch,

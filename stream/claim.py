@@ -21,7 +21,7 @@ from stream.logs import log
 from wire.example import Example, fence
 from wire.example_codec import decode_example, encode_example
 from wire.example_log import ExampleLog, Verdict
-from wire.kafka.options import sync_options
+from wire.kafka.consumer import make_consumer
 from wire.topics import Topics, fence_key, segment_key
 
 WriteFence = Callable[[int, bytes, bytes], int]
@@ -125,8 +125,7 @@ class _Reader:
 
     def examples(self) -> Iterator[Example]:
         """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is behind our fence."""
-        options = {"enable_auto_commit": False, "metrics_enabled": False, **sync_options(self._config)}
-        consumer = KafkaConsumer(**options)
+        consumer = make_consumer(self._config)
         try:
             consumer.assign([self._key])
             end = consumer.end_offsets([self._key])[self._key]

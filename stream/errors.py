@@ -3,7 +3,6 @@
 ::
 
     FileError           an action file that cannot be read
-    TopicsMismatch      a topic exists with another number of partitions than configured
     ProducerError       records were not acknowledged
     MetricsPortTaken    the port of the metrics is in use
 """
@@ -15,10 +14,6 @@ from wire.errors import HeadraceError
 
 class FileError(HeadraceError):
     """An action file that is missing, of no known format, or damaged."""
-
-
-class TopicsMismatch(HeadraceError):
-    """A topic exists in another shape than the configuration says."""
 
 
 class ProducerError(HeadraceError):

@@ -1,183 +1,255 @@
-"""Files of actions: ratings as MovieLens and RecBole write them, and JSON lines of actions, told apart by content.
+"""Files of actions and ratings, told apart by content; every line is checked before anything is sent.
 
     ratings.dat     user::item::rating::seconds
     u.data          user item rating seconds, tabs between
-    ratings.csv     a line of names (userId,movieId,rating,timestamp and the like), then commas or tabs
+    *.csv, *.tsv    a line of names, then cells between commas, semicolons, tabs or |, quoted where need be
     *.inter         RecBole: user_id:token, item_id:token, rating:float, timestamp:float, tabs between
-    JSON lines      an action a line (`schema/action.schema.json`)
-    *.parquet       columns named as above (needs pyarrow)
+    JSON            an action on each line, or one list of actions (`schema/action.schema.json`)
+    *.parquet       columns named as in a csv (needs pyarrow)
 
-Any of them may be compressed (.gz, .zst). A rating r becomes one action: "rate", with "like" from 4 on and "love" at 5,
-and value r. Actions come in the order of time; among equal times in the order of the file, which carries meaning: half
-of MovieLens-1M's consecutive ratings of a user share a second.
+Columns may stand in any order (`stream.columns.ALIASES` has their names). With a column ``action`` rows are actions
+(several kinds as ``click|like``), else ratings: a rating r becomes one action, "rate", with "like" from 4 on and "love"
+at 5, and value r. Times of a table are seconds, milliseconds, microseconds or nanoseconds since 1970, all in the unit
+of the first, or ISO 8601, in UTC where it names no zone; JSON takes milliseconds alone, as the actions topic does.
+
+Any file may be compressed (gzip, zstandard, bzip2, xz). Actions come in the order of time; among equal times in the
+order of the file, which carries meaning: half of MovieLens-1M's consecutive ratings of a user share a second.
 """
 
 from __future__ import annotations
 
-import gzip
+import csv
 import io
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row, columns_named, rating_kinds
+from stream.content import PARQUET, lines_of, read_bytes, read_text
+from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
+from wire.action import Action, Rejection, Tick, decode_record
+from wire.config import ActionConfig
 
-RATING_KINDS = ("rate", "like", "love")
-"""``ActionConfig.kinds`` for ratings; ``SequenceConfig.join_window_s`` is 0 for them."""
-FORMATS = "ratings.dat (a::b::c::d), u.data (tabs), ratings.csv (named columns), RecBole .inter, JSON lines, .parquet"
-_LIKE, _LOVE = 4.0, 5.0
-_USER = ("user_id", "userid", "user")
-_ITEM = ("item_id", "itemid", "movieid", "movie_id", "item")
-_RATING = ("rating",)
-_TIME = ("timestamp", "time", "unix_timestamp")
-_REQUIRED = {"user", "item", "action", "timestamp"}
-_MS_FROM = 100_000_000_000
-"""Times from here on are milliseconds: as seconds they would lie beyond the year 5000."""
-
-_Rating = tuple[int, str | int, str | int, float]
-"""Milliseconds, user, item, rating."""
+__all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
+FORMATS = "ratings.dat (a::b::c::d), u.data (tabs), .csv with a line of names, RecBole .inter, JSON lines, .parquet"
 
 
-def read_actions(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The file's actions, ready for JSON, in the order of time. Reads all of it first. Raises `FileError`."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _actions_of(_read_parquet(path))
-    lines = _read_lines(path)
-    if not lines:
-        raise FileError(f"{path}: expected actions, got an empty file; formats: {FORMATS}")
-    if lines[0].lstrip("\ufeff \t").startswith("{"):
-        return iter(_read_json(path, lines))
-    return _actions_of(_read_ratings(path, lines))
+def read_actions(path: Path | str, config: ActionConfig | None = None) -> Iterator[dict[str, Any]]:
+    """The file's actions, ready for JSON, in the order of time.
+
+    All of it is read and checked first, as a worker of this ``config`` would; without one any kind will do. Raises
+    `FileError`, which names the line.
+    """
+    path, now_ms = Path(path), time.time_ns() // 1_000_000
+    lenient = config or _AnyKind()
+    content = read_bytes(path)
+    if content.startswith(PARQUET):
+        rows, is_ratings = _read_parquet(path, content, lenient, now_ms)
+    else:
+        text = read_text(path, content)
+        if text.lstrip()[:1] in ("{", "["):
+            actions = _read_json(path, text, lenient, now_ms)
+            return _some(path, actions)
+        rows, is_ratings = _read_table(path, text, lenient, now_ms)
+    rows.sort(key=itemgetter(0))
+    if config is not None and is_ratings and rows:
+        _check_kinds(path, rating_kinds(max(row.value or 0.0 for row in rows)), config)
+    return _some(path, rows, (row.as_action() for row in rows))
 
 
-def rating_kinds(rating: float) -> list[str]:
-    """The action kinds of a rating."""
-    return list(RATING_KINDS[: 1 + (rating >= _LIKE) + (rating >= _LOVE)])
+def _check_kinds(path: Path, kinds: Sequence[str], config: ActionConfig) -> None:
+    unknown = [kind for kind in kinds if kind not in config.kinds]
+    if unknown:
+        raise FileError(f"{path}: {_unknown_kinds(unknown, config)}")
 
 
-def _actions_of(ratings: list[_Rating]) -> Iterator[dict[str, Any]]:
-    ratings.sort(key=itemgetter(0))
-    for timestamp_ms, user, item, rating in ratings:
-        yield {
-            "user": user, "item": item, "action": rating_kinds(rating), "timestamp": timestamp_ms, "value": rating,
-        }  # fmt: skip
+class _EveryKind(dict[str, int]):
+    def get(self, kind: str, default: Any = None) -> Any:
+        return 1 if kind else default
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        elif path.suffix == ".zst":
-            import zstandard
+class _AnyKind(ActionConfig):
+    """A configuration of defaults for whoever decides on the kinds later."""
 
-            content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
-        return content.decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise FileError(f"{path}: expected a file of actions, there is none; check the path") from None
-    except UnicodeDecodeError:
-        raise FileError(f"{path}: expected text in UTF-8, got other bytes; formats: {FORMATS}") from None
-    except ImportError:
-        raise FileError(f"{path}: expected the package zstandard for .zst, it is missing; install it") from None
-    except (OSError, EOFError, ValueError) as error:
-        raise FileError(f"{path}: expected a readable file, got {error}; check it") from None
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise FileError(f"{path}: expected zstandard data, got {error}; fetch it again") from None
-        raise
+    @property
+    def bit_of(self) -> Mapping[str, int]:
+        return _EveryKind()
 
 
-def _read_json(path: Path, lines: Sequence[str]) -> list[dict[str, Any]]:
-    actions: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+def _some(
+    path: Path, found: Sequence[Any], actions: Iterator[dict[str, Any]] | None = None
+) -> Iterator[dict[str, Any]]:
+    if not found:
+        raise FileError(f"{path}: expected actions, got none (no more than a line of names); give a file with some")
+    return iter(found) if actions is None else actions
+
+
+def _unknown_kinds(unknown: Sequence[str], config: ActionConfig) -> str:
+    is_ratings = set(unknown) <= set(RATING_KINDS)
+    wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
+    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
+    return (
+        f"expected actions among {', '.join(config.kinds)}, got {', '.join(unknown)}, which the worker would refuse; "
+        f"set HEADRACE_ACTION__KINDS={','.join(wanted)}{window} for every process, or the same in their file"
+    )
+
+
+# JSON
+
+
+def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for place, raw in _json_values(path, text):
+        outcomes = decode_record(raw, now_ms, config)
+        for outcome in outcomes:
+            if isinstance(outcome, Rejection):
+                element = f" (number {outcome.index + 1} of its list)" if outcome.index >= 0 else ""
+                raise FileError(f"{place}: {_said(outcome, config)}{element}")
+            if isinstance(outcome, Tick):
+                raise FileError(f"{place}: expected an action, got a tick; drop the line: a replay makes its own")
+        content = msgspec.json.decode(raw)
+        actions = content if isinstance(content, list) else [content]
+        found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]
+    found.sort(key=itemgetter("timestamp"))
+    return found
+
+
+def _plain(outcome: Action, action: dict[str, Any]) -> dict[str, Any]:
+    """The same action with its integers as such: 5.0 is 5."""
+    user = action["user"]
+    if isinstance(user, float) or not isinstance(action["timestamp"], int):
+        return {**action, "user": int(user) if isinstance(user, float) else user, "timestamp": outcome.timestamp_ms}
+    return action
+
+
+def _json_values(path: Path, text: str) -> Iterator[tuple[str, bytes]]:
+    """Where each JSON value stands, and its bytes: those of one list, or those of the lines."""
+    lines = lines_of(text)
+    if text.lstrip()[0] == "[" and not _is_json(first_line(text)):
         try:
-            action = msgspec.json.decode(line.lstrip("\ufeff"))
-        except msgspec.DecodeError as error:
-            raise FileError(f"{path}:{number}: expected an action as JSON, got {error}; mend the line") from None
-        if not (
-            isinstance(action, dict) and action.keys() >= _REQUIRED and isinstance(action["timestamp"], int | float)
-        ):
-            wanted = f"an object with {', '.join(sorted(_REQUIRED))}"
-            raise FileError(f"{path}:{number}: expected {wanted}, got {line[:60]!r}; mend the line")
-        actions.append(action)
-    actions.sort(key=itemgetter("timestamp"))
-    return actions
+            elements = msgspec.json.decode(text, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError) as error:
+            number = _line_of(error, text)
+            raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; mend it") from None
+        yield from ((f"{path}: element {number}", bytes(raw)) for number, raw in enumerate(elements, 1))
+        return
+    yield from ((f"{path}:{number}", line.encode()) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _read_ratings(path: Path, lines: Sequence[str]) -> list[_Rating]:
-    separator, columns, first_row = _layout(path, lines[0])
-    pick, ratings = itemgetter(*columns), list[_Rating]()
-    for number, line in enumerate(lines[first_row:], first_row + 1):
-        if line:
-            try:
-                ratings.append(_rating(pick(line.split(separator))))
-            except (ValueError, IndexError):
-                wanted = f"user, item, rating and time between {separator!r}"
-                raise FileError(f"{path}:{number}: expected {wanted}, got {line[:60]!r}; mend the line") from None
-    return ratings
+def _is_json(line: str) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
-def _layout(path: Path, first: str) -> tuple[str, tuple[int, ...], int]:
-    """Separator, columns of user, item, rating and time, and how many lines of names there are."""
-    if first.count("::") == 3:
-        return "::", (0, 1, 2, 3), 0
-    separator = "\t" if "\t" in first else ","
-    cells = [cell.strip().strip('"').split(":")[0].lower() for cell in first.lstrip("\ufeff").split(separator)]
-    named = _columns_named(cells)
+def _line_of(error: Exception, text: str) -> int:
+    found = re.search(r"byte (\d+)", str(error))
+    return text.encode()[: int(found[1])].count(b"\n") + 1 if found else 1
+
+
+def _said(rejection: Rejection, config: ActionConfig) -> str:
+    if rejection.reason == "unknown_action":
+        action = msgspec.json.decode(rejection.raw)["action"]
+        kinds = [action] if isinstance(action, str) else action
+        return _unknown_kinds([kind for kind in kinds if kind not in config.kinds], config)
+    return rejection.message
+
+
+# Tables
+
+
+def _read_table(path: Path, text: str, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
+    dialect, columns, has_names = _layout(path, first_line(text), config)
+    table = rows_of(path, text, dialect)
+    if has_names:
+        next(table, None)
+    return _read_rows(f"{path}:", table, columns, config, now_ms), columns.is_ratings
+
+
+def _read_rows(
+    prefix: str, table: Iterable[tuple[int, Sequence[Any]]], columns: Columns, config: ActionConfig, now_ms: int
+) -> list[Row]:
+    clock, rows = Clock(config, now_ms), list[Row]()
+    for number, cells in table:
+        try:
+            row = columns.read(cells, clock)
+            if row.kinds is not None:
+                _check_row(row.kinds, config)
+        except BadCell as error:
+            raise FileError(f"{prefix}{number}: {error}") from None
+        rows.append(row)
+    return rows
+
+
+def _check_row(kinds: Sequence[str], config: ActionConfig) -> None:
+    unknown = [kind for kind in kinds if not config.bit_of.get(kind)]
+    if unknown:
+        raise BadCell(_unknown_kinds(unknown, config))
+
+
+def _layout(path: Path, first: str, config: ActionConfig) -> tuple[Dialect, Columns, bool]:
+    """How the table is written, its columns, and whether its first line holds their names."""
+    named: BadCell | None = None
+    for separator in SEPARATORS:
+        dialect = Dialect(separator, is_quoted=not _is_recbole(first, separator))
+        try:
+            cells = split_line(first, dialect)
+            columns = columns_named(cells, config) if len(cells) > 1 else None
+        except csv.Error:
+            continue
+        except BadCell as error:
+            named = named or error
+            continue
+        if columns is not None:
+            return dialect, columns, True
+        if separator in ("::", "\t") and len(cells) == 4 and all(map(_is_number, cells[2:])):
+            return Dialect(separator, is_quoted=False), POSITIONS, False
     if named is not None:
-        return separator, named, 1
-    if separator == "\t" and len(cells) == 4 and all(cell.replace(".", "", 1).isdigit() for cell in cells[2:]):
-        return separator, (0, 1, 2, 3), 0
-    raise FileError(f"{path}: expected a known format, got a first line of {first[:60]!r}; formats: {FORMATS}")
+        raise FileError(f"{path}:1: {named}")
+    if not first:
+        raise FileError(f"{path}: expected actions, got an empty file; formats: {FORMATS}")
+    raise FileError(
+        f"{path}:1: expected a known format, got a first line of {first[:60]!r}; formats: {FORMATS}. A table without a "
+        "line of names needs one: user_id,item_id,rating,timestamp"
+    )
 
 
-def _columns_named(names: Sequence[str]) -> tuple[int, ...] | None:
-    found = [next((i for i, name in enumerate(names) if name in known), -1) for known in (_USER, _ITEM, _RATING, _TIME)]
-    return None if -1 in found else tuple(found)
+def _is_recbole(first: str, separator: str) -> bool:
+    return separator == "\t" and any(cell.split(":")[1:2] in (["token"], ["float"]) for cell in first.split("\t"))
 
 
-def _rating(cells: tuple[str, str, str, str]) -> _Rating:
-    user, item, rating, time = cells
-    if not user or not item:
-        raise ValueError("empty")
-    return _time_ms(float(time)), _key(user), _key(item), float(rating)
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
-def _time_ms(time: float) -> int:
-    return round(time) if time >= _MS_FROM else round(time * 1000)
-
-
-@lru_cache(maxsize=1 << 16)
-def _key(text: str) -> str | int:
-    text = text.strip('"')
-    # "05" is another key than "5", so only what reads back the same becomes a number.
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 and str(int(text)) == text else text
-
-
-def _read_parquet(path: Path) -> list[_Rating]:
+def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         raise FileError(f"{path}: expected the package pyarrow for .parquet, it is missing; install it") from None
     try:
-        table = parquet.read_table(path)
-    except FileNotFoundError:
-        raise FileError(f"{path}: expected a file of actions, there is none; check the path") from None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: expected a Parquet file, got {error}; check it") from None
-    columns = _columns_named([name.lower() for name in table.column_names])
+        table = parquet.read_table(io.BytesIO(content))
+        columns = columns_named(table.column_names, config)
+        cells: list[Any] = [column.to_pylist() for column in table.columns]
+    except BadCell as error:
+        raise FileError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
     if columns is None:
-        wanted = "columns for user_id, item_id, rating and timestamp"
+        wanted = "columns for user_id, item_id, rating or action, and timestamp"
         raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
-    cells: list[list[Any]] = [table.column(column).to_pylist() for column in columns]
-    try:
-        return [(_time_ms(time), user, item, float(rating)) for user, item, rating, time in zip(*cells, strict=True)]
-    except TypeError:
-        raise FileError(f"{path}: expected no empty cell among user, item, rating, time; fill or drop them") from None
+    table_rows = enumerate(zip(*cells, strict=True), 1)
+    return _read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings

@@ -10,7 +10,7 @@ from typing import Any
 from stream.config import Settings
 from stream.replay import print_report, send_actions, show_progress
 from stream.simulate import KINDS, World, WorldConfig
-from stream.topics import ensure_topics
+from wire.kafka.admin import ensure_topics
 
 
 def simulate(

@@ -23,8 +23,8 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
+from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
-from wire.kafka.ranges import read_range
 from wire.status import PartitionStatus
 from wire.topics import Topics
 

@@ -21,7 +21,7 @@ from stream.metrics import WorkerMetrics
 from wire.config import KafkaConfig
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
-from wire.kafka.ranges import read_range
+from wire.kafka.async_consumer import read_range
 from wire.topics import Topics
 
 MAX_ENTRIES = 1_000

@@ -6,16 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stream.config import Settings
-from stream.errors import FileError
-from stream.files import RATING_KINDS, read_actions
+from stream.files import read_actions
 from stream.producer import ActionProducer, BatchConfig
-from stream.topics import ensure_topics
-from wire.config import ActionConfig, KafkaConfig
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
 
 PACE_S = 0.02
@@ -24,7 +23,8 @@ PACE_S = 0.02
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What was sent. ``last_timestamp_ms`` is the highest event time, -1 for nothing; ``is_whole``: not interrupted."""
+    """What was sent. ``last_timestamp_ms``: the latest event time, -1 where nothing was sent;
+    ``is_whole``: whether it was not interrupted."""
 
     num_actions: int
     num_records: int
@@ -84,35 +84,15 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
 def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
     """Send the actions of a file (`stream.files`) and say how it went; returns the exit status.
 
-    Raises `wire.errors.FileError` for a file whose first action the worker would refuse for its kind.
+    Nothing is sent of a file of which the worker would refuse a line: that raises `stream.errors.FileError`.
     """
-    actions = read_actions(path)
-    first = next(actions, None)
-    if first is not None:
-        _check_kinds(path, first, settings.action)
-        actions = chain([first], actions)
+    actions = read_actions(path, settings.action)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     report = send_actions(
         actions, settings.kafka, rate=rate, limit=limit,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)
-
-
-def _check_kinds(path: Path, action: Mapping[str, Any], config: ActionConfig) -> None:
-    given = action["action"]
-    kinds = given if isinstance(given, list) else [given]
-    unknown = [kind for kind in kinds if kind not in config.kinds]
-    if not unknown:
-        return
-    is_ratings = set(kinds) <= set(RATING_KINDS)
-    wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
-    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
-    raise FileError(
-        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the"
-        f" worker would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
-        "or the same in their file"
-    )
 
 
 def show_progress(num_actions: int) -> None:

@@ -27,11 +27,12 @@ from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.partition import Partition, Shared
-from stream.topics import departures, ensure_topics
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError
-from wire.kafka.options import BROKER_ERRORS, wait_for_broker
-from wire.kafka.ranges import end_offsets, plain_consumer
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.async_consumer import end_offsets, plain_consumer
+from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.retry import wait_for_broker
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics, topics_of
 
@@ -60,7 +61,7 @@ class Worker:
         """Work until `stop`; raises what a person must mend."""
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
-        await asyncio.to_thread(warn_of_departures, settings.kafka)
+        await asyncio.to_thread(warn_of_drift, settings.kafka)
         with alone_on(Path(settings.store.path), settings.kafka.prefix):
             await self._work()
 
@@ -188,11 +189,11 @@ class Worker:
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
-def warn_of_departures(kafka: KafkaConfig) -> None:
+def warn_of_drift(kafka: KafkaConfig) -> None:
     """Say which topics have other settings than the configuration: sequences without compaction cannot restore a disk
     for ever, and a shorter retention takes what a trainer may still want."""
     with suppress(KafkaError):
-        for topic, broker in departures(kafka).items():
+        for topic, broker in config_drift(kafka).items():
             configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
             log.warning("a topic has other settings than configured; set them with kafka-configs.sh, or configure them",
                         topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip

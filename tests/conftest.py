@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Idle OpenMP threads spin for milliseconds by default, which a broker and a trainer beside them pay for
-# (`trainer.__main__.calm_threads`). Before torch is loaded.
+# (`headrace.command`). Before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
@@ -22,6 +22,13 @@ from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_b
 def pytest_report_header() -> str:
     """Say which broker the Kafka tests run on."""
     return f"kafka: {broker_in_use()}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a broker, by the fixtures that it asks for."""
+    for item in items:
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.kafka)
 
 
 @pytest.fixture(autouse=True)

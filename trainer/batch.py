@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
+from model.tokens import query_times, unpack_kinds
 from wire.example import Example
 from wire.history import Histories, History, Rows
 
@@ -34,8 +35,9 @@ class JaggedBatch:
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
     of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
     sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
-    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``:
-    those that it had before. ``is_wanted_R``: the step brings its first kind that makes it a target of retrieval.
+    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
+    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step brings its first kind that makes it a
+    target of retrieval.
     ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
     ``seed_B``: a number of the user's first example in the step.
     """
@@ -71,12 +73,12 @@ class JaggedBatch:
         return 2 * len(self.item_n)
 
     @property
-    def kinds_nK(self) -> NDArray[np.float32]:
+    def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """What was done with each interaction, as far as is known."""
         return unpack_kinds(self.bits_n, self.num_kinds)
 
     @property
-    def learned_RK(self) -> NDArray[np.float32]:
+    def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """The kinds that the step brings of each target."""
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
@@ -170,7 +172,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         feature_nF=np.ascontiguousarray(rows_n["features"]),
         user_feature_BF=np.stack([history.user_features for history in pieces.histories]),
         owner_n=np.repeat(np.arange(len(windows)), length_B),
-        query_time_n=_next_time(time_ms_n, starts_B1),
+        query_time_n=query_times(time_ms_n, starts_B1),
         target_R=target_R,
         previous_R=np.where(target_R > starts_B1[owner_R], target_R - 1, -1),
         age_R=place_R,
@@ -212,19 +214,6 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
     )
 
 
-def _next_time(time_ms_n: Int64, starts_B1: Int64) -> Int64:
-    next_time_n = np.empty_like(time_ms_n)
-    next_time_n[:-1] = time_ms_n[1:]
-    last_B = starts_B1[1:] - 1
-    next_time_n[last_B] = time_ms_n[last_B]
-    return next_time_n
-
-
-def unpack_kinds(bits_n: Bits, num_kinds: int) -> NDArray[np.float32]:
-    """(n,) bit sets → (n, K) of 0 and 1."""
-    return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
-
-
 def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
     """The batch with at most ``max_context`` interactions before each user's first target."""
     first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
@@ -247,7 +236,7 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
         starts_B1=starts_B1,
         time_ms_n=time_ms,
         owner_n=owner,
-        query_time_n=_next_time(time_ms, starts_B1),
+        query_time_n=query_times(time_ms, starts_B1),
         target_R=target_R,
         previous_R=np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1),
         **columns,

@@ -64,6 +64,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
     "on_hole": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
+    "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }
@@ -133,12 +134,21 @@ class TrainerConfig:
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
     max_buffered_examples: int = 4096
+    # Who leads, where several run
+    takeover_after_s: float = 10.0
     # What tells about it
     lag_every_s: float = 1.0
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, "trainer", TRAINER_LIMITS)
+        expect(
+            self.takeover_after_s >= 3 * self.lag_every_s,
+            "trainer.takeover_after_s",
+            f"at least three heartbeats (3 × lag_every_s = {3 * self.lag_every_s:g})",
+            self.takeover_after_s,
+            "raise it, or lower lag_every_s",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,
@@ -178,6 +188,7 @@ _NOT_LEARNING = frozenset(
         "chunk_bytes",
         "on_hole",
         "max_buffered_examples",
+        "takeover_after_s",
         "lag_every_s",
         "metrics_port",
     }

@@ -9,17 +9,13 @@ class TrainerError(HeadraceError):
     """Anything the trainer refuses or stops for. The message says what was expected, what came and what to do.
 
     TrainerError
-    ├── DeviceError          the device asked for is not there
     ├── SourceError          examples are missing, damaged or do not fit the model
     │   └── HoleError        numbers are missing from the sequences topic
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
+    ├── UnsoundError         learning leaves numbers that are not finite
     └── FencedError          another trainer has taken over
     """
-
-
-class DeviceError(TrainerError):
-    """The device asked for is not on this machine."""
 
 
 class SourceError(TrainerError):
@@ -36,6 +32,10 @@ class CheckpointError(TrainerError):
 
 class JournalError(TrainerError):
     """The plan of steps could not be written, or does not fit the checkpoint."""
+
+
+class UnsoundError(TrainerError):
+    """What was learned is not finite, and setting single steps aside does not help."""
 
 
 class FencedError(TrainerError):

@@ -26,7 +26,7 @@ from trainer.gauges import Gauges
 from trainer.progress import Progress
 from wire.config import KafkaConfig
 from wire.errors import ConfigError
-from wire.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status, encode_status
 from wire.topics import LAG_KEY, Topics
 
 log = structlog.get_logger("trainer")
@@ -43,6 +43,7 @@ class Surroundings:
     action_ends: dict[int, int] = field(default_factory=dict)
     workers: dict[int, PartitionStatus] = field(default_factory=dict)
     servers: dict[str, ServerStatus] = field(default_factory=dict)
+    trainers: dict[str, TrainerStatus] = field(default_factory=dict)
 
     def note(self, value: bytes) -> None:
         """One record of the status topic; what cannot be read is passed over."""
@@ -55,8 +56,10 @@ class Surroundings:
                 known = self.workers.get(partition)
                 if known is None or told.writer_epoch >= known.writer_epoch:
                     self.workers[partition] = told
-        else:
+        elif isinstance(status, ServerStatus):
             self.servers[status.component] = status
+        else:
+            self.trainers[status.component] = status
 
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
         """Those that said something of late."""
@@ -247,13 +250,32 @@ class LagReporter(threading.Thread):
         while not is_last:
             is_last = self._stopped.is_set()
             deadline = time.monotonic() + self._config.lag_every_s
+            self._beat(writer)
             self._look(reader, actions)
+            if self._progress().epoch < 0:  # a standby is silent here: the leader speaks
+                self._stopped.wait(max(0.0, deadline - time.monotonic()))
+                continue
             message = build_message(
                 self._progress(), self._around, self._throughput.measure(self._progress()), int(time.time() * 1000)
             )
             self._gauges.show(message)
             writer.send(self._topics.lag, key=LAG_KEY, value=msgspec.json.encode(message), partition=0)
             self._stopped.wait(max(0.0, deadline - time.monotonic()))
+
+    def _beat(self, writer: KafkaProducer) -> None:
+        """The heartbeat that standbys listen for; a standby's own shows that there is one."""
+        progress = self._progress()
+        if progress.claimant:
+            status = TrainerStatus(
+                component=f"trainer@{progress.claimant.rsplit('/', 2)[0]}",
+                time_ms=int(time.time() * 1000),
+                claimant=progress.claimant,
+                epoch=progress.epoch,
+                is_standby=progress.is_standby,
+                num_steps=progress.num_steps,
+            )
+            value = encode_status(status)
+            writer.send(self._topics.status, key=status.component.encode(), value=value, partition=0)
 
     def _look(self, reader: KafkaConsumer, actions: list[TopicPartition]) -> None:
         ends = reader.end_offsets(actions)

@@ -39,28 +39,27 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def train_stream(settings: Settings) -> int:
+def train_stream(settings: Settings, *, take_over: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     stop, config, kafka = stop_on_signals(), settings.trainer, settings.kafka
-    try:
-        publisher = Publisher(kafka, config, threading.Event())
-        trainer = Trainer(
-            settings.model,
-            config,
-            lambda positions: KafkaSource(
-                kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
-            ),
-            checkpoint_dir=Path(config.checkpoint_dir),
-            publisher=publisher,
-            stop=stop,
-        )
-    except StoppedError:
-        return 0
+    trainer = Trainer(
+        settings.model,
+        config,
+        lambda positions: KafkaSource(
+            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
+        ),
+        checkpoint_dir=Path(config.checkpoint_dir),
+        publisher=Publisher(kafka, config, threading.Event()),
+        stop=stop,
+        identity=lambda: {"kafka.prefix": kafka.prefix},
+        take_over=take_over,
+    )
     reporter = LagReporter(kafka, config, lambda: trainer.progress)
     reporter.start()
-    log.info("training", device=str(trainer.learner.device), step=trainer.learner.num_steps, epoch=publisher.epoch)
     try:
         trainer.run()
+    except StoppedError:
+        return 0
     finally:
         reporter.stop()
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)

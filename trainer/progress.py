@@ -15,8 +15,13 @@ class Progress:
 
     num_steps: int = 0
     num_interactions: int = 0
-    num_waiting: int = 0
+    num_set_aside: int = 0
+    """Interactions in steps that were set aside because what they left was not finite."""
     is_recovering: bool = False
+    is_standby: bool = False
+    """Another trainer leads; this one waits."""
+    claimant: str = ""
+    """This trainer, as its claims name it."""
     positions: dict[int, Position] = field(default_factory=dict)
     oldest_waiting_ms: dict[int, int] = field(default_factory=dict)
     newest_record_ms: int = 0

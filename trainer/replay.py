@@ -16,9 +16,10 @@ from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
-from trainer.loop import as_step
-from trainer.plan import Backlog, Plan
+from trainer.plan import Plan
+from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
+from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Table, Weights
 from trainer.weights_log import read_new
@@ -56,7 +57,7 @@ def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
                 f"weights topic: steps {plan.next_step} to {manifest.first_step - 1} of this line of training are "
                 "gone (retention); a replay needs all of them"
             )
-        plan.lay(manifest.first_step, [as_step(step) for step in manifest.plan])
+        plan.merge(manifest.first_step, manifest.plan, set_aside=manifest.set_aside)
     return plan
 
 
@@ -106,13 +107,17 @@ def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: 
 
 
 def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, stop: threading.Event) -> None:
-    backlog = Backlog(learner.max_context, learner.config.max_step_tokens, learner.config.max_step_targets)
-    for step in plan.steps[:num_steps]:
-        while (examples := backlog.follow(step)) is None:
+    config = learner.config
+    scheduler = Scheduler(learner.max_context, config.max_step_tokens, config.max_step_targets)
+    for number, step in enumerate(plan.steps[:num_steps]):
+        while (examples := scheduler.replay_batch(step)) is None:
             if stop.is_set():
                 raise SourceError("replay: stopped by a signal before its end")
-            backlog.add(source.poll(0.5))
-        learner.step(examples)
+            scheduler.add(source.poll(0.5))
+        if number in plan.set_aside:
+            pass_over(learner, examples)
+        else:
+            learner.step(examples)
         source.trained(step)
 
 

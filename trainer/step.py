@@ -23,6 +23,7 @@ from kernels.length import kept_length
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
+from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline, RateBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
@@ -102,7 +103,7 @@ class Learner:
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
         """All embedding tables by the name that they are published under."""
-        return {"items": self.items, "domains": self.domains, "features": self.features}
+        return {ITEMS: self.items, DOMAINS: self.domains, FEATURES: self.features}
 
     def step(self, examples: Sequence[Example]) -> StepReport:
         """Predict, count, learn. Examples that bring nothing to learn are fine; an empty list is not."""
@@ -207,9 +208,7 @@ class Learner:
         return rows_R
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
-        key_time_T = np.repeat(batch.time_ms_n, 2)
-        query_time_T = key_time_T.copy()
-        query_time_T[1::2] = batch.query_time_n
+        key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
@@ -241,18 +240,19 @@ class Learner:
     def _side_inputs(
         self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
     ) -> Tensor | None:
-        """(n, M) sum of domain and feature rows, of the tables in use (the servers' rule); None where neither is."""
-        parts = []
-        if self.model_config.use_domain and _in_use(self.domains, batch.domain_n):
-            parts.append(self._side(self.domains, batch.domain_n[:, None], leaves, now_ms))
-        feature_nF = np.concatenate([batch.feature_nF, batch.user_feature_BF[batch.owner_n]], axis=1)
-        if _in_use(self.features, feature_nF):
-            parts.append(self._side(self.features, feature_nF, leaves, now_ms))
-        return sum(parts[1:], parts[0]) if parts else None
+        domain_n = batch.domain_n if self.model_config.use_domain else None
+        user_feature_nF = batch.user_feature_BF[batch.owner_n]
 
-    def _side(
+        def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
+            return self._sum_rows(self.tables[name], keys_nF, leaves, now_ms)
+
+        return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
+
+    def _sum_rows(
         self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor:
+    ) -> Tensor | None:
+        if not _in_use(table, keys_nF):
+            return None
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
         leaf_UM = table.gather(rows_U)
@@ -320,5 +320,5 @@ class Learner:
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
-    """Whether any key was ever met: what others of a batch lack or have must not change a user's prediction."""
+    """Whether any key was ever met, this batch's included."""
     return table.num_rows > 1 or bool(keys.any())

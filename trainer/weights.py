@@ -71,9 +71,7 @@ class Weights:
 
     def accepts(self, version: Version) -> bool:
         """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
-        manifest = version.manifest
-        onto = manifest.epoch == self.manifest.epoch and manifest.onto_number == self.manifest.number
-        return (manifest.epoch, manifest.number) > self.which and (manifest.kind == "base" or onto)
+        return version.manifest.follows(self.manifest)
 
     def apply(self, version: Version) -> Weights:
         """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""

@@ -1,7 +1,7 @@
-"""What the weights topic says: which versions count, which steps they contain, which epoch is taken.
+"""What the weights topic says: which versions count, which steps they contain, who leads.
 
-Reads the topic's tail, in windows that double towards its beginning, until the wanted step is found: a long-lived
-topic is never read whole to start a trainer.
+Reads the topic's tail, in windows that grow towards its beginning, until the wanted step is found: a long-lived topic
+is never read whole to start a trainer.
 """
 
 from __future__ import annotations
@@ -53,6 +53,48 @@ def read_new(consumer: KafkaConsumer, where: TopicPartition, start: int) -> Iter
     while not found and consumer.highwater(where) is None and time.monotonic() < until:
         found = consumer.poll(timeout_ms=10)
     yield from found.get(where, ())
+
+
+class ClaimLog:
+    """The claims in the weights topic: which one counts now, and the highest epoch met (in versions too)."""
+
+    def __init__(self, consumer: KafkaConsumer, where: TopicPartition) -> None:
+        self._consumer, self._where = consumer, where
+        self.newest: Claim | None = None
+        self.highest = -1
+        self._next_offset = -1
+
+    def refresh(self) -> None:
+        """Read on: at first back from the topic's end until there is a claim, then only what is new."""
+        if self._next_offset >= 0:
+            self._note(read_new(self._consumer, self._where, self._next_offset))
+            return
+        first = self._consumer.beginning_offsets([self._where])[self._where]
+        end = self._consumer.end_offsets([self._where])[self._where]
+        window = FIRST_WINDOW
+        while self._next_offset < 0:
+            start = max(first, end - window)
+            self._note(read_new(self._consumer, self._where, start))
+            if start > first and self.newest is None:
+                window, self._next_offset = window * 4, -1
+            else:
+                self._next_offset = max(self._next_offset, end)
+
+    def _note(self, records: Iterator[Any]) -> None:
+        for record in records:
+            self._next_offset = record.offset + 1
+            kind = record_kind(record.headers)
+            if kind == "manifest":
+                self.highest = max(self.highest, decode_manifest(record.value).epoch)
+            elif kind == "claim":
+                self._take(msgspec.json.decode(record.value, type=Claim))
+
+    def _take(self, claim: Claim) -> None:
+        newest = self.newest
+        is_release = newest is not None and claim.released and claim.claimant == newest.claimant
+        if newest is None or claim.epoch > newest.epoch or is_release:
+            self.newest = claim
+        self.highest = max(self.highest, claim.epoch)
 
 
 def read_manifests(

@@ -1,2 +1,2 @@
 """What crosses Kafka, and nothing else: actions, examples, weights, status and lag; their bytes, their topics, and the
-one way to read and write them (`wire.kafka`)."""
+one way to make Kafka clients and to read ranges (`wire.kafka`)."""

@@ -18,7 +18,6 @@ import msgspec
 from wire.action_json import (
     MAX_INT,
     MAX_KEY_LEN,
-    MAX_TIMESTAMP_MS,
     MAX_VALUE,
     Reason,
     Refused,
@@ -30,6 +29,7 @@ from wire.action_json import (
 )
 from wire.config import ActionConfig
 from wire.hashing import canonical, item_hash, key_hash
+from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
@@ -46,7 +46,7 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     domain_hash: int
     value: float
     feature_hash: tuple[int, ...]
-    """One a configured feature."""
+    """One for each configured feature."""
     user_feature_hash: tuple[int, ...]
 
 
@@ -57,8 +57,8 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """What goes to the dead letters. ``index``: position in a list, -1 when the whole record is meant; ``raw``: the
-    bytes refused, which are the record's, or with ``index`` >= 0 that element's as it was written."""
+    """What goes to the dead letters. ``index``: position in a list, -1 where the whole record is refused; ``raw``: the
+    refused bytes, those of the record or, with ``index`` >= 0, of that element as it was written."""
 
     reason: Reason
     message: str
@@ -80,7 +80,7 @@ def tick_record(timestamp_ms: int) -> bytes:
 def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
     """Actions of a record in their order, with a `Rejection` in the place of each that is refused. Never raises.
 
-    ``record_ms`` is the record's Kafka timestamp: what lies more than ``max_future_s`` after it is "future".
+    ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
     if not value:
         return [Rejection("empty", "expected an action as JSON, got no bytes; send a value", -1, b"")]
@@ -122,7 +122,7 @@ def _decode_alone(value: bytes, record_ms: int, config: ActionConfig) -> Action 
     try:
         if isinstance(content, dict) and "tick" in content and "action" not in content:
             tick_ms = check_timestamp(content["tick"], "tick")
-            _refuse_future("tick", tick_ms, record_ms, config)
+            _check_time("tick", tick_ms, record_ms, config)
             return Tick(tick_ms)
         return _action(check(content), record_ms, config)
     except Refused as refused:
@@ -145,10 +145,7 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         user = canonical(user)
     if not 0 < len(user) <= MAX_KEY_LEN or user[0] == "\0":
         _refuse_text("user", user)
-    if not 0 <= timestamp_ms <= MAX_TIMESTAMP_MS:
-        check_timestamp(timestamp_ms, "timestamp")
-    if timestamp_ms > record_ms + config.max_future_ms:
-        _refuse_future("timestamp", timestamp_ms, record_ms, config)
+    _check_time("timestamp", timestamp_ms, record_ms, config)
     if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
         refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
     return Action(
@@ -220,8 +217,20 @@ def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], 
     return tuple([0 if (entry := given.get(name)) is None else item_hash(entry) for name in names])
 
 
-def _refuse_future(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
-    if timestamp_ms > record_ms + config.max_future_ms:
-        ahead_s = (timestamp_ms - record_ms) / 1000
-        limit = f"at most {config.max_future_s:g} s after the record's own time"
-        refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the producer's clock and its unit (ms)")
+def _check_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
+    latest_ms = record_ms + config.max_future_ms
+    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or timestamp_ms > MAX_TIMESTAMP_MS:
+        _refuse_time(field, timestamp_ms, record_ms, config)
+
+
+def _refuse_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoReturn:
+    if not config.min_timestamp_ms <= timestamp_ms <= MAX_TIMESTAMP_MS:
+        since = iso_of(config.min_timestamp_ms)
+        wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
+        refuse("bad_time", f"{field}: expected {wanted}, got {describe(timestamp_ms)}")
+    if record_ms < config.min_timestamp_ms:  # set by a producer, in the same wrong unit perhaps
+        wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
+        refuse("future", f"{field}: expected {wanted}, got {describe(record_ms)}")
+    ahead_s = (timestamp_ms - record_ms) / 1000
+    limit = f"at most {config.max_future_s:g} s after the record's own time (action.max_future_s)"
+    refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the clock of the producer or the device")

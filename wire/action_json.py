@@ -1,4 +1,4 @@
-"""What JSON is an action: its types and limits, and the refusal of anything else.
+"""Which JSON is an action: its types and limits, and the refusal of anything else.
 
 `Wire` says it to a typed decoder, which is fast. `check` says it to whatever JSON holds, and is the definition: it
 finds the reason where the decoder refused, and takes integral floats such as ``5.0`` for the integer.
@@ -11,14 +11,14 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
+from wire.moment import describe
+
 Reason = Literal[
-    "empty", "oversized", "malformed", "wrong_type", "missing_field", "unknown_action", "bad_value", "future",
-    "wrong_partition",
+    "empty", "oversized", "malformed", "wrong_type", "missing_field", "unknown_action", "bad_value", "bad_time",
+    "future", "wrong_partition",
 ]  # fmt: skip
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
-MAX_TIMESTAMP_MS = 253_402_300_799_999
-"""The end of the year 9999."""
 MAX_VALUE = 3.4028234663852886e38
 """float32's largest."""
 _KEY = "a string or an integer"
@@ -94,12 +94,11 @@ def check(content: Any) -> Wire:
 
 
 def check_timestamp(entry: Any, field: str) -> int:
-    """Milliseconds since 1970, or `Refused`."""
+    """An integer, or `Refused`; whether it is a plausible time is another question (`wire.moment`)."""
     entry = _integral(entry)
     if isinstance(entry, bool) or not isinstance(entry, int):
-        refuse("wrong_type", f"{field}: expected an integer, got {_name(entry)}; send milliseconds since 1970")
-    if not 0 <= entry <= MAX_TIMESTAMP_MS:
-        refuse("bad_value", f"{field}: expected 0 to {MAX_TIMESTAMP_MS}, got {entry}; send milliseconds since 1970")
+        shown = describe(entry) if isinstance(entry, str | float) else _name(entry)
+        refuse("wrong_type", f"{field}: expected milliseconds since 1970 as an integer, got {shown}")
     return entry
 
 

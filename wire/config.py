@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from wire.checks import expect
+from wire.moment import MAX_TIMESTAMP_MS
 
 MAX_KINDS = 32
 """Action bits are a uint32."""
@@ -33,6 +34,9 @@ class ActionConfig:
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
     max_future_s: float = 300.0
+    min_timestamp_ms: int = 631_152_000_000
+    """1990-01-01. Earlier times are refused: seconds taken for milliseconds lie in 1970, a device whose clock was reset
+    says 1970 or 1980, and no data set of actions is that old."""
     max_record_bytes: int = 1_000_000
     max_actions_per_record: int = 1_000
 
@@ -44,6 +48,10 @@ class ActionConfig:
         for key in ("kinds", "features", "user_features"):
             _expect_names(key, getattr(self, key))
         expect(self.max_future_s >= 0, "max_future_s", "seconds >= 0", self.max_future_s, "use 0 to allow none")
+        expect(
+            0 <= self.min_timestamp_ms <= MAX_TIMESTAMP_MS,
+            "min_timestamp_ms", f"0 to {MAX_TIMESTAMP_MS}", self.min_timestamp_ms, "631152000000 is 1990-01-01",
+        )  # fmt: skip
         expect(
             1 <= self.max_record_bytes <= 2**30,
             "max_record_bytes", "1 to 1073741824 bytes", self.max_record_bytes, "use the topic's max.message.bytes",

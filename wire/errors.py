@@ -6,7 +6,9 @@
     ├── ConfigError (also ValueError)        a configuration value is not usable
     ├── CodecError (also ValueError)         bytes that are not a message of ours
     ├── VersionError                         a version does not fit the weights that it is applied to
-    └── BrokerUnavailable (also ConnectionError)  no broker answered in time
+    ├── BrokerUnavailable (also ConnectionError)  no broker answered in time
+    ├── TopicMissing                         the broker has no such topic
+    └── TopicsMismatch                       a topic exists with another number of partitions than configured
 
 The rooms derive their own: `state.errors`, `stream.errors`, `trainer.errors`, `serving.errors`. Each message says what
 was expected, what came and what to do; a process ends with it in one line.
@@ -33,3 +35,11 @@ class VersionError(HeadraceError):
 
 class BrokerUnavailable(HeadraceError, ConnectionError):
     """No broker answered in time."""
+
+
+class TopicMissing(HeadraceError):
+    """The broker has no such topic."""
+
+
+class TopicsMismatch(HeadraceError):
+    """A topic exists in another shape than the configuration says."""

@@ -1,4 +1,4 @@
-"""What workers and servers say once a second in ``headrace.status.v1`` (JSON), and the trainer folds into the lag."""
+"""What workers, servers and trainers report once a second in ``headrace.status.v1`` (JSON)."""
 
 from __future__ import annotations
 
@@ -45,14 +45,26 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     num_requests: int = 0
 
 
-_decoder: msgspec.json.Decoder[WorkerStatus | ServerStatus] = msgspec.json.Decoder(WorkerStatus | ServerStatus)
+class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):
+    """A trainer's heartbeat. ``claimant``: as its claim in the weights topic names it. A standby has no epoch (-1)."""
+
+    component: str
+    time_ms: int
+    claimant: str
+    epoch: int = -1
+    is_standby: bool = False
+    num_steps: int = 0
 
 
-def encode_status(status: WorkerStatus | ServerStatus) -> bytes:
+Status = WorkerStatus | ServerStatus | TrainerStatus
+_decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
+
+
+def encode_status(status: Status) -> bytes:
     """One line of JSON."""
     return msgspec.json.encode(status)
 
 
-def decode_status(value: bytes) -> WorkerStatus | ServerStatus:
+def decode_status(value: bytes) -> Status:
     """Raises msgspec.DecodeError (or its child ValidationError) for anything that is no status."""
     return _decoder.decode(value)

@@ -43,7 +43,7 @@ PlanStep = list[tuple[int, int, int]]
 logger = logging.getLogger(__name__)
 
 
-class Manifest(msgspec.Struct, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
 
     model_id: str
@@ -74,18 +74,31 @@ class Manifest(msgspec.Struct, kw_only=True):
     """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
     learning: dict[str, Any] = {}
     """The trainer's own settings that decide the weights; a replay must use the same."""
+    set_aside: list[int] = []
+    """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
 
     @property
     def next_step(self) -> int:
         """Number of the first step that this version does not contain."""
         return self.first_step + len(self.plan)
 
+    def follows(self, last: Manifest | None) -> bool:
+        """Whether a reader that holds ``last`` can take this version: a newer base, or the delta onto exactly that one.
 
-class Claim(msgspec.Struct, kw_only=True):
-    """A trainer process takes an epoch for itself."""
+        A reader that holds nothing (None) takes a base.
+        """
+        if last is None:
+            return self.kind == "base"
+        is_newer = (self.epoch, self.number) > (last.epoch, last.number)
+        return is_newer and (self.kind == "base" or (self.epoch, self.onto_number) == (last.epoch, last.number))
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer process takes an epoch for itself; or (``released``) says that it has ended and will use it no more."""
 
     epoch: int
     claimant: str
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,7 +203,7 @@ class VersionAssembler:
 
     What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason
     goes to ``on_drop``. Gives deltas whether or not the reader holds what they build on
-    (`trainer.weights.Weights.accepts`).
+    (`Manifest.follows`).
     """
 
     on_drop: Callable[[str], None] = field(default=logger.warning)

@@ -90,7 +90,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
-        ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+        ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected at most 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
         ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
@@ -135,6 +135,32 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
 def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
     assert read_settings().serving.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[kafka]\nprefix = "a"\n'.encode("utf-16"), "wrong.toml: expected UTF-8, got UTF-16; save it as UTF-8"),
+        (
+            '[trainer]\nmodel_id = "modèle"\n'.encode("latin-1"),
+            r"""wrong.toml:2: expected UTF-8, got b'model_id = "mod\xe8le"'""",
+        ),
+        (b'[kafka]\nprefix = "a\0"\n', "wrong.toml: expected TOML, got Illegal character"),
+        (b"a = " + b"[" * 5000, "wrong.toml: expected TOML, got"),
+        (b"\x1f\x8b\0\0\xff", "wrong.toml:1: expected UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(tmp_path / "wrong.toml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: Path) -> None:
+    (tmp_path / "headrace.toml").write_bytes(b"\xef\xbb\xbf[kafka]\r\nprefix = 'a'\r\n")
+    assert read_settings().kafka.prefix == "a"
 
 
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.weights import Manifest
 
-ACTION = ActionConfig(kinds=("rate",))
+ACTION = ActionConfig(kinds=("rate",), min_timestamp_ms=0)
 SEQUENCE = SequenceConfig(join_window_s=0.0)
 
 

@@ -181,7 +181,7 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nu
     world = World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(nursery, wire.kafka, tmp_path, max_candidates=50_000)
+    server = ServerProcess(nursery, wire.kafka, tmp_path, max_candidates=50_000, max_body_bytes=1_000_000)
     codes: list[int] = []
 
     def rank() -> None:

@@ -13,14 +13,14 @@ from kafka import KafkaProducer
 
 from serving.holder import VersionHolder
 from serving.subscriber import WeightsSubscriber
-from stream.topics import ensure_topics
 from tests.brokers import Broker, free_port, wait_until
 from tests.nursery import Nursery
 from tests.serving.world import Record, World
 from wire.config import KafkaConfig
 from wire.example import Example
 from wire.example_codec import encode_example
-from wire.kafka.following import connect
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
 from wire.topics import Topics, segment_key
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from model.config import ModelConfig
@@ -123,7 +124,7 @@ class World:
         self.base_offset = next_offset if kind == "base" else self.base_offset
         manifest, blob = self.version(kind)
         chunks = split_blob(blob, chunk_bytes)
-        manifest.num_chunks = len(chunks)
+        manifest = msgspec.structs.replace(manifest, num_chunks=len(chunks))
         key = version_key(manifest.epoch, manifest.number)
         records: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
         return [*records, (key, MANIFEST_HEADERS, encode_manifest(manifest))]

@@ -13,7 +13,9 @@ from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 from wire.hashing import item_hash
 
-ACTION = ActionConfig(kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",))
+ACTION = ActionConfig(
+    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), min_timestamp_ms=0
+)
 NAMES = {item_hash(name): name for name in "abcdefgh"}
 SEE, CLICK, LIKE = 1, 2, 4
 

@@ -27,12 +27,15 @@ from wire.partitioner import partition_of
 ROOT = Path(__file__).parents[2]
 
 
+ANY_TIME = ActionConfig(min_timestamp_ms=0)
+
+
 def action(user: str = "u", item: object = "i", time_ms: int = 1_000, kind: str = "click") -> bytes:
     return json.dumps({"user": user, "item": item, "action": kind, "timestamp": time_ms}).encode()
 
 
 def test_records_become_examples_in_the_outbox(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 3)
+    store = PartitionStore.open(tmp_path, 3, ANY_TIME)
     assert store.is_new
     result = store.apply([(5, 2_000, b"u", action(item="a")), (6, 2_001, b"u", action(item="b"))])
     assert (result.num_records, result.num_examples, result.num_dead, result.applied_offset) == (2, 1, 0, 6)
@@ -44,7 +47,7 @@ def test_records_become_examples_in_the_outbox(tmp_path: Path) -> None:
 
 
 def test_records_that_come_again_change_nothing(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     records = [(0, 2_000, None, action()), (1, 2_000, None, b"{")]
     store.apply(records)
     before = store.status()
@@ -55,12 +58,12 @@ def test_records_that_come_again_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.apply([(0, 2_000, None, action()), (1, 2_000, None, action("v", time_ms=1_001))])
     store.set_writer_epoch(4)
     before = store.status()
     store.close()
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert not store.is_new
     assert store.status() == before
     store.apply([(2, 70_000, None, action("u", "j", time_ms=61_000))])
@@ -71,7 +74,7 @@ def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_what_waits_goes_out_under_the_present_epoch(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.set_writer_epoch(1)
     store.apply([(0, 2_000, None, action())])
     store.set_writer_epoch(2)
@@ -80,7 +83,7 @@ def test_what_waits_goes_out_under_the_present_epoch(tmp_path: Path) -> None:
 
 
 def test_a_dead_letter_says_where_it_came_from(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 2, topic="here")
+    store = PartitionStore.open(tmp_path, 2, ANY_TIME, topic="here")
     store.apply([(7, 2_000, None, b"[" + action() + b', {"user": 3}]')])
     dead, example = store.outbox(limit=1)[0], store.outbox(start=1)[0]
     assert example.is_example
@@ -93,7 +96,7 @@ def test_a_dead_letter_says_where_it_came_from(tmp_path: Path) -> None:
 
 
 def test_an_example_is_not_handed_out_with_a_dead_letter_before_it(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     for offset in range(3):
         store.apply([(2 * offset, 2_000, None, action(item=offset)), (2 * offset + 1, 2_000, None, b"{")])
     answers = []
@@ -105,7 +108,7 @@ def test_an_example_is_not_handed_out_with_a_dead_letter_before_it(tmp_path: Pat
 
 
 def test_acknowledged_entries_are_gone_and_the_rest_stays(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     for offset in range(5):
         store.apply([(offset, 2_000 + offset, None, action(item=offset))])
     store.ack(store.outbox(limit=2)[-1].index, 17)
@@ -113,7 +116,7 @@ def test_acknowledged_entries_are_gone_and_the_rest_stays(tmp_path: Path) -> Non
     assert (store.outbox_len, store.sequences_offset) == (3, 17)
     assert (store.status().relayed_number, store.status().oldest_outbox_record_ms) == (1, 2_002)
     store.close()
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert [entry.number for entry in store.outbox()] == [2, 3, 4]
     store.close()
 
@@ -121,7 +124,7 @@ def test_acknowledged_entries_are_gone_and_the_rest_stays(tmp_path: Path) -> Non
 def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:
     users = [f"u{n}" for n in range(20)]
     mine = [user for user in users if partition_of(user.encode(), 4) == 1]
-    store = PartitionStore.open(tmp_path, 1, num_partitions=4)
+    store = PartitionStore.open(tmp_path, 1, ANY_TIME, num_partitions=4)
     store.apply([(0, 2_000, None, b"[" + b",".join(map(action, users)) + b"]"), (1, 2_000, None, action("u0"))])
     letters = store.outbox()
     dead = [dict(letter.headers) for letter in letters if not letter.is_example]
@@ -136,7 +139,7 @@ def test_users_of_other_partitions_are_refused(tmp_path: Path) -> None:
 
 def test_a_long_life_keeps_only_the_segments_that_context_needs(tmp_path: Path) -> None:
     sequence = SequenceConfig(join_window_s=0, max_context=10, segment_len=4)
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     for offset in range(60):
         store.apply([(offset, 2_000 + offset, None, b"[" + b",".join([action(item=offset)] * 5) + b"]")])
     assert len(list(store._db.under(b"s"))) <= sequence.num_slots == 4
@@ -149,11 +152,11 @@ def test_a_long_life_keeps_only_the_segments_that_context_needs(tmp_path: Path) 
 
 def test_a_users_old_segments_are_not_read_to_append(tmp_path: Path) -> None:
     sequence = SequenceConfig(max_context=50, segment_len=2)
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     records = [(offset, 2_000_000, None, action(item=offset, time_ms=offset * 100_000)) for offset in range(20)]
     store.apply(records)
     store.close()
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     read: list[int] = []
     right = store._db.get_many
     store._db.get_many = lambda keys: read.append(len(keys)) or right(keys)  # type: ignore[method-assign]
@@ -166,7 +169,7 @@ def test_a_users_old_segments_are_not_read_to_append(tmp_path: Path) -> None:
 
 def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) -> None:
     sequence = SequenceConfig(join_window_s=0, max_context=1, segment_len=1)  # two slots
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     for offset in range(5):
         store.apply([(offset, 2_000 + offset, None, action(item=offset))])
     store.apply([(5, 2_500, None, action("v", item=9))])
@@ -184,7 +187,7 @@ def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) 
 
 
 def test_an_unknown_user_has_no_segments(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert store.read_user("nobody") == []
     store.close()
 
@@ -211,7 +214,7 @@ def test_a_restore_that_did_not_end_leaves_a_new_store(tmp_path: Path) -> None:
 
 
 def test_a_restore_from_an_empty_topic_starts_at_the_beginning(tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert store.restore([]) == 0
     assert (store.applied_offset, store.next_number, store.is_new) == (-1, 0, True)
     store.close()
@@ -231,9 +234,9 @@ def test_another_process_that_holds_the_store_is_named(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(StoreLocked, match="another worker holds it"):
-            PartitionStore.open(tmp_path, 0)
+            PartitionStore.open(tmp_path, 0, ANY_TIME)
         other.communicate(b"")
-    PartitionStore.open(tmp_path, 0).close()
+    PartitionStore.open(tmp_path, 0, ANY_TIME).close()
 
 
 def test_a_full_disk_stops_the_store_and_loses_nothing_that_it_had(tmp_path: Path) -> None:
@@ -244,14 +247,14 @@ from state.errors import StoreClosed, StoreFull
 from state.store import PartitionStore
 store = PartitionStore.open(sys.argv[1], 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-value = b'{"user":"u%d","item":"i","action":"click","timestamp":1}'
+value = b'{"user":"u%d","item":"i","action":"click","timestamp":1700000000000}'
 try:
     for offset in range(100_000):
-        store.apply([(offset, 2, None, value % offset)])
+        store.apply([(offset, 1_700_000_000_000, None, value % offset)])
 except StoreFull as error:
     print(offset - 1, str(error).count(chr(10)), flush=True)
 try:
-    store.apply([(offset, 2, None, value % offset)])
+    store.apply([(offset, 1_700_000_000_000, None, value % offset)])
 except StoreClosed:
     print("closed")
 """
@@ -260,7 +263,7 @@ except StoreClosed:
     )
     (applied, num_lines), closed = done.stdout.splitlines()[0].split(), done.stdout.splitlines()[1]
     assert (num_lines, closed) == ("0", "closed")
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert store.applied_offset == int(applied) > 10
     assert store.next_number == int(applied) + 1 == store.outbox_len
     store.close()
@@ -269,7 +272,7 @@ except StoreClosed:
 
 @pytest.mark.parametrize("damage", ["CURRENT", "MANIFEST", "sst"])
 def test_damaged_files_are_refused_with_what_to_do(damage: str, tmp_path: Path) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     for offset in range(50):
         store.apply([(offset, 2_000, None, action(f"u{offset}"))])
     store.close()
@@ -279,7 +282,7 @@ def test_damaged_files_are_refused_with_what_to_do(damage: str, tmp_path: Path) 
         content[at] ^= 0x5A
     path.write_bytes(content)
     with pytest.raises(StoreCorrupt, match="remove the folder"):
-        store = PartitionStore.open(tmp_path, 0)
+        store = PartitionStore.open(tmp_path, 0, ANY_TIME)
 
 
 @pytest.mark.parametrize("key", [b"u", b"s"])
@@ -287,14 +290,14 @@ def test_a_record_cut_short_is_damage_not_a_shorter_life(key: bytes, tmp_path: P
     from rocksdict import WriteBatch
 
     sequence = SequenceConfig(segment_len=1)
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     store.apply([(offset, 2_000, None, action(item=offset)) for offset in range(3)])
     batch = WriteBatch(raw_mode=True)
     name, value = next(store._db.under(key))
     batch.put(name, value[:-1])
     store._db.write(batch)
     store.close()
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     with pytest.raises(StoreCorrupt, match="segment 0 of user 'u'" if key == b"s" else "user 'u' is damaged"):
         store.apply([(3, 2_000, None, action())])
     with pytest.raises(StoreClosed):
@@ -305,13 +308,13 @@ def test_a_missing_segment_is_damage_not_a_shorter_life(tmp_path: Path) -> None:
     from rocksdict import WriteBatch
 
     sequence = SequenceConfig(segment_len=1)
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     store.apply([(offset, 2_000, None, action(item=offset)) for offset in range(3)])
     batch = WriteBatch(raw_mode=True)
     batch.delete(next(key for key, _ in store._db.under(b"s")))
     store._db.write(batch)
     store.close()
-    store = PartitionStore.open(tmp_path, 0, sequence=sequence)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=sequence)
     with pytest.raises(StoreCorrupt, match="segment 0 of user 'u'"):
         store.read_user("u")
     store.close()
@@ -328,7 +331,7 @@ def test_a_missing_segment_is_damage_not_a_shorter_life(tmp_path: Path) -> None:
 def test_another_configuration_is_refused(
     partition: int, action_config: ActionConfig, field: str, tmp_path: Path
 ) -> None:
-    store = PartitionStore.open(tmp_path, 0)
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.apply([(0, 2_000, None, action())])
     store.close()
     with pytest.raises(StoreMismatch, match=f"expected {field} "):

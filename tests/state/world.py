@@ -22,7 +22,11 @@ from wire.example_log import ExampleLog, Verdict
 from wire.hashing import key_hash
 
 ACTION = ActionConfig(
-    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), max_future_s=5
+    kinds=("see", "click", "like"),
+    features=("genre", "maker"),
+    user_features=("land",),
+    max_future_s=5,
+    min_timestamp_ms=0,
 )
 
 

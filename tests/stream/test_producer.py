@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from stream.errors import FileError, ProducerError, TopicsMismatch
+from stream.errors import FileError, ProducerError
 from stream.producer import ActionProducer, BatchConfig
 from stream.replay import replay, send_actions
-from stream.topics import departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
-from wire.errors import BrokerUnavailable
-from wire.kafka.options import wait_for_broker
+from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.retry import wait_for_broker
 from wire.partitioner import partition_of
 
 
@@ -100,6 +101,38 @@ def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path)
         replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
 
 
+def test_nothing_is_sent_of_a_file_of_which_one_line_is_wrong(deployment: Deployment, tmp_path: Path) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0].replace('"u"', "null")]) + "\n")
+    with pytest.raises(FileError, match=r"a\.jsonl:101: user: expected a string or an integer, got null"):
+        replay(settings_of(deployment), tmp_path / "a.jsonl")
+    assert set(deployment.ends(deployment.topics.actions).values()) == {0}
+
+
+def test_a_replay_says_how_many_records_it_sent(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert replay(settings_of(deployment), tmp_path / "a.jsonl") == 0
+    assert f"sent 3 actions in 1 records to {deployment.topics.actions}" in capsys.readouterr().out
+
+
+def settings_of(deployment: Deployment) -> Any:
+    return SimpleNamespace(
+        kafka=deployment.kafka, action=deployment.action, sequence=deployment.sequence, stream=deployment.stream
+    )
+
+
+@pytest.mark.parametrize("user", [None, ["u"], True, 5.5])
+def test_an_action_without_a_usable_user_is_an_error_of_ours(user: object, deployment: Deployment) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
+        with pytest.raises(ProducerError, match="user: key: expected a string or an integer, got"):
+            producer.send(_action(user, 1))
+        producer.send(_action(5.0, 1))
+    assert producer.num_actions == 1
+
+
 def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
     actions = (_action(number % 5, number) for number in range(10_000))
     report = send_actions(actions, deployment.kafka, rate=400.0, limit=200)
@@ -131,9 +164,9 @@ def test_topics_have_their_settings(deployment: Deployment) -> None:
 
 
 def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deployment) -> None:
-    assert departures(deployment.kafka) == {}
+    assert config_drift(deployment.kafka) == {}
     other = replace(deployment.kafka, actions_retention_s=60.0)
-    found = departures(other)
+    found = config_drift(other)
     assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
     assert deployment.topics.sequences not in found, "compacted, as before"
 

@@ -18,9 +18,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from state.config import StoreConfig
 from stream.config import StreamConfig
-from stream.topics import ensure_topics
 from tests.brokers import REPOSITORY, Broker, wait_until
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
 
 RECONNECT = {"reconnect_backoff_max_ms": 500}

@@ -15,10 +15,10 @@ from headrace.audit import audit
 from headrace.broker import free_port
 from headrace.config import Settings, read_settings
 from headrace.processes import Child, Family
-from headrace.reader import ReadError
 from headrace.report import Report
 from headrace.taste import Server
-from stream.topics import ensure_topics
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.admin import ensure_topics
 
 KINDS = ["impression", "click", "like", "share", "hide"]
 
@@ -130,7 +130,7 @@ def try_audit(settings: Settings) -> Report | None:
     """An audit, or None while the broker is away."""
     try:
         return audit(settings)
-    except (KafkaError, ReadError):
+    except (KafkaError, BrokerUnavailable, TopicMissing):
         return None
 
 

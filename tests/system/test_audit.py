@@ -36,7 +36,7 @@ def test_every_broken_build_is_named() -> None:
 
 def has_applied_everything(loop: Loop, num_produced: int) -> bool:
     """By the worker's own word."""
-    from headrace.reader import connect, read, spans
+    from wire.kafka.consumer import connect, read, spans
 
     topic = Topics.under(loop.settings.kafka.prefix).status
     consumer = connect(loop.settings.kafka)

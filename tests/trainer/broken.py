@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import trainer.election
 import trainer.kafka_source
 import trainer.loop
 import trainer.plan
+import trainer.publication
 import trainer.publisher
+import trainer.recovery
 import trainer.snapshot
+import trainer.step
 import wire.example_log
 
 
 def ignores_the_journal() -> None:
     """Steps that were decided before a kill are decided anew."""
-    trainer.loop.read_journal = lambda folder, from_step: []
+    trainer.recovery.read_journal = lambda folder, from_step: trainer.plan.Plan(from_step)
 
 
 def ignores_the_plan() -> None:
@@ -24,7 +28,22 @@ def ignores_the_plan() -> None:
 
 def checkpoints_without_positions() -> None:
     """The covered numbers do not go into the checkpoint."""
-    trainer.loop.Trainer._current_positions = lambda self: {}  # type: ignore[method-assign]
+    write = trainer.loop.Trainer._write_checkpoint
+    trainer.loop.Trainer._write_checkpoint = lambda self, positions: write(self, {})  # type: ignore[method-assign]
+
+
+def forgets_what_it_has_yet_to_repeat() -> None:
+    """The plan begins behind what was published, though the checkpoint is older."""
+    from_disk = trainer.recovery.Recovery.from_disk
+
+    def late(self: Any, learner: Any) -> Any:
+        resumed = from_disk(self, learner)
+        kept = trainer.plan.Plan(resumed.unpublished_first)
+        kept.merge(resumed.plan.first_step, resumed.plan.steps)
+        resumed.plan = kept
+        return resumed
+
+    trainer.recovery.Recovery.from_disk = late  # type: ignore[method-assign]
 
 
 def forgets_histories() -> None:
@@ -61,7 +80,7 @@ def forgets_dirty_rows() -> None:
                 table.mark_published()
         return original(learner, everything=everything)
 
-    trainer.loop.weights_snapshot = forgetful
+    trainer.publication.weights_snapshot = forgetful
 
 
 def trains_what_is_stale() -> None:
@@ -76,6 +95,30 @@ def trains_what_is_stale() -> None:
 def claims_nothing() -> None:
     """Nobody looks whether another trainer has taken over."""
     trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
+
+
+def fences_a_live_leader() -> None:
+    """A second trainer claims an epoch whoever leads."""
+    trainer.election.Election._wait_for_turn = lambda self, claims: None  # type: ignore[method-assign]
+
+
+def spoils_the_step_of_one_example() -> None:
+    """A kernel that fails on one example: the step that has it leaves a weight that is not a number."""
+    step = trainer.step.Learner.step
+
+    def spoiling(self: Any, examples: Any) -> Any:
+        report = step(self, examples)
+        if any((each.partition, each.number) == (1, 5) for each in examples):
+            next(iter(self.model.parameters())).data.view(-1)[0] = float("nan")
+        return report
+
+    trainer.step.Learner.step = spoiling  # type: ignore[method-assign]
+
+
+def takes_anything_for_finite() -> None:
+    """Nobody looks at the numbers."""
+    trainer.loop.unsound_learner = lambda learner: None
+    trainer.loop.unsound_step = lambda report: None
 
 
 def passes_over_holes() -> None:

@@ -16,19 +16,21 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
-from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
 from tests.nursery import Child, Nursery
 from trainer.checkpoint import CheckpointFolder
 from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal
+from trainer.plan import Plan
 from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
+from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.action import Action, decode_record
 from wire.example import Example, fence
 from wire.example_codec import encode_example
+from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 from wire.topics import Topics, fence_key, segment_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
@@ -47,7 +49,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "device": "cpu", "num_threads": 1, "max_step_targets": 12, "max_step_tokens": 200, "step_linger_s": 0.01,
         "file_take": 20, "dropout": 0.1, "full_softmax_max_items": 25, "num_negatives": 16,
         "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
-        "max_train_context": 5, "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
+        "max_train_context": 5,
+        "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
+        "takeover_after_s": 2.0,
     },
 }  # fmt: skip
 
@@ -180,9 +184,9 @@ class Stage:
 
     # Trainers
 
-    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "") -> Child:
+    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
         """A trainer with a checkpoint folder of its own name."""
-        arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name))]
+        arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
         self.children.append(self.nursery.start(arguments, broken, point))
         return self.children[-1]
 
@@ -193,7 +197,7 @@ class Stage:
         """Between two lives: what was decided before must still hold."""
         folder = self.checkpoints(name)
         for start in journal_starts(folder) if folder.exists() else []:
-            for step, decided in enumerate(read_journal(folder, start), start):
+            for step, decided in enumerate(read_journal(folder, start).steps, start):
                 before = self.decided.setdefault(step, decided)
                 assert before == decided, f"step {step} was recorded as {before}, and again as {decided}"
 
@@ -292,9 +296,12 @@ class Stage:
             told = [[tuple(part) for part in step] for step in each.manifest.plan]
             assert told == plan.steps[first:last], f"{_name(each)}: published steps were decided anew"
         self._check_once(plan.steps)
-        learner = self._uninterrupted(plan.steps, ours)
+        learner = self._uninterrupted(plan, ours)
         num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
         num_feedback = sum(example.num_feedback for examples in self.sent.values() for example in examples)
+        set_aside = [each for number in plan.set_aside for each in self.examples_of(plan.steps[number])]
+        num_new -= sum(example.num_new for example in set_aside)
+        num_feedback -= sum(example.num_feedback for example in set_aside)
         assert recount.last.num_interactions == learner.num_interactions == num_new
         assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
@@ -307,16 +314,24 @@ class Stage:
         for partition, numbers in trained.items():
             assert numbers == list(range(len(self.sent[partition]))), f"partition {partition}: not each once, in order"
 
-    def _uninterrupted(self, steps: list[PlanStep], versions: list[Version]) -> Learner:
+    def examples_of(self, step: PlanStep) -> list[Example]:
+        """The examples that a step names."""
+        return [self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)]
+
+    def _uninterrupted(self, plan: Plan, versions: list[Version]) -> Learner:
         """A learner that follows the plan without a pause, compared on its way with every version that readers get."""
         learner = Learner(self.settings.model, self.settings.trainer, choose_device(self.settings.trainer))
         published: Weights | None = None
         waiting = list(versions)
-        for number, step in enumerate(steps, 1):
-            learner.step([self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)])
+        for number, step in enumerate(plan.steps, 1):
+            if number - 1 in plan.set_aside:
+                pass_over(learner, self.examples_of(step))
+            else:
+                learner.step(self.examples_of(step))
             while waiting and waiting[0].manifest.next_step == number:
                 version = waiting.pop(0)
                 published = _take(published, version)
+                assert _is_finite(version), f"{_name(version)} is not finite"
                 wrong = differences(published, learner)
                 assert not wrong, f"{_name(version)} is not the plan's weights: {wrong}"
         assert not waiting
@@ -324,7 +339,7 @@ class Stage:
 
     def check_checkpoint(self, learner: Learner, name: str = "a") -> None:
         """The newest checkpoint is bit-equal to the uninterrupted learner, optimiser, metrics and all."""
-        folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None)
+        folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None).open()
         checkpoint = folder.load()
         folder.close()
         assert checkpoint is not None
@@ -358,6 +373,11 @@ def weights_of(versions: list[Version]) -> Weights:
         weights = _take(weights, version)
     assert weights is not None
     return weights
+
+
+def _is_finite(version: Version) -> bool:
+    arrays = [*version.snapshot.dense.values(), *(table.rows for table in version.snapshot.tables.values())]
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 def _name(version: Version) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from model.config import ModelConfig
+from model.tokens import unpack_kinds
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
-from trainer.batch import JaggedBatch, build_batch, is_wanted, shorten, take_interactions, unpack_kinds
+from trainer.batch import JaggedBatch, build_batch, is_wanted, shorten, take_interactions
 from wire.example import Example
 from wire.history import Histories
 
@@ -193,13 +194,6 @@ def test_rows_that_never_came_are_left_out() -> None:
     np.testing.assert_array_equal(batch.item_n, rows.item_hash[[0, 1, 2, 3, 8, 9, 10]])
     assert batch.target_R.tolist() == [5, 6]
     assert batch.age_R.tolist() == [9, 10]
-
-
-def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
-    bits = np.array([0, 1, 5, 1 << 31, (1 << 32) - 1], np.uint32)
-    expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
-    np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
-    np.testing.assert_array_equal(unpack_kinds(bits, len(KINDS)), np.array(expected)[:, :3])
 
 
 @pytest.mark.parametrize("seed", range(8))

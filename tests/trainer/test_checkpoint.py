@@ -51,7 +51,7 @@ def damage() -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
     """An empty folder of checkpoints."""
-    made = CheckpointFolder(tmp_path / "kept", damage.append)
+    made = CheckpointFolder(tmp_path / "kept", damage.append).open()
     yield made
     made.close()
 
@@ -205,7 +205,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: l
     (tmp_path / "tmp-000000000009").mkdir()
     (tmp_path / "tmp-000000000009" / "arrays.safetensors").write_bytes(b"half")
     (tmp_path / "tmp-journal").write_bytes(b"half")
-    folder = CheckpointFolder(tmp_path, damage.append)
+    folder = CheckpointFolder(tmp_path, damage.append).open()
     assert folder.load() is None
     assert [each.name for each in tmp_path.iterdir()] == ["lock"]
     folder.close()
@@ -213,15 +213,15 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: l
 
 def test_a_folder_is_one_trainers(folder: CheckpointFolder) -> None:
     with pytest.raises(CheckpointError, match="another trainer is using it"):
-        CheckpointFolder(folder.path, print)
+        CheckpointFolder(folder.path, print).open()
     folder.close()
-    CheckpointFolder(folder.path, print).close()
+    CheckpointFolder(folder.path, print).open().close()
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=r"cannot be used .*name a folder that this user may write"):
-        CheckpointFolder(tmp_path / "file" / "below", print)
+        CheckpointFolder(tmp_path / "file" / "below", print).open()
 
 
 FULL_DISK = """
@@ -231,7 +231,7 @@ import numpy as np
 from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.errors import TrainerError
 from trainer.journal import Journal
-folder = CheckpointFolder(Path(sys.argv[1]), print)
+folder = CheckpointFolder(Path(sys.argv[1]), print).open()
 folder.write(Checkpoint(1, {"a": np.arange(10)}, {}))
 journal = Journal(folder.path)
 journal.start(1)
@@ -259,13 +259,13 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     assert "cannot be written (File too large); free space" in first
     assert "the checkpoint before is intact" in first
     assert second.startswith("refused: journal ")
-    folder = CheckpointFolder(tmp_path, damage.append)
+    folder = CheckpointFolder(tmp_path, damage.append).open()
     kept = folder.load()
     assert kept is not None
     assert kept.step == 1
     assert damage == []
     assert not list(tmp_path.glob("tmp-*"))
-    steps = read_journal(tmp_path, 1)
+    steps = read_journal(tmp_path, 1).steps
     assert len(steps) > 100
     assert steps == [[(0, 0, 0)], *([(0, step, step)] for step in range(2, len(steps) + 1))]
     folder.close()
@@ -297,7 +297,7 @@ def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
 
 def abandon(abandoned: Trainer) -> None:
     """As a kill leaves it: nothing is finished, only the operating system's locks go."""
-    abandoned._close()
+    abandoned.close()
 
 
 def test_a_file_trainer_that_is_abandoned_at_any_step_ends_as_one_that_is_not(tmp_path: Path) -> None:
@@ -309,6 +309,7 @@ def test_a_file_trainer_that_is_abandoned_at_any_step_ends_as_one_that_is_not(tm
         path = tmp_path / str(stop_after)
         for _ in range(2):
             part = trainer_on_file(path)
+            part.start()
             for _ in range(stop_after):
                 part.turn()
             abandon(part)

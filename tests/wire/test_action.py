@@ -17,7 +17,7 @@ from wire.action import Action, Rejection, Tick, decode_record, tick_record
 from wire.config import ActionConfig
 from wire.hashing import item_hash
 
-CONFIG = ActionConfig(kinds=("see", "click"), features=("genre", "maker"), user_features=("land",))
+CONFIG = ActionConfig(kinds=("see", "click"), features=("genre", "maker"), user_features=("land",), min_timestamp_ms=0)
 GOOD = {"user": "u", "item": 5, "action": "see", "timestamp": 1_000}
 NOW = 2_000
 FAR = 2**62
@@ -119,9 +119,9 @@ def test_no_bytes_make_it_raise(value: bytes) -> None:
         (b"{} {}", "malformed"),
         (b"x" * 1_000_001, "oversized"), (b"[%b]" % b",".join([b"1"] * 1_001), "oversized"),
         (b"5", "wrong_type"), (b"null", "wrong_type"), (b"{}", "missing_field"), (b'{"tick":"5"}', "wrong_type"),
-        (b'{"tick":-1}', "bad_value"), (b'{"tick":9999999}', "future"), (b'{"tick":1e999}', "bad_value"),
+        (b'{"tick":-1}', "bad_time"), (b'{"tick":9999999}', "future"), (b'{"tick":1e999}', "bad_value"),
         ({**GOOD, "timestamp": "1000"}, "wrong_type"), ({**GOOD, "timestamp": 1.5}, "wrong_type"),
-        ({**GOOD, "timestamp": True}, "wrong_type"), ({**GOOD, "timestamp": -1}, "bad_value"),
+        ({**GOOD, "timestamp": True}, "wrong_type"), ({**GOOD, "timestamp": -1}, "bad_time"),
         ({**GOOD, "timestamp": NOW + 300_001}, "future"), ({**GOOD, "user": ""}, "bad_value"),
         ({**GOOD, "user": "\0fence"}, "bad_value"), ({**GOOD, "user": None}, "wrong_type"),
         ({**GOOD, "item": "i" * 257}, "bad_value"), ({**GOOD, "item": 2**63}, "bad_value"),
@@ -160,6 +160,7 @@ def test_what_is_not_given_is_zero_or_nan() -> None:
     (action,) = decode_record(json.dumps({**GOOD, "id": None, "features": None}).encode(), NOW, CONFIG)
     assert isinstance(action, Action)
     assert (action.id_hash, action.domain_hash, action.feature_hash, action.user_feature_hash) == (0, 0, (0, 0), (0,))
+    assert action.session_hash == 0
     assert math.isnan(action.value)
 
 
@@ -171,3 +172,60 @@ def test_future_is_judged_by_the_records_own_time() -> None:
 
 def test_a_tick_comes_back_as_it_went() -> None:
     assert decode_record(tick_record(1_234), NOW, CONFIG) == [Tick(1_234)]
+
+
+LIVE = ActionConfig(kinds=("see",))
+NOW_MS = 1_760_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "reason", "parts"),
+    [
+        (1_760_000_000, "bad_time", ["1990-01-01", "(1970-01-21 08:53:20)", "looks like seconds; multiply by 1000"]),
+        (1_760_000_000_000_000, "bad_time", ["looks like microseconds; divide by 1000"]),
+        (1_760_000_000_000_000_000, "bad_time", ["looks like nanoseconds; divide by 1000000"]),
+        (0, "bad_time", ["got 0 (1970-01-01 00:00:00)", "check the producer's clock"]),
+        (-5, "bad_time", ["got -5"]),
+        (2**70, "bad_time", ["got 1180591620717411303424"]),
+        ("1760000000000", "wrong_type", ["the text '1760000000000'", "looks like milliseconds", "without quotes"]),
+        ("1760000000", "wrong_type", ["looks like seconds"]),
+        ("2025-10-09T08:53:20Z", "wrong_type", ["looks like ISO 8601; send the number of milliseconds"]),
+        ("soon", "wrong_type", ["the text 'soon'; send the number"]),
+        (1_760_000_000.25, "wrong_type", ["fraction 1760000000.25, which looks like seconds; send whole milli"]),
+        (1_760_000_000_000.5, "wrong_type", ["the fraction 1760000000000.5; send whole milliseconds"]),
+        (None, "wrong_type", ["got null"]),
+        (NOW_MS + 300_001, "future", ["action.max_future_s", "got 300.001 s"]),
+    ],
+)
+def test_a_time_that_cannot_be_is_refused_with_the_unit_that_it_looks_like(
+    timestamp: Any, reason: str, parts: list[str]
+) -> None:
+    content = {**GOOD, "timestamp": timestamp}
+    (rejection,) = decode_record(json.dumps(content).encode(), NOW_MS, LIVE)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == reason
+    for part in parts:
+        assert part in rejection.message
+
+
+@pytest.mark.parametrize("tick", [1_760_000_000, 1_760_000_000_000_000])
+def test_a_tick_in_another_unit_is_refused(tick: int) -> None:
+    (rejection,) = decode_record(tick_record(tick), NOW_MS, LIVE)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == "bad_time"
+
+
+def test_old_data_sets_pass_and_the_earliest_time_can_be_set() -> None:
+    movielens = json.dumps({**GOOD, "timestamp": 789_652_009_000}).encode()  # 1995-01-09: the oldest MovieLens rating
+    assert isinstance(decode_record(movielens, NOW_MS, LIVE)[0], Action)
+    later = ActionConfig(kinds=("see",), min_timestamp_ms=1_600_000_000_000)
+    assert isinstance(decode_record(movielens, NOW_MS, later)[0], Rejection)
+
+
+def test_a_record_whose_own_time_is_in_seconds_is_named_as_the_cause() -> None:
+    content = json.dumps({**GOOD, "timestamp": NOW_MS}).encode()
+    (rejection,) = decode_record(content, NOW_MS // 1000, LIVE)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == "future"
+    assert "own Kafka timestamp" in rejection.message
+    assert "looks like seconds" in rejection.message

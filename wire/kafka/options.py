@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import inspect
-import socket
-import time
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -17,7 +15,6 @@ from aiokafka.helpers import create_ssl_context
 from kafka.errors import KafkaError as SyncKafkaError
 
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
 """What the clients raise while a broker is away; whoever meets one of them tries again."""
@@ -64,23 +61,3 @@ def _tls_context(config: KafkaConfig) -> Any:
     context = create_ssl_context(**{to: config.client[name] for name, to in names.items() if name in config.client})
     context.check_hostname = config.client.get("ssl_check_hostname", True)
     return context
-
-
-def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
-    """Return when any of the bootstrap servers accepts a connection; `BrokerUnavailable` after ``timeout_s``."""
-    servers = config.bootstrap.split(",")
-    deadline = time.monotonic() + timeout_s
-    while True:
-        for server in servers:
-            host, _, port = server.strip().rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-            except (OSError, ValueError):
-                continue
-            return
-        if time.monotonic() >= deadline:
-            raise BrokerUnavailable(
-                f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; "
-                "start it, or name another one by kafka.bootstrap (HEADRACE_KAFKA__BOOTSTRAP)"
-            )
-        time.sleep(0.2)

@@ -13,12 +13,16 @@ from kafka.errors import KafkaError
 
 from serving.holder import VersionHolder
 from wire.config import KafkaConfig
+from wire.kafka.producer import make_producer
 from wire.status import ServerStatus, encode_status
 
 logger = logging.getLogger(__name__)
+BRIEFLY: dict[str, Any] = {
+    "max_block_ms": 1000, "retries": 0, "acks": 1, "delivery_timeout_ms": 3000, "request_timeout_ms": 2000,
+}  # fmt: skip
 
 
-class Announcer(threading.Thread):
+class Heartbeat(threading.Thread):
     """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
@@ -54,13 +58,9 @@ class Announcer(threading.Thread):
             producer.close(timeout=1)
 
     def _connect(self) -> KafkaProducer | None:
-        options: dict[str, Any] = {
-            "bootstrap_servers": self._kafka.bootstrap, "max_block_ms": 1000, "retries": 0, "acks": 1,
-            "delivery_timeout_ms": 3000, "request_timeout_ms": 2000, "linger_ms": 0, **self._kafka.client,
-        }  # fmt: skip
         while not self._stopping.is_set():
             try:
-                return KafkaProducer(**options)
+                return make_producer(self._kafka, **BRIEFLY)
             except (KafkaError, OSError) as error:
                 logger.debug("status: no broker yet (%s)", error)
                 self._stopping.wait(self._every_s)

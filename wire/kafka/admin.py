@@ -1,4 +1,4 @@
-"""Make the topics exist as `wire.topics` says, and refuse a broker whose topics contradict it."""
+"""Create the topics as `wire.topics` describes them, and refuse a broker whose topics contradict it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from stream.errors import TopicsMismatch
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable
-from wire.kafka.options import sync_options, wait_for_broker
+from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.options import sync_options
+from wire.kafka.retry import wait_for_broker
 from wire.topics import Topic, topics_of
+
+
+def make_admin(config: KafkaConfig) -> KafkaAdminClient:
+    """An admin client. Raises ``KafkaError`` when no broker answers."""
+    return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
 
 
 def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
@@ -39,7 +44,7 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
 
 def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
     wanted = topics_of(config)
-    admin = KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+    admin = make_admin(config)
     try:
         existing = partition_counts(admin)
         _check(wanted, existing)
@@ -58,24 +63,33 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         admin.close()
 
 
-def departures(config: KafkaConfig) -> dict[str, dict[str, str]]:
-    """Topic → setting → what the broker has, where the configuration says otherwise.
+def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
+    """Topic → setting → the broker's value, where the configuration has another.
 
-    A topic keeps the settings that it was made with: a later change of the configuration does not reach it. Settings
-    that a broker does not tell are passed over. Raises `KafkaError`.
+    A topic keeps the settings that it was created with: a later change of the configuration does not reach it.
+    Settings that a broker does not report are passed over. Raises `KafkaError`.
     """
     wanted = {topic.name: topic.settings for topic in topics_of(config)}
-    admin = KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+    admin = make_admin(config)
     try:
         asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
         told = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
     finally:
         admin.close()
-    found = {name: _departing(settings, told.get(name, {})) for name, settings in wanted.items()}
+    found = {name: _differing(settings, told.get(name, {})) for name, settings in wanted.items()}
     return {name: settings for name, settings in found.items() if settings}
 
 
-def _departing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def delete_topics(config: KafkaConfig) -> None:
+    """Delete every topic of the deployment, and what it holds. Raises `KafkaError`."""
+    admin = make_admin(config)
+    try:
+        admin.delete_topics([topic.name for topic in topics_of(config)])
+    finally:
+        admin.close()
+
+
+def _differing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     has = {key: str(told[key]["value"]) for key in wanted if key in told}
     return {key: value for key, value in has.items() if value != wanted[key]}
 

@@ -1,0 +1,149 @@
+"""kafka-python's consumers, in one way: no group, no commits, partitions and offsets that the caller names.
+
+`ends` is where a partition ends. It asks twice, because the embedded broker answers ``end_offsets`` with the *first*
+offset of its last batch; what a fetch says of the high watermark is right on every broker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.options import sync_options
+
+POLL_MS = 200
+STALL_S = 60.0
+PROMPT = {"fetch_max_wait_ms": 10}
+"""Options of a consumer that asks what is new rather than waits for it: the broker answers at once when there is
+nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a partition holds, or a part of it: offsets ``first`` up to but not including ``end``."""
+
+    first: int
+    end: int
+
+
+def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
+    """A consumer; ``kafka.client`` goes over ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
+    ours: dict[str, Any] = {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "auto_offset_reset": "earliest",
+        "max_poll_records": 5000,
+        "fetch_max_wait_ms": 100,
+        "enable_incremental_fetch_sessions": False,  # so that every answer says where the partitions end
+        "fetch_max_bytes": 64 << 20,
+        "max_partition_fetch_bytes": 8 << 20,
+        "request_timeout_ms": 10_000,
+        "bootstrap_timeout_ms": 5_000,
+        "reconnect_backoff_max_ms": 1_000,
+        "metrics_enabled": False,
+    }
+    return KafkaConsumer(**{**ours, **options, **sync_options(kafka)})
+
+
+def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:
+    """`make_consumer` that raises `BrokerUnavailable` when no broker answers within ``timeout_s``."""
+    try:
+        return make_consumer(kafka, **{"bootstrap_timeout_ms": max(1, int(timeout_s * 1000)), **options})
+    except (KafkaError, OSError) as error:
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
+            "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
+        ) from error
+
+
+def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    """All partitions of a topic. Raises `TopicMissing` where there is no such topic."""
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        raise TopicMissing(
+            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create"
+        )
+    return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offset that the next record of each partition will get. Assigns the partitions, and leaves them anywhere.
+
+    Raises `KafkaTimeoutError` when the broker falls silent.
+    """
+    wanted = list(partitions)
+    near = consumer.end_offsets(wanted)
+    consumer.assign([])  # what the broker has answered so far is forgotten with it
+    consumer.assign(wanted)
+    for partition in wanted:
+        consumer.seek(partition, near[partition])
+    deadline = time.monotonic() + STALL_S
+    while any(consumer.highwater(partition) is None for partition in wanted):
+        consumer.poll(timeout_ms=POLL_MS, max_records=1)
+        if time.monotonic() > deadline:
+            topic = wanted[0].topic
+            raise KafkaTimeoutError(f"{topic}: the broker did not say within {STALL_S:.0f} s where its partitions end")
+    return {partition: max(near[partition], consumer.highwater(partition)) for partition in wanted}
+
+
+def spans(consumer: KafkaConsumer, topic: str) -> dict[int, Span]:
+    """What each partition of ``topic`` holds now. Raises `TopicMissing`."""
+    partitions = partitions_of(consumer, topic)
+    first, end = consumer.beginning_offsets(partitions), ends(consumer, partitions)
+    return {each.partition: Span(first[each], end[each]) for each in partitions}
+
+
+def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[Any]:
+    """Every record of ``wanted``; each partition in its order, the partitions mixed.
+
+    What compaction or retention has taken is simply not there. Raises `KafkaTimeoutError` when the broker sends
+    nothing for a minute.
+    """
+    waiting = {TopicPartition(topic, number): span for number, span in wanted.items() if span.end > span.first}
+    consumer.assign(list(waiting))
+    for partition, span in waiting.items():
+        consumer.seek(partition, span.first)
+    heard = time.monotonic()
+    while waiting:
+        batches = consumer.poll(timeout_ms=POLL_MS)
+        for partition, records in batches.items():
+            if partition in waiting:
+                yield from (record for record in records if record.offset < waiting[partition].end)
+        # Compaction may leave no record right before the end, so the position counts, not the last record's offset.
+        done = [partition for partition, span in waiting.items() if consumer.position(partition) >= span.end]
+        for partition in done:
+            del waiting[partition]
+            consumer.pause(partition)
+        if batches or done:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > STALL_S:
+            left = sorted(each.partition for each in waiting)
+            raise KafkaTimeoutError(f"{topic}: the broker sent nothing for {STALL_S:.0f} s; partitions left: {left}")
+
+
+def read_from(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:
+    """Every record of one partition from offset ``first`` to its end as it is now."""
+    end = ends(consumer, [partition])[partition]
+    return read(consumer, partition.topic, {partition.partition: Span(first, end)})
+
+
+def follow(consumer: KafkaConsumer, *topics: str, num_last: int = 1) -> Iterator[Any]:
+    """The last ``num_last`` records of each partition, then every new one as it comes; None while there is none."""
+    held = {TopicPartition(topic, number): span for topic in topics for number, span in spans(consumer, topic).items()}
+    consumer.assign(list(held))
+    for partition, span in held.items():
+        consumer.seek(partition, max(span.first, span.end - num_last))
+    while True:
+        batches = consumer.poll(timeout_ms=POLL_MS)
+        for records in batches.values():
+            yield from records
+        if not batches:
+            yield None
