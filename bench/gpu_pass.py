@@ -41,15 +41,18 @@ def synthetic_examples(
     for start in range(0, int(lengths.max()), num_new):
         for user in np.flatnonzero(lengths > start).tolist():
             stop = min(start + num_new, int(lengths[user]))
-            held = interactions(user, max(0, start - max_context), stop)
-            newest = int(held.timestamp_ms[-1])
-            yield Example(
-                user=str(user), partition=0, writer_epoch=1, number=number, interactions=held, num_new=stop - start,
-                first_new_index=start, open_interactions=interactions(user, 0, 0), open_first_offsets=nothing,
-                recent_ids=nothing, user_feature_hash=nothing, user_offset=number, applied_offset=number,
-                replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest, newest_record_ms=newest,
-            )  # fmt: skip
-            number += 1
+            newest = int(interactions(user, stop - 1, stop).timestamp_ms[-1])
+            for segment in range(start // SEGMENT_LEN, (stop - 1) // SEGMENT_LEN + 1):
+                first, last = segment * SEGMENT_LEN, min(stop, (segment + 1) * SEGMENT_LEN)
+                yield Example(
+                    user=str(user), partition=0, writer_epoch=1, number=number, segment=segment,
+                    segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
+                    num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
+                    session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
+                    user_offset=number, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+                    newest_event_ms=newest, newest_record_ms=newest,
+                )  # fmt: skip
+                number += 1
 
 
 def build_library() -> None:

@@ -303,7 +303,7 @@ class Stage:
         num_new -= sum(example.num_new for example in set_aside)
         num_feedback -= sum(example.num_feedback for example in set_aside)
         assert recount.last.num_interactions == learner.num_interactions == num_new
-        assert recount.last.num_feedback == learner.num_feedback == num_feedback > 0
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 

@@ -234,6 +234,8 @@ def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
 def live_broken(made: Stage, broken: str, points: list[str]) -> None:
     for point in points:
         made.live_and_die(point, (broken,))
+    for _ in range(4):  # so that feedback to one step's interactions has arrived when that is trained
+        made.feed(30)
     made.start(broken=(broken,))
     made.feed(60)
     made.finish(timeout_s=10)
