@@ -16,8 +16,11 @@ from bench.gpu_report import Clock, Row, row
 from bench.gpu_step import described, shares
 
 
+SEGMENT_LEN = 16
+
+
 def synthetic_examples(
-    num_users: int, num_items: int, mean_length: int, max_context: int, num_new: int, longest: int
+    num_users: int, num_items: int, mean_length: int, num_new: int, longest: int
 ) -> Iterator[Any]:
     """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
     from wire.example import Example, Interactions
@@ -69,10 +72,10 @@ def single_pass(clock: Clock) -> Iterator[Row]:
 
     plans = {
         "MovieLens-sized (6,040 users, 3,706 items, 2 layers, d 64)": (
-            (6040, 3706, 165, 200, 32, 2000), ModelConfig(), 64, 300
+            (6040, 3706, 165, 32, 2000), ModelConfig(), 64, 300
         ),
         "long users (256 users of up to 4,096, 100,000 items, 4 layers, d 256)": (
-            (256, 100_000, 2000, 2048, 256, 4096),
+            (256, 100_000, 2000, 256, 4096),
             ModelConfig(num_layers=4, model_width=256, num_heads=4, qk_width=64, value_width=64, item_width=128,
                         max_context=2048, num_positions=4096, norm_len=1024.0), 16, 60,
         ),
@@ -80,7 +83,7 @@ def single_pass(clock: Clock) -> Iterator[Row]:
     if clock.rehearsal:
         tiny = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                            num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
-        plans = dict.fromkeys(plans, ((3, 20, 8, 8, 4, 12), tiny, 2, 2))
+        plans = dict.fromkeys(plans, ((3, 20, 8, 4, 12), tiny, 2, 2))
     for name, (world, model, batch, most) in plans.items():
         most = 2 if clock.compiles_only else most
         for precision, graphs in (("highest", False), ("high", False), ("high", True)):
