@@ -68,6 +68,12 @@ def train(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Lead at once, stopping any trainer that leads now.")
     ] = False,
+    from_published: Annotated[
+        bool,
+        typer.Option(
+            "--from-published", help="Where there is no checkpoint, start from the last published version's weights."
+        ),
+    ] = False,
     checkpoint_dir: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +97,11 @@ def train(
         raise typer.Exit(train_file(settings, file, keep=bool(checkpoint_dir), as_json=as_json))
     from trainer.process import replay_topics, train_stream
 
-    raise typer.Exit(replay_topics(settings) if replay else train_stream(settings, take_over=take_over))
+    raise typer.Exit(
+        replay_topics(settings)
+        if replay
+        else train_stream(settings, take_over=take_over, from_published=from_published)
+    )
 
 
 def _let_idle_threads_sleep() -> None:

@@ -5,8 +5,9 @@ status topic say that it lives. A trainer that finds a leader waits until
 
 - the leader has released its claim, as one that is stopped in order does;
 - or the leader was an earlier process on this very checkpoint folder, whose lock this process holds now;
-- or the leader has sent no heartbeat for ``trainer.takeover_after_s``, during which the broker answered this trainer:
-  silence is measured by the standby's own clock, and an outage of the broker is nobody's silence.
+- or the leader has sent no heartbeat for ``trainer.takeover_after_s`` (at least three heartbeats, which come every
+  ``lag_every_s``), during which the broker answered this trainer: silence is measured by the standby's own clock, and
+  an outage of the broker is nobody's silence.
 
 So a live leader is never fenced off, unless a person asks for it (``--take-over``).
 """
@@ -95,6 +96,7 @@ class Election:
         self._on_standby = on_standby
         self._topics = Topics.under(kafka.prefix)
         self._where = TopicPartition(self._topics.weights, 0)
+        self._patience_s = max(config.takeover_after_s, 3 * config.lag_every_s)
 
     def lead(self, enough: Callable[[list[Manifest]], bool], *, at_once: bool = False) -> Leadership:
         """Wait for this process's turn, and claim the next epoch; the manifests before it, as far back as ``enough``.
@@ -145,7 +147,7 @@ class Election:
         assert leader is not None
         log.warning(
             "standby: another trainer leads; this one takes over when that one is gone",
-            leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._config.takeover_after_s,
+            leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._patience_s,
         )  # fmt: skip
         self._on_standby()
         statuses = self._follow_statuses()
@@ -158,7 +160,7 @@ class Election:
                 if self._has_beaten(statuses, leader) or claims.newest != leader:
                     heard = time.monotonic()
                 leader = claims.newest or leader
-                if time.monotonic() - heard > self._config.takeover_after_s:
+                if time.monotonic() - heard > self._patience_s:
                     log.warning("taking over: the leader is silent", leader=leader.claimant, epoch=leader.epoch)
                     return
         finally:

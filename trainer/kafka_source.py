@@ -43,7 +43,7 @@ class KafkaSource:
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
-        self.num_lost = 0
+        self.num_lost = self._num_holes = self._num_told = 0
         for where in self._partitions:
             position = self.positions.setdefault(where.partition, Position())
             self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
@@ -106,7 +106,15 @@ class KafkaSource:
                     self._marks.add(example, record.offset)
                     self._num_waiting[where.partition] += 1
                     examples.append(example)
+        if not examples:
+            self._tell_lost()
         return examples
+
+    def _tell_lost(self) -> None:
+        """Once reading pauses: what was lost in all, in one line."""
+        if self._num_holes > max(1, self._num_told):
+            log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
+        self._num_told = self._num_holes
 
     def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
         if value is None:
@@ -135,10 +143,13 @@ class KafkaSource:
         )
         if self._on_hole == "stop":
             raise HoleError(
-                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"'
+                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"; '
+                "without a checkpoint, start with --from-published"
             )
-        log.error("examples lost, going on without them", what=what)
         self.num_lost += hole.got - hole.expected
+        self._num_holes += 1
+        if self._num_holes == 1:
+            log.error("examples lost, going on without them", what=what)
         self._logs[partition].take(example)
 
     def trained(self, step: PlanStep) -> None:

@@ -17,6 +17,8 @@ class Progress:
     num_interactions: int = 0
     num_set_aside: int = 0
     """Interactions in steps that were set aside because what they left was not finite."""
+    num_lost: int = 0
+    """Examples that compaction or retention took before this process read them."""
     is_recovering: bool = False
     is_standby: bool = False
     """Another trainer leads; this one waits."""

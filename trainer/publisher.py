@@ -23,7 +23,8 @@ from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.election import Claimant, Election, send_claim
 from trainer.errors import FencedError
-from trainer.weights_log import QUICK, read_new
+from trainer.weights import Weights, newest_weights
+from trainer.weights_log import QUICK, read_new, read_range
 from wire.config import KafkaConfig
 from wire.topics import Topics
 from wire.weights import (
@@ -109,6 +110,23 @@ class Publisher:
         led = election.lead(enough, at_once=at_once)
         self.claimant, self.epoch, self._checked_offset = claimant.name, led.epoch, led.next_offset
         return led.manifests
+
+    def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
+        """The newest weights that a reader can reach, of the versions before this epoch; None without any."""
+        if not manifests:
+            return None
+        return clients.patiently(
+            lambda: self._read_weights(manifests[-1].base_offset), "reading the last version", self._kafka, self._stop
+        )
+
+    def _read_weights(self, start: int) -> Weights | None:
+        reader, _ = self._clients()
+        first = reader.beginning_offsets([self._topic])[self._topic]
+        for each in (max(start, first), first):  # that base may be damaged
+            weights, _ = newest_weights(read_range(reader, self._topic, each, self._checked_offset))
+            if weights is not None:
+                return weights
+        return None
 
     def _claim(self, *, released: bool = False) -> Claim:
         return Claim(epoch=self.epoch, claimant=self.claimant, released=released)

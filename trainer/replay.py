@@ -21,27 +21,18 @@ from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
 from trainer.soundness import pass_over
 from trainer.step import Learner
-from trainer.weights import Table, Weights
+from trainer.weights import Table, Weights, newest_weights
 from trainer.weights_log import read_new
 from wire.config import KafkaConfig
 from wire.topics import Topics
-from wire.weights import Manifest, VersionAssembler
+from wire.weights import Manifest
 
 log = structlog.get_logger("trainer")
 
 
 def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
     """All records of the weights topic → the newest weights that a reader can reach, and the manifests that count."""
-    assembler, weights, manifests = VersionAssembler(), None, []
-    for record in records:
-        version = assembler.feed(record.key, record.headers, record.value)
-        if version is None:
-            continue
-        manifests.append(version.manifest)
-        if weights is not None and weights.accepts(version):
-            weights = weights.apply(version)
-        elif version.manifest.kind == "base":
-            weights = Weights.from_base(version)
+    weights, manifests = newest_weights(records)
     if weights is None:
         raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
     return weights, manifests

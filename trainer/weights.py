@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire.errors import VersionError
-from wire.weights import Manifest, TableRows, Version
+from wire.weights import Manifest, TableRows, Version, VersionAssembler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +85,21 @@ class Weights:
             return Weights.from_base(version)
         tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
         return Weights(version.manifest, version.snapshot.dense, tables, {**self.names, **version.snapshot.names})
+
+
+def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:
+    """Records of the weights topic, from a base on → the newest weights in them, and the manifests that count."""
+    assembler, weights, manifests = VersionAssembler(), None, list[Manifest]()
+    for record in records:
+        version = assembler.feed(record.key, record.headers, record.value)
+        if version is None:
+            continue
+        manifests.append(version.manifest)
+        if weights is not None and weights.accepts(version):
+            weights = weights.apply(version)
+        elif version.manifest.kind == "base":
+            weights = Weights.from_base(version)
+    return weights, manifests
 
 
 def _name(manifest: Manifest) -> str:

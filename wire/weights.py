@@ -74,6 +74,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
     learning: dict[str, Any] = {}
     """The trainer's own settings that decide the weights; a replay must use the same."""
+    source: dict[str, Any] = {}
+    """What the examples came from: a topic's identity. Elsewhere, the same numbers are other examples."""
+    positions: dict[int, dict[str, int]] = {}
+    """Where the trainer would read on, by partition (`trainer.source.Position`)."""
+    parent: str = ""
+    """The lineage that this one began from (``--from-published``), with its weights as they were at ``first_step``."""
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
@@ -182,6 +184,30 @@ class Stage:
         """Partition → highest number sent."""
         return {number: len(examples) - 1 for number, examples in self.sent.items()}
 
+    def replace_topic(self) -> None:
+        """The sequences topic is deleted and created again, and so is the worker's disk: numbers begin again."""
+        with admin_of(self.broker) as admin:
+            admin.delete_topics([self.topics.sequences])
+            wait_until(lambda: self.topics.sequences not in admin.list_topics(), 30, "the topic to be gone")
+        ensure_topics(self.settings.kafka)
+        self._sequencers = [
+            Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
+        ]
+        self.sent = {number: [] for number in range(NUM_PARTITIONS)}
+        for number in range(NUM_PARTITIONS):
+            self.fence(number, 1)
+
+    def forget_records(self, share: float) -> None:
+        """Retention takes this share of what the sequences topic holds."""
+        partitions = [TopicPartition(self.topics.sequences, number) for number in range(NUM_PARTITIONS)]
+        ends = self._consumer.end_offsets(partitions)
+        with admin_of(self.broker) as admin:
+            for policy in ("delete", "compact"):  # records are deleted where the policy says so
+                changed = ConfigResource(ConfigResourceType.TOPIC, self.topics.sequences, {"cleanup.policy": policy})
+                admin.alter_configs([changed])
+                if policy == "delete":
+                    admin.delete_records({each: int(end * share) for each, end in ends.items()})
+
     # Trainers
 
     def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
@@ -303,7 +329,7 @@ class Stage:
         num_new -= sum(example.num_new for example in set_aside)
         num_feedback -= sum(example.num_feedback for example in set_aside)
         assert recount.last.num_interactions == learner.num_interactions == num_new
-        assert recount.last.num_feedback == learner.num_feedback == num_feedback > 0
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 
@@ -373,6 +399,16 @@ def weights_of(versions: list[Version]) -> Weights:
         weights = _take(weights, version)
     assert weights is not None
     return weights
+
+
+@contextmanager
+def admin_of(broker: Broker) -> Iterator[KafkaAdminClient]:
+    """An admin client."""
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    try:
+        yield admin
+    finally:
+        admin.close()
 
 
 def _is_finite(version: Version) -> bool:

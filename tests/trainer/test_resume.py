@@ -234,6 +234,8 @@ def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
 def live_broken(made: Stage, broken: str, points: list[str]) -> None:
     for point in points:
         made.live_and_die(point, (broken,))
+    for _ in range(4):  # so that feedback to one step's interactions has arrived when that is trained
+        made.feed(30)
     made.start(broken=(broken,))
     made.feed(60)
     made.finish(timeout_s=10)
@@ -329,7 +331,7 @@ def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nur
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("trainer", "file_take", 7), ("sequence", "max_new", 3), ("sequence", "join_window_s", 60.0)],
+    [("trainer", "file_take", 7), ("sequence", "segment_len", 3), ("sequence", "join_window_s", 60.0)],
 )
 def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
     tmp_path: Path, nursery: Nursery, section: str, key: str, value: object
