@@ -15,7 +15,6 @@ import torch
 from bench.gpu_report import Clock, Row, row
 from bench.gpu_step import described, shares
 
-
 SEGMENT_LEN = 16
 
 
