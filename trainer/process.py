@@ -10,13 +10,13 @@ from typing import Protocol
 import structlog
 
 from model.config import ModelConfig
-from trainer.clients import StoppedError
 from trainer.config import TrainerConfig
 from trainer.kafka_source import KafkaSource
 from trainer.lag import LagReporter
 from trainer.loop import Trainer
 from trainer.publisher import Publisher
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.retry import StoppedError
 
 log = structlog.get_logger("trainer")
 
