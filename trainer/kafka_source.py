@@ -44,7 +44,6 @@ class KafkaSource:
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
-        self.num_lost = 0
         for where in self._partitions:
             position = self.positions.setdefault(where.partition, Position())
             self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
@@ -139,7 +138,6 @@ class KafkaSource:
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"'
             )
         log.error("examples lost, going on without them", what=what)
-        self.num_lost += hole.got - hole.expected
         self._logs[partition].take(example)
 
     def trained(self, step: PlanStep) -> None:
