@@ -75,7 +75,7 @@ def versions(num_items: int) -> Iterator[Version]:
     for number in range(10**9):
         manifest = Manifest(
             model_id="bench", epoch=1, number=number, kind="delta" if number else "base", onto_number=number - 1,
-            base_number=0, base_offset=0, dtype="float32", num_chunks=1, num_bytes=0, checksum="", covered={},
+            base_number=0, base_offset=0, num_chunks=1, num_bytes=0, checksum="", covered={},
             covered_offsets={}, newest_event_ms=START_MS, newest_record_ms=START_MS, num_interactions=0, plan=[],
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip

@@ -73,7 +73,7 @@ class Audit:
         cluster = ClusterState()
         for record in self._records(self.topics.status):
             cluster.note(record.value)
-        self.statuses = {number: each for number, each in cluster.partitions.items() if each.applied_offset >= 0}
+        self.statuses = {number: each for number, each in cluster.workers.items() if each.applied_offset >= 0}
 
     def _read_weights(self) -> None:
         assembler = VersionAssembler(on_drop=self.dropped.add)

@@ -73,13 +73,13 @@ class Board:
     @property
     def num_applied(self) -> int:
         """Actions that the worker has judged by now."""
-        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.partitions.values())
+        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.workers.values())
 
     @property
     def is_drained(self) -> bool:
         """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
         stages = [self.stage(name) for name in STAGES[:4]]
-        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.partitions.values()):
+        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.workers.values()):
             return False
         # The lag message has to be newer than the worker's report, or it is about what was before.
         if self.lag.get("time_ms", 0) < self.cluster.worker_ms:

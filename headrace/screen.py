@@ -33,9 +33,6 @@ class Screen(Protocol):
     def show(self) -> None:
         """Draw what the board says now."""
 
-    def say(self, line: str) -> None:
-        """One line that stays."""
-
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -61,10 +58,6 @@ class PlainScreen:
             self._shown_s = time.monotonic()
             print(plain_line(self.board), flush=True)
 
-    def say(self, line: str) -> None:
-        """The line as it is."""
-        print(line, flush=True)
-
     def __enter__(self) -> Self:
         return self
 
@@ -84,10 +77,6 @@ class LiveScreen:
     def show(self) -> None:
         """Draw it anew."""
         self._live.update(page(self.board), refresh=True)
-
-    def say(self, line: str) -> None:
-        """Above the page, where it stays."""
-        self._live.console.print(line, highlight=False)
 
     def __enter__(self) -> Self:
         self._live.__enter__()

@@ -154,7 +154,7 @@ class Pulse:
         return self._behind if self._behind == before else ""
 
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
-        told = list(self._cluster.partitions.values())
+        told = list(self._cluster.workers.values())
         counts = {
             "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
             "sequences": sum(each.relayed_number + 1 for each in told),

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,18 +57,16 @@ class Counters:
     num_dropped: int = 0
     num_unlinked: int = 0
     num_refused: int = 0
-    last_problem: str = ""
 
 
 @dataclass(eq=False)
 class WeightsSubscriber(threading.Thread):
-    """The thread that feeds a `VersionHolder` from the topic. ``on_swap`` is called after each swap."""
+    """The thread that feeds a `VersionHolder` from the topic."""
 
     consumer: KafkaConsumer
     topic: str
     holder: VersionHolder
     contact: Contact = field(default_factory=Contact)
-    on_swap: Callable[[], None] = field(default=lambda: None)
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -211,15 +209,14 @@ class WeightsSubscriber(threading.Thread):
         name = f"version {manifest.epoch}/{manifest.number}"
         if not self.holder.accepts(manifest):
             self.counters.num_unlinked += 1
-            self._note(
-                f"{name} ({manifest.kind} onto {manifest.onto_number}) has no base here; waiting for the next base"
-            )
+            what = f"{manifest.kind} onto {manifest.onto_number}"
+            logger.warning("%s (%s) has no base here; waiting for the next base", name, what)
             return False
         try:
             self.holder.stage(version)
         except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
             self.counters.num_refused += 1
-            self._note(f"{name} does not fit this build, and is not served: {error}")
+            logger.warning("%s does not fit this build, and is not served: %s", name, error)
             return True
         self.counters.num_applied += 1
         return True
@@ -234,16 +231,11 @@ class WeightsSubscriber(threading.Thread):
         is_news = before is None or before.which[0] != current.which[0]
         logger.log(logging.INFO if is_news else logging.DEBUG, "answering from version %d/%d (%s)", *current.which,
                    current.manifest.kind)  # fmt: skip
-        self.on_swap()
         return True
 
     def _dropped(self, reason: str) -> None:
         self.counters.num_dropped += 1
-        self._note(reason)
-
-    def _note(self, problem: str) -> None:
-        self.counters.last_problem = problem
-        logger.warning("%s", problem)
+        logger.warning("%s", reason)
 
 
 def _candidates(seen: list[_Seen], below: int) -> list[StartPoint]:

@@ -28,10 +28,12 @@ import msgspec
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from trainer import clients
 from trainer.config import TrainerConfig
-from trainer.weights_log import QUICK, ClaimLog, read_manifests
+from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
+from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
+from wire.kafka.producer import make_producer
+from wire.kafka.retry import StoppedError, patiently
 from wire.status import TrainerStatus, decode_status
 from wire.topics import Topics
 from wire.weights import CLAIM_HEADERS, CLAIM_KEY, Claim, Manifest
@@ -101,18 +103,18 @@ class Election:
     def lead(self, enough: Callable[[list[Manifest]], bool], *, at_once: bool = False) -> Leadership:
         """Wait for this process's turn, and claim the next epoch; the manifests before it, as far back as ``enough``.
 
-        ``at_once``: fence off whoever leads now. Raises `trainer.clients.StoppedError` once the process is asked to
+        ``at_once``: fence off whoever leads now. Raises `wire.kafka.retry.StoppedError` once the process is asked to
         end.
         """
-        return clients.patiently(
+        return patiently(
             lambda: self._lead(enough, at_once), "claiming an epoch in the weights topic", self._kafka, self._stop
         )
 
     def _lead(self, enough: Callable[[list[Manifest]], bool], at_once: bool) -> Leadership:
-        reader = clients.consumer(self._kafka, **QUICK)
+        reader = make_consumer(self._kafka, **PROMPT)
         try:
-            clients.partitions_of(reader, self._where.topic)
-            writer = clients.producer(self._kafka)
+            partitions_of(reader, self._where.topic)
+            writer = make_producer(self._kafka)
             try:
                 claims = ClaimLog(reader, self._where)
                 while True:
@@ -155,7 +157,7 @@ class Election:
         try:
             while not self._is_over(claims.newest):
                 if self._stop.wait(LOOK_S):
-                    raise clients.StoppedError("waiting as a standby")
+                    raise StoppedError("waiting as a standby")
                 claims.refresh()
                 if self._has_beaten(statuses, leader) or claims.newest != leader:
                     heard = time.monotonic()
@@ -170,8 +172,8 @@ class Election:
         return claim is None or claim.released or self._claimant.is_earlier_life(claim.claimant)
 
     def _follow_statuses(self) -> KafkaConsumer:
-        statuses = clients.consumer(self._kafka, **QUICK)
-        partitions = clients.partitions_of(statuses, self._topics.status)
+        statuses = make_consumer(self._kafka, **PROMPT)
+        partitions = partitions_of(statuses, self._topics.status)
         statuses.assign(partitions)
         statuses.seek_to_end(*partitions)
         return statuses

@@ -7,15 +7,16 @@ import threading
 import structlog
 from kafka import TopicPartition
 
-from trainer import clients
 from trainer.errors import HoleError, SourceError
 from trainer.source import Marks, Position
 from wire.config import KafkaConfig
-from wire.errors import CodecError
+from wire.errors import CodecError, TopicMissing
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.history import Histories
+from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -38,8 +39,8 @@ class KafkaSource:
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
-        self._consumer = clients.patiently(lambda: clients.consumer(kafka), "reading examples", kafka, stop)
-        self._partitions = clients.patiently(self._find, "finding the sequences topic", kafka, stop)
+        self._consumer = patiently(lambda: make_consumer(kafka), "reading examples", kafka, stop)
+        self._partitions = patiently(self._find, "finding the sequences topic", kafka, stop)
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
@@ -52,8 +53,8 @@ class KafkaSource:
 
     def _find(self) -> list[TopicPartition]:
         try:
-            return clients.partitions_of(self._consumer, self._topic)
-        except SourceError as error:
+            return partitions_of(self._consumer, self._topic)
+        except TopicMissing as error:
             raise ConnectionError(str(error)) from error
 
     @property

@@ -19,13 +19,13 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from prometheus_client import start_http_server
 
-from trainer import clients
 from trainer.config import TrainerConfig
-from trainer.errors import SourceError
 from trainer.gauges import Gauges
 from trainer.progress import Progress
 from wire.config import KafkaConfig
-from wire.errors import ConfigError
+from wire.errors import ConfigError, TopicMissing
+from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.producer import make_producer
 from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status, encode_status
 from wire.topics import LAG_KEY, Topics
 
@@ -230,7 +230,7 @@ class LagReporter(threading.Thread):
             connections: list[KafkaConsumer | KafkaProducer] = []
             try:
                 self._report(connections)
-            except (KafkaError, OSError, SourceError) as error:
+            except (KafkaError, OSError, TopicMissing) as error:
                 log.warning("lag cannot be reported now, trying again", error=repr(error))
                 self._stopped.wait(self._config.lag_every_s)
             finally:
@@ -238,12 +238,12 @@ class LagReporter(threading.Thread):
                     connection.close()
 
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
-        reader = clients.consumer(self._kafka)
+        reader = make_consumer(self._kafka)
         connections.append(reader)
-        writer = clients.producer(self._kafka, acks=1)
+        writer = make_producer(self._kafka, acks=1)
         connections.append(writer)
-        actions = clients.partitions_of(reader, self._topics.actions)
-        status = clients.partitions_of(reader, self._topics.status)
+        actions = partitions_of(reader, self._topics.actions)
+        status = partitions_of(reader, self._topics.status)
         reader.assign(status)
         reader.seek_to_beginning(*status)
         is_last = False

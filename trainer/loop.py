@@ -100,7 +100,7 @@ class Trainer:
     def start(self) -> None:
         """Take the checkpoint folder, become the leader, recover, and open the source.
 
-        Raises `trainer.clients.StoppedError` when the process is asked to end before that is done.
+        Raises `wire.kafka.retry.StoppedError` when the process is asked to end before that is done.
         """
         if self.folder is not None:
             self.folder.open()

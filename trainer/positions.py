@@ -10,11 +10,12 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
-from trainer import clients
 from trainer.errors import SourceError
 from trainer.source import Position
 from wire.config import KafkaConfig
 from wire.kafka.admin import make_admin
+from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.retry import patiently
 from wire.topics import Topics
 
 TOPIC_ID = "topic id"
@@ -42,7 +43,7 @@ def topic_id(kafka: KafkaConfig, topic: str) -> str:
 def sequences_identity(kafka: KafkaConfig, stop: threading.Event) -> dict[str, Any]:
     """What decides which examples the numbers of the sequences topic are."""
     topic = Topics.under(kafka.prefix).sequences
-    found = clients.patiently(lambda: topic_id(kafka, topic), "finding the sequences topic", kafka, stop)
+    found = patiently(lambda: topic_id(kafka, topic), "finding the sequences topic", kafka, stop)
     return {"kafka.prefix": kafka.prefix, **({TOPIC_ID: found} if found else {})}
 
 
@@ -50,7 +51,7 @@ def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], stop: thre
     """Raise `SourceError` where a position lies behind the end of its partition."""
     if any(position.next_offset for position in positions.values()):
         topic = Topics.under(kafka.prefix).sequences
-        ends = clients.patiently(
+        ends = patiently(
             lambda: _ends(kafka, topic, positions), "comparing positions with the sequences topic", kafka, stop
         )
         for partition, position in sorted(positions.items()):
@@ -63,9 +64,9 @@ def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], stop: thre
 
 
 def _ends(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position]) -> dict[int, int]:
-    reader = clients.consumer(kafka, auto_offset_reset="none")
+    reader = make_consumer(kafka, auto_offset_reset="none")
     try:
-        known = {each.partition: each for each in clients.partitions_of(reader, topic)}
+        known = {each.partition: each for each in partitions_of(reader, topic)}
         ends = dict.fromkeys(positions, 0)
         told = reader.end_offsets([known[number] for number in positions if number in known])
         for where, end in told.items():

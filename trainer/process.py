@@ -10,7 +10,6 @@ from typing import Protocol
 import structlog
 
 from model.config import ModelConfig
-from trainer.clients import StoppedError
 from trainer.config import TrainerConfig
 from trainer.kafka_source import KafkaSource
 from trainer.lag import LagReporter
@@ -19,6 +18,7 @@ from trainer.positions import check_ends, sequences_identity
 from trainer.publisher import Publisher
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.retry import StoppedError
 
 log = structlog.get_logger("trainer")
 

@@ -98,7 +98,6 @@ class Publication:
         return partial(
             Manifest,
             model_id=learner.config.model_id,
-            dtype="float32",
             covered={p: each.next_number - 1 for p, each in positions.items()},
             covered_offsets={p: each.covered_offset for p, each in positions.items()},
             newest_event_ms=learner.newest_event_ms,

@@ -11,7 +11,6 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
-from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
@@ -22,8 +21,9 @@ from trainer.snapshot import weights_snapshot
 from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Table, Weights, newest_weights
-from trainer.weights_log import read_new
 from wire.config import KafkaConfig
+from wire.kafka.consumer import make_consumer, partitions_of, read_from
+from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import Manifest
 
@@ -75,11 +75,11 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
 
 def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
     """Exit status 0 when the weights are bit-equal to the newest published version."""
-    reader = clients.patiently(lambda: clients.consumer(kafka), "reading versions", kafka, stop)
+    reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
-    clients.partitions_of(reader, where.topic)
+    partitions_of(reader, where.topic)
     first = reader.beginning_offsets([where])[where]
-    weights, manifests = published_weights(read_new(reader, where, first))
+    weights, manifests = published_weights(read_from(reader, where, first))
     reader.close()
     published = weights.manifest
     _check_settings(model, config, published)

@@ -1,17 +1,18 @@
-"""What all workers and servers last reported, folded from the status topic by one rule.
+"""What all workers, servers and trainers last reported, folded from the status topic by one rule.
 
 A partition that has moved may still be reported by its old owner, and a report may be read twice. So the newest report
 of a partition is the one of the highest writer epoch, and within an epoch the latest by the reporter's clock; of a
-server, the latest.
+server or a trainer, the latest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
-from wire.status import PartitionStatus, ServerStatus, WorkerStatus, decode_status
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
 
 SILENT_SERVER_MS = 10_000
 """A server that has reported nothing for so long is taken to be gone."""
@@ -19,10 +20,13 @@ SILENT_SERVER_MS = 10_000
 
 @dataclass(slots=True)
 class ClusterState:
-    """The newest report of each partition and of each server."""
+    """The newest report of each partition, server and trainer."""
 
-    partitions: dict[int, PartitionStatus] = field(default_factory=dict)
+    workers: dict[int, PartitionStatus] = field(default_factory=dict)
     servers: dict[str, ServerStatus] = field(default_factory=dict)
+    trainers: dict[str, TrainerStatus] = field(default_factory=dict)
+    action_ends: dict[int, int] = field(default_factory=dict)
+    """Where the partitions of the actions topic end; whoever reads the reports asks the broker for it."""
     worker_ms: int = 0
     """When a worker last reported, by its own clock."""
     _order: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -36,17 +40,25 @@ class ClusterState:
         if isinstance(status, WorkerStatus):
             self._note_worker(status)
         elif isinstance(status, ServerStatus):
-            known = self.servers.get(status.component)
-            if known is None or status.time_ms >= known.time_ms:
-                self.servers[status.component] = status
+            _keep_latest(self.servers, status)
+        else:
+            _keep_latest(self.trainers, status)
 
     def _note_worker(self, status: WorkerStatus) -> None:
         self.worker_ms = max(self.worker_ms, status.time_ms)
         for number, told in status.partitions.items():
             order = (told.writer_epoch, status.time_ms)
             if order >= self._order.get(number, (-1, -1)):
-                self.partitions[number], self._order[number] = told, order
+                self.workers[number], self._order[number] = told, order
 
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
         """Those that have reported something in the last ten seconds."""
         return [server for server in self.servers.values() if now_ms - server.time_ms < SILENT_SERVER_MS]
+
+
+Report = TypeVar("Report", ServerStatus, TrainerStatus)
+
+
+def _keep_latest(known: dict[str, Report], status: Report) -> None:
+    if status.component not in known or status.time_ms >= known[status.component].time_ms:
+        known[status.component] = status

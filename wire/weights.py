@@ -53,7 +53,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     onto_number: int
     base_number: int
     base_offset: int
-    dtype: str
     num_chunks: int
     num_bytes: int
     checksum: str

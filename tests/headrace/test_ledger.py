@@ -49,7 +49,7 @@ def manifest(
         ("base_number", "base_offset", "num_chunks", "num_bytes", "newest_event_ms", "newest_record_ms"), 0
     )
     nothing |= dict.fromkeys(("num_interactions", "created_ms"), 0) | {"onto_number": number - 1, "lineage": "one"}
-    nothing |= dict.fromkeys(("model_id", "kind", "dtype", "checksum"), "")
+    nothing |= dict.fromkeys(("model_id", "kind", "checksum"), "")
     nothing |= {name: {} for name in ("covered", "covered_offsets", "model_config", "metrics")}
     return Manifest(**{**nothing, **more}, epoch=epoch, number=number, plan=plan, first_step=first_step)
 

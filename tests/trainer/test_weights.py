@@ -46,7 +46,7 @@ Record = tuple[bytes | None, Headers, bytes | None]
 def manifest(blob: bytes, num_chunks: int, number: int, kind: str, epoch: int = 1) -> Manifest:
     return Manifest(
         model_id="test", epoch=epoch, number=number, kind=kind, onto_number=number - 1 if kind == "delta" else -1,
-        base_number=0, base_offset=0, dtype="float32", num_chunks=num_chunks, num_bytes=len(blob),
+        base_number=0, base_offset=0, num_chunks=num_chunks, num_bytes=len(blob),
         checksum=checksum(blob), covered={0: 7}, covered_offsets={0: 9}, newest_event_ms=1, newest_record_ms=2,
         num_interactions=3, plan=[[(0, 0, 7)]], model_config=MODEL.as_dict(), created_ms=4, metrics={"a": None},
     )  # fmt: skip
