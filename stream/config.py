@@ -12,7 +12,6 @@ COMPRESSIONS = ("none", "gzip", "zstd")
 """What every client that Headrace uses can read."""
 
 
-
 @dataclass(frozen=True)
 class StreamConfig:
     """The worker's own settings; what an action is and where state lives are `wire.config`'s."""

@@ -4,10 +4,10 @@ from prometheus_client import CollectorRegistry
 
 from serving.metrics import ServerMetrics, readings
 from serving.service import HELP
-from stream.meter import Meter
+from stream.metrics import WorkerMetrics
 from trainer.gauges import Gauges
 
 
 def registries() -> list[CollectorRegistry]:
     server = ServerMetrics(lambda: readings(HELP, dict.fromkeys(HELP, 0.0)))
-    return [Meter().registry, Gauges().registry, server.registry]
+    return [WorkerMetrics().registry, Gauges().registry, server.registry]
