@@ -70,6 +70,10 @@ class Stack:
         self._lag: KafkaConsumer = make_consumer(self.settings.kafka)
         self._last_lag: dict[str, Any] = {}
 
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._lag.close()
+
     def send(self, rate: float) -> None:
         """Live traffic at this many actions a second, in place of what ran before."""
         if self.traffic is not None:
@@ -88,8 +92,8 @@ class Stack:
         if not self._last_lag:
             return None
         stages = self._last_lag["stages"]
-        waiting = (int(stages[name]["lag_records"]) for name in ("ingest", "sequence", "train"))
-        return Backlog(now_s, *waiting, int(self._last_lag["num_interactions"]))
+        actions, outbox, train = (int(stages[name]["lag_records"]) for name in ("ingest", "sequence", "train"))
+        return Backlog(now_s, actions, outbox, train, int(self._last_lag["num_interactions"]))
 
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds of each process so far."""
@@ -151,5 +155,5 @@ def running(folder: Path, sections: dict[str, dict[str, Any]] | None = None) -> 
             raise RuntimeError(f"expected real Kafka, got {broker_in_use()}; install java 17 and mvn")
         family = stack.enter_context(Family(folder, {}))
         made = Stack(folder, broker, family, sections or {})
-        stack.callback(made._lag.close)
+        stack.callback(made.close)
         yield made
