@@ -14,6 +14,7 @@ from trainer import clients
 from trainer.errors import SourceError
 from trainer.source import Position
 from wire.config import KafkaConfig
+from wire.kafka.options import sync_options
 from wire.topics import Topics
 
 TOPIC_ID = "topic id"
@@ -27,13 +28,7 @@ REMEDY = (
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:
     """The broker's own id of a topic; empty where it gives none. Raises KafkaError, also where there is no topic."""
-    options: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap,
-        "request_timeout_ms": 10_000,
-        "bootstrap_timeout_ms": 5_000,
-        **kafka.client,
-    }
-    admin = KafkaAdminClient(**options)
+    admin = KafkaAdminClient(**{"request_timeout_ms": 10_000, "bootstrap_timeout_ms": 5_000, **sync_options(kafka)})
     try:
         found = admin.describe_topics([topic])
     finally:
