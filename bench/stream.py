@@ -44,7 +44,7 @@ def _deployment(bootstrap: str, folder: Path) -> Iterator[Any]:
         sequence=SequenceConfig(join_window_s=60.0),
         store=StoreConfig(path=folder / prefix),
         kafka=KafkaConfig(bootstrap=bootstrap, prefix=prefix, partitions=NUM_PARTITIONS),
-        stream=StreamConfig(metrics_port=0, idle_tick_s=0.0),
+        stream=StreamConfig(metrics_port=0),
     )
 
 
@@ -74,8 +74,8 @@ def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> 
         ensure_topics(settings.kafka)
         actions = list(islice(World(WorldConfig(num_users=2_000)).actions(), num_actions))
         batch = BatchConfig(max_actions=per_record)
-        report = send_actions(actions, settings.kafka, settings.sequence, batch=batch)
-        taken_s = asyncio.run(drain(settings, report.num_records + NUM_PARTITIONS))
+        report = send_actions(actions, settings.kafka, batch=batch)
+        taken_s = asyncio.run(drain(settings, report.num_records))
     return num_actions / report.elapsed_s, num_actions / taken_s
 
 

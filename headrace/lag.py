@@ -72,9 +72,33 @@ def plain(message: str) -> str:
 
 def _below(board: Board) -> str:
     per_s, lag = board.lag["throughput"]["interactions_per_s"], board.lag
+    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_processes(lag)) if words)
     open_users = lag.get("num_open_users")
     waiting = f"; {open_users:,} users with interactions in their join window" if open_users else ""
-    return f"{per_s:,.0f} interactions/s learned, {board.num_trained:,} in all{waiting}; servers: {lag['num_servers']}"
+    learned = f"{per_s:,.0f} interactions/s learned, {board.num_trained:,} in all"
+    return f"{learned}{waiting}; servers: {lag['num_servers']}{more}"
+
+
+def _pace(rates: dict[str, Any]) -> str:
+    """Whether the trainer keeps up with what arrives."""
+    if "catch_up_s" not in rates or rates["catch_up_s"] == 0:
+        return ""
+    learned, arriving = rates["examples_per_s"], rates["arriving_examples_per_s"]
+    pace = f"{learned:,.0f} examples/s learned, {arriving:,.0f}/s arrive"
+    left = rates["catch_up_s"]
+    return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
+
+
+def _processes(lag: dict[str, Any]) -> list[str]:
+    """Standbys, and who has gone silent."""
+    found = lag.get("processes", [])
+    standbys = sum(each["role"] == "standby" and each["silent_s"] <= SILENT_AFTER_S for each in found)
+    silent = [
+        f"{each['role']} {each['component']} silent for {each['silent_s']:,.0f} s"
+        for each in found
+        if each["silent_s"] > SILENT_AFTER_S
+    ]
+    return [*([f"standbys: {standbys}"] if standbys else []), *silent]
 
 
 def _page(board: Board) -> Group:

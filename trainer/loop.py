@@ -332,6 +332,7 @@ class Trainer:
         report, learner, publisher = self._last_report, self.learner, self.publisher
         last = publisher.last if publisher is not None else None
         return Progress(
+            time_ms=int(time.time() * 1000),
             num_steps=learner.num_steps,
             num_interactions=learner.num_interactions,
             num_set_aside=self._num_set_aside,

@@ -12,10 +12,10 @@ import structlog
 from model.config import ModelConfig
 from trainer.config import TrainerConfig
 from trainer.kafka_source import KafkaSource
-from trainer.lag import LagReporter
 from trainer.loop import Trainer
 from trainer.positions import check_ends, sequences_identity
 from trainer.publisher import Publisher
+from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.kafka.retry import StoppedError

@@ -13,6 +13,8 @@ from wire.weights import Manifest
 class Progress:
     """Where the trainer is, for other threads to look at: replaced whole, never changed. Times in ms, wall clock."""
 
+    time_ms: int = 0
+    """When this was so; 0 before the trainer has begun."""
     num_steps: int = 0
     num_interactions: int = 0
     num_set_aside: int = 0
