@@ -60,7 +60,9 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
     """Which items next?"""
 
     k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
-    exclude_seen: Annotated[bool, Meta(description="leave out what the history contains")] = True
+    exclude_seen: Annotated[
+        bool | None, Meta(description="leave out what the history contains; none: where the stream has no repeats")
+    ] = None
     allow: Annotated[list[Id] | None, Meta(description="choose among these items alone")] = None
     deny: Annotated[list[Id], Meta(description="leave these items out")] = []
 

@@ -12,6 +12,7 @@ BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
 FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
+EXCLUDE = ("auto", "always", "never")
 
 
 TRAINER_LIMITS: dict[str, Limit] = {
@@ -51,7 +52,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "admit_after": AT_LEAST_1,
     "evict_after_days": Number(0, advice="0 keeps every item"),
     "evict_every_steps": AT_LEAST_1,
-    "exclude_seen": Switch(),
+    "exclude_seen": Word(EXCLUDE, "use auto"),
+    "memory_half_life": ABOVE_0,
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
     "checkpoint_dir": Word(),
@@ -77,7 +79,8 @@ class TrainerConfig:
 
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
-    changes nothing. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
+    changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
+    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
     step waits for its launches: small models, small batches.
     """
 
@@ -115,13 +118,14 @@ class TrainerConfig:
     full_softmax_max_items: int = 10_000
     num_negatives: int = 1024
     frequency_half_life: float = 1_000_000.0
+    memory_half_life: float = 1_000_000.0
     stochastic_length_alpha: float = 0.0
     # Vocabulary
     admit_after: int = 1
     evict_after_days: float = 0.0
     evict_every_steps: int = 1000
     # Metrics
-    exclude_seen: bool = True
+    exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
     # What outlives the process
@@ -143,6 +147,8 @@ class TrainerConfig:
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
+        meant = {"true": "always", "false": "never"}.get(str(self.exclude_seen).lower(), self.exclude_seen)
+        object.__setattr__(self, "exclude_seen", meant)
         check_fields(self, "trainer", TRAINER_LIMITS)
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
@@ -165,7 +171,6 @@ _NOT_LEARNING = frozenset(
         "deterministic",
         "cuda_graphs",
         "num_threads",
-        "exclude_seen",
         "metric_share",
         "metric_window",
         "model_id",

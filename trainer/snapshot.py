@@ -25,6 +25,7 @@ def learner_arrays(learner: Learner) -> Arrays:
         "metrics": learner.metrics.state_dict(),
         "popularity": {"count": learner.popularity.count_V},
         "rates": {"shown": learner.rates.shown_V, "done": learner.rates.done_VK},
+        "memory": learner.memory.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
         **{name: table.state_dict() for name, table in learner.tables.items()},
@@ -41,6 +42,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.metrics.load_state_dict(part_of(arrays, "metrics"))
     learner.popularity.count_V = arrays["popularity.count"].copy()
     learner.rates.shown_V, learner.rates.done_VK = arrays["rates.shown"].copy(), arrays["rates.done"].copy()
+    learner.memory.load_state_dict(part_of(arrays, "memory"))
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])
@@ -105,6 +107,8 @@ def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
         keys, rows, weights, tombstones = table.changes(everything=everything)
         tables[name] = TableRows(keys, rows, weights, tombstones)
         table.mark_published()
+    memory = learner.memory.changes(everything=everything)
+    learner.memory.mark_published()
     names = dict(learner.names if everything else learner.unpublished_names)
     learner.unpublished_names = {}
-    return Snapshot(dense, tables, names)
+    return Snapshot(dense, tables, names, memory)

@@ -76,16 +76,18 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """At least one name and at most ``most``."""
+    """At least ``least`` names and at most ``most``."""
 
     most: int
     advice: str = DEFAULT
+    least: int = 1
 
     def check(self, key: str, value: object) -> None:
         """Raise `ConfigError` where ``value`` is no tuple of such names."""
         names = value if isinstance(value, tuple) else ()
         fine = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
-        expect(fine and 0 < len(names) <= self.most, key, f"1 to {self.most} names, none twice", value, self.advice)
+        fine = fine and isinstance(value, tuple) and self.least <= len(names) <= self.most
+        expect(fine, key, f"{self.least} to {self.most} names, none twice", value, self.advice)
 
 
 Limit = Number | Switch | Word | Names

@@ -13,8 +13,8 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 ========  ==============================  ===================  =========================================
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
-(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; and ``names`` (bytes of
-a JSON list of ``[id, name]``). A **base** has everything, a **delta** all dense weights and the rows touched since
+(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
+rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base** has everything, a **delta** all dense weights and the rows touched since
 version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands for everything that has no row of its own.
 """
 
@@ -123,6 +123,7 @@ class Snapshot:
     dense: dict[str, NDArray[np.floating[Any]]]
     tables: dict[str, TableRows]
     names: dict[int, str | int]
+    memory: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,6 +140,7 @@ def encode_blob(snapshot: Snapshot) -> bytes:
     for table, rows in snapshot.tables.items():
         for part in ("ids", "row_index", "rows", "tombstones"):
             tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
+    tensors |= {f"memory.{name}": np.ascontiguousarray(array) for name, array in snapshot.memory.items()}
     names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
     tensors["names"] = np.frombuffer(names, np.uint8)
     blob: bytes = save_tensors(tensors)
@@ -153,11 +155,11 @@ def decode_blob(blob: bytes) -> Snapshot:
     except (SafetensorError, KeyError, ValueError) as error:
         raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
     dense = {name.removeprefix("dense."): array for name, array in tensors.items() if name.startswith("dense.")}
-    tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith("dense.")})
+    memory = {name.removeprefix("memory."): array for name, array in tensors.items() if name.startswith("memory.")}
+    tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith(("dense.", "memory."))})
     parts = ("ids", "row_index", "rows", "tombstones")
-    return Snapshot(
-        dense, {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}, names
-    )
+    rows = {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}
+    return Snapshot(dense, rows, names, memory)
 
 
 def checksum(blob: bytes) -> str:
