@@ -149,12 +149,13 @@ class TableSet:
         """A version's rows; a base replaces everything."""
         if is_base:
             self.tables = {}
-        self._apply_rows(change.tables, derive)
+        self.apply_rows(change.tables, derive)
         if self.memory is None or is_base:
             self.memory = Memory(config, backend=self.backend)
         self.memory.apply(change.memory, is_base=is_base)
 
-    def _apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
+    def apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
+        """The embedding rows of a version."""
         for name, change in changes.items():
             if name not in self.tables:
                 dtype = tensor_of(change.rows[:0]).dtype
@@ -164,6 +165,6 @@ class TableSet:
     def copy(self, derive: Mapping[str, Derive]) -> TableSet:
         """Another set with the same contents. Only reads this one."""
         other = TableSet(self.device, self.backend)
-        other._apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
+        other.apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
         other.memory = self.memory.copy() if self.memory is not None else None
         return other

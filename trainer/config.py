@@ -80,9 +80,9 @@ class TrainerConfig:
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
     changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
-    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
-    step waits for its launches: small models, small batches.
-    """
+    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``,
+    on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a step waits for its launches:
+    small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"

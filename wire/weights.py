@@ -14,9 +14,9 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
 (U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
-rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base** has everything, a **delta** all dense weights and the rows touched since
-version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands for everything that has no row of its own.
-"""
+rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
+has everything, a **delta** all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row
+0 of a table (id 0) stands for everything that has no row of its own."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def memory_learn(
     """See `kernels.memory.memory_learn`."""
     call, kept = _fill(memory, num_rows, events, logit_AV)
     num = len(events)
-    outcome = MemoryOutcome(*(np.zeros(num, np.int32) for _ in range(3)), np.zeros(num, np.float32))
+    ranks = [np.zeros(num, np.int32) for _ in range(3)]
+    outcome = MemoryOutcome(ranks[0], ranks[1], ranks[2], np.zeros(num, np.float32))
     call.rank, call.model_rank = _pointer(outcome.rank_R), _pointer(outcome.model_rank_R)
     call.count_rank, call.loss = _pointer(outcome.count_rank_R), _pointer(outcome.loss_R)
     call.seen_growth = 2.0 ** (1.0 / rules.seen_half_life)

@@ -208,8 +208,11 @@ def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules:
 
 
 def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float) -> None:
-    """One more sighting of ``other`` beside ``row``; a full row's weakest neighbour is worn down, and gives way to one that
-    outweighs what is left of it (Misra & Gries, 1982, for the weakest alone)."""
+    """One more sighting of ``other`` beside ``row``.
+
+    A full row's weakest neighbour is worn down, and gives way to one that outweighs what is left of it (Misra & Gries,
+    1982, for the weakest alone).
+    """
     memory.dirty[row] = 1
     num = int(memory.num_neighbours[row])
     found = np.flatnonzero(memory.neighbour_row[row, :num] == other)

@@ -137,7 +137,8 @@ def test_what_comes_in_pieces_is_learned_as_in_one() -> None:
 
 
 def test_an_event_is_predicted_before_it_is_learned() -> None:
-    """What a prediction says does not depend on what came of it: here two streams that differ in the last event alone."""
+    """What a prediction says does not depend on what came of it: here two streams that differ in the last event
+    alone."""
     rows = [1, 2, 3, 1, 2, 3, 1, 2]
     losses = []
     for last in (3, 1):

@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
         restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
-    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, exclude_seen=False)), kept)
+    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, metric_share=0.5)), kept)
 
 
 # The folder
