@@ -37,9 +37,12 @@ def chosen(bits_n: NDArray[np.uint32], config: ModelConfig) -> NDArray[np.bool_]
     return np.asarray(((bits_n & positive) != 0) & ((bits_n & negative) == 0))
 
 
-def becomes_chosen(previous_n: NDArray[np.uint32], added_n: NDArray[np.uint32], config: ModelConfig) -> NDArray[np.bool_]:
+def becomes_chosen(
+    previous_n: NDArray[np.uint32], added_n: NDArray[np.uint32], config: ModelConfig
+) -> NDArray[np.bool_]:
     """(n,) whether the kinds that came make an interaction a choice that had no positive kind before."""
-    return chosen(previous_n | added_n, config) & ((previous_n & np.uint32(positive_bits(config))) == 0)
+    was_positive = (previous_n & np.uint32(positive_bits(config))) != 0
+    return np.asarray(chosen(previous_n | added_n, config) & ~was_positive)
 
 
 def _bits(config: ModelConfig, names: frozenset[str] | set[str]) -> int:

@@ -1,8 +1,7 @@
 """The memory as the trainer and the servers hold it: its arrays grow with the item table and travel with the weights.
 
-Rows are the item table's. The trainer learns, publishes what changed and forgets evicted rows; a server applies what was
-published. Both score by the same kernel.
-"""
+Rows are the item table's. The trainer learns, publishes what changed and forgets evicted rows; a server applies what
+was published. Both score by the same kernel."""
 
 from __future__ import annotations
 

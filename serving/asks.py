@@ -37,8 +37,8 @@ class AskBuilder:
         """The candidates, in their order."""
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
-    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int, exclude_seen: bool | None,
-               candidates: Int64 | None = None, allow: Int64 | None = None,
+    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
+               exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Ask:  # fmt: skip
         max_context = version.network.config.max_context
         user, features = None, np.zeros(0, np.int64)

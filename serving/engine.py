@@ -258,7 +258,7 @@ def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> In
         return rows[:0]
     least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
     rows = rows[score_V[rows] >= least]
-    return rows[np.lexsort((rows, -score_V[rows]))][:k]
+    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])
 
 
 def _offsets(lengths: Int64) -> Int64:

@@ -1,10 +1,11 @@
 """The memory: which items follow which, counted event by event, and mixed with the network's logits into one score.
 
-Counting learns from one sighting what gradients learn from hundreds; gradients generalise where counts are empty. A score
-is a weighted sum of features: decayed counts of the items that the user chose before (several windows and ways to
-normalise them, and learned weights of the same neighbours, after Ning & Karypis, "SLIM", ICDM 2011), how popular an item
-has been lately, the user's own repeats, and the network's logit. The weights ("gains") are learned online on the softmax over all items, event by event
-(Adagrad; Duchi et al., JMLR 2011), shared and by the length of the user's history: with a gain at zero a feature does no harm.
+Counting learns from one sighting what gradients learn from hundreds; gradients generalise where counts are empty. A
+score is a weighted sum of features: decayed counts of the items that the user chose before (several windows and ways to
+normalise them, and learned weights of the same neighbours, after Ning & Karypis, "SLIM", ICDM 2011), how popular an
+item has been lately, the user's own repeats, and the network's logit. The weights ("gains") are learned online on the
+softmax over all items, event by event (Adagrad; Duchi et al., JMLR 2011), shared and by the length of the user's
+history: with a gain at zero a feature does no harm.
 
 Arrays are NumPy's: the memory lives on the host, whatever the network runs on.
 """
@@ -54,8 +55,8 @@ def memory_learn(
     """Predict, learn and count each event, in order; changes ``memory``.
 
     ``num_rows``: rows in use, of which the first is no item's. ``logit_AV`` (A, at least ``num_rows``) float32: the
-    network's logits, a row for each event that is asked (1 in ``events.chosen_R``). Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`.
-    """
+    network's logits, a row for each event that is asked (1 in ``events.chosen_R``). Raises ValueError (shapes, dtypes),
+    IndexError (a row outside), `KernelUnavailable`."""
     _check(memory, num_rows, events, logit_AV, int((events.chosen_R == 1).sum()))
     if rules.exclude not in EXCLUDE:
         raise ValueError(f"exclude: expected one of {EXCLUDE}, got {rules.exclude!r}")
@@ -66,7 +67,8 @@ def memory_learn(
 def memory_scores(
     memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, *, backend: str = "auto"
 ) -> None:
-    """Turn the network's logits into scores, a row for each event, in place; rows that were never met score below -1e29. Changes nothing else.
+    """Turn the network's logits into scores, a row for each event, in place; rows that were never met score below
+    -1e29. Changes nothing else.
 
     Of ``events`` only the past counts. Errors as `memory_learn`.
     """
@@ -86,6 +88,10 @@ def _check(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: 
     if not 1 <= num_rows <= memory.capacity:
         raise ValueError(f"num_rows: expected 1 to the memory's {memory.capacity}, got {num_rows}; grow it first")
     num = len(events)
+    if events.chosen_R.shape != (num,) or events.chosen_R.dtype != np.uint8:
+        raise ValueError(
+            f"chosen_R: expected uint8 of shape ({num},), got {events.chosen_R.dtype} {events.chosen_R.shape}"
+        )
     if logit_AV.dtype != np.float32 or logit_AV.ndim != 2 or (logit_AV.size and logit_AV.strides[1] != 4):
         raise ValueError(
             f"logit_AV: expected float32 rows, got {logit_AV.dtype} {logit_AV.shape} with strides {logit_AV.strides}"
@@ -104,5 +110,3 @@ def _check(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: 
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")
         if num and not (begin.min() >= 0 and (begin <= end).all() and end.max() <= len(rows)):
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected ranges within {len(rows)} {kind}_rows")
-    if events.chosen_R.shape != (num,) or events.chosen_R.dtype != np.uint8:
-        raise ValueError(f"chosen_R: expected uint8 of shape ({num},), got {events.chosen_R.dtype}")

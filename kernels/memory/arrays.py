@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +35,15 @@ class MemoryArrays:
     """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
 
     ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: which rows were met beside this one; ``after`` and
-    ``before`` (V, N): decayed counts of how often it came after this one, and before; ``weight`` (V, N): what was learned on
-    top. ``seen`` (V,): decayed sightings. ``heat`` (3, V): the same by shorter half-lives. ``first`` and
+    ``before`` (V, N): decayed counts of how often it came after this one, and before; ``weight`` (V, N): what was
+    learned on top. ``seen`` (V,): decayed sightings. ``heat`` (3, V): the same by shorter half-lives. ``first`` and
     ``last`` (V,) int64: the event of the first choice and of the newest; without a choice, the first meeting and -1; -1
-    both for a row that was not met. ``gain`` and ``gain_square``
-    (1 + buckets, features): weights of the features, shared and by the length of the history, and their Adagrad state.
-    ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,) uint8: rows changed since somebody cleared it.
+    both for a row that was not met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the features,
+    shared and by the length of the history, and their Adagrad state. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
+    uint8: rows changed since somebody cleared it.
 
-    Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is worth.
-    """
+    Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
+    worth."""
 
     neighbour_row: Int32
     num_neighbours: Int32
@@ -62,7 +63,7 @@ class MemoryArrays:
     def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
         """A memory of nothing."""
 
-        def rows(kind: type, width: int | None = None) -> NDArray[np.generic]:
+        def rows(kind: type, width: int | None = None) -> NDArray[Any]:
             return np.zeros(capacity if width is None else (capacity, width), kind)
 
         gain = np.zeros((1 + num_buckets, len(FEATURES)), np.float32)
@@ -94,7 +95,7 @@ class MemoryArrays:
     @property
     def width(self) -> int:
         """N."""
-        return self.neighbour_row.shape[1]
+        return int(self.neighbour_row.shape[1])
 
     @property
     def num_buckets(self) -> int:
@@ -116,11 +117,11 @@ class MemoryArrays:
 class MemoryEvents:
     """R events in the order in which they happened, and what came before each.
 
-    ``target_R`` (R,) int32: the row met, 0 for an item without one, which nothing is known of. ``chosen_R`` (R,) uint8: 1
-    for a choice, which is predicted, learned and counted; 2 for one that is only counted; 0 for what was only met. ``past_rows`` int32: what users had chosen, oldest first;
-    that of event r is ``past_rows[past_begin_R[r]:past_end_R[r]]``. ``met_rows``: the same of everything they had met, which is
-    left out where the stream has no repeats. Rows are above 0.
-    """
+    ``target_R`` (R,) int32: the row met, 0 for an item without one, which nothing is known of. ``chosen_R`` (R,) uint8:
+    1 for a choice, which is predicted, learned and counted; 2 for one that is only counted; 0 for what was only met.
+    ``past_rows`` int32: what users had chosen, oldest first; that of event r is
+    ``past_rows[past_begin_R[r]:past_end_R[r]]``. ``met_rows``: the same of everything they had met, which is left out
+    where the stream has no repeats. Rows are above 0."""
 
     target_R: Int32
     chosen_R: NDArray[np.uint8]
@@ -146,9 +147,8 @@ class MemoryEvents:
 class MemoryRules:
     """How fast the memory learns and forgets. Half-lives in events.
 
-    ``exclude``: whether what a user has met is left out: "never", "always", or "auto": where at most 2% of the choices are
-    repeats.
-    """
+    ``exclude``: whether what a user has met is left out: "never", "always", or "auto": where at most 2% of the choices
+    are repeats."""
 
     seen_half_life: float = 1_000_000.0
     heat_half_lives: tuple[float, float, float] = (300.0, 3_000.0, 30_000.0)
@@ -162,8 +162,8 @@ class MemoryRules:
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryOutcome:
     """What came of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 where nothing was
-    asked: by the whole score, by the network alone, and by counts alone (`follows`). ``loss_R``: cross entropy over what
-    competed, NaN where nothing was predicted."""
+    asked: by the whole score, by the network alone, and by counts alone (`follows`). ``loss_R``: cross entropy over
+    what competed, NaN where nothing was predicted."""
 
     rank_R: Int32
     model_rank_R: Int32

@@ -22,14 +22,14 @@ def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20
     rows = rng.integers(1, num_rows, num)
     starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
     bits = np.full(num, CLICKED, np.uint32)
-    events = events_of(rows, bits, starts, zeros, asked, MODEL, is_target=True)
+    events = events_of(rows, bits, starts, zeros, asked, MODEL, is_chosen_R=np.ones(num, np.bool_))
     memory.learn(events, rng.normal(size=(num, memory.num_rows)).astype(np.float32))
 
 
 def scores(memory: Memory, past: list[int]) -> np.ndarray:
     rows, bits = np.array(past, np.int64), np.full(len(past), CLICKED, np.uint32)
     end = np.array([len(past)])
-    events = events_of(rows, bits, np.array([0, len(past)]), np.zeros(1, np.int64), end, MODEL, is_target=False)
+    events = events_of(rows, bits, np.array([0, len(past)]), np.zeros(1, np.int64), end, MODEL, is_chosen_R=None)
     score = np.zeros((1, memory.num_rows), np.float32)
     memory.score(events, score)
     return score[0]

@@ -95,7 +95,7 @@ def test_seen_items_are_left_out_even_where_they_are_allowed(client: Client) -> 
     seen = [
         WORLD.learner.names[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())
     ]
-    assert client.post("/recommend", json={"user": "u1", "allow": seen}).json()["items"] == []
+    assert client.post("/recommend", json={"user": "u1", "allow": seen, "exclude_seen": True}).json()["items"] == []
 
 
 def test_a_batch_is_answered_as_its_requests_are_alone(client: Client) -> None:

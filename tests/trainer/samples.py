@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from trainer.batch import JaggedBatch, build_batch, is_wanted
+from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
@@ -291,7 +291,7 @@ def _predict_one(learner: Learner, past: Interactions, user_features: Any, piece
         model.retrieval_query(before_M[None])[0].numpy(),
         torch.sigmoid(model.rank_logits(y_TM[-1:]))[0].double().numpy(),
         int(rows[-1]),
-        bool(is_wanted(np.array([before], np.uint32), np.array([piece.bits], np.uint32), KINDS)[0]),
+        bool(piece.bits) and not before,
         piece,
     )
 

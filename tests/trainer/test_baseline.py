@@ -80,7 +80,7 @@ def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
         histories, pieces = folded(learner, examples).users, pieces_of(examples)
         before = twin(learner)
         said, prior = predictions_of(learner, examples), (done + 1) / (shown.total() + 2)
-        ranks, retrieved = said.rank_KS[1:].T.tolist(), list[int]()
+        ranks, retrieved = said.rank_KS[1:3].T.tolist(), list[int]()
         for nth, piece in enumerate(pieces):
             history = histories[piece.user]
             first_target = min(each.place for each in pieces if each.user == piece.user)
