@@ -18,9 +18,7 @@ from bench.gpu_step import described, shares
 SEGMENT_LEN = 16
 
 
-def synthetic_examples(
-    num_users: int, num_items: int, mean_length: int, num_new: int, longest: int
-) -> Iterator[Any]:
+def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
     """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
     from wire.example import Example, Interactions
 

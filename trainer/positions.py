@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
 from trainer import clients
 from trainer.errors import SourceError
 from trainer.source import Position
 from wire.config import KafkaConfig
+from wire.kafka.admin import make_admin
 from wire.topics import Topics
 
 TOPIC_ID = "topic id"
@@ -27,13 +28,7 @@ REMEDY = (
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:
     """The broker's own id of a topic; empty where it gives none. Raises KafkaError, also where there is no topic."""
-    options: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap,
-        "request_timeout_ms": 10_000,
-        "bootstrap_timeout_ms": 5_000,
-        **kafka.client,
-    }
-    admin = KafkaAdminClient(**options)
+    admin = make_admin(kafka)
     try:
         found = admin.describe_topics([topic])
     finally:

@@ -17,7 +17,7 @@ from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.consumer import partitions_of
 
 RETRY_S = 1.0
-log = structlog.get_logger("kafka")
+log = structlog.get_logger("broker")  # "kafka" is the library, whose own words are switched off
 Result = TypeVar("Result")
 
 
