@@ -8,20 +8,22 @@ take turns. Histories are as long as they get (200 interactions), the model has 
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import uvicorn
 
+from bench.bad_requests import bad_requests, keep_sending, post
 from bench.timing import Row, row, take_turns
 from model.config import ModelConfig
 from serving.config import ServingConfig
@@ -42,8 +44,25 @@ from wire.hashing import item_hash
 from wire.weights import Manifest, TableRows, Version
 
 NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
+encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
+NOW_MS = START_MS + 10**9
+SWAPS_PER_S = 2
 SERVERS = {"cached": {}, "uncached": {"cache_bytes": 0}, "one by one": {"max_batch": 1}}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One load: what is asked, of which server, while versions are swapped or somebody sends bad requests."""
+
+    what: str
+    server: str
+    swaps_per_s: int = 0
+    beside: str = ""
+
+    def __str__(self) -> str:
+        swaps = f", {self.swaps_per_s} swaps/s" if self.swaps_per_s else ""
+        return f"{self.what}, {self.server}{swaps}{f', beside {self.beside}' if self.beside else ''}"
 
 
 def histories(num_items: int) -> Histories:
@@ -163,39 +182,50 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
               "rank 100": lambda user: {"user": user, "items": list(range(100))},
               "rank 1000": lambda user: {"user": user, "items": list(range(1000))}}  # fmt: skip
     cases = [
-        (what, name, is_swapping) for what in bodies for name in ("cached", "uncached") for is_swapping in (False, True)
+        Case(what, name, swaps) for what in bodies for name in ("cached", "uncached") for swaps in (0, SWAPS_PER_S)
     ]
-    cases.append(("recommend", "one by one", False))
-    found: dict[Any, list[tuple[float, float, float]]] = {case: [] for case in cases}
+    cases += [Case("recommend", "one by one"), *(Case("recommend", "cached", beside=name) for name in bad_requests())]
+    found: dict[Case, list[tuple[float, float, float]]] = {case: [] for case in cases}
     failures = 0
     for _ in range(rounds):
-        for what, name, is_swapping in cases:
-            swapping.send(is_swapping)
+        for case in cases:
+            swapping.send(case.swaps_per_s > 0)
             swapping.recv()
-            requests = [_request("/" + what.split()[0], bodies[what](f"u{user}")) for user in range(NUM_USERS)]
-            asyncio.run(_load(ports[name], requests, min(seconds, 0.3)))
-            taken, wrong, wall_s = asyncio.run(_load(ports[name], requests, seconds))
+            requests = [
+                post("/" + case.what.split()[0], encode({**bodies[case.what](f"u{user}"), "timestamp": NOW_MS}))
+                for user in range(NUM_USERS)
+            ]
+            asyncio.run(_load(ports[case.server], requests, min(seconds, 0.3)))
+            bad = bad_requests()[case.beside] if case.beside else None
+            taken, wrong, wall_s = asyncio.run(_load(ports[case.server], requests, seconds, bad))
             failures += wrong
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
-            found[what, name, is_swapping].append((len(taken) / wall_s, float(p50), float(p99)))
+            found[case].append((len(taken) / wall_s, float(p50), float(p99)))
     rows = []
-    for (what, name, is_swapping), each in found.items():
+    for case, each in found.items():
         rate, p50, p99 = (median(column) for column in zip(*each, strict=True))
         note = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-        rows.append(row(f"HTTP: {what}, {name}{', 4 swaps/s' if is_swapping else ''}", rate, "requests/s", note=note))
+        if case.beside:
+            rows.append(row(f"HTTP: p99 of {case}", p99, "ms", 50.0, note=f"{rate:,.0f} requests/s", most=True))
+            continue
+        is_main = case == Case("recommend", "cached")
+        rows.append(row(f"HTTP: {case}", rate, "requests/s", 1000.0 if is_main else None, note=note))
+        if is_main:
+            rows.append(row(f"HTTP: p99 of {case}", p99, "ms", 25.0, most=True))
     return [*rows, row("HTTP: requests dropped or refused", float(failures), "requests", 0.0, most=True)]
 
 
-def _request(path: str, body: dict[str, Any]) -> bytes:
-    text = json.dumps({**body, "timestamp": START_MS + 10**9}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-    return head.encode() + text
+async def _load(
+    port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
+) -> tuple[list[float], int, float]:
+    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds.
 
-
-async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[float], int, float]:
-    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds."""
+    ``bad``: what two more clients send all the while.
+    """
     taken: list[float] = []
-    wrong, began = 0, time.perf_counter()
+    wrong, over = 0, asyncio.Event()
+    disturbing = asyncio.create_task(keep_sending(port, bad, over)) if bad is not None else None
+    began = time.perf_counter()
 
     async def client(index: int) -> None:
         nonlocal wrong
@@ -212,7 +242,11 @@ async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[
         writer.close()
 
     await asyncio.gather(*(client(index) for index in range(CONCURRENCY)))
-    return taken, wrong, time.perf_counter() - began
+    wall_s = time.perf_counter() - began
+    over.set()
+    if disturbing is not None:
+        await disturbing
+    return taken, wrong, wall_s
 
 
 def _serve(pipe: Connection, num_items: int) -> None:
@@ -233,7 +267,7 @@ def _serve(pipe: Connection, num_items: int) -> None:
     pipe.send(ports)
     is_swapping = False
     while True:
-        if pipe.poll(0.25):
+        if pipe.poll(1 / SWAPS_PER_S):
             is_swapping = pipe.recv()
             pipe.send("done")
         if is_swapping:

@@ -30,6 +30,10 @@ class AskBuilder:
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Ask:
         """Raises `RequestError`, as `rank` does."""
         allow = hashes(request.allow) if request.allow is not None else None
+        if request.domains is not None:
+            inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
+            items = np.concatenate([*inside, np.zeros(0, np.int64)])
+            allow = items if allow is None else np.intersect1d(allow, items)
         return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
                            deny=hashes(request.deny))  # fmt: skip
 

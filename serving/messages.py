@@ -65,6 +65,10 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
     ] = None
     allow: Annotated[list[Id] | None, Meta(description="choose among these items alone")] = None
     deny: Annotated[list[Id], Meta(description="leave these items out")] = []
+    domains: Annotated[
+        Annotated[list[Id], Meta(max_length=64)] | None,
+        Meta(description="choose among items that were last seen in one of these alone"),
+    ] = None
 
 
 class RankRequest(_Asking, frozen=True, kw_only=True):

@@ -91,6 +91,27 @@ def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Clien
     assert client.post("/recommend", json={**body, "allow": []}).json()["items"] == []
 
 
+def test_items_of_the_domains_that_are_asked_for_alone_are_recommended() -> None:
+    service = service_of(HOLDER, CONFIG)
+    items = HOLDER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
+    films, books = item_hash("films"), item_hash("books")
+    service.histories.domains.note(items, np.array([films, books] * 5))
+    service.histories.domains.note(items[:1], np.array([books]))
+    client, names = Client(build_app(service)), HOLDER.current.names  # type: ignore[union-attr]
+
+    def asked(**more: Any) -> set[Any]:
+        body = {"user": "nobody", "k": 20, **more}
+        return {each["item"] for each in client.post("/recommend", json=body).json()["items"]}
+
+    in_films, in_books = ({names[int(key)] for key in keys} for keys in (items[2::2], [*items[1::2], items[0]]))
+    assert asked(domains=["films"]) == in_films
+    assert asked(domains=["books"]) == in_books
+    assert asked(domains=["films", "books"]) == in_films | in_books
+    assert asked(domains=["films"], allow=[names[int(items[2])], names[int(items[1])]]) == {names[int(items[2])]}
+    assert asked(domains=["music"]) == asked(domains=[]) == set()
+    service.close()
+
+
 def test_seen_items_are_left_out_even_where_they_are_allowed(client: Client) -> None:
     seen = [
         WORLD.learner.names[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())

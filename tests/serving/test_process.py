@@ -205,6 +205,30 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nu
 
 
 @pytest.mark.slow
+def test_an_open_page_does_not_keep_a_server_from_its_end(wire: Wire, tmp_path: Path, nursery: Nursery) -> None:
+    server = ServerProcess(nursery, wire.kafka, tmp_path, drain_timeout_s=1000.0)
+    try:
+        wait_until(lambda: _is_alive(server), 60, "the server to listen")
+        with httpx.stream("GET", f"{server.url}/events", timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: points"
+            server.process.send(signal.SIGTERM)
+            for _ in lines:
+                pass
+        assert server.process.wait(60) == 0, "long before drain_timeout_s"
+    finally:
+        server.close()
+
+
+def _is_alive(server: ServerProcess) -> bool:
+    assert server.process.status is None, server.process.log()
+    try:
+        return server.client.get("/healthz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.slow
 def test_without_its_broker_a_server_goes_on_and_says_so(
     durable_kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery
 ) -> None:
