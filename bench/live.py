@@ -82,7 +82,7 @@ def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25)
 def _wait(stack: Stack, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        stack.family.check()
+        stack.group.check()
         time.sleep(min(0.1, seconds))
 
 
@@ -121,7 +121,7 @@ def measure(quick: bool, rate: float, seconds: float | None, sections: dict[str,
     with tempfile.TemporaryDirectory() as name, running(Path(name), sections) as stack:
         began_s = time.monotonic()
         stack.send(rate)
-        stack.family.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
+        stack.group.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
         rows = [row("from the start of all to a first answer", time.monotonic() - began_s, "s")]
         held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
         rows += rows_of(held, 0)

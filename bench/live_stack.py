@@ -15,7 +15,7 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from headrace.config import Settings, read_settings
-from headrace.processes import Child, Family
+from headrace.processes import Child, ProcessGroup
 from stream.simulate import KINDS
 from tests.brokers import Broker, broker_in_use, free_port, start_broker
 from wire.kafka.admin import ensure_topics
@@ -43,8 +43,8 @@ class Stack:
     """A running deployment. Only what has to differ on a shared machine differs from the defaults: ports, paths, the
     kinds of the simulated world."""
 
-    def __init__(self, folder: Path, broker: Broker, family: Family, sections: dict[str, dict[str, Any]]) -> None:
-        self.folder, self.broker, self.family = folder, broker, family
+    def __init__(self, folder: Path, broker: Broker, group: ProcessGroup, sections: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.broker, self.group = folder, broker, group
         port = free_port()
         ours: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": broker.bootstrap, "prefix": f"live{uuid.uuid4().hex[:6]}"},
@@ -63,9 +63,9 @@ class Stack:
         self.url = f"http://127.0.0.1:{port}"
         ensure_topics(self.settings.kafka)
         config = ("--config", str(self.path))
-        self.worker = family.start("worker", "-m", "stream", "worker", *config)
-        self.trainer = family.start("trainer", "-m", "trainer", *config)
-        self.server = family.start("server", "-m", "serving", *config)
+        self.worker = group.start("worker", "-m", "stream", "worker", *config)
+        self.trainer = group.start("trainer", "-m", "trainer", *config)
+        self.server = group.start("server", "-m", "serving", *config)
         self.traffic: Child | None = None
         self._lag: KafkaConsumer = make_consumer(self.settings.kafka)
         self._last_lag: dict[str, Any] = {}
@@ -77,10 +77,10 @@ class Stack:
     def send(self, rate: float) -> None:
         """Live traffic at this many actions a second, in place of what ran before."""
         if self.traffic is not None:
-            self.family.children.remove(self.traffic)
+            self.group.children.remove(self.traffic)
             self.traffic.stop()
         arguments = ("--config", str(self.path), "--rate", str(rate), "--seed", str(round(rate)))
-        self.traffic = self.family.start("traffic", "-m", "stream", "simulate", *arguments)
+        self.traffic = self.group.start("traffic", "-m", "stream", "simulate", *arguments)
 
     def backlog(self, now_s: float) -> Backlog | None:
         """As the newest message of the lag topic has it; None before the first."""
@@ -153,7 +153,7 @@ def running(folder: Path, sections: dict[str, dict[str, Any]] | None = None) -> 
         stack.callback(broker.stop)
         if broker.kind != "apache":
             raise RuntimeError(f"expected real Kafka, got {broker_in_use()}; install java 17 and mvn")
-        family = stack.enter_context(Family(folder, {}))
-        made = Stack(folder, broker, family, sections or {})
+        group = stack.enter_context(ProcessGroup(folder, {}))
+        made = Stack(folder, broker, group, sections or {})
         stack.callback(made.close)
         yield made

@@ -28,7 +28,7 @@ FINGERPRINT_BYTES = 1 << 20
 
 
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
-    """The same loop over a file, without Kafka. ``keep``: with checkpoints, so that it can be resumed."""
+    """Run the training loop over a file. ``keep``: write checkpoints, so that it can be resumed."""
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
     known = settings.action.kinds
     either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
@@ -93,7 +93,7 @@ def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfi
 
 
 def file_report(trainer: Trainer, seconds: float, rejected: dict[str, int]) -> dict[str, Any]:
-    """What a pass over a file came to."""
+    """The results of a pass over a file."""
     metrics = trainer.progress.metrics
     overall, ranking = metrics["retrieval"]["all"], metrics["ranking"]["all"]
     num = trainer.learner.num_interactions

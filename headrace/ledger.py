@@ -19,14 +19,14 @@ MAX_SHOWN = 20
 
 
 class Violations(list[str]):
-    """The first of them in words, and how many there were."""
+    """How many violations there were, and descriptions of the first ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num = 0
 
     def add(self, what: str) -> None:
-        """Count one; keep the words of the first twenty."""
+        """Count one; keep the descriptions of the first twenty."""
         self.num += 1
         if len(self) < MAX_SHOWN:
             self.append(what)
@@ -37,11 +37,11 @@ class UserLedger:
     """A user's interactions as the examples delivered them."""
 
     history: History
-    """All that came, over the whole lifetime."""
+    """Everything delivered, over the user's whole lifetime."""
     gaps: int
     """How many gaps of compaction the partition had when this user was last seen."""
     upto: tuple[int, int] = (-1, -1)
-    """Offset, and place in its record, of the last action that is in."""
+    """Offset, and index in its record, of the last action included."""
 
     @property
     def num(self) -> int:
@@ -50,7 +50,7 @@ class UserLedger:
 
 
 class Pieces(NamedTuple):
-    """How much an example teaches."""
+    """How many new interactions and later kinds an example contains."""
 
     num_new: int
     num_feedback: int
@@ -71,10 +71,10 @@ class SequenceLedger:
         self.num_duplicates = 0
         self.num_stale = 0
         self.num_missing = 0
-        """Numbers that compaction or retention took."""
+        """Numbers that compaction or retention has removed."""
         self.holes = Violations()
         self.telling = Violations()
-        """Interactions and kinds that were not told exactly once."""
+        """Interactions and kinds that were not delivered exactly once."""
         self._gaps = 0
         self._next_offset = 0
         self._gap_before = first_offset > 0
@@ -116,7 +116,7 @@ class SequenceLedger:
         user.gaps, user.upto = self._gaps, (example.user_offset, example.user_index)
 
     def _check_telling(self, before: History, example: Example) -> None:
-        """New interactions go on where the last ones ended; an earlier one has what it had, and what is told now."""
+        """New interactions follow the last ones; an earlier one keeps its kinds and gains the new ones."""
         where = f"partition {self.partition}, user {example.user!r}, example {example.number}"
         if example.num_new and example.first_new_index != before.end:
             self.telling.add(
@@ -134,13 +134,13 @@ class SequenceLedger:
 
 
 def whole_life(example: Example) -> History:
-    """An empty history for the user of this example, of which nothing is ever forgotten."""
+    """An empty history for this example's user that never forgets anything."""
     return History(example.interactions.feature_hash.shape[1], 1 << 40, example.segment_len)
 
 
 def differences(expected: History | None, got: History) -> str:
-    """What of the interactions that came is not as expected, in words; empty where all is. Some may be missing (what
-    compaction took)."""
+    """A description of how the delivered interactions differ from the expected ones; empty if they do not. Some may be
+    missing (removed by compaction)."""
     first, rows = got.window(got.start, got.end)
     if expected is None or got.end > expected.end:
         return f"{got.end} interactions came, {expected.end if expected else 0} are in the actions"
@@ -167,7 +167,7 @@ class _Lineage:
 
 
 class PlanLedger:
-    """The steps of training, as the manifests tell: which examples, in which order."""
+    """The steps of training according to the manifests: which examples, in which order."""
 
     def __init__(self) -> None:
         self.lineages: dict[str, _Lineage] = {}
@@ -177,7 +177,7 @@ class PlanLedger:
         self.num_versions = 0
 
     def feed(self, manifest: Manifest) -> None:
-        """One published version, in the order of the topic; only versions that count (not of a fenced epoch)."""
+        """Add a published version, in the topic's order; only versions that count (not of a fenced epoch)."""
         self.num_versions += 1
         self.newest = manifest
         line = self.lineages.get(manifest.lineage)
@@ -194,7 +194,7 @@ class PlanLedger:
         self._lay(line, manifest)
 
     def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A trainer that resumed may publish steps again, as they were: a published step never changes."""
+        """A resumed trainer may publish steps again, unchanged: a published step never changes."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]

@@ -20,7 +20,7 @@ from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
 from tests.serving.world import START_MS, World
 from wire.config import KafkaConfig
@@ -79,7 +79,7 @@ class Known:
 
 @pytest.mark.slow
 def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
-    wire: Wire, tmp_path: Path, nursery: Nursery
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     world, assembler = World(num_users=5), VersionAssembler()
     known = Known(world)
@@ -93,7 +93,7 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
         known.learn(version)
     wire.tell(world.examples())
     wire.send(batches[0])
-    server = ServerProcess(nursery, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
+    server = ServerProcess(factory, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
     answers: list[tuple[str, dict[str, Any]]] = []
     failures: list[Any] = []
     done = threading.Event()
@@ -132,13 +132,13 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
 
 @pytest.mark.slow
 def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(
-    wire: Wire, tmp_path: Path, nursery: Nursery
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     world = World(num_users=4)
     wire.tell(world.examples(partition=1))
     for kind in ("base", "delta", "delta"):
         wire.publish(world, kind)
-    first = ServerProcess(nursery, wire.kafka, tmp_path)
+    first = ServerProcess(factory, wire.kafka, tmp_path)
     try:
         first.wait_ready()
         before = [without_age(ask_recommend(first, user)) for user in world.histories]
@@ -146,7 +146,7 @@ def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(
         first.process.wait(20)
     finally:
         first.close()
-    second = ServerProcess(nursery, wire.kafka, tmp_path, port=first.port)
+    second = ServerProcess(factory, wire.kafka, tmp_path, port=first.port)
     try:
         second.wait_ready()
         assert [without_age(ask_recommend(second, user)) for user in world.histories] == before
@@ -177,11 +177,11 @@ def _status_says(wire: Wire, which: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nursery: Nursery) -> None:
+def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, factory: ProcessFactory) -> None:
     world = World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(nursery, wire.kafka, tmp_path, max_candidates=50_000, max_body_bytes=1_000_000)
+    server = ServerProcess(factory, wire.kafka, tmp_path, max_candidates=50_000, max_body_bytes=1_000_000)
     codes: list[int] = []
 
     def rank() -> None:
@@ -230,12 +230,12 @@ def _is_alive(server: ServerProcess) -> bool:
 
 @pytest.mark.slow
 def test_without_its_broker_a_server_goes_on_and_says_so(
-    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     wire, world = Wire(durable_kafka, topic_prefix), World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(nursery, wire.kafka, tmp_path)
+    server = ServerProcess(factory, wire.kafka, tmp_path)
     try:
         server.wait_ready()
         expected = without_age(ask_recommend(server, "u0"))
@@ -264,9 +264,9 @@ def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
     return server.process.log().splitlines()
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
+def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
     nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    lines = ended(ServerProcess(nursery, nowhere, tmp_path, connect_timeout_s=1.0))
+    lines = ended(ServerProcess(factory, nowhere, tmp_path, connect_timeout_s=1.0))
     assert len(lines) == 1, lines
     assert "no Kafka broker answers at" in lines[0]
     assert "kafka.bootstrap" in lines[0]
@@ -286,11 +286,11 @@ def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:
     assert "serving.port: expected to listen on 127.0.0.1" in line
 
 
-def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one here")
-    lines = ended(ServerProcess(nursery, KafkaConfig(), tmp_path, device="cuda"))
+    lines = ended(ServerProcess(factory, KafkaConfig(), tmp_path, device="cuda"))
     assert len(lines) == 1, lines
     assert "serving.device" in lines[0]

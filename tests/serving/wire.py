@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from serving.holder import VersionHolder
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, free_port, wait_until
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.serving.world import Record, World
 from wire.config import KafkaConfig
 from wire.example import Example
@@ -97,13 +97,13 @@ def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
 
 
 class ServerProcess:
-    """``python -m serving`` as a process of the nursery's."""
+    """``python -m serving`` as a process of the factory's."""
 
-    def __init__(self, nursery: Nursery, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
+    def __init__(self, factory: ProcessFactory, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
         values = {"port": free_port(), "status_every_s": 0.2, **serving}
         self.port = values["port"]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = nursery.start(["--config", str(server_config(kafka, folder, **values))])
+        self.process = factory.start(["--config", str(server_config(kafka, folder, **values))])
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def ready(self) -> bool:

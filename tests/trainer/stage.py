@@ -19,7 +19,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from trainer.checkpoint import CheckpointFolder
 from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal
@@ -111,8 +111,10 @@ class Recount:
 class Stage:
     """Topics of one test, filled by it, and trainers on them."""
 
-    def __init__(self, broker: Broker, prefix: str, folder: Path, nursery: Nursery, **sections: dict[str, Any]) -> None:
-        self.broker, self.folder, self.nursery = broker, folder, nursery
+    def __init__(
+        self, broker: Broker, prefix: str, folder: Path, factory: ProcessFactory, **sections: dict[str, Any]
+    ) -> None:
+        self.broker, self.folder, self.factory = broker, folder, factory
         kafka = {"bootstrap": broker.bootstrap, "prefix": prefix, "partitions": NUM_PARTITIONS}
         self.config_path = write_config(folder / "headrace.toml", kafka=kafka, **sections)
         self.settings: Settings = read_settings(self.config_path)
@@ -213,7 +215,7 @@ class Stage:
     def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
         """A trainer with a checkpoint folder of its own name."""
         arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
-        self.children.append(self.nursery.start(arguments, broken, point))
+        self.children.append(self.factory.start(arguments, broken, point))
         return self.children[-1]
 
     def checkpoints(self, name: str = "a") -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.nursery import Child
+from tests.process_factory import Child
 from tests.trainer.stage import Stage, weights_of
 from trainer.device import choose_device
 from trainer.replay import differences

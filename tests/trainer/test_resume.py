@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
@@ -297,8 +297,8 @@ def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
 class FileRun:
     """``--file`` with checkpoints, again and again."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self._nursery, self._folder = nursery, folder
+    def __init__(self, folder: Path, factory: ProcessFactory) -> None:
+        self._factory, self._folder = factory, folder
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
@@ -307,7 +307,7 @@ class FileRun:
     def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
         given = ["--config", config or self._config, "--file", self._data, "--json"]
         given += ["--checkpoint-dir", self._folder / name]
-        return self._nursery.start([str(each) for each in given], broken, point)
+        return self._factory.start([str(each) for each in given], broken, point)
 
     def outcome(self, name: str, child: Child) -> tuple[Checkpoint, dict[str, object]]:
         """The last checkpoint and the report."""
@@ -316,8 +316,10 @@ class FileRun:
         return read_checkpoint(newest(self._folder / name)), report["metrics"]
 
 
-def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_path: Path, nursery: Nursery) -> None:
-    run, rng = FileRun(tmp_path, nursery), random.Random(SEED)
+def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(
+    tmp_path: Path, factory: ProcessFactory
+) -> None:
+    run, rng = FileRun(tmp_path, factory), random.Random(SEED)
     for name in rng.sample(FILE_POINTS, len(FILE_POINTS)):
         killed = run.start("killed", f"{name}:{rng.randint(1, 4)}:kill")
         assert killed.wait() == -9, f"{name}: {killed.log()}"
@@ -328,8 +330,8 @@ def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_p
     assert metrics == expected_metrics
 
 
-def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     expected, _ = run.outcome("whole", run.start("whole"))
     broken = ("checkpoints_without_positions",)
     assert run.start("killed", "checkpointed:3:kill", broken).wait() == -9
@@ -344,9 +346,9 @@ def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nur
     [("trainer", "file_take", 7), ("sequence", "segment_len", 3), ("sequence", "join_window_s", 60.0)],
 )
 def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
-    tmp_path: Path, nursery: Nursery, section: str, key: str, value: object
+    tmp_path: Path, factory: ProcessFactory, section: str, key: str, value: object
 ) -> None:
-    run = FileRun(tmp_path, nursery)
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     other = write_config(tmp_path / "other.toml", **{section: {key: value}})
     child = run.start("killed", config=other)
@@ -357,8 +359,8 @@ def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
     assert run.start("killed").wait() == 0, "put back, it goes on"
 
 
-def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     with (tmp_path / "actions.jsonl").open("a") as file:
         file.write("\n")
@@ -367,8 +369,8 @@ def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, nursery: Nurs
     assert "--file: the checkpoint's position belongs to" in child.log().splitlines()[-1]
 
 
-def test_batches_may_be_sized_otherwise_after_a_restart(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_batches_may_be_sized_otherwise_after_a_restart(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     other = write_config(tmp_path / "other.toml", trainer={"max_step_targets": 5, "checkpoint_every_steps": 2})
     child = run.start("killed", config=other)

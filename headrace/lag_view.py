@@ -23,7 +23,7 @@ STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 
 @dataclass(slots=True)
-class Board:
+class LagView:
     """Numbers of one run. ``lag`` is the newest message of the lag topic; ``served`` the server's ``GET /version``."""
 
     dataset: str = ""
@@ -121,12 +121,12 @@ class Board:
 
 
 class Follower(threading.Thread):
-    """Keeps the board's lag message and worker's status new. A broker that is away for a while is waited for."""
+    """Keeps the view's lag message and worker's status new. A broker that is away for a while is waited for."""
 
-    def __init__(self, settings: Settings, board: Board) -> None:
+    def __init__(self, settings: Settings, view: LagView) -> None:
         super().__init__(name="follower", daemon=True)
         self._settings = settings
-        self._board = board
+        self._view = view
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -140,9 +140,9 @@ class Follower(threading.Thread):
                         if self._stopped.is_set():
                             return
                         if record is not None and record.topic == topics.lag:
-                            self._board.lag = msgspec.json.decode(record.value)
+                            self._view.lag = msgspec.json.decode(record.value)
                         elif record is not None:
-                            self._board.cluster.note(record.value)
+                            self._view.cluster.note(record.value)
                 finally:
                     consumer.close()
             except (BrokerUnavailable, TopicMissing, KafkaError, msgspec.DecodeError):

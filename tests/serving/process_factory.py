@@ -1,10 +1,10 @@
-"""Servers for `tests.nursery`: ``serving.__main__`` as it is."""
+"""Servers for `tests.process_factory`: ``serving.__main__`` as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.nursery import raise_children
+from tests.process_factory import serve_children
 
 
 def run(arguments: Sequence[str], _broken: Sequence[str], _point: str) -> int:
@@ -18,4 +18,4 @@ if __name__ == "__main__":
     import serving.__main__
     import serving.process  # noqa: F401
 
-    raise_children(run)
+    serve_children(run)
