@@ -87,7 +87,7 @@ def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> 
 
 def late_like() -> list[Example]:
     """An impression, a later like of it, and another impression."""
-    action = ActionConfig(kinds=("impression", "like"))
+    action = ActionConfig(kinds=("impression", "like"), min_timestamp_ms=0)
     sequencer, found = Sequencer(action, SequenceConfig()), list[Example]()
     for item, kind in ((1, "impression"), (1, "like"), (2, "impression")):
         value = f'{{"user":"a","item":{item},"action":"{kind}","timestamp":{100 * item}}}'.encode()
