@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.cluster import ClusterState, age_s
 from trainer.progress import Progress
+from wire.cluster import ClusterState, age_s
 from wire.status import PartitionStatus
 
 STAGES = ("ingest", "sequence", "train", "publish", "serve")

@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.cluster import ClusterState
 from trainer.progress import Progress
+from wire.cluster import ClusterState
 
 WINDOW_S = 15.0
 """Over how long a rate is taken."""

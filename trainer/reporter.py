@@ -17,12 +17,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from prometheus_client import start_http_server
 
-from trainer.cluster import ClusterState
 from trainer.config import TrainerConfig
 from trainer.lag import build_message
 from trainer.lag_metrics import LagMetrics
 from trainer.progress import Progress
 from trainer.rates import Rates
+from wire.cluster import ClusterState
 from wire.config import KafkaConfig
 from wire.errors import ConfigError, TopicMissing
 from wire.kafka.consumer import make_consumer, partitions_of

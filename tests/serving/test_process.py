@@ -205,8 +205,8 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, fa
 
 
 @pytest.mark.slow
-def test_an_open_page_does_not_keep_a_server_from_its_end(wire: Wire, tmp_path: Path, nursery: Nursery) -> None:
-    server = ServerProcess(nursery, wire.kafka, tmp_path, drain_timeout_s=1000.0)
+def test_an_open_page_does_not_keep_a_server_from_its_end(wire: Wire, tmp_path: Path, factory: ProcessFactory) -> None:
+    server = ServerProcess(factory, wire.kafka, tmp_path, drain_timeout_s=1000.0)
     try:
         wait_until(lambda: _is_alive(server), 60, "the server to listen")
         with httpx.stream("GET", f"{server.url}/events", timeout=60) as stream:

@@ -17,12 +17,12 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.brokers import REPOSITORY, Broker, wait_until
 from tests.trainer.stage import Stage
-from trainer.cluster import ClusterState
 from trainer.lag import build_message
 from trainer.progress import Progress
 from trainer.rates import Rates
 from trainer.reporter import LagReporter
 from trainer.source import Position
+from wire.cluster import ClusterState
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 from wire.topics import LAG_KEY
 
