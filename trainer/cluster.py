@@ -1,4 +1,4 @@
-"""What the other processes report: where each worker, server and trainer is, and how long ago it said so."""
+"""What the trainer knows of the processes around it, and how old that is."""
 
 from __future__ import annotations
 
@@ -6,48 +6,19 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
+from wire.cluster import ClusterState
+from wire.status import ServerStatus, TrainerStatus, WorkerStatus
 
-from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
-
-SILENT_MS = 10_000
-"""A process that has said nothing for so long is not live."""
 FORGOTTEN_MS = 3_600_000
-"""One that has said nothing for so long is not mentioned any more."""
+"""A process that has said nothing for so long is not mentioned any more."""
 
 
 @dataclass(slots=True)
-class ClusterState:
-    """The newest status of each process, the ends of the actions topic, and when the broker was last heard."""
+class Observed(ClusterState):
+    """The newest status of each process, and when the broker was last heard."""
 
-    action_ends: dict[int, int] = field(default_factory=dict)
-    workers: dict[int, PartitionStatus] = field(default_factory=dict)
-    """Partition → where its worker is."""
-    worker_of: dict[int, WorkerStatus] = field(default_factory=dict)
-    """Partition → the status that said so."""
-    servers: dict[str, ServerStatus] = field(default_factory=dict)
-    trainers: dict[str, TrainerStatus] = field(default_factory=dict)
     heard_s: float = field(default_factory=time.monotonic)
     """When the broker last answered (monotonic)."""
-
-    def note(self, value: bytes) -> None:
-        """One record of the status topic; what cannot be read is passed over."""
-        try:
-            status = decode_status(value)
-        except msgspec.DecodeError:
-            return
-        if isinstance(status, WorkerStatus):
-            self._note_worker(status)
-        elif isinstance(status, ServerStatus):
-            self.servers[status.component] = status
-        else:
-            self.trainers[status.component] = status
-
-    def _note_worker(self, status: WorkerStatus) -> None:
-        for partition, told in status.partitions.items():
-            known = self.workers.get(partition)
-            if known is None or told.writer_epoch >= known.writer_epoch:
-                self.workers[partition], self.worker_of[partition] = told, status
 
     def broker_silent_s(self) -> float:
         """How long the broker has not answered."""
@@ -57,10 +28,6 @@ class ClusterState:
         """How long the worker of a partition has said nothing; 0 where there never was one."""
         status = self.worker_of.get(partition)
         return age_s(now_ms, status.time_ms) if status is not None else 0.0
-
-    def live_servers(self, now_ms: int) -> list[ServerStatus]:
-        """Those that said something of late."""
-        return [server for server in self.servers.values() if now_ms - server.time_ms < SILENT_MS]
 
     def processes(self, now_ms: int) -> list[dict[str, Any]]:
         """Every process that is not forgotten: its role, name, and how long it has been silent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.cluster import ClusterState, age_s
+from trainer.cluster import Observed, age_s
 from trainer.progress import Progress
 from wire.status import PartitionStatus
 
@@ -19,7 +19,7 @@ Lag = tuple[int, float]
 """(records, seconds)."""
 
 
-def ingest_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
+def ingest_lag(around: Observed, now_ms: int) -> dict[int, Lag]:
     """Actions in the topic that no worker has applied; the age of the newest applied one, while any are left."""
     lags: dict[int, Lag] = {}
     for partition, end in around.action_ends.items():
@@ -29,7 +29,7 @@ def ingest_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
     return lags
 
 
-def sequence_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
+def sequence_lag(around: Observed, now_ms: int) -> dict[int, Lag]:
     """Examples that wait in workers' outboxes; the age of the oldest."""
     return {
         partition: (worker.outbox_len, age_s(now_ms, worker.oldest_outbox_record_ms) if worker.outbox_len else 0.0)
@@ -37,7 +37,7 @@ def sequence_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
     }
 
 
-def train_lag(around: ClusterState, progress: Progress, now_ms: int) -> dict[int, Lag]:
+def train_lag(around: Observed, progress: Progress, now_ms: int) -> dict[int, Lag]:
     """Examples in the topic that are not trained; the age of the oldest that has arrived."""
     lags: dict[int, Lag] = {}
     for partition, position in progress.positions.items():
@@ -58,7 +58,7 @@ def publish_lag(progress: Progress, now_ms: int) -> dict[int, Lag]:
     return lags
 
 
-def serve_lag(around: ClusterState, progress: Progress, now_ms: int) -> Lag:
+def serve_lag(around: Observed, progress: Progress, now_ms: int) -> Lag:
     """Versions that the furthest live server is behind; how long ago the newest was acknowledged, while it is."""
     published = progress.published
     if published is None:
@@ -72,7 +72,7 @@ def serve_lag(around: ClusterState, progress: Progress, now_ms: int) -> Lag:
     return behind, age_s(now_ms, progress.published_ms) if behind else 0.0
 
 
-def freshness(around: ClusterState, now_ms: int) -> dict[str, float | None]:
+def freshness(around: Observed, now_ms: int) -> dict[str, float | None]:
     """Age of the newest action in the weights of the live server that is furthest behind: now, and when it swapped.
 
     Where no server is live, of the one that was heard last: it may be answering still.
@@ -110,7 +110,7 @@ def as_old_as(lags: dict[int, Lag], silent_s: dict[int, float]) -> dict[int, Lag
     }
 
 
-def build_message(progress: Progress, around: ClusterState, throughput: dict[str, Any], now_ms: int) -> dict[str, Any]:
+def build_message(progress: Progress, around: Observed, throughput: dict[str, Any], now_ms: int) -> dict[str, Any]:
     """One message, as ``schema/lag.schema.json`` says."""
     retrieval, ranking, published = progress.retrieval_loss, progress.ranking_loss, progress.published
     total = None if retrieval is None or ranking is None else retrieval + ranking
@@ -138,7 +138,7 @@ def build_message(progress: Progress, around: ClusterState, throughput: dict[str
     }
 
 
-def _stages(progress: Progress, around: ClusterState, now_ms: int) -> dict[str, Any]:
+def _stages(progress: Progress, around: Observed, now_ms: int) -> dict[str, Any]:
     broker_s, trainer_s = around.broker_silent_s(), age_s(now_ms, progress.time_ms)
     partitions = {*around.action_ends, *around.workers, *progress.positions}
     workers = {each: max(broker_s, around.worker_silent_s(each, now_ms)) for each in partitions}

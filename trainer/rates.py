@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.cluster import ClusterState
+from trainer.cluster import Observed
 from trainer.progress import Progress
 
 WINDOW_S = 15.0
@@ -31,7 +31,7 @@ class Rates:
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque()
 
-    def sample(self, progress: Progress, around: ClusterState, now_s: float | None = None) -> dict[str, Any]:
+    def sample(self, progress: Progress, around: Observed, now_s: float | None = None) -> dict[str, Any]:
         """The ``throughput`` of a message: rates, and how long until what waits is learned (None: never)."""
         learned, arrived = num_examples(progress, around)
         now_s = time.monotonic() if now_s is None else now_s
@@ -55,7 +55,7 @@ class Rates:
         }
 
 
-def num_examples(progress: Progress, around: ClusterState) -> tuple[int, int]:
+def num_examples(progress: Progress, around: Observed) -> tuple[int, int]:
     """Examples learned, and examples that workers have delivered, over all partitions that the trainer reads."""
     learned = sum(position.next_number for position in progress.positions.values())
     arrived = sum(

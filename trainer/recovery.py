@@ -19,8 +19,9 @@ from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal
+from trainer.kafka_source import REMEDY
 from trainer.plan import Plan, parse_steps
-from trainer.positions import REMEDY, TOPIC_ID
+from trainer.positions import TOPIC_ID
 from trainer.publisher import Publisher
 from trainer.snapshot import restore_learner, restore_published
 from trainer.source import Position

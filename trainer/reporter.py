@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 from prometheus_client import start_http_server
 
-from trainer.cluster import ClusterState
+from trainer.cluster import Observed
 from trainer.config import TrainerConfig
 from trainer.lag import build_message
 from trainer.lag_metrics import LagMetrics
@@ -41,7 +41,7 @@ class LagReporter(threading.Thread):
         self._kafka, self._config, self._progress = kafka, config, progress
         self._topics = Topics.under(kafka.prefix)
         self._stopped = threading.Event()
-        self._around = ClusterState()
+        self._around = Observed()
         self._rates = Rates()
         self._throughput = self._rates.sample(Progress(), self._around)
         self.metrics = LagMetrics(self.message)

@@ -23,6 +23,8 @@ class ClusterState:
     """The newest report of each partition, server and trainer."""
 
     workers: dict[int, PartitionStatus] = field(default_factory=dict)
+    worker_of: dict[int, WorkerStatus] = field(default_factory=dict)
+    """Partition → the report that its state is from."""
     servers: dict[str, ServerStatus] = field(default_factory=dict)
     trainers: dict[str, TrainerStatus] = field(default_factory=dict)
     action_ends: dict[int, int] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class ClusterState:
         for number, told in status.partitions.items():
             order = (told.writer_epoch, status.time_ms)
             if order >= self._order.get(number, (-1, -1)):
-                self.workers[number], self._order[number] = told, order
+                self.workers[number], self.worker_of[number], self._order[number] = told, status, order
 
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
         """Those that have reported something in the last ten seconds."""

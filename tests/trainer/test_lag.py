@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from tests.brokers import REPOSITORY, Broker, wait_until
 from tests.trainer.stage import Stage
-from trainer.cluster import ClusterState
+from trainer.cluster import Observed
 from trainer.lag import build_message
 from trainer.progress import Progress
 from trainer.rates import Rates
@@ -230,7 +230,7 @@ def gauge(reporter: LagReporter, name: str) -> float:
 
 
 def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> None:
-    around, now = ClusterState(), now_ms()
+    around, now = Observed(), now_ms()
     around.action_ends = {0: 6, 1: 6}
     quiet = PartitionStatus(applied_offset=5, relayed_number=3)
     around.note(encode_status(WorkerStatus(component="dead", time_ms=now - 31_000, partitions={0: quiet})))
@@ -248,7 +248,7 @@ def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> 
     ("learning", "arriving", "expected"), [(30, 10, 20.0), (10, 10, None), (5, 10, None), (0, 0, None)]
 )
 def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: int, expected: float | None) -> None:
-    around, rates = ClusterState(), Rates()
+    around, rates = Observed(), Rates()
     said: dict[str, Any] = {}
     for second in range(10):
         told = PartitionStatus(relayed_number=1000 + arriving * second - 1)
@@ -261,7 +261,7 @@ def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: i
 
 
 def test_with_nothing_waiting_the_trainer_has_caught_up() -> None:
-    around, rates = ClusterState(), Rates()
+    around, rates = Observed(), Rates()
     around.note(encode_status(worker(p0=PartitionStatus(relayed_number=4))))
     assert rates.sample(Progress(positions={0: Position(next_number=5)}), around)["catch_up_s"] == 0.0
 
