@@ -18,9 +18,8 @@ from wire.kafka.admin import make_admin
 from wire.kafka.consumer import make_consumer, partitions_of
 from wire.kafka.retry import patiently
 from wire.topics import Topics
+from wire.weights import TOPIC_ID
 
-TOPIC_ID = "topic id"
-"""Key of a source's identity: what the broker calls a topic whose name may be given again."""
 ANSWER_S = 5.0
 
 
