@@ -25,7 +25,7 @@ from headrace.report import Report, print_report
 from wire.cluster import ClusterState
 from wire.errors import CodecError
 from wire.example_codec import decode_example
-from wire.kafka.consumer import connect, read, spans
+from wire.kafka.consumer import connect, read, spans, topic_id_of
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
@@ -65,6 +65,7 @@ class Reader:
 
     def _read_sequences(self) -> None:
         held = spans(self._consumer, self._topics.sequences)
+        self._found.sequences_id = topic_id_of(self._consumer, self._topics.sequences)
         self._found.ledgers = {number: SequenceLedger(number, span.first) for number, span in held.items()}
         for record in read(self._consumer, self._topics.sequences, held):
             if record.value is None:

@@ -10,6 +10,7 @@ from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences,
 from headrace.recount import Recount
 from headrace.report import Check, Report
 from wire.status import PartitionStatus
+from wire.weights import TOPIC_ID
 
 
 @dataclass(eq=False)
@@ -20,6 +21,8 @@ class Evidence:
     """The actions, applied again."""
     ledgers: dict[int, SequenceLedger] = field(default_factory=dict)
     """The examples."""
+    sequences_id: str = ""
+    """The broker's id of the topic that they are in."""
     plans: PlanLedger = field(default_factory=PlanLedger)
     """The steps of the published versions."""
     statuses: dict[int, PartitionStatus] = field(default_factory=dict)
@@ -166,6 +169,12 @@ class Evidence:
         num_feedback = sum(each.num_feedback for each in found.values())
         available = sum(ledger.num_interactions for ledger in self.ledgers.values())
         if manifest is not None:
+            learned_from = manifest.source.get(TOPIC_ID, "")
+            if learned_from and self.sequences_id and learned_from != self.sequences_id:
+                violations.add(
+                    f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
+                    f"has id {self.sequences_id}: it was deleted and created again"
+                )
             for partition, last in manifest.covered.items():
                 reached = found[partition].last if partition in found else -1
                 if last != reached:

@@ -6,7 +6,7 @@ Nothing here talks to a broker: records in, violations out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,6 +164,12 @@ class _Lineage:
     newest: Manifest | None = None
     num_repeated: int = 0
     """Steps that a resumed trainer published again."""
+    set_aside: set[int] = field(default_factory=set)
+    """Steps that taught nothing, because what they did to the weights was not finite."""
+    parent: str = ""
+    """The lineage that this one began from, at ``first_step``."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What its examples came from; elsewhere, the same numbers are others."""
 
 
 class PlanLedger:
@@ -182,7 +188,9 @@ class PlanLedger:
         self.newest = manifest
         line = self.lineages.get(manifest.lineage)
         if line is None:
-            line = self.lineages[manifest.lineage] = _Lineage(first_step=manifest.first_step)
+            line = self.lineages[manifest.lineage] = _Lineage(
+                first_step=manifest.first_step, parent=manifest.parent, source=manifest.source
+            )
         line.newest = manifest
         known = line.first_step + len(line.steps)
         if manifest.first_step > known:
@@ -205,11 +213,24 @@ class PlanLedger:
                     f"step {index} was {old} once, and is {new} in version {manifest.epoch}/{manifest.number}"
                 )
         line.steps[start:] = plan
+        line.set_aside.update(manifest.set_aside)
 
     @property
     def current(self) -> _Lineage:
-        """The lineage of the newest version."""
-        return _Lineage() if self.newest is None else self.lineages[self.newest.lineage]
+        """The lineage of the newest version; with the steps of the one that it began from, where there is one."""
+        if self.newest is None:
+            return _Lineage()
+        line = self.lineages[self.newest.lineage]
+        while (parent := self.lineages.get(line.parent)) is not None:
+            num = line.first_step - parent.first_step
+            if not 0 <= num <= len(parent.steps) or parent.source != line.source:
+                break
+            line = _Lineage(
+                [*parent.steps[:num], *line.steps], parent.first_step, line.newest, line.num_repeated,
+                {*(each for each in parent.set_aside if each < line.first_step), *line.set_aside},
+                parent.parent, parent.source,
+            )  # fmt: skip
+        return line
 
 
 @dataclass(slots=True)
@@ -239,8 +260,9 @@ def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Viol
                 )
             state = found.setdefault(partition, Trained(low, low - 1))
             pieces = _pieces(ledgers.get(partition), low, high, index, violations)
-            state.num_interactions += pieces.num_new
-            state.num_feedback += pieces.num_feedback
+            if index not in line.set_aside:
+                state.num_interactions += pieces.num_new
+                state.num_feedback += pieces.num_feedback
             state.last = max(state.last, high)
     return found
 

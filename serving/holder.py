@@ -80,6 +80,7 @@ class VersionHolder:
         self._staged: tuple[Manifest, Network] | None = None
         self._changes: list[Change] = []
         self._names: dict[int, str | int] = {}
+        self._begins_anew = False
         self.num_swaps = 0
         self.num_copies = 0
         """Swaps that had to pay for a copy because requests held on to the version before the last."""
@@ -106,8 +107,18 @@ class VersionHolder:
 
     def accepts(self, manifest: Manifest) -> bool:
         """Whether this version follows what is staged, or in use: a newer base, or the delta on exactly that."""
-        last = self._staged[0] if self._staged else self._current.manifest if self._current else None
-        return manifest.follows(last)
+        current = self._current.manifest if self._current is not None and not self._begins_anew else None
+        return manifest.follows(self._staged[0] if self._staged else current)
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether it waits for the first base after `begin_anew`."""
+        return self._begins_anew
+
+    def begin_anew(self) -> None:
+        """The versions are numbered from the start again: the next base is taken whatever its number."""
+        self.discard()
+        self._begins_anew = True
 
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
@@ -133,7 +144,7 @@ class VersionHolder:
             version.snapshot.names
         )  # what a hash stands for never changes, so those who read may share it
         self._changes = [change] if is_base else [*self._changes, change]
-        self._staged = (version.manifest, network)
+        self._staged, self._begins_anew = (version.manifest, network), False
 
     def discard(self) -> None:
         """Forget what is staged; the version in use stays."""

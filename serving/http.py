@@ -94,8 +94,9 @@ def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
-async def _healthz(_service: Service, _request: Request) -> Response:
-    return Body(Health())
+async def _healthz(service: Service, _request: Request) -> Response:
+    failure = service.failure
+    return Body(Health() if failure is None else Health(status="failed"), status_code=200 if failure is None else 503)
 
 
 async def _version(service: Service, _request: Request) -> Response:

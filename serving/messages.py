@@ -248,9 +248,9 @@ class VersionAnswer(Struct, frozen=True, kw_only=True):
 
 
 class Health(Struct, frozen=True):
-    """Alive."""
+    """Alive; or failed, right before the process ends: it no longer follows its topics."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "failed"] = "alive"
 
 
 class Readiness(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from serving.contact import Contact
 from serving.holder import VersionHolder
 from wire.errors import HeadraceError, VersionError
-from wire.kafka.consumer import POLL_MS
+from wire.kafka.consumer import POLL_MS, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
@@ -68,12 +68,15 @@ class WeightsSubscriber(threading.Thread):
     holder: VersionHolder
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
+    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
+    """Called when the thread ends though nobody stopped it."""
 
     def __post_init__(self) -> None:
         super().__init__(name="weights", daemon=True)
         self._stopping = threading.Event()
         self._assembler = VersionAssembler(on_drop=self._dropped)
         self._floor = 0
+        self._topic_id = ""
         self._searched_after = -1
         self.started_following = threading.Event()
         self.failure: BaseException | None = None
@@ -90,6 +93,7 @@ class WeightsSubscriber(threading.Thread):
             pass
         except BaseException as error:
             self.failure = error
+            self.on_failure(error)
             logger.exception("the weights subscriber ended")
             raise
         finally:
@@ -106,6 +110,9 @@ class WeightsSubscriber(threading.Thread):
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)
                     self._heard()
+                    searching = self._is_replaced() or searching
+                    if searching:
+                        continue
                 searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
             except OffsetOutOfRangeError as error:
                 searching = True
@@ -115,6 +122,20 @@ class WeightsSubscriber(threading.Thread):
                     logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()
                 self._stopping.wait(POLL_MS / 1000)
+
+    def _is_replaced(self) -> bool:
+        """Whether the topic was deleted and created again since the last look: then everything begins anew."""
+        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
+        if before in ("", self._topic_id):
+            return False
+        logger.warning(
+            "%s was deleted and created again: following the new one from its start, and answering from the last "
+            "version until it has a base", self.topic,
+        )  # fmt: skip
+        self._floor = 0
+        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self.holder.begin_anew()
+        return True
 
     def _heard(self) -> None:
         if not self.contact.is_up:
@@ -131,7 +152,7 @@ class WeightsSubscriber(threading.Thread):
         points = self._start_points(partition, begin, end)
         for point in itertools.chain(points, [StartPoint(begin, 0)]):
             self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
-            if self.holder.current is not None:
+            if self.holder.current is not None and not self.holder.is_anew:
                 self._assembler.last = self.holder.current.which
             self._feed_quietly(self._records(partition, point.offset, end))
             self._swap()

@@ -15,12 +15,17 @@ from wire.example import Example
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.history import Histories
-from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
+METADATA_MS = 5_000
+REMEDY = (
+    "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
+    "topic from its beginning; or without it, to train anew"
+)
 
 
 class KafkaSource:
@@ -39,7 +44,10 @@ class KafkaSource:
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
-        self._consumer = patiently(lambda: make_consumer(kafka), "reading examples", kafka, stop)
+        self._topic_id = ""
+        self._consumer = patiently(
+            lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
+        )
         self._partitions = patiently(self._find, "finding the sequences topic", kafka, stop)
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
@@ -99,6 +107,7 @@ class KafkaSource:
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
+        self._check_topic()
         examples = []
         for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             for record in records:
@@ -110,6 +119,15 @@ class KafkaSource:
         if not examples:
             self._tell_lost()
         return examples
+
+    def _check_topic(self) -> None:
+        """Raise `SourceError` where the topic was deleted and created again since the trainer began to read it."""
+        before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
+        if before not in ("", self._topic_id):
+            raise SourceError(
+                f"{self._topic}: expected the topic with id {before}, which this trainer reads, got one with id "
+                f"{self._topic_id}: it was deleted and created again. {REMEDY}"
+            )
 
     def _tell_lost(self) -> None:
         """Once reading pauses: what was lost in all, in one line."""

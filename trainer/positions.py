@@ -11,20 +11,16 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
 from trainer.errors import SourceError
+from trainer.kafka_source import REMEDY
 from trainer.source import Position
 from wire.config import KafkaConfig
 from wire.kafka.admin import make_admin
 from wire.kafka.consumer import make_consumer, partitions_of
 from wire.kafka.retry import patiently
 from wire.topics import Topics
+from wire.weights import TOPIC_ID
 
-TOPIC_ID = "topic id"
-"""Key of a source's identity: what the broker calls a topic whose name may be given again."""
 ANSWER_S = 5.0
-REMEDY = (
-    "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
-    "topic from its beginning; or without it, to train anew"
-)
 
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:

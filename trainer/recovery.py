@@ -19,14 +19,14 @@ from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal
+from trainer.kafka_source import REMEDY
 from trainer.plan import Plan, parse_steps
-from trainer.positions import REMEDY, TOPIC_ID
 from trainer.publisher import Publisher
 from trainer.snapshot import restore_learner, restore_published
 from trainer.source import Position
 from trainer.step import Learner
 from trainer.weights import Weights
-from wire.weights import Manifest, PlanStep
+from wire.weights import TOPIC_ID, Manifest, PlanStep
 
 log = structlog.get_logger("trainer")
 

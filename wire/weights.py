@@ -43,6 +43,10 @@ PlanStep = list[tuple[int, int, int]]
 logger = logging.getLogger(__name__)
 
 
+TOPIC_ID = "topic id"
+"""Key of `Manifest.source`: the broker's own id of the sequences topic, whose name may be given again."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
 

@@ -264,6 +264,24 @@ def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
     return server.process.log().splitlines()
 
 
+def test_a_server_whose_follower_has_died_ends_with_one_line(
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
+) -> None:
+    world = World(num_users=2)
+    wire.publish(world)
+    wire.tell(world.examples())
+    server = ServerProcess(factory, wire.kafka, tmp_path, ("the second swap fails",))
+    try:
+        wait_until(lambda: server.process.status is not None or server.ready(), 60, "it to be up, or over")
+        wire.publish(world, "delta")
+        assert server.process.wait(60) == 1
+    finally:
+        server.close()
+    last = server.process.log().splitlines()[-1]
+    assert "a follower of the topics has ended (RuntimeError('nobody has foreseen this'))" in last
+    assert "start the server again" in last
+
+
 def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
     nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
     lines = ended(ServerProcess(factory, nowhere, tmp_path, connect_timeout_s=1.0))

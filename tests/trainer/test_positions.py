@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from headrace.audit import audit
 from tests.process_factory import Child
 from tests.trainer.stage import Stage, weights_of
 from trainer.device import choose_device
@@ -46,6 +47,32 @@ def test_a_topic_that_was_created_again_is_one_line_that_names_topic_position_an
         assert "it was deleted and created again" in last
         assert "partition 0: example " in last
         assert "start with --from-published" in last
+
+
+def test_the_audit_says_when_weights_were_learned_from_another_topic(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    another = "learned from the sequences topic with id"
+
+    def found() -> list[str]:
+        return [each for check in audit(made.settings).checks for each in check.violations if another in each]
+
+    assert found() == []
+    made.replace_topic()
+    assert len(found()) == 1
+
+
+def test_a_topic_that_is_created_again_under_a_running_trainer_ends_it_with_one_line(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    child = made.start()
+    made.wait_published()
+    made.replace_topic()
+    made.feed(20)
+    last = ends_with_one_line(child)
+    assert f"{made.topics.sequences}: expected the topic with id" in last
+    assert "it was deleted and created again" in last
+    assert "start with --from-published" in last
 
 
 def test_what_was_learned_can_be_kept_when_the_topic_was_created_again(stage: Make) -> None:

@@ -67,6 +67,16 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
         ) from error
 
 
+def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
+    """The broker's own id of a topic, by the consumer's newest metadata; empty where it is not known.
+
+    Another id under the same name is another topic: the first one was deleted. (kafka-python keeps the ids in its
+    cluster metadata alone.)
+    """
+    found = str(consumer._client.cluster.topic_id(topic) or "")  # noqa: SLF001
+    return found if found.strip("0-") else ""
+
+
 def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     """All partitions of a topic. Raises `TopicMissing` where there is no such topic."""
     numbers = consumer.partitions_for_topic(topic)
