@@ -48,8 +48,8 @@ class Job(Protocol):
 class CostModel:
     """Seconds of a batch as ``fixed + per_weight x weight``: least squares over batches, older ones counting less.
 
-    Says nothing before `ENOUGH` batches, and takes no batch for more than ten times what it expected: one that fell into
-    a pause of the machine must not turn requests away.
+    Says nothing before `ENOUGH` batches, and takes no batch for more than ten times what it expected: one that fell
+    into a pause of the machine must not turn requests away.
     """
 
     DECAY, ENOUGH = 0.98, 10
