@@ -46,6 +46,7 @@ function showPoint(point) {
   byId("version").textContent = point.epoch < 0 ? "no version yet" :
     `version ${point.epoch}/${point.number} · ${count(point.num_interactions, "interaction", "interactions")} learned · ` +
     count(point.num_servers, "server", "servers");
+  tickHeadline();
   showPipeline(point);
   showVocabulary(point);
   showLetters(point);
