@@ -122,7 +122,9 @@ class Memory:
         self.arrays.dirty[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """What a version carries, into a server's memory; a base replaces everything."""
+        """What a version carries (which may be nothing), into a reader's memory; a base replaces everything."""
+        if not changes:
+            return
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, keep=not is_base)
@@ -143,6 +145,18 @@ class Memory:
             self._reshape(capacity, width)
         else:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+
+    def adopt(self, published: Memory) -> None:
+        """Go on from what a reader holds: all of it, but how surely the gains are known."""
+        self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
+        self.arrays.dirty[:] = 0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        arrays = self.arrays
+        numbers = (arrays.gain, arrays.gain_square, arrays.clock, arrays.seen, arrays.heat, arrays.weight)
+        return all(bool(np.isfinite(each).all()) for each in numbers)
 
     def copy(self) -> Memory:
         """The same, sharing nothing that changes."""

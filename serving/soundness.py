@@ -23,6 +23,9 @@ def check_sound(version: Version, network: Network) -> None:
     for name, table in snapshot.tables.items():
         if not np.isfinite(table.rows).all():
             raise VersionError(f"rows of table {name} are not finite")
+    for name, array in snapshot.memory.items():
+        if not np.isfinite(array).all():
+            raise VersionError(f"memory's {name} is not finite")
     rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
     num = len(rows_ND)
     if not num:

@@ -65,6 +65,8 @@ def differences(published: Weights, learner: Learner) -> list[str]:
             wrong.append(f"{name}.ids")
         elif not same_bits(table.rows[live], expected.rows[live]):
             wrong.append(f"{name}.rows")
+    theirs = published.memory.changes(everything=True)
+    wrong += [f"memory.{name}" for name, array in ours.memory.items() if not same_bits(array, theirs.get(name))]
     return wrong
 
 

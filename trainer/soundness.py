@@ -54,6 +54,8 @@ def unsound_learner(learner: Learner) -> Unsound | None:
         rows = table.num_rows
         if not (torch.isfinite(table.weight[:rows]).all() and torch.isfinite(table.state[:rows]).all()):
             return Unsound(f"rows of table {name}")
+    if not learner.memory.is_finite:
+        return Unsound("the memory")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
     return None

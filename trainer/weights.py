@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import ModelConfig
+from model.memory import Memory
 from wire.errors import VersionError
 from wire.weights import Manifest, TableRows, Version, VersionAssembler
 
@@ -48,6 +50,7 @@ class Weights:
     dense: dict[str, NDArray[np.floating[Any]]]
     tables: dict[str, Table]
     names: dict[int, str | int]
+    memory: Memory
 
     @property
     def which(self) -> tuple[int, int]:
@@ -63,11 +66,14 @@ class Weights:
                 "read the topic from the manifest's base_offset"
             )
         changes = version.snapshot.tables.items()
+        memory = Memory(ModelConfig.from_dict(version.manifest.model_config))
+        memory.apply(version.snapshot.memory, is_base=True)
         return Weights(
             version.manifest,
             version.snapshot.dense,
             {name: Table.of(rows) for name, rows in changes},
             version.snapshot.names,
+            memory,
         )
 
     def accepts(self, version: Version) -> bool:
@@ -84,7 +90,10 @@ class Weights:
         if version.manifest.kind == "base":
             return Weights.from_base(version)
         tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
-        return Weights(version.manifest, version.snapshot.dense, tables, {**self.names, **version.snapshot.names})
+        memory = self.memory.copy()
+        memory.apply(version.snapshot.memory, is_base=False)
+        names = {**self.names, **version.snapshot.names}
+        return Weights(version.manifest, version.snapshot.dense, tables, names, memory)
 
 
 def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:
