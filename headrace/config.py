@@ -26,12 +26,13 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.client import check_client
 from model.config import ModelConfig
 from serving.config import ServingConfig
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from trainer.config import TrainerConfig
+from wire.checks import Number, Switch
+from wire.client_options import OPTIONS
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
 from wire.errors import ConfigError
 
@@ -117,7 +118,6 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
-        check_client(self.kafka.client)
         return self
 
     @classmethod
@@ -192,7 +192,8 @@ def _parse(kind: Any, text: Any) -> Any:
     """A value of the environment: text becomes a list or a table where the key's type asks for one."""
     origin = typing.get_origin(kind)
     if isinstance(text, dict):
-        return {key: _scalar(value) for key, value in text.items()}
+        # A password may look like a number, and stays text.
+        return {name: _scalar(value) if _is_parsed(name) else value for name, value in text.items()}
     if origin is tuple:
         if text.lstrip().startswith("["):
             return _json(text)
@@ -200,6 +201,10 @@ def _parse(kind: Any, text: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _json(text)
     return text
+
+
+def _is_parsed(option: str) -> bool:
+    return isinstance(OPTIONS.get(option), Number | Switch)
 
 
 def _json(text: str) -> Any:
@@ -279,7 +284,7 @@ def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
     """The file or the environment variable that the value came from."""
     section, *key = (str(part) for part in error["loc"])
     # An owner's own check names the key first: "key: expected …".
-    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].split(".")[-1].strip()
+    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip().removeprefix(f"{section}.")
     return _variable(section, key[0] if key else named) or (source if section in table else "environment")
 
 

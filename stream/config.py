@@ -8,9 +8,6 @@ from typing import Protocol
 from state.config import StoreConfig
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 
-COMPRESSIONS = ("none", "gzip", "zstd")
-"""What every client that Headrace uses can read."""
-
 
 @dataclass(frozen=True)
 class StreamConfig:
@@ -27,8 +24,6 @@ class StreamConfig:
     """Longest wait for a batch to fill."""
     max_outbox: int = 20_000
     """Unsent examples of a partition above which it takes no more actions until the broker has caught up."""
-    compression: str = "zstd"
-    """Of what the worker writes: none, gzip or zstd."""
     commit_interval_s: float = 1.0
     session_timeout_s: float = 10.0
     """A worker not heard of for this long loses its partitions."""
@@ -53,9 +48,6 @@ class StreamConfig:
         for name in (*positive, "start_timeout_s", "recover_timeout_s", "stop_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)}; give a positive number")
-        if self.compression not in COMPRESSIONS:
-            expected = ", ".join(COMPRESSIONS)
-            raise ValueError(f"compression: expected one of {expected}, got {self.compression!r}; zstd is the default")
         if self.heartbeat_s * 2 > self.session_timeout_s:
             raise ValueError(
                 f"heartbeat_s: expected at most half of session_timeout_s ({self.session_timeout_s}), "

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, codec
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownError, UnsupportedVersionError
 
 from wire.config import KafkaConfig
-from wire.errors import ConfigError
 from wire.kafka.options import async_options
 from wire.topics import max_letter_bytes
 
@@ -19,13 +18,8 @@ from wire.topics import max_letter_bytes
 class Producer:
     """An aiokafka producer, replaced by a new one after an error: a failed batch leaves the old one unusable."""
 
-    def __init__(self, config: KafkaConfig, compression: str) -> None:
+    def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        if compression != "none" and not getattr(codec, f"has_{compression}")():
-            raise ConfigError(
-                f"stream.compression: expected an installed codec, got {compression}; install cramjam, or use gzip"
-            )
-        self._compression = None if compression == "none" else compression
         self._producer: AIOKafkaProducer | None = None
         self._lock = asyncio.Lock()
         self.generation = 0
@@ -34,8 +28,9 @@ class Producer:
         """Connect; idempotent where the broker can be."""
         options: dict[str, Any] = {
             "acks": "all", "max_batch_size": 512_000, "enable_idempotence": True,
-            "max_request_size": max(8 << 20, max_letter_bytes(self._config)), "compression_type": self._compression,
-            **async_options(self._config, AIOKafkaProducer),
+            "max_request_size": max(8 << 20, max_letter_bytes(self._config)),
+            "compression_type": None if self._config.compression == "none" else self._config.compression,
+            **async_options(self._config),
         }  # fmt: skip
         try:
             self._producer = await _started(options)

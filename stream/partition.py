@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from state.store import PartitionStore
 from stream.app import Record, record_of
 from stream.claim import Claim, claim
@@ -25,6 +27,7 @@ from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
 from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.refusal import refusal
 from wire.status import PartitionStatus
 from wire.topics import Topics
 
@@ -78,6 +81,8 @@ class Partition:
         self._claimed = asyncio.Event()
         self._fresh_s = time.monotonic()
         """When a record was last applied."""
+        self._read_to = 0
+        """Offset below which nothing is left to read: behind the last record there may be a transaction's markers."""
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
@@ -109,6 +114,10 @@ class Partition:
             log.error("partition failed", partition=self.number, error=repr(error))
             self._shared.fail(error)
 
+    def _give_up_if_refused(self, error: BaseException) -> None:
+        if refused := refusal(error, self._shared.settings.kafka.bootstrap):
+            raise refused from error
+
     # Claiming and relaying
 
     async def _own(self) -> None:
@@ -128,6 +137,7 @@ class Partition:
                 log.warning("fenced off", partition=self.number, why=str(error))
                 await asyncio.sleep(shared.settings.stream.session_timeout_s)
             except BROKER_ERRORS as error:
+                self._give_up_if_refused(error)
                 self._lose_claim()
                 log.warning("relay failed and starts again", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
@@ -156,7 +166,7 @@ class Partition:
         self._relay = OutboxRelay(
             taken.store, shared.producer, shared.settings.kafka, shared.metrics, taken.position, taken.log
         )
-        self._fresh_s = time.monotonic()
+        self._fresh_s, self._read_to = time.monotonic(), 0
         self._claimed.set()
         log.info("partition claimed", partition=self.number, writer_epoch=taken.log.writer_epoch,
                  applied_offset=taken.store.applied_offset)  # fmt: skip
@@ -195,22 +205,30 @@ class Partition:
                 return False
             fresh = [record for record in records if record.offset > store.applied_offset]
             try:
-                if fresh and fresh[0].offset > store.applied_offset + 1:
+                if fresh and fresh[0].offset > self._next_offset(store):
                     await self._fill(store, fresh[0].offset)
             except BROKER_ERRORS as error:
+                self._give_up_if_refused(error)
                 log.warning("reading a gap failed and starts again", partition=self.number, error=repr(error))
                 return False
             return await self._write(store, [record for record in fresh if record.offset > store.applied_offset])
 
     async def _fill(self, store: PartitionStore, stop: int) -> None:
         """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
-        start = store.applied_offset + 1
-        log.info("reading a gap", partition=self.number, offsets=[start, stop])
+        start, num_records = self._next_offset(store), 0
         async for batch in read_range(
             self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop
         ):
+            num_records += len(batch)
             if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
                 return
+        self._read_to = max(self._read_to, stop)
+        if num_records:  # a transaction's markers leave gaps too, in which there is nothing
+            log.info("read a gap", partition=self.number, offsets=[start, stop], num_records=num_records)
+
+    def _next_offset(self, store: PartitionStore) -> int:
+        """The lowest offset that may hold a record that is not in the store."""
+        return max(store.applied_offset + 1, self._read_to)
 
     async def _write(self, store: PartitionStore, records: Sequence[Record]) -> bool:
         """Apply in write batches of a bounded size; False when the partition was lost on the way."""
@@ -241,7 +259,9 @@ class Partition:
     def look(self, end: int) -> None:
         """Given the end of the actions partition: catch up where Faust does not."""
         store, idle_s = self._store, time.monotonic() - self._fresh_s
-        if store is None or not self._claimed.is_set() or end <= store.applied_offset + 1 or idle_s <= STALL_S:
+        if store is None or not self._claimed.is_set() or idle_s <= STALL_S:
+            return
+        if end <= self._next_offset(store):
             return
         busy = self._catching_up is not None and not self._catching_up.done()
         if not busy and store.outbox_len <= self._shared.settings.stream.max_outbox:
@@ -253,9 +273,12 @@ class Partition:
                 try:
                     await self._fill(self._store, end)
                 except BROKER_ERRORS as error:
+                    self._give_up_if_refused(error)
                     log.warning("catching up failed", partition=self.number, error=repr(error))
 
     def status(self) -> PartitionStatus:
-        """Where the partition is; all unknown while it is being claimed."""
+        """Where the partition is; all unknown while it is being claimed. Offsets that hold nothing count as applied."""
         store = self._store
-        return PartitionStatus() if store is None else store.status()
+        if store is None:
+            return PartitionStatus()
+        return msgspec.structs.replace(store.status(), applied_offset=self._next_offset(store) - 1)

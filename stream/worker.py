@@ -32,6 +32,7 @@ from wire.errors import BrokerUnavailable, HeadraceError
 from wire.kafka.admin import config_drift, ensure_topics
 from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics, topics_of
@@ -50,7 +51,7 @@ class Worker:
         self.topics = Topics.under(settings.kafka.prefix)
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics()
-        self.producer = Producer(settings.kafka, settings.stream.compression)
+        self.producer = Producer(settings.kafka)
         self._shared = Shared(settings, self.topics, self.metrics, self.producer, self.fail)
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
@@ -109,7 +110,10 @@ class Worker:
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
-                log.warning("faust stopped by itself and is started again", error=repr(error))
+                if refused := refusal(error, self.settings.kafka.bootstrap):
+                    self.fail(refused)
+                else:
+                    log.warning("faust stopped by itself and is started again", error=repr(error))
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await self._stop_faust(app)
@@ -159,6 +163,8 @@ class Worker:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
+                if refused := refusal(error, self.settings.kafka.bootstrap):
+                    self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
                     log.warning("the broker is away", error=repr(error))

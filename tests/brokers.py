@@ -168,7 +168,7 @@ class ApacheKafka:
     kind = "apache"
     durable = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -177,7 +177,8 @@ class ApacheKafka:
         self._properties = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
         text = SERVER_PROPERTIES.format(port=self.port, controller_port=free_port(), data=folder / "data")
-        self._properties.write_text(text)
+        # Of a setting that stands twice the last counts.
+        self._properties.write_text(text + "".join(f"{name}={value}\n" for name, value in settings.items()))
         self._format()
         self.restart()
 

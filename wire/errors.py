@@ -7,6 +7,7 @@
     ├── CodecError (also ValueError)         bytes that are not a message of ours
     ├── VersionError                         a version does not fit the weights that it is applied to
     ├── BrokerUnavailable (also ConnectionError)  no broker answered in time
+    ├── ClientRefused                        a Kafka client cannot work as it is set up, however often it tries
     ├── TopicMissing                         the broker has no such topic
     └── TopicsMismatch                       a topic exists with another number of partitions than configured
 
@@ -35,6 +36,10 @@ class VersionError(HeadraceError):
 
 class BrokerUnavailable(HeadraceError, ConnectionError):
     """No broker answered in time."""
+
+
+class ClientRefused(HeadraceError):
+    """A Kafka client cannot work as it is set up, however often it tries."""
 
 
 class TopicMissing(HeadraceError):

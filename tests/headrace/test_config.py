@@ -97,8 +97,29 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("partitions = 3\n", ["partitions: expected every key in its section", "write it under [kafka]"]),
         ("[kafka.client]\nsecurity_protocl = 'SSL'\n", ["kafka.client.security_protocl", "mean security_protocol?"]),
         ("[kafka.client]\nsecurity_protocol = 'TLS'\n", ["kafka.client.security_protocol: expected one of", "'TLS'"]),
-        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got none; add it"]),
+        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got None; add it"]),
         ("[kafka.client]\nssl_cafile = '/no.pem'\n", ["kafka.client.ssl_cafile: expected a file", "'/no.pem'"]),
+        (
+            "[kafka.client]\nreconnect_backoff_ms = 5\n",
+            ["kafka.client.reconnect_backoff_ms: expected an option that every"],
+        ),
+        ("[kafka.client]\nsocks5_proxy = 'x'\n", ["kafka.client.socks5_proxy: expected an option that every Kafka"]),
+        ("[kafka.client]\nclient_id = 5\n", ["kafka.client.client_id: expected a string", "got 5"]),
+        ("[kafka.client]\nrequest_timeout_ms = 1.5\n", ["kafka.client.request_timeout_ms: expected a whole number"]),
+        ("[kafka.client]\nssl_check_hostname = 1\n", ["kafka.client.ssl_check_hostname: expected true or false"]),
+        (
+            "[kafka.client]\nssl_password = 'x'\n",
+            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nobody would"],
+        ),
+        (
+            "[kafka.client]\nsasl_mechanism = 'PLAIN'\n",
+            ["kafka.client.security_protocol: expected SASL_SSL or SASL_PL"],
+        ),
+        (
+            "[kafka.client]\nsecurity_protocol='SASL_SSL'\nsasl_mechanism='PLAIN'\nsasl_plain_username='x'\n",
+            ["kafka.client.sasl_plain_password: expected text, for PLAIN"],
+        ),
+        ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of none, gzip", "got 'brotli'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -130,6 +151,16 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
         read_settings()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "PLAIN", "SASL_PLAIN_USERNAME": "007",
+               "SASL_PLAIN_PASSWORD": "12345", "SSL_CHECK_HOSTNAME": "false"}  # fmt: skip
+    for name, value in options.items():
+        monkeypatch.setenv(f"HEADRACE_KAFKA__CLIENT__{name}", value)
+    client = read_settings().kafka.client
+    assert (client["sasl_plain_username"], client["sasl_plain_password"]) == ("007", "12345")
+    assert client["ssl_check_hostname"] is False
 
 
 def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

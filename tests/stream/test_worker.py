@@ -114,7 +114,7 @@ def test_a_bad_record_as_large_as_the_topic_takes_is_a_dead_letter_in_full(
 def test_a_bad_record_too_large_for_the_dead_letters_is_cut(
     deployment: Deployment, worker: Make, num_bytes: int, compression: str
 ) -> None:
-    deployment.environment["HEADRACE_STREAM__COMPRESSION"] = compression
+    deployment.environment["HEADRACE_KAFKA__COMPRESSION"] = compression
     value = b"x" * num_bytes  # more than the dead letters' topic takes; more than the client sends
     letter = letter_of(value, deployment, worker, compression="gzip")
     assert value.startswith(letter.value)

@@ -42,10 +42,7 @@ class Deployment:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # By default a client that met no broker waits up to 30 s before it looks again.
-        self.kafka = KafkaConfig(
-            bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions, client=RECONNECT
-        )
+        self.kafka = KafkaConfig(bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions)
         self.store = StoreConfig(path=self.folder / "state")
         self.stream = StreamConfig(
             session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3,

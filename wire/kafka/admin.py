@@ -13,6 +13,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
 from wire.kafka.options import sync_options
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
 from wire.topics import Topic, topics_of
 
@@ -37,6 +38,8 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
         try:
             return _ensure(config, deadline)
         except KafkaError as error:
+            if refused := refusal(error, config.bootstrap):
+                raise refused from error
             if time.monotonic() >= deadline or not error.retriable:
                 raise BrokerUnavailable(
                     f"the broker at {config.bootstrap} could not say which topics it has or create them: {error!r}; "

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from wire.config import KafkaConfig
-from wire.kafka.options import async_options
+from wire.kafka.options import ISOLATION, async_options
 
 MAX_RECORDS = 2_000
 
@@ -17,9 +17,11 @@ MAX_RECORDS = 2_000
 @asynccontextmanager
 async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]:
     """An aiokafka consumer for manual assignment."""
-    options = async_options(config, AIOKafkaConsumer)
-    own = {"enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000}
-    consumer = AIOKafkaConsumer(**{**own, **options})
+    own = {
+        "enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000,
+        "isolation_level": ISOLATION,
+    }  # fmt: skip
+    consumer = AIOKafkaConsumer(**{**own, **async_options(config)})
     try:
         await consumer.start()
         yield consumer
@@ -28,7 +30,7 @@ async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
-    """Partition → offset of the record that would come next."""
+    """Partition → offset of the record that would come next; where a transaction is open, that of its first record."""
     found = await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])
     return {key.partition: offset for key, offset in found.items()}
 

@@ -1,7 +1,8 @@
 """kafka-python's consumers, in one way: no group, no commits, partitions and offsets that the caller names.
 
 `ends` is where a partition ends. It asks twice, because the embedded broker answers ``end_offsets`` with the *first*
-offset of its last batch; what a fetch says of the high watermark is right on every broker.
+offset of its last batch: where a fetch from there returns records, the high watermark is the end. Where a fetch returns
+none, what lies between belongs to a transaction that is still open, and nobody can read it yet.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
-from wire.kafka.options import sync_options
+from wire.kafka.options import ISOLATION, sync_options
+from wire.kafka.refusal import refusal
 
 POLL_MS = 200
 ANSWER_S = 10.0
@@ -42,6 +44,7 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
         "group_id": None,
         "enable_auto_commit": False,
         "allow_auto_create_topics": False,
+        "isolation_level": ISOLATION,
         "auto_offset_reset": "earliest",
         "max_poll_records": 5000,
         "fetch_max_wait_ms": 100,
@@ -61,6 +64,8 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
     try:
         return make_consumer(kafka, **{"bootstrap_timeout_ms": max(1, int(timeout_s * 1000)), **options})
     except (KafkaError, OSError) as error:
+        if refused := refusal(error, kafka.bootstrap):
+            raise refused from error
         raise BrokerUnavailable(
             f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
             "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
@@ -88,7 +93,7 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
 
 
 def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-    """The offset that the next record of each partition will get. Assigns the partitions, and leaves them anywhere.
+    """The offset behind each partition's last readable record. Assigns the partitions, and leaves them anywhere.
 
     Raises `KafkaTimeoutError` when the broker falls silent.
     """
@@ -96,12 +101,13 @@ def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[
     near = consumer.end_offsets(wanted)
     _place(consumer, near)
     deadline = time.monotonic() + ANSWER_S
+    returned = set[TopicPartition]()
     while any(consumer.highwater(partition) is None for partition in wanted):
-        consumer.poll(timeout_ms=POLL_MS, max_records=1)
+        returned |= consumer.poll(timeout_ms=POLL_MS).keys()
         if time.monotonic() > deadline:
             topic = wanted[0].topic
             raise KafkaTimeoutError(f"{topic}: the broker did not say within {ANSWER_S:.0f} s where its partitions end")
-    return {partition: max(near[partition], consumer.highwater(partition)) for partition in wanted}
+    return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
 
 
 def _place(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:

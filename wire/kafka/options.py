@@ -1,63 +1,66 @@
-"""Arguments for the three Kafka clients (kafka-python, aiokafka, Faust) from one `KafkaConfig`.
+"""Options of the Kafka clients (kafka-python, aiokafka, and Faust's, which is aiokafka's) from one `KafkaConfig`.
 
-``kafka.client`` passes through verbatim, in kafka-python's words (``security_protocol``, ``sasl_mechanism``,
-``ssl_cafile``, …). aiokafka has the same words but takes TLS as a context, and Faust takes credentials as an object.
+``kafka.client`` holds what `wire.client_options` lists, in kafka-python's words; each of them reaches every client.
+aiokafka takes TLS as a context, which is made here.
+
+No client makes topics: they would have the broker's settings instead of those of `wire.topics`. Every consumer reads
+committed records alone.
 """
 
 from __future__ import annotations
 
-import inspect
+import ssl
+from functools import partial
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+import aiokafka.client
 from aiokafka.errors import KafkaError as AsyncKafkaError
 from aiokafka.helpers import create_ssl_context
 from kafka.errors import KafkaError as SyncKafkaError
+from kafka.net.compat import KafkaNetClient
 
 from wire.config import KafkaConfig
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
-"""What the clients raise while a broker is away; whoever meets one of them tries again."""
+"""What the clients raise while a broker is away: whoever meets one tries again, unless `wire.kafka.refusal` says no."""
+ISOLATION = "read_committed"
+
+
+class _Client(KafkaNetClient):
+    """kafka-python's connections, which forget these two options on the way to what asks for metadata."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        cluster = self._manager.cluster.config
+        cluster["allow_auto_create_topics"] = False
+        cluster["retry_backoff_ms"] = options.get("retry_backoff_ms", cluster["retry_backoff_ms"])
 
 
 def sync_options(config: KafkaConfig) -> dict[str, Any]:
     """For kafka-python's clients."""
-    return {"bootstrap_servers": config.bootstrap, **config.client}
+    return {"bootstrap_servers": config.bootstrap, "kafka_client": _Client, **config.client}
 
 
-def async_options(config: KafkaConfig, client: type[AIOKafkaConsumer | AIOKafkaProducer]) -> dict[str, Any]:
-    """For an aiokafka client: the options that it has, TLS files as a context."""
-    known = inspect.signature(client).parameters
-    options = {"bootstrap_servers": config.bootstrap} | {k: v for k, v in config.client.items() if k in known}
+def async_options(config: KafkaConfig) -> dict[str, Any]:
+    """For aiokafka's clients, Faust's consumer among them."""
+    options = {name: value for name, value in config.client.items() if not name.startswith("ssl_")}
     context = _tls_context(config)
-    return options | ({"ssl_context": context} if context else {})
+    return {"bootstrap_servers": config.bootstrap, **options} | ({"ssl_context": context} if context else {})
 
 
-def faust_options(config: KafkaConfig) -> dict[str, Any]:
-    """For ``faust.App``: its broker URLs and its credentials."""
-    from faust.auth import SASLCredentials, SSLCredentials
-
-    servers = config.bootstrap.split(",")
-    options: dict[str, Any] = {"broker": [f"kafka://{server.strip()}" for server in servers]}
-    protocol = config.client.get("security_protocol", "PLAINTEXT")
-    if protocol.startswith("SASL"):
-        options["broker_credentials"] = SASLCredentials(
-            username=config.client.get("sasl_plain_username"),
-            password=config.client.get("sasl_plain_password"),
-            mechanism=config.client.get("sasl_mechanism", "PLAIN"),
-            ssl_context=_tls_context(config),
-        )
-    elif protocol == "SSL":
-        options["broker_credentials"] = SSLCredentials(_tls_context(config))
-    return options
-
-
-def _tls_context(config: KafkaConfig) -> Any:
-    if "SSL" not in config.client.get("security_protocol", "PLAINTEXT"):
+def _tls_context(config: KafkaConfig) -> ssl.SSLContext | None:
+    client = config.client
+    if "SSL" not in client.get("security_protocol", "PLAINTEXT"):
         return None
-    if "ssl_context" in config.client:
-        return config.client["ssl_context"]
     names = {"ssl_cafile": "cafile", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile", "ssl_password": "password"}
-    context = create_ssl_context(**{to: config.client[name] for name, to in names.items() if name in config.client})
-    context.check_hostname = config.client.get("ssl_check_hostname", True)
+    context: ssl.SSLContext = create_ssl_context(**{to: client[name] for name, to in names.items() if name in client})
+    context.check_hostname = client.get("ssl_check_hostname", True)
+    if "ssl_crlfile" in client:
+        context.load_verify_locations(client["ssl_crlfile"])
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
+
+
+# aiokafka has no option for it: whatever it asks a broker about would be made there, as kafka-python's
+# allow_auto_create_topics. It asks in this module alone.
+aiokafka.client.MetadataRequest = partial(aiokafka.client.MetadataRequest, allow_auto_topic_creation=False)

@@ -26,5 +26,6 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
         "reconnect_backoff_max_ms": 1_000,
         "allow_auto_create_topics": False,
         "metrics_enabled": False,
+        "compression_type": None if kafka.compression == "none" else kafka.compression,
     }
     return KafkaProducer(**{**ours, **options, **sync_options(kafka)})

@@ -15,6 +15,7 @@ from kafka.errors import KafkaError
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.consumer import partitions_of
+from wire.kafka.refusal import refusal
 
 RETRY_S = 1.0
 log = structlog.get_logger("wire")
@@ -26,12 +27,17 @@ class StoppedError(Exception):
 
 
 def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop: threading.Event) -> Result:
-    """Do it, and again every second while the broker is away. Raises `StoppedError` once ``stop`` is set."""
+    """Do it, and again every second while the broker is away.
+
+    Raises `StoppedError` once ``stop`` is set, and `ClientRefused` where no retry would help.
+    """
     is_away = False
     while True:
         try:
             result = action()
         except (KafkaError, OSError) as error:
+            if refused := refusal(error, kafka.bootstrap):
+                raise refused from error
             if not is_away:
                 log.warning("broker away, trying again", what=what, broker=kafka.bootstrap, error=repr(error))
             is_away = True
