@@ -36,7 +36,8 @@ class JaggedBatch:
     sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
     else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
     ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step makes it a choice (`model.kinds`),
-    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
+    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time;
+    for the last, its own).
     ``seed_B``: a number of the user's first example in the step.
     """
 
