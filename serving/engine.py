@@ -202,7 +202,7 @@ class Engine:
 
 def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
     """(K,) how many of the user's interactions had each kind."""
-    return unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64)
+    return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
 
 
 def _columns(ask: Ask, config: ModelConfig) -> Columns:
