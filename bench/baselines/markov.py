@@ -23,7 +23,7 @@ class Markov(Popular):
         after = self._next.get(int(past[-1])) if len(past) else None
         if after:
             score_V[list(after)] += list(after.values())
-        return score_V
+        return np.asarray(score_V)
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
         """One more transition."""

@@ -15,4 +15,4 @@ class Own(Popular):
         """Own counts before everybody's."""
         score_V: NDArray[np.float64] = self.count_V / (1.0 + self.count_V.sum())
         np.add.at(score_V, past, 1.0)
-        return score_V
+        return np.asarray(score_V)
