@@ -69,7 +69,7 @@ class Known:
             for user in self.world.histories:
                 past = self.histories.get(user)
                 assert past is not None
-                ask = Ask(user, past.interactions, np.zeros(0, np.int64), NOW_MS)
+                ask = Ask(user, past.interactions, np.zeros(0, np.int64), NOW_MS, exclude_seen=None)
                 found = self.engine.answer(held, [ask])[0]
                 self.items[held.which[1], user] = [
                     {"item": held.names[key], "score": score}
