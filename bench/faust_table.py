@@ -15,7 +15,6 @@ import faust
 import msgspec
 
 from wire.config import KafkaConfig
-from wire.kafka.options import faust_options
 from wire.topics import Topics
 
 MAX_CONTEXT = 200
@@ -24,7 +23,8 @@ MAX_CONTEXT = 200
 async def append(kafka: KafkaConfig, folder: Path, num_actions: int) -> float:
     """Take ``num_actions`` of the actions topic, alone or in lists; processor seconds from the first on."""
     app = faust.App(
-        f"{kafka.prefix}-table", **faust_options(kafka), store="rocksdb://?driver=rocksdict", datadir=str(folder),
+        f"{kafka.prefix}-table", broker=f"kafka://{kafka.bootstrap}", store="rocksdb://?driver=rocksdict",
+        datadir=str(folder),
         web_enabled=False, autodiscover=False, topic_partitions=kafka.partitions, topic_disable_leader=True,
         consumer_auto_offset_reset="earliest", stream_buffer_maxsize=10_000, broker_max_poll_records=500,
     )  # fmt: skip

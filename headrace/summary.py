@@ -29,6 +29,7 @@ def summarise(
         "interactions_trained": newest.num_interactions,
         "dead_letters": report.sums["num_dead_letters"],
         "hr10": retrieval["model"]["hr10"],
+        "hr10_counts": retrieval["counts"]["hr10"],
         "hr10_popular": retrieval["popular_unseen"]["hr10"],
         "ne": ranking["ne"],
         "ne_popular": ranking["ne_baseline"],
@@ -51,7 +52,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     fresh = summary["freshness_p50_s"]
     sign = "=" if summary["actions_in"] == summary["interactions_trained"] else "≠"
     counted = f"{summary['actions_in']:,} {sign} {summary['interactions_trained']:,}"
-    learned = f"HR@10 {number(summary['hr10'])}, the most popular {number(summary['hr10_popular'])}"
+    others = f"counting alone {number(summary['hr10_counts'])}, the most popular {number(summary['hr10_popular'])}"
+    learned = f"HR@10 {number(summary['hr10'])}, {others}"
     ranked = f"NE {number(summary['ne'])}, the item's own rate {number(summary['ne_popular'])}"
     age = "–" if fresh is None else f"{fresh:.1f} s"
     served = f"versions published: {summary['versions_published']:,}; served at the end: {summary['version_served']}"

@@ -25,7 +25,7 @@ from torch import Tensor
 from kernels.memory import MemoryEvents
 from model.config import ModelConfig
 from model.memory import events_of
-from model.tokens import ITEMS, query_times, token_times
+from model.tokens import ITEMS, query_times, token_times, unpack_kinds
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
@@ -192,7 +192,17 @@ class Engine:
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
         y_CM = network.judge(x_CM, ask.now_ms, past)
-        return network.model.rank_logits(y_CM)
+        assert version.tables.rates is not None
+        rows_C, done_K = version.tables[ITEMS].lookup(candidates), _kinds_done(done.columns, network.config)
+        prior_CPK = version.tables.rates.prior(
+            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
+        )
+        return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
+
+
+def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
+    """(K,) how many of the user's interactions had each kind."""
+    return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
 
 
 def _columns(ask: Ask, config: ModelConfig) -> Columns:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kernels import IdMap
 from model.config import ModelConfig
 from model.memory import Memory
+from model.rates import Rates
 from wire.weights import Snapshot, TableRows
 
 Int64 = NDArray[np.int64]
@@ -132,12 +133,13 @@ class RowTable:
 
 
 class TableSet:
-    """All tables of the weights, by name, and the memory (None before the first version)."""
+    """All tables of the weights, by name, the memory and the rates (None before the first version)."""
 
     def __init__(self, device: torch.device, backend: str) -> None:
         self.device, self.backend = device, backend
         self.tables: dict[str, RowTable] = {}
         self.memory: Memory | None = None
+        self.rates: Rates | None = None
 
     def __getitem__(self, name: str) -> RowTable:
         return self.tables[name]
@@ -150,9 +152,10 @@ class TableSet:
         if is_base:
             self.tables = {}
         self.apply_rows(change.tables, derive)
-        if self.memory is None or is_base:
-            self.memory = Memory(config, backend=self.backend)
+        if self.memory is None or self.rates is None or is_base:
+            self.memory, self.rates = Memory(config, backend=self.backend), Rates(len(config.kinds))
         self.memory.apply(change.memory, is_base=is_base)
+        self.rates.apply(change.rates, is_base=is_base)
 
     def apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
         """The embedding rows of a version."""
@@ -167,4 +170,5 @@ class TableSet:
         other = TableSet(self.device, self.backend)
         other.apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
         other.memory = self.memory.copy() if self.memory is not None else None
+        other.rates = self.rates.copy() if self.rates is not None else None
         return other

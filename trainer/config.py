@@ -94,8 +94,8 @@ class TrainerConfig:
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
-    max_step_targets: int = 256
-    file_take: int = 256
+    max_step_targets: int = 64
+    file_take: int = 64
     step_linger_s: float = 0.2
     # Learning
     max_train_context: int = 0

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kernels.memory import MemoryOutcome
 from model.embedding import EmbeddingTable
-from trainer.baseline import PopularityBaseline, RateBaseline
+from model.rates import Rates
+from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.metrics import RANKERS, Predictions, PrequentialMetrics, outcomes
@@ -51,7 +52,7 @@ class Judge:
         self,
         config: TrainerConfig,
         popularity: PopularityBaseline,
-        rates: RateBaseline,
+        rates: Rates,
         metrics: PrequentialMetrics,
     ) -> None:
         self._config, self._popularity, self._rates, self._metrics = config, popularity, rates, metrics

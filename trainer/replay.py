@@ -65,8 +65,9 @@ def differences(published: Weights, learner: Learner) -> list[str]:
             wrong.append(f"{name}.ids")
         elif not same_bits(table.rows[live], expected.rows[live]):
             wrong.append(f"{name}.rows")
-    theirs = published.memory.changes(everything=True)
-    wrong += [f"memory.{name}" for name, array in ours.memory.items() if not same_bits(array, theirs.get(name))]
+    theirs = {"memory": published.memory.changes(everything=True), "rates": published.rates.changes(everything=True)}
+    for part, arrays in (("memory", ours.memory), ("rates", ours.rates)):
+        wrong += [f"{part}.{name}" for name, array in arrays.items() if not same_bits(array, theirs[part].get(name))]
     return wrong
 
 

@@ -24,7 +24,7 @@ def learner_arrays(learner: Learner) -> Arrays:
         "frequency": learner.frequency.state_dict(),
         "metrics": learner.metrics.state_dict(),
         "popularity": {"count": learner.popularity.count_V},
-        "rates": {"shown": learner.rates.shown_V, "done": learner.rates.done_VK},
+        "rates": learner.rates.state_dict(),
         "memory": learner.memory.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
@@ -41,7 +41,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.frequency.load_state_dict(part_of(arrays, "frequency"))
     learner.metrics.load_state_dict(part_of(arrays, "metrics"))
     learner.popularity.count_V = arrays["popularity.count"].copy()
-    learner.rates.shown_V, learner.rates.done_VK = arrays["rates.shown"].copy(), arrays["rates.done"].copy()
+    learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
@@ -60,6 +60,7 @@ def restore_published(learner: Learner, weights: Weights) -> None:
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)
+    learner.rates = weights.rates.copy()
     learner.names, learner.unpublished_names = dict(weights.names), {}
     learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
     learner.num_feedback = manifest.num_feedback
@@ -110,6 +111,8 @@ def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
         table.mark_published()
     memory = learner.memory.changes(everything=everything)
     learner.memory.mark_published()
+    rates = learner.rates.changes(everything=everything)
+    learner.rates.mark_published()
     names = dict(learner.names if everything else learner.unpublished_names)
     learner.unpublished_names = {}
-    return Snapshot(dense, tables, names, memory)
+    return Snapshot(dense, tables, names, memory, rates)

@@ -74,4 +74,4 @@ def _probe(learner: Learner) -> torch.Tensor:
     y_TM = model.encode(x_TM, offsets, time_T, time_T, backend=learner.config.backend)
     query_TD = model.retrieval_query(torch.cat([y_TM, model.start_M[None]]))
     table_UD = model.retrieval_table(F.embedding(rows, learner.items.weight))
-    return torch.cat([model.rank_logits(y_TM).flatten(), (query_TD @ table_UD.T).flatten()])
+    return torch.cat([model.rank_logits(y_TM, None).flatten(), (query_TD @ table_UD.T).flatten()])

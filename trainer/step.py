@@ -25,8 +25,9 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.rates import Rates, done_before
 from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
-from trainer.baseline import PopularityBaseline, RateBaseline
+from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
@@ -82,7 +83,7 @@ class Learner:
         self.unpublished_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
-        self.rates = RateBaseline(len(model.kinds))
+        self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
         self.histories = Histories(model.max_context)
@@ -224,10 +225,16 @@ class Learner:
             negatives,
             exact,
         )
-        logits_RK = self.model.rank_logits(item_RM)
+        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(batch, target_row_R)))
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
         )
+
+    def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
+        """(R, 2, K) what rates alone say of each target."""
+        target_R = batch.target_R
+        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
         """(R,) rows of the targets' items. New interactions are sightings; feedback is of an item sighted before."""

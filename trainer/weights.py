@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.memory import Memory
+from model.rates import Rates
 from wire.errors import VersionError
 from wire.weights import Manifest, TableRows, Version, VersionAssembler
 
@@ -51,6 +52,7 @@ class Weights:
     tables: dict[str, Table]
     names: dict[int, str | int]
     memory: Memory
+    rates: Rates
 
     @property
     def which(self) -> tuple[int, int]:
@@ -66,14 +68,17 @@ class Weights:
                 "read the topic from the manifest's base_offset"
             )
         changes = version.snapshot.tables.items()
-        memory = Memory(ModelConfig.from_dict(version.manifest.model_config))
+        config = ModelConfig.from_dict(version.manifest.model_config)
+        memory, rates = Memory(config), Rates(len(config.kinds))
         memory.apply(version.snapshot.memory, is_base=True)
+        rates.apply(version.snapshot.rates, is_base=True)
         return Weights(
             version.manifest,
             version.snapshot.dense,
             {name: Table.of(rows) for name, rows in changes},
             version.snapshot.names,
             memory,
+            rates,
         )
 
     def accepts(self, version: Version) -> bool:
@@ -90,10 +95,11 @@ class Weights:
         if version.manifest.kind == "base":
             return Weights.from_base(version)
         tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
-        memory = self.memory.copy()
+        memory, rates = self.memory.copy(), self.rates.copy()
         memory.apply(version.snapshot.memory, is_base=False)
+        rates.apply(version.snapshot.rates, is_base=False)
         names = {**self.names, **version.snapshot.names}
-        return Weights(version.manifest, version.snapshot.dense, tables, names, memory)
+        return Weights(version.manifest, version.snapshot.dense, tables, names, memory, rates)
 
 
 def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:

@@ -128,6 +128,7 @@ class Snapshot:
     tables: dict[str, TableRows]
     names: dict[int, str | int]
     memory: dict[str, NDArray[Any]] = field(default_factory=dict)
+    rates: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +145,8 @@ def encode_blob(snapshot: Snapshot) -> bytes:
     for table, rows in snapshot.tables.items():
         for part in ("ids", "row_index", "rows", "tombstones"):
             tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
-    tensors |= {f"memory.{name}": np.ascontiguousarray(array) for name, array in snapshot.memory.items()}
+    for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
+        tensors |= {f"{part}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
     tensors["names"] = np.frombuffer(names, np.uint8)
     blob: bytes = save_tensors(tensors)
@@ -158,12 +160,14 @@ def decode_blob(blob: bytes) -> Snapshot:
         names = dict(json.loads(tensors.pop("names").tobytes()))
     except (SafetensorError, KeyError, ValueError) as error:
         raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
-    dense = {name.removeprefix("dense."): array for name, array in tensors.items() if name.startswith("dense.")}
-    memory = {name.removeprefix("memory."): array for name, array in tensors.items() if name.startswith("memory.")}
-    tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith(("dense.", "memory."))})
-    parts = ("ids", "row_index", "rows", "tombstones")
-    rows = {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}
-    return Snapshot(dense, rows, names, memory)
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = array
+    dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
+    columns = ("ids", "row_index", "rows", "tombstones")
+    tables = {table: TableRows(*(arrays[column] for column in columns)) for table, arrays in sorted(parts.items())}
+    return Snapshot(dense, tables, names, memory, rates)
 
 
 def checksum(blob: bytes) -> str:

@@ -68,9 +68,8 @@ def judge(baseline: Baseline, recording: Recording, memory: MemoryArrays, *, lea
             past = part.past_rows[part.past_begin_R[r] : part.past_end_R[r]]
             met = part.met_rows[part.met_begin_R[r] : part.met_end_R[r]]
             if part.chosen_R[r]:
-                ranks.append(
-                    rank(baseline.score(past), known_V, row, met if leaves_out else met[:0]) if known_V[row] else 0
-                )
+                left_out, known = met if leaves_out else met[:0], known_V[row]
+                ranks.append(rank(baseline.score(past), known_V, row, left_out) if known else 0)
                 if row:
                     baseline.learn(row, past)
             known_V[row] |= row > 0

@@ -19,11 +19,11 @@ class Markov(Popular):
 
     def score(self, past: NDArray[np.int32]) -> NDArray[np.float64]:
         """Transitions from the last item, then popularity."""
-        score_V = self.count_V / (1.0 + self.count_V.sum())
+        score_V: NDArray[np.float64] = self.count_V / (1.0 + self.count_V.sum())
         after = self._next.get(int(past[-1])) if len(past) else None
         if after:
             score_V[list(after)] += list(after.values())
-        return score_V
+        return np.asarray(score_V)
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
         """One more transition."""

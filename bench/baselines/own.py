@@ -13,6 +13,6 @@ class Own(Popular):
 
     def score(self, past: NDArray[np.int32]) -> NDArray[np.float64]:
         """Own counts before everybody's."""
-        score_V = self.count_V / (1.0 + self.count_V.sum())
+        score_V: NDArray[np.float64] = self.count_V / (1.0 + self.count_V.sum())
         np.add.at(score_V, past, 1.0)
-        return score_V
+        return np.asarray(score_V)

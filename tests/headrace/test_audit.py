@@ -104,7 +104,8 @@ def test_a_violation_is_the_commands_exit_status(
 def test_a_demo_whose_audit_finds_something_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
     summary: dict[str, Any] = {
         **dict.fromkeys(("actions_in", "interactions_trained", "dead_letters", "versions_published"), 1),
-        **dict.fromkeys(("hr10", "hr10_popular", "ne", "ne_popular", "freshness_p50_s", "actions_per_s"), 0.5),
+        **dict.fromkeys(("hr10", "hr10_counts", "hr10_popular", "ne", "ne_popular"), 0.5),
+        **dict.fromkeys(("freshness_p50_s", "actions_per_s"), 0.5),
         "version_served": "0/1", "new_actions": [],
     }  # fmt: skip
     report = Report([Check("nothing is lost", "", 1, 1)], {})

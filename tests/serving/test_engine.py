@@ -83,7 +83,9 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
         )
         learner.memory.score(events, logits)
-        return torch.from_numpy(logits[0]), torch.sigmoid(learner.model.rank_logits(item_RM)[-1])
+        prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
+        ranked = learner.model.rank_logits(item_RM, torch.from_numpy(prior))[-1]
+        return torch.from_numpy(logits[0]), torch.sigmoid(ranked)
 
 
 def close_to(found: Found, expected: Found) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 NUM_RATINGS = 3_000
 ASKED = {
-    "actions_in", "interactions_trained", "dead_letters", "hr10", "hr10_popular", "ne", "ne_popular",
+    "actions_in", "interactions_trained", "dead_letters", "hr10", "hr10_counts", "hr10_popular", "ne", "ne_popular",
     "versions_published", "version_served", "freshness_p50_s", "recommendations_before", "recommendations_after",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
-from trainer.baseline import PopularityBaseline, RateBaseline
+from trainer.baseline import PopularityBaseline
 from trainer.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,27 +48,6 @@ def test_everything_equally_popular_ranks_in_the_middle() -> None:
     live_V = np.ones(11, np.bool_)
     ranks, _ = PopularityBaseline().ranks(np.array([3]), live_V, np.zeros(0, np.int64), np.array([0, 0]))
     assert ranks.tolist() == [6]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_rates_are_those_of_a_recount(seed: int) -> None:
-    rng, baseline = np.random.default_rng(seed), RateBaseline(2, strength=4.0)
-    shown, done = Counter[int](), dict[int, np.ndarray]()
-    for step in range(8):
-        rows = rng.integers(0, 20 + 30 * step, 12)
-        total = sum(shown.values())
-        prior = (sum(done.values(), np.zeros(2)) + 1) / (total + 2)
-        expected = [(done.get(row, np.zeros(2)) + 4 * prior) / (shown[row] + 4) for row in rows.tolist()]
-        np.testing.assert_allclose(baseline.predict(rows), expected)
-        kinds = (rng.random((12, 2)) < 0.4).astype(np.float32)
-        is_new = rng.random(12) < 0.7
-        baseline.learn(rows, kinds, is_new)
-        for row, what, new in zip(rows.tolist(), kinds, is_new.tolist(), strict=True):
-            shown[row] += new
-            done[row] = done.get(row, np.zeros(2)) + what
-        gone = int(rows[0])
-        baseline.forget(np.array([gone]))
-        shown[gone], done[gone] = 0, np.zeros(2)
 
 
 def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
