@@ -65,9 +65,9 @@ class Case:
         return f"{self.what}, {self.server}{swaps}{f', beside {self.beside}' if self.beside else ''}"
 
 
-def histories(num_items: int) -> Histories:
-    """Users with full histories."""
-    kept, rng, none = Histories(10**9), np.random.default_rng(0), np.empty(0, np.int64)
+def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
+    """Users with full histories, of which the last ``num_new`` interactions are new."""
+    rng, none = np.random.default_rng(0), np.empty(0, np.int64)
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     for number in range(NUM_USERS):
         rows = Interactions(
@@ -75,21 +75,33 @@ def histories(num_items: int) -> Histories:
             START_MS + np.cumsum(rng.integers(0, 600_000, NUM_INTERACTIONS)), np.zeros(NUM_INTERACTIONS, np.int64),
             np.full(NUM_INTERACTIONS, np.nan, np.float32), np.zeros((NUM_INTERACTIONS, 0), np.int64),
         )  # fmt: skip
-        kept.feed(0, encode_example(Example(
+        yield Example(
             user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
-            interactions=rows, num_new=0, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+            interactions=rows, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
             session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
             user_index=0, applied_offset=0, replay_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
-        )))  # fmt: skip
+        )  # fmt: skip
+
+
+def histories(num_items: int) -> Histories:
+    """What a server keeps of those users."""
+    kept = Histories(10**9)
+    for example in examples(num_items):
+        kept.feed(0, encode_example(example))
     return kept
 
 
-def versions(num_items: int) -> Iterator[Version]:
-    """A base, then deltas of `NUM_DIRTY` rows, for ever; nothing is learned, the cost is the same."""
+def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
+    """A base, then deltas of `NUM_DIRTY` rows, for ever; ``taught``: the base has learned every history once."""
     model, rng = ModelConfig(), np.random.default_rng(1)
     learner = Learner(model, TrainerConfig())
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     learner.items.insert(hashes, START_MS, 0)
+    learner.memory.grow(learner.items.num_rows)
+    if taught:
+        new = list(examples(num_items, num_new=NUM_INTERACTIONS))
+        for at in range(0, len(new), 10):
+            learner.step(new[at : at + 10])
     learner.names = dict(zip(hashes.tolist(), range(num_items), strict=True))
     for number in range(10**9):
         manifest = Manifest(
@@ -113,7 +125,7 @@ def run(quick: bool) -> list[Row]:
 def _engine(num_items: int, rounds: int) -> list[Row]:
     """Processor time of one request, without HTTP."""
     kept, holder = histories(num_items), VersionHolder()
-    holder.stage(next(versions(num_items)))
+    holder.stage(next(versions(num_items, taught=True)))
     holder.swap()
     held = holder.current
     assert held is not None
@@ -252,7 +264,7 @@ async def _load(
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener a configuration; swaps when told to."""
     torch.set_num_threads(1)
-    kept, coming, holder = histories(num_items), versions(num_items), VersionHolder()
+    kept, coming, holder = histories(num_items), versions(num_items, taught=True), VersionHolder()
     holder.stage(next(coming))
     holder.swap()
     ports = {}

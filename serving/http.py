@@ -28,6 +28,8 @@ from serving.validation import Decoder
 
 NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
 
+FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
+
 
 def build_app(service: Service, access: Access | None = None) -> Starlette:
     """The application. It owns nothing: start and stop the service around it."""
@@ -82,6 +84,9 @@ class Answering:
             body = await self._answer(self._decoder.decode((await receive())["body"]))
         except ServingError as error:
             await response_to(error)(scope, receive, send)
+            return
+        except Exception:  # noqa: BLE001 (the lane has said what; the connection, and who else uses it, goes on)
+            await refusal(500, FAULT)(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

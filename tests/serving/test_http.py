@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import schemathesis
@@ -21,7 +22,7 @@ from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.titles import Titles
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, WORLD, service_of
+from tests.serving.live import HOLDER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
 from wire.hashing import item_hash
 
@@ -276,6 +277,23 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
     second.join(10)
     assert codes == [200, 200]
     service.close()
+
+
+def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as_they_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with live_server() as (service, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answer_now = service.engine.answer
+
+        def faulty(version: Any, asks: Any) -> Any:
+            if any(ask.user == "u1" for ask in asks):
+                raise IndexError("a fault")
+            return answer_now(version, asks)
+
+        service.engine.answer = faulty  # type: ignore[method-assign]
+        codes = [client.post("/recommend", json={"user": user}).status_code for user in ("u0", "u1", "u2")]
+    assert codes == [200, 500, 200]
+    assert "a fault" in caplog.text
 
 
 def test_several_workers_and_batches_answer_as_one_alone() -> None:
