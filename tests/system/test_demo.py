@@ -77,7 +77,7 @@ def test_a_data_set_that_is_not_there_is_one_clear_line() -> None:
     with demo("--dataset", "/nowhere/ratings.dat") as process:
         _, complained = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert complained.startswith("headrace: --dataset: expected a file, got /nowhere/ratings.dat")
+    assert complained.startswith("headrace demo: --dataset: expected a file, got /nowhere/ratings.dat")
     assert len(complained.splitlines()) == 1
 
 
