@@ -161,20 +161,20 @@ class Evidence:
     def trained_once(self) -> tuple[Check, dict[str, int]]:
         """Each piece is in one step of the newest weights' line of training; and the sums over all topics."""
         violations = Violations()
+        line, manifest = self.plans.current, self.plans.newest
+        learned_from = manifest.source.get(TOPIC_ID, "") if manifest is not None else ""
+        if learned_from and self.sequences_id and learned_from != self.sequences_id:  # first: it explains the rest
+            violations.add(
+                f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
+                f"has id {self.sequences_id}: it was deleted and created again"
+            )
         _take(violations, self.plans.gaps)
         _take(violations, self.plans.changes)
-        line, manifest = self.plans.current, self.plans.newest
         found = trained(line, self.ledgers, violations)
         num = sum(each.num_interactions for each in found.values())
         num_feedback = sum(each.num_feedback for each in found.values())
         available = sum(ledger.num_interactions for ledger in self.ledgers.values())
         if manifest is not None:
-            learned_from = manifest.source.get(TOPIC_ID, "")
-            if learned_from and self.sequences_id and learned_from != self.sequences_id:
-                violations.add(
-                    f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
-                    f"has id {self.sequences_id}: it was deleted and created again"
-                )
             for partition, last in manifest.covered.items():
                 reached = found[partition].last if partition in found else -1
                 if last != reached:
