@@ -98,7 +98,7 @@ class TrainerConfig:
     file_take: int = 64
     step_linger_s: float = 0.2
     # Learning
-    max_train_context: int = 0
+    max_train_context: int = 32
     feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
