@@ -73,7 +73,7 @@ class Lives:
     def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
         """The kinds of interactions."""
         history = self.users[user]
-        return history.window(0, history.end)[1]["bits"][places]  # type: ignore[no-any-return]
+        return history.window(0, history.end)[1]["bits"][places]
 
     def told(self, like: Example, first_new: int, end: int) -> Iterator[Example]:
         """Examples that tell a user's interactions ``first_new`` … ``end - 1`` with the kinds that they have here."""
@@ -99,7 +99,7 @@ class Waiting:
         """What is due, as it is by now."""
         now_ms = max((each.newest_event_ms for each in examples), default=0)
         self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
-        due = []
+        due = list[Example]()
         while self._queue and self._queue[0][0] + SEQUENCE.join_window_ms <= now_ms:
             each = self._queue.popleft()[1]
             due += lives.told(each, each.first_new_index, each.first_new_index + each.num_new)
@@ -119,7 +119,7 @@ def copy_of(learner: Learner, config: TrainerConfig) -> Learner:
 @torch.no_grad()
 def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
     """(new, K) probabilities of the new interactions' kinds."""
-    forward = learner._forward(batch, learner.newest_event_ms)
+    forward = learner.forward(batch, learner.newest_event_ms)
     return torch.sigmoid(forward.logits_RK).double().numpy()[batch.is_new_R]
 
 
@@ -154,11 +154,11 @@ def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
             if told:
                 learners[name].step(told)
     bits = np.concatenate(came)
-    kinds_RK = (bits[:, None] >> np.arange(len(KINDS), dtype=np.uint32)) & 1
+    kinds_RK = (bits[:, None] >> np.arange(len(KINDS), dtype=np.uint32)).astype(np.uint32) & 1
     probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
     biased = probabilities["vanilla"]
     probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
-    return {name: _judged(each, kinds_RK) for name, each in probabilities.items()}
+    return {name: _judged(each, np.asarray(kinds_RK, np.uint32)) for name, each in probabilities.items()}
 
 
 def _outcomes(examples: list[Example], final: Lives) -> list[Example]:

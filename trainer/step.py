@@ -122,7 +122,7 @@ class Learner:
         known_V = self.items.live[: self.items.num_rows].copy()
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
-        forward = self._forward(batch, now_ms)
+        forward = self.forward(batch, now_ms, whole)
         recalled = self._recall(whole, forward)
         self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
         retrieval = forward.retrieval_loss
@@ -135,7 +135,8 @@ class Learner:
     @property
     def max_context(self) -> int:
         """Interactions before a user's first target that a step computes."""
-        return self.config.max_train_context or self.model_config.max_context
+        kept = self.model_config.max_context
+        return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
 
     def _report(
         self, started: float, num_targets: int, num_tokens: int, losses: tuple[float, float] = (0.0, 0.0)
@@ -188,7 +189,11 @@ class Learner:
         )
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
+    def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
+        """Predictions for a batch's targets, and what learning from them needs. Admits their items to the tables.
+
+        ``whole``: the same targets with all that is known of their users, where ``batch`` has less: rates are of that.
+        """
         input_rows_n = self.items.lookup(batch.item_n)
         target_row_R = self._target_rows(batch, now_ms)
         wanted = np.flatnonzero(batch.is_wanted_R)
@@ -225,7 +230,7 @@ class Learner:
             negatives,
             exact,
         )
-        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(batch, target_row_R)))
+        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(whole or batch, target_row_R)))
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
         )

@@ -35,7 +35,7 @@ def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, n
     """(R, D) queries and (R, K) logits of a batch, before it is learned; ``learner`` stays as it is."""
     other = twin(learner)
     batch = vars(trainer.step)["build_batch"](examples, other.histories, other.model_config)
-    forward = other._forward(
+    forward = other.forward(
         replace(batch, is_wanted_R=np.ones(batch.num_targets, np.bool_)), int(batch.time_ms_n.max())
     )
     return forward.query_SD.numpy(), forward.logits_RK.numpy()

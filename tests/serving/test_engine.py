@@ -324,6 +324,6 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
         model,
     )
     with torch.no_grad():
-        expected = torch.sigmoid(learner._forward(batch, now_ms).logits_RK)[0].numpy()
+        expected = torch.sigmoid(learner.forward(batch, now_ms).logits_RK)[0].numpy()
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)
     assert found[1].scores.shape == (1, 3)

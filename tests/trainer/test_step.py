@@ -137,10 +137,10 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 class LearnsFirst(Learner):
     """Broken: it has learned a batch when it predicts it."""
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
-        forward = super()._forward(batch, now_ms)
+    def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
+        forward = super().forward(batch, now_ms, whole)
         self._learn(forward, forward.retrieval_loss + forward.logits_RK.mean())
-        return super()._forward(batch, now_ms)
+        return super().forward(batch, now_ms, whole)
 
 
 class InsertsFirst(Learner):
