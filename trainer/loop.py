@@ -226,7 +226,7 @@ class Trainer:
 
     # What is not finite
 
-    def _is_sound(self) -> bool:
+    def _is_sound(self, *, changed_only: bool = False) -> bool:
         """Whether the learner may be kept and shown; otherwise goes back to find the step that spoilt it.
 
         Behind a step that was set aside nothing is, until another one was learned: where none can be, the steps are not
@@ -234,7 +234,7 @@ class Trainer:
         """
         if self.learner.num_steps - 1 in self._set_aside:
             return False
-        problem = unsound_learner(self.learner)
+        problem = unsound_learner(self.learner, changed_only=changed_only)
         if problem is not None:
             self._undo(problem, None)
         return problem is None
@@ -299,7 +299,9 @@ class Trainer:
 
     def _publish(self) -> None:
         publication = self.publication
-        if publication is not None and not self._planned and publication.is_due(self.learner) and self._is_sound():
+        if publication is None or self._planned or not publication.is_due(self.learner):
+            return
+        if self._is_sound(changed_only=not publication.wants_base):
             publication.offer(self.learner, self._open_source.positions)
 
     def finish(self) -> None:

@@ -72,6 +72,11 @@ class Publication:
         has_news = bool(self.steps) or not self._has_published
         return learner.num_steps > 0 and (has_news or publisher.base_is_old)
 
+    @property
+    def wants_base(self) -> bool:
+        """Whether the next version carries everything."""
+        return self._publisher.wants_base
+
     def offer(self, learner: Learner, positions: dict[int, Position]) -> None:
         """Hand the next version to the publishing thread."""
         kind = "base" if self._publisher.wants_base else "delta"

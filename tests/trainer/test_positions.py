@@ -172,6 +172,7 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     learner = Learner(made.settings.model, made.settings.trainer, choose_device(made.settings.trainer))
     restore_published(learner, weights)
     assert differences(weights, learner) == []
+    assert learner.memory.num_rows == learner.items.num_rows
     for number, examples in made.sent.items():
         for example in examples[: first.covered[number] + 1]:
             learner.histories.fold(example)
