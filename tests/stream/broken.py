@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import aiokafka.codec
+import aiokafka.record.default_records
+
 import stream.claim
 import stream.partition
 import stream.relay
@@ -80,6 +83,12 @@ def forgets_the_disk_is_gone() -> None:
         yield from ()
 
     stream.claim._Reader._read_to = yield_nothing  # type: ignore[method-assign]
+
+
+def without_snappy() -> None:
+    """Not broken: an installation without a package."""
+    aiokafka.codec.has_snappy = lambda: False
+    aiokafka.record.default_records.codecs.has_snappy = lambda: False
 
 
 if __name__ == "__main__":

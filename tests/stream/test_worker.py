@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from kafka.errors import MessageSizeTooLargeError
 
 from stream.producer import BatchConfig
@@ -15,9 +17,11 @@ from stream.replay import send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.audit import check, is_idle, last_statuses, world, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.config import COMPRESSIONS
 from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
+LONG = "a record that does not become smaller is not compressed " * 40
 Make = Callable[..., WorkerProcess]
 
 
@@ -239,3 +243,72 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     second.start()
     assert second.process.wait(30) == 1
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
+
+
+def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_then(
+    deployment: Deployment, worker: Make
+) -> None:
+    if deployment.broker.kind != "apache":
+        pytest.skip("transactions are tried on real Apache Kafka")
+    actions = list(islice(world(), 400))
+    write_in_transactions(deployment, actions)
+    process = worker().start()
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "no backlog", 0.3)
+    [status] = last_statuses(deployment).values()
+    assert sum(part.num_accepted + part.num_duplicate for part in status.partitions.values()) == len(actions)
+    assert not written(deployment).dead, "an aborted record was taken"
+    write_in_transactions(deployment, [{**action, "timestamp": action["timestamp"] + 1} for action in actions[:50]])
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "the new ones", 0.3)
+    assert process.stop() == 0
+    assert "Traceback" not in process.log()
+
+
+def write_in_transactions(deployment: Deployment, actions: list[dict[str, Any]]) -> None:
+    """Twenty to a transaction; behind each that is committed one of garbage that is aborted."""
+
+    async def write() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=deployment.broker.bootstrap, transactional_id=deployment.prefix)
+        await producer.start()
+        for first in range(0, len(actions), 20):
+            async with producer.transaction():
+                for action in actions[first : first + 20]:
+                    key = str(action["user"]).encode()
+                    number = partition_of(key, deployment.partitions)
+                    await producer.send(deployment.topics.actions, msgspec.json.encode(action), key, number)
+            await producer.begin_transaction()
+            for number in range(deployment.partitions):
+                await producer.send(deployment.topics.actions, b"garbage", partition=number)
+            await producer.abort_transaction()
+        await producer.stop()
+
+    asyncio.run(write())
+
+
+def applied(deployment: Deployment) -> dict[int, int]:
+    """Partition → the offset behind what the worker says that it has applied."""
+    statuses = last_statuses(deployment).values()
+    return {number: part.applied_offset + 1 for status in statuses for number, part in status.partitions.items()}
+
+
+def test_the_worker_takes_actions_however_they_are_compressed(deployment: Deployment, worker: Make) -> None:
+    worker().start()
+    codecs = [codec for codec in COMPRESSIONS if codec != "none"]
+    for index, codec in enumerate(codecs):
+        action = {"user": "u1", "item": codec, "action": "click", "timestamp": START_MS + index * 60_000, "more": LONG}
+        record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
+        deployment.produce([record], codec)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == len(codecs), 30, "one action of each", 0.3)
+
+
+def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "without_snappy"
+    process = worker()
+    process.module = "tests.stream.broken"
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS, "more": LONG}
+    record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
+    deployment.produce([record], "snappy")
+    process.start()
+    assert process.process.wait(30) == 1
+    last = process.log().splitlines()[-1]
+    assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
+    assert "install the packages cramjam" in last
