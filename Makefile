@@ -70,10 +70,13 @@ bench-gpu: ## every GPU measurement in one run of under ten minutes; writes $(RE
 demo: $(SETUP) ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
 	$(BIN)/python -m headrace demo $(DEMO_ARGS)
 
-lock: $(PACKAGES) ## resolve constraints.txt anew, within what pyproject.toml allows
+lock: $(PACKAGES) ## resolve constraints.txt (everything) and constraints-run.txt (the image's) anew, within what pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
 		--custom-compile-command "make lock" --output-file constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+		--custom-compile-command "make lock" --output-file constraints-run.txt
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) build kernels/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

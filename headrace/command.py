@@ -68,6 +68,12 @@ def train(
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Lead at once, stopping any trainer that leads now.")
     ] = False,
+    from_published: Annotated[
+        bool,
+        typer.Option(
+            "--from-published", help="Where there is no checkpoint, start from the last published version's weights."
+        ),
+    ] = False,
     checkpoint_dir: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +97,11 @@ def train(
         raise typer.Exit(train_file(settings, file, keep=bool(checkpoint_dir), as_json=as_json))
     from trainer.process import replay_topics, train_stream
 
-    raise typer.Exit(replay_topics(settings) if replay else train_stream(settings, take_over=take_over))
+    raise typer.Exit(
+        replay_topics(settings)
+        if replay
+        else train_stream(settings, take_over=take_over, from_published=from_published)
+    )
 
 
 def _let_idle_threads_sleep() -> None:
@@ -141,15 +151,26 @@ def demo(
     keep: Annotated[
         Path | None, typer.Option("--keep", metavar="FOLDER", help="Leave state, checkpoints and logs in this folder.")
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep it running at the end, with its page to look at, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The page's; default: any free one.")
+    ] = None,
 ) -> None:
     """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.
 
     Real ratings go through Kafka in their real order; a live screen shows how the loop keeps up; at the end a few new
-    actions are sent and the recommendations of that user change. Ends by itself; Ctrl-C ends it cleanly.
+    actions are sent and the recommendations of that user change. The same can be watched, and tried, on the page whose
+    address it shows. Ends by itself (with --stay, when told to); Ctrl-C ends it cleanly.
     """
     from headrace.demo import run_demo
 
-    raise typer.Exit(run_demo(dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep))
+    raise typer.Exit(
+        run_demo(
+            dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep, stay=stay, port=port
+        )
+    )
 
 
 def produce(

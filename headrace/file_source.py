@@ -47,12 +47,12 @@ class FileSource:
 
     @property
     def positions(self) -> dict[int, Position]:
-        """Behind the last trained example."""
+        """Just after the last trained example."""
         return self._marks.positions
 
     @property
     def exhausted(self) -> bool:
-        """The file is read to its end."""
+        """Whether the file has been read to its end."""
         return self._ended
 
     def restore(self, histories: Histories) -> None:
@@ -60,7 +60,7 @@ class FileSource:
         self._histories = histories
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` means nothing."""
+        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` is ignored."""
         del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:
@@ -82,11 +82,11 @@ class FileSource:
         return examples
 
     def trained(self, step: PlanStep) -> None:
-        """Move the position behind a step's examples."""
+        """Move the position past a step's examples."""
         self._marks.trained(step)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
 
 def _decoded(

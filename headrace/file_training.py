@@ -28,7 +28,7 @@ FINGERPRINT_BYTES = 1 << 20
 
 
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
-    """The same loop over a file, without Kafka. ``keep``: with checkpoints, so that it can be resumed."""
+    """Run the training loop over a file. ``keep``: write checkpoints, so that it can be resumed."""
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
     known = settings.action.kinds
     either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
@@ -93,7 +93,7 @@ def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfi
 
 
 def file_report(trainer: Trainer, seconds: float, rejected: dict[str, int]) -> dict[str, Any]:
-    """What a pass over a file came to."""
+    """The results of a pass over a file."""
     metrics = trainer.progress.metrics
     overall, ranking = metrics["retrieval"]["all"], metrics["ranking"]["all"]
     num = trainer.learner.num_interactions
@@ -104,6 +104,8 @@ def file_report(trainer: Trainer, seconds: float, rejected: dict[str, int]) -> d
         "interactions_per_s": round(num / seconds, 1),
         "rejected": rejected,
         "hr10": overall["model"]["hr10"],
+        "hr10_network": overall["network"]["hr10"],
+        "hr10_counts": overall["counts"]["hr10"],
         "hr10_popular": overall["popular"]["hr10"],
         "hr10_popular_unseen": overall["popular_unseen"]["hr10"],
         "ne": ranking["ne"],
@@ -118,7 +120,8 @@ def _words(report: dict[str, Any]) -> str:
 
     return (
         f"{report['interactions_trained']} interactions in {report['steps']} steps, {report['seconds']} s\n"
-        f"HR@10 {number('hr10')}; most popular among unseen {number('hr10_popular_unseen')}, "
+        f"HR@10 {number('hr10')}; its network alone {number('hr10_network')}, counting alone {number('hr10_counts')}; "
+        f"most popular among unseen {number('hr10_popular_unseen')}, "
         f"among all {number('hr10_popular')}\n"
         f"NE {number('ne')}; an item's own rate {number('ne_popular')}"
     )

@@ -6,7 +6,7 @@ Nothing here talks to a broker: records in, violations out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,14 +19,14 @@ MAX_SHOWN = 20
 
 
 class Violations(list[str]):
-    """The first of them in words, and how many there were."""
+    """How many violations there were, and descriptions of the first ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num = 0
 
     def add(self, what: str) -> None:
-        """Count one; keep the words of the first twenty."""
+        """Count one; keep the descriptions of the first twenty."""
         self.num += 1
         if len(self) < MAX_SHOWN:
             self.append(what)
@@ -37,11 +37,11 @@ class UserLedger:
     """A user's interactions as the examples delivered them."""
 
     history: History
-    """All that came, over the whole lifetime."""
+    """Everything delivered, over the user's whole lifetime."""
     gaps: int
     """How many gaps of compaction the partition had when this user was last seen."""
     upto: tuple[int, int] = (-1, -1)
-    """Offset, and place in its record, of the last action that is in."""
+    """Offset, and index in its record, of the last action included."""
 
     @property
     def num(self) -> int:
@@ -50,7 +50,7 @@ class UserLedger:
 
 
 class Pieces(NamedTuple):
-    """How much an example teaches."""
+    """How many new interactions and later kinds an example contains."""
 
     num_new: int
     num_feedback: int
@@ -71,10 +71,10 @@ class SequenceLedger:
         self.num_duplicates = 0
         self.num_stale = 0
         self.num_missing = 0
-        """Numbers that compaction or retention took."""
+        """Numbers that compaction or retention has removed."""
         self.holes = Violations()
         self.telling = Violations()
-        """Interactions and kinds that were not told exactly once."""
+        """Interactions and kinds that were not delivered exactly once."""
         self._gaps = 0
         self._next_offset = 0
         self._gap_before = first_offset > 0
@@ -116,7 +116,7 @@ class SequenceLedger:
         user.gaps, user.upto = self._gaps, (example.user_offset, example.user_index)
 
     def _check_telling(self, before: History, example: Example) -> None:
-        """New interactions go on where the last ones ended; an earlier one has what it had, and what is told now."""
+        """New interactions follow the last ones; an earlier one keeps its kinds and gains the new ones."""
         where = f"partition {self.partition}, user {example.user!r}, example {example.number}"
         if example.num_new and example.first_new_index != before.end:
             self.telling.add(
@@ -134,13 +134,13 @@ class SequenceLedger:
 
 
 def whole_life(example: Example) -> History:
-    """An empty history for the user of this example, of which nothing is ever forgotten."""
+    """An empty history for this example's user that never forgets anything."""
     return History(example.interactions.feature_hash.shape[1], 1 << 40, example.segment_len)
 
 
 def differences(expected: History | None, got: History) -> str:
-    """What of the interactions that came is not as expected, in words; empty where all is. Some may be missing (what
-    compaction took)."""
+    """A description of how the delivered interactions differ from the expected ones; empty if they do not. Some may be
+    missing (removed by compaction)."""
     first, rows = got.window(got.start, got.end)
     if expected is None or got.end > expected.end:
         return f"{got.end} interactions came, {expected.end if expected else 0} are in the actions"
@@ -164,10 +164,16 @@ class _Lineage:
     newest: Manifest | None = None
     num_repeated: int = 0
     """Steps that a resumed trainer published again."""
+    set_aside: set[int] = field(default_factory=set)
+    """Steps that taught nothing, because what they did to the weights was not finite."""
+    parent: str = ""
+    """The lineage that this one began from, at ``first_step``."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What its examples came from; elsewhere, the same numbers are others."""
 
 
 class PlanLedger:
-    """The steps of training, as the manifests tell: which examples, in which order."""
+    """The steps of training according to the manifests: which examples, in which order."""
 
     def __init__(self) -> None:
         self.lineages: dict[str, _Lineage] = {}
@@ -177,12 +183,14 @@ class PlanLedger:
         self.num_versions = 0
 
     def feed(self, manifest: Manifest) -> None:
-        """One published version, in the order of the topic; only versions that count (not of a fenced epoch)."""
+        """Add a published version, in the topic's order; only versions that count (not of a fenced epoch)."""
         self.num_versions += 1
         self.newest = manifest
         line = self.lineages.get(manifest.lineage)
         if line is None:
-            line = self.lineages[manifest.lineage] = _Lineage(first_step=manifest.first_step)
+            line = self.lineages[manifest.lineage] = _Lineage(
+                first_step=manifest.first_step, parent=manifest.parent, source=manifest.source
+            )
         line.newest = manifest
         known = line.first_step + len(line.steps)
         if manifest.first_step > known:
@@ -194,7 +202,7 @@ class PlanLedger:
         self._lay(line, manifest)
 
     def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A trainer that resumed may publish steps again, as they were: a published step never changes."""
+        """A resumed trainer may publish steps again, unchanged: a published step never changes."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]
@@ -205,11 +213,24 @@ class PlanLedger:
                     f"step {index} was {old} once, and is {new} in version {manifest.epoch}/{manifest.number}"
                 )
         line.steps[start:] = plan
+        line.set_aside.update(manifest.set_aside)
 
     @property
     def current(self) -> _Lineage:
-        """The lineage of the newest version."""
-        return _Lineage() if self.newest is None else self.lineages[self.newest.lineage]
+        """The lineage of the newest version; with the steps of the one that it began from, where there is one."""
+        if self.newest is None:
+            return _Lineage()
+        line = self.lineages[self.newest.lineage]
+        while (parent := self.lineages.get(line.parent)) is not None:
+            num = line.first_step - parent.first_step
+            if not 0 <= num <= len(parent.steps) or parent.source != line.source:
+                break
+            line = _Lineage(
+                [*parent.steps[:num], *line.steps], parent.first_step, line.newest, line.num_repeated,
+                {*(each for each in parent.set_aside if each < line.first_step), *line.set_aside},
+                parent.parent, parent.source,
+            )  # fmt: skip
+        return line
 
 
 @dataclass(slots=True)
@@ -239,8 +260,9 @@ def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Viol
                 )
             state = found.setdefault(partition, Trained(low, low - 1))
             pieces = _pieces(ledgers.get(partition), low, high, index, violations)
-            state.num_interactions += pieces.num_new
-            state.num_feedback += pieces.num_feedback
+            if index not in line.set_aside:
+                state.num_interactions += pieces.num_new
+                state.num_feedback += pieces.num_feedback
             state.last = max(state.last, high)
     return found
 

@@ -1,4 +1,4 @@
-"""One partition of the actions topic, applied again from its first record: what should have become of it.
+"""One partition of the actions topic, applied again from its first record: what the result should be.
 
 The state machine is `state.sequencer`, fed in one go, without a database, a crash or a rebalance.
 """
@@ -20,8 +20,8 @@ DRAIN_EVERY = 512
 
 
 class Recount:
-    """Feed it every record in order; ``watch`` offsets whose counts are wanted on the way, ``watch_users`` by the last
-    action that was delivered of them."""
+    """Feed it every record in order. Set ``watch`` to the offsets after which counts are wanted, and ``watch_users`` to
+    the last action of each user that was delivered."""
 
     def __init__(self, action: ActionConfig, sequence: SequenceConfig, partition: int, num_partitions: int) -> None:
         self.action = action
@@ -30,16 +30,16 @@ class Recount:
         self.sequencer = Sequencer(action, sequence, partition)
         self.num_records = 0
         self.num_produced = 0
-        """Actions and what should have been one; ticks are not counted."""
+        """Actions, and records that should have been one."""
         self.dead: set[tuple[int, int]] = set()
-        """(offset, index) of everything that belongs to the dead letters."""
+        """(offset, index) of everything that should be a dead letter."""
         self.users: dict[str, History] = {}
-        """Each user's whole lifetime."""
+        """Each user's complete history."""
         self.watch: set[int] = set()
         self.counts_at: dict[int, Counts] = {}
         self.watch_users: dict[str, tuple[int, int]] = {}
         self.users_at: dict[str, History] = {}
-        """The users of ``watch_users``, as they were behind that action."""
+        """The users of ``watch_users``, as they were after that action."""
 
     def feed(self, record: Any) -> None:
         """Apply one Kafka record."""
@@ -71,7 +71,7 @@ class Recount:
         self.dead.add((offset, index))
 
     def drain(self) -> None:
-        """Take what there is by now."""
+        """Collect the examples that are due."""
         for example in self.sequencer.drain():
             history = self.users.get(example.user)
             if history is None:
@@ -80,5 +80,5 @@ class Recount:
 
     @property
     def num_interactions(self) -> int:
-        """Interactions that the actions make."""
+        """Interactions that the actions amount to."""
         return sum(history.end for history in self.users.values())

@@ -1,4 +1,4 @@
-"""The topics of a deployment: what each holds, whether its settings are right, and making those that are missing."""
+"""`headrace topics`: what each topic holds, whether its settings are right, and creating those that are missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wire.topics import topics_of
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
-    """Print one line a topic. Exit status 1 where one is missing or has other settings than the configuration."""
+    """Print one line a topic. Exit status 1 if one is missing or its settings differ from the configuration."""
     if create:
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
@@ -57,9 +57,9 @@ def _print_table(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(table)
     if not all(row["present"] for row in rows):
-        console.print("make what is missing: headrace topics --create")
+        console.print("create what is missing: headrace topics --create")
     if any(row["broker_has"] for row in rows):
-        console.print("a topic keeps the settings that it was made with: change them with kafka-configs.sh --alter")
+        console.print("a topic keeps the settings it was created with: change them with kafka-configs.sh --alter")
 
 
 def _settings(row: dict[str, Any]) -> str:

@@ -27,6 +27,9 @@ MODEL_LIMITS: dict[str, Limit] = {
     "norm_eps": ABOVE_0,
     "use_domain": Switch(),
     "use_value": Switch(),
+    "positive_kinds": Names(32, "leave it out to go by their names", least=0),
+    "negative_kinds": Names(32, "leave it out to go by their names", least=0),
+    "memory_neighbours": Number(1, 4096, whole=True, advice="256 is usual"),
 }
 
 
@@ -36,6 +39,8 @@ class ModelConfig:
 
     ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
     row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
+    ``positive_kinds`` and ``negative_kinds`` say what a choice is; empty: by their names (`model.kinds`).
+    ``memory_neighbours``: at most so many items are remembered beside each (`model.memory`).
     """
 
     kinds: tuple[str, ...] = ("rate", "like", "love")
@@ -57,16 +62,23 @@ class ModelConfig:
     norm_eps: float = 1e-5
     use_domain: bool = True
     use_value: bool = False
+    positive_kinds: tuple[str, ...] = ()
+    negative_kinds: tuple[str, ...] = ()
+    memory_neighbours: int = 256
 
     def __post_init__(self) -> None:
-        kinds: Any = self.kinds
-        if isinstance(kinds, list):  # as JSON gives them
-            object.__setattr__(self, "kinds", tuple(kinds))
+        for name in ("kinds", "positive_kinds", "negative_kinds"):
+            kinds: Any = getattr(self, name)
+            if isinstance(kinds, list):  # as JSON gives them
+                object.__setattr__(self, name, tuple(kinds))
         check_fields(self, "model", MODEL_LIMITS)
+        for name in ("positive_kinds", "negative_kinds"):
+            strange = sorted(set(getattr(self, name)) - set(self.kinds))
+            expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they go into manifests and checkpoints."""
-        return {**asdict(self), "kinds": list(self.kinds)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

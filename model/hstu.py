@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
 from model.config import ModelConfig
+from model.rates import NUM_PRIORS
 
 
 class Layer(nn.Module):
@@ -71,6 +72,7 @@ class HSTU(nn.Module):
         self.query_bias = nn.Parameter(torch.zeros(direction))
         self.rank_weight = nn.Parameter(torch.empty(width, len(config.kinds)))
         self.rank_bias_K = nn.Parameter(torch.zeros(len(config.kinds)))
+        self.rank_prior_PK = nn.Parameter(torch.zeros(NUM_PRIORS, len(config.kinds)))
         self.rank_norm_weight_M = nn.Parameter(torch.ones(width))
         self.rank_norm_bias_M = nn.Parameter(torch.zeros(width))
         self.time_buckets = TimeBuckets.logarithmic(config.num_time_buckets, unit_ms=config.time_unit_ms)
@@ -82,6 +84,9 @@ class HSTU(nn.Module):
             if parameter.dim() == 2 and not name.endswith(("_GP", "_GK", "value_M", "kind_KM")):
                 std = 1.0 / math.sqrt(parameter.shape[0])
                 nn.init.normal_(parameter, std=std, generator=generator)
+        # Ranking starts as the item's own rate, which takes gradients long to find.
+        nn.init.zeros_(self.rank_weight)
+        nn.init.ones_(self.rank_prior_PK[0])
         nn.init.normal_(self.kind_KM, std=0.02, generator=generator)
         nn.init.normal_(self.start_M, std=0.02, generator=generator)
 
@@ -143,12 +148,14 @@ class HSTU(nn.Module):
             )
         return x_TM
 
-    def rank_logits(self, y_RM: Tensor) -> Tensor:
-        """Outputs at item tokens (R, M) → a logit per kind (R, K)."""
+    def rank_logits(self, y_RM: Tensor, prior_RPK: Tensor | None) -> Tensor:
+        """Outputs at item tokens (R, M) and what rates alone say (`Rates.prior`) → a logit per kind (R, K); with None,
+        the network's part of it."""
         normed = F.layer_norm(
             y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps
         )
-        return normed @ self.rank_weight + self.rank_bias_K
+        logits_RK = normed @ self.rank_weight + self.rank_bias_K
+        return logits_RK if prior_RPK is None else logits_RK + (prior_RPK * self.rank_prior_PK).sum(dim=1)
 
     def retrieval_query(self, y_RM: Tensor) -> Tensor:
         """Outputs at action tokens (R, M) → queries (R, D) for `retrieval_table`: inner product = logit."""

@@ -30,6 +30,10 @@ class AskBuilder:
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Ask:
         """Raises `RequestError`, as `rank` does."""
         allow = hashes(request.allow) if request.allow is not None else None
+        if request.domains is not None:
+            inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
+            items = np.concatenate([*inside, np.zeros(0, np.int64)])
+            allow = items if allow is None else np.intersect1d(allow, items)
         return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
                            deny=hashes(request.deny))  # fmt: skip
 
@@ -37,8 +41,8 @@ class AskBuilder:
         """The candidates, in their order."""
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
-    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int, exclude_seen: bool,
-               candidates: Int64 | None = None, allow: Int64 | None = None,
+    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
+               exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Ask:  # fmt: skip
         max_context = version.network.config.max_context
         user, features = None, np.zeros(0, np.int64)

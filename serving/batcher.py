@@ -46,22 +46,30 @@ class Job(Protocol):
 
 
 class CostModel:
-    """Seconds of a batch as ``fixed + per_weight x weight``: least squares over batches, older ones counting less."""
+    """Seconds of a batch as ``fixed + per_weight x weight``: least squares over batches, older ones counting less.
 
-    DECAY = 0.98
+    Says nothing before `ENOUGH` batches, and takes no batch for more than ten times what it expected: one that fell
+    into a pause of the machine must not turn requests away.
+    """
+
+    DECAY, ENOUGH = 0.98, 10
 
     def __init__(self) -> None:
         self._sums = [0.0] * 5
+        self._num = 0
 
     def note(self, weight: float, seconds: float) -> None:
         """A batch that weighed so much took so long."""
+        self._num += 1
+        if expected_s := self.seconds(weight, weight):
+            seconds = min(seconds, 10 * expected_s)
         new = (1.0, weight, weight * weight, seconds, weight * seconds)
         self._sums = [self.DECAY * old + each for old, each in zip(self._sums, new, strict=True)]
 
     def seconds(self, weight: float, max_batch_weight: float) -> float:
-        """How long so much work takes in full batches; 0 before anything was measured."""
+        """How long so much work takes in full batches; 0 before enough was measured."""
         n, w, ww, s, ws = self._sums
-        if n == 0:
+        if self._num < self.ENOUGH:
             return 0.0
         spread = n * ww - w * w
         per_weight = (n * ws - w * s) / spread if spread > 1e-9 * n * ww else s / max(w, 1e-9)

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import top_k
+from kernels.memory import MemoryEvents
 from model.config import ModelConfig
-from model.tokens import ITEMS, query_times, token_times
+from model.memory import events_of
+from model.tokens import ITEMS, query_times, token_times, unpack_kinds
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
@@ -32,6 +33,8 @@ from serving.network import Columns, KeysValues
 from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
+OUT = np.float32(-1e30)
+"""The score of what does not compete."""
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +44,8 @@ class Ask:
 
     ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
     recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about. ``allow``
-    (A,) hashes: recommend these alone; ``deny`` (D,) hashes: none of these.
+    (A,) hashes: recommend these alone; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
+    history contains; None: where the stream has no repeats.
     """
 
     user: str | None
@@ -51,7 +55,7 @@ class Ask:
     domain: int = 0
     candidates: Int64 | None = None
     k: int = 10
-    exclude_seen: bool = True
+    exclude_seen: bool | None = True
     allow: Int64 | None = None
     deny: Int64 | None = None
 
@@ -149,27 +153,18 @@ class Engine:
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
         table = version.tables[ITEMS]
-        k = min(max((each.ask.k for each in progress), default=0), table.num_rows)
-        if k == 0:
+        if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         network = version.network
         outputs = [network.model.start_M if each.output is None else each.output for each in progress]
-        queries_RD = network.model.retrieval_query(torch.stack(outputs))
-        seen = [_excluded_rows(version, each) for each in progress]
-        scores_Rk, rows_Rk = top_k(
-            queries_RD, table.derived, k, normalize=False, valid_V=table.live,
-            exclude_rows=network.tensor(np.concatenate(seen)),
-            exclude_offsets_R1=network.tensor(_offsets(np.array([len(rows) for rows in seen]))),
-            backend=network.backend,
-        )  # fmt: skip
+        score_RV = (network.model.retrieval_query(torch.stack(outputs)) @ table.derived.T).cpu().numpy()
+        past = [table.lookup(np.ascontiguousarray(each.columns.item_n)) for each in progress]
+        version.memory.score(_events(version, progress, past), score_RV)
         found = []
-        for index, (each, scores, rows) in enumerate(
-            zip(progress, scores_Rk.cpu().numpy(), rows_Rk.cpu().numpy(), strict=True)
-        ):
-            if each.ask.allow is not None:
-                scores, rows = _best_allowed(version, each, queries_RD[index], seen[index])
-            some = np.flatnonzero(rows >= 0)[: each.ask.k]
-            found.append(Found(table.keys_of(rows[some]), scores[some], np.ones(len(some), np.bool_)))
+        for each, past_n, score_V in zip(progress, past, score_RV, strict=True):
+            score_V[_excluded_rows(version, each.ask, past_n)] = OUT
+            rows = best_rows(score_V, each.ask.k, None if each.ask.allow is None else table.lookup(each.ask.allow))
+            found.append(Found(table.keys_of(rows), score_V[rows], np.ones(len(rows), np.bool_)))
         return found
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Found:
@@ -197,7 +192,17 @@ class Engine:
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
         y_CM = network.judge(x_CM, ask.now_ms, past)
-        return network.model.rank_logits(y_CM)
+        assert version.tables.rates is not None
+        rows_C, done_K = version.tables[ITEMS].lookup(candidates), _kinds_done(done.columns, network.config)
+        prior_CPK = version.tables.rates.prior(
+            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
+        )
+        return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
+
+
+def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
+    """(K,) how many of the user's interactions had each kind."""
+    return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
 
 
 def _columns(ask: Ask, config: ModelConfig) -> Columns:
@@ -237,26 +242,33 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
     return token_times(part.time_ms_n, last)
 
 
-def _excluded_rows(version: HeldVersion, each: _Progress) -> Int64:
-    """Rows that are no answer: what was seen (unless that is asked for), and what is denied."""
-    ask, table = each.ask, version.tables[ITEMS]
-    keys = [np.ascontiguousarray(each.columns.item_n)] if ask.exclude_seen else []
-    keys += [ask.deny] if ask.deny is not None and len(ask.deny) else []
-    rows = table.lookup(np.concatenate(keys)) if keys else np.zeros(0, np.int64)
-    return rows[rows > 0]
+def _events(version: HeldVersion, progress: Sequence[_Progress], past: Sequence[Int64]) -> MemoryEvents:
+    """What the memory is asked: what follows each history."""
+    starts_B1 = _offsets(np.array([len(rows) for rows in past]))
+    bits_n = np.concatenate([each.columns.bits_n for each in progress])
+    return events_of(
+        np.concatenate(past), bits_n, starts_B1, np.arange(len(past)), starts_B1[1:], version.network.config,
+        is_chosen_R=None,
+    )  # fmt: skip
 
 
-def _best_allowed(
-    version: HeldVersion, each: _Progress, query_D: Tensor, excluded: Int64
-) -> tuple[NDArray[np.float32], Int64]:
-    """Scores and rows of the allowed items, best first; equal scores in row order."""
-    assert each.ask.allow is not None
-    table = version.tables[ITEMS]
-    rows = np.setdiff1d(table.lookup(each.ask.allow), np.append(excluded, 0))
-    where = version.network.tensor(rows)
-    scores = torch.mv(table.derived[where], query_D).float()
-    scores_A, order_A = torch.sort(scores, descending=True, stable=True)
-    return scores_A.cpu().numpy(), rows[order_A.cpu().numpy()]
+def _excluded_rows(version: HeldVersion, ask: Ask, past_n: Int64) -> Int64:
+    """Rows that are no answer: what was seen, where that is left out, and what is denied."""
+    leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
+    denied = version.tables[ITEMS].lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    return np.concatenate([past_n, denied]) if leaves_out else denied
+
+
+def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
+    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
+    rows = np.flatnonzero(score_V > OUT / 2)
+    rows = rows if allowed is None else np.intersect1d(rows, allowed)
+    k = min(k, len(rows))
+    if k == 0:
+        return rows[:0]
+    least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
+    rows = rows[score_V[rows] >= least]
+    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])
 
 
 def _offsets(lengths: Int64) -> Int64:

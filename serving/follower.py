@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
-from wire.kafka.consumer import POLL_MS, ends
+from wire.kafka.consumer import POLL_MS, ends, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,13 @@ class HistoryFollower(threading.Thread):
     histories: Histories
     caught_up: threading.Event = field(default_factory=threading.Event)
 
+    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
+    """Called when the thread ends though nobody stopped it."""
+
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
         self._stopping = threading.Event()
+        self._topic_id = ""
         self._goals: dict[TopicPartition, int] = {}
         self.failure: BaseException | None = None
 
@@ -44,6 +49,7 @@ class HistoryFollower(threading.Thread):
             pass
         except BaseException as error:
             self.failure = error
+            self.on_failure(error)
             logger.exception("the history follower ended")
             raise
         finally:
@@ -53,6 +59,9 @@ class HistoryFollower(threading.Thread):
         is_placed = False
         while not self._stopping.is_set():
             try:
+                if self._is_replaced():
+                    self.histories.forget_partitions()
+                    is_placed = False
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
                     for record in records:
@@ -65,6 +74,14 @@ class HistoryFollower(threading.Thread):
             except KafkaError as error:
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self._stopping.wait(POLL_MS / 1000)
+
+    def _is_replaced(self) -> bool:
+        """Whether the topic was deleted and created again since the last look."""
+        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
+        if before in ("", self._topic_id):
+            return False
+        logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
+        return True
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.domains import ItemDomains
 from wire import history
 from wire.errors import CodecError
 from wire.example import Example, Int64, Interactions
@@ -44,6 +45,7 @@ class Histories:
         self._max_bytes = max_bytes
         self._kept = history.Histories(max_context)
         self._logs: dict[int, ExampleLog] = {}
+        self.domains = ItemDomains()
         self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.num_forgotten = 0
@@ -83,6 +85,7 @@ class Histories:
                 self.num_forgotten += 1
         self.clock_ms = max(self.clock_ms, example.newest_event_ms)
         self._note_features(example.interactions)
+        self.domains.note(example.interactions.item_hash, example.interactions.domain_hash)
 
     def _note_features(self, rows: Interactions) -> None:
         if not rows.feature_hash.shape[1] or not rows.feature_hash.any():

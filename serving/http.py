@@ -28,6 +28,8 @@ from serving.validation import Decoder
 
 NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
 
+FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
+
 
 def build_app(service: Service, access: Access | None = None) -> Starlette:
     """The application. It owns nothing: start and stop the service around it."""
@@ -46,7 +48,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
         "/users": _users, "/history": _history,
     }  # fmt: skip
-    streams = {"/events": EventStream(service)}
+    streams = {"/events": EventStream(service).open}
     routes = [
         Route(each.path, Answering(each, answers[each.path], limits(config)), methods=[each.method])
         if each.path in answers
@@ -83,6 +85,9 @@ class Answering:
         except ServingError as error:
             await response_to(error)(scope, receive, send)
             return
+        except Exception:  # noqa: BLE001 (the lane has said what; the connection, and who else uses it, goes on)
+            await refusal(500, FAULT)(scope, receive, send)
+            return
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -94,8 +99,9 @@ def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
-async def _healthz(_service: Service, _request: Request) -> Response:
-    return Body(Health())
+async def _healthz(service: Service, _request: Request) -> Response:
+    failure = service.failure
+    return Body(Health() if failure is None else Health(status="failed"), status_code=200 if failure is None else 503)
 
 
 async def _version(service: Service, _request: Request) -> Response:

@@ -20,11 +20,9 @@ from serving.messages import (
     ItemsRequest,
     PastInteraction,
     RankAnswer,
-    RankBatchAnswer,
     RankedItem,
     RankRequest,
     RecommendAnswer,
-    RecommendBatchAnswer,
     RecommendRequest,
     ScoredItem,
     SimilarAnswer,
@@ -48,6 +46,11 @@ def _by_kind(kinds: tuple[str, ...]) -> Callable[..., dict[str, float]]:
     names = {f"p{index}": kind for index, kind in enumerate(kinds)}
     made = msgspec.defstruct("Probabilities", [(name, float) for name in names], rename=names, frozen=True, gc=False)
     return cast("Callable[..., dict[str, float]]", made)
+
+
+def _batch(answers: Sequence[bytes]) -> bytes:
+    """`RecommendBatchAnswer` or `RankBatchAnswer` of answers, each written alone, so that others get a turn."""
+    return b'{"answers":[' + b",".join(answers) + b"]}"
 
 
 def name_of(version: HeldVersion) -> VersionName:
@@ -77,8 +80,8 @@ class RecommendJob:
 
     def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
         """`RecommendAnswer`, or `RecommendBatchAnswer`."""
-        answers = [self._answer(version, ask, each) for ask, each in zip(self._asks, found, strict=True)]
-        return encode(RecommendBatchAnswer(answers) if self.is_batch else answers[0])
+        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._asks, found, strict=True)]
+        return _batch(answers) if self.is_batch else answers[0]
 
     @staticmethod
     def _answer(version: HeldVersion, ask: Ask, found: Found) -> RecommendAnswer:
@@ -112,10 +115,10 @@ class RankJob:
     def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
         """`RankAnswer`, or `RankBatchAnswer`."""
         answers = [
-            self._answer(version, request, ask, each)
+            encode(self._answer(version, request, ask, each))
             for request, ask, each in zip(self.requests, self._asks, found, strict=True)
         ]
-        return encode(RankBatchAnswer(answers) if self.is_batch else answers[0])
+        return _batch(answers) if self.is_batch else answers[0]
 
     @staticmethod
     def _answer(version: HeldVersion, request: RankRequest, ask: Ask, found: Found) -> RankAnswer:

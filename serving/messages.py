@@ -60,9 +60,15 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
     """Which items next?"""
 
     k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
-    exclude_seen: Annotated[bool, Meta(description="leave out what the history contains")] = True
+    exclude_seen: Annotated[
+        bool | None, Meta(description="leave out what the history contains; none: where the stream has no repeats")
+    ] = None
     allow: Annotated[list[Id] | None, Meta(description="choose among these items alone")] = None
     deny: Annotated[list[Id], Meta(description="leave these items out")] = []
+    domains: Annotated[
+        Annotated[list[Id], Meta(max_length=64)] | None,
+        Meta(description="choose among items that were last seen in one of these alone"),
+    ] = None
 
 
 class RankRequest(_Asking, frozen=True, kw_only=True):
@@ -195,6 +201,7 @@ class SentAction(Struct, frozen=True):
     partition: int
     offset: int
     timestamp: int
+    record_ms: Annotated[int, Meta(description="the record's own timestamp, as `newest_record_ms` of /version counts")]
 
 
 class PastInteraction(Struct, frozen=True, gc=False):
@@ -237,12 +244,13 @@ class VersionAnswer(Struct, frozen=True, kw_only=True):
     age_s: Annotated[float, Meta(description="since this server swapped to it")]
     num_items: int
     num_interactions: Annotated[int, Meta(description="interactions that these weights have learned from")]
+    newest_record_ms: Annotated[int, Meta(description="Kafka timestamp of the newest action that they have learned")]
 
 
 class Health(Struct, frozen=True):
-    """Alive."""
+    """Alive; or failed, right before the process ends: it no longer follows its topics."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "failed"] = "alive"
 
 
 class Readiness(Struct, frozen=True, kw_only=True):

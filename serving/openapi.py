@@ -22,6 +22,7 @@ MEANINGS = {
     413: "The body is larger than serving.max_body_bytes",
     415: "The body is not said to be JSON",
     422: "Something in the request is not as it should be",
+    500: "A fault of the server's; its log says which",
     503: "No version yet, or too much is waiting: ask again after Retry-After seconds",
 }
 _GIVEN, _ABSENT = {"not": {"type": "null"}}, {"type": "null"}
@@ -69,11 +70,12 @@ def _bound(schema: dict[str, Any], config: ServingConfig) -> None:
 
 def _operation(operation: Operation, *, is_open: bool) -> dict[str, Any]:
     """One entry under a path."""
-    schema = {"type": "string"} if operation.answer is None else _ref(operation.answer)
+    text = {"type": "string"} if operation.media == "text/plain" else {}
+    schema = text if operation.answer is None else _ref(operation.answer)
     answer = {"description": "The answer", "content": {operation.media: {"schema": schema}}}
     responses: dict[str, Any] = {"200": answer}
     guarded = () if is_open or not operation.role else (401, 403)
-    bodied = (400, 408, 413, 415, 422) if operation.request is not None else ()
+    bodied = (400, 408, 413, 415, 422, 500) if operation.request is not None else ()
     for status in (*bodied, *guarded, *operation.statuses):
         refusal = _ref(Readiness if operation.path == "/readyz" else Refusal)
         responses[str(status)] = {

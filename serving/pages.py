@@ -65,7 +65,7 @@ class EventStream:
     def __init__(self, service: Service) -> None:
         self._service, self._num_open = service, 0
 
-    async def __call__(self, _request: Request) -> Response:
+    async def open(self, _request: Request) -> Response:
         """One stream. Raises `OverloadedError` when there are too many."""
         if self._num_open >= MAX_STREAMS:
             raise OverloadedError(f"{MAX_STREAMS} pages are open already; close one", 10.0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from model.device import choose_device
 from serving.access import Access
 from serving.config import ServingConfig
+from serving.errors import StartError
 from serving.follower import HistoryFollower
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
@@ -62,7 +65,14 @@ def run_server(settings: Any) -> int:
             service.titles = titles
             app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
-            listen(app, listener, config, on_exit=service.stopping.set)
+            service.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+            if service.failure is None:
+                listen(app, listener, config, on_exit=service.stopping.set)
+            if service.failure is not None:
+                raise StartError(
+                    f"a follower of the topics has ended ({service.failure!r}), and answers would only get older: "
+                    "start the server again; the lines before say where it happened"
+                ) from service.failure
     return 0
 
 
@@ -82,6 +92,7 @@ def connected(
     service = Service(config, holder, Histories(config.history_bytes, max_context))
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
+    subscriber.on_failure = follower.on_failure = service.fail
     heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)
     threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower] = [subscriber, follower, heartbeat]
     if config.page:

@@ -103,6 +103,7 @@ class Pulse:
         self._cluster = ClusterState()
         self._reasons: Counter[str] = Counter()
         self._num_letters = 0
+        self._behind = ""
         self.points: deque[Point] = deque(maxlen=NUM_KEPT)
         self.num_points = 0
 
@@ -138,7 +139,7 @@ class Pulse:
         point = Point(
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
             newest_record_ms=served.newest_record_ms, epoch=served.epoch, number=served.number,
-            swapped_ms=served.swapped_ms, stages=stages, bottleneck=bottleneck(stages), rates=rates,
+            swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
             quality=_quality(lag), entropy=ranking.get("ne"), entropy_baseline=ranking.get("ne_baseline"),
             num_items=int(version or 0), num_interactions=int(lag.get("num_interactions") or 0),
             num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
@@ -147,8 +148,13 @@ class Pulse:
         self.num_points += 1
         return point
 
+    def _bottleneck(self, stages: Mapping[str, StagePoint]) -> str:
+        """The stage that was furthest behind twice running: one record on its way is no bottleneck."""
+        before, self._behind = self._behind, bottleneck(stages)
+        return self._behind if self._behind == before else ""
+
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
-        told = list(self._cluster.partitions.values())
+        told = list(self._cluster.workers.values())
         counts = {
             "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
             "sequences": sum(each.relayed_number + 1 for each in told),

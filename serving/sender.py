@@ -47,7 +47,8 @@ class ActionSender:
                 self.close()
                 kind = type(error).__name__
                 raise NotReadyError(f"the broker did not take the action ({kind}); try again") from error
-        return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms)
+        return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
+                          record_ms=placed.timestamp)  # fmt: skip
 
     def close(self) -> None:
         """End the producer, if there is one."""

@@ -81,6 +81,9 @@ class Service:
     sender: ActionSender | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the server is told to end: streams that would go on for ever end then."""
+    failure: BaseException | None = None
+    """What ended a thread that follows a topic: answers get older from then on, so the process is to end."""
+    on_failure: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -89,6 +92,11 @@ class Service:
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.pulse = Pulse(c.freshness_objective_s)
         self._builder = AskBuilder(c, self.histories)
+
+    def fail(self, error: BaseException) -> None:
+        """A follower has ended, though nobody asked it to: no longer alive, nor ready."""
+        self.failure = error
+        self.on_failure()
 
     def close(self) -> None:
         """Finish what waits."""
@@ -107,8 +115,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, and the histories were read to the end that they had at start."""
-        return self.holder.current is not None and self.histories_ready.is_set()
+        """Whether there is a version, the histories were read to the end that they had at start, and both go on."""
+        return self.failure is None and self.holder.current is not None and self.histories_ready.is_set()
 
     async def recommend(self, request: RecommendRequest) -> bytes:
         """`RecommendAnswer` as JSON."""
@@ -183,6 +191,7 @@ class Service:
             version=name_of(current), model_id=current.manifest.model_id, freshness_s=current.freshness_s,
             age_s=max(0.0, time.time() - current.swapped_ms / 1000), num_items=current.num_items,
             num_interactions=current.manifest.num_interactions,
+            newest_record_ms=current.manifest.newest_record_ms,
         )  # fmt: skip
 
     def readiness(self) -> Readiness:

@@ -23,6 +23,10 @@ def check_sound(version: Version, network: Network) -> None:
     for name, table in snapshot.tables.items():
         if not np.isfinite(table.rows).all():
             raise VersionError(f"rows of table {name} are not finite")
+    for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise VersionError(f"{name} of the {part} is not finite")
     rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
     num = len(rows_ND)
     if not num:
@@ -32,5 +36,5 @@ def check_sound(version: Version, network: Network) -> None:
     item_nM = model.item_inputs(rows_ND, None)
     y_SM, _ = network.extend(item_nM, times, times, bounds, network.nothing(), zero, zero)
     scores = model.retrieval_query(y_SM) @ model.retrieval_table(rows_ND).T
-    if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM)).all()):
+    if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM, None)).all()):
         raise VersionError("what these weights predict is not finite")

@@ -26,12 +26,8 @@ from wire.example_codec import DOMAINS, FEATURES, LONG_TIMES, SESSIONS, VALUES
 
 _HEAD = struct.Struct("<qHHBB")
 COLUMNS_START = _HEAD.size
+_ALL = DOMAINS | SESSIONS | VALUES | FEATURES
 _BITS_CODES = {1: "B", 2: "H", 4: "I"}
-
-
-def hash_bytes(number: int) -> bytes:
-    """A hash as it lies in a column."""
-    return number.to_bytes(8, "little", signed=True)
 
 
 def describe(stored: bytes) -> tuple[int, int, int, int, int]:
@@ -104,16 +100,17 @@ class Segment:
         """Begin an interaction with this action."""
         self.packed = None
         given = self.flags
-        if action.domain_hash:
-            given |= DOMAINS
-        if action.session_hash:
-            given |= SESSIONS
-        if action.value == action.value:  # not NaN: a value was given
-            given |= VALUES
-        if any(action.feature_hash):
-            given |= FEATURES
-        if given != self.flags:
-            self._fill(given)
+        if given != _ALL:
+            if action.domain_hash:
+                given |= DOMAINS
+            if action.session_hash:
+                given |= SESSIONS
+            if action.value == action.value:  # not NaN: a value was given
+                given |= VALUES
+            if self.num_features and any(action.feature_hash):
+                given |= FEATURES
+            if given != self.flags:
+                self._fill(given)
         self.items += item
         self.times.append(timestamp_ms)
         self.bits.append(action.bits)
@@ -137,7 +134,7 @@ class Segment:
             changed |= self._put(DOMAINS, self.domains, place, action.domain_hash)
         if action.value == action.value:
             changed |= self._put(VALUES, self.values, place, array("f", (action.value,))[0])
-        if any(action.feature_hash):
+        if self.num_features and any(action.feature_hash):
             first = place * self.num_features
             for column, feature_hash in enumerate(action.feature_hash):
                 if feature_hash:

@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Protocol
 
 from state.names import Names
-from state.segment import COLUMNS_START, Segment, describe, hash_bytes
+from state.segment import COLUMNS_START, Segment, describe
 from state.user import User
 from wire.action import Action
 from wire.config import ActionConfig, SequenceConfig
@@ -74,6 +74,7 @@ class Sequencer:
         self.changed: dict[str, User] = {}
         """Users that have changed since the owner last emptied this."""
         self.names = names if names is not None else Names()
+        self._known_names = self.names.known
         self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = self.num_ticks = 0
         self.resume()
         self._stored = stored
@@ -137,15 +138,15 @@ class Sequencer:
             return Outcome.SKIPPED
         is_counted = offset > self.counted_offset
         id_hash = b""
-        if self._deduplicate and action.id_hash:
-            id_hash = hash_bytes(action.id_hash)
+        if action.id_hash and self._deduplicate:
+            id_hash = action.id_hash.to_bytes(8, "little", signed=True)
             if not user.is_whole:
                 self._complete(user)
             if user.knows(id_hash):
                 self.num_duplicate += is_counted
                 return Outcome.DUPLICATE
         self.num_accepted += is_counted
-        item = hash_bytes(action.item_hash)
+        item = action.item_hash.to_bytes(8, "little", signed=True)
         found = self._find(user, action, item) if self._window_ms else None
         if found is None:
             is_late = self._begin(user, action, item)
@@ -157,10 +158,10 @@ class Sequencer:
         if id_hash:
             segment.remember(id_hash, self._max_segment_ids)
             changed = True
-        if any(action.user_feature_hash):
+        if self._num_user_features and any(action.user_feature_hash):
             changed |= user.replace_features(action.user_feature_hash)
         if changed:
-            if action.item_hash not in self.names:
+            if action.item_hash not in self._known_names and action.item_hash not in self.names:
                 user.names[action.item_hash] = action.item
             if segment is not user.tail:
                 user.close_older(segment)
@@ -255,22 +256,33 @@ class Sequencer:
         self._stored.complete(user)
 
     def _find(self, user: User, action: Action, item: bytes) -> tuple[Segment, int] | None:
-        if not user.is_whole and user.reaches_back(action.timestamp_ms, self._window_ms):
+        tail, timestamp_ms = user.tail, action.timestamp_ms
+        if item in tail.items:
+            place = tail.find(item, timestamp_ms, self._window_ms, action.session_hash)
+            if place >= 0:
+                return tail, place
+        if tail.index == user.first_segment or tail.times[0] < timestamp_ms - self._window_ms:
+            return None  # nothing before the tail is as young as that
+        if not user.is_whole:
             self._complete(user)
-        return user.find(item, action.timestamp_ms, self._window_ms, action.session_hash)
+        return user.find_older(item, timestamp_ms, self._window_ms, action.session_hash)
 
     def _begin(self, user: User, action: Action, item: bytes) -> bool:
         """Append an interaction; whether its action came late."""
         tail, timestamp_ms = user.tail, action.timestamp_ms
-        last_ms = tail.times[-1] if len(tail) else timestamp_ms
-        if len(tail) >= self._segment_len:
+        times = tail.times
+        last_ms = times[-1] if times else timestamp_ms
+        if len(times) >= self._segment_len:
             self._tell(user)
             user.roll(self._num_slots)
             tail = user.tail
         if user.run != tail.index:
             self._run_on(user, tail)
-        tail.append(item, action, max(timestamp_ms, last_ms))
-        return timestamp_ms < last_ms
+        if timestamp_ms >= last_ms:
+            tail.append(item, action, timestamp_ms)
+            return False
+        tail.append(item, action, last_ms)
+        return True
 
     def _join(self, user: User, segment: Segment, place: int, action: Action) -> bool:
         if user.run != segment.index:

@@ -22,7 +22,7 @@ from state.config import StoreConfig
 from state.database import Database
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
-from state.outbox import Outbox, OutboxEntry, stored_dead_letter, stored_example
+from state.outbox import Outbox, OutboxEntry, stored_dead_letter
 from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
@@ -223,8 +223,11 @@ class PartitionStore:
     def _commit(self, drafts: Sequence[Draft], dead: Iterable[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._meta.outbox_next
-        for stored in [*dead, *(stored_example(pack(header, columns)) for header, columns in drafts)]:
-            self._outbox.put(batch, index, stored)
+        for stored in dead:
+            self._outbox.put_dead_letter(batch, index, stored)
+            index += 1
+        for header, columns in drafts:
+            self._outbox.put_example(batch, index, header, pack(header, columns))
             index += 1
         for user in sequencer.changed.values():
             self._users.save(batch, user)
@@ -328,6 +331,7 @@ class PartitionStore:
         if meta is None and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # a restore that did not end
         self._meta = meta or Meta(self._shape)
+        self._outbox.forget()
         names = Names(self._users.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
         self._sequencer.resume(

@@ -52,31 +52,23 @@ class User:
         """Whether an action with this id is in a kept segment."""
         if self.old_ids is None:
             self.old_ids = b"".join(map(ids_of, self.older.values()))
-        return holds(self.tail.ids, id_hash) or holds(self.old_ids, id_hash)
+        ids, old_ids = self.tail.ids, self.old_ids
+        return (id_hash in ids and holds(ids, id_hash)) or (id_hash in old_ids and holds(old_ids, id_hash))
 
-    def find(self, item: bytes, timestamp_ms: int, window_ms: int, session_hash: int) -> tuple[Segment, int] | None:
-        """The newest interaction that an action joins; `Segment.find` says which those are. Needs ``is_whole``."""
-        segment = self.tail
-        place = segment.find(item, timestamp_ms, window_ms, session_hash)
-        if place >= 0:
-            return segment, place
-        earliest_ms = timestamp_ms - window_ms
-        if not len(segment) or segment.times[0] < earliest_ms:
-            return None
-        for index in range(segment.index - 1, self.first_segment - 1, -1):
+    def find_older(
+        self, item: bytes, timestamp_ms: int, window_ms: int, session_hash: int
+    ) -> tuple[Segment, int] | None:
+        """The newest interaction before the tail that an action joins (`Segment.find`). Needs ``is_whole``."""
+        for index in range(self.tail.index - 1, self.first_segment - 1, -1):
             stored = self.older[index]
             if may_hold(stored, item):
                 segment = self.opened(index)
                 place = segment.find(item, timestamp_ms, window_ms, session_hash)
                 if place >= 0:
                     return segment, place
-            if describe(stored)[0] < earliest_ms:
+            if describe(stored)[0] < timestamp_ms - window_ms:
                 return None
         return None
-
-    def reaches_back(self, timestamp_ms: int, window_ms: int) -> bool:
-        """Whether an action may join an interaction before the tail."""
-        return self.tail.index > self.first_segment and self.tail.times[0] >= timestamp_ms - window_ms
 
     def opened(self, index: int) -> Segment:
         """A segment as columns. What changes of an older one counts after `close_older`."""

@@ -35,7 +35,8 @@ class StreamConfig:
     """A broker that goes away later is waited for this long."""
     stop_timeout_s: float = 15.0
     """An orderly stop that takes longer is cut short (nothing is lost by it)."""
-    metrics_host: str = "0.0.0.0"  # noqa: S104 Prometheus scrapes it from another container
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics listen on; 0.0.0.0 where Prometheus is on another host or in another container."""
     metrics_port: int = 9101
     """Port of the Prometheus metrics; 0 switches them off."""
 

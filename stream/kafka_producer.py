@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +50,24 @@ class Producer:
         if self._producer is None:
             raise KafkaError("the producer is stopped")
         return await self._producer.send(topic, value, key=key, partition=partition, **more)
+
+    async def send_all(
+        self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]
+    ) -> AsyncIterator[tuple[Any, int]]:
+        """Put (key, value) records on their way, in order, in as few batches as hold them. Of each batch that is on its
+        way: the future of its metadata, whose offset is that of its first record; and how many records it has."""
+        producer = self._producer
+        if producer is None:
+            raise KafkaError("the producer is stopped")
+        batch = producer.create_batch()
+        for key, value in records:
+            if batch.append(timestamp=None, key=key, value=value) is None:
+                yield await producer.send_batch(batch, topic, partition=partition), batch.record_count()
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value)
+        batch.close()
+        if batch.record_count():
+            yield await producer.send_batch(batch, topic, partition=partition), batch.record_count()
 
     async def stop(self) -> None:
         """Disconnect without waiting for what was not acknowledged: it is in an outbox."""

@@ -34,8 +34,8 @@ from wire.topics import Topics
 RETRY_S = 1.0
 STALL_S = 1.5
 """Records that are there and were not applied for this long are read without Faust."""
-MAX_BATCH_BYTES = 300_000
-"""One write batch holds the event loop: about two thousand actions are enough."""
+MAX_BATCH_BYTES = 600_000
+"""One write batch holds the event loop: about three thousand actions are enough."""
 MAX_WAITING = 4
 """Batches that wait for a store before Faust has to."""
 

@@ -37,9 +37,11 @@ class Fenced(Exception):
         super().__init__(f"partition {partition}: writer epoch {ours} was fenced off by {theirs}")
 
 
-async def _outcome(sent: Any) -> Any:
-    """What became of a record on its way: its metadata, or the error."""
-    return (await asyncio.gather(sent, return_exceptions=True))[0]
+def _result(outcome: Any) -> Any:
+    """The metadata of what went; raises the error of what did not."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 class OutboxRelay:
@@ -81,51 +83,62 @@ class OutboxRelay:
             self._wake.clear()
 
     async def _pass_on(self, entries: Sequence[OutboxEntry]) -> None:
-        sent: list[Any] = []
-        try:
-            for entry in entries:
-                sent.append(await self._send(entry))  # noqa: PERF401 what was sent must be waited for in any case
-        finally:
-            done = await asyncio.gather(*sent, return_exceptions=True)
-        offsets = [await self._settled(entry, outcome) for entry, outcome in zip(entries, done, strict=True)]
-        await self._check([offset for offset in offsets if offset is not None])
+        """Examples, then dead letters (`state.outbox.Outbox.read`)."""
+        examples = [entry for entry in entries if entry.is_example]
+        offsets = await self._send_examples(examples)
+        await self._send_letters(entries[len(examples) :])
+        await self._check(offsets)
         self._store.ack(entries[-1].index, self._position)
+        self._metrics.relayed.labels("sequences").inc(len(examples))
+        self._metrics.relayed.labels("dead_letters").inc(len(entries) - len(examples))
         self.drained.set()
 
-    async def _send(self, entry: OutboxEntry) -> Any:
-        if entry.is_example:
-            return await self._producer.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
+    async def _send_examples(self, examples: Sequence[OutboxEntry]) -> list[tuple[int, int]]:
+        """(first offset, records) of each batch that the broker has."""
+        sent: list[Any] = []
+        nums: list[int] = []
+        records = ((entry.key, entry.value) for entry in examples)
         try:
-            return await self._send_letter(entry, entry.value, entry.headers)
-        except MessageSizeTooLargeError:  # the client itself refuses
-            return await self._send_cut(entry)
+            async for future, num in self._producer.send_all(self._topics.sequences, self._store.partition, records):
+                sent.append(future)
+                nums.append(num)
+        finally:  # what was sent must be waited for in any case
+            done = await asyncio.gather(*sent, return_exceptions=True)
+        return [(_result(outcome).offset, num) for outcome, num in zip(done, nums, strict=True)]
+
+    async def _send_letters(self, letters: Sequence[OutboxEntry]) -> None:
+        sent: list[Any] = []
+        try:
+            for letter in letters:
+                try:
+                    sent.append(await self._send_letter(letter, letter.value, letter.headers))
+                except MessageSizeTooLargeError:  # the client itself refuses
+                    sent.append(await self._send_cut(letter))
+        finally:
+            done = await asyncio.gather(*sent, return_exceptions=True)
+        for letter, outcome in zip(letters, done, strict=True):
+            if isinstance(outcome, MessageSizeTooLargeError):
+                await (await self._send_cut(letter))
+            else:
+                _result(outcome)
 
     async def _send_letter(self, entry: OutboxEntry, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
         return await self._producer.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
 
-    async def _settled(self, entry: OutboxEntry, outcome: Any) -> int | None:
-        """The offset of an acknowledged example, None for a dead letter."""
-        if isinstance(outcome, MessageSizeTooLargeError) and not entry.is_example:
-            outcome = await _outcome(await self._send_cut(entry))
-        if isinstance(outcome, BaseException):
-            raise outcome
-        self._metrics.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
-        return outcome.offset if entry.is_example else None
-
     async def _send_cut(self, entry: OutboxEntry) -> Any:
-        """A dead letter that the topic does not take (of a record that was small only compressed): its beginning."""
+        """A dead letter that the topic does not take: its beginning."""
         value = entry.value or b""
         return await self._send_letter(entry, value[:CUT_BYTES], [*entry.headers, ("cut", str(len(value)).encode())])
 
-    async def _check(self, offsets: Sequence[int]) -> None:
-        """Make sure that readers take what was written at ``offsets``; raises `Fenced` if they do not."""
-        if not offsets:
+    async def _check(self, batches: Sequence[tuple[int, int]]) -> None:
+        """Make sure that readers take these (first offset, records); raises `Fenced` if they do not."""
+        if not batches:
             return
-        stop = max(offsets) + 1
-        if min(offsets) < self._position:
+        first, stop = min(batches)[0], sum(max(batches))
+        if first < self._position:
             # An offset that the broker does not remember: it says -1 of a retry that had arrived already.
             await self._look(None)
-        elif stop - self._position != len(offsets):
+        elif stop - self._position != sum(num for _, num in batches):
             await self._look(stop)
         else:
             self._position = stop

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
+from model.kinds import becomes_chosen
 from model.tokens import query_times, unpack_kinds
 from wire.example import Example
 from wire.history import Histories, History, Rows
@@ -24,8 +25,6 @@ from wire.history import Histories, History, Rows
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
-NOT_WANTED = frozenset({"impression", "impressions", "exposure", "show", "see", "hate", "hide", "dislike", "skip"})
-"""Kinds that do not say that an item was what the user wanted next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,9 +35,9 @@ class JaggedBatch:
     of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
     sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
     else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
-    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step brings its first kind that makes it a
-    target of retrieval.
-    ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
+    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step makes it a choice (`model.kinds`),
+    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time;
+    for the last, its own).
     ``seed_B``: a number of the user's first example in the step.
     """
 
@@ -81,13 +80,6 @@ class JaggedBatch:
     def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
         """The kinds that the step brings of each target."""
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
-
-
-def is_wanted(previous_bits_R: Bits, learned_bits_R: Bits, kinds: Sequence[str]) -> Bools:
-    """(R,) whether these kinds make an interaction a target of retrieval that none made one before."""
-    wanted = sum(1 << bit for bit, kind in enumerate(kinds) if kind not in NOT_WANTED) or (1 << len(kinds)) - 1
-    mask = np.uint32(wanted)
-    return np.asarray((learned_bits_R & mask != 0) & (previous_bits_R & mask == 0))
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +171,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         is_new_R=is_new_R,
         learned_bits_R=learned_R,
         previous_bits_R=previous_bits_R,
-        is_wanted_R=is_wanted(previous_bits_R, learned_R, config.kinds),
+        is_wanted_R=becomes_chosen(previous_bits_R, learned_R, config),
         seed_B=np.array(pieces.seeds, np.int64),
         num_kinds=len(config.kinds),
     )

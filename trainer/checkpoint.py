@@ -135,7 +135,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
     if meta["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}")
+        raise CheckpointError(
+            f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}; use the build that wrote it, or start "
+            "with an empty trainer.checkpoint_dir"
+        )
     if len(blob) != meta["arrays_bytes"] or xxhash.xxh3_128_hexdigest(blob) != meta["arrays_xxh3"]:
         raise CheckpointError(
             f"checkpoint {path}: arrays.safetensors is damaged (expected {meta['arrays_bytes']} bytes with "

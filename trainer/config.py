@@ -12,6 +12,7 @@ BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
 FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
+EXCLUDE = ("auto", "always", "never")
 
 
 TRAINER_LIMITS: dict[str, Limit] = {
@@ -51,7 +52,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "admit_after": AT_LEAST_1,
     "evict_after_days": Number(0, advice="0 keeps every item"),
     "evict_every_steps": AT_LEAST_1,
-    "exclude_seen": Switch(),
+    "exclude_seen": Word(EXCLUDE, "use auto"),
+    "memory_half_life": ABOVE_0,
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
     "checkpoint_dir": Word(),
@@ -66,6 +68,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_buffered_examples": AT_LEAST_1,
     "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
+    "metrics_host": Word(advice="0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }
 
@@ -76,9 +79,10 @@ class TrainerConfig:
 
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
-    changes nothing. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
-    step waits for its launches: small models, small batches.
-    """
+    changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
+    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``,
+    on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a step waits for its launches:
+    small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"
@@ -90,11 +94,11 @@ class TrainerConfig:
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
-    max_step_targets: int = 256
-    file_take: int = 256
+    max_step_targets: int = 64
+    file_take: int = 64
     step_linger_s: float = 0.2
     # Learning
-    max_train_context: int = 0
+    max_train_context: int = 32
     feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
@@ -114,13 +118,14 @@ class TrainerConfig:
     full_softmax_max_items: int = 10_000
     num_negatives: int = 1024
     frequency_half_life: float = 1_000_000.0
+    memory_half_life: float = 1_000_000.0
     stochastic_length_alpha: float = 0.0
     # Vocabulary
     admit_after: int = 1
     evict_after_days: float = 0.0
     evict_every_steps: int = 1000
     # Metrics
-    exclude_seen: bool = True
+    exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
     # What outlives the process
@@ -138,17 +143,13 @@ class TrainerConfig:
     takeover_after_s: float = 10.0
     # What tells about it
     lag_every_s: float = 1.0
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
+        meant = {"true": "always", "false": "never"}.get(str(self.exclude_seen).lower(), self.exclude_seen)
+        object.__setattr__(self, "exclude_seen", meant)
         check_fields(self, "trainer", TRAINER_LIMITS)
-        expect(
-            self.takeover_after_s >= 3 * self.lag_every_s,
-            "trainer.takeover_after_s",
-            f"at least three heartbeats (3 × lag_every_s = {3 * self.lag_every_s:g})",
-            self.takeover_after_s,
-            "raise it, or lower lag_every_s",
-        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,
@@ -170,7 +171,6 @@ _NOT_LEARNING = frozenset(
         "deterministic",
         "cuda_graphs",
         "num_threads",
-        "exclude_seen",
         "metric_share",
         "metric_window",
         "model_id",
@@ -190,6 +190,7 @@ _NOT_LEARNING = frozenset(
         "max_buffered_examples",
         "takeover_after_s",
         "lag_every_s",
+        "metrics_host",
         "metrics_port",
     }
 )

@@ -5,8 +5,9 @@ status topic say that it lives. A trainer that finds a leader waits until
 
 - the leader has released its claim, as one that is stopped in order does;
 - or the leader was an earlier process on this very checkpoint folder, whose lock this process holds now;
-- or the leader has sent no heartbeat for ``trainer.takeover_after_s``, during which the broker answered this trainer:
-  silence is measured by the standby's own clock, and an outage of the broker is nobody's silence.
+- or the leader has sent no heartbeat for ``trainer.takeover_after_s`` (at least three heartbeats, which come every
+  ``lag_every_s``), during which the broker answered this trainer: silence is measured by the standby's own clock, and
+  an outage of the broker is nobody's silence.
 
 So a live leader is never fenced off, unless a person asks for it (``--take-over``).
 """
@@ -27,10 +28,12 @@ import msgspec
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from trainer import clients
 from trainer.config import TrainerConfig
-from trainer.weights_log import QUICK, ClaimLog, read_manifests
+from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
+from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
+from wire.kafka.producer import make_producer
+from wire.kafka.retry import StoppedError, patiently
 from wire.status import TrainerStatus, decode_status
 from wire.topics import Topics
 from wire.weights import CLAIM_HEADERS, CLAIM_KEY, Claim, Manifest
@@ -95,22 +98,23 @@ class Election:
         self._on_standby = on_standby
         self._topics = Topics.under(kafka.prefix)
         self._where = TopicPartition(self._topics.weights, 0)
+        self._patience_s = max(config.takeover_after_s, 3 * config.lag_every_s)
 
     def lead(self, enough: Callable[[list[Manifest]], bool], *, at_once: bool = False) -> Leadership:
         """Wait for this process's turn, and claim the next epoch; the manifests before it, as far back as ``enough``.
 
-        ``at_once``: fence off whoever leads now. Raises `trainer.clients.StoppedError` once the process is asked to
+        ``at_once``: fence off whoever leads now. Raises `wire.kafka.retry.StoppedError` once the process is asked to
         end.
         """
-        return clients.patiently(
+        return patiently(
             lambda: self._lead(enough, at_once), "claiming an epoch in the weights topic", self._kafka, self._stop
         )
 
     def _lead(self, enough: Callable[[list[Manifest]], bool], at_once: bool) -> Leadership:
-        reader = clients.consumer(self._kafka, **QUICK)
+        reader = make_consumer(self._kafka, **PROMPT)
         try:
-            clients.partitions_of(reader, self._where.topic)
-            writer = clients.producer(self._kafka)
+            partitions_of(reader, self._where.topic)
+            writer = make_producer(self._kafka)
             try:
                 claims = ClaimLog(reader, self._where)
                 while True:
@@ -145,7 +149,7 @@ class Election:
         assert leader is not None
         log.warning(
             "standby: another trainer leads; this one takes over when that one is gone",
-            leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._config.takeover_after_s,
+            leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._patience_s,
         )  # fmt: skip
         self._on_standby()
         statuses = self._follow_statuses()
@@ -153,12 +157,12 @@ class Election:
         try:
             while not self._is_over(claims.newest):
                 if self._stop.wait(LOOK_S):
-                    raise clients.StoppedError("waiting as a standby")
+                    raise StoppedError("waiting as a standby")
                 claims.refresh()
                 if self._has_beaten(statuses, leader) or claims.newest != leader:
                     heard = time.monotonic()
                 leader = claims.newest or leader
-                if time.monotonic() - heard > self._config.takeover_after_s:
+                if time.monotonic() - heard > self._patience_s:
                     log.warning("taking over: the leader is silent", leader=leader.claimant, epoch=leader.epoch)
                     return
         finally:
@@ -168,8 +172,8 @@ class Election:
         return claim is None or claim.released or self._claimant.is_earlier_life(claim.claimant)
 
     def _follow_statuses(self) -> KafkaConsumer:
-        statuses = clients.consumer(self._kafka, **QUICK)
-        partitions = clients.partitions_of(statuses, self._topics.status)
+        statuses = make_consumer(self._kafka, **PROMPT)
+        partitions = partitions_of(statuses, self._topics.status)
         statuses.assign(partitions)
         statuses.seek_to_end(*partitions)
         return statuses

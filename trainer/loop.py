@@ -44,7 +44,8 @@ class Trainer:
     """One trainer process's state and order of business: `run`, or `start`, `turn` by turn, `finish` and `close`.
 
     ``make_source`` gets the positions to read on from; ``identity`` tells what decides the examples, which is kept with
-    the positions and compared when they are resumed.
+    the positions and compared when they are resumed. ``take_over``: lead at once, whoever leads. ``from_published``:
+    where there is no checkpoint, start from the last published version instead of the first step.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trainer:
         stop: threading.Event | None = None,
         identity: Callable[[], dict[str, Any]] = dict,
         take_over: bool = False,
+        from_published: bool = False,
     ) -> None:
         self.config, self.model_config = config, model
         self.learner = self._new_learner()
@@ -71,8 +73,9 @@ class Trainer:
         self.progress = Progress()
         self.claimant: Claimant | None = None
         self._make_source, self._read_identity, self._take_over = make_source, identity, take_over
+        self._from_published = from_published
         self._identity: dict[str, Any] = {}
-        self._lineage = ""
+        self._lineage = self._parent = ""
         self._planned: list[PlanStep] = []
         self._recorded_until = 0
         self._set_aside: set[int] = set()
@@ -97,7 +100,7 @@ class Trainer:
     def start(self) -> None:
         """Take the checkpoint folder, become the leader, recover, and open the source.
 
-        Raises `trainer.clients.StoppedError` when the process is asked to end before that is done.
+        Raises `wire.kafka.retry.StoppedError` when the process is asked to end before that is done.
         """
         if self.folder is not None:
             self.folder.open()
@@ -108,11 +111,11 @@ class Trainer:
             self.claimant = Claimant.on(self.folder.path if self.folder is not None else None)
             recovery.with_published(
                 resumed, self.learner, self.publisher, self.claimant, self.stop,
-                take_over=self._take_over, on_standby=self._note_standby,
+                take_over=self._take_over, on_standby=self._note_standby, from_published=self._from_published,
             )  # fmt: skip
             self.progress = Progress(epoch=self._epoch, claimant=self.claimant.name, is_recovering=True)
         if self.publication is not None:
-            self.publication.resume(resumed, self.learner)
+            self.publication.resume(resumed, self.learner, self._identity)
         self._resume(resumed)
         if self.publisher is not None:
             self.publisher.start()
@@ -125,7 +128,8 @@ class Trainer:
     def _resume(self, resumed: Resumed) -> None:
         """Go on where ``resumed`` says, the learner being there already."""
         num_steps = self.learner.num_steps
-        self._lineage, self._set_aside = resumed.lineage, resumed.plan.set_aside
+        self._lineage, self._parent = resumed.lineage, resumed.parent
+        self._set_aside = resumed.plan.set_aside
         self._num_set_aside = resumed.num_set_aside
         self._planned = resumed.planned(self.learner)
         self._recorded_until = num_steps + len(self._planned)
@@ -328,9 +332,11 @@ class Trainer:
         report, learner, publisher = self._last_report, self.learner, self.publisher
         last = publisher.last if publisher is not None else None
         return Progress(
+            time_ms=int(time.time() * 1000),
             num_steps=learner.num_steps,
             num_interactions=learner.num_interactions,
             num_set_aside=self._num_set_aside,
+            num_lost=getattr(self.source, "num_lost", 0),
             is_recovering=bool(self._planned),
             claimant=self.claimant.name if self.claimant is not None else "",
             positions=dict(self._open_source.positions),
@@ -365,6 +371,7 @@ class Trainer:
             "trainer": self.config.learning_dict(),
             "source": self._identity,
             "lineage": self._lineage,
+            "parent": self._parent,
             "positions": {str(p): msgspec.structs.asdict(each) for p, each in positions.items()},
             "unpublished_first": first,
             "unpublished": publication.steps if publication is not None else [],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 SLICES = ("all", "new_items", "new_users", "long_tail")
-RANKERS = ("model", "popular", "popular_unseen")
+RANKERS = ("model", "popular", "popular_unseen", "network", "counts")
 NUM_AUC_BINS = 2048
 _SUMS = ("num", "hr1", "hr10", "hr50", "ndcg10", "mrr")
 _MAX_DOMAINS = 32
@@ -29,7 +29,7 @@ _MAX_DOMAINS = 32
 class Predictions:
     """What was predicted of R targets, S of which are retrieved, and what came.
 
-    ``rank_KS``: ranks by `RANKERS` (3, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
+    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
     the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN where the item
     was unknown. ``probability_RK``, ``baseline_RK``: of each kind; ``outcome_RK``: what came of it (`outcomes`).
     """

@@ -10,13 +10,15 @@ from typing import Protocol
 import structlog
 
 from model.config import ModelConfig
-from trainer.clients import StoppedError
 from trainer.config import TrainerConfig
 from trainer.kafka_source import KafkaSource
-from trainer.lag import LagReporter
 from trainer.loop import Trainer
+from trainer.positions import check_ends, sequences_identity
 from trainer.publisher import Publisher
+from trainer.reporter import LagReporter
+from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.retry import StoppedError
 
 log = structlog.get_logger("trainer")
 
@@ -39,20 +41,26 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def train_stream(settings: Settings, *, take_over: bool = False) -> int:
+def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     stop, config, kafka = stop_on_signals(), settings.trainer, settings.kafka
+
+    def open_source(positions: dict[int, Position]) -> KafkaSource:
+        check_ends(kafka, positions, stop)
+        return KafkaSource(
+            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
+        )
+
     trainer = Trainer(
         settings.model,
         config,
-        lambda positions: KafkaSource(
-            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
-        ),
+        open_source,
         checkpoint_dir=Path(config.checkpoint_dir),
         publisher=Publisher(kafka, config, threading.Event()),
         stop=stop,
-        identity=lambda: {"kafka.prefix": kafka.prefix},
+        identity=lambda: sequences_identity(kafka, stop),
         take_over=take_over,
+        from_published=from_published,
     )
     reporter = LagReporter(kafka, config, lambda: trainer.progress)
     reporter.start()

@@ -13,10 +13,14 @@ from wire.weights import Manifest
 class Progress:
     """Where the trainer is, for other threads to look at: replaced whole, never changed. Times in ms, wall clock."""
 
+    time_ms: int = 0
+    """When this was so; 0 before the trainer has begun."""
     num_steps: int = 0
     num_interactions: int = 0
     num_set_aside: int = 0
     """Interactions in steps that were set aside because what they left was not finite."""
+    num_lost: int = 0
+    """Examples that compaction or retention took before this process read them."""
     is_recovering: bool = False
     is_standby: bool = False
     """Another trainer leads; this one waits."""

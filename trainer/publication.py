@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
+import msgspec
 import structlog
 
 from trainer.publisher import MakeManifest, Publisher
@@ -23,7 +25,8 @@ class Publication:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._lineage = ""
+        self._lineage = self._parent = ""
+        self._source: dict[str, Any] = {}
         self._set_aside: set[int] = set()
         self._offered: int | None = None
         """First step that the version on its way does not contain."""
@@ -35,9 +38,10 @@ class Publication:
         self.since_ms = 0
         """Since when there is something to publish (wall clock); 0 while there is nothing."""
 
-    def resume(self, resumed: Resumed, learner: Learner) -> None:
-        """Go on behind what is published."""
-        self._lineage, self._set_aside = resumed.lineage, resumed.plan.set_aside
+    def resume(self, resumed: Resumed, learner: Learner, source: dict[str, Any]) -> None:
+        """Go on behind what is published. ``source``: the identity of what the examples come from."""
+        self._lineage, self._parent, self._source = resumed.lineage, resumed.parent, source
+        self._set_aside = resumed.plan.set_aside
         self.first_step, self.steps = resumed.unpublished_first, resumed.unpublished(learner)
 
     def rewind(self, set_aside: set[int]) -> None:
@@ -94,7 +98,6 @@ class Publication:
         return partial(
             Manifest,
             model_id=learner.config.model_id,
-            dtype="float32",
             covered={p: each.next_number - 1 for p, each in positions.items()},
             covered_offsets={p: each.covered_offset for p, each in positions.items()},
             newest_event_ms=learner.newest_event_ms,
@@ -107,5 +110,8 @@ class Publication:
             model_config=learner.model_config.as_dict(),
             learning=learner.config.learning_dict(),
             lineage=self._lineage,
+            parent=self._parent,
+            source=self._source,
+            positions={p: msgspec.structs.asdict(each) for p, each in positions.items()},
             metrics=learner.metrics.summary(),
         )

@@ -19,12 +19,14 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.election import Claimant, Election, send_claim
 from trainer.errors import FencedError
-from trainer.weights_log import QUICK, read_new
+from trainer.weights import Weights, newest_weights
 from wire.config import KafkaConfig
+from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
+from wire.kafka.producer import make_producer
+from wire.kafka.retry import StoppedError, patiently
 from wire.topics import Topics
 from wire.weights import (
     MANIFEST_HEADERS,
@@ -103,26 +105,45 @@ class Publisher:
     ) -> list[Manifest]:
         """Become the leader, waiting for as long as another trainer is (`trainer.election`); the versions before it.
 
-        Raises `trainer.clients.StoppedError` once ``stop`` is set.
+        Raises `wire.kafka.retry.StoppedError` once ``stop`` is set.
         """
         election = Election(self._kafka, self._config, claimant, stop, on_standby)
         led = election.lead(enough, at_once=at_once)
         self.claimant, self.epoch, self._checked_offset = claimant.name, led.epoch, led.next_offset
         return led.manifests
 
+    def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
+        """The newest weights that a reader can reach, of the versions before this epoch; None without any."""
+        if not manifests:
+            return None
+        return patiently(
+            lambda: self._read_weights(manifests[-1].base_offset), "reading the last version", self._kafka, self._stop
+        )
+
+    def _read_weights(self, start: int) -> Weights | None:
+        reader, _ = self._clients()
+        first = reader.beginning_offsets([self._topic])[self._topic]
+        for each in (max(start, first), first):  # that base may be damaged
+            weights, _ = newest_weights(
+                read(reader, self._topic.topic, {self._topic.partition: Span(each, self._checked_offset)})
+            )
+            if weights is not None:
+                return weights
+        return None
+
     def _claim(self, *, released: bool = False) -> Claim:
         return Claim(epoch=self.epoch, claimant=self.claimant, released=released)
 
     def _clients(self) -> tuple[KafkaConsumer, KafkaProducer]:
         if self._consumer is None:
-            self._consumer = clients.consumer(self._kafka, **QUICK)
-            clients.partitions_of(self._consumer, self._topic.topic)
+            self._consumer = make_consumer(self._kafka, **PROMPT)
+            partitions_of(self._consumer, self._topic.topic)
         if self._producer is None:
-            self._producer = clients.producer(self._kafka)
+            self._producer = make_producer(self._kafka)
         return self._consumer, self._producer
 
     def _patiently(self, action: Callable[[], Any], what: str) -> Any:
-        return clients.patiently(action, what, self._kafka, self._stop)
+        return patiently(action, what, self._kafka, self._stop)
 
     # The training thread
 
@@ -204,7 +225,7 @@ class Publisher:
                     self._publish()
                 elif not self._stop.is_set():
                     self._patiently(self._check_fence, "looking for another trainer")
-        except clients.StoppedError:
+        except StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001  (handed to the training thread, which raises it)
             with self._wake:
@@ -277,7 +298,7 @@ class Publisher:
 
     def _check_fence(self) -> None:
         reader, _ = self._clients()
-        for record in read_new(reader, self._topic, self._checked_offset):
+        for record in read_from(reader, self._topic, self._checked_offset):
             self._checked_offset = record.offset + 1
             if record_kind(record.headers) == "claim":
                 claim = msgspec.json.decode(record.value, type=Claim)

@@ -11,7 +11,6 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
-from trainer import clients
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
@@ -21,27 +20,19 @@ from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
 from trainer.soundness import pass_over
 from trainer.step import Learner
-from trainer.weights import Table, Weights
-from trainer.weights_log import read_new
+from trainer.weights import Table, Weights, newest_weights
 from wire.config import KafkaConfig
+from wire.kafka.consumer import make_consumer, partitions_of, read_from
+from wire.kafka.retry import patiently
 from wire.topics import Topics
-from wire.weights import Manifest, VersionAssembler
+from wire.weights import Manifest
 
 log = structlog.get_logger("trainer")
 
 
 def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
     """All records of the weights topic → the newest weights that a reader can reach, and the manifests that count."""
-    assembler, weights, manifests = VersionAssembler(), None, []
-    for record in records:
-        version = assembler.feed(record.key, record.headers, record.value)
-        if version is None:
-            continue
-        manifests.append(version.manifest)
-        if weights is not None and weights.accepts(version):
-            weights = weights.apply(version)
-        elif version.manifest.kind == "base":
-            weights = Weights.from_base(version)
+    weights, manifests = newest_weights(records)
     if weights is None:
         raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
     return weights, manifests
@@ -74,6 +65,9 @@ def differences(published: Weights, learner: Learner) -> list[str]:
             wrong.append(f"{name}.ids")
         elif not same_bits(table.rows[live], expected.rows[live]):
             wrong.append(f"{name}.rows")
+    theirs = {"memory": published.memory.changes(everything=True), "rates": published.rates.changes(everything=True)}
+    for part, arrays in (("memory", ours.memory), ("rates", ours.rates)):
+        wrong += [f"{part}.{name}" for name, array in arrays.items() if not same_bits(array, theirs[part].get(name))]
     return wrong
 
 
@@ -84,11 +78,11 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
 
 def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
     """Exit status 0 when the weights are bit-equal to the newest published version."""
-    reader = clients.patiently(lambda: clients.consumer(kafka), "reading versions", kafka, stop)
+    reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
-    clients.partitions_of(reader, where.topic)
+    partitions_of(reader, where.topic)
     first = reader.beginning_offsets([where])[where]
-    weights, manifests = published_weights(read_new(reader, where, first))
+    weights, manifests = published_weights(read_from(reader, where, first))
     reader.close()
     published = weights.manifest
     _check_settings(model, config, published)

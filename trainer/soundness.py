@@ -54,6 +54,8 @@ def unsound_learner(learner: Learner) -> Unsound | None:
         rows = table.num_rows
         if not (torch.isfinite(table.weight[:rows]).all() and torch.isfinite(table.state[:rows]).all()):
             return Unsound(f"rows of table {name}")
+    if not learner.memory.is_finite:
+        return Unsound("the memory")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
     return None
@@ -72,4 +74,4 @@ def _probe(learner: Learner) -> torch.Tensor:
     y_TM = model.encode(x_TM, offsets, time_T, time_T, backend=learner.config.backend)
     query_TD = model.retrieval_query(torch.cat([y_TM, model.start_M[None]]))
     table_UD = model.retrieval_table(F.embedding(rows, learner.items.weight))
-    return torch.cat([model.rank_logits(y_TM).flatten(), (query_TD @ table_UD.T).flatten()])
+    return torch.cat([model.rank_logits(y_TM, None).flatten(), (query_TD @ table_UD.T).flatten()])

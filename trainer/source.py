@@ -15,7 +15,7 @@ from wire.weights import PlanStep
 
 class Position(msgspec.Struct, frozen=True):
     """Where to go on in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
-    the highest action offset that trained examples cover."""
+    the action offset up to which everything is in trained examples."""
 
     next_number: int = 0
     next_offset: int = 0
@@ -54,7 +54,7 @@ class Mark:
     number: int
     offset: int
     writer_epoch: int
-    applied_offset: int
+    covered_offset: int
 
 
 class Marks:
@@ -66,7 +66,7 @@ class Marks:
 
     def add(self, example: Example, offset: int) -> None:
         """An example that was given out, and its offset."""
-        mark = Mark(example.number, offset, example.writer_epoch, example.applied_offset)
+        mark = Mark(example.number, offset, example.writer_epoch, example.replay_from_offset - 1)
         self._marks.setdefault(example.partition, deque()).append(mark)
 
     def trained(self, step: PlanStep) -> None:
@@ -76,5 +76,5 @@ class Marks:
             while marks and marks[0].number <= last:
                 mark = marks.popleft()
                 self.positions[partition] = Position(
-                    mark.number + 1, mark.offset + 1, mark.writer_epoch, mark.applied_offset
+                    mark.number + 1, mark.offset + 1, mark.writer_epoch, mark.covered_offset
                 )

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from kernels import stochastic_length
 from kernels.length import kept_length
+from kernels.memory import MemoryOutcome, MemoryRules
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
+from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.rates import Rates, done_before
 from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
-from trainer.baseline import PopularityBaseline, RateBaseline
+from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
@@ -74,13 +77,15 @@ class Learner:
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
+        rules = MemoryRules(seen_half_life=trainer.memory_half_life, exclude=str(trainer.exclude_seen))
+        self.memory = Memory(model, rules, backend=trainer.backend)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
-        self.rates = RateBaseline(len(model.kinds))
+        self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
-        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics, self._retrieval_table)
+        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
         self.histories = Histories(model.max_context)
         """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
         self.num_steps = 0
@@ -118,8 +123,9 @@ class Learner:
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self._forward(batch, now_ms)
-        self.judge.count(whole, forward, known_V, seen_rows_n, self.num_steps)
-        retrieval = mean_or_zero(forward.retrieval_loss_S)
+        recalled = self._recall(whole, forward)
+        self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
+        retrieval = forward.retrieval_loss
         ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         self._learn(forward, retrieval + self.config.rank_weight * ranking)
         self._remember(whole, forward, examples, now_ms)
@@ -137,8 +143,31 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _retrieval_table(self, num_rows: int) -> Tensor:
-        return self.model.retrieval_table(self.items.weight[:num_rows])
+    @torch.no_grad()
+    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+        """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
+        times; what came of the choices."""
+        num_rows = self.items.num_rows
+        self.memory.grow(num_rows)
+        told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
+        told = told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
+        events = events_of(
+            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
+        )  # fmt: skip
+        every = -(-num_rows // MOST_PREDICTED_ROWS)
+        if every > 1:
+            events.chosen_R[(self.num_interactions + np.arange(len(told))) % every > 0] *= 2
+        table_VD = forward.table_UD if forward.is_whole else self.model.retrieval_table(self.items.weight[:num_rows])
+        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
+        size = max(1, MOST_LOGITS // num_rows)
+        done = []
+        for part in (slice(start, start + size) for start in range(0, len(told), size)):
+            asked = query_R[part][events.chosen_R[part] == 1]
+            logit_AV = forward.query_SD[self._tensor(asked)] @ table_VD.T
+            done.append(self.memory.learn(events[part], logit_AV.cpu().numpy()))
+        wanted = batch.is_wanted_R[told]
+        return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
@@ -196,8 +225,16 @@ class Learner:
             negatives,
             exact,
         )
-        logits_RK = self.model.rank_logits(item_RM)
-        return Forward(query_SD, table_UD, exact, logits_RK, target_row_R, loss_S, learned_S, leaves)
+        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(batch, target_row_R)))
+        return Forward(
+            query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
+        )
+
+    def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
+        """(R, 2, K) what rates alone say of each target."""
+        target_R = batch.target_R
+        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
         """(R,) rows of the targets' items. New interactions are sightings; feedback is of an item sighted before."""
@@ -317,6 +354,7 @@ class Learner:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
+        self.memory.forget(rows)
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:

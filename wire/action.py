@@ -33,11 +33,11 @@ from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
-    """One action, its keys hashed (`wire.hashing`); hashes are 0, and ``value`` NaN, where nothing was given."""
+    """One action with hashed keys (`wire.hashing`). What was not given is 0, or NaN for ``value``."""
 
     user: str
     item: str | int
-    """As the producer wrote it: the name behind ``item_hash``."""
+    """The item's key as the producer wrote it."""
     item_hash: int
     bits: int
     timestamp_ms: int
@@ -46,7 +46,7 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     domain_hash: int
     value: float
     feature_hash: tuple[int, ...]
-    """One for each configured feature."""
+    """One hash per configured feature."""
     user_feature_hash: tuple[int, ...]
 
 
@@ -169,7 +169,7 @@ def _hash(key: str | int, field: str) -> int:
 
 
 def _hash_once(key: str | int, field: str) -> int:
-    """Of a key that will not come again: to remember it would push out what does."""
+    """The hash of a key that will not recur: caching it would evict keys that do."""
     _check_key(key, field)
     return key_hash(key)
 

@@ -29,7 +29,7 @@ _NAMES = {
 
 
 class Wire(msgspec.Struct, gc=False):
-    """An action as it comes."""
+    """An action as decoded from JSON, unchecked."""
 
     user: str | int
     item: str | int
@@ -44,7 +44,7 @@ class Wire(msgspec.Struct, gc=False):
 
 
 class Refused(Exception):
-    """Why it is no action."""
+    """Why something is not an action."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ _free = msgspec.json.Decoder()
 
 
 def decode_free(raw: bytes) -> Any:
-    """Whatever JSON holds. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    """Any JSON value. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
     try:
         return _free.decode(raw)
     except msgspec.ValidationError as error:  # well-formed, but a number beyond a double
@@ -72,7 +72,7 @@ class _Unrepresentable(msgspec.Struct):
 
 
 def check(content: Any) -> Wire:
-    """An action of the right types, or `Refused`."""
+    """An action whose fields have the right types. Raises `Refused`."""
     if isinstance(content, _Unrepresentable):
         refuse("bad_value", f"expected numbers that a double can hold, got {content.message}; send smaller ones")
     if not isinstance(content, dict):

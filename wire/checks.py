@@ -20,7 +20,7 @@ def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A finite number from ``low`` to ``high``; ``open_low``, ``open_high``: that bound itself is out."""
+    """A finite number from ``low`` to ``high``; ``open_low``, ``open_high``: excluding that bound."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -30,7 +30,7 @@ class Number:
     advice: str = DEFAULT
 
     def check(self, key: str, value: object) -> None:
-        """Raise `ConfigError` where ``value`` is not such a number."""
+        """Raise `ConfigError` if ``value`` is not such a number."""
         kinds = int if self.whole else (int, float)
         is_number = isinstance(value, kinds) and not isinstance(value, bool)
         fine = is_number and self._in_range(value)
@@ -56,19 +56,19 @@ class Switch:
     """True or false."""
 
     def check(self, key: str, value: object) -> None:
-        """Raise `ConfigError` where ``value`` is neither."""
+        """Raise `ConfigError` if ``value`` is neither."""
         expect(isinstance(value, bool), key, "true or false", value, DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A string that is not empty; one of ``choices`` where there are any."""
+    """A non-empty string; one of ``choices`` if there are any."""
 
     choices: tuple[str, ...] = ()
     advice: str = DEFAULT
 
     def check(self, key: str, value: object) -> None:
-        """Raise `ConfigError` where ``value`` is no such string."""
+        """Raise `ConfigError` if ``value`` is not such a string."""
         expected = f"one of {self.choices}" if self.choices else "a string that is not empty"
         fine = isinstance(value, str) and (value in self.choices if self.choices else bool(value.strip()))
         expect(fine, key, expected, value, self.advice)
@@ -76,16 +76,18 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """At least one name and at most ``most``."""
+    """At least ``least`` names and at most ``most``."""
 
     most: int
     advice: str = DEFAULT
+    least: int = 1
 
     def check(self, key: str, value: object) -> None:
-        """Raise `ConfigError` where ``value`` is no tuple of such names."""
+        """Raise `ConfigError` if ``value`` is not a tuple of such names."""
         names = value if isinstance(value, tuple) else ()
         fine = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
-        expect(fine and 0 < len(names) <= self.most, key, f"1 to {self.most} names, none twice", value, self.advice)
+        fine = fine and isinstance(value, tuple) and self.least <= len(names) <= self.most
+        expect(fine, key, f"{self.least} to {self.most} names, none twice", value, self.advice)
 
 
 Limit = Number | Switch | Word | Names

@@ -30,7 +30,7 @@ def _is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """What a well-formed action is. ``kinds`` in order: kind b is bit b. Feature names in order: name f is column f."""
+    """What a well-formed action is. The order counts: kind b is bit b, feature name f is column f."""
 
     kinds: tuple[str, ...] = ("impression", "click", "like")
     features: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class ActionConfig:
 
     @cached_property
     def max_future_ms(self) -> int:
-        """``max_future_s`` in the unit of timestamps."""
+        """``max_future_s`` in milliseconds."""
         return round(self.max_future_s * 1000)
 
     @cached_property
@@ -98,23 +98,23 @@ class SequenceConfig:
 
     @property
     def join_window_ms(self) -> int:
-        """``join_window_s`` in the unit of timestamps."""
+        """``join_window_s`` in milliseconds."""
         return round(self.join_window_s * 1000)
 
     @property
     def num_slots(self) -> int:
-        """Segments that are kept of a user: they hold ``max_context`` interactions wherever the last one stands."""
+        """How many segments are kept of a user: enough for ``max_context`` interactions wherever the last one falls."""
         return -(-self.max_context // self.segment_len) + 1
 
     @property
     def max_segment_ids(self) -> int:
-        """Action ids that are kept of one segment; beyond that its oldest are forgotten."""
+        """Action ids that are kept per segment; beyond that the oldest are forgotten."""
         return 8 * self.segment_len
 
 
 @dataclass(frozen=True)
 class KafkaConfig:
-    """Which broker, which topics. ``client`` holds options of every Kafka client (`wire.client_options`)."""
+    """The broker and the topics. ``client`` holds options of every Kafka client (`wire.client_options`)."""
 
     bootstrap: str = "localhost:9092"
     client: Mapping[str, Any] = field(default_factory=dict)
@@ -160,7 +160,7 @@ def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int
 
 
 def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:
-    """Refuse a configuration under which an example could outgrow a Kafka record."""
+    """Refuse a configuration under which an example could exceed a Kafka record. Raises `ConfigError`."""
     size = largest_example_bytes(action, sequence)
     expect(
         size <= MAX_EXAMPLE_BYTES * 2 // 3,

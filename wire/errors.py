@@ -27,7 +27,7 @@ class ConfigError(HeadraceError, ValueError):
 
 
 class CodecError(HeadraceError, ValueError):
-    """Bytes that are not a message of a layout that this build reads."""
+    """Bytes that are not a message in a layout that this build can read."""
 
 
 class VersionError(HeadraceError):
@@ -47,4 +47,4 @@ class TopicMissing(HeadraceError):
 
 
 class TopicsMismatch(HeadraceError):
-    """A topic exists in another shape than the configuration says."""
+    """A topic exists with another shape than the configuration says."""

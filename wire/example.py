@@ -20,7 +20,7 @@ Int64 = NDArray[np.int64]
 
 
 class Counts(NamedTuple):
-    """What a partition's actions came to. Every well-formed action is accepted or duplicate; late ones are accepted."""
+    """What became of a partition's actions. A well-formed action is accepted or a duplicate; late ones are accepted."""
 
     num_accepted: int = 0
     num_duplicate: int = 0
@@ -77,16 +77,16 @@ class Example:
     number: int
     """The partition's outbox number: 0, 1, 2, … without holes."""
     segment: int
-    """Which segment of the user's lifetime."""
+    """The number of the segment in the user's lifetime."""
     segment_len: int
     interactions: Interactions
-    """The whole segment as it stands. Never empty but in a fence."""
+    """The whole segment as it stands; empty only in a fence."""
     num_new: int
-    """0 in an example that brings feedback alone, or only writes a segment again (`ExampleLog.overwritten`)."""
+    """0 if the example only brings feedback, or only rewrites a segment (`ExampleLog.overwritten`)."""
     feedback_index: Int64
     feedback_bits: NDArray[np.uint32]
     session_hash: Int64
-    """(n,) the session of each interaction, 0 where none was given. For joining, not for training."""
+    """(n,) the session of each interaction, 0 if none was given. Used for joining, not for training."""
     action_ids: Int64
     """Hashes of the ids of the actions in this segment, oldest first, where ids were given."""
     user_feature_hash: Int64
@@ -97,16 +97,16 @@ class Example:
     user_index: int
     """Position, in the list of actions at ``user_offset``, of the last one that is in."""
     applied_offset: int
-    """Highest action offset of the partition applied."""
+    """The highest action offset of the partition that has been applied."""
     replay_from_offset: int
     """Where a restoring worker must begin to apply actions again once it has all examples up to this number: all
     before is in examples up to this one (`state.restore`)."""
     newest_event_ms: int
-    """The newest event time of the partition's applied actions."""
+    """The newest event time among the partition's applied actions."""
     newest_record_ms: int
-    """Kafka timestamp of the newest action covered: wall clock, whatever the event times are."""
+    """Kafka timestamp of the newest action covered: a wall-clock time, whatever the event times are."""
     names: dict[int, str | int] = field(default_factory=dict)
-    """Item hash → the producer's own id, for items that this partition has not named before."""
+    """Item hash → the producer's id, for items that this partition names for the first time."""
     is_fence: bool = False
     counted_offset: int = -1
     """``counts`` are those of the partition's actions up to here."""
@@ -124,7 +124,7 @@ class Example:
 
     @property
     def num_feedback(self) -> int:
-        """Earlier interactions that got feedback."""
+        """Indices of earlier interactions that received feedback."""
         return len(self.feedback_index)
 
 

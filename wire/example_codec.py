@@ -209,13 +209,13 @@ def restamp(value: bytes, writer_epoch: int) -> bytes:
 
 
 class _Columns:
-    """Takes arrays off bytes, one after the other."""
+    """Reads arrays from bytes, one after another."""
 
     def __init__(self, value: bytes, start: int) -> None:
         self._value, self._at = value, start
 
     def take(self, dtype: type[Number], num: int) -> NDArray[Number]:
-        """The next ``num`` entries."""
+        """Read the next ``num`` entries."""
         found = np.frombuffer(self._value, dtype, num, self._at)
         self._at += found.nbytes
         return found

@@ -28,21 +28,21 @@ class Verdict(Enum):
     STALE = "stale"
     """Written by a worker that had lost the partition: skip it."""
     FENCE = "fence"
-    """A new writer's mark; nothing to use."""
+    """A new writer's mark; it carries no data."""
     HOLE = "hole"
-    """Records are missing before it (`ExampleLog.hole`): something was lost, say so. The log stays where it was."""
+    """Records are missing before it (`ExampleLog.hole`): something was lost. The log does not advance."""
 
 
 @dataclass(frozen=True)
 class Hole:
-    """Example number ``expected`` should have come; number ``got`` came."""
+    """Example number ``expected`` was due, but number ``got`` came."""
 
     expected: int
     got: int
 
 
 class ExampleLog:
-    """Filter of one partition. Feed it every record in the order of Kafka offsets.
+    """A filter for one partition. Feed it every record in offset order.
 
     ``next_number`` is where to go on (None: from whatever comes first). ``allow_holes`` is for readers of a compacted
     topic that want each segment's newest state, not every example: they take any number above the highest seen.
@@ -56,15 +56,15 @@ class ExampleLog:
         self.hole: Hole | None = None
         self.allow_holes = allow_holes
         self.overwritten: set[tuple[str, int]] = set()
-        """(user, segment) whose last record is not one that counts."""
+        """The (user, segment) pairs whose last record does not count."""
 
     @property
     def last_number(self) -> int:
-        """Highest number accepted; -1 before any."""
+        """The highest number accepted; -1 before the first."""
         return -1 if self.next_number is None else self.next_number - 1
 
     def feed(self, example: Example) -> Verdict:
-        """Judge one record, and remember it when it is accepted."""
+        """Classify one record, and advance if it is accepted."""
         if example.writer_epoch < self.writer_epoch:
             return self._drop(example, Verdict.STALE)
         if example.is_fence:
@@ -80,7 +80,7 @@ class ExampleLog:
         return Verdict.ACCEPT
 
     def take(self, example: Example) -> None:
-        """Go on behind this example, whatever is missing before it."""
+        """Continue after this example, whatever is missing before it."""
         self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
         self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1

@@ -41,7 +41,7 @@ class History:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the rows, and what is around them."""
+        """Memory of the rows and their bookkeeping."""
         return int(self._rows.nbytes) + OVERHEAD_BYTES
 
     def window(self, first: int, last: int) -> tuple[int, Rows]:
@@ -57,7 +57,7 @@ class History:
         return chosen if present.all() else chosen[present]
 
     def fold(self, example: Example) -> None:
-        """Put the segment in its place. Nothing is forgotten before `forget`."""
+        """Put the segment in its place. Nothing is dropped until `forget`."""
         num, first = len(example.interactions), example.first_index
         if not num:
             return
@@ -79,12 +79,12 @@ class History:
         return max(0, (self.end - 1) // self._segment_len - num_slots + 1) * self._segment_len
 
     def forget(self) -> None:
-        """Drop what is older than what is kept."""
+        """Drop rows older than the kept segments."""
         if self.start < self.kept_from:
             self._span(self.kept_from, self.end)
 
     def _span(self, start: int, end: int) -> None:
-        """Make the array hold ``start`` … ``end - 1``, keeping what is there."""
+        """Make room for ``start`` … ``end - 1``, keeping the present rows."""
         if start == self.start and end - start <= len(self._rows):
             self.end = end
             return
@@ -109,7 +109,7 @@ class Histories:
         return len(self.users)
 
     def fold(self, example: Example) -> History:
-        """Take in one accepted example; the user's history with it."""
+        """Fold one accepted example in; returns the user's updated history."""
         history = self.gather(example)
         self.settle(history)
         return history
@@ -127,7 +127,7 @@ class Histories:
         return history
 
     def settle(self, history: History) -> None:
-        """Forget what is beyond a user's kept segments."""
+        """Drop what lies beyond a user's kept segments."""
         before = history.num_bytes
         history.forget()
         self.num_bytes += history.num_bytes - before

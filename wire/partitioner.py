@@ -13,7 +13,7 @@ _MASK = 0xFFFFFFFF
 
 
 def murmur2(data: bytes) -> int:
-    """MurmurHash2, 32 bits, unsigned."""
+    """MurmurHash2 of the bytes: 32 bits, unsigned."""
     length = len(data)
     state = _SEED ^ length
     num_words = length >> 2

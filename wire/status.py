@@ -6,15 +6,15 @@ import msgspec
 
 
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one partition of a worker is. Offsets are of the actions topic; -1 where there is none yet."""
+    """The state of one partition of a worker. Offsets are those of the actions topic; -1 if there is none yet."""
 
     applied_offset: int = -1
     applied_record_ms: int = -1
     outbox_len: int = 0
     oldest_outbox_record_ms: int = -1
-    """`newest_record_ms` of the oldest example that waits in the outbox; -1 when it is empty."""
+    """`newest_record_ms` of the oldest example waiting in the outbox; -1 if it is empty."""
     relayed_number: int = -1
-    """Highest example number that the broker has acknowledged."""
+    """The highest example number that the broker has acknowledged."""
     writer_epoch: int = 0
     num_open_users: int = 0
     """Users with interactions whose join window is still open."""
@@ -34,7 +34,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
-    """A server: the version it answers from, and how fresh that is."""
+    """A server: the version it answers with, and how fresh that is."""
 
     component: str
     time_ms: int
@@ -61,10 +61,10 @@ _decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
 
 
 def encode_status(status: Status) -> bytes:
-    """One line of JSON."""
+    """Status → JSON."""
     return msgspec.json.encode(status)
 
 
 def decode_status(value: bytes) -> Status:
-    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is no status."""
+    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is not a status."""
     return _decoder.decode(value)

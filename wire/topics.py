@@ -27,7 +27,7 @@ def fence_key(writer_epoch: int) -> bytes:
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic as it has to exist. ``settings`` are Kafka's own names and spellings."""
+    """A topic as it should exist. ``settings`` use Kafka's own names."""
 
     name: str
     num_partitions: int
@@ -37,7 +37,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Topics:
-    """The names, all under one prefix."""
+    """The topics' names, all under one prefix."""
 
     actions: str
     dead_letters: str
@@ -48,7 +48,7 @@ class Topics:
 
     @classmethod
     def under(cls, prefix: str = "headrace") -> Topics:
-        """Names of a deployment: ``prefix`` is ``headrace`` unless several share a broker."""
+        """The names of one deployment; ``prefix`` is ``headrace`` unless several deployments share a broker."""
         return cls(
             actions=f"{prefix}.actions.v1",
             dead_letters=f"{prefix}.actions.v1.dlq",
@@ -60,12 +60,12 @@ class Topics:
 
 
 def max_letter_bytes(config: KafkaConfig) -> int:
-    """The largest dead letter: a record as large as the actions topic takes, and what is said about it."""
+    """The size limit of a dead letter: the largest record of the actions topic, plus what is said about it."""
     return config.max_message_bytes + LETTER_BYTES
 
 
 def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
-    """Every topic of a deployment with its settings, actions first."""
+    """Every topic of a deployment, with its settings; actions come first."""
     names = Topics.under(config.prefix)
     retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
     largest, letter = config.max_message_bytes, max_letter_bytes(config)

@@ -13,10 +13,10 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 ========  ==============================  ===================  =========================================
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
-(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; and ``names`` (bytes of
-a JSON list of ``[id, name]``). A **base** has everything, a **delta** all dense weights and the rows touched since
-version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands for everything that has no row of its own.
-"""
+(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
+rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
+has everything, a **delta** all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row
+0 of a table (id 0) stands for everything that has no row of its own."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ PlanStep = list[tuple[int, int, int]]
 logger = logging.getLogger(__name__)
 
 
+TOPIC_ID = "topic id"
+"""Key of `Manifest.source`: the broker's own id of the sequences topic, whose name may be given again."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
 
@@ -53,7 +57,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     onto_number: int
     base_number: int
     base_offset: int
-    dtype: str
     num_chunks: int
     num_bytes: int
     checksum: str
@@ -74,6 +77,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
     learning: dict[str, Any] = {}
     """The trainer's own settings that decide the weights; a replay must use the same."""
+    source: dict[str, Any] = {}
+    """What the examples came from: a topic's identity. Elsewhere, the same numbers are other examples."""
+    positions: dict[int, dict[str, int]] = {}
+    """Where the trainer would read on, by partition (`trainer.source.Position`)."""
+    parent: str = ""
+    """The lineage that this one began from (``--from-published``), with its weights as they were at ``first_step``."""
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
 
@@ -118,6 +127,8 @@ class Snapshot:
     dense: dict[str, NDArray[np.floating[Any]]]
     tables: dict[str, TableRows]
     names: dict[int, str | int]
+    memory: dict[str, NDArray[Any]] = field(default_factory=dict)
+    rates: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,6 +145,8 @@ def encode_blob(snapshot: Snapshot) -> bytes:
     for table, rows in snapshot.tables.items():
         for part in ("ids", "row_index", "rows", "tombstones"):
             tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
+    for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
+        tensors |= {f"{part}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
     tensors["names"] = np.frombuffer(names, np.uint8)
     blob: bytes = save_tensors(tensors)
@@ -147,12 +160,14 @@ def decode_blob(blob: bytes) -> Snapshot:
         names = dict(json.loads(tensors.pop("names").tobytes()))
     except (SafetensorError, KeyError, ValueError) as error:
         raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
-    dense = {name.removeprefix("dense."): array for name, array in tensors.items() if name.startswith("dense.")}
-    tables = sorted({name.rsplit(".", 1)[0] for name in tensors if not name.startswith("dense.")})
-    parts = ("ids", "row_index", "rows", "tombstones")
-    return Snapshot(
-        dense, {table: TableRows(*(tensors[f"{table}.{part}"] for part in parts)) for table in tables}, names
-    )
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = array
+    dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
+    columns = ("ids", "row_index", "rows", "tombstones")
+    tables = {table: TableRows(*(arrays[column] for column in columns)) for table, arrays in sorted(parts.items())}
+    return Snapshot(dense, tables, names, memory, rates)
 
 
 def checksum(blob: bytes) -> str:

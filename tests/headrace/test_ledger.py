@@ -49,7 +49,7 @@ def manifest(
         ("base_number", "base_offset", "num_chunks", "num_bytes", "newest_event_ms", "newest_record_ms"), 0
     )
     nothing |= dict.fromkeys(("num_interactions", "created_ms"), 0) | {"onto_number": number - 1, "lineage": "one"}
-    nothing |= dict.fromkeys(("model_id", "kind", "dtype", "checksum"), "")
+    nothing |= dict.fromkeys(("model_id", "kind", "checksum"), "")
     nothing |= {name: {} for name in ("covered", "covered_offsets", "model_config", "metrics")}
     return Manifest(**{**nothing, **more}, epoch=epoch, number=number, plan=plan, first_step=first_step)
 
@@ -87,7 +87,7 @@ def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> 
 
 def late_like() -> list[Example]:
     """An impression, a later like of it, and another impression."""
-    action = ActionConfig(kinds=("impression", "like"))
+    action = ActionConfig(kinds=("impression", "like"), min_timestamp_ms=0)
     sequencer, found = Sequencer(action, SequenceConfig()), list[Example]()
     for item, kind in ((1, "impression"), (1, "like"), (2, "impression")):
         value = f'{{"user":"a","item":{item},"action":"{kind}","timestamp":{100 * item}}}'.encode()
@@ -205,3 +205,36 @@ def test_the_recount_refuses_a_user_of_another_partition() -> None:
     recount = Recount(ACTION, SEQUENCE, 0, 1000)
     recount.feed(Record(0, b'[{"user":"a","item":1,"action":"rate","timestamp":5}]'))
     assert recount.dead == {(0, 0)}
+
+
+def test_a_step_that_was_set_aside_trains_nothing() -> None:
+    plans, ledger, violations = PlanLedger(), ledger_of(examples()), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 2)], [(0, 3, 5)]], set_aside=[1]))
+    found = trained(plans.current, {0: ledger}, violations)
+    assert (found[0].last, found[0].num_interactions, violations.num) == (5, 3, 0)
+
+
+def test_a_line_that_began_from_a_published_version_is_audited_with_what_came_before() -> None:
+    plans, ledger, violations = PlanLedger(), ledger_of(examples()), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]))
+    plans.feed(manifest(0, 2, [[(0, 3, 3)], [(0, 4, 5)]], epoch=2, lineage="two", parent="one"))
+    found = trained(plans.current, {0: ledger}, violations)
+    assert plans.current.first_step == 0
+    assert (found[0].last, found[0].num_interactions, violations.num) == (5, 6, 0)
+
+
+@pytest.mark.parametrize(("next_number", "caught"), [(2, "again"), (4, "having left some out")])
+def test_a_line_that_began_at_another_place_than_its_version_is_found(next_number: int, caught: str) -> None:
+    plans, violations = PlanLedger(), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)], [(0, 2, 2)]]))
+    plans.feed(manifest(0, 2, [[(0, next_number, 5)]], epoch=2, lineage="two", parent="one"))
+    trained(plans.current, {0: ledger_of(examples())}, violations)
+    assert violations.num == 1
+    assert caught in violations[0]
+
+
+def test_a_plan_that_was_cut_is_found() -> None:
+    plans = PlanLedger()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)]]))
+    plans.feed(manifest(1, 3, [[(0, 4, 5)]]))
+    assert plans.gaps == ["version 1/1 begins with step 3; nobody published steps 1 to 2"]

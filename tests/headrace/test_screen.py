@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from headrace.board import STAGES, Board
 from headrace.lag import plain
+from headrace.lag_view import STAGES, LagView
 from headrace.screen import page
 
 
@@ -25,7 +25,7 @@ def message() -> dict[str, Any]:
 def test_nothing_on_the_page_is_cut_or_wrapped(width: int) -> None:
     console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as capture:
-        console.print(page(Board(dataset="MovieLens", broker="localhost:9092", lag=message())))
+        console.print(page(LagView(dataset="MovieLens", broker="localhost:9092", lag=message())))
     shown = capture.get()
     for words in ("actions not read yet", "examples not delivered yet", "published, not served yet", "popular"):
         assert words in shown
@@ -41,8 +41,8 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
 
 
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:
-    board = Board()
-    board.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])
-    assert board.rate == 0.0
-    board.note_sent(600)
-    assert board.rate > 0.0
+    view = LagView()
+    view.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])
+    assert view.rate == 0.0
+    view.note_sent(600)
+    assert view.rate > 0.0

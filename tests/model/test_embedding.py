@@ -136,7 +136,8 @@ def test_a_loaded_table_is_the_saved_one() -> None:
 def test_domains_and_features_get_rows_and_change_predictions_and_are_learned() -> None:
     learner, past = Learner(MODEL, TRAINER), columns(np.random.default_rng(0), 5, 30)
     past = replace(past, domain_hash=keys(71, 71, 0, 72, 72), feature_hash=np.arange(10).reshape(5, 2))
-    learner.step([example(past, 5, user_feature=99)])
+    for number in range(2):  # the first step teaches ranking to look at the network at all
+        learner.step([example(past, 5, user=f"user {number}", number=number, user_feature=99)])
     assert set(learner.domains.keys_of(learner.domains.live_rows()).tolist()) == {71, 72}
     assert set(learner.features.keys_of(learner.features.live_rows()).tolist()) == {*range(1, 10), 99}
     for ours in (learner.domains, learner.features):

@@ -133,7 +133,7 @@ def next_item_for_this_one(batch: JaggedBatch) -> JaggedBatch:
 
 def target_one_too_early(batch: JaggedBatch) -> JaggedBatch:
     """The users' borders are lost: a batch read as one long user, from its end."""
-    return replace(batch, starts_B1=np.array([0, len(batch.item_n)]))
+    return replace(batch, starts_B1=np.array([0, len(batch.item_n)]), owner_n=np.zeros_like(batch.owner_n))
 
 
 def next_action_for_this_one(batch: JaggedBatch) -> JaggedBatch:

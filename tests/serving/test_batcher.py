@@ -134,6 +134,17 @@ def test_the_cost_of_a_batch_is_told_apart_from_that_of_its_requests() -> None:
     assert cost.seconds(160, 16) == pytest.approx(0.26, rel=0.01)
 
 
+def test_a_pause_of_the_machine_turns_nobody_away() -> None:
+    cost = CostModel()
+    cost.note(1, 30.0)  # the first one loads what is loaded late
+    assert cost.seconds(100, 16) == 0.0
+    cost = CostModel()
+    for _ in range(100):
+        cost.note(4, 0.004)
+    cost.note(4, 5.0)
+    assert cost.seconds(100, 16) < 0.15
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_a_server_tells_the_version_that_it_answers_from(held: bool) -> None:
     holder = HOLDER if held else type(HOLDER)()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.memory import events_of
 from serving import engine as engine_module
 from serving.cache import HistoryCache
 from serving.engine import Ask, Engine, Found
@@ -77,8 +78,14 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM))
         table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
         item_RM, before_SM = learner._outputs(batch, np.arange(1), y_TM)
-        scores = learner.model.retrieval_query(before_SM) @ table_VD.T
-        return scores[-1], torch.sigmoid(learner.model.rank_logits(item_RM)[-1])
+        logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
+        events = events_of(
+            rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
+        )
+        learner.memory.score(events, logits)
+        prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
+        ranked = learner.model.rank_logits(item_RM, torch.from_numpy(prior))[-1]
+        return torch.from_numpy(logits[0]), torch.sigmoid(ranked)
 
 
 def close_to(found: Found, expected: Found) -> None:

@@ -157,7 +157,8 @@ def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list
         trainer.insert(np.array(keys, np.int64), step, step)
         if evict:
             trainer.evict(step)
-        server.apply({"items": TableRows(*trainer.changes(everything=is_base))}, {}, is_base=is_base)
+        server.tables = {} if is_base else server.tables
+        server.apply_rows({"items": TableRows(*trainer.changes(everything=is_base))}, {})
         trainer.mark_published()
         every_key = np.arange(14)
         assert np.array_equal(server["items"].lookup(every_key), trainer.lookup(every_key))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import schemathesis
@@ -21,7 +22,7 @@ from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.titles import Titles
 from tests.serving.inprocess import Client
-from tests.serving.live import HOLDER, WORLD, service_of
+from tests.serving.live import HOLDER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
 from wire.hashing import item_hash
 
@@ -91,11 +92,32 @@ def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Clien
     assert client.post("/recommend", json={**body, "allow": []}).json()["items"] == []
 
 
+def test_items_of_the_domains_that_are_asked_for_alone_are_recommended() -> None:
+    service = service_of(HOLDER, CONFIG)
+    items = HOLDER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
+    films, books = item_hash("films"), item_hash("books")
+    service.histories.domains.note(items, np.array([films, books] * 5))
+    service.histories.domains.note(items[:1], np.array([books]))
+    client, names = Client(build_app(service)), HOLDER.current.names  # type: ignore[union-attr]
+
+    def asked(**more: Any) -> set[Any]:
+        body = {"user": "nobody", "k": 20, **more}
+        return {each["item"] for each in client.post("/recommend", json=body).json()["items"]}
+
+    in_films, in_books = ({names[int(key)] for key in keys} for keys in (items[2::2], [*items[1::2], items[0]]))
+    assert asked(domains=["films"]) == in_films
+    assert asked(domains=["books"]) == in_books
+    assert asked(domains=["films", "books"]) == in_films | in_books
+    assert asked(domains=["films"], allow=[names[int(items[2])], names[int(items[1])]]) == {names[int(items[2])]}
+    assert asked(domains=["music"]) == asked(domains=[]) == set()
+    service.close()
+
+
 def test_seen_items_are_left_out_even_where_they_are_allowed(client: Client) -> None:
     seen = [
         WORLD.learner.names[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())
     ]
-    assert client.post("/recommend", json={"user": "u1", "allow": seen}).json()["items"] == []
+    assert client.post("/recommend", json={"user": "u1", "allow": seen, "exclude_seen": True}).json()["items"] == []
 
 
 def test_a_batch_is_answered_as_its_requests_are_alone(client: Client) -> None:
@@ -257,6 +279,23 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
     service.close()
 
 
+def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as_they_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with live_server() as (service, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answer_now = service.engine.answer
+
+        def faulty(version: Any, asks: Any) -> Any:
+            if any(ask.user == "u1" for ask in asks):
+                raise IndexError("a fault")
+            return answer_now(version, asks)
+
+        service.engine.answer = faulty  # type: ignore[method-assign]
+        codes = [client.post("/recommend", json={"user": user}).status_code for user in ("u0", "u1", "u2")]
+    assert codes == [200, 500, 200]
+    assert "a fault" in caplog.text
+
+
 def test_several_workers_and_batches_answer_as_one_alone() -> None:
     service = service_of(HOLDER, ServingConfig(num_workers=3, max_batch=4, cache_bytes=0))
     client = Client(build_app(service))
@@ -279,6 +318,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
 
 # Bodies are bounded by configuration too, and answered 413: far away here, so that what is tested is the schema.
 SERVICE = service_of(HOLDER, replace(CONFIG, max_body_bytes=4_000_000))
+SERVICE.stopping.set()  # or a stream would go on for ever
 schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
 
 

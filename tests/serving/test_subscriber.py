@@ -173,3 +173,23 @@ def test_where_the_last_base_is_damaged_a_server_starts_from_the_one_before(wire
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 1))
         served(subscriber, wire.publish(world))
+
+
+def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -> None:
+    old, new = quick_world(epoch=7), quick_world(epoch=0, seed=1)
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(old))
+        wire.replace_weights()
+        wire.publish(new)
+        served(subscriber, wire.publish(new, "delta"))
+        served(subscriber, wire.publish(new, "delta"))
+
+
+def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.subscriber.topic_id_of", lambda consumer, topic: "")
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(quick_world(epoch=7)))
+        wire.replace_weights()
+        newer = wire.publish(quick_world(epoch=0, seed=1))
+        with pytest.raises(AssertionError, match="waited"):
+            served(subscriber, newer, 8)

@@ -112,7 +112,7 @@ class World:
         return Manifest(
             model_id="test", epoch=self.epoch, number=self.number, kind=kind,
             onto_number=-1 if is_base else self.number - 1, base_number=self.base_number, base_offset=self.base_offset,
-            dtype="float32", num_chunks=0, num_bytes=len(blob), checksum=checksum(blob), covered={0: self.number},
+            num_chunks=0, num_bytes=len(blob), checksum=checksum(blob), covered={0: self.number},
             covered_offsets={0: self.number}, newest_event_ms=START_MS,
             newest_record_ms=now_ms, num_interactions=self.learner.num_interactions, plan=[],
             model_config=self.model.as_dict(), created_ms=now_ms, metrics={},

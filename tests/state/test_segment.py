@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from state.segment import COLUMNS_START, Segment, describe, hash_bytes, holds, may_hold
+from state.segment import COLUMNS_START, Segment, describe, holds, may_hold
 from state.sequencer import Sequencer
 from tests.state.test_sequencer import ACTION
 from wire.action import Action
@@ -16,6 +16,10 @@ from wire.config import SequenceConfig
 from wire.example_codec import decode_example, encode_example, pack, view
 
 NOTHING = float("nan")
+
+
+def hash_bytes(number: int) -> bytes:
+    return number.to_bytes(8, "little", signed=True)
 
 
 def action(rng: random.Random, wide: bool) -> Action:

@@ -341,13 +341,12 @@ def test_another_configuration_is_refused(
 
 
 def test_another_number_of_slots_is_refused(tmp_path: Path) -> None:
-    PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=200)).close()
-    store = PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=200))
+    store = PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=200, segment_len=16))
     store.set_writer_epoch(1)
     store.close()
-    PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=195)).close()
+    PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=195, segment_len=16)).close()
     with pytest.raises(StoreMismatch, match="expected num_slots 14 "):
-        PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=100))
+        PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=100, segment_len=16))
 
 
 def test_examples_of_another_configuration_are_not_restored(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def deletes_before_the_broker_has_it() -> None:
 
     async def forget_first(self: Any, entries: Sequence[Any]) -> None:
         self._store.ack(entries[-1].index, self._position)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)  # so long that a kill comes within it
         await pass_on(self, entries)
 
     stream.relay.OutboxRelay._pass_on = forget_first  # type: ignore[method-assign]

@@ -14,9 +14,9 @@ from kafka.errors import KafkaError
 from headrace.audit import audit
 from headrace.broker import free_port
 from headrace.config import Settings, read_settings
-from headrace.processes import Child, Family
+from headrace.processes import Child, ProcessGroup
+from headrace.recommendation import Server
 from headrace.report import Report
-from headrace.taste import Server
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import ensure_topics
 
@@ -51,7 +51,7 @@ class Loop:
         self.path = folder / "headrace.toml"
         self.path.write_text("\n".join(_section(name, keys) for name, keys in defaults.items()))
         self.settings: Settings = read_settings(self.path)
-        self.family = Family(folder, {})
+        self.group = ProcessGroup(folder, {})
         self.server = Server(f"http://127.0.0.1:{port}")
         ensure_topics(self.settings.kafka)
 
@@ -59,17 +59,17 @@ class Loop:
         """Start these processes by name: worker, trainer, server."""
         rooms = {"worker": ("stream", "worker"), "trainer": ("trainer",), "server": ("serving",)}
         config = ("--config", str(self.path))
-        return {name: self.family.start(name, "-m", *rooms[name], *config) for name in names}
+        return {name: self.group.start(name, "-m", *rooms[name], *config) for name in names}
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Poll; a child that dies by itself or a deadline fails the test with the ends of the logs."""
-        self.family.wait_until(condition, timeout_s, what)
+        self.group.wait_until(condition, timeout_s, what)
 
     def audit_when(self, condition: Callable[[Report], bool], timeout_s: float) -> Report:
         """Audit until the condition holds; a violation at any moment ends it. Returns the last report."""
         deadline = time.monotonic() + timeout_s
         while True:
-            self.family.check()
+            self.group.check()
             report = audit(self.settings)
             if not report.passed or condition(report) or time.monotonic() > deadline:
                 return report
@@ -78,7 +78,7 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.family.stop()
+        self.group.stop()
         self.server.close()
 
 

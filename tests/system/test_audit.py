@@ -55,7 +55,7 @@ def has_applied_everything(loop: Loop, num_produced: int) -> bool:
 def run_build(name: str, kafka: Broker, prefix: str, folder: Path) -> Report:
     """A worker of this build, three thousand actions and some rubbish; then the audit."""
     with Loop(kafka.bootstrap, prefix, folder) as loop:
-        loop.family.start("worker", "-m", "tests.system.broken", name, "worker", "--config", str(loop.path))
+        loop.group.start("worker", "-m", "tests.system.broken", name, "worker", "--config", str(loop.path))
         config = WorldConfig(seed=3, num_users=60, num_items=100, kinds=tuple(KINDS))
         actions = itertools.islice(World(config).actions(), NUM_ACTIONS)
         send_rubbish(loop, 8)

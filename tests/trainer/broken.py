@@ -8,6 +8,8 @@ import trainer.election
 import trainer.kafka_source
 import trainer.loop
 import trainer.plan
+import trainer.positions
+import trainer.process
 import trainer.publication
 import trainer.publisher
 import trainer.recovery
@@ -119,6 +121,17 @@ def takes_anything_for_finite() -> None:
     """Nobody looks at the numbers."""
     trainer.loop.unsound_learner = lambda learner: None
     trainer.loop.unsound_step = lambda report: None
+
+
+def knows_no_topic_ids() -> None:
+    """As on a broker that gives none."""
+    trainer.positions.topic_id = lambda kafka, topic: ""
+
+
+def trusts_any_topic() -> None:
+    """Positions are resumed in whatever bears the topic's name."""
+    knows_no_topic_ids()
+    trainer.process.check_ends = lambda kafka, positions, stop: None  # type: ignore[attr-defined]
 
 
 def passes_over_holes() -> None:

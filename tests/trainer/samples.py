@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from trainer.batch import JaggedBatch, build_batch, is_wanted
+from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
@@ -265,6 +265,18 @@ def predict_slowly(learner: Learner, examples: Sequence[Example]) -> list[SlowPr
     return found
 
 
+def prior_of(learner: Learner, past: Interactions) -> torch.Tensor:
+    """(1, 2, K) what rates say of the last of these interactions."""
+    rates, row = learner.rates, int(learner.items.lookup(past.item_hash[-1:])[0])
+    overall = (rates.done_VK.sum(axis=0) + 1) / (rates.shown_V.sum() + 2)
+    item = (rates.done_VK[row] + 10 * overall) / (rates.shown_V[row] + 10)
+    bits = past.action_bits[:-1]
+    done = np.array([int((bits >> bit & 1).sum()) for bit in range(len(KINDS))])
+    user = (done + 5 * overall) / (len(bits) + 5)
+    odds = [np.log(rate / (1 - rate)) for rate in (item, user, overall)]
+    return torch.tensor(np.stack([odds[0], odds[1] - odds[2]])[None], dtype=torch.float32)
+
+
 def _predict_one(learner: Learner, past: Interactions, user_features: Any, piece: Piece) -> SlowPrediction:
     model = learner.model
     rows = learner.items.lookup(np.ascontiguousarray(past.item_hash))
@@ -289,9 +301,9 @@ def _predict_one(learner: Learner, past: Interactions, user_features: Any, piece
     before = int(past.action_bits[-1]) & ~piece.bits
     return SlowPrediction(
         model.retrieval_query(before_M[None])[0].numpy(),
-        torch.sigmoid(model.rank_logits(y_TM[-1:]))[0].double().numpy(),
+        torch.sigmoid(model.rank_logits(y_TM[-1:], prior_of(learner, past)))[0].double().numpy(),
         int(rows[-1]),
-        bool(is_wanted(np.array([before], np.uint32), np.array([piece.bits], np.uint32), KINDS)[0]),
+        bool(piece.bits) and not before,
         piece,
     )
 

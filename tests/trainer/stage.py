@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from headrace.config import Settings, read_settings
 from state.sequencer import Sequencer
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from trainer.checkpoint import CheckpointFolder
 from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal
@@ -109,8 +111,10 @@ class Recount:
 class Stage:
     """Topics of one test, filled by it, and trainers on them."""
 
-    def __init__(self, broker: Broker, prefix: str, folder: Path, nursery: Nursery, **sections: dict[str, Any]) -> None:
-        self.broker, self.folder, self.nursery = broker, folder, nursery
+    def __init__(
+        self, broker: Broker, prefix: str, folder: Path, factory: ProcessFactory, **sections: dict[str, Any]
+    ) -> None:
+        self.broker, self.folder, self.factory = broker, folder, factory
         kafka = {"bootstrap": broker.bootstrap, "prefix": prefix, "partitions": NUM_PARTITIONS}
         self.config_path = write_config(folder / "headrace.toml", kafka=kafka, **sections)
         self.settings: Settings = read_settings(self.config_path)
@@ -182,12 +186,36 @@ class Stage:
         """Partition → highest number sent."""
         return {number: len(examples) - 1 for number, examples in self.sent.items()}
 
+    def replace_topic(self) -> None:
+        """The sequences topic is deleted and created again, and so is the worker's disk: numbers begin again."""
+        with admin_of(self.broker) as admin:
+            admin.delete_topics([self.topics.sequences])
+            wait_until(lambda: self.topics.sequences not in admin.list_topics(), 30, "the topic to be gone")
+        ensure_topics(self.settings.kafka)
+        self._sequencers = [
+            Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
+        ]
+        self.sent = {number: [] for number in range(NUM_PARTITIONS)}
+        for number in range(NUM_PARTITIONS):
+            self.fence(number, 1)
+
+    def forget_records(self, share: float) -> None:
+        """Retention takes this share of what the sequences topic holds."""
+        partitions = [TopicPartition(self.topics.sequences, number) for number in range(NUM_PARTITIONS)]
+        ends = self._consumer.end_offsets(partitions)
+        with admin_of(self.broker) as admin:
+            for policy in ("delete", "compact"):  # records are deleted where the policy says so
+                changed = ConfigResource(ConfigResourceType.TOPIC, self.topics.sequences, {"cleanup.policy": policy})
+                admin.alter_configs([changed])
+                if policy == "delete":
+                    admin.delete_records({each: int(end * share) for each, end in ends.items()})
+
     # Trainers
 
     def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
         """A trainer with a checkpoint folder of its own name."""
         arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
-        self.children.append(self.nursery.start(arguments, broken, point))
+        self.children.append(self.factory.start(arguments, broken, point))
         return self.children[-1]
 
     def checkpoints(self, name: str = "a") -> Path:
@@ -303,7 +331,7 @@ class Stage:
         num_new -= sum(example.num_new for example in set_aside)
         num_feedback -= sum(example.num_feedback for example in set_aside)
         assert recount.last.num_interactions == learner.num_interactions == num_new
-        assert recount.last.num_feedback == learner.num_feedback == num_feedback > 0
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 
@@ -373,6 +401,16 @@ def weights_of(versions: list[Version]) -> Weights:
         weights = _take(weights, version)
     assert weights is not None
     return weights
+
+
+@contextmanager
+def admin_of(broker: Broker) -> Iterator[KafkaAdminClient]:
+    """An admin client."""
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    try:
+        yield admin
+    finally:
+        admin.close()
 
 
 def _is_finite(version: Version) -> bool:

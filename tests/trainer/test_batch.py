@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from model.config import ModelConfig
+from model.kinds import becomes_chosen
 from model.tokens import unpack_kinds
 from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
-from trainer.batch import JaggedBatch, build_batch, is_wanted, shorten, take_interactions
+from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from wire.example import Example
 from wire.history import Histories
 
@@ -141,11 +142,12 @@ def test_kinds_that_come_in_the_same_step_belong_to_the_new_interaction() -> Non
 
 def test_the_first_kind_that_is_wanted_makes_a_target_of_retrieval() -> None:
     kinds = ("impression", "click", "like", "hide")
-    steps = [(0, 1, False), (1, 2, True), (3, 4, False), (1, 4, True), (0, 3, True), (0, 8, False), (9, 2, True)]
+    steps = [(0, 1, False), (1, 2, True), (3, 4, False), (1, 4, True), (0, 3, True), (0, 8, False), (9, 2, False)]
     before, learned, expected = zip(*steps, strict=True)
-    found = is_wanted(np.array(before, np.uint32), np.array(learned, np.uint32), kinds)
+    found = becomes_chosen(np.array(before, np.uint32), np.array(learned, np.uint32), ModelConfig(kinds=kinds))
     assert found.tolist() == list(expected)
-    only = is_wanted(np.array([0, 1], np.uint32), np.array([1, 2], np.uint32), ("impression", "hide"))
+    config = ModelConfig(kinds=("impression", "hide"))
+    only = becomes_chosen(np.array([0, 1], np.uint32), np.array([1, 2], np.uint32), config)
     assert only.tolist() == [True, False], "where no kind is wanted, all are"
 
 

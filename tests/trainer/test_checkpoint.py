@@ -62,7 +62,11 @@ def checkpoint_of(learner: Learner) -> Checkpoint:
 
 
 def continued(
-    config: TrainerConfig, folder: CheckpointFolder, num_before: int, num_after: int
+    config: TrainerConfig,
+    folder: CheckpointFolder,
+    num_before: int,
+    num_after: int,
+    restore: Callable[[Learner, Checkpoint], None] = restore_learner,
 ) -> tuple[Learner, Learner]:
     """A learner that went on, and one that went on from a checkpoint of the first."""
     world = World(5)
@@ -75,7 +79,7 @@ def continued(
     folder.write(checkpoint_of(whole))
     resumed, kept = Learner(MODEL, config), folder.load()
     assert kept is not None
-    restore_learner(resumed, kept)
+    restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
     for each in told:  # what the source of a trainer does
         resumed.histories.fold(each)
@@ -105,20 +109,15 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_comparison_finds_a_checkpoint_without(
-    part: str, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restore = restore_learner
-
+def test_the_comparison_finds_a_checkpoint_without(part: str, folder: CheckpointFolder) -> None:
     def forgetful(learner: Learner, checkpoint: Checkpoint) -> None:
         fresh = learner_arrays(Learner(MODEL, learner.config))[part]
         kept = checkpoint.arrays[part]
         lost = np.zeros_like(kept) if kept.shape != fresh.shape and not part.startswith("names") else fresh
-        restore(learner, replace(checkpoint, arrays={**checkpoint.arrays, part: lost}))
+        restore_learner(learner, replace(checkpoint, arrays={**checkpoint.arrays, part: lost}))
 
-    monkeypatch.setitem(continued.__globals__, "restore_learner", forgetful)
     with pytest.raises(AssertionError, match="different"):
-        continued(TRAINER, folder, 4, 0)
+        continued(TRAINER, folder, 4, 0, forgetful)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFolder) -> None:
@@ -127,7 +126,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
         restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
-    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, exclude_seen=False)), kept)
+    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, metric_share=0.5)), kept)
 
 
 # The folder

@@ -119,6 +119,15 @@ def test_kinds_from_a_file_are_a_tuple() -> None:
 
 def test_every_setting_either_decides_the_weights_or_is_known_not_to() -> None:
     learning = TrainerConfig().learning_dict()
-    assert {"seed", "dense_lr", "table_lr", "num_negatives", "admit_after", "dropout", "schedule"} <= set(learning)
-    assert not {"device", "checkpoint_dir", "publish_every_s", "exclude_seen", "metric_share"} & set(learning)
+    assert {
+        "seed",
+        "dense_lr",
+        "table_lr",
+        "num_negatives",
+        "admit_after",
+        "dropout",
+        "schedule",
+        "exclude_seen",
+    } <= set(learning)
+    assert not {"device", "checkpoint_dir", "publish_every_s", "metric_share"} & set(learning)
     assert set(learning) < {each.name for each in fields(TrainerConfig)}

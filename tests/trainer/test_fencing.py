@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.brokers import Broker
-from tests.nursery import Child
+from tests.process_factory import Child
 from tests.trainer.stage import Stage
 
 Make = Callable[..., Stage]

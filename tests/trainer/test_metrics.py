@@ -24,7 +24,7 @@ def predictions(rng: np.random.Generator, num: int) -> Predictions:
     slices = rng.random((len(SLICES), num)) < 0.5
     slices[0] = True
     return Predictions(
-        rank_KS=np.where(rng.random((3, num)) < 0.2, 0, rng.integers(1, 80, (3, num))),
+        rank_KS=np.where(rng.random((len(RANKERS), num)) < 0.2, 0, rng.integers(1, 80, (len(RANKERS), num))),
         ranked_S=rng.random(num) < 0.8,
         slice_XS=slices,
         domain_S=rng.integers(0, 4, num),

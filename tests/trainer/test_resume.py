@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
@@ -234,6 +234,8 @@ def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
 def live_broken(made: Stage, broken: str, points: list[str]) -> None:
     for point in points:
         made.live_and_die(point, (broken,))
+    for _ in range(4):  # so that feedback to one step's interactions has arrived when that is trained
+        made.feed(30)
     made.start(broken=(broken,))
     made.feed(60)
     made.finish(timeout_s=10)
@@ -242,7 +244,6 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
 @pytest.mark.parametrize(
     ("broken", "points", "caught"),
     [
-        ("ignores_the_plan", ["published:2:kill"], "not the plan's weights|decided anew|not each once|was recorded as"),
         ("checkpoints_without_positions", ["checkpointed:3:kill"], "expected examples|not each once|was recorded as"),
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
         ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
@@ -253,6 +254,17 @@ def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str],
     made = stage()
     with pytest.raises((AssertionError, TrainerError), match=caught):
         live_broken(made, broken, points)
+
+
+def test_a_trainer_that_ignores_the_plan_is_caught(stage: Make) -> None:
+    """What came little by little is all there after the kill: decided anew, it makes other steps."""
+    made = stage(trainer=NO_CHECKPOINTS)
+    grow_a_plan(made)
+    num_versions = len(made.recount().versions)
+    made.start(broken=("ignores_the_plan",))
+    made.feed_until(lambda: len(made.recount().versions) > num_versions, "steps behind those that were published")
+    with pytest.raises(AssertionError, match=r"not the plan's weights|decided anew|not each once|was recorded as"):
+        made.finish()
 
 
 def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
@@ -285,8 +297,8 @@ def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
 class FileRun:
     """``--file`` with checkpoints, again and again."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self._nursery, self._folder = nursery, folder
+    def __init__(self, folder: Path, factory: ProcessFactory) -> None:
+        self._factory, self._folder = factory, folder
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
@@ -295,7 +307,7 @@ class FileRun:
     def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
         given = ["--config", config or self._config, "--file", self._data, "--json"]
         given += ["--checkpoint-dir", self._folder / name]
-        return self._nursery.start([str(each) for each in given], broken, point)
+        return self._factory.start([str(each) for each in given], broken, point)
 
     def outcome(self, name: str, child: Child) -> tuple[Checkpoint, dict[str, object]]:
         """The last checkpoint and the report."""
@@ -304,8 +316,10 @@ class FileRun:
         return read_checkpoint(newest(self._folder / name)), report["metrics"]
 
 
-def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_path: Path, nursery: Nursery) -> None:
-    run, rng = FileRun(tmp_path, nursery), random.Random(SEED)
+def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(
+    tmp_path: Path, factory: ProcessFactory
+) -> None:
+    run, rng = FileRun(tmp_path, factory), random.Random(SEED)
     for name in rng.sample(FILE_POINTS, len(FILE_POINTS)):
         killed = run.start("killed", f"{name}:{rng.randint(1, 4)}:kill")
         assert killed.wait() == -9, f"{name}: {killed.log()}"
@@ -316,8 +330,8 @@ def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_p
     assert metrics == expected_metrics
 
 
-def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     expected, _ = run.outcome("whole", run.start("whole"))
     broken = ("checkpoints_without_positions",)
     assert run.start("killed", "checkpointed:3:kill", broken).wait() == -9
@@ -329,12 +343,12 @@ def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nur
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("trainer", "file_take", 7), ("sequence", "max_new", 3), ("sequence", "join_window_s", 60.0)],
+    [("trainer", "file_take", 7), ("sequence", "segment_len", 3), ("sequence", "join_window_s", 60.0)],
 )
 def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
-    tmp_path: Path, nursery: Nursery, section: str, key: str, value: object
+    tmp_path: Path, factory: ProcessFactory, section: str, key: str, value: object
 ) -> None:
-    run = FileRun(tmp_path, nursery)
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     other = write_config(tmp_path / "other.toml", **{section: {key: value}})
     child = run.start("killed", config=other)
@@ -345,8 +359,8 @@ def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
     assert run.start("killed").wait() == 0, "put back, it goes on"
 
 
-def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     with (tmp_path / "actions.jsonl").open("a") as file:
         file.write("\n")
@@ -355,8 +369,8 @@ def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, nursery: Nurs
     assert "--file: the checkpoint's position belongs to" in child.log().splitlines()[-1]
 
 
-def test_batches_may_be_sized_otherwise_after_a_restart(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_batches_may_be_sized_otherwise_after_a_restart(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     assert run.start("killed", "checkpointed:3:kill").wait() == -9
     other = write_config(tmp_path / "other.toml", trainer={"max_step_targets": 5, "checkpoint_every_steps": 2})
     child = run.start("killed", config=other)

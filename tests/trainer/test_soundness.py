@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.nursery import Child
+from tests.process_factory import Child
 from tests.trainer.samples import taught
 from tests.trainer.stage import Stage
 from trainer.soundness import unsound_learner

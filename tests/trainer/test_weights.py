@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -46,7 +47,7 @@ Record = tuple[bytes | None, Headers, bytes | None]
 def manifest(blob: bytes, num_chunks: int, number: int, kind: str, epoch: int = 1) -> Manifest:
     return Manifest(
         model_id="test", epoch=epoch, number=number, kind=kind, onto_number=number - 1 if kind == "delta" else -1,
-        base_number=0, base_offset=0, dtype="float32", num_chunks=num_chunks, num_bytes=len(blob),
+        base_number=0, base_offset=0, num_chunks=num_chunks, num_bytes=len(blob),
         checksum=checksum(blob), covered={0: 7}, covered_offsets={0: 9}, newest_event_ms=1, newest_record_ms=2,
         num_interactions=3, plan=[[(0, 0, 7)]], model_config=MODEL.as_dict(), created_ms=4, metrics={"a": None},
     )  # fmt: skip
@@ -97,6 +98,18 @@ def values_of(weights: Weights, learner: Learner) -> dict[str, Any]:
         rows = rows[np.argsort(table.ids[rows])]
         out |= {f"{name}.ids": table.ids[rows], f"{name}.places": rows, f"{name}.rows": table.rows[rows]}
         assert len(table.ids) <= learner.tables[name].num_rows
+    return out | memory_of(weights.memory)
+
+
+def memory_of(memory: Memory) -> dict[str, Any]:
+    """Row by row what is in use of it."""
+    arrays, out = memory.arrays, {"memory.gain": memory.arrays.gain, "memory.clock": memory.arrays.clock}
+    for row in np.flatnonzero(arrays.first >= 0).tolist():
+        num = arrays.num_neighbours[row]
+        for name in ("neighbour_row", "after", "before", "weight"):
+            out[f"memory.{row}.{name}"] = getattr(arrays, name)[row, :num]
+        counts = (arrays.seen[row], *arrays.heat[:, row], arrays.first[row], arrays.last[row])
+        out[f"memory.{row}.counts"] = np.array(counts, np.float64)
     return out
 
 
@@ -108,7 +121,7 @@ def truth_of(learner: Learner) -> dict[str, Any]:
         ids = np.array(sorted({0: 0, **places}), np.int64)
         rows = np.array([{0: 0, **places}[key] for key in ids.tolist()], np.int64)
         out |= {f"{name}.ids": ids, f"{name}.places": rows, f"{name}.rows": table.weight.numpy()[rows]}
-    return out
+    return out | memory_of(learner.memory)
 
 
 def test_a_base_and_its_deltas_are_the_learners_weights_bit_for_bit() -> None:

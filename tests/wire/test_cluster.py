@@ -25,8 +25,8 @@ def test_a_partitions_old_owner_is_not_believed_however_late_its_report_comes() 
         cluster = ClusterState()
         for report in random.Random(seed).sample(reports, len(reports)):
             cluster.note(report)
-        assert {number: each.applied_offset for number, each in cluster.partitions.items()} == {0: 13, 1: 7}
-        assert cluster.worker_ms == 9000
+        assert {number: each.applied_offset for number, each in cluster.workers.items()} == {0: 13, 1: 7}
+        assert cluster.worker_ms == 5002
 
 
 def test_a_servers_newest_report_counts_and_a_silent_server_is_gone() -> None:
@@ -40,4 +40,4 @@ def test_what_cannot_be_read_is_passed_over() -> None:
     cluster = ClusterState()
     for value in (None, b"", b"no json", b'{"role": "something else", "component": "x", "time_ms": 1}'):
         cluster.note(value)
-    assert (cluster.partitions, cluster.servers) == ({}, {})
+    assert (cluster.workers, cluster.servers) == ({}, {})

@@ -58,6 +58,8 @@ def test_a_range_is_read_whole_and_no_further(config: KafkaConfig, consumer: Kaf
     for record in read(consumer, topic, {0: Span(3, 17), 1: Span(0, NUM)}):
         found[record.partition].append(int(record.value))
     assert found == {0: list(range(3, 17)), 1: list(range(NUM))}
+    again = read(consumer, topic, {0: Span(5, 8)})
+    assert [record.offset for record in again] == [5, 6, 7], "a range that was read before"
 
 
 def test_what_is_new_is_read_to_the_last_record_every_time(config: KafkaConfig) -> None:

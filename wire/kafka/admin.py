@@ -17,9 +17,12 @@ from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
 from wire.topics import Topic, topics_of
 
+CONNECT_S = 5.0
+
 
 def make_admin(config: KafkaConfig) -> KafkaAdminClient:
-    """An admin client. Raises ``KafkaError`` when no broker answers."""
+    """An admin client. Raises ``KafkaError`` or OSError when no broker answers."""
+    wait_for_broker(config, CONNECT_S)  # the client itself may wait for ever: kafka-python 3.0 forgets its own time-out
     return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
 
 

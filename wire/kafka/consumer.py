@@ -21,7 +21,10 @@ from wire.kafka.options import ISOLATION, sync_options
 from wire.kafka.refusal import refusal
 
 POLL_MS = 200
-STALL_S = 60.0
+ANSWER_S = 10.0
+"""How long a broker may be silent about where its partitions end."""
+STALL_S = 20.0
+"""How long it may send nothing of a range that it has."""
 PROMPT = {"fetch_max_wait_ms": 10}
 """Options of a consumer that asks what is new rather than waits for it: the broker answers at once when there is
 nothing."""
@@ -69,6 +72,16 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
         ) from error
 
 
+def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
+    """The broker's own id of a topic, by the consumer's newest metadata; empty where it is not known.
+
+    Another id under the same name is another topic: the first one was deleted. (kafka-python keeps the ids in its
+    cluster metadata alone.)
+    """
+    found = str(consumer._client.cluster.topic_id(topic) or "")  # noqa: SLF001
+    return found if found.strip("0-") else ""
+
+
 def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     """All partitions of a topic. Raises `TopicMissing` where there is no such topic."""
     numbers = consumer.partitions_for_topic(topic)
@@ -86,17 +99,22 @@ def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[
     """
     wanted = list(partitions)
     near = consumer.end_offsets(wanted)
-    consumer.assign([])  # what the broker has answered so far is forgotten with it
-    consumer.assign(wanted)
-    for partition in wanted:
-        consumer.seek(partition, near[partition])
-    deadline, returned = time.monotonic() + STALL_S, set[TopicPartition]()
+    _place(consumer, near)
+    deadline = time.monotonic() + ANSWER_S
+    returned = set[TopicPartition]()
     while any(consumer.highwater(partition) is None for partition in wanted):
         returned |= consumer.poll(timeout_ms=POLL_MS).keys()
         if time.monotonic() > deadline:
             topic = wanted[0].topic
-            raise KafkaTimeoutError(f"{topic}: the broker did not say within {STALL_S:.0f} s where its partitions end")
+            raise KafkaTimeoutError(f"{topic}: the broker did not say within {ANSWER_S:.0f} s where its partitions end")
     return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
+
+
+def _place(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
+    consumer.assign([])  # with a partition, its high watermark and its pauses are forgotten
+    consumer.assign(list(offsets))
+    for partition, offset in offsets.items():
+        consumer.seek(partition, offset)
 
 
 def spans(consumer: KafkaConsumer, topic: str) -> dict[int, Span]:
@@ -110,13 +128,10 @@ def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Ite
     """Every record of ``wanted``; each partition in its order, the partitions mixed.
 
     What compaction or retention has taken is simply not there. Raises `KafkaTimeoutError` when the broker sends
-    nothing for a minute.
+    nothing for `STALL_S`.
     """
     waiting = {TopicPartition(topic, number): span for number, span in wanted.items() if span.end > span.first}
-    consumer.assign([])  # a partition that was paused when it was last read stays so
-    consumer.assign(list(waiting))
-    for partition, span in waiting.items():
-        consumer.seek(partition, span.first)
+    _place(consumer, {partition: span.first for partition, span in waiting.items()})
     heard = time.monotonic()
     while waiting:
         batches = consumer.poll(timeout_ms=POLL_MS)
@@ -144,9 +159,7 @@ def read_from(consumer: KafkaConsumer, partition: TopicPartition, first: int) ->
 def follow(consumer: KafkaConsumer, *topics: str, num_last: int = 1) -> Iterator[Any]:
     """The last ``num_last`` records of each partition, then every new one as it comes; None while there is none."""
     held = {TopicPartition(topic, number): span for topic in topics for number, span in spans(consumer, topic).items()}
-    consumer.assign(list(held))
-    for partition, span in held.items():
-        consumer.seek(partition, max(span.first, span.end - num_last))
+    _place(consumer, {partition: max(span.first, span.end - num_last) for partition, span in held.items()})
     while True:
         batches = consumer.poll(timeout_ms=POLL_MS)
         for records in batches.values():

@@ -18,7 +18,7 @@ from wire.kafka.consumer import partitions_of
 from wire.kafka.refusal import refusal
 
 RETRY_S = 1.0
-log = structlog.get_logger("kafka")
+log = structlog.get_logger("wire")
 Result = TypeVar("Result")
 
 

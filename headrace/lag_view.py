@@ -23,11 +23,13 @@ STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 
 @dataclass(slots=True)
-class Board:
+class LagView:
     """Numbers of one run. ``lag`` is the newest message of the lag topic; ``served`` the server's ``GET /version``."""
 
     dataset: str = ""
     broker: str = ""
+    page: str = ""
+    """Where the server's page is."""
     num_actions: int = 0
     num_sent: int = 0
     phase: str = "starting"
@@ -71,13 +73,13 @@ class Board:
     @property
     def num_applied(self) -> int:
         """Actions that the worker has judged by now."""
-        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.partitions.values())
+        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.workers.values())
 
     @property
     def is_drained(self) -> bool:
         """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
         stages = [self.stage(name) for name in STAGES[:4]]
-        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.partitions.values()):
+        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.workers.values()):
             return False
         # The lag message has to be newer than the worker's report, or it is about what was before.
         if self.lag.get("time_ms", 0) < self.cluster.worker_ms:
@@ -119,12 +121,12 @@ class Board:
 
 
 class Follower(threading.Thread):
-    """Keeps the board's lag message and worker's status new. A broker that is away for a while is waited for."""
+    """Keeps the view's lag message and worker's status new. A broker that is away for a while is waited for."""
 
-    def __init__(self, settings: Settings, board: Board) -> None:
+    def __init__(self, settings: Settings, view: LagView) -> None:
         super().__init__(name="follower", daemon=True)
         self._settings = settings
-        self._board = board
+        self._view = view
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -138,9 +140,9 @@ class Follower(threading.Thread):
                         if self._stopped.is_set():
                             return
                         if record is not None and record.topic == topics.lag:
-                            self._board.lag = msgspec.json.decode(record.value)
+                            self._view.lag = msgspec.json.decode(record.value)
                         elif record is not None:
-                            self._board.cluster.note(record.value)
+                            self._view.cluster.note(record.value)
                 finally:
                     consumer.close()
             except (BrokerUnavailable, TopicMissing, KafkaError, msgspec.DecodeError):

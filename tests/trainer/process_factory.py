@@ -1,5 +1,6 @@
-"""Trainers for `tests.nursery`: ``trainer.__main__`` as it is, or with a point at which it kills or stops itself
-(``name:nth:kill``, ``name:nth:stop``; `tests.trainer.points`), or as a broken build (`tests.trainer.broken`).
+"""Trainers for `tests.process_factory`: ``trainer.__main__`` as it is, or as a broken build (`tests.trainer.broken`).
+
+It may have a point at which it kills or stops itself (``name:nth:kill``, ``name:nth:stop``: `tests.trainer.points`).
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from tests.nursery import raise_children
+from tests.process_factory import serve_children
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
@@ -29,4 +30,4 @@ if __name__ == "__main__":
         import_module(f"kernels.{name}")
     for name in ("numpy.ma", "trainer.__main__", "trainer.process", "trainer.replay"):
         import_module(name)
-    raise_children(run)
+    serve_children(run)

@@ -1,4 +1,4 @@
-"""Processes that start in no time: ``python -m tests.<room>.nursery`` imports everything once, then forks.
+"""Processes that start in no time: ``python -m tests.<room>.process_factory`` imports everything once, then forks.
 
 Each child is a process of its own (to be stopped, continued, killed with -9) that runs the room's ``__main__``.
 """
@@ -73,20 +73,20 @@ class Child:
             raise AssertionError(f"{error}\n{self.log()[-3000:]}") from None
 
 
-class Nursery:
+class ProcessFactory:
     """The parent of the children, as the test sees it."""
 
     def __init__(self, folder: Path, room: str, environment: Mapping[str, str] | None = None) -> None:
         self._folder, self._num = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "nursery.log").open("wb") as log:
+        with (folder / "factory.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"tests.{room}.nursery"], env=environment,
+                [sys.executable, "-m", f"tests.{room}.process_factory"], env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=REPOSITORY, text=True,
             )  # fmt: skip
 
     def start(self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "") -> Child:
-        """A child with this command line. ``broken`` and ``point`` are the room's own (`tests.trainer.nursery`)."""
+        """A child with this command line. ``broken``, ``point``: the room's own (`tests.trainer.process_factory`)."""
         self._num += 1
         log, ended = self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
         order = {
@@ -111,7 +111,7 @@ class Nursery:
                 pipe.close()
 
 
-def raise_children(live: Live) -> None:
+def serve_children(live: Live) -> None:
     """Fork a child for each line of stdin; note in a file how each ends."""
     exits: dict[int, Path] = {}
 

@@ -18,8 +18,8 @@ ENOUGH, TOO_MUCH = 20, 120
 
 
 @dataclass(slots=True)
-class Crowd:
-    """What is worth remembering of a data set that passes by."""
+class DatasetProfile:
+    """What the demo needs to know of a data set: its size, kinds, users and last action."""
 
     num_actions: int = 0
     kinds: dict[str, None] = field(default_factory=dict)
@@ -27,8 +27,8 @@ class Crowd:
     last_seen: dict[str, int] = field(default_factory=dict)
     last: Mapping[str, Any] = field(default_factory=dict)
 
-    def watch(self, actions: Iterable[Mapping[str, Any]]) -> None:
-        """Take note of every action."""
+    def add(self, actions: Iterable[Mapping[str, Any]]) -> None:
+        """Count every action."""
         for action in actions:
             self.num_actions += 1
             user, kinds = str(action["user"]), action["action"]
@@ -37,30 +37,30 @@ class Crowd:
             self.last_seen[user] = self.num_actions
             self.last = action
 
-    def people(self) -> list[str]:
-        """Users with neither a short nor a long history, those seen last first."""
+    def candidates(self) -> list[str]:
+        """Users with neither a short nor a long history, the most recent first."""
         fitting = [user for user, num in self.counts.items() if ENOUGH <= num <= TOO_MUCH]
         return sorted(fitting or self.counts, key=lambda user: -self.last_seen[user])
 
 
 @dataclass(slots=True)
-class Taste:
-    """The story: who, what was recommended, what he did then, what is recommended now."""
+class RecommendationCheck:
+    """A user, the items recommended before, the new actions, and the items recommended after."""
 
     user: str
     before: list[str | int]
     new: list[str | int] = field(default_factory=list)
     after: list[str | int] = field(default_factory=list)
     seconds: float = 0.0
-    """From sending the new actions to the first answer by weights that have learned them."""
+    """From sending the new actions to the first answer by weights that have learned from them."""
 
 
 class ServerError(HeadraceError):
-    """The server does not answer as it should; the message says how."""
+    """The server does not answer as it should; the message says how it did."""
 
 
 class Server:
-    """The running server's HTTP."""
+    """An HTTP client of the running server."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=30.0)
@@ -85,7 +85,7 @@ class Server:
         return found
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._client.close()
 
 
@@ -94,38 +94,38 @@ def items_of(answer: Mapping[str, Any]) -> list[str | int]:
     return [each["item"] for each in answer["items"]]
 
 
-def choose(server: Server, crowd: Crowd) -> Taste:
-    """A user, and five items that someone of another taste would be shown: the list that shares least with his."""
-    user, *others = crowd.people()[: 1 + NUM_OTHERS]
-    taste = Taste(user, items_of(server.recommend(user)))
+def choose_user(server: Server, profile: DatasetProfile) -> RecommendationCheck:
+    """A user, and five items from the recommendations that have the least in common with that user's."""
+    user, *others = profile.candidates()[: 1 + NUM_OTHERS]
+    check = RecommendationCheck(user, items_of(server.recommend(user)))
     lists = [items_of(server.recommend(other)) for other in others]
     if lists:
-        farthest = min(lists, key=lambda items: len(set(items) & set(taste.before)))
-        taste.new = [item for item in farthest if item not in taste.before][:NUM_NEW]
-    return taste
+        farthest = min(lists, key=lambda items: len(set(items) & set(check.before)))
+        check.new = [item for item in farthest if item not in check.before][:NUM_NEW]
+    return check
 
 
-def new_actions(taste: Taste, last: Mapping[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
+def new_actions(check: RecommendationCheck, last: Mapping[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
     """The five actions: a second apart, after everything else."""
     value = {"value": 5.0} if "rate" in kinds else {}
     start_ms = int(last["timestamp"]) + 1000
     return [
-        {"user": taste.user, "item": item, "action": kinds, "timestamp": start_ms + 1000 * index, **value}
-        for index, item in enumerate(taste.new)
+        {"user": check.user, "item": item, "action": kinds, "timestamp": start_ms + 1000 * index, **value}
+        for index, item in enumerate(check.new)
     ]
 
 
-def learned(server: Server, taste: Taste, num_trained: int, num_history: int) -> Callable[[], bool]:
+def has_learned(server: Server, check: RecommendationCheck, num_trained: int, num_history: int) -> Callable[[], bool]:
     """A condition: the served weights have learned ``num_trained`` interactions, and the user's history has grown."""
     began_s = time.monotonic()
 
     def holds() -> bool:
         if int(server.version().get("num_interactions") or 0) < num_trained:
             return False
-        answer = server.recommend(taste.user)
+        answer = server.recommend(check.user)
         if int(answer["num_history"]) < num_history:
             return False
-        taste.after, taste.seconds = items_of(answer), time.monotonic() - began_s
+        check.after, check.seconds = items_of(answer), time.monotonic() - began_s
         return True
 
     return holds
