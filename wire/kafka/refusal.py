@@ -39,7 +39,8 @@ def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:
     while seen is not None:
         for kind, remedy in _FATAL.items():
             if isinstance(seen, kind):
-                said = " ".join(str(seen).split()) or type(seen).__name__
-                return ClientRefused(f"Kafka at {bootstrap}: {type(seen).__name__}: {said:.200}; {remedy}")
+                name = type(seen).__name__
+                said = " ".join(str(seen).split()).removeprefix(f"{name}: ") or "no more is known"
+                return ClientRefused(f"Kafka at {bootstrap}: {name}: {said:.200}; {remedy}")
         seen = seen.__cause__
     return None
