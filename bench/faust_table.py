@@ -1,12 +1,17 @@
 """What one would write first: a Faust agent that appends each action to its user's list in a ``faust.Table``.
 
 The table's store is RocksDB, its changelog a compacted topic; the list keeps the last 200 actions. It joins nothing,
-drops no duplicates and sends nobody an example.
+drops no duplicates and sends nobody an example. It runs in a process of its own:
+
+    python -m bench.faust_table BOOTSTRAP PREFIX NUM_PARTITIONS NUM_ACTIONS
 """
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -49,10 +54,29 @@ async def append(kafka: KafkaConfig, folder: Path, num_actions: int) -> float:
 
     app.agent(topic, name="take")(take)
     starting = asyncio.ensure_future(app.start())
+    waiting = asyncio.ensure_future(asyncio.wait_for(done.wait(), 120.0))
     try:
-        await asyncio.wait_for(done.wait(), 120.0)
+        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_EXCEPTION)
+        if starting.done():
+            starting.result()
+        await waiting
     finally:
+        waiting.cancel()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await app.stop()
     return ended_s - began_s
+
+
+def processor_seconds(kafka: KafkaConfig, num_actions: int) -> float:
+    """`append` in another process."""
+    command = [sys.executable, "-m", "bench.faust_table", kafka.bootstrap, kafka.prefix, str(kafka.partitions)]
+    done = subprocess.run([*command, str(num_actions)], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+if __name__ == "__main__":
+    bootstrap, prefix, num_partitions, num_actions = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as name:
+        settings = KafkaConfig(bootstrap=bootstrap, prefix=prefix, partitions=int(num_partitions))
+        print(asyncio.run(append(settings, Path(name), int(num_actions))))
