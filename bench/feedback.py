@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 def steps(num_actions: int, seed: int) -> Iterator[list[Example]]:
     """The examples that a worker makes of the world's actions, as they arrive."""
     sequencer = Sequencer(ACTION, SEQUENCE)
-    actions = islice(World(WorldConfig(seed=seed, num_users=200, num_items=200)).actions(), num_actions)
+    actions = islice(World(WorldConfig(seed=seed, num_users=100, num_items=100)).actions(), num_actions)
     for offset, action in enumerate(actions):
         for decoded in decode_record(msgspec.json.encode(action), action["timestamp"] + 10**9, ACTION):
             assert isinstance(decoded, Action)
@@ -204,7 +204,7 @@ def run(quick: bool = False) -> list[Row]:
     """The rows of the report: means over seeds."""
     torch.set_num_threads(1)
     seeds = (0,) if quick else (0, 1, 2)
-    runs = [measure(12_000 if quick else 60_000, seed) for seed in seeds]
+    runs = [measure(6_000 if quick else 24_000, seed) for seed in seeds]
     rows = []
     for name in runs[0]:
         for metric in runs[0][name]:
