@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from bench.timing import Row, row
 from headrace.ledger import whole_life
 from model.config import ModelConfig
+from model.tokens import unpack_kinds
 from state.sequencer import Sequencer
 from stream.simulate import KINDS, World, WorldConfig
 from trainer.batch import JaggedBatch, build_batch
@@ -99,7 +100,7 @@ class Waiting:
         """What is due, as it is by now."""
         now_ms = max((each.newest_event_ms for each in examples), default=0)
         self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
-        due = []
+        due = list[Example]()
         while self._queue and self._queue[0][0] + SEQUENCE.join_window_ms <= now_ms:
             each = self._queue.popleft()[1]
             due += lives.told(each, each.first_new_index, each.first_new_index + each.num_new)
@@ -119,7 +120,7 @@ def copy_of(learner: Learner, config: TrainerConfig) -> Learner:
 @torch.no_grad()
 def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
     """(new, K) probabilities of the new interactions' kinds."""
-    forward = learner._forward(batch, learner.newest_event_ms)
+    forward = learner._forward(batch, learner.newest_event_ms)  # noqa: SLF001
     return torch.sigmoid(forward.logits_RK).double().numpy()[batch.is_new_R]
 
 
@@ -153,8 +154,7 @@ def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
         for name, told in streams.items():
             if told:
                 learners[name].step(told)
-    bits = np.concatenate(came)
-    kinds_RK = (bits[:, None] >> np.arange(len(KINDS), dtype=np.uint32)) & 1
+    kinds_RK = unpack_kinds(np.concatenate(came), len(KINDS))
     probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
     biased = probabilities["vanilla"]
     probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
@@ -178,7 +178,7 @@ def _by_user(examples: list[Example]) -> list[Example]:
     return [each for several in users.values() for each in sorted(several, key=lambda one: one.first_new_index)]
 
 
-def _judged(probability_RK: Floats, kinds_RK: NDArray[np.uint32]) -> dict[str, float]:
+def _judged(probability_RK: Floats, kinds_RK: NDArray[np.float32]) -> dict[str, float]:
     loss = entropy = 0.0
     found = {}
     for kind, name in enumerate(KINDS):
