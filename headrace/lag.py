@@ -71,10 +71,8 @@ def plain(message: str) -> str:
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
     more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_processes(lag)) if words)
-    open_users = lag.get("num_open_users")
-    waiting = f"; {open_users:,} users with interactions in their join window" if open_users else ""
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
-    return f"{learned}{waiting}; servers: {lag['num_servers']}{more}"
+    return f"{learned}; servers: {lag['num_servers']}{more}"
 
 
 def _pace(rates: dict[str, Any]) -> str:

@@ -125,7 +125,6 @@ def build_message(progress: Progress, around: ClusterState, throughput: dict[str
         "num_set_aside": progress.num_set_aside,
         "num_lost": progress.num_lost,
         "num_items": progress.num_items,
-        "num_open_users": sum(worker.num_open_users for worker in around.workers.values()),
         "num_servers": len(around.live_servers(now_ms)),
         "processes": around.processes(now_ms),
         "broker_silent_s": around.broker_silent_s(),

@@ -16,8 +16,6 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     relayed_number: int = -1
     """The highest example number that the broker has acknowledged."""
     writer_epoch: int = 0
-    num_open_users: int = 0
-    """Users with interactions whose join window is still open."""
     num_accepted: int = 0
     num_duplicate: int = 0
     num_dead: int = 0

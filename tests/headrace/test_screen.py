@@ -16,7 +16,7 @@ def message() -> dict[str, Any]:
     stage = {"lag_records": 3, "lag_s": 0.5, "partitions": {}}
     return {
         "time_ms": 0, "stages": dict.fromkeys(STAGES, stage), "throughput": {"interactions_per_s": 12.0},
-        "num_interactions": 4000, "num_servers": 1, "num_open_users": 17, "version": {"epoch": 0, "number": 5},
+        "num_interactions": 4000, "num_servers": 1, "version": {"epoch": 0, "number": 5},
         "freshness": {"now_s": 2.25},
     }  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
     line = plain(msgspec.json.encode(message()).decode())
     assert line == (
         "00:00:00  lag: ingest 3 sequence 3 train 3 publish 3 serve 3  12 interactions/s learned, 4,000 in all; "
-        "17 users with interactions in their join window; servers: 1  version 0/5  fresh 2.2 s"
+        "servers: 1  version 0/5  fresh 2.2 s"
     )
 
 

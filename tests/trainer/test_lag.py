@@ -129,7 +129,7 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
                 oldest_outbox_record_ms=first - 8_000, relayed_number=covered[0] + 4,
             ),
             p1=PartitionStatus(applied_offset=6, applied_record_ms=first - 9_000, relayed_number=covered[1]),
-            p2=PartitionStatus(relayed_number=covered[2], num_open_users=7),
+            p2=PartitionStatus(relayed_number=covered[2]),
         )
     )  # fmt: skip
     num_new = sum(example.num_new for examples in made.sent.values() for example in examples)
@@ -149,7 +149,6 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
     assert stages["sequence"]["lag_records"] == 3
     assert stages["sequence"]["lag_s"] == pytest.approx((message["time_ms"] - first + 8_000) / 1000, abs=0.01)
     assert stages["train"]["partitions"]["0"] == {"lag_records": 4, "lag_s": 0.0}
-    assert message["num_open_users"] == 7
     assert message["num_servers"] == 0
     assert message["freshness"] == {"now_s": None, "at_swap_s": None}
     assert message["loss"]["total"] == message["loss"]["retrieval"] + message["loss"]["ranking"]

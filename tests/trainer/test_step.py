@@ -39,6 +39,7 @@ from trainer.losses import (
     exact_retrieval_loss,
     log_expected_draws,
     pick_in_batch,
+    ranking_loss,
     sampled_retrieval_loss,
 )
 from trainer.metrics import RANKERS, Predictions
@@ -287,6 +288,41 @@ def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
 
 
 # Losses
+
+
+@pytest.mark.parametrize("share_late", [0.0, 0.4, 1.0])
+def test_a_kind_that_comes_late_has_in_all_the_gradient_of_one_that_was_known_at_once(share_late: float) -> None:
+    """At the same weights; whichever share of the interactions gets it late."""
+    generator = torch.Generator().manual_seed(0)
+    logits_RK = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    final_RK = (torch.rand(50, 3, generator=generator) < 0.4).double()
+    late_RK = final_RK * (torch.rand(50, 3, generator=generator) < share_late)
+    is_new_R = torch.ones(50, dtype=torch.bool)
+
+    def gradient(*told: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        leaf = logits_RK.clone().requires_grad_()
+        torch.autograd.backward(
+            torch.stack([ranking_loss(leaf, kinds, is_new, "reversal").sum() for kinds, is_new in told]).sum()
+        )
+        assert leaf.grad is not None
+        return leaf.grad
+
+    at_once = gradient((final_RK, is_new_R))
+    torch.testing.assert_close(gradient((final_RK - late_RK, is_new_R), (late_RK, ~is_new_R)), at_once)
+
+
+def test_late_feedback_is_learned_as_the_configuration_says() -> None:
+    logits_RK = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    p, kinds = torch.sigmoid(logits_RK)[0], torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    new, later = torch.tensor([True]), torch.tensor([False])
+    expected = {
+        "vanilla": (-p[0].log() - (1 - p[1]).log(), -p[0].log()),
+        "fnw": (-(1 + p[0]) * p[0].log() - (1 - p[1]) * (1 + p[1]) * (1 - p[1]).log(), -(1 + p[0]) * p[0].log()),
+        "reversal": (-p[0].log() - (1 - p[1]).log(), -p[0].log() + (1 - p[0]).log()),
+    }
+    for feedback, (first, then) in expected.items():
+        torch.testing.assert_close(ranking_loss(logits_RK, kinds, new, feedback)[0], first)
+        torch.testing.assert_close(ranking_loss(logits_RK, kinds, later, feedback)[0], then)
 
 
 def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
