@@ -58,6 +58,7 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
     world.finish()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow],

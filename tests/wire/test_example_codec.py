@@ -65,7 +65,8 @@ def same(one: object, other: object) -> bool:
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, np.ndarray):
         assert isinstance(other, np.ndarray)
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        equal_nan = one.dtype.kind == "f"  # a NaN is a NaN, whatever its other bits
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=equal_nan)
     return type(one) is type(other) and one == other
 
 
