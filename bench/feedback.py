@@ -74,7 +74,7 @@ class Lives:
     def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
         """The kinds of interactions."""
         history = self.users[user]
-        return history.window(0, history.end)[1]["bits"][places]  # type: ignore[no-any-return]
+        return history.window(0, history.end)[1]["bits"][places]
 
     def told(self, like: Example, first_new: int, end: int) -> Iterator[Example]:
         """Examples that tell a user's interactions ``first_new`` … ``end - 1`` with the kinds that they have here."""
