@@ -10,6 +10,9 @@ from torch import Tensor
 
 from kernels.triton_shared import next_power, require_device
 
+MOST_ROWS = 32
+"""A program's places. More are no faster (an H200, widths 16 to 512), and a warp's worth needs no exchange of masks."""
+
 
 @triton.jit(do_not_specialize=["num_sorted", "num_rows"])
 def adagrad_kernel(
@@ -19,6 +22,8 @@ def adagrad_kernel(
     """A program has ROWS places of the sorted rows and updates the rows that begin there.
 
     A row's gradients lie in consecutive places, in the order they came; they are added in it, AHEAD loads at a time.
+    Whether any is left is a number when the loop asks: a condition that reduces a tile which the loop carries and does
+    not return ends Triton 3.6 in an assertion.
     """
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(sorted_ptr + place, mask=place < num_sorted, other=-1)
@@ -32,7 +37,8 @@ def adagrad_kernel(
     ).to(tl.float32)
     step = 1
     more = begins & (tl.load(sorted_ptr + place + 1, mask=begins & (place + 1 < num_sorted), other=-1) == row)
-    while tl.max(more.to(tl.int32), 0) > 0:
+    left = tl.max(more.to(tl.int32), 0)
+    while left > 0:
         for ahead in tl.static_range(AHEAD):
             next_ = place + step + ahead
             more = begins & (tl.load(sorted_ptr + next_, mask=begins & (next_ < num_sorted), other=-1) == row)
@@ -41,6 +47,7 @@ def adagrad_kernel(
                 grad_ptr + source.to(tl.int64)[:, None] * D + column[None, :], mask=more[:, None] & inside, other=0.0
             ).to(tl.float32)
         step += AHEAD
+        left = tl.max(more.to(tl.int32), 0)
     touched = begins[:, None] & inside
     address = weight_ptr + row.to(tl.int64)[:, None] * D + column[None, :]
     weight = tl.load(address, mask=touched, other=0.0).to(tl.float32)
@@ -63,7 +70,7 @@ def update_sorted(
 ) -> None:  # fmt: skip
     """The pass after the sort."""
     width = next_power(weight_VD.shape[1])
-    block = max(1, 4096 // width)
+    block = max(1, min(MOST_ROWS, 4096 // width))
     adagrad_kernel[(triton.cdiv(rows.numel(), block),)](
         weight_VD, state_V, rows, order, grad_ND, rows.numel(), weight_VD.shape[0],
         float(lr), float(eps), float(weight_decay), D=weight_VD.shape[1], WIDTH=width, ROWS=block, AHEAD=4,

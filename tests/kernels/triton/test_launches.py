@@ -117,6 +117,17 @@ def test_every_launch_of_an_op_compiles_for_hopper(op: Callable[[], None]) -> No
     assert seen
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_adagrad_compiles_at_every_width_of_a_table(dtype: torch.dtype) -> None:
+    """128 places a program, as narrow rows once had, ended Triton 3.6 in an assertion."""
+    rows = torch.zeros(500, dtype=torch.int64)
+    with compiling_launches(90) as seen:
+        for width in (1, 12, 16, 32, 49, 50, 64, 100, 128, 256, 500, 512):
+            table, grad = torch.zeros(50, width, dtype=dtype), torch.zeros(500, width, dtype=dtype)
+            rowwise_adagrad_(table, torch.zeros(50), rows, grad, lr=0.1, backend="triton")
+    assert len(seen["adagrad_kernel"]) == 12
+
+
 def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
     """Compiling takes seconds, and would come in the midst of a stream."""
     with compiling_launches(90, compiles=False) as seen:

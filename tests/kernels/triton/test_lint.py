@@ -1,4 +1,5 @@
-"""What Triton accepts and gets wrong, found in the source of our kernels: `and`/`or` of tensors, and block pointers."""
+"""What Triton accepts and gets wrong, found in the source of our kernels: `and`/`or` of tensors, block pointers, loops
+whose condition is a call."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ def is_kernel(node: ast.AST) -> bool:
 
 
 def faults(source: str) -> list[str]:
-    """Lines inside @triton.jit functions that use `and`, `or`, `not` on what may be tensors, or block pointers."""
+    """Lines inside @triton.jit functions that Triton takes and then miscompiles, or does not survive."""
     found = []
     for kernel in filter(is_kernel, ast.walk(ast.parse(source))):
         for node in ast.walk(kernel):
@@ -24,6 +25,11 @@ def faults(source: str) -> list[str]:
                 found.append(f"line {node.lineno}: `not` of a tensor is silently wrong in Triton; use == 0")
             if isinstance(node, ast.Attribute) and node.attr in BLOCK_POINTERS:
                 found.append(f"line {node.lineno}: block pointers are gone in Triton 3.9; use pointers")
+            if isinstance(node, ast.While) and any(isinstance(part, ast.Call) for part in ast.walk(node.test)):
+                found.append(
+                    f"line {node.lineno}: Triton 3.6 aborts if a condition reduces what the loop carries; "
+                    "reduce in the body, compare a number"
+                )
     return found
 
 
@@ -40,5 +46,8 @@ def test_the_lint_sees_each_fault() -> None:
     template = "@triton.jit\ndef f(a, b):\n    x = {}\n"
     for fault in ("a or b", "a and b", "not a", "tl.make_block_ptr(a)", "tl.advance(a, b)"):
         assert len(faults(template.format(fault))) == 1
+    loop = "@triton.jit\ndef f(a, b):\n    while {} > 0:\n        b = a\n"
+    assert len(faults(loop.format("tl.max(b, 0)"))) == 1
+    assert faults(loop.format("b")) == []
     assert faults(template.format("(a | b) & (a == 0)")) == []
     assert faults("def host(a, b):\n    return a or b\n") == []
