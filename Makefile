@@ -1,65 +1,82 @@
-# Everything here runs on a fresh machine with Python 3.11 or newer, g++ and make.
+# Everything here runs on a fresh machine with Python 3.11 or newer, g++ and make: each target sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-STAMP := $(VENV)/.headrace
+
+# A stamp's name carries a checksum of what it stands for, so a changed file is noticed whatever its date says.
+sum_of = $(shell cat $(1) 2>/dev/null | cksum | tr -d ' ')
+PACKAGES := $(VENV)/.packages-$(call sum_of,constraints.txt)
+PROJECT := $(VENV)/.project-$(call sum_of,pyproject.toml)-$(shell printf %s '$(CURDIR)' | cksum | tr -d ' ')
+KERNELS := kernels/build/.sources-$(call sum_of,kernels/build.py $(sort $(shell find kernels/csrc -type f)))
+SETUP := $(PACKAGES) $(PROJECT) $(KERNELS)
 
 .DEFAULT_GOAL := help
 # A GPU machine may have its own Python with torch and Triton, and no .venv.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
 RESULTS ?= bench/results
-.PHONY: help setup lint format test test-gpu demo bench bench-gpu lock clean
+.PHONY: help setup lint format test test-quick test-gpu demo bench bench-gpu lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## a virtual environment in .venv, with exact versions and hashes, and the compiled kernels
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m kernels.build
+setup: $(SETUP) ## only what the others do first: .venv with exact versions and hashes, and the compiled kernels
 
-$(STAMP): constraints.txt
+$(PACKAGES):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "headrace: expected Python 3.11 or newer, got $$($(PYTHON) --version); set PYTHON=/path/to/python3.11" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --require-hashes -r constraints.txt
-	touch $@
+	@echo "headrace: setting up $(VENV); torch alone is a few GB the first time"
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes -r constraints.txt
+	@rm -f $(VENV)/.packages-* && touch $@
 
-$(BIN)/python:
-	@test -x $@ || { echo "headrace: expected an environment in $(VENV), found none; run 'make setup' first" >&2; exit 2; }
+# The environment may be shared by several checkouts (VENV=…): it belongs to the one that installed itself last.
+$(PROJECT): $(PACKAGES)
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.project-* && touch $@
 
-lint: $(BIN)/python ## ruff, mypy and the import contracts
+$(KERNELS): | $(PACKAGES)
+	$(BIN)/python -m kernels.build
+	@rm -f kernels/build/.sources-* && touch $@
+
+lint: $(SETUP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(BIN)/python ## let ruff put the code in order
+format: $(SETUP) ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(BIN)/python ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
+test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: under two minutes
+	$(BIN)/python -m pytest -m "not slow and not kafka" $(PYTEST_ARGS)
 
 # What the packages of a GPU machine warn of is no reason to lose the run. Compiling takes most of it: so side by side.
 test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)
 
-bench: $(BIN)/python ## side-by-side measurements on this machine (BENCH=kernels, stream; BENCH_ARGS=--quick)
+bench: $(SETUP) ## side-by-side measurements on this machine (BENCH=NAME; BENCH_ARGS=--quick)
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)
 
 bench-gpu: ## every GPU measurement in one run of five minutes; writes $(RESULTS)/gpu.json as it goes
 	$(GPU_PYTHON) -m bench.gpu --out $(RESULTS)
 
-demo: $(BIN)/python ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
+demo: $(SETUP) ## the whole loop on MovieLens-100K, in one screen (DEMO_ARGS="--json", "--dataset PATH", …)
 	$(BIN)/python -m headrace demo $(DEMO_ARGS)
 
-lock: ## resolve constraints.txt anew, within what pyproject.toml allows
+lock: $(PACKAGES) ## resolve constraints.txt (everything) and constraints-run.txt (the image's) anew, within what pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
 		--custom-compile-command "make lock" --output-file constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet \
+		--custom-compile-command "make lock" --output-file constraints-run.txt
 
 clean: ## remove what setup and the tests made
 	rm -rf $(VENV) build kernels/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

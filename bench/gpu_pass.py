@@ -16,12 +16,12 @@ import torch
 from bench.gpu_report import Clock, Row, row
 from bench.gpu_step import described, shares
 
+SEGMENT_LEN = 16
 
-def synthetic_examples(
-    num_users: int, num_items: int, mean_length: int, max_context: int, num_new: int, longest: int
-) -> Iterator[Any]:
+
+def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
     """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
-    from state.example import Example, Interactions
+    from wire.example import Example, Interactions
 
     generator = np.random.Generator(np.random.Philox(3))
     lengths = np.minimum((mean_length * generator.lognormal(-0.3, 0.8, num_users)).astype(int) + 4, longest)
@@ -42,15 +42,18 @@ def synthetic_examples(
     for start in range(0, int(lengths.max()), num_new):
         for user in np.flatnonzero(lengths > start).tolist():
             stop = min(start + num_new, int(lengths[user]))
-            held = interactions(user, max(0, start - max_context), stop)
-            newest = int(held.timestamp_ms[-1])
-            yield Example(
-                user=str(user), partition=0, writer_epoch=1, number=number, interactions=held, num_new=stop - start,
-                first_new_index=start, open_interactions=interactions(user, 0, 0), open_first_offsets=nothing,
-                recent_ids=nothing, user_feature_hash=nothing, user_offset=number, applied_offset=number,
-                replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest, newest_record_ms=newest,
-            )  # fmt: skip
-            number += 1
+            newest = int(interactions(user, stop - 1, stop).timestamp_ms[-1])
+            for segment in range(start // SEGMENT_LEN, (stop - 1) // SEGMENT_LEN + 1):
+                first, last = segment * SEGMENT_LEN, min(stop, (segment + 1) * SEGMENT_LEN)
+                yield Example(
+                    user=str(user), partition=0, writer_epoch=1, number=number, segment=segment,
+                    segment_len=SEGMENT_LEN, interactions=interactions(user, first, last),
+                    num_new=last - max(first, start), feedback_index=nothing, feedback_bits=np.zeros(0, np.uint32),
+                    session_hash=np.zeros(last - first, np.int64), action_ids=nothing, user_feature_hash=nothing,
+                    user_offset=number, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+                    newest_event_ms=newest, newest_record_ms=newest,
+                )  # fmt: skip
+                number += 1
 
 
 def live_examples(num_users: int, num_items: int, before: int) -> Iterator[Any]:
@@ -67,15 +70,16 @@ def build_library() -> None:
 def single_pass(clock: Clock) -> Iterator[Row]:
     """The trainer's own step over MovieLens-sized and over long synthetic users."""
     build_library()
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     plans = {
         "MovieLens-sized (6,040 users, 3,706 items, 2 layers, d 64)": (
-            (6040, 3706, 165, 200, 32, 2000), ModelConfig(), 64, 300
+            (6040, 3706, 165, 32, 2000), ModelConfig(), 64, 300
         ),
         "long users (256 users of up to 4,096, 100,000 items, 4 layers, d 256)": (
-            (256, 100_000, 2000, 2048, 256, 4096),
+            (256, 100_000, 2000, 256, 4096),
             ModelConfig(num_layers=4, model_width=256, num_heads=4, qk_width=64, value_width=64, item_width=128,
                         max_context=2048, num_positions=4096, norm_len=1024.0), 16, 60,
         ),
@@ -83,7 +87,7 @@ def single_pass(clock: Clock) -> Iterator[Row]:
     if clock.rehearsal:
         tiny = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
                            num_positions=32, num_time_buckets=8, max_context=8)  # fmt: skip
-        plans = dict.fromkeys(plans, ((3, 20, 8, 8, 4, 12), tiny, 2, 2))
+        plans = dict.fromkeys(plans, ((3, 20, 8, 4, 12), tiny, 2, 2))
     for name, (world, model, batch, most) in plans.items():
         most = 2 if clock.compiles_only else most
         for precision, graphs in (("highest", False), ("high", False), ("high", True)):

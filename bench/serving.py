@@ -8,44 +8,66 @@ take turns. Histories are as long as they get (200 interactions), the model has 
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import uvicorn
 
+from bench.bad_requests import bad_requests, keep_sending, post
 from bench.timing import Row, row, take_turns
+from model.config import ModelConfig
 from serving.config import ServingConfig
 from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
+from serving.listener import options_of
+from serving.process import tune_interpreter
 from serving.service import Service
 from serving.tables import TableSet
-from state.codec import encode_example, no_interactions
-from state.example import Example, Interactions
-from state.hashing import item_hash
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import Manifest, TableRows, Version
+from wire.example import Example, Interactions
+from wire.example_codec import encode_example
+from wire.hashing import item_hash
+from wire.weights import Manifest, TableRows, Version
 
 NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
+encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
+NOW_MS = START_MS + 10**9
+SWAPS_PER_S = 2
 SERVERS = {"cached": {}, "uncached": {"cache_bytes": 0}, "one by one": {"max_batch": 1}}
 
 
-def histories(num_items: int) -> Histories:
-    """Users with full histories."""
-    kept, rng, none = Histories(10**9), np.random.default_rng(0), np.empty(0, np.int64)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One load: what is asked, of which server, while versions are swapped or somebody sends bad requests."""
+
+    what: str
+    server: str
+    swaps_per_s: int = 0
+    beside: str = ""
+
+    def __str__(self) -> str:
+        swaps = f", {self.swaps_per_s} swaps/s" if self.swaps_per_s else ""
+        return f"{self.what}, {self.server}{swaps}{f', beside {self.beside}' if self.beside else ''}"
+
+
+def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
+    """Users with full histories, of which the last ``num_new`` interactions are new."""
+    rng, none = np.random.default_rng(0), np.empty(0, np.int64)
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     for number in range(NUM_USERS):
         rows = Interactions(
@@ -53,26 +75,38 @@ def histories(num_items: int) -> Histories:
             START_MS + np.cumsum(rng.integers(0, 600_000, NUM_INTERACTIONS)), np.zeros(NUM_INTERACTIONS, np.int64),
             np.full(NUM_INTERACTIONS, np.nan, np.float32), np.zeros((NUM_INTERACTIONS, 0), np.int64),
         )  # fmt: skip
-        kept.feed(0, encode_example(Example(
-            user=f"u{number}", partition=0, writer_epoch=1, number=number, interactions=rows, num_new=0,
-            first_new_index=NUM_INTERACTIONS, open_interactions=no_interactions(), open_first_offsets=none,
-            recent_ids=none, user_feature_hash=none, user_offset=0, applied_offset=0, replay_from_offset=1,
-            clock_ms=START_MS, newest_event_ms=START_MS, newest_record_ms=START_MS,
-        )))  # fmt: skip
+        yield Example(
+            user=f"u{number}", partition=0, writer_epoch=1, number=number, segment=0, segment_len=NUM_INTERACTIONS,
+            interactions=rows, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+            session_hash=np.zeros(NUM_INTERACTIONS, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
+            user_index=0, applied_offset=0, replay_from_offset=1, newest_event_ms=START_MS, newest_record_ms=START_MS,
+        )  # fmt: skip
+
+
+def histories(num_items: int) -> Histories:
+    """What a server keeps of those users."""
+    kept = Histories(10**9)
+    for example in examples(num_items):
+        kept.feed(0, encode_example(example))
     return kept
 
 
-def versions(num_items: int) -> Iterator[Version]:
-    """A base, then deltas of `NUM_DIRTY` rows, for ever; nothing is learned, the cost is the same."""
+def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
+    """A base, then deltas of `NUM_DIRTY` rows, for ever; ``taught``: the base has learned every history once."""
     model, rng = ModelConfig(), np.random.default_rng(1)
     learner = Learner(model, TrainerConfig())
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     learner.items.insert(hashes, START_MS, 0)
+    learner.memory.grow(learner.items.num_rows)
+    if taught:
+        new = list(examples(num_items, num_new=NUM_INTERACTIONS))
+        for at in range(0, len(new), 10):
+            learner.step(new[at : at + 10])
     learner.names = dict(zip(hashes.tolist(), range(num_items), strict=True))
     for number in range(10**9):
         manifest = Manifest(
             model_id="bench", epoch=1, number=number, kind="delta" if number else "base", onto_number=number - 1,
-            base_number=0, base_offset=0, dtype="float32", num_chunks=1, num_bytes=0, checksum="", covered={},
+            base_number=0, base_offset=0, num_chunks=1, num_bytes=0, checksum="", covered={},
             covered_offsets={}, newest_event_ms=START_MS, newest_record_ms=START_MS, num_interactions=0, plan=[],
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
@@ -91,7 +125,7 @@ def run(quick: bool) -> list[Row]:
 def _engine(num_items: int, rounds: int) -> list[Row]:
     """Processor time of one request, without HTTP."""
     kept, holder = histories(num_items), VersionHolder()
-    holder.stage(next(versions(num_items)))
+    holder.stage(next(versions(num_items, taught=True)))
     holder.swap()
     held = holder.current
     assert held is not None
@@ -100,10 +134,9 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
     asked: dict[str, Any] = {"recommend": None, "rank 100": candidates[:100], "rank 1000": candidates}
 
     def ask(user: int, wanted: Any) -> Ask:
-        example = kept.get(f"u{user}")
-        assert example is not None
-        past, num_sealed = Ask.history_of(example, 200)
-        return Ask(example.user, past, num_sealed, example.user_feature_hash, START_MS + 10**9, candidates=wanted)
+        past = kept.get(f"u{user}")
+        assert past is not None
+        return Ask(f"u{user}", past.interactions, past.user_features, START_MS + 10**9, candidates=wanted)
 
     contenders: dict[str, Any] = {
         f"{what}, {name}": (lambda engine=engine, wanted=wanted: engine.answer(held, [ask(7, wanted)]))
@@ -161,39 +194,50 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
               "rank 100": lambda user: {"user": user, "items": list(range(100))},
               "rank 1000": lambda user: {"user": user, "items": list(range(1000))}}  # fmt: skip
     cases = [
-        (what, name, is_swapping) for what in bodies for name in ("cached", "uncached") for is_swapping in (False, True)
+        Case(what, name, swaps) for what in bodies for name in ("cached", "uncached") for swaps in (0, SWAPS_PER_S)
     ]
-    cases.append(("recommend", "one by one", False))
-    found: dict[Any, list[tuple[float, float, float]]] = {case: [] for case in cases}
+    cases += [Case("recommend", "one by one"), *(Case("recommend", "cached", beside=name) for name in bad_requests())]
+    found: dict[Case, list[tuple[float, float, float]]] = {case: [] for case in cases}
     failures = 0
     for _ in range(rounds):
-        for what, name, is_swapping in cases:
-            swapping.send(is_swapping)
+        for case in cases:
+            swapping.send(case.swaps_per_s > 0)
             swapping.recv()
-            requests = [_request("/" + what.split()[0], bodies[what](f"u{user}")) for user in range(NUM_USERS)]
-            asyncio.run(_load(ports[name], requests, min(seconds, 0.3)))
-            taken, wrong, wall_s = asyncio.run(_load(ports[name], requests, seconds))
+            requests = [
+                post("/" + case.what.split()[0], encode({**bodies[case.what](f"u{user}"), "timestamp": NOW_MS}))
+                for user in range(NUM_USERS)
+            ]
+            asyncio.run(_load(ports[case.server], requests, min(seconds, 0.3)))
+            bad = bad_requests()[case.beside] if case.beside else None
+            taken, wrong, wall_s = asyncio.run(_load(ports[case.server], requests, seconds, bad))
             failures += wrong
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
-            found[what, name, is_swapping].append((len(taken) / wall_s, float(p50), float(p99)))
+            found[case].append((len(taken) / wall_s, float(p50), float(p99)))
     rows = []
-    for (what, name, is_swapping), each in found.items():
+    for case, each in found.items():
         rate, p50, p99 = (median(column) for column in zip(*each, strict=True))
         note = f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-        rows.append(row(f"HTTP: {what}, {name}{', 4 swaps/s' if is_swapping else ''}", rate, "requests/s", note=note))
+        if case.beside:
+            rows.append(row(f"HTTP: p99 of {case}", p99, "ms", 50.0, note=f"{rate:,.0f} requests/s", most=True))
+            continue
+        is_main = case == Case("recommend", "cached")
+        rows.append(row(f"HTTP: {case}", rate, "requests/s", 1000.0 if is_main else None, note=note))
+        if is_main:
+            rows.append(row(f"HTTP: p99 of {case}", p99, "ms", 25.0, most=True))
     return [*rows, row("HTTP: requests dropped or refused", float(failures), "requests", 0.0, most=True)]
 
 
-def _request(path: str, body: dict[str, Any]) -> bytes:
-    text = json.dumps({**body, "timestamp": START_MS + 10**9}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-    return head.encode() + text
+async def _load(
+    port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
+) -> tuple[list[float], int, float]:
+    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds.
 
-
-async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[float], int, float]:
-    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds."""
+    ``bad``: what two more clients send all the while.
+    """
     taken: list[float] = []
-    wrong, began = 0, time.perf_counter()
+    wrong, over = 0, asyncio.Event()
+    disturbing = asyncio.create_task(keep_sending(port, bad, over)) if bad is not None else None
+    began = time.perf_counter()
 
     async def client(index: int) -> None:
         nonlocal wrong
@@ -210,13 +254,17 @@ async def _load(port: int, requests: list[bytes], seconds: float) -> tuple[list[
         writer.close()
 
     await asyncio.gather(*(client(index) for index in range(CONCURRENCY)))
-    return taken, wrong, time.perf_counter() - began
+    wall_s = time.perf_counter() - began
+    over.set()
+    if disturbing is not None:
+        await disturbing
+    return taken, wrong, wall_s
 
 
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener a configuration; swaps when told to."""
     torch.set_num_threads(1)
-    kept, coming, holder = histories(num_items), versions(num_items), VersionHolder()
+    kept, coming, holder = histories(num_items), versions(num_items, taught=True), VersionHolder()
     holder.stage(next(coming))
     holder.swap()
     ports = {}
@@ -225,12 +273,13 @@ def _serve(pipe: Connection, num_items: int) -> None:
         service.histories_ready.set()
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         ports[name] = listener.getsockname()[1]
-        config = uvicorn.Config(build_app(service), loop="uvloop", http="httptools", log_config=None, lifespan="off")
-        threading.Thread(target=uvicorn.Server(config).run, kwargs={"sockets": [listener]}, daemon=True).start()
+        running = options_of(build_app(service), service.config)
+        threading.Thread(target=uvicorn.Server(running).run, kwargs={"sockets": [listener]}, daemon=True).start()
+    tune_interpreter()
     pipe.send(ports)
     is_swapping = False
     while True:
-        if pipe.poll(0.25):
+        if pipe.poll(1 / SWAPS_PER_S):
             is_swapping = pipe.recv()
             pipe.send("done")
         if is_swapping:

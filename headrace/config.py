@@ -26,11 +26,15 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.client import check_client
+from model.config import ModelConfig
 from serving.config import ServingConfig
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig, check_sizes
+from state.config import StoreConfig
 from stream.config import StreamConfig
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
+from wire.checks import Number, Switch
+from wire.client_options import OPTIONS
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
+from wire.errors import ConfigError
 
 DEFAULT_PATH = Path("headrace.toml")
 PREFIX = "HEADRACE_"
@@ -57,10 +61,6 @@ EXPECTED = {
     "string_type": "a string",
     "tuple_type": "a list",
 }
-
-
-class ConfigError(ValueError):
-    """A wrong key or value; the message is one line that names it and says what would be right."""
 
 
 class _Environment(EnvSettingsSource):
@@ -118,7 +118,6 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
-        check_client(self.kafka.client)
         return self
 
     @classmethod
@@ -159,12 +158,24 @@ def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
     if not named and not file.is_file():
         return str(file), {}
     try:
-        with file.open("rb") as stream:
-            return str(file), tomllib.load(stream)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: expected TOML, got {error}") from None
+        return str(file), tomllib.loads(_text_of(file, file.read_bytes()))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected TOML, got {error}; mend it") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot read it: {error.strerror}; name another with --config") from None
+
+
+def _text_of(file: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ConfigError(f"{file}: expected UTF-8, got UTF-16; save it as UTF-8, which TOML asks for") from None
+        number = content.count(b"\n", 0, error.start) + 1
+        line = content[content.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0][:60]
+        raise ConfigError(
+            f"{file}:{number}: expected UTF-8, got {line!r}; save it as UTF-8: iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _section_types() -> dict[str, Any]:
@@ -181,7 +192,8 @@ def _parse(kind: Any, text: Any) -> Any:
     """A value of the environment: text becomes a list or a table where the key's type asks for one."""
     origin = typing.get_origin(kind)
     if isinstance(text, dict):
-        return {key: _scalar(value) for key, value in text.items()}
+        # A password may look like a number, and stays text.
+        return {name: _scalar(value) if _is_parsed(name) else value for name, value in text.items()}
     if origin is tuple:
         if text.lstrip().startswith("["):
             return _json(text)
@@ -189,6 +201,10 @@ def _parse(kind: Any, text: Any) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _json(text)
     return text
+
+
+def _is_parsed(option: str) -> bool:
+    return isinstance(OPTIONS.get(option), Number | Switch)
 
 
 def _json(text: str) -> Any:
@@ -268,7 +284,7 @@ def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
     """The file or the environment variable that the value came from."""
     section, *key = (str(part) for part in error["loc"])
     # An owner's own check names the key first: "key: expected …".
-    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].split(".")[-1].strip()
+    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip().removeprefix(f"{section}.")
     return _variable(section, key[0] if key else named) or (source if section in table else "environment")
 
 

@@ -1,7 +1,7 @@
-"""The whole loop on one machine, on real ratings: broker, worker, trainer and server as processes of their own.
+"""The whole loop on one machine, on real ratings: broker, worker, trainer and server as separate processes.
 
-The replay goes as fast as the loop keeps up: it waits while too much is sent and not learned yet, so that what the
-screen calls freshness is that of a loop that keeps up, at the highest rate at which it does.
+The replay runs at the highest rate that the loop can sustain: it pauses while too many actions wait to be learned, so
+the freshness on the screen is that of a loop that keeps up.
 """
 
 from __future__ import annotations
@@ -20,37 +20,29 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from rich.console import Console
 
 from headrace.audit import audit
-from headrace.board import Board, Follower
-from headrace.broker import BrokerError, EmbeddedBroker, free_port
+from headrace.broker import EmbeddedBroker, free_port
 from headrace.config import Settings, read_settings
 from headrace.dataset import Dataset, DatasetError, open_dataset
-from headrace.processes import ChildError, DeadlineError, Family
-from headrace.reader import ReadError
+from headrace.lag_view import Follower, LagView
+from headrace.processes import ProcessGroup
+from headrace.recommendation import DatasetProfile, RecommendationCheck, Server, choose_user, has_learned, new_actions
 from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
-from headrace.summary import summarise, tell
-from headrace.taste import Crowd, Server, ServerError, Taste, choose, learned, new_actions
-from state.errors import FileError
-from state.files import read_actions
-from state.topics import topics_of
-from stream.clients import BrokerAbsent
-from stream.producer import ProducerError
+from headrace.summary import print_summary, summarise
+from stream.files import read_actions
 from stream.replay import ReplayReport, send_actions
-from stream.topics import TopicsMismatch, ensure_topics
+from wire.kafka.admin import delete_topics, ensure_topics
 
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
 LEARN_TIMEOUT_S = 90.0
 MIN_AHEAD, AHEAD_S = 1_000, 2.0
-"""The replay waits when this many actions, and more than the trainer learns in so many seconds, wait to be learned."""
+"""The replay pauses when more actions than this, and more than the trainer learns in that time, wait to be learned."""
 FRAME_S = 0.25
-ERRORS = (BrokerAbsent, BrokerError, ChildError, DatasetError, DeadlineError, FileError, KafkaError, ProducerError)
-MENDABLE = (*ERRORS, ReadError, ServerError, TopicsMismatch)
 
 
 def run_demo(
@@ -60,27 +52,26 @@ def run_demo(
     duration_s: float | None = None,
     as_json: bool = False,
     keep: Path | None = None,
+    stay: bool = False,
+    port: int | None = None,
 ) -> int:
-    """Run it; returns the exit status: 0, 1 after an error (said in a few lines), 130 after Ctrl-C."""
+    """Run it; returns the exit status: 0, 1 if the audit found a violation, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with ExitStack() as stack:
             folder = _folder(stack, keep)
-            demo = Demo(stack, folder, open_dataset(dataset), bootstrap, duration_s, as_json)
-            return demo.run()
+            demo = Demo(stack, folder, open_dataset(dataset), bootstrap, duration_s, as_json, port)
+            return demo.run(stay=stay)
     except KeyboardInterrupt:
-        print("\nheadrace: stopped; everything that was started has ended", file=sys.stderr)
+        print("\nheadrace: stopped; everything it started has ended", file=sys.stderr)
         return 130
-    except MENDABLE as error:
-        print(f"headrace: {error}", file=sys.stderr)
-        return 1
 
 
 def conclude(report: Report, summary: dict[str, Any], *, as_json: bool) -> int:
-    """Say how it went; returns the exit status: 1 where the audit found a violation."""
+    """Print the results; returns the exit status: 1 if the audit found a violation."""
     console = Console()
     print_report(report, console)
-    tell(summary, console)
+    print_summary(summary, console)
     if as_json:
         print(json.dumps(summary, ensure_ascii=False), flush=True)
     return 0 if report.passed else 1
@@ -102,7 +93,7 @@ def _folder(stack: ExitStack, keep: Path | None) -> Path:
 
 
 class Demo:
-    """One run. What it starts is ended by ``stack``, the last first."""
+    """One run. ``stack`` ends what it starts, in reverse order."""
 
     def __init__(
         self,
@@ -112,41 +103,42 @@ class Demo:
         bootstrap: str | None,
         duration_s: float | None,
         as_json: bool,
+        port: int | None = None,
     ) -> None:
         self.stack = stack
         self.folder = folder
         self.dataset = dataset
         self.duration_s = duration_s
         self.as_json = as_json
-        self.board = Board(dataset=dataset.name, broker=bootstrap or "an embedded broker")
-        self.screen: Screen = open_screen(self.board, plain=as_json)
-        self.crowd = Crowd()
-        self.crowd.watch(read_actions(dataset.path))
-        if not self.crowd.num_actions:
-            raise DatasetError(f"--dataset: expected actions, got none in {dataset.path}; give another file")
-        self.board.num_actions = self.crowd.num_actions
-        self.settings = self._configure(bootstrap)
-        self.family = Family(folder, {})
-        self.server = Server(f"http://127.0.0.1:{self.settings.serving.port}")
+        self.view = LagView(dataset=dataset.name, broker=bootstrap or "an embedded broker")
+        self.screen: Screen = open_screen(self.view, plain=as_json)
+        self.profile = DatasetProfile()
+        self.profile.add(read_actions(dataset.path))
+        self.view.num_actions = self.profile.num_actions
+        self.settings = self._configure(bootstrap, port)
+        self.group = ProcessGroup(folder, {})
+        self.view.page = f"http://127.0.0.1:{self.settings.serving.port}"
+        self.server = Server(self.view.page)
         self.sent: ReplayReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
 
-    def _configure(self, bootstrap: str | None) -> Settings:
+    def _configure(self, bootstrap: str | None, port: int | None) -> Settings:
         """Start the broker if none was named, and write the file that every process reads."""
         if bootstrap is None:
             broker = self.stack.enter_context(EmbeddedBroker(log_path=self.folder / "broker.log"))
             bootstrap = broker.bootstrap
-        kinds = list(self.crowd.kinds)
+        kinds, titles = list(self.profile.kinds), self.folder / "titles.tsv"
+        titles.write_text("".join(f"{item}\t{title}\n" for item, title in self.dataset.titles.items()))
         sections: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": f"headrace-demo-{uuid.uuid4().hex[:8]}", "partitions": 2},
             "action": {"kinds": kinds},
-            # A rating is one action, complete as it comes; live feedback is waited for.
+            # A rating is complete when it arrives; live feedback comes in pieces.
             "sequence": {"join_window_s": 0.0 if "rate" in kinds else 60.0},
             "store": {"path": str(self.folder / "store")},
             "stream": {"metrics_port": 0},
             "trainer": {"checkpoint_dir": str(self.folder / "checkpoints"), "publish_every_s": 1.0},
-            "serving": {"port": free_port()},
+            "serving": {"port": port or free_port(), "titles_file": str(titles), "allow_actions": True},
         }
         path = self.folder / "headrace.toml"
         lines = [
@@ -156,49 +148,52 @@ class Demo:
         path.write_text("\n".join(lines))
         return read_settings(path)
 
-    def run(self) -> int:
-        """From an empty broker to the summary."""
-        board, screen = self.board, self.screen
+    def run(self, *, stay: bool = False) -> int:
+        """From an empty broker to the summary; with ``stay``, keep running until Ctrl-C."""
+        view, screen = self.view, self.screen
         ensure_topics(self.settings.kafka)
         self.stack.callback(self._delete_topics)
         self.stack.callback(self.server.close)
-        self.stack.enter_context(self.family)
+        self.stack.enter_context(self.group)
         config = ("--config", str(self.folder / "headrace.toml"))
-        self.family.start("worker", "-m", "stream", "worker", *config)
-        self.family.start("trainer", "-m", "trainer", *config)
-        self.family.start("server", "-m", "serving", *config)
-        follower = Follower(self.settings, board)
+        self.group.start("worker", "-m", "stream", "worker", *config)
+        self.group.start("trainer", "-m", "trainer", *config)
+        self.group.start("server", "-m", "serving", *config)
+        follower = Follower(self.settings, view)
         follower.start()
         self.stack.callback(follower.stop)
         with screen:
-            self._until(lambda: bool(board.lag), START_TIMEOUT_S, "starting", "a first message of the lag topic")
+            self._until(lambda: bool(view.lag), START_TIMEOUT_S, "starting", "a first message of the lag topic")
             self._replay()
             self._until(
-                lambda: board.is_drained,
+                lambda: view.is_drained,
                 DRAIN_TIMEOUT_S,
                 "learning the rest",
                 "everything sent to be learned and served",
             )
-            taste = self._change_of_taste()
-            board.phase = "auditing"
+            check = self._check_recommendations()
+            view.phase = "auditing"
             screen.show()
         report = audit(self.settings)
         assert self.sent is not None
-        summary = summarise(self.settings, self.dataset, board, self.sent, taste, report)
-        self.family.stop()
-        return conclude(report, summary, as_json=self.as_json)
+        summary = summarise(self.settings, self.dataset, view, self.sent, check, report)
+        if not stay:
+            self.group.stop()
+        status = conclude(report, summary, as_json=self.as_json)
+        if stay:
+            print(f"\nThe page: {view.page} (Ctrl-C ends everything)", flush=True)
+            self.group.wait_until(lambda: False, float("inf"), "Ctrl-C")
+        return status
 
     def _delete_topics(self) -> None:
-        """On a broker of the user's leave nothing behind; the embedded one is about to forget everything anyway."""
-        if self.board.broker == self.settings.kafka.bootstrap:
+        """Leave nothing behind on the user's own broker; the embedded one forgets everything anyway."""
+        if self.view.broker == self.settings.kafka.bootstrap:
             with suppress(KafkaError):
-                admin = KafkaAdminClient(bootstrap_servers=self.settings.kafka.bootstrap, **self.settings.kafka.client)
-                admin.delete_topics([topic.name for topic in topics_of(self.settings.kafka)])
-                admin.close()
+                delete_topics(self.settings.kafka)
 
     def _until(self, condition: Any, timeout_s: float, phase: str, what: str) -> None:
-        """Wait for it with the screen alive."""
-        self.board.phase = phase
+        """Wait for ``condition`` while the screen is kept up to date."""
+        self.view.phase = phase
 
         def holds() -> bool:
             if self._failure is not None:
@@ -206,10 +201,10 @@ class Demo:
             self._look()
             return bool(condition())
 
-        self.family.wait_until(holds, timeout_s, what, every_s=FRAME_S)
+        self.group.wait_until(holds, timeout_s, what, every_s=FRAME_S)
 
     def _look(self) -> None:
-        self.board.served = self.server.version() or self.board.served
+        self.view.served = self.server.version() or self.view.served
         self.screen.show()
 
     # Replaying
@@ -222,55 +217,53 @@ class Demo:
 
         def is_over() -> bool:
             nonlocal next_s
-            fresh = self.board.served.get("freshness_s")
+            fresh = self.view.served.get("freshness_s")
             if fresh is not None and time.monotonic() >= next_s:
                 next_s = time.monotonic() + 1.0
-                self.board.freshness_s.append(float(fresh))
+                self.view.freshness_s.append(float(fresh))
             return not thread.is_alive()
 
-        # As long as somebody moves on, it may take its time.
         self._until(is_over, self.duration_s + 60 if self.duration_s else 3600.0, "replaying", "the replay to end")
         if self._failure is not None:
             raise self._failure
 
     def _send(self) -> None:
         try:
-            kafka, sequence = self.settings.kafka, self.settings.sequence
-            self.sent = send_actions(self._paced(), kafka, sequence, progress=self.board.note_sent)
+            self.sent = send_actions(self._paced(), self.settings.kafka, progress=self.view.note_sent)
         except BaseException as error:  # noqa: BLE001 (raised again in the main thread)
             self._failure = error
 
     def _paced(self) -> Iterator[Mapping[str, Any]]:
-        """The actions, as fast as the loop keeps up, until the time is over."""
+        """The actions, as fast as the pipeline keeps up, until the time is up."""
         ends_s = time.monotonic() + (self.duration_s or float("inf"))
         for index, action in enumerate(read_actions(self.dataset.path)):
             if index % 200 == 0:
-                self.board.note_sent(index)
-                while index - self.board.num_trained > self._allowed() and not self._stopping.is_set():
+                self.view.note_sent(index)
+                while index - self.view.num_trained > self._allowed() and not self._stopping.is_set():
                     time.sleep(0.02)
                 if self._stopping.is_set() or time.monotonic() > ends_s:
                     return
             yield action
 
     def _allowed(self) -> float:
-        return max(MIN_AHEAD, AHEAD_S * float(self.board.lag.get("throughput", {}).get("interactions_per_s", 0.0)))
+        return max(MIN_AHEAD, AHEAD_S * float(self.view.lag.get("throughput", {}).get("interactions_per_s", 0.0)))
 
     # Before and after
 
-    def _change_of_taste(self) -> Taste:
-        self.board.phase = "asking for recommendations"
+    def _check_recommendations(self) -> RecommendationCheck:
+        self.view.phase = "asking for recommendations"
         self.screen.show()
-        taste = choose(self.server, self.crowd)
-        if not taste.new:
-            return taste
-        num_history = int(self.server.recommend(taste.user)["num_history"])
-        actions = new_actions(taste, self.crowd.last, list(self.crowd.kinds))
-        holds = learned(
+        check = choose_user(self.server, self.profile)
+        if not check.new:
+            return check
+        num_history = int(self.server.recommend(check.user)["num_history"])
+        actions = new_actions(check, self.profile.last, list(self.profile.kinds))
+        holds = has_learned(
             self.server,
-            taste,
-            int(self.board.served["num_interactions"]) + len(actions),
+            check,
+            int(self.view.served["num_interactions"]) + len(actions),
             min(num_history + len(actions), self.settings.sequence.max_context),
         )
-        send_actions(actions, self.settings.kafka, self.settings.sequence)
+        send_actions(actions, self.settings.kafka)
         self._until(holds, LEARN_TIMEOUT_S, "learning five new actions", "the new actions to be learned and served")
-        return taste
+        return check

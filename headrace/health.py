@@ -1,4 +1,4 @@
-"""``python -m headrace.health URL``: exit status 0 where the address answers 2xx. The containers' health check."""
+"""``python -m headrace.health URL``: exit status 0 if the address answers 2xx. The containers' health check."""
 
 from __future__ import annotations
 

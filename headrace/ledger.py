@@ -6,25 +6,27 @@ Nothing here talks to a broker: records in, violations out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from state.example import Example, Interactions
-from state.log import ExampleLog, Verdict
-from trainer.version import Manifest
+from wire.example import Example
+from wire.example_log import ExampleLog, Verdict
+from wire.history import History
+from wire.weights import Manifest
 
 MAX_SHOWN = 20
 
 
 class Violations(list[str]):
-    """The first of them in words, and how many there were."""
+    """How many violations there were, and descriptions of the first ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num = 0
 
     def add(self, what: str) -> None:
-        """Count one; keep the words of the first twenty."""
+        """Count one; keep the descriptions of the first twenty."""
         self.num += 1
         if len(self) < MAX_SHOWN:
             self.append(what)
@@ -34,14 +36,24 @@ class Violations(list[str]):
 class UserLedger:
     """A user's interactions as the examples delivered them."""
 
-    num: int
+    history: History
+    """Everything delivered, over the user's whole lifetime."""
     gaps: int
     """How many gaps of compaction the partition had when this user was last seen."""
-    whole: bool
-    """Whether every interaction since the first was seen."""
-    parts: list[Interactions] = field(default_factory=list)
-    ends: list[tuple[int, int]] = field(default_factory=list)
-    """(example number, lifetime count behind it)."""
+    upto: tuple[int, int] = (-1, -1)
+    """Offset, and index in its record, of the last action included."""
+
+    @property
+    def num(self) -> int:
+        """Interactions that began."""
+        return self.history.end
+
+
+class Pieces(NamedTuple):
+    """How many new interactions and later kinds an example contains."""
+
+    num_new: int
+    num_feedback: int
 
 
 class SequenceLedger:
@@ -51,16 +63,18 @@ class SequenceLedger:
         self.partition = partition
         self.log = ExampleLog()
         self.users: dict[str, UserLedger] = {}
-        self.num_new: dict[int, int] = {}
-        """Example number → new interactions in it."""
+        self.pieces: dict[int, Pieces] = {}
+        """By example number."""
         self.last: Example | None = None
         self.num_interactions = 0
+        self.num_feedback = 0
         self.num_duplicates = 0
         self.num_stale = 0
         self.num_missing = 0
-        """Numbers that compaction or retention took."""
+        """Numbers that compaction or retention has removed."""
         self.holes = Violations()
-        self.tiling = Violations()
+        self.telling = Violations()
+        """Interactions and kinds that were not delivered exactly once."""
         self._gaps = 0
         self._next_offset = 0
         self._gap_before = first_offset > 0
@@ -90,48 +104,54 @@ class SequenceLedger:
 
     def _accept(self, example: Example) -> None:
         self.last = example
-        self.num_new[example.number] = example.num_new
+        self.pieces[example.number] = Pieces(example.num_new, example.num_feedback)
         self.num_interactions += example.num_new
+        self.num_feedback += example.num_feedback
         user = self.users.get(example.user)
         if user is None:
-            user = self.users[example.user] = UserLedger(0, 0, whole=self._gaps == 0)
-        gone = user.gaps != self._gaps
-        if example.first_new_index != user.num and not (gone and example.first_new_index > user.num):
-            self.tiling.add(
-                f"partition {self.partition}, user {example.user!r}, example {example.number}: "
-                f"new interactions from {user.num} on expected, from {example.first_new_index} came"
+            user = self.users[example.user] = UserLedger(whole_life(example), 0)
+        if user.gaps == self._gaps:
+            self._check_telling(user.history, example)
+        user.history.fold(example)
+        user.gaps, user.upto = self._gaps, (example.user_offset, example.user_index)
+
+    def _check_telling(self, before: History, example: Example) -> None:
+        """New interactions follow the last ones; an earlier one keeps its kinds and gains the new ones."""
+        where = f"partition {self.partition}, user {example.user!r}, example {example.number}"
+        if example.num_new and example.first_new_index != before.end:
+            self.telling.add(
+                f"{where}: new interactions from {before.end} on expected, from {example.first_new_index} came"
             )
-        user.whole &= example.first_new_index == user.num
-        user.gaps, user.num = self._gaps, example.first_new_index + example.num_new
-        user.parts.append(newest(example))
-        user.ends.append((example.number, user.num))
+            return
+        num_old = len(example.interactions) - example.num_new
+        first, rows = before.window(example.first_index, example.first_index + num_old)
+        told = np.zeros(num_old, np.uint32)
+        told[example.feedback_index] = example.feedback_bits
+        if first != example.first_index or len(rows) != num_old:
+            self.telling.add(f"{where}: {num_old} earlier interactions of the segment expected, {len(rows)} ever came")
+        elif not np.array_equal(rows["bits"] ^ told, example.interactions.action_bits[:num_old]):
+            self.telling.add(f"{where}: kinds came to earlier interactions that are not told, or are told again")
 
 
-COLUMNS = ("item_hash", "action_bits", "timestamp_ms", "domain_hash", "value", "feature_hash")
+def whole_life(example: Example) -> History:
+    """An empty history for this example's user that never forgets anything."""
+    return History(example.interactions.feature_hash.shape[1], 1 << 40, example.segment_len)
 
 
-def newest(example: Example) -> Interactions:
-    """The new interactions of an example."""
-    start = len(example.interactions) - example.num_new
-    return Interactions(*(getattr(example.interactions, column)[start:] for column in COLUMNS))
-
-
-def first_of(interactions: Interactions, num: int) -> Interactions:
-    """The first ``num`` of them."""
-    return Interactions(*(getattr(interactions, column)[:num] for column in COLUMNS))
-
-
-def joined(parts: list[Interactions]) -> Interactions:
-    """One stretch of several."""
-    return Interactions(*(np.concatenate([getattr(part, column) for part in parts]) for column in COLUMNS))
-
-
-def same(first: Interactions, second: Interactions) -> bool:
-    """Whether two stretches of interactions are equal, column by column."""
-    return all(
-        np.array_equal(getattr(first, column), getattr(second, column), equal_nan=column == "value")
-        for column in COLUMNS
-    )
+def differences(expected: History | None, got: History) -> str:
+    """A description of how the delivered interactions differ from the expected ones; empty if they do not. Some may be
+    missing (removed by compaction)."""
+    first, rows = got.window(got.start, got.end)
+    if expected is None or got.end > expected.end:
+        return f"{got.end} interactions came, {expected.end if expected else 0} are in the actions"
+    wanted = expected.window(first, got.end)[1]
+    for column in rows.dtype.names or ():
+        ours, theirs = rows[column], wanted[column]
+        same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)) if column == "value" else ours == theirs
+        wrong = np.flatnonzero(~same.reshape(len(rows), -1).all(axis=1) & (rows["item"] != 0))
+        if len(wrong):
+            return f"interaction {first + wrong[0]} came with another {column} than the actions say"
+    return ""
 
 
 @dataclass(slots=True)
@@ -144,10 +164,16 @@ class _Lineage:
     newest: Manifest | None = None
     num_repeated: int = 0
     """Steps that a resumed trainer published again."""
+    set_aside: set[int] = field(default_factory=set)
+    """Steps that taught nothing, because what they did to the weights was not finite."""
+    parent: str = ""
+    """The lineage that this one began from, at ``first_step``."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """What its examples came from; elsewhere, the same numbers are others."""
 
 
 class PlanLedger:
-    """The steps of training, as the manifests tell: which examples, in which order."""
+    """The steps of training according to the manifests: which examples, in which order."""
 
     def __init__(self) -> None:
         self.lineages: dict[str, _Lineage] = {}
@@ -157,12 +183,14 @@ class PlanLedger:
         self.num_versions = 0
 
     def feed(self, manifest: Manifest) -> None:
-        """One published version, in the order of the topic; only versions that count (not of a fenced epoch)."""
+        """Add a published version, in the topic's order; only versions that count (not of a fenced epoch)."""
         self.num_versions += 1
         self.newest = manifest
         line = self.lineages.get(manifest.lineage)
         if line is None:
-            line = self.lineages[manifest.lineage] = _Lineage(first_step=manifest.first_step)
+            line = self.lineages[manifest.lineage] = _Lineage(
+                first_step=manifest.first_step, parent=manifest.parent, source=manifest.source
+            )
         line.newest = manifest
         known = line.first_step + len(line.steps)
         if manifest.first_step > known:
@@ -174,7 +202,7 @@ class PlanLedger:
         self._lay(line, manifest)
 
     def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A trainer that resumed may publish steps again, as they were: a published step never changes."""
+        """A resumed trainer may publish steps again, unchanged: a published step never changes."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]
@@ -185,11 +213,24 @@ class PlanLedger:
                     f"step {index} was {old} once, and is {new} in version {manifest.epoch}/{manifest.number}"
                 )
         line.steps[start:] = plan
+        line.set_aside.update(manifest.set_aside)
 
     @property
     def current(self) -> _Lineage:
-        """The lineage of the newest version."""
-        return _Lineage() if self.newest is None else self.lineages[self.newest.lineage]
+        """The lineage of the newest version; with the steps of the one that it began from, where there is one."""
+        if self.newest is None:
+            return _Lineage()
+        line = self.lineages[self.newest.lineage]
+        while (parent := self.lineages.get(line.parent)) is not None:
+            num = line.first_step - parent.first_step
+            if not 0 <= num <= len(parent.steps) or parent.source != line.source:
+                break
+            line = _Lineage(
+                [*parent.steps[:num], *line.steps], parent.first_step, line.newest, line.num_repeated,
+                {*(each for each in parent.set_aside if each < line.first_step), *line.set_aside},
+                parent.parent, parent.source,
+            )  # fmt: skip
+        return line
 
 
 @dataclass(slots=True)
@@ -199,7 +240,8 @@ class Trained:
 
     first: int
     last: int
-    num_interactions: int
+    num_interactions: int = 0
+    num_feedback: int = 0
 
 
 def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Violations) -> dict[int, Trained]:
@@ -216,18 +258,21 @@ def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Viol
                     f"step {index} trains examples {low} to {high} of partition {partition}, {doing}: "
                     f"{expected} comes next"
                 )
-            state = found.setdefault(partition, Trained(low, low - 1, 0))
-            state.num_interactions += _interactions(ledgers.get(partition), low, high, index, violations)
+            state = found.setdefault(partition, Trained(low, low - 1))
+            pieces = _pieces(ledgers.get(partition), low, high, index, violations)
+            if index not in line.set_aside:
+                state.num_interactions += pieces.num_new
+                state.num_feedback += pieces.num_feedback
             state.last = max(state.last, high)
     return found
 
 
-def _interactions(ledger: SequenceLedger | None, low: int, high: int, step: int, violations: Violations) -> int:
-    num = 0
+def _pieces(ledger: SequenceLedger | None, low: int, high: int, step: int, violations: Violations) -> Pieces:
+    found = []
     for number in range(low, high + 1):
-        new = None if ledger is None else ledger.num_new.get(number)
-        if new is not None:
-            num += new
+        pieces = None if ledger is None else ledger.pieces.get(number)
+        if pieces is not None:
+            found.append(pieces)
         elif ledger is None or (number > ledger.log.last_number or ledger.num_missing == 0):
             violations.add(f"step {step} trains an example that the sequences topic never held: {number}")
-    return num
+    return Pieces(*map(sum, zip(*found, strict=True))) if found else Pieces(0, 0)

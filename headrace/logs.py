@@ -9,9 +9,9 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 FIRST = ("timestamp", "level", "logger", "event")
-"""What a JSON line begins with."""
+"""The first keys of each JSON line."""
 QUIET = {
-    # Each of their tasks says ten times a second that the broker is away; our processes say so themselves, once.
+    # Each of their tasks reports ten times a second that the broker is away; our processes report it once.
     "aiokafka": logging.CRITICAL,
     "kafka": logging.CRITICAL,
     "faust": logging.ERROR,
@@ -19,11 +19,11 @@ QUIET = {
     "asyncio": logging.ERROR,
     "uvicorn.error": logging.WARNING,
 }
-"""Libraries that say at length what this code handles, and what is still heard of them."""
+"""Libraries that log at length what this code handles anyway, and the level from which they are heard."""
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Send our words and the libraries' warnings to stderr, one line each."""
+    """Log to stderr, one line a message: ours, and the libraries' warnings."""
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

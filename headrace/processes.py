@@ -13,17 +13,18 @@ from types import TracebackType
 from typing import Self
 
 from headrace.broker import ends_with_parent
+from wire.errors import HeadraceError
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_TIMEOUT_S = 15.0
 
 
-class ChildError(RuntimeError):
-    """A process that should run has ended; the message holds the end of its log."""
+class ChildError(HeadraceError):
+    """A process that should be running has ended; the message quotes the end of its log."""
 
 
-class DeadlineError(RuntimeError):
-    """Something that was waited for did not happen in time; the message says what."""
+class DeadlineError(HeadraceError):
+    """Something did not happen in time; the message says what."""
 
 
 class Child:
@@ -39,13 +40,13 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id; raises `ChildError` where it was never started."""
+        """The process id; raises `ChildError` if it was never started."""
         if self._process is None:
             raise ChildError(f"{self.name} was not started")
         return self._process.pid
 
     def start(self) -> Self:
-        """Start it (again). Its log grows over restarts."""
+        """Start it, or start it again. Its log is appended to."""
         environment = {**os.environ, **self.env, "PYTHONUNBUFFERED": "1"}
         path = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
@@ -56,14 +57,14 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                # Its own group, so that Ctrl-C in a terminal reaches the parent alone, which then ends all in order.
+                # In a session of its own: Ctrl-C in a terminal reaches only the parent, which ends all in order.
                 start_new_session=True,
             )
         self.num_starts += 1
         return self
 
     def is_running(self) -> bool:
-        """Whether it was started and lives."""
+        """Whether it is running."""
         return self._process is not None and self._process.poll() is None
 
     def check(self) -> None:
@@ -77,10 +78,10 @@ class Child:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except OSError:
             return "(no log)"
-        return "\n".join(f"    {line}" for line in lines[-num_lines:]) or "    (it said nothing)"
+        return "\n".join(f"    {line}" for line in lines[-num_lines:]) or "    (its log is empty)"
 
     def wait(self, timeout_s: float) -> int:
-        """The exit status, when it ends by itself. Raises `subprocess.TimeoutExpired`."""
+        """Wait for it to end by itself; the exit status. Raises `subprocess.TimeoutExpired`."""
         assert self._process is not None
         return self._process.wait(timeout_s)
 
@@ -91,12 +92,12 @@ class Child:
             self._process.wait()
 
     def interrupt(self) -> None:
-        """Ask it to end, without waiting."""
+        """Ask it to end (SIGTERM); do not wait."""
         if self.is_running() and self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int | None:
-        """Ask it to end and wait; after ``timeout_s``, make it. Returns the exit status."""
+        """Ask it to end and wait; kill it after ``timeout_s``. Returns the exit status."""
         if self._process is None:
             return None
         self.interrupt()
@@ -107,8 +108,8 @@ class Child:
             return self._process.returncode
 
 
-class Family:
-    """Children that stand and fall together: leaving the block ends them all, the last started first."""
+class ProcessGroup:
+    """Processes that run together: leaving the block ends them all, in reverse order of their start."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.folder = folder
@@ -116,7 +117,7 @@ class Family:
         self.children: list[Child] = []
 
     def start(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Child:
-        """Start ``python ARGUMENTS…``, its log in ``folder/NAME.log``."""
+        """Start ``python ARGUMENTS…``; its log goes to ``folder/NAME.log``."""
         child = Child(name, arguments, log_path=self.folder / f"{name}.log", env={**self.env, **(env or {})})
         self.children.append(child)
         return child.start()
@@ -127,7 +128,7 @@ class Family:
             child.check()
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.1) -> None:
-        """Poll until it holds; raises `ChildError`, or `DeadlineError` naming ``what``."""
+        """Poll until ``condition`` holds. Raises `ChildError`, or `DeadlineError` naming ``what``."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             self.check()
@@ -137,7 +138,7 @@ class Family:
             time.sleep(every_s)
 
     def stop(self) -> None:
-        """End them all, in the order in which nobody misses anybody."""
+        """End them all in reverse order, so that none loses one it depends on."""
         for child in reversed(self.children):
             child.interrupt()
         for child in reversed(self.children):

@@ -1,24 +1,27 @@
-"""One partition of the actions topic, applied again from its first record: what should have become of it.
+"""One partition of the actions topic, applied again from its first record: what the result should be.
 
 The state machine is `state.sequencer`, fed in one go, without a database, a crash or a rebalance.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from headrace.ledger import newest
-from state.action import Action, Rejection, Tick, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Counts, Interactions
-from state.partitioner import partition_of
+from headrace.ledger import whole_life
 from state.sequencer import Sequencer
+from wire.action import Rejection, Tick, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Counts
+from wire.history import History
+from wire.partitioner import partition_of
 
 DRAIN_EVERY = 512
 
 
 class Recount:
-    """Feed it every record in order; ``watch`` offsets whose counts are wanted on the way."""
+    """Feed it every record in order. Set ``watch`` to the offsets after which counts are wanted, and ``watch_users`` to
+    the last action of each user that was delivered."""
 
     def __init__(self, action: ActionConfig, sequence: SequenceConfig, partition: int, num_partitions: int) -> None:
         self.action = action
@@ -27,14 +30,16 @@ class Recount:
         self.sequencer = Sequencer(action, sequence, partition)
         self.num_records = 0
         self.num_produced = 0
-        """Actions and what should have been one; ticks are not counted."""
+        """Actions, and records that should have been one."""
         self.dead: set[tuple[int, int]] = set()
-        """(offset, index) of everything that belongs to the dead letters."""
-        self.parts: dict[str, list[Interactions]] = {}
-        """Each user's sealed interactions, in pieces."""
-        self.num_sealed = 0
+        """(offset, index) of everything that should be a dead letter."""
+        self.users: dict[str, History] = {}
+        """Each user's complete history."""
         self.watch: set[int] = set()
         self.counts_at: dict[int, Counts] = {}
+        self.watch_users: dict[str, tuple[int, int]] = {}
+        self.users_at: dict[str, History] = {}
+        """The users of ``watch_users``, as they were after that action."""
 
     def feed(self, record: Any) -> None:
         """Apply one Kafka record."""
@@ -44,7 +49,7 @@ class Recount:
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
         for index, each in enumerate(decoded):
             if isinstance(each, Tick):
-                self._tick(each)
+                self.sequencer.pass_tick()
                 continue
             self.num_produced += 1
             if isinstance(each, Rejection):
@@ -52,30 +57,28 @@ class Recount:
             elif partition_of(each.user.encode(), self.num_partitions) != self.partition:
                 self._refuse(record.offset, index if listed else -1)
             else:
-                self._apply(each, record)
+                self.sequencer.apply(each, record.offset, record.timestamp, index)
+                if self.watch_users.get(each.user) == (record.offset, index):
+                    self.drain()
+                    self.users_at[each.user] = copy.deepcopy(self.users[each.user])
         if self.num_records % DRAIN_EVERY == 0:
             self.drain()
         if record.offset in self.watch:
             self.counts_at[record.offset] = self.sequencer.counts
-
-    def _tick(self, tick: Tick) -> None:
-        self.sequencer.clock_ms = max(self.sequencer.clock_ms, tick.timestamp_ms)
-        self.sequencer.num_ticks += 1
-
-    def _apply(self, action: Action, record: Any) -> None:
-        self.sequencer.apply(action, record.offset, record.timestamp)
 
     def _refuse(self, offset: int, index: int) -> None:
         self.sequencer.reject()
         self.dead.add((offset, index))
 
     def drain(self) -> None:
-        """Take what is sealed by now."""
+        """Collect the examples that are due."""
         for example in self.sequencer.drain():
-            self.parts.setdefault(example.user, []).append(newest(example))
-            self.num_sealed += example.num_new
+            history = self.users.get(example.user)
+            if history is None:
+                history = self.users[example.user] = whole_life(example)
+            history.fold(example)
 
     @property
-    def num_open(self) -> int:
-        """Interactions that may still be joined."""
-        return sum(len(user.opens) for user in self.sequencer.users.values())
+    def num_interactions(self) -> int:
+        """Interactions that the actions amount to."""
+        return sum(history.end for history in self.users.values())

@@ -1,4 +1,4 @@
-"""What an audit found: a check for each promise, and how people and programs read them."""
+"""What an audit found: a check for each promise, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headrace.ledger import Violations
 
 @dataclass(slots=True)
 class Check:
-    """One promise: what was counted, how much of it could be checked, what was wrong."""
+    """One promise: what was counted, how much of it could be checked, and the violations."""
 
     name: str
     found: str
@@ -24,13 +24,13 @@ class Check:
 
     @property
     def share(self) -> float:
-        """Of what should be checked, the part that the topics still hold."""
+        """The share of what should be checked that the topics still hold."""
         return self.num_checked / self.num_total if self.num_total else 1.0
 
 
 @dataclass(slots=True)
 class Report:
-    """The checks, and the sums that people ask for."""
+    """The checks, and the totals."""
 
     checks: list[Check]
     sums: dict[str, int]
@@ -41,7 +41,7 @@ class Report:
         return not any(check.violations.num for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As JSON-ready data."""
         rows = [
             {
                 "check": check.name,
@@ -56,7 +56,7 @@ class Report:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """A table, and the violations below it."""
+    """Print a table, and the violations below it."""
     table = Table(title="audit")
     table.add_column("promise")
     table.add_column("found")

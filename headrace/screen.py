@@ -1,4 +1,4 @@
-"""The demo's screen: one live page on a terminal, plain lines elsewhere."""
+"""The demo's screen: a live page on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from headrace.board import STAGES, Board
+from headrace.lag_view import STAGES, LagView
 
 PLAIN_EVERY_S = 5.0
 WHAT = {
@@ -28,13 +28,10 @@ WHAT = {
 
 
 class Screen(Protocol):
-    """Shows a board while its block lasts."""
+    """Shows a `LagView` until its block ends."""
 
     def show(self) -> None:
-        """Draw what the board says now."""
-
-    def say(self, line: str) -> None:
-        """One line that stays."""
+        """Draw the view's current state."""
 
     def __enter__(self) -> Self: ...
 
@@ -43,27 +40,23 @@ class Screen(Protocol):
     ) -> None: ...
 
 
-def open_screen(board: Board, *, plain: bool) -> Screen:
-    """A live page where there is a terminal to draw on."""
-    return PlainScreen(board) if plain or not sys.stdout.isatty() else LiveScreen(board)
+def open_screen(view: LagView, *, plain: bool) -> Screen:
+    """A live page if there is a terminal, else plain lines."""
+    return PlainScreen(view) if plain or not sys.stdout.isatty() else LiveScreen(view)
 
 
 class PlainScreen:
     """One line every five seconds."""
 
-    def __init__(self, board: Board) -> None:
-        self.board = board
+    def __init__(self, view: LagView) -> None:
+        self.view = view
         self._shown_s = 0.0
 
     def show(self) -> None:
-        """A line, if the last one is old enough."""
+        """Print a line, unless the last one is less than five seconds old."""
         if time.monotonic() - self._shown_s >= PLAIN_EVERY_S:
             self._shown_s = time.monotonic()
-            print(plain_line(self.board), flush=True)
-
-    def say(self, line: str) -> None:
-        """The line as it is."""
-        print(line, flush=True)
+            print(plain_line(self.view), flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -75,19 +68,15 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """The page."""
+    """A page that is redrawn in place."""
 
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        self._live = Live(page(board), console=Console(), auto_refresh=False, transient=False)
+    def __init__(self, view: LagView) -> None:
+        self.view = view
+        self._live = Live(page(view), console=Console(), auto_refresh=False, transient=False)
 
     def show(self) -> None:
-        """Draw it anew."""
-        self._live.update(page(self.board), refresh=True)
-
-    def say(self, line: str) -> None:
-        """Above the page, where it stays."""
-        self._live.console.print(line, highlight=False)
+        """Redraw it."""
+        self._live.update(page(self.view), refresh=True)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -99,45 +88,45 @@ class LiveScreen:
         self._live.__exit__(kind, error, trace)
 
 
-def plain_line(board: Board) -> str:
-    """The board in one line."""
+def plain_line(view: LagView) -> str:
+    """The view, on one line."""
     return (
-        f"{board.elapsed_s:5.0f} s  {board.phase}  sent {board.num_sent:,} of {board.num_actions:,}  "
-        f"trained {board.num_trained:,}  lag: {lags(board)}  HR@10 {number(board.hr10())} (popular "
-        f"{number(board.hr10('popular_unseen'))})  NE {number(board.entropy())}  version {board.version}  "
-        f"fresh {seconds(board.freshness_now_s)}"
+        f"{view.elapsed_s:5.0f} s  {view.phase}  sent {view.num_sent:,} of {view.num_actions:,}  "
+        f"trained {view.num_trained:,}  lag: {lags(view)}  HR@10 {number(view.hr10())} (popular "
+        f"{number(view.hr10('popular_unseen'))})  NE {number(view.entropy())}  version {view.version}  "
+        f"fresh {seconds(view.freshness_now_s)}"
     )
 
 
-def page(board: Board) -> Panel:
-    """The board on one page."""
-    head = Text.assemble((board.phase, "bold"), f"   {board.dataset} through {board.broker}   {board.elapsed_s:.0f} s")
+def page(view: LagView) -> Panel:
+    """The view on one page."""
+    where = f"   page: {view.page}" if view.page else ""
+    told = f"   {view.dataset} through {view.broker}   {view.elapsed_s:.0f} s{where}"
+    head = Text.assemble((view.phase, "bold"), told)
     bars = Table.grid(padding=(0, 1))
     bars.add_column(width=8)
     bars.add_column(width=40)
     bars.add_column()
-    total = max(board.num_actions, 1)
-    for name, num in (("sent", board.num_sent), ("trained", board.num_trained)):
-        rate = f"{board.rate:,.0f} actions/s" if name == "sent" else _rate(board)
+    total = max(view.num_actions, 1)
+    for name, num in (("sent", view.num_sent), ("trained", view.num_trained)):
+        rate = f"{view.rate:,.0f} actions/s" if name == "sent" else _rate(view)
         bars.add_row(
             name, ProgressBar(total=total, completed=min(num, total), width=40), f"{num:,} of {total:,}   {rate}"
         )
-    return Panel(
-        Group(head, Text(), bars, Text(), tables(board)), title="headrace", border_style="cyan", padding=(1, 2)
-    )
+    return Panel(Group(head, Text(), bars, Text(), tables(view)), title="headrace", border_style="cyan", padding=(1, 2))
 
 
-def _rate(board: Board) -> str:
-    per_s = board.lag.get("throughput", {}).get("interactions_per_s")
+def _rate(view: LagView) -> str:
+    per_s = view.lag.get("throughput", {}).get("interactions_per_s")
     return f"{per_s:,.0f} interactions/s" if per_s is not None else ""
 
 
-def tables(board: Board) -> Columns:
-    """Both tables; beside each other where there is room."""
-    return Columns([stage_table(board), quality_table(board)], padding=(0, 4))
+def tables(view: LagView) -> Columns:
+    """Both tables; side by side if there is room."""
+    return Columns([stage_table(view), quality_table(view)], padding=(0, 4))
 
 
-def stage_table(board: Board) -> Table:
+def stage_table(view: LagView) -> Table:
     """How far each stage is behind."""
     table = Table(title="lag by stage", title_justify="left", box=None, padding=(0, 1))
     table.add_column("stage")
@@ -145,23 +134,21 @@ def stage_table(board: Board) -> Table:
     table.add_column("seconds", justify="right")
     table.add_column("", style="dim", no_wrap=True)
     for name in STAGES:
-        stage = board.stage(name)
+        stage = view.stage(name)
         table.add_row(name, _count(stage.get("lag_records")), seconds(stage.get("lag_s")), WHAT[name])
     return table
 
 
-def quality_table(board: Board) -> Table:
-    """How well the newest weights predicted what came next, before they learned it."""
+def quality_table(view: LagView) -> Table:
+    """How well the newest weights predicted what came next, before learning from it."""
     table = Table(title="before learning it", title_justify="left", box=None, padding=(0, 1))
     for name in ("", "so far", "lately", "popular"):
         table.add_column(name, justify="right" if name else "left")
-    table.add_row("HR@10", number(board.hr10()), number(board.hr10(window=True)), number(board.hr10("popular_unseen")))
-    table.add_row(
-        "NE", number(board.entropy()), number(board.entropy(window=True)), number(board.entropy(baseline=True))
-    )
-    table.add_row("loss", number(board.lag.get("loss", {}).get("total")), "", "")
-    table.add_row("version", board.version, "", "")
-    table.add_row("fresh", seconds(board.freshness_now_s), "", "")
+    table.add_row("HR@10", number(view.hr10()), number(view.hr10(window=True)), number(view.hr10("popular_unseen")))
+    table.add_row("NE", number(view.entropy()), number(view.entropy(window=True)), number(view.entropy(baseline=True)))
+    table.add_row("loss", number(view.lag.get("loss", {}).get("total")), "", "")
+    table.add_row("version", view.version, "", "")
+    table.add_row("fresh", seconds(view.freshness_now_s), "", "")
     return table
 
 
@@ -179,6 +166,6 @@ def seconds(value: Any) -> str:
     return "–" if value is None else f"{value:.1f} s"
 
 
-def lags(board: Board) -> str:
+def lags(view: LagView) -> str:
     """How many records wait at each stage."""
-    return " ".join(f"{name} {_count(board.stage(name).get('lag_records'))}" for name in STAGES)
+    return " ".join(f"{name} {_count(view.stage(name).get('lag_records'))}" for name in STAGES)

@@ -1,4 +1,4 @@
-"""What the demo says at its end."""
+"""The summary that the demo prints at its end."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 from rich.console import Console
 
-from headrace.board import Board
 from headrace.config import Settings
 from headrace.dataset import Dataset
+from headrace.lag_view import LagView
+from headrace.recommendation import RecommendationCheck
 from headrace.report import Report
 from headrace.screen import number
-from headrace.taste import Taste
 from headrace.versions import manifests
 from stream.replay import ReplayReport
 
 
 def summarise(
-    settings: Settings, dataset: Dataset, board: Board, sent: ReplayReport, taste: Taste, report: Report
+    settings: Settings, dataset: Dataset, view: LagView, sent: ReplayReport, check: RecommendationCheck, report: Report
 ) -> dict[str, Any]:
-    """The last line of ``--json``."""
+    """The summary as data: the last line of ``--json``."""
     published = manifests(settings)
     newest = published[-1]
     retrieval, ranking = newest.metrics["retrieval"]["all"], newest.metrics["ranking"]["all"]
@@ -29,46 +29,50 @@ def summarise(
         "interactions_trained": newest.num_interactions,
         "dead_letters": report.sums["num_dead_letters"],
         "hr10": retrieval["model"]["hr10"],
+        "hr10_counts": retrieval["counts"]["hr10"],
         "hr10_popular": retrieval["popular_unseen"]["hr10"],
         "ne": ranking["ne"],
         "ne_popular": ranking["ne_baseline"],
         "versions_published": len(published),
-        "version_served": board.version,
-        "freshness_p50_s": board.freshness_p50_s,
+        "version_served": view.version,
+        "freshness_p50_s": view.freshness_p50_s,
         "actions_per_s": sent.num_actions / sent.elapsed_s,
-        "user": taste.user,
-        "new_actions": [dataset.title(item) for item in taste.new],
-        "new_actions_to_answer_s": round(taste.seconds, 3),
-        "recommendations_before": [dataset.title(item) for item in taste.before],
-        "recommendations_after": [dataset.title(item) for item in taste.after],
+        "user": check.user,
+        "new_actions": [dataset.title(item) for item in check.new],
+        "new_actions_to_answer_s": round(check.seconds, 3),
+        "recommendations_before": [dataset.title(item) for item in check.before],
+        "recommendations_after": [dataset.title(item) for item in check.after],
         "audit_passed": report.passed,
-        "elapsed_s": round(board.elapsed_s, 1),
+        "elapsed_s": round(view.elapsed_s, 1),
     }
 
 
-def tell(summary: dict[str, Any], console: Console) -> None:
-    """The same for people."""
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print the summary for people."""
     fresh = summary["freshness_p50_s"]
     sign = "=" if summary["actions_in"] == summary["interactions_trained"] else "≠"
     counted = f"{summary['actions_in']:,} {sign} {summary['interactions_trained']:,}"
-    learned = f"HR@10 {number(summary['hr10'])}, the most popular {number(summary['hr10_popular'])}"
+    others = f"counting alone {number(summary['hr10_counts'])}, the most popular {number(summary['hr10_popular'])}"
+    learned = f"HR@10 {number(summary['hr10'])}, {others}"
     ranked = f"NE {number(summary['ne'])}, the item's own rate {number(summary['ne_popular'])}"
     age = "–" if fresh is None else f"{fresh:.1f} s"
     served = f"versions published: {summary['versions_published']:,}; served at the end: {summary['version_served']}"
     for line in (
         f"actions in {sign} interactions trained: {counted}; dead letters: {summary['dead_letters']:,}",
-        f"each predicted before it was learned: {learned}; {ranked}",
+        f"each predicted before it is learned: {learned}; {ranked}",
         f"{served}; freshness while replaying (median): {age} at {summary['actions_per_s']:,.0f} actions/s",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     if summary["new_actions"]:
-        _tell_taste(summary, console)
+        _print_check(summary, console)
 
 
-def _tell_taste(summary: dict[str, Any], console: Console) -> None:
+def _print_check(summary: dict[str, Any], console: Console) -> None:
     new, seconds = ", ".join(summary["new_actions"]), summary["new_actions_to_answer_s"]
-    console.print(f"\nuser {summary['user']} did something new: {new}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"recommended before, and {seconds:.1f} s later by weights that have learned it:", highlight=False)
+    console.print(f"\nuser {summary['user']} has new actions: {new}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"recommended before, and {seconds:.1f} s later by weights that have learned from them:", highlight=False
+    )
     before, after = summary["recommendations_before"], summary["recommendations_after"]
     width = max(len(title) for title in before) + 2
     for index, (old, fresh) in enumerate(zip(before, after, strict=False), start=1):

@@ -1,4 +1,4 @@
-"""The topics of a deployment: what each holds, whether its settings are right, and making those that are missing."""
+"""`headrace topics`: what each topic holds, whether its settings are right, and creating those that are missing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from headrace.reader import connect, spans
-from state.topics import topics_of
-from stream.topics import departures, ensure_topics
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.consumer import connect, spans
+from wire.topics import topics_of
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
-    """Print one line a topic. Exit status 1 where one is missing or has other settings than the configuration."""
+    """Print one line a topic. Exit status 1 if one is missing or its settings differ from the configuration."""
     if create:
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)
     try:
-        present, others = consumer.topics(), departures(settings.kafka)
+        present, others = consumer.topics(), config_drift(settings.kafka)
         rows = []
         for topic in topics_of(settings.kafka):
             held = spans(consumer, topic.name) if topic.name in present else {}
@@ -57,9 +57,9 @@ def _print_table(settings: Settings, rows: list[dict[str, Any]]) -> None:
     console = Console()
     console.print(table)
     if not all(row["present"] for row in rows):
-        console.print("make what is missing: headrace topics --create")
+        console.print("create what is missing: headrace topics --create")
     if any(row["broker_has"] for row in rows):
-        console.print("a topic keeps the settings that it was made with: change them with kafka-configs.sh --alter")
+        console.print("a topic keeps the settings it was created with: change them with kafka-configs.sh --alter")
 
 
 def _settings(row: dict[str, Any]) -> str:

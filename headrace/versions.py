@@ -1,4 +1,4 @@
-"""The published versions of the weights, as their manifests tell."""
+"""`headrace versions`: the published versions of the weights, according to their manifests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from headrace.reader import connect, read, spans
-from state.topics import Topics
-from trainer.errors import VersionError
-from trainer.version import Manifest, decode_manifest, record_kind
+from wire.errors import VersionError
+from wire.kafka.consumer import connect, read, spans
+from wire.topics import Topics
+from wire.weights import Manifest, decode_manifest, record_kind
 
 
 def manifests(settings: Settings) -> list[Manifest]:
-    """Every manifest in the weights topic, in its order."""
+    """Every manifest in the weights topic, in order."""
     topic = Topics.under(settings.kafka.prefix).weights
     consumer = connect(settings.kafka)
     found = []
@@ -41,7 +41,7 @@ def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> in
             print(msgspec.json.encode(row | {"num_steps": len(manifest.plan)}).decode())
         return 0
     if not listed:
-        Console().print("no version is published yet: is a trainer running? (python -m trainer)")
+        Console().print("no version has been published yet; is a trainer running? (headrace train)")
         return 0
     Console().print(_table(listed, settings.kafka.bootstrap))
     return 0
@@ -73,7 +73,7 @@ def _size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time as people say it: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
+    """A duration for people: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
     for limit, unit, name in ((10, 1.0, "s"), (120, 1.0, "s"), (7200, 60.0, "min"), (172_800, 3600.0, "h")):
         if seconds < limit:
             return f"{seconds:.1f} {name}" if limit == 10 else f"{seconds / unit:.0f} {name}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-BackendName = Literal["auto", "reference", "cpp", "triton"]
 BACKENDS = ("auto", "reference", "cpp", "triton")
 
 

@@ -1,7 +1,8 @@
-"""Cached keys and values of users' sealed histories: least recently used first out, bounded in bytes.
+"""Cached keys and values of users' histories: least recently used first out, bounded in bytes.
 
-An entry belongs to one version and one exact run of interactions (a digest of their contents). Weights change every key
-and value, so an entry of one version is never right under another; the version is part of the key.
+An entry belongs to one version and one run of interactions, which it holds: as many of its first tokens are good for a
+history as both have in common. Weights change every key and value, so an entry of one version is never right under
+another; the version is part of the key.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from serving.network import KeysValues
+from serving.network import Columns, KeysValues
 
 Which = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheEntry:
-    """Keys and values of a user's first ``num_interactions`` (all tokens but the last action's), and their digest."""
+    """Keys and values of a user's interactions (of all tokens but the last action's), and what these were."""
 
-    num_interactions: int
-    digest: int
+    columns: Columns
     past: KeysValues
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return self.past.num_bytes + self.columns.num_bytes
 
 
 class HistoryCache:
@@ -55,7 +60,7 @@ class HistoryCache:
 
     def put(self, which: Which, user: str, entry: CacheEntry) -> None:
         """Keep an entry; what is older than the newest version, then what was not used longest, makes room for it."""
-        size = entry.past.num_bytes
+        size = entry.num_bytes
         if size > self._max_bytes:
             return
         with self._lock:
@@ -72,4 +77,4 @@ class HistoryCache:
     def _drop(self, key: tuple[Which, str]) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.num_bytes -= entry.past.num_bytes
+            self.num_bytes -= entry.num_bytes

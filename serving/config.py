@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.errors import ConfigError
+from wire.checks import expect
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
-
-
-def _expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +31,9 @@ class ServingConfig:
     max_batch: int = 16
     max_waiting: int = 1024
     """Requests that may wait; more are answered 503 at once."""
+    max_wait_s: float = 0.5
+    """How long a request may be expected to wait, as measured; where it would be longer it is answered 503 at once,
+    with Retry-After."""
     clock: str = "auto"
     """What "now" is when a request gives no timestamp. ``event``: the newest event time seen; ``wall``: this machine's
     clock; ``auto``: wall, unless the newest event is older than `replay_after_s` (then old data is being replayed)."""
@@ -43,7 +41,12 @@ class ServingConfig:
     max_k: int = 1000
     max_candidates: int = 10_000
     max_history: int = 1000
-    max_body_bytes: int = 4_000_000
+    max_requests: int = 64
+    """Requests in one body of ``/recommend/batch`` or ``/rank/batch``."""
+    max_body_bytes: int = 256_000
+    """Larger bodies are answered 413, before they are read."""
+    read_timeout_s: float = 10.0
+    """How long a client may take to send the head of a request, and then its body."""
     candidates_per_pass: int = 2048
     """Candidates are ranked this many at a time: bounds the memory of one request."""
     cache_bytes: int = 256_000_000
@@ -58,17 +61,28 @@ class ServingConfig:
     """How long requests in flight get to finish after SIGTERM."""
     status_every_s: float = 1.0
     access_log: bool = False
+    tokens_file: str = ""
+    """A TOML file of bearer tokens, ``read = [...]`` and ``admin = [...]``; empty: whoever reaches the port may ask."""
+    titles_file: str = ""
+    """A file of ``ID<TAB>TITLE`` lines: what people call the items, for ``/items`` and the page."""
+    page: bool = True
+    """Serve the page at ``/``, with what it shows: the pipeline's state, users seen of late, and their histories."""
+    freshness_objective_s: float = 10.0
+    """How old the newest learned action may be before the page says that the server is behind."""
+    allow_actions: bool = False
+    """Let the page (and ``POST /actions``) send actions to the actions topic. With tokens: to admins."""
 
     def __post_init__(self) -> None:
-        _expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
-        _expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
-        _expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
-        _expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
-        _expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
+        expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
+        expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
+        expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
+        expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
+        expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
         for key in ("num_threads", "num_workers", "max_batch", "max_waiting", "max_k", "max_candidates", "max_history",
-                    "max_body_bytes", "candidates_per_pass", "history_bytes", "replay_after_s",
+                    "max_requests", "max_body_bytes", "max_wait_s", "freshness_objective_s", "read_timeout_s",
+                    "candidates_per_pass", "history_bytes", "replay_after_s",
                     "connect_timeout_s", "drain_timeout_s", "status_every_s"):  # fmt: skip
             value = getattr(self, key)
-            _expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
-        _expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
-        _expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")
+            expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
+        expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
+        expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")

@@ -1,10 +1,11 @@
 """Answers from one version: histories in, recommendations and probabilities out, several requests at a time.
 
-What is computed for a user with n sealed and m open interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
+What is computed for a user with n interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
 
-- All sealed tokens but the last action's depend on the past alone: their keys and values are cached, for this version.
-- The last sealed action's token and the open ones are computed anew: the last action is asked "what next?" at the
-  moment of the request, so its output (and what the next layer makes of it) changes with the clock.
+- All tokens but the last action's depend on what was done alone: their keys and values are cached, for this version.
+  When more comes to be known of an interaction (a click on what was shown), those before it stay good.
+- The last action's token is computed anew: it is asked "what next?" at the moment of the request, so its output (and
+  what the next layer makes of it) changes with the clock.
 - Candidates come one token each on top of that, at the same position and moment; they do not see each other.
 
 Cached or not, the numbers are the trainer's forward pass to rounding.
@@ -18,19 +19,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import top_k
+from kernels.memory import MemoryEvents
+from model.config import ModelConfig
+from model.memory import events_of
+from model.tokens import ITEMS, query_times, token_times, unpack_kinds
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.network import ITEMS, Columns, KeysValues
-from state.example import Example, Interactions
-from trainer.config import ModelConfig
+from serving.network import Columns, KeysValues
+from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
+OUT = np.float32(-1e30)
+"""The score of what does not compete."""
 logger = logging.getLogger(__name__)
 
 
@@ -39,25 +43,21 @@ class Ask:
     """One request.
 
     ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
-    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about.
+    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about. ``allow``
+    (A,) hashes: recommend these alone; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
+    history contains; None: where the stream has no repeats.
     """
 
     user: str | None
     past: Interactions
-    num_sealed: int
     user_features: Int64
     now_ms: int
     domain: int = 0
     candidates: Int64 | None = None
     k: int = 10
-    exclude_seen: bool = True
-
-    @staticmethod
-    def history_of(example: Example, max_context: int) -> tuple[Interactions, int]:
-        """What the trainer will have before the user's next interaction when that is a target; how much is sealed."""
-        sealed, opened = example.interactions, example.open_interactions
-        kept = _slice(sealed, max(0, len(sealed) - max_context), len(sealed))
-        return _join(kept, opened), len(kept)
+    exclude_seen: bool | None = True
+    allow: Int64 | None = None
+    deny: Int64 | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,6 @@ class _Progress:
     ask: Ask
     columns: Columns
     past: KeysValues
-    entry: CacheEntry | None = None
     first_token: int = 0
     output: Tensor | None = None
     fresh: KeysValues | None = None
@@ -105,14 +104,15 @@ class Engine:
     def _start(self, version: HeldVersion, ask: Ask) -> _Progress:
         columns = _columns(ask, version.network.config)
         started = _Progress(ask, columns, version.network.nothing())
-        if not self._cache_is_on or ask.user is None or not ask.num_sealed:
+        if not self._cache_is_on or ask.user is None or not len(columns):
             return started
         entry = self.cache.get(version.which, ask.user)
-        fits = entry is not None and entry.num_interactions <= ask.num_sealed
-        fits = fits and entry is not None and entry.digest == _digest(columns, entry.num_interactions)
-        self.cache.count(hit=fits)
-        if entry is not None and fits:
-            started.entry, started.past, started.first_token = entry, entry.past, len(entry.past)
+        num_same = columns.num_same(entry.columns) if entry is not None else 0
+        self.cache.count(hit=num_same > 0)
+        if entry is not None and num_same > 0:
+            # The last action that is the same is asked about something else by now, as far as anybody knows.
+            started.first_token = 2 * num_same - 1
+            started.past = entry.past.narrow(0, started.first_token)
         return started
 
     def _read_histories(self, version: HeldVersion, progress: Sequence[_Progress]) -> None:
@@ -145,31 +145,26 @@ class Engine:
 
     def _keep(self, version: HeldVersion, done: _Progress) -> None:
         ask, fresh = done.ask, done.fresh
-        num_fresh = 2 * ask.num_sealed - 1 - done.first_token
+        num_fresh = 2 * len(done.columns) - 1 - done.first_token
         if not self._cache_is_on or ask.user is None or num_fresh <= 0 or fresh is None:
             return
         parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
-        digest = _digest(done.columns, ask.num_sealed)
-        self.cache.put(version.which, ask.user, CacheEntry(ask.num_sealed, digest, KeysValues.cat(parts)))
+        self.cache.put(version.which, ask.user, CacheEntry(done.columns, KeysValues.cat(parts)))
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
         table = version.tables[ITEMS]
-        k = min(max((each.ask.k for each in progress), default=0), table.num_rows)
-        if k == 0:
+        if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         network = version.network
         outputs = [network.model.start_M if each.output is None else each.output for each in progress]
-        seen = [_seen_rows(version, each) for each in progress]
-        scores_Rk, rows_Rk = top_k(
-            network.model.retrieval_query(torch.stack(outputs)), table.derived, k, normalize=False, valid_V=table.live,
-            exclude_rows=network.tensor(np.concatenate(seen)),
-            exclude_offsets_R1=network.tensor(_offsets(np.array([len(rows) for rows in seen]))),
-            backend=network.backend,
-        )  # fmt: skip
+        score_RV = (network.model.retrieval_query(torch.stack(outputs)) @ table.derived.T).cpu().numpy()
+        past = [table.lookup(np.ascontiguousarray(each.columns.item_n)) for each in progress]
+        version.memory.score(_events(version, progress, past), score_RV)
         found = []
-        for each, scores, rows in zip(progress, scores_Rk.cpu().numpy(), rows_Rk.cpu().numpy(), strict=True):
-            some = np.flatnonzero(rows >= 0)[: each.ask.k]
-            found.append(Found(table.keys_of(rows[some]), scores[some], np.ones(len(some), np.bool_)))
+        for each, past_n, score_V in zip(progress, past, score_RV, strict=True):
+            score_V[_excluded_rows(version, each.ask, past_n)] = OUT
+            rows = best_rows(score_V, each.ask.k, None if each.ask.allow is None else table.lookup(each.ask.allow))
+            found.append(Found(table.keys_of(rows), score_V[rows], np.ones(len(rows), np.bool_)))
         return found
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Found:
@@ -197,7 +192,17 @@ class Engine:
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
         y_CM = network.judge(x_CM, ask.now_ms, past)
-        return network.model.rank_logits(y_CM)
+        assert version.tables.rates is not None
+        rows_C, done_K = version.tables[ITEMS].lookup(candidates), _kinds_done(done.columns, network.config)
+        prior_CPK = version.tables.rates.prior(
+            rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
+        )
+        return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
+
+
+def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
+    """(K,) how many of the user's interactions had each kind."""
+    return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
 
 
 def _columns(ask: Ask, config: ModelConfig) -> Columns:
@@ -213,14 +218,6 @@ def _user_features(ask: Ask, config: ModelConfig, num: int) -> Int64:
     known = ask.user_features
     row = known if len(known) == config.num_user_features else np.zeros(config.num_user_features, np.int64)
     return np.broadcast_to(row, (num, len(row)))
-
-
-def _digest(columns: Columns, num: int) -> int:
-    """Of the first ``num`` interactions: everything that their tokens are made of."""
-    state = xxhash.xxh3_64()
-    for name in Columns.__slots__:
-        state.update(getattr(columns, name)[:num].tobytes())
-    return state.intdigest()
 
 
 def _tail(columns: Columns, first: int) -> Columns:
@@ -240,35 +237,42 @@ def _kept_tokens(part: Columns, skip: int) -> NDArray[np.bool_]:
 
 
 def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
-    """(2n,) key times (the tokens' own) and query times (an action is asked for what comes next, when it comes)."""
-    key_time = np.repeat(part.time_ms_n, 2)
-    query_time = key_time.copy()
-    query_time[1:-1:2] = part.time_ms_n[1:]
-    query_time[-1] = now_ms
-    return key_time, query_time
+    """(2n,) key and query times of one user's tokens, asked at ``now_ms``."""
+    last = query_times(part.time_ms_n, np.array([0, len(part)]), np.array([now_ms]))
+    return token_times(part.time_ms_n, last)
 
 
-def _seen_rows(version: HeldVersion, each: _Progress) -> Int64:
-    if not each.ask.exclude_seen or not len(each.columns):
-        return np.zeros(0, np.int64)
-    rows = version.tables[ITEMS].lookup(np.ascontiguousarray(each.columns.item_n))
-    return rows[rows > 0]
+def _events(version: HeldVersion, progress: Sequence[_Progress], past: Sequence[Int64]) -> MemoryEvents:
+    """What the memory is asked: what follows each history."""
+    starts_B1 = _offsets(np.array([len(rows) for rows in past]))
+    bits_n = np.concatenate([each.columns.bits_n for each in progress])
+    return events_of(
+        np.concatenate(past), bits_n, starts_B1, np.arange(len(past)), starts_B1[1:], version.network.config,
+        is_chosen_R=None,
+    )  # fmt: skip
+
+
+def _excluded_rows(version: HeldVersion, ask: Ask, past_n: Int64) -> Int64:
+    """Rows that are no answer: what was seen, where that is left out, and what is denied."""
+    leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
+    denied = version.tables[ITEMS].lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    return np.concatenate([past_n, denied]) if leaves_out else denied
+
+
+def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
+    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
+    rows = np.flatnonzero(score_V > OUT / 2)
+    rows = rows if allowed is None else np.intersect1d(rows, allowed)
+    k = min(k, len(rows))
+    if k == 0:
+        return rows[:0]
+    least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
+    rows = rows[score_V[rows] >= least]
+    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])
 
 
 def _offsets(lengths: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _slice(rows: Interactions, start: int, stop: int) -> Interactions:
-    return Interactions(*(getattr(rows, name)[start:stop] for name in Interactions.__slots__))
-
-
-def _join(first: Interactions, second: Interactions) -> Interactions:
-    if not len(second):
-        return first
-    return Interactions(
-        *(np.concatenate([getattr(first, name), getattr(second, name)]) for name in Interactions.__slots__)
-    )
 
 
 def _nothing() -> Found:

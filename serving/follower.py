@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from serving.broker import POLL_MS, partitions_of
 from serving.histories import Histories
+from wire.kafka.consumer import POLL_MS, ends, topic_id_of
+from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000
@@ -25,11 +27,14 @@ class HistoryFollower(threading.Thread):
     histories: Histories
     caught_up: threading.Event = field(default_factory=threading.Event)
 
+    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
+    """Called when the thread ends though nobody stopped it."""
+
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
         self._stopping = threading.Event()
+        self._topic_id = ""
         self._goals: dict[TopicPartition, int] = {}
-        self._num_reached = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -39,21 +44,24 @@ class HistoryFollower(threading.Thread):
     def run(self) -> None:
         """Read until stopped."""
         try:
-            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
-            if partitions:
-                self._follow(partitions)
+            self._follow(wait_for_partitions(self.consumer, self.topic, self._stopping))
+        except StoppedError:
+            pass
         except BaseException as error:
             self.failure = error
+            self.on_failure(error)
             logger.exception("the history follower ended")
             raise
         finally:
             self.consumer.close()
 
     def _follow(self, partitions: list[TopicPartition]) -> None:
-        self.consumer.assign(partitions)
         is_placed = False
         while not self._stopping.is_set():
             try:
+                if self._is_replaced():
+                    self.histories.forget_partitions()
+                    is_placed = False
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
                     for record in records:
@@ -67,9 +75,17 @@ class HistoryFollower(threading.Thread):
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self._stopping.wait(POLL_MS / 1000)
 
+    def _is_replaced(self) -> bool:
+        """Whether the topic was deleted and created again since the last look."""
+        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
+        if before in ("", self._topic_id):
+            return False
+        logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
+        return True
+
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
-        self._goals = self.consumer.end_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)
+        self._goals = ends(self.consumer, partitions)
         for partition in partitions:
             self.consumer.seek(partition, begin[partition])
         return True
@@ -78,7 +94,5 @@ class HistoryFollower(threading.Thread):
         if self.caught_up.is_set():
             return
         if all((self.consumer.position(each, ASK_TIMEOUT_MS) or 0) >= goal for each, goal in self._goals.items()):
-            self._num_reached += 1
-        if self._num_reached > 1:  # one more poll: a broker may tell an end that is short of its last batch
             self.caught_up.set()
             logger.info("histories of %d users", len(self.histories))

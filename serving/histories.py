@@ -1,47 +1,65 @@
-"""What users did: the newest example of each, kept as the bytes that came, bounded in memory.
+"""What users did, as far as the worker has it: every accepted record of the sequences topic is folded in as it comes.
 
-The sequences topic is compacted by user, and a user's newest example holds the last ``max_context`` sealed interactions
-and the open ones; so reading it from its start gives every user's present history, and following it keeps it present.
-An entry costs the record's bytes (about 40 for each interaction, so 8 kB for 200) and about 200 bytes around them.
-Beyond ``max_bytes`` the users that have been quiet longest are forgotten, and answered as cold until they act again.
+The topic is compacted by segment, so reading it from its start gives every user's present history, and following it
+keeps it present: an action is here as soon as its record is. A user costs 32 bytes an interaction, 8 more a feature,
+and about 400 around them. Beyond ``max_bytes`` the users that have been quiet longest are forgotten; one who acts again
+begins with the segment that he acts in.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from state.codec import decode_example
-from state.errors import CodecError
-from state.example import CLOCK_START_MS, Example
-from state.log import ExampleLog, Verdict
+from serving.domains import ItemDomains
+from wire import history
+from wire.errors import CodecError
+from wire.example import Example, Int64, Interactions
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.history import interactions_of
 
-ENTRY_BYTES = 200
-"""What an entry costs beside its record and its user's name: dictionary slot and object headers."""
+MAX_FEATURED_ITEMS = 1_000_000
+"""Items whose features are remembered; beyond that, those that were not met longest are forgotten."""
 logger = logging.getLogger(__name__)
 
 
-class Histories:
-    """User → newest example. Fed by one thread, read by any."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """What a user did, oldest first, and his categorical features: copies, which nobody changes."""
 
-    def __init__(self, max_bytes: int) -> None:
+    interactions: Interactions
+    user_features: Int64
+
+
+class Histories:
+    """User → `Past`. Fed by one thread, read by any."""
+
+    def __init__(self, max_bytes: int, max_context: int = 200) -> None:
         self._max_bytes = max_bytes
-        self._examples: OrderedDict[str, bytes] = OrderedDict()
+        self._kept = history.Histories(max_context)
         self._logs: dict[int, ExampleLog] = {}
-        self._features: dict[int, tuple[int, ...]] = {}
+        self.domains = ItemDomains()
+        self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
-        self.num_bytes = 0
         self.num_forgotten = 0
         self.num_damaged = 0
-        self.clock_ms = CLOCK_START_MS
-        """Newest event time of any partition."""
+        self.clock_ms = -1
+        """Newest event time of any partition; -1 before the first."""
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._kept)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the histories."""
+        return self._kept.num_bytes
 
     def feed(self, partition: int, value: bytes | None) -> None:
         """One record of the sequences topic, in the order of offsets within its partition."""
@@ -55,34 +73,47 @@ class Histories:
             return
         log = self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
         if log.feed(example) is Verdict.ACCEPT:
-            self._keep(example, value)
+            self._keep(example)
 
-    def _keep(self, example: Example, value: bytes) -> None:
+    def _keep(self, example: Example) -> None:
+        users = self._kept.users
         with self._lock:
-            before = self._examples.pop(example.user, None)
-            self._examples[example.user] = value
-            self.num_bytes += _cost(example.user, value) - (_cost(example.user, before) if before is not None else 0)
-            while self.num_bytes > self._max_bytes and len(self._examples) > 1:
-                user, gone = self._examples.popitem(last=False)
-                self.num_bytes -= _cost(user, gone)
+            self._kept.fold(example)
+            users.move_to_end(example.user)
+            while self.num_bytes > self._max_bytes and len(users) > 1:
+                self._kept.drop(next(iter(users)))
                 self.num_forgotten += 1
-        self.clock_ms = max(self.clock_ms, example.clock_ms)
-        self._note_features(example)
+        self.clock_ms = max(self.clock_ms, example.newest_event_ms)
+        self._note_features(example.interactions)
+        self.domains.note(example.interactions.item_hash, example.interactions.domain_hash)
 
-    def _note_features(self, example: Example) -> None:
-        sealed = example.interactions
-        if sealed.feature_hash.ndim == 2 and sealed.feature_hash.shape[1]:
-            self._features.update(zip(sealed.item_hash.tolist(), map(tuple, sealed.feature_hash.tolist()), strict=True))
+    def _note_features(self, rows: Interactions) -> None:
+        if not rows.feature_hash.shape[1] or not rows.feature_hash.any():
+            return
+        for item, features in zip(rows.item_hash.tolist(), map(tuple, rows.feature_hash.tolist()), strict=True):
+            self._features[item] = features
+            self._features.move_to_end(item)
+        while len(self._features) > MAX_FEATURED_ITEMS:
+            self._features.popitem(last=False)
 
     def forget_partitions(self) -> None:
         """Start to read again from the beginning (the topic was replaced): what comes is judged anew."""
         self._logs.clear()
 
-    def get(self, user: str) -> Example | None:
-        """The newest example of a user (canonical key), or None."""
+    def get(self, user: str) -> Past | None:
+        """What is here of a user (canonical key), or None. Whole segments: ``max_context`` interactions and up to a
+        segment more, so that what was computed of a long history stays good while it grows."""
         with self._lock:
-            value = self._examples.get(user)
-        return decode_example(value) if value is not None else None
+            kept = self._kept.users.get(user)
+            if kept is None:
+                return None
+            rows, features = kept.rows(kept.start, kept.end).copy(), kept.user_features
+        return Past(_contiguous(interactions_of(rows)), features)
+
+    def newest_users(self, num: int) -> list[str]:
+        """Users who acted last, the newest first."""
+        with self._lock:
+            return list(itertools.islice(reversed(self._kept.users), num))
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
         """(n, F) the features that items came with last; 0 where none were seen."""
@@ -91,5 +122,12 @@ class Histories:
         return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
 
 
-def _cost(user: str, value: bytes) -> int:
-    return len(user) + len(value) + ENTRY_BYTES
+def _contiguous(rows: Interactions) -> Interactions:
+    return Interactions(
+        np.ascontiguousarray(rows.item_hash),
+        np.ascontiguousarray(rows.action_bits),
+        np.ascontiguousarray(rows.timestamp_ms),
+        np.ascontiguousarray(rows.domain_hash),
+        np.ascontiguousarray(rows.value),
+        np.ascontiguousarray(rows.feature_hash),
+    )

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from serving.network import ITEMS, Network
-from serving.tables import Derive, TableSet
-from trainer.version import Manifest, TableRows, Version
+from model.memory import Memory
+from model.tokens import ITEMS
+from serving.network import Network
+from serving.soundness import check_sound
+from serving.tables import TableSet
+from wire.weights import Manifest, Snapshot, Version
 
-Change = tuple[Mapping[str, TableRows], bool]
-"""A version's rows, and whether it is a base."""
+Change = tuple[Snapshot, bool]
+"""What a version brings, and whether it is a base."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +52,18 @@ class HeldVersion:
         return self.manifest.epoch, self.manifest.number
 
     @property
+    def memory(self) -> Memory:
+        """What the version remembers of which items follow which."""
+        assert self.tables.memory is not None
+        return self.tables.memory
+
+    @property
+    def leaves_out_repeats(self) -> bool:
+        """Whether what a user has met is left out: what the trainer was told or, left to it, what the stream shows."""
+        rule = self.manifest.learning.get("exclude_seen", "auto")
+        return rule == "always" or (rule == "auto" and self.memory.leaves_out_repeats)
+
+    @property
     def freshness_s(self) -> float:
         """Age of the newest action learned, by the wall clock, to the millisecond."""
         return max(0.0, round(time.time() - self.manifest.newest_record_ms / 1000, 3))
@@ -65,6 +80,7 @@ class VersionHolder:
         self._staged: tuple[Manifest, Network] | None = None
         self._changes: list[Change] = []
         self._names: dict[int, str | int] = {}
+        self._begins_anew = False
         self.num_swaps = 0
         self.num_copies = 0
         """Swaps that had to pay for a copy because requests held on to the version before the last."""
@@ -91,27 +107,35 @@ class VersionHolder:
 
     def accepts(self, manifest: Manifest) -> bool:
         """Whether this version follows what is staged, or in use: a newer base, or the delta on exactly that."""
-        last = self._staged[0] if self._staged else self._current.manifest if self._current else None
-        if last is None:
-            return manifest.kind == "base"
-        newer = (manifest.epoch, manifest.number) > (last.epoch, last.number)
-        follows = (manifest.epoch, manifest.onto_number) == (last.epoch, last.number)
-        return newer and (manifest.kind == "base" or follows)
+        current = self._current.manifest if self._current is not None and not self._begins_anew else None
+        return manifest.follows(self._staged[0] if self._staged else current)
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether it waits for the first base after `begin_anew`."""
+        return self._begins_anew
+
+    def begin_anew(self) -> None:
+        """The versions are numbered from the start again: the next base is taken whatever its number."""
+        self.discard()
+        self._begins_anew = True
 
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
 
-        Raises whatever a version that does not fit raises (ValueError and its kin); nothing staged is left then.
+        Raises whatever a version that does not fit raises (ValueError and its kin), and `VersionError` where its
+        numbers are not finite; nothing staged is left then.
         """
         is_base = version.manifest.kind == "base"
-        change: Change = (version.snapshot.tables, is_base)
+        change: Change = (version.snapshot, is_base)
         try:
             network = Network.build(version.manifest, version.snapshot.dense, self._device, self._backend)
+            check_sound(version, network)
             if self._current is None and self._staged is None:
                 network.warm()
             if self._staged is None:
-                self._catch_up(network.derived, skip=is_base)
-            self._idle.tables.apply(change[0], network.derived, is_base=is_base)
+                self._catch_up(network, skip=is_base)
+            self._idle.tables.apply(change[0], network.derived, network.config, is_base=is_base)
         except BaseException:
             self.discard()
             raise
@@ -120,7 +144,7 @@ class VersionHolder:
             version.snapshot.names
         )  # what a hash stands for never changes, so those who read may share it
         self._changes = [change] if is_base else [*self._changes, change]
-        self._staged = (version.manifest, network)
+        self._staged, self._begins_anew = (version.manifest, network), False
 
     def discard(self) -> None:
         """Forget what is staged; the version in use stays."""
@@ -149,12 +173,12 @@ class VersionHolder:
         with self._free:
             is_read = self._idle.num_readers > 0
         if not is_read and self._idle.missed and self._staged is None and self._current is not None:
-            self._catch_up(self._current.network.derived, skip=False)
+            self._catch_up(self._current.network, skip=False)
 
     def _empty_side(self) -> _Side:
         return _Side(TableSet(self._device, self._backend))
 
-    def _catch_up(self, derive: Mapping[str, Derive], *, skip: bool) -> None:
+    def _catch_up(self, network: Network, *, skip: bool) -> None:
         """Wait until nobody reads the idle side, and give it what it missed (unless a base follows anyway)."""
         with self._free:
             is_free = self._free.wait_for(lambda: self._idle.num_readers == 0, self._swap_wait_s)
@@ -164,5 +188,5 @@ class VersionHolder:
             self.discard()
             return
         missed, self._idle.missed = self._idle.missed, []
-        for changes, is_base in [] if skip else missed:
-            self._idle.tables.apply(changes, derive, is_base=is_base)
+        for change, is_base in [] if skip else missed:
+            self._idle.tables.apply(change, network.derived, network.config, is_base=is_base)

@@ -1,133 +1,129 @@
-"""The server's HTTP: FastAPI over a `Service`. Every answer says its version, every refusal what was wrong."""
+"""The server's HTTP: a Starlette application over a `Service`, behind the `Gate`."""
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Sequence
+from typing import Any
 
-from fastapi import FastAPI, Response
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from serving.messages import (
-    Health,
-    Problem,
-    RankAnswer,
-    RankRequest,
-    Readiness,
-    RecommendAnswer,
-    RecommendRequest,
-    VersionAnswer,
-    VersionName,
-)
+from serving.access import Access
+from serving.error_handlers import ERROR_HANDLERS, Body, refusal, response_to
+from serving.errors import ServingError
+from serving.gate import Gate
+from serving.messages import Health, Problem
 from serving.metrics import ServerMetrics
-from serving.refusals import REFUSALS, UNAVAILABLE, Body, add_refusals, refusal
-from serving.service import Service
+from serving.openapi import openapi
+from serving.operations import Operation, limits, operations_of
+from serving.pages import EventStream, Files
+from serving.service import Answer, Service
+from serving.validation import Decoder
+
+NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
+
+FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
-def build_app(service: Service) -> FastAPI:
+def build_app(service: Service, access: Access | None = None) -> Starlette:
     """The application. It owns nothing: start and stop the service around it."""
-    app = FastAPI(
-        title="Headrace", description=__doc__, version="1", default_response_class=Body, redirect_slashes=False
-    )
     metrics = ServerMetrics(service.readings)
-    app.state.metrics = service.metrics = metrics
-    app.add_middleware(Gate, metrics=metrics, max_body_bytes=service.config.max_body_bytes)
-    add_refusals(app)
-    _add_answers(app, service)
-    _add_standing(app, service, metrics)
+    service.metrics = metrics
+    config = service.config
+    operations = operations_of(config)
+    gate = Middleware(Gate, metrics=metrics, access=access or Access(config.tokens_file),
+                      max_body_bytes=config.max_body_bytes, read_timeout_s=config.read_timeout_s)  # fmt: skip
+    answers: dict[str, Answer] = {
+        "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
+        "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
+        "/actions": service.send_action,
+    }  # fmt: skip
+    states: dict[str, Any] = {
+        "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
+        "/users": _users, "/history": _history,
+    }  # fmt: skip
+    streams = {"/events": EventStream(service).open}
+    routes = [
+        Route(each.path, Answering(each, answers[each.path], limits(config)), methods=[each.method])
+        if each.path in answers
+        else Route(
+            each.path, streams.get(each.path) or functools.partial(states[each.path], service), methods=[each.method]
+        )
+        for each in operations
+    ]
+    document = msgspec.json.encode(openapi(operations, config))
+
+    async def described(_request: Request) -> Response:
+        return Body(document)
+
+    routes += [Route("/openapi.json", described), *Files().routes(with_page=config.page)]
+    app = Starlette(routes=routes, middleware=[gate], exception_handlers=ERROR_HANDLERS)
+    app.router.redirect_slashes = False
     return app
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/recommend", response_model=RecommendAnswer, responses=REFUSALS, summary="Which items next?")
-    async def recommend(request: RecommendRequest) -> Response:
-        return Body(await service.recommend(request))
+class Answering:
+    """An operation that takes a body and gives one. ASGI itself: these are the ways that most requests go."""
 
-    @app.post(
-        "/rank", response_model=RankAnswer, responses=REFUSALS, summary="How likely is each action on these items?"
-    )
-    async def rank(request: RankRequest) -> Response:
-        return Body(await service.rank(request))
-
-    @app.get("/version", response_model=VersionAnswer, responses=UNAVAILABLE, summary="Which weights answer now?")
-    async def version() -> Response:
-        current = service.version()
-        return Body({
-            "version": {"epoch": current.which[0], "number": current.which[1]}, "model_id": current.manifest.model_id,
-            "freshness_s": current.freshness_s, "age_s": max(0.0, time.time() - current.swapped_ms / 1000),
-            "num_items": current.num_items, "num_interactions": current.manifest.num_interactions,
-        })  # fmt: skip
-
-
-def _add_standing(app: FastAPI, service: Service, metrics: ServerMetrics) -> None:
-    @app.get("/healthz", response_model=Health, summary="Alive?")
-    async def healthz() -> Response:
-        return Body({"status": "alive"})
-
-    @app.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not yet"}},
-             summary="Has it what it needs to answer?")  # fmt: skip
-    async def readyz() -> Response:
-        current = service.holder.current
-        name = VersionName(epoch=current.which[0], number=current.which[1]) if current else None
-        readiness = Readiness(
-            ready=service.is_ready, version=name, histories=service.histories_ready.is_set(),
-            broker=service.contact.is_up, broker_away_s=service.contact.away_s,
-            freshness_s=current.freshness_s if current else None,
-        )  # fmt: skip
-        return Body(readiness.model_dump(), status_code=200 if service.is_ready else 503)
-
-    @app.get("/metrics", response_class=Response, summary="For Prometheus",
-             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
-    async def prometheus() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-class Gate:
-    """Bounds the body and measures every request; plain ASGI, because it is on every request's way."""
-
-    def __init__(self, app: ASGIApp, metrics: ServerMetrics, max_body_bytes: int) -> None:
-        self._app, self._metrics, self._max_body_bytes = app, metrics, max_body_bytes
+    def __init__(self, operation: Operation, answer: Answer, most: dict[str, tuple[int, str]]) -> None:
+        assert operation.request is not None
+        self._decoder, self._answer = Decoder(operation.request, most), answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection's event."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        """One request, whose body the gate has read."""
+        if not _is_json(scope["headers"]):
+            await refusal(415, NOT_JSON)(scope, receive, send)
             return
-        started, status, num_bytes = time.perf_counter(), 500, 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        async def receiving() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise HTTPException(413, self._too_large(num_bytes))
-            return message
-
-        declared = _declared_bytes(scope["headers"])
-        self._metrics.in_flight.inc()
         try:
-            if declared > self._max_body_bytes:
-                problem = Problem(field="body", expected=f"at most {self._max_body_bytes} bytes", got=declared,
-                                  do=self._too_large(declared))  # fmt: skip
-                await refusal(413, problem, headers={"connection": "close"})(scope, receive, sending)
-            else:
-                await self._app(scope, receiving, sending)
-        finally:
-            self._metrics.in_flight.dec()
-            known = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe(known, status, time.perf_counter() - started)
-
-    def _too_large(self, num_bytes: int) -> str:
-        return f"{num_bytes} bytes are more than serving.max_body_bytes = {self._max_body_bytes}; send less"
+            body = await self._answer(self._decoder.decode((await receive())["body"]))
+        except ServingError as error:
+            await response_to(error)(scope, receive, send)
+            return
+        except Exception:  # noqa: BLE001 (the lane has said what; the connection, and who else uses it, goes on)
+            await refusal(500, FAULT)(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
-def _declared_bytes(headers: Sequence[tuple[bytes, bytes]]) -> int:
-    text = next((value for name, value in headers if name == b"content-length"), b"0")
-    return int(text) if text.isdigit() else 0
+def _is_json(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    given = next((value for name, value in headers if name == b"content-type"), b"")
+    kind = given.split(b";", 1)[0].strip().lower()
+    return kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json"))
+
+
+async def _healthz(service: Service, _request: Request) -> Response:
+    failure = service.failure
+    return Body(Health() if failure is None else Health(status="failed"), status_code=200 if failure is None else 503)
+
+
+async def _version(service: Service, _request: Request) -> Response:
+    return Body(service.version_answer())
+
+
+async def _readyz(service: Service, _request: Request) -> Response:
+    return Body(service.readiness(), status_code=200 if service.is_ready else 503)
+
+
+async def _about(service: Service, _request: Request) -> Response:
+    return Body(service.about())
+
+
+async def _users(service: Service, _request: Request) -> Response:
+    return Body(service.users())
+
+
+async def _history(service: Service, request: Request) -> Response:
+    return Body(await service.history(request.query_params.get("user", "")))
+
+
+async def _metrics(service: Service, _request: Request) -> Response:
+    assert service.metrics is not None
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")

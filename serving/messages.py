@@ -1,104 +1,151 @@
-"""The bodies of requests and answers, as the OpenAPI page shows them.
+"""The bodies of requests and answers; `serving.openapi` describes the same types.
 
-Unknown fields are refused everywhere: a misspelt option must not pass for a default.
+Unknown fields are refused everywhere: a misspelt option must not pass for a default. Of a key that stands twice in an
+object the last value counts, as in most JSON parsers. The ``expected`` of a type is what `serving.validation` tells
+whoever sent something else.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
-from pydantic_core import PydanticCustomError
+from msgspec import Meta, Struct
 
 MAX_KEY = 512
-Id = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=MAX_KEY)]
-Kind = Annotated[StrictStr, Field(min_length=1, max_length=MAX_KEY)]
-Milliseconds = Annotated[StrictInt, Field(ge=0, le=253_402_300_799_999, description="milliseconds since the epoch")]
+_INTEGER, _STRING = Meta(ge=-(2**63), le=2**63 - 1), Meta(min_length=1, max_length=MAX_KEY)
+Id = Annotated[
+    Annotated[int, _INTEGER] | Annotated[str, _STRING],
+    Meta(extra={"expected": f"an integer, or a string of 1 to {MAX_KEY} characters"}),
+]
+Kind = Annotated[str, _STRING, Meta(extra={"expected": "the name of a kind of action"})]
+Milliseconds = Annotated[
+    int,
+    Meta(ge=0, le=253_402_300_799_999, description="milliseconds since the epoch",
+         extra={"expected": "an integer: milliseconds since the epoch"}),
+]  # fmt: skip
+Positive = Annotated[int, Meta(ge=1, extra={"expected": "an integer, 1 or more"})]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
 
 
-class HistoryEntry(_Strict):
+class HistoryEntry(_Request, frozen=True, kw_only=True):
     """One interaction of a history that comes with the request."""
 
     item: Id
-    action: Kind | list[Kind] = Field(description="the kind, or kinds, of action")
+    action: Annotated[
+        Kind | Annotated[list[Kind], Meta(max_length=64)],
+        Meta(description="the kind, or kinds, of action", extra={"expected": "a kind of action, or a list of kinds"}),
+    ]
     timestamp: Milliseconds
     value: float | None = None
     domain: Id | None = None
 
 
-_GIVEN, _ABSENT = {"not": {"type": "null"}}, {"type": "null"}
-_ONE_OF = [
-    {"required": ["user"], "properties": {"user": _GIVEN, "history": _ABSENT}},
-    {"required": ["history"], "properties": {"user": _ABSENT, "history": _GIVEN}},
-]
+class _Asking(_Request, frozen=True, kw_only=True):
+    user: Annotated[Id | None, Meta(description="whose history to answer from; or give `history`")] = None
+    history: Annotated[
+        list[HistoryEntry] | None, Meta(description="interactions to answer from, instead of `user`")
+    ] = None
+    domain: Annotated[Id | None, Meta(description="the domain asked for; none: the history's last")] = None
+    timestamp: Annotated[Milliseconds | None, Meta(description="the moment asked about; none: now")] = None
+
+    def __post_init__(self) -> None:
+        if (self.user is None) == (self.history is None):
+            raise ValueError("expected either user or history")
 
 
-class _Asking(_Strict):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": _ONE_OF})  # type: ignore[dict-item]
-
-    user: Id | None = Field(default=None, description="whose history to answer from; or give `history`")
-    history: list[HistoryEntry] | None = Field(
-        default=None, description="interactions to answer from, instead of `user`"
-    )
-    domain: Id | None = Field(default=None, description="the domain asked for; none: the history's last")
-    timestamp: Milliseconds | None = Field(default=None, description="the moment asked about; none: now")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_user_and_history(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (values.get("user") is None) == (values.get("history") is None):
-            given = "both" if values.get("user") is not None else "neither"
-            raise PydanticCustomError("one_of", "either user or history", {"given": given})
-        return values
-
-
-class RecommendRequest(_Asking):
+class RecommendRequest(_Asking, frozen=True, kw_only=True):
     """Which items next?"""
 
-    k: Annotated[StrictInt, Field(ge=1)] = Field(default=10, description="how many items, at most `serving.max_k`")
-    exclude_seen: bool = Field(default=True, description="leave out what the history contains", strict=True)
+    k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
+    exclude_seen: Annotated[
+        bool | None, Meta(description="leave out what the history contains; none: where the stream has no repeats")
+    ] = None
+    allow: Annotated[list[Id] | None, Meta(description="choose among these items alone")] = None
+    deny: Annotated[list[Id], Meta(description="leave these items out")] = []
+    domains: Annotated[
+        Annotated[list[Id], Meta(max_length=64)] | None,
+        Meta(description="choose among items that were last seen in one of these alone"),
+    ] = None
 
 
-class RankRequest(_Asking):
+class RankRequest(_Asking, frozen=True, kw_only=True):
     """How likely is each kind of action on each of these items?"""
 
-    items: list[Id] = Field(min_length=1, description="candidates, at most `serving.max_candidates`")
+    items: Annotated[list[Id], Meta(min_length=1, description="candidates, at most `serving.max_candidates`")]
 
 
-class VersionName(BaseModel):
+class RecommendBatchRequest(_Request, frozen=True, kw_only=True):
+    """Several questions at once, answered by one version."""
+
+    requests: Annotated[list[RecommendRequest], Meta(min_length=1, description="at most `serving.max_requests`")]
+
+
+class RankBatchRequest(_Request, frozen=True, kw_only=True):
+    """Several questions at once, answered by one version."""
+
+    requests: Annotated[list[RankRequest], Meta(min_length=1, description="at most `serving.max_requests`")]
+
+
+class SimilarRequest(_Request, frozen=True, kw_only=True):
+    """Which items are like this one?"""
+
+    item: Id
+    k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
+
+
+class ItemsRequest(_Request, frozen=True, kw_only=True):
+    """What is known of these items?"""
+
+    items: Annotated[list[Id], Meta(min_length=1, description="at most `serving.max_candidates`")]
+
+
+class ActionRequest(_Request, frozen=True, kw_only=True):
+    """An action to send through Kafka, as a producer would; the server adds the time and an id."""
+
+    user: Id
+    item: Id
+    action: Annotated[
+        Kind | Annotated[list[Kind], Meta(min_length=1, max_length=64)],
+        Meta(description="one of the kinds that the model knows, or several",
+             extra={"expected": "a kind of action, or a list of kinds"}),
+    ]  # fmt: skip
+    value: float | None = None
+    domain: Id | None = None
+
+
+class VersionName(Struct, frozen=True):
     """Which weights answered."""
 
     epoch: int
     number: int
 
 
-class ScoredItem(BaseModel):
+class ScoredItem(Struct, frozen=True, gc=False):
     """An item and its score: higher is better; comparable within one answer only."""
 
     item: int | str
     score: float
 
 
-class _Answer(BaseModel):
+class _Answer(Struct, frozen=True, kw_only=True):
     version: VersionName
-    freshness_s: float = Field(description="age of the newest action that these weights have learned from")
-    cold: bool = Field(
-        description="true: nothing is known of the user, the answer is what is popular, or a first guess"
-    )
-    num_history: int = Field(description="interactions that the answer used")
+    freshness_s: Annotated[float, Meta(description="age of the newest action that these weights have learned from")]
+    cold: Annotated[
+        bool, Meta(description="true: nothing is known of the user; the answer is what is popular, or a first guess")
+    ]
+    num_history: Annotated[int, Meta(description="interactions that the answer used")]
 
 
-class RecommendAnswer(_Answer):
+class RecommendAnswer(_Answer, frozen=True, kw_only=True):
     """Items, best first; fewer than k where the catalogue has no more."""
 
     items: list[ScoredItem]
 
 
-class RankedItem(BaseModel):
+class RankedItem(Struct, frozen=True, gc=False):
     """One candidate: the probability of each kind of action, and whether the model knows the item."""
 
     item: int | str
@@ -106,41 +153,118 @@ class RankedItem(BaseModel):
     probabilities: dict[str, float]
 
 
-class RankAnswer(_Answer):
+class RankAnswer(_Answer, frozen=True, kw_only=True):
     """The candidates, in the order that they came."""
 
     items: list[RankedItem]
 
 
-class VersionAnswer(BaseModel):
+class RecommendBatchAnswer(Struct, frozen=True):
+    """One answer for each request, in their order."""
+
+    answers: list[RecommendAnswer]
+
+
+class RankBatchAnswer(Struct, frozen=True):
+    """One answer for each request, in their order."""
+
+    answers: list[RankAnswer]
+
+
+class SimilarAnswer(Struct, frozen=True, kw_only=True):
+    """Items whose embeddings point the same way, most alike first; none where the model does not know the item."""
+
+    version: VersionName
+    known: bool
+    items: Annotated[list[ScoredItem], Meta(description="the score is the cosine")]
+
+
+class ItemFacts(Struct, frozen=True, gc=False):
+    """What is known of one item."""
+
+    item: int | str
+    known: Annotated[bool, Meta(description="whether the model has an embedding of its own for it")]
+    title: Annotated[str | None, Meta(description="from `serving.titles_file`")] = None
+
+
+class ItemsAnswer(Struct, frozen=True, kw_only=True):
+    """The items, in the order that they came."""
+
+    version: VersionName
+    items: list[ItemFacts]
+
+
+class SentAction(Struct, frozen=True):
+    """Where the broker put it."""
+
+    id: str
+    partition: int
+    offset: int
+    timestamp: int
+    record_ms: Annotated[int, Meta(description="the record's own timestamp, as `newest_record_ms` of /version counts")]
+
+
+class PastInteraction(Struct, frozen=True, gc=False):
+    """One interaction of a user's: the item, and every kind of action that came for it."""
+
+    item: int | str
+    title: str | None
+    actions: list[str]
+    timestamp: int
+
+
+class HistoryAnswer(Struct, frozen=True, kw_only=True):
+    """What the server knows of a user, newest first: what the next answer will go by."""
+
+    user: str
+    num_history: int
+    interactions: list[PastInteraction]
+
+
+class UsersAnswer(Struct, frozen=True):
+    """Users that were seen last, newest first."""
+
+    users: list[str]
+
+
+class About(Struct, frozen=True, kw_only=True):
+    """What the page may show and do here."""
+
+    kinds: Annotated[list[str], Meta(description="kinds of action that the model knows; none before a first version")]
+    allow_actions: bool
+    objective_s: Annotated[float, Meta(description="`serving.freshness_objective_s`")]
+
+
+class VersionAnswer(Struct, frozen=True, kw_only=True):
     """The version that answers now."""
 
     version: VersionName
     model_id: str
     freshness_s: float
-    age_s: float = Field(description="since this server swapped to it")
+    age_s: Annotated[float, Meta(description="since this server swapped to it")]
     num_items: int
-    num_interactions: int = Field(description="interactions that these weights have learned from")
+    num_interactions: Annotated[int, Meta(description="interactions that these weights have learned from")]
+    newest_record_ms: Annotated[int, Meta(description="Kafka timestamp of the newest action that they have learned")]
 
 
-class Health(BaseModel):
-    """Alive."""
+class Health(Struct, frozen=True):
+    """Alive; or failed, right before the process ends: it no longer follows its topics."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive", "failed"] = "alive"
 
 
-class Readiness(BaseModel):
+class Readiness(Struct, frozen=True, kw_only=True):
     """What the server has of what it needs."""
 
     ready: bool
     version: VersionName | None
-    histories: bool = Field(description="the sequences topic was read to the end that it had at start")
-    broker: bool = Field(description="the broker answers; if not, answers come from the last version")
+    histories: Annotated[bool, Meta(description="the sequences topic was read to the end that it had at start")]
+    broker: Annotated[bool, Meta(description="the broker answers; if not, answers come from the last version")]
     broker_away_s: float
     freshness_s: float | None
 
 
-class Problem(BaseModel):
+class Problem(Struct, frozen=True, kw_only=True):
     """One thing that was wrong with a request."""
 
     field: str
@@ -149,7 +273,7 @@ class Problem(BaseModel):
     do: str
 
 
-class Refusal(BaseModel):
-    """Why there is no answer."""
+class Refusal(Struct, frozen=True):
+    """Why there is no answer: the first 20 problems."""
 
     detail: list[Problem]

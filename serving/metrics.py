@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from serving.operations import BY_PATH
+
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 Reading = tuple[str, str, float]
 """Name, help, value. A name that ends in ``_total`` is a counter."""
@@ -28,7 +30,7 @@ class _Readings:
 
 
 class ServerMetrics:
-    """Requests counted here, everything else read through ``read``."""
+    """Requests counted here, everything else read through ``read``. Called by the event loop's thread alone."""
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self.registry = CollectorRegistry()
@@ -37,13 +39,20 @@ class ServerMetrics:
             registry=self.registry, buckets=BUCKETS_S,
         )  # fmt: skip
         self.registry.register(_Readings(read))
-        self.num_requests = 0
-        self.in_flight = Gauge("headrace_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.num_requests = self.in_flight = 0
+        Gauge("headrace_requests_in_flight", "Requests being answered.", registry=self.registry).set_function(
+            lambda: self.in_flight
+        )
+        self._children: dict[tuple[str, int], Histogram] = {}
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         """One request was answered."""
         self.num_requests += 1
-        self.requests.labels(path, str(status)).observe(seconds)
+        known = path if path in BY_PATH else "other"
+        child = self._children.get((known, status))
+        if child is None:
+            child = self._children[known, status] = self.requests.labels(known, str(status))
+        child.observe(seconds)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -1,6 +1,6 @@
 """The model of one version as a server computes it: tokens in, cached keys and values kept, outputs out (M-FALCON).
 
-The formulas are the trainer's (`trainer.model.HSTU`) and the kernels'; what is here is the order of work that caching
+The formulas are the trainer's (`model.hstu.HSTU`) and the kernels'; what is here is the order of work that caching
 allows. "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.4: keys and values of a history are
 computed once, and many candidates are scored against them.
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from kernels import BucketCache, LayerParams, TimeBuckets, delta_attention, top_k
 from kernels.layer import hstu_layer_output, hstu_layer_project
+from model.config import ModelConfig
+from model.hstu import HSTU, Layer
+from model.tokens import ITEMS, side_inputs, unpack_kinds
 from serving.tables import Derive, TableSet, tensor_of
-from trainer.config import ModelConfig
-from trainer.model import HSTU, Layer
-from trainer.version import Manifest
+from wire.weights import Manifest
 
 Int64 = NDArray[np.int64]
-ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +76,24 @@ class Columns:
     def __len__(self) -> int:
         return len(self.item_n)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(getattr(self, name).nbytes for name in Columns.__slots__)
+
+    def num_same(self, other: Columns) -> int:
+        """How many of the first interactions are the same, bit by bit, in all that their tokens are made of."""
+        num = min(len(self), len(other))
+        same_n = np.ones(num, np.bool_)
+        for name in Columns.__slots__:
+            ours, theirs = getattr(self, name)[:num], getattr(other, name)[:num]
+            if ours.shape != theirs.shape:
+                return 0
+            if name == "value_n":  # absent ones are NaN
+                ours, theirs = ours.view(np.int32), theirs.view(np.int32)
+            same_n &= ours == theirs if ours.ndim == 1 else (ours == theirs).all(axis=1)
+        return num if same_n.all() else int(same_n.argmin())
+
 
 class Network:
     """The dense weights of one version, ready to compute. Never changed after `build`."""
@@ -123,22 +141,20 @@ class Network:
 
     def action_tokens(self, item_nM: Tensor, columns: Columns) -> Tensor:
         """(n, M) the action tokens of n interactions."""
-        kinds = (columns.bits_n[:, None] >> np.arange(len(self.config.kinds), dtype=np.uint32)) & 1
-        return self.model.action_inputs(item_nM, self.tensor(kinds.astype(np.float32)), self.tensor(columns.value_n))
+        kinds_nK = self.tensor(unpack_kinds(columns.bits_n, len(self.config.kinds)))
+        return self.model.action_inputs(item_nM, kinds_nK, self.tensor(columns.value_n))
 
     def _side(self, tables: TableSet, columns: Columns) -> Tensor | None:
-        """(n, M) sum of domain and feature rows, of the tables that the deployment uses at all."""
-        parts = []
-        if self.config.use_domain and DOMAINS in tables and tables[DOMAINS].num_rows > 1:
-            parts.append(self._sum(tables, DOMAINS, columns.domain_n[:, None]))
-        if FEATURES in tables and tables[FEATURES].num_rows > 1:
-            both = (columns.features, columns.user_features)
-            parts += [self._sum(tables, FEATURES, keys_nF) for keys_nF in both if keys_nF.shape[1]]
-        return sum(parts[1:], parts[0]) if parts else None
+        """(n, M) sum of domain and feature rows, of the tables in use."""
 
-    def _sum(self, tables: TableSet, name: str, keys_nF: Int64) -> Tensor:
-        rows = tables[name].lookup(np.ascontiguousarray(keys_nF.reshape(-1))).reshape(keys_nF.shape)
-        return tables[name].rows[self.tensor(rows)].sum(dim=1)
+        def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
+            if name not in tables or tables[name].num_rows <= 1:
+                return None
+            rows = tables[name].lookup(np.ascontiguousarray(keys_nF.reshape(-1))).reshape(keys_nF.shape)
+            return tables[name].rows[self.tensor(rows)].sum(dim=1)
+
+        domain_n = columns.domain_n if self.config.use_domain else None
+        return side_inputs(domain_n, columns.features, columns.user_features, sum_rows)
 
     def extend(self, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor, past: KeysValues,
                past_start_B: Tensor, past_len_B: Tensor) -> tuple[Tensor, KeysValues]:  # fmt: skip

@@ -2,112 +2,102 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import gc
 import logging
+import os
 import platform
 import signal
-import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import uvicorn
 
-from serving.announcer import Announcer
-from serving.broker import connect
+from model.device import choose_device
+from serving.access import Access
 from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.follower import HistoryFollower
+from serving.heartbeat import Heartbeat
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
+from serving.listener import bind, listen
+from serving.pulse import PulseFollower
+from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
-from state.config import KafkaConfig
-from state.topics import Topics
+from serving.titles import Titles
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable
+from wire.kafka.consumer import connect
+from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
-WEIGHTS_FETCH_BYTES = 8 << 20
+PULSE_CONNECT_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""How long a computing thread may keep the interpreter while the event loop wants it (Python's default: 5 ms)."""
+FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
+"""A follower places itself, and learns soon which broker leads its partitions now."""
 
 
-def bind(config: ServingConfig) -> socket.socket:
-    """The listening socket; `StartError` when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise StartError(
-            f"serving.port: expected to listen on {config.host}:{config.port}, got: {error.strerror}; "
-            "stop what uses it, or set serving.port to another (0: any free one)"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def choose_device(wanted: str) -> torch.device:
-    """``auto`` → a GPU if there is one. `StartError` when the one asked for is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartError("serving.device: expected a CUDA device, got none on this machine; set it to cpu or auto")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
-class Server(uvicorn.Server):
-    """Uvicorn that ends with status 0 when it was asked to end: SIGTERM and SIGINT are not raised again after."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop accepting and finish what is in flight at the first signal; do not wait at the second."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+def tune_interpreter() -> None:
+    """What keeps answers from waiting for the interpreter: see `SWITCH_INTERVAL_S`; and what is loaded by now is no
+    garbage, so it need not be looked through (for 50 ms and more, every few hundred requests)."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving`` and ``kafka``."""
+    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving``, ``sequence`` and ``kafka``."""
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
-    device = choose_device(config.device)
+    tune_interpreter()
+    device = choose_device(config.device, "serving.device")
+    access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
-        with connected(config, kafka, device, config.name or f"server@{platform.node()}:{port}") as service:
-            app = build_app(service)
-            options = uvicorn.Config(
-                app, loop="uvloop", http="httptools", log_config=None, access_log=config.access_log, lifespan="off",
-                timeout_graceful_shutdown=int(config.drain_timeout_s), timeout_keep_alive=75,
-            )  # fmt: skip
+        name, max_context = config.name or f"server@{platform.node()}:{port}", settings.sequence.max_context
+        with connected(config, kafka, device, name, max_context) as service:
+            service.titles = titles
+            app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
-            Server(options).run(sockets=[listener])
+            service.on_failure = lambda: os.kill(os.getpid(), signal.SIGTERM)
+            if service.failure is None:
+                listen(app, listener, config, on_exit=service.stopping.set)
+            if service.failure is not None:
+                raise StartError(
+                    f"a follower of the topics has ended ({service.failure!r}), and answers would only get older: "
+                    "start the server again; the lines before say where it happened"
+                ) from service.failure
     return 0
 
 
 @contextlib.contextmanager
-def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str) -> Iterator[Service]:
-    """A service that follows its topics until the block ends. Raises `StartError` when the broker does not answer."""
+def connected(
+    config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
+) -> Iterator[Service]:
+    """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
-    weights = connect(kafka, config.connect_timeout_s, max_partition_fetch_bytes=WEIGHTS_FETCH_BYTES)
+    weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
-        sequences = connect(kafka, config.connect_timeout_s, max_poll_records=5000)
-    except StartError:
+        sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)
+    except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes))
+    service = Service(config, holder, Histories(config.history_bytes, max_context))
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
-    announcer = Announcer(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)
-    threads = (subscriber, follower, announcer)
+    subscriber.on_failure = follower.on_failure = service.fail
+    heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)
+    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower] = [subscriber, follower, heartbeat]
+    if config.page:
+        threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
+    service.sender = ActionSender(kafka) if config.allow_actions else None
     for thread in threads:
         thread.start()
     try:
@@ -116,5 +106,7 @@ def connected(config: ServingConfig, kafka: KafkaConfig, device: torch.device, n
         for thread in threads:
             thread.stop()
         service.close()
+        if service.sender is not None:
+            service.sender.close()
         for thread in threads:
             thread.join(10)

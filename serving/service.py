@@ -1,30 +1,49 @@
-"""What a server knows and does, apart from HTTP: requests to asks, answers to messages, and how things stand."""
+"""What a server knows and does, apart from HTTP: requests to jobs, and how things stand."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from asyncio import wrap_future
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
-from serving.batcher import Answered, Batcher
-from serving.broker import Contact
+from serving.asks import AskBuilder
+from serving.batcher import Batcher
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
-from serving.engine import Ask, Engine
+from serving.contact import Contact
+from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, VersionHolder
-from serving.messages import HistoryEntry, RankRequest, RecommendRequest
+from serving.jobs import HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
+from serving.messages import (
+    MAX_KEY,
+    About,
+    ActionRequest,
+    ItemsRequest,
+    RankBatchRequest,
+    RankRequest,
+    Readiness,
+    RecommendBatchRequest,
+    RecommendRequest,
+    SimilarRequest,
+    UsersAnswer,
+    VersionAnswer,
+)
 from serving.metrics import Reading, ServerMetrics, readings
+from serving.pulse import Pulse, Served
+from serving.sender import ActionSender
 from serving.subscriber import Counters
-from state.example import CLOCK_START_MS, Interactions
-from state.hashing import canonical, item_hash
+from serving.titles import Titles
 
+NUM_USERS = 50
+Answer = Callable[[Any], Awaitable[bytes]]
+"""A request → the JSON of its answer."""
 HELP = {
     "headrace_freshness_seconds": "Age of the newest action that the served weights have learned from.",
     "headrace_version_epoch": "Epoch of the version served; -1 before the first.",
@@ -38,6 +57,9 @@ HELP = {
     "headrace_histories": "Users whose history is here.",
     "headrace_history_bytes": "Memory of the histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
+    "headrace_requests_waiting": "Requests that no worker has taken yet.",
+    "headrace_requests_shed_total": "Requests answered 503 at once, because too much was waiting.",
+    "headrace_expected_wait_seconds": "How long a short request would wait now, as measured.",
     "headrace_cache_bytes": "Memory of cached keys and values.",
     "headrace_cache_hits_total": "Requests that could use cached keys and values.",
     "headrace_cache_misses_total": "Requests that could not.",
@@ -55,12 +77,26 @@ class Service:
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
     metrics: ServerMetrics | None = None
+    titles: Titles = field(default_factory=Titles)
+    sender: ActionSender | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the server is told to end: streams that would go on for ever end then."""
+    failure: BaseException | None = None
+    """What ended a thread that follows a topic: answers get older from then on, so the process is to end."""
+    on_failure: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
         c = self.config
         self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass)
         self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
-                               max_waiting=c.max_waiting)  # fmt: skip
+                               max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
+        self.pulse = Pulse(c.freshness_objective_s)
+        self._builder = AskBuilder(c, self.histories)
+
+    def fail(self, error: BaseException) -> None:
+        """A follower has ended, though nobody asked it to: no longer alive, nor ready."""
+        self.failure = error
+        self.on_failure()
 
     def close(self) -> None:
         """Finish what waits."""
@@ -79,72 +115,93 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, and the histories were read to the end that they had at start."""
-        return self.holder.current is not None and self.histories_ready.is_set()
+        """Whether there is a version, the histories were read to the end that they had at start, and both go on."""
+        return self.failure is None and self.holder.current is not None and self.histories_ready.is_set()
 
-    async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
-        """`RecommendAnswer`, as plain values."""
-        self._limit("k", request.k, self.config.max_k, "serving.max_k")
-        ask, is_cold = self._ask(request, None, request.k, exclude_seen=request.exclude_seen)
-        answered = await wrap_future(self.batcher.submit(ask))
-        pairs = zip(answered.names, answered.found.scores.tolist(), strict=True)
-        items = [{"item": name, "score": score} for name, score in pairs if name is not None]
-        return {**_frame(answered, ask, is_cold), "items": items}
+    async def recommend(self, request: RecommendRequest) -> bytes:
+        """`RecommendAnswer` as JSON."""
+        return await self.batcher.answer(RecommendJob(self._builder, [request]))
 
-    async def rank(self, request: RankRequest) -> dict[str, Any]:
-        """`RankAnswer`, as plain values."""
-        self._limit("items", len(request.items), self.config.max_candidates, "serving.max_candidates")
-        hashes = np.array([item_hash(item) for item in request.items], np.int64)
-        ask, is_cold = self._ask(request, hashes, 0, exclude_seen=False)
-        answered = await wrap_future(self.batcher.submit(ask))
-        rows = zip(request.items, answered.found.known.tolist(), answered.found.scores.tolist(), strict=True)
-        items = [{"item": item, "known": known, "probabilities": dict(zip(answered.kinds, each, strict=True))}
-                 for item, known, each in rows]  # fmt: skip
-        return {**_frame(answered, ask, is_cold), "items": items}
+    async def recommend_batch(self, request: RecommendBatchRequest) -> bytes:
+        """`RecommendBatchAnswer` as JSON."""
+        return await self.batcher.answer(RecommendJob(self._builder, request.requests, is_batch=True))
 
-    def _limit(self, name: str, got: int, most: int, key: str) -> None:
-        if got > most:
-            raise RequestError(name, f"at most {most}", got, f"ask for less, or raise {key}")
+    async def rank(self, request: RankRequest) -> bytes:
+        """`RankAnswer` as JSON."""
+        return await self.batcher.answer(RankJob(self._builder, [request]))
 
-    def _ask(self, request: RecommendRequest | RankRequest, candidates: NDArray[np.int64] | None, k: int, *,
-             exclude_seen: bool) -> tuple[Ask, bool]:  # fmt: skip
-        version = self.version()
-        max_context = version.network.config.max_context
-        user, features = None, np.zeros(0, np.int64)
-        if request.user is not None:
-            user = canonical(request.user)
-            example = self.histories.get(user)
-            past, num_sealed = Ask.history_of(example, max_context) if example is not None else (no_past(), 0)
-            features = example.user_feature_hash if example is not None else features
-        else:
-            past = self._past_of(request.history or [], version.network.config.kinds, max_context)
-            num_sealed = len(past)
-        last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
-        now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self._now_ms(version))
-        domain = item_hash(request.domain) if request.domain is not None else 0
-        return Ask(user, past, num_sealed, features, now_ms, domain, candidates, k, exclude_seen), not len(past)
+    async def rank_batch(self, request: RankBatchRequest) -> bytes:
+        """`RankBatchAnswer` as JSON."""
+        return await self.batcher.answer(RankJob(self._builder, request.requests, is_batch=True))
 
-    def _past_of(self, history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:
-        self._limit("history", len(history), self.config.max_history, "serving.max_history")
-        bits = [_bits(entry, index, kinds) for index, entry in enumerate(history)]
-        order = sorted(range(len(history)), key=lambda index: history[index].timestamp)[-max_context:]
-        chosen = [history[index] for index in order]
-        return Interactions(
-            np.array([item_hash(entry.item) for entry in chosen], np.int64),
-            np.array([bits[index] for index in order], np.uint32),
-            np.array([entry.timestamp for entry in chosen], np.int64),
-            np.array([item_hash(entry.domain) if entry.domain is not None else 0 for entry in chosen], np.int64),
-            np.array([np.nan if entry.value is None else entry.value for entry in chosen], np.float32),
-            np.zeros((len(chosen), 0), np.int64),
-        )
+    async def similar(self, request: SimilarRequest) -> bytes:
+        """`SimilarAnswer` as JSON."""
+        return await self.batcher.answer(SimilarJob(request))
 
-    def _now_ms(self, version: HeldVersion) -> int:
-        wall_ms = int(time.time() * 1000)
-        event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
-        if self.config.clock == "wall" or event_ms <= CLOCK_START_MS:
-            return wall_ms
-        is_replay = wall_ms - event_ms > self.config.replay_after_s * 1000
-        return event_ms if self.config.clock == "event" or is_replay else wall_ms
+    async def items(self, request: ItemsRequest) -> bytes:
+        """`ItemsAnswer` as JSON."""
+        return await self.batcher.answer(ItemsJob(self.titles, request))
+
+    async def history(self, user: str) -> bytes:
+        """`HistoryAnswer` as JSON. Raises `RequestError`."""
+        if not 0 < len(user) <= MAX_KEY:
+            raise RequestError("user", f"1 to {MAX_KEY} characters", user[:MAX_KEY], "send ?user=ID")
+        return await self.batcher.answer(HistoryJob(self._builder, self.titles, user))
+
+    async def send_action(self, request: ActionRequest) -> bytes:
+        """`SentAction` as JSON. Raises `NotReadyError` or `RequestError`."""
+        version, sender = self.version(), self.sender
+        kinds = version.network.config.kinds
+        for kind in [request.action] if isinstance(request.action, str) else request.action:
+            if kind not in kinds:
+                raise RequestError(
+                    "action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
+                )
+        if sender is None:
+            raise NotReadyError("this server has no producer; it was started without a broker")
+        timestamp_ms = self._builder.now_ms(version) + 1
+        return msgspec.json.encode(await asyncio.to_thread(sender.send, request, timestamp_ms))
+
+    def users(self) -> UsersAnswer:
+        """Who was seen last."""
+        return UsersAnswer(self.histories.newest_users(NUM_USERS))
+
+    def about(self) -> About:
+        """What the page may show and do."""
+        current = self.holder.current
+        kinds = list(current.network.config.kinds) if current else []
+        return About(kinds=kinds, allow_actions=self.config.allow_actions,
+                     objective_s=self.config.freshness_objective_s)  # fmt: skip
+
+    def served(self) -> Served:
+        """What the pulse is told of this server."""
+        current, broker = self.holder.current, self.contact.is_up
+        swaps, requests = self.holder.num_swaps, self.count_requests()
+        if current is None:
+            return Served(num_requests=requests, broker=broker)
+        return Served(
+            epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
+            swapped_ms=current.swapped_ms, num_swaps=swaps, num_requests=requests, broker=broker,
+        )  # fmt: skip
+
+    def version_answer(self) -> VersionAnswer:
+        """Which weights answer now. Raises `NotReadyError`."""
+        current = self.version()
+        return VersionAnswer(
+            version=name_of(current), model_id=current.manifest.model_id, freshness_s=current.freshness_s,
+            age_s=max(0.0, time.time() - current.swapped_ms / 1000), num_items=current.num_items,
+            num_interactions=current.manifest.num_interactions,
+            newest_record_ms=current.manifest.newest_record_ms,
+        )  # fmt: skip
+
+    def readiness(self) -> Readiness:
+        """What there is of what it takes."""
+        current = self.holder.current
+        return Readiness(
+            ready=self.is_ready, version=name_of(current) if current else None,
+            histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
+            freshness_s=current.freshness_s if current else None,
+        )  # fmt: skip
 
     def readings(self) -> list[Reading]:
         """For Prometheus."""
@@ -160,34 +217,14 @@ class Service:
             "headrace_versions_refused_total": counters.num_refused, "headrace_broker_up": self.contact.is_up,
             "headrace_histories": len(self.histories), "headrace_history_bytes": self.histories.num_bytes,
             "headrace_histories_forgotten_total": self.histories.num_forgotten,
+            "headrace_requests_waiting": self.batcher.num_waiting,
+            "headrace_requests_shed_total": self.batcher.num_shed,
+            "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
             **_cache_values(cache),
         }  # fmt: skip
         return readings(HELP, values)
 
 
-def no_past() -> Interactions:
-    """The history of someone unknown."""
-    none = np.zeros(0, np.int64)
-    return Interactions(none, np.zeros(0, np.uint32), none, none, np.zeros(0, np.float32), np.zeros((0, 0), np.int64))
-
-
 def _cache_values(cache: HistoryCache) -> dict[str, float]:
     return {"headrace_cache_bytes": cache.num_bytes, "headrace_cache_hits_total": cache.num_hits,
             "headrace_cache_misses_total": cache.num_misses}  # fmt: skip
-
-
-def _bits(entry: HistoryEntry, index: int, kinds: tuple[str, ...]) -> int:
-    bits = 0
-    for kind in [entry.action] if isinstance(entry.action, str) else entry.action:
-        if kind not in kinds:
-            raise RequestError(
-                f"history.{index}.action", f"among {', '.join(kinds)}", kind, "send a kind that the model knows"
-            )
-        bits |= 1 << kinds.index(kind)
-    return bits
-
-
-def _frame(answered: Answered, ask: Ask, is_cold: bool) -> dict[str, Any]:
-    epoch, number = answered.which
-    return {"version": {"epoch": epoch, "number": number}, "freshness_s": answered.freshness_s, "cold": is_cold,
-            "num_history": len(ask.past)}  # fmt: skip

@@ -19,10 +19,12 @@ import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from serving.broker import POLL_MS, Contact, partitions_of
+from serving.contact import Contact
 from serving.holder import VersionHolder
-from trainer.errors import TrainerError, VersionError
-from trainer.version import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
+from wire.errors import HeadraceError, VersionError
+from wire.kafka.consumer import POLL_MS, topic_id_of
+from wire.kafka.retry import StoppedError, wait_for_partitions
+from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
 SCAN_RECORDS = 64
@@ -55,25 +57,26 @@ class Counters:
     num_dropped: int = 0
     num_unlinked: int = 0
     num_refused: int = 0
-    last_problem: str = ""
 
 
 @dataclass(eq=False)
 class WeightsSubscriber(threading.Thread):
-    """The thread that feeds a `VersionHolder` from the topic. ``on_swap`` is called after each swap."""
+    """The thread that feeds a `VersionHolder` from the topic."""
 
     consumer: KafkaConsumer
     topic: str
     holder: VersionHolder
     contact: Contact = field(default_factory=Contact)
-    on_swap: Callable[[], None] = field(default=lambda: None)
     counters: Counters = field(default_factory=Counters)
+    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
+    """Called when the thread ends though nobody stopped it."""
 
     def __post_init__(self) -> None:
         super().__init__(name="weights", daemon=True)
         self._stopping = threading.Event()
         self._assembler = VersionAssembler(on_drop=self._dropped)
         self._floor = 0
+        self._topic_id = ""
         self._searched_after = -1
         self.started_following = threading.Event()
         self.failure: BaseException | None = None
@@ -85,11 +88,12 @@ class WeightsSubscriber(threading.Thread):
     def run(self) -> None:
         """Bootstrap, then follow, until stopped."""
         try:
-            partitions = partitions_of(self.consumer, self.topic, self._stopping.is_set)
-            if partitions:
-                self._follow(partitions[0])
+            self._follow(wait_for_partitions(self.consumer, self.topic, self._stopping)[0])
+        except StoppedError:
+            pass
         except BaseException as error:
             self.failure = error
+            self.on_failure(error)
             logger.exception("the weights subscriber ended")
             raise
         finally:
@@ -106,6 +110,9 @@ class WeightsSubscriber(threading.Thread):
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)
                     self._heard()
+                    searching = self._is_replaced() or searching
+                    if searching:
+                        continue
                 searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
             except OffsetOutOfRangeError as error:
                 searching = True
@@ -115,6 +122,20 @@ class WeightsSubscriber(threading.Thread):
                     logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()
                 self._stopping.wait(POLL_MS / 1000)
+
+    def _is_replaced(self) -> bool:
+        """Whether the topic was deleted and created again since the last look: then everything begins anew."""
+        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
+        if before in ("", self._topic_id):
+            return False
+        logger.warning(
+            "%s was deleted and created again: following the new one from its start, and answering from the last "
+            "version until it has a base", self.topic,
+        )  # fmt: skip
+        self._floor = 0
+        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self.holder.begin_anew()
+        return True
 
     def _heard(self) -> None:
         if not self.contact.is_up:
@@ -131,7 +152,7 @@ class WeightsSubscriber(threading.Thread):
         points = self._start_points(partition, begin, end)
         for point in itertools.chain(points, [StartPoint(begin, 0)]):
             self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
-            if self.holder.current is not None:
+            if self.holder.current is not None and not self.holder.is_anew:
                 self._assembler.last = self.holder.current.which
             self._feed_quietly(self._records(partition, point.offset, end))
             self._swap()
@@ -209,15 +230,14 @@ class WeightsSubscriber(threading.Thread):
         name = f"version {manifest.epoch}/{manifest.number}"
         if not self.holder.accepts(manifest):
             self.counters.num_unlinked += 1
-            self._note(
-                f"{name} ({manifest.kind} onto {manifest.onto_number}) has no base here; waiting for the next base"
-            )
+            what = f"{manifest.kind} onto {manifest.onto_number}"
+            logger.warning("%s (%s) has no base here; waiting for the next base", name, what)
             return False
         try:
             self.holder.stage(version)
-        except (TrainerError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
             self.counters.num_refused += 1
-            self._note(f"{name} does not fit this build, and is not served: {error}")
+            logger.warning("%s does not fit this build, and is not served: %s", name, error)
             return True
         self.counters.num_applied += 1
         return True
@@ -232,16 +252,11 @@ class WeightsSubscriber(threading.Thread):
         is_news = before is None or before.which[0] != current.which[0]
         logger.log(logging.INFO if is_news else logging.DEBUG, "answering from version %d/%d (%s)", *current.which,
                    current.manifest.kind)  # fmt: skip
-        self.on_swap()
         return True
 
     def _dropped(self, reason: str) -> None:
         self.counters.num_dropped += 1
-        self._note(reason)
-
-    def _note(self, problem: str) -> None:
-        self.counters.last_problem = problem
-        logger.warning("%s", problem)
+        logger.warning("%s", reason)
 
 
 def _candidates(seen: list[_Seen], below: int) -> list[StartPoint]:

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap
-from trainer.version import TableRows
+from model.config import ModelConfig
+from model.memory import Memory
+from model.rates import Rates
+from wire.weights import Snapshot, TableRows
 
 Int64 = NDArray[np.int64]
 Derive = Callable[[Tensor], Tensor]
@@ -130,11 +133,13 @@ class RowTable:
 
 
 class TableSet:
-    """All tables of the weights, by name."""
+    """All tables of the weights, by name, the memory and the rates (None before the first version)."""
 
     def __init__(self, device: torch.device, backend: str) -> None:
         self.device, self.backend = device, backend
         self.tables: dict[str, RowTable] = {}
+        self.memory: Memory | None = None
+        self.rates: Rates | None = None
 
     def __getitem__(self, name: str) -> RowTable:
         return self.tables[name]
@@ -142,10 +147,18 @@ class TableSet:
     def __contains__(self, name: str) -> bool:
         return name in self.tables
 
-    def apply(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive], *, is_base: bool) -> None:
+    def apply(self, change: Snapshot, derive: Mapping[str, Derive], config: ModelConfig, *, is_base: bool) -> None:
         """A version's rows; a base replaces everything."""
         if is_base:
             self.tables = {}
+        self.apply_rows(change.tables, derive)
+        if self.memory is None or self.rates is None or is_base:
+            self.memory, self.rates = Memory(config, backend=self.backend), Rates(len(config.kinds))
+        self.memory.apply(change.memory, is_base=is_base)
+        self.rates.apply(change.rates, is_base=is_base)
+
+    def apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
+        """The embedding rows of a version."""
         for name, change in changes.items():
             if name not in self.tables:
                 dtype = tensor_of(change.rows[:0]).dtype
@@ -155,5 +168,7 @@ class TableSet:
     def copy(self, derive: Mapping[str, Derive]) -> TableSet:
         """Another set with the same contents. Only reads this one."""
         other = TableSet(self.device, self.backend)
-        other.apply({name: table.contents() for name, table in self.tables.items()}, derive, is_base=True)
+        other.apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
+        other.memory = self.memory.copy() if self.memory is not None else None
+        other.rates = self.rates.copy() if self.rates is not None else None
         return other

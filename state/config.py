@@ -1,104 +1,11 @@
-"""What an action may be, how sequences are cut, where state lives, which broker: each checked when it is made."""
+"""Where a worker keeps its partitions' databases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from state.errors import ConfigError
-
-MAX_KINDS = 32
-"""Action bits are a uint32."""
-MAX_EXAMPLE_BYTES = 900_000
-"""Below Kafka's default limit of 1 MB a record, with room for names and the header."""
-
-
-def _require(fine: bool, key: str, expected: str, got: object, advice: str) -> None:
-    if not fine:
-        raise ConfigError(key, expected, got, advice)
-
-
-def _require_names(key: str, names: tuple[str, ...]) -> None:
-    _require(all(names), key, "names that are not empty", names, "remove the empty one")
-    _require(len(set(names)) == len(names), key, "names without repetition", names, "remove the second one")
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.strip().rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
-
-
-@dataclass(frozen=True)
-class ActionConfig:
-    """What a well-formed action is. ``kinds`` in order: kind b is bit b. Feature names in order: name f is column f."""
-
-    kinds: tuple[str, ...] = ("impression", "click", "like")
-    features: tuple[str, ...] = ()
-    user_features: tuple[str, ...] = ()
-    max_future_s: float = 300.0
-    max_record_bytes: int = 1_000_000
-    max_actions_per_record: int = 1_000
-
-    def __post_init__(self) -> None:
-        _require(
-            1 <= len(self.kinds) <= MAX_KINDS,
-            "kinds", f"1 to {MAX_KINDS} action kinds", self.kinds, "name the kinds that producers send",
-        )  # fmt: skip
-        for key in ("kinds", "features", "user_features"):
-            _require_names(key, getattr(self, key))
-        _require(self.max_future_s >= 0, "max_future_s", "seconds >= 0", self.max_future_s, "use 0 to allow none")
-        _require(
-            1 <= self.max_record_bytes <= 2**30,
-            "max_record_bytes", "1 to 1073741824 bytes", self.max_record_bytes, "use the topic's max.message.bytes",
-        )  # fmt: skip
-        _require(
-            self.max_actions_per_record >= 1,
-            "max_actions_per_record", "at least 1", self.max_actions_per_record, "use 1 to refuse lists of more",
-        )  # fmt: skip
-
-    @cached_property
-    def max_future_ms(self) -> int:
-        """``max_future_s`` in the unit of timestamps."""
-        return round(self.max_future_s * 1000)
-
-    @cached_property
-    def bit_of(self) -> Mapping[str, int]:
-        """Kind → its bit."""
-        return {kind: 1 << bit for bit, kind in enumerate(self.kinds)}
-
-
-@dataclass(frozen=True)
-class SequenceConfig:
-    """How a user's actions become interactions and examples.
-
-    An interaction stays open for ``join_window_s`` of event time. An example carries at most ``max_context``
-    interactions that were new before, and at most ``max_new`` new ones. ``segment_len`` interactions make one stored
-    segment. ``max_open`` bounds what a single user may hold open: beyond it the oldest is sealed early.
-    """
-
-    join_window_s: float = 60.0
-    max_context: int = 200
-    max_new: int = 256
-    max_recent_ids: int = 128
-    segment_len: int = 64
-    max_open: int = 512
-
-    def __post_init__(self) -> None:
-        _require(self.join_window_s >= 0, "join_window_s", "seconds >= 0", self.join_window_s, "use 0 to join nothing")
-        for key in ("max_context", "max_new", "segment_len", "max_open"):
-            _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        _require(
-            self.max_recent_ids >= 0,
-            "max_recent_ids", "0 or more", self.max_recent_ids, "use 0 to switch deduplication off",
-        )  # fmt: skip
-
-    @property
-    def join_window_ms(self) -> int:
-        """``join_window_s`` in the unit of timestamps."""
-        return round(self.join_window_s * 1000)
+from wire.checks import expect
 
 
 @dataclass(frozen=True)
@@ -117,66 +24,8 @@ class StoreConfig:
     write_buffer_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             self.max_cached_users >= 1, "max_cached_users", "at least 1", self.max_cached_users, "the default is 10000"
         )
         for key in ("block_cache_bytes", "write_buffer_bytes"):
-            _require(
-                getattr(self, key) >= 1 << 20, key, "at least 1 MiB", getattr(self, key), "the default is 33554432"
-            )
-
-
-@dataclass(frozen=True)
-class KafkaConfig:
-    """Which broker, which topics. ``client`` holds options that go to every Kafka client verbatim."""
-
-    bootstrap: str = "localhost:9092"
-    client: Mapping[str, Any] = field(default_factory=dict)
-    prefix: str = "headrace"
-    partitions: int = 4
-    replication_factor: int = 1
-    actions_retention_s: float = 7 * 86_400.0
-    min_compaction_lag_s: float = 86_400.0
-    max_message_bytes: int = 1_048_588
-    """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
-
-    def __post_init__(self) -> None:
-        _require(
-            all(_is_address(each) for each in self.bootstrap.split(",")),
-            "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
-        )  # fmt: skip
-        _require(
-            bool(self.prefix) and all(c.isalnum() or c in "._-" for c in self.prefix),
-            "prefix", "letters, digits, '.', '_' or '-'", self.prefix, "choose a name that Kafka allows in a topic",
-        )  # fmt: skip
-        for key in ("partitions", "replication_factor"):
-            _require(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        for key in ("actions_retention_s", "min_compaction_lag_s"):
-            _require(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
-        _require(
-            1 << 20 <= self.max_message_bytes <= 1 << 30,
-            "max_message_bytes", "1048576 to 1073741824 bytes", self.max_message_bytes, "1048588 is Kafka's default",
-        )  # fmt: skip
-
-
-def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
-    """The most that an example's columns can take; names have a bound of their own (`state.codec.MAX_NAMES_BYTES`).
-
-    A user's unsent interactions are bounded too: an example is made as soon as a record leaves ``max_new`` of them.
-    """
-    row_bytes = 32 + 8 * len(action.features)
-    num_rows = sequence.max_context + 2 * sequence.max_new + action.max_actions_per_record + sequence.max_open
-    num_open = sequence.max_open + sequence.max_new + action.max_actions_per_record
-    return row_bytes * num_rows + 16 * num_open + 8 * sequence.max_recent_ids + 8 * len(action.user_features)
-
-
-def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:
-    """Refuse a configuration under which an example could outgrow a Kafka record."""
-    size = largest_example_bytes(action, sequence)
-    _require(
-        size <= MAX_EXAMPLE_BYTES * 2 // 3,
-        "max_context, max_new, max_open, max_actions_per_record",
-        f"sizes that keep the largest example under {MAX_EXAMPLE_BYTES * 2 // 3} bytes",
-        size,
-        "lower one of them, or the number of features",
-    )
+            expect(getattr(self, key) >= 1 << 20, key, "at least 1 MiB", getattr(self, key), "the default is 33554432")

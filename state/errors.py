@@ -1,43 +1,21 @@
-"""Every error of this room.
+"""Errors of a partition's database.
 
 ::
 
-    StateError
-    ├── ConfigError (also ValueError)   a configuration value that cannot be
-    ├── CodecError (also ValueError)    bytes that are no example
-    ├── FileError                       an action file that cannot be read
-    └── StoreError
-        ├── StoreLocked                 another process holds the database
-        ├── StoreFull                   no space left (or a quota, or a file size limit)
-        ├── StoreCorrupt                the database's own bytes are damaged
-        ├── StoreMismatch               the database was written under another configuration
-        └── StoreClosed                 used after close, or after a write that failed
+    StoreError (a `wire.errors.HeadraceError`)
+    ├── StoreLocked      another process holds the database
+    ├── StoreFull        no space left (or a quota, or a file size limit)
+    ├── StoreCorrupt     the database's own bytes are damaged
+    ├── StoreMismatch    the database was written under another configuration
+    └── StoreClosed      used after close, or after a write that failed
 """
 
 from __future__ import annotations
 
-
-class StateError(Exception):
-    """Base of every error raised by ``state``."""
+from wire.errors import HeadraceError
 
 
-class ConfigError(StateError, ValueError):
-    """``key: expected X, got Y, do Z``."""
-
-    def __init__(self, key: str, expected: str, got: object, advice: str) -> None:
-        super().__init__(f"{key}: expected {expected}, got {got!r}; {advice}")
-        self.key = key
-
-
-class CodecError(StateError, ValueError):
-    """Bytes that are not an example of a layout that this build reads."""
-
-
-class FileError(StateError):
-    """An action file that is missing, or of no known format, or damaged."""
-
-
-class StoreError(StateError):
+class StoreError(HeadraceError):
     """A partition's database cannot be used."""
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from state.config import ActionConfig, SequenceConfig
 from state.errors import StoreCorrupt, StoreMismatch
-from state.example import CLOCK_START_MS, ZERO_COUNTS, Counts
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import ZERO_COUNTS, Counts
 
-LAYOUT = 1
+LAYOUT = 2
 
 
 class Shape(msgspec.Struct, array_like=True):
@@ -24,13 +24,14 @@ class Shape(msgspec.Struct, array_like=True):
     kinds: list[str]
     features: list[str]
     user_features: list[str]
+    num_slots: int = 0
 
     @classmethod
     def of(cls, partition: int, num_partitions: int | None, action: ActionConfig, sequence: SequenceConfig) -> Shape:
         """The shape that this configuration gives."""
         return cls(
             LAYOUT, partition, num_partitions or 0, sequence.segment_len, list(action.kinds), list(action.features),
-            list(action.user_features),
+            list(action.user_features), sequence.num_slots,
         )  # fmt: skip
 
     def check(self, stored: Shape, path: Path) -> None:
@@ -50,7 +51,7 @@ class Meta(msgspec.Struct, array_like=True):
     shape: Shape
     applied_offset: int = -1
     applied_record_ms: int = -1
-    clock_ms: int = CLOCK_START_MS
+    newest_event_ms: int = -1
     counted_offset: int = -1
     counts: Counts = ZERO_COUNTS
     next_number: int = 0

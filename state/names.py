@@ -11,25 +11,26 @@ class Names:
     MAX_CACHED = 1_000_000
 
     def __init__(self, look_up: Callable[[int], bool] | None = None) -> None:
-        self._known: set[int] = set()
+        self.known: set[int] = set()
+        """Those in memory."""
         self._look_up = look_up
         self.fresh: list[int] = []
         """Named since the owner last emptied this list."""
 
     def __contains__(self, item_hash: int) -> bool:
-        if item_hash in self._known:
+        if item_hash in self.known:
             return True
         if self._look_up is None or not self._look_up(item_hash):
             return False
-        self._known.add(item_hash)
+        self.known.add(item_hash)
         return True
 
     def add(self, item_hash: int) -> None:
         """Remember that an example carries this item's name."""
-        self._known.add(item_hash)
+        self.known.add(item_hash)
         self.fresh.append(item_hash)
 
     def shrink(self) -> None:
         """Bound the memory, where somebody else remembers."""
-        if self._look_up is not None and len(self._known) > self.MAX_CACHED:
-            self._known.clear()
+        if self._look_up is not None and len(self.known) > self.MAX_CACHED:
+            self.known.clear()

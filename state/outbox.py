@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import msgspec
 from rocksdict import WriteBatch
 
-from state.action import Rejection
-from state.codec import restamp, unpack
 from state.database import Database
-from state.errors import CodecError
 from state.meta import corrupt
+from wire.action import Rejection
+from wire.errors import CodecError
+from wire.example_codec import Header, restamp, unpack
+from wire.topics import segment_key
 
+MAX_RECENT_BYTES = 4 << 20
+RECENT_OVERHEAD_BYTES = 300
+"""Of an entry in memory, beside its value."""
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
 
@@ -47,11 +51,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_DeadLetter)
 
 
-def stored_example(value: bytes) -> bytes:
-    """What the store keeps of an encoded example."""
-    return _EXAMPLE + value
-
-
 def stored_dead_letter(rejection: Rejection, topic: str, partition: int, offset: int, record_ms: int) -> bytes:
     """What the store keeps of a rejection: key and headers say where the refused bytes came from."""
     headers = [
@@ -68,7 +67,7 @@ def stored_dead_letter(rejection: Rejection, topic: str, partition: int, offset:
     )
 
 
-def entry_of(index: int, stored: bytes, writer_epoch: int) -> OutboxEntry:
+def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> OutboxEntry:
     """The record to produce, an example under its present writer's epoch. Raises CodecError, msgspec.DecodeError."""
     if stored[:1] == _DEAD_LETTER:
         letter = _decoder.decode(memoryview(stored)[1:])
@@ -77,29 +76,58 @@ def entry_of(index: int, stored: bytes, writer_epoch: int) -> OutboxEntry:
     header, _ = unpack(value)
     if header.writer_epoch != writer_epoch:
         value = restamp(value, writer_epoch)
-    return OutboxEntry(index, True, header.user.encode(), value, [], header.number, header.newest_record_ms)
+    key = segment_key(header.user, header.segment, num_slots)
+    return OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
 
 
 class Outbox:
     """The entries of one database, by index. What is written goes into the caller's batch."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, num_slots: int) -> None:
         self._db = db
+        self._num_slots = num_slots
+        self._recent: dict[int, OutboxEntry] = {}
+        """The newest entries, so that most are not read back; under ``_recent_epoch``."""
+        self._recent_epoch = -1
+        self._recent_bytes = 0
 
-    def put(self, batch: WriteBatch, index: int, stored: bytes) -> None:
-        """Add `stored_example` or `stored_dead_letter`."""
+    def put_example(self, batch: WriteBatch, index: int, header: Header, value: bytes) -> None:
+        """Add an encoded example."""
+        batch.put(_key(index), _EXAMPLE + value)
+        if header.writer_epoch != self._recent_epoch or self._recent_bytes > MAX_RECENT_BYTES:
+            self.forget()
+            self._recent_epoch = header.writer_epoch
+        key = segment_key(header.user, header.segment, self._num_slots)
+        self._recent[index] = OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
+        self._recent_bytes += len(value) + RECENT_OVERHEAD_BYTES
+
+    def put_dead_letter(self, batch: WriteBatch, index: int, stored: bytes) -> None:
+        """Add a `stored_dead_letter`."""
         batch.put(_key(index), stored)
+
+    def forget(self) -> None:
+        """Read everything from the database."""
+        self._recent.clear()
+        self._recent_bytes = 0
 
     def delete(self, batch: WriteBatch, indices: range) -> None:
         """They have gone out."""
         for index in indices:
             batch.delete(_key(index))
+            entry = self._recent.pop(index, None)
+            if entry is not None:
+                self._recent_bytes -= len(entry.value or b"") + RECENT_OVERHEAD_BYTES
 
     def read(self, indices: range, writer_epoch: int) -> list[OutboxEntry]:
         """These entries, but for an example and all that follows it where a dead letter comes just before it."""
+        if writer_epoch != self._recent_epoch:
+            self.forget()
+        recent = self._recent
+        unread = [index for index in indices if index not in recent]
+        found = dict(zip(unread, self._db.get_many([_key(index) for index in unread]), strict=True)) if unread else {}
         entries: list[OutboxEntry] = []
-        for index, stored in zip(indices, self._db.get_many([_key(index) for index in indices]), strict=True):
-            entry = self._entry(index, stored, writer_epoch)
+        for index in indices:
+            entry = recent.get(index) or self._entry(index, found[index], writer_epoch)
             if entry.is_example and entries and not entries[-1].is_example:
                 break
             entries.append(entry)
@@ -108,7 +136,7 @@ class Outbox:
     def newest_number(self, indices: range, writer_epoch: int) -> int:
         """The number of the last example among these entries; -1 where there is none."""
         for index in reversed(indices):
-            entry = self._entry(index, self._db.get(_key(index)), writer_epoch)
+            entry = self._recent.get(index) or self._entry(index, self._db.get(_key(index)), writer_epoch)
             if entry.is_example:
                 return entry.number
         return -1
@@ -116,7 +144,7 @@ class Outbox:
     def _entry(self, index: int, stored: bytes | None, writer_epoch: int) -> OutboxEntry:
         try:
             if stored is not None:
-                return entry_of(index, stored, writer_epoch)
+                return entry_of(index, stored, writer_epoch, self._num_slots)
         except (CodecError, msgspec.DecodeError) as error:
             raise corrupt(self._db.path, f"outbox entry {index}", str(error)) from error
         raise corrupt(self._db.path, f"outbox entry {index}", "nothing")

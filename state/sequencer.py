@@ -1,39 +1,36 @@
 """The state machine of one partition: actions in, examples out. No database, no Kafka, no wall clock.
 
-What it computes is a function of the partition's records in their order alone; how they are cut into batches only
-decides how interactions are grouped into examples. The rules, in the order in which an action meets them:
+A user's sequence is his interactions in the order in which they began. The rules, in the order in which an action
+meets them:
 
-1.  The event clock rises to the action's timestamp (a duplicate's too: the clock needs no memory of ids).
-2.  Whatever of the user is due (clock >= timestamp + join window) is sealed, by (timestamp, arrival).
-3.  A known id makes the action a duplicate, and nothing else happens.
-4.  An open interaction of the user on that item is joined: bits are OR-ed; value, domain and each feature that the
-    action brings replace what was there; the timestamp stays the first one's.
-5.  Otherwise a new interaction opens. Its timestamp is clamped up to the user's last sealed one. The action counts as
-    late where it needed that, or where its own join window had closed before it came. If the interaction is due, it is
-    sealed at once: always so with a join window of 0.
-6.  Beyond ``max_open`` open interactions of a user, his oldest is sealed early.
+1.  An action whose id is in one of the user's kept segments is a duplicate, and nothing else happens.
+2.  It joins the user's newest kept interaction on the same item, and in the same session if it names one, that began at
+    most ``join_window_s`` before or after it: kinds are added; value, domain and features that it brings replace what
+    was there; the time stays. With a window of 0 nothing joins.
+3.  Otherwise it begins an interaction. Its time is clamped up to that of the user's last one; it is late if it needed
+    that.
 
-Other users' due interactions are sealed when a batch is drained; nothing can tell that from sealing them at once,
-because everything that looks at a user (2.) seals what is due first.
+What they compute is a function of each user's actions in their order alone. Batches only decide how it is told: a
+user's actions of a batch are cut into runs that touched one segment, and each run that changed anything is one example.
 """
 
 from __future__ import annotations
 
-import heapq
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, MutableSequence
 from enum import Enum
+from typing import Protocol
 
-from state.action import Action
-from state.codec import MAX_NAMES_BYTES, Header, view
-from state.config import ActionConfig, SequenceConfig
-from state.example import CLOCK_START_MS, Counts, Example
 from state.names import Names
-from state.user import Open, User
+from state.segment import COLUMNS_START, Segment, describe
+from state.user import User
+from wire.action import Action
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import ZERO_COUNTS, Counts, Example
+from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header, view
 
 Draft = tuple[Header, bytes]
-"""A numbered example before its bytes: `state.codec.pack` makes the record, `state.codec.view` the `Example`."""
+"""A numbered example before its bytes: `pack` makes the record, `view` the `Example` (`wire.example_codec`)."""
 
 
 class Outcome(Enum):
@@ -43,14 +40,23 @@ class Outcome(Enum):
     LATE = "late"
     DUPLICATE = "duplicate"
     SKIPPED = "skipped"
-    """The state that was loaded held it already (`Sequencer.load`)."""
+    """What was loaded of the user held it already."""
+
+
+class Users(Protocol):
+    """Whoever keeps the users that are not in memory (`state.user_store.UserStore`)."""
+
+    def load(self, name: str) -> User | None:
+        """A user; None where there is none. What it returns is taken over."""
+
+    def complete(self, user: User) -> None:
+        """Load his older segments."""
 
 
 class Sequencer:
-    """Users, event clock, counts and example numbers of one partition.
+    """Users, counts and example numbers of one partition.
 
-    ``load`` fetches a user that is not in memory (None: there is none); what it returns is taken over. The owner may
-    drop users from ``users`` between a `drain` and the next `apply`.
+    The owner may drop users from ``users`` between a `drain` and the next `apply` if ``stored`` keeps them.
     """
 
     def __init__(
@@ -59,108 +65,134 @@ class Sequencer:
         sequence: SequenceConfig,
         partition: int = 0,
         *,
-        load: Callable[[str], User | None] | None = None,
+        stored: Users | None = None,
         names: Names | None = None,
     ) -> None:
         self.config = sequence
         self.partition = partition
         self.users: OrderedDict[str, User] = OrderedDict()
         self.changed: dict[str, User] = {}
-        """Users that an action or a seal has touched since the owner last emptied this."""
+        """Users that have changed since the owner last emptied this."""
         self.names = names if names is not None else Names()
-        self.due: dict[str, int] = {}
-        """Clock at which the user's oldest open interaction is due, of every user that holds any."""
-        self.uncovered: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Offset of the first action that no example of its user covers, and the clock before it; by offset."""
-        self.clock_ms = CLOCK_START_MS
-        self.applied_offset = -1
-        self.applied_record_ms = -1
-        self.next_number = 0
-        self.writer_epoch = 0
-        self.counted_offset = -1
+        self._known_names = self.names.known
         self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = self.num_ticks = 0
+        self.resume()
+        self._stored = stored
         self._num_features = len(action.features)
         self._num_user_features = len(action.user_features)
-        self._join_window_ms = sequence.join_window_ms
-        self._load = load
-        self._heap: list[tuple[int, str]] = []
-        self._full: dict[str, User] = {}
+        self._segment_len = sequence.segment_len
+        self._num_slots = sequence.num_slots
+        self._max_segment_ids = sequence.max_segment_ids
+        self._deduplicate = sequence.deduplicate
+        self._window_ms = sequence.join_window_ms
+        self._index_code = "B" if sequence.segment_len <= 256 else "H"
+        self._running: dict[str, User] = {}
         self._drafts: list[Draft] = []
-        self._record_clock_ms = CLOCK_START_MS
+
+    def resume(
+        self,
+        *,
+        applied_offset: int = -1,
+        applied_record_ms: int = -1,
+        newest_event_ms: int = -1,
+        counted_offset: int = -1,
+        counts: Counts = ZERO_COUNTS,
+        next_number: int = 0,
+        writer_epoch: int = 0,
+    ) -> None:
+        """Go on from here. Actions up to ``counted_offset`` are in ``counts``, also if they are applied again."""
+        self.applied_offset = applied_offset
+        self.applied_record_ms = applied_record_ms
+        self.newest_event_ms = newest_event_ms
+        self.counted_offset = counted_offset
+        self.counts = counts
+        self.next_number = next_number
+        self.writer_epoch = writer_epoch
+        self._batch_start = applied_offset + 1
 
     # Records
 
     def advance(self, offset: int, record_ms: int) -> None:
-        """A record begins; what the one before left is complete. Offsets rise."""
+        """A record begins. Offsets rise."""
         if offset <= self.applied_offset:
             raise ValueError(f"offset: expected above {self.applied_offset}, got {offset}; skip what was applied")
-        for user in self._full.values():
-            self._emit(user)
-        self._full.clear()
-        self._record_clock_ms = self.clock_ms
         self.applied_offset = offset
         self.applied_record_ms = record_ms
-
-    def tick(self, timestamp_ms: int, offset: int, record_ms: int) -> None:
-        """Raise the event clock, nothing else."""
-        self.advance(offset, record_ms)
-        self.clock_ms = max(self.clock_ms, timestamp_ms)
-        self.num_ticks += offset > self.counted_offset
 
     def reject(self) -> None:
         """Count a dead letter of the present record."""
         self.num_dead += self.applied_offset > self.counted_offset
 
-    def apply(self, action: Action, offset: int, record_ms: int) -> Outcome:
-        """Apply one action; those of one record share its ``offset``."""
+    def pass_tick(self) -> None:
+        """Count a record that only says what time it is."""
+        self.num_ticks += self.applied_offset > self.counted_offset
+
+    def apply(self, action: Action, offset: int, record_ms: int, index: int = 0) -> Outcome:
+        """Apply one action; those of one record share its ``offset``, ``index`` is its place there."""
         if offset != self.applied_offset:
             self.advance(offset, record_ms)
-        timestamp_ms, item = action.timestamp_ms, action.item_hash
-        clock_before_ms = self.clock_ms
-        if timestamp_ms > clock_before_ms:
-            self.clock_ms = timestamp_ms
+        if action.timestamp_ms > self.newest_event_ms:
+            self.newest_event_ms = action.timestamp_ms
         user = self.users.get(action.user) or self._fetch(action.user)
-        if offset <= user.skip_upto:
+        if offset <= user.skip_offset and (offset, index) <= (user.skip_offset, user.skip_index):
             return Outcome.SKIPPED
-        if user.opens:
-            self._seal_due(user)
-        counted = offset > self.counted_offset
-        if action.id_hash and self.config.max_recent_ids:
-            if action.id_hash in user.recent:
-                self.num_duplicate += counted
+        is_counted = offset > self.counted_offset
+        id_hash = b""
+        if action.id_hash and self._deduplicate:
+            id_hash = action.id_hash.to_bytes(8, "little", signed=True)
+            if not user.is_whole:
+                self._complete(user)
+            if user.knows(id_hash):
+                self.num_duplicate += is_counted
                 return Outcome.DUPLICATE
-            self._remember(user, action.id_hash)
-        self._touch(user, offset)
-        self.num_accepted += counted
-        if any(action.user_feature_hash):
-            _replace(user.user_features, action.user_feature_hash)
-        if item not in self.names:
-            user.names[item] = action.item
-        opened = user.opens.get(item)
-        if opened is not None:
-            _join(opened, action, record_ms)
-            return Outcome.ACCEPTED
-        last_ms = user.times[-1] if user.times else timestamp_ms
-        late = timestamp_ms < last_ms or clock_before_ms - timestamp_ms > self._join_window_ms
-        self._begin(user, action, max(timestamp_ms, last_ms), offset, record_ms)
-        self.num_late += late and counted
-        return Outcome.LATE if late else Outcome.ACCEPTED
+        self.num_accepted += is_counted
+        item = action.item_hash.to_bytes(8, "little", signed=True)
+        found = self._find(user, action, item) if self._window_ms else None
+        if found is None:
+            is_late = self._begin(user, action, item)
+            segment, changed = user.tail, True
+            self.num_late += is_late and is_counted
+        else:
+            is_late = False
+            segment, changed = found[0], self._join(user, *found, action)
+        if id_hash:
+            segment.remember(id_hash, self._max_segment_ids)
+            changed = True
+        if self._num_user_features and any(action.user_feature_hash):
+            changed |= user.replace_features(action.user_feature_hash)
+        if changed:
+            if action.item_hash not in self._known_names and action.item_hash not in self.names:
+                user.names[action.item_hash] = action.item
+            if segment is not user.tail:
+                user.close_older(segment)
+            user.offset, user.index, user.run_changed = offset, index, True
+            if record_ms > user.run_record_ms:
+                user.run_record_ms = record_ms
+        return Outcome.LATE if is_late else Outcome.ACCEPTED
 
     # Examples
 
     def drain(self) -> list[Example]:
-        """End a batch: examples of every user with new interactions, numbered, oldest first."""
+        """End a batch: everything that has changed since the last one, as examples."""
         return [view(header, columns) for header, columns in self.drain_drafts()]
 
     def drain_drafts(self) -> list[Draft]:
         """`drain`, for whoever only wants the bytes."""
-        self._settle()
-        for user in self.changed.values():
-            if user.num_new:
-                self._emit(user)
-        self._full.clear()
+        for user in self._running.values():
+            self._tell(user)
+        self._running.clear()
         drafts, self._drafts = self._drafts, []
-        if self._load is None:
+        counted_offset, counts = self.counted_upto, self.counts
+        for header, _ in drafts:
+            header.writer_epoch = self.writer_epoch
+            header.applied_offset = self.applied_offset
+            header.replay_from_offset = self._batch_start
+            header.newest_event_ms = self.newest_event_ms
+            header.counted_offset, header.counts = counted_offset, counts
+        self._batch_start = self.applied_offset + 1
+        if drafts:
+            drafts[-1][0].replay_from_offset = self._batch_start
+        if self._stored is None:
             self.changed.clear()
             self.names.fresh.clear()
         return drafts
@@ -179,143 +211,127 @@ class Sequencer:
         """After a restore the counts run ahead of the applied offset, until the replay has caught up."""
         return max(self.counted_offset, self.applied_offset)
 
-    @property
-    def replay_from(self) -> tuple[int, int]:
-        """Lowest offset of an action that no example covers, and the clock before it."""
-        for first in self.uncovered.values():
-            return first
-        return self.applied_offset + 1, self.clock_ms
+    def refresh(self, name: str, segment: int) -> bool:
+        """Let the next `drain` tell the segment in this one's place again; False where there is none.
 
-    # What the owner puts back
+        The place is what counts: the record of a later segment lies there if the user has come that far.
+        """
+        user = self.users.get(name) or (self._stored.load(name) if self._stored else None)
+        if user is None:
+            return False
+        last = user.tail.index
+        index = last - (last - segment) % self._num_slots
+        if not user.first_segment <= index <= last:
+            return False
+        if not user.is_whole:
+            self._complete(user)
+        self.users[name] = user
+        self._drafts.append(self._draft(user, index, 0, self.applied_record_ms, {}))
+        self.next_number += 1
+        return True
 
-    def hold(self, name: str, due_ms: int, uncovered: tuple[int, int] | None) -> None:
-        """A stored user holds open interactions. In the order of uncovered offsets."""
-        self.due[name] = due_ms
-        heapq.heappush(self._heap, (due_ms, name))
-        if uncovered is not None:
-            self.uncovered[name] = uncovered
-
-    def wake(self, user: User) -> None:
-        """A stored user has unsent interactions: the next `drain` sends them."""
-        self.users[user.name] = user
-        self.changed[user.name] = user
-
-    def refresh(self, user: User) -> None:
-        """Let the next `drain` make an example of a user who may have nothing new."""
-        if not user.num_new:
-            self.uncovered.pop(user.name, None)
-            self._drafts.append(self._draft(user, user.num_sealed, 0, self._take_names(user)))
-            self.next_number += 1
-        self.changed[user.name] = user
-
-    def snapshot(self, user: User) -> Example:
-        """A user as he is, as an example that has nothing new and no number."""
-        header, columns = self._draft(user, user.num_sealed - user.num_new, 0, {})
-        header.number = -1
-        return view(header, columns)
+    def kept(self, user: User) -> list[Example]:
+        """A user's segments as they are, oldest first, as examples that teach nothing and have no number."""
+        if not user.is_whole:
+            self._complete(user)
+        examples = []
+        for index in range(user.first_segment, user.tail.index + 1):
+            header, columns = self._draft(user, index, 0, self.applied_record_ms, {})
+            header.number = -1
+            examples.append(view(header, columns))
+        return examples
 
     # Inside
 
     def _fetch(self, name: str) -> User:
-        user = self._load(name) if self._load is not None else None
+        user = self._stored.load(name) if self._stored is not None else None
         if user is None:
-            user = User(name, self._num_features, self._num_user_features)
+            features = array("q", bytes(8 * self._num_user_features))
+            user = User(name, Segment(0, self._num_features), features)
         self.users[name] = user
         return user
 
-    def _touch(self, user: User, offset: int) -> None:
-        name = user.name
-        if name not in self.uncovered:
-            self.uncovered[name] = (offset, self._record_clock_ms)
-        user.user_offset = offset
-        self.changed[name] = user
+    def _complete(self, user: User) -> None:
+        assert self._stored is not None
+        self._stored.complete(user)
 
-    def _remember(self, user: User, id_hash: int) -> None:
-        user.recent[id_hash] = None
-        if len(user.recent) > self.config.max_recent_ids:
-            del user.recent[next(iter(user.recent))]
+    def _find(self, user: User, action: Action, item: bytes) -> tuple[Segment, int] | None:
+        tail, timestamp_ms = user.tail, action.timestamp_ms
+        if item in tail.items:
+            place = tail.find(item, timestamp_ms, self._window_ms, action.session_hash)
+            if place >= 0:
+                return tail, place
+        if tail.index == user.first_segment or tail.times[0] < timestamp_ms - self._window_ms:
+            return None  # nothing before the tail is as young as that
+        if not user.is_whole:
+            self._complete(user)
+        return user.find_older(item, timestamp_ms, self._window_ms, action.session_hash)
 
-    def _begin(self, user: User, action: Action, timestamp_ms: int, offset: int, record_ms: int) -> None:
-        due_ms = timestamp_ms + self._join_window_ms
-        if due_ms <= self.clock_ms:
-            user.append(
-                action.item_hash, action.bits, timestamp_ms, action.domain_hash, action.value, action.feature_hash,
-                record_ms,
-            )  # fmt: skip
-            self._note_new(user)
-            return
-        user.opens[action.item_hash] = Open(
-            action.item_hash, action.bits, timestamp_ms, action.domain_hash, action.value, action.feature_hash, offset,
-            record_ms,
-        )  # fmt: skip
-        if due_ms < self.due.get(user.name, due_ms + 1):
-            self._wait(user, due_ms)
-        if len(user.opens) > self.config.max_open:
-            self._seal(user, [min(user.opens.values(), key=_timestamp_of)])
+    def _begin(self, user: User, action: Action, item: bytes) -> bool:
+        """Append an interaction; whether its action came late."""
+        tail, timestamp_ms = user.tail, action.timestamp_ms
+        times = tail.times
+        last_ms = times[-1] if times else timestamp_ms
+        if len(times) >= self._segment_len:
+            self._tell(user)
+            user.roll(self._num_slots)
+            tail = user.tail
+        if user.run != tail.index:
+            self._run_on(user, tail)
+        if timestamp_ms >= last_ms:
+            tail.append(item, action, timestamp_ms)
+            return False
+        tail.append(item, action, last_ms)
+        return True
 
-    def _seal_due(self, user: User) -> None:
-        if self.due[user.name] <= self.clock_ms:
-            limit_ms = self.clock_ms - self._join_window_ms
-            # sorted() is stable and opens are in order of arrival.
-            self._seal(user, sorted((o for o in user.opens.values() if o.timestamp_ms <= limit_ms), key=_timestamp_of))
+    def _join(self, user: User, segment: Segment, place: int, action: Action) -> bool:
+        if user.run != segment.index:
+            self._run_on(user, segment)
+        new_bits, changed = segment.join(place, action)
+        if new_bits and place < user.run_start:
+            user.feedback[place] = user.feedback.get(place, 0) | new_bits
+        return changed
 
-    def _seal(self, user: User, opens: list[Open]) -> None:
-        for opened in opens:
-            user.seal(opened)
-        if user.opens:
-            self._wait(user, min(o.timestamp_ms for o in user.opens.values()) + self._join_window_ms)
-        else:
-            del self.due[user.name]
-        self.changed[user.name] = user
-        self._note_new(user)
+    def _run_on(self, user: User, segment: Segment) -> None:
+        """The user's actions go on with another segment."""
+        self._tell(user)
+        user.run, user.run_start = segment.index, len(segment)
+        self._running[user.name] = user
 
-    def _wait(self, user: User, due_ms: int) -> None:
-        if self.due.get(user.name) != due_ms:
-            self.due[user.name] = due_ms
-            heapq.heappush(self._heap, (due_ms, user.name))
-
-    def _note_new(self, user: User) -> None:
-        if user.num_new >= self.config.max_new:
-            self._full[user.name] = user
-
-    def _settle(self) -> None:
-        heap = self._heap
-        while heap and heap[0][0] <= self.clock_ms:
-            due_ms, name = heapq.heappop(heap)
-            if self.due.get(name) == due_ms:
-                self._seal_due(self.users.get(name) or self._fetch(name))
-
-    def _emit(self, user: User) -> None:
-        self.uncovered.pop(user.name, None)
-        names = self._take_names(user)
-        while user.num_new:
-            num_new = min(user.num_new, self.config.max_new)
-            first_new = user.num_sealed - user.num_new
-            user.num_new -= num_new
-            self._drafts.append(self._draft(user, first_new, num_new, names))
+    def _tell(self, user: User) -> None:
+        """End the user's run with an example of it, if it has changed anything."""
+        if user.run_changed:
+            num_new = len(user.tail) - user.run_start if user.run == user.tail.index else 0
+            self._drafts.append(self._draft(user, user.run, num_new, user.run_record_ms, self._take_names(user)))
             self.next_number += 1
-            names = {}
-        user.new_record_ms = -1
-        user.trim(self.config.max_context, self.config.segment_len)
+            self.changed[user.name] = user
+            user.feedback.clear()
+            user.names.clear()
+            user.run_changed, user.run_record_ms = False, -1
+        user.run = -1
 
-    def _draft(self, user: User, first_new: int, num_new: int, names: dict[int, str | int]) -> Draft:
-        """The next example, with ``num_new`` interactions from ``first_new`` on; ``user.num_new`` stay unsent."""
-        first, last = max(first_new - self.config.max_context, user.start), first_new + num_new
-        replay_offset, replay_clock_ms = self.replay_from
-        newest_ms = user.times[last - 1 - user.start] if last > user.start else -1
-        record_ms = user.new_record_ms if num_new else self.applied_record_ms
+    def _draft(self, user: User, index: int, num_new: int, record_ms: int, names: dict[int, str | int]) -> Draft:
+        """The next example; `drain_drafts` adds what is known at the end of a batch."""
+        stored = user.stored(index)
+        first_ms, num, num_ids, flags, bits_width = describe(stored)
+        feedback = user.feedback
         header = Header(
-            user.name, self.partition, self.writer_epoch, self.next_number, last - first, num_new, first_new,
-            len(user.opens) + user.num_new, user.num_new, len(user.recent), self._num_features, len(user.user_features),
-            user.user_offset, self.applied_offset, replay_offset, replay_clock_ms, self.clock_ms,
-            newest_ms, record_ms, self.counted_upto, self.counts, names, False,
+            user.name, self.partition, self.writer_epoch, self.next_number, index, self._segment_len, num, num_new,
+            len(feedback), num_ids, flags, bits_width, self._num_features, self._num_user_features,
+            0 if flags & LONG_TIMES else first_ms, user.offset, user.index, self.applied_offset, self._batch_start,
+            self.newest_event_ms, record_ms, self.applied_offset, ZERO_COUNTS, names,
         )  # fmt: skip
-        recent = array("q", user.recent).tobytes() if user.recent else b""
-        columns = (*user.columns(first, last), *user.open_columns(user.num_new), recent, user.user_features.tobytes())
+        columns = [stored[COLUMNS_START:], user.user_features.tobytes()]
+        if feedback:
+            places = sorted(feedback)
+            columns.append(array(self._index_code, places).tobytes())
+            columns.append(array("I", [feedback[place] for place in places]).tobytes())
         return header, b"".join(columns)
 
     def _take_names(self, user: User) -> dict[int, str | int]:
         names: dict[int, str | int] = {}
+        if not user.names:
+            return names
         num_bytes = 0
         for item, name in user.names.items():
             if item not in self.names:
@@ -324,28 +340,4 @@ class Sequencer:
                     break
                 names[item] = name
                 self.names.add(item)
-        user.names.clear()
         return names
-
-
-def _timestamp_of(opened: Open) -> int:
-    return opened.timestamp_ms
-
-
-def _join(opened: Open, action: Action, record_ms: int) -> None:
-    opened.bits |= action.bits
-    opened.record_ms = max(opened.record_ms, record_ms)
-    if action.domain_hash:
-        opened.domain_hash = action.domain_hash
-    if action.value == action.value:  # not NaN: a value was given
-        opened.value = action.value
-    if any(action.feature_hash):
-        merged = list(opened.feature_hash)
-        _replace(merged, action.feature_hash)
-        opened.feature_hash = merged
-
-
-def _replace(columns: MutableSequence[int], given: Iterable[int]) -> None:
-    for column, value in enumerate(given):
-        if value:
-            columns[column] = value

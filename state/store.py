@@ -1,10 +1,10 @@
 """One partition's sequences on disk: what the sequencer computes, made durable in one write batch a call.
 
-One RocksDB a partition. Besides what `state.shelf` keeps of users, its keys are
+One RocksDB a partition. Besides what `state.user_store` keeps of users, its keys are
 
     m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
 
-and those of `state.outbox`. A batch changes users, index, names, outbox and ``m`` together or not at all. Sequences on
+and those of `state.outbox`. A batch changes users, names, outbox and ``m`` together or not at all. Sequences on
 disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
 happens when the disk is lost.
 """
@@ -18,20 +18,20 @@ from pathlib import Path
 import msgspec
 from rocksdict import WriteBatch
 
-from state.action import Action, Rejection, Tick, decode_record
-from state.codec import pack
-from state.config import ActionConfig, SequenceConfig, StoreConfig, check_sizes
+from state.config import StoreConfig
 from state.database import Database
-from state.example import Counts, Example
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
-from state.outbox import Outbox, OutboxEntry, stored_dead_letter, stored_example
-from state.partitioner import partition_of
-from state.restore import Restored, adopt_newest, rewind
+from state.outbox import Outbox, OutboxEntry, stored_dead_letter
+from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
-from state.shelf import Shelf
-from state.status import PartitionStatus
-from state.user import User
+from state.user_store import UserStore
+from wire.action import Action, Rejection, Tick, decode_record
+from wire.config import ActionConfig, SequenceConfig, check_sizes
+from wire.example import Counts, Example
+from wire.example_codec import pack
+from wire.partitioner import partition_of
+from wire.status import PartitionStatus
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
@@ -79,8 +79,8 @@ class PartitionStore:
         self._sequencer = Sequencer(action, sequence, partition)
         self._is_new = True
         self._db = Database(path, store)
-        self._shelf = Shelf(self._db, partition, action, sequence)
-        self._outbox = Outbox(self._db)
+        self._users = UserStore(self._db, partition, action, sequence)
+        self._outbox = Outbox(self._db, sequence.num_slots)
         try:
             self._start()
         except BaseException:
@@ -102,7 +102,7 @@ class PartitionStore:
         """Open the database in the folder ``path``, made if it is not there.
 
         With ``num_partitions``, users that do not hash to ``partition`` are refused. ``topic`` names the source in dead
-        letters. Raises `state.errors.StoreError` (its children say what is the matter).
+        letters. Raises `wire.errors.StoreError` (its children say what is the matter).
         """
         return cls(
             Path(path), partition, action or ActionConfig(), sequence or SequenceConfig(), store or StoreConfig(),
@@ -120,11 +120,6 @@ class PartitionStore:
     def applied_offset(self) -> int:
         """Highest offset applied; -1 before any. After `restore` the replay goes on behind it."""
         return self._sequencer.applied_offset
-
-    @property
-    def clock_ms(self) -> int:
-        """The partition's event clock."""
-        return self._sequencer.clock_ms
 
     @property
     def counts(self) -> Counts:
@@ -151,11 +146,6 @@ class PartitionStore:
         """As last given to `ack`: where in the sequences partition reading goes on."""
         return self._meta.sequences_offset
 
-    @property
-    def num_open(self) -> int:
-        """Users that hold open interactions: while there are any, a tick would seal something."""
-        return len(self._sequencer.due)
-
     def status(self) -> PartitionStatus:
         """The partition's part of a worker's status."""
         waiting = self.outbox(limit=1) if self.outbox_len else []
@@ -167,7 +157,6 @@ class PartitionStore:
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
             relayed_number=self._meta.relayed_number,
             writer_epoch=self.writer_epoch,
-            num_open_users=self.num_open,
             **counts,
         )
 
@@ -203,14 +192,14 @@ class PartitionStore:
     def _apply_record(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> None:
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
-        if type(decoded[0]) is Tick:
-            sequencer.tick(decoded[0].timestamp_ms, offset, record_ms)
-            return
         sequencer.advance(offset, record_ms)
+        if type(decoded[0]) is Tick:
+            sequencer.pass_tick()
+            return
         for index, one in enumerate(decoded):
             if type(one) is Action:
                 if one.user in users or self._is_ours(one.user):
-                    sequencer.apply(one, offset, record_ms)
+                    sequencer.apply(one, offset, record_ms, index)
                     continue
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
             assert isinstance(one, Rejection)
@@ -234,12 +223,15 @@ class PartitionStore:
     def _commit(self, drafts: Sequence[Draft], dead: Iterable[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._meta.outbox_next
-        for stored in [*dead, *(stored_example(pack(header, columns)) for header, columns in drafts)]:
-            self._outbox.put(batch, index, stored)
+        for stored in dead:
+            self._outbox.put_dead_letter(batch, index, stored)
             index += 1
-        for name, user in sequencer.changed.items():
-            self._shelf.save(batch, user, sequencer.due.get(name), sequencer.uncovered.get(name))
-        self._shelf.save_names(batch, sequencer.names.fresh)
+        for header, columns in drafts:
+            self._outbox.put_example(batch, index, header, pack(header, columns))
+            index += 1
+        for user in sequencer.changed.values():
+            self._users.save(batch, user)
+        self._users.save_names(batch, sequencer.names.fresh)
         self._put_meta(batch, outbox_next=index)
         self._db.write(batch)
         self._is_new = False
@@ -293,55 +285,36 @@ class PartitionStore:
 
     def restore(self, examples: Iterable[Example]) -> int:
         """Start again from the partition's records in the sequences topic, read from its beginning: wipe the database,
-        take each user's newest example. Returns how many were accepted (`state.log.ExampleLog`).
+        take each segment's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
 
         Afterwards apply the actions behind `applied_offset`, which lies before what the lost store had reached. Takes
-        as much memory as one example. A crash in the middle leaves a store that `is_new`.
+        as much memory as one write batch. A crash in the middle leaves a store that `is_new`.
         """
         self._db.wipe()
         self._start()
         try:
-            restored = adopt_newest(self._db, self._shelf, examples)
+            restored = adopt_newest(self._db, self._users, examples)
             if restored.newest is not None:
-                self._resume_from(restored)
+                rewind(self._sequencer, restored)
+                self._meta.relayed_number = self._sequencer.next_number - 1
+                self._commit((), ())
         except BaseException:
             self._db.close()
             raise
         return restored.num_examples
 
-    def _resume_from(self, restored: Restored) -> None:
-        sequencer = self._sequencer
-        rewind(sequencer, restored)
-        self._meta.relayed_number = sequencer.next_number - 1
-        self._hold_open()
-        for name in restored.unsent:
-            user = self._load_user(name)
-            assert user is not None
-            sequencer.wake(user)
-        self._commit(sequencer.drain_drafts(), ())
+    def refresh(self, segments: Iterable[tuple[str, int]]) -> int:
+        """Put examples of these (user, segment) into the outbox, though nothing in them is new: the answer to
+        `ExampleLog.overwritten`. Returns how many of them live here, or a later one in their place."""
+        num_segments = sum(self._sequencer.refresh(user, segment) for user, segment in segments)
+        if num_segments:
+            self._commit(self._sequencer.drain_drafts(), ())
+        return num_segments
 
-    def refresh(self, users: Iterable[str]) -> int:
-        """Put examples of these users into the outbox, though nothing of theirs is new: the answer to
-        `ExampleLog.overwritten`. Returns how many of them live here."""
-        sequencer, num_users = self._sequencer, 0
-        for name in users:
-            user = sequencer.users.get(name) or self._load_user(name)
-            # Who has nothing sealed has no example that counts, and no example is ever empty.
-            if user is not None and user.num_sealed:
-                sequencer.users[name] = user
-                sequencer.refresh(user)
-                num_users += 1
-        if num_users:
-            self._commit(sequencer.drain_drafts(), ())
-        return num_users
-
-    def read_user(self, user: str) -> Example | None:
-        """The user as he is now: his last ``max_context`` interactions (none of them new), what is open, and so on."""
-        known = self._sequencer.users.get(user) or self._load_user(user)
-        return None if known is None else self._sequencer.snapshot(known)
-
-    def _load_user(self, name: str) -> User | None:
-        return self._shelf.load(name, is_held=name in self._sequencer.due)
+    def read_user(self, name: str) -> list[Example]:
+        """A user as he is now: his segments, oldest first, as examples that teach nothing."""
+        user = self._sequencer.users.get(name) or self._users.load(name)
+        return [] if user is None else self._sequencer.kept(user)
 
     # Opening and closing
 
@@ -358,19 +331,18 @@ class PartitionStore:
         if meta is None and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # a restore that did not end
         self._meta = meta or Meta(self._shape)
-        sequencer = Sequencer(
-            self._action, self._sequence, self.partition, load=self._load_user, names=Names(self._shelf.is_named)
+        self._outbox.forget()
+        names = Names(self._users.is_named)
+        self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
+        self._sequencer.resume(
+            applied_offset=self._meta.applied_offset,
+            applied_record_ms=self._meta.applied_record_ms,
+            newest_event_ms=self._meta.newest_event_ms,
+            counted_offset=self._meta.counted_offset,
+            counts=self._meta.counts,
+            next_number=self._meta.next_number,
+            writer_epoch=self._meta.writer_epoch,
         )
-        sequencer.applied_offset, sequencer.applied_record_ms = self._meta.applied_offset, self._meta.applied_record_ms
-        sequencer.clock_ms, sequencer.counts = self._meta.clock_ms, self._meta.counts
-        sequencer.counted_offset, sequencer.next_number = self._meta.counted_offset, self._meta.next_number
-        sequencer.writer_epoch = self._meta.writer_epoch
-        self._sequencer = sequencer
-        self._hold_open()
-
-    def _hold_open(self) -> None:
-        for name, due_ms, uncovered in self._shelf.held():
-            self._sequencer.hold(name, due_ms, uncovered)
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
         sequencer, old = self._sequencer, self._meta
@@ -379,7 +351,7 @@ class PartitionStore:
             for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset")
         }
         self._meta = Meta(
-            self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.clock_ms,
+            self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.newest_event_ms,
             sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
         )  # fmt: skip
         batch.put(_META, encode_meta(self._meta))

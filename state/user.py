@@ -1,213 +1,145 @@
-"""One user in memory: the last sealed interactions as columns, what is open, and how both go to and from bytes."""
+"""One user in memory: the segment that grows, the older ones at rest, and the run of actions that is not told yet."""
 
 from __future__ import annotations
 
+import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import msgspec
-import numpy as np
+from state.segment import Segment, describe, holds, ids_of, may_hold
 
-from state.example import Example
-
-
-class Open(msgspec.Struct, array_like=True):
-    """An interaction that actions may still join. ``timestamp_ms`` is its first action's, clamped where that was late;
-    ``record_ms`` the newest Kafka timestamp among its actions."""
-
-    item_hash: int
-    bits: int
-    timestamp_ms: int
-    domain_hash: int
-    value: float
-    feature_hash: Sequence[int]
-    first_offset: int
-    record_ms: int
-
-
-class UserRecord(msgspec.Struct, array_like=True):
-    """What the store keeps of a user beside his segments. Field order is the layout (MessagePack array)."""
-
-    start: int
-    num_sealed: int
-    num_new: int
-    user_offset: int
-    new_record_ms: int
-    recent_ids: bytes
-    user_features: bytes
-    opens: list[Open]
-    names: dict[int, str | int]
-
-
-_record_encoder = msgspec.msgpack.Encoder()
-_record_decoder = msgspec.msgpack.Decoder(UserRecord)
+_HEAD = struct.Struct("<qqiqH")
 
 
 class User:
-    """Sealed interactions ``start`` … ``num_sealed - 1`` of a lifetime, the last ``num_new`` of them not sent yet."""
+    """Segments ``first_segment`` … ``tail.index`` of a lifetime.
+
+    A *run* is what the present batch did to one segment and no example tells yet: segment ``run``, from its interaction
+    ``run_start`` on new, with ``feedback`` for those before.
+    """
 
     __slots__ = (
-        "bits", "domains", "features", "is_held", "items", "name", "names", "new_record_ms", "num_features", "num_new",
-        "num_sealed", "opens", "recent", "saved_start", "saved_upto", "skip_upto", "start", "times", "user_features",
-        "user_offset", "values",
+        "dirty", "feedback", "first_segment", "index", "is_whole", "name", "names", "offset", "old_ids", "older", "run",
+        "run_changed", "run_record_ms", "run_start", "skip_index", "skip_offset", "tail", "user_features",
     )  # fmt: skip
 
-    def __init__(self, name: str, num_features: int, num_user_features: int) -> None:
+    def __init__(self, name: str, tail: Segment, user_features: array[int]) -> None:
         self.name = name
-        self.num_features = num_features
-        self.items = array("q")
-        self.times = array("q")
-        self.domains = array("q")
-        self.features = array("q")
-        self.bits = array("I")
-        self.values = array("f")
-        self.start = 0
-        self.num_sealed = 0
-        self.num_new = 0
-        self.new_record_ms = -1
-        self.opens: dict[int, Open] = {}
-        self.recent: dict[int, None] = {}
-        self.user_features = array("q", bytes(8 * num_user_features))
+        self.tail = tail
+        self.first_segment = tail.index
+        self.older: dict[int, bytes] = {}
+        """Segment → its stored form, of those before the tail."""
+        self.is_whole = True
+        """Whether ``older`` is loaded."""
+        self.old_ids: bytes | None = b""
+        """The ids of ``older``; None until somebody asks."""
+        self.dirty: set[int] = set()
+        """Segments before the tail that have changed since the owner last wrote them."""
+        self.user_features = user_features
+        self.offset = self.index = -1
+        """The last action that changed anything: its offset, and its place in that record."""
+        self.skip_offset = self.skip_index = -1
+        """Actions up to here were in what was loaded. Behind it nothing can come twice."""
+        self.run = -1
+        self.run_start = 0
+        self.run_changed = False
+        self.run_record_ms = -1
+        self.feedback: dict[int, int] = {}
         self.names: dict[int, str | int] = {}
         """Of items that the partition had not named when this user met them, since his last example."""
-        self.user_offset = -1
-        self.skip_upto = -1
-        """Actions up to here were in the state that was loaded. Above it nothing can come twice."""
-        self.saved_start = 0
-        self.saved_upto = 0
-        self.is_held = False
-        """Whether the store's index of open interactions lists the user."""
 
-    def append(
-        self,
-        item: int,
-        bits: int,
-        timestamp_ms: int,
-        domain: int,
-        value: float,
-        features: Iterable[int],
-        record_ms: int,
-    ) -> None:
-        """A sealed interaction, new."""
-        self.items.append(item)
-        self.times.append(timestamp_ms)
-        self.domains.append(domain)
-        self.bits.append(bits)
-        self.values.append(value)
-        if self.num_features:
-            self.features.extend(features)
-        self.num_sealed += 1
-        self.num_new += 1
-        if record_ms > self.new_record_ms:
-            self.new_record_ms = record_ms
+    def knows(self, id_hash: bytes) -> bool:
+        """Whether an action with this id is in a kept segment."""
+        if self.old_ids is None:
+            self.old_ids = b"".join(map(ids_of, self.older.values()))
+        ids, old_ids = self.tail.ids, self.old_ids
+        return (id_hash in ids and holds(ids, id_hash)) or (id_hash in old_ids and holds(old_ids, id_hash))
 
-    def seal(self, opened: Open) -> None:
-        """Move one open interaction behind the sealed ones."""
-        del self.opens[opened.item_hash]
-        self.append(
-            opened.item_hash, opened.bits, opened.timestamp_ms, opened.domain_hash, opened.value, opened.feature_hash,
-            opened.record_ms,
-        )  # fmt: skip
+    def find_older(
+        self, item: bytes, timestamp_ms: int, window_ms: int, session_hash: int
+    ) -> tuple[Segment, int] | None:
+        """The newest interaction before the tail that an action joins (`Segment.find`). Needs ``is_whole``."""
+        for index in range(self.tail.index - 1, self.first_segment - 1, -1):
+            stored = self.older[index]
+            if may_hold(stored, item):
+                segment = self.opened(index)
+                place = segment.find(item, timestamp_ms, window_ms, session_hash)
+                if place >= 0:
+                    return segment, place
+            if describe(stored)[0] < timestamp_ms - window_ms:
+                return None
+        return None
 
-    def columns(self, first: int, last: int) -> list[bytes]:
-        """Columns of interactions ``first`` … ``last - 1`` (lifetime indices), in the codec's order."""
-        a, b, width = first - self.start, last - self.start, self.num_features
-        return [
-            self.items[a:b].tobytes(),
-            self.times[a:b].tobytes(),
-            self.domains[a:b].tobytes(),
-            self.features[a * width : b * width].tobytes(),
-            self.bits[a:b].tobytes(),
-            self.values[a:b].tobytes(),
-        ]
+    def opened(self, index: int) -> Segment:
+        """A segment as columns. What changes of an older one counts after `close_older`."""
+        if index == self.tail.index:
+            return self.tail
+        return Segment.unpack(index, self.older[index], self.tail.num_features)
 
-    def extend(self, columns: bytes, length: int) -> None:
-        """Append stored interactions: the inverse of `columns`. They count as sent; ``num_sealed`` is the caller's."""
-        wide, at = 8 * length, 8 * length * (3 + self.num_features)
-        self.items.frombytes(columns[:wide])
-        self.times.frombytes(columns[wide : 2 * wide])
-        self.domains.frombytes(columns[2 * wide : 3 * wide])
-        self.features.frombytes(columns[3 * wide : at])
-        self.bits.frombytes(columns[at : at + 4 * length])
-        self.values.frombytes(columns[at + 4 * length : at + wide])
+    def close_older(self, segment: Segment) -> None:
+        """Put a changed segment before the tail back."""
+        self.older[segment.index] = segment.pack()
+        self.old_ids = None
+        self.dirty.add(segment.index)
 
-    def trim(self, max_context: int, segment_len: int) -> None:
-        """Forget whole segments that no example needs any more."""
-        keep_from = max(0, self.num_sealed - self.num_new - max_context) // segment_len * segment_len
-        excess = keep_from - self.start
-        if excess > 0:
-            for column in (self.items, self.times, self.domains, self.bits, self.values):
-                del column[:excess]
-            del self.features[: excess * self.num_features]
-            self.start = keep_from
+    def stored(self, index: int) -> bytes:
+        """The stored form of a segment."""
+        return self.tail.pack() if index == self.tail.index else self.older[index]
 
-    def open_columns(self, num_unsent: int) -> list[bytes]:
-        """The codec's columns of open interactions: the last ``num_unsent`` sealed ones first, then what is open."""
-        opens = list(self.opens.values())
-        if not opens and not num_unsent:
-            return []
-        columns = [
-            array("q", [o.item_hash for o in opens]).tobytes(),
-            array("q", [o.timestamp_ms for o in opens]).tobytes(),
-            array("q", [o.domain_hash for o in opens]).tobytes(),
-            array("q", [feature for o in opens for feature in o.feature_hash]).tobytes(),
-            array("I", [o.bits for o in opens]).tobytes(),
-            array("f", [o.value for o in opens]).tobytes(),
-        ]
-        if num_unsent:
-            unsent = self.columns(self.num_sealed - num_unsent, self.num_sealed)
-            columns = [sent + column for sent, column in zip(unsent, columns, strict=True)]
-        columns.append(array("q", [self.user_offset] * num_unsent + [o.first_offset for o in opens]).tobytes())
-        columns.append(array("q", [self.new_record_ms] * num_unsent + [o.record_ms for o in opens]).tobytes())
-        return columns
+    def roll(self, num_slots: int) -> None:
+        """Begin the next segment; forget the oldest where there are too many."""
+        full = self.tail
+        self.older[full.index] = full.pack()
+        self.old_ids = None
+        self.dirty.add(full.index)
+        self.tail = Segment(full.index + 1, full.num_features)
+        self.keep(num_slots)
+
+    def keep(self, num_slots: int) -> None:
+        """Forget all but the last ``num_slots`` segments."""
+        first = max(self.first_segment, self.tail.index - num_slots + 1)
+        for index in range(self.first_segment, first):
+            self.older.pop(index, None)
+            self.dirty.discard(index)
+        self.first_segment = first
+
+    def replace_features(self, given: Iterable[int]) -> bool:
+        """Take over the user features that an action brings; whether any was another one."""
+        changed, features = False, self.user_features
+        for column, feature_hash in enumerate(given):
+            if feature_hash and features[column] != feature_hash:
+                features[column] = feature_hash
+                changed = True
+        return changed
+
+    def adopt(self, segment: Segment, num_slots: int) -> None:
+        """Put a segment that was read from Kafka in its place, which may be any."""
+        if segment.index > self.tail.index:
+            if len(self.tail):
+                self.close_older(self.tail)
+            self.tail = segment
+        elif segment.index == self.tail.index:
+            self.tail = segment
+        else:
+            self.close_older(segment)
+        self.first_segment = min(self.first_segment, segment.index)
+        self.keep(num_slots)
 
     def encode(self) -> bytes:
-        """The `UserRecord`, for the store."""
-        recent_ids = array("q", self.recent).tobytes() if self.recent else b""
-        record = UserRecord(
-            self.start, self.num_sealed, self.num_new, self.user_offset, self.new_record_ms, recent_ids,
-            self.user_features.tobytes(), list(self.opens.values()), self.names,
-        )  # fmt: skip
-        return _record_encoder.encode(record)
+        """What the store keeps under the user's name: all but the older segments."""
+        head = _HEAD.pack(self.tail.index, self.offset, self.index, self.first_segment, len(self.user_features))
+        return b"".join((head, self.user_features, self.tail.pack()))
 
     @classmethod
-    def decode(cls, name: str, record: bytes, num_features: int) -> User:
-        """A user without his segments (`extend` adds them). Raises msgspec.DecodeError."""
-        stored = _record_decoder.decode(record)
-        user = cls(name, num_features, 0)
-        user.start, user.num_sealed, user.num_new = stored.start, stored.num_sealed, stored.num_new
-        user.user_offset = user.skip_upto = stored.user_offset
-        user.new_record_ms = stored.new_record_ms
-        user.recent = dict.fromkeys(memoryview(stored.recent_ids).cast("q"))
-        user.user_features = array("q", stored.user_features)
-        user.opens = {opened.item_hash: opened for opened in stored.opens}
-        user.names = stored.names
-        user.saved_start, user.saved_upto = stored.start, stored.num_sealed
-        return user
-
-    @classmethod
-    def from_example(cls, example: Example) -> User:
-        """The user as of this example: `state.store` says why that is enough."""
-        rows, opened, num_unsent = example.interactions, example.open_interactions, example.num_unsent
-        user = cls(example.user, rows.feature_hash.shape[1], 0)
-        for source, length in ((rows, len(rows)), (opened, num_unsent)):
-            user.items.frombytes(source.item_hash[:length].tobytes())
-            user.times.frombytes(source.timestamp_ms[:length].tobytes())
-            user.domains.frombytes(source.domain_hash[:length].tobytes())
-            user.features.frombytes(np.ascontiguousarray(source.feature_hash[:length]).tobytes())
-            user.bits.frombytes(source.action_bits[:length].tobytes())
-            user.values.frombytes(source.value[:length].tobytes())
-        user.num_sealed = example.first_new_index + example.num_new + num_unsent
-        user.start = user.num_sealed - len(user.items)
-        user.num_new = num_unsent
-        user.new_record_ms = example.newest_record_ms if num_unsent else -1
-        for row in range(num_unsent, len(opened)):
-            user.opens[int(opened.item_hash[row])] = Open(
-                int(opened.item_hash[row]), int(opened.action_bits[row]), int(opened.timestamp_ms[row]),
-                int(opened.domain_hash[row]), float(opened.value[row]), opened.feature_hash[row].tolist(),
-                int(example.open_first_offsets[row]), int(example.open_record_ms[row]),
-            )  # fmt: skip
-        user.recent = dict.fromkeys(example.recent_ids.tolist())
-        user.user_features = array("q", example.user_feature_hash.astype(np.int64).tobytes())
-        user.user_offset = user.skip_upto = example.user_offset
+    def decode(cls, name: str, stored: bytes, num_features: int) -> User:
+        """A user whose older segments are still to be loaded. Raises ValueError or struct.error."""
+        index, offset, last_index, first_segment, num_user_features = _HEAD.unpack_from(stored)
+        at = _HEAD.size + 8 * num_user_features
+        tail = Segment.unpack(index, stored[at:], num_features)
+        user = cls(name, tail, array("q", stored[_HEAD.size : at]))
+        user.first_segment = first_segment
+        user.is_whole = first_segment == index
+        user.old_ids = b"" if user.is_whole else None
+        user.offset = user.skip_offset = offset
+        user.index = user.skip_index = last_index
         return user

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import faust
 from faust.types import TP
 
-from state.config import KafkaConfig
 from state.errors import StoreError
-from state.topics import Topics
-from stream.clients import faust_options
 from stream.config import StreamConfig
+from stream.transport import WorkerApp
+from wire.config import KafkaConfig
+from wire.kafka.options import ISOLATION, async_options
+from wire.topics import Topics
 
 
 class Record(NamedTuple):
@@ -49,6 +49,26 @@ def group_of(kafka: KafkaConfig, stream: StreamConfig) -> str:
     return stream.group or f"{kafka.prefix}-stream"
 
 
+def consumer_options(kafka: KafkaConfig, stream: StreamConfig) -> dict[str, Any]:
+    """Arguments of the consumer that Faust reads with (aiokafka's words); ``kafka.client`` goes over ours."""
+    ours = {
+        "group_id": group_of(kafka, stream),
+        "group_instance_id": stream.component or None,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "isolation_level": ISOLATION,
+        "max_poll_records": stream.max_batch,
+        "max_partition_fetch_bytes": 4 << 20,
+        "fetch_max_wait_ms": 500,
+        "max_poll_interval_ms": 1_000_000,
+        "session_timeout_ms": round(stream.session_timeout_s * 1000),
+        "heartbeat_interval_ms": round(stream.heartbeat_s * 1000),
+        "rebalance_timeout_ms": round(stream.rebalance_timeout_s * 1000),
+        "request_timeout_ms": round(max(40.0, stream.session_timeout_s) * 1000),
+    }
+    return {**ours, **async_options(kafka)}
+
+
 def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir: Path) -> Any:
     """A Faust app of one agent, not started. A new one is needed after a crash.
 
@@ -61,20 +81,18 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         raise StoreError(
             f"store.path: cannot make {datadir} ({error.strerror}); name a folder on a disk with room"
         ) from error
-    app = faust.App(
+    app = WorkerApp(
         group_of(kafka, stream),
-        **faust_options(kafka),
+        consumer_options(kafka, stream),
+        broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap.split(",")],
         datadir=str(datadir),
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,  # the leader topic is for Faust's own timers on one worker
-        topic_allow_declare=False,  # `stream.topics` makes topics
+        topic_allow_declare=False,  # `wire.kafka.admin` makes topics
         stream_wait_empty=False,  # an event of a lost partition will never be acknowledged, and need not be
         stream_recovery_delay=0.0,
         stream_buffer_maxsize=2 * stream.max_batch,
-        consumer_auto_offset_reset="earliest",
-        consumer_group_instance_id=stream.component or None,
-        consumer_max_fetch_size=4 << 20,
         broker_commit_interval=stream.commit_interval_s,
         broker_session_timeout=stream.session_timeout_s,
         broker_heartbeat_interval=stream.heartbeat_s,

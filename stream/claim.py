@@ -2,7 +2,7 @@
 
 The topic is the truth. A store whose last known position is followed only by its own writings goes on as it is (its
 outbox is relayed again; readers drop the repeats). A store that somebody else has overtaken, or one on a wiped disk, is
-rebuilt from each user's newest example. Everything here runs in a thread, on a plain consumer.
+rebuilt from each segment's newest example. Everything here runs in a thread, on a plain consumer.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
 
-from state.codec import decode_example, encode_example, fence
-from state.config import KafkaConfig
 from state.errors import StoreMismatch
-from state.example import Example
-from state.log import ExampleLog, Verdict
 from state.store import PartitionStore
-from state.topics import Topics, fence_key
-from stream.clients import sync_options
 from stream.config import Settings
 from stream.logs import log
+from wire.example import Example, fence
+from wire.example_codec import decode_example, encode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.kafka.consumer import make_consumer
+from wire.topics import Topics, fence_key, segment_key
 
 WriteFence = Callable[[int, bytes, bytes], int]
 """Writes (partition, key, value) to the sequences topic and returns the offset that the broker gave it."""
@@ -68,11 +67,11 @@ def claim(
     """Take a partition; ``store`` is the one already open, or None. Blocks: run it in a thread, which ends early when
     ``closing`` is set.
 
-    Raises `state.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
+    Raises `wire.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
     """
 
     def reader(start: int) -> _Reader:
-        return _Reader(settings.kafka, number, start, write_fence, closing)
+        return _Reader(settings, number, start, write_fence, closing)
 
     store = store or open_store(settings, number)
     try:
@@ -105,7 +104,7 @@ def _restore(store: PartitionStore, reader: _Reader) -> Claim:
 
 def _claimed(store: PartitionStore, reader: _Reader, *, was_restored: bool) -> Claim:
     store.set_writer_epoch(reader.log.writer_epoch)
-    # Compaction would keep a ghost's record or a repeat of these users, and drop the one that counts.
+    # Compaction would keep a ghost's record or a repeat of these segments, and drop the one that counts.
     store.refresh(sorted(reader.log.overwritten))
     return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch), was_restored)
 
@@ -114,19 +113,19 @@ class _Reader:
     """Reads a sequences partition from an offset to a fence of our own, which it writes on the way."""
 
     def __init__(
-        self, config: KafkaConfig, partition: int, start: int, write_fence: WriteFence, closing: threading.Event
+        self, settings: Settings, partition: int, start: int, write_fence: WriteFence, closing: threading.Event
     ) -> None:
         self.log = ExampleLog(None, allow_holes=True)
         self.position = start
-        self._config = config
-        self._key = TopicPartition(Topics.under(config.prefix).sequences, partition)
+        self._config = settings.kafka
+        self._num_slots = settings.sequence.num_slots
+        self._key = TopicPartition(Topics.under(settings.kafka.prefix).sequences, partition)
         self._write_fence = write_fence
         self._closing = closing
 
     def examples(self) -> Iterator[Example]:
         """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is behind our fence."""
-        options = {"enable_auto_commit": False, "metrics_enabled": False, **sync_options(self._config)}
-        consumer = KafkaConsumer(**options)
+        consumer = make_consumer(self._config)
         try:
             consumer.assign([self._key])
             end = consumer.end_offsets([self._key])[self._key]
@@ -159,5 +158,15 @@ class _Reader:
                     break
                 example = decode_example(record.value)
                 if self.log.feed(example) is Verdict.ACCEPT:
+                    self._check_key(example, record.key)
                     yield example
         self.position = max(self.position, stop)
+
+    def _check_key(self, example: Example, key: bytes | None) -> None:
+        """With another number of slots, compaction would take segments that are still kept."""
+        expected = segment_key(example.user, example.segment, self._num_slots)
+        if key != expected:
+            raise StoreMismatch(
+                f"{self._key.topic}: expected key {expected!r} of segment {example.segment}, got {key!r}: it was "
+                "written with another sequence.max_context; put that back, or use a new kafka.prefix"
+            )

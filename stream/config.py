@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
+from state.config import StoreConfig
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """The worker's own settings; what an action is and where state lives are `state.config`'s."""
+    """The worker's own settings; what an action is and where state lives are `wire.config`'s."""
 
     group: str = ""
     """Consumer group; empty means ``<kafka.prefix>-stream``."""
@@ -23,8 +24,6 @@ class StreamConfig:
     """Longest wait for a batch to fill."""
     max_outbox: int = 20_000
     """Unsent examples of a partition above which it takes no more actions until the broker has caught up."""
-    idle_tick_s: float = 5.0
-    """A partition with open interactions and no records for this long is ticked; 0 never ticks."""
     commit_interval_s: float = 1.0
     session_timeout_s: float = 10.0
     """A worker not heard of for this long loses its partitions."""
@@ -36,7 +35,8 @@ class StreamConfig:
     """A broker that goes away later is waited for this long."""
     stop_timeout_s: float = 15.0
     """An orderly stop that takes longer is cut short (nothing is lost by it)."""
-    metrics_host: str = "0.0.0.0"  # noqa: S104 Prometheus scrapes it from another container
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics listen on; 0.0.0.0 where Prometheus is on another host or in another container."""
     metrics_port: int = 9101
     """Port of the Prometheus metrics; 0 switches them off."""
 
@@ -48,8 +48,6 @@ class StreamConfig:
         for name in (*positive, "start_timeout_s", "recover_timeout_s", "stop_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)}; give a positive number")
-        if self.idle_tick_s < 0:
-            raise ValueError(f"idle_tick_s: expected 0 or more seconds, got {self.idle_tick_s}; 0 never ticks")
         if self.heartbeat_s * 2 > self.session_timeout_s:
             raise ValueError(
                 f"heartbeat_s: expected at most half of session_timeout_s ({self.session_timeout_s}), "

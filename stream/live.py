@@ -10,7 +10,7 @@ from typing import Any
 from stream.config import Settings
 from stream.replay import print_report, send_actions, show_progress
 from stream.simulate import KINDS, World, WorldConfig
-from stream.topics import ensure_topics
+from wire.kafka.admin import ensure_topics
 
 
 def simulate(
@@ -32,7 +32,7 @@ def simulate(
     if rate is not None:
         actions = moved_to_now(actions, world.start_ms)
     report = send_actions(
-        actions, settings.kafka, settings.sequence, rate=rate, limit=num_actions, seal=rate is None,
+        actions, settings.kafka, rate=rate, limit=num_actions,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)

@@ -10,28 +10,32 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from state.action import tick_record
-from state.status import PartitionStatus
+import msgspec
+
 from state.store import PartitionStore
 from stream.app import Record, record_of
 from stream.claim import Claim, claim
-from stream.clients import BROKER_ERRORS
+from stream.config import Settings
+from stream.kafka_producer import Producer
 from stream.logs import log
-from stream.reader import read_range
-from stream.relay import Fenced, Relay
-
-if TYPE_CHECKING:
-    from stream.worker import Worker
+from stream.metrics import WorkerMetrics
+from stream.relay import Fenced, OutboxRelay
+from wire.kafka.async_consumer import read_range
+from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.refusal import refusal
+from wire.status import PartitionStatus
+from wire.topics import Topics
 
 RETRY_S = 1.0
 STALL_S = 1.5
 """Records that are there and were not applied for this long are read without Faust."""
-MAX_BATCH_BYTES = 300_000
-"""One write batch holds the event loop: about two thousand actions are enough."""
+MAX_BATCH_BYTES = 600_000
+"""One write batch holds the event loop: about three thousand actions are enough."""
 MAX_WAITING = 4
 """Batches that wait for a store before Faust has to."""
 
@@ -51,20 +55,34 @@ def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BA
         yield batch
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the partitions of a worker have in common."""
+
+    settings: Settings
+    topics: Topics
+    metrics: WorkerMetrics
+    producer: Producer
+    fail: Callable[[BaseException], None]
+    """Ends the worker because of an error that nobody here can mend."""
+
+
 class Partition:
     """An assigned partition; its tasks run from the start until `close`."""
 
-    def __init__(self, number: int, worker: Worker) -> None:
+    def __init__(self, number: int, shared: Shared) -> None:
         self.number = number
-        self._worker = worker
+        self._shared = shared
         self._store: PartitionStore | None = None
-        self._relay: Relay | None = None
+        self._relay: OutboxRelay | None = None
         self._turn = asyncio.Lock()
         """Held by whoever changes the store."""
         self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_WAITING)
         self._claimed = asyncio.Event()
         self._fresh_s = time.monotonic()
         """When a record was last applied."""
+        self._read_to = 0
+        """Offset below which nothing is left to read: behind the last record there may be a transaction's markers."""
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
@@ -94,14 +112,18 @@ class Partition:
             await work
         except Exception as error:  # noqa: BLE001
             log.error("partition failed", partition=self.number, error=repr(error))
-            self._worker.fail(error)
+            self._shared.fail(error)
+
+    def _give_up_if_refused(self, error: BaseException) -> None:
+        if refused := refusal(error, self._shared.settings.kafka.bootstrap):
+            raise refused from error
 
     # Claiming and relaying
 
     async def _own(self) -> None:
-        worker = self._worker
+        shared = self._shared
         while True:
-            generation = worker.courier.generation
+            generation = shared.producer.generation
             try:
                 async with self._turn:
                     await self._claim()
@@ -111,10 +133,11 @@ class Partition:
                 self._lose_claim()
                 # Either the group gave the partition to another worker and we shall hear of it within a session, or
                 # the other one is a late ghost and the partition is still ours after that.
-                worker.meter.fenced.inc()
+                shared.metrics.fenced.inc()
                 log.warning("fenced off", partition=self.number, why=str(error))
-                await asyncio.sleep(worker.settings.stream.session_timeout_s)
+                await asyncio.sleep(shared.settings.stream.session_timeout_s)
             except BROKER_ERRORS as error:
+                self._give_up_if_refused(error)
                 self._lose_claim()
                 log.warning("relay failed and starts again", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
@@ -126,7 +149,7 @@ class Partition:
             self._relay.drained.set()
 
     async def _claim(self) -> None:
-        worker = self._worker
+        shared = self._shared
         loop = asyncio.get_running_loop()
 
         def write_fence(partition: int, key: bytes, value: bytes) -> int:
@@ -134,27 +157,29 @@ class Partition:
 
         store, self._store = self._store, None
         self._claiming = asyncio.ensure_future(
-            asyncio.to_thread(claim, worker.settings, self.number, store, write_fence, self._closing)
+            asyncio.to_thread(claim, shared.settings, self.number, store, write_fence, self._closing)
         )
         # A thread cannot be cancelled: `close` asks it to end, waits for it and closes what it has opened.
         taken = await asyncio.shield(self._claiming)
         self._store = taken.store
-        worker.meter.restores.inc(taken.was_restored)
-        self._relay = Relay(taken.store, worker.courier, worker.settings.kafka, worker.meter, taken.position, taken.log)
-        self._fresh_s = time.monotonic()
+        shared.metrics.restores.inc(taken.was_restored)
+        self._relay = OutboxRelay(
+            taken.store, shared.producer, shared.settings.kafka, shared.metrics, taken.position, taken.log
+        )
+        self._fresh_s, self._read_to = time.monotonic(), 0
         self._claimed.set()
         log.info("partition claimed", partition=self.number, writer_epoch=taken.log.writer_epoch,
                  applied_offset=taken.store.applied_offset)  # fmt: skip
 
     async def _write_fence(self, partition: int, key: bytes, value: bytes) -> int:
-        sent = await self._worker.courier.send(self._worker.topics.sequences, partition, key, value)
+        sent = await self._shared.producer.send(self._shared.topics.sequences, partition, key, value)
         return int((await sent).offset)
 
     async def _renew(self, generation: int) -> None:
         """A new producer; the broker may stay away for long."""
         while True:
             try:
-                await self._worker.courier.renew(generation)
+                await self._shared.producer.renew(generation)
             except BROKER_ERRORS:
                 await asyncio.sleep(RETRY_S)
             else:
@@ -180,32 +205,40 @@ class Partition:
                 return False
             fresh = [record for record in records if record.offset > store.applied_offset]
             try:
-                if fresh and fresh[0].offset > store.applied_offset + 1:
+                if fresh and fresh[0].offset > self._next_offset(store):
                     await self._fill(store, fresh[0].offset)
             except BROKER_ERRORS as error:
+                self._give_up_if_refused(error)
                 log.warning("reading a gap failed and starts again", partition=self.number, error=repr(error))
                 return False
             return await self._write(store, [record for record in fresh if record.offset > store.applied_offset])
 
     async def _fill(self, store: PartitionStore, stop: int) -> None:
         """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
-        start = store.applied_offset + 1
-        log.info("reading a gap", partition=self.number, offsets=[start, stop])
+        start, num_records = self._next_offset(store), 0
         async for batch in read_range(
-            self._worker.settings.kafka, self._worker.topics.actions, self.number, start, stop
+            self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop
         ):
+            num_records += len(batch)
             if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
                 return
+        self._read_to = max(self._read_to, stop)
+        if num_records:  # a transaction's markers leave gaps too, in which there is nothing
+            log.info("read a gap", partition=self.number, offsets=[start, stop], num_records=num_records)
+
+    def _next_offset(self, store: PartitionStore) -> int:
+        """The lowest offset that may hold a record that is not in the store."""
+        return max(store.applied_offset + 1, self._read_to)
 
     async def _write(self, store: PartitionStore, records: Sequence[Record]) -> bool:
         """Apply in write batches of a bounded size; False when the partition was lost on the way."""
-        for batch in batches(records, self._worker.settings.stream.max_batch):
+        for batch in batches(records, self._shared.settings.stream.max_batch):
             if not await self._room(store):
                 return False
-            meter, before = self._worker.meter, store.counts
-            with meter.batch_seconds.time():
+            metrics, before = self._shared.metrics, store.counts
+            with metrics.batch_seconds.time():
                 applied = store.apply(batch)
-            meter.count(len(batch), before, applied.counts)
+            metrics.count(len(batch), before, applied.counts)
             self._fresh_s = time.monotonic()
             if self._relay is not None:
                 self._relay.wake()
@@ -214,7 +247,7 @@ class Partition:
 
     async def _room(self, store: PartitionStore) -> bool:
         """Wait until the outbox is not too long; False when the partition was lost meanwhile."""
-        while store.outbox_len > self._worker.settings.stream.max_outbox and self._claimed.is_set():
+        while store.outbox_len > self._shared.settings.stream.max_outbox and self._claimed.is_set():
             relay = self._relay
             assert relay is not None
             relay.drained.clear()
@@ -223,21 +256,16 @@ class Partition:
 
     # What the worker asks once a second
 
-    def look(self, end: int) -> bytes | None:
-        """Given the end of the actions partition: catch up where Faust does not, or return a tick to send."""
+    def look(self, end: int) -> None:
+        """Given the end of the actions partition: catch up where Faust does not."""
         store, idle_s = self._store, time.monotonic() - self._fresh_s
-        if store is None or not self._claimed.is_set():
-            return None
-        stream = self._worker.settings.stream
-        if end > store.applied_offset + 1:
-            busy = self._catching_up is not None and not self._catching_up.done()
-            if idle_s > STALL_S and not busy and store.outbox_len <= stream.max_outbox:
-                self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
-            return None
-        if stream.idle_tick_s > 0 and idle_s >= stream.idle_tick_s and store.num_open > 0:
-            self._fresh_s = time.monotonic()
-            return tick_record(store.clock_ms + round(idle_s * 1000))
-        return None
+        if store is None or not self._claimed.is_set() or idle_s <= STALL_S:
+            return
+        if end <= self._next_offset(store):
+            return
+        busy = self._catching_up is not None and not self._catching_up.done()
+        if not busy and store.outbox_len <= self._shared.settings.stream.max_outbox:
+            self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
 
     async def _catch_up(self, end: int) -> None:
         async with self._turn:
@@ -245,9 +273,12 @@ class Partition:
                 try:
                     await self._fill(self._store, end)
                 except BROKER_ERRORS as error:
+                    self._give_up_if_refused(error)
                     log.warning("catching up failed", partition=self.number, error=repr(error))
 
     def status(self) -> PartitionStatus:
-        """Where the partition is; all unknown while it is being claimed."""
+        """Where the partition is; all unknown while it is being claimed. Offsets that hold nothing count as applied."""
         store = self._store
-        return PartitionStatus() if store is None else store.status()
+        if store is None:
+            return PartitionStatus()
+        return msgspec.structs.replace(store.status(), applied_offset=self._next_offset(store) - 1)

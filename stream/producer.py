@@ -15,18 +15,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from state.action import tick_record
-from state.config import KafkaConfig
-from state.hashing import canonical
-from state.partitioner import partition_of
-from stream.clients import sync_options
+from stream.errors import ProducerError
+from wire.config import KafkaConfig
+from wire.hashing import canonical
+from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
 
-
-class ProducerError(RuntimeError):
-    """Records that the broker did not acknowledge."""
+BULK = {
+    "linger_ms": 5, "batch_size": 500_000, "enable_idempotence": True,
+    "request_timeout_ms": 30_000, "delivery_timeout_ms": 120_000, "max_block_ms": 60_000,
+}  # fmt: skip
+"""Many records, each once, and a broker that may be away for a while: nobody sends these actions again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class BatchConfig:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; 1 sends every action alone")
         if self.linger_s < 0:
             raise ValueError(f"linger_s: expected 0 or more seconds, got {self.linger_s}; 0 sends at once")
+
+
+def _user_of(action: Mapping[str, Any]) -> str:
+    user = action.get("user")
+    try:
+        return canonical(int(user) if isinstance(user, float) and user.is_integer() else user)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ProducerError(f"user: {error}") from None
 
 
 class _Pending:
@@ -69,8 +78,7 @@ class ActionProducer:
     ) -> None:
         self._topic = topic
         self._batch = batch or BatchConfig()
-        options = {"linger_ms": 5, "batch_size": 500_000, "metrics_enabled": False, **sync_options(kafka)}
-        self._client = KafkaProducer(**options)
+        self._client = make_producer(kafka, **BULK)
         self.num_partitions = num_partitions or len(self._client.partitions_for(topic))
         self._pending = [_Pending() for _ in range(self.num_partitions)]
         self._partition_of_user: dict[str, tuple[bytes, int]] = {}
@@ -85,8 +93,9 @@ class ActionProducer:
             self._ticker.start()
 
     def send(self, action: Mapping[str, Any]) -> None:
-        """Hand over one action (a JSON-able mapping with ``user``)."""
-        key, partition = self._placed(canonical(action["user"]))
+        """Hand over one action (a mapping that JSON can hold, with ``user``). Raises `ProducerError` where there is no
+        usable user: nobody could say which partition it belongs to."""
+        key, partition = self._placed(_user_of(action))
         body = self._encode(action)
         with self._lock:
             pending = self._pending[partition]
@@ -99,14 +108,6 @@ class ActionProducer:
             self.num_actions += 1
             if len(pending.bodies) >= self._batch.max_actions or self._batch.linger_s == 0:
                 self._send(partition)
-
-    def tick(self, clock_ms: int) -> None:
-        """Move every partition's event clock to ``clock_ms`` (after what was sent before)."""
-        body = tick_record(clock_ms)
-        with self._lock:
-            for partition in range(self.num_partitions):
-                self._send(partition)
-                self._hand_over(partition, None, body)
 
     def flush(self, timeout_s: float = 60.0) -> None:
         """Return when the broker has acknowledged everything; `ProducerError` otherwise."""

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, UnknownError, UnsupportedVersionError
+from aiokafka.errors import MessageSizeTooLargeError
 
-from state.codec import decode_example
-from state.config import KafkaConfig
-from state.log import ExampleLog
 from state.store import OutboxEntry, PartitionStore
-from state.topics import Topics, max_letter_bytes
-from stream.clients import async_options
+from stream.kafka_producer import Producer
 from stream.logs import log
-from stream.meter import Meter
-from stream.reader import read_range
+from stream.metrics import WorkerMetrics
+from wire.config import KafkaConfig
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog
+from wire.kafka.async_consumer import read_range
+from wire.topics import Topics
 
 MAX_ENTRIES = 1_000
 """Most entries on their way at once."""
@@ -39,81 +37,30 @@ class Fenced(Exception):
         super().__init__(f"partition {partition}: writer epoch {ours} was fenced off by {theirs}")
 
 
-class Courier:
-    """The worker's Kafka producer, replaced by a new one after an error: a failed batch leaves the old one unusable."""
-
-    def __init__(self, config: KafkaConfig) -> None:
-        self._config = config
-        self._producer: AIOKafkaProducer | None = None
-        self._lock = asyncio.Lock()
-        self.generation = 0
-
-    async def start(self) -> None:
-        """Connect; idempotent where the broker can be."""
-        options: dict[str, Any] = {
-            "acks": "all", "max_batch_size": 512_000, "enable_idempotence": True,
-            "max_request_size": max(8 << 20, max_letter_bytes(self._config)),
-            **async_options(self._config, AIOKafkaProducer),
-        }  # fmt: skip
-        try:
-            self._producer = await _started(options)
-        except (UnknownError, UnsupportedVersionError):  # the embedded broker answers the first
-            self._producer = await _started({**options, "enable_idempotence": False})
-
-    async def renew(self, failed_generation: int) -> None:
-        """Replace the producer, unless another partition's relay has done so since ``failed_generation``."""
-        async with self._lock:
-            if failed_generation == self.generation:
-                await self.stop()
-                await self.start()
-                self.generation += 1
-
-    async def send(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None, **more: Any) -> Any:
-        """Put a record on its way; the future gives its metadata."""
-        if self._producer is None:
-            raise KafkaError("the producer is stopped")
-        return await self._producer.send(topic, value, key=key, partition=partition, **more)
-
-    async def stop(self) -> None:
-        """Disconnect without waiting for what was not acknowledged: it is in an outbox."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with suppress(KafkaError, asyncio.TimeoutError):
-                await asyncio.wait_for(producer.stop(), 5.0)
+def _result(outcome: Any) -> Any:
+    """The metadata of what went; raises the error of what did not."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
-async def _outcome(sent: Any) -> Any:
-    """What became of a record on its way: its metadata, or the error."""
-    return (await asyncio.gather(sent, return_exceptions=True))[0]
-
-
-async def _started(options: dict[str, Any]) -> AIOKafkaProducer:
-    producer = AIOKafkaProducer(**options)
-    try:
-        await producer.start()
-    except BaseException:
-        await producer.stop()
-        raise
-    return producer
-
-
-class Relay:
+class OutboxRelay:
     """Relays one store's outbox under one writer epoch."""
 
     def __init__(
         self,
         store: PartitionStore,
-        courier: Courier,
+        producer: Producer,
         config: KafkaConfig,
-        meter: Meter,
+        metrics: WorkerMetrics,
         position: int,
         examples: ExampleLog,
     ) -> None:
         self._store = store
-        self._courier = courier
+        self._producer = producer
         self._config = config
         self._topics = Topics.under(config.prefix)
-        self._meter = meter
+        self._metrics = metrics
         self._position = position
         """Offset in the sequences partition up to which everything is known."""
         self._log = examples
@@ -136,51 +83,62 @@ class Relay:
             self._wake.clear()
 
     async def _pass_on(self, entries: Sequence[OutboxEntry]) -> None:
-        sent: list[Any] = []
-        try:
-            for entry in entries:
-                sent.append(await self._send(entry))  # noqa: PERF401 what was sent must be waited for in any case
-        finally:
-            done = await asyncio.gather(*sent, return_exceptions=True)
-        offsets = [await self._settled(entry, outcome) for entry, outcome in zip(entries, done, strict=True)]
-        await self._check([offset for offset in offsets if offset is not None])
+        """Examples, then dead letters (`state.outbox.Outbox.read`)."""
+        examples = [entry for entry in entries if entry.is_example]
+        offsets = await self._send_examples(examples)
+        await self._send_letters(entries[len(examples) :])
+        await self._check(offsets)
         self._store.ack(entries[-1].index, self._position)
+        self._metrics.relayed.labels("sequences").inc(len(examples))
+        self._metrics.relayed.labels("dead_letters").inc(len(entries) - len(examples))
         self.drained.set()
 
-    async def _send(self, entry: OutboxEntry) -> Any:
-        if entry.is_example:
-            return await self._courier.send(self._topics.sequences, self._store.partition, entry.key, entry.value)
+    async def _send_examples(self, examples: Sequence[OutboxEntry]) -> list[tuple[int, int]]:
+        """(first offset, records) of each batch that the broker has."""
+        sent: list[Any] = []
+        nums: list[int] = []
+        records = ((entry.key, entry.value) for entry in examples)
         try:
-            return await self._send_letter(entry, entry.value, entry.headers)
-        except MessageSizeTooLargeError:  # the client itself refuses
-            return await self._send_cut(entry)
+            async for future, num in self._producer.send_all(self._topics.sequences, self._store.partition, records):
+                sent.append(future)
+                nums.append(num)
+        finally:  # what was sent must be waited for in any case
+            done = await asyncio.gather(*sent, return_exceptions=True)
+        return [(_result(outcome).offset, num) for outcome, num in zip(done, nums, strict=True)]
+
+    async def _send_letters(self, letters: Sequence[OutboxEntry]) -> None:
+        sent: list[Any] = []
+        try:
+            for letter in letters:
+                try:
+                    sent.append(await self._send_letter(letter, letter.value, letter.headers))
+                except MessageSizeTooLargeError:  # the client itself refuses
+                    sent.append(await self._send_cut(letter))
+        finally:
+            done = await asyncio.gather(*sent, return_exceptions=True)
+        for letter, outcome in zip(letters, done, strict=True):
+            if isinstance(outcome, MessageSizeTooLargeError):
+                await (await self._send_cut(letter))
+            else:
+                _result(outcome)
 
     async def _send_letter(self, entry: OutboxEntry, value: bytes | None, headers: list[tuple[str, bytes]]) -> Any:
-        return await self._courier.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
-
-    async def _settled(self, entry: OutboxEntry, outcome: Any) -> int | None:
-        """The offset of an acknowledged example, None for a dead letter."""
-        if isinstance(outcome, MessageSizeTooLargeError) and not entry.is_example:
-            outcome = await _outcome(await self._send_cut(entry))
-        if isinstance(outcome, BaseException):
-            raise outcome
-        self._meter.relayed.labels("sequences" if entry.is_example else "dead_letters").inc()
-        return outcome.offset if entry.is_example else None
+        return await self._producer.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
 
     async def _send_cut(self, entry: OutboxEntry) -> Any:
-        """A dead letter that the topic does not take (of a record that was small only compressed): its beginning."""
+        """A dead letter that the topic does not take: its beginning."""
         value = entry.value or b""
         return await self._send_letter(entry, value[:CUT_BYTES], [*entry.headers, ("cut", str(len(value)).encode())])
 
-    async def _check(self, offsets: Sequence[int]) -> None:
-        """Make sure that readers take what was written at ``offsets``; raises `Fenced` if they do not."""
-        if not offsets:
+    async def _check(self, batches: Sequence[tuple[int, int]]) -> None:
+        """Make sure that readers take these (first offset, records); raises `Fenced` if they do not."""
+        if not batches:
             return
-        stop = max(offsets) + 1
-        if min(offsets) < self._position:
+        first, stop = min(batches)[0], sum(max(batches))
+        if first < self._position:
             # An offset that the broker does not remember: it says -1 of a retry that had arrived already.
             await self._look(None)
-        elif stop - self._position != len(offsets):
+        elif stop - self._position != sum(num for _, num in batches):
             await self._look(stop)
         else:
             self._position = stop

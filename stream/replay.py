@@ -6,17 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig
-from state.errors import FileError
-from state.files import RATING_KINDS, read_actions
-from state.topics import Topics
 from stream.config import Settings
+from stream.files import read_actions
 from stream.producer import ActionProducer, BatchConfig
-from stream.topics import ensure_topics
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.topics import Topics
 
 PACE_S = 0.02
 """At a rate, actions go out in steps of this length."""
@@ -24,7 +23,8 @@ PACE_S = 0.02
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What was sent. ``last_timestamp_ms`` is the highest event time, -1 for nothing; ``is_whole``: not interrupted."""
+    """What was sent. ``last_timestamp_ms``: the latest event time, -1 where nothing was sent;
+    ``is_whole``: whether it was not interrupted."""
 
     num_actions: int
     num_records: int
@@ -36,19 +36,15 @@ class ReplayReport:
 def send_actions(
     actions: Iterable[Mapping[str, Any]],
     kafka: KafkaConfig,
-    sequence: SequenceConfig,
     *,
     rate: float | None = None,
     limit: int | None = None,
     batch: BatchConfig | None = None,
-    seal: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
     """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
 
-    With ``seal``, every partition is ticked at the end to the last event time + the join window, so that the last
-    interactions are sealed and trained too. Ctrl-C ends it early, without that. Raises
-    `stream.producer.ProducerError` if the broker refused any of it.
+    Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
     """
     started_s = time.monotonic()
     last_ms, is_whole = -1, True
@@ -62,13 +58,10 @@ def send_actions(
                     progress(producer.num_actions)
         except KeyboardInterrupt:
             is_whole = False
-        num_records = producer.num_records
-        if seal and is_whole and last_ms >= 0:
-            producer.tick(last_ms + sequence.join_window_ms)
         producer.flush()
         if progress is not None:
             progress(producer.num_actions)
-        return ReplayReport(producer.num_actions, num_records, time.monotonic() - started_s, last_ms, is_whole)
+        return ReplayReport(producer.num_actions, producer.num_records, time.monotonic() - started_s, last_ms, is_whole)
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
@@ -89,37 +82,17 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
 
 
 def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
-    """Send the actions of a file (`state.files`) and say how it went; returns the exit status.
+    """Send the actions of a file (`stream.files`) and say how it went; returns the exit status.
 
-    Raises `state.errors.FileError` for a file whose first action the worker would refuse for its kind.
+    Nothing is sent of a file of which the worker would refuse a line: that raises `stream.errors.FileError`.
     """
-    actions = read_actions(path)
-    first = next(actions, None)
-    if first is not None:
-        _check_kinds(path, first, settings.action)
-        actions = chain([first], actions)
+    actions = read_actions(path, settings.action)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     report = send_actions(
-        actions, settings.kafka, settings.sequence, rate=rate, limit=limit,
+        actions, settings.kafka, rate=rate, limit=limit,
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)
-
-
-def _check_kinds(path: Path, action: Mapping[str, Any], config: ActionConfig) -> None:
-    given = action["action"]
-    kinds = given if isinstance(given, list) else [given]
-    unknown = [kind for kind in kinds if kind not in config.kinds]
-    if not unknown:
-        return
-    is_ratings = set(kinds) <= set(RATING_KINDS)
-    wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
-    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
-    raise FileError(
-        f"{path}: expected actions among {', '.join(config.kinds)}, got {', '.join(map(str, unknown))}, which the"
-        f" worker would refuse; set HEADRACE_ACTION__KINDS={','.join(map(str, wanted))}{window} for every process, "
-        "or the same in their file"
-    )
 
 
 def show_progress(num_actions: int) -> None:

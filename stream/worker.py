@@ -20,19 +20,22 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
-from state.errors import StateError, StoreError, StoreLocked
-from state.status import PartitionStatus, WorkerStatus, encode_status
-from state.topics import Topics, topics_of
+from state.errors import StoreError, StoreLocked
 from stream.app import build_app
-from stream.clients import BROKER_ERRORS, BrokerAbsent, wait_for_broker
 from stream.config import Settings
+from stream.kafka_producer import Producer
 from stream.logs import log
-from stream.meter import Meter, MetricsPortTaken
-from stream.partition import Partition
-from stream.reader import end_offsets, plain_consumer
-from stream.relay import Courier
-from stream.topics import TopicsMismatch, departures, ensure_topics
+from stream.metrics import WorkerMetrics
+from stream.partition import Partition, Shared
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, HeadraceError
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.async_consumer import end_offsets, plain_consumer
+from wire.kafka.options import BROKER_ERRORS
+from wire.kafka.refusal import refusal
+from wire.kafka.retry import wait_for_broker
+from wire.status import PartitionStatus, WorkerStatus, encode_status
+from wire.topics import Topics, topics_of
 
 BEAT_S = 1.0
 """How often the worker says where it is."""
@@ -47,8 +50,9 @@ class Worker:
         self.settings = settings
         self.topics = Topics.under(settings.kafka.prefix)
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
-        self.meter = Meter()
-        self.courier = Courier(settings.kafka)
+        self.metrics = WorkerMetrics()
+        self.producer = Producer(settings.kafka)
+        self._shared = Shared(settings, self.topics, self.metrics, self.producer, self.fail)
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -58,29 +62,29 @@ class Worker:
         """Work until `stop`; raises what a person must mend."""
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
-        await asyncio.to_thread(warn_of_departures, settings.kafka)
+        await asyncio.to_thread(warn_of_drift, settings.kafka)
         with alone_on(Path(settings.store.path), settings.kafka.prefix):
             await self._work()
 
     async def _work(self) -> None:
         stream = self.settings.stream
-        self.meter.serve(stream.metrics_host, stream.metrics_port)
+        self.metrics.serve(stream.metrics_host, stream.metrics_port)
         log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         beating: asyncio.Task[None] | None = None
         try:
-            await self.courier.start()
+            await self.producer.start()
             beating = asyncio.create_task(self._beat())
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
-                    self.meter.restarts.inc()
+                    self.metrics.restarts.inc()
                     await asyncio.to_thread(wait_for_broker, self.settings.kafka, stream.recover_timeout_s)
         finally:
             if beating is not None:
                 beating.cancel()
                 await asyncio.gather(beating, return_exceptions=True)
             await self.assign(set())
-            await self.courier.stop()
+            await self.producer.stop()
         if self.failure is not None:
             raise self.failure
         log.info("worker stopped", component=self.component)
@@ -106,7 +110,10 @@ class Worker:
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
-                log.warning("faust stopped by itself and is started again", error=repr(error))
+                if refused := refusal(error, self.settings.kafka.bootstrap):
+                    self.fail(refused)
+                else:
+                    log.warning("faust stopped by itself and is started again", error=repr(error))
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await self._stop_faust(app)
@@ -134,14 +141,14 @@ class Worker:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
             for partition in gone:
-                self.meter.forget(partition.number)
+                self.metrics.forget(partition.number)
             for number in sorted(partitions - set(self.partitions)):
-                self.partitions[number] = Partition(number, self)
+                self.partitions[number] = Partition(number, self._shared)
             if partitions or gone:
                 log.info("partitions assigned", partitions=sorted(partitions))
 
     async def _beat(self) -> None:
-        """Each second: look at the ends of the partitions, catch up or tick where they idle, say where we are."""
+        """Each second: look at the ends of the partitions, catch up where they stand still, say where we are."""
         away_since_s: float | None = None
         while True:
             try:
@@ -150,12 +157,14 @@ class Worker:
                         await asyncio.sleep(BEAT_S)
                         async with asyncio.timeout(ANSWER_S):
                             ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
-                            await self._look_after(ends)
+                            self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
+                if refused := refusal(error, self.settings.kafka.bootstrap):
+                    self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
                     log.warning("the broker is away", error=repr(error))
@@ -165,35 +174,32 @@ class Worker:
     def _give_up_after(self, away_since_s: float) -> None:
         patience_s = self.settings.stream.recover_timeout_s
         if time.monotonic() - away_since_s > patience_s:
-            self.fail(BrokerAbsent(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s"))
+            self.fail(
+                BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s")
+            )
 
-    async def _look_after(self, ends: dict[int, int]) -> None:
+    def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():
             partition = self.partitions.get(number)
             if partition is None:
                 continue
-            tick = partition.look(end)
-            if tick is not None:
-                await self._mention(self.topics.actions, number, None, tick)
+            partition.look(end)
             status = partition.status()
-            self.meter.show(number, status, max(0, end - 1 - status.applied_offset))
+            self.metrics.show(number, status, max(0, end - 1 - status.applied_offset))
 
     async def _report(self) -> None:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
         status = WorkerStatus(component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses)
-        await self._mention(self.topics.status, 0, self.component.encode(), encode_status(status))
-
-    async def _mention(self, topic: str, partition: int, key: bytes | None, value: bytes) -> None:
-        """Send a record that may be lost: another one follows in a second."""
-        sent = await self.courier.send(topic, partition, key, value)
+        # It may be lost: another one follows in a second.
+        sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
-def warn_of_departures(kafka: KafkaConfig) -> None:
+def warn_of_drift(kafka: KafkaConfig) -> None:
     """Say which topics have other settings than the configuration: sequences without compaction cannot restore a disk
     for ever, and a shorter retention takes what a trainer may still want."""
     with suppress(KafkaError):
-        for topic, broker in departures(kafka).items():
+        for topic, broker in config_drift(kafka).items():
             configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
             log.warning("a topic has other settings than configured; set them with kafka-configs.sh, or configure them",
                         topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
@@ -228,7 +234,7 @@ def run_worker(settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C; returns the exit status."""
     try:
         asyncio.run(_run(settings))
-    except (BrokerAbsent, TopicsMismatch, StateError, MetricsPortTaken) as error:
+    except HeadraceError as error:
         print(f"headrace stream: {error}", file=sys.stderr, flush=True)
         return 1
     return 0

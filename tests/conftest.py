@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Idle OpenMP threads spin for milliseconds by default, which a broker and a trainer beside them pay for
-# (`trainer.__main__.calm_threads`). Before torch is loaded.
+# (`headrace.command`). Before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
@@ -24,11 +24,29 @@ def pytest_report_header() -> str:
     return f"kafka: {broker_in_use()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a broker, by the fixtures that it asks for."""
+    for item in items:
+        if {"kafka", "eager"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.kafka)
+
+
 @pytest.fixture(autouse=True)
 def _plain_float32() -> None:
     """PyTorch's default for every test: a trainer in an earlier one may have asked for less precision."""
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in the order of the trainers under test."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

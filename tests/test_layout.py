@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("bench", "headrace", "kernels", "serving", "state", "stream", "trainer")
+ROOMS = ("bench", "headrace", "kernels", "model", "serving", "state", "stream", "trainer", "wire")
 
 
 @pytest.mark.parametrize("room", ROOMS)

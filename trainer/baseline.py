@@ -1,4 +1,5 @@
-"""What a trainer must beat, on the same stream and under the same rules: popularity, and an item's own rate.
+"""What a trainer must beat, on the same stream and under the same rules: popularity (and an item's own rate,
+`model.rates`).
 
 Each is asked before it is told, batch by batch, as the model is.
 """
@@ -52,39 +53,3 @@ class PopularityBaseline:
     def forget(self, rows_N: Int64) -> None:
         """These rows were evicted."""
         self.count_V[rows_N[rows_N < len(self.count_V)]] = 0
-
-
-class RateBaseline:
-    """Share of an item's interactions that had each kind, smoothed towards the share over all items."""
-
-    def __init__(self, num_kinds: int, strength: float = 10.0) -> None:
-        self._strength = strength
-        self.shown_V = np.zeros(64)
-        self.done_VK = np.zeros((64, num_kinds))
-
-    def _grow(self, num_rows: int) -> None:
-        more = max(num_rows, 2 * len(self.shown_V)) - len(self.shown_V)
-        if num_rows > len(self.shown_V):
-            self.shown_V = np.append(self.shown_V, np.zeros(more))
-            self.done_VK = np.vstack([self.done_VK, np.zeros((more, self.done_VK.shape[1]))])
-
-    def predict(self, rows_R: Int64) -> NDArray[np.float64]:
-        """(R, K) probabilities; row 0 gathers items without a row."""
-        if len(rows_R):
-            self._grow(int(rows_R.max()) + 1)
-        prior_K = (self.done_VK.sum(axis=0) + 1.0) / (self.shown_V.sum() + 2.0)
-        return np.asarray(
-            (self.done_VK[rows_R] + self._strength * prior_K) / (self.shown_V[rows_R] + self._strength)[:, None]
-        )
-
-    def learn(self, rows_R: Int64, kinds_RK: NDArray[np.float32]) -> None:
-        """What was done with these items."""
-        if len(rows_R):
-            self._grow(int(rows_R.max()) + 1)
-            np.add.at(self.shown_V, rows_R, 1.0)
-            np.add.at(self.done_VK, rows_R, kinds_RK)
-
-    def forget(self, rows_N: Int64) -> None:
-        """These rows were evicted."""
-        rows = rows_N[rows_N < len(self.shown_V)]
-        self.shown_V[rows], self.done_VK[rows] = 0.0, 0.0

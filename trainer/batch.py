@@ -1,49 +1,65 @@
-"""A jagged batch: the examples of one step as columns, no padding, no loop over interactions.
+"""A jagged batch: what the examples of one step teach, one sequence a user, no padding, no loop over interactions.
 
-Shapes: B examples, n interactions of all of them (context first, then new, per example), T = 2n tokens
-(item, action, item, action, …), R new interactions (the targets).
+Examples bring pieces: an interaction that is new, with the kinds that it has, or later kinds of an earlier one. A step
+folds its examples into the users' histories, in their order, and lays out one sequence of each user that has a piece:
+the interactions before his first one, up to ``max_context``, and all from there to his last. Attention is causal, so
+that what stands behind a target tells it nothing. Several pieces of one interaction in a step are one target.
+
+Shapes: B users, n interactions of all of them, T = 2n tokens (item, action, item, action, …), R targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from state.example import Example
-from trainer.config import ModelConfig
+from model.config import ModelConfig
+from model.kinds import becomes_chosen
+from model.tokens import query_times, unpack_kinds
+from wire.example import Example
+from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
-Number = TypeVar("Number", bound=np.generic)
+Bits = NDArray[np.uint32]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JaggedBatch:
     """Columns of the interactions, and where the targets are.
 
-    ``starts_B1`` (B+1,) int64: example b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64:
-    index of each new interaction among the n. ``previous_R`` (R,) int64: index of the one before it in the same
-    example, or -1 when there is none. ``age_R`` (R,) int64: how many interactions the user had before.
-    ``query_time_n``: when the next item was asked for (the next interaction's time; for the last, its own).
+    ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
+    of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
+    sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
+    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
+    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step makes it a choice (`model.kinds`),
+    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time;
+    for the last, its own).
+    ``seed_B``: a number of the user's first example in the step.
     """
 
     starts_B1: Int64
     item_n: Int64
-    bits_n: NDArray[np.uint32]
+    bits_n: Bits
     time_ms_n: Int64
     domain_n: Int64
     value_n: NDArray[np.float32]
     feature_nF: Int64
     user_feature_BF: Int64
     owner_n: Int64
+    query_time_n: Int64
     target_R: Int64
     previous_R: Int64
     age_R: Int64
-    query_time_n: Int64
-    kinds_nK: NDArray[np.float32]
+    is_new_R: Bools
+    learned_bits_R: Bits
+    previous_bits_R: Bits
+    is_wanted_R: Bools
+    seed_B: Int64
+    num_kinds: int
 
     @property
     def num_targets(self) -> int:
@@ -55,55 +71,147 @@ class JaggedBatch:
         """T."""
         return 2 * len(self.item_n)
 
+    @property
+    def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
+        """What was done with each interaction, as far as is known."""
+        return unpack_kinds(self.bits_n, self.num_kinds)
 
-def _column(examples: Sequence[Example], name: str, kept: Sequence[slice], dtype: type[Number]) -> NDArray[Number]:
-    parts = [getattr(example.interactions, name)[part] for example, part in zip(examples, kept, strict=True)]
-    return np.concatenate(parts, dtype=dtype)
+    @property
+    def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
+        """The kinds that the step brings of each target."""
+        return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
 
-def build_batch(examples: Sequence[Example], config: ModelConfig) -> JaggedBatch:
-    """Examples → `JaggedBatch`, in the order given. Numpy only; the trainer moves it to the device."""
-    totals = np.array([len(example.interactions) for example in examples], np.int64)
-    num_new_B = np.array([example.num_new for example in examples], np.int64)
-    length_B = np.minimum(totals, num_new_B + config.max_context)
-    kept = [slice(total - length, total) for total, length in zip(totals.tolist(), length_B.tolist(), strict=True)]
-    starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
-    bits_n = _column(examples, "action_bits", kept, np.uint32)
-    time_ms_n = _column(examples, "timestamp_ms", kept, np.int64)
-    owner_n = np.repeat(np.arange(len(examples)), length_B)
-    place_n = np.arange(len(owner_n)) - starts_B1[owner_n]
-    target_R = np.flatnonzero(place_n >= (length_B - num_new_B)[owner_n])
-    first_new_B = np.array([example.first_new_index for example in examples], np.int64)
-    owner_R = owner_n[target_R]
-    return JaggedBatch(
-        starts_B1=starts_B1,
-        item_n=_column(examples, "item_hash", kept, np.int64),
-        bits_n=bits_n,
-        time_ms_n=time_ms_n,
-        domain_n=_column(examples, "domain_hash", kept, np.int64),
-        value_n=_column(examples, "value", kept, np.float32),
-        feature_nF=_column(examples, "feature_hash", kept, np.int64),
-        user_feature_BF=np.stack([example.user_feature_hash for example in examples]).astype(np.int64),
-        owner_n=owner_n,
-        target_R=target_R,
-        previous_R=np.where(place_n[target_R] > 0, target_R - 1, -1),
-        age_R=first_new_B[owner_R] + place_n[target_R] - (length_B - num_new_B)[owner_R],
-        query_time_n=_next_time(time_ms_n, starts_B1),
-        kinds_nK=unpack_kinds(bits_n, len(config.kinds)),
+@dataclass(slots=True, eq=False)
+class _Pieces:
+    """What the step's examples bring: of each user his history and a seed; of each piece its owner, its place in his
+    lifetime, kinds, and whether the interaction is new."""
+
+    histories: list[History]
+    seeds: list[int]
+    owner_P: Int64
+    place_P: Int64
+    bits_P: Bits
+    is_new_P: Bools
+
+
+def build_batch(examples: Sequence[Example], histories: Histories, config: ModelConfig) -> JaggedBatch:
+    """Fold the examples into ``histories``, in the order given, and lay out what they teach. Numpy only."""
+    touched = [histories.gather(example) for example in examples]
+    teaching = [at for at, example in enumerate(examples) if example.num_new or example.num_feedback]
+    batch = _lay_out(_pieces([(examples[at], touched[at]) for at in teaching]), config) if teaching else None
+    for history in touched:
+        histories.settle(history)
+    return batch if batch is not None else nothing_learned(config)
+
+
+def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
+    number_of: dict[str, int] = {}
+    users, seeds, owners = list[History](), list[int](), list[int]()
+    for example, history in pairs:
+        number = number_of.setdefault(example.user, len(users))
+        if number == len(users):
+            users.append(history)
+            seeds.append((example.partition << 40) + example.number)
+        owners.append(number)
+    examples = [example for example, _ in pairs]
+    num_each = [each.num_feedback + each.num_new for each in examples]
+    places, bits = list[Int64](), list[Bits]()
+    for each in examples:
+        end = each.first_index + len(each.interactions)
+        places += [each.first_index + each.feedback_index, np.arange(end - each.num_new, end)]
+        bits += [each.feedback_bits, each.interactions.action_bits[len(each.interactions) - each.num_new :]]
+    is_new = np.tile([False, True], len(examples))
+    return _Pieces(
+        users,
+        seeds,
+        np.repeat(np.array(owners, np.int64), num_each),
+        np.concatenate(places, dtype=np.int64),
+        np.concatenate(bits, dtype=np.uint32),
+        np.repeat(is_new, [num for each in examples for num in (each.num_feedback, each.num_new)]),
     )
 
 
-def _next_time(time_ms_n: Int64, starts_B1: Int64) -> Int64:
-    next_time_n = np.empty_like(time_ms_n)
-    next_time_n[:-1] = time_ms_n[1:]
-    last_B = starts_B1[1:] - 1
-    next_time_n[last_B] = time_ms_n[last_B]
-    return next_time_n
+def _merge(pieces: _Pieces) -> tuple[Int64, Int64, Bits, Bools]:
+    """Pieces of one interaction as one: owners, places, kinds, and whether it is new; by owner and place."""
+    order = np.lexsort((pieces.place_P, pieces.owner_P))
+    owner, place = pieces.owner_P[order], pieces.place_P[order]
+    starts = np.flatnonzero(np.append(True, (np.diff(owner) != 0) | (np.diff(place) != 0)))
+    bits = np.bitwise_or.reduceat(pieces.bits_P[order], starts)
+    return owner[starts], place[starts], bits, np.logical_or.reduceat(pieces.is_new_P[order], starts)
 
 
-def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
-    """(n,) bit sets → (n, K) of 0 and 1."""
-    return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
+def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
+    owner_R, place_R, learned_R, is_new_R = _merge(pieces)
+    first_B1 = np.append(np.flatnonzero(np.append(True, np.diff(owner_R) != 0)), len(owner_R))
+    windows = [
+        history.window(int(place_R[first]) - config.max_context, int(place_R[stop - 1]) + 1)
+        for history, first, stop in zip(pieces.histories, first_B1[:-1], first_B1[1:], strict=True)
+    ]
+    rows_n: Rows = np.concatenate([rows for _, rows in windows])
+    length_B = np.array([len(rows) for _, rows in windows], np.int64)
+    starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
+    target_R = starts_B1[owner_R] + place_R - np.array([first for first, _ in windows], np.int64)[owner_R]
+    bits_n, time_ms_n = np.ascontiguousarray(rows_n["bits"]), np.ascontiguousarray(rows_n["time"])
+    previous_bits_R = bits_n[target_R] & ~learned_R
+    batch = JaggedBatch(
+        starts_B1=starts_B1,
+        item_n=np.ascontiguousarray(rows_n["item"]),
+        bits_n=bits_n,
+        time_ms_n=time_ms_n,
+        domain_n=np.ascontiguousarray(rows_n["domain"]),
+        value_n=np.ascontiguousarray(rows_n["value"]),
+        feature_nF=np.ascontiguousarray(rows_n["features"]),
+        user_feature_BF=np.stack([history.user_features for history in pieces.histories]),
+        owner_n=np.repeat(np.arange(len(windows)), length_B),
+        query_time_n=query_times(time_ms_n, starts_B1),
+        target_R=target_R,
+        previous_R=np.where(target_R > starts_B1[owner_R], target_R - 1, -1),
+        age_R=place_R,
+        is_new_R=is_new_R,
+        learned_bits_R=learned_R,
+        previous_bits_R=previous_bits_R,
+        is_wanted_R=becomes_chosen(previous_bits_R, learned_R, config),
+        seed_B=np.array(pieces.seeds, np.int64),
+        num_kinds=len(config.kinds),
+    )
+    present_n = batch.item_n != 0
+    # What was lost before this reader came (`trainer.on_hole`) has left rows without items.
+    return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
+
+
+def nothing_learned(config: ModelConfig) -> JaggedBatch:
+    """The batch of no users."""
+    none, no_bits, no_bools = np.zeros(0, np.int64), np.zeros(0, np.uint32), np.zeros(0, np.bool_)
+    return JaggedBatch(
+        starts_B1=np.zeros(1, np.int64),
+        item_n=none,
+        bits_n=no_bits,
+        time_ms_n=none,
+        domain_n=none,
+        value_n=np.zeros(0, np.float32),
+        feature_nF=np.zeros((0, config.num_features), np.int64),
+        user_feature_BF=np.zeros((0, config.num_user_features), np.int64),
+        owner_n=none,
+        query_time_n=none,
+        target_R=none,
+        previous_R=none,
+        age_R=none,
+        is_new_R=no_bools,
+        learned_bits_R=no_bits,
+        previous_bits_R=no_bits,
+        is_wanted_R=no_bools,
+        seed_B=none,
+        num_kinds=len(config.kinds),
+    )
+
+
+def shorten(batch: JaggedBatch, max_context: int) -> JaggedBatch:
+    """The batch with at most ``max_context`` interactions before each user's first target."""
+    first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    first_n = np.maximum(batch.starts_B1[:-1], first_target_B - max_context)
+    kept = np.flatnonzero(np.arange(len(batch.item_n)) >= first_n[batch.owner_n])
+    return batch if len(kept) == len(batch.item_n) else take_interactions(batch, kept)
 
 
 def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
@@ -113,21 +221,15 @@ def take_interactions(batch: JaggedBatch, kept: Int64) -> JaggedBatch:
     owner = batch.owner_n[kept]
     starts_B1 = np.searchsorted(owner, np.arange(len(batch.starts_B1)))
     target_R = new_index_n[batch.target_R]
-    previous_R = np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1)
     time_ms = batch.time_ms_n[kept]
-    return JaggedBatch(
+    columns = {name: getattr(batch, name)[kept] for name in ("item_n", "bits_n", "domain_n", "value_n", "feature_nF")}
+    return replace(
+        batch,
         starts_B1=starts_B1,
-        item_n=batch.item_n[kept],
-        bits_n=batch.bits_n[kept],
         time_ms_n=time_ms,
-        domain_n=batch.domain_n[kept],
-        value_n=batch.value_n[kept],
-        feature_nF=batch.feature_nF[kept],
-        user_feature_BF=batch.user_feature_BF,
         owner_n=owner,
+        query_time_n=query_times(time_ms, starts_B1),
         target_R=target_R,
-        previous_R=previous_R,
-        age_R=batch.age_R,
-        query_time_n=_next_time(time_ms, starts_B1),
-        kinds_nK=batch.kinds_nK[kept],
+        previous_R=np.where(target_R > starts_B1[owner[target_R]], target_R - 1, -1),
+        **columns,
     )

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import numpy as np
 import xxhash
@@ -39,30 +39,39 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """Writes and finds checkpoints; holds the folder's lock, so that two trainers never share one."""
+    """Writes and finds checkpoints; once `open`, holds the folder's lock, so that two trainers never share one."""
 
     def __init__(self, path: Path, on_damage: Callable[[str], None]) -> None:
         self.path, self._on_damage = path, on_damage
+        self._lock: IO[str] | None = None
+
+    def open(self) -> Self:
+        """Take the folder's lock, and clear away what a kill left half written. Raises `CheckpointError`."""
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
+            lock = (path / "lock").open("w")
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
+            lock.close()
             raise CheckpointError(
                 f"checkpoint_dir {path}: another trainer is using it; stop that one, or name another folder"
             ) from error
         for left in path.glob("tmp-*"):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        self._lock = lock
+        return self
 
     def close(self) -> None:
         """Give the folder back."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def steps(self) -> list[int]:
         """Step counts of the checkpoints present, oldest first."""
@@ -126,7 +135,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
     if meta["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}")
+        raise CheckpointError(
+            f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}; use the build that wrote it, or start "
+            "with an empty trainer.checkpoint_dir"
+        )
     if len(blob) != meta["arrays_bytes"] or xxhash.xxh3_128_hexdigest(blob) != meta["arrays_xxh3"]:
         raise CheckpointError(
             f"checkpoint {path}: arrays.safetensors is damaged (expected {meta['arrays_bytes']} bytes with "

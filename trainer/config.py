@@ -1,43 +1,19 @@
-"""What a trainer can be told: the model it learns, and how it learns it."""
+"""The trainer's configuration: how it learns, keeps and publishes the model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from trainer.limits import Limit, Names, Number, Switch, Word, check_fields, expect
+from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
+FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
+EXCLUDE = ("auto", "always", "never")
 
-
-AT_LEAST_1 = Number(1, whole=True)
-FROM_0 = Number(0, whole=True)
-ABOVE_0 = Number(0, open_low=True)
-
-MODEL_LIMITS: dict[str, Limit] = {
-    "kinds": Names(32, "set action.kinds"),
-    "num_features": Number(0, whole=True, advice="set action.features"),
-    "num_user_features": Number(0, whole=True, advice="set action.user_features"),
-    "num_layers": AT_LEAST_1,
-    "model_width": AT_LEAST_1,
-    "num_heads": AT_LEAST_1,
-    "qk_width": AT_LEAST_1,
-    "value_width": AT_LEAST_1,
-    "item_width": Number(2, whole=True, advice="64 is usual"),
-    "norm_len": ABOVE_0,
-    "max_context": AT_LEAST_1,
-    "num_positions": AT_LEAST_1,
-    "num_time_buckets": AT_LEAST_1,
-    "time_unit_ms": ABOVE_0,
-    "temperature": ABOVE_0,
-    "bias_scale": Number(),
-    "norm_eps": ABOVE_0,
-    "use_domain": Switch(),
-    "use_value": Switch(),
-}
 
 TRAINER_LIMITS: dict[str, Limit] = {
     "model_id": Word(),
@@ -51,6 +27,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
+    "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -60,6 +37,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
+    "feedback": Word(FEEDBACK, "use reversal"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
@@ -74,7 +52,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "admit_after": AT_LEAST_1,
     "evict_after_days": Number(0, advice="0 keeps every item"),
     "evict_every_steps": AT_LEAST_1,
-    "exclude_seen": Switch(),
+    "exclude_seen": Word(EXCLUDE, "use auto"),
+    "memory_half_life": ABOVE_0,
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
     "checkpoint_dir": Word(),
@@ -87,53 +66,11 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
     "on_hole": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
+    "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
+    "metrics_host": Word(advice="0.0.0.0 listens on every interface"),
     "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The shape of the HSTU: what a server must know to run the weights.
-
-    ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
-    row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
-    """
-
-    kinds: tuple[str, ...] = ("rate", "like", "love")
-    num_features: int = 0
-    num_user_features: int = 0
-    num_layers: int = 2
-    model_width: int = 64
-    num_heads: int = 2
-    qk_width: int = 32
-    value_width: int = 32
-    item_width: int = 64
-    norm_len: float = 64.0
-    max_context: int = 200
-    num_positions: int = 256
-    num_time_buckets: int = 64
-    time_unit_ms: float = 1000.0
-    temperature: float = 0.2
-    bias_scale: float = 1.0
-    norm_eps: float = 1e-5
-    use_domain: bool = True
-    use_value: bool = False
-
-    def __post_init__(self) -> None:
-        kinds: Any = self.kinds
-        if isinstance(kinds, list):  # as JSON gives them
-            object.__setattr__(self, "kinds", tuple(kinds))
-        check_fields(self, "model", MODEL_LIMITS)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they go into manifests and checkpoints."""
-        return {**asdict(self), "kinds": list(self.kinds)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `as_dict`; keys that this build does not know are an error."""
-        return _from_dict(cls, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +79,10 @@ class TrainerConfig:
 
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
-    changes nothing. ``cuda_graphs``, on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a
-    step waits for its launches: small models, small batches.
-    """
+    changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
+    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``,
+    on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a step waits for its launches:
+    small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"
@@ -156,10 +94,12 @@ class TrainerConfig:
     num_threads: int = 0
     # One step
     max_step_tokens: int = 8192
-    max_step_targets: int = 256
-    file_take: int = 256
+    max_step_targets: int = 64
+    file_take: int = 64
     step_linger_s: float = 0.2
     # Learning
+    max_train_context: int = 32
+    feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0
@@ -178,13 +118,14 @@ class TrainerConfig:
     full_softmax_max_items: int = 10_000
     num_negatives: int = 1024
     frequency_half_life: float = 1_000_000.0
+    memory_half_life: float = 1_000_000.0
     stochastic_length_alpha: float = 0.0
     # Vocabulary
     admit_after: int = 1
     evict_after_days: float = 0.0
     evict_every_steps: int = 1000
     # Metrics
-    exclude_seen: bool = True
+    exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
     # What outlives the process
@@ -198,11 +139,16 @@ class TrainerConfig:
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
     max_buffered_examples: int = 4096
+    # Who leads, where several run
+    takeover_after_s: float = 10.0
     # What tells about it
     lag_every_s: float = 1.0
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
 
     def __post_init__(self) -> None:
+        meant = {"true": "always", "false": "never"}.get(str(self.exclude_seen).lower(), self.exclude_seen)
+        object.__setattr__(self, "exclude_seen", meant)
         check_fields(self, "trainer", TRAINER_LIMITS)
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
@@ -225,7 +171,6 @@ _NOT_LEARNING = frozenset(
         "deterministic",
         "cuda_graphs",
         "num_threads",
-        "exclude_seen",
         "metric_share",
         "metric_window",
         "model_id",
@@ -243,16 +188,9 @@ _NOT_LEARNING = frozenset(
         "chunk_bytes",
         "on_hole",
         "max_buffered_examples",
+        "takeover_after_s",
         "lag_every_s",
+        "metrics_host",
         "metrics_port",
     }
 )
-
-Config = TypeVar("Config")
-
-
-def _from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
-    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    expect(not unknown, kind.__name__, f"keys among {sorted(known)}", unknown, "use the build that wrote it, or newer")
-    return kind(**values)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+from wire.errors import HeadraceError
 
-class TrainerError(Exception):
+
+class TrainerError(HeadraceError):
     """Anything the trainer refuses or stops for. The message says what was expected, what came and what to do.
 
     TrainerError
-    ├── ConfigError          a value of the configuration is not usable
-    ├── DeviceError          the device asked for is not there
     ├── SourceError          examples are missing, damaged or do not fit the model
     │   └── HoleError        numbers are missing from the sequences topic
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
-    ├── VersionError         a published version does not fit the weights it is applied to
+    ├── UnsoundError         learning leaves numbers that are not finite
     └── FencedError          another trainer has taken over
     """
-
-
-class ConfigError(TrainerError, ValueError):
-    """A configuration value is out of range; names the key, the value and what would be right."""
-
-
-class DeviceError(TrainerError):
-    """The device asked for is not on this machine."""
 
 
 class SourceError(TrainerError):
@@ -42,8 +34,8 @@ class JournalError(TrainerError):
     """The plan of steps could not be written, or does not fit the checkpoint."""
 
 
-class VersionError(TrainerError):
-    """A version does not fit the weights that it is applied to."""
+class UnsoundError(TrainerError):
+    """What was learned is not finite, and setting single steps aside does not help."""
 
 
 class FencedError(TrainerError):

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainer.model import HSTU
+from model.hstu import HSTU
 
 Int64 = NDArray[np.int64]
 Encode = Callable[..., Tensor]

@@ -1,8 +1,9 @@
 """The plan of steps since the checkpoint, on disk before each step is trained.
 
-One line a step: ``<xxh3-64 of the JSON, hex> <JSON [step, [[partition, first, last], …]]>``. A file begins at each
-checkpoint (``journal-<first step>``); files older than the oldest checkpoint kept are removed. A torn last line was
-never trained and is dropped. A write survives kill -9; with ``fsync`` it also survives a machine that loses power.
+One line per step: ``<xxh3-64 of the JSON, hex> <JSON [step, [[partition, first, last], …]]>``; ``[step, null]`` says
+that a step is set aside. Each checkpoint begins a new file (``journal-<first step>``), which replaces whatever older
+files say of its steps; files that end before the oldest checkpoint kept are removed. A torn last line was never trained
+and is dropped. A write survives kill -9; with ``fsync`` it also survives a power cut.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import xxhash
 
 from trainer.errors import JournalError
-from trainer.version import PlanStep
+from trainer.plan import Plan, parse_steps
+from wire.weights import PlanStep
 
 
 class Journal:
@@ -26,12 +28,14 @@ class Journal:
         self._folder, self._fsync = folder, fsync
         self._descriptor = -1
 
-    def start(self, first_step: int, steps: Sequence[PlanStep] = ()) -> None:
-        """Begin a new file with what is already planned from ``first_step`` on; files of later steps are superseded."""
+    def start(self, first_step: int, steps: Sequence[PlanStep] = (), set_aside: Collection[int] = ()) -> None:
+        """Begin a new file with what is already planned from ``first_step`` on; it replaces files of later steps."""
         self.close()
         path, temporary = self._folder / f"journal-{first_step:012d}", self._folder / "tmp-journal"
         try:
-            temporary.write_bytes(b"".join(encode_line(first_step + index, step) for index, step in enumerate(steps)))
+            lines = [encode_line(number, step) for number, step in enumerate(steps, first_step)]
+            lines += [encode_line(number, None) for number in sorted(set_aside) if number >= first_step]
+            temporary.write_bytes(b"".join(lines))
             temporary.rename(path)
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
@@ -40,8 +44,8 @@ class Journal:
             if later > first_step:
                 (self._folder / f"journal-{later:012d}").unlink(missing_ok=True)
 
-    def append(self, step: int, plan: PlanStep) -> None:
-        """Record one step. Returns when it would survive a kill of this process."""
+    def append(self, step: int, plan: PlanStep | None) -> None:
+        """Record one step, or (None) that it is set aside. Returns when it would survive a kill of this process."""
         line = encode_line(step, plan)
         try:
             written = os.write(self._descriptor, line)
@@ -51,6 +55,10 @@ class Journal:
                 os.fdatasync(self._descriptor)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
+
+    def read(self, from_step: int) -> Plan:
+        """What is recorded from ``from_step`` on."""
+        return read_journal(self._folder, from_step)
 
     def prune(self, oldest_step: int) -> None:
         """Remove files whose steps all lie before ``oldest_step`` (the oldest checkpoint kept)."""
@@ -78,23 +86,34 @@ def journal_starts(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("journal-")) for path in folder.glob("journal-*")]
 
 
-def encode_line(step: int, plan: PlanStep) -> bytes:
+def encode_line(step: int, plan: PlanStep | None) -> bytes:
     """One line of a journal."""
     text = json.dumps([step, plan], separators=(",", ":")).encode()
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
 
-def read_journal(folder: Path, from_step: int) -> list[PlanStep]:
-    """Recorded steps from ``from_step`` on, over all files; stops before the first damaged or missing line."""
+def read_journal(folder: Path, from_step: int) -> Plan:
+    """What is recorded from ``from_step`` on, over all files; stops before the first damaged or missing line."""
     found: dict[int, PlanStep] = {}
+    set_aside: set[int] = set()
     for start in sorted(journal_starts(folder)):
-        for line in (folder / f"journal-{start:012d}").read_bytes().split(b"\n"):
-            digest, _, text = line.partition(b" ")
-            if xxhash.xxh3_64_hexdigest(text).encode() != digest:
-                break
-            step, plan = json.loads(text)
-            found[step] = [(part[0], part[1], part[2]) for part in plan]
-    steps: list[PlanStep] = []
-    while from_step + len(steps) in found:
-        steps.append(found[from_step + len(steps)])
-    return steps
+        found = {step: plan for step, plan in found.items() if step < start}
+        set_aside = {step for step in set_aside if step < start}
+        for step, plan in _lines(folder / f"journal-{start:012d}"):
+            if plan is None:
+                set_aside.add(step)
+            else:
+                found[step] = plan
+    steps = list(itertools.takewhile(lambda step: step in found, itertools.count(from_step)))
+    recorded = Plan(from_step)
+    recorded.merge(from_step, [found[step] for step in steps], set_aside=set_aside)
+    return recorded
+
+
+def _lines(path: Path) -> Iterator[tuple[int, PlanStep | None]]:
+    for line in path.read_bytes().split(b"\n"):
+        digest, _, text = line.partition(b" ")
+        if xxhash.xxh3_64_hexdigest(text).encode() != digest:
+            return
+        step, plan = json.loads(text)
+        yield step, None if plan is None else parse_steps([plan])[0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import rank_of_target
-from trainer.baseline import PopularityBaseline, RateBaseline
+from kernels.memory import MemoryOutcome
+from model.embedding import EmbeddingTable
+from model.rates import Rates
+from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
-from trainer.embedding import EmbeddingTable
-from trainer.metrics import RANKERS, Predictions, PrequentialMetrics
+from trainer.metrics import RANKERS, Predictions, PrequentialMetrics, outcomes
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
@@ -27,16 +26,17 @@ HEAD_SHARE = 0.2
 
 @dataclass(slots=True, eq=False)
 class Forward:
-    """What the losses and the metrics need of one forward pass."""
+    """What the losses and the metrics need of one forward pass: of R targets, S of which are retrieved."""
 
-    query_RD: Tensor
+    query_SD: Tensor
+    """Without a gradient, as the table."""
     table_UD: Tensor
     is_whole: bool
     """Row u of the table is row u of the items: all are there."""
     logits_RK: Tensor
     target_row_R: Int64
-    retrieval_loss_R: Tensor
-    learned_R: NDArray[np.bool_]
+    retrieval_loss: Tensor
+    """Mean over those whose item has a row."""
     leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
 
 
@@ -46,46 +46,58 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Judge:
-    """Compares a batch's predictions, and the baselines', with what came. ``whole_table`` makes the first rows of the
-    table that queries are compared with, for batches that gathered some rows only."""
+    """Compares a batch's predictions, and the baselines', with what came."""
 
     def __init__(
         self,
         config: TrainerConfig,
         popularity: PopularityBaseline,
-        rates: RateBaseline,
+        rates: Rates,
         metrics: PrequentialMetrics,
-        whole_table: Callable[[int], Tensor],
     ) -> None:
         self._config, self._popularity, self._rates, self._metrics = config, popularity, rates, metrics
-        self._whole_table = whole_table
 
     @torch.no_grad()
     def count(
-        self, batch: JaggedBatch, forward: Forward, known_V: NDArray[np.bool_], seen_rows_n: Int64, step: int
+        self,
+        batch: JaggedBatch,
+        forward: Forward,
+        recalled: MemoryOutcome,
+        known_V: NDArray[np.bool_],
+        seen_rows_n: Int64,
+        step: int,
     ) -> None:
-        """Add a batch's predictions to the metrics; only rows known before it compete, and only those count as hits."""
+        """Add a batch's predictions to the metrics.
+
+        ``recalled``: of the retrieved targets, each asked before the next was counted. Among the baselines only rows
+        known before the batch compete.
+        """
         target_R = seen_rows_n[batch.target_R]
-        hit = known_V[target_R]
-        ranked_R = self._ranked(batch.num_targets, step)
-        ranked = np.flatnonzero(ranked_R)
-        rows, offsets_C1 = seen_before(batch, seen_rows_n, ranked)
-        rank_KR = np.zeros((len(RANKERS), batch.num_targets), np.int64)
-        rank_KR[0, ranked] = self._model_ranks(forward, ranked, target_R[ranked], known_V, rows, offsets_C1)
-        rank_KR[1:, ranked] = self._popularity.ranks(target_R[ranked], known_V, rows, offsets_C1)
-        log_loss_R = np.full(batch.num_targets, np.nan)
-        log_loss_R[forward.learned_R] = forward.retrieval_loss_R.detach().cpu().numpy()
-        log_loss_R[~hit] = np.nan
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        target_S, where_S = target_R[wanted], batch.target_R[wanted]
+        ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
+        ranked = np.flatnonzero(ranked_S)
+        rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
+        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1)
+        rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
+        rank_KS[:, ranked] = np.stack(
+            [
+                recalled.rank_R[ranked],
+                *(ranks * known_V[target_S[ranked]] for ranks in popular),
+                recalled.model_rank_R[ranked],
+                recalled.count_rank_R[ranked],
+            ]
+        )
         self._metrics.add(
             Predictions(
-                rank_KR=rank_KR * hit,
-                ranked_R=ranked_R,
-                slice_SR=self._slices(batch, target_R, known_V),
-                domain_R=batch.domain_n[batch.target_R],
-                log_loss_R=log_loss_R,
+                rank_KS=rank_KS,
+                ranked_S=ranked_S,
+                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V),
+                domain_S=batch.domain_n[where_S],
+                log_loss_S=recalled.loss_R.astype(np.float64),
                 probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
                 baseline_RK=self._rates.predict(target_R),
-                kinds_RK=batch.kinds_nK[batch.target_R],
+                outcome_RK=outcomes(batch.learned_RK, batch.is_new_R),
             )
         )
 
@@ -95,57 +107,29 @@ class Judge:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
         return generator.random(num_targets) < self._config.metric_share
 
-    def _model_ranks(
-        self,
-        forward: Forward,
-        ranked: Int64,
-        target_C: Int64,
-        known_V: NDArray[np.bool_],
-        rows: Int64,
-        offsets_C1: Int64,
-    ) -> Int64:
-        if not len(ranked):
-            return ranked
-        table_VD = forward.table_UD.detach() if forward.is_whole else self._whole_table(len(known_V))
-        tensor, excluded = partial(to_device, device=table_VD.device), dict[str, Any]()
-        if self._config.exclude_seen:
-            excluded = {"exclude_rows": tensor(rows), "exclude_offsets_R1": tensor(offsets_C1)}
-        rank_C = rank_of_target(
-            forward.query_RD.detach()[tensor(ranked)],
-            table_VD[: len(known_V)],
-            tensor(target_C),
-            normalize=False,
-            valid_V=tensor(known_V),
-            backend=self._config.backend,
-            **excluded,
-        )
-        return rank_C.cpu().numpy()
-
-    def _slices(self, batch: JaggedBatch, target_R: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
         count_V = self._popularity.count_V[: len(known_V)]
         live = np.sort(count_V[known_V])
         head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
-        count_R = count_V[target_R]
-        known_R = known_V[target_R]
+        count_S, known_S = count_V[target_S], known_V[target_S]
         return np.stack(
             [
-                np.ones(batch.num_targets, np.bool_),
-                ~known_R | (count_R < NEW_ITEM_SIGHTINGS),
-                batch.age_R < NEW_USER_INTERACTIONS,
-                known_R & (count_R < head),
+                np.ones(len(target_S), np.bool_),
+                ~known_S | (count_S < NEW_ITEM_SIGHTINGS),
+                age_S < NEW_USER_INTERACTIONS,
+                known_S & (count_S < head),
             ]
         )
 
 
-def seen_before(batch: JaggedBatch, rows_n: Int64, chosen: Int64) -> tuple[Int64, Int64]:
-    """Distinct known rows that the user of each of C chosen targets met before it, within the example: flat rows and
+def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
+    """Distinct known rows that the user of each of C interactions met before it, within the batch: flat rows and
     (C+1,) offsets."""
     first_n = np.zeros(len(rows_n), np.bool_)
     width = int(rows_n.max(initial=0)) + 1
     first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
     first_n &= rows_n > 0
     num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
-    target_C = batch.target_R[chosen]
     start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]
     num_C = num_before_n1[target_C] - start_C
     offsets_C1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_C)])

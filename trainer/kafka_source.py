@@ -7,18 +7,25 @@ import threading
 import structlog
 from kafka import TopicPartition
 
-from state.codec import decode_example
-from state.config import KafkaConfig
-from state.errors import CodecError
-from state.example import Example
-from state.log import ExampleLog, Verdict
-from state.topics import Topics
-from trainer import clients
 from trainer.errors import HoleError, SourceError
 from trainer.source import Marks, Position
-from trainer.version import PlanStep
+from wire.config import KafkaConfig
+from wire.errors import CodecError, TopicMissing
+from wire.example import Example
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.history import Histories
+from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
+from wire.kafka.retry import patiently
+from wire.topics import Topics
+from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
+METADATA_MS = 5_000
+REMEDY = (
+    "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
+    "topic from its beginning; or without it, to train anew"
+)
 
 
 class KafkaSource:
@@ -36,12 +43,16 @@ class KafkaSource:
         self._topic = Topics.under(kafka.prefix).sequences
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
-        self._consumer = clients.patiently(lambda: clients.consumer(kafka), "reading examples", kafka, stop)
-        self._partitions = clients.patiently(self._find, "finding the sequences topic", kafka, stop)
+        self._stop = stop
+        self._topic_id = ""
+        self._consumer = patiently(
+            lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
+        )
+        self._partitions = patiently(self._find, "finding the sequences topic", kafka, stop)
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
-        self.num_lost = 0
+        self.num_lost = self._num_holes = self._num_told = 0
         for where in self._partitions:
             position = self.positions.setdefault(where.partition, Position())
             self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
@@ -50,8 +61,8 @@ class KafkaSource:
 
     def _find(self) -> list[TopicPartition]:
         try:
-            return clients.partitions_of(self._consumer, self._topic)
-        except SourceError as error:
+            return partitions_of(self._consumer, self._topic)
+        except TopicMissing as error:
             raise ConnectionError(str(error)) from error
 
     @property
@@ -64,11 +75,39 @@ class KafkaSource:
         """A stream never is."""
         return False
 
+    def restore(self, histories: Histories) -> None:
+        """Read the topic from its start up to the positions, and fold each segment as it was there.
+
+        A record that was superseded behind a position is still in front of it unless compaction has run in between: so
+        the histories are those of the checkpoint for as long as the trainer is less than
+        ``kafka.min_compaction_lag_s`` behind, as it must be to miss no example. 25 µs a record.
+        """
+        behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
+        logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
+        reading = [where for where in self._partitions if behind[where] > 0]
+        self._consumer.seek_to_beginning(*reading) if reading else None
+        self._consumer.pause(*(where for where in self._partitions if where not in reading))
+        while reading and not self._stop.is_set():
+            for where, records in self._consumer.poll(timeout_ms=200).items():
+                for record in records:
+                    if record.offset < behind[where] and record.value is not None:
+                        example = self._decode(where.partition, record.offset, record.value)
+                        if logs[where].feed(example) is Verdict.ACCEPT:
+                            histories.fold(example)
+            done = [where for where in reading if self._consumer.position(where) >= behind[where]]
+            self._consumer.pause(*done)
+            reading = [where for where in reading if where not in done]
+        for where, offset in behind.items():
+            self._consumer.seek(where, offset)
+        self._consumer.resume(*self._partitions)
+        log.info("histories restored", users=len(histories), bytes=histories.num_bytes)
+
     def poll(self, timeout_s: float) -> list[Example]:
         """What has arrived; waits at most ``timeout_s`` for something."""
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
+        self._check_topic()
         examples = []
         for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             for record in records:
@@ -77,22 +116,42 @@ class KafkaSource:
                     self._marks.add(example, record.offset)
                     self._num_waiting[where.partition] += 1
                     examples.append(example)
+        if not examples:
+            self._tell_lost()
         return examples
+
+    def _check_topic(self) -> None:
+        """Raise `SourceError` where the topic was deleted and created again since the trainer began to read it."""
+        before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
+        if before not in ("", self._topic_id):
+            raise SourceError(
+                f"{self._topic}: expected the topic with id {before}, which this trainer reads, got one with id "
+                f"{self._topic_id}: it was deleted and created again. {REMEDY}"
+            )
+
+    def _tell_lost(self) -> None:
+        """Once reading pauses: what was lost in all, in one line."""
+        if self._num_holes > max(1, self._num_told):
+            log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
+        self._num_told = self._num_holes
 
     def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
         if value is None:
             return None
+        example = self._decode(partition, offset, value)
+        verdict = self._logs[partition].feed(example)
+        if verdict is Verdict.HOLE:
+            self._meet_hole(partition, offset, example)
+        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+
+    def _decode(self, partition: int, offset: int, value: bytes) -> Example:
         try:
-            example = decode_example(value)
+            return decode_example(value)
         except CodecError as error:
             raise SourceError(
                 f"{self._topic} partition {partition} offset {offset}: expected an example, got bytes that are "
                 f"none ({error}); find out who writes there"
             ) from error
-        verdict = self._logs[partition].feed(example)
-        if verdict is Verdict.HOLE:
-            self._meet_hole(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
         hole = self._logs[partition].hole
@@ -103,10 +162,13 @@ class KafkaSource:
         )
         if self._on_hole == "stop":
             raise HoleError(
-                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"'
+                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"; '
+                "without a checkpoint, start with --from-published"
             )
-        log.error("examples lost, going on without them", what=what)
         self.num_lost += hole.got - hole.expected
+        self._num_holes += 1
+        if self._num_holes == 1:
+            log.error("examples lost, going on without them", what=what)
         self._logs[partition].take(example)
 
     def trained(self, step: PlanStep) -> None:

@@ -1,14 +1,14 @@
 """The single pass: source → step → metrics, journalled before each step, checkpointed and published behind it.
 
-At start the trainer is put back where its line of training stands: the checkpoint, then the steps recorded behind it
-(in the journal, and in published versions), repeated exactly; only then does it decide on steps of its own.
+At start the trainer is put back where its line of training stands (`trainer.recovery`) and repeats the steps recorded
+behind the checkpoint exactly; only then does it decide on steps of its own. A step that leaves numbers that are not
+finite is set aside: the trainer goes back to the checkpoint and repeats everything but that step.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,37 @@ from typing import Any
 import msgspec
 import structlog
 
-from state.example import Example
+from model.config import ModelConfig
 from trainer.checkpoint import Checkpoint, CheckpointFolder
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
-from trainer.journal import Journal, read_journal
-from trainer.plan import Backlog, Plan
+from trainer.election import Claimant
+from trainer.errors import UnsoundError
+from trainer.journal import Journal
 from trainer.progress import Progress
+from trainer.publication import Publication
 from trainer.publisher import Publisher
-from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
+from trainer.recovery import Recovery, Resumed
+from trainer.scheduler import Scheduler
+from trainer.snapshot import learner_arrays
+from trainer.soundness import Unsound, pass_over, unsound_learner, unsound_step
 from trainer.source import Position, Source
 from trainer.step import Learner, StepReport
-from trainer.version import Manifest, PlanStep
+from wire.example import Example
+from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
-FLUSH_S = 15.0
+MAX_SET_ASIDE = 3
+"""So many steps in a row that leave nothing finite are no fault of their examples: the trainer stops."""
 
 
 class Trainer:
-    """One trainer process's state and order of business. ``make_source`` gets the positions to read on from."""
+    """One trainer process's state and order of business: `run`, or `start`, `turn` by turn, `finish` and `close`.
+
+    ``make_source`` gets the positions to read on from; ``identity`` tells what decides the examples, which is kept with
+    the positions and compared when they are resumed. ``take_over``: lead at once, whoever leads. ``from_published``:
+    where there is no checkpoint, start from the last published version instead of the first step.
+    """
 
     def __init__(
         self,
@@ -45,213 +57,298 @@ class Trainer:
         checkpoint_dir: Path | None,
         publisher: Publisher | None = None,
         stop: threading.Event | None = None,
+        identity: Callable[[], dict[str, Any]] = dict,
+        take_over: bool = False,
+        from_published: bool = False,
     ) -> None:
-        self.config = config
-        self.learner = Learner(model, config, choose_device(config))
+        self.config, self.model_config = config, model
+        self.learner = self._new_learner()
         self.stop = stop or threading.Event()
         self.publisher = publisher
-        self.folder = (
-            CheckpointFolder(checkpoint_dir, lambda what: log.error("checkpoint damaged", what=what))
-            if checkpoint_dir
-            else None
-        )
+        self.publication = Publication(publisher) if publisher is not None else None
+        self.folder = CheckpointFolder(checkpoint_dir, _say_damage) if checkpoint_dir else None
         self.journal = Journal(checkpoint_dir, fsync=config.journal_fsync) if checkpoint_dir else None
-        self.lineage = uuid.uuid4().hex
-        self.unpublished: list[PlanStep] = []
-        self.unpublished_first = 0
+        self.source: Source | None = None
+        self.scheduler = self._new_scheduler()
         self.progress = Progress()
-        self._unpublished_since_ms = 0
-        self._positions: dict[int, Position] = {}
-        self._recover()
-        self.source = make_source(self._positions)
-        self.backlog = Backlog(model.max_context, config.max_step_tokens, config.max_step_targets)
+        self.claimant: Claimant | None = None
+        self._make_source, self._read_identity, self._take_over = make_source, identity, take_over
+        self._from_published = from_published
+        self._identity: dict[str, Any] = {}
+        self._lineage = self._parent = ""
+        self._planned: list[PlanStep] = []
+        self._recorded_until = 0
+        self._set_aside: set[int] = set()
+        self._num_set_aside = 0
+        self._sound_until = 0
+        """While a step is being looked for: the learner is checked after each step before this one."""
         self._last_report: StepReport | None = None
-        self._checkpoint_at = self._next(config.checkpoint_every_s)
-        self._checkpoint_step = self.learner.num_steps
-        self._publish_at = 0.0
-        self._offered: Manifest | None = None
-        self._has_published = False
+        self._checkpoint_at_s = self._metrics_at_s = 0.0
+        self._checkpoint_step = 0
         self._metrics: dict[str, Any] = {}
-        self._metrics_at = 0.0
+        self._has_finished = False
+
+    def _new_learner(self) -> Learner:
+        return Learner(self.model_config, self.config, choose_device(self.config))
+
+    def _new_scheduler(self) -> Scheduler:
+        config = self.config
+        return Scheduler(self.learner.max_context, config.max_step_tokens, config.max_step_targets)
 
     # Start
 
-    def _recover(self) -> None:
-        """Checkpoint, journal and published versions → the learner's state, and the steps to repeat."""
-        checkpoint = self.folder.load() if self.folder is not None else None
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        plan = Plan(self.unpublished_first)
-        plan.lay(self.unpublished_first, self.unpublished)
+    def start(self) -> None:
+        """Take the checkpoint folder, become the leader, recover, and open the source.
+
+        Raises `wire.kafka.retry.StoppedError` when the process is asked to end before that is done.
+        """
         if self.folder is not None:
-            plan.lay(
-                self.learner.num_steps, read_journal(self.folder.path, self.learner.num_steps) if checkpoint else []
-            )
-        published_next = self._follow_published(plan, fresh=checkpoint is None) if self.publisher is not None else 0
-        self.unpublished_first = max(plan.first_step, published_next)
-        done = max(0, self.learner.num_steps - self.unpublished_first)
-        self.unpublished = plan.after(self.unpublished_first)[:done]
-        self._planned = plan.after(self.learner.num_steps)
-        self._recorded_until = self.learner.num_steps + len(self._planned)
+            self.folder.open()
+        self._identity = self._read_identity()
+        recovery = Recovery(self.folder, self._identity)
+        resumed = recovery.from_disk(self.learner)
+        if self.publisher is not None:
+            self.claimant = Claimant.on(self.folder.path if self.folder is not None else None)
+            recovery.with_published(
+                resumed, self.learner, self.publisher, self.claimant, self.stop,
+                take_over=self._take_over, on_standby=self._note_standby, from_published=self._from_published,
+            )  # fmt: skip
+            self.progress = Progress(epoch=self._epoch, claimant=self.claimant.name, is_recovering=True)
+        if self.publication is not None:
+            self.publication.resume(resumed, self.learner, self._identity)
+        self._resume(resumed)
+        if self.publisher is not None:
+            self.publisher.start()
+        self.progress = self._progress()
+        log.info("training", device=str(self.learner.device), step=self.learner.num_steps, epoch=self._epoch)
+
+    def _note_standby(self) -> None:
+        self.progress = Progress(is_standby=True, claimant=self.claimant.name if self.claimant else "")
+
+    def _resume(self, resumed: Resumed) -> None:
+        """Go on where ``resumed`` says, the learner being there already."""
+        num_steps = self.learner.num_steps
+        self._lineage, self._parent = resumed.lineage, resumed.parent
+        self._set_aside = resumed.plan.set_aside
+        self._num_set_aside = resumed.num_set_aside
+        self._planned = resumed.planned(self.learner)
+        self._recorded_until = num_steps + len(self._planned)
         if self._planned:
-            log.info("repeating recorded steps", first_step=self.learner.num_steps, num_steps=len(self._planned))
-        if self.folder is not None and checkpoint is None:
-            self._write_checkpoint()
+            log.info("repeating recorded steps", first_step=num_steps, num_steps=len(self._planned))
+        if self.folder is not None and resumed.is_fresh:
+            self._write_checkpoint(resumed.positions)
         if self.journal is not None:
-            self.journal.start(self.learner.num_steps, self._planned)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        restore_learner(self.learner, checkpoint)
-        meta = checkpoint.meta
-        self.lineage = meta["lineage"]
-        self._positions = msgspec.convert(meta["positions"], dict[int, Position], strict=False)
-        self.unpublished_first = meta["unpublished_first"]
-        self.unpublished = [as_step(step) for step in meta["unpublished"]]
-        log.info(
-            "checkpoint loaded", step=checkpoint.step, interactions=self.learner.num_interactions, lineage=self.lineage
-        )
-
-    def _follow_published(self, plan: Plan, *, fresh: bool) -> int:
-        """Claim an epoch, lay the published steps onto the plan; the first step that no version contains."""
-        assert self.publisher is not None
-        manifests = self.publisher.claim(lambda found: self._is_enough(found, plan, fresh), self.stop)
-        if fresh and manifests and self._is_ours(manifests[-1]):
-            reaches_start = any(each.lineage == manifests[-1].lineage and each.first_step == 0 for each in manifests)
-            if reaches_start:
-                self.lineage = manifests[-1].lineage
-                log.warning("no checkpoint: following the published steps from the first one", lineage=self.lineage)
-        ours = [manifest for manifest in manifests if manifest.lineage == self.lineage]
-        if not ours and manifests:
-            log.warning("a new line of training begins", lineage=self.lineage, before=manifests[-1].lineage)
-        for manifest in ours:
-            plan.lay(manifest.first_step, [as_step(step) for step in manifest.plan], fixed_below=self.learner.num_steps)
-        return ours[-1].next_step if ours else 0
-
-    def _is_enough(self, found: list[Manifest], plan: Plan, fresh: bool) -> bool:
-        lineage = found[-1].lineage if fresh and found else self.lineage
-        if found and fresh and not self._is_ours(found[-1]):
-            return True
-        return any(each.lineage == lineage and each.first_step <= plan.first_step for each in found)
-
-    def _is_ours(self, manifest: Manifest) -> bool:
-        same_model = manifest.model_config == self.learner.model_config.as_dict()
-        return (
-            same_model
-            and manifest.learning == self.config.learning_dict()
-            and manifest.model_id == self.config.model_id
-        )
+            self.journal.start(num_steps, self._planned, self._set_aside)
+        self.scheduler = self._new_scheduler()
+        self.source = self._make_source(resumed.positions)
+        self.source.restore(self.learner.histories)
+        self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
     @staticmethod
-    def _next(seconds: float) -> float:
+    def _in(seconds: float) -> float:
         return time.monotonic() + seconds
 
     # The pass
 
     def run(self) -> None:
         """Train until the source is exhausted or ``stop`` is set; then checkpoint, publish what is left, and close."""
-        if self.publisher is not None:
-            self.publisher.start()
         try:
+            self.start()
             while not self.stop.is_set() and self.turn():
                 pass
-            self._finish()
+            self.finish()
         finally:
-            self._close()
+            self.close()
 
     def turn(self) -> bool:
         """One round: fetch, train a step if there is one, then what is due. False when nothing will ever come."""
         ready = self._next_step()
-        if ready is not None:
-            self._train(*ready)
+        if ready is not None and not self._train(*ready):
+            return True
         self._keep_up(trained=ready is not None)
-        return not (ready is None and self.source.exhausted and self.backlog.num_waiting == 0)
+        return not (ready is None and self._open_source.exhausted and self.scheduler.num_waiting == 0)
+
+    @property
+    def _open_source(self) -> Source:
+        assert self.source is not None, "start() comes first"
+        return self.source
 
     def _next_step(self) -> tuple[PlanStep, list[Example]] | None:
         if self._planned:
             return self._repeat()
-        deadline = self._next(self.config.step_linger_s)
-        while self.backlog.num_targets < self.config.max_step_targets and not self.source.exhausted:
-            arrived = self.source.poll(0.2 if not self.backlog.num_waiting else max(0.0, deadline - time.monotonic()))
-            if arrived and not self.backlog.num_waiting:
-                deadline = self._next(self.config.step_linger_s)
-            self.backlog.add(arrived)
-            if not self.backlog.num_waiting or (time.monotonic() >= deadline and self.publisher is not None):
+        scheduler, source = self.scheduler, self._open_source
+        deadline_s = self._in(self.config.step_linger_s)
+        while scheduler.num_targets < self.config.max_step_targets and not source.exhausted:
+            arrived = source.poll(0.2 if not scheduler.num_waiting else max(0.0, deadline_s - time.monotonic()))
+            if arrived and not scheduler.num_waiting:
+                deadline_s = self._in(self.config.step_linger_s)
+            scheduler.add(arrived)
+            if not scheduler.num_waiting or (time.monotonic() >= deadline_s and self.publisher is not None):
                 break
-        return self.backlog.cut()
+        return scheduler.next_batch()
 
     def _repeat(self) -> tuple[PlanStep, list[Example]] | None:
-        examples = self.backlog.follow(self._planned[0])
+        examples = self.scheduler.replay_batch(self._planned[0])
         if examples is None:
-            self.backlog.add(self.source.poll(0.2))
-            examples = self.backlog.follow(self._planned[0])
-        if examples is None and self.source.exhausted:
+            self.scheduler.add(self._open_source.poll(0.2))
+            examples = self.scheduler.replay_batch(self._planned[0])
+        if examples is None and self._open_source.exhausted:
             log.error("recorded steps are left, but the source has ended", num_steps=len(self._planned))
             self._planned = []
         return None if examples is None else (self._planned.pop(0), examples)
 
-    def _train(self, step: PlanStep, examples: list[Example]) -> None:
-        is_recorded = self.learner.num_steps < self._recorded_until
-        if self.journal is not None and not is_recorded:
-            self.journal.append(self.learner.num_steps, step)
-        self._last_report = self.learner.step(examples)
-        self.source.trained(step)
-        if self.learner.num_steps > self.unpublished_first:
-            self.unpublished.append(step)
-            self._unpublished_since_ms = self._unpublished_since_ms or int(time.time() * 1000)
+    def _train(self, step: PlanStep, examples: list[Example]) -> bool:
+        """Learn a step, or pass it over if it is set aside; False when it had to be undone."""
+        number = self.learner.num_steps
+        if self.journal is not None and number >= self._recorded_until:
+            self.journal.append(number, step)
+        if number in self._set_aside:
+            pass_over(self.learner, examples)
+            self._num_set_aside += sum(example.num_new for example in examples)
+        elif (problem := self._learn(examples)) is not None:
+            # The step before may have spoilt it, unless that was looked at: then go back, and look at each.
+            self._undo(problem, number if number < self._sound_until else None)
+            return False
+        self._open_source.trained(step)
+        if self.publication is not None:
+            self.publication.learned(number, step)
+        return True
+
+    def _learn(self, examples: list[Example]) -> Unsound | None:
+        try:
+            self._last_report = self.learner.step(examples)
+        except (ArithmeticError, ValueError, IndexError) as error:
+            log.exception("a step failed")
+            return Unsound(f"{type(error).__name__} ({error})")
+        if (problem := unsound_step(self._last_report)) is not None:
+            return problem
+        return unsound_learner(self.learner) if self.learner.num_steps <= self._sound_until else None
+
+    # What is not finite
+
+    def _is_sound(self, *, changed_only: bool = False) -> bool:
+        """Whether the learner may be kept and shown; otherwise goes back to find the step that spoilt it.
+
+        Behind a step that was set aside nothing is, until another one was learned: where none can be, the steps are not
+        to blame (`_give_up_if_hopeless`).
+        """
+        if self.learner.num_steps - 1 in self._set_aside:
+            return False
+        problem = unsound_learner(self.learner, changed_only=changed_only)
+        if problem is not None:
+            self._undo(problem, None)
+        return problem is None
+
+    def _undo(self, problem: Unsound, step: int | None) -> None:
+        """Set ``step`` aside (None: look for it) and go back to the checkpoint, to repeat everything but that step."""
+        if self.folder is None or self.journal is None:
+            raise UnsoundError(
+                f"step {self.learner.num_steps}: {problem.what}; without a checkpoint_dir no step can be undone. Lower "
+                "trainer.dense_lr and trainer.table_lr, or look for values out of all proportion in the data"
+            )
+        until = self.learner.num_steps + 1
+        if step is not None:
+            self._set_aside.add(step)
+            self._give_up_if_hopeless(step, problem)
+            self.journal.append(step, None)
+            log.error("a step is set aside: what it left is not finite", step=step, what=problem.what)
+        else:
+            log.error("not finite: going back to the checkpoint to find the step that did it", what=problem.what)
+        self._open_source.close()
+        self.learner = self._new_learner()
+        resumed = Recovery(self.folder, self._identity).from_disk(self.learner)
+        if resumed.is_fresh:  # there is always one, written at the start
+            raise UnsoundError(f"checkpoint_dir {self.folder.path}: its checkpoints are gone; put them back")
+        self._resume(resumed)
+        self._sound_until = max(self._sound_until, until)
+        if self.publication is not None:
+            self.publication.rewind(self._set_aside)
+
+    def _give_up_if_hopeless(self, step: int, problem: Unsound) -> None:
+        """Raise where the steps before were set aside too; what they hold is kept for a trainer that can learn it."""
+        run = {step - back for back in range(MAX_SET_ASIDE)}
+        if not run <= self._set_aside:
+            return
+        assert self.journal is not None
+        assert self.folder is not None
+        first = self.folder.steps()[-1]
+        recorded = self.journal.read(first)
+        self.journal.start(first, recorded.steps, recorded.set_aside - run)
+        raise UnsoundError(
+            f"steps {min(run)} to {max(run)}: each left numbers that are not finite ({problem.what}). Nothing of them "
+            f"is kept, and the checkpoint at step {first} is good. Lower trainer.dense_lr and trainer.table_lr and "
+            "name an empty trainer.checkpoint_dir; or look for values out of all proportion in the data"
+        )
+
+    # What is due
 
     def _keep_up(self, *, trained: bool) -> None:
-        self._note_acknowledged()
-        config = self.config
-        by_steps = (
-            config.checkpoint_every_steps > 0
-            and self.learner.num_steps - self._checkpoint_step >= config.checkpoint_every_steps
-        )
-        by_time = time.monotonic() >= self._checkpoint_at and self.learner.num_steps > self._checkpoint_step
-        if self.folder is not None and trained and (by_steps or by_time):
+        if self.publication is not None:
+            self.publication.note_acknowledged()
+        if trained and self._is_checkpoint_due() and self._is_sound():
             self._checkpoint()
-        if time.monotonic() >= self._publish_at:
-            self._publish()
-        if time.monotonic() >= self._metrics_at:
-            self._metrics, self._metrics_at = self.learner.metrics.summary(), self._next(config.lag_every_s)
+        self._publish()
+        if time.monotonic() >= self._metrics_at_s:
+            self._metrics, self._metrics_at_s = self.learner.metrics.summary(), self._in(self.config.lag_every_s)
         self.progress = self._progress()
 
-    def _finish(self) -> None:
-        if self.folder is not None and self.learner.num_steps > self._checkpoint_step:
+    def _is_checkpoint_due(self) -> bool:
+        every, num_new = self.config.checkpoint_every_steps, self.learner.num_steps - self._checkpoint_step
+        by_time = time.monotonic() >= self._checkpoint_at_s and num_new > 0
+        return self.folder is not None and (by_time or 0 < every <= num_new)
+
+    def _publish(self) -> None:
+        publication = self.publication
+        if publication is None or self._planned or not publication.is_due(self.learner):
+            return
+        if self._is_sound(changed_only=not publication.wants_base):
+            publication.offer(self.learner, self._open_source.positions)
+
+    def finish(self) -> None:
+        """Checkpoint and publish what is left."""
+        is_sound = self._is_sound()
+        while self._planned and not is_sound and not self.stop.is_set():  # a file has ended: repair it first
+            self.turn()
+            is_sound = not self._planned and self._is_sound()
+        if is_sound and self.folder is not None and self.learner.num_steps > self._checkpoint_step:
             self._checkpoint()
-        if self.publisher is not None:
-            self.publisher.flush(FLUSH_S)
-            self._note_acknowledged()
-            self._publish()
-            if not self.publisher.flush(FLUSH_S):
-                log.warning(
-                    "the last version is not acknowledged: the next process publishes a base",
-                    step=self.learner.num_steps,
-                )
-            self._note_acknowledged()
+        if is_sound and self.publication is not None and not self._planned:
+            self.publication.finish(self.learner, self._open_source.positions)
         self._metrics = self.learner.metrics.summary()
         self.progress = self._progress()
+        self._has_finished = True
 
-    def _close(self) -> None:
-        for part in (self.publisher, self.source, self.journal, self.folder):
+    def close(self) -> None:
+        """Let go of broker, source and disk."""
+        if self.publisher is not None:
+            self.publisher.close(release=self._has_finished)
+        for part in (self.source, self.journal, self.folder):
             if part is not None:
                 part.close()
+
+    @property
+    def _epoch(self) -> int:
+        return self.publisher.epoch if self.publisher is not None else -1
 
     def _progress(self) -> Progress:
         report, learner, publisher = self._last_report, self.learner, self.publisher
         last = publisher.last if publisher is not None else None
         return Progress(
+            time_ms=int(time.time() * 1000),
             num_steps=learner.num_steps,
             num_interactions=learner.num_interactions,
-            num_waiting=self.backlog.num_waiting,
+            num_set_aside=self._num_set_aside,
+            num_lost=getattr(self.source, "num_lost", 0),
             is_recovering=bool(self._planned),
-            positions=dict(self.source.positions),
-            oldest_waiting_ms=self.backlog.oldest_record_ms(),
+            claimant=self.claimant.name if self.claimant is not None else "",
+            positions=dict(self._open_source.positions),
+            oldest_waiting_ms=self.scheduler.oldest_record_ms(),
             newest_record_ms=learner.newest_record_ms,
             newest_event_ms=learner.newest_event_ms,
-            unpublished_since_ms=self._unpublished_since_ms,
+            unpublished_since_ms=self.publication.since_ms if self.publication is not None else 0,
             published=last.manifest if last else None,
             published_ms=last.acknowledged_ms if last else 0,
-            epoch=publisher.epoch if publisher is not None else -1,
+            epoch=self._epoch,
             retrieval_loss=report.retrieval_loss if report else None,
             ranking_loss=report.ranking_loss if report else None,
             num_items=learner.items.num_live,
@@ -261,81 +358,31 @@ class Trainer:
     # What outlives the process
 
     def _checkpoint(self) -> None:
-        self._write_checkpoint()
+        self._write_checkpoint(self._open_source.positions)
         assert self.journal is not None
         assert self.folder is not None
-        self.journal.start(self.learner.num_steps, self._planned)
+        self.journal.start(self.learner.num_steps, self._planned, self._set_aside)
         self.journal.prune(self.folder.steps()[0])
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, positions: dict[int, Position]) -> None:
         assert self.folder is not None
+        num_steps, publication = self.learner.num_steps, self.publication
+        first = num_steps if publication is None else publication.first_step
         meta = {
-            "model": self.learner.model_config.as_dict(),
+            "model": self.model_config.as_dict(),
             "trainer": self.config.learning_dict(),
-            "lineage": self.lineage,
-            "positions": {str(p): msgspec.structs.asdict(each) for p, each in self._current_positions().items()},
-            "unpublished_first": self.unpublished_first,
-            "unpublished": self.unpublished,
+            "source": self._identity,
+            "lineage": self._lineage,
+            "parent": self._parent,
+            "positions": {str(p): msgspec.structs.asdict(each) for p, each in positions.items()},
+            "unpublished_first": first,
+            "unpublished": publication.steps if publication is not None else [],
+            "set_aside": sorted(each for each in self._set_aside if each >= min(first, num_steps)),
+            "num_set_aside_interactions": self._num_set_aside,
         }
-        self.folder.write(Checkpoint(self.learner.num_steps, learner_arrays(self.learner), meta))
-        self._checkpoint_at, self._checkpoint_step = self._next(self.config.checkpoint_every_s), self.learner.num_steps
-
-    def _current_positions(self) -> dict[int, Position]:
-        source = getattr(self, "source", None)
-        return self._positions if source is None else source.positions
-
-    def _note_acknowledged(self) -> None:
-        if self.publisher is None:
-            return
-        self.publisher.check()
-        if self._offered is not None and self.publisher.idle:
-            self.unpublished = self.unpublished[len(self._offered.plan) :]
-            self.unpublished_first = self._offered.next_step
-            self._unpublished_since_ms = int(time.time() * 1000) if self.unpublished else 0
-            self._offered, self._has_published = None, True
-
-    def _publish(self) -> None:
-        publisher = self.publisher
-        if publisher is None or self._planned or self._offered is not None or not publisher.idle:
-            return
-        has_news = bool(self.unpublished) or not self._has_published
-        if self.learner.num_steps == 0 or not (has_news or publisher.base_is_old):
-            return
-        everything = publisher.wants_base
-        manifest = self._manifest(publisher, "base" if everything else "delta")
-        publisher.offer(weights_snapshot(self.learner, everything=everything), manifest)
-        self._offered, self._publish_at = manifest, self._next(self.config.publish_every_s)
-
-    def _manifest(self, publisher: Publisher, kind: str) -> Manifest:
-        learner, positions = self.learner, self.source.positions
-        number = publisher.next_number
-        return Manifest(
-            model_id=self.config.model_id,
-            epoch=publisher.epoch,
-            number=number,
-            kind=kind,
-            onto_number=-1 if kind == "base" else number - 1,
-            base_number=-1,
-            base_offset=-1,
-            dtype="float32",
-            num_chunks=0,
-            num_bytes=0,
-            checksum="",
-            covered={p: each.next_number - 1 for p, each in positions.items()},
-            covered_offsets={p: each.covered_offset for p, each in positions.items()},
-            newest_event_ms=learner.newest_event_ms,
-            newest_record_ms=learner.newest_record_ms,
-            num_interactions=learner.num_interactions,
-            plan=list(self.unpublished),
-            first_step=self.unpublished_first,
-            model_config=learner.model_config.as_dict(),
-            learning=self.config.learning_dict(),
-            lineage=self.lineage,
-            created_ms=int(time.time() * 1000),
-            metrics=learner.metrics.summary(),
-        )
+        self.folder.write(Checkpoint(num_steps, learner_arrays(self.learner), meta))
+        self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
 
-def as_step(step: Any) -> PlanStep:
-    """A step as JSON gives it → tuples."""
-    return [(int(partition), int(first), int(last)) for partition, first, last in step]
+def _say_damage(what: str) -> None:
+    log.error("checkpoint damaged", what=what)

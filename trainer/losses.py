@@ -80,9 +80,28 @@ def log_expected_draws(
     return np.log(np.maximum(expected, 1e-12)).astype(np.float32)
 
 
-def ranking_loss(logits_RK: Tensor, kinds_RK: Tensor) -> Tensor:
-    """(R,) binary cross entropy, summed over kinds."""
-    return F.binary_cross_entropy_with_logits(logits_RK, kinds_RK, reduction="none").sum(dim=1)
+def ranking_loss(logits_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback: str) -> Tensor:
+    """(R,) binary cross entropy of what each target's step brings, summed over kinds.
+
+    A new interaction teaches the kinds that it has as 1 and the others as 0, for now. A kind that comes to an earlier
+    one has been taught as 0; ``feedback`` says how that is mended:
+
+    - ``vanilla``: it is taught as 1 as well, and the 0 stays.
+    - ``fnw``: both are weighed so that the 0s of what is still to come are expected to cancel ("fake negative
+      weighted", Ktena et al., "Addressing delayed feedback for continuous training", RecSys 2019). It takes every kind
+      to be late.
+    - ``reversal``: it is taught as 1, and the 0 is taken back: -log p + log(1 - p), whose gradient by the logit is -1
+      whatever p is. Together with the first sighting's that is the gradient of the outcome, had it been known at once,
+      whichever share of a kind comes late.
+    """
+    positive_RK = F.softplus(-logits_RK)  # -log p
+    negative_RK = positive_RK + logits_RK  # -log (1 - p)
+    if feedback == "fnw":
+        p_RK = torch.sigmoid(logits_RK.detach())
+        positive_RK, negative_RK = (1 + p_RK) * positive_RK, (1 - p_RK) * (1 + p_RK) * negative_RK
+    late_RK = positive_RK - negative_RK if feedback == "reversal" else positive_RK
+    first_RK = torch.where(kinds_RK > 0, positive_RK, negative_RK)
+    return torch.where(is_new_R[:, None], first_RK, late_RK * kinds_RK).sum(dim=1)
 
 
 def mean_or_zero(loss_R: Tensor) -> Tensor:

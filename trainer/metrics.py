@@ -2,7 +2,8 @@
 
 Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for
 the model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy
-of the average rate; He et al., ADKDD 2014) and AUC of each kind. Each in all and over the last ``window`` targets.
+of the average rate; He et al., ADKDD 2014) and AUC of each kind, of outcomes as far as they have come. Each in all and
+over the last ``window`` targets.
 All state is arrays, so a resumed trainer goes on counting where it was.
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 SLICES = ("all", "new_items", "new_users", "long_tail")
-RANKERS = ("model", "popular", "popular_unseen")
+RANKERS = ("model", "popular", "popular_unseen", "network", "counts")
 NUM_AUC_BINS = 2048
 _SUMS = ("num", "hr1", "hr10", "hr50", "ndcg10", "mrr")
 _MAX_DOMAINS = 32
@@ -26,21 +27,31 @@ _MAX_DOMAINS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What was predicted of R targets, and what came. ``rank_KR``: ranks by `RANKERS` (3, R), 0 = a miss.
+    """What was predicted of R targets, S of which are retrieved, and what came.
 
-    ``ranked_R``: which targets were ranked at all (a share of them, where the catalogue is large).
-    ``probability_RK``, ``baseline_RK``: of each kind; ``kinds_RK``: what was done. ``slice_SR``: membership by
-    `SLICES`. ``log_loss_R``: retrieval loss, NaN where the target was unknown.
+    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
+    the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN where the item
+    was unknown. ``probability_RK``, ``baseline_RK``: of each kind; ``outcome_RK``: what came of it (`outcomes`).
     """
 
-    rank_KR: Int64
-    ranked_R: NDArray[np.bool_]
-    slice_SR: NDArray[np.bool_]
-    domain_R: Int64
-    log_loss_R: Float64
+    rank_KS: Int64
+    ranked_S: NDArray[np.bool_]
+    slice_XS: NDArray[np.bool_]
+    domain_S: Int64
+    log_loss_S: Float64
     probability_RK: Float64
     baseline_RK: Float64
-    kinds_RK: NDArray[np.float32]
+    outcome_RK: NDArray[np.float32]
+
+
+LATER = 2.0
+"""An outcome of `Predictions`: a kind came to an interaction that was counted without it."""
+
+
+def outcomes(learned_RK: NDArray[np.float32], is_new_R: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(R, K) 1 where a new interaction has a kind, 0 where it has not (yet), `LATER` for a kind that comes to an
+    earlier one, NaN where nothing is said."""
+    return np.where(is_new_R[:, None], learned_RK, np.where(learned_RK > 0, LATER, np.nan)).astype(np.float32)
 
 
 def rank_gains(rank: Int64) -> Float64:
@@ -51,10 +62,10 @@ def rank_gains(rank: Int64) -> Float64:
     return np.stack([np.ones(rank.shape), *(hit & (safe <= k) for k in (1, 10, 50)), ndcg, hit / safe])
 
 
-def binary_log_loss(probability: Float64, label: NDArray[np.float32]) -> Float64:
+def binary_log_loss(probability: Float64, label: NDArray[Any] | np.bool_) -> Float64:
     """Natural-log loss, safe at 0 and 1."""
     clipped = np.clip(probability, 1e-7, 1 - 1e-7)
-    return np.asarray(-np.where(label > 0.5, np.log(clipped), np.log1p(-clipped)))
+    return np.asarray(-np.where(label, np.log(clipped), np.log1p(-clipped)))
 
 
 def area_under_curve(score_N: NDArray[np.floating[Any]], label_N: NDArray[Any]) -> float | None:
@@ -106,36 +117,31 @@ class PrequentialMetrics:
     def add(self, predictions: Predictions) -> None:
         """Count one batch."""
         self._add_ranks(predictions)
-        known = np.isfinite(predictions.log_loss_R)
-        self.log_loss += (known.sum(), predictions.log_loss_R[known].sum())
-        model, base, kinds = predictions.probability_RK, predictions.baseline_RK, predictions.kinds_RK
-        losses = (binary_log_loss(model, kinds).sum(axis=0), binary_log_loss(base, kinds).sum(axis=0))
-        self.entropy += np.stack([np.full(len(self.kinds), float(len(kinds))), kinds.sum(axis=0), *losses], axis=1)
-        bins_RK = np.minimum((model * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
-        places_RK = (2 * np.arange(len(self.kinds)) + (kinds > 0.5)) * NUM_AUC_BINS + bins_RK
-        self.auc_bins += np.bincount(places_RK.ravel(), minlength=self.auc_bins.size).reshape(self.auc_bins.shape)
-        self.kind_window.extend(np.concatenate([model, base, kinds], axis=1))
+        known = np.isfinite(predictions.log_loss_S)
+        self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
+        model, base, outcome = predictions.probability_RK, predictions.baseline_RK, predictions.outcome_RK
+        self.entropy += _kind_sums(model, base, outcome)
+        self.auc_bins += _auc_bins(model, outcome)
+        self.kind_window.extend(np.concatenate([model, base, outcome], axis=1))
 
     def _add_ranks(self, predictions: Predictions) -> None:
-        ranked = predictions.ranked_R
-        rank_KR, member = predictions.rank_KR[:, ranked], predictions.slice_SR[:, ranked].astype(np.float64)
-        gains = rank_gains(rank_KR)
+        ranked = predictions.ranked_S
+        rank_KS, member = predictions.rank_KS[:, ranked], predictions.slice_XS[:, ranked].astype(np.float64)
+        gains = rank_gains(rank_KS)
         self.ranks += (gains @ member.T).transpose(1, 2, 0)
-        self.rank_window.extend(rank_KR.T)
-        domain_R = predictions.domain_R[ranked]
-        for domain in np.unique(domain_R[domain_R != 0]).tolist():
+        self.rank_window.extend(rank_KS.T)
+        domain_S = predictions.domain_S[ranked]
+        for domain in np.unique(domain_S[domain_S != 0]).tolist():
             if domain in self.domains or len(self.domains) < _MAX_DOMAINS:
                 sums = self.domains.setdefault(domain, np.zeros((len(RANKERS), len(_SUMS))))
-                sums += gains[:, :, domain_R == domain].sum(axis=2).T
+                sums += gains[:, :, domain_S == domain].sum(axis=2).T
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for people, the lag topic and manifests; None where nothing was counted."""
         slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
         window = rank_gains(self.rank_window.view().T.astype(np.int64)).sum(axis=2).T
         rows, num_kinds = self.kind_window.view().astype(np.float64), len(self.kinds)
-        model, base, done = rows[:, :num_kinds], rows[:, num_kinds : 2 * num_kinds], rows[:, 2 * num_kinds :]
-        losses = [binary_log_loss(part, done.astype(np.float32)).sum(axis=0) for part in (model, base)]
-        recent = np.stack([np.full(num_kinds, float(len(rows))), done.sum(axis=0), *losses], axis=1)
+        model, base, outcome = rows[:, :num_kinds], rows[:, num_kinds : 2 * num_kinds], rows[:, 2 * num_kinds :]
         return {
             "num_targets": int(self.entropy[0, 0]),
             "retrieval": slices,
@@ -144,7 +150,9 @@ class PrequentialMetrics:
             "log_perplexity": _ratio(self.log_loss[1], self.log_loss[0]),
             "ranking": _kind_report(self.kinds, self.entropy, [_binned_auc(bins) for bins in self.auc_bins]),
             "ranking_window": _kind_report(
-                self.kinds, recent, [area_under_curve(model[:, kind], done[:, kind]) for kind in range(num_kinds)]
+                self.kinds,
+                _kind_sums(model, base, outcome),
+                [_binned_auc(bins) for bins in _auc_bins(model, outcome)],
             ),
         }
 
@@ -174,6 +182,32 @@ class PrequentialMetrics:
             places = state["places"].tolist()
             self.rank_window.rows, self.kind_window.rows = state["rank_window"].copy(), state["kind_window"].copy()
             self.rank_window.next, self.rank_window.filled, self.kind_window.next, self.kind_window.filled = places
+
+
+def _kind_sums(model_RK: Float64, base_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Float64:
+    """(K, 4) how many interactions, how many had the kind, and the two predictions' losses.
+
+    A kind that comes later counts as if it had been there, and what was counted without it is taken back, with the
+    prediction of now: so that the sums are those of final outcomes as soon as these have come.
+    """
+    later, positive = outcome_RK == LATER, outcome_RK > 0.5
+    counted = np.isfinite(outcome_RK) & ~later
+    sums = [counted.sum(axis=0, dtype=np.float64), positive.sum(axis=0, dtype=np.float64)]
+    for part_RK in (model_RK, base_RK):
+        loss_RK = np.where(counted | later, binary_log_loss(part_RK, positive), 0.0)
+        sums.append((loss_RK - np.where(later, binary_log_loss(part_RK, np.False_), 0.0)).sum(axis=0))
+    return np.stack(sums, axis=1)
+
+
+def _auc_bins(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Int64:
+    """(K, 2, bins) how many interactions without and with each kind were given such a probability, counted alike."""
+    num_kinds, later = model_RK.shape[1], outcome_RK == LATER
+    bins_RK = np.minimum((model_RK * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
+    places_RK = (2 * np.arange(num_kinds) + (outcome_RK > 0.5)) * NUM_AUC_BINS + bins_RK
+    size = num_kinds * 2 * NUM_AUC_BINS
+    counts = np.bincount(places_RK[np.isfinite(outcome_RK)], minlength=size)
+    counts -= np.bincount(places_RK[later] - NUM_AUC_BINS, minlength=size)
+    return counts.reshape(num_kinds, 2, NUM_AUC_BINS)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -1,120 +1,44 @@
-"""Which examples make which step: cut freely from what has arrived, or followed as it was once recorded.
-
-A plan step names contiguous numbers per partition. Within a partition order is that of the numbers; across partitions
-the oldest example goes first, so that no partition waits behind another's backlog. What has arrived is a matter of
-timing: so a step is a decision, recorded before it is trained (`trainer.journal`) and published (`trainer.version`).
-"""
+"""The recorded steps of a line of training: merged from checkpoint, journal and published versions."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from state.example import Example
-from trainer.errors import HoleError, JournalError
-from trainer.version import PlanStep
-
-
-class Backlog:
-    """Examples that have arrived and are not trained, by partition, in the order of their numbers."""
-
-    def __init__(self, max_context: int, max_tokens: int, max_targets: int) -> None:
-        self._waiting: dict[int, deque[Example]] = {}
-        self._max_context, self._max_tokens, self._max_targets = max_context, max_tokens, max_targets
-        self.num_waiting = self.num_targets = 0
-
-    def add(self, examples: Iterable[Example]) -> None:
-        """These have arrived."""
-        for example in examples:
-            self._waiting.setdefault(example.partition, deque()).append(example)
-            self.num_waiting += 1
-            self.num_targets += example.num_new
-
-    def oldest_record_ms(self) -> dict[int, int]:
-        """Partition → `newest_record_ms` of the example that has waited longest; only partitions where one waits."""
-        return {partition: queue[0].newest_record_ms for partition, queue in self._waiting.items() if queue}
-
-    def cut(self) -> tuple[PlanStep, list[Example]] | None:
-        """The next step of at most the budget (but at least one example), or None when nothing waits."""
-        taken: dict[int, list[Example]] = {}
-        num_tokens = num_targets = 0
-        while (partition := self._next_partition()) is not None:
-            example = self._waiting[partition][0]
-            tokens = 2 * min(len(example.interactions), self._max_context + example.num_new)
-            full = num_tokens + tokens > self._max_tokens or num_targets + example.num_new > self._max_targets
-            if taken and full:
-                break
-            taken.setdefault(partition, []).append(self._pop(partition))
-            num_tokens, num_targets = num_tokens + tokens, num_targets + example.num_new
-        if not taken:
-            return None
-        examples = [example for partition in sorted(taken) for example in taken[partition]]
-        return ranges(examples), examples
-
-    def _next_partition(self) -> int | None:
-        heads = [(queue[0].newest_record_ms, partition) for partition, queue in self._waiting.items() if queue]
-        return min(heads)[1] if heads else None
-
-    def _pop(self, partition: int) -> Example:
-        example = self._waiting[partition].popleft()
-        self.num_waiting -= 1
-        self.num_targets -= example.num_new
-        return example
-
-    def follow(self, step: PlanStep) -> list[Example] | None:
-        """The examples of a recorded step, or None while some of them have not arrived."""
-        for partition, _, last in step:
-            queue = self._waiting.get(partition)
-            if not queue or queue[-1].number < last:
-                return None
-        return [example for part in step for example in self._take(*part)]
-
-    def _take(self, partition: int, first: int, last: int) -> Sequence[Example]:
-        examples = [self._pop(partition) for _ in range(last - first + 1)]
-        if examples[0].number != first or examples[-1].number != last:
-            raise HoleError(
-                f"plan: expected examples {first} to {last} of partition {partition}, got {examples[0].number} to "
-                f"{examples[-1].number}; the checkpoint and the plan are of different streams: set checkpoint_dir"
-            )
-        return examples
-
-
-def ranges(examples: Sequence[Example]) -> PlanStep:
-    """Runs of numbers, in the order given."""
-    step: PlanStep = []
-    for example in examples:
-        if step and step[-1][0] == example.partition and step[-1][2] + 1 == example.number:
-            step[-1] = (example.partition, step[-1][1], example.number)
-        else:
-            step.append((example.partition, example.number, example.number))
-    return step
+from trainer.errors import JournalError
+from wire.weights import PlanStep
 
 
 class Plan:
-    """Recorded steps of one lineage by number, from one step on without holes."""
+    """Recorded steps of one lineage by number, without gaps from ``first_step`` on.
+
+    ``set_aside``: numbers of steps that are passed over, because what they did to the weights was not finite.
+    """
 
     def __init__(self, first_step: int) -> None:
         self.first_step = first_step
         self.steps: list[PlanStep] = []
+        self.set_aside: set[int] = set()
 
     @property
     def next_step(self) -> int:
         """Number of the first step that is not recorded."""
         return self.first_step + len(self.steps)
 
-    def lay(self, first_step: int, steps: Sequence[PlanStep], *, fixed_below: int = 0) -> None:
-        """Add steps recorded elsewhere, later: where they differ from what is known, they and what follows them count.
+    def merge(
+        self, first_step: int, steps: Sequence[PlanStep], *, set_aside: Collection[int] = (), fixed_below: int = 0
+    ) -> None:
+        """Add steps recorded elsewhere, later: from the first one that differs on, they replace what is known.
 
-        Steps before the plan's first are ignored. Raises `JournalError` for steps that would leave a hole, and for a
+        Steps before the plan's first are ignored. Raises `JournalError` for steps that would leave a gap, and for a
         difference below ``fixed_below``: those steps are learned already.
         """
         skip = max(0, self.first_step - first_step)
         first_step, steps = first_step + skip, list(steps)[skip:]
-        if not steps:
-            return
-        if first_step > self.next_step:
+        if steps and first_step > self.next_step:
             raise JournalError(
-                f"plan: expected step {self.next_step} next, got {first_step}; steps between are recorded nowhere"
+                f"plan: expected step {self.next_step} next, got {first_step}: the steps between are recorded nowhere. "
+                "Start from the last published version with --from-published"
             )
         for step, recorded in enumerate(steps, start=first_step):
             place = step - self.first_step
@@ -126,7 +50,14 @@ class Plan:
                     "Name an empty trainer.checkpoint_dir, and this one will follow what was published"
                 )
             self.steps[place:] = [recorded]
+            self.set_aside = {each for each in self.set_aside if each < step}
+        self.set_aside |= {each for each in set_aside if self.first_step <= each < self.next_step}
 
     def after(self, step: int) -> list[PlanStep]:
         """Steps from number ``step`` on."""
         return self.steps[max(0, step - self.first_step) :]
+
+
+def parse_steps(steps: Iterable[Any]) -> list[PlanStep]:
+    """Steps as JSON gives them → lists of tuples."""
+    return [[(int(partition), int(first), int(last)) for partition, first, last in step] for step in steps]

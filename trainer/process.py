@@ -1,29 +1,24 @@
-"""What a trainer process does from start to end: on the stream, on a file, or again from the topics."""
+"""What a trainer process does from start to end: on the stream, or again from the topics."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
 import signal
 import threading
-import time
-from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
-from state.action import Rejection
-from state.config import ActionConfig, KafkaConfig, SequenceConfig
-from state.files import RATING_KINDS, read_actions
-from trainer.clients import StoppedError
-from trainer.config import ModelConfig, TrainerConfig
+from model.config import ModelConfig
+from trainer.config import TrainerConfig
 from trainer.kafka_source import KafkaSource
-from trainer.lag import LagReporter
 from trainer.loop import Trainer
+from trainer.positions import check_ends, sequences_identity
 from trainer.publisher import Publisher
-from trainer.source import FileSource
+from trainer.reporter import LagReporter
+from trainer.source import Position
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.retry import StoppedError
 
 log = structlog.get_logger("trainer")
 
@@ -46,106 +41,37 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def train_stream(settings: Settings) -> int:
+def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
     stop, config, kafka = stop_on_signals(), settings.trainer, settings.kafka
-    try:
-        publisher = Publisher(kafka, config, threading.Event())
-        trainer = Trainer(
-            settings.model,
-            config,
-            lambda positions: KafkaSource(
-                kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
-            ),
-            checkpoint_dir=Path(config.checkpoint_dir),
-            publisher=publisher,
-            stop=stop,
+
+    def open_source(positions: dict[int, Position]) -> KafkaSource:
+        check_ends(kafka, positions, stop)
+        return KafkaSource(
+            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
         )
-    except StoppedError:
-        return 0
+
+    trainer = Trainer(
+        settings.model,
+        config,
+        open_source,
+        checkpoint_dir=Path(config.checkpoint_dir),
+        publisher=Publisher(kafka, config, threading.Event()),
+        stop=stop,
+        identity=lambda: sequences_identity(kafka, stop),
+        take_over=take_over,
+        from_published=from_published,
+    )
     reporter = LagReporter(kafka, config, lambda: trainer.progress)
     reporter.start()
-    log.info("training", device=str(trainer.learner.device), step=trainer.learner.num_steps, epoch=publisher.epoch)
     try:
         trainer.run()
+    except StoppedError:
+        return 0
     finally:
         reporter.stop()
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
     return 0
-
-
-def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
-    """The same loop over a file, without Kafka. ``keep``: with checkpoints, so that it can be resumed."""
-    started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
-    actions = read_actions(path)
-    first = next(actions, {})
-    action, sequence, model = file_configs(settings, first)
-    config = settings.trainer
-
-    def reject(rejection: Rejection) -> None:
-        rejected[rejection.reason] += 1
-
-    trainer = Trainer(
-        model,
-        config,
-        lambda positions: FileSource(
-            itertools.chain([first], actions), action, sequence, config.file_take, positions, reject
-        ),
-        checkpoint_dir=Path(config.checkpoint_dir) if keep else None,
-        stop=stop,
-    )
-    trainer.run()
-    report = file_report(trainer, time.monotonic() - started, dict(rejected))
-    print(_words(report), flush=True)
-    if as_json:
-        print(json.dumps(report), flush=True)
-    return 0
-
-
-def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfig, SequenceConfig, ModelConfig]:
-    """The configuration's sections; for a file of ratings (judged by its first action) those that fit ratings, unless
-    the
-    configuration knows the kinds of ratings itself."""
-    kinds = first.get("action")
-    named = {kinds} if isinstance(kinds, str) else set(kinds or ())
-    if named <= set(settings.action.kinds) or not named <= set(RATING_KINDS):
-        return settings.action, settings.sequence, settings.model
-    log.info("a file of ratings: kinds rate, like (4 and above), love (5); no join window")
-    action = dataclasses.replace(settings.action, kinds=RATING_KINDS)
-    sequence = dataclasses.replace(settings.sequence, join_window_s=0.0)
-    return action, sequence, dataclasses.replace(settings.model, kinds=RATING_KINDS)
-
-
-def file_report(trainer: Trainer, seconds: float, rejected: dict[str, int]) -> dict[str, Any]:
-    """What a pass over a file came to."""
-    metrics = trainer.progress.metrics
-    overall, ranking = metrics["retrieval"]["all"], metrics["ranking"]["all"]
-    num = trainer.learner.num_interactions
-    return {
-        "interactions_trained": num,
-        "steps": trainer.learner.num_steps,
-        "seconds": round(seconds, 2),
-        "interactions_per_s": round(num / seconds, 1),
-        "rejected": rejected,
-        "hr10": overall["model"]["hr10"],
-        "hr10_popular": overall["popular"]["hr10"],
-        "hr10_popular_unseen": overall["popular_unseen"]["hr10"],
-        "ne": ranking["ne"],
-        "ne_popular": ranking["ne_baseline"],
-        "metrics": metrics,
-    }
-
-
-def _words(report: dict[str, Any]) -> str:
-    def number(key: str) -> str:
-        return "-" if report[key] is None else f"{report[key]:.4f}"
-
-    return (
-        f"{report['interactions_trained']} interactions in {report['steps']} steps, {report['seconds']} s\n"
-        f"HR@10 {number('hr10')}; most popular among unseen {number('hr10_popular_unseen')}, "
-        f"among all {number('hr10_popular')}\n"
-        f"NE {number('ne')}; an item's own rate {number('ne_popular')}"
-    )
 
 
 def replay_topics(settings: Settings) -> int:

@@ -1,17 +1,15 @@
-"""Versions to ``headrace.weights.v1``, beside the training and never in its way.
+"""Sends versions to ``headrace.weights.v1`` from a thread of its own, beside the training.
 
-The training thread hands over a snapshot (`Publisher.offer`) when the last one was acknowledged; this thread encodes
-it, sends the chunks, then the manifest, and tries again for as long as the broker is away. A process that finds a
-claim of a higher epoch stops: somebody else is the trainer now.
+The training thread hands over a snapshot (`Publisher.offer`) once the last one is acknowledged; this thread encodes it,
+sends the chunks, then the manifest, and tries again for as long as the broker is away. A process that finds a claim of
+a higher epoch stops: another trainer leads now.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +19,16 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
-from state.config import KafkaConfig
-from state.topics import Topics
-from trainer import clients
 from trainer.config import TrainerConfig
+from trainer.election import Claimant, Election, send_claim
 from trainer.errors import FencedError
-from trainer.version import (
-    CLAIM_HEADERS,
-    CLAIM_KEY,
+from trainer.weights import Weights, newest_weights
+from wire.config import KafkaConfig
+from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
+from wire.kafka.producer import make_producer
+from wire.kafka.retry import StoppedError, patiently
+from wire.topics import Topics
+from wire.weights import (
     MANIFEST_HEADERS,
     Claim,
     Manifest,
@@ -41,23 +41,36 @@ from trainer.version import (
     split_blob,
     version_key,
 )
-from trainer.weights_log import QUICK, read_manifests, read_new
 
 log = structlog.get_logger("trainer")
 FENCE_CHECK_S = 2.0
 """How often a trainer that has nothing to publish looks whether another one has taken over."""
 
 
+MakeManifest = Callable[..., Manifest]
+"""Makes a version's manifest, given what only the publisher knows of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version that the broker has acknowledged: its manifest, and when its newest step was trained (monotonic)."""
+    """A version that the broker has acknowledged: its manifest, and when that was (ms, wall clock)."""
 
     manifest: Manifest
     acknowledged_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A version on its way."""
+
+    number: int
+    kind: str
+    snapshot: Snapshot
+    make_manifest: MakeManifest
+
+
 class Publisher:
-    """One epoch's versions. `claim` first; then `offer` from the training thread, `start`ed in its own thread."""
+    """One epoch's versions. `lead` first; then `start` the thread, and `offer` from the training thread."""
 
     def __init__(
         self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event, clock: Callable[[], float] = time.time
@@ -67,55 +80,70 @@ class Publisher:
         self._consumer: KafkaConsumer | None = None
         self._producer: KafkaProducer | None = None
         self._checked_offset = 0
-        self._pending: tuple[Snapshot, Manifest] | None = None
+        self._pending: _Offer | None = None
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._base = (-1, -1)
         self._base_s = math.inf
+        self._needs_base = False
+        self.claimant = ""
         self.epoch = -1
         self.next_number = 0
         self.last: Published | None = None
         self.error: BaseException | None = None
 
-    # Start
+    # Start and end
 
-    def claim(self, enough: Callable[[list[Manifest]], bool], stop: threading.Event) -> list[Manifest]:
-        """Take the next epoch; the manifests that came before it and count (as far back as ``enough`` asks).
+    def lead(
+        self,
+        claimant: Claimant,
+        enough: Callable[[list[Manifest]], bool],
+        stop: threading.Event,
+        *,
+        at_once: bool = False,
+        on_standby: Callable[[], None] = lambda: None,
+    ) -> list[Manifest]:
+        """Become the leader, waiting for as long as another trainer is (`trainer.election`); the versions before it.
 
-        Raises `trainer.clients.StoppedError` once ``stop`` is set while the broker is away.
+        Raises `wire.kafka.retry.StoppedError` once ``stop`` is set.
         """
-        return clients.patiently(
-            lambda: self._claim(enough), "claiming an epoch in the weights topic", self._kafka, stop
+        election = Election(self._kafka, self._config, claimant, stop, on_standby)
+        led = election.lead(enough, at_once=at_once)
+        self.claimant, self.epoch, self._checked_offset = claimant.name, led.epoch, led.next_offset
+        return led.manifests
+
+    def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
+        """The newest weights that a reader can reach, of the versions before this epoch; None without any."""
+        if not manifests:
+            return None
+        return patiently(
+            lambda: self._read_weights(manifests[-1].base_offset), "reading the last version", self._kafka, self._stop
         )
 
-    def _claim(self, enough: Callable[[list[Manifest]], bool]) -> list[Manifest]:
-        reader, writer = self._clients()
-        _, highest = read_manifests(reader, self._topic, bool)
-        claimant = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
-        while True:
-            highest += 1
-            claim = msgspec.json.encode(Claim(epoch=highest, claimant=claimant))
-            sent = writer.send(self._topic.topic, key=CLAIM_KEY, value=claim, headers=CLAIM_HEADERS, partition=0).get(
-                20
+    def _read_weights(self, start: int) -> Weights | None:
+        reader, _ = self._clients()
+        first = reader.beginning_offsets([self._topic])[self._topic]
+        for each in (max(start, first), first):  # that base may be damaged
+            weights, _ = newest_weights(
+                read(reader, self._topic.topic, {self._topic.partition: Span(each, self._checked_offset)})
             )
-            manifests, taken = read_manifests(reader, self._topic, enough, end=sent.offset)
-            if taken < highest:
-                break
-            highest = taken
-        self.epoch, self.next_number, self._checked_offset = highest, 0, sent.offset + 1
-        log.info("epoch claimed", epoch=self.epoch, versions_before=len(manifests))
-        return manifests
+            if weights is not None:
+                return weights
+        return None
+
+    def _claim(self, *, released: bool = False) -> Claim:
+        return Claim(epoch=self.epoch, claimant=self.claimant, released=released)
 
     def _clients(self) -> tuple[KafkaConsumer, KafkaProducer]:
         if self._consumer is None:
-            self._consumer = clients.consumer(self._kafka, **QUICK)
-            clients.partitions_of(self._consumer, self._topic.topic)
+            self._consumer = make_consumer(self._kafka, **PROMPT)
+            partitions_of(self._consumer, self._topic.topic)
         if self._producer is None:
-            self._producer = clients.producer(self._kafka)
+            self._producer = make_producer(self._kafka)
         return self._consumer, self._producer
 
     def _patiently(self, action: Callable[[], Any], what: str) -> Any:
-        return clients.patiently(action, what, self._kafka, self._stop)
+        return patiently(action, what, self._kafka, self._stop)
 
     # The training thread
 
@@ -127,7 +155,11 @@ class Publisher:
     @property
     def wants_base(self) -> bool:
         """Whether the next version is to carry everything."""
-        return self.base_is_old or self.next_number % self._config.base_every == 0
+        return self._needs_base or self.base_is_old or self.next_number % self._config.base_every == 0
+
+    def need_base(self) -> None:
+        """The next version is a base, whatever is due: the weights are not what the last delta left."""
+        self._needs_base = True
 
     @property
     def base_is_old(self) -> bool:
@@ -138,14 +170,14 @@ class Publisher:
         """
         return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
 
-    def offer(self, snapshot: Snapshot, manifest: Manifest) -> None:
-        """Hand over the next version; only when `idle`. This object fills in what concerns the wire."""
+    def offer(self, kind: str, snapshot: Snapshot, make_manifest: MakeManifest) -> None:
+        """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that concern the wire."""
         with self._wake:
             assert self._pending is None, "a version was offered while another is on its way"
-            self._pending = (snapshot, manifest)
+            self._pending = _Offer(self.next_number, kind, snapshot, make_manifest)
             self.next_number += 1
-            if manifest.kind == "base":
-                self._base_s = self._clock()
+            if kind == "base":
+                self._base_s, self._needs_base = self._clock(), False
             self._wake.notify_all()
 
     def start(self) -> None:
@@ -165,13 +197,21 @@ class Publisher:
         self.check()
         return self.idle
 
-    def close(self) -> None:
-        """End the thread and the connections; what is not acknowledged is left to the next process's base."""
+    def close(self, *, release: bool = False) -> None:
+        """End the thread and the connections; what is not acknowledged is left to the next process's base.
+
+        ``release``: tell standbys that this trainer has ended, so that they need not wait until it is silent.
+        """
         self._stop.set()
         with self._wake:
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join(30)
+        if release and self.epoch >= 0 and self.error is None:
+            try:
+                send_claim(self._clients()[1], self._topic.topic, self._claim(released=True))
+            except (KafkaError, OSError) as error:
+                log.warning("the epoch could not be released: a standby waits for silence instead", error=repr(error))
         for client in (self._producer, self._consumer):
             if client is not None:
                 client.close()
@@ -185,53 +225,66 @@ class Publisher:
                     self._publish()
                 elif not self._stop.is_set():
                     self._patiently(self._check_fence, "looking for another trainer")
-        except clients.StoppedError:
+        except StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001  (handed to the training thread, which raises it)
             with self._wake:
                 self.error = error
                 self._wake.notify_all()
 
-    def _next(self) -> tuple[Snapshot, Manifest] | None:
+    def _next(self) -> _Offer | None:
         with self._wake:
             self._wake.wait_for(lambda: self._pending is not None or self._stop.is_set(), FENCE_CHECK_S)
             return None if self._stop.is_set() else self._pending
 
     def _publish(self) -> None:
-        assert self._pending is not None
-        snapshot, manifest = self._pending
-        blob = encode_blob(snapshot)
+        offer = self._pending
+        assert offer is not None
+        blob = encode_blob(offer.snapshot)
         chunks = split_blob(blob, self._config.chunk_bytes)
-        manifest.num_chunks, manifest.num_bytes, manifest.checksum = len(chunks), len(blob), checksum(blob)
+        key = version_key(self.epoch, offer.number)
         self._patiently(self._check_fence, "looking for another trainer")
-        first_offset = self._patiently(lambda: self._send_chunks(manifest, chunks), "publishing a version's chunks")
-        if manifest.kind == "base":
-            self._base = (manifest.number, first_offset)
-        manifest.base_number, manifest.base_offset = self._base
-        self._patiently(lambda: self._send_manifest(manifest), "publishing a version's manifest")
+        if offer.kind == "base":  # with each one, so that retention never takes the claim of a trainer that lives
+            self._patiently(self._send_claim, "renewing the claim of this epoch")
+        first_offset = self._patiently(lambda: self._send_chunks(key, chunks), "publishing a version's chunks")
+        if offer.kind == "base":
+            self._base = (offer.number, first_offset)
+        base_number, base_offset = self._base
+        manifest = offer.make_manifest(
+            epoch=self.epoch,
+            number=offer.number,
+            kind=offer.kind,
+            onto_number=-1 if offer.kind == "base" else offer.number - 1,
+            base_number=base_number,
+            base_offset=base_offset,
+            num_chunks=len(chunks),
+            num_bytes=len(blob),
+            checksum=checksum(blob),
+            created_ms=int(time.time() * 1000),
+        )
+        self._patiently(lambda: self._send_manifest(key, manifest), "publishing a version's manifest")
         with self._wake:
             self.last = Published(manifest, int(time.time() * 1000))
             self._pending = None
             self._wake.notify_all()
 
-    def _send_chunks(self, manifest: Manifest, chunks: list[bytes]) -> int:
+    def _send_claim(self) -> None:
+        if self._base != (-1, -1):  # the claim itself is fresh
+            send_claim(self._clients()[1], self._topic.topic, self._claim())
+
+    def _send_chunks(self, key: bytes, chunks: list[bytes]) -> int:
         _, writer = self._clients()
-        key = version_key(manifest.epoch, manifest.number)
         sends = [
             writer.send(self._topic.topic, key=key, value=chunk, headers=chunk_headers(index), partition=0)
             for index, chunk in enumerate(chunks)
         ]
         return int(min(self._acknowledged(send).offset for send in sends))
 
-    def _send_manifest(self, manifest: Manifest) -> None:
+    def _send_manifest(self, key: bytes, manifest: Manifest) -> None:
         self._check_fence()
         _, writer = self._clients()
-        key = version_key(manifest.epoch, manifest.number)
-        self._acknowledged(
-            writer.send(
-                self._topic.topic, key=key, value=encode_manifest(manifest), headers=MANIFEST_HEADERS, partition=0
-            )
-        )
+        value = encode_manifest(manifest)
+        self._acknowledged(writer.send(self._topic.topic, key=key, value=value, headers=MANIFEST_HEADERS, partition=0))
 
     def _acknowledged(self, send: Any) -> Any:
         try:
@@ -245,12 +298,12 @@ class Publisher:
 
     def _check_fence(self) -> None:
         reader, _ = self._clients()
-        for record in read_new(reader, self._topic, self._checked_offset):
+        for record in read_from(reader, self._topic, self._checked_offset):
             self._checked_offset = record.offset + 1
             if record_kind(record.headers) == "claim":
                 claim = msgspec.json.decode(record.value, type=Claim)
                 if claim.epoch > self.epoch:
                     raise FencedError(
                         f"epoch {self.epoch}: another trainer ({claim.claimant}) has claimed epoch {claim.epoch}; this "
-                        "one stops. Run one trainer per kafka.prefix"
+                        "one stops. Start it again to have it wait as a standby"
                     )

@@ -10,36 +10,29 @@ import numpy as np
 import structlog
 from kafka import TopicPartition
 
-from state.config import KafkaConfig
-from state.topics import Topics
-from trainer import clients
-from trainer.config import ModelConfig, TrainerConfig
+from model.config import ModelConfig
+from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
-from trainer.loop import as_step
-from trainer.plan import Backlog, Plan
+from trainer.plan import Plan
+from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
+from trainer.soundness import pass_over
 from trainer.step import Learner
-from trainer.version import Manifest, VersionAssembler
-from trainer.weights import Table, Weights
-from trainer.weights_log import read_new
+from trainer.weights import Table, Weights, newest_weights
+from wire.config import KafkaConfig
+from wire.kafka.consumer import make_consumer, partitions_of, read_from
+from wire.kafka.retry import patiently
+from wire.topics import Topics
+from wire.weights import Manifest
 
 log = structlog.get_logger("trainer")
 
 
 def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
     """All records of the weights topic → the newest weights that a reader can reach, and the manifests that count."""
-    assembler, weights, manifests = VersionAssembler(), None, []
-    for record in records:
-        version = assembler.feed(record.key, record.headers, record.value)
-        if version is None:
-            continue
-        manifests.append(version.manifest)
-        if weights is not None and weights.accepts(version):
-            weights = weights.apply(version)
-        elif version.manifest.kind == "base":
-            weights = Weights.from_base(version)
+    weights, manifests = newest_weights(records)
     if weights is None:
         raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
     return weights, manifests
@@ -55,7 +48,7 @@ def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
                 f"weights topic: steps {plan.next_step} to {manifest.first_step - 1} of this line of training are "
                 "gone (retention); a replay needs all of them"
             )
-        plan.lay(manifest.first_step, [as_step(step) for step in manifest.plan])
+        plan.merge(manifest.first_step, manifest.plan, set_aside=manifest.set_aside)
     return plan
 
 
@@ -72,6 +65,9 @@ def differences(published: Weights, learner: Learner) -> list[str]:
             wrong.append(f"{name}.ids")
         elif not same_bits(table.rows[live], expected.rows[live]):
             wrong.append(f"{name}.rows")
+    theirs = {"memory": published.memory.changes(everything=True), "rates": published.rates.changes(everything=True)}
+    for part, arrays in (("memory", ours.memory), ("rates", ours.rates)):
+        wrong += [f"{part}.{name}" for name, array in arrays.items() if not same_bits(array, theirs[part].get(name))]
     return wrong
 
 
@@ -82,11 +78,11 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
 
 def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
     """Exit status 0 when the weights are bit-equal to the newest published version."""
-    reader = clients.patiently(lambda: clients.consumer(kafka), "reading versions", kafka, stop)
+    reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
-    clients.partitions_of(reader, where.topic)
+    partitions_of(reader, where.topic)
     first = reader.beginning_offsets([where])[where]
-    weights, manifests = published_weights(read_new(reader, where, first))
+    weights, manifests = published_weights(read_from(reader, where, first))
     reader.close()
     published = weights.manifest
     _check_settings(model, config, published)
@@ -105,13 +101,17 @@ def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: 
 
 
 def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, stop: threading.Event) -> None:
-    backlog = Backlog(learner.model_config.max_context, learner.config.max_step_tokens, learner.config.max_step_targets)
-    for step in plan.steps[:num_steps]:
-        while (examples := backlog.follow(step)) is None:
+    config = learner.config
+    scheduler = Scheduler(learner.max_context, config.max_step_tokens, config.max_step_targets)
+    for number, step in enumerate(plan.steps[:num_steps]):
+        while (examples := scheduler.replay_batch(step)) is None:
             if stop.is_set():
                 raise SourceError("replay: stopped by a signal before its end")
-            backlog.add(source.poll(0.5))
-        learner.step(examples)
+            scheduler.add(source.poll(0.5))
+        if number in plan.set_aside:
+            pass_over(learner, examples)
+        else:
+            learner.step(examples)
         source.trained(step)
 
 

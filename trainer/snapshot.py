@@ -1,4 +1,4 @@
-"""A learner as arrays: all of it for a checkpoint, what servers need for a version."""
+"""A learner as arrays: all of it for a checkpoint, what servers need for a version; and back again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainer.checkpoint import Arrays, Checkpoint, flatten, part_of
 from trainer.errors import CheckpointError
 from trainer.step import Learner
-from trainer.version import Snapshot, TableRows
+from trainer.weights import Table, Weights
+from wire.weights import Snapshot, TableRows
 
-_SCALARS = ("num_steps", "num_interactions", "newest_event_ms", "newest_record_ms")
+_SCALARS = ("num_steps", "num_interactions", "num_feedback", "newest_event_ms", "newest_record_ms")
 
 
 def learner_arrays(learner: Learner) -> Arrays:
@@ -22,7 +24,8 @@ def learner_arrays(learner: Learner) -> Arrays:
         "frequency": learner.frequency.state_dict(),
         "metrics": learner.metrics.state_dict(),
         "popularity": {"count": learner.popularity.count_V},
-        "rates": {"shown": learner.rates.shown_V, "done": learner.rates.done_VK},
+        "rates": learner.rates.state_dict(),
+        "memory": learner.memory.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
         **{name: table.state_dict() for name, table in learner.tables.items()},
@@ -38,13 +41,43 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.frequency.load_state_dict(part_of(arrays, "frequency"))
     learner.metrics.load_state_dict(part_of(arrays, "metrics"))
     learner.popularity.count_V = arrays["popularity.count"].copy()
-    learner.rates.shown_V, learner.rates.done_VK = arrays["rates.shown"].copy(), arrays["rates.done"].copy()
+    learner.rates.load_state_dict(part_of(arrays, "rates"))
+    learner.memory.load_state_dict(part_of(arrays, "memory"))
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])
     learner.unpublished_names = _unpack(arrays["names.unpublished"])
     for name, table in learner.tables.items():
         table.load_state_dict(part_of(arrays, name))
+
+
+def restore_published(learner: Learner, weights: Weights) -> None:
+    """Make a fresh learner predict as a published version does. What is published with no version begins anew: the
+    optimisers' state, counts of frequencies and baselines, metrics."""
+    manifest = weights.manifest
+    for name, parameter in learner.model.named_parameters():
+        parameter.data.copy_(torch.from_numpy(weights.dense[name]))
+    for name, table in learner.tables.items():
+        table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
+    learner.memory.adopt(weights.memory)
+    learner.rates = weights.rates.copy()
+    learner.names, learner.unpublished_names = dict(weights.names), {}
+    learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
+    learner.num_feedback = manifest.num_feedback
+    learner.newest_event_ms, learner.newest_record_ms = manifest.newest_event_ms, manifest.newest_record_ms
+
+
+def _table_state(table: Table, admit_after: int, seen_ms: int) -> dict[str, Any]:
+    """A published table as the state of an `EmbeddingTable`, every key seen last at ``seen_ms``."""
+    rows = np.flatnonzero(table.live)[1:]  # but the cold row
+    none = np.zeros(0, np.int64)
+    return {
+        "weight": table.rows.astype(np.float32), "state": np.zeros(len(table.live), np.float32), "live": table.live,
+        "dirty": np.zeros(len(table.live), np.bool_), "tombstones": none,
+        "map.rows": rows - 1, "map.ids": table.ids[rows], "map.last_seen_ms": np.full(len(rows), seen_ms, np.int64),
+        "map.pending_ids": none, "map.pending_counts": none, "map.pending_last_seen_ms": none,
+        "map.num_rows": np.array([len(table.live) - 1], np.int64), "map.admit_after": np.array([admit_after], np.int64),
+    }  # fmt: skip
 
 
 def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
@@ -76,6 +109,10 @@ def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
         keys, rows, weights, tombstones = table.changes(everything=everything)
         tables[name] = TableRows(keys, rows, weights, tombstones)
         table.mark_published()
+    memory = learner.memory.changes(everything=everything)
+    learner.memory.mark_published()
+    rates = learner.rates.changes(everything=everything)
+    learner.rates.mark_published()
     names = dict(learner.names if everything else learner.unpublished_names)
     learner.unpublished_names = {}
-    return Snapshot(dense, tables, names)
+    return Snapshot(dense, tables, names, memory, rates)

@@ -1,32 +1,21 @@
-"""Where examples come from, without Kafka: the protocol, and a file of actions.
-
-The file goes through the same sequencer as the worker's, in memory, so that a trainer without Kafka meets the same
-examples in the same order whenever the file, the sequence configuration and ``file_take`` are the same.
-"""
+"""Where examples come from: what a source offers the trainer, and how trained examples become positions."""
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from state.action import Action, Rejection, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Example
-from state.sequencer import Sequencer
-from trainer.version import PlanStep
-
-FILE_PARTITION = 0
+from wire.example import Example
+from wire.history import Histories
+from wire.weights import PlanStep
 
 
 class Position(msgspec.Struct, frozen=True):
     """Where to go on in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
-    the
-    highest action offset that trained examples cover."""
+    the action offset up to which everything is in trained examples."""
 
     next_number: int = 0
     next_offset: int = 0
@@ -40,6 +29,9 @@ class Source(Protocol):
     @property
     def positions(self) -> dict[int, Position]:
         """Behind the last trained example of each partition."""
+
+    def restore(self, histories: Histories) -> None:
+        """Fold what was trained before ``positions`` into ``histories``, which are empty. Before the first `poll`."""
 
     def poll(self, timeout_s: float) -> list[Example]:
         """What has arrived; waits at most ``timeout_s`` for something."""
@@ -62,7 +54,7 @@ class Mark:
     number: int
     offset: int
     writer_epoch: int
-    applied_offset: int
+    covered_offset: int
 
 
 class Marks:
@@ -74,7 +66,7 @@ class Marks:
 
     def add(self, example: Example, offset: int) -> None:
         """An example that was given out, and its offset."""
-        mark = Mark(example.number, offset, example.writer_epoch, example.applied_offset)
+        mark = Mark(example.number, offset, example.writer_epoch, example.replay_from_offset - 1)
         self._marks.setdefault(example.partition, deque()).append(mark)
 
     def trained(self, step: PlanStep) -> None:
@@ -84,85 +76,5 @@ class Marks:
             while marks and marks[0].number <= last:
                 mark = marks.popleft()
                 self.positions[partition] = Position(
-                    mark.number + 1, mark.offset + 1, mark.writer_epoch, mark.applied_offset
+                    mark.number + 1, mark.offset + 1, mark.writer_epoch, mark.covered_offset
                 )
-
-
-class FileSource:
-    """Actions of a file (an iterator of JSON-able objects) → examples of one partition.
-
-    After a restart the file is read from its start again, and examples below the position are left out.
-    """
-
-    def __init__(
-        self,
-        actions: Iterable[dict[str, Any]],
-        action: ActionConfig,
-        sequence: SequenceConfig,
-        take: int,
-        positions: dict[int, Position] | None = None,
-        on_rejection: Callable[[Rejection], None] = lambda _: None,
-    ) -> None:
-        self._chunks = _decoded(actions, action, take, on_rejection)
-        self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
-        self._marks = Marks(dict(positions or {}))
-        self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
-        self._offset, self._ended = 0, False
-
-    @property
-    def positions(self) -> dict[int, Position]:
-        """Behind the last trained example."""
-        return self._marks.positions
-
-    @property
-    def exhausted(self) -> bool:
-        """The file is read to its end."""
-        return self._ended
-
-    def poll(self, timeout_s: float) -> list[Example]:
-        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` means nothing."""
-        del timeout_s
-        chunk = next(self._chunks, None)
-        if chunk is None:
-            return [] if self._ended else self._finish()
-        for action in chunk:
-            self._sequencer.apply(action, self._offset, action.timestamp_ms)
-            self._offset += 1
-        return self._drain()
-
-    def _finish(self) -> list[Example]:
-        """Seal what is open, as a tick behind the end of the stream does."""
-        self._ended = True
-        end_ms = self._sequencer.clock_ms + self._sequencer.config.join_window_ms
-        self._sequencer.tick(end_ms, self._offset, end_ms)
-        return self._drain()
-
-    def _drain(self) -> list[Example]:
-        examples = [example for example in self._sequencer.drain() if example.number >= self._skip_below]
-        for example in examples:
-            self._marks.add(example, example.number)
-        return examples
-
-    def trained(self, step: PlanStep) -> None:
-        """Move the position behind a step's examples."""
-        self._marks.trained(step)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-def _decoded(
-    actions: Iterable[dict[str, Any]], config: ActionConfig, take: int, on_rejection: Callable[[Rejection], None]
-) -> Iterator[list[Action]]:
-    stream = iter(actions)
-    while chunk := list(itertools.islice(stream, take)):
-        good = []
-        for action in chunk:
-            decoded = decode_record(msgspec.json.encode(action), int(action.get("timestamp", 0)), config)
-            for each in decoded:
-                match each:
-                    case Action():
-                        good.append(each)
-                    case Rejection():
-                        on_rejection(each)
-        yield good

@@ -20,11 +20,16 @@ from torch import Tensor
 
 from kernels import stochastic_length
 from kernels.length import kept_length
-from state.example import Example
-from trainer.baseline import PopularityBaseline, RateBaseline
-from trainer.batch import JaggedBatch, build_batch, take_interactions
-from trainer.config import ModelConfig, TrainerConfig
-from trainer.embedding import EmbeddingTable
+from kernels.memory import MemoryOutcome, MemoryRules
+from model.config import ModelConfig
+from model.embedding import EmbeddingTable
+from model.hstu import HSTU
+from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.rates import Rates, done_before
+from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
+from trainer.baseline import PopularityBaseline
+from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import PaddedEncoder, times_in_order
 from trainer.judge import Forward, Judge, to_device
@@ -38,8 +43,9 @@ from trainer.losses import (
     sampled_retrieval_loss,
 )
 from trainer.metrics import PrequentialMetrics
-from trainer.model import HSTU
 from trainer.optim import AdamW, lr_scale
+from wire.example import Example
+from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -51,6 +57,7 @@ class StepReport:
 
     step: int
     num_targets: int
+    """Interactions that were new or got feedback."""
     num_tokens: int
     retrieval_loss: float
     ranking_loss: float
@@ -70,15 +77,20 @@ class Learner:
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
+        rules = MemoryRules(seen_half_life=trainer.memory_half_life, exclude=str(trainer.exclude_seen))
+        self.memory = Memory(model, rules, backend=trainer.backend)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
-        self.rates = RateBaseline(len(model.kinds))
+        self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
-        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics, self._retrieval_table)
+        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
+        self.histories = Histories(model.max_context)
+        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
+        self.num_feedback = 0
         self.newest_event_ms = 0
         self.newest_record_ms = 0
 
@@ -96,62 +108,96 @@ class Learner:
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
         """All embedding tables by the name that they are published under."""
-        return {"items": self.items, "domains": self.domains, "features": self.features}
+        return {ITEMS: self.items, DOMAINS: self.domains, FEATURES: self.features}
 
     def step(self, examples: Sequence[Example]) -> StepReport:
-        """Predict, count, learn. Examples without new interactions are fine; an empty list is not."""
+        """Predict, count, learn. Examples that bring nothing to learn are fine; an empty list is not."""
         started = time.perf_counter()
-        whole = build_batch(examples, self.model_config)
-        batch = self._thin(whole, examples)
+        whole = build_batch(examples, self.histories, self.model_config)
+        if not whole.num_targets:  # momentum alone would move the weights
+            self._remember(whole, None, examples, self.newest_event_ms)
+            return self._report(started, 0, 0)
+        batch = self._thin(shorten(whole, self.max_context))
         now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
         known_V = self.items.live[: self.items.num_rows].copy()
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
-        forward = self._forward(batch, now_ms)
-        self.judge.count(whole, forward, known_V, seen_rows_n, self.num_steps)
-        retrieval = mean_or_zero(forward.retrieval_loss_R)
-        ranking = mean_or_zero(ranking_loss(forward.logits_RK, self._tensor(batch.kinds_nK[batch.target_R])))
-        if whole.num_targets:  # else momentum alone would move the weights
-            self._learn(forward, retrieval + self.config.rank_weight * ranking)
+        forward = self.forward(batch, now_ms, whole)
+        recalled = self._recall(whole, forward)
+        self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
+        retrieval = forward.retrieval_loss
+        ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
+        self._learn(forward, retrieval + self.config.rank_weight * ranking)
         self._remember(whole, forward, examples, now_ms)
-        report = StepReport(
-            self.num_steps,
-            whole.num_targets,
-            batch.num_tokens,
-            float(retrieval.detach()),
-            float(ranking.detach()),
-            time.perf_counter() - started,
-        )
-        self.num_steps += 1
-        return report
+        losses = float(retrieval.detach()), float(ranking.detach())
+        return self._report(started, whole.num_targets, batch.num_tokens, losses)
 
-    def _retrieval_table(self, num_rows: int) -> Tensor:
-        return self.model.retrieval_table(self.items.weight[:num_rows])
+    @property
+    def max_context(self) -> int:
+        """Interactions before a user's first target that a step computes."""
+        kept = self.model_config.max_context
+        return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
+
+    def _report(
+        self, started: float, num_targets: int, num_tokens: int, losses: tuple[float, float] = (0.0, 0.0)
+    ) -> StepReport:
+        step, self.num_steps = self.num_steps, self.num_steps + 1
+        return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+        """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
+        times; what came of the choices."""
+        num_rows = self.items.num_rows
+        self.memory.grow(num_rows)
+        told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
+        told = told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
+        events = events_of(
+            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
+        )  # fmt: skip
+        every = -(-num_rows // MOST_PREDICTED_ROWS)
+        if every > 1:
+            events.chosen_R[(self.num_interactions + np.arange(len(told))) % every > 0] *= 2
+        table_VD = forward.table_UD if forward.is_whole else self.model.retrieval_table(self.items.weight[:num_rows])
+        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
+        size = max(1, MOST_LOGITS // num_rows)
+        done = []
+        for part in (slice(start, start + size) for start in range(0, len(told), size)):
+            asked = query_R[part][events.chosen_R[part] == 1]
+            logit_AV = forward.query_SD[self._tensor(asked)] @ table_VD.T
+            done.append(self.memory.learn(events[part], logit_AV.cpu().numpy()))
+        wanted = batch.is_wanted_R[told]
+        return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
 
-    def _thin(self, batch: JaggedBatch, examples: Sequence[Example]) -> JaggedBatch:
-        """Stochastic length over the context; new interactions always stay."""
+    def _thin(self, batch: JaggedBatch) -> JaggedBatch:
+        """Stochastic length over the context; all from a user's first target on stays."""
         alpha = self.config.stochastic_length_alpha
         if alpha <= 1.0:
             return batch
         max_kept = kept_length(2 * self.model_config.max_context, alpha)
-        seeds_B = np.array([(each.partition << 40) + each.number for each in examples], np.int64)
-        num_new_B = np.array([example.num_new for example in examples], np.int64)
+        first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
         kept_T, _ = stochastic_length(
             torch.from_numpy(2 * batch.starts_B1),
-            torch.from_numpy(seeds_B),
+            torch.from_numpy(batch.seed_B),
             max_kept=max_kept,
-            must_keep_last_B=torch.from_numpy(2 * num_new_B),
+            must_keep_last_B=torch.from_numpy(2 * (batch.starts_B1[1:] - first_target_B)),
             backend=self.config.backend,
         )
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
-    def _forward(self, batch: JaggedBatch, now_ms: int) -> Forward:
+    def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
+        """Predictions for a batch's targets, and what learning from them needs. Admits their items to the tables.
+
+        ``whole``: the same targets with all that is known of their users, where ``batch`` has less: rates are of that.
+        """
         input_rows_n = self.items.lookup(batch.item_n)
-        target_row_R = self.items.insert(batch.item_n[batch.target_R], now_ms, self.num_steps)
-        learned_R = target_row_R > 0
+        target_row_R = self._target_rows(batch, now_ms)
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        learned_S = target_row_R[wanted] > 0
         live_rows = self.items.live_rows()
         exact = len(live_rows) <= self.config.full_softmax_max_items
         negatives = (
@@ -170,26 +216,41 @@ class Learner:
         side_nM = self._side_inputs(batch, leaves, now_ms)
         item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
         action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
-        item_RM, before_RM = self._outputs(batch, self._encode(batch, self.model.interleave(item_nM, action_nM)))
-        query_RD = self.model.retrieval_query(before_RM)
+        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
+        item_RM, before_SM = self._outputs(batch, wanted, y_TM)
+        query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
-        target_U = target_row_R if exact else np.searchsorted(rows_U, target_row_R)
-        loss_R = self._retrieval_loss(
-            query_RD if learned_R.all() else query_RD[self._tensor(learned_R)],
+        learned_row = target_row_R[wanted][learned_S]
+        loss_S = self._retrieval_loss(
+            query_SD if learned_S.all() else query_SD[self._tensor(learned_S)],
             table_UD,
-            target_U[learned_R],
-            target_row_R[learned_R],
+            learned_row if exact else np.searchsorted(rows_U, learned_row),
+            learned_row,
             rows_U,
             negatives,
             exact,
         )
-        logits_RK = self.model.rank_logits(item_RM)
-        return Forward(query_RD, table_UD, exact, logits_RK, target_row_R, loss_R, learned_R, leaves)
+        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(whole or batch, target_row_R)))
+        return Forward(
+            query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
+        )
+
+    def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
+        """(R, 2, K) what rates alone say of each target."""
+        target_R = batch.target_R
+        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        return self.rates.prior(target_row_R, done_RK, num_R)
+
+    def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
+        """(R,) rows of the targets' items. New interactions are sightings; feedback is of an item sighted before."""
+        items_R, is_new_R = batch.item_n[batch.target_R], batch.is_new_R
+        rows_R = np.zeros(len(items_R), np.int64)
+        rows_R[is_new_R] = self.items.insert(items_R[is_new_R], now_ms, self.num_steps)
+        rows_R[~is_new_R] = self.items.lookup(items_R[~is_new_R])
+        return rows_R
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
-        key_time_T = np.repeat(batch.time_ms_n, 2)
-        query_time_T = key_time_T.copy()
-        query_time_T[1::2] = batch.query_time_n
+        key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
@@ -205,27 +266,35 @@ class Learner:
             backend=self.config.backend,
         )
 
-    def _outputs(self, batch: JaggedBatch, y_TM: Tensor) -> Tensor:
-        """(2, R, M): at each target's item, and at the action before it (the learnt start where there is none)."""
+    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_TM: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
+        none)."""
         with_start = torch.cat([y_TM, self.model.start_M[None]])
-        before_R = np.where(batch.previous_R >= 0, 2 * batch.previous_R + 1, len(y_TM))
-        return F.embedding(self._tensor(np.stack([2 * batch.target_R, before_R])), with_start)
+        previous_S = batch.previous_R[wanted]
+        before_S = np.where(previous_S >= 0, 2 * previous_S + 1, len(y_TM))
+        both = F.embedding(self._tensor(np.concatenate([2 * batch.target_R, before_S])), with_start)
+        return both[: batch.num_targets], both[batch.num_targets :]
+
+    def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
+        kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
+        return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
 
     def _side_inputs(
         self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
     ) -> Tensor | None:
-        """(n, M) sum of domain and feature rows, of the tables in use (the servers' rule); None where neither is."""
-        parts = []
-        if self.model_config.use_domain and _in_use(self.domains, batch.domain_n):
-            parts.append(self._side(self.domains, batch.domain_n[:, None], leaves, now_ms))
-        feature_nF = np.concatenate([batch.feature_nF, batch.user_feature_BF[batch.owner_n]], axis=1)
-        if _in_use(self.features, feature_nF):
-            parts.append(self._side(self.features, feature_nF, leaves, now_ms))
-        return sum(parts[1:], parts[0]) if parts else None
+        domain_n = batch.domain_n if self.model_config.use_domain else None
+        user_feature_nF = batch.user_feature_BF[batch.owner_n]
 
-    def _side(
+        def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
+            return self._sum_rows(self.tables[name], keys_nF, leaves, now_ms)
+
+        return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
+
+    def _sum_rows(
         self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor:
+    ) -> Tensor | None:
+        if not _in_use(table, keys_nF):
+            return None
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
         leaf_UM = table.gather(rows_U)
@@ -267,16 +336,19 @@ class Learner:
                 table.learn(rows_U, leaf_UD.grad, self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
-    def _remember(self, batch: JaggedBatch, forward: Forward, examples: Sequence[Example], now_ms: int) -> None:
-        rows_R = forward.target_row_R
-        self.frequency.add(rows_R[rows_R > 0])
-        self.popularity.learn(rows_R[rows_R > 0])
-        self.rates.learn(rows_R, batch.kinds_nK[batch.target_R])
+    def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:
+        if forward is not None:
+            rows_R = forward.target_row_R
+            met_S = rows_R[batch.is_wanted_R & (rows_R > 0)]
+            self.frequency.add(met_S)
+            self.popularity.learn(met_S)
+            self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.num_interactions += sum(example.num_new for example in examples)
+        self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
             if example.names:
                 self.names.update(example.names)
                 self.unpublished_names.update(example.names)
-        self.num_interactions += batch.num_targets
         self.newest_event_ms = now_ms
         self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
         if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
@@ -287,8 +359,9 @@ class Learner:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
+        self.memory.forget(rows)
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
-    """Whether any key was ever met: what others of a batch lack or have must not change a user's prediction."""
+    """Whether any key was ever met, this batch's included."""
     return table.num_rows > 1 or bool(keys.any())

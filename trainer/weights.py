@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import VersionError
-from trainer.version import Manifest, TableRows, Version
+from model.config import ModelConfig
+from model.memory import Memory
+from model.rates import Rates
+from wire.errors import VersionError
+from wire.weights import Manifest, TableRows, Version, VersionAssembler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +51,8 @@ class Weights:
     dense: dict[str, NDArray[np.floating[Any]]]
     tables: dict[str, Table]
     names: dict[int, str | int]
+    memory: Memory
+    rates: Rates
 
     @property
     def which(self) -> tuple[int, int]:
@@ -62,18 +68,22 @@ class Weights:
                 "read the topic from the manifest's base_offset"
             )
         changes = version.snapshot.tables.items()
+        config = ModelConfig.from_dict(version.manifest.model_config)
+        memory, rates = Memory(config), Rates(len(config.kinds))
+        memory.apply(version.snapshot.memory, is_base=True)
+        rates.apply(version.snapshot.rates, is_base=True)
         return Weights(
             version.manifest,
             version.snapshot.dense,
             {name: Table.of(rows) for name, rows in changes},
             version.snapshot.names,
+            memory,
+            rates,
         )
 
     def accepts(self, version: Version) -> bool:
         """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
-        manifest = version.manifest
-        onto = manifest.epoch == self.manifest.epoch and manifest.onto_number == self.manifest.number
-        return (manifest.epoch, manifest.number) > self.which and (manifest.kind == "base" or onto)
+        return version.manifest.follows(self.manifest)
 
     def apply(self, version: Version) -> Weights:
         """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
@@ -85,7 +95,26 @@ class Weights:
         if version.manifest.kind == "base":
             return Weights.from_base(version)
         tables = {name: self.tables[name].apply(rows) for name, rows in version.snapshot.tables.items()}
-        return Weights(version.manifest, version.snapshot.dense, tables, {**self.names, **version.snapshot.names})
+        memory, rates = self.memory.copy(), self.rates.copy()
+        memory.apply(version.snapshot.memory, is_base=False)
+        rates.apply(version.snapshot.rates, is_base=False)
+        names = {**self.names, **version.snapshot.names}
+        return Weights(version.manifest, version.snapshot.dense, tables, names, memory, rates)
+
+
+def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:
+    """Records of the weights topic, from a base on → the newest weights in them, and the manifests that count."""
+    assembler, weights, manifests = VersionAssembler(), None, list[Manifest]()
+    for record in records:
+        version = assembler.feed(record.key, record.headers, record.value)
+        if version is None:
+            continue
+        manifests.append(version.manifest)
+        if weights is not None and weights.accepts(version):
+            weights = weights.apply(version)
+        elif version.manifest.kind == "base":
+            weights = Weights.from_base(version)
+    return weights, manifests
 
 
 def _name(manifest: Manifest) -> str:

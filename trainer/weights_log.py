@@ -1,58 +1,63 @@
-"""What the weights topic says: which versions count, which steps they contain, which epoch is taken.
+"""What the weights topic says: which versions count, which steps they contain, who leads.
 
-Reads the topic's tail, in windows that double towards its beginning, until the wanted step is found: a long-lived
-topic is never read whole to start a trainer.
+Reads the topic's tail, in windows that grow towards its beginning, until the wanted step is found: a long-lived topic
+is never read whole to start a trainer.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaTimeoutError
 
-from trainer.version import Claim, Manifest, decode_manifest, record_kind
+from wire.kafka.consumer import Span, ends, read, read_from
+from wire.weights import Claim, Manifest, decode_manifest, record_kind
 
 FIRST_WINDOW = 256
-STALL_POLLS = 30
-ANSWER_S = 0.2
-QUICK = {"fetch_max_wait_ms": 10, "enable_incremental_fetch_sessions": False}
-"""Options of a consumer that asks for news: the broker answers at once that there are none, in every answer."""
 
 
-def read_range(consumer: KafkaConsumer, where: TopicPartition, start: int, end: int) -> Iterator[Any]:
-    """Records with start ≤ offset < end, in order. Raises `KafkaTimeoutError` when the broker falls silent."""
-    consumer.assign([where])
-    consumer.seek(where, start)
-    silent = 0
-    while consumer.position(where) < end:
-        batches = consumer.poll(timeout_ms=500)
-        silent = 0 if batches else silent + 1
-        if silent > STALL_POLLS:
-            raise KafkaTimeoutError(
-                f"{where.topic}: no records from offset {consumer.position(where)} on, expected up to {end}"
-            )
-        for records in batches.values():
-            yield from (record for record in records if record.offset < end)
+class ClaimLog:
+    """The claims in the weights topic: which one counts now, and the highest epoch met (in versions too)."""
 
+    def __init__(self, consumer: KafkaConsumer, where: TopicPartition) -> None:
+        self._consumer, self._where = consumer, where
+        self.newest: Claim | None = None
+        self.highest = -1
+        self._next_offset = -1
 
-def read_new(consumer: KafkaConsumer, where: TopicPartition, start: int) -> Iterator[Any]:
-    """Records from ``start`` to the end: as the broker tells it, and what one more fetch brings beyond.
+    def refresh(self) -> None:
+        """Read on: at first back from the topic's end until there is a claim, then only what is new."""
+        if self._next_offset >= 0:
+            self._note(read_from(self._consumer, self._where, self._next_offset))
+            return
+        first = self._consumer.beginning_offsets([self._where])[self._where]
+        end = ends(self._consumer, [self._where])[self._where]
+        window = FIRST_WINDOW
+        while self._next_offset < 0:
+            start = max(first, end - window)
+            self._note(read_from(self._consumer, self._where, start))
+            if start > first and self.newest is None:
+                window, self._next_offset = window * 4, -1
+            else:
+                self._next_offset = max(self._next_offset, end)
 
-    (Asked for its end, the embedded broker names the first record of the last batch.)
-    """
-    end = consumer.end_offsets([where])[where]
-    yield from read_range(consumer, where, start, end)
-    consumer.assign([])  # what the broker has answered so far is forgotten with it
-    consumer.assign([where])
-    consumer.seek(where, max(start, end))
-    found, until = dict[TopicPartition, list[Any]](), time.monotonic() + ANSWER_S
-    while not found and consumer.highwater(where) is None and time.monotonic() < until:
-        found = consumer.poll(timeout_ms=10)
-    yield from found.get(where, ())
+    def _note(self, records: Iterator[Any]) -> None:
+        for record in records:
+            self._next_offset = record.offset + 1
+            kind = record_kind(record.headers)
+            if kind == "manifest":
+                self.highest = max(self.highest, decode_manifest(record.value).epoch)
+            elif kind == "claim":
+                self._take(msgspec.json.decode(record.value, type=Claim))
+
+    def _take(self, claim: Claim) -> None:
+        newest = self.newest
+        is_release = newest is not None and claim.released and claim.claimant == newest.claimant
+        if newest is None or claim.epoch > newest.epoch or is_release:
+            self.newest = claim
+        self.highest = max(self.highest, claim.epoch)
 
 
 def read_manifests(
@@ -60,11 +65,11 @@ def read_manifests(
 ) -> tuple[list[Manifest], int]:
     """Manifests that count, in log order, back to where ``enough`` holds (or all); and the highest epoch met."""
     first = consumer.beginning_offsets([where])[where]
-    end = consumer.end_offsets([where])[where] if end is None else end
+    end = ends(consumer, [where])[where] if end is None else end
     window = FIRST_WINDOW
     while True:
         start = max(first, end - window)
-        manifests, epoch = _counting(read_range(consumer, where, start, end))
+        manifests, epoch = _counting(read(consumer, where.topic, {where.partition: Span(start, end)}))
         if start == first or enough(manifests):
             return manifests, epoch
         window *= 4

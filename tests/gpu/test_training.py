@@ -22,7 +22,8 @@ def library() -> None:
 
 @pytest.mark.parametrize("full_softmax_max_items", [10_000, 10], ids=["full softmax", "sampled softmax"])
 def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max_items: int) -> None:
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     losses = {}
@@ -33,7 +34,7 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
             device=device, exclude_seen=True, full_softmax_max_items=full_softmax_max_items, num_negatives=64
         )
         learner = Learner(ModelConfig(), config, device)
-        examples = synthetic_examples(40, 300, 60, 100, 16, 200)
+        examples = synthetic_examples(40, 300, 60, 16, 200)
         losses[device] = []
         while batch := list(islice(examples, 16)):
             report = learner.step(batch)
@@ -44,7 +45,8 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
 
 
 def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     torch.set_float32_matmul_precision("highest")
@@ -52,7 +54,7 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
     for graphs in (False, True):
         config = TrainerConfig(device="cuda", exclude_seen=True, cuda_graphs=graphs)
         learner = Learner(ModelConfig(), config, "cuda")
-        examples = synthetic_examples(40, 300, 60, 100, 16, 200)
+        examples = synthetic_examples(40, 300, 60, 16, 200)
         losses[graphs] = []
         while batch := list(islice(examples, 16)):
             report = learner.step(batch)

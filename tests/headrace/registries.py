@@ -4,10 +4,14 @@ from prometheus_client import CollectorRegistry
 
 from serving.metrics import ServerMetrics, readings
 from serving.service import HELP
-from stream.meter import Meter
-from trainer.gauges import Gauges
+from stream.metrics import WorkerMetrics
+from trainer.config import TrainerConfig
+from trainer.progress import Progress
+from trainer.reporter import LagReporter
+from wire.config import KafkaConfig
 
 
 def registries() -> list[CollectorRegistry]:
     server = ServerMetrics(lambda: readings(HELP, dict.fromkeys(HELP, 0.0)))
-    return [Meter().registry, Gauges().registry, server.registry]
+    reporter = LagReporter(KafkaConfig(), TrainerConfig(), Progress)
+    return [WorkerMetrics().registry, reporter.metrics.registry, server.registry]

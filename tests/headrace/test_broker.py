@@ -23,8 +23,8 @@ def test_it_answers_when_start_returns_and_is_gone_when_stop_does() -> None:
         assert broker.is_running()
         pid = broker.pid
         with KafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
-            from state.config import KafkaConfig
-            from stream.topics import ensure_topics
+            from wire.config import KafkaConfig
+            from wire.kafka.admin import ensure_topics
 
             ensure_topics(KafkaConfig(bootstrap=broker.bootstrap, partitions=1))
             producer.send("headrace.status.v1", b"hello").get(10)

@@ -9,14 +9,27 @@ import pytest
 from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("demo", "produce", "simulate", "lag", "versions", "topics", "audit")
+COMMANDS = (
+    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "broker",
+)  # fmt: skip
+ROOMS = {
+    ("stream", "worker"): "worker",
+    ("stream", "produce"): "produce",
+    ("stream", "simulate"): "simulate",
+    ("trainer",): "train",
+    ("serving",): "serve",
+}
 
 
 def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return module("headrace", *arguments, folder=folder)
+
+
+def module(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "headrace", *arguments],
+        [sys.executable, "-m", *arguments],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "100", "HOME": str(folder)},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -24,18 +37,54 @@ def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_names_every_command_and_the_processes(tmp_path: Path) -> None:
+def test_help_names_every_command(tmp_path: Path) -> None:
     done = headrace("--help", folder=tmp_path)
     assert done.returncode == 0
-    for word in (*COMMANDS, "python -m stream worker", "python -m trainer", "python -m serving"):
-        assert word in " ".join(done.stdout.split())
+    for command in COMMANDS:
+        assert f"\n│ {command} " in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+def test_every_command_has_help_that_fits_eighty_columns(command: str, tmp_path: Path) -> None:
     done = headrace(command, "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout
+    assert f"Usage: headrace {command} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout, "a column was too narrow for its words"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=" ".join)
+def test_a_rooms_own_front_door_has_the_same_options(room: tuple[str, ...], tmp_path: Path) -> None:
+    ours, theirs = module(*room, "--help", folder=tmp_path), headrace(ROOMS[room], "--help", folder=tmp_path)
+    assert (ours.returncode, theirs.returncode) == (0, 0)
+    assert f"Usage: python -m {' '.join(room)} " in ours.stdout
+    assert ours.stdout.splitlines()[2:] == theirs.stdout.splitlines()[2:]
+
+
+def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
+    program = (
+        "import sys, headrace.command as command; command.run('headrace', arguments=['train', '--help']); "
+        "print(sorted({'torch', 'numpy', 'kafka', 'faust', 'starlette'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--json"], "goes with --file"),
+        (["train", "--replay", "--file", "x"], "leave --file out"),
+        (["broker", "70000"], "65535"),
+        (["trian"], "No such command"),
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = headrace(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag"])
@@ -51,8 +100,8 @@ def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = headrace("demo", "--dataset", "nothing.dat", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "headrace: --dataset: expected a file, got nothing.dat; "
-        "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl"
+        "headrace demo: --dataset: expected a file, got nothing.dat; "
+        "formats: ratings.dat, ratings.csv, u.data, .inter, .jsonl, .parquet"
     )
 
 
@@ -64,6 +113,37 @@ def test_titles_come_from_the_file_beside_the_ratings(tmp_path: Path) -> None:
     assert dataset.title("11") == "11"
 
 
+TITLES = {"10": 'Zoë, the "best"', "11": "Plain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("movies.csv", 'movieId,title\n10,"Zoë, the ""best"""\n11,Plain\n'.encode()),
+        ("movies.csv", '\ufeffmovieId,title\r\n10,"Zoë, the ""best"""\r\n11,Plain\r\n'.encode()),
+        ("movies.csv", 'genres;title;movieId\nx;"Zoë, the ""best""";10\ny;Plain;11\n'.encode("latin-1")),
+        ("movies.csv", '10,"Zoë, the ""best""",x\n11,Plain,y\n'.encode("utf-16")),
+        ("movies.dat", 'movieId::title::genres\n10::Zoë, the "best"::x\n11::Plain::y\n'.encode("latin-1")),
+        ("movies.dat", '10::Zoë, the "best"::x\n11::Plain::y\n'.encode()),
+        ("u.item", '10|Zoë, the "best"|1995\n11|Plain|1996\n'.encode("latin-1")),
+        ("ratings.item", 'item_id:token\tmovie_title:token_seq\n10\tZoë, the "best"\n11\tPlain\n'.encode()),
+    ],
+)
+def test_titles_are_read_however_they_are_written(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    (tmp_path / name).write_bytes(content)
+    assert {
+        key: title for key, title in open_dataset(tmp_path / "ratings.dat").titles.items() if key in TITLES
+    } == TITLES
+
+
+@pytest.mark.parametrize("content", [b"", b"movieId,title\n", b'movieId,title\n1,"never closed\n', b"\0\1\2"])
+def test_titles_that_cannot_be_read_do_not_stop_anything(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n")
+    (tmp_path / "movies.csv").write_bytes(content)
+    assert open_dataset(tmp_path / "ratings.dat").titles == {}
+
+
 def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -71,3 +151,20 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DatasetError, match=r"cannot fetch MovieLens-100K .* --dataset PATH"):
         open_dataset(None)
     assert list((tmp_path / "headrace").iterdir()) == [], "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"user,item,rating,timestamp\nu,i,4,inf\n", "actions.txt:2: timestamp: expected a time, got inf"),
+        (b'{"user":["u"],"item":1,"action":"click","timestamp":1700000000000}\n', "actions.txt:1: user: expected"),
+        (b"\x1f\x8b damaged", "actions.txt: expected gzip data, got a damaged file"),
+        (b"user,item,rating,timestamp\n", "actions.txt: expected actions, got none"),
+    ],
+)
+def test_a_file_that_cannot_be_sent_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "actions.txt").write_bytes(content)
+    done = headrace("produce", "actions.txt", "--bootstrap", "127.0.0.1:1", folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"headrace produce: {said}"), done.stderr
+    assert done.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from headrace.__main__ import app
+from headrace.command import COMMANDS
 from headrace.config import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ _package = importlib.util.find_spec("check_jsonschema")
 assert _package is not None
 assert _package.origin is not None
 SCHEMA = Path(_package.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
-OURS = ("topics", "stream", "stream-2", "trainer", "server", "replay")
+OURS = ("topics", "stream", "trainer", "server", "replay")
 
 
 def specification() -> Any:
@@ -63,19 +63,12 @@ def test_docker_itself_accepts_it_where_its_client_is_present(tmp_path: Path) ->
 
 @pytest.mark.parametrize("service", OURS)
 def test_every_command_of_ours_exists(service: str, compose: dict[str, Any]) -> None:
-    room, *arguments = compose["services"][service]["command"]
-    assert importlib.util.find_spec(f"{room}.__main__") is not None
-    if room == "headrace":
-        group = typer.main.get_command(app)
-        assert arguments[0] in group.commands  # type: ignore[attr-defined]
-        options = {name for parameter in group.commands[arguments[0]].params for name in parameter.opts}  # type: ignore[attr-defined]
-        assert {argument for argument in arguments[1:] if argument.startswith("--")} <= options
-    elif room == "stream":
-        from stream.__main__ import _parser
-
-        assert _parser().parse_args(arguments).command == "worker"
-    else:
-        assert arguments == []
+    room, command, *arguments = compose["services"][service]["command"]
+    assert room == "headrace"
+    app = typer.Typer()
+    app.command()(COMMANDS[command])
+    options = {name for parameter in typer.main.get_command(app).params for name in parameter.opts}
+    assert {argument for argument in arguments if argument.startswith("--")} <= options
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -84,13 +77,51 @@ def test_every_variable_of_ours_is_one_that_the_configuration_accepts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     environment = {**image_environment(), **compose["services"][service]["environment"]}
-    for name, value in environment.items():
+    for name, value in filled(environment, {}).items():
         assert isinstance(value, str), f"{name}: a container's environment holds strings"
         monkeypatch.setenv(name, value)
     settings = read_settings()
     assert settings.kafka.bootstrap == "kafka:9092"
     assert settings.store.path == Path("/data/store")
     assert settings.trainer.checkpoint_dir == "/data/checkpoints"
+
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def filled(values: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """What Compose makes of ``${NAME:-default}`` where ``given`` is its environment."""
+    return {
+        key: VARIABLE.sub(lambda found: given.get(found[1], found[3] or ""), value) for key, value in values.items()
+    }
+
+
+def test_live_actions_are_accepted_by_default_and_ratings_where_they_are_asked_for(compose: dict[str, Any]) -> None:
+    environment = compose["services"]["stream"]["environment"]
+    live = filled(environment, {})
+    assert live["HEADRACE_ACTION__KINDS"].split(",") == list(Settings().action.kinds)
+    assert float(live["HEADRACE_SEQUENCE__JOIN_WINDOW_S"]) == Settings().sequence.join_window_s
+    lines = (ROOT / "ops" / "ratings.env").read_text().splitlines()
+    ratings = filled(environment, dict(line.split("=", 1) for line in lines if line[0] != "#"))
+    assert ratings["HEADRACE_ACTION__KINDS"] == "rate,like,love"
+    assert ratings["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] == "0"
+
+
+def test_nothing_listens_beyond_this_machine_unless_that_is_asked_for(compose: dict[str, Any]) -> None:
+    ports = {port for service in compose["services"].values() for port in service.get("ports", [])}
+    assert ports
+    for port in filled({each: each for each in ports}, {}).values():
+        assert port.startswith("127.0.0.1:"), port
+    broker = compose["services"]["kafka"]
+    elsewhere = {"BROKER_ADDRESS": "192.0.2.7"}
+    assert filled({"": broker["ports"][0]}, elsewhere)[""] == "192.0.2.7:29092:29092"
+    assert "OUTSIDE://192.0.2.7:29092" in filled(broker["environment"], elsewhere)["KAFKA_ADVERTISED_LISTENERS"]
+
+
+def test_grafana_starts_with_no_password_that_everybody_knows(compose: dict[str, Any]) -> None:
+    environment = compose["services"]["grafana"]["environment"]
+    assert VARIABLE.fullmatch(environment["GF_SECURITY_ADMIN_PASSWORD"]).group(1, 2) == ("GRAFANA_PASSWORD", "?")  # type: ignore[union-attr]
+    assert "GF_AUTH_ANONYMOUS_ENABLED" not in environment
 
 
 def image_environment() -> dict[str, str]:
@@ -141,8 +172,6 @@ def test_the_servers_paths_exist() -> None:
 def test_state_that_must_outlive_a_container_is_in_named_volumes(compose: dict[str, Any]) -> None:
     for name, folder in {
         "kafka": "/var/lib/kafka/data",
-        "stream": "/data",
-        "stream-2": "/data",
         "trainer": "/data",
         "prometheus": "/prometheus",
         "grafana": "/var/lib/grafana",
@@ -150,8 +179,8 @@ def test_state_that_must_outlive_a_container_is_in_named_volumes(compose: dict[s
         mounts = dict(reversed(mount.split(":")[:2]) for mount in compose["services"][name]["volumes"])
         assert mounts[folder] in compose["volumes"], name
     assert compose["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"] == "/var/lib/kafka/data"
-    first, second = (compose["services"][name]["volumes"] for name in ("stream", "stream-2"))
-    assert first != second, "two workers never share a folder of databases"
+    # Without a name each of several workers has its own: two never share a folder of databases.
+    assert compose["services"]["stream"]["volumes"] == ["/data"]
 
 
 def test_files_that_are_mounted_or_copied_exist(compose: dict[str, Any]) -> None:
@@ -171,12 +200,51 @@ def test_the_image_holds_every_room_and_nothing_else() -> None:
 
     packages = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert packages == set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE)) - {"schema"}
+    rooms = {each for each in packages if "." not in each}
+    assert rooms == set(re.findall(r"^COPY (\w+) \1$", dockerfile, flags=re.MULTILINE)) - {"schema"}
     ignored = (ROOT / ".dockerignore").read_text().split()
     for line in dockerfile.splitlines():
         if line.startswith("COPY ") and "--from" not in line:
             for source in line.split()[1:-1]:
                 assert f"!{source}" in ignored, source
+
+
+def test_the_image_holds_what_the_lock_file_names_and_no_test_tools() -> None:
+    def pins(path: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / path).read_text(), flags=re.MULTILINE))
+
+    run, everything = pins("constraints-run.txt"), pins("constraints.txt")
+    assert run.items() <= everything.items()
+    assert not run.keys() & {"pytest", "hypothesis", "ruff", "mypy", "schemathesis", "uv", "check-jsonschema"}
+    import tomllib
+
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^a-z0-9-]", each.lower(), maxsplit=1)[0] for each in needed}
+    assert names <= run.keys()
+
+
+def test_every_alert_is_of_metrics_that_exist_and_is_seen_to_fire() -> None:
+    (group,) = load("ops/alerts.yml")["groups"]
+    known = metric_names()
+    tested = (ROOT / "ops" / "alerts.test.yml").read_text()
+    for rule in group["rules"]:
+        asked = set(re.findall(r"headrace_[a-z0-9_]+", rule["expr"]))
+        assert asked <= known, (rule["alert"], sorted(asked - known))
+        assert re.search(rf'"{rule["alert"]}",.*exp_samples: \[{{value: [1-9]', tested), rule["alert"]
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["action"]
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+def test_prometheus_itself_finds_nothing_wrong_with_the_alerts() -> None:
+    import subprocess
+
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool (Debian's package prometheus has it)")
+    for command in (["check", "rules", "ops/alerts.yml"], ["test", "rules", "ops/alerts.test.yml"]):
+        done = subprocess.run([promtool, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_broker_is_the_one_that_the_tests_run_on(compose: dict[str, Any]) -> None:

@@ -90,15 +90,36 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
-        ("[sequence]\nmax_context = 100000\n", ["max_context", "lower one of them"]),
+        ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected at most 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
         ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
         ("partitions = 3\n", ["partitions: expected every key in its section", "write it under [kafka]"]),
         ("[kafka.client]\nsecurity_protocl = 'SSL'\n", ["kafka.client.security_protocl", "mean security_protocol?"]),
         ("[kafka.client]\nsecurity_protocol = 'TLS'\n", ["kafka.client.security_protocol: expected one of", "'TLS'"]),
-        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got none; add it"]),
+        ("[kafka.client]\nsecurity_protocol = 'SASL_SSL'\n", ["kafka.client.sasl_mechanism", "got None; add it"]),
         ("[kafka.client]\nssl_cafile = '/no.pem'\n", ["kafka.client.ssl_cafile: expected a file", "'/no.pem'"]),
+        (
+            "[kafka.client]\nreconnect_backoff_ms = 5\n",
+            ["kafka.client.reconnect_backoff_ms: expected an option that every"],
+        ),
+        ("[kafka.client]\nsocks5_proxy = 'x'\n", ["kafka.client.socks5_proxy: expected an option that every Kafka"]),
+        ("[kafka.client]\nclient_id = 5\n", ["kafka.client.client_id: expected a string", "got 5"]),
+        ("[kafka.client]\nrequest_timeout_ms = 1.5\n", ["kafka.client.request_timeout_ms: expected a whole number"]),
+        ("[kafka.client]\nssl_check_hostname = 1\n", ["kafka.client.ssl_check_hostname: expected true or false"]),
+        (
+            "[kafka.client]\nssl_password = 'x'\n",
+            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nobody would"],
+        ),
+        (
+            "[kafka.client]\nsasl_mechanism = 'PLAIN'\n",
+            ["kafka.client.security_protocol: expected SASL_SSL or SASL_PL"],
+        ),
+        (
+            "[kafka.client]\nsecurity_protocol='SASL_SSL'\nsasl_mechanism='PLAIN'\nsasl_plain_username='x'\n",
+            ["kafka.client.sasl_plain_password: expected text, for PLAIN"],
+        ),
+        ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of none, gzip", "got 'brotli'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -132,9 +153,45 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
         assert part in str(caught.value)
 
 
+def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "PLAIN", "SASL_PLAIN_USERNAME": "007",
+               "SASL_PLAIN_PASSWORD": "12345", "SSL_CHECK_HOSTNAME": "false"}  # fmt: skip
+    for name, value in options.items():
+        monkeypatch.setenv(f"HEADRACE_KAFKA__CLIENT__{name}", value)
+    client = read_settings().kafka.client
+    assert (client["sasl_plain_username"], client["sasl_plain_password"]) == ("007", "12345")
+    assert client["ssl_check_hostname"] is False
+
+
 def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
     assert read_settings().serving.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[kafka]\nprefix = "a"\n'.encode("utf-16"), "wrong.toml: expected UTF-8, got UTF-16; save it as UTF-8"),
+        (
+            '[trainer]\nmodel_id = "modèle"\n'.encode("latin-1"),
+            r"""wrong.toml:2: expected UTF-8, got b'model_id = "mod\xe8le"'""",
+        ),
+        (b'[kafka]\nprefix = "a\0"\n', "wrong.toml: expected TOML, got Illegal character"),
+        (b"a = " + b"[" * 5000, "wrong.toml: expected TOML, got"),
+        (b"\x1f\x8b\0\0\xff", "wrong.toml:1: expected UTF-8"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.toml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(tmp_path / "wrong.toml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: Path) -> None:
+    (tmp_path / "headrace.toml").write_bytes(b"\xef\xbb\xbf[kafka]\r\nprefix = 'a'\r\n")
+    assert read_settings().kafka.prefix == "a"
 
 
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -191,8 +248,9 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
     import re
 
     from headrace.config import Settings
-    from trainer.config import MODEL_LIMITS, TRAINER_LIMITS
-    from trainer.limits import Number
+    from model.config import MODEL_LIMITS
+    from trainer.config import TRAINER_LIMITS
+    from wire.checks import Number
 
     page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
     limits = {"model": MODEL_LIMITS, "trainer": TRAINER_LIMITS}

@@ -7,13 +7,13 @@ import pytest
 
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, trained
 from headrace.recount import Recount
-from state.action import Action, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Example
 from state.sequencer import Sequencer
-from trainer.version import Manifest
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+from wire.weights import Manifest
 
-ACTION = ActionConfig(kinds=("rate",))
+ACTION = ActionConfig(kinds=("rate",), min_timestamp_ms=0)
 SEQUENCE = SequenceConfig(join_window_s=0.0)
 
 
@@ -49,14 +49,14 @@ def manifest(
         ("base_number", "base_offset", "num_chunks", "num_bytes", "newest_event_ms", "newest_record_ms"), 0
     )
     nothing |= dict.fromkeys(("num_interactions", "created_ms"), 0) | {"onto_number": number - 1, "lineage": "one"}
-    nothing |= dict.fromkeys(("model_id", "kind", "dtype", "checksum"), "")
+    nothing |= dict.fromkeys(("model_id", "kind", "checksum"), "")
     nothing |= {name: {} for name in ("covered", "covered_offsets", "model_config", "metrics")}
     return Manifest(**{**nothing, **more}, epoch=epoch, number=number, plan=plan, first_step=first_step)
 
 
 def test_a_whole_stream_is_in_order() -> None:
     ledger = ledger_of(examples())
-    assert (ledger.num_interactions, ledger.holes.num, ledger.tiling.num) == (6, 0, 0)
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.holes.num, ledger.telling.num) == (6, 0, 0, 0)
     assert {name: user.num for name, user in ledger.users.items()} == {"a": 3, "b": 3}
 
 
@@ -70,20 +70,51 @@ def test_a_missing_example_is_a_hole_and_its_user_is_not_tiled() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:])
     assert ledger.holes == ["partition 0: example 2 expected, 3 came"]
-    assert ledger.tiling.num == 1
+    assert ledger.telling.num == 1
 
 
 def test_what_compaction_took_is_no_hole() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:], [0, 1, 3, 4, 5])
-    assert (ledger.holes.num, ledger.num_missing, ledger.tiling.num) == (0, 1, 0)
-    assert not ledger.users["a"].whole
+    assert (ledger.holes.num, ledger.num_missing, ledger.telling.num) == (0, 1, 0)
 
 
 def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> None:
     stream = examples()
     again = replace(stream[5], number=6)
-    assert ledger_of([*stream, again]).tiling.num == 1
+    assert ledger_of([*stream, again]).telling.num == 1
+
+
+def late_like() -> list[Example]:
+    """An impression, a later like of it, and another impression."""
+    action = ActionConfig(kinds=("impression", "like"), min_timestamp_ms=0)
+    sequencer, found = Sequencer(action, SequenceConfig()), list[Example]()
+    for item, kind in ((1, "impression"), (1, "like"), (2, "impression")):
+        value = f'{{"user":"a","item":{item},"action":"{kind}","timestamp":{100 * item}}}'.encode()
+        (decoded,) = decode_record(value, 10_000, action)
+        assert isinstance(decoded, Action)
+        sequencer.apply(decoded, sequencer.applied_offset + 1, 0)
+        found += sequencer.drain()
+    return found
+
+
+def test_later_kinds_are_pieces_of_their_own() -> None:
+    ledger = ledger_of(late_like())
+    assert [tuple(ledger.pieces[number]) for number in range(3)] == [(1, 0), (0, 1), (1, 0)]
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.telling.num) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("wrong", ["told twice", "not told", "another one's"])
+def test_a_later_kind_that_is_not_told_exactly_once_is_found(wrong: str) -> None:
+    first, like, second = late_like()
+    if wrong == "told twice":
+        stream = [first, like, replace(like, number=2), replace(second, number=3)]
+    elif wrong == "not told":
+        none = like.feedback_index[:0]
+        stream = [first, replace(like, feedback_index=none, feedback_bits=like.feedback_bits[:0]), second]
+    else:
+        stream = [first, replace(like, feedback_bits=like.feedback_bits | 1), second]
+    assert ledger_of(stream).telling.num == 1
 
 
 PLAN = [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]
@@ -156,10 +187,54 @@ def test_the_recount_adds_up_and_names_the_dead_letters() -> None:
     assert (counts.num_accepted, counts.num_duplicate, counts.num_dead, counts.num_ticks) == (1, 2, 3, 1)
     assert recount.num_produced == 6
     assert recount.dead == {(2, -1), (3, 1), (5, -1)}
-    assert recount.num_sealed == 1
+    assert recount.num_interactions == 1
+
+
+def test_the_recount_remembers_a_user_as_he_was_behind_a_watched_action() -> None:
+    recount = Recount(ACTION, SEQUENCE, 0, 1)
+    recount.watch_users = {"a": (1, 1)}
+    one = b'{"user":"a","item":%d,"action":"rate","timestamp":%d}'
+    for offset in range(4):
+        recount.feed(Record(offset, b"[" + b",".join(one % (10 * offset + i, offset) for i in range(3)) + b"]"))
+    recount.drain()
+    assert recount.users["a"].end == 12
+    assert recount.users_at["a"].end == 5
 
 
 def test_the_recount_refuses_a_user_of_another_partition() -> None:
     recount = Recount(ACTION, SEQUENCE, 0, 1000)
     recount.feed(Record(0, b'[{"user":"a","item":1,"action":"rate","timestamp":5}]'))
     assert recount.dead == {(0, 0)}
+
+
+def test_a_step_that_was_set_aside_trains_nothing() -> None:
+    plans, ledger, violations = PlanLedger(), ledger_of(examples()), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 2)], [(0, 3, 5)]], set_aside=[1]))
+    found = trained(plans.current, {0: ledger}, violations)
+    assert (found[0].last, found[0].num_interactions, violations.num) == (5, 3, 0)
+
+
+def test_a_line_that_began_from_a_published_version_is_audited_with_what_came_before() -> None:
+    plans, ledger, violations = PlanLedger(), ledger_of(examples()), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]))
+    plans.feed(manifest(0, 2, [[(0, 3, 3)], [(0, 4, 5)]], epoch=2, lineage="two", parent="one"))
+    found = trained(plans.current, {0: ledger}, violations)
+    assert plans.current.first_step == 0
+    assert (found[0].last, found[0].num_interactions, violations.num) == (5, 6, 0)
+
+
+@pytest.mark.parametrize(("next_number", "caught"), [(2, "again"), (4, "having left some out")])
+def test_a_line_that_began_at_another_place_than_its_version_is_found(next_number: int, caught: str) -> None:
+    plans, violations = PlanLedger(), Violations()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)], [(0, 2, 2)]]))
+    plans.feed(manifest(0, 2, [[(0, next_number, 5)]], epoch=2, lineage="two", parent="one"))
+    trained(plans.current, {0: ledger_of(examples())}, violations)
+    assert violations.num == 1
+    assert caught in violations[0]
+
+
+def test_a_plan_that_was_cut_is_found() -> None:
+    plans = PlanLedger()
+    plans.feed(manifest(0, 0, [[(0, 0, 1)]]))
+    plans.feed(manifest(1, 3, [[(0, 4, 5)]]))
+    assert plans.gaps == ["version 1/1 begins with step 3; nobody published steps 1 to 2"]

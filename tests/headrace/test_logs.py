@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 SPEAK = """
 import logging, structlog
@@ -31,6 +29,10 @@ def test_our_words_and_the_libraries_are_json_lines_that_begin_alike() -> None:
     assert all(list(line)[:4] == ["timestamp", "level", "logger", "event"] for line in lines)
 
 
-@pytest.mark.parametrize("room", ["stream", "trainer", "serving"])
-def test_every_process_is_configured_so(room: str) -> None:
-    assert "configure_logs()" in (ROOT / room / "__main__.py").read_text()
+def test_a_process_of_ours_logs_so(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n1::11::3::978300761\n")
+    command = [sys.executable, "-m", "headrace", "train", "--file", str(tmp_path / "ratings.dat")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first, *_ = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (first["logger"], first["level"]) == ("trainer", "info")
+    assert first["event"].startswith("a file of ratings")

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from headrace.board import STAGES, Board
 from headrace.lag import plain
+from headrace.lag_view import STAGES, LagView
 from headrace.screen import page
 
 
@@ -16,7 +16,7 @@ def message() -> dict[str, Any]:
     stage = {"lag_records": 3, "lag_s": 0.5, "partitions": {}}
     return {
         "time_ms": 0, "stages": dict.fromkeys(STAGES, stage), "throughput": {"interactions_per_s": 12.0},
-        "num_interactions": 4000, "num_servers": 1, "num_open_users": 17, "version": {"epoch": 0, "number": 5},
+        "num_interactions": 4000, "num_servers": 1, "version": {"epoch": 0, "number": 5},
         "freshness": {"now_s": 2.25},
     }  # fmt: skip
 
@@ -25,7 +25,7 @@ def message() -> dict[str, Any]:
 def test_nothing_on_the_page_is_cut_or_wrapped(width: int) -> None:
     console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as capture:
-        console.print(page(Board(dataset="MovieLens", broker="localhost:9092", lag=message())))
+        console.print(page(LagView(dataset="MovieLens", broker="localhost:9092", lag=message())))
     shown = capture.get()
     for words in ("actions not read yet", "examples not delivered yet", "published, not served yet", "popular"):
         assert words in shown
@@ -36,13 +36,13 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
     line = plain(msgspec.json.encode(message()).decode())
     assert line == (
         "00:00:00  lag: ingest 3 sequence 3 train 3 publish 3 serve 3  12 interactions/s learned, 4,000 in all; "
-        "17 users with interactions in their join window; servers: 1  version 0/5  fresh 2.2 s"
+        "servers: 1  version 0/5  fresh 2.2 s"
     )
 
 
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:
-    board = Board()
-    board.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])
-    assert board.rate == 0.0
-    board.note_sent(600)
-    assert board.rate > 0.0
+    view = LagView()
+    view.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])
+    assert view.rate == 0.0
+    view.note_sent(600)
+    assert view.rate > 0.0

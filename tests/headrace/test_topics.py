@@ -7,8 +7,8 @@ import pytest
 
 from headrace.config import Settings
 from headrace.topics import show
-from state.config import KafkaConfig
 from tests.brokers import Broker
+from wire.config import KafkaConfig
 
 
 def test_topics_that_are_missing_or_made_otherwise_are_seen(

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.serving.wire import server_environment
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory]:
     """Where server processes come from."""
-    made = Nursery(tmp_path_factory.mktemp("servers"), "serving", server_environment())
+    made = ProcessFactory(tmp_path_factory.mktemp("servers"), "serving", server_environment())
     yield made
     made.close()
 

@@ -1,50 +1,154 @@
-"""What waits is answered: beside one that cannot be, and before the end; and what a server announces of itself."""
+"""What waits is answered: beside one that cannot be, beside a long one, and before the end; or refused in time."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.announcer import Announcer
-from serving.batcher import Answered, Batcher, _Waiting
-from serving.engine import Ask, Engine
+from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Outcome
+from serving.engine import Ask, Engine, Found
+from serving.errors import OverloadedError
+from serving.heartbeat import Heartbeat
 from serving.histories import Histories
-from serving.service import no_past
-from state.config import KafkaConfig
+from serving.holder import HeldVersion
 from tests.serving.world import World, holder_of, versions
+from wire.config import KafkaConfig
+from wire.example import no_interactions
 
 HOLDER = holder_of(next(versions(World(num_users=2), 1)))
-FINE = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, k=3)
-BROKEN = Ask(None, no_past(), 0, np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
+FINE = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, k=3)
+BROKEN = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
 
 
-def batcher() -> Batcher:
-    return Batcher(Engine(Histories(10**6)), HOLDER, num_workers=1, max_batch=4, max_waiting=100)
+@dataclass
+class PlainJob:
+    """A question that is answered with how many items were found."""
+
+    ask: Ask = FINE
+    weight: float = 1.0
+    started: threading.Event | None = None
+    release: threading.Event | None = None
+
+    def asks(self, _version: HeldVersion) -> list[Ask]:
+        if self.started is not None and self.release is not None:
+            self.started.set()
+            assert self.release.wait(30)
+        return [self.ask]
+
+    def body(self, _version: HeldVersion, found: Sequence[Found]) -> bytes:
+        return b"%d" % len(found[0].items)
+
+
+def batcher(**options: Any) -> Batcher:
+    settings: dict[str, Any] = {"num_workers": 1, "max_batch": 4, "max_waiting": 100, **options}
+    return Batcher(Engine(Histories(10**6)), HOLDER, **settings)
 
 
 def test_a_request_that_fails_takes_no_other_along() -> None:
     made = batcher()
-    waiting = [_Waiting(ask, Future[Answered]()) for ask in (FINE, BROKEN, FINE)]
-    made._answer(waiting)
-    assert [each.future.exception() is None for each in waiting] == [True, False, True]
-    assert len(waiting[0].future.result().found.items) == 3
+    outcomes = made._short.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])
+    assert [isinstance(each, bytes) for each in outcomes] == [True, False, True]
+    assert outcomes[0] == b"3"
     made.close()
 
 
 def test_what_waits_is_answered_before_the_end() -> None:
     made = batcher()
-    futures = [made.submit(FINE) for _ in range(20)]
+
+    async def ask_and_close() -> list[bytes]:
+        asked = [asyncio.create_task(made.answer(PlainJob())) for _ in range(20)]
+        await asyncio.sleep(0)  # each has run up to where it waits
+        await asyncio.sleep(0)  # and they are handed over
+        await asyncio.to_thread(made.close)
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(ask_and_close()) == [b"3"] * 20
+
+
+def test_requests_of_one_turn_of_the_loop_are_handed_over_together() -> None:
+    made, sizes = batcher(max_batch=16), []
+    outcomes = made._short.outcomes
+
+    def counting(jobs: Sequence[Any]) -> list[Outcome]:
+        sizes.append(len(jobs))
+        return outcomes(jobs)
+
+    made._short.outcomes = counting  # type: ignore[method-assign]
+
+    async def ask() -> None:
+        await asyncio.gather(*(made.answer(PlainJob()) for _ in range(16)))
+
+    asyncio.run(ask())
     made.close()
-    assert all(future.done() for future in futures)
-    assert {len(future.result().names) for future in futures} == {3}
+    assert sizes == [16]
+
+
+def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
+    made, started, release = batcher(), threading.Event(), threading.Event()
+
+    async def ask() -> tuple[bytes, bytes]:
+        long = asyncio.create_task(made.answer(PlainJob(weight=LONG_WEIGHT + 1, started=started, release=release)))
+        assert await asyncio.to_thread(started.wait, 30)
+        short = await asyncio.wait_for(made.answer(PlainJob()), 30)
+        release.set()
+        return short, await long
+
+    assert asyncio.run(ask()) == (b"3", b"3")
+    made.close()
+
+
+def test_what_would_wait_too_long_is_refused_and_says_for_how_long() -> None:
+    made, started, release = batcher(max_batch=1, max_wait_s=1.0), threading.Event(), threading.Event()
+    for _ in range(50):
+        made._short._cost.note(1.0, 0.6)  # as if each request took so long
+
+    async def ask() -> list[bytes]:
+        first = asyncio.create_task(made.answer(PlainJob(started=started, release=release)))
+        assert await asyncio.to_thread(started.wait, 30)
+        second = asyncio.create_task(made.answer(PlainJob()))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError) as refused:
+            await made.answer(PlainJob())
+        assert refused.value.retry_after_s == pytest.approx(1.2, rel=0.01)
+        release.set()
+        return [await first, await second]
+
+    assert asyncio.run(ask()) == [b"3", b"3"]
+    assert made.num_shed == 1
+    assert asyncio.run(made.answer(PlainJob())) == b"3", "what was let go is admitted again"
+    made.close()
+
+
+def test_the_cost_of_a_batch_is_told_apart_from_that_of_its_requests() -> None:
+    cost = CostModel()
+    assert cost.seconds(100, 16) == 0.0
+    for weight in (1, 4, 16, 8, 2) * 40:
+        cost.note(weight, 0.010 + 0.001 * weight)
+    assert cost.seconds(16, 16) == pytest.approx(0.026, rel=0.01)
+    assert cost.seconds(160, 16) == pytest.approx(0.26, rel=0.01)
+
+
+def test_a_pause_of_the_machine_turns_nobody_away() -> None:
+    cost = CostModel()
+    cost.note(1, 30.0)  # the first one loads what is loaded late
+    assert cost.seconds(100, 16) == 0.0
+    cost = CostModel()
+    for _ in range(100):
+        cost.note(4, 0.004)
+    cost.note(4, 5.0)
+    assert cost.seconds(100, 16) < 0.15
 
 
 @pytest.mark.parametrize("held", [True, False])
-def test_a_server_announces_the_version_that_it_answers_from(held: bool) -> None:
+def test_a_server_tells_the_version_that_it_answers_from(held: bool) -> None:
     holder = HOLDER if held else type(HOLDER)()
-    status = Announcer(KafkaConfig(), "status", "here", holder, lambda: 7, 1.0).status()
+    status = Heartbeat(KafkaConfig(), "status", "here", holder, lambda: 7, 1.0).status()
     assert (status.component, status.num_requests) == ("here", 7)
     current = holder.current
     if current is None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.embedding import EmbeddingTable
+from model.tokens import ITEMS
 from serving.holder import HeldVersion, VersionHolder
-from serving.network import ITEMS
 from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
-from trainer.embedding import EmbeddingTable
-from trainer.errors import ConfigError
-from trainer.version import TableRows, Version
 from trainer.weights import Weights
+from wire.errors import ConfigError, VersionError
+from wire.weights import TableRows, Version
 
 
 def same_as(held: HeldVersion | None, expected: Weights) -> None:
@@ -128,6 +129,25 @@ def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
     assert expected.which == (1, 1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("where", ["dense", "rows"])
+def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where: str) -> None:
+    base, delta, _ = list(versions(World(num_users=2), 3))
+    holder = VersionHolder()
+    expected = follow(holder, base, None)
+    dense, items = dict(delta.snapshot.dense), delta.snapshot.tables[ITEMS]
+    if where == "dense":
+        dense = {name: np.full_like(array, value) for name, array in dense.items()}
+    else:
+        items = replace(items, rows=np.full_like(items.rows, value))
+    bad = replace(delta.snapshot, dense=dense, tables={**delta.snapshot.tables, ITEMS: items})
+    with pytest.raises(VersionError, match="finite"):
+        holder.stage(Version(delta.manifest, bad))
+    same_as(holder.current, expected)
+    expected = follow(holder, delta, expected)
+    same_as(holder.current, expected)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(1, 12), max_size=6), st.booleans(), st.booleans()), max_size=8))
 def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list[tuple[list[int], bool, bool]]) -> None:
@@ -137,7 +157,8 @@ def test_a_table_equals_the_trainers_through_arrivals_and_evictions(rounds: list
         trainer.insert(np.array(keys, np.int64), step, step)
         if evict:
             trainer.evict(step)
-        server.apply({"items": TableRows(*trainer.changes(everything=is_base))}, {}, is_base=is_base)
+        server.tables = {} if is_base else server.tables
+        server.apply_rows({"items": TableRows(*trainer.changes(everything=is_base))}, {})
         trainer.mark_published()
         every_key = np.arange(14)
         assert np.array_equal(server["items"].lookup(every_key), trainer.lookup(every_key))

@@ -5,39 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import schemathesis
+import torch
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.config import ServingConfig
-from serving.histories import Histories
+from serving.errors import StartError
 from serving.holder import VersionHolder
 from serving.http import build_app
-from serving.service import Service
-from state.codec import encode_example
+from serving.titles import Titles
 from tests.serving.inprocess import Client
-from tests.serving.world import KINDS, MODEL, START_MS, World, holder_of, versions
+from tests.serving.live import HOLDER, WORLD, live_server, service_of
+from tests.serving.world import KINDS, MODEL, START_MS
+from wire.hashing import item_hash
 
-WORLD = World(num_users=4)
-HOLDER = holder_of(next(versions(WORLD, 1)))
 CONFIG = ServingConfig(max_k=50, max_candidates=20, max_history=30, max_body_bytes=20_000, cache_bytes=10**7)
-
-
-def service_of(holder: VersionHolder, config: ServingConfig = CONFIG) -> Service:
-    histories = Histories(10**8)
-    for each in WORLD.examples():
-        histories.feed(0, encode_example(each))
-    service = Service(config, holder, histories)
-    service.histories_ready.set()
-    return service
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    service = service_of(HOLDER)
+    service = service_of(HOLDER, CONFIG)
     yield Client(build_app(service))
     service.close()
 
@@ -84,6 +78,93 @@ def test_rank_gives_every_candidate_a_probability_of_every_kind(client: Client) 
         assert all(0 < value < 1 for value in each["probabilities"].values())
 
 
+def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Client) -> None:
+    body = {"user": "u1", "k": 10, "exclude_seen": False, "timestamp": START_MS + 10**8}
+    everything = client.post("/recommend", json=body).json()["items"]
+    chosen = [everything[index]["item"] for index in (7, 1, 4)]
+    allowed = client.post("/recommend", json={**body, "allow": [*chosen, "never seen"]}).json()["items"]
+    assert [each["item"] for each in allowed] == [everything[index]["item"] for index in (1, 4, 7)]
+    assert [each["score"] for each in allowed] == pytest.approx([everything[n]["score"] for n in (1, 4, 7)], rel=1e-4)
+    denied = client.post("/recommend", json={**body, "deny": chosen, "k": 5}).json()["items"]
+    assert [each["item"] for each in denied] == [everything[index]["item"] for index in (0, 2, 3, 5, 6)]
+    both = client.post("/recommend", json={**body, "allow": chosen, "deny": chosen[:2]}).json()["items"]
+    assert [each["item"] for each in both] == [chosen[2]]
+    assert client.post("/recommend", json={**body, "allow": []}).json()["items"] == []
+
+
+def test_items_of_the_domains_that_are_asked_for_alone_are_recommended() -> None:
+    service = service_of(HOLDER, CONFIG)
+    items = HOLDER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
+    films, books = item_hash("films"), item_hash("books")
+    service.histories.domains.note(items, np.array([films, books] * 5))
+    service.histories.domains.note(items[:1], np.array([books]))
+    client, names = Client(build_app(service)), HOLDER.current.names  # type: ignore[union-attr]
+
+    def asked(**more: Any) -> set[Any]:
+        body = {"user": "nobody", "k": 20, **more}
+        return {each["item"] for each in client.post("/recommend", json=body).json()["items"]}
+
+    in_films, in_books = ({names[int(key)] for key in keys} for keys in (items[2::2], [*items[1::2], items[0]]))
+    assert asked(domains=["films"]) == in_films
+    assert asked(domains=["books"]) == in_books
+    assert asked(domains=["films", "books"]) == in_films | in_books
+    assert asked(domains=["films"], allow=[names[int(items[2])], names[int(items[1])]]) == {names[int(items[2])]}
+    assert asked(domains=["music"]) == asked(domains=[]) == set()
+    service.close()
+
+
+def test_seen_items_are_left_out_even_where_they_are_allowed(client: Client) -> None:
+    seen = [
+        WORLD.learner.names[int(key)] for key in set(WORLD.histories["u1"].item_hash[-MODEL.max_context :].tolist())
+    ]
+    assert client.post("/recommend", json={"user": "u1", "allow": seen, "exclude_seen": True}).json()["items"] == []
+
+
+def test_a_batch_is_answered_as_its_requests_are_alone(client: Client) -> None:
+    at = {"timestamp": START_MS + 10**8}
+    for path, bodies in {
+        "/recommend": [{"user": "u0", "k": 3, **at}, {"user": "nobody", **at}, {"user": "u2", "deny": [1], **at}],
+        "/rank": [{"user": "u0", "items": [1, 2], **at}, {"user": "nobody", "items": ["never seen"], **at}],
+    }.items():
+        together = client.post(f"{path}/batch", json={"requests": bodies}).json()["answers"]
+        for one, body in zip(together, bodies, strict=True):
+            alone = client.post(path, json=body).json()
+            assert [each["item"] for each in one["items"]] == [each["item"] for each in alone["items"]]
+            assert (one["cold"], one["version"]) == (alone["cold"], alone["version"])
+
+
+def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Client) -> None:
+    table = HOLDER.current.tables["items"]  # type: ignore[union-attr]
+    width = MODEL.item_width - 1
+    (row,) = table.lookup(np.array([item_hash(3)]))
+    unit = torch.nn.functional.normalize(table.rows[:, :width].float(), dim=1)
+    cosine = (unit @ unit[row]).masked_fill(~table.live, -2.0)
+    cosine[row] = -2.0
+    best, order = cosine.sort(descending=True)
+    answer = client.post("/similar", json={"item": 3, "k": 4}).json()
+    names = HOLDER.current.names  # type: ignore[union-attr]
+    assert [each["item"] for each in answer["items"]] == [names[k] for k in table.keys_of(order[:4].numpy()).tolist()]
+    assert [each["score"] for each in answer["items"]] == pytest.approx(best[:4].tolist(), rel=1e-5)
+    unknown = client.post("/similar", json={"item": "never seen"}).json()
+    assert (unknown["known"], unknown["items"]) == (False, [])
+
+
+def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
+    file = tmp_path / "titles.tsv"
+    file.write_text("3\tThree Colours: Blue (1993)\nno tab here\n4\tFour Weddings\n")
+    service = service_of(HOLDER, CONFIG)
+    service.titles = Titles.read(str(file))
+    answer = Client(build_app(service)).post("/items", json={"items": [3, "4", "never seen"]}).json()
+    assert answer["items"] == [
+        {"item": 3, "known": True, "title": "Three Colours: Blue (1993)"},
+        {"item": "4", "known": True, "title": "Four Weddings"},
+        {"item": "never seen", "known": False, "title": None},
+    ]
+    service.close()
+    with pytest.raises(StartError, match=r"serving\.titles_file: expected a UTF-8 file"):
+        Titles.read(str(tmp_path / "none.tsv"))
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field", "expected"),
     [
@@ -125,8 +206,9 @@ def test_a_request_that_goes_elsewhere_is_told_where_it_went(client: Client) -> 
 
 
 def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
-    assert client.post("/recommend", content=b"{nonsense").status_code == 422
-    assert client.post("/recommend", content=b"\xff\xfe").status_code in (400, 422)
+    assert client.post("/recommend", content=b"{nonsense", kind="application/json").status_code == 422
+    assert client.post("/recommend", content=b"\xff\xfe", kind="application/json").status_code == 422
+    assert client.post("/recommend", content=b"{}").status_code == 415
     large = client.post("/rank", json={"user": "u", "items": ["x" * 500] * 60})
     assert large.status_code == 413
     assert "serving.max_body_bytes" in large.json()["detail"][0]["do"]
@@ -135,7 +217,7 @@ def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
 
 
 def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
-    service = service_of(VersionHolder())
+    service = service_of(VersionHolder(), CONFIG)
     client = Client(build_app(service))
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503
@@ -146,7 +228,7 @@ def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
 
 
 def test_a_server_that_has_not_read_the_histories_is_not_ready() -> None:
-    service = service_of(HOLDER)
+    service = service_of(HOLDER, CONFIG)
     service.histories_ready.clear()
     answer = Client(build_app(service)).get("/readyz")
     assert (answer.status_code, answer.json()["ready"], answer.json()["histories"]) == (503, False, False)
@@ -197,6 +279,23 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
     service.close()
 
 
+def test_a_fault_in_one_answer_is_told_and_leaves_the_connection_and_the_lane_as_they_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with live_server() as (service, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answer_now = service.engine.answer
+
+        def faulty(version: Any, asks: Any) -> Any:
+            if any(ask.user == "u1" for ask in asks):
+                raise IndexError("a fault")
+            return answer_now(version, asks)
+
+        service.engine.answer = faulty  # type: ignore[method-assign]
+        codes = [client.post("/recommend", json={"user": user}).status_code for user in ("u0", "u1", "u2")]
+    assert codes == [200, 500, 200]
+    assert "a fault" in caplog.text
+
+
 def test_several_workers_and_batches_answer_as_one_alone() -> None:
     service = service_of(HOLDER, ServingConfig(num_workers=3, max_batch=4, cache_bytes=0))
     client = Client(build_app(service))
@@ -219,6 +318,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
 
 # Bodies are bounded by configuration too, and answered 413: far away here, so that what is tested is the schema.
 SERVICE = service_of(HOLDER, replace(CONFIG, max_body_bytes=4_000_000))
+SERVICE.stopping.set()  # or a stream would go on for ever
 schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
 
 

@@ -19,14 +19,14 @@ from kafka import KafkaConsumer, TopicPartition
 from serving.engine import Ask, Engine
 from serving.histories import Histories
 from serving.holder import VersionHolder
-from state.codec import encode_example
-from state.config import KafkaConfig
-from state.status import ServerStatus, decode_status
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
-from tests.serving.world import MODEL, START_MS, World
-from trainer.version import Version, VersionAssembler
+from tests.serving.world import START_MS, World
+from wire.config import KafkaConfig
+from wire.example_codec import encode_example
+from wire.status import ServerStatus, decode_status
+from wire.weights import Version, VersionAssembler
 
 NOW_MS = START_MS + 10**8
 
@@ -67,10 +67,9 @@ class Known:
         with self.holder.hold() as held:
             assert held is not None
             for user in self.world.histories:
-                example = self.histories.get(user)
-                assert example is not None
-                past, num_sealed = Ask.history_of(example, MODEL.max_context)
-                ask = Ask(user, past, num_sealed, np.zeros(0, np.int64), NOW_MS)
+                past = self.histories.get(user)
+                assert past is not None
+                ask = Ask(user, past.interactions, np.zeros(0, np.int64), NOW_MS, exclude_seen=None)
                 found = self.engine.answer(held, [ask])[0]
                 self.items[held.which[1], user] = [
                     {"item": held.names[key], "score": score}
@@ -80,7 +79,7 @@ class Known:
 
 @pytest.mark.slow
 def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
-    wire: Wire, tmp_path: Path, nursery: Nursery
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     world, assembler = World(num_users=5), VersionAssembler()
     known = Known(world)
@@ -94,7 +93,7 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
         known.learn(version)
     wire.tell(world.examples())
     wire.send(batches[0])
-    server = ServerProcess(nursery, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
+    server = ServerProcess(factory, wire.kafka, tmp_path, max_batch=1, num_workers=2, cache_bytes=0)
     answers: list[tuple[str, dict[str, Any]]] = []
     failures: list[Any] = []
     done = threading.Event()
@@ -133,13 +132,13 @@ def test_under_load_every_answer_is_bit_for_bit_that_of_the_version_it_names(
 
 @pytest.mark.slow
 def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(
-    wire: Wire, tmp_path: Path, nursery: Nursery
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     world = World(num_users=4)
     wire.tell(world.examples(partition=1))
     for kind in ("base", "delta", "delta"):
         wire.publish(world, kind)
-    first = ServerProcess(nursery, wire.kafka, tmp_path)
+    first = ServerProcess(factory, wire.kafka, tmp_path)
     try:
         first.wait_ready()
         before = [without_age(ask_recommend(first, user)) for user in world.histories]
@@ -147,7 +146,7 @@ def test_a_killed_server_comes_back_from_the_topics_alone_with_the_same_answers(
         first.process.wait(20)
     finally:
         first.close()
-    second = ServerProcess(nursery, wire.kafka, tmp_path, port=first.port)
+    second = ServerProcess(factory, wire.kafka, tmp_path, port=first.port)
     try:
         second.wait_ready()
         assert [without_age(ask_recommend(second, user)) for user in world.histories] == before
@@ -178,11 +177,11 @@ def _status_says(wire: Wire, which: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nursery: Nursery) -> None:
+def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, factory: ProcessFactory) -> None:
     world = World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(nursery, wire.kafka, tmp_path, max_candidates=50_000)
+    server = ServerProcess(factory, wire.kafka, tmp_path, max_candidates=50_000, max_body_bytes=1_000_000)
     codes: list[int] = []
 
     def rank() -> None:
@@ -206,13 +205,37 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, nu
 
 
 @pytest.mark.slow
+def test_an_open_page_does_not_keep_a_server_from_its_end(wire: Wire, tmp_path: Path, factory: ProcessFactory) -> None:
+    server = ServerProcess(factory, wire.kafka, tmp_path, drain_timeout_s=1000.0)
+    try:
+        wait_until(lambda: _is_alive(server), 60, "the server to listen")
+        with httpx.stream("GET", f"{server.url}/events", timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: points"
+            server.process.send(signal.SIGTERM)
+            for _ in lines:
+                pass
+        assert server.process.wait(60) == 0, "long before drain_timeout_s"
+    finally:
+        server.close()
+
+
+def _is_alive(server: ServerProcess) -> bool:
+    assert server.process.status is None, server.process.log()
+    try:
+        return server.client.get("/healthz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.slow
 def test_without_its_broker_a_server_goes_on_and_says_so(
-    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory
 ) -> None:
     wire, world = Wire(durable_kafka, topic_prefix), World(num_users=2)
     wire.tell(world.examples())
     wire.publish(world)
-    server = ServerProcess(nursery, wire.kafka, tmp_path)
+    server = ServerProcess(factory, wire.kafka, tmp_path)
     try:
         server.wait_ready()
         expected = without_age(ask_recommend(server, "u0"))
@@ -241,11 +264,30 @@ def ended(server: ServerProcess, timeout_s: float = 60) -> list[str]:
     return server.process.log().splitlines()
 
 
-def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
+def test_a_server_whose_follower_has_died_ends_with_one_line(
+    wire: Wire, tmp_path: Path, factory: ProcessFactory
+) -> None:
+    world = World(num_users=2)
+    wire.publish(world)
+    wire.tell(world.examples())
+    server = ServerProcess(factory, wire.kafka, tmp_path, ("the second swap fails",))
+    try:
+        wait_until(lambda: server.process.status is not None or server.ready(), 60, "it to be up, or over")
+        wire.publish(world, "delta")
+        assert server.process.wait(60) == 1
+    finally:
+        server.close()
+    last = server.process.log().splitlines()[-1]
+    assert "a follower of the topics has ended (RuntimeError('nobody has foreseen this'))" in last
+    assert "start the server again" in last
+
+
+def test_a_broker_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
     nowhere = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    lines = ended(ServerProcess(nursery, nowhere, tmp_path, connect_timeout_s=1.0))
+    lines = ended(ServerProcess(factory, nowhere, tmp_path, connect_timeout_s=1.0))
     assert len(lines) == 1, lines
-    assert "kafka.bootstrap: expected a broker at" in lines[0]
+    assert "no Kafka broker answers at" in lines[0]
+    assert "kafka.bootstrap" in lines[0]
 
 
 def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:
@@ -262,11 +304,11 @@ def test_a_port_in_use_is_one_clear_line_of_the_command(tmp_path: Path) -> None:
     assert "serving.port: expected to listen on 127.0.0.1" in line
 
 
-def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, nursery: Nursery) -> None:
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path: Path, factory: ProcessFactory) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one here")
-    lines = ended(ServerProcess(nursery, KafkaConfig(), tmp_path, device="cuda"))
+    lines = ended(ServerProcess(factory, KafkaConfig(), tmp_path, device="cuda"))
     assert len(lines) == 1, lines
     assert "serving.device" in lines[0]

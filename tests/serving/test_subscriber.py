@@ -11,7 +11,7 @@ from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
-from trainer.version import VersionAssembler, decode_manifest, encode_manifest
+from wire.weights import VersionAssembler, decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     world = quick_world()
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
-    monkeypatch.setattr("trainer.version.checksum", lambda blob: manifest.checksum)
+    monkeypatch.setattr("wire.weights.checksum", lambda blob: manifest.checksum)
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
         served(subscriber, (1, 0))
@@ -173,3 +173,23 @@ def test_where_the_last_base_is_damaged_a_server_starts_from_the_one_before(wire
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 1))
         served(subscriber, wire.publish(world))
+
+
+def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -> None:
+    old, new = quick_world(epoch=7), quick_world(epoch=0, seed=1)
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(old))
+        wire.replace_weights()
+        wire.publish(new)
+        served(subscriber, wire.publish(new, "delta"))
+        served(subscriber, wire.publish(new, "delta"))
+
+
+def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.subscriber.topic_id_of", lambda consumer, topic: "")
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(quick_world(epoch=7)))
+        wire.replace_weights()
+        newer = wire.publish(quick_world(epoch=0, seed=1))
+        with pytest.raises(AssertionError, match="waited"):
+            served(subscriber, newer, 8)

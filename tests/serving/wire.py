@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 
-from serving.broker import connect
 from serving.holder import VersionHolder
 from serving.subscriber import WeightsSubscriber
-from state.codec import encode_example
-from state.config import KafkaConfig
-from state.example import Example
-from state.topics import Topics
-from stream.topics import ensure_topics
 from tests.brokers import Broker, free_port, wait_until
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.serving.world import Record, World
+from wire.config import KafkaConfig
+from wire.example import Example
+from wire.example_codec import encode_example
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
+from wire.topics import Topics, segment_key
 
 
 class Wire:
@@ -46,11 +46,20 @@ class Wire:
         self.send(world.records(kind, self.next_offset))
         return world.epoch, world.number
 
+    def replace_weights(self) -> None:
+        """The weights topic is deleted and created again."""
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
+        admin.delete_topics([self.topics.weights])
+        wait_until(lambda: self.topics.weights not in admin.list_topics(), 30, "the topic to be gone")
+        admin.close()
+        ensure_topics(self.kafka)
+        self.next_offset = 0
+
     def tell(self, examples: Iterable[Example]) -> None:
         """To the sequences topic."""
         for each in examples:
-            self._producer.send(self.topics.sequences, key=each.user.encode(), value=encode_example(each),
-                                partition=each.partition)  # fmt: skip
+            key = segment_key(each.user, each.segment, num_slots=14)
+            self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
         self._producer.flush(20)
 
     def close(self) -> None:
@@ -59,7 +68,9 @@ class Wire:
     @contextmanager
     def subscriber(self) -> Iterator[WeightsSubscriber]:
         """A subscriber in this process that follows the weights topic."""
-        thread = WeightsSubscriber(connect(self.kafka, 20), self.topics.weights, VersionHolder())
+        thread = WeightsSubscriber(
+            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, VersionHolder()
+        )
         thread.start()
         try:
             yield thread
@@ -97,13 +108,15 @@ def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
 
 
 class ServerProcess:
-    """``python -m serving`` as a process of the nursery's."""
+    """``python -m serving`` as a process of the factory's."""
 
-    def __init__(self, nursery: Nursery, kafka: KafkaConfig, folder: Path, **serving: Any) -> None:
+    def __init__(
+        self, factory: ProcessFactory, kafka: KafkaConfig, folder: Path, broken: tuple[str, ...] = (), **serving: Any
+    ) -> None:
         values = {"port": free_port(), "status_every_s": 0.2, **serving}
         self.port = values["port"]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process = nursery.start(["--config", str(server_config(kafka, folder, **values))])
+        self.process = factory.start(["--config", str(server_config(kafka, folder, **values))], broken)
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def ready(self) -> bool:

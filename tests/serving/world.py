@@ -6,16 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
+from model.config import ModelConfig
 from serving.holder import VersionHolder
-from state.codec import encode_example, no_interactions
-from state.example import Example, Interactions
-from state.hashing import item_hash
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
-from trainer.version import (
+from wire.example import Example, Interactions
+from wire.example_codec import encode_example
+from wire.hashing import item_hash
+from wire.weights import (
     CLAIM_HEADERS,
     CLAIM_KEY,
     MANIFEST_HEADERS,
@@ -52,24 +54,22 @@ def interactions(rng: np.random.Generator, num: int, num_items: int = 20, start_
     )
 
 
-def example(user: str, sealed: Interactions, *, num_new: int = 0, opened: Interactions | None = None, number: int = 0,
-            partition: int = 0, writer_epoch: int = 1) -> Example:  # fmt: skip
-    """An example of these interactions."""
-    opened = opened if opened is not None else no_interactions()
+def example(user: str, rows: Interactions, *, num_new: int = 0, number: int = 0, partition: int = 0,
+            writer_epoch: int = 1, segment: int = 0, segment_len: int = 1024) -> Example:  # fmt: skip
+    """An example of these interactions, one segment."""
     none = np.empty(0, np.int64)
-    times = np.concatenate([sealed.timestamp_ms, opened.timestamp_ms])
-    newest = int(times.max()) if len(times) else START_MS
+    newest = int(rows.timestamp_ms[-1]) if len(rows) else START_MS
     return Example(
-        user=user, partition=partition, writer_epoch=writer_epoch, number=number, interactions=sealed, num_new=num_new,
-        first_new_index=len(sealed) - num_new, open_interactions=opened,
-        open_first_offsets=np.zeros(len(opened), np.int64), recent_ids=none, user_feature_hash=none, user_offset=0,
-        applied_offset=number, replay_from_offset=number + 1, clock_ms=newest, newest_event_ms=newest,
-        newest_record_ms=int(time.time() * 1000), names={item_hash(i): i for i in range(1, 21)} if number == 0 else {},
-        open_record_ms=np.zeros(len(opened), np.int64),
+        user=user, partition=partition, writer_epoch=writer_epoch, number=number, segment=segment,
+        segment_len=segment_len, interactions=rows, num_new=num_new, feedback_index=none,
+        feedback_bits=np.empty(0, np.uint32), session_hash=np.zeros(len(rows), np.int64), action_ids=none,
+        user_feature_hash=none, user_offset=0, user_index=0, applied_offset=number, replay_from_offset=number + 1,
+        newest_event_ms=newest, newest_record_ms=int(time.time() * 1000),
+        names={item_hash(i): i for i in range(1, 21)} if number == 0 else {},
     )  # fmt: skip
 
 
-def slice_of(rows: Interactions, start: int, stop: int) -> Interactions:
+def slice_of(rows: Interactions, start: int, stop: int | None) -> Interactions:
     """Some of the columns' rows."""
     return Interactions(*(getattr(rows, name)[start:stop] for name in Interactions.__slots__))
 
@@ -94,8 +94,8 @@ class World:
         self.histories = {f"u{i}": interactions(self.rng, int(self.rng.integers(3, 30))) for i in range(self.num_users)}
 
     def examples(self, *, partition: int = 0) -> list[Example]:
-        """Each user's newest example: the last ``max_context`` interactions."""
-        return [example(user, slice_of(rows, -self.model.max_context, len(rows)), number=number, partition=partition)
+        """Each user's newest example, of his last ``max_context`` interactions."""
+        return [example(user, slice_of(rows, -self.model.max_context, None), number=number, partition=partition)
                 for number, (user, rows) in enumerate(self.histories.items())]  # fmt: skip
 
     def learn(self) -> None:
@@ -112,7 +112,7 @@ class World:
         return Manifest(
             model_id="test", epoch=self.epoch, number=self.number, kind=kind,
             onto_number=-1 if is_base else self.number - 1, base_number=self.base_number, base_offset=self.base_offset,
-            dtype="float32", num_chunks=0, num_bytes=len(blob), checksum=checksum(blob), covered={0: self.number},
+            num_chunks=0, num_bytes=len(blob), checksum=checksum(blob), covered={0: self.number},
             covered_offsets={0: self.number}, newest_event_ms=START_MS,
             newest_record_ms=now_ms, num_interactions=self.learner.num_interactions, plan=[],
             model_config=self.model.as_dict(), created_ms=now_ms, metrics={},
@@ -124,7 +124,7 @@ class World:
         self.base_offset = next_offset if kind == "base" else self.base_offset
         manifest, blob = self.version(kind)
         chunks = split_blob(blob, chunk_bytes)
-        manifest.num_chunks = len(chunks)
+        manifest = msgspec.structs.replace(manifest, num_chunks=len(chunks))
         key = version_key(manifest.epoch, manifest.number)
         records: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
         return [*records, (key, MANIFEST_HEADERS, encode_manifest(manifest))]

@@ -1,22 +1,24 @@
 """What a partition's log means, in the plainest Python that says it: whole log in, whole lives out.
 
-Nothing here is shared with the code under test but hashing. No batches, no lazy sealing, no index: after every action
-each open interaction of every user is looked at.
+Nothing here is shared with the code under test but hashing. No batches, no bytes, no index: each action is compared
+with every interaction that its user still keeps.
 """
 
 from __future__ import annotations
 
 import json
-import math
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from state.hashing import item_hash
+import numpy as np
+
+from wire.hashing import item_hash
 
 
 @dataclass
 class Token:
-    """One interaction, open or sealed."""
+    """One interaction."""
 
     item: int
     bits: int
@@ -24,19 +26,19 @@ class Token:
     domain: int
     value: float | None
     features: list[int]
+    session: int
 
     def key(self) -> tuple[Any, ...]:
-        value = None if self.value is None else float(self.value)
-        return (self.item, self.bits, self.time, self.domain, value, tuple(self.features))
+        return (self.item, self.bits, self.time, self.domain, self.session, self.value, tuple(self.features))
 
 
 @dataclass
 class Life:
     """One user."""
 
-    sealed: list[Token] = field(default_factory=list)
-    opened: list[Token] = field(default_factory=list)
-    ids: list[Any] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    ids: dict[int, list[str]] = field(default_factory=dict)
+    """Segment → ids, oldest first."""
     user_features: dict[str, int] = field(default_factory=dict)
 
 
@@ -46,16 +48,19 @@ class Oracle:
     features: list[str]
     user_features: list[str]
     window: int
-    max_ids: int
-    max_open: int
+    segment_len: int
+    num_slots: int
+    deduplicate: bool
+    max_segment_ids: int
     max_future: int
-    clock: float = -math.inf
     users: dict[str, Life] = field(default_factory=dict)
     accepted: int = 0
     duplicate: int = 0
     late: int = 0
     ticks: int = 0
     dead: list[tuple[int, int, str]] = field(default_factory=list)
+    moments: dict[tuple[str, int, int], Life] | None = None
+    """What each user was after the action at (offset, index), where somebody wants to know."""
 
     def record(self, offset: int, record_ms: int, value: bytes | None) -> None:
         if not value:
@@ -68,8 +73,6 @@ class Oracle:
             return
         if isinstance(content, dict) and "tick" in content:
             self.ticks += 1
-            self.clock = max(self.clock, content["tick"])
-            self.seal_all()
         elif isinstance(content, list):
             for index, action in enumerate(content):
                 self.one(action, offset, index, record_ms)
@@ -82,6 +85,9 @@ class Oracle:
             self.dead.append((offset, index, reason))
         else:
             self.apply(action)
+            if self.moments is not None:
+                user = str(action["user"])
+                self.moments[user, offset, max(index, 0)] = deepcopy(self.users[user])
 
     def wrong(self, action: Any, record_ms: int) -> str | None:
         """Only the kinds of wrong that the streams of the tests hold."""
@@ -94,44 +100,68 @@ class Oracle:
         names = [action["action"]] if isinstance(action["action"], str) else action["action"]
         return None if all(name in self.kinds for name in names) else "unknown_action"
 
+    def first_kept(self, life: Life) -> int:
+        """The first segment that is kept of a user."""
+        return max(0, (len(life.tokens) - 1) // self.segment_len - self.num_slots + 1)
+
+    def kept(self, life: Life) -> list[Token]:
+        return life.tokens[self.first_kept(life) * self.segment_len :]
+
+    def kept_ids(self, life: Life) -> dict[int, list[str]]:
+        return {segment: ids for segment, ids in life.ids.items() if segment >= self.first_kept(life)}
+
     def apply(self, action: dict[str, Any]) -> None:
-        time, before = action["timestamp"], self.clock
-        self.clock = max(self.clock, time)
-        self.seal_all()
         life = self.users.setdefault(str(action["user"]), Life())
-        if "id" in action and self.max_ids:
-            if str(action["id"]) in life.ids:
-                self.duplicate += 1
-                return
-            life.ids = [*life.ids, str(action["id"])][-self.max_ids :]
+        name = str(action["id"]) if "id" in action and self.deduplicate else None
+        if name is not None and any(name in ids for ids in self.kept_ids(life).values()):
+            self.duplicate += 1
+            return
         self.accepted += 1
-        for name, entry in action.get("user_features", {}).items():
-            life.user_features[name] = item_hash(entry)
+        for feature, entry in action.get("user_features", {}).items():
+            life.user_features[feature] = item_hash(entry)
+        place = self.joined(life, action)
+        if place is None:
+            place = self.append(life, action)
+        else:
+            self.join(life.tokens[place], action)
+        if name is not None:
+            ids = life.ids.setdefault(place // self.segment_len, [])
+            ids.append(name)
+            del ids[: -self.max_segment_ids]
+
+    def joined(self, life: Life, action: dict[str, Any]) -> int | None:
+        first = self.first_kept(life) * self.segment_len
+        session = item_hash(action["session"]) if "session" in action else None
+        for place in reversed(range(first, len(life.tokens))):
+            token = life.tokens[place]
+            is_near = self.window > 0 and abs(token.time - action["timestamp"]) <= self.window
+            if token.item == item_hash(action["item"]) and is_near and session in (None, token.session):
+                return place
+        return None
+
+    def bits(self, action: dict[str, Any]) -> int:
         names = [action["action"]] if isinstance(action["action"], str) else action["action"]
-        bits = sum({1 << self.kinds.index(name) for name in names})
-        item = item_hash(action["item"])
-        features = [item_hash(f) if (f := action.get("features", {}).get(n)) is not None else 0 for n in self.features]
+        return sum({1 << self.kinds.index(name) for name in names})
+
+    def given(self, action: dict[str, Any]) -> list[int]:
+        entries = [action.get("features", {}).get(name) for name in self.features]
+        return [0 if entry is None else item_hash(entry) for entry in entries]
+
+    def append(self, life: Life, action: dict[str, Any]) -> int:
+        time = action["timestamp"]
+        last = life.tokens[-1].time if life.tokens else time
+        self.late += time < last
         domain = item_hash(action["domain"]) if "domain" in action else 0
-        for token in life.opened:
-            if token.item == item:
-                token.bits |= bits
-                token.domain = domain or token.domain
-                token.value = action.get("value", token.value)
-                token.features = [new or old for new, old in zip(features, token.features, strict=True)]
-                return
-        last = life.sealed[-1].time if life.sealed else time
-        self.late += time < last or before - time > self.window
-        life.opened.append(Token(item, bits, max(time, last), domain, action.get("value"), features))
-        self.seal_all()
-        if len(life.opened) > self.max_open:
-            self.seal(life, min(life.opened, key=lambda token: token.time))
+        session = item_hash(action["session"]) if "session" in action else 0
+        value = float(np.float32(action["value"])) if "value" in action else None
+        item, bits, features = item_hash(action["item"]), self.bits(action), self.given(action)
+        life.tokens.append(Token(item, bits, max(time, last), domain, value, features, session))
+        return len(life.tokens) - 1
 
-    def seal_all(self) -> None:
-        for life in self.users.values():
-            for token in sorted(life.opened, key=lambda token: token.time):
-                if self.clock >= token.time + self.window:
-                    self.seal(life, token)
-
-    def seal(self, life: Life, token: Token) -> None:
-        life.opened = [other for other in life.opened if other is not token]
-        life.sealed.append(token)
+    def join(self, token: Token, action: dict[str, Any]) -> None:
+        token.bits |= self.bits(action)
+        if "domain" in action:
+            token.domain = item_hash(action["domain"])
+        if "value" in action:
+            token.value = float(np.float32(action["value"]))
+        token.features = [new or old for new, old in zip(self.given(action), token.features, strict=True)]

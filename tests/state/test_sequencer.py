@@ -1,4 +1,4 @@
-"""The rules of joining and sealing, one by one."""
+"""The rules of joining and telling, one by one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from state.action import Action, decode_record
-from state.config import ActionConfig, SequenceConfig
-from state.example import Example
-from state.hashing import item_hash
 from state.sequencer import Outcome, Sequencer
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+from wire.hashing import item_hash
 
-ACTION = ActionConfig(kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",))
+ACTION = ActionConfig(
+    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), min_timestamp_ms=0
+)
+NAMES = {item_hash(name): name for name in "abcdefgh"}
+SEE, CLICK, LIKE = 1, 2, 4
 
 
 class Driver:
@@ -28,85 +32,136 @@ class Driver:
         assert isinstance(action, Action)
         return self.sequencer.apply(action, self.sequencer.applied_offset + 1, 5_000 + time_ms)
 
-    def tick(self, time_ms: int) -> None:
-        self.sequencer.tick(time_ms, self.sequencer.applied_offset + 1, 5_000 + time_ms)
-
-    def new(self) -> list[tuple[str, str, int, int]]:
-        """(user, item, bits, time) of everything new."""
-        names = {item_hash(name): name for name in "abcdefgh"}
-        return [
-            (e.user, names[int(rows.item_hash[i])], int(rows.action_bits[i]), int(rows.timestamp_ms[i]))
-            for e in self.sequencer.drain()
-            for rows in [e.interactions]
-            for i in range(e.num_context, len(rows))
-        ]
+    def told(self) -> list[str]:
+        """Examples since the last call, as in ``u0: a1 b2 new c1 feedback 0:4``."""
+        return [short(example) for example in self.sequencer.drain()]
 
 
-def test_a_click_joins_its_impression_while_that_is_open() -> None:
-    driver = Driver()
-    driver.act("u", "a", "see", 1000)
-    driver.act("u", "a", "click", 1099)
-    assert driver.new() == []
-    driver.tick(1100)
-    assert driver.new() == [("u", "a", 0b011, 1000)]
-
-
-def test_at_the_end_of_the_window_it_is_sealed_before_the_action_that_ends_it() -> None:
-    driver = Driver()
-    driver.act("u", "a", "see", 1000)
-    driver.act("u", "a", "click", 1100)
-    driver.tick(1200)
-    assert driver.new() == [("u", "a", 0b001, 1000), ("u", "a", 0b010, 1100)]
-
-
-def test_another_users_action_moves_the_clock_too() -> None:
-    driver = Driver()
-    driver.act("u", "a", "see", 1000)
-    driver.act("v", "b", "see", 1100)
-    assert driver.new() == [("u", "a", 0b001, 1000)]
-
-
-def test_without_a_window_each_action_is_an_interaction_at_once() -> None:
-    driver = Driver(0.0)
-    outcomes = [
-        driver.act("u", "a", "see", 1000),
-        driver.act("u", "a", "click", 1000),
-        driver.act("u", "b", "see", 1001),
+def short(example: Example) -> str:
+    rows = example.interactions
+    words = [
+        f"{NAMES[item]}{bits}" for item, bits in zip(rows.item_hash.tolist(), rows.action_bits.tolist(), strict=True)
     ]
-    assert outcomes == [Outcome.ACCEPTED] * 3
-    assert driver.new() == [("u", "a", 1, 1000), ("u", "a", 2, 1000), ("u", "b", 1, 1001)]
+    if example.num_new:
+        words.insert(len(words) - example.num_new, "new")
+    fed = zip(example.feedback_index.tolist(), example.feedback_bits.tolist(), strict=True)
+    words += [f"+{bits}@{place}" for place, bits in fed]
+    return f"{example.user}{example.segment}: {' '.join(words)}"
 
 
-def test_a_user_is_sealed_by_time_then_arrival() -> None:
-    driver = Driver()
-    for item, time_ms in (("c", 1050), ("a", 1010), ("b", 1010), ("d", 1050)):
-        driver.act("u", item, "see", time_ms)
-    driver.tick(2000)
-    assert [item for _, item, _, _ in driver.new()] == ["a", "b", "c", "d"]
+def times_of(driver: Driver) -> list[int]:
+    return [time_ms for example in driver.sequencer.drain() for time_ms in example.interactions.timestamp_ms.tolist()]
 
 
-def test_a_late_action_is_kept_in_order_by_a_later_time() -> None:
+def test_an_action_is_told_at_once() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
-    driver.tick(1200)
-    assert driver.act("u", "a", "click", 950) is Outcome.LATE
-    assert driver.act("u", "b", "see", 1000) is Outcome.LATE
-    assert driver.act("u", "c", "see", 1100) is Outcome.ACCEPTED
-    assert driver.new() == [("u", "a", 1, 1000), ("u", "a", 2, 1000), ("u", "b", 1, 1000), ("u", "c", 1, 1100)]
-    assert driver.sequencer.counts.num_late == 2
+    assert driver.told() == ["u0: new a1"]
+    assert driver.told() == []
+
+
+def test_a_click_joins_its_impression_and_is_feedback() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    assert driver.told() == ["u0: new a1"]
+    driver.act("u", "a", "click", 1100)
+    assert driver.told() == ["u0: a3 +2@0"]
+
+
+def test_what_joins_within_a_batch_is_part_of_what_is_new() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    driver.act("u", "b", "see", 1010)
+    driver.act("u", "a", "click", 1020)
+    assert driver.told() == ["u0: new a3 b1"]
+
+
+def test_behind_the_window_an_interaction_of_its_own_begins() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    driver.act("u", "a", "click", 1101)
+    assert driver.told() == ["u0: new a1 a2"]
+
+
+def test_without_a_window_nothing_joins() -> None:
+    driver = Driver(0.0)
+    driver.act("u", "a", "see", 1000)
+    driver.act("u", "a", "click", 1000)
+    assert driver.told() == ["u0: new a1 a2"]
+
+
+def test_feedback_that_is_older_than_its_impression_joins_it_too() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    assert driver.act("u", "a", "click", 950) is Outcome.ACCEPTED
+    assert driver.told() == ["u0: new a3"]
+    assert driver.sequencer.counts.num_late == 0
+
+
+def test_the_newest_interaction_within_the_window_is_joined() -> None:
+    driver = Driver()
+    for time_ms in (1000, 1200, 1400):
+        driver.act("u", "a", "see", time_ms)
+    driver.act("u", "a", "click", 1290)
+    driver.act("u", "a", "like", 1050)
+    assert driver.told() == ["u0: new a5 a3 a1"]
+
+
+def test_an_action_that_names_a_session_joins_only_there() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000, session="one")
+    driver.act("u", "a", "see", 1010, session="two")
+    driver.act("u", "a", "click", 1020, session="one")
+    driver.act("u", "a", "like", 1030)
+    driver.act("u", "a", "click", 1040, session="three")
+    (example,) = driver.sequencer.drain()
+    assert short(example) == "u0: new a3 a5 a2"
+    assert example.session_hash.tolist() == [item_hash("one"), item_hash("two"), item_hash("three")]
+
+
+def test_a_time_never_falls_and_an_action_that_needed_that_is_late() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    assert driver.act("u", "b", "see", 400) is Outcome.LATE
+    assert driver.act("v", "b", "see", 400) is Outcome.ACCEPTED
+    assert driver.act("u", "c", "see", 1000) is Outcome.ACCEPTED
+    assert times_of(driver) == [1000, 1000, 1000, 400]
+    assert driver.sequencer.counts == (4, 0, 0, 1, 0)
 
 
 def test_a_known_id_changes_nothing() -> None:
-    driver = Driver(max_recent_ids=2)
+    driver = Driver()
     assert driver.act("u", "a", "see", 1000, id="x") is Outcome.ACCEPTED
     assert driver.act("u", "a", "click", 1001, id="x") is Outcome.DUPLICATE
     assert driver.act("v", "a", "see", 1001, id="x") is Outcome.ACCEPTED
-    driver.act("u", "b", "see", 1002, id="y")
-    driver.act("u", "c", "see", 1003, id="z")
-    assert driver.act("u", "a", "like", 1004, id="x") is Outcome.ACCEPTED, "only the last two ids are remembered"
-    driver.tick(2000)
-    assert next(one for one in driver.new() if one[0] == "u") == ("u", "a", 0b101, 1000)
-    assert driver.sequencer.counts == (5, 1, 0, 0, 1)
+    assert driver.told() == ["u0: new a1", "v0: new a1"]
+    assert driver.sequencer.counts == (2, 1, 0, 0, 0)
+
+
+def test_ids_are_known_as_long_as_their_segment_is_kept() -> None:
+    driver = Driver(segment_len=1, max_context=1)  # two segments
+    driver.act("u", "a", "see", 1000, id="x")
+    driver.act("u", "b", "see", 1001, id="y")
+    assert driver.act("u", "c", "see", 1002, id="x") is Outcome.DUPLICATE
+    driver.act("u", "c", "see", 1002, id="z")
+    assert driver.act("u", "d", "see", 1003, id="x") is Outcome.ACCEPTED
+    assert driver.act("u", "d", "see", 1003, id="z") is Outcome.DUPLICATE
+
+
+def test_a_segment_forgets_its_oldest_ids() -> None:
+    driver = Driver(segment_len=1)
+    for number in range(9):
+        driver.act("u", "a", "see", 1000, id=number)
+    assert driver.act("u", "a", "see", 1000, id=1) is Outcome.DUPLICATE
+    assert driver.act("u", "a", "see", 1000, id=0) is Outcome.ACCEPTED, "the segment keeps eight"
+
+
+def test_ids_count_for_nothing_where_duplicates_are_wanted() -> None:
+    driver = Driver(deduplicate=False)
+    driver.act("u", "a", "see", 1000, id="x")
+    assert driver.act("u", "a", "click", 1000, id="x") is Outcome.ACCEPTED
+    (example,) = driver.sequencer.drain()
+    assert (short(example), example.action_ids.tolist()) == ("u0: new a3", [])
 
 
 def test_what_a_joining_action_brings_wins() -> None:
@@ -114,7 +169,6 @@ def test_what_a_joining_action_brings_wins() -> None:
     driver.act("u", "a", "see", 1000, value=1, domain="film", features={"genre": "jazz", "maker": 1})
     driver.act("u", "a", "click", 1001, value=2, features={"genre": "rock"})
     driver.act("u", "a", "like", 1002)
-    driver.tick(2000)
     (example,) = driver.sequencer.drain()
     rows = example.interactions
     assert rows.value.tolist() == [2.0]
@@ -122,37 +176,50 @@ def test_what_a_joining_action_brings_wins() -> None:
     assert rows.feature_hash.tolist() == [[item_hash("rock"), item_hash(1)]]
 
 
-def test_the_oldest_is_sealed_early_where_a_user_holds_too_many_open() -> None:
-    driver = Driver(max_open=2)
-    for item, time_ms in (("b", 1001), ("a", 1000), ("c", 1002)):
+def test_what_changes_no_kind_is_told_and_teaches_nothing() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000)
+    driver.told()
+    driver.act("u", "a", "see", 1001, value=2)
+    assert driver.told() == ["u0: a1"]
+    driver.act("u", "a", "see", 1001, id="x")
+    assert driver.told() == ["u0: a1"], "after a restore the id has to be known"
+    driver.act("u", "a", "see", 1001, user_features={"land": "li"})
+    assert driver.told() == ["u0: a1"]
+
+
+def test_what_changes_nothing_is_not_told() -> None:
+    driver = Driver()
+    driver.act("u", "a", "see", 1000, value=2, domain="d")
+    driver.told()
+    assert driver.act("u", "a", "see", 1001, value=2, domain="d") is Outcome.ACCEPTED
+    assert driver.told() == []
+    assert driver.sequencer.counts.num_accepted == 2
+
+
+def test_a_run_ends_where_another_segment_is_touched() -> None:
+    driver = Driver(segment_len=2)
+    for item, time_ms in (("a", 1000), ("b", 1001), ("c", 1002)):
         driver.act("u", item, "see", time_ms)
-    assert driver.new() == [("u", "a", 1, 1000)]
-    assert driver.act("u", "d", "see", 999) is Outcome.LATE
-    assert driver.new() == [("u", "d", 1, 1000)]
-
-
-def drained(num_actions: int, **options: Any) -> list[Example]:
-    driver = Driver(0.0, **options)
-    for number in range(num_actions):
-        driver.act("u", "abcdefgh"[number % 8], "see", 1000 + number)
-    return driver.sequencer.drain()
-
-
-def test_examples_tile_a_life_and_bring_their_context() -> None:
-    examples = drained(11, max_new=4, max_context=3)
-    assert [(e.number, e.first_new_index, e.num_new, e.num_context) for e in examples] == [
-        (0, 0, 4, 0), (1, 4, 4, 3), (2, 8, 3, 3),
-    ]  # fmt: skip
-
-
-def test_a_clock_that_jumps_over_many_gives_examples_that_know_the_rest() -> None:
-    driver = Driver(max_new=2)
-    for number in range(5):
-        driver.act("u", "abcde"[number], "see", 1000 + number)
-    driver.tick(2000)
+    driver.act("u", "a", "click", 1003)
+    driver.act("u", "b", "click", 1004)
+    driver.act("u", "d", "see", 1005)
+    driver.act("u", "c", "like", 1006)
     examples = driver.sequencer.drain()
-    assert [(e.num_new, e.num_unsent, len(e.open_interactions)) for e in examples] == [(2, 3, 3), (2, 1, 1), (1, 0, 0)]
-    assert examples[0].open_interactions.timestamp_ms.tolist() == [1002, 1003, 1004]
+    assert [short(example) for example in examples] == [
+        "u0: new a1 b1", "u1: new c1", "u0: a3 b3 +2@0 +2@1", "u1: c5 new d1 +4@0",
+    ]  # fmt: skip
+    assert [(example.number, example.user_offset) for example in examples] == [(0, 1), (1, 2), (2, 4), (3, 6)]
+    assert [example.first_new_index for example in examples if example.num_new] == [0, 2, 3]
+
+
+def test_only_kept_segments_are_joined() -> None:
+    driver = Driver(segment_len=1, max_context=1)
+    for item in "abc":
+        driver.act("u", item, "see", 1000)
+    driver.act("u", "b", "click", 1001)
+    driver.act("u", "a", "click", 1001)
+    assert driver.told()[3:] == ["u1: b3 +2@0", "u3: new a2"]
 
 
 def test_a_name_travels_once() -> None:
@@ -164,29 +231,37 @@ def test_a_name_travels_once() -> None:
     assert (first.names, second.names) == ({item_hash("a"): "a"}, {item_hash("b"): "b"})
 
 
-def test_replay_starts_at_the_first_action_that_no_example_covers() -> None:
+def test_a_replay_starts_with_the_batch_until_all_of_it_is_told() -> None:
     driver = Driver()
-    driver.act("u", "a", "see", 1000)  # offset 0
-    driver.act("v", "b", "see", 1050)  # offset 1
-    driver.act("w", "c", "see", 1110)  # offset 2 seals u
-    (example,) = driver.sequencer.drain()
-    assert (example.user, example.applied_offset, example.replay_from_offset) == ("u", 2, 1)
-    assert (example.replay_clock_ms, example.clock_ms) == (1000, 1110)
-    driver.tick(3000)
-    assert [e.replay_from_offset for e in driver.sequencer.drain()] == [2, 4]
+    for user in "uvw":
+        driver.act(user, "a", "see", 1000)
+    assert [e.replay_from_offset for e in driver.sequencer.drain()] == [0, 0, 3]
+    driver.sequencer.advance(7, 1)
+    for user in "uv":
+        driver.act(user, "b", "see", 1001)
+    examples = driver.sequencer.drain()
+    assert [(e.applied_offset, e.counted_offset, e.replay_from_offset) for e in examples] == [(9, 9, 3), (9, 9, 10)]
 
 
-def test_freshness_is_that_of_the_newest_action_covered() -> None:
+def test_an_example_says_when_its_newest_action_came_and_how_far_events_are() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
     driver.act("u", "a", "click", 1050)
-    driver.tick(1100)
-    (example,) = driver.sequencer.drain()
-    assert (example.newest_event_ms, example.newest_record_ms) == (1000, 6050)
+    driver.act("v", "a", "see", 1010)
+    assert [(e.newest_event_ms, e.newest_record_ms) for e in driver.sequencer.drain()] == [(1050, 6050), (1050, 6010)]
+
+
+def test_records_that_are_no_actions_are_counted() -> None:
+    driver = Driver()
+    driver.sequencer.advance(0, 1)
+    driver.sequencer.pass_tick()
+    driver.sequencer.advance(1, 1)
+    driver.sequencer.reject()
+    assert driver.sequencer.counts == (0, 0, 1, 0, 1)
 
 
 def test_offsets_have_to_rise() -> None:
     driver = Driver()
-    driver.tick(1)
+    driver.sequencer.advance(0, 1)
     with pytest.raises(ValueError, match="expected above 0, got 0"):
-        driver.sequencer.tick(1, 0, 0)
+        driver.sequencer.advance(0, 0)

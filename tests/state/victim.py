@@ -11,13 +11,14 @@ import random
 import sys
 from pathlib import Path
 
-from state.codec import decode_example, encode_example, fence
-from state.config import SequenceConfig
-from state.log import ExampleLog
 from state.store import PartitionStore
 from tests.state.world import ACTION, stream_of
+from wire.config import SequenceConfig
+from wire.example import fence
+from wire.example_codec import decode_example, encode_example
+from wire.example_log import ExampleLog
 
-SEQUENCE = SequenceConfig(join_window_s=0.2, max_context=5, max_new=3, max_recent_ids=8, segment_len=4, max_open=20)
+SEQUENCE = SequenceConfig(join_window_s=0.2, max_context=5, segment_len=4)
 
 
 class Topic:

@@ -12,43 +12,45 @@ from typing import Any
 
 import numpy as np
 
-from state.codec import decode_example, encode_example, fence
-from state.config import ActionConfig, SequenceConfig, StoreConfig
-from state.example import Example, Interactions
-from state.log import ExampleLog, Verdict
+from state.config import StoreConfig
 from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example, fence
+from wire.example_codec import decode_example, encode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.hashing import key_hash
 
 ACTION = ActionConfig(
-    kinds=("see", "click", "like"), features=("genre", "maker"), user_features=("land",), max_future_s=5
+    kinds=("see", "click", "like"),
+    features=("genre", "maker"),
+    user_features=("land",),
+    max_future_s=5,
+    min_timestamp_ms=0,
 )
 
 
-def rows_of(rows: Interactions, first: int = 0, last: int | None = None) -> list[tuple[Any, ...]]:
-    """Interactions as tuples that compare (NaN is None)."""
+def rows_of(example: Example) -> list[tuple[Any, ...]]:
+    """An example's interactions as tuples that compare (NaN is None)."""
+    rows = example.interactions
     values = [None if np.isnan(value) else float(value) for value in rows.value]
-    return [
-        (
-            int(rows.item_hash[i]),
-            int(rows.action_bits[i]),
-            int(rows.timestamp_ms[i]),
-            int(rows.domain_hash[i]),
-            values[i],
-            tuple(rows.feature_hash[i].tolist()),
-        )
-        for i in range(first, len(rows) if last is None else last)
+    columns = [
+        column.tolist()
+        for column in (rows.item_hash, rows.action_bits, rows.timestamp_ms, rows.domain_hash, example.session_hash)
     ]
+    features = [tuple(row) for row in rows.feature_hash.tolist()]
+    return list(zip(*columns, values, features, strict=True))
 
 
 def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracle:
     return Oracle(
         list(action.kinds), list(action.features), list(action.user_features), sequence.join_window_ms,
-        sequence.max_recent_ids, sequence.max_open, action.max_future_ms,
+        sequence.segment_len, sequence.num_slots, sequence.deduplicate, sequence.max_segment_ids, action.max_future_ms,
     )  # fmt: skip
 
 
 def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40) -> list[Record]:
-    """A log with joins, duplicates, late ones, ticks, lists, jumps of the clock and records that are no actions."""
+    """A log with joins, duplicates, late ones, ticks, lists, jumps of time and records that are no actions."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
@@ -79,6 +81,8 @@ def _action(rng: random.Random, now: int, num_users: int, num_items: int, step_m
     }
     if rng.random() < 0.4:
         action["id"] = rng.randrange(30)
+    if rng.random() < 0.3:
+        action["session"] = rng.randrange(2)
     if rng.random() < 0.3:
         action["value"] = rng.randrange(-4, 10) / 2
     if rng.random() < 0.3:
@@ -113,6 +117,10 @@ class World:
     """(key, value), fences included."""
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     num_folders: int = 0
+    claimed_at: int = 0
+    """Where in the topic the last claim's fence is."""
+    settled_at: int = 0
+    """The last of these from which on everything was relayed that the claim wrote again."""
 
     def __post_init__(self) -> None:
         self.store = self._open()
@@ -140,6 +148,11 @@ class World:
                 self.dead.append((int(headers["offset"]), int(headers["index"]), headers["reason"]))
         if acked and entries:
             self.store.ack(entries[-1].index, len(self.topic))
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self.store.outbox_len:
+            self.settled_at = self.claimed_at
 
     def crash(self) -> None:
         """Lose the process: what is on the disk now is all that is left."""
@@ -174,6 +187,7 @@ class World:
     def claim(self, restore: list[bytes] | None = None) -> None:
         """Fence off whoever wrote before, and write again what he or a repeat has overwritten."""
         self.epoch += 1
+        self.claimed_at = len(self.topic)
         self.topic.append(("", encode_example(fence(0, self.epoch))))
         log = ExampleLog(None, allow_holes=True)
         if restore is None:
@@ -184,16 +198,25 @@ class World:
             self.store.restore(example for example in examples if log.feed(example) is Verdict.ACCEPT)
         self.store.set_writer_epoch(self.epoch)
         self.store.refresh(sorted(log.overwritten))
+        self._settle()
 
     def compacted(self, rng: random.Random) -> list[bytes]:
         """Up to some point only each key's newest record is left: a point where whatever a ghost or a repeat has
-        overwritten was written again, because that is quicker than the compaction lag."""
-        log, points = ExampleLog(None, allow_holes=True), [0]
-        for i, (_, value) in enumerate(self.topic):
-            log.feed(decode_example(value))
-            if not log.overwritten:
+        overwritten was written again, or has been since, because that is quicker than the compaction lag."""
+        log, points, spoiled, counting = ExampleLog(None, allow_holes=True), [0], set[str](), set[str]()
+        for i, (key, value) in enumerate(self.topic):
+            verdict = log.feed(decode_example(value))
+            if verdict is Verdict.ACCEPT:
+                counting.add(key)
+                spoiled.discard(key)
+            elif verdict is not Verdict.FENCE and key in counting:
+                spoiled.add(key)
+            if not spoiled or i < self.settled_at:
                 points.append(i + 1)
-        point = rng.choice(points)
+        return self.left_of(rng.choice(points))
+
+    def left_of(self, point: int) -> list[bytes]:
+        """The topic where the records before ``point`` have been compacted."""
         newest = {key: i for i, (key, _) in enumerate(self.topic[:point])}
         return [v for i, (k, v) in enumerate(self.topic) if i >= point or k == "" or newest[k] == i]
 
@@ -218,40 +241,64 @@ class World:
 
     def check(self) -> None:
         """Everything that the oracle says, and what each example promises."""
-        oracle = oracle_for(self.sequence)
-        for offset, record_ms, _, value in self.log:
-            oracle.record(offset, record_ms, value)
-        self._check_trained(oracle)
+        oracle = self.check_told()
         self._check_users(oracle)
         counts = self.store.counts
         assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late, oracle.ticks)
         assert Counter(set(self.dead)) == Counter(oracle.dead)
         assert self.store.applied_offset == self.log[-1][0]
 
-    def _check_trained(self, oracle: Oracle) -> None:
-        trained: dict[str, list[Any]] = {}
+    def check_told(self) -> Oracle:
+        """What the examples say is what the oracle says."""
+        oracle = oracle_for(self.sequence)
+        oracle.moments = {}
+        for offset, record_ms, _, value in self.log:
+            oracle.record(offset, record_ms, value)
+        self._check_told(oracle)
+        return oracle
+
+    def _check_told(self, oracle: Oracle) -> None:
+        """Each example is its segment at one moment, and teaches what nobody before it has taught."""
+        assert oracle.moments is not None
+        learned: dict[str, list[int]] = {}
         names: dict[int, str | int] = {}
+        length = self.sequence.segment_len
         for example in self.accepted():
-            life, rows = trained.setdefault(example.user, []), rows_of(example.interactions)
             names |= example.names
-            assert example.first_new_index == len(life)
-            assert 0 <= example.num_new <= self.sequence.max_new
-            assert (
-                rows[: example.num_context] == life[-self.sequence.max_context :][-example.num_context or len(life) :]
-            )
-            assert example.num_context == min(len(life), self.sequence.max_context)
-            life += rows[example.num_context :]
-            assert set(example.interactions.item_hash.tolist()) <= names.keys()
+            moment = oracle.moments[example.user, example.user_offset, example.user_index]
+            first = example.segment * length
+            rows = rows_of(example)
+            assert rows == [token.key() for token in moment.tokens[first : first + length]]
+            assert example.action_ids.tolist() == hashed(moment.ids.get(example.segment, []))
+            assert example.user_feature_hash.tolist() == [moment.user_features.get("land", 0)]
+            assert {row[0] for row in rows} <= names.keys()
             assert example.replay_from_offset <= example.applied_offset + 1
-        assert trained == {
-            user: [token.key() for token in life.sealed] for user, life in oracle.users.items() if life.sealed
-        }
+            self._learn(learned.setdefault(example.user, []), example)
+        assert learned == {user: [token.bits for token in life.tokens] for user, life in oracle.users.items()}
+
+    def _learn(self, learned: list[int], example: Example) -> None:
+        bits = example.interactions.action_bits.tolist()
+        assert example.first_new_index == len(learned) or not example.num_new
+        learned += bits[len(bits) - example.num_new :]
+        places = example.feedback_index.tolist()
+        assert places == sorted(set(places))
+        for place, new_bits in zip(places, example.feedback_bits.tolist(), strict=True):
+            assert place < len(bits) - example.num_new
+            assert new_bits
+            assert not learned[example.first_index + place] & new_bits
+            learned[example.first_index + place] |= new_bits
 
     def _check_users(self, oracle: Oracle) -> None:
         for user, life in oracle.users.items():
-            view = self.store.read_user(user)
-            assert view is not None
-            assert rows_of(view.interactions) == [t.key() for t in life.sealed[-self.sequence.max_context :]]
-            assert rows_of(view.open_interactions) == [token.key() for token in life.opened]
-            assert len(view.recent_ids) == len(life.ids)
-            assert view.user_feature_hash.tolist() == [life.user_features.get("land", 0)]
+            segments = self.store.read_user(user)
+            assert [example.segment for example in segments] == list(
+                range(oracle.first_kept(life), oracle.first_kept(life) + len(segments))
+            )
+            assert [row for example in segments for row in rows_of(example)] == [t.key() for t in oracle.kept(life)]
+            for example in segments:
+                assert example.action_ids.tolist() == hashed(life.ids.get(example.segment, []))
+                assert example.user_feature_hash.tolist() == [life.user_features.get("land", 0)]
+
+
+def hashed(names: list[str]) -> list[int]:
+    return [key_hash(name) for name in names]

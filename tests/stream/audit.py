@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from state.action import Rejection, Tick, decode_record
-from state.codec import decode_example
-from state.example import Interactions
-from state.log import ExampleLog, Verdict
-from state.partitioner import partition_of
-from state.status import WorkerStatus, decode_status
 from stream.simulate import World, WorldConfig
 from tests.state.oracle import Oracle
-from tests.state.world import oracle_for
+from tests.state.world import oracle_for, rows_of
 from tests.stream.workers import Deployment
+from wire.action import Rejection, Tick, decode_record
+from wire.example import Example
+from wire.example_codec import decode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.partitioner import partition_of
+from wire.status import WorkerStatus, decode_status
+from wire.topics import segment_key
 
 Row = tuple[Any, ...]
 DeadKey = tuple[int, int, int]
@@ -29,9 +27,11 @@ DeadKey = tuple[int, int, int]
 
 @dataclass
 class Recount:
-    """Per user his interactions in order; per dead letter its reason; how many actions came to what."""
+    """Per user his interactions in order, and the kinds that were told of each; per dead letter its reason; how many
+    actions came to what."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    told: dict[str, list[int]] = field(default_factory=dict)
     dead: dict[DeadKey, str] = field(default_factory=dict)
     num_accepted: int = 0
     num_duplicate: int = 0
@@ -62,8 +62,9 @@ def expected(deployment: Deployment) -> Recount:
             for index, reason in _feed(oracle, record, number, deployment):
                 recount.dead[number, record.offset, index] = reason
         for user, life in oracle.users.items():
-            if life.sealed:
-                recount.rows[user] = [_row(token.key()) for token in life.sealed]
+            if life.tokens:
+                recount.rows[user] = [token.key() for token in life.tokens]
+                recount.told[user] = [token.bits for token in life.tokens]
         recount.num_accepted += oracle.accepted
         recount.num_duplicate += oracle.duplicate
     return recount
@@ -85,23 +86,9 @@ def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -
                 oracle.apply(content[at] if is_list else content)
 
 
-def _row(key: Row) -> Row:
-    """The oracle's row with its value as the column holds it."""
-    return (*key[:4], None if key[4] is None else float(np.float32(key[4])), key[5])
-
-
-def rows_of(interactions: Interactions, start: int = 0) -> list[Row]:
-    """Interactions from ``start`` on as tuples that compare equal when they are (NaN becomes None)."""
-    columns = (
-        interactions.item_hash, interactions.action_bits, interactions.timestamp_ms, interactions.domain_hash,
-    )  # fmt: skip
-    values = [None if math.isnan(value) else value for value in interactions.value.tolist()]
-    features = [tuple(row) for row in interactions.feature_hash.tolist()]
-    return list(zip(*(column.tolist() for column in columns), values, features, strict=True))[start:]
-
-
 def written(deployment: Deployment) -> Recount:
-    """What readers of the sequences and dead-letter topics see; AssertionError for a hole or a torn user."""
+    """What readers of the sequences and dead-letter topics see; AssertionError for a hole, a torn user or a kind that
+    is told twice."""
     recount = Recount()
     for number, records in deployment.read(deployment.topics.sequences).items():
         log = ExampleLog(0)
@@ -110,18 +97,27 @@ def written(deployment: Deployment) -> Recount:
             verdict = log.feed(example)
             recount.verdicts[verdict.value] += 1
             assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
-            if verdict is not Verdict.ACCEPT:
-                continue
-            rows = recount.rows.setdefault(example.user, [])
-            assert example.first_new_index == len(rows), (
-                f"user {example.user}: {example.first_new_index}, not {len(rows)}"
-            )
-            rows += rows_of(example.interactions, len(example.interactions) - example.num_new)
+            if verdict is Verdict.ACCEPT:
+                assert record.key == segment_key(example.user, example.segment, deployment.sequence.num_slots)
+                _take(recount, example)
     for record in _flat(deployment.read(deployment.topics.dead_letters)):
         headers = {name: value.decode() for name, value in record.headers}
         key = int(headers["partition"]), int(headers["offset"]), int(headers["index"])
         assert recount.dead.setdefault(key, headers["reason"]) == headers["reason"]
     return recount
+
+
+def _take(recount: Recount, example: Example) -> None:
+    """Put a segment in its place; add what is told by it."""
+    rows, told = recount.rows.setdefault(example.user, []), recount.told.setdefault(example.user, [])
+    first, num = example.first_index, len(example.interactions)
+    assert example.first_new_index == len(rows) or not example.num_new, f"user {example.user}: {len(rows)}"
+    assert first + num - example.num_new <= len(rows)
+    rows[first : first + num] = rows_of(example)
+    told += example.interactions.action_bits[num - example.num_new :].tolist()
+    for place, bits in zip(example.feedback_index.tolist(), example.feedback_bits.tolist(), strict=True):
+        assert not told[first + place] & bits, f"user {example.user}: interaction {first + place} has {bits} twice"
+        told[first + place] |= bits
 
 
 def check(deployment: Deployment, num_actions: int) -> Recount:
@@ -132,6 +128,7 @@ def check(deployment: Deployment, num_actions: int) -> Recount:
     assert set(got.rows) == set(want.rows)
     for user, rows in want.rows.items():
         assert got.rows[user] == rows, f"user {user}: {len(got.rows[user])} interactions, expected {len(rows)}"
+    assert got.told == want.told
     return got
 
 

@@ -11,11 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import aiokafka.codec
+import aiokafka.record.default_records
+
 import stream.claim
 import stream.partition
 import stream.relay
-from state.log import Verdict
 from stream.__main__ import main
+from wire.example_log import Verdict
 
 
 def acks_before_it_writes() -> None:
@@ -37,25 +40,25 @@ def acks_before_it_writes() -> None:
 
 def deletes_before_the_broker_has_it() -> None:
     """The outbox forgets entries when they are sent."""
-    pass_on = stream.relay.Relay._pass_on
+    pass_on = stream.relay.OutboxRelay._pass_on
 
     async def forget_first(self: Any, entries: Sequence[Any]) -> None:
         self._store.ack(entries[-1].index, self._position)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1.0)  # so long that a kill comes within it
         await pass_on(self, entries)
 
-    stream.relay.Relay._pass_on = forget_first  # type: ignore[method-assign]
+    stream.relay.OutboxRelay._pass_on = forget_first  # type: ignore[method-assign]
 
 
 def relays_slowly() -> None:
     """Not broken: a slow broker, so that there is something in the outbox."""
-    pass_on = stream.relay.Relay._pass_on
+    pass_on = stream.relay.OutboxRelay._pass_on
 
     async def wait_first(self: Any, entries: Sequence[Any]) -> None:
         await asyncio.sleep(2.0)
         await pass_on(self, entries)
 
-    stream.relay.Relay._pass_on = wait_first  # type: ignore[method-assign]
+    stream.relay.OutboxRelay._pass_on = wait_first  # type: ignore[method-assign]
 
 
 def takes_without_a_fence() -> None:
@@ -80,6 +83,12 @@ def forgets_the_disk_is_gone() -> None:
         yield from ()
 
     stream.claim._Reader._read_to = yield_nothing  # type: ignore[method-assign]
+
+
+def without_snappy() -> None:
+    """Not broken: an installation without a package."""
+    aiokafka.codec.has_snappy = lambda: False
+    aiokafka.record.default_records.codecs.has_snappy = lambda: False
 
 
 if __name__ == "__main__":

@@ -32,12 +32,11 @@ class Replay:
 
     def _run(self) -> None:
         actions = itertools.takewhile(lambda _: not self._stopped.is_set(), world(seed=3))
-        kafka, sequence = self._deployment.kafka, self._deployment.sequence
         batch = BatchConfig(max_actions=4, linger_s=0.01)
-        self.num_actions = send_actions(actions, kafka, sequence, rate=self._rate, batch=batch).num_actions
+        self.num_actions = send_actions(actions, self._deployment.kafka, rate=self._rate, batch=batch).num_actions
 
     def stop(self) -> None:
-        """Seal what is open, and end."""
+        """End."""
         self._stopped.set()
         self._thread.join(60)
 

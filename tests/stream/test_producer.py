@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig
-from state.errors import FileError
-from state.partitioner import partition_of
-from stream.clients import BrokerAbsent, wait_for_broker
-from stream.producer import ActionProducer, BatchConfig, ProducerError
+from stream.errors import FileError, ProducerError
+from stream.producer import ActionProducer, BatchConfig
 from stream.replay import replay, send_actions
-from stream.topics import TopicsMismatch, departures, ensure_topics
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.retry import wait_for_broker
+from wire.partitioner import partition_of
 
 
 def _action(user: object, number: int) -> dict[str, object]:
@@ -72,12 +74,12 @@ def test_a_record_that_the_broker_refuses_is_an_error(deployment: Deployment) ->
             producer.flush()
 
 
-def test_a_replay_ticks_every_partition_at_its_end(deployment: Deployment) -> None:
+def test_a_replay_says_what_it_sent(deployment: Deployment) -> None:
     actions = [_action(number % 5, number) for number in range(100)]
-    report = send_actions(actions, deployment.kafka, deployment.sequence)
+    report = send_actions(actions, deployment.kafka)
     assert (report.num_actions, report.last_timestamp_ms) == (100, 1_700_000_000_099)
-    for records in deployment.read(deployment.topics.actions).values():
-        assert msgspec.json.decode(records[-1].value) == {"tick": 1_700_000_000_099 + 20_000}
+    found = [record for records in deployment.read(deployment.topics.actions).values() for record in records]
+    assert sum(len(_actions(record.value)) for record in found) == 100
 
 
 def test_a_replay_that_is_interrupted_says_what_it_sent(deployment: Deployment) -> None:
@@ -85,11 +87,11 @@ def test_a_replay_that_is_interrupted_says_what_it_sent(deployment: Deployment) 
         yield from (_action(number, number) for number in range(30))
         raise KeyboardInterrupt
 
-    report = send_actions(interrupted(), deployment.kafka, deployment.sequence)
+    report = send_actions(interrupted(), deployment.kafka)
     assert not report.is_whole
     assert report.num_actions == 30
     found = [record for records in deployment.read(deployment.topics.actions).values() for record in records]
-    assert sum(len(_actions(record.value)) for record in found) == 30, "all of it arrived, and no tick behind it"
+    assert sum(len(_actions(record.value)) for record in found) == 30
 
 
 def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path) -> None:
@@ -99,9 +101,41 @@ def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path)
         replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
 
 
+def test_nothing_is_sent_of_a_file_of_which_one_line_is_wrong(deployment: Deployment, tmp_path: Path) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0].replace('"u"', "null")]) + "\n")
+    with pytest.raises(FileError, match=r"a\.jsonl:101: user: expected a string or an integer, got null"):
+        replay(settings_of(deployment), tmp_path / "a.jsonl")
+    assert set(deployment.ends(deployment.topics.actions).values()) == {0}
+
+
+def test_a_replay_says_how_many_records_it_sent(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert replay(settings_of(deployment), tmp_path / "a.jsonl") == 0
+    assert f"sent 3 actions in 1 records to {deployment.topics.actions}" in capsys.readouterr().out
+
+
+def settings_of(deployment: Deployment) -> Any:
+    return SimpleNamespace(
+        kafka=deployment.kafka, action=deployment.action, sequence=deployment.sequence, stream=deployment.stream
+    )
+
+
+@pytest.mark.parametrize("user", [None, ["u"], True, 5.5])
+def test_an_action_without_a_usable_user_is_an_error_of_ours(user: object, deployment: Deployment) -> None:
+    with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
+        with pytest.raises(ProducerError, match="user: key: expected a string or an integer, got"):
+            producer.send(_action(user, 1))
+        producer.send(_action(5.0, 1))
+    assert producer.num_actions == 1
+
+
 def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
     actions = (_action(number % 5, number) for number in range(10_000))
-    report = send_actions(actions, deployment.kafka, deployment.sequence, rate=400.0, limit=200)
+    report = send_actions(actions, deployment.kafka, rate=400.0, limit=200)
     assert report.num_actions == 200
     assert 0.35 < report.elapsed_s < 5.0
 
@@ -130,14 +164,16 @@ def test_topics_have_their_settings(deployment: Deployment) -> None:
 
 
 def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deployment) -> None:
-    assert departures(deployment.kafka) == {}
+    assert config_drift(deployment.kafka) == {}
     other = replace(deployment.kafka, actions_retention_s=60.0)
-    found = departures(other)
+    found = config_drift(other)
     assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
     assert deployment.topics.sequences not in found, "compacted, as before"
 
 
 def test_no_broker_is_one_clear_error_within_the_time() -> None:
     config = KafkaConfig(bootstrap=f"127.0.0.1:{free_port()}")
-    with pytest.raises(BrokerAbsent, match=r"no Kafka broker answered at 127\.0\.0\.1:\d+ within 0\.5 s; start it"):
+    with pytest.raises(
+        BrokerUnavailable, match=r"no Kafka broker answered at 127\.0\.0\.1:\d+ within 0\.5 s; start it"
+    ):
         wait_for_broker(config, 0.5)

@@ -9,10 +9,10 @@ from itertools import islice, pairwise
 import msgspec
 import pytest
 
-from state.action import Action, decode_record
-from state.config import ActionConfig
 from stream.live import moved_to_now
 from stream.simulate import KINDS, World, WorldConfig
+from wire.action import Action, decode_record
+from wire.config import ActionConfig
 
 
 def _actions(num: int, **config: object) -> list[dict[str, object]]:

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from kafka.errors import MessageSizeTooLargeError
 
-from state.partitioner import partition_of
 from stream.producer import BatchConfig
 from stream.replay import send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.audit import check, is_idle, last_statuses, world, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.config import COMPRESSIONS
+from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
+LONG = "a record that does not become smaller is not compressed " * 40
 Make = Callable[..., WorkerProcess]
 
 
 def test_every_action_becomes_part_of_the_right_sequence(deployment: Deployment, worker: Make) -> None:
     actions = list(islice(world(), 3_000))
     process = worker().start()
-    send_actions(actions, deployment.kafka, deployment.sequence, batch=BatchConfig(max_actions=40))
+    send_actions(actions, deployment.kafka, batch=BatchConfig(max_actions=40))
     wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
     recount = check(deployment, len(actions))
     assert sum(len(rows) for rows in recount.rows.values()) > 1_000
     [status] = last_statuses(deployment).values()
     parts = status.partitions.values()
     assert sum(part.num_accepted + part.num_duplicate + part.num_dead for part in parts) == len(actions)
-    assert sum(part.num_ticks for part in parts) == deployment.partitions
     assert process.stop() == 0
     assert "Traceback" not in process.log()
 
@@ -89,7 +92,7 @@ def letter_of(value: bytes, deployment: Deployment, worker: Make, compression: s
     home = partition_of(b"u1", deployment.partitions)
     good = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
     deployment.produce([(home, None, value)], compression)
-    deployment.produce([(home, b"u1", msgspec.json.encode(good)), (home, None, b'{"tick": 1700000100000}')])
+    deployment.produce([(home, b"u1", msgspec.json.encode(good))])
     worker().start()
     wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the record behind it", 0.3)
     [[letter]] = deployment.read(deployment.topics.dead_letters).values()
@@ -111,10 +114,11 @@ def test_a_bad_record_as_large_as_the_topic_takes_is_a_dead_letter_in_full(
     assert "cut" not in dict(letter.headers)
 
 
-@pytest.mark.parametrize("num_bytes", [2_000_000, 9_000_000])
-def test_a_bad_record_that_was_small_only_compressed_is_cut(
-    deployment: Deployment, worker: Make, num_bytes: int
+@pytest.mark.parametrize(("num_bytes", "compression"), [(2_000_000, "none"), (9_000_000, "none"), (9_000_000, "zstd")])
+def test_a_bad_record_too_large_for_the_dead_letters_is_cut(
+    deployment: Deployment, worker: Make, num_bytes: int, compression: str
 ) -> None:
+    deployment.environment["HEADRACE_KAFKA__COMPRESSION"] = compression
     value = b"x" * num_bytes  # more than the dead letters' topic takes; more than the client sends
     letter = letter_of(value, deployment, worker, compression="gzip")
     assert value.startswith(letter.value)
@@ -122,28 +126,57 @@ def test_a_bad_record_that_was_small_only_compressed_is_cut(
     assert dict(letter.headers)["cut"] == str(num_bytes).encode()
 
 
+def test_a_bad_record_that_is_small_compressed_is_a_dead_letter_in_full(deployment: Deployment, worker: Make) -> None:
+    value = b"x" * 2_000_000
+    assert letter_of(value, deployment, worker, compression="gzip").value == value
+
+
 def test_a_bad_element_of_a_list_does_not_take_the_others_along(deployment: Deployment, worker: Make) -> None:
     home = partition_of(b"u1", deployment.partitions)
     good = [{"user": "u1", "item": number, "action": "click", "timestamp": START_MS + number} for number in range(3)]
     value = msgspec.json.encode([good[0], {"user": "u1"}, good[1], 5, good[2]])
-    deployment.produce([(home, b"u1", value), (home, None, b'{"tick": 1700000100000}')])
+    deployment.produce([(home, b"u1", value)])
     worker().start()
     wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 3, 30, "the good elements", 0.3)
     assert sorted(written(deployment).dead) == [(home, 0, 1), (home, 0, 3)]
     check(deployment, 5)
 
 
-def test_an_idle_partition_is_ticked_until_nothing_is_open(deployment: Deployment, worker: Make) -> None:
-    deployment.environment["HEADRACE_STREAM__IDLE_TICK_S"] = "0.5"
-    deployment.environment["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] = "1.5"
+def test_an_action_is_told_before_its_join_window_is_over_and_feedback_on_it_later(
+    deployment: Deployment, worker: Make
+) -> None:
+    deployment.environment["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] = "100000"
     home = partition_of(b"u1", deployment.partitions)
-    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
-    deployment.produce([(home, b"u1", msgspec.json.encode(action))])
+    action = {"user": "u1", "item": 1, "action": "impression", "timestamp": START_MS}
     worker().start()
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the interaction to be sealed", 0.3)
-    num_records = sum(len(records) for records in deployment.read(deployment.topics.actions).values())
-    assert 3 <= num_records <= 6
-    assert not deployment.read(deployment.topics.actions)[1 - home]
+    for kind, told in (("impression", 0b001), ("click", 0b011), ("like", 0b111)):
+        deployment.produce([(home, b"u1", msgspec.json.encode({**action, "action": kind}))])
+        wait_until(lambda told=told: written(deployment).told.get("u1") == [told], 30, f"a {kind} to be told", 0.1)
+
+
+def test_old_ticks_are_counted_and_do_nothing(deployment: Deployment, worker: Make) -> None:
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    home = partition_of(b"u1", deployment.partitions)
+    deployment.produce([(home, None, b'{"tick": 1700000100000}'), (home, b"u1", msgspec.json.encode(action))])
+    worker().start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    check(deployment, 1)
+    [status] = last_statuses(deployment).values()
+    assert status.partitions[home].num_ticks == 1
+
+
+def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    home = partition_of(b"u1", deployment.partitions)
+    values = [msgspec.json.encode({**action, "item": item}) for item in range(40)]
+    deployment.produce([(home, b"u1", value) for value in values])
+    first = worker("first").start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    first.stop()
+    deployment.environment["HEADRACE_SEQUENCE__MAX_CONTEXT"] = "12"
+    second = worker("second").start()
+    assert second.process.wait(30) == 1
+    assert "put that back, or use a new kafka.prefix" in second.log().splitlines()[-1]
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -189,7 +222,7 @@ def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
 
 def test_a_full_disk_is_one_line_and_a_status_and_nothing_is_half_written(deployment: Deployment, worker: Make) -> None:
     actions = list(islice(world(), 6_000))
-    send_actions(actions, deployment.kafka, deployment.sequence, batch=BatchConfig(max_actions=40))
+    send_actions(actions, deployment.kafka, batch=BatchConfig(max_actions=40))
     process = worker()
     process.prefix = ["prlimit", "--fsize=150000", "--"]
     process.start()
@@ -210,3 +243,72 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     second.start()
     assert second.process.wait(30) == 1
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
+
+
+def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_then(
+    deployment: Deployment, worker: Make
+) -> None:
+    if deployment.broker.kind != "apache":
+        pytest.skip("transactions are tried on real Apache Kafka")
+    actions = list(islice(world(), 400))
+    write_in_transactions(deployment, actions)
+    process = worker().start()
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "no backlog", 0.3)
+    [status] = last_statuses(deployment).values()
+    assert sum(part.num_accepted + part.num_duplicate for part in status.partitions.values()) == len(actions)
+    assert not written(deployment).dead, "an aborted record was taken"
+    write_in_transactions(deployment, [{**action, "timestamp": action["timestamp"] + 1} for action in actions[:50]])
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "the new ones", 0.3)
+    assert process.stop() == 0
+    assert "Traceback" not in process.log()
+
+
+def write_in_transactions(deployment: Deployment, actions: list[dict[str, Any]]) -> None:
+    """Twenty to a transaction; behind each that is committed one of garbage that is aborted."""
+
+    async def write() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=deployment.broker.bootstrap, transactional_id=deployment.prefix)
+        await producer.start()
+        for first in range(0, len(actions), 20):
+            async with producer.transaction():
+                for action in actions[first : first + 20]:
+                    key = str(action["user"]).encode()
+                    number = partition_of(key, deployment.partitions)
+                    await producer.send(deployment.topics.actions, msgspec.json.encode(action), key, number)
+            await producer.begin_transaction()
+            for number in range(deployment.partitions):
+                await producer.send(deployment.topics.actions, b"garbage", partition=number)
+            await producer.abort_transaction()
+        await producer.stop()
+
+    asyncio.run(write())
+
+
+def applied(deployment: Deployment) -> dict[int, int]:
+    """Partition → the offset behind what the worker says that it has applied."""
+    statuses = last_statuses(deployment).values()
+    return {number: part.applied_offset + 1 for status in statuses for number, part in status.partitions.items()}
+
+
+def test_the_worker_takes_actions_however_they_are_compressed(deployment: Deployment, worker: Make) -> None:
+    worker().start()
+    codecs = [codec for codec in COMPRESSIONS if codec != "none"]
+    for index, codec in enumerate(codecs):
+        action = {"user": "u1", "item": codec, "action": "click", "timestamp": START_MS + index * 60_000, "more": LONG}
+        record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
+        deployment.produce([record], codec)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == len(codecs), 30, "one action of each", 0.3)
+
+
+def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "without_snappy"
+    process = worker()
+    process.module = "tests.stream.broken"
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS, "more": LONG}
+    record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
+    deployment.produce([record], "snappy")
+    process.start()
+    assert process.process.wait(30) == 1
+    last = process.log().splitlines()[-1]
+    assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
+    assert "install the packages cramjam" in last

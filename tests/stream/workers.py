@@ -16,11 +16,12 @@ from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from state.config import ActionConfig, KafkaConfig, SequenceConfig, StoreConfig
-from state.topics import Topics
+from state.config import StoreConfig
 from stream.config import StreamConfig
-from stream.topics import ensure_topics
 from tests.brokers import REPOSITORY, Broker, wait_until
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.kafka.admin import ensure_topics
+from wire.topics import Topics
 
 RECONNECT = {"reconnect_backoff_max_ms": 500}
 KINDS = ("impression", "click", "like", "share", "hide")
@@ -36,18 +37,15 @@ class Deployment:
     partitions: int = 2
     action: ActionConfig = field(default_factory=lambda: ActionConfig(kinds=KINDS, features=("taste",)))
     sequence: SequenceConfig = field(
-        default_factory=lambda: SequenceConfig(join_window_s=20.0, max_context=20, max_new=8, max_recent_ids=32)
+        default_factory=lambda: SequenceConfig(join_window_s=20.0, max_context=20, segment_len=4)
     )
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # By default a client that met no broker waits up to 30 s before it looks again.
-        self.kafka = KafkaConfig(
-            bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions, client=RECONNECT
-        )
+        self.kafka = KafkaConfig(bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions)
         self.store = StoreConfig(path=self.folder / "state")
         self.stream = StreamConfig(
-            session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3, idle_tick_s=0.0,
+            session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3,
             metrics_port=0, max_batch=50, start_timeout_s=20.0,
         )  # fmt: skip
         self.topics = Topics.under(self.prefix)

@@ -17,12 +17,23 @@ def loses_actions() -> None:
     """Every hundredth action is acknowledged and forgotten."""
     apply, count = state.sequencer.Sequencer.apply, iter(range(1 << 60))
 
-    def forgetful(self: Any, action: Any, offset: int, record_ms: int) -> Any:
+    def forgetful(self: Any, action: Any, offset: int, record_ms: int, index: int) -> Any:
         if next(count) % 100 == 99:
             return state.sequencer.Outcome.ACCEPTED
-        return apply(self, action, offset, record_ms)
+        return apply(self, action, offset, record_ms, index)
 
     state.sequencer.Sequencer.apply = forgetful  # type: ignore[method-assign]
+
+
+def keeps_feedback_to_itself() -> None:
+    """Kinds that come to an interaction later are in its segment, and nobody is told that they are new."""
+    tell = state.sequencer.Sequencer._tell
+
+    def silent(self: Any, user: Any) -> None:
+        user.feedback.clear()
+        tell(self, user)
+
+    state.sequencer.Sequencer._tell = silent  # type: ignore[method-assign]
 
 
 def forgets_examples() -> None:
@@ -57,7 +68,12 @@ def mixes_up_users() -> None:
     state.store.decode_record = backwards
 
 
-BUILDS = {each.__name__: each for each in (loses_actions, forgets_examples, swallows_dead_letters, mixes_up_users)}
+BUILDS = {
+    each.__name__: each
+    for each in (
+        loses_actions, keeps_feedback_to_itself, forgets_examples, swallows_dead_letters, mixes_up_users,
+    )
+}  # fmt: skip
 
 
 if __name__ == "__main__":

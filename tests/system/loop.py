@@ -14,11 +14,11 @@ from kafka.errors import KafkaError
 from headrace.audit import audit
 from headrace.broker import free_port
 from headrace.config import Settings, read_settings
-from headrace.processes import Child, Family
-from headrace.reader import ReadError
+from headrace.processes import Child, ProcessGroup
+from headrace.recommendation import Server
 from headrace.report import Report
-from headrace.taste import Server
-from stream.topics import ensure_topics
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.admin import ensure_topics
 
 KINDS = ["impression", "click", "like", "share", "hide"]
 
@@ -33,11 +33,11 @@ class Loop:
         defaults: dict[str, dict[str, Any]] = {
             "kafka": {"bootstrap": bootstrap, "prefix": prefix, "partitions": 2},
             "action": {"kinds": KINDS},
-            "sequence": {"join_window_s": 20.0, "max_context": 20, "max_new": 8, "max_recent_ids": 64},
+            "sequence": {"join_window_s": 20.0, "max_context": 20, "segment_len": 8},
             "store": {"path": str(folder / "store")},
             "stream": {
                 "metrics_port": 0, "session_timeout_s": 2.0, "heartbeat_s": 0.4, "rebalance_timeout_s": 4.0,
-                "commit_interval_s": 0.3, "idle_tick_s": 1.0, "max_batch": 50,
+                "commit_interval_s": 0.3, "max_batch": 50,
             },
             "model": {"num_layers": 1, "model_width": 16, "qk_width": 8, "value_width": 8, "item_width": 16},
             "trainer": {
@@ -51,7 +51,7 @@ class Loop:
         self.path = folder / "headrace.toml"
         self.path.write_text("\n".join(_section(name, keys) for name, keys in defaults.items()))
         self.settings: Settings = read_settings(self.path)
-        self.family = Family(folder, {})
+        self.group = ProcessGroup(folder, {})
         self.server = Server(f"http://127.0.0.1:{port}")
         ensure_topics(self.settings.kafka)
 
@@ -59,17 +59,17 @@ class Loop:
         """Start these processes by name: worker, trainer, server."""
         rooms = {"worker": ("stream", "worker"), "trainer": ("trainer",), "server": ("serving",)}
         config = ("--config", str(self.path))
-        return {name: self.family.start(name, "-m", *rooms[name], *config) for name in names}
+        return {name: self.group.start(name, "-m", *rooms[name], *config) for name in names}
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Poll; a child that dies by itself or a deadline fails the test with the ends of the logs."""
-        self.family.wait_until(condition, timeout_s, what)
+        self.group.wait_until(condition, timeout_s, what)
 
     def audit_when(self, condition: Callable[[Report], bool], timeout_s: float) -> Report:
         """Audit until the condition holds; a violation at any moment ends it. Returns the last report."""
         deadline = time.monotonic() + timeout_s
         while True:
-            self.family.check()
+            self.group.check()
             report = audit(self.settings)
             if not report.passed or condition(report) or time.monotonic() > deadline:
                 return report
@@ -78,14 +78,15 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.family.stop()
+        self.group.stop()
         self.server.close()
 
 
 def is_learned(report: Report) -> bool:
     """Nothing is on its way any more."""
     sums = report.sums
-    return sums["num_open"] == 0 and 0 < sums["num_sealed"] == sums["num_delivered"] == sums["num_trained"]
+    all_new = 0 < sums["num_interactions"] == sums["num_delivered"] == sums["num_trained"]
+    return all_new and sums["num_feedback_delivered"] == sums["num_feedback_trained"]
 
 
 def explain(report: Report) -> str:
@@ -129,7 +130,7 @@ def try_audit(settings: Settings) -> Report | None:
     """An audit, or None while the broker is away."""
     try:
         return audit(settings)
-    except (KafkaError, ReadError):
+    except (KafkaError, BrokerUnavailable, TopicMissing):
         return None
 
 

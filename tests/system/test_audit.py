@@ -11,18 +11,19 @@ import pytest
 
 from headrace.audit import audit
 from headrace.report import Report
-from state.status import PartitionStatus, WorkerStatus, decode_status
-from state.topics import Topics
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.broken import BUILDS
 from tests.system.loop import KINDS, Loop, explain
 from tests.system.test_kill import send_rubbish
+from wire.status import PartitionStatus, WorkerStatus, decode_status
+from wire.topics import Topics
 
 NUM_ACTIONS = 3_000
 NOTICED_BY = {
     "loses_actions": {"nothing is lost", "order and content"},
+    "keeps_feedback_to_itself": {"each piece is told once"},
     "forgets_examples": {"examples have no holes"},
     "swallows_dead_letters": {"dead letters are complete"},
     "mixes_up_users": {"order and content"},
@@ -35,7 +36,7 @@ def test_every_broken_build_is_named() -> None:
 
 def has_applied_everything(loop: Loop, num_produced: int) -> bool:
     """By the worker's own word."""
-    from headrace.reader import connect, read, spans
+    from wire.kafka.consumer import connect, read, spans
 
     topic = Topics.under(loop.settings.kafka.prefix).status
     consumer = connect(loop.settings.kafka)
@@ -53,12 +54,12 @@ def has_applied_everything(loop: Loop, num_produced: int) -> bool:
 
 def run_build(name: str, kafka: Broker, prefix: str, folder: Path) -> Report:
     """A worker of this build, three thousand actions and some rubbish; then the audit."""
-    with Loop(kafka.bootstrap, prefix, folder, stream={"idle_tick_s": 0.0}) as loop:
-        loop.family.start("worker", "-m", "tests.system.broken", name, "worker", "--config", str(loop.path))
+    with Loop(kafka.bootstrap, prefix, folder) as loop:
+        loop.group.start("worker", "-m", "tests.system.broken", name, "worker", "--config", str(loop.path))
         config = WorldConfig(seed=3, num_users=60, num_items=100, kinds=tuple(KINDS))
         actions = itertools.islice(World(config).actions(), NUM_ACTIONS)
         send_rubbish(loop, 8)
-        sent = send_actions(actions, loop.settings.kafka, loop.settings.sequence)
+        sent = send_actions(actions, loop.settings.kafka)
         expected = sent.num_actions + 8 - (NUM_ACTIONS // 100 if name == "loses_actions" else 0)
         loop.wait_until(lambda: has_applied_everything(loop, expected), 60, "the worker to be done")
         return audit(loop.settings)

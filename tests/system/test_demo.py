@@ -15,7 +15,7 @@ import pytest
 
 NUM_RATINGS = 3_000
 ASKED = {
-    "actions_in", "interactions_trained", "dead_letters", "hr10", "hr10_popular", "ne", "ne_popular",
+    "actions_in", "interactions_trained", "dead_letters", "hr10", "hr10_counts", "hr10_popular", "ne", "ne_popular",
     "versions_published", "version_served", "freshness_p50_s", "recommendations_before", "recommendations_after",
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_a_data_set_that_is_not_there_is_one_clear_line() -> None:
     with demo("--dataset", "/nowhere/ratings.dat") as process:
         _, complained = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert complained.startswith("headrace: --dataset: expected a file, got /nowhere/ratings.dat")
+    assert complained.startswith("headrace demo: --dataset: expected a file, got /nowhere/ratings.dat")
     assert len(complained.splitlines()) == 1
 
 

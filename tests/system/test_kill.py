@@ -15,11 +15,11 @@ import pytest
 from kafka import KafkaProducer
 
 from headrace.processes import Child
-from state.topics import Topics
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
 from tests.system.loop import KINDS, Loop, Watcher, explain, is_learned
+from wire.topics import Topics
 
 RATE = 300.0
 KILLS = ("worker", "trainer", "broker", "server", "worker", "trainer", "broker", "trainer", "worker", "server")
@@ -77,10 +77,8 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
         sent: list[Any] = []
         over = threading.Event()
         stack.callback(over.set)
-        kafka, sequence = loop.settings.kafka, loop.settings.sequence
-        replay = threading.Thread(
-            target=lambda: sent.append(send_actions(world(over), kafka, sequence, rate=RATE)), daemon=True
-        )
+        kafka = loop.settings.kafka
+        replay = threading.Thread(target=lambda: sent.append(send_actions(world(over), kafka, rate=RATE)), daemon=True)
         replay.start()
         loop.wait_until(lambda: bool(loop.server.version()), 60, "a first version to be served")
         watcher = stack.enter_context(Watcher(loop.server))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import state.log
+import trainer.election
 import trainer.kafka_source
 import trainer.loop
 import trainer.plan
+import trainer.positions
+import trainer.process
+import trainer.publication
 import trainer.publisher
+import trainer.recovery
 import trainer.snapshot
+import trainer.step
+import wire.example_log
 
 
 def ignores_the_journal() -> None:
     """Steps that were decided before a kill are decided anew."""
-    trainer.loop.read_journal = lambda folder, from_step: []
+    trainer.recovery.read_journal = lambda folder, from_step: trainer.plan.Plan(from_step)
 
 
 def ignores_the_plan() -> None:
@@ -24,7 +30,46 @@ def ignores_the_plan() -> None:
 
 def checkpoints_without_positions() -> None:
     """The covered numbers do not go into the checkpoint."""
-    trainer.loop.Trainer._current_positions = lambda self: {}  # type: ignore[method-assign]
+    write = trainer.loop.Trainer._write_checkpoint
+    trainer.loop.Trainer._write_checkpoint = lambda self, positions: write(self, {})  # type: ignore[method-assign]
+
+
+def forgets_what_it_has_yet_to_repeat() -> None:
+    """The plan begins behind what was published, though the checkpoint is older."""
+    from_disk = trainer.recovery.Recovery.from_disk
+
+    def late(self: Any, learner: Any) -> Any:
+        resumed = from_disk(self, learner)
+        kept = trainer.plan.Plan(resumed.unpublished_first)
+        kept.merge(resumed.plan.first_step, resumed.plan.steps)
+        resumed.plan = kept
+        return resumed
+
+    trainer.recovery.Recovery.from_disk = late  # type: ignore[method-assign]
+
+
+def forgets_histories() -> None:
+    """A trainer that starts knows nothing of what users did before its checkpoint."""
+    trainer.kafka_source.KafkaSource.restore = lambda self, histories: None  # type: ignore[method-assign]
+
+
+def folds_what_arrives() -> None:
+    """Histories take in what has arrived, learned or not."""
+    arrived = trainer.loop.Backlog.add
+
+    def add(self: Any, examples: Any) -> None:
+        for example in examples:
+            self.histories.fold(example)
+        arrived(self, examples)
+
+    begin = trainer.loop.Trainer._next_step
+
+    def next_step(self: Any) -> Any:
+        self.backlog.histories = self.learner.histories
+        return begin(self)
+
+    trainer.loop.Trainer._next_step = next_step  # type: ignore[method-assign]
+    trainer.loop.Backlog.add = add  # type: ignore[method-assign]
 
 
 def forgets_dirty_rows() -> None:
@@ -37,21 +82,56 @@ def forgets_dirty_rows() -> None:
                 table.mark_published()
         return original(learner, everything=everything)
 
-    trainer.loop.weights_snapshot = forgetful
+    trainer.publication.weights_snapshot = forgetful
 
 
 def trains_what_is_stale() -> None:
     """Records of a worker that lost its partition, and repeats, count too."""
 
-    def feed(self: Any, example: Any) -> state.log.Verdict:
-        return state.log.Verdict.FENCE if example.is_fence else state.log.Verdict.ACCEPT
+    def feed(self: Any, example: Any) -> wire.example_log.Verdict:
+        return wire.example_log.Verdict.FENCE if example.is_fence else wire.example_log.Verdict.ACCEPT
 
-    state.log.ExampleLog.feed = feed  # type: ignore[method-assign]
+    wire.example_log.ExampleLog.feed = feed  # type: ignore[method-assign]
 
 
 def claims_nothing() -> None:
     """Nobody looks whether another trainer has taken over."""
     trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
+
+
+def fences_a_live_leader() -> None:
+    """A second trainer claims an epoch whoever leads."""
+    trainer.election.Election._wait_for_turn = lambda self, claims: None  # type: ignore[method-assign]
+
+
+def spoils_the_step_of_one_example() -> None:
+    """A kernel that fails on one example: the step that has it leaves a weight that is not a number."""
+    step = trainer.step.Learner.step
+
+    def spoiling(self: Any, examples: Any) -> Any:
+        report = step(self, examples)
+        if any((each.partition, each.number) == (1, 5) for each in examples):
+            next(iter(self.model.parameters())).data.view(-1)[0] = float("nan")
+        return report
+
+    trainer.step.Learner.step = spoiling  # type: ignore[method-assign]
+
+
+def takes_anything_for_finite() -> None:
+    """Nobody looks at the numbers."""
+    trainer.loop.unsound_learner = lambda learner, **_: None
+    trainer.loop.unsound_step = lambda report: None
+
+
+def knows_no_topic_ids() -> None:
+    """As on a broker that gives none."""
+    trainer.positions.topic_id = lambda kafka, topic: ""
+
+
+def trusts_any_topic() -> None:
+    """Positions are resumed in whatever bears the topic's name."""
+    knows_no_topic_ids()
+    trainer.process.check_ends = lambda kafka, positions, stop: None  # type: ignore[attr-defined]
 
 
 def passes_over_holes() -> None:

@@ -7,39 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.brokers import Broker
-from tests.nursery import Nursery
+from tests.process_factory import ProcessFactory
 from tests.trainer.stage import Stage
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory]:
     """Where trainer processes come from."""
-    made = Nursery(tmp_path_factory.mktemp("nursery"), "trainer")
+    made = ProcessFactory(tmp_path_factory.mktemp("factory"), "trainer")
     yield made
     made.close()
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in the order of the trainers under test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def stage(
-    kafka: Broker, topic_prefix: str, tmp_path: Path, nursery: Nursery, one_thread: None
+    kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory, one_thread: None
 ) -> Iterator[Callable[..., Stage]]:
     """Makes the topics of this test; sections of the configuration may be given."""
     made: list[Stage] = []
 
     def make(**sections: dict[str, Any]) -> Stage:
-        made.append(Stage(kafka, topic_prefix, tmp_path, nursery, **sections))
+        made.append(Stage(kafka, topic_prefix, tmp_path, factory, **sections))
         return made[-1]
 
     yield make

@@ -1,4 +1,5 @@
-"""Points in a trainer's life at which a test ends or halts it: ``name:nth:kill`` or ``name:nth:stop``.
+"""Points in a trainer's life at which a test interrupts it: ``name:nth:kill``, ``name:nth:stop`` (SIGSTOP) or
+``name:nth:term`` (SIGTERM).
 
 The real trainer runs up to the point; nothing of it is changed.
 """
@@ -19,6 +20,7 @@ import trainer.publisher
 import trainer.step
 
 Point = Callable[[], bool]
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
 def install(which: str) -> None:
@@ -30,7 +32,7 @@ def install(which: str) -> None:
         if next(left, -1) == 0:
             if half is not None:
                 half()
-            os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), SIGNALS[action])
 
     POINTS[name](reach)
 
@@ -85,9 +87,9 @@ def half_of_the_chunks(reach: Callable[..., None]) -> None:
     """A version is torn: its first chunk is there."""
     original = trainer.publisher.Publisher._send_chunks
 
-    def wrapped(self: Any, manifest: Any, chunks: list[bytes]) -> int:
-        reach(lambda: original(self, manifest, chunks[:1]))
-        return original(self, manifest, chunks)
+    def wrapped(self: Any, key: bytes, chunks: list[bytes]) -> int:
+        reach(lambda: original(self, key, chunks[:1]))
+        return original(self, key, chunks)
 
     trainer.publisher.Publisher._send_chunks = wrapped  # type: ignore[method-assign]
 
@@ -103,7 +105,7 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "checkpoint_visible": lambda reach: _before(trainer.checkpoint, "_sync_folder", reach),
     "checkpointed": lambda reach: _after(Folder, "write", reach),
     "journal_started": lambda reach: _after(Journal, "start", reach),
-    "claimed": lambda reach: _after(Publisher, "claim", reach),
+    "claimed": lambda reach: _after(Publisher, "lead", reach),
     "half_of_the_chunks": half_of_the_chunks,
     "chunks_sent": lambda reach: _after(Publisher, "_send_chunks", reach),
     "fence_checked": lambda reach: _before(trainer.publisher, "encode_manifest", reach),

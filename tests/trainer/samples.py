@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,14 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from state.codec import no_interactions
-from state.example import Example, Interactions
+from model.config import ModelConfig
 from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
+from wire.example import Example, Interactions
+from wire.history import Histories, interactions_of
 
 KINDS = ("view", "click", "like")
 START_MS = 1_700_000_000_000
@@ -52,28 +54,36 @@ def columns(rng: np.random.Generator, num: int, num_items: int, start_ms: int = 
     )
 
 
+_num_users = itertools.count()
+
+
 def example(
-    sealed: Interactions, num_new: int, *, user: str = "u", number: int = 0, partition: int = 0, first_new: int = 0,
-    user_feature: int = 0, names: dict[int, str | int] | None = None,
+    rows: Interactions, num_new: int, *, user: str = "", number: int = 0, partition: int = 0, segment: int = 0,
+    segment_len: int = 4096, feedback: dict[int, int] | None = None, user_feature: int = 0,
+    names: dict[int, str | int] | None = None,
 ) -> Example:  # fmt: skip
-    """An example of these interactions; what restores a worker is left empty."""
-    newest_ms = int(sealed.timestamp_ms[-1])
+    """An example of these interactions, of somebody else each time unless ``user`` is named; what restores a worker is
+    left empty. ``feedback``: place in the segment → kinds that the rows have by it."""
+    newest_ms = int(rows.timestamp_ms[-1])
+    feedback = feedback or {}
     return Example(
-        user=user,
+        user=user or f"user of example {next(_num_users)}",
         partition=partition,
         writer_epoch=1,
         number=number,
-        interactions=sealed,
+        segment=segment,
+        segment_len=segment_len,
+        interactions=rows,
         num_new=num_new,
-        first_new_index=first_new,
-        open_interactions=no_interactions(),
-        open_first_offsets=np.empty(0, np.int64),
-        recent_ids=np.empty(0, np.int64),
+        feedback_index=np.array(list(feedback), np.int64),
+        feedback_bits=np.array(list(feedback.values()), np.uint32),
+        session_hash=np.zeros(len(rows), np.int64),
+        action_ids=np.empty(0, np.int64),
         user_feature_hash=np.array([user_feature], np.int64),
         user_offset=number,
+        user_index=0,
         applied_offset=number,
         replay_from_offset=number + 1,
-        clock_ms=newest_ms,
         newest_event_ms=newest_ms,
         newest_record_ms=newest_ms + 5,
         names=names or {},
@@ -87,33 +97,98 @@ def cut(interactions: Interactions, part: slice) -> Interactions:
 
 @dataclass
 class World:
-    """Users with lives; `examples` cuts the next ones, as the worker would."""
+    """Users with lives; `examples` cuts the next ones, as the worker would: an interaction begins with some of its
+    kinds, and may get the others later."""
 
     seed: int = 0
     num_users: int = 6
     num_items: int = 30
-    max_context: int = 10
+    segment_len: int = 4
+    late: bool = True
     number: int = 0
     done: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.seed)
         self._lives = [columns(self._rng, 400, self.num_items) for _ in range(self.num_users)]
+        self._final = [life.action_bits.copy() for life in self._lives]
+        if self.late:
+            for life in self._lives:
+                life.action_bits[:] &= self._rng.integers(0, 2 ** len(KINDS), len(life)).astype(np.uint32)
+        self._waiting: list[Example] = []
 
     def examples(self, num: int, *, max_new: int = 4) -> list[Example]:
-        """The next examples, of users at random; about one in eight has nothing new."""
-        return [self._next(max_new) for _ in range(num)]
+        """The next examples, of users at random; about one in eight writes a segment again and teaches nothing."""
+        while len(self._waiting) < num:
+            self._waiting += self._act(max_new)
+        found, self._waiting = self._waiting[:num], self._waiting[num:]
+        return found
 
-    def _next(self, max_new: int) -> Example:
+    def _act(self, max_new: int) -> list[Example]:
+        """What one user does next: the segments that it touches."""
         user = int(self._rng.integers(self.num_users))
         done = self.done.get(user, 0)
         num_new = int(self._rng.integers(1, max_new + 1)) if not done or self._rng.random() > 0.125 else 0
-        sealed = cut(self._lives[user], slice(max(0, done - self.max_context - 2), done + num_new))
-        self.done[user], number = done + num_new, self.number
-        self.number += 1
-        names: dict[int, str | int] = {int(item): f"item {item}" for item in sealed.item_hash[len(sealed) - num_new :]}
-        return example(sealed, num_new, user=f"user {user}", number=number, first_new=done, user_feature=user % 3,
-                       names=names)  # fmt: skip
+        life, final, feedback = self._lives[user], self._final[user], dict[int, int]()
+        for place in range(max(0, done - 5), done) if num_new and self.late else ():
+            missing = int(final[place] & ~life.action_bits[place])
+            if missing and self._rng.random() < 0.3:
+                feedback[place] = missing
+        for place, bits in feedback.items():
+            life.action_bits[place] |= bits
+        self.done[user] = end = done + num_new
+        touched = sorted({place // self.segment_len for place in [*feedback, *range(done, end)]})
+        return [
+            self._example(user, segment, done, end, feedback) for segment in touched or [(done - 1) // self.segment_len]
+        ]
+
+    def _example(self, user: int, segment: int, done: int, end: int, feedback: dict[int, int]) -> Example:
+        first = segment * self.segment_len
+        last = min(first + self.segment_len, end)
+        rows = cut(self._lives[user], slice(first, last))
+        rows = replace(rows, action_bits=rows.action_bits.copy())
+        number, self.number = self.number, self.number + 1
+        num_new = max(0, last - max(first, done))
+        return example(
+            rows, num_new, user=f"user {user}", number=number, segment=segment, segment_len=self.segment_len,
+            feedback={place - first: bits for place, bits in feedback.items() if first <= place < last},
+            user_feature=user % 3,
+            names={int(item): f"item {item}" for item in rows.item_hash[len(rows) - num_new :]},
+        )  # fmt: skip
+
+
+@dataclass
+class Piece:
+    """What a step teaches of one interaction."""
+
+    user: str
+    place: int
+    is_new: bool
+    bits: int
+
+
+def pieces_of(examples: Sequence[Example]) -> list[Piece]:
+    """Users in the order of their first pieces, each one's interactions in theirs."""
+    found: dict[str, dict[int, Piece]] = {}
+    for each in examples:
+        new = range(len(each.interactions) - each.num_new, len(each.interactions))
+        pieces = [(index, int(each.interactions.action_bits[index]), True) for index in new]
+        later = zip(each.feedback_index.tolist(), each.feedback_bits.tolist(), strict=True)
+        for index, bits, is_new in [*pieces, *((index, bits, False) for index, bits in later)]:
+            user = found.setdefault(each.user, {})
+            place = each.segment * each.segment_len + index
+            piece = user.setdefault(place, Piece(each.user, place, is_new, 0))
+            piece.is_new |= is_new
+            piece.bits |= bits
+    return [user[place] for user in found.values() for place in sorted(user)]
+
+
+def folded(learner: Learner, examples: Sequence[Example]) -> Histories:
+    """The learner's histories with these examples in them, nothing forgotten."""
+    histories = copy.deepcopy(learner.histories)
+    for each in examples:
+        histories.gather(each)
+    return histories
 
 
 def taught(
@@ -132,6 +207,7 @@ def twin(learner: Learner, kind: type[Learner] = Learner) -> Learner:
     other = kind(learner.model_config, learner.config, learner.device)
     meta = {"model": learner.model_config.as_dict(), "trainer": learner.config.learning_dict()}
     restore_learner(other, Checkpoint(learner.num_steps, arrays, meta))
+    other.histories = copy.deepcopy(learner.histories)
     return other
 
 
@@ -165,31 +241,49 @@ def _same_bits(left: NDArray[Any], right: NDArray[Any]) -> bool:
 
 @dataclass(frozen=True)
 class SlowPrediction:
-    """One target: query (D,), probabilities (K,), and its row at prediction, 0 if unknown."""
+    """One target: query (D,), probabilities (K,), its row at prediction, 0 if unknown, and whether it is retrieved."""
 
     query_D: NDArray[np.float32]
     probability_K: NDArray[np.float64]
     row: int
+    is_wanted: bool
+    piece: Piece
 
 
 @torch.no_grad()
-def predict_slowly(learner: Learner, each: Example) -> list[SlowPrediction]:
-    """The new interactions of one user, one by one, each from its past alone; nothing jagged, nothing fused.
+def predict_slowly(learner: Learner, examples: Sequence[Example]) -> list[SlowPrediction]:
+    """The targets of a step, one by one, each from its past alone; nothing jagged, nothing fused.
 
     For worlds whose domains and features the learner knows already: a step gives new ones their first rows.
     """
-    config, total = learner.model_config, len(each.interactions)
-    first = max(0, total - each.num_new - config.max_context)
-    return [_predict_one(learner, each, first, index) for index in range(total - each.num_new, total)]
+    histories, pieces, found = folded(learner, examples), pieces_of(examples), []
+    for piece in pieces:
+        history = histories.users[piece.user]
+        first_target = min(each.place for each in pieces if each.user == piece.user)
+        past = history.rows(max(0, first_target - learner.max_context), piece.place + 1)
+        found.append(_predict_one(learner, interactions_of(past), history.user_features, piece))
+    return found
 
 
-def _predict_one(learner: Learner, each: Example, first: int, index: int) -> SlowPrediction:
-    past, model = cut(each.interactions, slice(first, index + 1)), learner.model
-    rows = learner.items.lookup(past.item_hash)
+def prior_of(learner: Learner, past: Interactions) -> torch.Tensor:
+    """(1, 2, K) what rates say of the last of these interactions."""
+    rates, row = learner.rates, int(learner.items.lookup(past.item_hash[-1:])[0])
+    overall = (rates.done_VK.sum(axis=0) + 1) / (rates.shown_V.sum() + 2)
+    item = (rates.done_VK[row] + 10 * overall) / (rates.shown_V[row] + 10)
+    bits = past.action_bits[:-1]
+    done = np.array([int((bits >> bit & 1).sum()) for bit in range(len(KINDS))])
+    user = (done + 5 * overall) / (len(bits) + 5)
+    odds = [np.log(rate / (1 - rate)) for rate in (item, user, overall)]
+    return torch.tensor(np.stack([odds[0], odds[1] - odds[2]])[None], dtype=torch.float32)
+
+
+def _predict_one(learner: Learner, past: Interactions, user_features: Any, piece: Piece) -> SlowPrediction:
+    model = learner.model
+    rows = learner.items.lookup(np.ascontiguousarray(past.item_hash))
     tokens: list[torch.Tensor] = []
     times: list[tuple[int, int]] = []
     for place, row in enumerate(rows.tolist()):
-        item_M = learner.items.weight[row] @ model.item_weight + _side_row(learner, each, past, place)
+        item_M = learner.items.weight[row] @ model.item_weight + _side_row(learner, user_features, past, place)
         action_M = model.action_M + item_M @ model.action_item_weight
         for bit in range(len(learner.model_config.kinds)):
             if past.action_bits[place] >> bit & 1:
@@ -204,20 +298,23 @@ def _predict_one(learner: Learner, each: Example, first: int, index: int) -> Slo
     offsets = torch.tensor([0, len(tokens)])
     y_TM = model.encode(torch.stack(tokens), offsets, asked, held, backend="reference")
     before_M = y_TM[-2] if len(tokens) > 1 else model.start_M
+    before = int(past.action_bits[-1]) & ~piece.bits
     return SlowPrediction(
         model.retrieval_query(before_M[None])[0].numpy(),
-        torch.sigmoid(model.rank_logits(y_TM[-1:]))[0].double().numpy(),
+        torch.sigmoid(model.rank_logits(y_TM[-1:], prior_of(learner, past)))[0].double().numpy(),
         int(rows[-1]),
+        bool(piece.bits) and not before,
+        piece,
     )
 
 
-def _side_row(learner: Learner, each: Example, past: Interactions, place: int) -> torch.Tensor:
+def _side_row(learner: Learner, user_features: Any, past: Interactions, place: int) -> torch.Tensor:
     row = learner.domains.weight[learner.domains.lookup(past.domain_hash[place : place + 1])[0]]
-    for feature in [*past.feature_hash[place].tolist(), *each.user_feature_hash.tolist()]:
+    for feature in [*past.feature_hash[place].tolist(), *user_features.tolist()]:
         row = row + learner.features.weight[learner.features.lookup(np.array([feature]))[0]]
     return row
 
 
-def leaking(leak: Callable[[JaggedBatch], JaggedBatch]) -> Callable[[Sequence[Example], ModelConfig], JaggedBatch]:
+def leaking(leak: Callable[[JaggedBatch], JaggedBatch]) -> Callable[..., JaggedBatch]:
     """A batch builder that is wrong by ``leak``."""
-    return lambda examples, config: leak(build_batch(examples, config))
+    return lambda *arguments: leak(build_batch(*arguments))

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from headrace.config import Settings, read_settings
-from state.action import Action, decode_record
-from state.codec import encode_example, fence
-from state.example import Example
-from state.partitioner import partition_of
 from state.sequencer import Sequencer
-from state.topics import Topics, fence_key
-from stream.topics import ensure_topics
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from trainer.checkpoint import CheckpointFolder
 from trainer.device import choose_device
 from trainer.journal import journal_starts, read_journal
+from trainer.plan import Plan
 from trainer.replay import differences, plan_of, same_bits
 from trainer.snapshot import learner_arrays
+from trainer.soundness import pass_over
 from trainer.step import Learner
-from trainer.version import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 from trainer.weights import Weights
+from wire.action import Action, decode_record
+from wire.example import Example, fence
+from wire.example_codec import encode_example
+from wire.kafka.admin import ensure_topics
+from wire.partitioner import partition_of
+from wire.topics import Topics, fence_key, segment_key
+from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
 # Small, quick, and with everything that must be repeated bit by bit: drawn negatives, dropout, thinned contexts,
 # eviction, features.
 SECTIONS: dict[str, dict[str, Any]] = {
     "action": {"kinds": ["see", "click", "like"], "features": ["genre"], "user_features": ["land"]},
-    "sequence": {"join_window_s": 0.0, "max_context": 6, "max_new": 4},
+    "sequence": {"join_window_s": 20.0, "max_context": 6, "segment_len": 4},
     "model": {
         "num_layers": 1, "model_width": 8, "num_heads": 1, "qk_width": 8, "value_width": 8, "item_width": 8,
         "norm_len": 8.0, "num_positions": 16, "num_time_buckets": 8,
@@ -46,20 +51,26 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "device": "cpu", "num_threads": 1, "max_step_targets": 12, "max_step_tokens": 200, "step_linger_s": 0.01,
         "file_take": 20, "dropout": 0.1, "full_softmax_max_items": 25, "num_negatives": 16,
         "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
+        "max_train_context": 5,
         "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
+        "takeover_after_s": 2.0,
     },
 }  # fmt: skip
 
 
 def actions(seed: int) -> Any:
-    """An endless stream of actions on a drifting catalogue."""
-    rng = random.Random(seed)
+    """An endless stream of actions on a drifting catalogue; every third comes to an earlier interaction."""
+    rng, recent = random.Random(seed), deque[tuple[str, int]]([("u0", 0)], maxlen=8)
     for number in range(1 << 30):
-        item = number // 40 + rng.randrange(30)
+        user, item = f"u{rng.randrange(12)}", number // 40 + rng.randrange(30)
+        kinds = ["see", *rng.sample(["click", "like"], rng.randrange(3))]
+        if rng.randrange(3) == 0:
+            (user, item), kinds = rng.choice(recent), [rng.choice(["click", "like"])]
+        recent.append((user, item))
         yield {
-            "user": f"u{rng.randrange(12)}",
+            "user": user,
             "item": f"i{item}",
-            "action": ["see", *rng.sample(["click", "like"], rng.randrange(3))],
+            "action": kinds,
             "timestamp": 1_700_000_000_000 + number * 1000 + rng.randrange(1000),
             "domain": rng.choice(["video", None]),
             "features": {"genre": str(item % 4)},
@@ -100,8 +111,10 @@ class Recount:
 class Stage:
     """Topics of one test, filled by it, and trainers on them."""
 
-    def __init__(self, broker: Broker, prefix: str, folder: Path, nursery: Nursery, **sections: dict[str, Any]) -> None:
-        self.broker, self.folder, self.nursery = broker, folder, nursery
+    def __init__(
+        self, broker: Broker, prefix: str, folder: Path, factory: ProcessFactory, **sections: dict[str, Any]
+    ) -> None:
+        self.broker, self.folder, self.factory = broker, folder, factory
         kafka = {"bootstrap": broker.bootstrap, "prefix": prefix, "partitions": NUM_PARTITIONS}
         self.config_path = write_config(folder / "headrace.toml", kafka=kafka, **sections)
         self.settings: Settings = read_settings(self.config_path)
@@ -138,7 +151,9 @@ class Stage:
         """To the topic; returns when the broker has them."""
         sends = []
         for example in examples:
-            key = fence_key(example.writer_epoch) if example.is_fence else example.user.encode()
+            slots = self.settings.sequence.num_slots
+            segment = segment_key(example.user, example.segment, slots)
+            key = fence_key(example.writer_epoch) if example.is_fence else segment
             value = encode_example(example)
             sends.append(self._producer.send(self.topics.sequences, value, key, partition=example.partition))
             if counted and not example.is_fence:
@@ -171,12 +186,36 @@ class Stage:
         """Partition → highest number sent."""
         return {number: len(examples) - 1 for number, examples in self.sent.items()}
 
+    def replace_topic(self) -> None:
+        """The sequences topic is deleted and created again, and so is the worker's disk: numbers begin again."""
+        with admin_of(self.broker) as admin:
+            admin.delete_topics([self.topics.sequences])
+            wait_until(lambda: self.topics.sequences not in admin.list_topics(), 30, "the topic to be gone")
+        ensure_topics(self.settings.kafka)
+        self._sequencers = [
+            Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
+        ]
+        self.sent = {number: [] for number in range(NUM_PARTITIONS)}
+        for number in range(NUM_PARTITIONS):
+            self.fence(number, 1)
+
+    def forget_records(self, share: float) -> None:
+        """Retention takes this share of what the sequences topic holds."""
+        partitions = [TopicPartition(self.topics.sequences, number) for number in range(NUM_PARTITIONS)]
+        ends = self._consumer.end_offsets(partitions)
+        with admin_of(self.broker) as admin:
+            for policy in ("delete", "compact"):  # records are deleted where the policy says so
+                changed = ConfigResource(ConfigResourceType.TOPIC, self.topics.sequences, {"cleanup.policy": policy})
+                admin.alter_configs([changed])
+                if policy == "delete":
+                    admin.delete_records({each: int(end * share) for each, end in ends.items()})
+
     # Trainers
 
-    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "") -> Child:
+    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
         """A trainer with a checkpoint folder of its own name."""
-        arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name))]
-        self.children.append(self.nursery.start(arguments, broken, point))
+        arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
+        self.children.append(self.factory.start(arguments, broken, point))
         return self.children[-1]
 
     def checkpoints(self, name: str = "a") -> Path:
@@ -186,7 +225,7 @@ class Stage:
         """Between two lives: what was decided before must still hold."""
         folder = self.checkpoints(name)
         for start in journal_starts(folder) if folder.exists() else []:
-            for step, decided in enumerate(read_journal(folder, start), start):
+            for step, decided in enumerate(read_journal(folder, start).steps, start):
                 before = self.decided.setdefault(step, decided)
                 assert before == decided, f"step {step} was recorded as {before}, and again as {decided}"
 
@@ -285,9 +324,14 @@ class Stage:
             told = [[tuple(part) for part in step] for step in each.manifest.plan]
             assert told == plan.steps[first:last], f"{_name(each)}: published steps were decided anew"
         self._check_once(plan.steps)
-        learner = self._uninterrupted(plan.steps, ours)
+        learner = self._uninterrupted(plan, ours)
         num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
+        num_feedback = sum(example.num_feedback for examples in self.sent.values() for example in examples)
+        set_aside = [each for number in plan.set_aside for each in self.examples_of(plan.steps[number])]
+        num_new -= sum(example.num_new for example in set_aside)
+        num_feedback -= sum(example.num_feedback for example in set_aside)
         assert recount.last.num_interactions == learner.num_interactions == num_new
+        assert recount.last.num_feedback == learner.num_feedback == num_feedback
         assert recount.last.metrics["num_targets"] == num_new, "predicted and counted once"
         return learner
 
@@ -298,16 +342,24 @@ class Stage:
         for partition, numbers in trained.items():
             assert numbers == list(range(len(self.sent[partition]))), f"partition {partition}: not each once, in order"
 
-    def _uninterrupted(self, steps: list[PlanStep], versions: list[Version]) -> Learner:
+    def examples_of(self, step: PlanStep) -> list[Example]:
+        """The examples that a step names."""
+        return [self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)]
+
+    def _uninterrupted(self, plan: Plan, versions: list[Version]) -> Learner:
         """A learner that follows the plan without a pause, compared on its way with every version that readers get."""
         learner = Learner(self.settings.model, self.settings.trainer, choose_device(self.settings.trainer))
         published: Weights | None = None
         waiting = list(versions)
-        for number, step in enumerate(steps, 1):
-            learner.step([self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)])
+        for number, step in enumerate(plan.steps, 1):
+            if number - 1 in plan.set_aside:
+                pass_over(learner, self.examples_of(step))
+            else:
+                learner.step(self.examples_of(step))
             while waiting and waiting[0].manifest.next_step == number:
                 version = waiting.pop(0)
                 published = _take(published, version)
+                assert _is_finite(version), f"{_name(version)} is not finite"
                 wrong = differences(published, learner)
                 assert not wrong, f"{_name(version)} is not the plan's weights: {wrong}"
         assert not waiting
@@ -315,7 +367,7 @@ class Stage:
 
     def check_checkpoint(self, learner: Learner, name: str = "a") -> None:
         """The newest checkpoint is bit-equal to the uninterrupted learner, optimiser, metrics and all."""
-        folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None)
+        folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None).open()
         checkpoint = folder.load()
         folder.close()
         assert checkpoint is not None
@@ -349,6 +401,21 @@ def weights_of(versions: list[Version]) -> Weights:
         weights = _take(weights, version)
     assert weights is not None
     return weights
+
+
+@contextmanager
+def admin_of(broker: Broker) -> Iterator[KafkaAdminClient]:
+    """An admin client."""
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def _is_finite(version: Version) -> bool:
+    arrays = [*version.snapshot.dense.values(), *(table.rows for table in version.snapshot.tables.values())]
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 def _name(version: Version) -> str:

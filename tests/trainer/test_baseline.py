@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.trainer.samples import MODEL, TRAINER, World, predictions_of
-from trainer.baseline import PopularityBaseline, RateBaseline
+from tests.trainer.samples import MODEL, TRAINER, World, folded, pieces_of, predictions_of, twin
+from trainer.baseline import PopularityBaseline
 from trainer.step import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,48 +50,31 @@ def test_everything_equally_popular_ranks_in_the_middle() -> None:
     assert ranks.tolist() == [6]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_rates_are_those_of_a_recount(seed: int) -> None:
-    rng, baseline = np.random.default_rng(seed), RateBaseline(2, strength=4.0)
-    shown, done = Counter[int](), dict[int, np.ndarray]()
-    for step in range(8):
-        rows = rng.integers(0, 20 + 30 * step, 12)
-        total = sum(shown.values())
-        prior = (sum(done.values(), np.zeros(2)) + 1) / (total + 2)
-        expected = [(done.get(row, np.zeros(2)) + 4 * prior) / (shown[row] + 4) for row in rows.tolist()]
-        np.testing.assert_allclose(baseline.predict(rows), expected)
-        kinds = (rng.random((12, 2)) < 0.4).astype(np.float32)
-        baseline.learn(rows, kinds)
-        for row, what in zip(rows.tolist(), kinds, strict=True):
-            shown[row] += 1
-            done[row] = done.get(row, np.zeros(2)) + what
-        gone = int(rows[0])
-        baseline.forget(np.array([gone]))
-        shown[gone], done[gone] = 0, np.zeros(2)
-
-
 def test_in_the_stream_the_baselines_are_asked_before_they_are_told() -> None:
-    learner, world, counts = Learner(MODEL, TRAINER), World(4), Counter[int]()
-    total, done = 0, np.zeros(3)
-    for _ in range(6):
+    learner, world = Learner(MODEL, TRAINER), World(4)
+    wanted, shown = Counter[int](), Counter[int]()  # by item: as a target of retrieval, and as a new interaction
+    done = np.zeros(3)
+    for _ in range(8):
         examples = world.examples(8)
-        said, prior = predictions_of(learner, examples), (done + 1) / (total + 2)
-        nth = 0
-        told = Counter[int]()
-        for each in examples:
-            first = max(0, len(each.interactions) - each.num_new - MODEL.max_context)
-            items = each.interactions.item_hash.tolist()
-            for index in range(len(items) - each.num_new, len(items)):
-                known = counts[items[index]] > 0
-                everything = {item for item, count in counts.items() if count}
-                seen = set(items[first:index])
-                expected = [
-                    slow_rank(counts, items[index], rivals) * known for rivals in (everything, everything - seen)
-                ]
-                assert said.rank_KR[1:, nth].tolist() == expected
-                if not known:
-                    np.testing.assert_allclose(said.baseline_RK[nth], prior)
-                told[items[index]] += 1
-                total, nth = total + 1, nth + 1
-                done += [each.interactions.action_bits[index] >> bit & 1 for bit in range(3)]
-        counts += told
+        histories, pieces = folded(learner, examples).users, pieces_of(examples)
+        before = twin(learner)
+        said, prior = predictions_of(learner, examples), (done + 1) / (shown.total() + 2)
+        ranks, retrieved = said.rank_KS[1:3].T.tolist(), list[int]()
+        for nth, piece in enumerate(pieces):
+            history = histories[piece.user]
+            first_target = min(each.place for each in pieces if each.user == piece.user)
+            past = history.rows(max(0, first_target - MODEL.max_context), piece.place)["item"].tolist()
+            row = history.rows(piece.place, piece.place + 1)[0]
+            item, known = int(row["item"]), {each for each, count in shown.items() if count}
+            if not int(row["bits"]) & ~piece.bits and piece.bits:
+                rivals = [slow_rank(wanted, item, each) * (item in known) for each in (known, known - set(past))]
+                assert ranks[len(retrieved)] == rivals
+                retrieved.append(item)
+            if item not in known:
+                np.testing.assert_allclose(said.baseline_RK[nth], prior)
+        for piece in pieces:
+            item = int(histories[piece.user].rows(piece.place, piece.place + 1)["item"][0])
+            shown[item] += piece.is_new
+            done += [piece.bits >> bit & 1 for bit in range(3)]
+        wanted.update(retrieved)
+        assert before.num_interactions + sum(piece.is_new for piece in pieces) == learner.num_interactions

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from state.example import Example
-from tests.trainer.samples import KINDS, MODEL, World, columns, cut, example
-from trainer.batch import JaggedBatch, build_batch, take_interactions, unpack_kinds
-from trainer.config import ModelConfig
+from model.config import ModelConfig
+from model.kinds import becomes_chosen
+from model.tokens import unpack_kinds
+from tests.trainer.samples import KINDS, MODEL, Piece, World, columns, cut, example, pieces_of
+from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
+from wire.example import Example
+from wire.history import Histories
 
 NAMES = [
-    "starts",
-    "item",
-    "bits",
-    "time",
-    "domain",
-    "value",
-    "feature",
-    "owner",
-    "target",
-    "previous",
-    "age",
-    "query",
-    "kinds",
-]
+    "starts", "item", "bits", "time", "domain", "value", "feature", "owner", "query", "target", "previous", "age",
+    "is_new", "learned", "before",
+]  # fmt: skip
 
 
-def build_slowly(examples: Sequence[Example], config: ModelConfig) -> dict[str, list[object]]:
+def build_slowly(
+    examples: Sequence[Example], histories: Histories, config: ModelConfig, left_out: frozenset[int] = frozenset()
+) -> dict[str, list[object]]:
+    """``left_out``: interactions of the batch, by their index in it, that it should be without."""
+    histories = copy.deepcopy(histories)
+    for each in examples:
+        histories.gather(each)
     out: dict[str, list[object]] = {name: [] for name in NAMES}
     out["starts"].append(0)
-    for owner, each in enumerate(examples):
-        total, first_new = len(each.interactions), len(each.interactions) - each.num_new
-        kept = range(max(0, first_new - config.max_context), total)
-        for index in kept:
-            past = each.interactions
-            if index >= first_new:
+    users: dict[str, list[Piece]] = {}
+    for piece in pieces_of(examples):
+        users.setdefault(piece.user, []).append(piece)
+    number = 0
+    for owner, (user, pieces) in enumerate(users.items()):
+        targets = {piece.place: piece for piece in pieces}
+        history, before = histories.users[user], -1
+        first = max(history.start, min(targets) - config.max_context)
+        rows, owned = history.rows(first, max(targets) + 1), list[int]()
+        for place, row in enumerate(rows, start=first):
+            number += 1
+            if number - 1 in left_out:
+                continue
+            owned.append(int(row["time"]))
+            if place in targets:
                 out["target"].append(len(out["item"]))
-                out["previous"].append(len(out["item"]) - 1 if index > kept[0] else -1)
-                out["age"].append(each.first_new_index + index - first_new)
-            out["item"].append(int(past.item_hash[index]))
-            out["bits"].append(int(past.action_bits[index]))
-            out["time"].append(int(past.timestamp_ms[index]))
-            out["domain"].append(int(past.domain_hash[index]))
-            out["value"].append(float(past.value[index]))
-            out["feature"].append(past.feature_hash[index].tolist())
+                out["previous"].append(before)
+                out["age"].append(place)
+                out["is_new"].append(targets[place].is_new)
+                out["learned"].append(targets[place].bits)
+                out["before"].append(int(row["bits"]) & ~targets[place].bits)
+            before = len(out["item"])
+            for name in ("item", "bits", "time", "domain", "value"):
+                out[name].append(row[name].item())
+            out["feature"].append(row["features"].tolist())
             out["owner"].append(owner)
-            out["query"].append(int(past.timestamp_ms[min(index + 1, total - 1)]))
-            out["kinds"].append([float(past.action_bits[index] >> bit & 1) for bit in range(len(config.kinds))])
+        out["query"] += [*owned[1:], owned[-1]]
         out["starts"].append(len(out["item"]))
     return out
 
@@ -64,11 +73,13 @@ def columns_of(batch: JaggedBatch) -> dict[str, list[object]]:
         "value": batch.value_n.tolist(),
         "feature": batch.feature_nF.tolist(),
         "owner": batch.owner_n.tolist(),
+        "query": batch.query_time_n.tolist(),
         "target": batch.target_R.tolist(),
         "previous": batch.previous_R.tolist(),
         "age": batch.age_R.tolist(),
-        "query": batch.query_time_n.tolist(),
-        "kinds": batch.kinds_nK.tolist(),
+        "is_new": batch.is_new_R.tolist(),
+        "learned": batch.learned_bits_R.tolist(),
+        "before": batch.previous_bits_R.tolist(),
     }
 
 
@@ -80,58 +91,122 @@ def assert_same_columns(left: dict[str, list[object]], right: dict[str, list[obj
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_batch_is_what_a_loop_over_interactions_makes_of_it(seed: int) -> None:
-    world = World(seed)
-    for _ in range(6):
-        examples = world.examples(1 + seed % 7)
-        batch = build_batch(examples, MODEL)
-        assert_same_columns(columns_of(batch), build_slowly(examples, MODEL))
-        kept = [min(len(each.interactions), MODEL.max_context + each.num_new) for each in examples]
-        assert batch.num_tokens == 2 * sum(kept)
-        assert batch.num_targets == sum(each.num_new for each in examples)
+    world, histories = World(seed), Histories(MODEL.max_context)
+    for _ in range(12):
+        examples = world.examples(1 + 3 * (seed % 4))
+        expected = build_slowly(examples, histories, MODEL)
+        batch = build_batch(examples, histories, MODEL)
+        assert_same_columns(columns_of(batch), expected)
+        np.testing.assert_array_equal(batch.kinds_nK, unpack_kinds(batch.bits_n, len(KINDS)))
+
+
+def test_the_histories_do_not_depend_on_how_examples_are_cut_into_steps() -> None:
+    examples = World(1, num_users=2).examples(120)
+    one_by_one, together = Histories(MODEL.max_context), Histories(MODEL.max_context)
+    for each in examples:
+        build_batch([each], one_by_one, MODEL)
+    build_batch(examples, together, MODEL)
+    assert one_by_one.num_bytes > 0
+    for name, history in one_by_one.users.items():
+        other = together.users[name]
+        assert (history.start, history.end) == (other.start, other.end)
+        assert history.rows(0, 1 << 40).tobytes() == other.rows(0, 1 << 40).tobytes()
+
+
+def test_every_new_interaction_of_a_step_is_there_however_many_there_are() -> None:
+    world, histories = World(2, num_users=1), Histories(MODEL.max_context)
+    examples = world.examples(60)
+    batch = build_batch(examples, histories, MODEL)
+    num_new = sum(each.num_new for each in examples)
+    assert batch.age_R[batch.is_new_R].tolist() == list(range(num_new))
+    assert num_new > 5 * MODEL.max_context
+    assert len(histories.users["user 0"].rows(0, 1 << 40)) < 2 * MODEL.max_context
+
+
+def test_kinds_that_come_in_the_same_step_belong_to_the_new_interaction() -> None:
+    rows = columns(np.random.default_rng(0), 2, 50)
+    first = replace(rows, action_bits=np.array([1, 1], np.uint32))
+    then = replace(rows, action_bits=np.array([3, 5], np.uint32))
+    examples = [example(first, 2, user="a"), example(then, 0, user="a", feedback={0: 2, 1: 4})]
+    batch = build_batch(examples, Histories(10), MODEL)
+    assert batch.is_new_R.tolist() == [True, True]
+    assert batch.learned_bits_R.tolist() == [3, 5]
+    assert batch.previous_bits_R.tolist() == [0, 0]
+    histories = Histories(10)
+    build_batch(examples[:1], histories, MODEL)
+    later = build_batch(examples[1:], histories, MODEL)
+    assert later.is_new_R.tolist() == [False, False]
+    assert later.learned_bits_R.tolist() == [2, 4]
+    assert later.previous_bits_R.tolist() == [1, 1]
+
+
+def test_the_first_kind_that_is_wanted_makes_a_target_of_retrieval() -> None:
+    kinds = ("impression", "click", "like", "hide")
+    steps = [(0, 1, False), (1, 2, True), (3, 4, False), (1, 4, True), (0, 3, True), (0, 8, False), (9, 2, False)]
+    before, learned, expected = zip(*steps, strict=True)
+    found = becomes_chosen(np.array(before, np.uint32), np.array(learned, np.uint32), ModelConfig(kinds=kinds))
+    assert found.tolist() == list(expected)
+    config = ModelConfig(kinds=("impression", "hide"))
+    only = becomes_chosen(np.array([0, 1], np.uint32), np.array([1, 2], np.uint32), config)
+    assert only.tolist() == [True, False], "where no kind is wanted, all are"
 
 
 def test_a_long_context_keeps_its_newest_interactions_and_every_new_one() -> None:
-    sealed = columns(np.random.default_rng(0), 30, 50)
-    batch = build_batch([example(sealed, 14, first_new=100)], MODEL)
-    np.testing.assert_array_equal(batch.item_n, sealed.item_hash[-24:])
-    np.testing.assert_array_equal(batch.age_R, 100 + np.arange(14))
+    rows = columns(np.random.default_rng(0), 130, 50)
+    batch = build_batch([example(rows, 14)], Histories(10), MODEL)
+    np.testing.assert_array_equal(batch.item_n, rows.item_hash[-24:])
+    np.testing.assert_array_equal(batch.age_R, 116 + np.arange(14))
     np.testing.assert_array_equal(batch.target_R, np.arange(10, 24))
+    short = shorten(batch, 3)
+    np.testing.assert_array_equal(short.item_n, rows.item_hash[-17:])
+    np.testing.assert_array_equal(short.target_R, np.arange(3, 17))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shorter_context_is_the_batch_built_with_it(seed: int) -> None:
+    world, histories = World(seed), Histories(MODEL.max_context)
+    build_batch(world.examples(30), histories, MODEL)
+    examples = world.examples(12)
+    few = replace(MODEL, max_context=4)
+    expected = build_slowly(examples, histories, few)
+    assert_same_columns(columns_of(shorten(build_batch(examples, histories, MODEL), 4)), expected)
 
 
 def test_a_user_without_a_past_is_asked_from_nothing() -> None:
-    sealed = columns(np.random.default_rng(0), 6, 50)
-    batch = build_batch([example(cut(sealed, slice(0, 3)), 3), example(cut(sealed, slice(3, 6)), 2)], MODEL)
+    rows = columns(np.random.default_rng(0), 6, 50)
+    examples = [example(cut(rows, slice(0, 3)), 3), example(cut(rows, slice(3, 6)), 2)]
+    batch = build_batch(examples, Histories(10), MODEL)
     assert batch.previous_R.tolist() == [-1, 0, 1, 3, 4]
 
 
-def test_an_example_without_new_interactions_has_no_targets() -> None:
-    sealed = columns(np.random.default_rng(0), 6, 50)
-    batch = build_batch([example(sealed, 0), example(sealed, 1), example(sealed, 0)], MODEL)
-    assert batch.target_R.tolist() == [11]
-    assert len(batch.item_n) == 18
+def test_an_example_that_teaches_nothing_has_no_place_in_the_batch() -> None:
+    rows = columns(np.random.default_rng(0), 6, 50)
+    batch = build_batch([example(rows, 0), example(rows, 1), example(rows, 0)], Histories(10), MODEL)
+    assert batch.target_R.tolist() == [5]
+    assert len(batch.item_n) == 6
+    assert build_batch([example(rows, 0)], Histories(10), MODEL).num_targets == 0
 
 
-def test_action_bits_become_kinds_up_to_the_thirty_second() -> None:
-    bits = np.array([0, 1, 5, 1 << 31, (1 << 32) - 1], np.uint32)
-    expected = [[float(value >> bit & 1) for bit in range(32)] for value in bits.tolist()]
-    np.testing.assert_array_equal(unpack_kinds(bits, 32), expected)
-    np.testing.assert_array_equal(unpack_kinds(bits, len(KINDS)), np.array(expected)[:, :3])
+def test_rows_that_never_came_are_left_out() -> None:
+    rows, histories = columns(np.random.default_rng(0), 12, 50), Histories(10)
+    build_batch([example(cut(rows, slice(0, 4)), 4, user="a", segment=0, segment_len=4)], histories, MODEL)
+    batch = build_batch(
+        [example(cut(rows, slice(8, 11)), 2, user="a", segment=2, segment_len=4)], histories, MODEL
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch.item_n, rows.item_hash[[0, 1, 2, 3, 8, 9, 10]])
+    assert batch.target_R.tolist() == [5, 6]
+    assert batch.age_R.tolist() == [9, 10]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_leaving_interactions_out_is_building_from_what_is_left(seed: int) -> None:
-    rng, examples = np.random.default_rng(seed), World(seed).examples(6)
-    batch = build_batch(examples, MODEL)
+    rng, world, histories = np.random.default_rng(seed), World(seed), Histories(MODEL.max_context)
+    build_batch(world.examples(20), histories, MODEL)
+    examples = world.examples(6)
+    before = copy.deepcopy(histories)
+    batch = build_batch(examples, histories, MODEL)
     stays = rng.random(len(batch.item_n)) < 0.6
     stays[batch.target_R] = True
-    for owner, each in enumerate(examples):  # an example with nothing new keeps one interaction
-        if each.num_new == 0:
-            stays[batch.starts_B1[owner]] = True
-    left = []
-    for owner, each in enumerate(examples):
-        kept = stays[batch.starts_B1[owner] : batch.starts_B1[owner + 1]]
-        whole = cut(each.interactions, slice(len(each.interactions) - len(kept), None))
-        chosen = type(whole)(*(getattr(whole, name)[kept] for name in type(whole).__dataclass_fields__))
-        left.append(example(chosen, each.num_new, first_new=each.first_new_index))
     thinned = take_interactions(batch, np.flatnonzero(stays))
-    assert_same_columns(columns_of(thinned), build_slowly(left, MODEL))
+    left_out = frozenset(np.flatnonzero(~stays).tolist())
+    assert_same_columns(columns_of(thinned), build_slowly(examples, before, MODEL, left_out))

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import xxhash
 
-from state.config import ActionConfig, SequenceConfig
+from headrace.file_source import FileSource
+from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
-from trainer.config import ModelConfig, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
 from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
-from trainer.source import FileSource
 from trainer.step import Learner
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERYTHING = replace(
@@ -49,7 +51,7 @@ def damage() -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
     """An empty folder of checkpoints."""
-    made = CheckpointFolder(tmp_path / "kept", damage.append)
+    made = CheckpointFolder(tmp_path / "kept", damage.append).open()
     yield made
     made.close()
 
@@ -60,24 +62,29 @@ def checkpoint_of(learner: Learner) -> Checkpoint:
 
 
 def continued(
-    config: TrainerConfig, folder: CheckpointFolder, num_before: int, num_after: int
+    config: TrainerConfig,
+    folder: CheckpointFolder,
+    num_before: int,
+    num_after: int,
+    restore: Callable[[Learner, Checkpoint], None] = restore_learner,
 ) -> tuple[Learner, Learner]:
     """A learner that went on, and one that went on from a checkpoint of the first."""
     world = World(5)
-    batches = [world.examples(6) for _ in range(num_before + num_after)]
-    whole = Learner(MODEL, config)
-    for batch in batches[:num_before]:
+    whole, told = Learner(MODEL, config), list[Example]()
+    for number in range(num_before):
+        if number == 2:
+            weights_snapshot(whole, everything=True)
+        told += (batch := world.examples(6))
         whole.step(batch)
-    if num_before > 2:
-        weights_snapshot(whole, everything=True)
-        whole.step(batches[0])
     folder.write(checkpoint_of(whole))
     resumed, kept = Learner(MODEL, config), folder.load()
     assert kept is not None
-    restore_learner(resumed, kept)
+    restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
-    for learner in (whole, resumed):
-        for batch in batches[num_before:]:
+    for each in told:  # what the source of a trainer does
+        resumed.histories.fold(each)
+    for batch in [world.examples(6) for _ in range(num_after)]:
+        for learner in (whole, resumed):
             learner.step(batch)
     return whole, resumed
 
@@ -102,20 +109,15 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_comparison_finds_a_checkpoint_without(
-    part: str, folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restore = restore_learner
-
+def test_the_comparison_finds_a_checkpoint_without(part: str, folder: CheckpointFolder) -> None:
     def forgetful(learner: Learner, checkpoint: Checkpoint) -> None:
         fresh = learner_arrays(Learner(MODEL, learner.config))[part]
         kept = checkpoint.arrays[part]
         lost = np.zeros_like(kept) if kept.shape != fresh.shape and not part.startswith("names") else fresh
-        restore(learner, replace(checkpoint, arrays={**checkpoint.arrays, part: lost}))
+        restore_learner(learner, replace(checkpoint, arrays={**checkpoint.arrays, part: lost}))
 
-    monkeypatch.setitem(continued.__globals__, "restore_learner", forgetful)
     with pytest.raises(AssertionError, match="different"):
-        continued(TRAINER, folder, 4, 0)
+        continued(TRAINER, folder, 4, 0, forgetful)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFolder) -> None:
@@ -124,7 +126,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
         restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
-    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, exclude_seen=False)), kept)
+    restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, metric_share=0.5)), kept)
 
 
 # The folder
@@ -202,7 +204,7 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: l
     (tmp_path / "tmp-000000000009").mkdir()
     (tmp_path / "tmp-000000000009" / "arrays.safetensors").write_bytes(b"half")
     (tmp_path / "tmp-journal").write_bytes(b"half")
-    folder = CheckpointFolder(tmp_path, damage.append)
+    folder = CheckpointFolder(tmp_path, damage.append).open()
     assert folder.load() is None
     assert [each.name for each in tmp_path.iterdir()] == ["lock"]
     folder.close()
@@ -210,15 +212,15 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: l
 
 def test_a_folder_is_one_trainers(folder: CheckpointFolder) -> None:
     with pytest.raises(CheckpointError, match="another trainer is using it"):
-        CheckpointFolder(folder.path, print)
+        CheckpointFolder(folder.path, print).open()
     folder.close()
-    CheckpointFolder(folder.path, print).close()
+    CheckpointFolder(folder.path, print).open().close()
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=r"cannot be used .*name a folder that this user may write"):
-        CheckpointFolder(tmp_path / "file" / "below", print)
+        CheckpointFolder(tmp_path / "file" / "below", print).open()
 
 
 FULL_DISK = """
@@ -228,7 +230,7 @@ import numpy as np
 from trainer.checkpoint import Checkpoint, CheckpointFolder
 from trainer.errors import TrainerError
 from trainer.journal import Journal
-folder = CheckpointFolder(Path(sys.argv[1]), print)
+folder = CheckpointFolder(Path(sys.argv[1]), print).open()
 folder.write(Checkpoint(1, {"a": np.arange(10)}, {}))
 journal = Journal(folder.path)
 journal.start(1)
@@ -256,13 +258,13 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     assert "cannot be written (File too large); free space" in first
     assert "the checkpoint before is intact" in first
     assert second.startswith("refused: journal ")
-    folder = CheckpointFolder(tmp_path, damage.append)
+    folder = CheckpointFolder(tmp_path, damage.append).open()
     kept = folder.load()
     assert kept is not None
     assert kept.step == 1
     assert damage == []
     assert not list(tmp_path.glob("tmp-*"))
-    steps = read_journal(tmp_path, 1)
+    steps = read_journal(tmp_path, 1).steps
     assert len(steps) > 100
     assert steps == [[(0, 0, 0)], *([(0, step, step)] for step in range(2, len(steps) + 1))]
     folder.close()
@@ -294,7 +296,7 @@ def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
 
 def abandon(abandoned: Trainer) -> None:
     """As a kill leaves it: nothing is finished, only the operating system's locks go."""
-    abandoned._close()
+    abandoned.close()
 
 
 def test_a_file_trainer_that_is_abandoned_at_any_step_ends_as_one_that_is_not(tmp_path: Path) -> None:
@@ -306,6 +308,7 @@ def test_a_file_trainer_that_is_abandoned_at_any_step_ends_as_one_that_is_not(tm
         path = tmp_path / str(stop_after)
         for _ in range(2):
             part = trainer_on_file(path)
+            part.start()
             for _ in range(stop_after):
                 part.turn()
             abandon(part)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from trainer.config import MODEL_LIMITS, TRAINER_LIMITS, ModelConfig, TrainerConfig
-from trainer.errors import ConfigError, TrainerError
-from trainer.limits import Number
+from model.config import MODEL_LIMITS, ModelConfig
+from trainer.config import TRAINER_LIMITS, TrainerConfig
+from wire.checks import Number
+from wire.errors import ConfigError, HeadraceError
 
 REFUSED_MODEL = [
     ({"kinds": ()}, r"model\.kinds: expected 1 to 32 names, none twice, got \(\); set action\.kinds"),
@@ -100,8 +101,8 @@ def test_a_number_is_fine_at_its_bounds_and_refused_beyond_them(config: Any) -> 
                     replace(config, **{name: bound if is_open else bound + beyond})
 
 
-def test_a_refusal_is_a_trainers_error_and_a_value_error() -> None:
-    assert issubclass(ConfigError, TrainerError)
+def test_a_refusal_is_one_of_ours_and_a_value_error() -> None:
+    assert issubclass(ConfigError, HeadraceError)
     assert issubclass(ConfigError, ValueError)
 
 
@@ -118,6 +119,15 @@ def test_kinds_from_a_file_are_a_tuple() -> None:
 
 def test_every_setting_either_decides_the_weights_or_is_known_not_to() -> None:
     learning = TrainerConfig().learning_dict()
-    assert {"seed", "dense_lr", "table_lr", "num_negatives", "admit_after", "dropout", "schedule"} <= set(learning)
-    assert not {"device", "checkpoint_dir", "publish_every_s", "exclude_seen", "metric_share"} & set(learning)
+    assert {
+        "seed",
+        "dense_lr",
+        "table_lr",
+        "num_negatives",
+        "admit_after",
+        "dropout",
+        "schedule",
+        "exclude_seen",
+    } <= set(learning)
+    assert not {"device", "checkpoint_dir", "publish_every_s", "metric_share"} & set(learning)
     assert set(learning) < {each.name for each in fields(TrainerConfig)}

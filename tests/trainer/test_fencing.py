@@ -1,13 +1,15 @@
-"""One trainer at a time: who has lost its place finds out, stops, and is not read any more."""
+"""One trainer leads, others wait; a trainer that has lost its place finds out, stops, and is not read any more."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.nursery import Child
+from tests.brokers import Broker
+from tests.process_factory import Child
 from tests.trainer.stage import Stage
 
 Make = Callable[..., Stage]
@@ -30,8 +32,8 @@ def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None
     made.feed_until(lambda: old.status is not None, "the stale trainer ends")
     assert old.status == 1
     last = old.log().splitlines()[-1]
-    assert last.startswith("headrace trainer: epoch 0: another trainer (")
-    assert "has claimed epoch 1; this one stops. Run one trainer per kafka.prefix" in last
+    assert last.startswith("headrace train: epoch 0: another trainer (")
+    assert "has claimed epoch 1; this one stops. Start it again to have it wait as a standby" in last
     assert new.status is None
     recount = made.finish("new")
     # It had checked, halted, and then writes a manifest, unless its other thread sees the new claim first.
@@ -42,15 +44,102 @@ def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None
     assert len({each.manifest.lineage for each in recount.versions}) == 1, "the new one went on where the old one was"
 
 
-def test_a_stale_trainer_that_has_nothing_to_publish_stops_too(stage: Make) -> None:
+def test_a_trainer_that_is_taken_over_by_force_stops_though_it_has_nothing_to_publish(stage: Make) -> None:
     made = stage()
     made.feed(20)
     old = made.start("old")
     made.wait_published()
-    new = made.start("new")
+    new = made.start("new", (), "", "--take-over")
     assert old.wait() == 1
     assert "has claimed epoch 1; this one stops" in old.log()
     assert new.stop() == 0
+
+
+def stand_by(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
+    """A trainer that leads, and another one that waits for longer than a silent leader is given."""
+    made.feed(20)
+    leader = made.start("leader")
+    made.wait_published()
+    standby = made.start("standby", broken)
+    standby.wait_for("standby: another trainer leads")
+    num_versions = len(made.recount().versions)
+    started_s = time.monotonic()
+
+    def has_waited() -> bool:
+        num_more = len(made.recount().versions) - num_versions
+        return num_more > 5 and time.monotonic() - started_s > 2 * made.settings.trainer.takeover_after_s
+
+    made.feed_until(has_waited, "the leader goes on")
+    return leader, standby
+
+
+def test_a_second_trainer_waits_and_takes_over_when_the_first_is_killed(stage: Make) -> None:
+    made = stage()
+    leader, standby = stand_by(made)
+    assert len(made.recount().claims) == sum(each.epoch == 0 for each in made.recount().claims), "one epoch"
+    assert standby.log().count("standby: another trainer leads") == 1, "said once"
+    assert (leader.status, standby.status) == (None, None)
+    leader.kill()
+    standby.wait_for("taking over: the leader is silent")
+    recount = made.finish("standby")
+    assert recount.last.epoch == 1
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+
+
+def test_a_second_trainer_takes_over_at_once_when_the_first_ends_in_order(stage: Make) -> None:
+    made = stage(trainer={"takeover_after_s": 600.0})
+    made.feed(20)
+    leader = made.start("leader")
+    made.wait_published()
+    standby = made.start("standby")
+    standby.wait_for("standby: another trainer leads")
+    assert leader.stop() == 0
+    recount = made.finish("standby")
+    assert recount.last.epoch == 1
+
+
+def test_a_trainer_on_the_folder_of_one_that_was_killed_waits_for_nobody(stage: Make) -> None:
+    made = stage(trainer={"takeover_after_s": 600.0})
+    made.live_and_die("published:2:kill")
+    child = made.start()
+    recount = made.finish()
+    assert "standby" not in child.log()
+    assert recount.last.epoch == 1
+
+
+def test_of_several_standbys_one_takes_over(stage: Make) -> None:
+    made = stage()
+    leader, first = stand_by(made)
+    second = made.start("second")
+    second.wait_for("standby: another trainer leads")
+    leader.kill()
+    made.feed_until(lambda: made.recount().last.epoch > 0, "one has taken over")
+    num_versions = len(made.recount().versions)
+    made.feed_until(lambda: len(made.recount().versions) > num_versions + 5, "it goes on undisturbed")
+    assert {first.status, second.status} == {None}
+    assert max(each.epoch for each in made.recount().claims) == 1, "the other one went on waiting"
+
+
+def test_a_standby_whose_broker_was_away_gives_the_leader_its_time(stage: Make, durable_kafka: Broker) -> None:
+    made = stage()
+    leader, standby = stand_by(made)
+    durable_kafka.kill()
+    standby.wait_for("broker away")
+    durable_kafka.restart()
+    num_versions = len(made.recount().versions)
+    made.feed_until(lambda: len(made.recount().versions) > num_versions + 3, "the leader goes on", 60)
+    assert (leader.status, standby.status) == (None, None)
+    assert {each.epoch for each in made.recount().claims} == {0}
+
+
+def test_a_standby_that_does_not_wait_is_caught(stage: Make) -> None:
+    made = stage()
+    made.feed(20)
+    leader = made.start("leader")
+    made.wait_published()
+    made.start("standby", ("fences_a_live_leader",))
+    assert leader.wait() == 1
+    assert "has claimed epoch 1" in leader.log()
 
 
 def test_a_trainer_that_does_not_look_for_another_is_caught(stage: Make) -> None:

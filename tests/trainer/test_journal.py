@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state.example import Example
 from tests.trainer.samples import columns, example
 from trainer.errors import HoleError, JournalError
 from trainer.journal import Journal, encode_line, journal_starts, read_journal
-from trainer.plan import Backlog, Plan, ranges
-from trainer.version import PlanStep
+from trainer.plan import Plan
+from trainer.scheduler import Scheduler, ranges
+from wire.example import Example
+from wire.weights import PlanStep
 
 
 def step(number: int) -> PlanStep:
@@ -41,10 +42,10 @@ def test_what_was_recorded_is_read(tmp_path: Path, fsync: bool) -> None:
     journal = Journal(tmp_path, fsync=fsync)
     journal.start(3)
     record(journal, 3, 9)
-    assert read_journal(tmp_path, 3) == [step(number) for number in range(3, 9)]
-    assert read_journal(tmp_path, 7) == [step(7), step(8)]
-    assert read_journal(tmp_path, 9) == []
-    assert read_journal(tmp_path, 2) == []
+    assert read_journal(tmp_path, 3).steps == [step(number) for number in range(3, 9)]
+    assert read_journal(tmp_path, 7).steps == [step(7), step(8)]
+    assert read_journal(tmp_path, 9).steps == []
+    assert read_journal(tmp_path, 2).steps == []
     journal.close()
 
 
@@ -56,7 +57,7 @@ def test_a_torn_tail_is_dropped_wherever_it_tears(journal: Journal, tmp_path: Pa
     last = len(encode_line(2, step(2)))
     for torn in range(1, last + 1):
         path.write_bytes(content[:-torn])
-        assert read_journal(tmp_path, 0) == [step(0), step(1), step(2)][: 3 if torn == 1 else 2]
+        assert read_journal(tmp_path, 0).steps == [step(0), step(1), step(2)][: 3 if torn == 1 else 2]
 
 
 def test_nothing_behind_a_damaged_line_counts(journal: Journal, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_nothing_behind_a_damaged_line_counts(journal: Journal, tmp_path: Path) 
     content = bytearray(path.read_bytes())
     content[content.index(b"[2,") + 5] ^= 1
     path.write_bytes(content)
-    assert read_journal(tmp_path, 0) == [step(0), step(1)]
+    assert read_journal(tmp_path, 0).steps == [step(0), step(1)]
 
 
 def test_steps_go_on_over_the_files_of_several_checkpoints(journal: Journal, tmp_path: Path) -> None:
@@ -75,11 +76,11 @@ def test_steps_go_on_over_the_files_of_several_checkpoints(journal: Journal, tmp
     journal.start(4)
     record(journal, 4, 7)
     journal.start(7)
-    assert read_journal(tmp_path, 2) == [step(number) for number in range(2, 7)]
+    assert read_journal(tmp_path, 2).steps == [step(number) for number in range(2, 7)]
     journal.prune(4)
     assert sorted(journal_starts(tmp_path)) == [4, 7]
-    assert read_journal(tmp_path, 4) == [step(4), step(5), step(6)]
-    assert read_journal(tmp_path, 2) == []
+    assert read_journal(tmp_path, 4).steps == [step(4), step(5), step(6)]
+    assert read_journal(tmp_path, 2).steps == []
 
 
 def test_a_start_from_an_older_checkpoint_supersedes_the_files_behind_it(journal: Journal, tmp_path: Path) -> None:
@@ -87,11 +88,11 @@ def test_a_start_from_an_older_checkpoint_supersedes_the_files_behind_it(journal
     record(journal, 0, 4)
     journal.start(4)
     record(journal, 4, 6)
-    planned = read_journal(tmp_path, 2)
+    planned = read_journal(tmp_path, 2).steps
     journal.start(2, planned)
     assert sorted(journal_starts(tmp_path)) == [0, 2]
     journal.append(6, step(60))
-    assert read_journal(tmp_path, 2) == [step(2), step(3), step(4), step(5), step(60)]
+    assert read_journal(tmp_path, 2).steps == [step(2), step(3), step(4), step(5), step(60)]
 
 
 def test_a_later_decision_about_a_step_counts(journal: Journal, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_later_decision_about_a_step_counts(journal: Journal, tmp_path: Path) 
     record(journal, 0, 4)
     journal.start(3)
     journal.append(3, step(30))
-    assert read_journal(tmp_path, 0)[3] == step(30)
+    assert read_journal(tmp_path, 0).steps[3] == step(30)
 
 
 def test_a_journal_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_journal_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-# Cutting and following
+# Batches, new and replayed
 
 
 def arrived(partition: int, number: int, *, num_new: int = 2, record_ms: int = 0) -> Example:
@@ -124,24 +125,24 @@ def numbers(examples: list[Example]) -> list[tuple[int, int]]:
 
 
 def test_a_step_takes_the_oldest_first_up_to_its_budget() -> None:
-    backlog = Backlog(max_context=10, max_tokens=10_000, max_targets=6)
-    backlog.add([arrived(0, 5, record_ms=10), arrived(0, 6, record_ms=30), arrived(1, 0, record_ms=20)])
-    backlog.add([arrived(1, 1, record_ms=40)])
-    assert backlog.oldest_record_ms() == {0: 10, 1: 20}
-    cut = backlog.cut()
+    scheduler = Scheduler(max_context=10, max_tokens=10_000, max_targets=6)
+    scheduler.add([arrived(0, 5, record_ms=10), arrived(0, 6, record_ms=30), arrived(1, 0, record_ms=20)])
+    scheduler.add([arrived(1, 1, record_ms=40)])
+    assert scheduler.oldest_record_ms() == {0: 10, 1: 20}
+    cut = scheduler.next_batch()
     assert cut is not None
     assert cut[0] == [(0, 5, 6), (1, 0, 0)]
     assert numbers(cut[1]) == [(0, 5), (0, 6), (1, 0)]
-    assert (backlog.num_waiting, backlog.num_targets) == (1, 2)
-    assert backlog.cut() is not None
-    assert backlog.cut() is None
+    assert (scheduler.num_waiting, scheduler.num_targets) == (1, 2)
+    assert scheduler.next_batch() is not None
+    assert scheduler.next_batch() is None
 
 
 def test_an_example_beyond_the_budget_is_a_step_of_its_own() -> None:
-    backlog = Backlog(max_context=10, max_tokens=4, max_targets=100)
-    backlog.add([arrived(0, 0), arrived(0, 1)])
+    scheduler = Scheduler(max_context=10, max_tokens=4, max_targets=100)
+    scheduler.add([arrived(0, 0), arrived(0, 1)])
     sizes = []
-    while (cut := backlog.cut()) is not None:
+    while (cut := scheduler.next_batch()) is not None:
         sizes.append(len(cut[1]))
     assert sizes == [1, 1]
 
@@ -152,42 +153,42 @@ def test_an_example_beyond_the_budget_is_a_step_of_its_own() -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_steps_that_are_followed_are_the_steps_that_were_cut(stream: list[tuple[int, int, int]], budget: int) -> None:
-    backlog, again, next_number = Backlog(10, 10_000, budget), Backlog(10, 10_000, 99), dict.fromkeys(range(3), 0)
+    scheduler, again, next_number = Scheduler(10, 10_000, budget), Scheduler(10, 10_000, 99), dict.fromkeys(range(3), 0)
     examples = []
     for partition, num_new, record_ms in stream:
         examples.append(arrived(partition, next_number[partition], num_new=num_new, record_ms=record_ms))
         next_number[partition] += 1
-    backlog.add(examples)
+    scheduler.add(examples)
     cuts = []
-    while (cut := backlog.cut()) is not None:
+    while (cut := scheduler.next_batch()) is not None:
         cuts.append(cut)
         assert len(cut[1]) == 1 or sum(each.num_new for each in cut[1]) <= budget
     assert sorted(numbers([each for _, step in cuts for each in step])) == sorted(numbers(examples))
     waiting = iter(examples)
     for plan, expected in cuts:
-        while (followed := again.follow(plan)) is None:
+        while (followed := again.replay_batch(plan)) is None:
             again.add([next(waiting)])
         assert numbers(followed) == numbers(expected)
         assert ranges(followed) == plan
 
 
 def test_a_plan_of_another_stream_is_a_hole() -> None:
-    backlog = Backlog(10, 100, 100)
-    backlog.add([arrived(0, 5), arrived(0, 6)])
+    scheduler = Scheduler(10, 100, 100)
+    scheduler.add([arrived(0, 5), arrived(0, 6)])
     with pytest.raises(HoleError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
-        backlog.follow([(0, 4, 5)])
+        scheduler.replay_batch([(0, 4, 5)])
 
 
 def test_what_was_published_counts_over_what_was_only_written_down() -> None:
     plan = Plan(4)
-    plan.lay(4, [step(4), step(5), step(6)])
-    plan.lay(3, [step(3), step(4), step(50), step(60)])
+    plan.merge(4, [step(4), step(5), step(6)])
+    plan.merge(3, [step(3), step(4), step(50), step(60)])
     assert plan.after(4) == [step(4), step(50), step(60)]
-    plan.lay(4, [step(4)])  # the same: what follows stays
+    plan.merge(4, [step(4)])  # the same: what follows stays
     assert plan.after(5) == [step(50), step(60)]
-    plan.lay(5, [step(5)])  # another: what followed it does not
+    plan.merge(5, [step(5)])  # another: what followed it does not
     assert (plan.after(4), plan.next_step) == ([step(4), step(5)], 6)
-    with pytest.raises(JournalError, match="expected step 6 next, got 7; steps between are recorded nowhere"):
-        plan.lay(7, [step(7)])
+    with pytest.raises(JournalError, match="expected step 6 next, got 7: the steps between are recorded nowhere"):
+        plan.merge(7, [step(7)])
     with pytest.raises(JournalError, match="step 5 of the checkpoint differs from the published one"):
-        plan.lay(5, [step(51)], fixed_below=6)
+        plan.merge(5, [step(51)], fixed_below=6)

@@ -15,10 +15,16 @@ import jsonschema
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from state.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
-from state.topics import LAG_KEY
-from tests.brokers import REPOSITORY, wait_until
+from tests.brokers import REPOSITORY, Broker, wait_until
 from tests.trainer.stage import Stage
+from trainer.lag import build_message
+from trainer.progress import Progress
+from trainer.rates import Rates
+from trainer.reporter import LagReporter
+from trainer.source import Position
+from wire.cluster import ClusterState
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+from wire.topics import LAG_KEY
 
 Make = Callable[..., Stage]
 SCHEMA = json.loads((REPOSITORY / "schema" / "lag.schema.json").read_text())
@@ -123,7 +129,7 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
                 oldest_outbox_record_ms=first - 8_000, relayed_number=covered[0] + 4,
             ),
             p1=PartitionStatus(applied_offset=6, applied_record_ms=first - 9_000, relayed_number=covered[1]),
-            p2=PartitionStatus(relayed_number=covered[2], num_open_users=7),
+            p2=PartitionStatus(relayed_number=covered[2]),
         )
     )  # fmt: skip
     num_new = sum(example.num_new for examples in made.sent.values() for example in examples)
@@ -143,7 +149,6 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
     assert stages["sequence"]["lag_records"] == 3
     assert stages["sequence"]["lag_s"] == pytest.approx((message["time_ms"] - first + 8_000) / 1000, abs=0.01)
     assert stages["train"]["partitions"]["0"] == {"lag_records": 4, "lag_s": 0.0}
-    assert message["num_open_users"] == 7
     assert message["num_servers"] == 0
     assert message["freshness"] == {"now_s": None, "at_swap_s": None}
     assert message["loss"]["total"] == message["loss"]["retrieval"] + message["loss"]["ranking"]
@@ -182,6 +187,82 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
     assert 0 < message["stages"]["publish"]["lag_s"] < 30
+
+
+def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durable_kafka: Broker) -> None:
+    told = board()
+    told.made.feed(20)
+    reporter = LagReporter(told.made.settings.kafka, told.made.settings.trainer, lambda: progress)
+    progress = Progress(epoch=0, time_ms=now_ms(), positions={0: Position(next_number=1)})
+    told.say(worker(p0=PartitionStatus(applied_offset=5, relayed_number=0)))
+    told.say(server("s", {"epoch": 0, "number": 0}, behind=0, age_ms=1_000))
+    reporter.start()
+    try:
+        wait_until(lambda: 0 < gauge(reporter, "headrace_freshness_seconds") < 30, 20, "the server to be known")
+        durable_kafka.kill()
+
+        def grows() -> bool:
+            names = ("headrace_broker_silence_seconds", *(f"headrace_stage_lag_seconds/{each}" for each in BEHIND))
+            return (
+                all(gauge(reporter, name) > 5 for name in names) and gauge(reporter, "headrace_freshness_seconds") > 5
+            )
+
+        wait_until(grows, 30, "every age to grow though nothing can be asked")
+        durable_kafka.restart()
+        wait_until(lambda: gauge(reporter, "headrace_broker_silence_seconds") < 2, 60, "the broker to be heard again")
+    finally:
+        durable_kafka.restart()
+        reporter.stop()
+
+
+BEHIND = ("ingest", "train", "serve")
+
+
+def gauge(reporter: LagReporter, name: str) -> float:
+    """A metric as Prometheus gets it; ``name/label`` for one of several."""
+    wanted, _, label = name.partition("/")
+    for family in reporter.metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == wanted and (not label or label in sample.labels.values()):
+                return sample.value
+    raise AssertionError(f"no metric {name}")
+
+
+def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> None:
+    around, now = ClusterState(), now_ms()
+    around.action_ends = {0: 6, 1: 6}
+    quiet = PartitionStatus(applied_offset=5, relayed_number=3)
+    around.note(encode_status(WorkerStatus(component="dead", time_ms=now - 31_000, partitions={0: quiet})))
+    around.note(encode_status(WorkerStatus(component="alive", time_ms=now - 900, partitions={1: quiet})))
+    message = build_message(Progress(), around, {}, now)
+    for name in ("ingest", "sequence"):
+        assert message["stages"][name]["partitions"]["0"] == {"lag_records": 0, "lag_s": 31.0}
+        assert message["stages"][name]["partitions"]["1"] == {"lag_records": 0, "lag_s": 0.0}
+        assert message["stages"][name]["lag_s"] == 31.0
+    silences = {each["component"]: each["silent_s"] for each in message["processes"]}
+    assert silences == {"dead": 31.0, "alive": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("learning", "arriving", "expected"), [(30, 10, 20.0), (10, 10, None), (5, 10, None), (0, 0, None)]
+)
+def test_the_trainers_rate_stands_beside_the_arrivals(learning: int, arriving: int, expected: float | None) -> None:
+    around, rates = ClusterState(), Rates()
+    said: dict[str, Any] = {}
+    for second in range(10):
+        told = PartitionStatus(relayed_number=1000 + arriving * second - 1)
+        around.note(encode_status(worker(p0=told)))
+        position = Position(next_number=600 + learning * second - (learning - arriving) * 9)
+        said = rates.sample(Progress(positions={0: position}), around, now_s=float(second))
+    assert said["examples_per_s"] == learning
+    assert said["arriving_examples_per_s"] == arriving
+    assert said["catch_up_s"] == expected
+
+
+def test_with_nothing_waiting_the_trainer_has_caught_up() -> None:
+    around, rates = ClusterState(), Rates()
+    around.note(encode_status(worker(p0=PartitionStatus(relayed_number=4))))
+    assert rates.sample(Progress(positions={0: Position(next_number=5)}), around)["catch_up_s"] == 0.0
 
 
 def test_a_trainer_started_by_its_command_speaks_every_second_and_ends_in_order(board: Callable[..., Board]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.nursery import Child
+from tests.process_factory import Child
 from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_config
 from trainer.errors import JournalError
 from trainer.replay import plan_of
@@ -27,7 +27,7 @@ def replay(made: Stage, **sections: dict[str, object]) -> Child:
     """``--replay``, with some keys changed."""
     kafka = {"bootstrap": made.broker.bootstrap, "prefix": made.settings.kafka.prefix, "partitions": 3}
     path = write_config(made.folder / "replay.toml", kafka=kafka, **sections)
-    return made.nursery.start(["--config", str(path), "--replay"])
+    return made.factory.start(["--config", str(path), "--replay"])
 
 
 def lines(child: Child) -> str:

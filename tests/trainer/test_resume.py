@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import Broker, wait_until
-from tests.nursery import Child, Nursery
+from tests.process_factory import Child, ProcessFactory
 from tests.trainer.points import FILE_POINTS, POINTS
 from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
@@ -133,6 +133,86 @@ def _num_decided(made: Stage) -> int:
     return len(made.decided)
 
 
+def grow_a_plan(made: Stage, num_steps: int = 12) -> None:
+    """A life that publishes so many steps, writes no checkpoint behind its first step, and is killed."""
+    child = made.start()
+    first = made.recount().last.next_step if made.recount().versions else 0
+
+    def is_grown() -> bool:
+        versions = made.recount().versions
+        return bool(versions) and versions[-1].manifest.next_step >= first + num_steps
+
+    made.feed_until(is_grown, "published steps")
+    child.kill()
+    made.note_journal()
+
+
+def interrupt_recovery(made: Stage, points: list[str], broken: tuple[str, ...] = ()) -> None:
+    """Lives that are each interrupted while they repeat what an earlier one recorded; then one that is not."""
+    for point in points:
+        child = made.start(broken=broken, point=point)
+        ended = child.wait()
+        assert ended == (0 if point.endswith("term") else -9), f"{point}: ended with {ended}:\n{child.log()[-3000:]}"
+        assert "repeating recorded steps" in child.log() or point.startswith("claimed"), child.log()
+        made.note_journal()
+    made.start(broken=broken)
+    made.feed(20)
+
+
+NO_CHECKPOINTS = {"checkpoint_every_steps": 0, "checkpoint_every_s": 3600.0}
+IN_RECOVERY = ("claimed", "journal_started", "journalled", "learned", "half_a_checkpoint", "checkpoint_hidden",
+               "checkpoint_visible", "checkpointed")  # fmt: skip
+"""Points that a trainer passes while it repeats recorded steps."""
+
+
+def test_a_recovery_interrupted_at_every_point_loses_no_step(stage: Make) -> None:
+    made, rng = stage(trainer=NO_CHECKPOINTS), random.Random(SEED)
+    rare, often = made.config_path.read_text(), "checkpoint_every_steps = 3"
+    points = rng.sample(IN_RECOVERY, len(IN_RECOVERY))
+    for some in (points[::2], points[1::2]):
+        made.config_path.write_text(rare)
+        grow_a_plan(made, 16)
+        made.config_path.write_text(rare.replace("checkpoint_every_steps = 0", often))
+        interrupt_recovery(made, [f"{name}:1:kill" for name in some])
+        made.wait_published()
+        made.children[-1].kill()
+    made.start()
+    recount = made.finish()
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_signals_during_a_recovery_lose_no_step(stage: Make, seed: int) -> None:
+    made, rng = stage(trainer=NO_CHECKPOINTS), random.Random(seed)
+    grow_a_plan(made)
+    how = ["term", "kill", "term"]
+    rng.shuffle(how)
+    interrupt_recovery(made, [f"learned:{rng.randint(1, 3)}:{each}" for each in how])
+    recount = made.finish()
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+
+
+def test_signals_during_the_recovery_of_a_wiped_disk_lose_no_step(stage: Make) -> None:
+    made = stage(trainer=NO_CHECKPOINTS)
+    grow_a_plan(made)
+    shutil.rmtree(made.checkpoints())
+    made.decided.clear()
+    interrupt_recovery(made, ["journal_started:1:kill", "learned:2:term", "learned:2:kill"])
+    made.finish()
+
+
+def test_a_trainer_that_forgets_the_steps_it_has_yet_to_repeat_is_caught(stage: Make) -> None:
+    made = stage(trainer=NO_CHECKPOINTS)
+    grow_a_plan(made)
+
+    def recover() -> None:
+        interrupt_recovery(made, ["learned:2:term"], ("forgets_what_it_has_yet_to_repeat",))
+        made.finish(timeout_s=10)
+
+    with pytest.raises((AssertionError, TrainerError), match=r"expected examples|not each once|was recorded as|ended"):
+        recover()
+
+
 RARELY = {"publish_every_s": 1.5, "checkpoint_every_steps": 1000}
 
 
@@ -154,6 +234,8 @@ def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
 def live_broken(made: Stage, broken: str, points: list[str]) -> None:
     for point in points:
         made.live_and_die(point, (broken,))
+    for _ in range(4):  # so that feedback to one step's interactions has arrived when that is trained
+        made.feed(30)
     made.start(broken=(broken,))
     made.feed(60)
     made.finish(timeout_s=10)
@@ -162,15 +244,27 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
 @pytest.mark.parametrize(
     ("broken", "points", "caught"),
     [
-        ("ignores_the_plan", ["published:2:kill"], "not the plan's weights|decided anew|not each once|was recorded as"),
         ("checkpoints_without_positions", ["checkpointed:3:kill"], "expected examples|not each once|was recorded as"),
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
+        ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
+        ("folds_what_arrives", [], "not the plan's weights"),
     ],
 )
 def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:
     made = stage()
     with pytest.raises((AssertionError, TrainerError), match=caught):
         live_broken(made, broken, points)
+
+
+def test_a_trainer_that_ignores_the_plan_is_caught(stage: Make) -> None:
+    """What came little by little is all there after the kill: decided anew, it makes other steps."""
+    made = stage(trainer=NO_CHECKPOINTS)
+    grow_a_plan(made)
+    num_versions = len(made.recount().versions)
+    made.start(broken=("ignores_the_plan",))
+    made.feed_until(lambda: len(made.recount().versions) > num_versions, "steps behind those that were published")
+    with pytest.raises(AssertionError, match=r"not the plan's weights|decided anew|not each once|was recorded as"):
+        made.finish()
 
 
 def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
@@ -188,7 +282,7 @@ def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     child = leave_a_hole(made)
     assert child.wait() == 1
     last = child.log().splitlines()[-1]
-    assert last.startswith("headrace trainer: ")
+    assert last.startswith("headrace train: ")
     assert "1 were compacted or deleted before this trainer read them" in last
     assert 'set trainer.on_hole = "skip"' in last
 
@@ -203,16 +297,17 @@ def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
 class FileRun:
     """``--file`` with checkpoints, again and again."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self._nursery, self._folder = nursery, folder
+    def __init__(self, folder: Path, factory: ProcessFactory) -> None:
+        self._factory, self._folder = factory, folder
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
         self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(400)))
 
-    def start(self, name: str, point: str = "", broken: tuple[str, ...] = ()) -> Child:
-        given = ["--config", self._config, "--file", self._data, "--checkpoint-dir", self._folder / name, "--json"]
-        return self._nursery.start([str(each) for each in given], broken, point)
+    def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
+        given = ["--config", config or self._config, "--file", self._data, "--json"]
+        given += ["--checkpoint-dir", self._folder / name]
+        return self._factory.start([str(each) for each in given], broken, point)
 
     def outcome(self, name: str, child: Child) -> tuple[Checkpoint, dict[str, object]]:
         """The last checkpoint and the report."""
@@ -221,8 +316,10 @@ class FileRun:
         return read_checkpoint(newest(self._folder / name)), report["metrics"]
 
 
-def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_path: Path, nursery: Nursery) -> None:
-    run, rng = FileRun(tmp_path, nursery), random.Random(SEED)
+def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(
+    tmp_path: Path, factory: ProcessFactory
+) -> None:
+    run, rng = FileRun(tmp_path, factory), random.Random(SEED)
     for name in rng.sample(FILE_POINTS, len(FILE_POINTS)):
         killed = run.start("killed", f"{name}:{rng.randint(1, 4)}:kill")
         assert killed.wait() == -9, f"{name}: {killed.log()}"
@@ -233,8 +330,8 @@ def test_a_file_resumed_after_kills_gives_the_bits_of_an_uninterrupted_run(tmp_p
     assert metrics == expected_metrics
 
 
-def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nursery) -> None:
-    run = FileRun(tmp_path, nursery)
+def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
     expected, _ = run.outcome("whole", run.start("whole"))
     broken = ("checkpoints_without_positions",)
     assert run.start("killed", "checkpointed:3:kill", broken).wait() == -9
@@ -242,3 +339,43 @@ def test_a_file_resumed_by_a_broken_trainer_differs(tmp_path: Path, nursery: Nur
     if child.wait() == 0:
         checkpoint = read_checkpoint(newest(tmp_path / "killed"))
         assert unequal(checkpoint.arrays, expected.arrays)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("trainer", "file_take", 7), ("sequence", "segment_len", 3), ("sequence", "join_window_s", 60.0)],
+)
+def test_a_file_is_not_resumed_with_settings_that_would_give_other_examples(
+    tmp_path: Path, factory: ProcessFactory, section: str, key: str, value: object
+) -> None:
+    run = FileRun(tmp_path, factory)
+    assert run.start("killed", "checkpointed:3:kill").wait() == -9
+    other = write_config(tmp_path / "other.toml", **{section: {key: value}})
+    child = run.start("killed", config=other)
+    assert child.wait() == 1
+    last = child.log().splitlines()[-1]
+    assert last.startswith(f"headrace train: {section}.{key}: the checkpoint's position belongs to ")
+    assert f"now it is {value!r}" in last
+    assert run.start("killed").wait() == 0, "put back, it goes on"
+
+
+def test_a_file_is_not_resumed_when_it_has_changed(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
+    assert run.start("killed", "checkpointed:3:kill").wait() == -9
+    with (tmp_path / "actions.jsonl").open("a") as file:
+        file.write("\n")
+    child = run.start("killed")
+    assert child.wait() == 1
+    assert "--file: the checkpoint's position belongs to" in child.log().splitlines()[-1]
+
+
+def test_batches_may_be_sized_otherwise_after_a_restart(tmp_path: Path, factory: ProcessFactory) -> None:
+    run = FileRun(tmp_path, factory)
+    assert run.start("killed", "checkpointed:3:kill").wait() == -9
+    other = write_config(tmp_path / "other.toml", trainer={"max_step_targets": 5, "checkpoint_every_steps": 2})
+    child = run.start("killed", config=other)
+    assert child.wait() == 0
+    whole = run.start("whole")
+    assert whole.wait() == 0
+    counted = [json.loads(each.log().splitlines()[-1])["interactions_trained"] for each in (child, whole)]
+    assert counted[0] == counted[1], "each interaction once, whatever the batches"

@@ -41,13 +41,12 @@ def trainer_of(made: Stage, clock: Clock) -> Iterator[Trainer]:
         publisher=Publisher(kafka, config, threading.Event(), clock),
         stop=stop,
     )
-    assert trainer.publisher is not None
-    trainer.publisher.start()
     try:
+        trainer.start()
         yield trainer
-        trainer._finish()
+        trainer.finish()
     finally:
-        trainer._close()
+        trainer.close()
 
 
 def turn_until(trainer: Trainer, made: Stage, holds: Callable[[Recount], bool]) -> Recount:
@@ -118,4 +117,4 @@ def test_a_trainer_goes_on_from_a_base_that_added_nothing(stage: Make) -> None:
     made.start()
     recount = made.finish()
     assert recount.last.epoch == 1
-    assert recount.last.lineage == trainer.lineage
+    assert recount.last.lineage == recount.versions[0].manifest.lineage

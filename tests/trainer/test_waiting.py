@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from state.config import KafkaConfig
 from trainer.config import TrainerConfig
-from trainer.errors import ConfigError
-from trainer.lag import LagReporter
 from trainer.progress import Progress
+from trainer.reporter import LagReporter
+from wire.config import KafkaConfig
+from wire.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,4 +30,4 @@ def test_a_metrics_port_in_use_is_one_clear_line() -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"trainer\.metrics_port: expected a free port, got {port}"):
-            LagReporter(KafkaConfig(), TrainerConfig(metrics_port=port), Progress)
+            LagReporter(KafkaConfig(), TrainerConfig(metrics_port=port), Progress).start()

@@ -12,10 +12,10 @@ from torch import Tensor
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
+from model.config import ModelConfig
+from model.hstu import HSTU
 from tests.kernels.triton import cases
-from trainer.config import ModelConfig
 from trainer.graph import PaddedEncoder, padded_size
-from trainer.model import HSTU
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(

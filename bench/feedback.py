@@ -1,0 +1,217 @@
+"""What late feedback costs, and how much of that each way to learn it wins back.
+
+A simulated world (`stream.simulate`) knows what will come of every impression. A model is trained until a moment with
+all outcomes known; from then on copies of it go on with the stream as it arrives, each learning late kinds in its own
+way. Every new interaction is predicted by every copy as it comes, before anything of it is learned, and judged by what
+came of it in the end. 0% is the model that stops at that moment, 100% the one that is told all outcomes at once.
+
+``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
+tells an interaction when its join window is over, as if nothing could be learned before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.timing import Row, row
+from headrace.ledger import whole_life
+from model.config import ModelConfig
+from model.tokens import unpack_kinds
+from state.sequencer import Sequencer
+from stream.simulate import KINDS, World, WorldConfig
+from trainer.batch import JaggedBatch, build_batch
+from trainer.checkpoint import Checkpoint
+from trainer.config import TrainerConfig
+from trainer.metrics import binary_log_loss
+from trainer.snapshot import learner_arrays, restore_learner
+from trainer.step import Learner
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+from wire.history import Histories, History, interactions_of
+
+ACTION = ActionConfig(kinds=KINDS, features=("taste",))
+SEQUENCE = SequenceConfig()
+MODEL = ModelConfig(kinds=KINDS, num_features=1)
+PER_STEP = 64
+LEARNED = ("vanilla", "fnw", "reversal")
+JUDGED = ("click", "like")
+Floats = NDArray[np.float64]
+
+
+def steps(num_actions: int, seed: int) -> Iterator[list[Example]]:
+    """The examples that a worker makes of the world's actions, as they arrive."""
+    sequencer = Sequencer(ACTION, SEQUENCE)
+    actions = islice(World(WorldConfig(seed=seed, num_users=100, num_items=100)).actions(), num_actions)
+    for offset, action in enumerate(actions):
+        for decoded in decode_record(msgspec.json.encode(action), action["timestamp"] + 10**9, ACTION):
+            assert isinstance(decoded, Action)
+            sequencer.apply(decoded, offset, action["timestamp"])
+        if offset % PER_STEP == PER_STEP - 1:
+            yield sequencer.drain()
+
+
+@dataclass(slots=True)
+class Lives:
+    """Whole lifetimes of users, as they are now."""
+
+    users: dict[str, History] = field(default_factory=dict)
+
+    def fold(self, examples: list[Example]) -> None:
+        """Take in a step."""
+        for each in examples:
+            self.users.setdefault(each.user, whole_life(each)).fold(each)
+
+    def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The kinds of interactions."""
+        history = self.users[user]
+        return history.window(0, history.end)[1]["bits"][places]
+
+    def told(self, like: Example, first_new: int, end: int) -> Iterator[Example]:
+        """Examples that tell a user's interactions ``first_new`` … ``end - 1`` with the kinds that they have here."""
+        none, length = np.empty(0, np.int64), like.segment_len
+        while first_new < end:
+            segment = first_new // length
+            stop = min(end, (segment + 1) * length)
+            rows = interactions_of(self.users[like.user].rows(segment * length, stop))
+            yield replace(
+                like, segment=segment, interactions=rows, num_new=stop - first_new, feedback_index=none,
+                feedback_bits=np.empty(0, np.uint32), session_hash=np.zeros(len(rows), np.int64),
+            )  # fmt: skip
+            first_new = stop
+
+
+class Waiting:
+    """Tells interactions when their join window is over."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[int, Example]] = deque()
+
+    def feed(self, examples: list[Example], lives: Lives) -> list[Example]:
+        """What is due, as it is by now."""
+        now_ms = max((each.newest_event_ms for each in examples), default=0)
+        self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
+        due = list[Example]()
+        while self._queue and self._queue[0][0] + SEQUENCE.join_window_ms <= now_ms:
+            each = self._queue.popleft()[1]
+            due += lives.told(each, each.first_new_index, each.first_new_index + each.num_new)
+        return due
+
+
+def copy_of(learner: Learner, config: TrainerConfig) -> Learner:
+    """A learner that goes on from where this one is, in its own way."""
+    other = Learner(learner.model_config, config)
+    meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
+    arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
+    restore_learner(other, Checkpoint(learner.num_steps, arrays, meta))
+    other.histories = copy.deepcopy(learner.histories)
+    return other
+
+
+@torch.no_grad()
+def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
+    """(new, K) probabilities of the new interactions' kinds."""
+    forward = learner.forward(batch, learner.newest_event_ms)
+    return torch.sigmoid(forward.logits_RK).double().numpy()[batch.is_new_R]
+
+
+def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
+    """By way of learning: NE of all kinds, and AUC of `JUDGED`, over the last 70% of the stream."""
+    every = list(steps(num_actions, seed))
+    final, now, waiting = Lives(), Lives(), Waiting()
+    for examples in every:
+        final.fold(examples)
+    config = TrainerConfig(device="cpu", feedback="vanilla", metric_window=1)
+    begun = len(every) * 3 // 10
+    pretrained, context = Learner(MODEL, config), Histories(MODEL.max_context)
+    for examples in every[:begun]:
+        now.fold(examples)
+        if outcomes := _outcomes(examples, final):
+            pretrained.step(outcomes)
+        for each in examples:
+            context.fold(each)
+    learners = {name: copy_of(pretrained, config) for name in ("stopped", "told at once", "wait")}
+    learners |= {name: copy_of(pretrained, replace(config, feedback=name)) for name in LEARNED}
+    said: dict[str, list[Floats]] = {name: [] for name in learners}
+    came: list[NDArray[np.uint32]] = []
+    for examples in every[begun:]:
+        now.fold(examples)
+        batch = build_batch(examples, context, MODEL)
+        came += [final.bits(each.user, np.arange(each.num_new) + each.first_new_index) for each in _by_user(examples)]
+        for name, learner in learners.items():
+            said[name].append(predicted(learner, batch))
+        streams = dict.fromkeys(LEARNED, examples)
+        streams |= {"told at once": _outcomes(examples, final), "wait": waiting.feed(examples, now)}
+        for name, told in streams.items():
+            if told:
+                learners[name].step(told)
+    kinds_RK = unpack_kinds(np.concatenate(came), len(KINDS))
+    probabilities = {name: np.concatenate(parts) for name, parts in said.items()}
+    biased = probabilities["vanilla"]
+    probabilities["fnc"] = np.clip(biased / np.maximum(1 - biased, 1e-6), 1e-6, 1 - 1e-6)
+    return {name: _judged(each, np.asarray(kinds_RK, np.uint32)) for name, each in probabilities.items()}
+
+
+def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
+    """The new interactions with all that will come of them, and nothing later."""
+    return [
+        told for each in examples if each.num_new
+        for told in final.told(each, each.first_new_index, each.first_new_index + each.num_new)
+    ]  # fmt: skip
+
+
+def _by_user(examples: list[Example]) -> list[Example]:
+    """In the order in which a batch has their new interactions."""
+    users: dict[str, list[Example]] = {}
+    for each in examples:
+        if each.num_new or each.num_feedback:
+            users.setdefault(each.user, []).append(each)
+    return [each for several in users.values() for each in sorted(several, key=lambda one: one.first_new_index)]
+
+
+def _judged(probability_RK: Floats, kinds_RK: NDArray[np.float32]) -> dict[str, float]:
+    loss = entropy = 0.0
+    found = {}
+    for kind, name in enumerate(KINDS):
+        done, chance = kinds_RK[:, kind] > 0, probability_RK[:, kind]
+        rate = float(done.mean())
+        if 0 < rate < 1:
+            loss += float(binary_log_loss(chance, done).sum())
+            entropy -= len(done) * (rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+        if name in JUDGED:
+            found[f"AUC of {name}"] = _auc(chance, done)
+            found[f"mean probability of {name} over its rate"] = float(chance.mean()) / rate
+    return {"NE": loss / entropy, **found}
+
+
+def _auc(score: Floats, done: NDArray[np.bool_]) -> float:
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    num = int(done.sum())
+    return float((rank[done].sum() - num * (num + 1) / 2) / (num * (len(done) - num)))
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report: means over seeds."""
+    torch.set_num_threads(1)
+    seeds = (0,) if quick else (0, 1, 2)
+    runs = [measure(6_000 if quick else 24_000, seed) for seed in seeds]
+    rows = []
+    for name in runs[0]:
+        for metric in runs[0][name]:
+            value = float(np.mean([each[name][metric] for each in runs]))
+            won = ""
+            if not metric.startswith("mean"):
+                ends = [float(np.mean([each[end][metric] for each in runs])) for end in ("stopped", "told at once")]
+                won = f"{100 * (value - ends[0]) / (ends[1] - ends[0]):.0f}% of the distance"
+            rows.append(row(f"{name}: {metric}", value, "", note=won))
+    return rows

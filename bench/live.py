@@ -1,0 +1,173 @@
+"""The whole loop on live traffic: how long until an action is seen and learned, what it costs, and where it ends.
+
+Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
+them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
+until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.__main__ import commit, machine, show
+from bench.live_probe import Probe, Prober, percentiles
+from bench.live_stack import START_TIMEOUT_S, Backlog, Stack, running
+from bench.timing import Row, row
+
+QUICK_S, HOLD_S, STEP_S, WARM_S = 30.0, 600.0, 60.0, 8.0
+GROWS = 0.02
+"""A stage falls behind when its backlog grows by more than this share of the rate."""
+
+
+@dataclass(slots=True)
+class Held:
+    """What was seen while a rate was held."""
+
+    rate: float
+    seconds: float
+    probes: list[Probe]
+    backlogs: list[Backlog]
+    cpu_s: dict[str, float]
+    topic_bytes: dict[str, int]
+    num_actions: int
+    ended_s: float
+
+    def slope(self, stage: str) -> float:
+        """How fast a stage's backlog grows, in records a second, over the second half."""
+        half = self.backlogs[len(self.backlogs) // 2 :]
+        times = np.array([each.time_s for each in half])
+        waiting = np.array([getattr(each, stage) for each in half], np.float64)
+        return float(np.polyfit(times - times[0], waiting, 1)[0]) if len(set(times.tolist())) > 1 else 0.0
+
+    @property
+    def behind(self) -> list[str]:
+        """Stages that fall behind."""
+        return [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
+
+
+def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25) -> Held:
+    """Send at a rate for so long, after a warm-up."""
+    stack.send(rate)
+    _wait(stack, WARM_S)
+    began_s, cpu, volume, num = time.monotonic(), stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
+    backlogs = []
+    with Prober(stack, probe_every_s) as prober:
+        while time.monotonic() < began_s + seconds:
+            _wait(stack, 1.0)
+            backlog = stack.backlog(time.monotonic())
+            backlogs += [backlog] if backlog else []
+        took_s = time.monotonic() - began_s
+        after, end_volume, num_after = stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
+        asked = list(prober.probes)
+        deadline = time.monotonic() + 6.0
+        while time.monotonic() < deadline and any(each.learned_s is None for each in asked):
+            _wait(stack, 0.2)
+    if prober.failure is not None:
+        raise prober.failure
+    return Held(
+        rate, took_s, asked, backlogs,
+        {name: after[name] - cpu[name] for name in after}, {name: end_volume[name] - volume[name] for name in volume},
+        num_after - num, time.monotonic(),
+    )  # fmt: skip
+
+
+def _wait(stack: Stack, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        stack.group.check()
+        time.sleep(min(0.1, seconds))
+
+
+def rows_of(held: Held, num_interactions: int) -> list[Row]:
+    """The report of one held rate."""
+    name = f"{held.rate:,.0f} actions/s"
+    rows = []
+    for what, field, targets in (
+        ("event to served history", "in_history_s", {"p50": 0.3, "p99": 1.0}),
+        ("event to an answer by weights that learned it", "learned_s", {"p50": 1.5, "p99": 4.0}),
+    ):
+        for q, value in percentiles(held.probes, field, held.ended_s).items():
+            rows.append(row(f"{name}: {what}, {q}", value, "s", targets.get(q), most=True))
+    done = held.num_actions / held.seconds
+    rows.append(row(f"{name}: sent and applied", done, "actions/s", held.rate * (1 - GROWS)))
+    learned = held.backlogs[-1].num_interactions - held.backlogs[0].num_interactions if held.backlogs else 0
+    rows.append(row(f"{name}: learned", learned / held.seconds, "interactions/s"))
+    for stage in ("actions", "outbox", "train"):
+        note = f"{getattr(held.backlogs[-1], stage):,} waiting at the end" if held.backlogs else ""
+        rows.append(
+            row(f"{name}: backlog of {stage}", held.slope(stage), "records/s", GROWS * held.rate, note, most=True)
+        )
+    for process, seconds in sorted(held.cpu_s.items()):
+        rate = f"{held.num_actions / seconds:,.0f} actions a processor second" if seconds > 0 else ""
+        rows.append(row(f"{name}: {process}", seconds / held.seconds, "cores", note=rate))
+    for topic, num_bytes in held.topic_bytes.items():
+        per = num_bytes / max(1, held.num_actions)
+        rows.append(row(f"{name}: {topic} on the broker", per, "MB per million actions"))
+    per = held.topic_bytes["sequences"] / max(1, num_interactions or learned)
+    rows.append(row(f"{name}: sequences", per, "bytes an interaction", 300.0, most=True))
+    return rows
+
+
+def measure(quick: bool, rate: float, seconds: float | None, sections: dict[str, dict[str, Any]]) -> list[Row]:
+    """Hold ``rate``, then raise it by half until something falls behind."""
+    with tempfile.TemporaryDirectory() as name, running(Path(name), sections) as stack:
+        began_s = time.monotonic()
+        stack.send(rate)
+        stack.group.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
+        rows = [row("from the start of all to a first answer", time.monotonic() - began_s, "s")]
+        held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
+        rows += rows_of(held, 0)
+        if quick:
+            return rows
+        sustained = 0.0
+        while not held.behind:
+            sustained, rate = rate, rate * 1.5
+            held = hold(stack, rate, STEP_S, probe_every_s=1.0)
+        busiest = max((seconds / held.seconds, process) for process, seconds in held.cpu_s.items())
+        note = f"at {rate:,.0f}: behind in {', '.join(held.behind)}; busiest: {busiest[1]}, {busiest[0]:.2f} cores"
+        rows.append(row("sustained without a growing backlog", sustained, "actions/s", 1000.0, note))
+        return rows
+
+
+def _answers(stack: Stack) -> bool:
+    import httpx
+
+    try:
+        return httpx.post(f"{stack.url}/recommend", json={"user": "nobody", "k": 1}, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report, at 1,000 actions a second."""
+    return measure(quick, 1000.0, None, {})
+
+
+def command(arguments: list[str]) -> int:
+    """``python -m bench live [--quick] [--rate R] [--seconds S] [--set SECTION.KEY=VALUE …]``."""
+    parser = argparse.ArgumentParser(prog="python -m bench live")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rate", type=float, default=1000.0, help="actions/s; default: 1000")
+    parser.add_argument("--seconds", type=float, help="how long the first rate is held")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="not the default")
+    options = parser.parse_args(arguments)
+    sections: dict[str, dict[str, Any]] = {}
+    for each in options.set:
+        path, _, value = each.partition("=")
+        section, _, key = path.partition(".")
+        sections.setdefault(section, {})[key] = json.loads(value)
+    rows = measure(options.quick, options.rate, options.seconds, sections)
+    name = f"live{' ' + ' '.join(options.set) if options.set else ''}"
+    show(rows, f"{name} on {machine()}, commit {commit()}")
+    print(
+        json.dumps({"bench": "live", "machine": machine(), "commit": commit(), "settings": options.set, "rows": rows})
+    )
+    return 0

@@ -1,0 +1,159 @@
+"""The real thing on this machine: Apache Kafka, a worker, a trainer, a server and live traffic, each a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+
+from headrace.config import Settings, read_settings
+from headrace.processes import Child, ProcessGroup
+from stream.simulate import KINDS
+from tests.brokers import Broker, broker_in_use, free_port, start_broker
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import make_consumer
+from wire.topics import Topics
+
+START_TIMEOUT_S = 90.0
+FOLLOWING = ("actions", "sequences", "weights", "status", "lag")
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits at a moment, in interactions or actions: ``actions`` that no worker has applied, examples in
+    ``outbox``es, and examples that are not ``train``ed."""
+
+    time_s: float
+    actions: int
+    outbox: int
+    train: int
+    num_interactions: int
+    """Learned so far."""
+
+
+class Stack:
+    """A running deployment. Only what has to differ on a shared machine differs from the defaults: ports, paths, the
+    kinds of the simulated world."""
+
+    def __init__(self, folder: Path, broker: Broker, group: ProcessGroup, sections: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.broker, self.group = folder, broker, group
+        port = free_port()
+        ours: dict[str, dict[str, Any]] = {
+            "kafka": {"bootstrap": broker.bootstrap, "prefix": f"live{uuid.uuid4().hex[:6]}"},
+            "action": {"kinds": list(KINDS), "features": ["taste"]},
+            "store": {"path": str(folder / "store")},
+            "stream": {"metrics_port": 0},
+            "trainer": {"checkpoint_dir": str(folder / "checkpoints")},
+            "serving": {"port": port},
+        }
+        self.path = folder / "headrace.toml"
+        self.path.write_text(
+            _toml({name: {**ours.get(name, {}), **sections.get(name, {})} for name in ours | sections})
+        )
+        self.settings: Settings = read_settings(self.path)
+        self.topics = Topics.under(self.settings.kafka.prefix)
+        self.url = f"http://127.0.0.1:{port}"
+        ensure_topics(self.settings.kafka)
+        config = ("--config", str(self.path))
+        self.worker = group.start("worker", "-m", "stream", "worker", *config)
+        self.trainer = group.start("trainer", "-m", "trainer", *config)
+        self.server = group.start("server", "-m", "serving", *config)
+        self.traffic: Child | None = None
+        self._lag: KafkaConsumer = make_consumer(self.settings.kafka)
+        self._last_lag: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._lag.close()
+
+    def send(self, rate: float) -> None:
+        """Live traffic at this many actions a second, in place of what ran before."""
+        if self.traffic is not None:
+            self.group.children.remove(self.traffic)
+            self.traffic.stop()
+        arguments = ("--config", str(self.path), "--rate", str(rate), "--seed", str(round(rate)))
+        self.traffic = self.group.start("traffic", "-m", "stream", "simulate", *arguments)
+
+    def backlog(self, now_s: float) -> Backlog | None:
+        """As the newest message of the lag topic has it; None before the first."""
+        where = TopicPartition(self.topics.lag, 0)
+        if not self._lag.assignment():
+            self._lag.assign([where])
+        for records in self._lag.poll(0).values():
+            self._last_lag = json.loads(records[-1].value)
+        if not self._last_lag:
+            return None
+        stages = self._last_lag["stages"]
+        actions, outbox, train = (int(stages[name]["lag_records"]) for name in ("ingest", "sequence", "train"))
+        return Backlog(now_s, actions, outbox, train, int(self._last_lag["num_interactions"]))
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds of each process so far."""
+        children = [self.worker, self.trainer, self.server, *([self.traffic] if self.traffic else [])]
+        pids = {child.name: child.pid for child in children}
+        process = getattr(self.broker, "_process", None)
+        if process is not None:
+            pids["broker"] = process.pid
+        return {name: _cpu_s(pid) for name, pid in pids.items()}
+
+    def topic_bytes(self) -> dict[str, int]:
+        """Bytes on the broker's disk, by topic."""
+        data = self.folder / "kafka" / "data"
+        return {
+            name: sum(
+                file.stat().st_size
+                for part in data.glob(f"{getattr(self.topics, name)}-*")
+                for file in part.glob("*.log")
+            )
+            for name in FOLLOWING
+        }
+
+    def num_actions(self) -> int:
+        """Actions that workers have judged, of whatever kind."""
+        consumer = make_consumer(self.settings.kafka)
+        try:
+            where = TopicPartition(self.topics.status, 0)
+            consumer.assign([where])
+            consumer.seek_to_beginning(where)
+            found: dict[int, int] = {}
+            for records in consumer.poll(2000).values():
+                for record in records:
+                    for partition, each in msgspec.json.decode(record.value).get("partitions", {}).items():
+                        found[int(partition)] = sum(each.get(name, 0) for name in ("num_accepted", "num_duplicate"))
+            return sum(found.values())
+        finally:
+            consumer.close()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _toml(sections: dict[str, dict[str, Any]]) -> str:
+    lines: list[str] = []
+    for name, keys in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+    return "\n".join(lines)
+
+
+@contextmanager
+def running(folder: Path, sections: dict[str, dict[str, Any]] | None = None) -> Iterator[Stack]:
+    """A stack until the block ends; everything is ended with it."""
+    with ExitStack() as stack:
+        broker = start_broker(folder / "kafka")
+        stack.callback(broker.stop)
+        if broker.kind != "apache":
+            raise RuntimeError(f"expected real Kafka, got {broker_in_use()}; install java 17 and mvn")
+        group = stack.enter_context(ProcessGroup(folder, {}))
+        made = Stack(folder, broker, group, sections or {})
+        stack.callback(made.close)
+        yield made

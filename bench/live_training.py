@@ -1,0 +1,104 @@
+"""What a trainer learns of live traffic per processor second: one new interaction of a user with 200 before it.
+
+Steps of as many users as one says, each with one new interaction, by how much context is computed
+(`trainer.max_train_context`); and what that context is worth: prequential HR@10 and NE of a simulated world's traffic,
+told as it comes. Alternating, so that a ratio means something on a shared machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from bench.feedback import MODEL, steps
+from bench.timing import Row, row, take_turns
+from trainer.config import TrainerConfig
+from trainer.step import Learner
+from wire.example import Example, Interactions
+
+NUM_BEFORE, NUM_ITEMS, SEGMENT_LEN, ROUNDS = 200, 2_000, 16, 8
+CONTEXTS, SIZES = (200, 64, 32, 16), (32, 128)
+TARGET = 5_000.0
+CONFIG = TrainerConfig(device="cpu")
+
+
+class Crowd:
+    """Users with `NUM_BEFORE` interactions each, who go on one by one; and a learner that knows them."""
+
+    def __init__(self, max_context: int, num_users: int) -> None:
+        rng, num = np.random.default_rng(0), NUM_BEFORE + 200
+        self.learner = Learner(MODEL, replace(CONFIG, max_train_context=max_context))
+        self._lives = [
+            Interactions(
+                rng.integers(1, NUM_ITEMS + 1, num) * 7919, rng.integers(1, 8, num).astype(np.uint32),
+                10**12 + np.cumsum(rng.integers(1, 60_000, num)), np.zeros(num, np.int64),
+                np.full(num, np.nan, np.float32), np.zeros((num, 1), np.int64),
+            )
+            for _ in range(num_users)
+        ]  # fmt: skip
+        self._ends, self._number = [NUM_BEFORE] * num_users, 0
+        for user in range(num_users):
+            for start in range(0, NUM_BEFORE, SEGMENT_LEN):
+                self.learner.histories.fold(self._example(user, start, min(start + SEGMENT_LEN, NUM_BEFORE), 0))
+        self.learner.items.insert(np.arange(1, NUM_ITEMS + 1) * 7919, 10**12, 0)
+
+    def step(self) -> None:
+        """Everybody's next interaction is learned."""
+        told = []
+        for user, place in enumerate(self._ends):
+            told.append(self._example(user, place // SEGMENT_LEN * SEGMENT_LEN, place + 1, 1))
+            self._ends[user] = place + 1
+        self.learner.step(told)
+
+    def _example(self, user: int, first: int, stop: int, num_new: int) -> Example:
+        self._number += 1
+        none, life = np.empty(0, np.int64), self._lives[user]
+        return Example(
+            user=str(user), partition=0, writer_epoch=1, number=self._number, segment=first // SEGMENT_LEN,
+            segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none, feedback_bits=np.empty(0, np.uint32),
+            interactions=Interactions(*(getattr(life, name)[first:stop] for name in Interactions.__slots__)),
+            session_hash=np.zeros(stop - first, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
+            user_index=0, applied_offset=0, replay_from_offset=0, newest_event_ms=0, newest_record_ms=0,
+        )  # fmt: skip
+
+
+def speeds(quick: bool) -> list[Row]:
+    """Interactions a processor second."""
+    sizes = SIZES[:1] if quick else SIZES
+    crowds = {(context, size): Crowd(context, size) for context in CONTEXTS for size in sizes}
+    seconds = take_turns({str(key): crowd.step for key, crowd in crowds.items()}, ROUNDS if quick else 3 * ROUNDS)
+    rows = []
+    for context, size in crowds:
+        took_s = seconds[str((context, size))]
+        name = f"steps of {size}, one new with {NUM_BEFORE} before it, {context} computed"
+        target = TARGET if (context, size) == (CONFIG.max_train_context, 32) else None
+        rows.append(row(name, size / took_s, "interactions/s", target, f"{1000 * took_s:.1f} ms of processor a step"))
+    return rows
+
+
+def quality(quick: bool) -> list[Row]:
+    """HR@10 and NE of the simulated world's traffic, told as it comes."""
+    rows, whole = list[Row](), dict[str, float]()
+    for context in CONTEXTS:
+        learner = Learner(MODEL, replace(CONFIG, max_train_context=context))
+        for examples in steps(4_000 if quick else 24_000, seed=0):
+            learner.step(examples)
+        summary = learner.metrics.summary()
+        found = {"HR@10": summary["retrieval"]["all"]["model"]["hr10"], "NE": summary["ranking"]["all"]["ne"]}
+        for name, value in found.items():
+            whole.setdefault(name, value)
+            change = f"{100 * (value / whole[name] - 1):+.2f}% of that with {CONTEXTS[0]}"
+            rows.append(row(f"simulated world, {context} computed: {name}", value, "", note=change))
+    return rows
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(CONFIG.float32_matmul_precision)
+    try:
+        return [*speeds(quick), *quality(quick)]
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,118 @@
+"""Streams to judge recommenders on: one that is fetched, and three that are made. Each a list of actions in time order.
+
+``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
+favourites again, in baskets whose next product follows from the last. ``world``: `stream.simulate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.dataset import movielens_100k
+from stream.files import read_actions
+from stream.simulate import World, WorldConfig
+
+Action = dict[str, Any]
+START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
+WORLD_ACTIONS = 130_000
+
+
+def ml_100k() -> Iterator[Action]:
+    """MovieLens-100K, from the cache or fetched."""
+    return read_actions(movielens_100k().path)
+
+
+def world() -> Iterator[Action]:
+    """The simulated live world, its feedback in the order of arrival."""
+    return islice(World(WorldConfig()).actions(), WORLD_ACTIONS)
+
+
+def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, seed: int = 0) -> Iterator[Action]:
+    """Clicks on articles: what a user reads is new, much read lately, and near his taste and his last click."""
+    rng, width = np.random.default_rng(seed), 12
+    hours = num / 600
+    num_items = int((hours + 24) * born_an_hour)
+    born = np.sort(rng.uniform(-24, hours, num_items))
+    topic, taste = _directions(rng, num_items, width), _directions(rng, num_users, width)
+    appeal, life = rng.normal(0, 1.3, num_items), rng.lognormal(np.log(4), 0.6, num_items)
+    activity = rng.lognormal(0, 1.2, num_users)
+    read: list[set[int]] = [set() for _ in range(num_users)]
+    hour, done = 0.0, 0
+    while done < num:
+        hour += rng.exponential(1 / 150)
+        user, now = _draw(rng, activity), hour
+        first, last = np.searchsorted(born, [now - 48, now])
+        pull = appeal[first:last] - (now - born[first:last]) / life[first:last]
+        interest = taste[user].copy()
+        for _ in range(rng.geometric(0.25)):
+            score = pull + 2 * topic[first:last] @ interest + rng.gumbel(size=last - first)
+            item = next((int(first + each) for each in np.argsort(-score)[:60] if first + each not in read[user]), -1)
+            if item < 0:
+                break
+            read[user].add(item)
+            interest = 0.7 * interest + 0.5 * topic[item]
+            done += 1
+            yield _action(user, item, "click", now)
+            now += rng.exponential(1 / 60)
+
+
+def shop(num: int = 80_000, num_users: int = 1_500, num_items: int = 3_000, seed: int = 0) -> Iterator[Action]:
+    """Purchases in baskets: more than half of them what the user bought before."""
+    rng, width = np.random.default_rng(seed), 10
+    taste, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
+    liking = rng.normal(0, 1.3, num_items) + taste @ kind.T + rng.gumbel(size=(num_users, num_items))
+    shelf, category = np.argsort(-liking, axis=1)[:, :400], np.argmax(kind, axis=1)
+    activity = rng.lognormal(0, 1, num_users)
+    bought: list[dict[int, int]] = [{} for _ in range(num_users)]
+    hour, done = 0.0, 0
+    while done < num:
+        hour += rng.exponential(1 / 20)
+        user, now, basket = _draw(rng, activity), hour, list[int]()
+        for _ in range(rng.geometric(1 / 6)):
+            item = _product(rng, shelf[user], category, bought[user], basket)
+            if item in basket:
+                continue
+            basket.append(item)
+            bought[user][item] = bought[user].get(item, 0) + 1
+            done += 1
+            yield _action(user, item, "purchase", now)
+            now += 1 / 120
+
+
+def _product(
+    rng: np.random.Generator,
+    shelf: NDArray[np.int64],
+    category: NDArray[np.int64],
+    bought: dict[int, int],
+    basket: list[int],
+) -> int:
+    if bought and rng.random() < 0.55:
+        times = np.array(list(bought.values()), float)
+        return list(bought)[_draw(rng, times)]
+    if basket and rng.random() < 0.5:  # what goes with the last one stands on the next shelf
+        beside = shelf[category[shelf] == (category[basket[-1]] + 1) % 10]
+        return int(beside[min(int(rng.exponential(4)), len(beside) - 1)]) if len(beside) else int(shelf[0])
+    return int(shelf[min(int(rng.exponential(60)), len(shelf) - 1)])
+
+
+def _directions(rng: np.random.Generator, num: int, width: int) -> NDArray[np.float64]:
+    rows = rng.normal(size=(num, width))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def _draw(rng: np.random.Generator, weight: NDArray[np.float64]) -> int:
+    chances = np.cumsum(weight)
+    return int(np.searchsorted(chances, rng.random() * chances[-1], side="right"))
+
+
+def _action(user: int, item: int, kind: str, hour: float) -> Action:
+    return {"user": user, "item": item, "action": kind, "timestamp": START_MS + int(hour * HOUR_MS)}
+
+
+STREAMS: dict[str, Callable[[], Iterable[Action]]] = {"ml-100k": ml_100k, "world": world, "news": news, "shop": shop}
+"""Every stream that needs no file."""

@@ -1,0 +1,40 @@
+"""Pictures of the page for the documentation: ``python docs/screenshots.py URL``, with a demo running there.
+
+Needs ``pip install playwright pillow`` and a Chromium on the PATH. One click is made first, so that the list has moved.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "pictures"
+SIZES = {"page-wide-light": (1280, 900, "light"), "page-phone-dark": (390, 844, "dark")}
+NUM_COLOURS = 128
+
+
+def main(url: str) -> int:
+    """Take them all; 0."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    FOLDER.mkdir(exist_ok=True)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, (width, height, theme) in SIZES.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+            page.goto(url)
+            page.click("#recommended li:nth-child(3) button")
+            page.get_by_text("has learned it").wait_for(timeout=90_000)
+            page.wait_for_timeout(1500)
+            taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+            taken.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+            print(f"{name}.png: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,324 @@
+"""The command line: every command of ``headrace``, and with the same options ``python -m ROOM``.
+
+An option is defined here and nowhere else. What a command runs is imported when it runs, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The TOML file; else $HEADRACE_CONFIG, else ./headrace.toml."),
+]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker, over what the file says.")
+]
+
+
+def _settings(config: Path | None, bootstrap: str | None, **trainer: Any) -> Settings:
+    """The configuration, with the command line's words over the file's. ``trainer``: fields of that section."""
+    from headrace.config import load_settings
+
+    settings, changed = load_settings(config), dict[str, Any]()
+    if bootstrap:
+        changed["kafka"] = dataclasses.replace(settings.kafka, bootstrap=bootstrap)
+    if trainer:
+        changed["trainer"] = dataclasses.replace(settings.trainer, **trainer)
+    return settings.model_copy(update=changed)
+
+
+def _say_at_once() -> None:
+    from headrace.logs import configure_logs
+
+    configure_logs()
+
+
+def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Turn actions into sequences: the actions topic in, examples for the trainer out.
+
+    Several workers share the partitions. Give each a `stream.component` name and a disk of its own.
+    """
+    settings = _settings(config, bootstrap)
+    from stream.worker import run_worker
+
+    _say_at_once()
+    raise typer.Exit(run_worker(settings))
+
+
+def train(
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Train on this file of actions or ratings, without Kafka."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --file: end with one JSON object.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Train again from the topics what was published, and compare the weights.")
+    ] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Lead at once, stopping any trainer that leads now.")
+    ] = False,
+    from_published: Annotated[
+        bool,
+        typer.Option(
+            "--from-published", help="Where there is no checkpoint, start from the last published version's weights."
+        ),
+    ] = False,
+    checkpoint_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint-dir", metavar="FOLDER", help="Where checkpoints go. With --file there are none without it."
+        ),
+    ] = None,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Train on the stream of examples in one pass, and publish the weights every few seconds."""
+    if as_json and file is None:
+        raise typer.BadParameter("goes with --file", param_hint="--json")
+    if replay and file is not None:
+        raise typer.BadParameter("reads the topics: leave --file out", param_hint="--replay")
+    _let_idle_threads_sleep()
+    _say_at_once()
+    settings = _settings(config, bootstrap, **({"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {}))
+    if file is not None:
+        from headrace.file_training import train_file
+
+        raise typer.Exit(train_file(settings, file, keep=bool(checkpoint_dir), as_json=as_json))
+    from trainer.process import replay_topics, train_stream
+
+    raise typer.Exit(
+        replay_topics(settings)
+        if replay
+        else train_stream(settings, take_over=take_over, from_published=from_published)
+    )
+
+
+def _let_idle_threads_sleep() -> None:
+    """Before torch is loaded: OpenMP's threads sleep soon when they have nothing to do.
+
+    By default they spin for milliseconds, and on a machine that others use too the spinning takes the processor from
+    whoever has work: 182 small steps took 155 s on two busy cores, and 5 s this way.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+
+def serve(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Answer recommendation requests over HTTP, from the newest weights on the topic."""
+    settings = _settings(config, bootstrap)
+    from serving.process import run_server
+
+    _say_at_once()
+    raise typer.Exit(run_server(settings))
+
+
+def broker(
+    port: Annotated[int, typer.Argument(metavar="PORT", help="Where to listen.", min=1, max=65535)] = 9092,
+) -> None:
+    """Run the demo's broker in the foreground: it keeps everything in memory, and is for trying things out.
+
+    Ctrl-C ends it, and what it held is gone.
+    """
+    from headrace.broker import run_broker
+
+    raise typer.Exit(run_broker(port))
+
+
+def demo(
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", metavar="PATH", help="Your own ratings.dat, ratings.csv, u.data, .inter or .jsonl."),
+    ] = None,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option("--bootstrap", metavar="HOST:PORT", help="Use this broker instead of the embedded one."),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="SECONDS", min=1, help="Stop the replay after so long.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Plain lines, and one JSON object as the last.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="FOLDER", help="Leave state, checkpoints and logs in this folder.")
+    ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep it running at the end, with its page to look at, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The page's; default: any free one.")
+    ] = None,
+) -> None:
+    """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.
+
+    Real ratings go through Kafka in their real order; a live screen shows how the loop keeps up; at the end a few new
+    actions are sent and the recommendations of that user change. The same can be watched, and tried, on the page whose
+    address it shows. Ends by itself (with --stay, when told to); Ctrl-C ends it cleanly.
+    """
+    from headrace.demo import run_demo
+
+    raise typer.Exit(
+        run_demo(
+            dataset=dataset, bootstrap=bootstrap, duration_s=duration, as_json=as_json, keep=keep, stay=stay, port=port
+        )
+    )
+
+
+def produce(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+    ],
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="N", min=0.001, help="Actions a second; default: as fast as it goes."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Stop after so many actions.")
+    ] = None,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Send a file of ratings or actions to the actions topic, in the order of time.
+
+    A rating r becomes the kinds "rate", also "like" where r >= 4 and "love" where r = 5, with the rating as its value.
+    """
+    from stream.replay import replay
+
+    raise typer.Exit(replay(_settings(config, bootstrap), file, rate=rate, limit=limit))
+
+
+def simulate(
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="N", min=0.001, help="Actions a second, live; default: as fast as it goes."),
+    ] = None,
+    num_actions: Annotated[
+        int | None, typer.Option("--num-actions", metavar="N", min=1, help="Stop after so many; default: never.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same world.")] = 0,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Send the actions of a simulated world: items are born and die, tastes drift, feedback comes late.
+
+    With --rate the world lives now, at that rate, as live traffic does. Of its kinds (impression, click, like, share,
+    hide) it sends those that are configured.
+    """
+    from stream.live import simulate as send
+
+    raise typer.Exit(send(_settings(config, bootstrap), rate=rate, num_actions=num_actions, seed=seed))
+
+
+def lag(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a message, for pipes.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show the newest message and end.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Watch how far each stage is behind, live, from the trainer-lag topic. Ctrl-C ends it."""
+    from headrace.lag import watch
+
+    raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once))
+
+
+def versions(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a version.")] = False,
+    num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """List the published versions of the weights: number, kind, size, what they learned, age."""
+    from headrace.versions import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json, num_last=num))
+
+
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="Create what is missing, with the right settings.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a topic.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """List the topics of this deployment and what they hold; --create makes the missing ones."""
+    from headrace.topics import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), create=create, as_json=as_json))
+
+
+def audit(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Recount from the topics that nothing was lost, doubled or reordered, and that each interaction was trained once.
+
+    Works on any deployment, while it runs or after. What retention or compaction has removed cannot be recounted; the
+    table says which share was. Exit status 1 on any violation.
+    """
+    from headrace.audit import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    each.__name__: each
+    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, broker)
+}
+"""By name, in the order in which help lists them."""
+
+
+def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[str] | None = None) -> int:
+    """Parse ``arguments`` (None: the process's own) and run the command among ``names``; the exit status.
+
+    With one name alone, that command is the program itself. An error that a person can resolve is one line on stderr
+    and status 1, not a traceback.
+    """
+    app = typer.Typer(
+        help="Live user actions in, fresh recommendations out, by way of Kafka.\n\nTry it with nothing else "
+        "installed: headrace demo. In production a worker, a trainer (train) and a server (serve) run side by side.",
+        no_args_is_help=len(names) > 1,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # so that the lines of a docstring are joined
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name in names:
+        app.command(name)(COMMANDS[name])
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
+    try:
+        app(args=words, prog_name=prog)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`headrace lag --json | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not _is_user_facing(error):
+            raise
+        print(f"headrace {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_user_facing(error: Exception) -> bool:
+    """Whether the message says what to do. The modules are loaded already where such an error was raised."""
+    known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
+    return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run("headrace"))

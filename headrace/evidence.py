@@ -1,0 +1,216 @@
+"""What the topics say, side by side, and the checks that compare it. `headrace.audit` reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
+from headrace.recount import Recount
+from headrace.report import Check, Report
+from wire.status import PartitionStatus
+from wire.weights import TOPIC_ID
+
+
+@dataclass(eq=False)
+class Evidence:
+    """One deployment's records, as far as the checks need them; by partition, unless said otherwise."""
+
+    recounts: dict[int, Recount] = field(default_factory=dict)
+    """The actions, applied again."""
+    ledgers: dict[int, SequenceLedger] = field(default_factory=dict)
+    """The examples."""
+    sequences_id: str = ""
+    """The broker's id of the topic that they are in."""
+    plans: PlanLedger = field(default_factory=PlanLedger)
+    """The steps of the published versions."""
+    statuses: dict[int, PartitionStatus] = field(default_factory=dict)
+    """What the workers last reported."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """Where the actions end."""
+    whole: set[int] = field(default_factory=set)
+    """Partitions whose actions are there from the first record on."""
+    dead: set[tuple[int, int, int]] = field(default_factory=set)
+    """The dead letters: (partition, offset, index) of what they refuse."""
+    dead_before: int = 0
+    """Dead letters that retention has taken."""
+    dropped: Violations = field(default_factory=Violations)
+    """Versions of the weights that no reader takes."""
+    unread: Violations = field(default_factory=Violations)
+    """Examples that cannot be decoded."""
+
+    def report(self) -> Report:
+        """All checks."""
+        checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.told_once(), self.content()]
+        trained_check, sums = self.trained_once()
+        return Report([*checks, trained_check], sums)
+
+    def _num_actions(self) -> tuple[int, int]:
+        """Offsets of the actions topic that could be replayed, and all that there ever were."""
+        return sum(self.ends[number] for number in self.whole), sum(self.ends.values())
+
+    def nothing_lost(self) -> Check:
+        """Accepted + duplicate + dead-lettered = produced, and the workers say the same."""
+        sums = np.zeros(3, np.int64)
+        violations = Violations()
+        produced = 0
+        for number, recount in self.recounts.items():
+            counts = recount.sequencer.counts
+            sums += (counts.num_accepted, counts.num_duplicate, counts.num_dead)
+            produced += recount.num_produced
+            status = self.statuses.get(number)
+            expected = None if status is None else recount.counts_at.get(status.applied_offset)
+            if status is not None and expected is not None:
+                told = (status.num_accepted, status.num_duplicate, status.num_dead)
+                wanted = (expected.num_accepted, expected.num_duplicate, expected.num_dead)
+                # A store that is being restored takes over counts that its replay has yet to catch up with.
+                restoring = sum(told) > sum(wanted) and not self._settled(number)
+                if told != wanted and not restoring:
+                    violations.add(
+                        f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
+                        f"= {wanted}, the worker counted {told}"
+                    )
+        accepted, duplicate, dead = (int(each) for each in sums)
+        if accepted + duplicate + dead != produced:
+            violations.add(
+                f"{accepted} accepted + {duplicate} duplicate + {dead} dead letters are not {produced} produced"
+            )
+        found = f"{accepted:,} accepted + {duplicate:,} duplicate + {dead:,} dead-lettered = {produced:,} produced"
+        return Check("nothing is lost", found, *self._num_actions(), violations)
+
+    def dead_letters(self) -> Check:
+        """Each action that had to be refused is in the dead letters, and nothing else is."""
+        violations = Violations()
+        wanted = {(number, *place) for number, recount in self.recounts.items() for place in recount.dead}
+        late = 0
+        if not self.dead_before:
+            for number, offset, index in sorted(wanted - self.dead):
+                status = self.statuses.get(number)
+                if status is not None and (offset > status.applied_offset or status.outbox_len > 0):
+                    late += 1
+                else:
+                    violations.add(
+                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, is not"
+                    )
+        for number, offset, index in sorted(self.dead - wanted):
+            if number in self.whole and offset < self.ends[number]:
+                violations.add(f"partition {number}, offset {offset}, index {index}: is a dead letter, should not be")
+        found = f"{len(self.dead):,} dead letters" + (f", {late:,} on their way" if late else "")
+        share = 0 if self.dead_before else len(wanted)
+        return Check("dead letters are complete", found, share, len(wanted), violations)
+
+    def numbers(self) -> Check:
+        """The numbers of the examples have no holes."""
+        violations = Violations()
+        for ledger in self.ledgers.values():
+            _take(violations, ledger.holes)
+        _take(violations, self.unread)
+        held = sum(len(ledger.pieces) for ledger in self.ledgers.values())
+        gone = sum(ledger.num_missing for ledger in self.ledgers.values())
+        doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
+        stale = sum(ledger.num_stale for ledger in self.ledgers.values())
+        found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
+        return Check("examples have no holes", found, held, held + gone, violations)
+
+    def told_once(self) -> Check:
+        """Each interaction, and each later kind, is told by one example."""
+        violations = Violations()
+        users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
+        for ledger in self.ledgers.values():
+            _take(violations, ledger.telling)
+        num = sum(user.num for user in users)
+        seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
+        later = sum(ledger.num_feedback for ledger in self.ledgers.values())
+        found = f"{num:,} interactions of {len(users):,} users, and later kinds to {later:,} of them"
+        return Check("each piece is told once", found, seen, max(num, seen), violations)
+
+    def content(self) -> Check:
+        """Each user's sequence is what his actions say, in their order."""
+        violations = Violations()
+        checked = total = waiting = 0
+        for number, recount in self.recounts.items():
+            ledger, settled = self.ledgers[number], self._settled(number)
+            total += recount.num_interactions
+            for name, expected in recount.users.items():
+                user = ledger.users.get(name)
+                delivered = user.num if user else 0
+                where = f"partition {number}, user {name!r}"
+                missing = expected.end - delivered
+                waiting += max(0, missing)
+                if user is not None:
+                    checked += min(delivered, expected.end)
+                    wrong = differences(expected if settled else recount.users_at.get(name), user.history)
+                    if wrong:
+                        violations.add(f"{where}: {wrong}")
+                if missing > 0 and settled:
+                    violations.add(f"{where}: {missing} interactions never came")
+            for name in ledger.users.keys() - recount.users.keys():
+                violations.add(f"partition {number}, user {name!r}: has examples, but no action that was accepted")
+        found = f"{checked:,} interactions equal what the actions say" + (
+            f", {waiting:,} on their way" if waiting else ""
+        )
+        first, every = self._num_actions()
+        return Check("order and content", found, checked * first, max(total - waiting, checked) * every, violations)
+
+    def _settled(self, partition: int) -> bool:
+        """Whether the worker had applied and relayed everything before the audit began."""
+        status = self.statuses.get(partition)
+        return status is not None and status.outbox_len == 0 and status.applied_offset >= self.ends[partition] - 1
+
+    def trained_once(self) -> tuple[Check, dict[str, int]]:
+        """Each piece is in one step of the newest weights' line of training; and the sums over all topics."""
+        violations = Violations()
+        line, manifest = self.plans.current, self.plans.newest
+        learned_from = manifest.source.get(TOPIC_ID, "") if manifest is not None else ""
+        if learned_from and self.sequences_id and learned_from != self.sequences_id:  # first: it explains the rest
+            violations.add(
+                f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
+                f"has id {self.sequences_id}: it was deleted and created again"
+            )
+        _take(violations, self.plans.gaps)
+        _take(violations, self.plans.changes)
+        found = trained(line, self.ledgers, violations)
+        num = sum(each.num_interactions for each in found.values())
+        num_feedback = sum(each.num_feedback for each in found.values())
+        available = sum(ledger.num_interactions for ledger in self.ledgers.values())
+        if manifest is not None:
+            for partition, last in manifest.covered.items():
+                reached = found[partition].last if partition in found else -1
+                if last != reached:
+                    violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
+            whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
+            told = manifest.num_interactions, manifest.num_feedback
+            if whole and told != (num, num_feedback):
+                violations.add(
+                    f"the steps train {num} interactions and {num_feedback} pieces of later feedback, the manifest "
+                    f"says {told[0]} and {told[1]}"
+                )
+        newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
+        text = f"{num:,} interactions and {num_feedback:,} later pieces in {len(line.steps):,} steps of {newest}"
+        text += f", {available - num:,} on their way" if available > num else ""
+        accepted = sum(recount.sequencer.num_accepted for recount in self.recounts.values())
+        sums = {
+            "num_produced": sum(recount.num_produced for recount in self.recounts.values()),
+            "num_accepted": accepted,
+            "num_duplicate": sum(recount.sequencer.num_duplicate for recount in self.recounts.values()),
+            "num_dead": sum(recount.sequencer.num_dead for recount in self.recounts.values()),
+            "num_dead_letters": len(self.dead),
+            "num_interactions": sum(recount.num_interactions for recount in self.recounts.values()),
+            "num_delivered": available,
+            "num_trained": num,
+            "num_feedback_delivered": sum(ledger.num_feedback for ledger in self.ledgers.values()),
+            "num_feedback_trained": num_feedback,
+            "num_versions": self.plans.num_versions,
+            "num_dropped_versions": self.dropped.num,
+            "num_repeated_steps": line.num_repeated,
+        }
+        return Check(
+            "each piece is trained once", text, len(line.steps), line.first_step + len(line.steps), violations
+        ), sums
+
+
+def _take(violations: Violations, more: Violations) -> None:
+    for each in more:
+        violations.append(each)
+    violations.num += more.num

@@ -1,0 +1,154 @@
+"""What the demo knows at any moment; threads write it, the screen reads it."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from kafka.errors import KafkaError
+
+from headrace.config import Settings
+from wire.cluster import ClusterState
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.consumer import connect, follow
+from wire.topics import Topics
+
+IDLE_AFTER_S = 3.0
+STAGES = ("ingest", "sequence", "train", "publish", "serve")
+
+
+@dataclass(slots=True)
+class LagView:
+    """Numbers of one run. ``lag`` is the newest message of the lag topic; ``served`` the server's ``GET /version``."""
+
+    dataset: str = ""
+    broker: str = ""
+    page: str = ""
+    """Where the server's page is."""
+    num_actions: int = 0
+    num_sent: int = 0
+    phase: str = "starting"
+    lag: dict[str, Any] = field(default_factory=dict)
+    served: dict[str, Any] = field(default_factory=dict)
+    freshness_s: list[float] = field(default_factory=list)
+    """Each second while actions come in: age of the newest action that the served weights have learned from."""
+    cluster: ClusterState = field(default_factory=ClusterState)
+    """What the worker last reported."""
+    started_s: float = field(default_factory=time.monotonic)
+    sent_at: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
+
+    def note_sent(self, num: int) -> None:
+        """So many actions are sent by now."""
+        self.num_sent = num
+        self.sent_at.append((time.monotonic(), num))
+
+    @property
+    def rate(self) -> float:
+        """Actions sent a second, of late; 0 some seconds after the last."""
+        if len(self.sent_at) < 2 or time.monotonic() - self.sent_at[-1][0] > IDLE_AFTER_S:
+            return 0.0
+        (first_s, first), (last_s, last) = self.sent_at[0], self.sent_at[-1]
+        return (last - first) / max(last_s - first_s, 1e-9)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the demo began."""
+        return time.monotonic() - self.started_s
+
+    @property
+    def freshness_p50_s(self) -> float | None:
+        """The median of `freshness_s`."""
+        return statistics.median(self.freshness_s) if self.freshness_s else None
+
+    @property
+    def num_trained(self) -> int:
+        """Interactions that have been a target by now."""
+        return int(self.lag.get("num_interactions") or 0)
+
+    @property
+    def num_applied(self) -> int:
+        """Actions that the worker has judged by now."""
+        return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.workers.values())
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
+        stages = [self.stage(name) for name in STAGES[:4]]
+        if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.workers.values()):
+            return False
+        # The lag message has to be newer than the worker's report, or it is about what was before.
+        if self.lag.get("time_ms", 0) < self.cluster.worker_ms:
+            return False
+        if any(stage.get("lag_records") != 0 for stage in stages):
+            return False
+        return int(self.served.get("num_interactions") or 0) >= self.num_trained > 0
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """One stage of the newest lag message."""
+        found = self.lag.get("stages", {}).get(name, {})
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def version(self) -> str:
+        """The version that is served (where no server is asked: the newest published), as people write it."""
+        version = self.served.get("version") or self.lag.get("version")
+        return f"{version['epoch']}/{version['number']}" if version else "–"
+
+    @property
+    def freshness_now_s(self) -> float | None:
+        """Age of the newest action that the served weights have learned from."""
+        asked, told = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
+        newest = told if asked is None else asked
+        return None if newest is None else float(newest)
+
+    def hr10(self, ranker: str = "model", *, window: bool = False) -> float | None:
+        """Prequential HR@10 so far, or of the newest targets."""
+        metrics = self.lag.get("metrics", {})
+        table = metrics.get("retrieval_window") if window else metrics.get("retrieval", {}).get("all")
+        value = (table or {}).get(ranker, {}).get("hr10")
+        return None if value is None else float(value)
+
+    def entropy(self, *, baseline: bool = False, window: bool = False) -> float | None:
+        """Prequential normalised entropy of all kinds."""
+        table = self.lag.get("metrics", {}).get("ranking_window" if window else "ranking", {}).get("all", {})
+        value = table.get("ne_baseline" if baseline else "ne")
+        return None if value is None else float(value)
+
+
+class Follower(threading.Thread):
+    """Keeps the view's lag message and worker's status new. A broker that is away for a while is waited for."""
+
+    def __init__(self, settings: Settings, view: LagView) -> None:
+        super().__init__(name="follower", daemon=True)
+        self._settings = settings
+        self._view = view
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Follow until `stop`."""
+        topics = Topics.under(self._settings.kafka.prefix)
+        while not self._stopped.is_set():
+            try:
+                consumer = connect(self._settings.kafka)
+                try:
+                    for record in follow(consumer, topics.lag, topics.status):
+                        if self._stopped.is_set():
+                            return
+                        if record is not None and record.topic == topics.lag:
+                            self._view.lag = msgspec.json.decode(record.value)
+                        elif record is not None:
+                            self._view.cluster.note(record.value)
+                finally:
+                    consumer.close()
+            except (BrokerUnavailable, TopicMissing, KafkaError, msgspec.DecodeError):
+                self._stopped.wait(0.5)
+
+    def stop(self) -> None:
+        """End it."""
+        self._stopped.set()
+        self.join(5)

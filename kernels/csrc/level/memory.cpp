@@ -1,0 +1,485 @@
+// The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). One thread: each
+// event is predicted by what the one before it left behind.
+//
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats a row; rows that got some are
+// listed in `touched`, turned into features in place, and cleared when the event is done. What does not depend on the query
+// (`standing`) is a dense matrix, made anew every REFRESH events and kept right for the row that an event has just changed.
+#include <math.h>
+#include <string.h>
+
+#include "simd.h"
+
+// The argument, as the caller lays it out (kernels/memory/cpp.py).
+struct MemoryCall {
+    // The memory: `stride` rows of `width` neighbours each.
+    int64_t stride, num_rows, width, num_buckets;
+    int32_t *neighbour_row, *num_neighbours;
+    float *after, *before, *weight;
+    float *seen_V, *heat_HV;
+    int64_t *first_V, *last_V;
+    float *gain_BF, *square_BF;
+    double* clock;
+    uint8_t* dirty_V;
+    // The events.
+    int64_t num_events, logit_stride;
+    const int32_t* target_R;      // 0: a target without a row
+    const uint8_t* chosen_R;      // 0: only met; 1: predicted, learned and counted; 2: counted alone
+    const int32_t *past_rows, *met_rows;
+    const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R;
+    float* logit_AV;              // a row for each event that is asked
+    int32_t *rank_R, *model_rank_R, *count_rank_R;
+    float* loss_R;
+    // How.
+    double seen_growth, heat_growth[3], repeat_decay;
+    float gain_rate, gain_decay, weight_rate;
+    int32_t exclude;              // 0 never, 1 always, 2 where the stream has no repeats
+    int32_t learn;                // 0: every event is asked, and only logit_AV filled with the scores
+};
+
+HEADRACE_BEGIN
+
+constexpr int NUM_STANDING = 7, NUM_EVIDENCE = 8, NUM_HEAT = 3;
+constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
+enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
+enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, OWN_COUNT, OWN_RECENCY };
+enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
+constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
+constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
+constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
+constexpr int REFRESH = 16;
+constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
+constexpr float OUT = -1e30f;
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+// log x, x > 0, to 2 ulp (Cephes).
+template <typename F, typename I>
+HEADRACE_INLINE F log_of(F x) {
+    const I e = ((I)x - 0x3f3504f3) >> 23;
+    const F f = (F)((I)x - (e << 23)) - 1.0f, z = f * f;
+    F p = 7.0376836292e-2f * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    return f + (p * f * z - .5f * z) + __builtin_convertvector(e, F) * .69314718f;
+}
+HEADRACE_INLINE vf log1p_of(vf x) { return log_of<vf, vi>(x + 1.0f); }
+HEADRACE_INLINE float log1p_one(float x) { return log1p_of(splat(x))[0]; }
+
+HEADRACE_INLINE v8 load8(const float* p) {
+    v8 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v); }
+HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+
+struct Scratch {
+    float *standing, *evidence, *score, *push, *inverse_root, *closed, *similar, *whole, *early, *late, *chain;
+    int32_t* touched;
+    uint8_t *marked, *excluded;
+    int64_t num_touched, padded;
+    float gain[NUM_FEATURES];
+};
+
+inline bool make_scratch(const MemoryCall& m, Scratch& s) {
+    s.padded = round_up(m.num_rows, W);
+    Arena arena;
+    for (int pass = 0; pass < 2; ++pass) {
+        s.standing = arena.get<float>(s.padded * NUM_STANDING);
+        s.evidence = arena.get<float>(s.padded * NUM_EVIDENCE);
+        s.score = arena.get<float>(s.padded);
+        s.push = arena.get<float>(s.padded);
+        s.inverse_root = arena.get<float>(s.padded);
+        s.closed = arena.get<float>(s.padded);
+        float** const parts[] = {&s.similar, &s.whole, &s.early, &s.late, &s.chain};
+        for (float** part : parts) *part = arena.get<float>(round_up(m.width, W));
+        s.touched = arena.get<int32_t>(s.padded);
+        s.marked = arena.get<uint8_t>(s.padded);
+        s.excluded = arena.get<uint8_t>(s.padded);
+        if (pass == 0 && !arena.allocate()) return false;
+    }
+    memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
+    memset(s.evidence, 0, s.padded * NUM_EVIDENCE * sizeof(float));
+    memset(s.marked, 0, s.padded);
+    memset(s.excluded, 0, s.padded);
+    for (int64_t i = 0; i < s.padded; ++i) {
+        const bool is_open = i < m.num_rows && m.first_V[i] >= 0;
+        s.closed[i] = is_open ? 0.0f : OUT;
+        s.inverse_root[i] = is_open && m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+    }
+    return true;
+}
+
+// The standing features of rows from..to.
+inline void stand(const MemoryCall& m, Scratch& s, int64_t from, int64_t to) {
+    const float seen_unit = (float)(1 / m.clock[SEEN_SCALE]);
+    float heat_unit[NUM_HEAT];
+    for (int h = 0; h < NUM_HEAT; ++h) heat_unit[h] = (float)(HEAT_SCALES[h] / m.clock[HEAT_SCALE + h]);
+    const int64_t now = (int64_t)m.clock[EVENTS];
+    for (int64_t i = from; i < to; i += W) {
+        const int count = (int)min64(W, to - i);
+        float* at = s.standing + i;
+        const vf seen = load_some(m.seen_V + i, count) * seen_unit;
+        store_some(at + LOG_SEEN * s.padded, log1p_of(seen), count);
+        store_some(at + RARITY * s.padded, 1.0f / (seen + 1.0f), count);
+        for (int h = 0; h < NUM_HEAT; ++h) {
+            const vf heat = load_some(m.heat_HV + h * m.stride + i, count) * heat_unit[h];
+            store_some(at + (HEAT + h) * s.padded, log1p_of(heat), count);
+        }
+        vf age = zero(), idle = zero();
+        for (int j = 0; j < count; ++j) {
+            const int64_t first = m.first_V[i + j], last = m.last_V[i + j];
+            age[j] = last >= 0 ? (float)(now - first) : 0.0f;
+            idle[j] = last >= 0 ? (float)(now - last) : 0.0f;
+        }
+        store_some(at + AGE * s.padded, log1p_of(age) * TIME_SHARE, count);
+        store_some(at + IDLE * s.padded, log1p_of(idle) * TIME_SHARE, count);
+    }
+}
+
+HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
+    s.touched[s.num_touched] = row;
+    s.num_touched += !s.marked[row];
+    s.marked[row] = 1;
+}
+
+// What the neighbours of one past row add, `lag` steps back.
+inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
+    const int64_t base = row * m.width, num = m.num_neighbours[row];
+    const float root = s.inverse_root[row], inverse = root * root;
+    const int32_t* id = m.neighbour_row + base;
+    const float *after = m.after + base, *before = m.before + base, *weight = m.weight + base;
+    for (int64_t j = 0; j < num; j += W) {
+        vf q;
+        for (int l = 0; l < W; ++l) q[l] = j + l < num ? s.inverse_root[id[j + l]] : 0.0f;
+        const vf f = load_some(after + j, num - j), b = load_some(before + j, num - j), both = f + b * .5f;
+        q = q * root;
+        const vf similar = both * q;
+        store(s.similar + j, similar);
+        if (lag < CHAIN_LAGS) store(s.chain + j, log1p_of(similar * COSINE_SCALE));
+        if (lag < FOLLOWS_LAGS) store(s.whole + j, both * inverse);
+        if (lag < NEAR_LAGS) {
+            store(s.early + j, f * q);
+            store(s.late + j, b * q);
+        }
+    }
+    for (int64_t j = 0; j < num; ++j) {
+        touch(s, id[j]);
+        float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
+        e[WIDE] += decay[WIDE] * s.similar[j];
+        if (lag < LEARNED_LAGS) e[LEARNED] += decay[LEARNED] * weight[j];
+    }
+    if (lag < CHAIN_LAGS)
+        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + CHAIN] += .1f * decay[CHAIN] * s.chain[j];
+    if (lag < FOLLOWS_LAGS)
+        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + FOLLOWS] += decay[FOLLOWS] * s.whole[j];
+    if (lag < NEAR_LAGS)
+        for (int64_t j = 0; j < num; ++j) {
+            float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
+            e[AFTER] += decay[AFTER] * s.early[j];
+            e[BEFORE] += decay[AFTER] * s.late[j];
+        }
+}
+
+inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
+    s.num_touched = 0;
+    float decay[NUM_EVIDENCE] = {1, 1, 1, 1, 1, 1, 0, 0};
+    for (int lag = 0; lag < WIDE_LAGS && lag < num; ++lag) {
+        gather(m, s, past[num - 1 - lag], lag, decay);
+        decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
+        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY;
+    }
+    for (int64_t k = 0; k < num; ++k) {
+        touch(s, past[k]);
+        float* e = s.evidence + (int64_t)past[k] * NUM_EVIDENCE;
+        e[OWN_COUNT] += 1.0f;
+        e[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(num - 1 - k));
+    }
+    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, 1, 0};
+    const i8 plain = {0, -1, 0, 0, 0, -1, 0, -1};
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        float* e = s.evidence + (int64_t)s.touched[t] * NUM_EVIDENCE;
+        const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
+        store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
+    }
+}
+
+inline int bucket_of(const MemoryCall& m, int64_t num_past) {
+    int bucket = 0;  // round(log2(1 + n))
+    while (bucket < m.num_buckets - 1 && (double)(1 + num_past) * (double)(1 + num_past) >= (double)(2ull << (2 * bucket))) ++bucket;
+    return 1 + bucket;
+}
+
+// Scores of all rows, and the largest. Rows out of the running get OUT.
+inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
+    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+    for (int64_t i = 0; i < s.padded; i += W) {
+        vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
+        for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
+        store(s.score + i, x);
+    }
+    const v8 gain = load8(s.gain + NUM_STANDING);
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        const int64_t row = s.touched[t];
+        s.score[row] += sum8(load8(s.evidence + row * NUM_EVIDENCE) * gain);
+    }
+    for (int64_t k = 0; k < num_met; ++k) s.score[met[k]] = OUT;
+    vf best = splat(OUT);
+    for (int64_t i = 0; i < s.padded; i += W) best = larger(best, load(s.score + i));
+    return largest(best);
+}
+
+// 1 + the better competitors + half of the equal ones, rounded up. `running`: scores above OUT / 2 compete.
+inline int32_t rank_of(const float* score, const float* running, int64_t stride, int64_t padded, int64_t num, int64_t target) {
+    const float own = score[target * stride];
+    int64_t better = 0, equal = 0;
+    if (stride == 1) {
+        vi more = {}, same = {};
+        for (int64_t i = 0; i < padded; i += W) {
+            const vf x = load_some(score + i, num - i);
+            const vi runs = load(running + i) > OUT / 2;
+            more -= runs & (x > own);
+            same -= runs & (x == own);
+        }
+        for (int l = 0; l < W; ++l) better += more[l], equal += same[l];
+    } else {
+        for (int64_t i = 0; i < num; ++i)
+            if (running[i] > OUT / 2) better += score[i * stride] > own, equal += score[i * stride] == own;
+    }
+    equal -= running[target] > OUT / 2;
+    return (int32_t)(1 + better + (equal + 1) / 2);
+}
+
+// push = probability - [is the target]; returns the loss.
+inline float push_of(Scratch& s, float best, int64_t target) {
+    vf total = zero();
+    for (int64_t i = 0; i < s.padded; i += W) {
+        const vf p = exp_negative(load(s.score + i) - best);
+        store(s.push + i, p);
+        total += p;
+    }
+    const float all = sum(total), inverse = 1.0f / all;
+    for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
+    const float p = s.push[target];
+    s.push[target] -= 1.0f;
+    return -logf(p > 1e-20f ? p : 1e-20f);
+}
+
+inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
+    float slope[NUM_FEATURES];
+    vf dense[NUM_STANDING + 1] = {};
+    for (int64_t i = 0; i < s.padded; i += W) {
+        const vf push = load(s.push + i);
+        for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(s.standing + f * s.padded + i), push, dense[f]);
+        dense[NUM_STANDING] = fma(load_some(logit + i, m.num_rows - i), push, dense[NUM_STANDING]);
+    }
+    for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
+    slope[MODEL] = sum(dense[NUM_STANDING]);
+    v8 sparse = {};
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        const int64_t row = s.touched[t];
+        sparse += load8(s.evidence + row * NUM_EVIDENCE) * s.push[row];
+    }
+    store8(slope + NUM_STANDING, sparse);
+    for (int part = 0; part < 2; ++part) {
+        float *gain = m.gain_BF + part * bucket * NUM_FEATURES, *square = m.square_BF + part * bucket * NUM_FEATURES;
+        const float rate = part ? .5f * m.gain_rate : m.gain_rate;
+        for (int f = 0; f < NUM_FEATURES; ++f) {
+            square[f] = square[f] * m.gain_decay + slope[f] * slope[f];
+            gain[f] -= rate * slope[f] / sqrtf(square[f]);
+        }
+    }
+}
+
+inline void learn_weights(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
+    float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
+    for (int lag = 0; lag < LEARNED_LAGS && lag < num; ++lag, rate *= LEARNED_DECAY) {
+        const int32_t row = past[num - 1 - lag];
+        const int64_t base = row * m.width, count = m.num_neighbours[row];
+        const int32_t* id = m.neighbour_row + base;
+        float* weight = m.weight + base;
+        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * s.push[id[j]];
+        m.dirty_V[row] = 1;
+    }
+}
+
+// One more sighting of `other` beside `row`. A full row's weakest neighbour is worn down by newcomers, and gives way to one
+// that outweighs what is left of it (Misra and Gries, 1982, for the weakest alone).
+inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before) {
+    const int64_t base = row * m.width;
+    int32_t* id = m.neighbour_row + base;
+    const int64_t num = m.num_neighbours[row];
+    m.dirty_V[row] = 1;
+    for (int64_t j = 0; j < num; j += W) {
+        if (j + W <= num) {
+            const vi same = load(id + j) == other;
+            int found = 0;
+            for (int l = 0; l < W; ++l) found |= same[l];
+            if (!found) continue;
+        }
+        for (int64_t l = j; l < num && l < j + W; ++l)
+            if (id[l] == other) {
+                m.after[base + l] += after;
+                m.before[base + l] += before;
+                return;
+            }
+    }
+    int64_t at = num;
+    if (num == m.width) {
+        float least = m.after[base] + m.before[base];
+        at = 0;
+        for (int64_t j = 1; j < num; ++j) {
+            const float x = m.after[base + j] + m.before[base + j];
+            if (x < least) least = x, at = j;
+        }
+        const float coming = after + before;
+        if (coming < least) {
+            const float left = 1.0f - coming / least;
+            m.after[base + at] *= left;
+            m.before[base + at] *= left;
+            return;
+        }
+    } else {
+        m.num_neighbours[row] += 1;
+    }
+    id[at] = other;
+    m.after[base + at] = after;
+    m.before[base + at] = before;
+    m.weight[base + at] = 0.0f;
+}
+
+inline void rescale(const MemoryCall& m, Scratch& s) {
+    if (m.clock[SEEN_SCALE] > RESCALE_AT) {
+        const float unit = (float)(1 / m.clock[SEEN_SCALE]);
+        for (int64_t i = 0; i < m.num_rows; ++i) {
+            m.seen_V[i] *= unit;
+            for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) m.after[j] *= unit, m.before[j] *= unit;
+            s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+            m.dirty_V[i] = 1;
+        }
+        m.clock[SEEN_SCALE] = 1;
+    }
+    for (int h = 0; h < NUM_HEAT; ++h) {
+        double& scale = m.clock[HEAT_SCALE + h];
+        if (scale <= RESCALE_AT) continue;
+        for (int64_t i = 0; i < m.num_rows; ++i) {
+            m.heat_HV[h * m.stride + i] *= (float)(1 / scale);
+            m.dirty_V[i] |= m.first_V[i] >= 0;
+        }
+        scale = 1;
+    }
+}
+
+inline void count(const MemoryCall& m, Scratch& s, int32_t target, const int32_t* past, int64_t num) {
+    rescale(m, s);
+    const float unit = (float)m.clock[SEEN_SCALE];
+    float decay = unit;
+    for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY) {
+        const int32_t row = past[num - 1 - lag];
+        if (row == target) continue;
+        add(m, row, target, decay, 0.0f);
+        add(m, target, row, 0.0f, decay);
+    }
+    m.seen_V[target] += unit;
+    s.inverse_root[target] = 1.0f / sqrtf(m.seen_V[target]);
+    m.clock[SEEN_SCALE] *= m.seen_growth;
+    for (int h = 0; h < NUM_HEAT; ++h) {
+        m.heat_HV[h * m.stride + target] += (float)m.clock[HEAT_SCALE + h];
+        m.clock[HEAT_SCALE + h] *= m.heat_growth[h];
+    }
+}
+
+inline bool leaves_out(const MemoryCall& m) {
+    if (m.exclude != 2) return m.exclude == 1;
+    return m.clock[REPEATS] < FEW_REPEATS * (m.clock[CHOICES] + PRIOR_CHOICES);
+}
+
+inline void clear(Scratch& s) {
+    for (int64_t t = 0; t < s.num_touched; ++t) {
+        const int64_t row = s.touched[t];
+        s.marked[row] = 0;
+        store8(s.evidence + row * NUM_EVIDENCE, v8{});
+    }
+}
+
+inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* logit) {
+    const int32_t target = m.target_R[r], *past = m.past_rows + m.past_begin_R[r], *met = m.met_rows + m.met_begin_R[r];
+    const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r], num_met = m.met_end_R[r] - m.met_begin_R[r];
+    const int bucket = bucket_of(m, num_past);
+    const bool excludes = leaves_out(m);
+    collect(m, s, past, num_past);
+    bool is_repeat = false;
+    for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
+    float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
+    if (excludes && is_repeat) {  // the target competes even where it is left out
+        float own = s.gain[MODEL] * logit[target] + sum8(load8(s.evidence + (int64_t)target * NUM_EVIDENCE) * load8(s.gain + NUM_STANDING));
+        for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
+        s.score[target] = own;
+        best = own > best ? own : best;
+    }
+    m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
+    m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
+    m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_EVIDENCE, s.padded, m.num_rows, target);
+    m.loss_R[r] = push_of(s, best, target);
+    learn_weights(m, s, past, num_past);
+    learn_gains(m, s, logit, bucket);
+    clear(s);
+    m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
+    m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+}
+
+inline void meet(const MemoryCall& m, Scratch& s, int64_t r) {
+    const int32_t target = m.target_R[r];
+    const int64_t now = (int64_t)m.clock[EVENTS];
+    if (m.first_V[target] < 0 || (m.chosen_R[r] && m.last_V[target] < 0)) m.first_V[target] = now;
+    if (m.chosen_R[r]) m.last_V[target] = now;
+    m.dirty_V[target] = 1;
+    s.closed[target] = 0.0f;
+    if (m.chosen_R[r]) count(m, s, target, m.past_rows + m.past_begin_R[r], m.past_end_R[r] - m.past_begin_R[r]);
+    m.clock[EVENTS] += 1;
+    if ((now + 1) % REFRESH == 0) stand(m, s, 0, m.num_rows);
+    else stand(m, s, target, target + 1);
+}
+
+inline void score_all(const MemoryCall& m, Scratch& s) {
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r];
+        float* logit = m.logit_AV + r * m.logit_stride;
+        collect(m, s, m.past_rows + m.past_begin_R[r], num_past);
+        mix(m, s, logit, bucket_of(m, num_past), nullptr, 0);
+        memcpy(logit, s.score, m.num_rows * sizeof(float));
+        clear(s);
+    }
+}
+
+HEADRACE_END
+
+// Returns 1 when memory ran out.
+HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
+    using namespace headrace::HEADRACE_LEVEL;
+    const MemoryCall& m = *call;
+    Scratch s;
+    if (!make_scratch(m, s)) return 1;
+    stand(m, s, 0, m.num_rows);
+    if (!m.learn) {
+        score_all(m, s);
+        return 0;
+    }
+    const float* logit = m.logit_AV;
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        const int32_t target = m.target_R[r];
+        const bool is_asked = m.chosen_R[r] == 1;
+        m.rank_R[r] = m.model_rank_R[r] = m.count_rank_R[r] = is_asked ? 0 : -1;
+        m.loss_R[r] = NAN;
+        if (target > 0 && is_asked && m.first_V[target] >= 0) predict(m, s, r, logit);
+        logit += is_asked * m.logit_stride;
+        if (target > 0) meet(m, s, r);
+    }
+    return 0;
+}

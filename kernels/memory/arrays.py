@@ -1,0 +1,182 @@
+"""What the memory is made of: arrays that grow with the catalogue, and what happens to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
+"""Features of an item that do not depend on who asks."""
+EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "own_count", "own_recency")
+"""Features of an item in the light of the user's history."""
+FEATURES = (*STANDING, *EVIDENCE, "model")
+"""What a score is the weighted sum of; the last one is the network's logit."""
+NUM_HEATS = 3
+CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
+
+FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
+"""Where the gains start: what they come to on any stream, roughly, so that the first predictions are not blind."""
+
+FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
+"""A stream has repeats from this share of the choices on; it starts with so many that were none."""
+
+
+@dataclass(slots=True, eq=False)
+class MemoryArrays:
+    """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
+
+    ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: which rows were met beside this one; ``after`` and
+    ``before`` (V, N): decayed counts of how often it came after this one, and before; ``weight`` (V, N): what was
+    learned on top. ``seen`` (V,): decayed sightings. ``heat`` (3, V): the same by shorter half-lives. ``first`` and
+    ``last`` (V,) int64: the event of the first choice and of the newest; without a choice, the first meeting and -1; -1
+    both for a row that was not met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the features,
+    shared and by the length of the history, and their Adagrad state. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
+    uint8: rows changed since somebody cleared it.
+
+    Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
+    worth."""
+
+    neighbour_row: Int32
+    num_neighbours: Int32
+    after: Float32
+    before: Float32
+    weight: Float32
+    seen: Float32
+    heat: Float32
+    first: Int64
+    last: Int64
+    gain: Float32
+    gain_square: Float32
+    clock: Float64
+    dirty: NDArray[np.uint8]
+
+    @staticmethod
+    def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
+        """A memory of nothing."""
+
+        def rows(kind: type, width: int | None = None) -> NDArray[Any]:
+            return np.zeros(capacity if width is None else (capacity, width), kind)
+
+        gain = np.zeros((1 + num_buckets, len(FEATURES)), np.float32)
+        for name, value in FIRST_GAINS.items():
+            gain[0, FEATURES.index(name)] = value
+        clock = np.zeros(len(CLOCK), np.float64)
+        clock[1 : 2 + NUM_HEATS] = 1.0
+        return MemoryArrays(
+            neighbour_row=rows(np.int32, num_neighbours),
+            num_neighbours=rows(np.int32),
+            after=rows(np.float32, num_neighbours),
+            before=rows(np.float32, num_neighbours),
+            weight=rows(np.float32, num_neighbours),
+            seen=rows(np.float32),
+            heat=np.zeros((NUM_HEATS, capacity), np.float32),
+            first=np.full(capacity, -1, np.int64),
+            last=np.full(capacity, -1, np.int64),
+            gain=gain,
+            gain_square=np.full_like(gain, 1e-3),
+            clock=clock,
+            dirty=rows(np.uint8),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """V."""
+        return len(self.seen)
+
+    @property
+    def width(self) -> int:
+        """N."""
+        return int(self.neighbour_row.shape[1])
+
+    @property
+    def num_buckets(self) -> int:
+        """Lengths of history that have gains of their own."""
+        return len(self.gain) - 1
+
+    @property
+    def leaves_out_repeats(self) -> bool:
+        """Whether hardly any choice so far was of an item that the user had met before."""
+        repeats, choices = self.clock[-2:]
+        return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
+
+    def copy(self) -> MemoryArrays:
+        """The same, elsewhere."""
+        return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryEvents:
+    """R events in the order in which they happened, and what came before each.
+
+    ``target_R`` (R,) int32: the row met, 0 for an item without one, which nothing is known of. ``chosen_R`` (R,) uint8:
+    1 for a choice, which is predicted, learned and counted; 2 for one that is only counted; 0 for what was only met.
+    ``past_rows`` int32: what users had chosen, oldest first; that of event r is
+    ``past_rows[past_begin_R[r]:past_end_R[r]]``. ``met_rows``: the same of everything they had met, which is left out
+    where the stream has no repeats. Rows are above 0."""
+
+    target_R: Int32
+    chosen_R: NDArray[np.uint8]
+    past_rows: Int32
+    past_begin_R: Int64
+    past_end_R: Int64
+    met_rows: Int32
+    met_begin_R: Int64
+    met_end_R: Int64
+
+    def __len__(self) -> int:
+        return len(self.target_R)
+
+    def __getitem__(self, part: slice) -> MemoryEvents:
+        """Some of them; the rows are shared."""
+        shared = ("past_rows", "met_rows")
+        return MemoryEvents(
+            **{each.name: getattr(self, each.name)[() if each.name in shared else part] for each in fields(self)}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRules:
+    """How fast the memory learns and forgets. Half-lives in events.
+
+    ``exclude``: whether what a user has met is left out: "never", "always", or "auto": where at most 2% of the choices
+    are repeats."""
+
+    seen_half_life: float = 1_000_000.0
+    heat_half_lives: tuple[float, float, float] = (300.0, 3_000.0, 30_000.0)
+    repeat_half_life: float = 10_000.0
+    gain_rate: float = 0.1
+    gain_decay: float = 0.9999
+    weight_rate: float = 0.05
+    exclude: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryOutcome:
+    """What came of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 where nothing was
+    asked: by the whole score, by the network alone, and by counts alone (`follows`). ``loss_R``: cross entropy over
+    what competed, NaN where nothing was predicted."""
+
+    rank_R: Int32
+    model_rank_R: Int32
+    count_rank_R: Int32
+    loss_R: Float32
+
+    @staticmethod
+    def join(parts: Sequence[MemoryOutcome]) -> MemoryOutcome:
+        """What came of one part of the events after the other."""
+        columns = [[getattr(part, each.name) for part in parts] for each in fields(MemoryOutcome)]
+        empty = (np.zeros(0, np.int32),) * 3 + (np.zeros(0, np.float32),)
+        return MemoryOutcome(*(np.concatenate([none, *column]) for none, column in zip(empty, columns, strict=True)))
+
+    def ordered(self, index_R: Int64) -> MemoryOutcome:
+        """The same events in another order."""
+        return MemoryOutcome(*(getattr(self, each.name)[index_R] for each in fields(self)))

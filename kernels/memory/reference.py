@@ -1,0 +1,249 @@
+"""The definition of the memory in plain NumPy: one event after the other, one feature after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.memory.arrays import (
+    EVIDENCE,
+    FEATURES,
+    NUM_HEATS,
+    STANDING,
+    Float32,
+    Float64,
+    Int32,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+)
+
+# (lags, decay a lag): how many of the user's last choices count, and how much less each than the one after it.
+FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
+LEARNED, COUNTED = (40, 0.95), (20, 0.9)
+FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
+REFRESH_EVENTS = 16
+RESCALE_AT = 1e12
+OUT = -1e30
+_EVENTS, _SEEN, _HEAT, _REPEATS, _CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
+
+
+@dataclass(slots=True, eq=False)
+class _Prediction:
+    score_V: Float64
+    feature_FV: Float64
+    competes_V: NDArray[np.bool_]
+    gain_F: Float64
+    bucket: int
+
+
+def memory_learn(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, rules: MemoryRules
+) -> MemoryOutcome:
+    """See `kernels.memory.memory_learn`."""
+    num = len(events)
+    asked_R = events.chosen_R == 1
+    rank_3R, loss_R = np.tile(np.where(asked_R, 0, -1).astype(np.int32), (3, 1)), np.full(num, np.nan, np.float32)
+    standing_FV = _standing(memory, num_rows)
+    logit_of_R = np.cumsum(asked_R) - 1
+    for r in range(num):
+        target = int(events.target_R[r])
+        if target == 0:
+            continue
+        past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
+        met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        if asked_R[r] and memory.first[target] >= 0:
+            rank_3R[:, r], loss_R[r] = _predict_and_learn(
+                memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules
+            )
+        _meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+        fresh = _standing(memory, num_rows)
+        if int(memory.clock[_EVENTS]) % REFRESH_EVENTS == 0:
+            standing_FV = fresh
+        standing_FV[:, target] = fresh[:, target]
+    return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
+
+
+def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> None:
+    """See `kernels.memory.memory_scores`."""
+    standing_FV = _standing(memory, num_rows)
+    for r in range(len(events)):
+        past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
+        done = _mix(memory, num_rows, standing_FV, past, past[:0], 0, logit_AV[r])
+        logit_AV[r, :num_rows] = np.where(done.competes_V, done.score_V, OUT)
+
+
+def _standing(memory: MemoryArrays, num_rows: int) -> Float64:
+    """(standing features, V)."""
+    seen = memory.seen[:num_rows] / memory.clock[_SEEN]
+    heat = memory.heat[:, :num_rows] / memory.clock[_HEAT : _HEAT + NUM_HEATS, None]
+    now, was_chosen = memory.clock[_EVENTS], memory.last[:num_rows] >= 0
+    since = [np.where(was_chosen, now - when[:num_rows], 0.0) for when in (memory.first, memory.last)]
+    return np.stack(
+        [
+            np.log1p(seen),
+            *np.log1p(heat * np.array(HEAT_SCALES)[:, None]),
+            *(TIME_SHARE * np.log1p(each) for each in since),
+            1.0 / (1.0 + seen),
+        ]
+    )
+
+
+def _evidence(memory: MemoryArrays, num_rows: int, past: Int32) -> Float64:
+    """(evidence features, V)."""
+    total = dict(zip(EVIDENCE, np.zeros((len(EVIDENCE), num_rows)), strict=True))
+    for lag, row in enumerate(past[::-1].tolist()):
+        num = memory.num_neighbours[row]
+        ids = memory.neighbour_row[row, :num]
+        after, before = memory.after[row, :num].astype(float), memory.before[row, :num].astype(float)
+        both, seen = after + 0.5 * before, float(memory.seen[row])
+        root = np.sqrt(seen * memory.seen[ids].astype(float))
+        _add(total["follows"], ids, both / seen if num else both, lag, FOLLOWS)
+        _add(total["chain"], ids, 0.1 * np.log1p(COSINE_SCALE * both / root), lag, CHAIN)
+        _add(total["wide"], ids, both / root, lag, WIDE)
+        _add(total["after"], ids, after / root, lag, NEAR)
+        _add(total["before"], ids, before / root, lag, NEAR)
+        _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
+        total["own_count"][row] += 1.0
+        total["own_recency"][row] = max(total["own_recency"][row], 1.0 / (1.0 + 0.1 * lag))
+    for name, scale in (("follows", FOLLOWS_SCALE), ("own_count", 1.0)):
+        total[name] = np.log1p(scale * total[name])
+    for name in ("wide", "after", "before"):
+        total[name] = np.log1p(COSINE_SCALE * total[name])
+    return np.stack(list(total.values()))
+
+
+def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, window: tuple[int, float]) -> None:
+    lags, decay = window
+    if lag < lags:
+        total_V[ids] += value * decay**lag
+
+
+def _mix(
+    memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
+) -> _Prediction:
+    bucket = 1 + min(memory.num_buckets - 1, int(np.log2(1 + len(past)) + 0.5))
+    gain_F = memory.gain[0].astype(float) + memory.gain[bucket]
+    feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
+    competes_V = memory.first[:num_rows] >= 0
+    competes_V[left_out] = False
+    competes_V[target] |= target > 0
+    return _Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket)
+
+
+def _predict_and_learn(
+    memory: MemoryArrays,
+    num_rows: int,
+    standing_FV: Float64,
+    target: int,
+    past: Int32,
+    met: Int32,
+    logit: Float32,
+    rules: MemoryRules,
+) -> tuple[tuple[int, int, int], float]:
+    excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+    done = _mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
+    by_counts = done.feature_FV[FEATURES.index("follows")]
+    ranks = tuple(_rank(score, done.competes_V, target) for score in (done.score_V, logit[:num_rows], by_counts))
+    score_V = np.where(done.competes_V, done.score_V, -np.inf)
+    push_V = np.exp(score_V - score_V.max())
+    push_V /= push_V.sum()
+    loss = -np.log(max(push_V[target], 1e-20))
+    push_V[target] -= 1.0
+    _learn_weights(memory, past, push_V, done.gain_F, rules)
+    slope_F = done.feature_FV @ push_V
+    for part, rate in ((0, rules.gain_rate), (done.bucket, 0.5 * rules.gain_rate)):
+        memory.gain_square[part] = memory.gain_square[part] * rules.gain_decay + slope_F**2
+        memory.gain[part] -= rate * slope_F / np.sqrt(memory.gain_square[part])
+    decay = 0.5 ** (1.0 / rules.repeat_half_life)
+    memory.clock[_REPEATS] = memory.clock[_REPEATS] * decay + float(target in met)
+    memory.clock[_CHOICES] = memory.clock[_CHOICES] * decay + 1.0
+    return (ranks[0], ranks[1], ranks[2]), float(loss)
+
+
+def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:
+    others = competes_V.copy()
+    others[target] = False
+    better, equal = score_V[others] > score_V[target], score_V[others] == score_V[target]
+    return int(1 + better.sum() + (equal.sum() + 1) // 2)
+
+
+def _learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Float64, rules: MemoryRules) -> None:
+    lags, decay = LEARNED
+    rate = rules.weight_rate * gain_F[len(STANDING) + EVIDENCE.index("learned")]
+    for lag, row in enumerate(past[::-1][:lags].tolist()):
+        num = memory.num_neighbours[row]
+        memory.weight[row, :num] -= rate * decay**lag * push_V[memory.neighbour_row[row, :num]]
+        memory.dirty[row] = 1
+
+
+def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
+    now = int(memory.clock[_EVENTS])
+    if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
+        memory.first[target] = now
+    if past is not None:
+        memory.last[target] = now
+    memory.dirty[target] = 1
+    if past is not None:
+        _count(memory, target, past, num_rows, rules)
+    memory.clock[_EVENTS] += 1
+
+
+def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules: MemoryRules) -> None:
+    _rescale(memory, num_rows)
+    lags, decay = COUNTED
+    unit = float(np.float32(memory.clock[_SEEN]))
+    for lag, row in enumerate(past[::-1][:lags].tolist()):
+        if row != target:
+            _sight(memory, row, target, unit * decay**lag, 0.0)
+            _sight(memory, target, row, 0.0, unit * decay**lag)
+    memory.seen[target] += unit
+    memory.clock[_SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
+    for heat, half_life in enumerate(rules.heat_half_lives):
+        memory.heat[heat, target] += memory.clock[_HEAT + heat]
+        memory.clock[_HEAT + heat] *= 2.0 ** (1.0 / half_life)
+
+
+def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float) -> None:
+    """One more sighting of ``other`` beside ``row``.
+
+    A full row's weakest neighbour is worn down, and gives way to one that outweighs what is left of it (Misra & Gries,
+    1982, for the weakest alone).
+    """
+    memory.dirty[row] = 1
+    num = int(memory.num_neighbours[row])
+    found = np.flatnonzero(memory.neighbour_row[row, :num] == other)
+    if len(found):
+        memory.after[row, found[0]] += after
+        memory.before[row, found[0]] += before
+        return
+    at = num
+    if num == memory.width:
+        both = memory.after[row] + memory.before[row]
+        at = int(np.argmin(both))
+        if after + before < both[at]:
+            left = 1.0 - (after + before) / float(both[at])
+            memory.after[row, at] *= left
+            memory.before[row, at] *= left
+            return
+    else:
+        memory.num_neighbours[row] += 1
+    memory.neighbour_row[row, at] = other
+    memory.after[row, at], memory.before[row, at], memory.weight[row, at] = after, before, 0.0
+
+
+def _rescale(memory: MemoryArrays, num_rows: int) -> None:
+    """Before the unit of a count outgrows a float."""
+    if memory.clock[_SEEN] > RESCALE_AT:
+        for counts in (memory.seen, memory.after, memory.before):
+            counts *= 1.0 / memory.clock[_SEEN]
+        memory.dirty[:num_rows] = 1
+        memory.clock[_SEEN] = 1.0
+    for heat in range(NUM_HEATS):
+        if memory.clock[_HEAT + heat] > RESCALE_AT:
+            memory.heat[heat] *= 1.0 / memory.clock[_HEAT + heat]
+            memory.dirty |= memory.first >= 0
+            memory.clock[_HEAT + heat] = 1.0

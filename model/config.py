@@ -1,0 +1,91 @@
+"""The model's configuration: what a server must know to run the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, check_fields, expect
+
+MODEL_LIMITS: dict[str, Limit] = {
+    "kinds": Names(32, "set action.kinds"),
+    "num_features": Number(0, whole=True, advice="set action.features"),
+    "num_user_features": Number(0, whole=True, advice="set action.user_features"),
+    "num_layers": AT_LEAST_1,
+    "model_width": AT_LEAST_1,
+    "num_heads": AT_LEAST_1,
+    "qk_width": AT_LEAST_1,
+    "value_width": AT_LEAST_1,
+    "item_width": Number(2, whole=True, advice="64 is usual"),
+    "norm_len": ABOVE_0,
+    "max_context": AT_LEAST_1,
+    "num_positions": AT_LEAST_1,
+    "num_time_buckets": AT_LEAST_1,
+    "time_unit_ms": ABOVE_0,
+    "temperature": ABOVE_0,
+    "bias_scale": Number(),
+    "norm_eps": ABOVE_0,
+    "use_domain": Switch(),
+    "use_value": Switch(),
+    "positive_kinds": Names(32, "leave it out to go by their names", least=0),
+    "negative_kinds": Names(32, "leave it out to go by their names", least=0),
+    "memory_neighbours": Number(1, 4096, whole=True, advice="256 is usual"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of the HSTU: what a server must know to run the weights.
+
+    ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
+    row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
+    ``positive_kinds`` and ``negative_kinds`` say what a choice is; empty: by their names (`model.kinds`).
+    ``memory_neighbours``: at most so many items are remembered beside each (`model.memory`).
+    """
+
+    kinds: tuple[str, ...] = ("rate", "like", "love")
+    num_features: int = 0
+    num_user_features: int = 0
+    num_layers: int = 2
+    model_width: int = 64
+    num_heads: int = 2
+    qk_width: int = 32
+    value_width: int = 32
+    item_width: int = 64
+    norm_len: float = 64.0
+    max_context: int = 200
+    num_positions: int = 256
+    num_time_buckets: int = 64
+    time_unit_ms: float = 1000.0
+    temperature: float = 0.2
+    bias_scale: float = 1.0
+    norm_eps: float = 1e-5
+    use_domain: bool = True
+    use_value: bool = False
+    positive_kinds: tuple[str, ...] = ()
+    negative_kinds: tuple[str, ...] = ()
+    memory_neighbours: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("kinds", "positive_kinds", "negative_kinds"):
+            kinds: Any = getattr(self, name)
+            if isinstance(kinds, list):  # as JSON gives them
+                object.__setattr__(self, name, tuple(kinds))
+        check_fields(self, "model", MODEL_LIMITS)
+        for name in ("positive_kinds", "negative_kinds"):
+            strange = sorted(set(getattr(self, name)) - set(self.kinds))
+            expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as they go into manifests and checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `as_dict`; keys that this build does not know are an error."""
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(set(values) - known)
+        expect(
+            not unknown, cls.__name__, f"keys among {sorted(known)}", unknown, "use the build that wrote it, or newer"
+        )
+        return cls(**values)

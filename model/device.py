@@ -1,0 +1,18 @@
+"""Which device to compute on."""
+
+from __future__ import annotations
+
+import torch
+
+from wire.errors import ConfigError
+
+
+def choose_device(wanted: str, key: str) -> torch.device:
+    """``cpu``, ``cuda``, or ``auto``: the GPU where there is one.
+
+    Raises `ConfigError` for a GPU that is not there; ``key`` is the configuration's that asked for it.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ConfigError(f'{key}: expected a CUDA GPU for "cuda", got a machine without one; use "auto" or "cpu"')
+    return torch.device("cuda" if wanted != "cpu" and has_gpu else "cpu")

@@ -1,0 +1,197 @@
+"""The HSTU: interleaved item and action tokens in, what the user does next out.
+
+"Actions Speak Louder than Words" (Zhai et al., ICML 2024), with two differences that caching needs: the attention is
+divided by a constant of the configuration, and positions enter pairwise only (docs/architecture.md).
+
+Tokens of n interactions: Φ₀, a₀, Φ₁, a₁, … (T = 2n). The output at Φⱼ says which kinds of action follow (ranking); the
+output at aⱼ₋₁ says which item follows (retrieval), asked at the time of the next interaction. A user without history is
+answered by a learnt query.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from torch import Tensor, nn
+
+from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
+from model.config import ModelConfig
+from model.rates import NUM_PRIORS
+
+
+class Layer(nn.Module):
+    """Weights of one HSTU layer, and its relative biases of position (H, P) and time (H, K)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads = config.model_width, config.num_heads
+        inner, projected = heads * config.value_width, 2 * heads * (config.value_width + config.qk_width)
+        self.norm_in_weight_M = nn.Parameter(torch.ones(width))
+        self.norm_in_bias_M = nn.Parameter(torch.zeros(width))
+        self.uvqk_weight = nn.Parameter(torch.empty(width, projected))
+        self.uvqk_bias = nn.Parameter(torch.zeros(projected))
+        self.norm_out_weight = nn.Parameter(torch.ones(inner))
+        self.norm_out_bias = nn.Parameter(torch.zeros(inner))
+        self.out_weight = nn.Parameter(torch.empty(inner, width))
+        self.out_bias = nn.Parameter(torch.zeros(width))
+        self.pos_bias_GP = nn.Parameter(torch.zeros(heads, config.num_positions))
+        self.time_bias_GK = nn.Parameter(torch.zeros(heads, config.num_time_buckets))
+
+    def params(self) -> LayerParams:
+        """The weights as the kernels take them (the biases of attention go beside them)."""
+        return LayerParams(
+            norm_in_weight_M=self.norm_in_weight_M,
+            norm_in_bias_M=self.norm_in_bias_M,
+            uvqk_weight=self.uvqk_weight,
+            uvqk_bias=self.uvqk_bias,
+            norm_out_weight=self.norm_out_weight,
+            norm_out_bias=self.norm_out_bias,
+            out_weight=self.out_weight,
+            out_bias=self.out_bias,
+        )
+
+
+class HSTU(nn.Module):
+    """All dense weights. The embedding rows are the caller's: training gathers them, serving holds whole tables."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        width, direction = config.model_width, config.item_width - 1
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.item_weight = nn.Parameter(torch.empty(config.item_width, width))
+        self.kind_KM = nn.Parameter(torch.empty(len(config.kinds), width))
+        self.action_M = nn.Parameter(torch.zeros(width))
+        self.action_item_weight = nn.Parameter(torch.empty(width, width))
+        self.value_M = nn.Parameter(torch.zeros(2, width))
+        self.start_M = nn.Parameter(torch.zeros(width))
+        self.query_weight = nn.Parameter(torch.empty(width, direction))
+        self.query_bias = nn.Parameter(torch.zeros(direction))
+        self.rank_weight = nn.Parameter(torch.empty(width, len(config.kinds)))
+        self.rank_bias_K = nn.Parameter(torch.zeros(len(config.kinds)))
+        self.rank_prior_PK = nn.Parameter(torch.zeros(NUM_PRIORS, len(config.kinds)))
+        self.rank_norm_weight_M = nn.Parameter(torch.ones(width))
+        self.rank_norm_bias_M = nn.Parameter(torch.zeros(width))
+        self.time_buckets = TimeBuckets.logarithmic(config.num_time_buckets, unit_ms=config.time_unit_ms)
+        self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in sorted(self.named_parameters()):
+            if parameter.dim() == 2 and not name.endswith(("_GP", "_GK", "value_M", "kind_KM")):
+                std = 1.0 / math.sqrt(parameter.shape[0])
+                nn.init.normal_(parameter, std=std, generator=generator)
+        # Ranking starts as the item's own rate, which takes gradients long to find.
+        nn.init.zeros_(self.rank_weight)
+        nn.init.ones_(self.rank_prior_PK[0])
+        nn.init.normal_(self.kind_KM, std=0.02, generator=generator)
+        nn.init.normal_(self.start_M, std=0.02, generator=generator)
+
+    def item_inputs(self, item_nD: Tensor, side_nM: Tensor | None = None) -> Tensor:
+        """Item rows (n, D) and the sum of domain and feature rows (n, M), if any → item tokens (n, M)."""
+        tokens_nM = item_nD @ self.item_weight
+        return tokens_nM if side_nM is None else tokens_nM + side_nM
+
+    def action_inputs(self, item_nM: Tensor, kinds_nK: Tensor, value_n: Tensor | None = None) -> Tensor:
+        """Item tokens (n, M), what was done (n, K) of 0 and 1, and values (n,), NaN where absent → (n, M)."""
+        action_nM = self.action_M + kinds_nK @ self.kind_KM + item_nM @ self.action_item_weight
+        if not self.config.use_value or value_n is None:
+            return action_nM
+        present = torch.isfinite(value_n)
+        known = torch.where(present, value_n, torch.zeros_like(value_n))
+        scaled = torch.sign(known) * torch.log1p(known.abs())
+        return action_nM + torch.stack([present.to(scaled.dtype), scaled], dim=1) @ self.value_M
+
+    @staticmethod
+    def interleave(item_nM: Tensor, action_nM: Tensor) -> Tensor:
+        """(n, M) and (n, M) → (2n, M): item, action, item, action, …"""
+        return torch.stack([item_nM, action_nM], dim=1).reshape(-1, item_nM.shape[1])
+
+    def encode(
+        self,
+        x_TM: Tensor,
+        offsets_B1: Tensor,
+        query_time_T: Tensor,
+        key_time_T: Tensor,
+        *,
+        dropout: float = 0.0,
+        seed: int = 0,
+        in_order: bool | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Tokens through all layers: (T, M) → (T, M). Times in ms, int64.
+
+        ``in_order``: whether no user's keys go back in time, where the caller knows (a GPU need then not be asked).
+        """
+        config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            x_TM = hstu_layer(
+                x_TM,
+                layer.params(),
+                offsets_B1,
+                num_heads=config.num_heads,
+                norm_len=config.norm_len,
+                pos_bias_GP=layer.pos_bias_GP,
+                time_bias_GK=layer.time_bias_GK,
+                time_buckets=self.time_buckets,
+                query_time_T=query_time_T,
+                key_time_T=key_time_T,
+                bucket_cache=cache,
+                dropout=dropout,
+                seed=seed * 64 + index,
+                eps=config.norm_eps,
+                backend=backend,
+            )
+        return x_TM
+
+    def rank_logits(self, y_RM: Tensor, prior_RPK: Tensor | None) -> Tensor:
+        """Outputs at item tokens (R, M) and what rates alone say (`Rates.prior`) → a logit per kind (R, K); with None,
+        the network's part of it."""
+        normed = F.layer_norm(
+            y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps
+        )
+        logits_RK = normed @ self.rank_weight + self.rank_bias_K
+        return logits_RK if prior_RPK is None else logits_RK + (prior_RPK * self.rank_prior_PK).sum(dim=1)
+
+    def retrieval_query(self, y_RM: Tensor) -> Tensor:
+        """Outputs at action tokens (R, M) → queries (R, D) for `retrieval_table`: inner product = logit."""
+        direction = unit_rows(torch.addmm(self.query_bias, y_RM, self.query_weight), self.config.item_width - 1)
+        return F.pad(direction / self.config.temperature, (0, 1), value=self.config.bias_scale)
+
+    def retrieval_table(self, item_UD: Tensor) -> Tensor:
+        """Item rows (U, D) → their scoring form (U, D): unit direction, then the item's bias."""
+        return unit_rows(item_UD, self.config.item_width - 1)
+
+
+def unit_rows(x_ND: Tensor, width: int, eps: float = 1e-6) -> Tensor:
+    """Rows whose first ``width`` columns are divided by their length (``eps`` at least); the rest stays as it is."""
+    unit_ND: Tensor = _UnitRows.apply(x_ND, width, eps)
+    return unit_ND
+
+
+class _UnitRows(torch.autograd.Function):
+    """`unit_rows`. Written out because the whole catalogue comes by here in every step, forward and backward: what
+    autograd derives takes three times as many passes over it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:
+        unit_ND = x_ND.clone()
+        length_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps)
+        unit_ND[:, :width].div_(length_N1)
+        ctx.save_for_backward(unit_ND, length_N1)
+        ctx.width, ctx.eps = width, eps
+        return unit_ND
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient across the direction, over the length."""
+        unit_ND, length_N1 = ctx.saved_tensors
+        grad_ND = grads[0].clone()
+        grad, unit = grad_ND[:, : ctx.width], unit_ND[:, : ctx.width]
+        along_N1 = (grad * unit).sum(dim=1, keepdim=True).mul_(length_N1 > ctx.eps)
+        grad.addcmul_(along_N1, unit, value=-1).div_(length_N1)
+        return grad_ND, None, None

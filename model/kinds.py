@@ -1,0 +1,49 @@
+"""Which interactions were choices: what retrieval learns to predict, the memory counts, and HR@K asks for.
+
+An interaction holds every kind of action that arrived for it. It was a choice where one of them is positive and none
+negative: what was shown and left alone was not chosen, and what was hidden even less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import ModelConfig
+
+NEUTRAL = frozenset({"impression", "impressions", "exposure", "exposed", "show", "shown", "see", "seen", "display"})
+"""Kinds that say what was put before a user, by the names that producers give them."""
+NEGATIVE = frozenset({"hate", "dislike", "hide", "hidden", "skip", "block", "report", "not_interested", "downvote"})
+"""Kinds that say that he did not want it."""
+
+
+def positive_bits(config: ModelConfig) -> int:
+    """The bits of the positive kinds: those configured; else all that are neither neutral nor negative by name; where
+    none is left, the neutral ones."""
+    if config.positive_kinds:
+        return _bits(config, set(config.positive_kinds))
+    negative = negative_bits(config)
+    return (_bits(config, set(config.kinds) - NEUTRAL) & ~negative) or (_bits(config, set(config.kinds)) & ~negative)
+
+
+def negative_bits(config: ModelConfig) -> int:
+    """The bits of the negative kinds: those configured, else those known by name."""
+    return _bits(config, set(config.negative_kinds) if config.negative_kinds else NEGATIVE - set(config.positive_kinds))
+
+
+def chosen(bits_n: NDArray[np.uint32], config: ModelConfig) -> NDArray[np.bool_]:
+    """(n,) whether each interaction was a choice."""
+    positive, negative = np.uint32(positive_bits(config)), np.uint32(negative_bits(config))
+    return np.asarray(((bits_n & positive) != 0) & ((bits_n & negative) == 0))
+
+
+def becomes_chosen(
+    previous_n: NDArray[np.uint32], added_n: NDArray[np.uint32], config: ModelConfig
+) -> NDArray[np.bool_]:
+    """(n,) whether the kinds that came make an interaction a choice that had no positive kind before."""
+    was_positive = (previous_n & np.uint32(positive_bits(config))) != 0
+    return np.asarray(chosen(previous_n | added_n, config) & ~was_positive)
+
+
+def _bits(config: ModelConfig, names: frozenset[str] | set[str]) -> int:
+    return sum(1 << bit for bit, kind in enumerate(config.kinds) if kind.lower() in names or kind in names)

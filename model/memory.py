@@ -1,0 +1,238 @@
+"""The memory as the trainer and the servers hold it: its arrays grow with the item table and travel with the weights.
+
+Rows are the item table's. The trainer learns, publishes what changed and forgets evicted rows; a server applies what
+was published. Both score by the same kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from model.config import ModelConfig
+from model.kinds import chosen
+
+Int64 = NDArray[np.int64]
+Arrays = dict[str, NDArray[Any]]
+
+NUM_BUCKETS = 8
+NEIGHBOUR_BYTES = 16
+FREE_BYTES = 64 << 20
+"""A catalogue whose neighbours fit in here has as many as the configuration allows."""
+FEWEST_NEIGHBOURS = 28
+"""Any larger catalogue has at least so many: with an item's counts, 512 bytes."""
+FIRST_CAPACITY = 1024
+MOST_PREDICTED_ROWS = 1 << 16
+"""In a catalogue with more rows, only so many rows' worth of events is predicted and learned from; all are counted."""
+MOST_LOGITS = 1 << 24
+_ROWS = ("num_neighbours", "seen", "first", "last")
+_NEIGHBOURS = ("neighbour_row", "after", "before", "weight")
+
+
+def neighbours_at(capacity: int, most: int) -> int:
+    """How many neighbours a row has in a catalogue of so many rows."""
+    return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
+
+
+class Memory:
+    """Counts and gains of one model. Deterministic in the order of calls; one writer."""
+
+    def __init__(self, config: ModelConfig, rules: MemoryRules | None = None, *, backend: str = "auto") -> None:
+        self._most, self._rules = config.memory_neighbours, rules or MemoryRules()
+        self._backend = "reference" if backend == "reference" else "auto"
+        self.arrays = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
+        self.num_rows = 1
+
+    def grow(self, num_rows: int) -> None:
+        """Make room for rows below ``num_rows``."""
+        self.num_rows = max(self.num_rows, num_rows)
+        capacity = self.arrays.capacity
+        while capacity < self.num_rows:
+            capacity *= 2
+        if capacity > self.arrays.capacity:
+            self._reshape(capacity, neighbours_at(capacity, self._most))
+
+    def _reshape(self, capacity: int, width: int) -> None:
+        old, new = self.arrays, MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+        if width < old.width:
+            _keep_strongest(old, width)
+        num, kept = old.capacity, min(width, old.width)
+        for name in (*_ROWS, "dirty"):
+            getattr(new, name)[:num] = getattr(old, name)
+        for name in _NEIGHBOURS:
+            getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
+        new.heat[:, :num] = old.heat
+        new.gain, new.gain_square, new.clock = old.gain, old.gain_square, old.clock
+        self.arrays = new
+
+    @property
+    def leaves_out_repeats(self) -> bool:
+        """Whether the stream has hardly any repeats."""
+        return self.arrays.leaves_out_repeats
+
+    def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
+        """Predict, learn and count events of rows below ``num_rows``, in order."""
+        return memory_learn(self.arrays, self.num_rows, events, logit_AV, self._rules, backend=self._backend)
+
+    def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
+        """Turn the network's logits into scores, in place."""
+        memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
+
+    def forget(self, rows_N: Int64) -> None:
+        """These rows were evicted and will mean something else: nobody's neighbours, and without any."""
+        if not len(rows_N):
+            return
+        arrays, num = self.arrays, self.num_rows
+        gone_V = np.zeros(arrays.capacity, np.bool_)
+        gone_V[rows_N] = True
+        _clear_rows(arrays, rows_N)
+        used = np.arange(arrays.width) < arrays.num_neighbours[:num, None]
+        lost = used & gone_V[arrays.neighbour_row[:num]]
+        for row in np.flatnonzero(lost.any(axis=1)).tolist():
+            kept = np.flatnonzero(used[row] & ~lost[row])
+            for name in _NEIGHBOURS:
+                values = getattr(arrays, name)[row]
+                values[: len(kept)] = values[kept]
+            arrays.num_neighbours[row] = len(kept)
+            arrays.dirty[row] = 1
+        arrays.dirty[rows_N] = 1
+
+    def changes(self, *, everything: bool) -> Arrays:
+        """What a version carries: every row that was met, or the dirty ones; and all gains."""
+        arrays = self.arrays
+        chosen_V = arrays.first[: self.num_rows] >= 0 if everything else arrays.dirty[: self.num_rows] > 0
+        rows = np.flatnonzero(chosen_V)
+        used = np.arange(arrays.width) < arrays.num_neighbours[rows, None]
+        return {
+            "row_index": rows,
+            "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
+            "heat": arrays.heat[:, rows],
+            "gain": arrays.gain.copy(),
+            "clock": arrays.clock.copy(),
+            **{name: getattr(arrays, name)[rows] for name in _ROWS},
+            **{name: getattr(arrays, name)[rows][used] for name in _NEIGHBOURS},
+        }
+
+    def mark_published(self) -> None:
+        """What `changes` gave is on its way."""
+        self.arrays.dirty[:] = 0
+
+    def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
+        """What a version carries (which may be nothing), into a reader's memory; a base replaces everything."""
+        if not changes:
+            return
+        num_rows, capacity, width = changes["size"].tolist()
+        if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
+            self._resize(capacity, width, keep=not is_base)
+        arrays, rows = self.arrays, changes["row_index"]
+        for name in _ROWS:
+            getattr(arrays, name)[rows] = changes[name]
+        arrays.heat[:, rows] = changes["heat"]
+        used = np.arange(width) < changes["num_neighbours"][:, None]
+        where = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
+        for name in _NEIGHBOURS:
+            getattr(arrays, name)[where] = changes[name]
+        arrays.gain, arrays.clock = changes["gain"].copy(), changes["clock"].copy()
+        self.num_rows = num_rows
+
+    def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
+        """A width that changes comes with every row, so what a narrower one cuts off is replaced anyway."""
+        if keep:
+            self._reshape(capacity, width)
+        else:
+            self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
+
+    def adopt(self, published: Memory) -> None:
+        """Go on from what a reader holds: all of it, but how surely the gains are known."""
+        self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
+        self.arrays.dirty[:] = 0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        arrays = self.arrays
+        numbers = (arrays.gain, arrays.gain_square, arrays.clock, arrays.seen, arrays.heat, arrays.weight)
+        return all(bool(np.isfinite(each).all()) for each in numbers)
+
+    def copy(self) -> Memory:
+        """The same, sharing nothing that changes."""
+        other = object.__new__(Memory)
+        other._most, other._rules, other._backend = self._most, self._rules, self._backend
+        other.arrays, other.num_rows = self.arrays.copy(), self.num_rows
+        return other
+
+    def state_dict(self) -> Arrays:
+        """Everything, as arrays."""
+        arrays, num = self.arrays, self.num_rows
+        state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
+        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, "dirty")}
+        return {**state, **cut, "heat": arrays.heat[:, :num]}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Become the memory that ``state`` was taken from."""
+        num = len(state["seen"])
+        self.grow(num)
+        for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
+            getattr(self.arrays, name)[:num] = state[name]
+        self.arrays.heat[:, :num] = state["heat"]
+        for name in ("gain", "gain_square", "clock"):
+            setattr(self.arrays, name, state[name].copy())
+
+
+def events_of(
+    rows_n: Int64,
+    bits_n: NDArray[np.uint32],
+    starts_B1: Int64,
+    owner_R: Int64,
+    asked_R: Int64,
+    config: ModelConfig,
+    *,
+    is_chosen_R: NDArray[np.bool_] | None,
+) -> MemoryEvents:
+    """What the memory is asked of a jagged batch: users' interactions one after the other, rows 0 where there is none.
+
+    ``asked_R``: event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction
+    ``asked_R[r]`` itself, chosen or only met (``is_chosen_R``); with None, what is yet to come.
+    """
+    chosen_n = chosen(bits_n, config)
+    known_n = rows_n > 0
+    first_R = starts_B1[owner_R]
+    past, met = _ranges(chosen_n & known_n, first_R, asked_R), _ranges(known_n, first_R, asked_R)
+    rows = rows_n.astype(np.int32)
+    return MemoryEvents(
+        target_R=rows[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int32),
+        chosen_R=is_chosen_R.astype(np.uint8) if is_chosen_R is not None else np.zeros(len(asked_R), np.uint8),
+        past_rows=rows[chosen_n & known_n],
+        past_begin_R=past[0],
+        past_end_R=past[1],
+        met_rows=rows[known_n],
+        met_begin_R=met[0],
+        met_end_R=met[1],
+    )
+
+
+def _ranges(kept_n: NDArray[np.bool_], first_R: Int64, asked_R: Int64) -> tuple[Int64, Int64]:
+    before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_n)])
+    return before_n1[first_R], before_n1[asked_R]
+
+
+def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
+    arrays.num_neighbours[rows_N] = 0
+    arrays.seen[rows_N] = 0.0
+    arrays.heat[:, rows_N] = 0.0
+    arrays.first[rows_N] = arrays.last[rows_N] = -1
+
+
+def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
+    """Each row's strongest neighbours first; those beyond ``width`` are dropped."""
+    unused = np.arange(arrays.width) >= arrays.num_neighbours[:, None]
+    strength = np.where(unused, -1.0, arrays.after + arrays.before)
+    order = np.argsort(-strength, axis=1, kind="stable")
+    for name in _NEIGHBOURS:
+        setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
+    arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
+    arrays.dirty[arrays.first >= 0] = 1

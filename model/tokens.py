@@ -1,0 +1,62 @@
+"""Each rule that turns interactions into tokens, once, for the trainer and the server.
+
+Tokens of n interactions of B users, one user after the other: Φ₀, a₀, Φ₁, a₁, … (T = 2n). ``starts_B1`` (B+1,) int64:
+user b has interactions ``starts_B1[b]:starts_B1[b+1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Int64 = NDArray[np.int64]
+ITEMS, DOMAINS, FEATURES = "items", "domains", "features"
+"""The embedding tables' names, in checkpoints and in published weights."""
+
+
+def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float32]:
+    """(n,) bit sets → (n, K) of 0 and 1."""
+    return ((bits_n[:, None] >> np.arange(num_kinds, dtype=np.uint32)) & 1).astype(np.float32)
+
+
+def query_times(time_ms_n: Int64, starts_B1: Int64, last_ms_B: Int64 | None = None) -> Int64:
+    """(n,) when the item after each interaction was asked for: at the next interaction's time.
+
+    After a user's last one that is ``last_ms_B`` (B,): in serving, the moment of the request. Without it, the last
+    interaction's own time. Every user has an interaction.
+    """
+    asked_n = np.empty_like(time_ms_n)
+    asked_n[:-1] = time_ms_n[1:]
+    last_B = starts_B1[1:] - 1
+    asked_n[last_B] = time_ms_n[last_B] if last_ms_B is None else last_ms_B
+    return asked_n
+
+
+def token_times(time_ms_n: Int64, query_ms_n: Int64) -> tuple[Int64, Int64]:
+    """(T,) key times, which are the tokens' own, and (T,) query times: an action is asked for what comes next."""
+    key_time_T = np.repeat(time_ms_n, 2)
+    query_time_T = key_time_T.copy()
+    query_time_T[1::2] = query_ms_n
+    return key_time_T, query_time_T
+
+
+def side_inputs(
+    domain_n: Int64 | None,
+    feature_nF: Int64,
+    user_feature_nF: Int64,
+    sum_rows: Callable[[str, Int64], Tensor | None],
+) -> Tensor | None:
+    """(n, M) what is added to the item tokens: the rows of the domain and of all features. None where there is nothing.
+
+    ``domain_n``: None for a model without domains. ``sum_rows``: a table's name and keys (n, F) → the sum of their rows
+    (n, M), or None for a table in which nothing was ever met. That is a matter of the table, never of one batch: what
+    others of a batch have or lack must not change a user's prediction.
+    """
+    keys = [] if domain_n is None else [(DOMAINS, domain_n[:, None])]
+    keys.append((FEATURES, np.concatenate([feature_nF, user_feature_nF], axis=1)))
+    sums = [sum_rows(name, keys_nF) for name, keys_nF in keys if keys_nF.shape[1]]
+    parts = [part for part in sums if part is not None]
+    return sum(parts[1:], parts[0]) if parts else None

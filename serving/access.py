@@ -1,0 +1,90 @@
+"""Who may ask: bearer tokens from a file, each with a role. Without a file whoever reaches the port may.
+
+    read = ["a long random string"]       # ask, look
+    admin = ["another one"]               # and send actions
+
+Tokens are compared by their SHA-256, so how long a comparison takes tells nothing of them. The file is read again when
+it changes: a token can be replaced without a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.errors import StartError, UnauthorizedError
+
+logger = logging.getLogger(__name__)
+ROLES = ("read", "admin")
+MIN_TOKEN = 16
+LOOK_EVERY_S = 1.0
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Access:
+    """Judges requests by their ``authorization`` header."""
+
+    def __init__(self, tokens_file: str = "") -> None:
+        self._path = Path(tokens_file) if tokens_file else None
+        self._roles: dict[bytes, str] = {}
+        self._looked = self._changed_ns = 0.0
+        if self._path is not None:
+            self._roles, self._changed_ns = _read(self._path), self._path.stat().st_mtime_ns
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no token is needed."""
+        return self._path is None
+
+    def check(self, headers: Headers, role: str) -> None:
+        """Raise `UnauthorizedError` unless a token that reaches as far as ``role`` came along."""
+        if self._path is None:
+            return
+        self._look(self._path)
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        kind, _, token = given.partition(b" ")
+        found = self._roles.get(hashlib.sha256(token.strip()).digest()) if kind.lower() == b"bearer" else None
+        if found is None:
+            raise UnauthorizedError("send a token of serving.tokens_file in the header authorization", 401)
+        if ROLES.index(found) < ROLES.index(role):
+            raise UnauthorizedError(f"expected a token of role {role}, got one of role {found}; send another", 403)
+
+    def _look(self, path: Path) -> None:
+        """Read the file again if it has changed; a broken one changes nothing, and is said."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
+        try:
+            changed_ns = path.stat().st_mtime_ns
+            if changed_ns != self._changed_ns:
+                self._changed_ns = changed_ns
+                self._roles = _read(path)
+                logger.info("tokens read again: %d", len(self._roles))
+        except (OSError, StartError) as error:
+            logger.warning("the tokens stay as they were: %s", error)
+
+
+def _read(path: Path) -> dict[bytes, str]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StartError(f"serving.tokens_file: expected a TOML file, got {path} ({error}); correct it") from None
+    roles: dict[bytes, str] = {}
+    for role, tokens in table.items():
+        if role not in ROLES or not isinstance(tokens, list):
+            raise StartError(f"serving.tokens_file: expected lists read and admin, got {role}; correct {path}")
+        for token in tokens:
+            if not isinstance(token, str) or len(token) < MIN_TOKEN:
+                raise StartError(
+                    f"serving.tokens_file: expected strings of {MIN_TOKEN} or more characters, got a shorter one under "
+                    f"{role}; make one with `openssl rand -hex 32` in {path}"
+                )
+            roles[hashlib.sha256(token.encode()).digest()] = role
+    if not roles:
+        raise StartError(f"serving.tokens_file: expected at least one token, got none in {path}; add one")
+    return roles

@@ -1,0 +1,100 @@
+"""From a request to what the engine is asked: the user's history, the moment, the items that may be answered."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.config import ServingConfig
+from serving.engine import Ask
+from serving.errors import RequestError
+from serving.histories import Histories
+from serving.holder import HeldVersion
+from serving.messages import HistoryEntry, RankRequest, RecommendRequest
+from wire.example import Interactions, no_interactions
+from wire.hashing import Key, canonical, item_hash
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class AskBuilder:
+    """Knows what it takes to turn a request into an `Ask`. For any number of threads."""
+
+    config: ServingConfig
+    histories: Histories
+
+    def recommend(self, version: HeldVersion, request: RecommendRequest) -> Ask:
+        """Raises `RequestError`, as `rank` does."""
+        allow = hashes(request.allow) if request.allow is not None else None
+        if request.domains is not None:
+            inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
+            items = np.concatenate([*inside, np.zeros(0, np.int64)])
+            allow = items if allow is None else np.intersect1d(allow, items)
+        return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
+                           deny=hashes(request.deny))  # fmt: skip
+
+    def rank(self, version: HeldVersion, request: RankRequest) -> Ask:
+        """The candidates, in their order."""
+        return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
+
+    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
+               exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
+               deny: Int64 | None = None) -> Ask:  # fmt: skip
+        max_context = version.network.config.max_context
+        user, features = None, np.zeros(0, np.int64)
+        if request.user is not None:
+            user = canonical(request.user)
+            known = self.histories.get(user)
+            past, features = (
+                (known.interactions, known.user_features) if known is not None else (no_interactions(), features)
+            )
+        else:
+            past = past_of(request.history or [], version.network.config.kinds, max_context)
+        last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
+        now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
+        domain = item_hash(request.domain) if request.domain is not None else 0
+        return Ask(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
+
+    def now_ms(self, version: HeldVersion) -> int:
+        """What "now" is where a request does not say: see `ServingConfig.clock`."""
+        wall_ms = int(time.time() * 1000)
+        event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
+        if self.config.clock == "wall" or event_ms <= 0:
+            return wall_ms
+        is_replay = wall_ms - event_ms > self.config.replay_after_s * 1000
+        return event_ms if self.config.clock == "event" or is_replay else wall_ms
+
+
+def hashes(items: list[Key]) -> Int64:
+    """(n,) the hashes of items."""
+    return np.array([item_hash(item) for item in items], np.int64)
+
+
+def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:
+    """The last ``max_context`` interactions of a history that came with a request, in the order of their times."""
+    bits = [_bits(entry, index, kinds) for index, entry in enumerate(history)]
+    order = sorted(range(len(history)), key=lambda index: history[index].timestamp)[-max_context:]
+    chosen = [history[index] for index in order]
+    return Interactions(
+        np.array([item_hash(entry.item) for entry in chosen], np.int64),
+        np.array([bits[index] for index in order], np.uint32),
+        np.array([entry.timestamp for entry in chosen], np.int64),
+        np.array([item_hash(entry.domain) if entry.domain is not None else 0 for entry in chosen], np.int64),
+        np.array([np.nan if entry.value is None else entry.value for entry in chosen], np.float32),
+        np.zeros((len(chosen), 0), np.int64),
+    )
+
+
+def _bits(entry: HistoryEntry, index: int, kinds: tuple[str, ...]) -> int:
+    bits = 0
+    for kind in [entry.action] if isinstance(entry.action, str) else entry.action:
+        if kind not in kinds:
+            raise RequestError(
+                f"history.{index}.action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
+            )
+        bits |= 1 << kinds.index(kind)
+    return bits

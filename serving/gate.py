@@ -1,0 +1,145 @@
+"""What every request passes first: the token, the bounds of its body, the clock. Plain ASGI, as it is on every way.
+
+A body is refused by what its head declares, before any of it is read; and where it comes in pieces, at the piece that
+goes beyond the bound. What then still comes is thrown away for a while, for a connection closed upon a client that
+still sends would lose the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.access import Access
+from serving.error_handlers import refusal, response_to
+from serving.errors import UnauthorizedError
+from serving.messages import Problem
+from serving.metrics import ServerMetrics
+from serving.operations import BY_PATH
+
+LINGER_S, LINGER_BYTES = 2.0, 64_000_000
+"""How long, and how much of, a refused body is read and thrown away."""
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Gate:
+    """Around the application."""
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, access: Access, *, max_body_bytes: int,
+                 read_timeout_s: float) -> None:  # fmt: skip
+        self._app, self._metrics, self._access = app, metrics, access
+        self._max_body_bytes, self._read_timeout_s = max_body_bytes, read_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self._metrics.in_flight += 1
+        try:
+            await self._pass(scope, receive, sending)
+        finally:
+            self._metrics.in_flight -= 1
+            if scope["path"] != "/events":  # a stream is open for as long as a page is
+                self._metrics.observe(scope["path"], status, time.perf_counter() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = BY_PATH.get(scope["path"])
+        if operation is not None and operation.role:
+            try:
+                self._access.check(scope["headers"], operation.role)
+            except UnauthorizedError as error:
+                await self._refuse(response_to(error), scope, receive, send)
+                return
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        body = await self._body(scope["headers"], receive)
+        if isinstance(body, Response):
+            await self._refuse(body, scope, receive, send)
+            return
+        is_told = False
+
+        async def receiving() -> Message:
+            nonlocal is_told
+            if is_told:
+                return await receive()
+            is_told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receiving, send)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
+        """All of it, or why not."""
+        declared = _declared_bytes(headers)
+        if declared > self._max_body_bytes:
+            return self._too_large(declared)
+        message = await self._next(receive)
+        if message is None:
+            return self._too_slow()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return body if len(body) <= self._max_body_bytes else self._too_large(len(body))
+        pieces, num_bytes, deadline = [body], len(body), time.monotonic() + self._read_timeout_s
+        while message.get("more_body", False):
+            message = await self._next(receive, deadline - time.monotonic())
+            if message is None:
+                return self._too_slow()
+            pieces.append(message.get("body", b""))
+            num_bytes += len(pieces[-1])
+            if num_bytes > self._max_body_bytes:
+                return self._too_large(num_bytes)
+        return b"".join(pieces)
+
+    async def _next(self, receive: Receive, timeout_s: float | None = None) -> Message | None:
+        """The next piece; None when it does not come in time."""
+        try:
+            async with asyncio.timeout(self._read_timeout_s if timeout_s is None else timeout_s):
+                return await receive()
+        except TimeoutError:
+            return None
+
+    def _too_large(self, num_bytes: int) -> Response:
+        do = f"send less, or raise serving.max_body_bytes = {self._max_body_bytes}"
+        return refusal(
+            413, Problem(field="body", expected=f"at most {self._max_body_bytes} bytes", got=num_bytes, do=do)
+        )
+
+    def _too_slow(self) -> Response:
+        expected = f"the whole body within {self._read_timeout_s:g} s"
+        return refusal(
+            408, Problem(field="body", expected=expected, do="send it faster, or raise serving.read_timeout_s")
+        )
+
+    async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """The answer at once; the connection only when the client has stopped sending, or has had time to."""
+        if scope["method"] in ("GET", "HEAD"):
+            await response(scope, receive, send)
+            return
+        response.headers["connection"] = "close"
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        deadline, num_bytes, message = time.monotonic() + LINGER_S, 0, {"more_body": True}
+        while message.get("more_body", False) and num_bytes < LINGER_BYTES:
+            following = await self._next(receive, deadline - time.monotonic())
+            if following is None:
+                break
+            message = following  # type: ignore[assignment]
+            num_bytes += len(following.get("body", b""))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _declared_bytes(headers: Headers) -> int:
+    text = next((value for name, value in headers if name == b"content-length"), b"0")
+    return int(text) if text.isdigit() and len(text) < 20 else 0

@@ -1,0 +1,67 @@
+"""Say once a second in the status topic which version answers here; the trainer folds it into the lag."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from serving.holder import VersionHolder
+from wire.config import KafkaConfig
+from wire.kafka.producer import make_producer
+from wire.status import ServerStatus, encode_status
+
+logger = logging.getLogger(__name__)
+BRIEFLY: dict[str, Any] = {
+    "max_block_ms": 1000, "retries": 0, "acks": 1, "delivery_timeout_ms": 3000, "request_timeout_ms": 2000,
+}  # fmt: skip
+
+
+class Heartbeat(threading.Thread):
+    """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
+
+    def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
+                 num_requests: Callable[[], int], every_s: float) -> None:  # fmt: skip
+        super().__init__(name="status", daemon=True)
+        self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder
+        self._num_requests, self._every_s = num_requests, every_s
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._stopping.set()
+
+    def status(self) -> ServerStatus:
+        """How it stands now."""
+        current, now_ms, num = self._holder.current, int(time.time() * 1000), self._num_requests()
+        if current is None:
+            return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
+        return ServerStatus(
+            component=self._component, time_ms=now_ms, epoch=current.which[0], number=current.which[1],
+            newest_record_ms=current.manifest.newest_record_ms, swapped_ms=current.swapped_ms, num_requests=num,
+        )  # fmt: skip
+
+    def run(self) -> None:
+        """Announce until stopped."""
+        producer = self._connect()
+        while producer is not None and not self._stopping.wait(self._every_s):
+            try:
+                producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
+            except (KafkaError, AssertionError) as error:
+                logger.debug("status: not sent (%s)", error)
+        if producer is not None:
+            producer.close(timeout=1)
+
+    def _connect(self) -> KafkaProducer | None:
+        while not self._stopping.is_set():
+            try:
+                return make_producer(self._kafka, **BRIEFLY)
+            except (KafkaError, OSError) as error:
+                logger.debug("status: no broker yet (%s)", error)
+                self._stopping.wait(self._every_s)
+        return None

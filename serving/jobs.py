@@ -1,0 +1,204 @@
+"""What each kind of request asks of the engine, and how its answer is written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+
+from model.tokens import ITEMS
+from serving.asks import AskBuilder, hashes
+from serving.engine import Ask, Found
+from serving.holder import HeldVersion
+from serving.messages import (
+    HistoryAnswer,
+    ItemFacts,
+    ItemsAnswer,
+    ItemsRequest,
+    PastInteraction,
+    RankAnswer,
+    RankedItem,
+    RankRequest,
+    RecommendAnswer,
+    RecommendRequest,
+    ScoredItem,
+    SimilarAnswer,
+    SimilarRequest,
+    VersionName,
+)
+from serving.similar import similar_items
+from serving.titles import Titles
+from wire.hashing import canonical
+
+NUM_PAST = 50
+"""Interactions of a user's that are told, the newest."""
+CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
+"""Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
+encode = msgspec.json.Encoder().encode
+
+
+@functools.lru_cache(maxsize=16)
+def _by_kind(kinds: tuple[str, ...]) -> Callable[..., dict[str, float]]:
+    """A type whose JSON is that of a dict by kind, at a third of what dicts cost to make and to write."""
+    names = {f"p{index}": kind for index, kind in enumerate(kinds)}
+    made = msgspec.defstruct("Probabilities", [(name, float) for name in names], rename=names, frozen=True, gc=False)
+    return cast("Callable[..., dict[str, float]]", made)
+
+
+def _batch(answers: Sequence[bytes]) -> bytes:
+    """`RecommendBatchAnswer` or `RankBatchAnswer` of answers, each written alone, so that others get a turn."""
+    return b'{"answers":[' + b",".join(answers) + b"]}"
+
+
+def name_of(version: HeldVersion) -> VersionName:
+    """The version as answers name it."""
+    return VersionName(*version.which)
+
+
+@dataclass(slots=True, eq=False)
+class RecommendJob:
+    """Items for each of the requests; ``is_batch``: they came as a list, and go as one."""
+
+    builder: AskBuilder
+    requests: Sequence[RecommendRequest]
+    is_batch: bool = False
+    _asks: list[Ask] = field(default_factory=list)
+
+    @property
+    def weight(self) -> float:
+        """One a request, and more where long lists come along."""
+        ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
+        return len(self.requests) + ids / IDS_OF_WEIGHT_1
+
+    def asks(self, version: HeldVersion) -> list[Ask]:
+        """One a request."""
+        self._asks = [self.builder.recommend(version, each) for each in self.requests]
+        return self._asks
+
+    def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
+        """`RecommendAnswer`, or `RecommendBatchAnswer`."""
+        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._asks, found, strict=True)]
+        return _batch(answers) if self.is_batch else answers[0]
+
+    @staticmethod
+    def _answer(version: HeldVersion, ask: Ask, found: Found) -> RecommendAnswer:
+        names = version.names
+        pairs = zip(found.items.tolist(), found.scores.tolist(), strict=True)
+        items = [ScoredItem(names[key], score) for key, score in pairs if key in names]
+        return RecommendAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
+                               num_history=len(ask.past), items=items)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class RankJob:
+    """Probabilities for the candidates of each of the requests."""
+
+    builder: AskBuilder
+    requests: Sequence[RankRequest]
+    is_batch: bool = False
+    _asks: list[Ask] = field(default_factory=list)
+
+    @property
+    def weight(self) -> float:
+        """One a request, and one for every so many candidates."""
+        num = sum(len(each.items) for each in self.requests)
+        return len(self.requests) + num / CANDIDATES_OF_WEIGHT_1
+
+    def asks(self, version: HeldVersion) -> list[Ask]:
+        """One a request."""
+        self._asks = [self.builder.rank(version, each) for each in self.requests]
+        return self._asks
+
+    def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
+        """`RankAnswer`, or `RankBatchAnswer`."""
+        answers = [
+            encode(self._answer(version, request, ask, each))
+            for request, ask, each in zip(self.requests, self._asks, found, strict=True)
+        ]
+        return _batch(answers) if self.is_batch else answers[0]
+
+    @staticmethod
+    def _answer(version: HeldVersion, request: RankRequest, ask: Ask, found: Found) -> RankAnswer:
+        by_kind = _by_kind(version.network.config.kinds)
+        rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
+        items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
+        return RankAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
+                          num_history=len(ask.past), items=items)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class SimilarJob:
+    """Items like one item."""
+
+    request: SimilarRequest
+    weight: float = 1.0
+
+    def asks(self, _version: HeldVersion) -> list[Ask]:
+        """None: the tables answer."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+        """`SimilarAnswer`."""
+        (row,) = version.tables[ITEMS].lookup(hashes([self.request.item])).tolist()
+        pairs = similar_items(version, row, self.request.k) if row else []
+        items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
+        return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
+
+
+@dataclass(slots=True, eq=False)
+class HistoryJob:
+    """What is known of a user."""
+
+    builder: AskBuilder
+    titles: Titles
+    user: str
+    weight: float = 0.5
+
+    def asks(self, _version: HeldVersion) -> list[Ask]:
+        """None: the histories answer."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+        """`HistoryAnswer`."""
+        past = self.builder.recommend(version, RecommendRequest(user=self.user)).past
+        kinds = version.network.config.kinds
+        rows = zip(past.item_hash.tolist(), past.action_bits.tolist(), past.timestamp_ms.tolist(), strict=True)
+        interactions = [
+            PastInteraction(
+                name := version.names.get(key, "?"),
+                self.titles.get(canonical(name)),
+                [kind for bit, kind in enumerate(kinds) if bits >> bit & 1],
+                timestamp,
+            )
+            for key, bits, timestamp in list(rows)[: -NUM_PAST - 1 : -1]
+        ]
+        return encode(HistoryAnswer(user=self.user, num_history=len(past), interactions=interactions))
+
+
+@dataclass(slots=True, eq=False)
+class ItemsJob:
+    """What is known of some items."""
+
+    titles: Titles
+    request: ItemsRequest
+
+    @property
+    def weight(self) -> float:
+        """One for every so many ids."""
+        return 0.1 + len(self.request.items) / IDS_OF_WEIGHT_1
+
+    def asks(self, _version: HeldVersion) -> list[Ask]:
+        """None: the tables answer."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+        """`ItemsAnswer`."""
+        known = (version.tables[ITEMS].lookup(hashes(self.request.items)) > 0).tolist()
+        items = [
+            ItemFacts(item, is_known, self.titles.get(canonical(item)))
+            for item, is_known in zip(self.request.items, known, strict=True)
+        ]
+        return encode(ItemsAnswer(version=name_of(version), items=items))

@@ -1,0 +1,159 @@
+// Try it: a user's history beside the top 10; a click sends an action through Kafka, and the list follows.
+"use strict";
+
+const NUM = 10;
+const LOOK_EVERY_MS = 250;
+const GIVE_UP_MS = 90000;
+const titles = new Map();
+const trying = { user: "", items: [], about: null, sent: null };
+
+function say(text, kind = "") {
+  const told = byId("told");
+  told.textContent = text;
+  told.className = `told ${kind}`;
+}
+
+function titleOf(item) {
+  return titles.get(String(item)) || String(item);
+}
+
+async function learnTitles(items) {
+  const unknown = items.filter((item) => !titles.has(String(item)));
+  if (!unknown.length) return;
+  const told = await call("/items", { items: unknown });
+  for (const each of told.items) titles.set(String(each.item), each.title || "");
+}
+
+async function showUser(user) {
+  trying.user = user;
+  trying.items = [];
+  trying.sent = null;
+  byId("user").value = user;
+  say("");
+  try {
+    await refresh();
+  } catch (error) {
+    say(error.message, "wrong");
+  }
+}
+
+async function refresh() {
+  const user = trying.user;
+  const [answer, history] = await Promise.all([
+    call("/recommend", { user, k: NUM }), call(`/history?user=${encodeURIComponent(user)}`),
+  ]);
+  await learnTitles(answer.items.map((each) => each.item));
+  if (user !== trying.user) return null;
+  showRecommended(answer);
+  showHistory(history);
+  return { answer, history };
+}
+
+function showRecommended(answer) {
+  const before = trying.items.map(String);
+  const list = byId("recommended");
+  const focused = list.contains(document.activeElement) ? document.activeElement.dataset.item : null;
+  const scores = answer.items.map((each) => each.score);
+  const low = Math.min(...scores), span = Math.max(...scores) - low || 1;
+  list.replaceChildren(...answer.items.map((each, index) => {
+    const was = before.indexOf(String(each.item));
+    const moved = !before.length || was === index ? null : was < 0 ? ["new", "new"]
+      : was > index ? ["up", `↑${was - index}`] : ["down", `↓${index - was}`];
+    return element("li", {}, recommendedItem(each, index, moved, 0.12 + 0.88 * (each.score - low) / span));
+  }));
+  if (focused !== null) list.querySelector(`[data-item="${CSS.escape(focused)}"]`)?.focus();
+  byId("cold").hidden = !answer.cold;
+  trying.items = answer.items.map((each) => each.item);
+  trying.version = answer.version;
+}
+
+function recommendedItem(each, index, moved, share) {
+  const bar = element("span", { class: "bar", "aria-hidden": "true" });
+  bar.style.transform = `scaleX(${share.toFixed(3)})`;
+  const title = titleOf(each.item);
+  const parts = [
+    element("span", { class: "place", text: String(index + 1) }), element("span", { class: "title", text: title, title }),
+    element("span", { class: "score" }, ...(moved ? [element("span", { class: `move ${moved[0]}`, text: moved[1] }), " "] : []),
+      each.score.toFixed(2)), bar,
+  ];
+  if (!trying.about?.allow_actions) return element("div", { class: "item" }, ...parts);
+  const button = element("button", { class: "item", type: "button", "data-item": String(each.item) }, ...parts);
+  button.addEventListener("click", () => act(each.item));
+  return button;
+}
+
+function showHistory(history) {
+  byId("num-history").textContent = history.num_history ? count(history.num_history, "interaction", "interactions") : "none yet";
+  byId("history").replaceChildren(...history.interactions.map((each) => {
+    const title = each.title || String(each.item);
+    const mine = trying.sent !== null && String(each.item) === String(trying.sent.item);
+    return element("li", {}, element("div", { class: mine ? "item fresh" : "item" },
+      element("span", { class: "title", text: title, title }),
+      element("span", {}, ...each.actions.map((kind) => element("span", { class: "tag", text: kind })))));
+  }));
+}
+
+// Send the action, then look until the history has it, and until a version that has learned as new an action answers.
+async function act(item) {
+  const user = trying.user, kind = byId("kind").value, began = performance.now();
+  const since = () => ((performance.now() - began) / 1000).toFixed(1);
+  try {
+    say(`Sending ${kind} on ${titleOf(item)} …`);
+    const sent = await call("/actions", { user, item, action: kind });
+    trying.sent = { item };
+    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for it to be learned …`);
+    let inHistory = "";
+    while (performance.now() - began < GIVE_UP_MS && user === trying.user) {
+      await new Promise((done) => setTimeout(done, LOOK_EVERY_MS));
+      const version = await call("/version");
+      const seen = await refresh();
+      if (seen === null) return;
+      const there = seen.history.interactions.some((each) => String(each.item) === String(item) && each.actions.includes(kind));
+      if (there && !inHistory) {
+        inHistory = since();
+        say(`In the history after ${inHistory} s; waiting for a version that has learned it …`, "news");
+      }
+      if (there && version.newest_record_ms >= sent.record_ms) {
+        say(`In the history after ${inHistory} s; version ${name(version.version)} has learned it and answers after ${since()} s.`, "news");
+        return;
+      }
+    }
+    if (user === trying.user) say(`Not learned after ${since()} s: an action stays open until its join window is over.`);
+  } catch (error) {
+    say(error.message, "wrong");
+  }
+}
+
+function name(version) {
+  return `${version.epoch}/${version.number}`;
+}
+
+async function loadUsers() {
+  const { users } = await call("/users");
+  byId("users").replaceChildren(...users.map((user) => element("option", { value: user })));
+  return users;
+}
+
+async function startTrying() {
+  trying.about = await call("/about");
+  if (!trying.about.kinds.length) {
+    say("Waiting for a first version of the weights.");
+    setTimeout(startTrying, 2000);
+    return;
+  }
+  const kinds = trying.about.kinds;
+  byId("kind").replaceChildren(...kinds.map((kind) => element("option", { value: kind, text: kind })));
+  byId("kind").value = kinds.includes("click") ? "click" : kinds.at(-1);
+  byId("kind-row").hidden = !trying.about.allow_actions;
+  byId("who").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (byId("user").value.trim()) showUser(byId("user").value.trim());
+  });
+  let next = 0;
+  byId("another").addEventListener("click", async () => {
+    const users = await loadUsers();
+    if (users.length) showUser(users[++next % users.length]);
+  });
+  const users = await loadUsers();
+  await showUser(users[0] || "somebody new");
+}

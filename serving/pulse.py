@@ -1,0 +1,273 @@
+"""The state of the whole pipeline, second by second, for the page: followed from the topics that everybody writes to.
+
+A thread with a consumer of its own reads the lag, status and dead-letter topics, and once a second condenses what it
+knows into a `Point`. The last quarter of an hour is kept, so that a page that is opened shows where things come from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from wire.cluster import ClusterState
+from wire.errors import HeadraceError
+from wire.kafka.consumer import POLL_MS, ends
+from wire.kafka.retry import StoppedError, wait_for_partitions
+from wire.topics import Topics
+
+logger = logging.getLogger(__name__)
+EVERY_S = 1.0
+NUM_KEPT = 900
+SILENT_S = 10.0
+NUM_LETTERS = 1000
+"""So many of the newest dead letters are looked at for their reasons when a server starts."""
+RATE_OVER_S = 5.0
+STAGES = ("ingest", "sequence", "train", "publish", "serve")
+
+
+class StagePoint(msgspec.Struct, frozen=True, gc=False):
+    """How far one stage is behind: records, and seconds of the slowest partition."""
+
+    records: int = 0
+    seconds: float = 0.0
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One second of the pipeline's life. Rates are a second; ``quality`` is windowed HR@10 by ranker."""
+
+    time_ms: int
+    status: str
+    freshness_s: float | None
+    newest_record_ms: int
+    epoch: int
+    number: int
+    swapped_ms: int
+    stages: dict[str, StagePoint]
+    bottleneck: str
+    rates: dict[str, float]
+    quality: dict[str, float]
+    entropy: float | None
+    entropy_baseline: float | None
+    num_items: int
+    num_interactions: int
+    num_servers: int
+    dead_letters: int
+    reasons: dict[str, int]
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server knows of itself at a moment: the version it answers from, and how much it has done."""
+
+    epoch: int = -1
+    number: int = -1
+    newest_record_ms: int = -1
+    swapped_ms: int = -1
+    num_swaps: int = 0
+    num_requests: int = 0
+    broker: bool = True
+
+
+class Rates:
+    """Counters to rates over the last `RATE_OVER_S`; a counter that jumps back starts anew."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, deque[tuple[float, float]]] = {}
+
+    def rate(self, name: str, now_s: float, value: float) -> float:
+        """A second, of late."""
+        seen = self._seen.setdefault(name, deque())
+        if seen and value < seen[-1][1]:
+            seen.clear()
+        seen.append((now_s, value))
+        while len(seen) > 2 and now_s - seen[1][0] >= RATE_OVER_S:
+            seen.popleft()
+        span_s = now_s - seen[0][0]
+        return round((value - seen[0][1]) / span_s, 2) if span_s > 0 else 0.0
+
+
+class Pulse:
+    """What is known, and the points made of it. Fed and sampled by one thread, read by any."""
+
+    def __init__(self, objective_s: float) -> None:
+        self._objective_s, self._rates = objective_s, Rates()
+        self._lag: dict[str, Any] = {}
+        self._cluster = ClusterState()
+        self._reasons: Counter[str] = Counter()
+        self._num_letters = 0
+        self._behind = ""
+        self.points: deque[Point] = deque(maxlen=NUM_KEPT)
+        self.num_points = 0
+
+    def note_lag(self, value: bytes) -> None:
+        """A message of the lag topic."""
+        try:
+            self._lag = msgspec.json.decode(value, type=dict)
+        except msgspec.MsgspecError:
+            logger.debug("a lag message cannot be read")
+
+    def note_status(self, value: bytes) -> None:
+        """A message of the status topic."""
+        self._cluster.note(value)
+
+    def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
+        """A dead letter."""
+        reason = next((value for name, value in headers if name == "reason"), b"?")
+        self._reasons[reason.decode(errors="replace")[:40]] += 1
+        self._num_letters += 1
+
+    def note_earlier_letters(self, num: int) -> None:
+        """So many came before those that are looked at."""
+        self._num_letters = num
+
+    def sample(self, served: Served, now_ms: int) -> Point:
+        """The point of this moment; it is kept."""
+        lag = self._lag
+        stages = {name: _stage(lag, name) for name in STAGES}
+        rates, now_s = self._measure(served, now_ms), now_ms / 1000
+        fresh = round(max(0.0, now_s - served.newest_record_ms / 1000), 3) if served.newest_record_ms > 0 else None
+        ranking = _dict(_dict(lag, "metrics", "ranking_window"), "all")
+        version = lag.get("num_items")
+        point = Point(
+            time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
+            newest_record_ms=served.newest_record_ms, epoch=served.epoch, number=served.number,
+            swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
+            quality=_quality(lag), entropy=ranking.get("ne"), entropy_baseline=ranking.get("ne_baseline"),
+            num_items=int(version or 0), num_interactions=int(lag.get("num_interactions") or 0),
+            num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
+        )  # fmt: skip
+        self.points.append(point)
+        self.num_points += 1
+        return point
+
+    def _bottleneck(self, stages: Mapping[str, StagePoint]) -> str:
+        """The stage that was furthest behind twice running: one record on its way is no bottleneck."""
+        before, self._behind = self._behind, bottleneck(stages)
+        return self._behind if self._behind == before else ""
+
+    def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
+        told = list(self._cluster.workers.values())
+        counts = {
+            "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
+            "sequences": sum(each.relayed_number + 1 for each in told),
+            "trainer": int(self._lag.get("num_interactions") or 0),
+            "weights": served.num_swaps,
+            "serving": served.num_requests,
+        }
+        return {name: self._rates.rate(name, now_ms / 1000, count) for name, count in counts.items()}
+
+    def _status(self, served: Served, fresh: float | None, stages: Mapping[str, StagePoint], rates: Mapping[str, float],
+                now_ms: int) -> str:  # fmt: skip
+        """One word: waiting, away, silent, idle, fresh, behind or stale."""
+        if served.epoch < 0 or fresh is None:
+            return "waiting"
+        if not served.broker:
+            return "away"
+        if now_ms - int(self._lag.get("time_ms") or 0) > SILENT_S * 1000:
+            return "silent"
+        if fresh <= self._objective_s:
+            return "fresh"
+        if not rates["actions"] and not any(each.records for each in stages.values()):
+            return "idle"
+        return "behind" if fresh <= 6 * self._objective_s else "stale"
+
+
+def bottleneck(stages: Mapping[str, StagePoint]) -> str:
+    """The stage that is furthest behind, by seconds; empty where none is by more than one."""
+    worst = max(stages, key=lambda name: stages[name].seconds)
+    return worst if stages[worst].seconds > 1.0 and stages[worst].records else ""
+
+
+def _stage(lag: Mapping[str, Any], name: str) -> StagePoint:
+    told = _dict(lag, "stages", name)
+    return StagePoint(int(told.get("lag_records") or 0), float(told.get("lag_s") or 0.0))
+
+
+def _quality(lag: Mapping[str, Any]) -> dict[str, float]:
+    rankers = _dict(lag, "metrics", "retrieval_window")
+    told = {name: _dict(rankers, name).get("hr10") for name in rankers}
+    return {name: round(float(value), 4) for name, value in told.items() if isinstance(value, int | float)}
+
+
+def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    for name in path:
+        tree = tree.get(name) or {}
+        if not isinstance(tree, Mapping):
+            return {}
+    return tree
+
+
+class PulseFollower(threading.Thread):
+    """Feeds a `Pulse` from the topics and samples it. A broker that is away leaves the last it said."""
+
+    def __init__(self, connect: Callable[[], KafkaConsumer], topics: Topics, pulse: Pulse,
+                 served: Callable[[], Served]) -> None:  # fmt: skip
+        super().__init__(name="pulse", daemon=True)
+        self._connect, self._topics, self._pulse, self._served = connect, topics, pulse, served
+        self._stopping = threading.Event()
+        self._due_s = 0.0
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Follow until stopped."""
+        while not self._stopping.is_set():
+            try:
+                consumer = self._connect()
+                try:
+                    self._follow(consumer)
+                finally:
+                    consumer.close()
+            except StoppedError:
+                return
+            except (KafkaError, OSError, HeadraceError) as error:
+                logger.warning("the page's topics cannot be followed now (%s); trying again", error)
+                self._sample()
+                self._stopping.wait(EVERY_S)
+
+    def _follow(self, consumer: KafkaConsumer) -> None:
+        topics = self._topics
+        kept = {topics.lag: 1, topics.status: 1000, topics.dead_letters: NUM_LETTERS}
+        placed: list[TopicPartition] = [
+            each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
+        ]
+        first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
+        for each in placed:
+            start = max(first[each], end[each] - kept[each.topic])
+            consumer.seek(each, start)
+            if each.topic == topics.dead_letters:
+                self._pulse.note_earlier_letters(start)
+        while not self._stopping.is_set():
+            try:
+                batches = consumer.poll(timeout_ms=POLL_MS)
+            except KafkaError as error:
+                logger.debug("pulse: %s", error)
+                batches = {}
+                self._stopping.wait(POLL_MS / 1000)
+            for record in itertools.chain.from_iterable(batches.values()):
+                self._note(record)
+            self._sample()
+
+    def _note(self, record: Any) -> None:
+        if record.topic == self._topics.lag:
+            self._pulse.note_lag(record.value)
+        elif record.topic == self._topics.status and record.value is not None:
+            self._pulse.note_status(record.value)
+        elif record.topic == self._topics.dead_letters:
+            self._pulse.note_letter(record.headers)
+
+    def _sample(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._due_s:
+            self._due_s = now_s + EVERY_S
+            self._pulse.sample(self._served(), int(time.time() * 1000))

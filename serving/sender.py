@@ -1,0 +1,62 @@
+"""Actions sent from the page, as a producer of the user's own would: to the actions topic, by the user's partition."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Any
+
+import msgspec
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from serving.errors import NotReadyError
+from serving.messages import ActionRequest, SentAction
+from wire.config import KafkaConfig
+from wire.hashing import canonical
+from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
+from wire.topics import Topics
+
+TIMEOUT_S = 10.0
+
+
+class ActionSender:
+    """A producer that is made at the first action, and made again after a failure. For any number of threads."""
+
+    def __init__(self, kafka: KafkaConfig) -> None:
+        self._kafka, self._topic = kafka, Topics.under(kafka.prefix).actions
+        self._lock = threading.Lock()
+        self._client: KafkaProducer | None = None
+
+    def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
+        """Send and wait for the broker. Raises `NotReadyError` when it does not answer."""
+        name = uuid.uuid4().hex
+        action: dict[str, Any] = {
+            "id": name, "user": request.user, "item": request.item, "action": request.action, "timestamp": timestamp_ms,
+        }  # fmt: skip
+        action |= {key: value for key in ("value", "domain") if (value := getattr(request, key)) is not None}
+        key = canonical(request.user).encode()
+        with self._lock:
+            try:
+                self._client = client = self._client or self._connect()
+                partition = partition_of(key, len(client.partitions_for(self._topic)))
+                told = client.send(self._topic, key=key, value=msgspec.json.encode(action), partition=partition)
+                placed = told.get(TIMEOUT_S)
+            except (KafkaError, OSError) as error:
+                self.close()
+                kind = type(error).__name__
+                raise NotReadyError(f"the broker did not take the action ({kind}); try again") from error
+        return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
+                          record_ms=placed.timestamp)  # fmt: skip
+
+    def close(self) -> None:
+        """End the producer, if there is one."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close(timeout=1)
+
+    def _connect(self) -> KafkaProducer:
+        return make_producer(
+            self._kafka, enable_idempotence=True, max_block_ms=5000, delivery_timeout_ms=8000, request_timeout_ms=4000
+        )

@@ -1,0 +1,40 @@
+"""Whether a version's numbers are finite: asked before it comes into service, whatever its trainer has let through."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from model.tokens import ITEMS
+from serving.network import Network
+from wire.errors import VersionError
+from wire.weights import Version
+
+NUM_PROBED = 4
+
+
+@torch.inference_mode()
+def check_sound(version: Version, network: Network) -> None:
+    """Raise `VersionError` for weights that are not finite, or that predict nothing finite of a few of their items."""
+    snapshot = version.snapshot
+    for name, array in snapshot.dense.items():
+        if not np.isfinite(array).all():
+            raise VersionError(f"dense weights {name} are not finite")
+    for name, table in snapshot.tables.items():
+        if not np.isfinite(table.rows).all():
+            raise VersionError(f"rows of table {name} are not finite")
+    for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise VersionError(f"{name} of the {part} is not finite")
+    rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
+    num = len(rows_ND)
+    if not num:
+        return
+    model, zero, bounds = network.model, network.tensor(np.zeros(1, np.int64)), network.tensor(np.array([0, num]))
+    times = network.tensor(1000 * np.arange(1, num + 1))
+    item_nM = model.item_inputs(rows_ND, None)
+    y_SM, _ = network.extend(item_nM, times, times, bounds, network.nothing(), zero, zero)
+    scores = model.retrieval_query(y_SM) @ model.retrieval_table(rows_ND).T
+    if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM, None)).all()):
+        raise VersionError("what these weights predict is not finite")

@@ -1,0 +1,36 @@
+"""What people call items: a file of ``id<TAB>title`` lines, read once at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.errors import StartError
+
+
+class Titles:
+    """Canonical item key → title."""
+
+    def __init__(self, titles: dict[str, str] | None = None) -> None:
+        self._titles = titles or {}
+
+    def __len__(self) -> int:
+        return len(self._titles)
+
+    def get(self, item: str) -> str | None:
+        """The title, or None."""
+        return self._titles.get(item)
+
+    @staticmethod
+    def read(path: str) -> Titles:
+        """The titles of a file, none where ``path`` is empty. Raises `StartError`."""
+        if not path:
+            return Titles()
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(
+                f"serving.titles_file: expected a UTF-8 file of ID<TAB>TITLE lines, got {path!r} ({error}); "
+                "correct the path, or leave it out"
+            ) from None
+        pairs = (line.split("\t", 1) for line in lines if "\t" in line)
+        return Titles({item: title[:500] for item, title in pairs})

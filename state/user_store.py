@@ -1,0 +1,105 @@
+"""Users on disk: each with the segment that grows, older segments beside him, names of items.
+
+Keys (integers in keys are big-endian):
+
+    u <user>             `state.user.User.encode`: his offsets, his features and his last segment
+    s <user> <slot:4>    a segment before that, slot = segment % num_slots (`state.segment`); written when it is full
+                         and again when an action joins it, until the segment ``num_slots`` later takes its place
+    n <item hash:8>      the item has been named in an example
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterable
+
+from rocksdict import WriteBatch
+
+from state.database import Database
+from state.errors import StoreMismatch
+from state.meta import corrupt
+from state.segment import Segment
+from state.user import User
+from wire.config import ActionConfig, SequenceConfig
+from wire.example import Example
+
+
+class UserStore:
+    """The users of one partition. Changes go into the caller's write batch."""
+
+    def __init__(self, db: Database, partition: int, action: ActionConfig, sequence: SequenceConfig) -> None:
+        self._db = db
+        self._num_features = len(action.features)
+        self._expected = (partition, sequence.segment_len, self._num_features, len(action.user_features))
+        self._num_slots = sequence.num_slots
+
+    def load(self, name: str) -> User | None:
+        """A user without his older segments (`complete`); None where there is none. Raises `StoreCorrupt`."""
+        stored = self._db.get(b"u" + name.encode())
+        if stored is None:
+            return None
+        try:
+            return User.decode(name, stored, self._num_features)
+        except (ValueError, KeyError, struct.error) as error:
+            raise corrupt(self._db.path, f"user {name!r}", str(error)) from error
+
+    def complete(self, user: User) -> None:
+        """Load what is missing of a user's older segments. Raises `StoreCorrupt`."""
+        key = user.name.encode()
+        missing = [index for index in range(user.first_segment, user.tail.index) if index not in user.older]
+        found = self._db.get_many([self._key(key, index) for index in missing]) if missing else []
+        for index, stored in zip(missing, found, strict=True):
+            try:
+                Segment.unpack(index, stored or b"", self._num_features)
+            except (ValueError, KeyError, struct.error) as error:
+                raise corrupt(self._db.path, f"segment {index} of user {user.name!r}", str(error)) from error
+            assert stored is not None
+            user.older[index] = stored
+        user.older = dict(sorted(user.older.items()))
+        user.is_whole, user.old_ids = True, None
+
+    def save(self, batch: WriteBatch, user: User) -> None:
+        """Put what has changed of a user."""
+        key = user.name.encode()
+        batch.put(b"u" + key, user.encode())
+        if user.dirty:
+            for index in user.dirty:
+                batch.put(self._key(key, index), user.older[index])
+            user.dirty.clear()
+
+    def adopt(self, user: User | None, example: Example) -> User:
+        """The user (None: nobody yet) with the segment of an example in its place. Raises `StoreMismatch`."""
+        self._check_shape(example)
+        if user is None:
+            user = User(example.user, Segment(example.segment, self._num_features), array("q"))
+        user.adopt(Segment.of(example), self._num_slots)
+        user.user_features = array("q", example.user_feature_hash.tobytes())
+        user.offset, user.index = example.user_offset, example.user_index
+        return user
+
+    def save_names(self, batch: WriteBatch, item_hashes: Iterable[int]) -> None:
+        """These items have been named."""
+        for item_hash in item_hashes:
+            batch.put(_name_key(item_hash), b"")
+
+    def is_named(self, item_hash: int) -> bool:
+        """Whether the item has been named."""
+        return self._db.get(_name_key(item_hash)) is not None
+
+    def _check_shape(self, example: Example) -> None:
+        num_features = example.interactions.feature_hash.shape[1]
+        got = (example.partition, example.segment_len, num_features, len(example.user_feature_hash))
+        if got != self._expected:
+            raise StoreMismatch(
+                f"example of {example.user[:40]!r}: expected (partition, segment_len, features, user features) "
+                f"{self._expected}, got {got}; keep the configuration that the topic was written under, or use a new "
+                "kafka.prefix"
+            )
+
+    def _key(self, user_key: bytes, index: int) -> bytes:
+        return b"s%b%b" % (user_key, (index % self._num_slots).to_bytes(4, "big"))
+
+
+def _name_key(item_hash: int) -> bytes:
+    return b"n" + item_hash.to_bytes(8, "big", signed=True)

@@ -1,0 +1,141 @@
+"""The content of a file: read whole, decompressed and decoded, or refused in one line before anybody uses any of it.
+
+Compression is told by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz. Text is UTF-8, or UTF-16
+where a byte order mark says so; a line ends at a newline (``\\n`` or ``\\r\\n``) and nowhere else.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import os
+import select
+import stat
+import zlib
+from pathlib import Path
+from typing import Any
+
+from stream.errors import FileError
+
+PIPE_WAIT_S = 10.0
+"""How long a named pipe may stay without a writer."""
+GZIP, ZSTD, BZIP2, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00", b"PAR1"
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"SQLite format": "a SQLite file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
+    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "a spreadsheet",
+}  # fmt: skip
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of the file, decompressed. Raises `FileError`."""
+    content = _read(path)
+    try:
+        return _decompress(content)
+    except ImportError:
+        raise FileError(f"{path}: expected the package zstandard, which is missing; install it") from None
+    except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, _Truncated) as error:
+        raise FileError(
+            f"{path}: expected {_name_of(content)} data, got a damaged file ({error}); fetch it again"
+        ) from None
+
+
+def read_text(path: Path, content: bytes | None = None) -> str:
+    """The text of a file; ``content`` are its bytes, where the caller has them already. Raises `FileError`."""
+    content = read_bytes(path) if content is None else content
+    for magic, name in _OTHERS.items():
+        if content.startswith(magic):
+            raise FileError(f"{path}: expected text, got {name}; unpack or export it first")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise FileError(_not_utf8(path, content, error)) from None
+    if "\0" in text:
+        number = text.count("\n", 0, text.index("\0")) + 1
+        raise FileError(
+            f"{path}:{number}: expected text, got a NUL byte; if it is UTF-16 without a mark, convert it to UTF-8"
+        )
+    return text if "\n" in text else text.replace("\r", "\n")  # as Macs once wrote them
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, without their ends. Unlike `str.splitlines`, U+2028, NEL and their like end none."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _read(path: Path) -> bytes:
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISFIFO(kind):
+            return _read_pipe(path)
+        if not stat.S_ISREG(kind):
+            wanted = "a folder" if stat.S_ISDIR(kind) else "a device or a socket"
+            raise FileError(f"{path}: expected a file, got {wanted}; name the file itself")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileError(f"{path}: expected a file, there is none; check the path") from None
+    except OSError as error:
+        raise FileError(f"{path}: expected a file that can be read, got {error.strerror}; check its rights") from None
+
+
+def _read_pipe(path: Path) -> bytes:
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(pipe, "rb") as stream:
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLIN)
+        if not waiting.poll(PIPE_WAIT_S * 1000):
+            raise FileError(f"{path}: expected a writer at the other end of the pipe, got none in {PIPE_WAIT_S:g} s")
+        os.set_blocking(pipe, True)
+        return stream.read()
+
+
+class _Truncated(Exception):
+    pass
+
+
+def _decompress(content: bytes) -> bytes:
+    if content.startswith(GZIP):
+        return _all_members(content, GZIP, lambda: zlib.decompressobj(wbits=31))
+    if content.startswith(BZIP2):
+        return _all_members(content, BZIP2, bz2.BZ2Decompressor)
+    if content.startswith(XZ):
+        return _all_members(content, XZ, lzma.LZMADecompressor)
+    if content.startswith(ZSTD):
+        import zstandard
+
+        try:
+            return _all_members(content, ZSTD, zstandard.ZstdDecompressor().decompressobj)
+        except zstandard.ZstdError as error:
+            raise _Truncated(str(error)) from None
+    return content
+
+
+def _all_members(content: bytes, magic: bytes, make: Any) -> bytes:
+    """Such files may be several compressed ones in a row; each has to come to its own end."""
+    found: list[bytes] = []
+    while content:
+        if not content.startswith(magic):
+            raise _Truncated(f"{len(content)} bytes behind its end that belong to nothing")
+        member = make()
+        found.append(member.decompress(content))
+        if not member.eof:
+            raise _Truncated("it breaks off")
+        content = member.unused_data.lstrip(b"\0")  # tapes and some tools pad with zeros
+    return b"".join(found)
+
+
+def _name_of(content: bytes) -> str:
+    names = {GZIP: "gzip", ZSTD: "zstandard", BZIP2: "bzip2", XZ: "xz"}
+    return next(name for magic, name in names.items() if content.startswith(magic))
+
+
+def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:
+    number = content.count(b"\n", 0, error.start) + 1
+    if error.encoding == "utf-16" or b"\0" in content[:1000]:
+        return f"{path}: expected text in UTF-8 or UTF-16, got other bytes; is it the right file?"
+    line = content[content.rfind(b"\n", 0, error.start) + 1 :][:60]
+    return (
+        f"{path}:{number}: expected text in UTF-8, got {line!r}; if it is Latin-1, convert it: iconv -f latin1 -t utf-8"
+    )

@@ -1,0 +1,84 @@
+"""Tables in text: rows with the line that each begins on, whatever separates their cells, quoted or not."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stream.content import lines_of
+from stream.errors import FileError
+
+DOUBLE_COLON = "::"
+SEPARATORS = (DOUBLE_COLON, "\t", ";", ",", "|")
+_LONGEST_CELL = 1 << 20
+"""Python's csv module refuses cells beyond 128 KiB; a quote that is never closed would otherwise read on for ever."""
+
+Row = tuple[int, list[str]]
+"""The line on which a row begins, and its cells."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is written: what separates its cells, and whether quotes mean anything."""
+
+    separator: str
+    is_quoted: bool = True
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank; empty where there is none."""
+    return next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
+
+
+def split_line(line: str, dialect: Dialect) -> list[str]:
+    """The cells of one line. Raises ``csv.Error``."""
+    if dialect.separator == DOUBLE_COLON:
+        return line.split(DOUBLE_COLON)
+    return next(_reader([line], dialect), [])
+
+
+def rows_of(path: Path, text: str, dialect: Dialect) -> Iterator[Row]:
+    """All rows but blank ones, in order; each must have as many cells as the first. Raises `FileError`."""
+    num_cells = 0
+    for number, cells in _rows(path, text, dialect):
+        num_cells = num_cells or len(cells)
+        if len(cells) != num_cells:
+            raise FileError(
+                f"{path}:{number}: expected {num_cells} cells between {dialect.separator!r} as in the first line, got "
+                f"{len(cells)}: {_shown(cells, dialect)}; mend the line, or quote the cell that holds the separator"
+            )
+        yield number, cells
+
+
+def _rows(path: Path, text: str, dialect: Dialect) -> Iterator[Row]:
+    lines = lines_of(text)
+    if dialect.separator == DOUBLE_COLON:
+        yield from ((number, line.split(DOUBLE_COLON)) for number, line in enumerate(lines, 1) if line.strip())
+        return
+    reader, number = _reader(lines, dialect), 1
+    try:
+        for cells in reader:
+            if cells and (len(cells) > 1 or cells[0].strip()):
+                yield number, cells
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise FileError(
+            f"{path}:{number}: expected cells between {dialect.separator!r}, got {lines[number - 1][:60]!r} ({error}); "
+            'close the quote, or write one inside a quoted cell twice ("")'
+        ) from None
+
+
+def _reader(lines: Sequence[str], dialect: Dialect) -> Any:
+    csv.field_size_limit(_LONGEST_CELL)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.is_quoted else csv.QUOTE_NONE
+    return csv.reader(
+        (line + "\n" for line in lines), delimiter=dialect.separator, quoting=quoting, skipinitialspace=True,
+        strict=dialect.is_quoted,
+    )  # fmt: skip
+
+
+def _shown(cells: Sequence[str], dialect: Dialect) -> str:
+    return repr(dialect.separator.join(cells)[:60])

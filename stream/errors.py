@@ -1,0 +1,24 @@
+"""Errors of the stream room.
+
+::
+
+    FileError           an action file that cannot be read
+    ProducerError       records were not acknowledged
+    MetricsPortTaken    the port of the metrics is in use
+"""
+
+from __future__ import annotations
+
+from wire.errors import HeadraceError
+
+
+class FileError(HeadraceError):
+    """An action file that is missing, of no known format, or damaged."""
+
+
+class ProducerError(HeadraceError):
+    """Records were not acknowledged by the broker."""
+
+
+class MetricsPortTaken(HeadraceError, OSError):
+    """The port of the metrics is in use."""

@@ -1,0 +1,255 @@
+"""Files of actions and ratings, told apart by content; every line is checked before anything is sent.
+
+    ratings.dat     user::item::rating::seconds
+    u.data          user item rating seconds, tabs between
+    *.csv, *.tsv    a line of names, then cells between commas, semicolons, tabs or |, quoted where need be
+    *.inter         RecBole: user_id:token, item_id:token, rating:float, timestamp:float, tabs between
+    JSON            an action on each line, or one list of actions (`schema/action.schema.json`)
+    *.parquet       columns named as in a csv (needs pyarrow)
+
+Columns may stand in any order (`stream.columns.ALIASES` has their names). With a column ``action`` rows are actions
+(several kinds as ``click|like``), else ratings: a rating r becomes one action, "rate", with "like" from 4 on and "love"
+at 5, and value r. Times of a table are seconds, milliseconds, microseconds or nanoseconds since 1970, all in the unit
+of the first, or ISO 8601, in UTC where it names no zone; JSON takes milliseconds alone, as the actions topic does.
+
+Any file may be compressed (gzip, zstandard, bzip2, xz). Actions come in the order of time; among equal times in the
+order of the file, which carries meaning: half of MovieLens-1M's consecutive ratings of a user share a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row, columns_named, rating_kinds
+from stream.content import PARQUET, lines_of, read_bytes, read_text
+from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
+from stream.errors import FileError
+from wire.action import Action, Rejection, Tick, decode_record
+from wire.config import ActionConfig
+
+__all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
+FORMATS = "ratings.dat (a::b::c::d), u.data (tabs), .csv with a line of names, RecBole .inter, JSON lines, .parquet"
+
+
+def read_actions(path: Path | str, config: ActionConfig | None = None) -> Iterator[dict[str, Any]]:
+    """The file's actions, ready for JSON, in the order of time.
+
+    All of it is read and checked first, as a worker of this ``config`` would; without one any kind will do. Raises
+    `FileError`, which names the line.
+    """
+    path, now_ms = Path(path), time.time_ns() // 1_000_000
+    lenient = config or _AnyKind()
+    content = read_bytes(path)
+    if content.startswith(PARQUET):
+        rows, is_ratings = _read_parquet(path, content, lenient, now_ms)
+    else:
+        text = read_text(path, content)
+        if text.lstrip()[:1] in ("{", "["):
+            actions = _read_json(path, text, lenient, now_ms)
+            return _some(path, actions)
+        rows, is_ratings = _read_table(path, text, lenient, now_ms)
+    rows.sort(key=itemgetter(0))
+    if config is not None and is_ratings and rows:
+        _check_kinds(path, rating_kinds(max(row.value or 0.0 for row in rows)), config)
+    return _some(path, rows, (row.as_action() for row in rows))
+
+
+def _check_kinds(path: Path, kinds: Sequence[str], config: ActionConfig) -> None:
+    unknown = [kind for kind in kinds if kind not in config.kinds]
+    if unknown:
+        raise FileError(f"{path}: {_unknown_kinds(unknown, config)}")
+
+
+class _EveryKind(dict[str, int]):
+    def get(self, kind: str, default: Any = None) -> Any:
+        return 1 if kind else default
+
+
+class _AnyKind(ActionConfig):
+    """A configuration of defaults for whoever decides on the kinds later."""
+
+    @property
+    def bit_of(self) -> Mapping[str, int]:
+        return _EveryKind()
+
+
+def _some(
+    path: Path, found: Sequence[Any], actions: Iterator[dict[str, Any]] | None = None
+) -> Iterator[dict[str, Any]]:
+    if not found:
+        raise FileError(f"{path}: expected actions, got none (no more than a line of names); give a file with some")
+    return iter(found) if actions is None else actions
+
+
+def _unknown_kinds(unknown: Sequence[str], config: ActionConfig) -> str:
+    is_ratings = set(unknown) <= set(RATING_KINDS)
+    wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
+    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
+    return (
+        f"expected actions among {', '.join(config.kinds)}, got {', '.join(unknown)}, which the worker would refuse; "
+        f"set HEADRACE_ACTION__KINDS={','.join(wanted)}{window} for every process, or the same in their file"
+    )
+
+
+# JSON
+
+
+def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for place, raw in _json_values(path, text):
+        outcomes = decode_record(raw, now_ms, config)
+        for outcome in outcomes:
+            if isinstance(outcome, Rejection):
+                element = f" (number {outcome.index + 1} of its list)" if outcome.index >= 0 else ""
+                raise FileError(f"{place}: {_said(outcome, config)}{element}")
+            if isinstance(outcome, Tick):
+                raise FileError(f"{place}: expected an action, got a tick; drop the line: a replay makes its own")
+        content = msgspec.json.decode(raw)
+        actions = content if isinstance(content, list) else [content]
+        found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]
+    found.sort(key=itemgetter("timestamp"))
+    return found
+
+
+def _plain(outcome: Action, action: dict[str, Any]) -> dict[str, Any]:
+    """The same action with its integers as such: 5.0 is 5."""
+    user = action["user"]
+    if isinstance(user, float) or not isinstance(action["timestamp"], int):
+        return {**action, "user": int(user) if isinstance(user, float) else user, "timestamp": outcome.timestamp_ms}
+    return action
+
+
+def _json_values(path: Path, text: str) -> Iterator[tuple[str, bytes]]:
+    """Where each JSON value stands, and its bytes: those of one list, or those of the lines."""
+    lines = lines_of(text)
+    if text.lstrip()[0] == "[" and not _is_json(first_line(text)):
+        try:
+            elements = msgspec.json.decode(text, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError) as error:
+            number = _line_of(error, text)
+            raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; mend it") from None
+        yield from ((f"{path}: element {number}", bytes(raw)) for number, raw in enumerate(elements, 1))
+        return
+    yield from ((f"{path}:{number}", line.encode()) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _is_json(line: str) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _line_of(error: Exception, text: str) -> int:
+    found = re.search(r"byte (\d+)", str(error))
+    return text.encode()[: int(found[1])].count(b"\n") + 1 if found else 1
+
+
+def _said(rejection: Rejection, config: ActionConfig) -> str:
+    if rejection.reason == "unknown_action":
+        action = msgspec.json.decode(rejection.raw)["action"]
+        kinds = [action] if isinstance(action, str) else action
+        return _unknown_kinds([kind for kind in kinds if kind not in config.kinds], config)
+    return rejection.message
+
+
+# Tables
+
+
+def _read_table(path: Path, text: str, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
+    dialect, columns, has_names = _layout(path, first_line(text), config)
+    table = rows_of(path, text, dialect)
+    if has_names:
+        next(table, None)
+    return _read_rows(f"{path}:", table, columns, config, now_ms), columns.is_ratings
+
+
+def _read_rows(
+    prefix: str, table: Iterable[tuple[int, Sequence[Any]]], columns: Columns, config: ActionConfig, now_ms: int
+) -> list[Row]:
+    clock, rows = Clock(config, now_ms), list[Row]()
+    for number, cells in table:
+        try:
+            row = columns.read(cells, clock)
+            if row.kinds is not None:
+                _check_row(row.kinds, config)
+        except BadCell as error:
+            raise FileError(f"{prefix}{number}: {error}") from None
+        rows.append(row)
+    return rows
+
+
+def _check_row(kinds: Sequence[str], config: ActionConfig) -> None:
+    unknown = [kind for kind in kinds if not config.bit_of.get(kind)]
+    if unknown:
+        raise BadCell(_unknown_kinds(unknown, config))
+
+
+def _layout(path: Path, first: str, config: ActionConfig) -> tuple[Dialect, Columns, bool]:
+    """How the table is written, its columns, and whether its first line holds their names."""
+    named: BadCell | None = None
+    for separator in SEPARATORS:
+        dialect = Dialect(separator, is_quoted=not _is_recbole(first, separator))
+        try:
+            cells = split_line(first, dialect)
+            columns = columns_named(cells, config) if len(cells) > 1 else None
+        except csv.Error:
+            continue
+        except BadCell as error:
+            named = named or error
+            continue
+        if columns is not None:
+            return dialect, columns, True
+        if separator in ("::", "\t") and len(cells) == 4 and all(map(_is_number, cells[2:])):
+            return Dialect(separator, is_quoted=False), POSITIONS, False
+    if named is not None:
+        raise FileError(f"{path}:1: {named}")
+    if not first:
+        raise FileError(f"{path}: expected actions, got an empty file; formats: {FORMATS}")
+    raise FileError(
+        f"{path}:1: expected a known format, got a first line of {first[:60]!r}; formats: {FORMATS}. A table without a "
+        "line of names needs one: user_id,item_id,rating,timestamp"
+    )
+
+
+def _is_recbole(first: str, separator: str) -> bool:
+    return separator == "\t" and any(cell.split(":")[1:2] in (["token"], ["float"]) for cell in first.split("\t"))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise FileError(f"{path}: expected the package pyarrow for .parquet, it is missing; install it") from None
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+        columns = columns_named(table.column_names, config)
+        cells: list[Any] = [column.to_pylist() for column in table.columns]
+    except BadCell as error:
+        raise FileError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
+    if columns is None:
+        wanted = "columns for user_id, item_id, rating or action, and timestamp"
+        raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
+    table_rows = enumerate(zip(*cells, strict=True), 1)
+    return _read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings

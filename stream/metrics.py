@@ -1,0 +1,70 @@
+"""A worker's Prometheus metrics: base units, ``_total`` on counters, one label a partition."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from stream.errors import MetricsPortTaken
+from wire.example import Counts
+from wire.status import PartitionStatus
+
+
+class WorkerMetrics:
+    """Metrics of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.actions = Counter(
+            "headrace_worker_actions", "Actions applied, by what became of them.", ("outcome",), registry=registry
+        )
+        self.records = Counter("headrace_worker_records", "Records of the actions topic applied.", registry=registry)
+        self.relayed = Counter("headrace_worker_relayed", "Outbox entries acknowledged.", ("topic",), registry=registry)
+        self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
+        self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
+        self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)
+        self.batch_seconds = Histogram(
+            "headrace_worker_batch_seconds", "Time of one write batch.", registry=registry,
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )  # fmt: skip
+        self._lag = self._gauge("ingest_lag_records", "Records of the actions topic not applied yet.")
+        self._outbox = self._gauge("outbox_entries", "Outbox entries not acknowledged yet.")
+        self._applied = self._gauge("applied_offset", "Highest offset of the actions topic applied.")
+        self._epoch = self._gauge("writer_epoch", "Epoch under which this worker writes.")
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"headrace_worker_{name}", text, ("partition",), registry=self.registry)
+
+    def count(self, num_records: int, before: Counts, after: Counts) -> None:
+        """A write batch took the partition's counts from ``before`` to ``after``."""
+        self.records.inc(num_records)
+        for name, was, now in zip(Counts._fields, before, after, strict=True):
+            if now > was:
+                self.actions.labels(name.removeprefix("num_")).inc(now - was)
+
+    def show(self, partition: int, status: PartitionStatus, lag_records: int) -> None:
+        """Publish where a partition is."""
+        label = str(partition)
+        self._lag.labels(label).set(lag_records)
+        self._outbox.labels(label).set(status.outbox_len)
+        self._applied.labels(label).set(status.applied_offset)
+        self._epoch.labels(label).set(status.writer_epoch)
+
+    def forget(self, partition: int) -> None:
+        """The partition is another worker's now."""
+        for gauge in (self._lag, self._outbox, self._applied, self._epoch):
+            try:
+                gauge.remove(str(partition))
+            except KeyError:
+                continue
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer Prometheus on ``port`` until the process ends; 0 does nothing."""
+        if port == 0:
+            return
+        try:
+            start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise MetricsPortTaken(
+                f"metrics cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another stream.metrics_port (HEADRACE_STREAM__METRICS_PORT), or 0 for none"
+            ) from error

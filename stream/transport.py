@@ -1,0 +1,50 @@
+"""Faust's Kafka transport with a consumer that takes every option of ours.
+
+Faust itself passes credentials on and nothing else: no timeouts, no isolation level, no word about topics that are not
+there. Its producer is never started: the worker writes with one of its own (`stream.kafka_producer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faust
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from faust.app.base import BootStrategy
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+
+
+class _Thread(AIOKafkaConsumerThread):
+    app: WorkerApp
+
+    def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:  # noqa: ARG002
+        self._assignor = RoundRobinPartitionAssignor
+        return AIOKafkaConsumer(partition_assignment_strategy=[self._assignor], **self.app.consumer_options)
+
+
+class _Consumer(Consumer):
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+
+class _Transport(Transport):
+    Consumer = _Consumer
+
+
+class _WithoutProducer(BootStrategy):
+    enable_kafka_producer = False
+
+
+class WorkerApp(faust.App):
+    """A Faust app whose consumer is made of ``consumer_options`` (aiokafka's words)."""
+
+    BootStrategy = _WithoutProducer
+
+    def __init__(self, name: str, consumer_options: Mapping[str, Any], **settings: Any) -> None:
+        self.consumer_options = dict(consumer_options)
+        super().__init__(name, **settings)
+
+    def _new_transport(self) -> Transport:
+        return _Transport(self.conf.broker_consumer, self)

@@ -1,0 +1,225 @@
+"""The memory in C++ against its definition, and what it promises: order, sparing use of room, no harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from tests.kernels.yardstick import force, levels
+
+NUM_BUCKETS = 8
+RULES = MemoryRules(heat_half_lives=(3.0, 10.0, 40.0), seen_half_life=50.0, exclude="auto")
+
+
+@dataclass
+class Stream:
+    """Users who choose, and sometimes only meet, items; later ones more of what came after what they chose."""
+
+    num_rows: int = 12
+    num_users: int = 3
+    num_events: int = 40
+    repeats: bool = True
+    seed: int = 0
+
+    def events(self) -> MemoryEvents:
+        rng = np.random.default_rng(self.seed)
+        histories: list[list[tuple[int, bool]]] = [[] for _ in range(self.num_users)]
+        target, chosen, past, met = [], [], [], []
+        for _ in range(self.num_events):
+            history = histories[rng.integers(self.num_users)]
+            row = int(rng.integers(0, self.num_rows))
+            if history and rng.random() < 0.5:
+                row = 1 + history[-1][0] % (self.num_rows - 1)
+            if not self.repeats and row in {each for each, _ in history}:
+                row = 0
+            target.append(row)
+            chosen.append(rng.choice([0, 1, 1, 1, 1, 2]))
+            past.append([each for each, was_chosen in history if was_chosen])
+            met.append([each for each, _ in history])
+            if row:
+                history.append((row, bool(chosen[-1])))
+        return MemoryEvents(np.array(target, np.int32), np.array(chosen, np.uint8), *flat(past), *flat(met))
+
+    def logits(self) -> np.ndarray:
+        shape = (int((self.events().chosen_R == 1).sum()), self.num_rows + 3)
+        return np.random.default_rng(self.seed + 1).normal(size=shape).astype(np.float32)
+
+
+def flat(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ends = np.cumsum([len(each) for each in lists], dtype=np.int64)
+    rows = np.array([row for each in lists for row in each], np.int32)
+    return rows, np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends
+
+
+def learned(
+    stream: Stream, rules: MemoryRules = RULES, *, width: int = 16, backend: str = "cpp"
+) -> tuple[MemoryArrays, MemoryOutcome]:
+    memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
+    return memory, memory_learn(memory, stream.num_rows, stream.events(), stream.logits(), rules, backend=backend)
+
+
+def neighbours(memory: MemoryArrays) -> list[dict[int, tuple[float, float, float]]]:
+    """Of each row, by neighbour: the order in which they lie means nothing."""
+    return [
+        {
+            int(memory.neighbour_row[row, j]): (
+                float(memory.after[row, j]), float(memory.before[row, j]), float(memory.weight[row, j])
+            )
+            for j in range(memory.num_neighbours[row])
+        }
+        for row in range(memory.capacity)
+    ]  # fmt: skip
+
+
+def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
+    for name in ("seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "num_neighbours"):
+        np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)
+    for ours, theirs in zip(neighbours(left), neighbours(right), strict=True):
+        assert ours.keys() == theirs.keys()
+        for row, values in ours.items():
+            np.testing.assert_allclose(values, theirs[row], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("exclude", ["never", "always", "auto"])
+def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPatch, level: str, exclude: str) -> None:
+    force(monkeypatch, level)
+    stream, rules = Stream(num_events=60), replace(RULES, exclude=exclude)
+    (slow, expected), (fast, got) = learned(stream, rules, backend="reference"), learned(stream, rules)
+    assert_same_memory(fast, slow)
+    np.testing.assert_allclose(got.loss_R, expected.loss_R, rtol=1e-3, atol=1e-4)
+    for name in ("rank_R", "model_rank_R", "count_rank_R"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+
+
+@given(
+    stream=st.builds(
+        Stream, num_rows=st.integers(2, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
+        repeats=st.booleans(), seed=st.integers(0, 10_000),
+    )
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_any_stream_is_learned_as_the_definition_does(stream: Stream) -> None:
+    (slow, expected), (fast, got) = learned(stream, backend="reference", width=64), learned(stream, width=64)
+    assert_same_memory(fast, slow)
+    np.testing.assert_allclose(got.loss_R, expected.loss_R, rtol=1e-3, atol=1e-4)
+
+
+def test_a_full_row_keeps_what_it_meets_most() -> None:
+    """Items 1 and 2 alternate; now and then something passes by that is never met again."""
+    rows = [1 + i % 2 if i % 5 else 3 + i // 5 for i in range(200)]
+    memory, events = MemoryArrays.empty(64, 2, NUM_BUCKETS), one_user(rows)
+    memory_learn(memory, 64, events, np.zeros((len(rows), 64), np.float32), RULES, backend="cpp")
+    assert 2 in memory.neighbour_row[1]
+    assert (memory.num_neighbours <= 2).all()
+
+
+def one_user(rows: list[int]) -> MemoryEvents:
+    past = [rows[:i] for i in range(len(rows))]
+    return MemoryEvents(np.array(rows, np.int32), np.ones(len(rows), np.uint8), *flat(past), *flat(past))
+
+
+def test_what_comes_in_pieces_is_learned_as_in_one() -> None:
+    """Cut where what does not depend on the query is made anew in any case: every 16 events."""
+    events = one_user(np.random.default_rng(0).integers(1, 12, 64).tolist())
+    logits = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
+    whole, pieces = MemoryArrays.empty(12, 8, NUM_BUCKETS), MemoryArrays.empty(12, 8, NUM_BUCKETS)
+    memory_learn(whole, 12, events, logits, RULES)
+    for start in range(0, 64, 16):
+        memory_learn(pieces, 12, events[start : start + 16], logits[start : start + 16], RULES)
+    for each in fields(MemoryArrays):
+        np.testing.assert_allclose(getattr(pieces, each.name), getattr(whole, each.name), rtol=1e-4, atol=1e-5)
+
+
+def test_an_event_is_predicted_before_it_is_learned() -> None:
+    """What a prediction says does not depend on what came of it: here two streams that differ in the last event
+    alone."""
+    rows = [1, 2, 3, 1, 2, 3, 1, 2]
+    losses = []
+    for last in (3, 1):
+        events = one_user([*rows, last])
+        memory = MemoryArrays.empty(8, 8, NUM_BUCKETS)
+        losses.append(memory_learn(memory, 8, events, np.zeros((9, 8), np.float32), RULES).loss_R[:8])
+    np.testing.assert_array_equal(losses[0], losses[1])
+
+
+def test_an_item_is_recommended_after_one_sighting_beside_another() -> None:
+    memory = MemoryArrays.empty(32, 8, NUM_BUCKETS)
+    everything = one_user([*range(3, 32), 1, 2])
+    memory_learn(memory, 32, everything, np.zeros((len(everything), 32), np.float32), RULES)
+    past = flat([[1]])
+    asked = MemoryEvents(np.zeros(1, np.int32), np.zeros(1, np.uint8), *past, *past)
+    score = np.zeros((1, 32), np.float32)
+    memory_scores(memory, 32, asked, score)
+    assert np.argmax(score[0]) == 2
+    assert score[0, 0] < -1e29  # nobody's row
+
+
+def test_scores_are_those_that_learning_starts_from() -> None:
+    """The loss of the next event is the cross entropy of the scores that a server would have given."""
+    rules, events = replace(RULES, exclude="never"), one_user(np.random.default_rng(0).integers(1, 12, 65).tolist())
+    memory, logits = MemoryArrays.empty(12, 16, NUM_BUCKETS), np.random.default_rng(1).normal(size=(65, 12))
+    logits = logits.astype(np.float32)
+    memory_learn(memory, 12, events[:64], logits[:64], rules)
+    score = logits[64:].copy()
+    memory_scores(memory, 12, events[64:], score)
+    loss = memory_learn(memory, 12, events[64:], logits[64:], rules).loss_R[0]
+    running = score[0].astype(float)
+    expected = np.log(np.exp(running - running.max()).sum()) + running.max() - running[events.target_R[64]]
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_a_useless_network_does_no_harm() -> None:
+    """Loud noise as logits, in a stream that counts alone explain: soon the counts decide."""
+    rows = [1 + i % 9 for i in range(3000)]
+    logits = 3 * np.random.default_rng(0).normal(size=(len(rows), 16)).astype(np.float32)
+    memory = MemoryArrays.empty(16, 16, NUM_BUCKETS)
+    events = one_user_lately(rows, 30)
+    done = memory_learn(memory, 16, events, logits, replace(RULES, exclude="never"))
+    assert (done.model_rank_R[-1000:] == 1).mean() < 0.3
+    assert (done.rank_R[-1000:] == 1).mean() > 0.99
+
+
+def one_user_lately(rows: list[int], length: int) -> MemoryEvents:
+    past = [rows[max(0, i - length) : i] for i in range(len(rows))]
+    return MemoryEvents(np.array(rows, np.int32), np.ones(len(rows), np.uint8), *flat(past), *flat(past))
+
+
+def test_a_stream_of_repeats_is_noticed() -> None:
+    memory = MemoryArrays.empty(16, 8, NUM_BUCKETS)
+    assert memory.leaves_out_repeats
+    memory_learn(memory, 16, one_user([1 + i % 5 for i in range(50)]), np.zeros((50, 16), np.float32), RULES)
+    assert not memory.leaves_out_repeats
+
+
+def test_counts_fade_and_keep_their_precision() -> None:
+    """Long after the unit was started anew, ratios of counts are what they were."""
+    rules = replace(RULES, seen_half_life=1.0, heat_half_lives=(1.0, 1.0, 1.0))
+    memory = MemoryArrays.empty(16, 8, NUM_BUCKETS)
+    memory_learn(memory, 16, one_user([1 + i % 2 for i in range(300)]), np.zeros((300, 16), np.float32), rules)
+    assert np.isfinite(memory.seen).all()
+    seen = memory.seen / memory.clock[1]
+    np.testing.assert_allclose(seen[[2, 1]], [2 / 3, 1 / 3], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"target_R": np.array([99], np.int32)}, IndexError, "target_R: expected rows 0 to 7"),
+        ({"target_R": np.array([1], np.int64)}, ValueError, "target_R: expected int32"),
+        ({"past_rows": np.array([0], np.int32)}, IndexError, "past_rows: expected rows 1 to 7"),
+        ({"past_end_R": np.array([5], np.int64)}, ValueError, "ranges within 1 past_rows"),
+        ({"chosen_R": np.zeros(2, np.uint8)}, ValueError, "chosen_R"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, np.ndarray], error: type[Exception], words: str) -> None:
+    events = replace(MemoryEvents(np.array([1], np.int32), np.ones(1, np.uint8), *flat([[2]]), *flat([[2]])), **change)
+    with pytest.raises(error, match=words):
+        memory_learn(MemoryArrays.empty(8, 4, 8), 8, events, np.zeros((1, 8), np.float32), RULES)
+    with pytest.raises(ValueError, match="logit_AV: expected"):
+        memory_scores(MemoryArrays.empty(8, 4, 8), 8, one_user([1]), np.zeros((1, 4), np.float32))

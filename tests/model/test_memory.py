@@ -1,0 +1,136 @@
+"""The memory beside the item table: it grows, forgets, and is the same for a server as for the trainer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.memory import MemoryArrays
+from model.config import ModelConfig
+from model.kinds import chosen
+from model.memory import Memory, events_of, neighbours_at
+
+MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
+CLICKED = 0b11
+
+
+def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20) -> None:
+    """One user's choices at random."""
+    memory.grow(num_rows)
+    rows = rng.integers(1, num_rows, num)
+    starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
+    bits = np.full(num, CLICKED, np.uint32)
+    events = events_of(rows, bits, starts, zeros, asked, MODEL, is_chosen_R=np.ones(num, np.bool_))
+    memory.learn(events, rng.normal(size=(num, memory.num_rows)).astype(np.float32))
+
+
+def scores(memory: Memory, past: list[int]) -> np.ndarray:
+    rows, bits = np.array(past, np.int64), np.full(len(past), CLICKED, np.uint32)
+    end = np.array([len(past)])
+    events = events_of(rows, bits, np.array([0, len(past)]), np.zeros(1, np.int64), end, MODEL, is_chosen_R=None)
+    score = np.zeros((1, memory.num_rows), np.float32)
+    memory.score(events, score)
+    return score[0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rounds=st.lists(st.tuples(st.integers(2, 60), st.sets(st.integers(1, 8), max_size=3), st.booleans()), max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_a_server_scores_as_the_trainer_does(rounds: list[tuple[int, set[int], bool]], seed: int) -> None:
+    """Through arrivals, evictions, bases and deltas; to the bit."""
+    trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(seed)
+    num_rows = 10
+    for index, (more, gone, is_base) in enumerate([(0, set(), True), *rounds]):
+        num_rows += more
+        learn(trainer, rng, num_rows)
+        trainer.forget(np.array(sorted(gone), np.int64))
+        server.apply(trainer.changes(everything=is_base or not index), is_base=is_base or not index)
+        trainer.mark_published()
+        past = rng.integers(1, num_rows, 7).tolist()
+        np.testing.assert_array_equal(scores(server, past), scores(trainer, past))
+        np.testing.assert_array_equal(scores(server.copy(), past), scores(trainer, past))
+        assert server.leaves_out_repeats == trainer.leaves_out_repeats
+
+
+def test_a_delta_is_what_changed() -> None:
+    memory, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(memory, rng, 40, 300)
+    memory.mark_published()
+    assert len(memory.changes(everything=False)["row_index"]) == 0
+    learn(memory, rng, 5, 10)
+    changed = memory.changes(everything=False)["row_index"]
+    assert set(changed.tolist()) <= {1, 2, 3, 4}
+    assert len(memory.changes(everything=True)["row_index"]) == 39
+
+
+def test_an_evicted_row_is_nobodys_neighbour() -> None:
+    memory, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(memory, rng, 10, 100)
+    memory.forget(np.array([3, 4]))
+    arrays = memory.arrays
+    for row in range(10):
+        assert not {3, 4} & set(arrays.neighbour_row[row, : arrays.num_neighbours[row]].tolist())
+    assert arrays.num_neighbours[3] == arrays.seen[3] == 0
+    assert arrays.first[3] == -1
+    assert scores(memory, [1, 2])[3] < -1e29
+    assert scores(memory, [1, 2])[5] > -1e29
+
+
+def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    monkeypatch.setattr("model.memory.FREE_BYTES", 16 * 16 * 6)
+    monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 2)
+    memory, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(memory, rng, 12, 200)
+    before = memory.arrays.copy()
+    memory.grow(17)
+    after = memory.arrays
+    assert (before.width, after.width, after.capacity) == (6, 3, 32)
+    for row in range(1, 12):
+        strength = (before.after + before.before)[row, : before.num_neighbours[row]]
+        kept = (after.after + after.before)[row, : after.num_neighbours[row]]
+        np.testing.assert_array_equal(kept, np.sort(strength)[::-1][:3])
+    assert after.dirty[1:12].all()
+
+
+def test_a_million_items_take_at_most_512_bytes_each() -> None:
+    num = 1 << 20
+    arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
+    by_row = [
+        getattr(arrays, name).nbytes for name in MemoryArrays.__slots__ if name not in ("gain", "gain_square", "clock")
+    ]
+    assert sum(by_row) / 256 <= 512
+
+
+def test_what_is_kept_is_everything() -> None:
+    memory, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(memory, rng, 30, 100)
+    other = Memory(MODEL)
+    other.load_state_dict({name: array.copy() for name, array in memory.state_dict().items()})
+    for each, number in ((memory, 1), (other, 1)):
+        learn(each, np.random.default_rng(number), 40, 50)
+    assert all(
+        left.tobytes() == right.tobytes()
+        for left, right in zip(memory.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "config", "expected"),
+    [
+        (0b001, MODEL, False),  # shown alone
+        (0b011, MODEL, True),
+        (0b111, MODEL, False),  # clicked, then hidden
+        (0b000, MODEL, False),
+        (0b001, ModelConfig(kinds=("impression",)), True),  # nothing else can be predicted
+        (0b001, ModelConfig(kinds=("view", "click"), positive_kinds=("click",)), False),
+        (0b011, ModelConfig(kinds=("view", "skip"), positive_kinds=("view", "skip")), True),
+        (0b011, ModelConfig(kinds=("view", "back"), negative_kinds=("back",)), False),
+    ],
+)
+def test_a_choice_is_what_its_kinds_say(bits: int, config: ModelConfig, expected: bool) -> None:
+    assert chosen(np.array([bits], np.uint32), config).tolist() == [expected]

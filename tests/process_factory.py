@@ -1,0 +1,162 @@
+"""Processes that start in no time: ``python -m tests.<room>.process_factory`` imports everything once, then forks.
+
+Each child is a process of its own (to be stopped, continued, killed with -9) that runs the room's ``__main__``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.brokers import REPOSITORY, wait_until
+
+PR_SET_PDEATHSIG = 1
+Live = Callable[[Sequence[str], Sequence[str], str], int]
+"""A child's life by its arguments, broken builds and point; the exit status."""
+
+
+class Child:
+    """One process, and what it says."""
+
+    def __init__(self, pid: int, log_path: Path, exit_path: Path) -> None:
+        self.pid, self.log_path, self._exit_path = pid, log_path, exit_path
+
+    @property
+    def status(self) -> int | None:
+        """Exit status (negative: the signal that ended it), or None while it runs."""
+        return int(self._exit_path.read_text()) if self._exit_path.exists() else None
+
+    def log(self) -> str:
+        """What this life has said so far."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def send(self, signal_number: signal.Signals) -> None:
+        if self.status is None:
+            os.kill(self.pid, signal_number)
+
+    def kill(self) -> None:
+        """SIGKILL; returns when it is gone."""
+        self.send(signal.SIGKILL)
+        self.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.send(signal.SIGTERM)
+        return self.wait(30)
+
+    def wait(self, timeout_s: float = 30) -> int:
+        """Exit status, when it ends by itself."""
+        self._until(lambda: self.status is not None, timeout_s, "its end")
+        assert self.status is not None
+        return self.status
+
+    def is_stopped(self) -> bool:
+        """Whether it has halted with SIGSTOP."""
+        assert self.status is None, self.log()
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def wait_for(self, text: str, timeout_s: float = 30) -> None:
+        """Until its log says ``text``."""
+        self._until(lambda: text in self.log(), timeout_s, repr(text))
+
+    def _until(self, condition: Any, timeout_s: float, what: str) -> None:
+        try:
+            wait_until(condition, timeout_s, what, every_s=0.01)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-3000:]}") from None
+
+
+class ProcessFactory:
+    """The parent of the children, as the test sees it."""
+
+    def __init__(self, folder: Path, room: str, environment: Mapping[str, str] | None = None) -> None:
+        self._folder, self._num = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "factory.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"tests.{room}.process_factory"], env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=REPOSITORY, text=True,
+            )  # fmt: skip
+
+    def start(self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "") -> Child:
+        """A child with this command line. ``broken``, ``point``: the room's own (`tests.trainer.process_factory`)."""
+        self._num += 1
+        log, ended = self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
+        order = {
+            "arguments": list(arguments),
+            "broken": list(broken),
+            "point": point,
+            "log": str(log),
+            "exit": str(ended),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return Child(int(self._process.stdout.readline()), log, ended)
+
+    def close(self) -> None:
+        """End it and all children."""
+        self._process.kill()
+        self._process.wait(10)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def serve_children(live: Live) -> None:
+    """Fork a child for each line of stdin; note in a file how each ends."""
+    exits: dict[int, Path] = {}
+
+    def reap(*_: Any) -> None:
+        while exits:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            path = exits.pop(pid)
+            path.with_suffix(".tmp").write_text(str(os.waitstatus_to_exitcode(status)))
+            path.with_suffix(".tmp").rename(path)
+
+    signal.signal(signal.SIGCHLD, reap)
+    for line in sys.stdin:
+        order = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if pid == 0:
+            _begin(live, order)
+        exits[pid] = Path(order["exit"])
+        print(pid, flush=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def _begin(live: Live, order: dict[str, Any]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    status = 70
+    try:
+        status = live(order["arguments"], order["broken"], order["point"])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 71
+    except BaseException:  # noqa: BLE001  (a child must never go on in its parent's loop)
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,61 @@
+"""A server on a real socket in this process, with a world's version and histories and no broker."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from serving.config import ServingConfig
+from serving.histories import Histories
+from serving.holder import VersionHolder
+from serving.http import build_app
+from serving.listener import options_of
+from serving.service import Service
+from tests.brokers import wait_until
+from tests.serving.world import World, holder_of, versions
+from wire.example_codec import encode_example
+
+WORLD = World(num_users=4)
+HOLDER = holder_of(next(versions(WORLD, 1)))
+
+
+def service_of(holder: VersionHolder, config: ServingConfig) -> Service:
+    """A service that has read the world's histories."""
+    histories = Histories(10**8)
+    for each in WORLD.examples():
+        histories.feed(0, encode_example(each))
+    service = Service(config, holder, histories)
+    service.histories_ready.set()
+    return service
+
+
+class Server(uvicorn.Server):
+    """Uvicorn in a thread that is not the main one, where signals are none of its business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.contextmanager
+def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple[Service, int]]:
+    """The service and its port; everything has ended when the block does."""
+    service = service or service_of(HOLDER, ServingConfig(**config))
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    server = Server(options_of(build_app(service), service.config))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, 30, "the server to listen")
+        yield service, listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        service.close()
+        listener.close()
+        assert not thread.is_alive()

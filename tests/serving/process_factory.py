@@ -1,0 +1,40 @@
+"""Servers for `tests.process_factory`: ``serving.__main__`` as it is, or with a fault (`FAULTS`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.process_factory import serve_children
+
+
+def fail_at_the_second_swap() -> None:
+    """The thread that follows the weights meets what nobody has foreseen."""
+    import serving.holder
+
+    swap = serving.holder.VersionHolder.swap
+
+    def failing(self: serving.holder.VersionHolder) -> None:
+        if self.num_swaps:
+            raise RuntimeError("nobody has foreseen this")
+        swap(self)
+
+    serving.holder.VersionHolder.swap = failing  # type: ignore[method-assign]
+
+
+FAULTS = {"the second swap fails": fail_at_the_second_swap}
+
+
+def run(arguments: Sequence[str], broken: Sequence[str], _point: str) -> int:
+    """One server's life; the exit status."""
+    import serving.__main__
+
+    for name in broken:
+        FAULTS[name]()
+    return serving.__main__.main(arguments)
+
+
+if __name__ == "__main__":
+    import serving.__main__
+    import serving.process
+
+    serve_children(run)

@@ -1,0 +1,148 @@
+"""The pipeline's state for the page: what is said in the topics becomes rates, lags, a bottleneck and a status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaConsumer
+
+from serving.pulse import Point, Pulse, PulseFollower, Rates, Served, StagePoint, bottleneck
+from tests.brokers import Broker, wait_until
+from tests.serving.wire import Wire
+from wire.kafka.consumer import connect
+from wire.status import PartitionStatus, WorkerStatus, encode_status
+from wire.topics import LAG_KEY
+
+NOW_MS = 1_800_000_000_000
+SERVED = Served(epoch=1, number=7, newest_record_ms=NOW_MS - 2000, swapped_ms=NOW_MS - 900, num_swaps=3)
+
+
+def lag_message(**changes: Any) -> dict[str, Any]:
+    stages = {name: {"lag_records": 0, "lag_s": 0.0, "partitions": {}} for name in
+              ("ingest", "sequence", "train", "publish", "serve")}  # fmt: skip
+    window = {"model": {"hr10": 0.25}, "popular": {"hr10": 0.125}}
+    metrics = {"retrieval_window": window, "ranking_window": {"all": {"ne": 0.75, "ne_baseline": 1.0}}}
+    return {"time_ms": NOW_MS, "stages": stages, "metrics": metrics, "num_items": 40, "num_interactions": 1000,
+            "num_servers": 2, **changes}  # fmt: skip
+
+
+def pulse_of(**changes: Any) -> Pulse:
+    pulse = Pulse(objective_s=10.0)
+    pulse.note_lag(msgspec.json.encode(lag_message(**changes)))
+    return pulse
+
+
+def test_a_point_holds_what_the_trainer_and_the_server_say() -> None:
+    point = pulse_of().sample(SERVED, NOW_MS)
+    assert (point.epoch, point.number, point.freshness_s, point.status) == (1, 7, 2.0, "fresh")
+    assert point.quality == {"model": 0.25, "popular": 0.125}
+    assert (point.entropy, point.entropy_baseline) == (0.75, 1.0)
+    assert (point.num_items, point.num_interactions, point.num_servers) == (40, 1000, 2)
+
+
+def worker(partition: int, num: int, epoch: int = 1) -> bytes:
+    told = PartitionStatus(num_accepted=num, num_dead=1, relayed_number=num // 2, writer_epoch=epoch)
+    return encode_status(WorkerStatus(component=f"w{partition}", time_ms=NOW_MS, partitions={partition: told}))
+
+
+def test_rates_are_those_of_the_last_seconds() -> None:
+    pulse = pulse_of()
+    for second in range(10):
+        pulse.note_status(worker(0, 100 * second))
+        pulse.note_status(worker(1, 50 * second))
+        point = pulse.sample(SERVED, NOW_MS + 1000 * second)
+    assert point.rates["actions"] == 150.0
+    assert point.rates["weights"] == 0.0
+
+
+def test_a_worker_that_lost_its_partition_is_not_listened_to() -> None:
+    pulse = pulse_of()
+    pulse.note_status(worker(0, 100, epoch=2))
+    pulse.note_status(worker(0, 7, epoch=1))
+    pulse.sample(SERVED, NOW_MS)
+    pulse.note_status(worker(0, 200, epoch=2))
+    assert pulse.sample(SERVED, NOW_MS + 1000).rates["actions"] == 100.0
+
+
+def test_a_counter_that_jumps_back_starts_anew() -> None:
+    rates = Rates()
+    assert [rates.rate("x", float(n), value) for n, value in enumerate((0, 10, 20, 0, 5))] == [0, 10, 10, 0, 5]
+
+
+def test_the_bottleneck_is_the_stage_that_is_furthest_behind() -> None:
+    stages = {"ingest": StagePoint(10, 0.5), "train": StagePoint(500, 7.0), "publish": StagePoint(3, 2.0)}
+    assert bottleneck(stages) == "train"
+    assert bottleneck({"ingest": StagePoint(10, 0.5), "train": StagePoint()}) == ""
+
+
+def test_one_record_on_its_way_is_no_bottleneck() -> None:
+    behind, caught_up = {"train": {"lag_records": 5, "lag_s": 9.0}}, {"train": {"lag_records": 0, "lag_s": 0.0}}
+    pulse, found = pulse_of(), []
+    for stages in (behind, caught_up, behind, behind, caught_up):
+        pulse.note_lag(msgspec.json.encode(lag_message(stages=stages)))
+        found.append(pulse.sample(SERVED, NOW_MS).bottleneck)
+    assert found == ["", "", "", "train", ""]
+
+
+@pytest.mark.parametrize(
+    ("served", "changes", "status"),
+    [
+        (Served(), {}, "waiting"),
+        (msgspec.structs.replace(SERVED, broker=False), {}, "away"),
+        (SERVED, {"time_ms": NOW_MS - 11_000}, "silent"),
+        (msgspec.structs.replace(SERVED, newest_record_ms=NOW_MS - 11_000), {}, "idle"),
+        (msgspec.structs.replace(SERVED, newest_record_ms=NOW_MS - 11_000),
+         {"stages": {"train": {"lag_records": 5, "lag_s": 9.0}}}, "behind"),
+        (msgspec.structs.replace(SERVED, newest_record_ms=NOW_MS - 61_000),
+         {"stages": {"train": {"lag_records": 5, "lag_s": 9.0}}}, "stale"),
+    ],
+)  # fmt: skip
+def test_one_word_says_how_it_stands(served: Served, changes: dict[str, Any], status: str) -> None:
+    assert pulse_of(**changes).sample(served, NOW_MS).status == status
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"[]", b"{", b'{"stages": 3, "metrics": []}', b'{"metrics": {"retrieval_window": {"model": 1}}}'],
+)
+def test_what_cannot_be_read_changes_nothing(value: bytes) -> None:
+    pulse = Pulse(10.0)
+    pulse.note_lag(value)
+    pulse.note_status(value)
+    point = pulse.sample(SERVED, NOW_MS)
+    assert (point.bottleneck, point.quality, point.rates["actions"]) == ("", {}, 0.0)
+
+
+@pytest.mark.slow
+def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix: str) -> None:
+    wire, pulse = Wire(kafka, topic_prefix), Pulse(10.0)
+    topics = wire.topics
+
+    def consumer() -> KafkaConsumer:
+        return connect(wire.kafka, 20)
+
+    def letter(reason: bytes) -> None:
+        wire._producer.send(topics.dead_letters, key=b"k", value=b"v", headers=[("reason", reason)], partition=0)
+
+    letter(b"malformed")
+    follower = PulseFollower(consumer, topics, pulse, lambda: SERVED)
+    follower.start()
+    try:
+        letter(b"future")
+        letter(b"future")
+        wire._producer.send(topics.lag, key=LAG_KEY, value=msgspec.json.encode(lag_message()), partition=0)
+        wire._producer.send(topics.status, key=b"w0", value=worker(0, 4), partition=0)
+
+        def told() -> bool:
+            last = pulse.points[-1] if pulse.points else None
+            return isinstance(last, Point) and last.num_items == 40 and last.dead_letters == 3
+
+        wait_until(told, 30, "what was written to be in a point")
+        assert pulse.points[-1].reasons == {"malformed": 1, "future": 2}
+    finally:
+        follower.stop()
+        follower.join(20)
+        wire.close()
+    assert not follower.is_alive()

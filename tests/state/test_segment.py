@@ -1,0 +1,85 @@
+"""A segment's bytes are those of the codec, whatever its columns hold."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import numpy as np
+import pytest
+
+from state.segment import COLUMNS_START, Segment, describe, holds, may_hold
+from state.sequencer import Sequencer
+from tests.state.test_sequencer import ACTION
+from wire.action import Action
+from wire.config import SequenceConfig
+from wire.example_codec import decode_example, encode_example, pack, view
+
+NOTHING = float("nan")
+
+
+def hash_bytes(number: int) -> bytes:
+    return number.to_bytes(8, "little", signed=True)
+
+
+def action(rng: random.Random, wide: bool) -> Action:
+    many = 1 << 40 if wide else 5_000
+    return Action(
+        user="u", item=0, item_hash=rng.choice((1, -7, 2**63 - 1, -(2**63))),
+        bits=rng.choice((1, 2, 255, 256, 1 << 31)), timestamp_ms=rng.randrange(many),
+        id_hash=rng.choice((0, rng.getrandbits(60))), session_hash=rng.choice((0, 0, 5)),
+        domain_hash=rng.choice((0, 0, 9)), value=rng.choice((NOTHING, NOTHING, 0.1, -0.0)),
+        feature_hash=(rng.choice((0, 3)), 0),
+        user_feature_hash=(rng.choice((0, 4)),),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_a_worker_writes_is_what_the_codec_would_write(seed: int) -> None:
+    rng = random.Random(seed)
+    sequence = SequenceConfig(join_window_s=rng.choice((0.0, 2.0)), segment_len=rng.choice((1, 5, 16, 300)))
+    sequencer = Sequencer(ACTION, sequence)
+    for offset in range(rng.choice((1, 5, 40, 400))):
+        sequencer.apply(action(rng, wide=seed % 3 == 0), offset, 9)
+    for header, columns in sequencer.drain_drafts():
+        value = pack(header, columns)
+        assert encode_example(decode_example(value)) == value
+        stored = Segment.of(view(header, columns)).pack()
+        assert columns.startswith(stored[COLUMNS_START:])
+        assert Segment.unpack(header.segment, stored, 2).pack() == stored
+        again = Segment.unpack(header.segment, stored, 2)
+        again.packed = None
+        assert again.pack() == stored
+        assert describe(stored)[1] == header.num_interactions
+
+
+def test_a_hash_is_found_only_where_one_begins() -> None:
+    column = np.array([0x0807060504030201, 0x100F0E0D0C0B0A09], np.int64).tobytes()
+    astride = column[2:10]
+    assert astride in column
+    assert not holds(column, astride)
+    assert holds(column, column[8:])
+    assert holds(column[2:] + bytes(2) + astride, astride), "its first appearance is astride, its second is not"
+
+
+def test_an_item_is_found_only_where_one_begins() -> None:
+    segment = Segment(0, 0)
+    rng = random.Random(1)
+    first, second = 0x1111222233334444, 0x5555666677778888
+    for number in (first, second):
+        segment.append(hash_bytes(number), action(rng, wide=False), 1_000)
+    astride = (hash_bytes(first) + hash_bytes(second))[3:11]
+    assert may_hold(segment.pack(), astride), "a first look may err on this side"
+    assert segment.find(astride, 1_000, 10, 0) == -1
+    assert segment.find(hash_bytes(second), 1_000, 10, 0) == 1
+    assert not may_hold(segment.pack(), hash_bytes(9))
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, COLUMNS_START, 60])
+def test_bytes_cut_short_are_refused(num_bytes: int) -> None:
+    segment = Segment(0, 2)
+    rng = random.Random(2)
+    for _ in range(4):
+        segment.append(hash_bytes(3), action(rng, wide=True), 7)
+    with pytest.raises((ValueError, struct.error)):
+        Segment.unpack(0, segment.pack()[:num_bytes], 2)

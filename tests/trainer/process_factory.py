@@ -1,0 +1,33 @@
+"""Trainers for `tests.process_factory`: ``trainer.__main__`` as it is, or as a broken build (`tests.trainer.broken`).
+
+It may have a point at which it kills or stops itself (``name:nth:kill``, ``name:nth:stop``: `tests.trainer.points`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from tests.process_factory import serve_children
+
+
+def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
+    """One trainer's life; the exit status."""
+    import trainer.__main__
+    from tests.trainer import broken as builds
+    from tests.trainer import points
+
+    for name in broken:
+        getattr(builds, name)()
+    if point:
+        points.install(point)
+    return trainer.__main__.main(arguments)
+
+
+if __name__ == "__main__":
+    # Whatever a trainer loads on its way, once for all of them.
+    for name in ("adagrad.cpp", "id_map.cpp", "layer.cpp", "length.cpp", "softmax.cpp"):
+        import_module(f"kernels.{name}")
+    for name in ("numpy.ma", "trainer.__main__", "trainer.process", "trainer.replay"):
+        import_module(name)
+    serve_children(run)

@@ -1,0 +1,199 @@
+"""A position is resumed where it fits, or not at all: the topic is the same one, and has what comes next."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from headrace.audit import audit
+from tests.process_factory import Child
+from tests.trainer.stage import Stage, weights_of
+from trainer.device import choose_device
+from trainer.replay import differences
+from trainer.snapshot import restore_published
+from trainer.step import Learner
+from trainer.weights import Weights
+
+Make = Callable[..., Stage]
+FROM_PUBLISHED = ((), "", "--from-published")
+
+
+def train_and_end(made: Stage) -> None:
+    made.feed(90)
+    child = made.start()
+    made.feed(20)
+    made.wait_published()
+    assert child.stop() == 0
+
+
+def ends_with_one_line(child: Child) -> str:
+    assert child.wait() == 1, child.log()
+    last = child.log().splitlines()[-1]
+    assert last.startswith("headrace train: ")
+    assert "Traceback" not in child.log()
+    return last
+
+
+def test_a_topic_that_was_created_again_is_one_line_that_names_topic_position_and_remedy(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    made.replace_topic()
+    made.feed(20)
+    for _ in range(2):
+        last = ends_with_one_line(made.start())
+        assert "sequences topic: expected the one with id" in last
+        assert "it was deleted and created again" in last
+        assert "partition 0: example " in last
+        assert "start with --from-published" in last
+
+
+def test_the_audit_says_when_weights_were_learned_from_another_topic(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    another = "learned from the sequences topic with id"
+
+    def found() -> list[str]:
+        return [each for check in audit(made.settings).checks for each in check.violations if another in each]
+
+    assert found() == []
+    made.replace_topic()
+    assert len(found()) == 1
+
+
+def test_a_topic_that_is_created_again_under_a_running_trainer_ends_it_with_one_line(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    child = made.start()
+    made.wait_published()
+    made.replace_topic()
+    made.feed(20)
+    last = ends_with_one_line(child)
+    assert f"{made.topics.sequences}: expected the topic with id" in last
+    assert "it was deleted and created again" in last
+    assert "start with --from-published" in last
+
+
+def test_what_was_learned_can_be_kept_when_the_topic_was_created_again(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    before = made.recount().last
+    made.replace_topic()
+    made.feed(40)
+    child = made.start("b", *FROM_PUBLISHED)
+    made.feed_until(lambda: made.recount().last.lineage != before.lineage, "a new line of training")
+    made.wait_published()
+    assert "starting from the last published version, and from the beginning of the sequences topic" in child.log()
+    recount = made.recount()
+    num_new = sum(example.num_new for examples in made.sent.values() for example in examples)
+    assert recount.last.num_interactions == before.num_interactions + num_new
+    assert child.stop() == 0
+
+
+def test_a_fresh_trainer_does_not_follow_the_steps_of_another_topic(stage: Make) -> None:
+    made = stage()
+    train_and_end(made)
+    made.replace_topic()
+    made.feed(40)
+    lineage = made.recount().last.lineage
+    child = made.start("b")
+    made.feed_until(lambda: made.recount().last.lineage != lineage, "a new line of training")
+    recount = made.finish("b")
+    assert "a new line of training begins" in child.log()
+    assert len({each.manifest.lineage for each in recount.versions}) == 2
+
+
+def test_a_position_behind_the_end_of_its_topic_is_one_line_too(stage: Make) -> None:
+    made = stage()
+    made.feed(10)
+    made.start(broken=("knows_no_topic_ids",))
+    made.feed(60)
+    made.wait_published()
+    assert made.children[-1].stop() == 0
+    made.replace_topic()
+    last = ends_with_one_line(made.start(broken=("knows_no_topic_ids",)))
+    assert f"{made.topics.sequences} partition 0: expected it to reach to offset" in last
+    assert "where the checkpoint would read on (example " in last
+    assert "start with --from-published" in last
+
+
+def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
+    made = stage()
+    made.start(broken=("trusts_any_topic",))
+    made.feed(90)
+    made.wait_published()
+    assert made.children[-1].stop() == 0
+    made.replace_topic()
+    made.feed(20)
+    made.start(broken=("trusts_any_topic",))
+    with pytest.raises(AssertionError, match=r"not each once|in vain"):
+        made.wait_published(10)
+
+
+# Without a checkpoint
+
+
+def lose_the_checkpoint(made: Stage, share: float) -> Weights:
+    """A trainer has published and ended; its disk is gone, and so are the first records of the topic."""
+    train_and_end(made)
+    shutil.rmtree(made.checkpoints())
+    made.decided.clear()
+    made.forget_records(share)
+    return weights_of(made.recount().versions)
+
+
+def test_without_checkpoint_and_first_records_it_says_how_to_start(stage: Make) -> None:
+    made = stage()
+    lose_the_checkpoint(made, 0.5)
+    assert "without a checkpoint, start with --from-published" in ends_with_one_line(made.start())
+
+
+def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Make) -> None:
+    made = stage()
+    weights = lose_the_checkpoint(made, 0.0)
+    first = made.recount().last
+    made.feed(40)
+    child = made.start("a", *FROM_PUBLISHED)
+    made.feed(20)
+    made.wait_published()
+    child.kill()
+    made.start("a", *FROM_PUBLISHED)
+    made.feed(20)
+    made.wait_published()
+    recount = made.recount()
+    assert "starting from the last published version" in child.log()
+    assert "going on from the checkpoint" in made.children[-1].log(), "the option does no harm later"
+    assert made.children[-1].stop() == 0
+
+    ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]
+    assert {each.manifest.parent for each in ours} == {first.lineage}
+    assert ours[0].manifest.first_step == first.next_step, "steps are counted on"
+    learner = Learner(made.settings.model, made.settings.trainer, choose_device(made.settings.trainer))
+    restore_published(learner, weights)
+    assert differences(weights, learner) == []
+    assert learner.memory.num_rows == learner.items.num_rows
+    for number, examples in made.sent.items():
+        for example in examples[: first.covered[number] + 1]:
+            learner.histories.fold(example)
+    for version in made.recount().versions[-1:]:
+        plan = {
+            each.manifest.first_step + index: step for each in ours for index, step in enumerate(each.manifest.plan)
+        }
+        for number in range(first.next_step, version.manifest.next_step):
+            learner.step(made.examples_of(plan[number]))
+        assert differences(weights_of(ours), learner) == []
+
+
+def test_without_any_version_there_is_nothing_to_start_from(stage: Make) -> None:
+    made = stage()
+    last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
+    assert "--from-published: expected a version in the weights topic, got none" in last
+
+
+def test_other_settings_than_the_published_ones_are_refused(stage: Make) -> None:
+    made = stage()
+    lose_the_checkpoint(made, 0.0)
+    made.config_path.write_text(made.config_path.read_text().replace("model_width = 8", "model_width = 16"))
+    last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
+    assert "model.model_width: the published weights were learned with 8, now configured is 16" in last

@@ -1,0 +1,97 @@
+"""Ranges of a topic are read whole on every broker, the embedded one with its understated ends included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from headrace.broker import EmbeddedBroker
+from tests.brokers import Broker
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import PROMPT, Span, connect, ends, follow, partitions_of, read, read_from, spans
+from wire.kafka.producer import make_producer
+from wire.topics import Topics
+
+NUM_BATCHES, BATCH = 4, 5
+NUM = NUM_BATCHES * BATCH
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[str]:
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture(params=["the tests' broker", "the embedded broker"])
+def config(request: pytest.FixtureRequest, kafka: Broker, embedded: str, topic_prefix: str) -> KafkaConfig:
+    """A deployment of two partitions, whose actions topic holds four batches of five records in each."""
+    bootstrap = embedded if request.param == "the embedded broker" else kafka.bootstrap
+    config = KafkaConfig(bootstrap=bootstrap, prefix=topic_prefix, partitions=2)
+    ensure_topics(config)
+    producer = make_producer(config, linger_ms=100)
+    for batch in range(NUM_BATCHES):
+        for index in range(batch * BATCH, (batch + 1) * BATCH):
+            for partition in (0, 1):
+                producer.send(Topics.under(config.prefix).actions, value=b"%d" % index, partition=partition)
+        producer.flush()
+    producer.close()
+    return config
+
+
+@pytest.fixture
+def consumer(config: KafkaConfig) -> Iterator[KafkaConsumer]:
+    consumer = connect(config)
+    yield consumer
+    consumer.close()
+
+
+def test_a_range_is_read_whole_and_no_further(config: KafkaConfig, consumer: KafkaConsumer) -> None:
+    topic = Topics.under(config.prefix).actions
+    partitions = partitions_of(consumer, topic)
+    assert ends(consumer, partitions) == dict.fromkeys(partitions, NUM)
+    assert spans(consumer, topic) == {0: Span(0, NUM), 1: Span(0, NUM)}
+    found: dict[int, list[int]] = {0: [], 1: []}
+    for record in read(consumer, topic, {0: Span(3, 17), 1: Span(0, NUM)}):
+        found[record.partition].append(int(record.value))
+    assert found == {0: list(range(3, 17)), 1: list(range(NUM))}
+    again = read(consumer, topic, {0: Span(5, 8)})
+    assert [record.offset for record in again] == [5, 6, 7], "a range that was read before"
+
+
+def test_what_is_new_is_read_to_the_last_record_every_time(config: KafkaConfig) -> None:
+    where = TopicPartition(Topics.under(config.prefix).actions, 0)
+    consumer = connect(config, **PROMPT)
+    producer = make_producer(config)
+    assert [record.offset for record in read_from(consumer, where, 11)] == list(range(11, NUM))
+    for num in range(NUM, NUM + 3):
+        assert list(read_from(consumer, where, num)) == []
+        producer.send(where.topic, value=b"new", partition=0).get(10)
+        assert [record.value for record in read_from(consumer, where, num)] == [b"new"]
+    producer.close()
+    consumer.close()
+
+
+def test_a_follower_gets_the_last_records_and_then_each_new_one(config: KafkaConfig, consumer: KafkaConsumer) -> None:
+    topic = Topics.under(config.prefix).actions
+    records = (record for record in follow(consumer, topic, num_last=2) if record is not None)
+    assert sorted((each.partition, each.offset) for each in (next(records) for _ in range(4))) == [
+        (0, NUM - 2), (0, NUM - 1), (1, NUM - 2), (1, NUM - 1),
+    ]  # fmt: skip
+    producer = make_producer(config)
+    producer.send(topic, value=b"new", partition=1).get(10)
+    producer.close()
+    assert next(records).value == b"new"
+
+
+def test_a_topic_that_is_not_there_is_named(consumer: KafkaConsumer) -> None:
+    with pytest.raises(TopicMissing, match=r"topic nothing: expected it on the broker, got none; .* topics --create"):
+        spans(consumer, "nothing")
+
+
+def test_a_broker_that_is_not_there_is_named() -> None:
+    with pytest.raises(BrokerUnavailable, match=r"no Kafka broker answers at 127.0.0.1:1 within 0.2 s"):
+        connect(KafkaConfig(bootstrap="127.0.0.1:1"), 0.2)

@@ -1,0 +1,107 @@
+"""The lag as Prometheus metrics, computed when they are asked for: an age that nobody renews goes on growing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+NO_NUMBER = float("nan")
+
+
+class LagMetrics(Collector):
+    """Metrics of the message that ``tell`` gives, in a registry of their own."""
+
+    def __init__(self, tell: Callable[[], dict[str, Any]]) -> None:
+        self._tell = tell
+        self._first: tuple[int, int] | None = None
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, as things stand now."""
+        message = self._tell()
+        yield from _lags(message)
+        yield from _processes(message)
+        yield from _learning(message)
+        yield from self._counters(message)
+
+    def _counters(self, message: dict[str, Any]) -> Iterator[Metric]:
+        """Of this process: what was learned before it began is not counted."""
+        now = (message["num_interactions"], message["num_steps"])
+        if message["epoch"] >= 0 and self._first is None:
+            self._first = now
+        first = self._first or now
+        for name, words, num in (
+            ("headrace_trainer_interactions", "Interactions trained by this process", now[0] - first[0]),
+            ("headrace_trainer_steps", "Steps taken by this process", now[1] - first[1]),
+            ("headrace_trainer_set_aside", "Interactions in steps that left nothing finite", message["num_set_aside"]),
+            ("headrace_trainer_lost", "Examples that were gone before they were read", message["num_lost"]),
+        ):
+            yield CounterMetricFamily(name, words, value=max(0, num))
+
+
+def _gauge(name: str, words: str, label: str, values: dict[str, float | None]) -> Metric:
+    family = GaugeMetricFamily(name, words, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], NO_NUMBER if value is None else value)
+    return family
+
+
+def _lags(message: dict[str, Any]) -> Iterator[Metric]:
+    stages = message["stages"]
+    seconds = {name: told["lag_s"] for name, told in stages.items()}
+    records = {name: told["lag_records"] for name, told in stages.items()}
+    yield _gauge("headrace_stage_lag_seconds", "Age of what waits at a stage", "stage", seconds)
+    yield _gauge("headrace_stage_lag_records", "Records that wait at a stage", "stage", records)
+    fresh = message["freshness"]["now_s"]
+    yield GaugeMetricFamily(
+        "headrace_freshness_seconds",
+        "Age of the newest action in the weights served",
+        value=NO_NUMBER if fresh is None else fresh,
+    )
+    rates = message["throughput"]
+    yield _gauge(
+        "headrace_trainer_examples_rate",
+        "Examples per second: learned, and arriving",
+        "what",
+        {"learned": rates["examples_per_s"], "arriving": rates["arriving_examples_per_s"]},
+    )
+    catch_up = rates["catch_up_s"]
+    yield GaugeMetricFamily(
+        "headrace_trainer_catch_up_seconds",
+        "Until nothing waits to be learned, at these rates; infinite where the trainer falls behind",
+        value=float("inf") if catch_up is None else catch_up,
+    )
+
+
+def _processes(message: dict[str, Any]) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "headrace_broker_silence_seconds", "Since the broker last answered", value=message["broker_silent_s"]
+    )
+    family = GaugeMetricFamily(
+        "headrace_process_silence_seconds", "Since a process last said something", labels=["role", "component"]
+    )
+    for each in message["processes"]:
+        family.add_metric([each["role"], each["component"]], each["silent_s"])
+    yield family
+
+
+def _learning(message: dict[str, Any]) -> Iterator[Metric]:
+    window = message["metrics"].get("retrieval_window", {})
+    hits = {ranker: report["hr10"] for ranker, report in window.items() if isinstance(report, dict)}
+    entropy = message["metrics"].get("ranking_window", {}).get("all", {})
+    yield _gauge("headrace_trainer_loss", "Loss of the newest step, before learning it", "loss", message["loss"])
+    yield _gauge("headrace_trainer_hr10_ratio", "Prequential HR@10 of the newest targets", "ranker", hits)
+    yield _gauge(
+        "headrace_trainer_normalized_entropy_ratio",
+        "Prequential NE of the newest targets",
+        "predictor",
+        {"model": entropy.get("ne"), "baseline": entropy.get("ne_baseline")},
+    )
+    yield GaugeMetricFamily("headrace_trainer_items", "Items in the vocabulary", value=message["num_items"])
+    version = message["version"] or {}
+    yield _gauge("headrace_trainer_version", "Newest version acknowledged", "part", dict(version))

@@ -1,0 +1,122 @@
+"""What is learned and not yet published: when the next version is due, and what its manifest says."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import msgspec
+import structlog
+
+from trainer.publisher import MakeManifest, Publisher
+from trainer.recovery import Resumed
+from trainer.snapshot import weights_snapshot
+from trainer.source import Position
+from trainer.step import Learner
+from wire.weights import Manifest, PlanStep
+
+log = structlog.get_logger("trainer")
+FLUSH_S = 15.0
+
+
+class Publication:
+    """Counts the steps since the newest acknowledged version, and offers the next one. The training thread's own."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._lineage = self._parent = ""
+        self._source: dict[str, Any] = {}
+        self._set_aside: set[int] = set()
+        self._offered: int | None = None
+        """First step that the version on its way does not contain."""
+        self._has_published = False
+        self._due_s = 0.0
+        self.first_step = 0
+        """Number of the first of ``steps``."""
+        self.steps: list[PlanStep] = []
+        self.since_ms = 0
+        """Since when there is something to publish (wall clock); 0 while there is nothing."""
+
+    def resume(self, resumed: Resumed, learner: Learner, source: dict[str, Any]) -> None:
+        """Go on behind what is published. ``source``: the identity of what the examples come from."""
+        self._lineage, self._parent, self._source = resumed.lineage, resumed.parent, source
+        self._set_aside = resumed.plan.set_aside
+        self.first_step, self.steps = resumed.unpublished_first, resumed.unpublished(learner)
+
+    def rewind(self, set_aside: set[int]) -> None:
+        """The learner went back and does without some steps: the next version is a base."""
+        self._set_aside = set_aside
+        self._publisher.need_base()
+
+    def learned(self, number: int, step: PlanStep) -> None:
+        """A step is learned, perhaps for the second time."""
+        if number == self.first_step + len(self.steps):
+            self.steps.append(step)
+            self.since_ms = self.since_ms or int(time.time() * 1000)
+
+    def note_acknowledged(self) -> None:
+        """Forget what the broker has. Raises whatever has ended the publishing thread."""
+        self._publisher.check()
+        if self._offered is None or not self._publisher.idle:
+            return
+        self.steps = self.steps[self._offered - self.first_step :]
+        self.first_step, self._offered, self._has_published = self._offered, None, True
+        self.since_ms = int(time.time() * 1000) if self.steps else 0
+
+    def is_due(self, learner: Learner) -> bool:
+        """Whether the next version should be offered now."""
+        publisher = self._publisher
+        if time.monotonic() < self._due_s or self._offered is not None or not publisher.idle:
+            return False
+        has_news = bool(self.steps) or not self._has_published
+        return learner.num_steps > 0 and (has_news or publisher.base_is_old)
+
+    @property
+    def wants_base(self) -> bool:
+        """Whether the next version carries everything."""
+        return self._publisher.wants_base
+
+    def offer(self, learner: Learner, positions: dict[int, Position]) -> None:
+        """Hand the next version to the publishing thread."""
+        kind = "base" if self._publisher.wants_base else "delta"
+        snapshot = weights_snapshot(learner, everything=kind == "base")
+        self._publisher.offer(kind, snapshot, self._manifest(learner, positions))
+        self._offered = self.first_step + len(self.steps)
+        self._due_s = time.monotonic() + learner.config.publish_every_s
+
+    def finish(self, learner: Learner, positions: dict[int, Position]) -> None:
+        """Publish what is left, within `FLUSH_S`."""
+        self._publisher.flush(FLUSH_S)
+        self.note_acknowledged()
+        self._due_s = 0.0
+        if self.is_due(learner):
+            self.offer(learner, positions)
+        if not self._publisher.flush(FLUSH_S):
+            log.warning(
+                "the last version is not acknowledged: the next process publishes a base", step=learner.num_steps
+            )
+        self.note_acknowledged()
+
+    def _manifest(self, learner: Learner, positions: dict[int, Position]) -> MakeManifest:
+        steps = range(self.first_step, self.first_step + len(self.steps))
+        return partial(
+            Manifest,
+            model_id=learner.config.model_id,
+            covered={p: each.next_number - 1 for p, each in positions.items()},
+            covered_offsets={p: each.covered_offset for p, each in positions.items()},
+            newest_event_ms=learner.newest_event_ms,
+            newest_record_ms=learner.newest_record_ms,
+            num_interactions=learner.num_interactions,
+            num_feedback=learner.num_feedback,
+            plan=list(self.steps),
+            first_step=self.first_step,
+            set_aside=sorted(self._set_aside.intersection(steps)),
+            model_config=learner.model_config.as_dict(),
+            learning=learner.config.learning_dict(),
+            lineage=self._lineage,
+            parent=self._parent,
+            source=self._source,
+            positions={p: msgspec.structs.asdict(each) for p, each in positions.items()},
+            metrics=learner.metrics.summary(),
+        )

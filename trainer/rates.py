@@ -1,0 +1,79 @@
+"""How fast the trainer learns, beside how fast there is something to learn."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.progress import Progress
+from wire.cluster import ClusterState
+
+WINDOW_S = 15.0
+"""Over how long a rate is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Counts at a moment."""
+
+    at_s: float
+    num_interactions: int
+    num_steps: int
+    num_learned: int
+    num_arrived: int
+
+
+class Rates:
+    """Rates over the last `WINDOW_S`, from samples taken with each message. Examples are counted by their numbers."""
+
+    def __init__(self) -> None:
+        self._samples: deque[_Sample] = deque()
+
+    def sample(self, progress: Progress, around: ClusterState, now_s: float | None = None) -> dict[str, Any]:
+        """The ``throughput`` of a message: rates, and how long until what waits is learned (None: never)."""
+        learned, arrived = num_examples(progress, around)
+        now_s = time.monotonic() if now_s is None else now_s
+        newest = _Sample(now_s, progress.num_interactions, progress.num_steps, learned, arrived)
+        samples = self._samples
+        if samples and (newest.num_learned < samples[-1].num_learned or newest.num_arrived < samples[-1].num_arrived):
+            samples.clear()  # the trainer went back, or a partition is new
+        samples.append(newest)
+        while len(samples) > 2 and now_s - samples[1].at_s >= WINDOW_S:
+            samples.popleft()
+        first, seconds = samples[0], max(newest.at_s - samples[0].at_s, 1e-9)
+        is_known = len(samples) > 1
+        learning = (newest.num_learned - first.num_learned) / seconds if is_known else 0.0
+        arriving = (newest.num_arrived - first.num_arrived) / seconds if is_known else 0.0
+        return {
+            "interactions_per_s": _rate(newest.num_interactions - first.num_interactions, seconds, is_known),
+            "steps_per_s": _rate(newest.num_steps - first.num_steps, seconds, is_known),
+            "examples_per_s": round(learning, 2),
+            "arriving_examples_per_s": round(arriving, 2),
+            "catch_up_s": catch_up_s(max(0, newest.num_arrived - newest.num_learned), learning, arriving),
+        }
+
+
+def num_examples(progress: Progress, around: ClusterState) -> tuple[int, int]:
+    """Examples learned, and examples that workers have delivered, over all partitions that the trainer reads."""
+    learned = sum(position.next_number for position in progress.positions.values())
+    arrived = sum(
+        max(position.next_number, around.workers[partition].relayed_number + 1)
+        if partition in around.workers
+        else position.next_number
+        for partition, position in progress.positions.items()
+    )
+    return learned, arrived
+
+
+def catch_up_s(num_waiting: int, learning_per_s: float, arriving_per_s: float) -> float | None:
+    """Seconds until nothing waits, at these rates; None where the trainer falls behind, or does not move."""
+    if num_waiting == 0:
+        return 0.0
+    gain = learning_per_s - arriving_per_s
+    return round(num_waiting / gain, 1) if gain > 0 else None
+
+
+def _rate(num: int, seconds: float, is_known: bool) -> float:
+    return round(max(0, num) / seconds, 3) if is_known else 0.0

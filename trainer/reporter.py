@@ -1,0 +1,131 @@
+"""Reports the lag once a second: to ``headrace.trainer.lag.v1``, and whenever it is asked for as Prometheus metrics.
+
+A thread with clients of its own. It looks at the trainer's `Progress` and at what the others say in the status topic,
+and sends the trainer's own heartbeat there; the training never waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+from prometheus_client import start_http_server
+
+from trainer.config import TrainerConfig
+from trainer.lag import build_message
+from trainer.lag_metrics import LagMetrics
+from trainer.progress import Progress
+from trainer.rates import Rates
+from wire.cluster import ClusterState
+from wire.config import KafkaConfig
+from wire.errors import ConfigError, TopicMissing
+from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.producer import make_producer
+from wire.status import TrainerStatus, encode_status
+from wire.topics import LAG_KEY, Topics
+
+log = structlog.get_logger("trainer")
+
+
+class LagReporter(threading.Thread):
+    """Writes a message every ``lag_every_s`` until `stop`; a standby's only sign is its heartbeat."""
+
+    def __init__(self, kafka: KafkaConfig, config: TrainerConfig, progress: Callable[[], Progress]) -> None:
+        super().__init__(name="lag", daemon=True)
+        self._kafka, self._config, self._progress = kafka, config, progress
+        self._topics = Topics.under(kafka.prefix)
+        self._stopped = threading.Event()
+        self._around = ClusterState()
+        self._rates = Rates()
+        self._throughput = self._rates.sample(Progress(), self._around)
+        self.metrics = LagMetrics(self.message)
+
+    def message(self) -> dict[str, Any]:
+        """How things stand now."""
+        return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
+
+    def start(self) -> None:
+        """Begin; with the metrics, where there is a port for them. Raises `ConfigError` where it is taken."""
+        if self._config.metrics_port:
+            self._serve(self._config.metrics_port)
+        super().start()
+
+    def _serve(self, port: int) -> None:
+        try:
+            start_http_server(port, self._config.metrics_host, self.metrics.registry)
+        except OSError as error:
+            raise ConfigError(
+                f"trainer.metrics_port: expected a free port, got {port} ({error.strerror}); stop what listens there, "
+                "or choose another (0 switches metrics off)"
+            ) from error
+
+    def run(self) -> None:
+        """Report; connect again whenever the broker was away."""
+        while not self._stopped.is_set():
+            connections: list[KafkaConsumer | KafkaProducer] = []
+            try:
+                self._report(connections)
+            except (KafkaError, OSError, TopicMissing) as error:
+                log.warning("lag cannot be reported now, trying again", error=repr(error))
+                self._stopped.wait(self._config.lag_every_s)
+            finally:
+                for connection in connections:
+                    connection.close()
+
+    def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
+        reader = make_consumer(self._kafka)
+        connections.append(reader)
+        writer = make_producer(self._kafka, acks=1)
+        connections.append(writer)
+        actions = partitions_of(reader, self._topics.actions)
+        status = partitions_of(reader, self._topics.status)
+        reader.assign(status)
+        reader.seek_to_beginning(*status)
+        is_last = False
+        while not is_last:
+            is_last = self._stopped.is_set()
+            deadline_s = time.monotonic() + self._config.lag_every_s
+            self._beat(writer)
+            self._look(reader, actions)
+            self._throughput = self._rates.sample(self._progress(), self._around)
+            if self._progress().epoch >= 0:  # what a standby has to say is its heartbeat
+                value = msgspec.json.encode(self.message())
+                writer.send(self._topics.lag, key=LAG_KEY, value=value, partition=0)
+            self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
+
+    def _beat(self, writer: KafkaProducer) -> None:
+        """The heartbeat that standbys listen for; a standby's own shows that there is one."""
+        progress = self._progress()
+        if not progress.claimant:
+            return
+        status = TrainerStatus(
+            component=f"trainer@{progress.claimant.rsplit('/', 3)[0]}",
+            time_ms=int(time.time() * 1000),
+            claimant=progress.claimant,
+            epoch=progress.epoch,
+            is_standby=progress.is_standby,
+            num_steps=progress.num_steps,
+        )
+        key, value = status.component.encode(), encode_status(status)
+        writer.send(self._topics.status, key=key, value=value, partition=0)
+
+    def _look(self, reader: KafkaConsumer, actions: list[TopicPartition]) -> None:
+        ends = reader.end_offsets(actions)
+        self._around.heard_s = time.monotonic()
+        self._around.action_ends = {where.partition: end for where, end in ends.items()}
+        while batches := reader.poll(timeout_ms=50):
+            for record in (record for records in batches.values() for record in records):
+                if record.value is not None:
+                    self._around.note(record.value)
+
+    def stop(self) -> None:
+        """Say the last state once more, and end."""
+        self._stopped.set()
+        if self.ident is not None:
+            self.join(10)

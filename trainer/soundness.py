@@ -1,0 +1,87 @@
+"""Whether a learner's numbers are finite: asked before anything of it is kept or shown to others.
+
+A loss that is not finite tells at once that a step went wrong. Weights can also be finite and still useless (1e30 is a
+float32, its square is not); so a short sequence of the learner's own items is put through the model as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+
+from trainer.step import Learner, StepReport
+from wire.example import Example
+
+NUM_PROBED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Unsound:
+    """What is not finite, in words."""
+
+    what: str
+
+
+def unsound_step(report: StepReport) -> Unsound | None:
+    """The losses of a step, computed before it changed anything."""
+    for name, loss in (("retrieval loss", report.retrieval_loss), ("ranking loss", report.ranking_loss)):
+        if not math.isfinite(loss):
+            return Unsound(f"{name} {loss}")
+    return None
+
+
+def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
+    """Go past a step that is set aside: histories and names go on with it, the model learns nothing of it."""
+    for example in examples:
+        learner.histories.fold(example)
+        learner.names.update(example.names)
+        learner.unpublished_names.update(example.names)
+    learner.num_steps += 1
+
+
+@torch.no_grad()
+def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound | None:
+    """Dense weights, tables, and what the model predicts with them.
+
+    ``changed_only``: of the tables, the rows that no version has yet. A million rows of 64 take 30 ms, read whole.
+    """
+    for name, parameter in learner.model.named_parameters():
+        if not _is_finite(parameter):
+            return Unsound(f"dense weights {name}")
+    for name, table in learner.tables.items():
+        chosen: slice | torch.Tensor = slice(0, table.num_rows)
+        if changed_only:
+            chosen = torch.from_numpy(np.flatnonzero(table.dirty)).to(table.weight.device)
+        if not (_is_finite(table.weight[chosen]) and _is_finite(table.state[chosen])):
+            return Unsound(f"rows of table {name}")
+    if not learner.memory.is_finite:
+        return Unsound("the memory")
+    if not torch.isfinite(_probe(learner)).all():
+        return Unsound("predictions from these weights")
+    return None
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """By one sum, which any NaN or infinity spoils: no array of booleans."""
+    return math.isfinite(float(values.sum()))
+
+
+def _probe(learner: Learner) -> torch.Tensor:
+    """Every number that the model predicts from a few of its own items, seen a second after each other."""
+    model, device = learner.model, learner.device
+    rows = torch.from_numpy(np.append(np.zeros(1, np.int64), learner.items.live_rows()[-NUM_PROBED:])).to(device)
+    kinds_nK = torch.ones((len(rows), len(learner.model_config.kinds)), device=device)
+    value_n = torch.ones(len(rows), device=device)
+    item_nM = model.item_inputs(F.embedding(rows, learner.items.weight), None)
+    x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
+    time_T = 1000 * (1 + torch.arange(2 * len(rows), device=device) // 2)
+    offsets = torch.tensor([0, 2 * len(rows)], device=device)
+    y_TM = model.encode(x_TM, offsets, time_T, time_T, backend=learner.config.backend)
+    query_TD = model.retrieval_query(torch.cat([y_TM, model.start_M[None]]))
+    table_UD = model.retrieval_table(F.embedding(rows, learner.items.weight))
+    return torch.cat([model.rank_logits(y_TM, None).flatten(), (query_TD @ table_UD.T).flatten()])

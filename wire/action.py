@@ -1,0 +1,236 @@
+"""What producers send: decode a Kafka record into actions, and say what is wrong with anything else.
+
+`schema/action.schema.json` is the contract; this module agrees with it. JSON numbers such as ``5.0`` count as the
+integer 5, a ``null`` in an optional field as its absence, and unknown fields are left alone.
+
+The bytes go through a typed decoder first; only where that refuses is the record decoded again, freely, to find the
+reason. The second path is the definition (`wire.action_json.check`), the first its fast equal. What no type can
+express is checked here, the same on both paths.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import msgspec
+
+from wire.action_json import (
+    MAX_INT,
+    MAX_KEY_LEN,
+    MAX_VALUE,
+    Reason,
+    Refused,
+    Wire,
+    check,
+    check_timestamp,
+    decode_free,
+    refuse,
+)
+from wire.config import ActionConfig
+from wire.hashing import canonical, item_hash, key_hash
+from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
+
+
+class Action(msgspec.Struct, frozen=True, gc=False):
+    """One action with hashed keys (`wire.hashing`). What was not given is 0, or NaN for ``value``."""
+
+    user: str
+    item: str | int
+    """The item's key as the producer wrote it."""
+    item_hash: int
+    bits: int
+    timestamp_ms: int
+    id_hash: int
+    session_hash: int
+    domain_hash: int
+    value: float
+    feature_hash: tuple[int, ...]
+    """One hash per configured feature."""
+    user_feature_hash: tuple[int, ...]
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """A record that only moves the partition's event clock."""
+
+    timestamp_ms: int
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """What goes to the dead letters. ``index``: position in a list, -1 where the whole record is refused; ``raw``: the
+    refused bytes, those of the record or, with ``index`` >= 0, of that element as it was written."""
+
+    reason: Reason
+    message: str
+    index: int
+    raw: bytes
+
+
+Decoded = list[Action | Tick | Rejection]
+_one = msgspec.json.Decoder(Wire)
+_many = msgspec.json.Decoder(list[Wire])
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def tick_record(timestamp_ms: int) -> bytes:
+    """The value of a record that moves a partition's clock to ``timestamp_ms``."""
+    return b'{"tick":%d}' % timestamp_ms
+
+
+def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
+    """Actions of a record in their order, with a `Rejection` in the place of each that is refused. Never raises.
+
+    ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
+    """
+    if not value:
+        return [Rejection("empty", "expected an action as JSON, got no bytes; send a value", -1, b"")]
+    if len(value) > config.max_record_bytes:
+        message = f"expected at most {config.max_record_bytes} bytes, got {len(value)}; send shorter lists"
+        return [Rejection("oversized", message, -1, value)]
+    try:
+        if value[0] == _LIST:
+            wires = _many.decode(value)
+            if 0 < len(wires) <= config.max_actions_per_record:
+                return [_action(wire, record_ms, config) for wire in wires]
+        else:
+            return [_action(_one.decode(value), record_ms, config)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Refused):
+        pass
+    return _decode_slowly(value, record_ms, config)
+
+
+_LIST = ord("[")
+
+
+def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decoded:
+    try:
+        if value.lstrip(b" \t\r\n")[:1] != b"[":
+            return [_decode_alone(value, record_ms, config)]
+        elements = _raw_list.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return [Rejection("malformed", f"expected JSON in UTF-8, got {error}; check the producer's encoder", -1, value)]
+    if not elements:
+        return [Rejection("empty", "expected at least one action in the list, got none; leave it out", -1, value)]
+    if len(elements) > config.max_actions_per_record:
+        message = f"expected at most {config.max_actions_per_record} actions in a list, got {len(elements)}; split it"
+        return [Rejection("oversized", message, -1, value)]
+    return [_decode_element(bytes(raw), index, record_ms, config) for index, raw in enumerate(elements)]
+
+
+def _decode_alone(value: bytes, record_ms: int, config: ActionConfig) -> Action | Tick | Rejection:
+    content = decode_free(value)
+    try:
+        if isinstance(content, dict) and "tick" in content and "action" not in content:
+            tick_ms = check_timestamp(content["tick"], "tick")
+            _check_time("tick", tick_ms, record_ms, config)
+            return Tick(tick_ms)
+        return _action(check(content), record_ms, config)
+    except Refused as refused:
+        return Rejection(refused.reason, str(refused), -1, value)
+
+
+def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection:
+    try:
+        return _action(check(decode_free(raw)), record_ms, config)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Rejection("malformed", f"expected JSON in UTF-8, got {error}; check the encoder", index, raw)
+    except Refused as refused:
+        return Rejection(refused.reason, str(refused), index, raw)
+
+
+def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
+    user, item, timestamp_ms, value = wire.user, wire.item, wire.timestamp, wire.value
+    if not isinstance(user, str):
+        _check_key(user, "user")
+        user = canonical(user)
+    if not 0 < len(user) <= MAX_KEY_LEN or user[0] == "\0":
+        _refuse_text("user", user)
+    _check_time("timestamp", timestamp_ms, record_ms, config)
+    if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
+        refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
+    return Action(
+        user,
+        item,
+        _hash(item, "item"),
+        _bits(wire.action, config),
+        timestamp_ms,
+        0 if wire.id is None else _hash_once(wire.id, "id"),
+        0 if wire.session is None else _hash(wire.session, "session"),
+        0 if wire.domain is None else _hash(wire.domain, "domain"),
+        math.nan if value is None else value,
+        _columns(wire.features, config.features, "features"),
+        _columns(wire.user_features, config.user_features, "user_features"),
+    )
+
+
+def _hash(key: str | int, field: str) -> int:
+    _check_key(key, field)
+    return item_hash(key)
+
+
+def _hash_once(key: str | int, field: str) -> int:
+    """The hash of a key that will not recur: caching it would evict keys that do."""
+    _check_key(key, field)
+    return key_hash(key)
+
+
+def _check_key(key: str | int, field: str, part: str = "") -> None:
+    if isinstance(key, str):
+        if not 0 < len(key) <= MAX_KEY_LEN:
+            _refuse_text(_spelled(field, part), key)
+    elif not -MAX_INT - 1 <= key <= MAX_INT:
+        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {key}; send it as a string"
+        refuse("bad_value", message)
+
+
+def _spelled(field: str, part: str) -> str:
+    return f"{field}.{part[:40]}" if part else field
+
+
+def _refuse_text(field: str, key: str) -> NoReturn:
+    wanted = f"1 to {MAX_KEY_LEN} characters" + (" that do not start with NUL" if field == "user" else "")
+    refuse("bad_value", f"{field}: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
+
+
+def _bits(names: str | list[str], config: ActionConfig) -> int:
+    if not names:
+        refuse("bad_value", "action: expected at least one kind, got none; say what happened")
+    bits, bit_of = 0, config.bit_of
+    for name in (names,) if isinstance(names, str) else names:
+        bits |= bit_of.get(name) or _refuse_kind(name, config)
+    return bits
+
+
+def _refuse_kind(name: str, config: ActionConfig) -> NoReturn:
+    if not name:
+        refuse("bad_value", "action: expected a kind, got an empty string; say what happened")
+    known = ", ".join(config.kinds)
+    refuse("unknown_action", f"action: expected one of {known}, got {name[:40]!r}; configure it under kinds")
+
+
+def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], field: str) -> tuple[int, ...]:
+    if not given:
+        return (0,) * len(names)
+    for name, entry in given.items():
+        if entry is not None:
+            _check_key(entry, field, name)
+    return tuple([0 if (entry := given.get(name)) is None else item_hash(entry) for name in names])
+
+
+def _check_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
+    latest_ms = record_ms + config.max_future_ms
+    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or timestamp_ms > MAX_TIMESTAMP_MS:
+        _refuse_time(field, timestamp_ms, record_ms, config)
+
+
+def _refuse_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoReturn:
+    if not config.min_timestamp_ms <= timestamp_ms <= MAX_TIMESTAMP_MS:
+        since = iso_of(config.min_timestamp_ms)
+        wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
+        refuse("bad_time", f"{field}: expected {wanted}, got {describe(timestamp_ms)}")
+    if record_ms < config.min_timestamp_ms:  # set by a producer, in the same wrong unit perhaps
+        wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
+        refuse("future", f"{field}: expected {wanted}, got {describe(record_ms)}")
+    ahead_s = (timestamp_ms - record_ms) / 1000
+    limit = f"at most {config.max_future_s:g} s after the record's own time (action.max_future_s)"
+    refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the clock of the producer or the device")

@@ -1,0 +1,142 @@
+"""Which JSON is an action: its types and limits, and the refusal of anything else.
+
+`Wire` says it to a typed decoder, which is fast. `check` says it to whatever JSON holds, and is the definition: it
+finds the reason where the decoder refused, and takes integral floats such as ``5.0`` for the integer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from wire.moment import describe
+
+Reason = Literal[
+    "empty", "oversized", "malformed", "wrong_type", "missing_field", "unknown_action", "bad_value", "bad_time",
+    "future", "wrong_partition",
+]  # fmt: skip
+MAX_KEY_LEN = 256
+MAX_INT = (1 << 63) - 1
+MAX_VALUE = 3.4028234663852886e38
+"""float32's largest."""
+_KEY = "a string or an integer"
+_NAMES = {
+    bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
+
+
+class Wire(msgspec.Struct, gc=False):
+    """An action as decoded from JSON, unchecked."""
+
+    user: str | int
+    item: str | int
+    action: str | list[str]
+    timestamp: int
+    id: str | int | None = None
+    session: str | int | None = None
+    domain: str | int | None = None
+    value: float | None = None
+    features: dict[str, str | int | None] | None = None
+    user_features: dict[str, str | int | None] | None = None
+
+
+class Refused(Exception):
+    """Why something is not an action."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+def refuse(reason: Reason, message: str) -> NoReturn:
+    """Raise `Refused`."""
+    raise Refused(reason, message)
+
+
+_free = msgspec.json.Decoder()
+
+
+def decode_free(raw: bytes) -> Any:
+    """Any JSON value. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    try:
+        return _free.decode(raw)
+    except msgspec.ValidationError as error:  # well-formed, but a number beyond a double
+        return _Unrepresentable(str(error))
+
+
+class _Unrepresentable(msgspec.Struct):
+    message: str
+
+
+def check(content: Any) -> Wire:
+    """An action whose fields have the right types. Raises `Refused`."""
+    if isinstance(content, _Unrepresentable):
+        refuse("bad_value", f"expected numbers that a double can hold, got {content.message}; send smaller ones")
+    if not isinstance(content, dict):
+        refuse("wrong_type", f"expected an object, got {_name(content)}; send one action or a list of actions")
+    for field in ("user", "item", "action", "timestamp"):
+        if field not in content:
+            refuse("missing_field", f"{field}: expected in every action, got none; add it")
+    optional = {name: content.get(name) for name in ("id", "session", "domain")}
+    return Wire(
+        _check_key(content["user"], "user"),
+        _check_key(content["item"], "item"),
+        _check_names(content["action"]),
+        check_timestamp(content["timestamp"], "timestamp"),
+        **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
+        value=_check_number(content.get("value")),
+        features=_check_features(content.get("features"), "features"),
+        user_features=_check_features(content.get("user_features"), "user_features"),
+    )
+
+
+def check_timestamp(entry: Any, field: str) -> int:
+    """An integer, or `Refused`; whether it is a plausible time is another question (`wire.moment`)."""
+    entry = _integral(entry)
+    if isinstance(entry, bool) or not isinstance(entry, int):
+        shown = describe(entry) if isinstance(entry, str | float) else _name(entry)
+        refuse("wrong_type", f"{field}: expected milliseconds since 1970 as an integer, got {shown}")
+    return entry
+
+
+def _check_key(entry: Any, field: str) -> str | int:
+    entry = _integral(entry)
+    if isinstance(entry, bool) or not isinstance(entry, str | int):
+        refuse("wrong_type", f"{field}: expected {_KEY}, got {_name(entry)}; send the id as text")
+    return entry
+
+
+def _check_names(entry: Any) -> str | list[str]:
+    if isinstance(entry, str) or (isinstance(entry, list) and all(isinstance(name, str) for name in entry)):
+        return entry
+    refuse("wrong_type", f"action: expected a string or a list of strings, got {_name(entry)}; name the kinds")
+
+
+def _check_number(entry: Any) -> float | None:
+    if entry is None:
+        return None
+    if isinstance(entry, bool) or not isinstance(entry, int | float):
+        refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out where there is none")
+    try:
+        return float(entry)
+    except OverflowError:
+        return math.inf
+
+
+def _check_features(entry: Any, field: str) -> dict[str, str | int | None] | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, dict):
+        refuse("wrong_type", f"{field}: expected an object, got {_name(entry)}; send names and their values")
+    return {k: None if v is None else _check_key(v, f"{field}.{k[:40]}") for k, v in entry.items()}
+
+
+def _integral(entry: Any) -> Any:
+    return int(entry) if isinstance(entry, float) and entry.is_integer() else entry
+
+
+def _name(entry: Any) -> str:
+    return _NAMES.get(type(entry), "a number that no double holds")

@@ -1,0 +1,102 @@
+"""What a value of the configuration may be: its kind and its range, checked with a message that helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from wire.errors import ConfigError
+
+DEFAULT = "leave it out to get the default"
+
+
+def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
+    """Raise `ConfigError` unless ``holds``."""
+    if not holds:
+        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A finite number from ``low`` to ``high``; ``open_low``, ``open_high``: excluding that bound."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    whole: bool = False
+    advice: str = DEFAULT
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is not such a number."""
+        kinds = int if self.whole else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        fine = is_number and self._in_range(value)
+        expect(fine, key, self._expected(), value, self.advice)
+
+    def _in_range(self, value: Any) -> bool:
+        if not -math.inf < value < math.inf:
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return bool(above and (value < self.high if self.open_high else value <= self.high))
+
+    def _expected(self) -> str:
+        low = f"{'above ' if self.open_low else ''}{self.low:g}"
+        high = f"{'below ' if self.open_high else ''}{self.high:.15g}"
+        noun = "a whole number" if self.whole else "a number"
+        if math.isinf(self.high):
+            return noun if math.isinf(self.low) else f"{noun} {low}" if self.open_low else f"{noun}, {low} or more"
+        return f"{noun}, {low} to {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """True or false."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is neither."""
+        expect(isinstance(value, bool), key, "true or false", value, DEFAULT)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A non-empty string; one of ``choices`` if there are any."""
+
+    choices: tuple[str, ...] = ()
+    advice: str = DEFAULT
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is not such a string."""
+        expected = f"one of {self.choices}" if self.choices else "a string that is not empty"
+        fine = isinstance(value, str) and (value in self.choices if self.choices else bool(value.strip()))
+        expect(fine, key, expected, value, self.advice)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """At least ``least`` names and at most ``most``."""
+
+    most: int
+    advice: str = DEFAULT
+    least: int = 1
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is not a tuple of such names."""
+        names = value if isinstance(value, tuple) else ()
+        fine = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
+        fine = fine and isinstance(value, tuple) and self.least <= len(names) <= self.most
+        expect(fine, key, f"{self.least} to {self.most} names, none twice", value, self.advice)
+
+
+Limit = Number | Switch | Word | Names
+AT_LEAST_1 = Number(1, whole=True)
+FROM_0 = Number(0, whole=True)
+ABOVE_0 = Number(0, open_low=True)
+
+
+def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:
+    """Check every field of a dataclass; one without a limit is this project's own mistake."""
+    for each in fields(config):
+        limits[each.name].check(f"{section}.{each.name}", getattr(config, each.name))

@@ -1,0 +1,63 @@
+"""What may stand under ``kafka.client``: options that reach every Kafka client, in kafka-python's words.
+
+An option that only some clients have is refused: half of the processes would work with it and half without. Left to the
+clients, a wrong one costs more than a message: kafka-python takes an unknown ``security_protocol`` for plain text, and
+a process that waits for its broker cannot tell a wrong option from a broker that is away.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wire.checks import Limit, Number, Switch, Word, expect
+
+_MILLISECONDS = Number(1, 2**31 - 1, whole=True, advice="give a whole number of milliseconds")
+_TEXT = Word(advice="write it as text, in quotes")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI")
+FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+OPTIONS: dict[str, Limit] = {
+    "client_id": _TEXT,
+    "request_timeout_ms": _MILLISECONDS,
+    "retry_backoff_ms": _MILLISECONDS,
+    "metadata_max_age_ms": _MILLISECONDS,
+    "connections_max_idle_ms": _MILLISECONDS,
+    "security_protocol": Word(("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"), "correct it"),
+    "sasl_mechanism": Word(MECHANISMS, "correct it"),
+    "sasl_plain_username": _TEXT,
+    "sasl_plain_password": _TEXT,
+    "sasl_kerberos_service_name": _TEXT,
+    "sasl_kerberos_domain_name": _TEXT,
+    "ssl_check_hostname": Switch(),
+    **dict.fromkeys(FILES, Word(advice="give the path of a file")),
+    "ssl_password": _TEXT,
+}
+
+
+def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> None:
+    """Raise `wire.errors.ConfigError` for an option that some client lacks, a value that none can take, or options that
+    nobody would read."""
+    for name, value in client.items():
+        close = difflib.get_close_matches(name, OPTIONS, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        expected = f"an option that every Kafka client has{meant}"
+        expect(name in OPTIONS, f"{section}.{name}", expected, value, f"remove it; there are: {', '.join(OPTIONS)}")
+        OPTIONS[name].check(f"{section}.{name}", value)
+        expect(name not in FILES or Path(value).is_file(), f"{section}.{name}", "a file", value, "correct the path")
+    protocol = client.get("security_protocol", "PLAINTEXT")
+    if "SASL" in protocol:
+        _check_sasl(client, section)
+    for start, word in (("sasl_", "SASL"), ("ssl_", "SSL")):
+        unread = [name for name in client if name.startswith(start) and word not in protocol]
+        key, advice = f"{section}.security_protocol", f"nobody would read {', '.join(unread)}: add it, or remove them"
+        expect(not unread, key, f"SASL_SSL or {'SSL' if word == 'SSL' else 'SASL_PLAINTEXT'}", protocol, advice)
+
+
+def _check_sasl(client: Mapping[str, Any], section: str) -> None:
+    mechanism = client.get("sasl_mechanism")
+    expect(mechanism is not None, f"{section}.sasl_mechanism", f"one of {MECHANISMS}", mechanism, "add it")
+    if mechanism != "GSSAPI":
+        for name in ("sasl_plain_username", "sasl_plain_password"):
+            expect(name in client, f"{section}.{name}", f"text, for {mechanism}", None, "add it")

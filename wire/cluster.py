@@ -1,0 +1,102 @@
+"""What all workers, servers and trainers last reported, folded from the status topic by one rule.
+
+A partition that has moved may still be reported by its old owner, and a report may be read twice. So the newest report
+of a partition is the one of the highest writer epoch, and within an epoch the latest by the reporter's clock; of a
+server or a trainer, the latest.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
+
+SILENT_MS = 10_000
+"""A process that has reported nothing for so long is not live."""
+FORGOTTEN_MS = 3_600_000
+"""One that has reported nothing for so long is not mentioned any more."""
+
+
+@dataclass(slots=True)
+class ClusterState:
+    """The newest report of each partition, server and trainer."""
+
+    workers: dict[int, PartitionStatus] = field(default_factory=dict)
+    """Partition → where its worker is."""
+    worker_of: dict[int, WorkerStatus] = field(default_factory=dict)
+    """Partition → the report that said so."""
+    servers: dict[str, ServerStatus] = field(default_factory=dict)
+    trainers: dict[str, TrainerStatus] = field(default_factory=dict)
+    action_ends: dict[int, int] = field(default_factory=dict)
+    """Where the partitions of the actions topic end; whoever reads the reports asks the broker for it."""
+    heard_s: float = field(default_factory=time.monotonic)
+    """When the broker last answered (monotonic); set by whoever reads the reports."""
+
+    def note(self, value: bytes | None) -> None:
+        """Take one record of the status topic. What cannot be read is passed over: another build may write there."""
+        try:
+            status = decode_status(value or b"")
+        except msgspec.DecodeError:
+            return
+        if isinstance(status, WorkerStatus):
+            self._note_worker(status)
+        elif isinstance(status, ServerStatus):
+            _keep_latest(self.servers, status)
+        else:
+            _keep_latest(self.trainers, status)
+
+    def _note_worker(self, status: WorkerStatus) -> None:
+        for partition, reported in status.partitions.items():
+            before = self.worker_of.get(partition)
+            known = (-1, -1) if before is None else (self.workers[partition].writer_epoch, before.time_ms)
+            if (reported.writer_epoch, status.time_ms) >= known:
+                self.workers[partition], self.worker_of[partition] = reported, status
+
+    @property
+    def worker_ms(self) -> int:
+        """When a worker that owns a partition last reported, by its own clock; 0 before any did."""
+        return max((each.time_ms for each in self.worker_of.values()), default=0)
+
+    def broker_silent_s(self) -> float:
+        """How long the broker has not answered."""
+        return round(max(0.0, time.monotonic() - self.heard_s), 3)
+
+    def worker_silent_s(self, partition: int, now_ms: int) -> float:
+        """How long the worker of a partition has reported nothing; 0 if there never was one."""
+        status = self.worker_of.get(partition)
+        return age_s(now_ms, status.time_ms) if status is not None else 0.0
+
+    def live_servers(self, now_ms: int) -> list[ServerStatus]:
+        """Those that have reported something in the last ten seconds."""
+        return [server for server in self.servers.values() if now_ms - server.time_ms < SILENT_MS]
+
+    def processes(self, now_ms: int) -> list[dict[str, Any]]:
+        """Every process that is not forgotten: its role, its name, and how long it has been silent."""
+        workers = {each.component: each for each in self.worker_of.values()}
+        roles: list[tuple[str, WorkerStatus | ServerStatus | TrainerStatus]] = [
+            *(("worker", each) for each in workers.values()),
+            *(("standby" if each.is_standby else "trainer", each) for each in self.trainers.values()),
+            *(("server", each) for each in self.servers.values()),
+        ]
+        return [
+            {"role": role, "component": each.component, "silent_s": age_s(now_ms, each.time_ms)}
+            for role, each in roles
+            if now_ms - each.time_ms < FORGOTTEN_MS
+        ]
+
+
+Report = TypeVar("Report", ServerStatus, TrainerStatus)
+
+
+def _keep_latest(known: dict[str, Report], status: Report) -> None:
+    if status.component not in known or status.time_ms >= known[status.component].time_ms:
+        known[status.component] = status
+
+
+def age_s(now_ms: int, then_ms: int) -> float:
+    """Seconds since a wall-clock time; 0 if there is none (0 or -1)."""
+    return round(max(0, now_ms - then_ms) / 1000, 3) if then_ms > 0 else 0.0

@@ -1,0 +1,233 @@
+"""The bytes of an example. Layout, version 2; every number little-endian, no padding:
+
+    0   4   magic: "HRE", then the layout version as one byte
+    4   8   xxh3-64 of everything from byte 12 on
+    12  2   h, length of the header
+    14  h   header: MessagePack array, the fields of `Header` in their order
+            columns of the n interactions
+            (r,) int64 action_ids, (u,) int64 user_feature_hash
+            (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
+
+Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
+``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that
+holds them (``bits_width`` bytes); then, each only where its flag says that any differs from "none": (n,) int64
+domain_hash, (n,) float32 value, (n, F) int64 feature_hash, (n,) int64 session_hash. Nothing follows the last one.
+
+A reader refuses any other magic, version, length or checksum: damaged bytes never become an example. Layout 1 (whole
+contexts, keyed by user) is refused too: its deployment's sequences are made again under a new ``kafka.prefix``.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from wire.errors import CodecError
+from wire.example import Counts, Example, Int64, Interactions
+
+MAGIC = b"HRE"
+LAYOUT = 2
+MAX_NAMES_BYTES = 200_000
+"""An example carries at most this much text of names; an item that does not fit is named at its next sighting."""
+LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE = 1, 2, 4, 8, 16, 32
+_PREFIX = struct.Struct("<3sBQH")
+_BODY_START = 12
+Number = TypeVar("Number", bound=np.generic)
+_UINTS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("wire: expected a little-endian machine: columns are used as they lie in the bytes")
+
+
+class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Everything of an example that is no column. Field order is the layout."""
+
+    user: str
+    partition: int
+    writer_epoch: int
+    number: int
+    segment: int
+    segment_len: int
+    num_interactions: int
+    num_new: int
+    num_feedback: int
+    num_ids: int
+    flags: int
+    bits_width: int
+    num_features: int
+    num_user_features: int
+    base_ms: int
+    user_offset: int
+    user_index: int
+    applied_offset: int
+    replay_from_offset: int
+    newest_event_ms: int
+    newest_record_ms: int
+    counted_offset: int
+    counts: Counts
+    names: dict[int, str | int]
+
+
+_header_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(Header)
+
+
+def pack(header: Header, columns: bytes) -> bytes:
+    """The record of a header and its columns, laid out as above."""
+    encoded = _header_encoder.encode(header)
+    body = b"".join((len(encoded).to_bytes(2, "little"), encoded, columns))
+    return b"".join((MAGIC, bytes((LAYOUT,)), xxh3_64_intdigest(body).to_bytes(8, "little"), body))
+
+
+def unpack(value: bytes) -> tuple[Header, int]:
+    """The header of a record and where its columns start, everything checked. Raises `CodecError`."""
+    if len(value) < _PREFIX.size:
+        raise CodecError(f"example: expected at least {_PREFIX.size} bytes, got {len(value)}; the record is cut off")
+    magic, layout, checksum, header_len = _PREFIX.unpack_from(value)
+    if magic != MAGIC:
+        raise CodecError(f"example: expected bytes that start with {MAGIC!r}, got {magic!r}; this is no example")
+    if layout != LAYOUT:
+        raise CodecError(f"example: expected layout {LAYOUT}, got {layout}; read it with the build that knows it")
+    digest = xxh3_64_intdigest(memoryview(value)[_BODY_START:])
+    if digest != checksum:
+        raise CodecError(f"example: expected checksum {checksum:#018x}, got {digest:#018x}; the record is damaged")
+    start = _PREFIX.size + header_len
+    try:
+        header = _header_decoder.decode(memoryview(value)[_PREFIX.size : start])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CodecError(f"example: expected a header of layout {LAYOUT}, got {error}; its writer is wrong") from None
+    _check_sizes(header, len(value) - start)
+    return header, start
+
+
+def _check_sizes(header: Header, num_bytes: int) -> None:
+    num, flags = header.num_interactions, header.flags
+    sizes = (num, header.num_new, header.num_feedback, header.num_ids, header.num_features, header.num_user_features)
+    if min(sizes) < 0 or header.bits_width not in _UINTS or header.segment_len < 1 or header.segment < 0:
+        raise CodecError("example: expected counts of 0 or more and widths of 1, 2 or 4; its writer is wrong")
+    row = 8 + (8 if flags & LONG_TIMES else 4) + header.bits_width
+    row += 8 * bool(flags & DOMAINS) + 4 * bool(flags & VALUES) + 8 * bool(flags & SESSIONS)
+    row += 8 * header.num_features * bool(flags & FEATURES)
+    expected = num * row + 8 * (header.num_ids + header.num_user_features)
+    expected += header.num_feedback * (4 + _index_width(header.segment_len))
+    if expected != num_bytes:
+        raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
+    if header.num_new > num or header.num_feedback > num - header.num_new or num > header.segment_len:
+        raise CodecError("example: expected no more new interactions and feedback than there are; its writer is wrong")
+
+
+def encode_example(example: Example) -> bytes:
+    """The bytes of an example. O(size); arrays may be of any layout and are converted to their column's type."""
+    rows, num = example.interactions, len(example.interactions)
+    num_features = rows.feature_hash.shape[1] if rows.feature_hash.ndim == 2 else 0
+    times, bits = rows.timestamp_ms, rows.action_bits
+    base_ms = int(times[0]) if num else 0
+    long_times = bool(num) and not (int(times.min()) - base_ms >= 0 and int(times.max()) - base_ms < 1 << 32)
+    width = _bits_width(int(bits.max(initial=0)))
+    flags = FENCE if example.is_fence else 0
+    columns = [_bytes_of(rows.item_hash, np.int64)]
+    if long_times:
+        flags, base_ms = flags | LONG_TIMES, 0
+        columns.append(_bytes_of(times, np.int64))
+    else:
+        columns.append(_bytes_of(times - base_ms, np.uint32))
+    columns.append(_bytes_of(bits, _UINTS[width]))
+    if rows.domain_hash.any():
+        flags |= DOMAINS
+        columns.append(_bytes_of(rows.domain_hash, np.int64))
+    if not np.isnan(rows.value).all():
+        flags |= VALUES
+        columns.append(_bytes_of(rows.value, np.float32))
+    if num_features and rows.feature_hash.any():
+        flags |= FEATURES
+        columns.append(_bytes_of(rows.feature_hash, np.int64))
+    if example.session_hash.any():
+        flags |= SESSIONS
+        columns.append(_bytes_of(example.session_hash, np.int64))
+    columns += [
+        _bytes_of(example.action_ids, np.int64),
+        _bytes_of(example.user_feature_hash, np.int64),
+        _bytes_of(example.feedback_index, _UINTS[_index_width(example.segment_len)]),
+        _bytes_of(example.feedback_bits, np.uint32),
+    ]
+    header = Header(
+        example.user, example.partition, example.writer_epoch, example.number, example.segment, example.segment_len,
+        num, example.num_new, example.num_feedback, len(example.action_ids), flags, width, num_features,
+        len(example.user_feature_hash), base_ms, example.user_offset, example.user_index, example.applied_offset,
+        example.replay_from_offset, example.newest_event_ms, example.newest_record_ms, example.counted_offset,
+        example.counts, example.names,
+    )  # fmt: skip
+    joined = b"".join(columns)
+    _check_sizes(header, len(joined))
+    return pack(header, joined)
+
+
+def decode_example(value: bytes) -> Example:
+    """The example in these bytes; its arrays are new or read-only views of them. Raises `CodecError`, nothing else."""
+    header, start = unpack(value)
+    return view(header, value, start)
+
+
+def view(header: Header, value: bytes, start: int = 0) -> Example:
+    """The example of an unpacked header whose columns begin at ``value[start:]``."""
+    reader, num, flags = _Columns(value, start), header.num_interactions, header.flags
+    item_hash = reader.take(np.int64, num)
+    times = reader.take(np.int64 if flags & LONG_TIMES else np.uint32, num).astype(np.int64) + header.base_ms
+    bits = reader.take(_UINTS[header.bits_width], num).astype(np.uint32)
+    none = np.zeros(num, np.int64)
+    domain = reader.take(np.int64, num) if flags & DOMAINS else none
+    values = reader.take(np.float32, num) if flags & VALUES else np.full(num, np.nan, np.float32)
+    num_features = header.num_features
+    features = reader.take(np.int64, num * num_features) if flags & FEATURES else np.zeros(num * num_features, np.int64)
+    session = reader.take(np.int64, num) if flags & SESSIONS else none
+    ids = reader.take(np.int64, header.num_ids)
+    user_features = reader.take(np.int64, header.num_user_features)
+    index = reader.take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
+    feedback = reader.take(np.uint32, header.num_feedback)
+    rows = Interactions(item_hash, bits, times, domain, values, features.reshape(num, num_features))
+    return Example(
+        header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
+        header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
+        header.applied_offset, header.replay_from_offset, header.newest_event_ms, header.newest_record_ms,
+        header.names, bool(flags & FENCE), header.counted_offset, header.counts,
+    )  # fmt: skip
+
+
+def restamp(value: bytes, writer_epoch: int) -> bytes:
+    """The same example under another writer epoch: what waits in an outbox goes out under its present owner."""
+    header, start = unpack(value)
+    if header.writer_epoch == writer_epoch:
+        return value
+    header.writer_epoch = writer_epoch
+    return pack(header, value[start:])
+
+
+class _Columns:
+    """Reads arrays from bytes, one after another."""
+
+    def __init__(self, value: bytes, start: int) -> None:
+        self._value, self._at = value, start
+
+    def take(self, dtype: type[Number], num: int) -> NDArray[Number]:
+        """Read the next ``num`` entries."""
+        found = np.frombuffer(self._value, dtype, num, self._at)
+        self._at += found.nbytes
+        return found
+
+
+def _bits_width(most: int) -> int:
+    return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
+
+
+def _index_width(segment_len: int) -> int:
+    return 1 if segment_len <= 256 else 2
+
+
+def _bytes_of(column: Int64 | NDArray[np.generic], dtype: type[np.generic]) -> bytes:
+    return np.ascontiguousarray(column).astype(dtype, copy=False).tobytes()

@@ -1,0 +1,93 @@
+"""How to read a partition of ``headrace.sequences.v1``: which records count, and whether any is missing.
+
+A partition may hold records that a reader must not use: repeats (a relay that was killed between the broker's
+acknowledgement and its own note sends again) and the writings of a worker that lost the partition without knowing. The
+latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
+is stale. Fences have a key for each epoch (`wire.topics.fence_key`), so compaction keeps all of them.
+
+Compaction knows nothing of this: where a stale record or a repeat is a segment's last, it will keep that one and drop
+the one that counts. `ExampleLog.overwritten` names these segments; the partition's owner writes them again
+(`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from wire.example import Example
+
+
+class Verdict(Enum):
+    """What a reader does with one record."""
+
+    ACCEPT = "accept"
+    """Use it."""
+    DUPLICATE = "duplicate"
+    """Seen before: skip it."""
+    STALE = "stale"
+    """Written by a worker that had lost the partition: skip it."""
+    FENCE = "fence"
+    """A new writer's mark; it carries no data."""
+    HOLE = "hole"
+    """Records are missing before it (`ExampleLog.hole`): something was lost. The log does not advance."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Example number ``expected`` was due, but number ``got`` came."""
+
+    expected: int
+    got: int
+
+
+class ExampleLog:
+    """A filter for one partition. Feed it every record in offset order.
+
+    ``next_number`` is where to go on (None: from whatever comes first). ``allow_holes`` is for readers of a compacted
+    topic that want each segment's newest state, not every example: they take any number above the highest seen.
+    """
+
+    def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_holes: bool = False) -> None:
+        self.next_number = next_number
+        self.writer_epoch = writer_epoch
+        self.example_epoch = -1
+        """Writer epoch of the last accepted example; -1 before any."""
+        self.hole: Hole | None = None
+        self.allow_holes = allow_holes
+        self.overwritten: set[tuple[str, int]] = set()
+        """The (user, segment) pairs whose last record does not count."""
+
+    @property
+    def last_number(self) -> int:
+        """The highest number accepted; -1 before the first."""
+        return -1 if self.next_number is None else self.next_number - 1
+
+    def feed(self, example: Example) -> Verdict:
+        """Classify one record, and advance if it is accepted."""
+        if example.writer_epoch < self.writer_epoch:
+            return self._drop(example, Verdict.STALE)
+        if example.is_fence:
+            self.writer_epoch = example.writer_epoch
+            return Verdict.FENCE
+        if self.next_number is not None:
+            if example.number < self.next_number:
+                return self._drop(example, Verdict.DUPLICATE)
+            if example.number > self.next_number and not self.allow_holes:
+                self.hole = Hole(self.next_number, example.number)
+                return Verdict.HOLE
+        self.take(example)
+        return Verdict.ACCEPT
+
+    def take(self, example: Example) -> None:
+        """Continue after this example, whatever is missing before it."""
+        self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
+        self.example_epoch = example.writer_epoch
+        self.next_number = example.number + 1
+        self.hole = None
+        self.overwritten.discard((example.user, example.segment))
+
+    def _drop(self, example: Example, verdict: Verdict) -> Verdict:
+        if not example.is_fence:
+            self.overwritten.add((example.user, example.segment))
+        return verdict

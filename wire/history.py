@@ -1,0 +1,144 @@
+"""Users' histories as a reader of ``headrace.sequences.v1`` keeps them: segments folded into one array a user.
+
+Fold every accepted example, in the order of the log (or of the steps that train it), and a user's array holds his last
+interactions exactly as the worker has them. Reading the compacted topic from its start gives the same, since it keeps
+each segment's newest record, in whatever order the segments come.
+
+One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row of a segment that has not come.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wire.example import Example, Int64, Interactions, no_interactions
+
+Rows = NDArray[np.void]
+"""(n,) structured: item, time, domain, bits, value, features (`row_type`)."""
+OVERHEAD_BYTES = 400
+"""What a user costs beside his rows: objects and a place in a dictionary."""
+
+
+def row_type(num_features: int) -> np.dtype[np.void]:
+    """The layout of one interaction."""
+    fields = [("item", "<i8"), ("time", "<i8"), ("domain", "<i8"), ("bits", "<u4"), ("value", "<f4")]
+    return np.dtype([*fields, ("features", "<i8", (num_features,))])
+
+
+class History:
+    """One user's last interactions: places ``start`` … ``end - 1`` of his lifetime."""
+
+    __slots__ = ("_max_context", "_rows", "_segment_len", "end", "start", "user_features")
+
+    def __init__(self, num_features: int, max_context: int, segment_len: int) -> None:
+        self._max_context, self._segment_len = max_context, segment_len
+        self._rows = np.zeros(0, row_type(num_features))
+        self.start = self.end = 0
+        self.user_features: Int64 = np.zeros(0, np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the rows and their bookkeeping."""
+        return int(self._rows.nbytes) + OVERHEAD_BYTES
+
+    def window(self, first: int, last: int) -> tuple[int, Rows]:
+        """Those of the places ``first`` … ``last - 1`` that are kept, and the first one's place; a view. Rows that have
+        not come are among them, with item 0."""
+        first, last = max(first, self.start), min(last, self.end)
+        return first, self._rows[first - self.start : max(first, last) - self.start]
+
+    def rows(self, first: int, last: int) -> Rows:
+        """Those of the places ``first`` … ``last - 1`` that are here, oldest first. A view where nothing is missing."""
+        chosen = self.window(first, last)[1]
+        present = chosen["item"] != 0
+        return chosen if present.all() else chosen[present]
+
+    def fold(self, example: Example) -> None:
+        """Put the segment in its place. Nothing is dropped until `forget`."""
+        num, first = len(example.interactions), example.first_index
+        if not num:
+            return
+        if self.start == self.end:
+            self.start = self.end = first
+        self._span(min(self.start, first), max(self.end, first + num))
+        target, source = self._rows[first - self.start : first - self.start + num], example.interactions
+        target["item"], target["time"] = source.item_hash, source.timestamp_ms
+        target["domain"], target["bits"] = source.domain_hash, source.action_bits
+        target["value"] = source.value
+        if source.feature_hash.shape[1]:
+            target["features"] = source.feature_hash
+        self.user_features = example.user_feature_hash
+
+    @property
+    def kept_from(self) -> int:
+        """The first place that is kept: that of as many segments as hold ``max_context`` interactions anyhow."""
+        num_slots = -(-self._max_context // self._segment_len) + 1
+        return max(0, (self.end - 1) // self._segment_len - num_slots + 1) * self._segment_len
+
+    def forget(self) -> None:
+        """Drop rows older than the kept segments."""
+        if self.start < self.kept_from:
+            self._span(self.kept_from, self.end)
+
+    def _span(self, start: int, end: int) -> None:
+        """Make room for ``start`` … ``end - 1``, keeping the present rows."""
+        if start == self.start and end - start <= len(self._rows):
+            self.end = end
+            return
+        wanted = end - start
+        most = self._max_context + 2 * self._segment_len
+        rows = np.zeros(max(wanted, min(2 * wanted, most)), self._rows.dtype)
+        first, last = max(start, self.start), min(end, self.end)
+        if last > first:
+            rows[first - start : last - start] = self._rows[first - self.start : last - self.start]
+        self._rows, self.start, self.end = rows, start, end
+
+
+class Histories:
+    """User → `History`. ``max_context`` interactions are kept of each, and the segments that they lie in."""
+
+    def __init__(self, max_context: int) -> None:
+        self._max_context = max_context
+        self.users: OrderedDict[str, History] = OrderedDict()
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def fold(self, example: Example) -> History:
+        """Fold one accepted example in; returns the user's updated history."""
+        history = self.gather(example)
+        self.settle(history)
+        return history
+
+    def gather(self, example: Example) -> History:
+        """`fold`, without forgetting what is old by now: until `settle`, several examples of a user are there whole."""
+        history = self.users.get(example.user)
+        if history is None:
+            num_features = example.interactions.feature_hash.shape[1]
+            history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
+            self.num_bytes += history.num_bytes
+        before = history.num_bytes
+        history.fold(example)
+        self.num_bytes += history.num_bytes - before
+        return history
+
+    def settle(self, history: History) -> None:
+        """Drop what lies beyond a user's kept segments."""
+        before = history.num_bytes
+        history.forget()
+        self.num_bytes += history.num_bytes - before
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
+        self.num_bytes -= self.users.pop(user).num_bytes
+
+
+def interactions_of(rows: Rows) -> Interactions:
+    """The columns of rows; views of them."""
+    if not len(rows):
+        return no_interactions(rows.dtype["features"].shape[0])
+    return Interactions(rows["item"], rows["bits"], rows["time"], rows["domain"], rows["value"], rows["features"])

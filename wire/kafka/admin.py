@@ -1,0 +1,131 @@
+"""Create the topics as `wire.topics` describes them, and refuse a broker whose topics contradict it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, TopicsMismatch
+from wire.kafka.options import sync_options
+from wire.kafka.refusal import refusal
+from wire.kafka.retry import wait_for_broker
+from wire.topics import Topic, topics_of
+
+CONNECT_S = 5.0
+
+
+def make_admin(config: KafkaConfig) -> KafkaAdminClient:
+    """An admin client. Raises ``KafkaError`` or OSError when no broker answers."""
+    wait_for_broker(config, CONNECT_S)  # the client itself may wait for ever: kafka-python 3.0 forgets its own time-out
+    return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
+
+
+def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
+    """Create what is missing, check what is there; returns the names of the created topics.
+
+    Raises `BrokerUnavailable` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
+    partition count disagrees.
+    """
+    deadline = time.monotonic() + timeout_s
+    wait_for_broker(config, timeout_s)
+    while True:
+        try:
+            return _ensure(config, deadline)
+        except KafkaError as error:
+            if refused := refusal(error, config.bootstrap):
+                raise refused from error
+            if time.monotonic() >= deadline or not error.retriable:
+                raise BrokerUnavailable(
+                    f"the broker at {config.bootstrap} could not say which topics it has or create them: {error!r}; "
+                    "see its log, and the rights of this client"
+                ) from error
+            time.sleep(0.2)
+
+
+def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
+    wanted = topics_of(config)
+    admin = make_admin(config)
+    try:
+        existing = partition_counts(admin)
+        _check(wanted, existing)
+        missing = [topic for topic in wanted if topic.name not in existing]
+        created = [topic.name for topic in missing if _create(admin, topic)]
+        while not all(topic.name in existing for topic in wanted):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"the broker at {config.bootstrap} does not show topics that it created; see its log"
+                )
+            time.sleep(0.05)
+            existing = partition_counts(admin)
+        _check(wanted, existing)
+        return created
+    finally:
+        admin.close()
+
+
+def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
+    """Topic → setting → the broker's value, where the configuration has another.
+
+    A topic keeps the settings that it was created with: a later change of the configuration does not reach it.
+    Settings that a broker does not report are passed over. Raises `KafkaError`.
+    """
+    wanted = {topic.name: topic.settings for topic in topics_of(config)}
+    admin = make_admin(config)
+    try:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
+        told = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+    finally:
+        admin.close()
+    found = {name: _differing(settings, told.get(name, {})) for name, settings in wanted.items()}
+    return {name: settings for name, settings in found.items() if settings}
+
+
+def delete_topics(config: KafkaConfig) -> None:
+    """Delete every topic of the deployment, and what it holds. Raises `KafkaError`."""
+    admin = make_admin(config)
+    try:
+        admin.delete_topics([topic.name for topic in topics_of(config)])
+    finally:
+        admin.close()
+
+
+def _differing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    has = {key: str(told[key]["value"]) for key in wanted if key in told}
+    return {key: value for key, value in has.items() if value != wanted[key]}
+
+
+def partition_counts(admin: KafkaAdminClient) -> dict[str, int]:
+    """Name → number of partitions of every topic that the broker shows."""
+    return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics() if topic["partitions"]}
+
+
+def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
+    """Create one topic; False when somebody else just did. Another worker may start at the same moment."""
+    new = NewTopic(
+        name=topic.name,
+        num_partitions=topic.num_partitions,
+        replication_factor=topic.replication_factor,
+        topic_configs=dict(topic.settings),
+    )
+    try:
+        admin.create_topics([new])
+    except TopicAlreadyExistsError:
+        return False
+    return True
+
+
+def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
+    for topic in wanted:
+        num_partitions = existing.get(topic.name, topic.num_partitions)
+        if num_partitions != topic.num_partitions:
+            raise TopicsMismatch(
+                f"topic {topic.name}: expected {topic.num_partitions} partitions, the broker has {num_partitions}; "
+                f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
+                "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
+            )

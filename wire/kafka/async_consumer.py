@@ -1,0 +1,60 @@
+"""Reading a range of one partition with a plain consumer: no group, no commits, offsets that the caller names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from wire.config import KafkaConfig
+from wire.kafka.options import ISOLATION, async_options
+
+MAX_RECORDS = 2_000
+
+
+@asynccontextmanager
+async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]:
+    """An aiokafka consumer for manual assignment."""
+    own = {
+        "enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000,
+        "isolation_level": ISOLATION,
+    }  # fmt: skip
+    consumer = AIOKafkaConsumer(**{**own, **async_options(config)})
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Partition → offset of the record that would come next; where a transaction is open, that of its first record."""
+    found = await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])
+    return {key.partition: offset for key, offset in found.items()}
+
+
+async def read_range(
+    config: KafkaConfig, topic: str, partition: int, start: int, stop: int | None = None
+) -> AsyncIterator[list[ConsumerRecord]]:
+    """Batches of the records with ``start`` ≤ offset < ``stop`` (None: the end as it is now), in order.
+
+    A ``stop`` that is given must exist: an offset that was delivered or acknowledged. It is not compared with the end,
+    which the embedded broker understates (it answers with the last batch's first offset).
+    Records that compaction or retention removed are simply not there: what comes may begin after ``start``.
+    """
+    key = TopicPartition(topic, partition)
+    async with plain_consumer(config) as consumer:
+        consumer.assign([key])
+        if stop is None:
+            stop = (await consumer.end_offsets([key]))[key]
+        start = max(start, (await consumer.beginning_offsets([key]))[key])
+        consumer.seek(key, start)
+        while await consumer.position(key) < stop:
+            found = await consumer.getmany(key, timeout_ms=500, max_records=MAX_RECORDS)
+            records = [record for record in found.get(key, ()) if record.offset < stop]
+            if records:
+                yield records
+            # A fetch that was answered from memory does not wait; the other tasks of the worker must run too.
+            await asyncio.sleep(0)

@@ -1,0 +1,168 @@
+"""kafka-python's consumers, in one way: no group, no commits, partitions and offsets that the caller names.
+
+`ends` is where a partition ends. It asks twice, because the embedded broker answers ``end_offsets`` with the *first*
+offset of its last batch: where a fetch from there returns records, the high watermark is the end. Where a fetch returns
+none, what lies between belongs to a transaction that is still open, and nobody can read it yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from wire.config import KafkaConfig
+from wire.errors import BrokerUnavailable, TopicMissing
+from wire.kafka.options import ISOLATION, sync_options
+from wire.kafka.refusal import refusal
+
+POLL_MS = 200
+ANSWER_S = 10.0
+"""How long a broker may be silent about where its partitions end."""
+STALL_S = 20.0
+"""How long it may send nothing of a range that it has."""
+PROMPT = {"fetch_max_wait_ms": 10}
+"""Options of a consumer that asks what is new rather than waits for it: the broker answers at once when there is
+nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a partition holds, or a part of it: offsets ``first`` up to but not including ``end``."""
+
+    first: int
+    end: int
+
+
+def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
+    """A consumer; ``kafka.client`` goes over ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
+    ours: dict[str, Any] = {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "isolation_level": ISOLATION,
+        "auto_offset_reset": "earliest",
+        "max_poll_records": 5000,
+        "fetch_max_wait_ms": 100,
+        "enable_incremental_fetch_sessions": False,  # so that every answer says where the partitions end
+        "fetch_max_bytes": 64 << 20,
+        "max_partition_fetch_bytes": 8 << 20,
+        "request_timeout_ms": 10_000,
+        "bootstrap_timeout_ms": 5_000,
+        "reconnect_backoff_max_ms": 1_000,
+        "metrics_enabled": False,
+    }
+    return KafkaConsumer(**{**ours, **options, **sync_options(kafka)})
+
+
+def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> KafkaConsumer:
+    """`make_consumer` that raises `BrokerUnavailable` when no broker answers within ``timeout_s``."""
+    try:
+        return make_consumer(kafka, **{"bootstrap_timeout_ms": max(1, int(timeout_s * 1000)), **options})
+    except (KafkaError, OSError) as error:
+        if refused := refusal(error, kafka.bootstrap):
+            raise refused from error
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
+            "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
+        ) from error
+
+
+def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
+    """The broker's own id of a topic, by the consumer's newest metadata; empty where it is not known.
+
+    Another id under the same name is another topic: the first one was deleted. (kafka-python keeps the ids in its
+    cluster metadata alone.)
+    """
+    found = str(consumer._client.cluster.topic_id(topic) or "")  # noqa: SLF001
+    return found if found.strip("0-") else ""
+
+
+def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    """All partitions of a topic. Raises `TopicMissing` where there is no such topic."""
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        raise TopicMissing(
+            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create"
+        )
+    return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offset behind each partition's last readable record. Assigns the partitions, and leaves them anywhere.
+
+    Raises `KafkaTimeoutError` when the broker falls silent.
+    """
+    wanted = list(partitions)
+    near = consumer.end_offsets(wanted)
+    _place(consumer, near)
+    deadline = time.monotonic() + ANSWER_S
+    returned = set[TopicPartition]()
+    while any(consumer.highwater(partition) is None for partition in wanted):
+        returned |= consumer.poll(timeout_ms=POLL_MS).keys()
+        if time.monotonic() > deadline:
+            topic = wanted[0].topic
+            raise KafkaTimeoutError(f"{topic}: the broker did not say within {ANSWER_S:.0f} s where its partitions end")
+    return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
+
+
+def _place(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
+    consumer.assign([])  # with a partition, its high watermark and its pauses are forgotten
+    consumer.assign(list(offsets))
+    for partition, offset in offsets.items():
+        consumer.seek(partition, offset)
+
+
+def spans(consumer: KafkaConsumer, topic: str) -> dict[int, Span]:
+    """What each partition of ``topic`` holds now. Raises `TopicMissing`."""
+    partitions = partitions_of(consumer, topic)
+    first, end = consumer.beginning_offsets(partitions), ends(consumer, partitions)
+    return {each.partition: Span(first[each], end[each]) for each in partitions}
+
+
+def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[Any]:
+    """Every record of ``wanted``; each partition in its order, the partitions mixed.
+
+    What compaction or retention has taken is simply not there. Raises `KafkaTimeoutError` when the broker sends
+    nothing for `STALL_S`.
+    """
+    waiting = {TopicPartition(topic, number): span for number, span in wanted.items() if span.end > span.first}
+    _place(consumer, {partition: span.first for partition, span in waiting.items()})
+    heard = time.monotonic()
+    while waiting:
+        batches = consumer.poll(timeout_ms=POLL_MS)
+        for partition, records in batches.items():
+            if partition in waiting:
+                yield from (record for record in records if record.offset < waiting[partition].end)
+        # Compaction may leave no record right before the end, so the position counts, not the last record's offset.
+        done = [partition for partition, span in waiting.items() if consumer.position(partition) >= span.end]
+        for partition in done:
+            del waiting[partition]
+            consumer.pause(partition)
+        if batches or done:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > STALL_S:
+            left = sorted(each.partition for each in waiting)
+            raise KafkaTimeoutError(f"{topic}: the broker sent nothing for {STALL_S:.0f} s; partitions left: {left}")
+
+
+def read_from(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:
+    """Every record of one partition from offset ``first`` to its end as it is now."""
+    end = ends(consumer, [partition])[partition]
+    return read(consumer, partition.topic, {partition.partition: Span(first, end)})
+
+
+def follow(consumer: KafkaConsumer, *topics: str, num_last: int = 1) -> Iterator[Any]:
+    """The last ``num_last`` records of each partition, then every new one as it comes; None while there is none."""
+    held = {TopicPartition(topic, number): span for topic in topics for number, span in spans(consumer, topic).items()}
+    _place(consumer, {partition: max(span.first, span.end - num_last) for partition, span in held.items()})
+    while True:
+        batches = consumer.poll(timeout_ms=POLL_MS)
+        for records in batches.values():
+            yield from records
+        if not batches:
+            yield None

@@ -1,0 +1,31 @@
+"""kafka-python's producers, in one way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kafka import KafkaProducer
+
+from wire.config import KafkaConfig
+from wire.kafka.options import sync_options
+
+
+def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
+    """A producer that says within seconds what was not acknowledged; the caller tries again.
+
+    ``kafka.client`` goes over ``options``. Without idempotence: readers know our records by epoch, number and index,
+    and the embedded broker has none. Raises ``KafkaError`` or OSError when no broker answers.
+    """
+    ours: dict[str, Any] = {
+        "acks": "all",
+        "request_timeout_ms": 5_000,
+        "delivery_timeout_ms": 15_000,
+        "max_block_ms": 10_000,
+        "enable_idempotence": False,
+        "bootstrap_timeout_ms": 5_000,
+        "reconnect_backoff_max_ms": 1_000,
+        "allow_auto_create_topics": False,
+        "metrics_enabled": False,
+        "compression_type": None if kafka.compression == "none" else kafka.compression,
+    }
+    return KafkaProducer(**{**ours, **options, **sync_options(kafka)})

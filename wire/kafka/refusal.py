@@ -1,0 +1,46 @@
+"""Which errors of a Kafka client no retry will mend: the process ends with one line instead of asking for ever."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiokafka.errors
+import kafka.errors
+
+from wire.errors import ClientRefused
+
+_REMEDIES = {
+    "UnsupportedCodecError": "install the packages cramjam, lz4, python-snappy and zstandard",
+    "AuthenticationFailedError": "check user, password and mechanism under kafka.client",
+    "SaslAuthenticationFailedError": "check user, password and mechanism under kafka.client",
+    "SaslAuthenticationFailed": "check user, password and mechanism under kafka.client",
+    "UnsupportedSaslMechanismError": "set kafka.client.sasl_mechanism to one that the broker has",
+    "IllegalSaslStateError": "set kafka.client.security_protocol as the broker's listener has it",
+    "TopicAuthorizationFailedError": "give this client's user the right to the topic",
+    "GroupAuthorizationFailedError": "give this client's user the right to the group (stream.group)",
+    "ClusterAuthorizationFailedError": "give this client's user the right at the broker",
+    "TransactionalIdAuthorizationFailedError": "give this client's user the right at the broker",
+    "UnsupportedVersionError": "use a broker of Kafka 2.1 or newer",
+    "IncompatibleBrokerVersion": "use a broker of Kafka 2.1 or newer",
+    "KafkaConfigurationError": "correct it under kafka.client",
+}
+"""Names of errors in kafka-python or aiokafka (each has most of them) → what a person can do."""
+_FATAL = {
+    kind: remedy
+    for name, remedy in _REMEDIES.items()
+    for module in (kafka.errors, aiokafka.errors)
+    if isinstance(kind := getattr(module, name, None), type)
+} | {ssl.SSLCertVerificationError: "check kafka.client.ssl_cafile and the name of the broker in its certificate"}
+
+
+def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:
+    """The error as one that a person must mend, or None where trying again may help. Causes count too."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for kind, remedy in _FATAL.items():
+            if isinstance(seen, kind):
+                name = type(seen).__name__
+                said = " ".join(str(seen).split()).removeprefix(f"{name}: ") or "no more is known"
+                return ClientRefused(f"Kafka at {bootstrap}: {name}: {said:.200}; {remedy}")
+        seen = seen.__cause__
+    return None

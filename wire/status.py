@@ -1,0 +1,68 @@
+"""What workers, servers and trainers report once a second in ``headrace.status.v1`` (JSON)."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one partition of a worker. Offsets are those of the actions topic; -1 if there is none yet."""
+
+    applied_offset: int = -1
+    applied_record_ms: int = -1
+    outbox_len: int = 0
+    oldest_outbox_record_ms: int = -1
+    """`newest_record_ms` of the oldest example waiting in the outbox; -1 if it is empty."""
+    relayed_number: int = -1
+    """The highest example number that the broker has acknowledged."""
+    writer_epoch: int = 0
+    num_accepted: int = 0
+    num_duplicate: int = 0
+    num_dead: int = 0
+    num_late: int = 0
+    num_ticks: int = 0
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
+    """A stream worker. ``component`` is its name and the record's key; ``time_ms`` is its wall clock."""
+
+    component: str
+    time_ms: int
+    partitions: dict[int, PartitionStatus] = {}
+
+
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
+    """A server: the version it answers with, and how fresh that is."""
+
+    component: str
+    time_ms: int
+    epoch: int = -1
+    number: int = -1
+    newest_record_ms: int = -1
+    swapped_ms: int = -1
+    num_requests: int = 0
+
+
+class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):
+    """A trainer's heartbeat. ``claimant``: as its claim in the weights topic names it. A standby has no epoch (-1)."""
+
+    component: str
+    time_ms: int
+    claimant: str
+    epoch: int = -1
+    is_standby: bool = False
+    num_steps: int = 0
+
+
+Status = WorkerStatus | ServerStatus | TrainerStatus
+_decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
+
+
+def encode_status(status: Status) -> bytes:
+    """Status → JSON."""
+    return msgspec.json.encode(status)
+
+
+def decode_status(value: bytes) -> Status:
+    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is not a status."""
+    return _decoder.decode(value)

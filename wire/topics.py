@@ -1,0 +1,86 @@
+"""The topics: names, keys and settings as data. Nothing here talks to a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wire.config import KafkaConfig
+
+FENCE_KEY = b"\x00fence"
+"""Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
+LAG_KEY = b"lag"
+LETTER_BYTES = 64 << 10
+"""Room in a dead letter for what it says about the record that it holds: its key and headers take below 2 kB."""
+
+
+def segment_key(user: str, segment: int, num_slots: int) -> bytes:
+    """The key of a user's segment: the topic keeps its newest record, until segment ``segment + num_slots`` takes its
+    place. ``num_slots``: `wire.config.SequenceConfig.num_slots`."""
+    return b"%b\x00%d" % (user.encode(), segment % num_slots)
+
+
+def fence_key(writer_epoch: int) -> bytes:
+    """One key an epoch, so that compaction never drops a fence that still divides older records."""
+    return b"%b/%d" % (FENCE_KEY, writer_epoch)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic as it should exist. ``settings`` use Kafka's own names."""
+
+    name: str
+    num_partitions: int
+    replication_factor: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics' names, all under one prefix."""
+
+    actions: str
+    dead_letters: str
+    sequences: str
+    weights: str
+    lag: str
+    status: str
+
+    @classmethod
+    def under(cls, prefix: str = "headrace") -> Topics:
+        """The names of one deployment; ``prefix`` is ``headrace`` unless several deployments share a broker."""
+        return cls(
+            actions=f"{prefix}.actions.v1",
+            dead_letters=f"{prefix}.actions.v1.dlq",
+            sequences=f"{prefix}.sequences.v1",
+            weights=f"{prefix}.weights.v1",
+            lag=f"{prefix}.trainer.lag.v1",
+            status=f"{prefix}.status.v1",
+        )
+
+
+def max_letter_bytes(config: KafkaConfig) -> int:
+    """The size limit of a dead letter: the largest record of the actions topic, plus what is said about it."""
+    return config.max_message_bytes + LETTER_BYTES
+
+
+def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
+    """Every topic of a deployment, with its settings; actions come first."""
+    names = Topics.under(config.prefix)
+    retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
+    largest, letter = config.max_message_bytes, max_letter_bytes(config)
+    forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
+    # A trainer may fall this far behind before compaction can take an example that it has not read.
+    compacted = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
+    }
+    copies = config.replication_factor
+    return (
+        Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
+        Topic(names.dead_letters, 1, copies, forever),
+        Topic(names.sequences, config.partitions, copies, compacted),
+        Topic(names.weights, 1, copies, retention),
+        Topic(names.lag, 1, copies, retention),
+        Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
+    )

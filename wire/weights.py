@@ -1,0 +1,280 @@
+"""A version of the weights on the wire: chunks, then a manifest; and what a reader makes of them.
+
+Records of ``headrace.weights.v1`` (one partition, so they have one order):
+
+========  ==============================  ===================  =========================================
+record    key                             headers              value
+========  ==============================  ===================  =========================================
+claim     ``\\x00claim``                   ``record=claim``     JSON ``{"epoch", "claimant"}``: from here on
+                                                               versions of lower epochs do not count
+chunk     ``epoch/number``                ``record=chunk``,    a slice of the blob, at most 900 kB
+                                          ``chunk=<index>``
+manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; written last
+========  ==============================  ===================  =========================================
+
+The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
+(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
+rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
+has everything, a **delta** all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row
+0 of a table (id 0) stands for everything that has no row of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from wire.errors import VersionError
+
+CLAIM_KEY = b"\x00claim"
+Headers = list[tuple[str, bytes]]
+PlanStep = list[tuple[int, int, int]]
+"""One training step: (partition, first number, last number) in the order in which they were batched."""
+logger = logging.getLogger(__name__)
+
+
+TOPIC_ID = "topic id"
+"""Key of `Manifest.source`: the broker's own id of the sequences topic, whose name may be given again."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
+
+    model_id: str
+    epoch: int
+    number: int
+    kind: str
+    onto_number: int
+    base_number: int
+    base_offset: int
+    num_chunks: int
+    num_bytes: int
+    checksum: str
+    covered: dict[int, int]
+    covered_offsets: dict[int, int]
+    newest_event_ms: int
+    newest_record_ms: int
+    num_interactions: int
+    """Interactions learned as new ones, over the lineage."""
+    plan: list[PlanStep]
+    model_config: dict[str, Any]
+    created_ms: int
+    metrics: dict[str, Any]
+    num_feedback: int = 0
+    """Pieces of feedback to earlier ones that were learned, over the lineage."""
+    lineage: str = ""
+    first_step: int = 0
+    """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
+    learning: dict[str, Any] = {}
+    """The trainer's own settings that decide the weights; a replay must use the same."""
+    source: dict[str, Any] = {}
+    """What the examples came from: a topic's identity. Elsewhere, the same numbers are other examples."""
+    positions: dict[int, dict[str, int]] = {}
+    """Where the trainer would read on, by partition (`trainer.source.Position`)."""
+    parent: str = ""
+    """The lineage that this one began from (``--from-published``), with its weights as they were at ``first_step``."""
+    set_aside: list[int] = []
+    """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
+
+    @property
+    def next_step(self) -> int:
+        """Number of the first step that this version does not contain."""
+        return self.first_step + len(self.plan)
+
+    def follows(self, last: Manifest | None) -> bool:
+        """Whether a reader that holds ``last`` can take this version: a newer base, or the delta onto exactly that one.
+
+        A reader that holds nothing (None) takes a base.
+        """
+        if last is None:
+            return self.kind == "base"
+        is_newer = (self.epoch, self.number) > (last.epoch, last.number)
+        return is_newer and (self.kind == "base" or (self.epoch, self.onto_number) == (last.epoch, last.number))
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A trainer process takes an epoch for itself; or (``released``) says that it has ended and will use it no more."""
+
+    epoch: int
+    claimant: str
+    released: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableRows:
+    """Rows of one table: ``ids`` and ``row_index`` (U,) int64, ``rows`` (U, D); ``tombstones`` (N,) int64 ids."""
+
+    ids: NDArray[np.int64]
+    row_index: NDArray[np.int64]
+    rows: NDArray[np.floating[Any]]
+    tombstones: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """What goes into a blob."""
+
+    dense: dict[str, NDArray[np.floating[Any]]]
+    tables: dict[str, TableRows]
+    names: dict[int, str | int]
+    memory: dict[str, NDArray[Any]] = field(default_factory=dict)
+    rates: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """A complete, verified version as a reader gets it."""
+
+    manifest: Manifest
+    snapshot: Snapshot
+
+
+def encode_blob(snapshot: Snapshot) -> bytes:
+    """`Snapshot` → safetensors bytes; the same snapshot always gives the same bytes."""
+    tensors = {f"dense.{name}": np.ascontiguousarray(array) for name, array in snapshot.dense.items()}
+    for table, rows in snapshot.tables.items():
+        for part in ("ids", "row_index", "rows", "tombstones"):
+            tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
+    for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
+        tensors |= {f"{part}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+    names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
+    tensors["names"] = np.frombuffer(names, np.uint8)
+    blob: bytes = save_tensors(tensors)
+    return blob
+
+
+def decode_blob(blob: bytes) -> Snapshot:
+    """The inverse of `encode_blob`. Raises `VersionError` on bytes that are not one."""
+    try:
+        tensors = load_tensors(blob)
+        names = dict(json.loads(tensors.pop("names").tobytes()))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise VersionError(f"blob: expected safetensors with names, got {len(blob)} other bytes ({error})") from error
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = array
+    dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
+    columns = ("ids", "row_index", "rows", "tombstones")
+    tables = {table: TableRows(*(arrays[column] for column in columns)) for table, arrays in sorted(parts.items())}
+    return Snapshot(dense, tables, names, memory, rates)
+
+
+def checksum(blob: bytes) -> str:
+    """xxh3-128 of the blob, as hex."""
+    return xxhash.xxh3_128_hexdigest(blob)
+
+
+def split_blob(blob: bytes, chunk_bytes: int = 900_000) -> list[bytes]:
+    """Cut a blob into chunks that a broker accepts; at least one."""
+    return [blob[start : start + chunk_bytes] for start in range(0, max(len(blob), 1), chunk_bytes)]
+
+
+def version_key(epoch: int, number: int) -> bytes:
+    """Kafka key of a version's records."""
+    return f"{epoch}/{number}".encode()
+
+
+def chunk_headers(index: int) -> Headers:
+    """Headers of the chunk with this index."""
+    return [("record", b"chunk"), ("chunk", str(index).encode())]
+
+
+MANIFEST_HEADERS: Headers = [("record", b"manifest")]
+CLAIM_HEADERS: Headers = [("record", b"claim")]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """`Manifest` → JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode_manifest(value: bytes) -> Manifest:
+    """JSON → `Manifest`; raises `VersionError`."""
+    try:
+        return msgspec.json.decode(value, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise VersionError(f"manifest: expected the JSON of a version, got {value[:80]!r} ({error})") from error
+
+
+def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
+    """``chunk``, ``manifest``, ``claim``, or an empty string for a record that is none of ours."""
+    return dict(headers).get("record", b"").decode(errors="replace")
+
+
+@dataclass(slots=True)
+class VersionAssembler:
+    """Makes versions of records in log order; gives out only complete, verified ones, rising in (epoch, number).
+
+    What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason
+    goes to ``on_drop``. Gives deltas whether or not the reader holds what they build on
+    (`Manifest.follows`).
+    """
+
+    on_drop: Callable[[str], None] = field(default=logger.warning)
+    epoch_floor: int = 0
+    last: tuple[int, int] = (-1, -1)
+    _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
+
+    def feed(self, key: bytes | None, headers: Iterable[tuple[str, bytes]], value: bytes | None) -> Version | None:
+        """One record of the topic; returns the version that it completes, if any."""
+        kind = record_kind(headers)
+        if key is None or value is None or kind not in ("claim", "chunk", "manifest"):
+            self.on_drop(f"weights record: expected a claim, chunk or manifest, got key {key!r}; it is skipped")
+            return None
+        if kind == "claim":
+            self._raise_floor(value)
+            return None
+        try:
+            if kind == "chunk":
+                self._keep_chunk(key, headers, value)
+                return None
+            return self._complete(decode_manifest(value))
+        except (VersionError, ValueError, KeyError) as error:
+            self.on_drop(f"version {key!r} dropped: {error}")
+            return None
+
+    def _raise_floor(self, value: bytes) -> None:
+        try:
+            claim = msgspec.json.decode(value, type=Claim)
+        except msgspec.MsgspecError as error:
+            self.on_drop(f"claim dropped: expected an epoch and a claimant, got {value[:80]!r} ({error})")
+            return
+        self.epoch_floor = max(self.epoch_floor, claim.epoch)
+        self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}
+
+    def _keep_chunk(self, key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> None:
+        epoch, number = (int(part) for part in key.split(b"/"))
+        if epoch >= self.epoch_floor and (epoch, number) > self.last:
+            self._chunks.setdefault((epoch, number), {})[int(dict(headers)["chunk"])] = value
+
+    def _complete(self, manifest: Manifest) -> Version | None:
+        which = (manifest.epoch, manifest.number)
+        if manifest.epoch < self.epoch_floor:
+            raise VersionError(f"epoch {manifest.epoch} was fenced off by a claim of epoch {self.epoch_floor}")
+        if which <= self.last:
+            raise VersionError(f"expected one above {self.last}")
+        chunks = self._chunks.get(which, {})
+        missing = [index for index in range(manifest.num_chunks) if index not in chunks]
+        if missing:
+            raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
+        blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
+        if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
+            raise VersionError(
+                f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
+                f"{len(blob)} with {checksum(blob)}"
+            )
+        version = Version(manifest, decode_blob(blob))
+        self.last = which
+        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
+        return version
