@@ -56,10 +56,14 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
                 number += 1
 
 
-def live_examples(num_users: int, num_items: int, before: int) -> Iterator[Any]:
-    """One new interaction of each user after another, with ``before`` earlier ones each time: live traffic."""
-    turns = synthetic_examples(num_users, num_items, 100 * before, before, 1, 10 * before)
-    yield from (example for example in turns if example.first_new_index >= before)
+def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> Iterator[Any]:
+    """One new interaction of each user after another, as live traffic brings them. The learner's histories have the
+    ``before`` that each began with."""
+    for example in synthetic_examples(num_users, num_items, 100 * before, 1, 10 * before):
+        if example.first_new_index < before:
+            learner.histories.fold(example)
+        else:
+            yield example
 
 
 def build_library() -> None:
@@ -139,7 +143,8 @@ def _synchronize(clock: Clock) -> None:
 def live_steps(clock: Clock) -> Iterator[Row]:
     """Steps as live traffic wants them: one target each of few users, predicted, counted, learned, and the next."""
     build_library()
-    from trainer.config import ModelConfig, TrainerConfig
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
     from trainer.step import Learner
 
     model, before = ModelConfig(), 200
@@ -154,7 +159,7 @@ def live_steps(clock: Clock) -> Iterator[Row]:
                 float32_matmul_precision="high",
             )  # fmt: skip
             learner = Learner(model, config, clock.device)
-            examples = live_examples(users, 3706, before)
+            examples = live_examples(learner, users, 3706, before)
             batches = [
                 list(islice(examples, users)) for _ in range(2 if clock.rehearsal or clock.compiles_only else 40)
             ]

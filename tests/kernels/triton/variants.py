@@ -79,7 +79,8 @@ def _softmax() -> None:
 def _gate() -> None:
     tensors: list[Tensor] = [torch.zeros(100, 512, dtype=BF16) for _ in range(4)]
     weights = torch.zeros(512, dtype=BF16), torch.zeros(512, dtype=BF16)
-    layer._gate_gradient(tensors[0], tensors[1], *weights, tensors[2], tensors[3], 1e-6)
+    sums = layer.Sums(100, {"norm_out_weight": 512, "norm_out_bias": 512, "bias": 512}, tensors[0])
+    layer._gate_gradient(tensors[0], tensors[1], *weights, tensors[2], tensors[3], 1e-6, sums, has_bias=True)
 
 
 def _adagrad() -> None:
