@@ -13,6 +13,7 @@ import trainer.process
 import trainer.publication
 import trainer.publisher
 import trainer.recovery
+import trainer.scheduler
 import trainer.snapshot
 import trainer.step
 import wire.example_log
@@ -55,7 +56,7 @@ def forgets_histories() -> None:
 
 def folds_what_arrives() -> None:
     """Histories take in what has arrived, learned or not."""
-    arrived = trainer.loop.Backlog.add
+    arrived = trainer.scheduler.Scheduler.add
 
     def add(self: Any, examples: Any) -> None:
         for example in examples:
@@ -65,11 +66,11 @@ def folds_what_arrives() -> None:
     begin = trainer.loop.Trainer._next_step
 
     def next_step(self: Any) -> Any:
-        self.backlog.histories = self.learner.histories
+        self.scheduler.histories = self.learner.histories
         return begin(self)
 
     trainer.loop.Trainer._next_step = next_step  # type: ignore[method-assign]
-    trainer.loop.Backlog.add = add  # type: ignore[method-assign]
+    trainer.scheduler.Scheduler.add = add  # type: ignore[method-assign]
 
 
 def forgets_dirty_rows() -> None:
