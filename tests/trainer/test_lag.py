@@ -182,7 +182,9 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     )
     assert message["stages"]["train"]["lag_records"] == total - message["num_steps"], "one example a step"
     assert message["stages"]["train"]["lag_s"] > 1_000_000, "these actions are of 1970"
-    message = told.wait_for(lambda each: each["num_steps"] == total, "all of it trained")
+    message = told.wait_for(
+        lambda each: each["num_steps"] == total and each["version"] is not None, "all of it trained, some published"
+    )
     assert message["stages"]["train"]["lag_records"] == 0
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
