@@ -22,6 +22,8 @@ Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
 NEW_USER_INTERACTIONS = 10
 HEAD_SHARE = 0.2
+MOST_STAMPS = 1 << 20
+"""Of keys that are looked through without being sorted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,12 +124,22 @@ class Judge:
         )
 
 
+def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
+    """(n,) whether a key, of those below ``num_keys``, stands here for the first time."""
+    if num_keys > MOST_STAMPS:
+        first_n = np.zeros(len(key_n), np.bool_)
+        first_n[np.unique(key_n, return_index=True)[1]] = True
+        return first_n
+    place_n, stamps = np.arange(len(key_n)), np.empty(num_keys, np.int64)
+    stamps[key_n[::-1]] = place_n[::-1]  # the first one is written last
+    return np.asarray(stamps[key_n] == place_n)
+
+
 def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
     """Distinct known rows that the user of each of C interactions met before it, within the batch: flat rows and
     (C+1,) offsets."""
-    first_n = np.zeros(len(rows_n), np.bool_)
     width = int(rows_n.max(initial=0)) + 1
-    first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
+    first_n = first_sightings(batch.owner_n * width + rows_n, (len(batch.starts_B1) - 1) * width)
     first_n &= rows_n > 0
     num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
     start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]
