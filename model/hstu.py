@@ -235,19 +235,21 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:
-        unit_ND = x_ND.clone()
-        length_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps)
-        unit_ND[:, :width].div_(length_N1)
-        ctx.save_for_backward(unit_ND, length_N1)
+        inverse_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps).reciprocal_()
+        unit_ND = x_ND * inverse_N1  # whole rows: those of a part of the columns cost twice as much
+        unit_ND[:, width:] = x_ND[:, width:]
+        ctx.save_for_backward(unit_ND, inverse_N1)
         ctx.width, ctx.eps = width, eps
         return unit_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient across the direction, over the length."""
-        unit_ND, length_N1 = ctx.saved_tensors
-        grad_ND = grads[0].clone()
-        grad, unit = grad_ND[:, : ctx.width], unit_ND[:, : ctx.width]
-        along_N1 = (grad * unit).sum(dim=1, keepdim=True).mul_(length_N1 > ctx.eps)
-        grad.addcmul_(along_N1, unit, value=-1).div_(length_N1)
-        return grad_ND, None, None
+        unit_ND, inverse_N1 = ctx.saved_tensors
+        grad_ND, width = grads[0], ctx.width
+        product_ND = grad_ND * unit_ND
+        product_ND[:, width:] = 0.0
+        along_N1 = product_ND.sum(dim=1, keepdim=True).mul_(inverse_N1 < 1.0 / ctx.eps)
+        across_ND = torch.addcmul(grad_ND, along_N1, unit_ND, value=-1, out=product_ND).mul_(inverse_N1)
+        across_ND[:, width:] = grad_ND[:, width:]
+        return across_ND, None, None

@@ -152,7 +152,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         history.window(int(place_R[first]) - config.max_context, int(place_R[stop - 1]) + 1)
         for history, first, stop in zip(pieces.histories, first_B1[:-1], first_B1[1:], strict=True)
     ]
-    rows_n: Rows = np.concatenate([rows for _, rows in windows])
+    rows_n = _joined([rows for _, rows in windows])
     length_B = np.array([len(rows) for _, rows in windows], np.int64)
     starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
     target_R = starts_B1[owner_R] + place_R - np.array([first for first, _ in windows], np.int64)[owner_R]
@@ -182,6 +182,12 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
     present_n = batch.item_n != 0
     # What was lost before this reader came (`trainer.on_hole`) has left rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """Rows of one type, one behind the other: as plain bytes, or NumPy compares all their fields, part by part."""
+    layout = parts[0].dtype
+    return np.concatenate([part.view(f"V{layout.itemsize}") for part in parts]).view(layout)
 
 
 def nothing_learned(config: ModelConfig) -> JaggedBatch:
