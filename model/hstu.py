@@ -236,7 +236,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:
         inverse_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps).reciprocal_()
-        unit_ND = x_ND * inverse_N1  # whole rows: those of a part of the columns cost twice as much
+        unit_ND = torch.mul(x_ND, inverse_N1)  # whole rows: those of a part of the columns cost twice as much
         unit_ND[:, width:] = x_ND[:, width:]
         ctx.save_for_backward(unit_ND, inverse_N1)
         ctx.width, ctx.eps = width, eps
