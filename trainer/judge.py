@@ -80,7 +80,8 @@ class Judge:
         ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
-        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1)
+        ordered = self._popularity.ordered(known_V)
+        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1, ordered)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
@@ -94,7 +95,7 @@ class Judge:
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V),
+                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, ordered),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
                 probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
@@ -109,10 +110,9 @@ class Judge:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
         return generator.random(num_targets) < self._config.metric_share
 
-    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_], ordered: Int64) -> NDArray[np.bool_]:
         count_V = self._popularity.count_V[: len(known_V)]
-        live = np.sort(count_V[known_V])
-        head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
+        head = ordered[int(len(ordered) * (1 - HEAD_SHARE))] if len(ordered) else 0
         count_S, known_S = count_V[target_S], known_V[target_S]
         return np.stack(
             [
