@@ -29,6 +29,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "file_take": AT_LEAST_1,
     "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
     "context_gradient": Switch(),
+    "history_bytes": AT_LEAST_1,
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -103,6 +104,7 @@ class TrainerConfig:
     # Learning
     max_train_context: int = 16
     context_gradient: bool = False
+    history_bytes: int = 1 << 30
     feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02

@@ -32,6 +32,7 @@ from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import PaddedEncoder, times_in_order
+from trainer.histories import TrainedHistories
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -45,7 +46,6 @@ from trainer.losses import (
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from wire.example import Example
-from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -86,8 +86,8 @@ class Learner:
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
-        self.histories = Histories(model.max_context)
-        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
@@ -351,6 +351,7 @@ class Learner:
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
             self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
