@@ -269,9 +269,24 @@ def audit(
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
 
 
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a finding.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Look for what is wrong, here and in the deployment: each finding comes with what to do about it.
+
+    Software, processor, GPU, memory, disks; the broker, its topics, what runs and how far it is behind, clocks, dead
+    letters. Changes nothing. Exit status 1 if anything is a problem.
+    """
+    from headrace.doctor import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     each.__name__: each
-    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, broker)
+    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, doctor, broker)
 }
 """By name, in the order in which help lists them."""
 

@@ -10,7 +10,8 @@ from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "broker",
+    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "doctor",
+    "broker",
 )  # fmt: skip
 ROOMS = {
     ("stream", "worker"): "worker",
