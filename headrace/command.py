@@ -230,6 +230,13 @@ def lag(
     raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once))
 
 
+def top(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Show the whole pipeline on this terminal: freshness, stages, quality, processes. q ends it."""
+    from headrace.top import watch
+
+    raise typer.Exit(watch(_settings(config, bootstrap)))
+
+
 def versions(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a version.")] = False,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
@@ -286,7 +293,7 @@ def doctor(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     each.__name__: each
-    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, doctor, broker)
+    for each in (demo, worker, train, serve, produce, simulate, lag, top, versions, topics, audit, doctor, broker)
 }
 """By name, in the order in which help lists them."""
 

@@ -10,7 +10,7 @@ from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "doctor",
+    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "top", "versions", "topics", "audit", "doctor",
     "broker",
 )  # fmt: skip
 ROOMS = {
