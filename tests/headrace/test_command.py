@@ -10,7 +10,8 @@ from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "broker",
+    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "dead-letters", "audit",
+    "broker",
 )  # fmt: skip
 ROOMS = {
     ("stream", "worker"): "worker",
@@ -87,7 +88,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag"])
+@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag", "dead-letters"])
 def test_a_broker_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
     done = headrace(command, "--bootstrap", "127.0.0.1:1", folder=tmp_path)
     assert done.returncode == 1
