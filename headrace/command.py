@@ -283,6 +283,12 @@ def dead_letters(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Count what the workers refused by reason, show the newest, and send it again once its cause is mended."""
+    if first is not None and not replay:
+        raise typer.BadParameter("goes with --replay", param_hint="--from")
+    if replay and (reason is not None or as_json):
+        raise typer.BadParameter(
+            "shows letters: leave it out with --replay", param_hint="--reason" if reason else "--json"
+        )
     from headrace import dead_letters as letters
 
     settings = _settings(config, bootstrap)

@@ -17,7 +17,7 @@ from headrace.config import Settings
 from stream.producer import ActionProducer
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
-from wire.kafka.consumer import Span, connect, read, spans
+from wire.kafka.consumer import Span, connect, ends, read, spans
 from wire.topics import Topics
 
 SHOWN_CHARACTERS = 200
@@ -45,18 +45,18 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
 def replay(settings: Settings, *, first: int | None = None) -> int:
     """Send again what the configuration now accepts; exit status 1 where something is refused still.
 
-    Begins behind the last replay, or at offset ``first`` of the dead letters' topic. A group's committed offset
-    remembers how far it came, so that nothing is sent twice.
+    Begins behind the last replay, which a group's committed offset remembers, or at offset ``first`` of the dead
+    letters' topic. An action without an ``id`` gets that of its letter, so workers recognise what is sent once more.
     """
     topics, sent, still = Topics.under(settings.kafka.prefix), 0, Counter[str]()
     where = TopicPartition(topics.dead_letters, 0)
     consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
     try:
-        begin = first if first is not None else consumer.committed(where) or 0
+        begin = first if first is not None else _bookmark(consumer, where)
         end, first_refused = begin, -1
         with ActionProducer(settings.kafka, topics.actions, num_partitions=settings.kafka.partitions) as producer:
             for record in _letters(consumer, topics.dead_letters, begin):
-                actions = acceptable(record.value, settings.action)
+                actions = acceptable(record, settings.action)
                 for action in actions:
                     producer.send(action)
                 sent, end = sent + len(actions), record.offset + 1
@@ -76,13 +76,24 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
     return 1 if still else 0
 
 
-def acceptable(value: bytes | None, config: ActionConfig) -> list[dict[str, Any]]:
+def _bookmark(consumer: KafkaConsumer, where: TopicPartition) -> int:
+    """Behind the last replay; 0 where the topic does not reach so far, because it was deleted and created again."""
+    known = consumer.committed(where) or 0
+    return known if known <= ends(consumer, [where])[where] else 0
+
+
+def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
     """The actions in a dead letter, where the worker would take every one of them today; else none."""
-    outcomes = decode_record(value, time.time_ns() // 1_000_000, config)
-    if not value or not all(isinstance(outcome, Action) for outcome in outcomes):
+    outcomes = decode_record(record.value, time.time_ns() // 1_000_000, config)
+    if not record.value or not all(isinstance(outcome, Action) for outcome in outcomes):
         return []
-    content = msgspec.json.decode(value)
-    return content if isinstance(content, list) else [content]
+    content, told = msgspec.json.decode(record.value), _told(record)
+    actions = content if isinstance(content, list) else [content]
+    place = f"dead-letter/{told['from']}"
+    return [
+        action if action.get("id") is not None else {**action, "id": f"{place}/{max(told['index'], 0) + number}"}
+        for number, action in enumerate(actions)
+    ]
 
 
 def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
@@ -97,7 +108,7 @@ def _told(record: Any) -> dict[str, Any]:
         "reason": headers.get("reason", "unknown"),
         "message": headers.get("message", ""),
         "from": f"{headers.get('topic')}/{headers.get('partition')}/{headers.get('offset')}",
-        "index": int(headers.get("index", -1)),
+        "index": int(index) if (index := headers.get("index", "")).isdecimal() else -1,
         "value": (record.value or b"").decode("utf-8", "replace")[:SHOWN_CHARACTERS],
     }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from kafka import OffsetAndMetadata, TopicPartition
 
 from headrace.config import Settings
-from headrace.dead_letters import replay, show
+from headrace.dead_letters import acceptable, replay, show
 from tests.brokers import Broker
 from wire.config import ActionConfig, KafkaConfig
 from wire.kafka.admin import ensure_topics
@@ -81,3 +84,30 @@ def test_a_replay_sends_what_is_mended_once_and_says_what_is_not(
     assert replay(mended) == 0
     assert "no new dead letters" in capsys.readouterr().out
     assert len(actions_of(settings)) == 3, "each once"
+
+
+def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:
+    mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    replay(mended, first=0)
+    replay(mended, first=0)
+    ids = Counter(each["id"] for each in actions_of(settings))
+    topic = Topics.under(settings.kafka.prefix).actions
+    assert ids == {f"dead-letter/{topic}/1/{number}/0": 2 for number in range(3)}
+
+
+def test_an_action_keeps_the_id_that_it_has_and_those_of_a_list_differ() -> None:
+    value = msgspec.json.encode([action("u1", id="mine"), action("u1")])
+    headers = [(name, text.encode()) for name, text in {"topic": "a", "partition": "2", "offset": "7"}.items()]
+    record = SimpleNamespace(value=value, headers=headers, offset=0)
+    assert [each["id"] for each in acceptable(record, ActionConfig())] == ["mine", "dead-letter/a/2/7/1"]
+
+
+def test_a_bookmark_behind_the_end_of_the_topic_is_of_another_topic(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = Topics.under(settings.kafka.prefix).dead_letters
+    consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
+    consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(99, "", -1)})
+    consumer.close()
+    assert replay(settings) == 1
+    assert "of dead letters 0 to 4" in capsys.readouterr().out
