@@ -20,6 +20,9 @@ class WorkerMetrics:
         )
         self.records = Counter("headrace_worker_records", "Records of the actions topic applied.", registry=registry)
         self.relayed = Counter("headrace_worker_relayed", "Outbox entries acknowledged.", ("topic",), registry=registry)
+        self.refused = Counter(
+            "headrace_worker_dead_letters", "Dead letters, by reason.", ("reason",), registry=registry
+        )
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)
