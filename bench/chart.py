@@ -20,7 +20,9 @@ def draw(records: Sequence[Record]) -> str:
     panels, y = list[str](), 44
     for stream, num in dict.fromkeys((record["stream"], record["num_actions"]) for record in records):
         for task in BETTER:
-            here = [each for each in records if (each["stream"], each["num_actions"], each["task"]) == (stream, num, task)]
+            here = [
+                each for each in records if (each["stream"], each["num_actions"], each["task"]) == (stream, num, task)
+            ]
             here = [each for each in here if each[BETTER[task][0]] is not None]
             if here:
                 body, height = _panel(stream, num, task, here, y)
@@ -51,11 +53,10 @@ def _panel(stream: str, num: int, task: str, records: Sequence[Record], y: int) 
 def _bar(each: dict[str, Any], y: int, lowest: float, most: float) -> list[str]:
     span = (BARS - 60) / max(1e-9, most - lowest)
     width, half = (each["value"] - lowest) * span, each["half_width"] * span
-    middle, x = y + ROW / 2, LABEL + 10 + width
+    middle, x, colour = y + ROW / 2, LABEL + 10 + width, OWN if each["who"] == OURS[0] else PALE
     parts = [
         _text(LABEL, y + 14, each["who"], anchor="end", weight="bold" if each["who"] == OURS[0] else "normal"),
-        f'<rect x="{LABEL + 10}" y="{y + 3}" width="{width:.1f}" height="{ROW - 6}" '
-        f'fill="{OWN if each["who"] == OURS[0] else PALE}"/>',
+        f'<rect x="{LABEL + 10}" y="{y + 3}" width="{width:.1f}" height="{ROW - 6}" fill="{colour}"/>',
         _text(x + half + 6, y + 14, f"{each['value']:.4f}"),
     ]
     if half:

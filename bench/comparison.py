@@ -58,9 +58,7 @@ def best(records: Sequence[Record], who: str) -> dict[str, Any]:
         found["lately"] = _mean([record["lately"]["hr10"] for record in runs])
     else:
         found["lately"] = _mean([record["lately"]["all"] for record in runs])
-        found["kinds"] = {
-            kind: _mean([record["kinds"][kind]["ne"] for record in runs]) for kind in runs[0]["kinds"]
-        }
+        found["kinds"] = {kind: _mean([record["kinds"][kind]["ne"] for record in runs]) for kind in runs[0]["kinds"]}
     speeds = [record["interactions_per_s"] for record in runs if "interactions_per_s" in record]
     if speeds:
         found["interactions_per_s"] = round(sum(speeds) / len(speeds))

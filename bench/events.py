@@ -35,9 +35,9 @@ class Step:
     """One step's E events, in order, and the users' sequences around them.
 
     ``batch``: the sequences of B users, n interactions, R targets (`trainer.batch`). ``user_B`` (B,): numbers of the
-    users. ``row_n`` (n,): rows of the interactions' items. ``told_E``: event e is about target ``told_E[e]``. ``events``: its row, whether it is a choice,
-    the rows chosen and met before it. ``num_known_E``: so many rows were known before it. ``leaves_out_E``: what the
-    user has met does not compete.
+    users. ``row_n`` (n,): rows of the interactions' items. ``told_E``: event e is about target ``told_E[e]``.
+    ``events``: its row, whether it is a choice, the rows chosen and met before it. ``num_known_E``: so many rows were
+    known before it. ``leaves_out_E``: what the user has met does not compete.
     """
 
     batch: JaggedBatch

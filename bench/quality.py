@@ -2,11 +2,11 @@
 
 Headrace and every rival (`bench.rivals`) on the same events in the same order, each choice and each kind predicted
 before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items met so far
-(what the user has met left out where the stream has no repeats), and NE of every kind. In all, and over the last 10,000.
+(what the user has met left out where the stream has no repeats), and NE of every kind. In all, and of the last 10,000.
 
-Of each rival every setting is run with the first seed, and the best one with all seeds. ``--out FILE`` appends each pass
-as it ends, and what FILE has already is not run again: so a long comparison can be made in pieces, stopped and resumed.
-``--from FILE`` shows what FILES hold. ``--steps`` is Headrace alone, by targets a step.
+Of each rival every setting is run with the first seed, and the best one with all seeds. ``--out FILE`` appends each
+pass as it ends, and what FILE has is not run again: a long comparison can be made in pieces, stopped and resumed.
+``--from FILE`` shows what files hold. ``--steps`` is Headrace alone, by targets a step.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class Arena:
         rival = setting.make(Stage(num_items(self.actions), model), job.seed)
         stream = steps(self.settings, self.actions, setting.size)
         if job.task == "retrieval":
-            found = retrieval(judge_retriever(rival, stream, say))  # type: ignore[arg-type]
+            found = retrieval(judge_retriever(rival, stream, say))
         else:
-            found = judge_ranker(rival, stream, model.kinds, say)  # type: ignore[arg-type]
+            found = judge_ranker(rival, stream, model.kinds, say)
         return [self._record(job, job.task, job.who, found)]
 
     def compare(self, only: list[str], num_seeds: int, *, first_settings: bool) -> None:

@@ -52,7 +52,7 @@ def measure(record: Record) -> float:
 
 
 def best_setting(records: Sequence[Record]) -> str:
-    """Of one recommender's records on one stream: the setting that was best on the seeds that all have been run with."""
+    """Of one recommender's records on one stream: the best setting, by the seeds that all of them were run with."""
     by_setting = defaultdict[str, dict[int, float]](dict)
     for record in records:
         by_setting[record["setting"]][record["seed"]] = measure(record)

@@ -1,5 +1,5 @@
-"""Streams to judge recommenders on: one that is fetched, some that are made, and some that are read from a folder of the
-user's. Each gives actions in time order.
+"""Streams to judge recommenders on: one is fetched, some are made, and some are read from a folder of the user's. Each
+gives actions in time order.
 
 ``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
 favourites again, in baskets whose next product follows from the last. ``world``: `stream.simulate`.

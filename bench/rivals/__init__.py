@@ -1,8 +1,8 @@
 """What Headrace must beat: every model of the field, each in a few settings, asked before it is told, in one pass.
 
 A rival of **retrieval** scores each choice of a step by what the events before have taught it, then learns it; one of
-**ranking** gives each target of a step the probability of every kind. `bench.events` decides what is asked and what came
-before; `bench.judging` what came of it.
+**ranking** gives each target of a step the probability of every kind. `bench.events` decides what is asked and what
+came before; `bench.judging` what came of it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def retrievers() -> dict[str, dict[str, Setting]]:
     return {
         "most popular": {"all time": Setting(lambda stage, _: EventByEvent(Popular(stage.num_rows)))},
         "decayed popular": {
-            f"half-life {half_life}": Setting(partial(_decayed, half_life)) for half_life in (100, 300, 1000, 3000, 10_000)
+            f"half-life {half_life}": Setting(partial(_decayed, half_life))
+            for half_life in (100, 300, 1000, 3000, 10_000)
         },
         "own frequent": {"": Setting(lambda stage, _: EventByEvent(Own(stage.num_rows)))},
         "last-item Markov": {"": Setting(lambda stage, _: EventByEvent(Markov(stage.num_rows)))},
@@ -122,9 +123,7 @@ def rankers() -> dict[str, dict[str, Setting]]:
     return {
         "constant": {"": Setting(lambda stage, _: Constant(len(stage.model.kinds)))},
         "item's rate": {f"strength {strength:g}": Setting(partial(_rate, strength)) for strength in (3.0, 10.0, 30.0)},
-        "logistic regression": {
-            f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in (0.02, 0.05, 0.1)
-        },
+        "logistic regression": {f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in (0.02, 0.05, 0.1)},
         "FM": {f"rate {rate:g}": Setting(partial(_machine, rate), is_seeded=True) for rate in (0.02, 0.05, 0.1)},
         "DIN+DCN": {
             f"lr {lr:g}, {size} a step": Setting(partial(_din, lr), size, is_seeded=True)
@@ -137,17 +136,17 @@ Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
 
 
 def _sequence_settings(make: Maker) -> dict[str, Setting]:
-    """Adam's rate, targets a step, and inner products or cosines (temperature in brackets)."""
+    """Adam's rate for the network and for the items, targets a step, and inner products or cosines (temperature)."""
     tried: list[dict[str, Any]] = [
-        {"lr": 1e-3, "size": 64, "cosine": 0.0},
-        {"lr": 3e-3, "size": 64, "cosine": 0.0},
-        {"lr": 3e-3, "size": 64, "cosine": 0.2},
-        {"lr": 3e-3, "size": 16, "cosine": 0.2},
+        {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
+        {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},
+        {"lr": 3e-4, "table_lr": 1e-2, "size": 16, "cosine": 0.2},
+        {"lr": 3e-3, "table_lr": 3e-3, "size": 64, "cosine": 0.0},
     ]
 
     def named(way: dict[str, Any]) -> str:
-        head = f"cosine {way['cosine']:g}" if way["cosine"] else "inner product"
-        return f"lr {way['lr']:g}, {way['size']} a step, {head}"
+        head = f"cosine / {way['cosine']:g}" if way["cosine"] else "inner product"
+        return f"lr {way['lr']:g} and {way['table_lr']:g}, {way['size']} a step, {head}"
 
     def setting(way: dict[str, Any]) -> Setting:
         return Setting(lambda stage, seed: make(stage, seed, way), way["size"], is_seeded=True)
@@ -159,15 +158,33 @@ WIDTH, CONTEXT = 64, 50
 
 
 def _sasrec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Gradient(SASRec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]), way["lr"], stage.kinds, seed)
+    return Gradient(
+        SASRec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
 
 
 def _gru4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Gradient(GRU4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]), way["lr"], stage.kinds, seed)
+    return Gradient(
+        GRU4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
 
 
 def _bert4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Cloze(BERT4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]), way["lr"], stage.kinds, seed)
+    return Cloze(
+        BERT4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
 
 
 def _transformer(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
@@ -176,7 +193,7 @@ def _transformer(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
         stage.num_rows, config.model_width, CONTEXT, seed, len(config.kinds), config.num_layers, config.num_heads,
         cosine=way["cosine"],
     )  # fmt: skip
-    return Gradient(model, way["lr"], stage.kinds, seed)
+    return Gradient(model, way["lr"], stage.kinds, seed, way["table_lr"])
 
 
 def _decayed(half_life: float, stage: Stage, _: int) -> Retriever:

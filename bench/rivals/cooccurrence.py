@@ -23,7 +23,7 @@ class Cooccurrence:
         self._seen_V = np.zeros(num_rows + 1, np.float32)
         self._weight_L = decay ** np.arange(lags, dtype=np.float32)
 
-    def score(self, past: NDArray[np.int32]) -> NDArray[np.float32]:
+    def score(self, past: NDArray[np.int32]) -> NDArray[Any]:
         """Decayed cosines with the last items."""
         last = past[::-1][: len(self._weight_L)]
         weight = self._weight_L[: len(last)] / np.sqrt(np.maximum(self._seen_V[last], 1e-6))
@@ -42,7 +42,7 @@ class Matrix:
     def __init__(self, num_rows: int) -> None:
         self._count_VV = np.zeros((num_rows, num_rows), np.float32)
 
-    def sum(self, rows: NDArray[np.int32], weight: NDArray[np.float32]) -> NDArray[Any]:
+    def sum(self, rows: NDArray[np.int32], weight: NDArray[Any]) -> NDArray[Any]:
         """(V,) Σ weight · C[row]."""
         return np.asarray(weight @ self._count_VV[rows])
 
@@ -59,7 +59,7 @@ class Dictionaries:
         self._num_rows = num_rows
         self._count: dict[int, dict[int, float]] = {}
 
-    def sum(self, rows: NDArray[np.int32], weight: NDArray[np.float32]) -> NDArray[Any]:
+    def sum(self, rows: NDArray[np.int32], weight: NDArray[Any]) -> NDArray[Any]:
         """(V,) Σ weight · C[row]."""
         total_V = np.zeros(self._num_rows)
         for row, each in zip(rows.tolist(), weight.tolist(), strict=True):

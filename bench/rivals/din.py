@@ -1,5 +1,5 @@
-"""DIN + DCN: attention over the user's history by the item in question (Zhou et al., "Deep interest network", KDD 2018),
-then a cross network beside a deep one (Wang et al., "DCN V2", WWW 2021); the two that HSTU's authors compare ranking with.
+"""DIN + DCN: attention over the user's history by the item in question (Zhou et al., "Deep interest network", KDD
+2018), then a cross network beside a deep one (Wang et al., "DCN V2", WWW 2021): what HSTU's authors rank against.
 
 The item's and the user's rates so far are given to it as numbers.
 """
@@ -92,8 +92,8 @@ class LearnedRanker:
         for optimiser in (self.sparse, self.dense):
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        for optimiser in (self.sparse, self.dense):
-            optimiser.step()
+        self.sparse.step()  # type: ignore[no-untyped-call]
+        self.dense.step()
         self.rates.learn(rows, batch.learned_RK, batch.is_new_R)
         return np.asarray(torch.sigmoid(logit_RK.detach()).double().numpy())
 

@@ -1,8 +1,8 @@
 """What sequence models share: one pass, each step predicted before it is learned, the loss that Headrace's network has.
 
-A model turns a step's sequences into a query for each choice; scores are inner products with the items' rows, plus a
-bias an item. The loss is the exact softmax over known items up to ``EXACT`` of them, above that against drawn negatives,
-weighed as Headrace weighs them (`trainer.losses`). Optimised by Adam, as published for all of them.
+A model turns a step's sequences into a query for each choice; scores are inner products with the items' rows, or their
+cosines, plus a bias an item. The loss is the exact softmax over known items up to ``EXACT`` of them, above that against
+drawn negatives, weighed as Headrace weighs them (`trainer.losses`). Optimised by Adam, as published for all of them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Constant:
         """(R, K)."""
         found_RK = np.zeros((step.batch.num_targets, step.batch.num_kinds))
         for target in targets(step):
-            found_RK[target.index] = self.predict(target)
+            found_RK[target.at] = self.predict(target)
             self.learn(target)
         return found_RK
 

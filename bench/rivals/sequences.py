@@ -72,5 +72,3 @@ def _padded(step: Step, kept: Int64, where_A: Int64) -> Sequences:
     place = np.searchsorted(kept, where_A)
     made = (row_BL, kinds_BLK, gap_BL, owner[place], column[place] - 1, step.row_n[where_A])
     return Sequences(*(torch.from_numpy(np.ascontiguousarray(each)) for each in made))
-
-

@@ -17,10 +17,10 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Target(NamedTuple):
-    """``index``: its place in the step. ``row``: its item's. ``kinds_K``: what the step brings. ``is_new``: else it is
+    """``at``: its place in the step. ``row``: its item's. ``kinds_K``: what the step brings. ``is_new``: else it is
     an earlier interaction that got more kinds."""
 
-    index: int
+    at: int
     row: int
     kinds_K: NDArray[np.float32]
     is_new: bool

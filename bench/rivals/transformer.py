@@ -24,6 +24,7 @@ class TransformerPP(SequenceModel):
         num_heads: int = 2, cosine: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(num_rows, width, context, seed, cosine=cosine)
+        self.head_width = width // num_heads
         self.kind_KD = nn.Parameter(torch.randn(num_kinds, width) * 0.02)
         self.gap_GD = nn.Parameter(torch.randn(NUM_GAPS, width) * 0.02)
         self.blocks = nn.ModuleList(GatedBlock(width, num_heads) for _ in range(num_layers))
@@ -35,7 +36,7 @@ class TransformerPP(SequenceModel):
         gap_BL = torch.log2(1.0 + seqs.gap_BL.clamp(min=0)).long().clamp(max=NUM_GAPS - 1)
         x_BLD = self.into(self.item_VD[seqs.row_BL]) * self.width**0.5
         x_BLD = x_BLD + seqs.kinds_BLK @ self.kind_KD + self.gap_GD[gap_BL]
-        turn = rotation(seqs.length, self.blocks[0].head_width)
+        turn = rotation(seqs.length, self.head_width)
         for block in self.blocks:
             x_BLD = block(x_BLD, turn)
         out: Tensor = self.out(self.norm(x_BLD))
