@@ -319,25 +319,10 @@ def dead_letters(
     raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    each.__name__.replace("_", "-"): each
-    for each in (
-        demo,
-        worker,
-        train,
-        serve,
-        produce,
-        simulate,
-        lag,
-        top,
-        versions,
-        topics,
-        dead_letters,
-        audit,
-        doctor,
-        broker,
-    )  # fmt: skip
-}
+LISTED = (
+    demo, worker, train, serve, produce, simulate, lag, top, versions, topics, dead_letters, audit, doctor, broker,
+)  # fmt: skip
+COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
 """By name, in the order in which help lists them."""
 
 
