@@ -139,8 +139,8 @@ class TrainerConfig:
     checkpoint_every_s: float = 60.0
     checkpoint_every_steps: int = 0
     journal_fsync: bool = False
-    publish_every_s: float = 2.0
-    base_every: int = 50
+    publish_every_s: float = 1.25
+    base_every: int = 80
     base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
