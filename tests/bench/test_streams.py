@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bench.single_pass import settings_for
-from bench.streams import open_stream
+from bench.streams import open_stream, synthetic
 from headrace.config import load_settings
 from stream.errors import FileError
 
@@ -41,6 +42,18 @@ def test_reviews_of_two_domains_share_one_order(tmp_path: Path) -> None:
     actions = list(open_stream("amazon", tmp_path))
     assert [action["item"] for action in actions] == [2, 1, 0]
     assert actions[0]["domain"] == "food"
+
+
+def test_a_record_of_the_synthetic_stream_repeats_itself_and_items_are_released_over_time() -> None:
+    actions = list(synthetic(num_records=60))
+    items = [action["item"] for action in actions]
+    assert len(actions) == 60 * 128
+    of_record = [items[first : first + 128] for first in range(0, len(items), 128)]
+    repeats = sum(128 - len(set(record)) for record in of_record) / len(items)
+    assert 0.15 < repeats < 0.45  # the mean over alpha of 1 - (new ones expected) / 128 is .28
+    assert all(one["timestamp"] < two["timestamp"] for one, two in pairwise(actions))
+    early, late = (len(set(part)) for part in (items[: 20 * 128], items[-20 * 128 :]))
+    assert late > early
 
 
 def test_a_stream_whose_file_is_missing_says_where_it_was_looked_for(tmp_path: Path) -> None:
