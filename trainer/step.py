@@ -176,7 +176,7 @@ class Learner:
     def _thin(self, batch: JaggedBatch) -> JaggedBatch:
         """Stochastic length over the context; all from a user's first target on stays."""
         alpha = self.config.stochastic_length_alpha
-        if alpha <= 1.0:
+        if alpha == 0.0:
             return batch
         max_kept = kept_length(2 * self.model_config.max_context, alpha)
         first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
