@@ -70,7 +70,7 @@ def plain(message: str) -> str:
 
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
-    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), _refused(lag), *_processes(lag)) if words)
+    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_missing(lag), *_processes(lag)) if words)
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
     return f"{learned}; servers: {lag['num_servers']}{more}"
 
@@ -85,9 +85,14 @@ def _pace(rates: dict[str, Any]) -> str:
     return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
 
 
-def _refused(lag: dict[str, Any]) -> str:
-    num = lag.get("num_dead_letters", 0)
-    return f"{num:,} dead letters (headrace dead-letters)" if num else ""
+def _missing(lag: dict[str, Any]) -> list[str]:
+    """What was refused, and what was gone before anybody read it."""
+    told = {
+        "num_dead_letters": "dead letters (headrace dead-letters)",
+        "num_gone": "action records gone unread (kafka.actions_retention_s)",
+        "num_lost": "examples gone unread (kafka.min_compaction_lag_s)",
+    }
+    return [f"{lag[name]:,} {words}" for name, words in told.items() if lag.get(name)]
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:
