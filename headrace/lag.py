@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView
+from headrace.lag_view import LagView, decode_lag
 from headrace.screen import lags, seconds, tables
 from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
@@ -37,7 +37,7 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False) -> i
 
 def _lines(messages: Any, once: bool, words: Callable[[str], str]) -> int:
     for record in messages:
-        if record is not None:
+        if record is not None and decode_lag(record.value) is not None:
             print(words(record.value.decode()), flush=True)
             if once:
                 return 0
@@ -49,14 +49,14 @@ def _table(messages: Any, bootstrap: str, once: bool) -> int:
     console = Console()
     if once:
         for record in messages:
-            if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+            if record is not None and (message := decode_lag(record.value)) is not None:
+                view.lag = message
                 console.print(_page(view))
                 return 0
     with Live(_page(view), console=console, auto_refresh=False) as live:
         for record in messages:
             if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+                view.lag = decode_lag(record.value) or view.lag
             live.update(_page(view), refresh=True)
     return 0
 

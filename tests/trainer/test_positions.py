@@ -222,7 +222,10 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made.feed(60)
     made.wait_published()
     for value in (b"7 bytes", b"", None, b"{}"):
-        made.send_raw(made.topics.weights, value)
+        for kind in (b"claim", b"manifest", b"chunk", b"other", None):
+            made.send_raw(made.topics.weights, value, [("record", kind)])
+    made.feed(20)
+    made.wait_published()
     child.kill()
     made.start()
     made.feed(20)
