@@ -15,6 +15,8 @@ SETUP := $(PACKAGES) $(PROJECT) $(KERNELS)
 # A GPU machine may have its own Python with torch and Triton, and no .venv.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
+# Tests wait for brokers and processes more than they compute: several at a time, as many as there are processors.
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 RESULTS ?= bench/results
 .PHONY: help setup lint format test test-quick test-gpu soak demo bench bench-gpu lock clean
 
@@ -51,10 +53,10 @@ format: $(SETUP) ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: under two minutes
-	$(BIN)/python -m pytest -m "not slow and not kafka" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not kafka" $(WORKERS) $(PYTEST_ARGS)
 
 # What the packages of a GPU machine warn of is no reason to lose the run. Compiling takes most of it: so side by side.
 test-gpu: ## the kernels and the trainer on a GPU, against their references

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from stream.errors import MetricsPortTaken
 from wire.example import Counts
@@ -14,6 +14,7 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.actions = Counter(
             "headrace_worker_actions", "Actions applied, by what became of them.", ("outcome",), registry=registry
         )
