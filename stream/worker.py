@@ -14,8 +14,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from stream.config import Settings
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
@@ -55,7 +58,7 @@ class Worker:
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics()
         self.producer = Producer(settings.kafka)
-        self._ids = TopicIds("", "")
+        self._ids, self._disk = TopicIds("", ""), ""
         self._reached: dict[int, int] = {}
         """Partition → the offset that was last applied here; also of those that went with their topic."""
         self.partitions: dict[int, Partition] = {}
@@ -68,8 +71,16 @@ class Worker:
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
-        with alone_on(Path(settings.store.path), settings.kafka.prefix):
-            await self._work(await asyncio.to_thread(self._find_topics))
+        with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
+            watch = await asyncio.to_thread(self._find_topics)
+            if settings.stream.component:
+                await asyncio.to_thread(self._refuse_namesake)
+            await self._work(watch)
+
+    def _refuse_namesake(self) -> None:
+        kafka, name = self.settings.kafka, self.component
+        look = partial(refuse_namesake, kafka, name, self._disk)
+        patiently(look, "looking for another worker of this name", kafka, threading.Event())
 
     def _find_topics(self) -> TopicWatch:
         """What the topics are that this worker begins with. Raises `TopicMissing`."""
@@ -218,7 +229,9 @@ class Worker:
 
     async def _report(self) -> None:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
-        status = WorkerStatus(component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses)
+        status = WorkerStatus(
+            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
+        )
         # It may be lost: another one follows in a second.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -235,12 +248,13 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
 
 
 @contextmanager
-def alone_on(folder: Path, prefix: str) -> Iterator[None]:
-    """Hold a disk for one worker of a deployment. Each database has a lock too, but two workers that split the
-    partitions between them would meet at one only when they move. The kernel lets go of it with the process."""
+def alone_on(folder: Path, prefix: str) -> Iterator[str]:
+    """Hold a disk for one worker of a deployment; gives the disk's name. Each database has a lock too, but two workers
+    that split the partitions between them would meet at one only when they move. The kernel lets go of it with the
+    process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / f"{prefix}.lock").open("w")
+        held = (folder / f"{prefix}.lock").open("a+")
     except OSError as error:
         raise StoreError(f"store.path: expected a folder to write to, got {folder} ({error}); give another") from error
     with held:
@@ -248,7 +262,13 @@ def alone_on(folder: Path, prefix: str) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreLocked(f"{folder}: expected to be alone here, another worker holds it; stop that one") from error
-        yield
+        held.seek(0)
+        disk = held.read().strip()
+        if not disk:
+            disk = uuid.uuid4().hex
+            held.write(disk)
+            held.flush()
+        yield disk
 
 
 async def _run(settings: Settings) -> None:

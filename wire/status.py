@@ -31,6 +31,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     component: str
     time_ms: int
     partitions: dict[int, PartitionStatus] = {}
+    disk: str = ""
+    """A name of its disk, over all processes on it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
