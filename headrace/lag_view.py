@@ -120,6 +120,15 @@ class LagView:
         return None if value is None else float(value)
 
 
+def decode_lag(value: bytes | None) -> dict[str, Any] | None:
+    """A message of the lag topic; None for what is none."""
+    try:
+        message = msgspec.json.decode(value or b"", type=dict[str, Any])
+    except msgspec.DecodeError:
+        return None
+    return message if {"time_ms", "stages", "throughput"} <= message.keys() else None
+
+
 class Follower(threading.Thread):
     """Keeps the view's lag message and worker's status new. A broker that is away for a while is waited for."""
 
@@ -140,7 +149,7 @@ class Follower(threading.Thread):
                         if self._stopped.is_set():
                             return
                         if record is not None and record.topic == topics.lag:
-                            self._view.lag = msgspec.json.decode(record.value)
+                            self._view.lag = decode_lag(record.value) or self._view.lag
                         elif record is not None:
                             self._view.cluster.note(record.value)
                 finally:

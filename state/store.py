@@ -3,6 +3,7 @@
 One RocksDB a partition. Besides what `state.user_store` keeps of users, its keys are
 
     m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
+    t               ids of the topics that offsets here are of, with spaces between
 
 and those of `state.outbox`. A batch changes users, names, outbox and ``m`` together or not at all. Sequences on
 disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
@@ -38,6 +39,7 @@ __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
 _META = b"m"
+_TOPIC_IDS = b"t"
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,17 @@ class PartitionStore:
             writer_epoch=self.writer_epoch,
             **counts,
         )
+
+    @property
+    def topic_ids(self) -> tuple[str, ...]:
+        """As given to `set_topic_ids`; none before."""
+        return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
+
+    def set_topic_ids(self, ids: tuple[str, ...]) -> None:
+        """The broker's own ids of the topics that offsets in this store are of (empty where it gives none)."""
+        batch = WriteBatch(raw_mode=True)
+        batch.put(_TOPIC_IDS, " ".join(ids).encode())
+        self._db.write(batch)
 
     # Applying
 

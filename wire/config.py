@@ -144,8 +144,8 @@ class KafkaConfig:
             "compression", f"one of {', '.join(COMPRESSIONS)}", self.compression, "zstd is the default",
         )  # fmt: skip
         check_client(self.client)
-        for key in ("partitions", "replication_factor"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
+        for key, most in (("partitions", 100_000), ("replication_factor", 32_767)):
+            expect(1 <= getattr(self, key) <= most, key, f"1 to {most}", getattr(self, key), "what Kafka can hold")
         for key in ("actions_retention_s", "min_compaction_lag_s"):
             expect(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
         expect(

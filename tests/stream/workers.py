@@ -128,8 +128,8 @@ def _toml(value: Any) -> str:
 class WorkerProcess:
     """``python -m stream worker`` (or a broken build of it) with a disk of its own."""
 
-    def __init__(self, deployment: Deployment, name: str) -> None:
-        self.folder = deployment.folder / name
+    def __init__(self, deployment: Deployment, name: str, folder: str = "") -> None:
+        self.folder = deployment.folder / (folder or name)
         self.store_path = self.folder / "state"
         self.log_path = self.folder / "worker.log"
         self.module = "stream"
