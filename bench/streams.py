@@ -1,4 +1,5 @@
-"""Streams to judge recommenders on: one that is fetched, and three that are made. Each a list of actions in time order.
+"""Streams to judge recommenders on: one is fetched, some are made, and some are read from a folder of the user's. Each
+gives actions in time order.
 
 ``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
 favourites again, in baskets whose next product follows from the last. ``world``: `stream.simulate`.
@@ -6,14 +7,18 @@ favourites again, in baskets whose next product follows from the last. ``world``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.dataset import movielens_100k
+from stream.errors import FileError
 from stream.files import read_actions
 from stream.simulate import World, WorldConfig
 
@@ -114,5 +119,71 @@ def _action(user: int, item: int, kind: str, hour: float) -> Action:
     return {"user": user, "item": item, "action": kind, "timestamp": START_MS + int(hour * HOUR_MS)}
 
 
-STREAMS: dict[str, Callable[[], Iterable[Action]]] = {"ml-100k": ml_100k, "world": world, "news": news, "shop": shop}
-"""Every stream that needs no file."""
+def ml_1m(path: Path) -> Iterator[Action]:
+    """MovieLens-1M: ``ratings.dat``, compressed or not."""
+    return read_actions(path)
+
+
+def amazon(path: Path) -> Iterator[Action]:
+    """Reviews of food and of kitchenware by the same people: columns user_id, item_id, timestamp (s), domain."""
+    table = _table(path, ("user_id", "item_id", "timestamp", "domain"))
+    for user, item, second, domain in sorted(zip(*table, strict=True), key=itemgetter(2)):
+        yield {"user": user, "item": item, "action": "review", "timestamp": second * 1000, "domain": domain}
+
+
+RESPONSES = {
+    "is_click": "click", "long_view": "long_view", "is_like": "like", "is_follow": "follow", "is_comment": "comment",
+    "is_forward": "forward", "is_profile_enter": "profile_enter", "is_hate": "hate",
+}  # fmt: skip
+
+
+def kuairand(path: Path) -> Iterator[Action]:
+    """KuaiRand's short videos: each an impression, with what the user did; where it was shown, by whom it is."""
+    shown = ("user_id", "item_id", "timestamp", "tab", "author_id", "tag", "duration_ms")
+    rows = dict.fromkeys(zip(*_table(path, (*shown, *RESPONSES)), strict=True))  # some are there twice
+    for user, item, time_ms, tab, author, tag, duration_ms, *responses in sorted(rows, key=itemgetter(2)):
+        kinds = [kind for kind, done in zip(RESPONSES.values(), responses, strict=True) if done]
+        length = str(int(np.log2(1 + max(0, duration_ms) / 1000) * 2))
+        features = {"tab": str(tab), "author": str(author), "tag": str(tag), "length": length}
+        yield {
+            "user": user, "item": item, "action": ["impression", *kinds], "timestamp": time_ms, "features": features,
+        }  # fmt: skip
+
+
+def _table(path: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Columns of a Parquet file (needs pyarrow)."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path, columns=list(names))
+    return [table[name].to_pylist() for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How a stream is opened. ``needs``: the file of `--data` that it reads; empty: none."""
+
+    open: Callable[..., Iterable[Action]]
+    needs: str = ""
+
+
+STREAMS: dict[str, Stream] = {
+    "ml-100k": Stream(ml_100k),
+    "world": Stream(world),
+    "news": Stream(news),
+    "shop": Stream(shop),
+    "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),
+    "kuairand": Stream(kuairand, "kuairand_pure_0425_0508.parquet"),
+    "amazon": Stream(amazon, "amazon_food_kitchen.parquet"),
+}
+"""By name."""
+
+
+def open_stream(name: str, folder: Path | None) -> Iterable[Action]:
+    """A stream's actions. Raises `stream.errors.FileError` where it needs a file that is not there."""
+    stream = STREAMS[name]
+    if not stream.needs:
+        return stream.open()
+    path = (folder or Path("data")) / stream.needs
+    if not path.is_file():
+        raise FileError(f"{name}: expected {path}, which is not there; name the folder that has it with --data")
+    return stream.open(path)

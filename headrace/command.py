@@ -230,6 +230,13 @@ def lag(
     raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once))
 
 
+def top(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Show the whole pipeline on this terminal: freshness, stages, quality, processes. q ends it."""
+    from headrace.top import watch
+
+    raise typer.Exit(watch(_settings(config, bootstrap)))
+
+
 def versions(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a version.")] = False,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
@@ -269,10 +276,53 @@ def audit(
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    each.__name__: each
-    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, broker)
-}
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a finding.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Look for what is wrong, here and in the deployment: each finding comes with what to do about it.
+
+    Software, processor, GPU, memory, disks; the broker, its topics, what runs and how far it is behind, clocks, dead
+    letters. Changes nothing. Exit status 1 if anything is a problem.
+    """
+    from headrace.doctor import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
+
+
+def dead_letters(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Send those again that the configuration now accepts, each once.")
+    ] = False,
+    first: Annotated[
+        int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --replay: begin there instead.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Show those of one reason alone.")] = None,
+    num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Count what the workers refused by reason, show the newest, and send it again once its cause is mended."""
+    if first is not None and not replay:
+        raise typer.BadParameter("goes with --replay", param_hint="--from")
+    if replay and (reason is not None or as_json):
+        raise typer.BadParameter(
+            "shows letters: leave it out with --replay", param_hint="--reason" if reason else "--json"
+        )
+    from headrace import dead_letters as letters
+
+    settings = _settings(config, bootstrap)
+    if replay:
+        raise typer.Exit(letters.replay(settings, first=first))
+    raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
+
+
+LISTED = (
+    demo, worker, train, serve, produce, simulate, lag, top, versions, topics, dead_letters, audit, doctor, broker,
+)  # fmt: skip
+COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
 """By name, in the order in which help lists them."""
 
 

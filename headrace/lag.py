@@ -70,7 +70,7 @@ def plain(message: str) -> str:
 
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
-    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_processes(lag)) if words)
+    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), _refused(lag), *_processes(lag)) if words)
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
     return f"{learned}; servers: {lag['num_servers']}{more}"
 
@@ -83,6 +83,11 @@ def _pace(rates: dict[str, Any]) -> str:
     pace = f"{learned:,.0f} examples/s learned, {arriving:,.0f}/s arrive"
     left = rates["catch_up_s"]
     return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
+
+
+def _refused(lag: dict[str, Any]) -> str:
+    num = lag.get("num_dead_letters", 0)
+    return f"{num:,} dead letters (headrace dead-letters)" if num else ""
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
+from kernels import BucketCache, LayerParams, Tail, TimeBuckets, hstu_layer
 from model.config import ModelConfig
 from model.rates import NUM_PRIORS
 
@@ -117,6 +117,8 @@ class HSTU(nn.Module):
         query_time_T: Tensor,
         key_time_T: Tensor,
         *,
+        tail: Tail | None = None,
+        context_gradient: bool = True,
         dropout: float = 0.0,
         seed: int = 0,
         in_order: bool | None = None,
@@ -124,6 +126,8 @@ class HSTU(nn.Module):
     ) -> Tensor:
         """Tokens through all layers: (T, M) → (T, M). Times in ms, int64.
 
+        ``tail``: the tokens that are read; only theirs are returned (S, M). Without ``context_gradient`` what the layers
+        but the last make of the others is constant: they learn through their keys and values alone.
         ``in_order``: whether no user's keys go back in time, where the caller knows (a GPU need then not be asked).
         """
         config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
@@ -141,6 +145,8 @@ class HSTU(nn.Module):
                 query_time_T=query_time_T,
                 key_time_T=key_time_T,
                 bucket_cache=cache,
+                tail=tail if index == len(self.layers) - 1 or not context_gradient else None,
+                only_tail=index == len(self.layers) - 1,
                 dropout=dropout,
                 seed=seed * 64 + index,
                 eps=config.norm_eps,

@@ -100,7 +100,7 @@ class Pulse:
     def __init__(self, objective_s: float) -> None:
         self._objective_s, self._rates = objective_s, Rates()
         self._lag: dict[str, Any] = {}
-        self._cluster = ClusterState()
+        self.cluster = ClusterState()
         self._reasons: Counter[str] = Counter()
         self._num_letters = 0
         self._behind = ""
@@ -116,7 +116,7 @@ class Pulse:
 
     def note_status(self, value: bytes) -> None:
         """A message of the status topic."""
-        self._cluster.note(value)
+        self.cluster.note(value)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """A dead letter."""
@@ -154,7 +154,7 @@ class Pulse:
         return self._behind if self._behind == before else ""
 
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
-        told = list(self._cluster.workers.values())
+        told = list(self.cluster.workers.values())
         counts = {
             "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
             "sequences": sum(each.relayed_number + 1 for each in told),

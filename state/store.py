@@ -216,7 +216,8 @@ class PartitionStore:
             value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
             f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, got {self.partition}; "
-            "use the user as key and Kafka's murmur2 partitioner"
+            "use the user as key and Kafka's murmur2 partitioner (librdkafka's default is another: set its option "
+            "partitioner to murmur2_random)"
         )
         return Rejection("wrong_partition", message, index, value)
 

@@ -18,6 +18,7 @@ from state.store import OutboxEntry, PartitionStore
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.refusals import Refusals
 from wire.config import KafkaConfig
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
@@ -61,6 +62,7 @@ class OutboxRelay:
         self._config = config
         self._topics = Topics.under(config.prefix)
         self._metrics = metrics
+        self._refusals = Refusals(metrics)
         self._position = position
         """Offset in the sequences partition up to which everything is known."""
         self._log = examples
@@ -91,6 +93,7 @@ class OutboxRelay:
         self._store.ack(entries[-1].index, self._position)
         self._metrics.relayed.labels("sequences").inc(len(examples))
         self._metrics.relayed.labels("dead_letters").inc(len(entries) - len(examples))
+        self._refusals.note(entries[len(examples) :])
         self.drained.set()
 
     async def _send_examples(self, examples: Sequence[OutboxEntry]) -> list[tuple[int, int]]:

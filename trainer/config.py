@@ -28,6 +28,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
     "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
+    "context_gradient": Switch(),
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -99,6 +100,7 @@ class TrainerConfig:
     step_linger_s: float = 0.2
     # Learning
     max_train_context: int = 32
+    context_gradient: bool = True
     feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02

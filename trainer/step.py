@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import stochastic_length
+from kernels import Tail, stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
 from model.config import ModelConfig
@@ -216,8 +216,9 @@ class Learner:
         side_nM = self._side_inputs(batch, leaves, now_ms)
         item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
         action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
-        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
-        item_RM, before_SM = self._outputs(batch, wanted, y_TM)
+        tail = _tail(batch)
+        y_SM = self._encode(batch, self.model.interleave(item_nM, action_nM), tail)
+        item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
         learned_row = target_row_R[wanted][learned_S]
@@ -249,30 +250,35 @@ class Learner:
         rows_R[~is_new_R] = self.items.lookup(items_R[~is_new_R])
         return rows_R
 
-    def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
+    def _encode(self, batch: JaggedBatch, x_TM: Tensor, tail: Tail) -> Tensor:
+        """(S, M) what the layers make of the tail's tokens."""
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
-            return self._graphs(x_TM, offsets_B1, query_time_T, key_time_T)
+            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T))
         return self.model.encode(
             x_TM,
             self._tensor(offsets_B1),
             self._tensor(query_time_T),
             self._tensor(key_time_T),
+            tail=tail,
+            context_gradient=self.config.context_gradient,
             dropout=self.config.dropout,
             seed=self.num_steps,
             in_order=in_order,
             backend=self.config.backend,
         )
 
-    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_TM: Tensor) -> tuple[Tensor, Tensor]:
+    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
         """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
         none)."""
-        with_start = torch.cat([y_TM, self.model.start_M[None]])
+        with_start = torch.cat([y_SM, self.model.start_M[None]])
         previous_S = batch.previous_R[wanted]
-        before_S = np.where(previous_S >= 0, 2 * previous_S + 1, len(y_TM))
-        both = F.embedding(self._tensor(np.concatenate([2 * batch.target_R, before_S])), with_start)
+        tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
+        places = np.searchsorted(tail.rows_S.numpy(), tokens)
+        places[batch.num_targets :][previous_S < 0] = len(y_SM)
+        both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
@@ -360,6 +366,13 @@ class Learner:
         self.popularity.forget(rows)
         self.rates.forget(rows)
         self.memory.forget(rows)
+
+
+def _tail(batch: JaggedBatch) -> Tail:
+    """The tokens that are read: from the action before each user's first target on."""
+    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
+    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -135,8 +136,8 @@ class KafkaConfig:
             "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
         )  # fmt: skip
         expect(
-            bool(self.prefix) and all(c.isalnum() or c in "._-" for c in self.prefix),
-            "prefix", "letters, digits, '.', '_' or '-'", self.prefix, "choose a name that Kafka allows in a topic",
+            re.fullmatch(r"[A-Za-z0-9._-]{1,200}", self.prefix) is not None,
+            "prefix", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", self.prefix, "choose what Kafka allows in a topic",
         )  # fmt: skip
         expect(
             self.compression in COMPRESSIONS,

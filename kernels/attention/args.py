@@ -44,6 +44,7 @@ class AttentionArgs(ctypes.Structure):
         *_pointers("buckets"),
         *_integers("bucket_bytes"),
         *[(name, TensorArg) for name in ("grad", "dq", "dk", "dv")],
+        *_integers("cache_grad"),
         *_pointers("dpos", "dtime"),
     ]
 

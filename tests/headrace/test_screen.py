@@ -40,6 +40,12 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
     )
 
 
+def test_the_plain_line_names_dead_letters_where_there_are_any() -> None:
+    assert "dead letters" not in plain(msgspec.json.encode(message()).decode())
+    told = {**message(), "num_dead_letters": 1007}
+    assert "; 1,007 dead letters (headrace dead-letters)" in plain(msgspec.json.encode(told).decode())
+
+
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:
     view = LagView()
     view.sent_at.extend([(time.monotonic() - 11.0, 0), (time.monotonic() - 10.0, 500)])

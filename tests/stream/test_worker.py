@@ -206,6 +206,31 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
 
 
+def test_refusals_are_counted_by_reason_and_warned_of_once(deployment: Deployment, worker: Make) -> None:
+    import httpx
+
+    port = free_port()
+    deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port)
+    home = partition_of(b"u1", deployment.partitions)
+    seconds = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS // 1000}
+    deployment.produce([(home, b"u1", msgspec.json.encode(seconds))] * 30 + [(home, b"u1", b"{")])
+    process = worker().start()
+
+    def counted() -> bool:
+        lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith("headrace_worker_dead_letters_total")]
+        return sorted(found) == [
+            'headrace_worker_dead_letters_total{reason="bad_time"} 30.0',
+            'headrace_worker_dead_letters_total{reason="malformed"} 1.0',
+        ]
+
+    process.wait_for("actions are refused")
+    wait_until(counted, 20, "both reasons in the metrics")
+    warnings = [line for line in process.log().splitlines() if "actions are refused" in line]
+    assert len(warnings) == 2, "one for each reason"
+    assert any("looks like seconds; multiply by 1000" in line for line in warnings)
+
+
 def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
     import httpx
 
