@@ -85,7 +85,7 @@ def check(content: Any) -> Wire:
         _check_key(content["user"], "user"),
         _check_key(content["item"], "item"),
         _check_names(content["action"]),
-        check_timestamp(content["timestamp"], "timestamp"),
+        _check_timestamp(content["timestamp"]),
         **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
         value=_check_number(content.get("value")),
         features=_check_features(content.get("features"), "features"),
@@ -93,12 +93,12 @@ def check(content: Any) -> Wire:
     )
 
 
-def check_timestamp(entry: Any, field: str) -> int:
+def _check_timestamp(entry: Any) -> int:
     """An integer, or `Refused`; whether it is a plausible time is another question (`wire.moment`)."""
     entry = _integral(entry)
     if isinstance(entry, bool) or not isinstance(entry, int):
         shown = describe(entry) if isinstance(entry, str | float) else _name(entry)
-        refuse("wrong_type", f"{field}: expected milliseconds since 1970 as an integer, got {shown}")
+        refuse("wrong_type", f"timestamp: expected milliseconds since 1970 as an integer, got {shown}")
     return entry
 
 
