@@ -1,7 +1,7 @@
 """The audit: count again, from the topics alone, that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
-2. Order and content: what the examples delivered of each user is what the actions say, in that order, without holes.
+2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
 3. Trained exactly once: each interaction, and each kind that came to one later, is told by one example; and the steps
    of the published weights' lineage name each example once, in order.
 
@@ -31,7 +31,7 @@ from wire.weights import VersionAssembler
 
 
 class Reader:
-    """Reads the topics from the last stage to the first, so that what a later one names is in the earlier ones."""
+    """Reads the topics from the last stage to the first, so that whatever a later topic refers to is there."""
 
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
@@ -39,7 +39,7 @@ class Reader:
         self._found = Evidence()
 
     def read(self) -> Evidence:
-        """Everything that the topics hold now."""
+        """Read everything that the topics hold now."""
         self._read_statuses()
         self._read_weights()
         self._read_sequences()

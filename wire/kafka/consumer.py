@@ -92,21 +92,25 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
-def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+def ends(
+    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], answer_s: float = ANSWER_S
+) -> dict[TopicPartition, int]:
     """The offset behind each partition's last readable record. Assigns the partitions, and leaves them anywhere.
 
-    Raises `KafkaTimeoutError` when the broker falls silent.
+    Raises `KafkaTimeoutError` when the broker is silent for ``answer_s``.
     """
     wanted = list(partitions)
-    near = consumer.end_offsets(wanted)
+    if not wanted:
+        return {}
+    near = consumer.end_offsets(wanted, timeout_ms=round(answer_s * 1000))
     _place(consumer, near)
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + answer_s
     returned = set[TopicPartition]()
     while any(consumer.highwater(partition) is None for partition in wanted):
         returned |= consumer.poll(timeout_ms=POLL_MS).keys()
         if time.monotonic() > deadline:
             topic = wanted[0].topic
-            raise KafkaTimeoutError(f"{topic}: the broker did not say within {ANSWER_S:.0f} s where its partitions end")
+            raise KafkaTimeoutError(f"{topic}: the broker did not say within {answer_s:.0f} s where its partitions end")
     return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
 
 
