@@ -2,11 +2,11 @@
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
 2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
-3. Trained exactly once: each interaction, and each kind that came to one later, is told by one example; and the steps
-   of the published weights' lineage name each example once, in order.
+3. Trained exactly once: each interaction, and each kind that arrived for one later, is in one example; and the steps of
+   the published weights' lineage contain each example once, in order.
 
-It works on any deployment, running or not: what is on its way is counted as such, and what retention or compaction has
-taken is left out; the report says which share could be checked.
+It works on any deployment, running or not. What is still on its way is counted as such; what retention or compaction
+has removed is left out, and the report says what share could be checked.
 """
 
 from __future__ import annotations
