@@ -1,11 +1,11 @@
-"""What producers send: decode a Kafka record into actions, and say what is wrong with anything else.
+"""Decoding what producers send: a Kafka record becomes actions, or rejections that say what is wrong.
 
 `schema/action.schema.json` is the contract; this module agrees with it. JSON numbers such as ``5.0`` count as the
-integer 5, a ``null`` in an optional field as its absence, and unknown fields are left alone.
+integer 5, a ``null`` in an optional field counts as its absence, and unknown fields are ignored.
 
-The bytes go through a typed decoder first; only where that refuses is the record decoded again, freely, to find the
-reason. The second path is the definition (`wire.action_json.check`), the first its fast equal. What no type can
-express is checked here, the same on both paths.
+The bytes go through a typed decoder first. Only if that refuses them is the record decoded again, as untyped JSON, to
+find the reason. The second path is the definition (`wire.action_json.check`), the first its fast equivalent. What types
+cannot express is checked here, in the same way on both paths.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
-    """One action with hashed keys (`wire.hashing`). What was not given is 0, or NaN for ``value``."""
+    """One action with hashed keys (`wire.hashing`). Absent fields are 0, or NaN for ``value``."""
 
     user: str
     item: str | int
@@ -50,8 +50,8 @@ class Action(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """What goes to the dead letters. ``index``: position in a list, -1 where the whole record is refused; ``raw``: the
-    refused bytes, those of the record or, with ``index`` >= 0, of that element as it was written."""
+    """A dead letter. ``index``: position in a list, or -1 if the whole record is refused; ``raw``: the refused bytes,
+    those of the record or, with ``index`` >= 0, of that element as it was written."""
 
     reason: Reason
     message: str
@@ -66,7 +66,7 @@ _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
-    """Actions of a record in their order, with a `Rejection` in the place of each that is refused. Never raises.
+    """The actions of a record in order, with a `Rejection` in place of each refused one. Never raises.
 
     ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
@@ -209,7 +209,7 @@ def _refuse_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoR
         since = iso_of(config.min_timestamp_ms)
         wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
         refuse("bad_time", f"timestamp: expected {wanted}, got {describe(timestamp_ms)}")
-    if record_ms < config.min_timestamp_ms:  # set by a producer, in the same wrong unit perhaps
+    if record_ms < config.min_timestamp_ms:  # set by a producer, perhaps in the same wrong unit
         wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
         refuse("future", f"timestamp: expected {wanted}, got {describe(record_ms)}")
     ahead_s = (timestamp_ms - record_ms) / 1000
