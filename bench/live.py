@@ -1,8 +1,8 @@
-"""The whole loop on live traffic: how long until an action is seen and learned, what it costs, and where it ends.
+"""The whole loop on live traffic: how soon an action is seen and learned, what it costs, and what rate is too high.
 
-Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
-them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
-until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing.
+Real Apache Kafka, one worker, one trainer and one server with default settings, and the live traffic of a simulated
+world, all on this machine. A rate is held for minutes while probes are timed (`bench.live_probe`); then it is raised
+until some stage falls behind. ``--quick`` holds only the first rate, for half a minute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROWS = 0.02
 
 @dataclass(slots=True)
 class Held:
-    """What was seen while a rate was held."""
+    """What was measured while a rate was held."""
 
     rate: float
     seconds: float
@@ -41,7 +41,7 @@ class Held:
     ended_s: float
 
     def slope(self, stage: str) -> float:
-        """How fast a stage's backlog grows, in records a second, over the second half."""
+        """How fast a stage's backlog grew over the second half, in records per second."""
         half = self.backlogs[len(self.backlogs) // 2 :]
         times = np.array([each.time_s for each in half])
         waiting = np.array([getattr(each, stage) for each in half], np.float64)
@@ -49,12 +49,12 @@ class Held:
 
     @property
     def behind(self) -> list[str]:
-        """Stages that fall behind."""
+        """The stages that fell behind."""
         return [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
 
 
 def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25) -> Held:
-    """Send at a rate for so long, after a warm-up."""
+    """Send at this rate for this long, after a warm-up."""
     stack.send(rate)
     _wait(stack, WARM_S)
     began_s, cpu, volume, num = time.monotonic(), stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
@@ -117,7 +117,7 @@ def rows_of(held: Held, num_interactions: int) -> list[Row]:
 
 
 def measure(quick: bool, rate: float, seconds: float | None, sections: dict[str, dict[str, Any]]) -> list[Row]:
-    """Hold ``rate``, then raise it by half until something falls behind."""
+    """Hold ``rate``, then raise it by half until a stage falls behind."""
     with tempfile.TemporaryDirectory() as name, running(Path(name), sections) as stack:
         began_s = time.monotonic()
         stack.send(rate)
@@ -147,7 +147,7 @@ def _answers(stack: Stack) -> bool:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report, at 1,000 actions a second."""
+    """The rows of the report, at 1,000 actions per second."""
     return measure(quick, 1000.0, None, {})
 
 

@@ -27,7 +27,7 @@ from state.outbox import Outbox, OutboxEntry, stored_dead_letter
 from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
-from wire.action import Action, Rejection, Tick, decode_record
+from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Counts, Example
 from wire.example_codec import pack
@@ -206,9 +206,6 @@ class PartitionStore:
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
         sequencer.advance(offset, record_ms)
-        if type(decoded[0]) is Tick:
-            sequencer.pass_tick()
-            return
         for index, one in enumerate(decoded):
             if type(one) is Action:
                 if one.user in users or self._is_ours(one.user):
