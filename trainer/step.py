@@ -32,6 +32,7 @@ from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import PaddedEncoder, times_in_order
+from trainer.histories import TrainedHistories
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -45,7 +46,6 @@ from trainer.losses import (
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from wire.example import Example
-from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -86,8 +86,8 @@ class Learner:
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
-        self.histories = Histories(model.max_context)
-        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
@@ -123,7 +123,7 @@ class Learner:
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self.forward(batch, now_ms, whole)
-        recalled = self._recall(whole, forward)
+        recalled = self._recall(whole, forward, seen_rows_n)
         self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
         retrieval = forward.retrieval_loss
         ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
@@ -145,15 +145,17 @@ class Learner:
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
     @torch.no_grad()
-    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
-        times; what came of the choices."""
+        times; what came of the choices. ``seen_rows_n``: the items' rows before the batch."""
         num_rows = self.items.num_rows
         self.memory.grow(num_rows)
         told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
         told = told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
+        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
+        rows_n[unseen] = self.items.lookup(batch.item_n[unseen])
         events = events_of(
-            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
         every = -(-num_rows // MOST_PREDICTED_ROWS)
@@ -214,10 +216,10 @@ class Learner:
         leaves = [(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
-        action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
+        kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
+        x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
         tail = _tail(batch)
-        y_SM = self._encode(batch, self.model.interleave(item_nM, action_nM), tail)
+        y_SM = self._encode(batch, x_TM, tail)
         item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
@@ -239,7 +241,7 @@ class Learner:
     def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) what rates alone say of each target."""
         target_R = batch.target_R
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
         return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
@@ -349,6 +351,7 @@ class Learner:
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
             self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
