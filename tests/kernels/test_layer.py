@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import KernelUnavailable, LayerParams, Tail, hstu_attention, hstu_layer, hstu_layer_output, hstu_layer_project
+from kernels import (
+    KernelUnavailable,
+    LayerParams,
+    Tail,
+    hstu_attention,
+    hstu_layer,
+    hstu_layer_output,
+    hstu_layer_project,
+)
 from kernels.layer import cpp
 from kernels.layer.dropout import keep_mask
 from tests.kernels.jagged import Batch, make_batch
