@@ -140,19 +140,6 @@ def add_to(pointer, value):
         tl.atomic_add(pointer, value, sem="relaxed")
 
 
-TOUCH = tl.constexpr(int(os.environ.get("X_TOUCH", "1")))
-
-
-@triton.jit
-def touch(pointer):
-    """Brings what lies there into the L1 cache; nobody waits for it."""
-    if DIRECT & (TOUCH == 1):
-        tl.inline_asm_elementwise(
-            "prefetch.global.L1 [$1]; mov.u32 $0, 0;", "=r,l", [pointer.to(tl.int64)], dtype=tl.int32, is_pure=False,
-            pack=1,
-        )  # fmt: skip
-
-
 @triton.jit
 def recall(pointer):
     """float32 that this program may have written, as `look_up` loads."""

@@ -16,10 +16,8 @@ from kernels.attention.triton_bias import (
     bounds_ahead,
     foresee,
     is_near,
-    let_go,
     position_tile,
     range_ahead,
-    touch_positions,
 )
 from kernels.attention.triton_bias_gradient import (
     add_buckets,
@@ -41,6 +39,10 @@ from kernels.attention.triton_forward import (
     visible,
 )
 from kernels.triton_shared import tanh, through_silu
+
+
+import os
+LOOP = tl.constexpr(int(os.environ.get("X_LOOP", "0")))
 
 
 @triton.jit
@@ -94,18 +96,18 @@ def query_gradient_kernel(
             times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
         )
         next_range = range_ahead(times, m0, first + BN, BN)
-        touched = touch_positions(positions, num_positions, head, m0, first, BN)
         for n0 in range(first, stop, BN):
             n0 = tl.multiple_of(n0, BN)
-            position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
-            range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
-            let_go(positions, touched, n0)
-            touched = touch_positions(positions, num_positions, head, m0, n0 + BN, BN)
-            next_both, next_nearer, next_farther, next_bound = foresee(
-                times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
-            )
+            if LOOP == 1:
+                position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+                range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
+                next_both, next_nearer, next_farther, next_bound = foresee(
+                    times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
+                )
             key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)
             value = load_rows(v_rows, v, head, n0, num_tokens, E, BN, WIDTH_E)
+            if LOOP == 0:
+                position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
             ahead = bias_ahead(position, times, both, nearer, farther, bound[:, None], m0, n0, x, SORTED)
             half = 0.5 * tl.dot(query, tl.trans(key), input_precision=PRECISION) + ahead
             if times.bias is not None:
@@ -132,8 +134,14 @@ def query_gradient_kernel(
                     last_least = tl.where(is_near(m0, n0), 0, both & 65535)
                 else:
                     add_buckets(levels, times, slope, m0, n0, y, x, num_tokens, BN)
-            both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
-            next_range = range_after
+            if LOOP == 1:
+                both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
+                next_range = range_after
+            else:
+                both, nearer, farther, bound = foresee(
+                    times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
+                )
+                next_range = range_ahead(times, m0, n0 + 2 * BN, BN)
         store_tile(at_head(q_grad, head), acc * (0.5 * inverse_norm), m0, q_grad.stride, num_tokens, D, BM, WIDTH_D)
         if positions.table is not None:
             add_ends(diagonals, before_start, beyond_end, BM)
@@ -209,14 +217,11 @@ def key_gradient_kernel(
     )
     end_tile = tl.maximum(last - 1, first) // BM * BM
     next_range = range_ahead(times, tl.minimum(first + BM, end_tile), n0, BN)
-    touched = touch_positions(positions, num_positions, head, first, n0, BN)
     for m0 in range(first, last, BM):
         m0 = tl.multiple_of(m0, BM)
         next_m0 = tl.multiple_of(tl.minimum(m0 + BM, end_tile), BM)
         position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
         range_after = range_ahead(times, tl.minimum(m0 + 2 * BM, end_tile), n0, BN)
-        let_go(positions, touched, n0)
-        touched = touch_positions(positions, num_positions, head, next_m0, n0, BN)
         next_both, next_nearer, next_farther, next_bound = foresee(
             times, num_thresholds, next_range, head, next_m0, n0, num_tokens, BM, SORTED, BM < 64
         )

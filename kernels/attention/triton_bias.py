@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_shared import TOUCH, look_up, put_down, saturating_sum, touch
+from kernels.triton_shared import look_up, saturating_sum
 
 MARGIN = 256
 """Entries beyond both ends of a position table: a tile may hang over by its height and width."""
@@ -55,31 +55,6 @@ def position_tile(positions, num_positions, head, m0, n0, y, x, BN: tl.constexpr
         row = positions.grouped * head * (num_positions + 512)
         value = look_up(positions.table + row + first + offset)
     return value
-
-
-@triton.jit
-def touch_positions(positions, num_positions, head, m0, n0, BN: tl.constexpr):
-    """Brings what `position_tile` will look up into the L1 cache: shared memory leaves it little room."""
-    if positions.table is not None:
-        first = tl.minimum(tl.maximum(m0 - n0 + 257 - BN, 0), num_positions + 256)
-        row = positions.grouped * head * (num_positions + 512)
-        place = positions.table + row + first + 8 * tl.arange(0, 16)
-        if TOUCH == 2:
-            value = look_up(place)
-        else:
-            touch(place)
-            value = 0.0
-    else:
-        value = 0.0
-    return value
-
-
-@triton.jit
-def let_go(positions, touched, n0):
-    """Variant."""
-    if TOUCH == 2:
-        if positions.table is not None:
-            put_down(positions.table + tl.arange(0, 16), touched, tl.arange(0, 16) > n0 + 100)
 
 
 @triton.jit

@@ -97,6 +97,10 @@ def note_levels(
                 note_level(notes_ptr, k, slope, total, later, n0, x, BM, BN)
 
 
+import os
+OLD_LEVELS = tl.constexpr(os.environ.get("X_LEVELS", "0") == "0")
+
+
 @triton.jit
 def add_levels(
     sums_ptr, notes_ptr, times, num_thresholds, total, start, m0, end, num_tokens, BM: tl.constexpr,
@@ -111,16 +115,29 @@ def add_levels(
     begin = m0 // 128 * 128 - 128
     tl.debug_barrier()  # the notes are other threads'
     for first in range(0, num_thresholds + 1, LEVELS):
-        level = first + tl.arange(0, LEVELS)[:, None]
-        k = tl.minimum(tl.maximum(level - 1, 0), tl.maximum(num_thresholds - 1, 0))
-        bound = look_up(bounds_of(times, k, m0, num_tokens) + row)
-        near = (bound >= begin) & (bound < begin + 256)
-        place = tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
-        seen = (bound > start[None, :]) & (bound < end)
-        value = tl.where(seen, recall(notes_ptr + tl.where(seen, place, 0)), 0.0)
-        value = tl.where((bound >= end) | (level == 0), total[None, :], value)
-        level = first + tl.arange(0, LEVELS)
-        tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
+        if OLD_LEVELS:
+            level = first + tl.arange(0, LEVELS)[:, None]
+            k = level - 1
+            wanted = (row < num_tokens - m0) & (k < num_thresholds) & (k >= 0)
+            bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=2147483647)
+            near = (bound >= begin) & (bound < begin + 256)
+            place = notes_ptr + tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
+            seen = (bound > start[None, :]) & (bound < end)
+            value = tl.load(place, mask=wanted & seen, other=0.0)
+            value = tl.where((bound >= end) & (k < num_thresholds), total[None, :], value)
+            level = first + tl.arange(0, LEVELS)
+            tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
+        else:
+            level = first + tl.arange(0, LEVELS)[:, None]
+            k = tl.minimum(tl.maximum(level - 1, 0), tl.maximum(num_thresholds - 1, 0))
+            bound = look_up(bounds_of(times, k, m0, num_tokens) + row)
+            near = (bound >= begin) & (bound < begin + 256)
+            place = tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
+            seen = (bound > start[None, :]) & (bound < end)
+            value = tl.where(seen, recall(notes_ptr + tl.where(seen, place, 0)), 0.0)
+            value = tl.where((bound >= end) | (level == 0), total[None, :], value)
+            level = first + tl.arange(0, LEVELS)
+            tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
     tl.debug_barrier()  # before the next tile's
 
 

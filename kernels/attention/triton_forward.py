@@ -11,10 +11,8 @@ from kernels.attention.triton_bias import (
     add_time_bias,
     bias_ahead,
     foresee,
-    let_go,
     position_tile,
     range_ahead,
-    touch_positions,
 )
 from kernels.triton_shared import silu_of_half
 
@@ -135,13 +133,10 @@ def attention_forward_kernel(
         times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
     )
     next_range = range_ahead(times, m0, first + BN, BN)
-    touched = touch_positions(positions, num_positions, head, m0, first, BN)
     for n0 in range(first, stop, BN):
         n0 = tl.multiple_of(n0, BN)
         position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
         range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
-        let_go(positions, touched, n0)
-        touched = touch_positions(positions, num_positions, head, m0, n0 + BN, BN)
         next_both, next_nearer, next_farther, next_bound = foresee(
             times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
         )
