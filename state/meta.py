@@ -10,7 +10,7 @@ from state.errors import StoreCorrupt, StoreMismatch
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import ZERO_COUNTS, Counts
 
-LAYOUT = 2
+LAYOUT = 3
 
 
 class Shape(msgspec.Struct, array_like=True):

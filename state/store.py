@@ -28,7 +28,7 @@ from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
 from wire.action import Action, Rejection, Tick, decode_record
 from wire.config import ActionConfig, SequenceConfig, check_sizes
-from wire.example import Counts, Example
+from wire.example import Address, Counts, Example
 from wire.example_codec import pack
 from wire.partitioner import partition_of
 from wire.status import PartitionStatus
@@ -285,7 +285,7 @@ class PartitionStore:
 
     def restore(self, examples: Iterable[Example]) -> int:
         """Start again from the partition's records in the sequences topic, read from its beginning: wipe the database,
-        take each segment's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
+        take each key's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
 
         Afterwards apply the actions behind `applied_offset`, which lies before what the lost store had reached. Takes
         as much memory as one write batch. A crash in the middle leaves a store that `is_new`.
@@ -303,13 +303,13 @@ class PartitionStore:
             raise
         return restored.num_examples
 
-    def refresh(self, segments: Iterable[tuple[str, int]]) -> int:
-        """Put examples of these (user, segment) into the outbox, though nothing in them is new: the answer to
-        `ExampleLog.overwritten`. Returns how many of them live here, or a later one in their place."""
-        num_segments = sum(self._sequencer.refresh(user, segment) for user, segment in segments)
-        if num_segments:
+    def refresh(self, addresses: Iterable[Address]) -> int:
+        """Put examples of what lies under these addresses' keys into the outbox, though nothing in them is new: the
+        answer to `ExampleLog.overwritten`. Returns under how many of them anything does."""
+        num_written = sum(map(self._sequencer.refresh, addresses))
+        if num_written:
             self._commit(self._sequencer.drain_drafts(), ())
-        return num_segments
+        return num_written
 
     def read_user(self, name: str) -> list[Example]:
         """A user as he is now: his segments, oldest first, as examples that teach nothing."""
