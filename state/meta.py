@@ -60,6 +60,8 @@ class Meta(msgspec.Struct, array_like=True):
     outbox_next: int = 0
     relayed_number: int = -1
     sequences_offset: int = 0
+    dead: dict[str, int] = {}
+    """Reason → dead letters, since the database was made."""
 
 
 def encode_meta(meta: Meta) -> bytes:

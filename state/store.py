@@ -78,6 +78,7 @@ class PartitionStore:
         self._meta = Meta(self._shape)
         self._sequencer = Sequencer(action, sequence, partition)
         self._is_new = True
+        self._dead: dict[str, int] = {}
         self._db = Database(path, store)
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
@@ -157,6 +158,7 @@ class PartitionStore:
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
             relayed_number=self._meta.relayed_number,
             writer_epoch=self.writer_epoch,
+            dead=dict(self._dead),
             **counts,
         )
 
@@ -204,6 +206,8 @@ class PartitionStore:
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
             assert isinstance(one, Rejection)
             sequencer.reject()
+            if offset > sequencer.counted_offset:
+                self._dead[one.reason] = self._dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self.partition, offset, record_ms))
 
     def _is_ours(self, user: str) -> bool:
@@ -331,6 +335,7 @@ class PartitionStore:
         if meta is None and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # a restore that did not end
         self._meta = meta or Meta(self._shape)
+        self._dead = dict(self._meta.dead)
         self._outbox.forget()
         names = Names(self._users.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
@@ -353,5 +358,6 @@ class PartitionStore:
         self._meta = Meta(
             self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.newest_event_ms,
             sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
+            dead=self._dead,
         )  # fmt: skip
         batch.put(_META, encode_meta(self._meta))

@@ -21,6 +21,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_dead: int = 0
     num_late: int = 0
     num_ticks: int = 0
+    dead: dict[str, int] = {}
+    """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
