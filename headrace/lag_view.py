@@ -33,6 +33,8 @@ class LagView:
     num_actions: int = 0
     num_sent: int = 0
     phase: str = "starting"
+    publish_every_s: float = 0.0
+    """``trainer.publish_every_s``."""
     lag: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
