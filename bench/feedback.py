@@ -1,9 +1,10 @@
-"""What late feedback costs, and how much of that each way to learn it wins back.
+"""What late feedback costs, and how much of that each method of learning it recovers.
 
-A simulated world (`stream.simulate`) knows what will come of every impression. A model is trained until a moment with
-all outcomes known; from then on copies of it go on with the stream as it arrives, each learning late kinds in its own
-way. Every new interaction is predicted by every copy as it comes, before anything of it is learned, and judged by what
-came of it in the end. 0% is the model that stops at that moment, 100% the one that is told all outcomes at once.
+A simulated world (`stream.simulate`) knows the final outcome of every impression. A model is trained up to some moment
+with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds by
+its own method. Each copy predicts every new interaction as it arrives, before learning anything of it, and is scored
+against the final outcome. 0% is the model that stops learning at that moment, 100% the one that is told all outcomes at
+once.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
 tells an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weighs by how much of a
@@ -79,22 +80,23 @@ def steps(num_actions: int, seed: int, world: str = "quick") -> Iterator[list[Ex
 
 @dataclass(slots=True)
 class Lives:
-    """Whole lifetimes of users, as they are now."""
+    """The complete histories of users, as they are now."""
 
     users: dict[str, History] = field(default_factory=dict)
 
     def fold(self, examples: list[Example]) -> None:
-        """Take in a step."""
+        """Add a step's examples."""
         for each in examples:
             self.users.setdefault(each.user, whole_life(each)).fold(each)
 
     def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """The kinds of interactions."""
+        """The kinds of these interactions."""
         history = self.users[user]
         return history.window(0, history.end)[1]["bits"][places]
 
     def told(self, like: Example, first_new: int, end: int) -> Iterator[Example]:
-        """Examples that tell a user's interactions ``first_new`` … ``end - 1`` with the kinds that they have here."""
+        """Examples that deliver interactions ``first_new`` … ``end - 1`` of a user, with the kinds that they have
+        here."""
         none, length = np.empty(0, np.int64), like.segment_len
         while first_new < end:
             segment = first_new // length
@@ -114,7 +116,7 @@ class Waiting:
         self._queue: deque[tuple[int, Example]] = deque()
 
     def feed(self, examples: list[Example], lives: Lives) -> list[Example]:
-        """What is due, as it is by now."""
+        """The interactions that are due, in their present state."""
         now_ms = max((each.newest_event_ms for each in examples), default=0)
         self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
         due = list[Example]()
@@ -225,7 +227,7 @@ def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict
 
 
 def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
-    """The new interactions with all that will come of them, and nothing later."""
+    """The new interactions with their final outcomes, and nothing later."""
     return [
         told for each in examples if each.num_new
         for told in final.told(each, each.first_new_index, each.first_new_index + each.num_new)
@@ -233,7 +235,7 @@ def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
 
 
 def _by_user(examples: list[Example]) -> list[Example]:
-    """In the order in which a batch has their new interactions."""
+    """The users in the order of their new interactions in a batch."""
     users: dict[str, list[Example]] = {}
     for each in examples:
         if each.num_new or each.num_feedback:

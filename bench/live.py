@@ -1,4 +1,4 @@
-"""The whole loop on live traffic: how long until an action is seen and learned, what it costs, and where it ends.
+"""The whole loop on live traffic: how soon an action is seen and learned, what it costs, and what rate is too high.
 
 Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
 them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
@@ -32,7 +32,7 @@ GROWS = 0.02
 
 @dataclass(slots=True)
 class Held:
-    """What was seen while a rate was held."""
+    """What was measured while a rate was held."""
 
     rate: float
     seconds: float
@@ -44,7 +44,7 @@ class Held:
     ended_s: float
 
     def slope(self, stage: str) -> float:
-        """How fast a stage's backlog grows, in records a second, over the second half."""
+        """How fast a stage's backlog grew over the second half, in records per second."""
         half = self.backlogs[len(self.backlogs) // 2 :]
         times = np.array([each.time_s for each in half])
         waiting = np.array([getattr(each, stage) for each in half], np.float64)
@@ -63,7 +63,7 @@ class Held:
 
 
 def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25) -> Held:
-    """Send at a rate for so long, after a warm-up."""
+    """Send at this rate for this long, after a warm-up."""
     stack.send(rate)
     _wait(stack, WARM_S)
     began_s, cpu, volume, num = time.monotonic(), stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
@@ -179,7 +179,7 @@ def _answers(stack: Stack) -> bool:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report, at 1,000 actions a second."""
+    """The rows of the report, at 1,000 actions per second."""
     return measure(quick, 1000.0, None, {})
 
 

@@ -24,7 +24,7 @@ FILE_PARTITION = 0
 
 
 class FileSource:
-    """Actions of a file (an iterator of JSON-able objects) → examples of one partition.
+    """The actions of a file (an iterator of JSON-able objects) as the examples of one partition.
 
     After a restart the file is read from its start again, and examples below the position are left out.
     """
@@ -56,11 +56,11 @@ class FileSource:
         return self._ended
 
     def restore(self, histories: TrainedHistories) -> None:
-        """The examples below the position will be folded as the file comes to them: all before the first other one."""
+        """Nothing to do: the examples before the position are folded when the file is read again."""
         self._histories = histories
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` is ignored."""
+        """The examples of the next ``take`` actions. Never waits: ``timeout_s`` is ignored."""
         del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:

@@ -156,6 +156,14 @@ class TrainerConfig:
         meant = {"true": "always", "false": "never"}.get(str(self.exclude_seen).lower(), self.exclude_seen)
         object.__setattr__(self, "exclude_seen", meant)
         check_fields(self, "trainer", TRAINER_LIMITS)
+        alpha = self.stochastic_length_alpha
+        expect(
+            alpha == 0 or alpha > 1,
+            "trainer.stochastic_length_alpha",
+            "0, or above 1 and at most 2",
+            alpha,
+            "0 turns it off; from 0 to 1 nothing would be thinned either",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,

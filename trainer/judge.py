@@ -40,6 +40,8 @@ class Forward:
     retrieval_loss: Tensor
     """Mean over those whose item has a row."""
     leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+    ranking_loss: Tensor | None = None
+    """Mean over the targets, where it is known already."""
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -2,9 +2,9 @@
 
 Fold every accepted example, in the order of the log (or of the steps that train it), and a user's array holds his last
 interactions exactly as the worker has them. Reading the compacted topic from its start gives the same, since it keeps
-each segment's newest record, in whatever order the segments come.
+the newest record of each interaction (`state.restore` has the proof).
 
-One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row of a segment that has not come.
+One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row that has not come.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class History:
         return chosen if present.all() else chosen[present]
 
     def fold(self, example: Example) -> None:
-        """Put the segment in its place. Nothing is dropped until `forget`."""
+        """Put an example's interactions in their place. What is kept stays until `forget`."""
         num, first = len(example.interactions), example.first_index
         if not num:
             return
-        if self.start == self.end:
-            self.start = self.end = first
+        if self.start == self.end or first - self.end > self._max_context + self._segment_len:
+            self._rows, self.start, self.end = self._rows[:0], first, first
         self._span(min(self.start, first), max(self.end, first + num))
         target, source = self._rows[first - self.start : first - self.start + num], example.interactions
         target["item"], target["time"] = source.item_hash, source.timestamp_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -168,6 +169,18 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
     with pytest.raises(AssertionError):
         assert_predicted_before_learned(broken, examples)
     assert_predicted_before_learned(learner, examples)
+
+
+def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
+    """As it does on a GPU: predictions, counts and everything learned."""
+    learner, world = taught(num_steps=2)
+    beside = twin(learner)
+    beside._aside = ThreadPoolExecutor(1)
+    for _ in range(3):
+        examples = world.examples(8)
+        reports = [each.step(examples) for each in (learner, beside)]
+        assert reports[0].retrieval_loss == reports[1].retrieval_loss
+    assert_same_arrays(learner_arrays(learner), learner_arrays(beside))
 
 
 def test_the_retrieval_loss_is_the_cross_entropy_of_choices_over_all_items() -> None:
