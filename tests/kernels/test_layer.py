@@ -116,6 +116,8 @@ TAILS: dict[str, tuple[dict[str, Any], list[int]]] = {
                                    [67, 0, 0, 3, 164]),
     "odd widths, dropout": (CASES["odd widths, dropout"], [29, 1]),
     "targets": ({"lengths": [30, 9], "heads": 2, "model": 16, "qk": 8, "value": 8, "targets": 5}, [20, 6]),
+    "a last block at the end of the room": ({"lengths": [96, 192], "heads": 2, "model": 64, "qk": 32, "value": 32},
+                                            [95, 191]),
     "nothing silent": ({"lengths": [7, 3], "heads": 1, "model": 8, "qk": 8, "value": 8}, [0, 0]),
     "many users": (CASES["many users, dropout"], [2] * 70 + [45]),
 }  # fmt: skip

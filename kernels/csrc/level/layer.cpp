@@ -65,7 +65,8 @@ struct UserScratch {
 
     template <int TERMS>
     void lay_out(Arena& arena, const Weights<TERMS>& w, int64_t most_tokens, const HeadraceAttention& attend, const Plan& plan, bool backward) {
-        const int64_t rows = round_up(most_tokens, BLOCK), widest_row = max64(w.m_pad, w.v_pad);
+        // Products write whole groups of rows: a user's last block may begin anywhere, and end behind his last token.
+        const int64_t rows = round_up(most_tokens, BLOCK) + BLOCK, widest_row = max64(w.m_pad, w.v_pad);
         z = arena.get<float>(rows * w.c_pad);
         attended = arena.get<float>(rows * w.v_pad);
         slopes = backward ? arena.get<float>(rows * w.c_pad) : nullptr;
