@@ -219,7 +219,7 @@ def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], 
 
 def _check_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
     latest_ms = record_ms + config.max_future_ms
-    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or timestamp_ms > MAX_TIMESTAMP_MS:
+    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or max(timestamp_ms, record_ms) > MAX_TIMESTAMP_MS:
         _refuse_time(field, timestamp_ms, record_ms, config)
 
 
@@ -228,7 +228,7 @@ def _refuse_time(field: str, timestamp_ms: int, record_ms: int, config: ActionCo
         since = iso_of(config.min_timestamp_ms)
         wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
         refuse("bad_time", f"{field}: expected {wanted}, got {describe(timestamp_ms)}")
-    if record_ms < config.min_timestamp_ms:  # set by a producer, in the same wrong unit perhaps
+    if not config.min_timestamp_ms <= record_ms <= MAX_TIMESTAMP_MS:  # set by a producer, in the same wrong unit
         wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
         refuse("future", f"{field}: expected {wanted}, got {describe(record_ms)}")
     ahead_s = (timestamp_ms - record_ms) / 1000
