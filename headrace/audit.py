@@ -1,12 +1,12 @@
 """The audit: count again, from the topics alone, that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
-2. Order and content: what the examples delivered of each user is what the actions say, in that order, without holes.
-3. Trained exactly once: each interaction, and each kind that came to one later, is told by one example; and the steps
-   of the published weights' lineage name each example once, in order.
+2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
+3. Trained exactly once: each interaction, and each kind that arrived for one later, is in one example; and the steps of
+   the published weights' lineage contain each example once, in order.
 
-It works on any deployment, running or not: what is on its way is counted as such, and what retention or compaction has
-taken is left out; the report says which share could be checked.
+It works on any deployment, running or not. What is still on its way is counted as such; what retention or compaction
+has removed is left out, and the report says what share could be checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from wire.weights import VersionAssembler
 
 
 class Reader:
-    """Reads the topics from the last stage to the first, so that what a later one names is in the earlier ones."""
+    """Reads the topics from the last stage to the first, so that whatever a later topic refers to is there."""
 
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
@@ -40,7 +40,7 @@ class Reader:
         self._found = Evidence()
 
     def read(self) -> Evidence:
-        """Everything that the topics hold now."""
+        """Read everything that the topics hold now."""
         self._read_statuses()
         self._read_weights()
         self._read_sequences()

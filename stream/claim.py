@@ -2,7 +2,7 @@
 
 The topic is the truth. A store whose last known position is followed only by its own writings goes on as it is (its
 outbox is relayed again; readers drop the repeats). A store that somebody else has overtaken, or one on a wiped disk, is
-rebuilt from each segment's newest example. Everything here runs in a thread, on a plain consumer.
+rebuilt from each key's newest example. Everything here runs in a thread, on a plain consumer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.identity import check_same
 from wire.shape import SHAPE, disagreement, encode_shape
-from wire.topics import Topics, fence_key, segment_key
+from wire.topics import Topics, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
 WriteFence = Callable[[int, bytes, bytes, Headers], int]
@@ -256,7 +256,7 @@ class _Reader:
 
     def _check_key(self, example: Example, key: bytes | None) -> None:
         """With another number of slots, compaction would take segments that are still kept."""
-        expected = segment_key(example.user, example.segment, self._num_slots)
+        expected = example_key(example.address, self._num_slots)
         if key != expected:
             raise StoreMismatch(
                 f"{self._key.topic}: expected key {expected!r} of segment {example.segment}, got {key!r}: it was "

@@ -33,7 +33,7 @@ from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
-from wire.action import Action, Rejection, Tick, decode_record
+from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig
 
 __all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
@@ -113,8 +113,6 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 raise FileError(f"{place}: {_said(outcome, config)}")
-            if isinstance(outcome, Tick):
-                raise FileError(f"{place}: expected an action, got a tick; drop the line: a replay makes its own")
         content = msgspec.json.decode(raw)
         actions = content if isinstance(content, list) else [content]
         found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]

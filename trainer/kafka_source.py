@@ -9,13 +9,13 @@ import structlog
 from kafka import TopicPartition
 
 from trainer.errors import HoleError, SourceError
+from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
 from wire.config import ActionConfig, KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.history import Histories
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
@@ -82,7 +82,7 @@ class KafkaSource:
         """A stream never is."""
         return False
 
-    def restore(self, histories: Histories) -> None:
+    def restore(self, histories: TrainedHistories) -> None:
         """Read the topic from its start up to the positions, and fold each segment as it was there.
 
         A record that was superseded behind a position is still in front of it unless compaction has run in between: so
@@ -100,7 +100,7 @@ class KafkaSource:
                     if record.offset < behind[where]:
                         example = self._read(where.partition, record)
                         if example is not None and logs[where].feed(example) is Verdict.ACCEPT:
-                            histories.fold(example)
+                            histories.restore(example)
             done = [where for where in reading if self._consumer.position(where) >= behind[where]]
             self._consumer.pause(*done)
             reading = [where for where in reading if where not in done]

@@ -129,6 +129,7 @@ def build_message(progress: Progress, around: ClusterState, throughput: dict[str
         "num_items": progress.num_items,
         "num_servers": len(around.live_servers(now_ms)),
         "processes": around.processes(now_ms),
+        "dead_letters": around.dead_letters(),
         "broker_silent_s": around.broker_silent_s(),
         "is_recovering": progress.is_recovering,
         "epoch": progress.epoch,

@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: its kind and its range, checked with a message that helps."""
+"""The limits of configuration values: type and range, checked with a message that says what would be right."""
 
 from __future__ import annotations
 
@@ -104,6 +104,6 @@ ABOVE_0 = Number(0, open_low=True)
 
 
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:
-    """Check every field of a dataclass; one without a limit is this project's own mistake."""
+    """Check every field of a dataclass against its limit. A field without a limit is a programming error."""
     for each in fields(config):
         limits[each.name].check(f"{section}.{each.name}", getattr(config, each.name))

@@ -1,4 +1,4 @@
-"""What an action may be, how sequences are cut, where state lives, which broker: each checked when it is made."""
+"""Configuration of actions, sequences and Kafka; each section is checked when it is constructed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from wire.moment import MAX_TIMESTAMP_MS
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX_KINDS = 32
 """Action bits are a uint32."""
+MAX_IDS = 8
+"""Action ids that are kept of an interaction; beyond that the oldest are forgotten."""
 MAX_EXAMPLE_BYTES = 900_000
-"""Below Kafka's default limit of 1 MB a record, with room for names and the header."""
+"""Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
 def _expect_names(key: str, names: tuple[str, ...]) -> None:
@@ -31,15 +33,15 @@ def _is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """What a well-formed action is. The order counts: kind b is bit b, feature name f is column f."""
+    """What a well-formed action is. The order matters: kind b is bit b, feature f is column f."""
 
     kinds: tuple[str, ...] = ("impression", "click", "like")
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
     max_future_s: float = 300.0
     min_timestamp_ms: int = 631_152_000_000
-    """1990-01-01. Earlier times are refused: seconds taken for milliseconds lie in 1970, a device whose clock was reset
-    says 1970 or 1980, and no data set of actions is that old."""
+    """1990-01-01. Earlier times are refused: seconds read as milliseconds fall in 1970, devices whose clock was reset
+    say 1970 or 1980, and no data set of actions is that old."""
     max_record_bytes: int = 1_000_000
     max_actions_per_record: int = 1_000
 
@@ -79,9 +81,9 @@ class ActionConfig:
 class SequenceConfig:
     """How a user's actions become interactions and examples.
 
-    An action joins the user's newest interaction on the same item (in the same session, where it names one) that began
-    at most ``join_window_s`` of event time before or after it; otherwise it begins an interaction of its own.
-    ``max_context`` interactions are what trainer and servers keep of a user; ``segment_len`` of them make a segment,
+    An action joins the user's newest interaction on the same item (in the same session, if it names one) that began
+    at most ``join_window_s`` of event time before or after it; otherwise it begins a new interaction.
+    ``max_context`` is how many interactions trainer and servers keep of a user; ``segment_len`` of them make a segment,
     the unit of records, of storage and of compaction. ``deduplicate``: an action whose ``id`` is among those of the
     user's kept segments counts as a duplicate.
     """
@@ -104,13 +106,9 @@ class SequenceConfig:
 
     @property
     def num_slots(self) -> int:
-        """How many segments are kept of a user: enough for ``max_context`` interactions wherever the last one falls."""
+        """How many segments are kept per user: enough for ``max_context`` interactions, however full the last one
+        is."""
         return -(-self.max_context // self.segment_len) + 1
-
-    @property
-    def max_segment_ids(self) -> int:
-        """Action ids that are kept per segment; beyond that the oldest are forgotten."""
-        return 8 * self.segment_len
 
 
 @dataclass(frozen=True)
@@ -123,12 +121,13 @@ class KafkaConfig:
     partitions: int = 4
     replication_factor: int = 1
     compression: str = "zstd"
-    """Of everything that Headrace writes. Measured on batches of simulated actions, zstd leaves half of lz4's bytes (a
-    ninth of the original against less than a quarter) and compresses 0.7 GB/s of one core."""
+    """For everything that Headrace writes. Measured on batches of simulated actions, zstd needs half of lz4's bytes (a
+    ninth of the original instead of almost a quarter) and compresses 0.7 GB/s on one core."""
     actions_retention_s: float = 7 * 86_400.0
     min_compaction_lag_s: float = 86_400.0
     max_message_bytes: int = 1_048_588
-    """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
+    """``max.message.bytes`` of the actions topic (here Kafka's own default); that of the dead letters follows from
+    it."""
 
     def __post_init__(self) -> None:
         expect(
@@ -156,8 +155,8 @@ class KafkaConfig:
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
     """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec)."""
-    row_bytes = 48 + 8 * len(action.features)
-    return row_bytes * sequence.segment_len + 8 * sequence.max_segment_ids + 8 * len(action.user_features)
+    row_bytes = 49 + 8 * len(action.features) + 8 * MAX_IDS
+    return row_bytes * sequence.segment_len + 8 * len(action.user_features)
 
 
 def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:

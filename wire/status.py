@@ -23,6 +23,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_ticks: int = 0
     num_gone: int = 0
     """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
+    dead: dict[str, int] = {}
+    """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):

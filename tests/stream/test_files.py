@@ -319,7 +319,6 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; write it with a point"),
         ("a.csv", f"{CSV}u,i,1_0,978300760\n".encode(), "a.csv:2: rating: expected a finite number, got '1_0'"),
         ("a.csv", b"user id,userid,item,rating,timestamp\n1,2,3,4,9\n", "one column user id, got user id, userid"),
-        ("a.jsonl", b'{"tick": 1700000000000}\n', "a.jsonl:1: expected an action, got a tick"),
         *(
             ("a.jsonl", f"{line()}\n{line(**changed)}\n".encode(), f"a.jsonl:2: {message}")
             for changed, message in [

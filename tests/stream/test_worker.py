@@ -154,17 +154,6 @@ def test_an_action_is_told_before_its_join_window_is_over_and_feedback_on_it_lat
         wait_until(lambda told=told: written(deployment).told.get("u1") == [told], 30, f"a {kind} to be told", 0.1)
 
 
-def test_old_ticks_are_counted_and_do_nothing(deployment: Deployment, worker: Make) -> None:
-    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
-    home = partition_of(b"u1", deployment.partitions)
-    deployment.produce([(home, None, b'{"tick": 1700000100000}'), (home, b"u1", msgspec.json.encode(action))])
-    worker().start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
-    check(deployment, 1)
-    [status] = last_statuses(deployment).values()
-    assert status.partitions[home].num_ticks == 1
-
-
 def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
     home = partition_of(b"u1", deployment.partitions)
@@ -286,7 +275,7 @@ def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployme
     first = worker("w").start()
     first.wait_for("partition claimed", times=2)
     wait_until(lambda: bool(last_statuses(deployment)), 20, "the first to report", 0.2)
-    second = WorkerProcess(deployment, "w", folder="elsewhere")
+    second = WorkerProcess(deployment, "w", deployment.factory, folder="elsewhere")
     second.start()
     try:
         assert second.process.wait(40) == 1

@@ -179,7 +179,7 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     assert learner.memory.num_rows == learner.items.num_rows
     for number, examples in made.sent.items():
         for example in examples[: first.covered[number] + 1]:
-            learner.histories.fold(example)
+            learner.histories.restore(example)
     for version in made.recount().versions[-1:]:
         plan = {
             each.manifest.first_step + index: step for each in ours for index, step in enumerate(each.manifest.plan)
