@@ -132,11 +132,15 @@ def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions
     wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
 
 
-def test_a_topic_that_is_deleted_ends_the_worker(deployment: Deployment, admin: KafkaAdminClient, worker: Make) -> None:
+@pytest.mark.parametrize("which", ["actions", "dead_letters"])
+def test_a_topic_that_is_deleted_ends_the_worker(
+    which: str, deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    topic = getattr(deployment.topics, which)
     process = worker().start()
     process.wait_for("partition claimed", times=2)
-    admin.delete_topics([deployment.topics.actions])
-    assert f"topic {deployment.topics.actions}: expected it to be there still, with " in last_line(process)
+    admin.delete_topics([topic])
+    assert f"topic {topic}: expected it to be there still, with " in last_line(process)
 
 
 def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
