@@ -1,8 +1,8 @@
-"""What a trainer learns of live traffic per processor second: one new interaction of a user with 200 before it.
+"""How much live traffic a trainer learns per processor second: one new interaction of a user with 200 earlier ones.
 
-Steps of as many users as one says, each with one new interaction, by how much context is computed
-(`trainer.max_train_context`); and what that context is worth: prequential HR@10 and NE of a simulated world's traffic,
-told as it comes. Alternating, so that a ratio means something on a shared machine.
+Steps of a given number of users, each with one new interaction, by how much context is computed
+(`trainer.max_train_context`); and what that context is worth: prequential HR@10 and NE on a simulated world's traffic.
+Contenders take turns, so ratios mean something on a shared machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG = TrainerConfig(device="cpu")
 
 
 class Crowd:
-    """Users with `NUM_BEFORE` interactions each, who go on one by one; and a learner that knows them."""
+    """Users with `NUM_BEFORE` interactions each, who continue one at a time, and a learner that knows them."""
 
     def __init__(self, max_context: int, num_users: int) -> None:
         rng, num = np.random.default_rng(0), NUM_BEFORE + 200
@@ -45,7 +45,7 @@ class Crowd:
         self.learner.items.insert(np.arange(1, NUM_ITEMS + 1) * 7919, 10**12, 0)
 
     def step(self) -> None:
-        """Everybody's next interaction is learned."""
+        """Learn the next interaction of every user."""
         told = []
         for user, place in enumerate(self._ends):
             told.append(self._example(user, place // SEGMENT_LEN * SEGMENT_LEN, place + 1, 1))

@@ -49,7 +49,7 @@ class Law:
 
     def at(self, x: float) -> float:
         """The loss that it foretells."""
-        return self.floor + (self.scale / x) ** self.power
+        return float(self.floor + (self.scale / x) ** self.power)
 
 
 def fit(x: Sequence[float], loss: Sequence[float]) -> Law:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView
+from headrace.lag_view import LagView, decode_lag
 from headrace.screen import lags, seconds, tables
 from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
@@ -37,7 +37,7 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False) -> i
 
 def _lines(messages: Any, once: bool, words: Callable[[str], str]) -> int:
     for record in messages:
-        if record is not None:
+        if record is not None and decode_lag(record.value) is not None:
             print(words(record.value.decode()), flush=True)
             if once:
                 return 0
@@ -49,14 +49,14 @@ def _table(messages: Any, bootstrap: str, once: bool) -> int:
     console = Console()
     if once:
         for record in messages:
-            if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+            if record is not None and (message := decode_lag(record.value)) is not None:
+                view.lag = message
                 console.print(_page(view))
                 return 0
     with Live(_page(view), console=console, auto_refresh=False) as live:
         for record in messages:
             if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+                view.lag = decode_lag(record.value) or view.lag
             live.update(_page(view), refresh=True)
     return 0
 
@@ -70,7 +70,7 @@ def plain(message: str) -> str:
 
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
-    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_processes(lag)) if words)
+    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), *_missing(lag), *_processes(lag)) if words)
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
     return f"{learned}; servers: {lag['num_servers']}{more}"
 
@@ -83,6 +83,16 @@ def _pace(rates: dict[str, Any]) -> str:
     pace = f"{learned:,.0f} examples/s learned, {arriving:,.0f}/s arrive"
     left = rates["catch_up_s"]
     return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
+
+
+def _missing(lag: dict[str, Any]) -> list[str]:
+    """What was refused, and what was gone before anybody read it."""
+    told = {
+        "num_dead_letters": "dead letters (headrace dead-letters)",
+        "num_gone": "action records gone unread (kafka.actions_retention_s)",
+        "num_lost": "examples gone unread (kafka.min_compaction_lag_s)",
+    }
+    return [f"{lag[name]:,} {words}" for name, words in told.items() if lag.get(name)]
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:

@@ -123,10 +123,6 @@ class Sequencer:
         """Count a dead letter of the present record."""
         self.num_dead += self.applied_offset > self.counted_offset
 
-    def pass_tick(self) -> None:
-        """Count a record that only says what time it is."""
-        self.num_ticks += self.applied_offset > self.counted_offset
-
     def apply(self, action: Action, offset: int, record_ms: int, index: int = 0) -> Outcome:
         """Apply one action; those of one record share its ``offset``, ``index`` is its place there."""
         if offset != self.applied_offset:

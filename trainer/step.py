@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import stochastic_length
+from kernels import Tail, stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
 from model.config import ModelConfig
@@ -32,6 +32,7 @@ from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import PaddedEncoder, times_in_order
+from trainer.histories import TrainedHistories
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -45,7 +46,6 @@ from trainer.losses import (
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from wire.example import Example
-from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -86,8 +86,8 @@ class Learner:
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
-        self.histories = Histories(model.max_context)
-        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
@@ -123,7 +123,7 @@ class Learner:
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self.forward(batch, now_ms, whole)
-        recalled = self._recall(whole, forward)
+        recalled = self._recall(whole, forward, seen_rows_n)
         self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
         retrieval = forward.retrieval_loss
         ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
@@ -145,15 +145,17 @@ class Learner:
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
     @torch.no_grad()
-    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
-        times; what came of the choices."""
+        times; what came of the choices. ``seen_rows_n``: the items' rows before the batch."""
         num_rows = self.items.num_rows
         self.memory.grow(num_rows)
         told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
         told = told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
+        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
+        rows_n[unseen] = self.items.lookup(batch.item_n[unseen])
         events = events_of(
-            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
         every = -(-num_rows // MOST_PREDICTED_ROWS)
@@ -214,10 +216,11 @@ class Learner:
         leaves = [(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
-        action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
-        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
-        item_RM, before_SM = self._outputs(batch, wanted, y_TM)
+        kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
+        x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
+        tail = _tail(batch)
+        y_SM = self._encode(batch, x_TM, tail)
+        item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
         learned_row = target_row_R[wanted][learned_S]
@@ -238,7 +241,7 @@ class Learner:
     def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) what rates alone say of each target."""
         target_R = batch.target_R
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
         return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
@@ -249,30 +252,35 @@ class Learner:
         rows_R[~is_new_R] = self.items.lookup(items_R[~is_new_R])
         return rows_R
 
-    def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
+    def _encode(self, batch: JaggedBatch, x_TM: Tensor, tail: Tail) -> Tensor:
+        """(S, M) what the layers make of the tail's tokens."""
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
-            return self._graphs(x_TM, offsets_B1, query_time_T, key_time_T)
+            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T))
         return self.model.encode(
             x_TM,
             self._tensor(offsets_B1),
             self._tensor(query_time_T),
             self._tensor(key_time_T),
+            tail=tail,
+            context_gradient=self.config.context_gradient,
             dropout=self.config.dropout,
             seed=self.num_steps,
             in_order=in_order,
             backend=self.config.backend,
         )
 
-    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_TM: Tensor) -> tuple[Tensor, Tensor]:
+    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
         """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
         none)."""
-        with_start = torch.cat([y_TM, self.model.start_M[None]])
+        with_start = torch.cat([y_SM, self.model.start_M[None]])
         previous_S = batch.previous_R[wanted]
-        before_S = np.where(previous_S >= 0, 2 * previous_S + 1, len(y_TM))
-        both = F.embedding(self._tensor(np.concatenate([2 * batch.target_R, before_S])), with_start)
+        tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
+        places = np.searchsorted(tail.rows_S.numpy(), tokens)
+        places[batch.num_targets :][previous_S < 0] = len(y_SM)
+        both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
@@ -343,6 +351,7 @@ class Learner:
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
             self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
@@ -360,6 +369,13 @@ class Learner:
         self.popularity.forget(rows)
         self.rates.forget(rows)
         self.memory.forget(rows)
+
+
+def _tail(batch: JaggedBatch) -> Tail:
+    """The tokens that are read: from the action before each user's first target on."""
+    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
+    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:

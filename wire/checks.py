@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: its kind and its range, checked with a message that helps."""
+"""The limits of configuration values: type and range, checked with a message that says what would be right."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 
 from wire.errors import ConfigError
 
+SHOWN_CHARACTERS = 200
 DEFAULT = "leave it out to get the default"
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
     """Raise `ConfigError` unless ``holds``."""
     if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
+        raise ConfigError(f"{key}: expected {expected}, got {shown(got)}; {advice}")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: no longer than somebody wants to read."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,6 @@ ABOVE_0 = Number(0, open_low=True)
 
 
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:
-    """Check every field of a dataclass; one without a limit is this project's own mistake."""
+    """Check every field of a dataclass against its limit. A field without a limit is a programming error."""
     for each in fields(config):
         limits[each.name].check(f"{section}.{each.name}", getattr(config, each.name))

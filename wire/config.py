@@ -1,7 +1,8 @@
-"""What an action may be, how sequences are cut, where state lives, which broker: each checked when it is made."""
+"""Configuration of actions, sequences and Kafka; each section is checked when it is constructed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX_KINDS = 32
 """Action bits are a uint32."""
 MAX_EXAMPLE_BYTES = 900_000
-"""Below Kafka's default limit of 1 MB a record, with room for names and the header."""
+"""Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
 def _expect_names(key: str, names: tuple[str, ...]) -> None:
@@ -30,15 +31,15 @@ def _is_address(text: str) -> bool:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """What a well-formed action is. The order counts: kind b is bit b, feature name f is column f."""
+    """What a well-formed action is. The order matters: kind b is bit b, feature f is column f."""
 
     kinds: tuple[str, ...] = ("impression", "click", "like")
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
     max_future_s: float = 300.0
     min_timestamp_ms: int = 631_152_000_000
-    """1990-01-01. Earlier times are refused: seconds taken for milliseconds lie in 1970, a device whose clock was reset
-    says 1970 or 1980, and no data set of actions is that old."""
+    """1990-01-01. Earlier times are refused: seconds read as milliseconds fall in 1970, devices whose clock was reset
+    say 1970 or 1980, and no data set of actions is that old."""
     max_record_bytes: int = 1_000_000
     max_actions_per_record: int = 1_000
 
@@ -78,9 +79,9 @@ class ActionConfig:
 class SequenceConfig:
     """How a user's actions become interactions and examples.
 
-    An action joins the user's newest interaction on the same item (in the same session, where it names one) that began
-    at most ``join_window_s`` of event time before or after it; otherwise it begins an interaction of its own.
-    ``max_context`` interactions are what trainer and servers keep of a user; ``segment_len`` of them make a segment,
+    An action joins the user's newest interaction on the same item (in the same session, if it names one) that began
+    at most ``join_window_s`` of event time before or after it; otherwise it begins a new interaction.
+    ``max_context`` is how many interactions trainer and servers keep of a user; ``segment_len`` of them make a segment,
     the unit of records, of storage and of compaction. ``deduplicate``: an action whose ``id`` is among those of the
     user's kept segments counts as a duplicate.
     """
@@ -103,7 +104,8 @@ class SequenceConfig:
 
     @property
     def num_slots(self) -> int:
-        """How many segments are kept of a user: enough for ``max_context`` interactions wherever the last one falls."""
+        """How many segments are kept per user: enough for ``max_context`` interactions, however full the last one
+        is."""
         return -(-self.max_context // self.segment_len) + 1
 
     @property
@@ -122,12 +124,13 @@ class KafkaConfig:
     partitions: int = 4
     replication_factor: int = 1
     compression: str = "zstd"
-    """Of everything that Headrace writes. Measured on batches of simulated actions, zstd leaves half of lz4's bytes (a
-    ninth of the original against less than a quarter) and compresses 0.7 GB/s of one core."""
+    """For everything that Headrace writes. Measured on batches of simulated actions, zstd needs half of lz4's bytes (a
+    ninth of the original instead of almost a quarter) and compresses 0.7 GB/s on one core."""
     actions_retention_s: float = 7 * 86_400.0
     min_compaction_lag_s: float = 86_400.0
     max_message_bytes: int = 1_048_588
-    """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
+    """``max.message.bytes`` of the actions topic (here Kafka's own default); that of the dead letters follows from
+    it."""
 
     def __post_init__(self) -> None:
         expect(
@@ -135,16 +138,16 @@ class KafkaConfig:
             "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
         )  # fmt: skip
         expect(
-            bool(self.prefix) and all(c.isalnum() or c in "._-" for c in self.prefix),
-            "prefix", "letters, digits, '.', '_' or '-'", self.prefix, "choose a name that Kafka allows in a topic",
+            re.fullmatch(r"[A-Za-z0-9._-]{1,200}", self.prefix) is not None,
+            "prefix", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", self.prefix, "choose what Kafka allows in a topic",
         )  # fmt: skip
         expect(
             self.compression in COMPRESSIONS,
             "compression", f"one of {', '.join(COMPRESSIONS)}", self.compression, "zstd is the default",
         )  # fmt: skip
         check_client(self.client)
-        for key in ("partitions", "replication_factor"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
+        for key, most in (("partitions", 100_000), ("replication_factor", 32_767)):
+            expect(1 <= getattr(self, key) <= most, key, f"1 to {most}", getattr(self, key), "what Kafka can hold")
         for key in ("actions_retention_s", "min_compaction_lag_s"):
             expect(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
         expect(
@@ -154,7 +157,8 @@ class KafkaConfig:
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
-    """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec)."""
+    """The most bytes that an example's columns can take; names have their own limit (`MAX_NAMES_BYTES` in the
+    codec)."""
     row_bytes = 48 + 8 * len(action.features)
     return row_bytes * sequence.segment_len + 8 * sequence.max_segment_ids + 8 * len(action.user_features)
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from headrace.lag import plain
-from headrace.lag_view import STAGES, LagView
+from headrace.lag_view import STAGES, LagView, decode_lag
 from headrace.screen import page
 
 
@@ -38,6 +38,18 @@ def test_without_a_terminal_a_message_is_one_line() -> None:
         "00:00:00  lag: ingest 3 sequence 3 train 3 publish 3 serve 3  12 interactions/s learned, 4,000 in all; "
         "servers: 1  version 0/5  fresh 2.2 s"
     )
+
+
+@pytest.mark.parametrize("value", [None, b"", b"7 bytes", b"{}", b"[]", b"\xff", b'{"time_ms": 1}', b'"x"', b"5"])
+def test_what_is_no_message_of_the_lag_topic_is_passed_over(value: bytes | None) -> None:
+    assert decode_lag(value) is None
+    assert decode_lag(msgspec.json.encode(message())) == message()
+
+
+def test_the_plain_line_names_dead_letters_where_there_are_any() -> None:
+    assert "dead letters" not in plain(msgspec.json.encode(message()).decode())
+    told = {**message(), "num_dead_letters": 1007}
+    assert "; 1,007 dead letters (headrace dead-letters)" in plain(msgspec.json.encode(told).decode())
 
 
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:

@@ -161,6 +161,10 @@ class Stage:
         for send in sends:
             send.get(30)
 
+    def send_raw(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]] | None = None) -> None:
+        """Somebody else's record, in partition 0 of one of our topics."""
+        self._producer.send(topic, value, b"theirs", headers, partition=0).get(20)
+
     def fence(self, partition: int, writer_epoch: int) -> None:
         """A worker takes the partition."""
         self.send([fence(partition, writer_epoch)])

@@ -31,10 +31,10 @@ ATTENTION: dict[str, dict[str, Any]] = {
         "lengths": [260], "heads": 1, "groups": 1, "positions": 400, "ordered": False, "buckets": 7,
     },
     "many thresholds among far keys, several users": {
-        "lengths": [450, 30, 290], "heads": 1, "groups": 1, "positions": 50, "buckets": 30,
+        "lengths": [350, 30, 270], "heads": 1, "groups": 1, "positions": 50, "buckets": 30,
     },
     "context beyond the near table": {
-        "lengths": [3, 420], "context": 330, "targets": 10, "heads": 1, "groups": 1, "buckets": 20,
+        "lengths": [3, 330], "context": 280, "targets": 10, "heads": 1, "groups": 1, "buckets": 20,
     },
     "context longer than a tile": {"lengths": [3, 60], "context": 45, "heads": 1, "groups": 1, "targets": 3},
     "position only": {"lengths": [20, 30], "use_time": False},

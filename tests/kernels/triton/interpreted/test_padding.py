@@ -39,9 +39,10 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
 
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # a GPU's offsets are not read back
+    monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # an interpreter takes its time
     model = HSTU(CONFIG)
     encoder = PaddedEncoder(model, CPU, captures=False, backend="triton")
-    for seed, lengths in enumerate(([40, 0, 7, 150], [3, 5], [200, 100])):
+    for seed, lengths in enumerate(([30, 0, 7], [3, 5], [50, 30])):
         plain, padded = (run(model, lengths, each, seed) for each in (None, encoder))
         assert torch.equal(plain[0], padded[0])
         assert torch.equal(plain[1], padded[1])
