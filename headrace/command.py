@@ -196,6 +196,23 @@ def produce(
     raise typer.Exit(replay(_settings(config, bootstrap), file, rate=rate, limit=limit))
 
 
+def backfill(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+    ],
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put a file of history at the start of the actions topic, once, and say at which offsets live traffic begins.
+
+    Run it before the producers start. What is there already is not sent again, so it may be killed and run again. It is
+    an error if anything that is not the file's stands before its end.
+    """
+    from stream.backfill import run as run_backfill
+
+    raise typer.Exit(run_backfill(_settings(config, bootstrap), file))
+
+
 def simulate(
     rate: Annotated[
         float | None,
@@ -328,7 +345,8 @@ def dead_letters(
 
 
 LISTED = (
-    demo, worker, train, serve, produce, simulate, lag, top, versions, topics, dead_letters, audit, doctor, broker,
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, topics, dead_letters, audit, doctor,
+    broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
 """The commands by name, in the order in which help lists them."""
