@@ -170,7 +170,7 @@ def _spelled(field: str, part: str) -> str:
 
 def _refuse_text(field: str, key: str) -> NoReturn:
     wanted = f"1 to {MAX_KEY_LEN} characters" + (" that do not start with NUL" if field == "user" else "")
-    refuse("bad_value", f"timestamp: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
+    refuse("bad_value", f"{field}: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
 
 
 def _bits(names: str | list[str], config: ActionConfig) -> int:
