@@ -12,6 +12,7 @@ has removed is left out, and the report says what share could be checked.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -24,7 +25,7 @@ from headrace.recount import Recount
 from headrace.report import Report, print_report
 from wire.cluster import ClusterState
 from wire.errors import CodecError
-from wire.example_codec import decode_example
+from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
 from wire.topics import Topics
 from wire.weights import VersionAssembler
@@ -67,21 +68,25 @@ class Reader:
         held = spans(self._consumer, self._topics.sequences)
         self._found.sequences_id = topic_id_of(self._consumer, self._topics.sequences)
         self._found.ledgers = {number: SequenceLedger(number, span.first) for number, span in held.items()}
+        decoder = ExampleReader(self._topics.sequences)
         for record in read(self._consumer, self._topics.sequences, held):
-            if record.value is None:
-                continue
             try:
-                self._found.ledgers[record.partition].feed(record.offset, decode_example(record.value))
+                example = decoder.read(record.partition, record.offset, record.value)
             except CodecError as error:
-                self._found.unread.add(f"partition {record.partition}, offset {record.offset}: {error}")
+                self._found.unread.add(str(error))
+                continue
+            if example is not None:
+                self._found.ledgers[record.partition].feed(record.offset, example)
+        self._found.num_foreign = decoder.num_foreign
 
     def _read_dead_letters(self) -> None:
         held = spans(self._consumer, self._topics.dead_letters)
         self._found.dead_before = sum(span.first for span in held.values())
         for record in read(self._consumer, self._topics.dead_letters, held):
-            headers = {name: value.decode() for name, value in record.headers}
+            headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
             if headers.get("topic") == self._topics.actions:
-                self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
+                with suppress(KeyError, ValueError):  # somebody else's
+                    self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
 
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)

@@ -221,13 +221,21 @@ def simulate(
 def lag(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a message, for pipes.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show the newest message and end.")] = False,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-seconds", metavar="N", min=0.0,
+            help="End with status 1 as soon as any stage, or the newest message itself, is more than N seconds behind; "
+            "with --once, say whether it is now.",
+        ),
+    ] = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
-) -> None:
+) -> None:  # fmt: skip
     """Watch how far each stage is behind, live, from the trainer-lag topic. Ctrl-C ends it."""
     from headrace.lag import watch
 
-    raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once))
+    raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once, max_s=max_seconds))
 
 
 def top(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:

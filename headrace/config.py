@@ -18,6 +18,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headrace.plausible import check_plausible, check_switches
 from model.config import ModelConfig
 from serving.config import ServingConfig
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from trainer.config import TrainerConfig
-from wire.checks import Number, Switch
+from wire.checks import Number, Switch, shown
 from wire.client_options import OPTIONS
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
 from wire.errors import ConfigError
@@ -103,7 +105,8 @@ class Settings(BaseSettings):
         for key, (section, name, derive) in FOLLOWS.items():
             given = values.get(section, {})
             if isinstance(given, dict) and name in given:
-                follows[key] = derive(given[name])
+                with suppress(TypeError, ValueError, OverflowError):  # its own section says what is wrong with it
+                    follows[key] = derive(given[name])
             else:
                 follows[key] = derive(getattr(_section_types()[section](), name))
         return {**values, "model": {**follows, **model}}
@@ -118,6 +121,7 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
+        check_plausible({name: getattr(self, name) for name in type(self).model_fields})
         return self
 
     @classmethod
@@ -147,6 +151,10 @@ def read_settings(path: Path | str | None = None) -> Settings:
     source, table = _read_file(path)
     _refuse_unknown_environment()
     try:
+        check_switches(table, {name: _field_types(kind) for name, kind in _section_types().items()})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    try:
         return Settings(**table)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0], source, table)) from None
@@ -161,8 +169,9 @@ def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
         return str(file), tomllib.loads(_text_of(file, file.read_bytes()))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{file}: expected TOML, got {error}; correct it") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read it: {error.strerror}; name another with --config") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(file)!s:.200}: cannot read it: {why}; name another with --config") from None
 
 
 def _text_of(file: Path, content: bytes) -> str:
@@ -283,7 +292,7 @@ def _stray_key(_error: ErrorDetails, name: str, _key: list[str]) -> str:
 def _unknown_key(error: ErrorDetails, section: str, key: list[str]) -> str:
     known = _keys_of(_section_types()[section])
     return (
-        f"[{section}] {key[0]} = {error['input']!r}: there is no such key{_nearest(key[0], known)}; "
+        f"[{section}] {key[0]:.80} = {shown(error['input'])}: there is no such key{_nearest(key[0], known)}; "
         f"keys of [{section}]: {', '.join(known)}"
     )
 
@@ -295,7 +304,7 @@ def _refused_value(error: ErrorDetails, section: str, _key: list[str]) -> str:
 
 def _wrong_type(error: ErrorDetails, section: str, key: list[str]) -> str:
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}"
+    return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {shown(error['input'])}"
 
 
 def _keys_of(owner: Any) -> list[str]:

@@ -102,7 +102,7 @@ def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
 
 
 def _told(record: Any) -> dict[str, Any]:
-    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     return {
         "offset": record.offset,
         "reason": headers.get("reason", "unknown"),

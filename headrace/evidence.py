@@ -38,7 +38,9 @@ class Evidence:
     dropped: Violations = field(default_factory=Violations)
     """Versions of the weights that readers ignore."""
     unread: Violations = field(default_factory=Violations)
-    """Examples that cannot be decoded."""
+    """Examples of a layout that cannot be read."""
+    num_foreign: int = 0
+    """Records among them that are none."""
 
     def report(self) -> Report:
         """All checks."""
@@ -111,6 +113,7 @@ class Evidence:
         doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
         stale = sum(ledger.num_stale for ledger in self.ledgers.values())
         found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
+        found += f", {self.num_foreign:,} of somebody else" if self.num_foreign else ""
         return Check("examples have no holes", found, held, held + gone, violations)
 
     def told_once(self) -> Check:

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from state.sequencer import Sequencer
+from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
 from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
-from wire.history import Histories
 from wire.weights import PlanStep
 
 FILE_PARTITION = 0
@@ -42,7 +42,7 @@ class FileSource:
         self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
         self._marks = Marks(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
-        self._histories: Histories | None = None
+        self._histories: TrainedHistories | None = None
         self._offset, self._ended = 0, False
 
     @property
@@ -55,7 +55,7 @@ class FileSource:
         """Whether the file has been read to its end."""
         return self._ended
 
-    def restore(self, histories: Histories) -> None:
+    def restore(self, histories: TrainedHistories) -> None:
         """Nothing to do: the examples before the position are folded when the file is read again."""
         self._histories = histories
 
@@ -78,7 +78,7 @@ class FileSource:
                 self._marks.add(example, example.number)
                 examples.append(example)
             elif self._histories is not None:
-                self._histories.fold(example)
+                self._histories.restore(example)
         return examples
 
     def trained(self, step: PlanStep) -> None:

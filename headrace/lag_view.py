@@ -33,6 +33,8 @@ class LagView:
     num_actions: int = 0
     num_sent: int = 0
     phase: str = "starting"
+    publish_every_s: float = 0.0
+    """``trainer.publish_every_s``."""
     lag: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
@@ -120,6 +122,15 @@ class LagView:
         return None if value is None else float(value)
 
 
+def decode_lag(value: bytes | None) -> dict[str, Any] | None:
+    """A message of the lag topic; None for what is none."""
+    try:
+        message = msgspec.json.decode(value or b"", type=dict[str, Any])
+    except msgspec.DecodeError:
+        return None
+    return message if {"time_ms", "stages", "throughput"} <= message.keys() else None
+
+
 class Follower(threading.Thread):
     """Keeps the lag message and the worker's status in the view up to date; waits for a broker that is away."""
 
@@ -140,7 +151,7 @@ class Follower(threading.Thread):
                         if self._stopped.is_set():
                             return
                         if record is not None and record.topic == topics.lag:
-                            self._view.lag = msgspec.json.decode(record.value)
+                            self._view.lag = decode_lag(record.value) or self._view.lag
                         elif record is not None:
                             self._view.cluster.note(record.value)
                 finally:

@@ -8,6 +8,8 @@ from typing import Protocol
 from state.config import StoreConfig
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 
+MAX_S = 2_000_000
+
 
 @dataclass(frozen=True)
 class StreamConfig:
@@ -46,8 +48,11 @@ class StreamConfig:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; keep the default if unsure")
         positive = ("max_wait_s", "commit_interval_s", "session_timeout_s", "heartbeat_s", "rebalance_timeout_s")
         for name in (*positive, "start_timeout_s", "recover_timeout_s", "stop_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)}; give a positive number")
+            if not 0 < getattr(self, name) <= MAX_S:
+                raise ValueError(
+                    f"{name}: expected seconds above 0, at most {MAX_S}, got {getattr(self, name)}; Kafka counts them "
+                    "in milliseconds of 32 bits"
+                )
         if self.heartbeat_s * 2 > self.session_timeout_s:
             raise ValueError(
                 f"heartbeat_s: expected at most half of session_timeout_s ({self.session_timeout_s}), "

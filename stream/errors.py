@@ -5,6 +5,7 @@
     FileError           an action file that cannot be read
     ProducerError       records were not acknowledged
     MetricsPortTaken    the port of the metrics is in use
+    NameTaken           another worker lives under this one's name
 """
 
 from __future__ import annotations
@@ -22,3 +23,7 @@ class ProducerError(HeadraceError):
 
 class MetricsPortTaken(HeadraceError, OSError):
     """The port of the metrics is in use."""
+
+
+class NameTaken(HeadraceError):
+    """Another worker lives under this one's name (`stream.component`)."""

@@ -160,7 +160,7 @@ def _check_key(key: str | int, field: str, part: str = "") -> None:
         if not 0 < len(key) <= MAX_KEY_LEN:
             _refuse_text(_spelled(field, part), key)
     elif not -MAX_INT - 1 <= key <= MAX_INT:
-        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {key}; send it as a string"
+        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {str(key)[:40]}; send it as a string"
         refuse("bad_value", message)
 
 

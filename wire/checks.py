@@ -9,13 +9,20 @@ from typing import Any
 
 from wire.errors import ConfigError
 
+SHOWN_CHARACTERS = 200
 DEFAULT = "leave it out to get the default"
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
     """Raise `ConfigError` unless ``holds``."""
     if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
+        raise ConfigError(f"{key}: expected {expected}, got {shown(got)}; {advice}")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: no longer than somebody wants to read."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ servers and trainers, it is simply the latest.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -69,6 +70,13 @@ class ClusterState:
         """How long the worker of a partition has been silent; 0 if there never was one."""
         status = self.worker_of.get(partition)
         return age_s(now_ms, status.time_ms) if status is not None else 0.0
+
+    def dead_letters(self) -> dict[str, int]:
+        """Reason → dead letters, as far as the workers' stores remember; the most frequent first."""
+        found: Counter[str] = Counter()
+        for status in self.workers.values():
+            found.update(status.dead)
+        return dict(found.most_common())
 
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
         """The servers that have reported in the last ten seconds."""

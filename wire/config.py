@@ -15,6 +15,8 @@ from wire.moment import MAX_TIMESTAMP_MS
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX_KINDS = 32
 """Action bits are a uint32."""
+MAX_IDS = 8
+"""Action ids that are kept of an interaction; beyond that the oldest are forgotten."""
 MAX_EXAMPLE_BYTES = 900_000
 """Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
@@ -108,11 +110,6 @@ class SequenceConfig:
         is."""
         return -(-self.max_context // self.segment_len) + 1
 
-    @property
-    def max_segment_ids(self) -> int:
-        """Action ids that are kept per segment; beyond that the oldest are forgotten."""
-        return 8 * self.segment_len
-
 
 @dataclass(frozen=True)
 class KafkaConfig:
@@ -146,8 +143,8 @@ class KafkaConfig:
             "compression", f"one of {', '.join(COMPRESSIONS)}", self.compression, "zstd is the default",
         )  # fmt: skip
         check_client(self.client)
-        for key in ("partitions", "replication_factor"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
+        for key, most in (("partitions", 100_000), ("replication_factor", 32_767)):
+            expect(1 <= getattr(self, key) <= most, key, f"1 to {most}", getattr(self, key), "what Kafka can hold")
         for key in ("actions_retention_s", "min_compaction_lag_s"):
             expect(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
         expect(
@@ -157,10 +154,9 @@ class KafkaConfig:
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:
-    """The most bytes that an example's columns can take; names have their own limit (`MAX_NAMES_BYTES` in the
-    codec)."""
-    row_bytes = 48 + 8 * len(action.features)
-    return row_bytes * sequence.segment_len + 8 * sequence.max_segment_ids + 8 * len(action.user_features)
+    """The most that an example's columns can take; names have a bound of their own (`MAX_NAMES_BYTES` of the codec)."""
+    row_bytes = 49 + 8 * len(action.features) + 8 * MAX_IDS
+    return row_bytes * sequence.segment_len + 8 * len(action.user_features)
 
 
 def check_sizes(action: ActionConfig, sequence: SequenceConfig) -> None:

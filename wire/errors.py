@@ -9,6 +9,7 @@
     ├── BrokerUnavailable (also ConnectionError)  no broker answered in time
     ├── ClientRefused                        a Kafka client cannot work with its options, however often it tries
     ├── TopicMissing                         the broker has no such topic
+    ├── TopicReplaced                        a topic is not the one that a position is in
     └── TopicsMismatch                       a topic has a different number of partitions than configured
 
 The rooms derive their own: `state.errors`, `stream.errors`, `trainer.errors`, `serving.errors`. Each message says what
@@ -44,6 +45,10 @@ class ClientRefused(HeadraceError):
 
 class TopicMissing(HeadraceError):
     """The broker has no such topic."""
+
+
+class TopicReplaced(HeadraceError):
+    """A topic is another one than that in which a position was reached, or does not reach so far any more."""
 
 
 class TopicsMismatch(HeadraceError):

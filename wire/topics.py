@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wire.config import KafkaConfig
+from wire.example import PIECE, Address
 
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
@@ -14,9 +15,13 @@ LETTER_BYTES = 64 << 10
 """Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
 
-def segment_key(user: str, segment: int, num_slots: int) -> bytes:
-    """The key of a user's segment: the topic keeps its newest record, until segment ``segment + num_slots`` takes its
-    place. ``num_slots``: `wire.config.SequenceConfig.num_slots`."""
+def example_key(address: Address, num_slots: int) -> bytes:
+    """The key of an example: the topic keeps a whole segment's newest record until segment ``segment + num_slots``
+    takes its place, a piece's until one of a later segment does (``num_slots``: `wire.config.SequenceConfig`).
+    """
+    user, segment, first = address
+    if segment == PIECE:
+        return b"%b\x00.%d" % (user.encode(), first)
     return b"%b\x00%d" % (user.encode(), segment % num_slots)
 
 

@@ -209,7 +209,27 @@ def decode_manifest(value: bytes) -> Manifest:
 
 def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
     """``chunk``, ``manifest``, ``claim``, or an empty string for any other record."""
-    return dict(headers).get("record", b"").decode(errors="replace")
+    return (dict(headers).get("record") or b"").decode(errors="replace")  # Kafka has headers without a value
+
+
+def manifest_of(record: Any) -> Manifest | None:
+    """The manifest in a Kafka record, or None where it is none that can be read."""
+    if record_kind(record.headers) != "manifest":
+        return None
+    try:
+        return decode_manifest(record.value or b"")
+    except VersionError:
+        return None
+
+
+def claim_of(record: Any) -> Claim | None:
+    """The claim in a Kafka record, or None where it is none that can be read."""
+    if record_kind(record.headers) != "claim":
+        return None
+    try:
+        return msgspec.json.decode(record.value or b"", type=Claim)
+    except msgspec.MsgspecError:
+        return None
 
 
 @dataclass(slots=True)
@@ -239,7 +259,7 @@ class VersionAssembler:
                 self._keep_chunk(key, headers, value)
                 return None
             return self._complete(decode_manifest(value))
-        except (VersionError, ValueError, KeyError) as error:
+        except (VersionError, ValueError, KeyError, TypeError) as error:
             self.on_drop(f"version {key!r} dropped: {error}")
             return None
 

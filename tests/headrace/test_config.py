@@ -1,6 +1,7 @@
 """One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[kafak]\nprefix = 'a'\n", ["[kafak]", "did you mean kafka?"]),
         ("[kafka]\npartition = 4\n", ["partition = 4", "no such key", "did you mean partitions?"]),
         ("[kafka]\npartitions = 'many'\n", ["[kafka] partitions", "expected a whole number", "'many'"]),
-        ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected at least 1, got 0"]),
+        ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected 1 to 100000, got 0"]),
         ("[trainer]\ndropout = 1.5\n", ["trainer.dropout: expected", "got 1.5"]),
         ("kafka = 5\n", ["kafka", "expected a table of keys", "got 5"]),
         ("[kafka\n", ["expected TOML"]),
@@ -192,6 +193,59 @@ def test_a_file_in_another_encoding_is_refused_in_one_line(content: bytes, said:
 def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: Path) -> None:
     (tmp_path / "headrace.toml").write_bytes(b"\xef\xbb\xbf[kafka]\r\nprefix = 'a'\r\n")
     assert read_settings().kafka.prefix == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[action]\nkinds = 5\n", "[action] kinds: expected a list, got 5"),
+        ("[action]\nfeatures = true\n", "[action] features: expected a list, got True"),
+        ("[sequence]\nmax_context = inf\n", "[sequence] max_context: expected a "),
+        ("[sequence]\nmax_context = [1]\n", "[sequence] max_context: expected a whole number, got [1]"),
+        ("[kafka]\npartitions = true\n", "kafka.partitions: expected a number, got True"),
+        ("[trainer]\ndense_lr = false\n", "trainer.dense_lr: expected a number, got False"),
+        ("[kafka]\npartitions = 9223372036854775807\n", "kafka.partitions: expected 1 to 100000"),
+        ("[kafka]\nprefix = 'zoë'\n", "kafka.prefix: expected 1 to 200 of A-Z, a-z, 0-9"),
+        (f"[kafka]\nprefix = '{'a' * 201}'\n", "kafka.prefix: expected 1 to 200 of"),
+        ("[stream]\nsession_timeout_s = 1e9\n", "stream.session_timeout_s: expected seconds above 0, at most 2000000"),
+        ("[stream]\nmax_outbox = 99999999999999999\n", "stream.max_outbox: expected at most 9007199254740992"),
+        ("[trainer]\npublish_every_s = 1e300\n", "trainer.publish_every_s: expected at most 1e+09, got 1e+300"),
+        ("[trainer]\nevict_after_days = 1e30\n", "trainer.evict_after_days: expected at most 100000"),
+        ("[trainer]\nadam_eps = 1e300\n", "trainer.adam_eps: expected at most 3.4e+38"),
+        ('[store]\npath = "a\\u0000b"\n', "store.path: expected at most 4000 characters, none of them a control"),
+        ('[stream]\ncomponent = "a\\nb"\n', "stream.component: expected at most 4000 characters, none of them"),
+        ("[serving]\nhost = 'a..b'\n", "serving.host: expected a host name or an address, got 'a..b'"),
+        ("[stream]\nmetrics_host = ''\n", "stream.metrics_host: expected a host name or an address, got ''"),
+    ],
+)
+def test_what_no_key_can_hold_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(write(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def refusal_of(path: Path) -> str:
+    """What is said of a file; nothing where it is taken."""
+    try:
+        read_settings(path)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("section", ["kafka", "trainer", "serving", "stream", "model", "action", "sequence", "store"])
+def test_a_long_value_makes_no_long_line(section: str, tmp_path: Path) -> None:
+    names = [field.name for field in dataclasses.fields(getattr(read_settings(), section))]
+    for name in names:
+        for value in ("x" * 5_000, ["x" * 5_000] * 40):
+            said = refusal_of(write(tmp_path, f"[{section}]\n{name} = {json.dumps(value)}\n"))
+            assert len(said) < 600, said
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5_000])
+def test_a_path_that_none_can_be_is_one_line(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read it: .*; name another with --config"):
+        read_settings(path)
 
 
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.partitioner import partition_of
 from wire.status import WorkerStatus, decode_status
-from wire.topics import segment_key
+from wire.topics import example_key
 
 Row = tuple[Any, ...]
 DeadKey = tuple[int, int, int]
@@ -96,7 +96,7 @@ def written(deployment: Deployment) -> Recount:
             recount.verdicts[verdict.value] += 1
             assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
             if verdict is Verdict.ACCEPT:
-                assert record.key == segment_key(example.user, example.segment, deployment.sequence.num_slots)
+                assert record.key == example_key(example.address, deployment.sequence.num_slots)
                 _take(recount, example)
     for record in _flat(deployment.read(deployment.topics.dead_letters)):
         headers = {name: value.decode() for name, value in record.headers}

@@ -259,6 +259,29 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
 
 
+def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployment: Deployment, worker: Make) -> None:
+    first = worker("w").start()
+    first.wait_for("partition claimed", times=2)
+    wait_until(lambda: bool(last_statuses(deployment)), 20, "the first to report", 0.2)
+    second = WorkerProcess(deployment, "w", deployment.factory, folder="elsewhere")
+    second.start()
+    try:
+        assert second.process.wait(40) == 1
+    finally:
+        second.end()
+    line = second.log().splitlines()[-1]
+    assert line.startswith("headrace stream: stream.component 'w': expected a name that no other worker has"), line
+    assert "or stop that one" in line
+    home = partition_of(b"u1", deployment.partitions)
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    deployment.produce([(home, b"u1", msgspec.json.encode(action))])
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the first to go on", 0.3)
+    assert first.log().count("partitions assigned") == 1, "it never lost them"
+    first.kill()
+    second.start().wait_for("partition claimed", times=2)  # the first is gone: the name is free, on another disk too
+    second.stop()
+
+
 def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_then(
     deployment: Deployment, worker: Make
 ) -> None:

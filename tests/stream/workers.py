@@ -160,8 +160,8 @@ class WorkerProcess:
     It is forked from a process that has loaded everything, unless it has a ``prefix``: a command to run it under.
     """
 
-    def __init__(self, deployment: Deployment, name: str, factory: ProcessFactory) -> None:
-        self.folder = deployment.folder / name
+    def __init__(self, deployment: Deployment, name: str, factory: ProcessFactory, folder: str = "") -> None:
+        self.folder = deployment.folder / (folder or name)
         self.store_path = self.folder / "state"
         self.log_path = self.folder / "worker.log"
         self.module = "stream"

@@ -122,10 +122,19 @@ def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
 
 def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
     for topic in wanted:
-        num_partitions = existing.get(topic.name, topic.num_partitions)
-        if num_partitions != topic.num_partitions:
-            raise TopicsMismatch(
-                f"topic {topic.name}: expected {topic.num_partitions} partitions, the broker has {num_partitions}; "
-                f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
-                "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
-            )
+        check_partitions(topic.name, topic.num_partitions, existing.get(topic.name, topic.num_partitions))
+
+
+def check_partitions(name: str, expected: int, num_partitions: int) -> None:
+    """Raise `TopicsMismatch` where a topic has another number of partitions than it should."""
+    if num_partitions != expected:
+        raise partitions_mismatch(name, expected, num_partitions)
+
+
+def partitions_mismatch(name: str, expected: int, num_partitions: int) -> TopicsMismatch:
+    """The error of a topic with another number of partitions than it should have."""
+    return TopicsMismatch(
+        f"topic {name}: expected {expected} partitions, the broker has {num_partitions}; "
+        f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
+        "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
+    )

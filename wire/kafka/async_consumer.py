@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -36,20 +36,29 @@ async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequen
 
 
 async def read_range(
-    config: KafkaConfig, topic: str, partition: int, start: int, stop: int | None = None
+    config: KafkaConfig,
+    topic: str,
+    partition: int,
+    start: int,
+    stop: int | None = None,
+    on_gone: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[list[ConsumerRecord]]:
     """Batches of the records with ``start`` ≤ offset < ``stop`` (None: the end as it is now), in order.
 
     An explicit ``stop`` must have been delivered or acknowledged. It is not compared with the end, which the embedded
     broker understates (it returns the last batch's first offset). Records that compaction or retention has removed are
-    simply missing, so the first one may come after ``start``.
+    simply missing, so the first one may come after ``start``. Where the partition itself begins after ``start``,
+    ``on_gone`` is given its first offset.
     """
     key = TopicPartition(topic, partition)
     async with plain_consumer(config) as consumer:
         consumer.assign([key])
         if stop is None:
             stop = (await consumer.end_offsets([key]))[key]
-        start = max(start, (await consumer.beginning_offsets([key]))[key])
+        first = (await consumer.beginning_offsets([key]))[key]
+        if first > start:
+            on_gone(first)
+        start = max(start, first)
         consumer.seek(key, start)
         while await consumer.position(key) < stop:
             found = await consumer.getmany(key, timeout_ms=500, max_records=MAX_RECORDS)

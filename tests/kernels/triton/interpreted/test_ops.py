@@ -54,6 +54,14 @@ def test_attention_in_bfloat16_is_as_near_as_pytorch_s(name: str) -> None:
     cases.check_attention(CPU, torch.bfloat16, **ATTENTION[name])
 
 
+@pytest.mark.parametrize(
+    "name", ["many thresholds among far keys, several users", "context longer than a tile", "times that go back"]
+)
+def test_attention_by_the_copy_engine_equals_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch, "MANY_TOKENS", 1)
+    cases.check_attention(CPU, **ATTENTION[name])
+
+
 @pytest.mark.parametrize("tile", [(32, 32), (32, 64), (128, 64)], ids=str)
 def test_attention_is_the_same_in_tiles_of_any_shape(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another GPU, another width, another type of numbers takes another."""
