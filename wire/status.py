@@ -20,7 +20,6 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
     num_gone: int = 0
     """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
     dead: dict[str, int] = {}
