@@ -22,19 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory import MemoryEvents
 from model.config import ModelConfig
-from model.memory import events_of
 from model.tokens import ITEMS, query_times, token_times, unpack_kinds
 from serving.cache import CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import Columns, KeysValues
+from serving.retrieval import Wanted, best_items
 from wire.example import Interactions
 
 Int64 = NDArray[np.int64]
-OUT = np.float32(-1e30)
-"""The score of what does not compete."""
 logger = logging.getLogger(__name__)
 
 
@@ -152,20 +149,15 @@ class Engine:
         self.cache.put(version.which, ask.user, CacheEntry(done.columns, KeysValues.cat(parts)))
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
-        table = version.tables[ITEMS]
+        table, start_M = version.tables[ITEMS], version.network.model.start_M
         if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
-        network = version.network
-        outputs = [network.model.start_M if each.output is None else each.output for each in progress]
-        score_RV = (network.model.retrieval_query(torch.stack(outputs)) @ table.derived.T).cpu().numpy()
-        past = [table.lookup(np.ascontiguousarray(each.columns.item_n)) for each in progress]
-        version.memory.score(_events(version, progress, past), score_RV)
-        found = []
-        for each, past_n, score_V in zip(progress, past, score_RV, strict=True):
-            score_V[_excluded_rows(version, each.ask, past_n)] = OUT
-            rows = best_rows(score_V, each.ask.k, None if each.ask.allow is None else table.lookup(each.ask.allow))
-            found.append(Found(table.keys_of(rows), score_V[rows], np.ones(len(rows), np.bool_)))
-        return found
+        output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
+        wanted = [_wanted(version, each) for each in progress]
+        return [
+            Found(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
+            for rows, scores in best_items(version, output_RM, wanted)
+        ]
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Found:
         assert done.ask.candidates is not None
@@ -242,33 +234,14 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
     return token_times(part.time_ms_n, last)
 
 
-def _events(version: HeldVersion, progress: Sequence[_Progress], past: Sequence[Int64]) -> MemoryEvents:
-    """What the memory is asked: what follows each history."""
-    starts_B1 = _offsets(np.array([len(rows) for rows in past]))
-    bits_n = np.concatenate([each.columns.bits_n for each in progress])
-    return events_of(
-        np.concatenate(past), bits_n, starts_B1, np.arange(len(past)), starts_B1[1:], version.network.config,
-        is_chosen_R=None,
-    )  # fmt: skip
-
-
-def _excluded_rows(version: HeldVersion, ask: Ask, past_n: Int64) -> Int64:
-    """Rows that are no answer: what was seen, where that is left out, and what is denied."""
+def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
+    """What of the table may be answered: not what was seen, where that is left out, nor what is denied."""
+    ask, table = done.ask, version.tables[ITEMS]
+    past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
-    denied = version.tables[ITEMS].lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
-    return np.concatenate([past_n, denied]) if leaves_out else denied
-
-
-def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
-    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
-    rows = np.flatnonzero(score_V > OUT / 2)
-    rows = rows if allowed is None else np.intersect1d(rows, allowed)
-    k = min(k, len(rows))
-    if k == 0:
-        return rows[:0]
-    least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
-    rows = rows[score_V[rows] >= least]
-    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])
+    denied = table.lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    out = np.concatenate([past_n, denied]) if leaves_out else denied
+    return Wanted(ask.k, past_n, done.columns.bits_n, out, None if ask.allow is None else table.lookup(ask.allow))
 
 
 def _offsets(lengths: Int64) -> Int64:

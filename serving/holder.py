@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kernels.memory import MemoryStanding
 from model.memory import Memory
 from model.tokens import ITEMS
 from serving.network import Network
@@ -45,6 +46,8 @@ class HeldVersion:
     swapped_ms: int
     side: _Side
     num_items: int
+    standing: MemoryStanding | None
+    """What the memory scores every row by, whoever asks; None where the tables are not the host's."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -160,7 +163,9 @@ class VersionHolder:
         manifest, network = self._staged
         now_ms = int(time.time() * 1000)
         tables = self._idle.tables
-        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, tables[ITEMS].num_live)
+        memory = tables.memory if self._device.type == "cpu" else None
+        standing = memory.stand() if memory is not None else None
+        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, tables[ITEMS].num_live, standing)
         with self._free:
             before, self._current = self._current, new
         self._idle = before.side if before is not None else self._empty_side()
