@@ -97,8 +97,14 @@ class Memory:
         """What `best` needs, until this memory changes."""
         return memory_stand(self.arrays, self.num_rows, backend=self._backend)
 
-    def best(self, standing: MemoryStanding, events: MemoryEvents, query_RD: NDArray[np.float32],
-             table_VD: NDArray[np.float32], answers: MemoryAnswers) -> tuple[NDArray[np.int32], NDArray[np.float32]]:  # fmt: skip
+    def best(
+        self,
+        standing: MemoryStanding,
+        events: MemoryEvents,
+        query_RD: NDArray[np.float32],
+        table_VD: NDArray[np.float32],
+        answers: MemoryAnswers,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best rows for queries, and their scores: see `kernels.memory.memory_best`."""
         return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
 

@@ -114,6 +114,11 @@ class VersionHolder:
         return manifest.follows(self._staged[0] if self._staged else current)
 
     @property
+    def staged(self) -> Manifest | None:
+        """What `swap` would put into service."""
+        return self._staged[0] if self._staged else None
+
+    @property
     def is_anew(self) -> bool:
         """Whether it waits for the first base after `begin_anew`."""
         return self._begins_anew
@@ -122,6 +127,11 @@ class VersionHolder:
         """The versions are numbered from the start again: the next base is taken whatever its number."""
         self.discard()
         self._begins_anew = True
+
+    def end_anew(self) -> None:
+        """What `begin_anew` waited for does not come: go on as before."""
+        self.discard()
+        self._begins_anew = False
 
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
@@ -155,6 +165,11 @@ class VersionHolder:
         if self._current is not None:
             self._idle.tables = self._current.tables.copy(self._current.network.derived)
         self._staged, self._changes = None, []
+
+    def discard_staged(self) -> None:
+        """Forget what is staged, if anything is."""
+        if self._staged is not None:
+            self.discard()
 
     def swap(self) -> None:
         """What is staged becomes what answers."""

@@ -27,8 +27,8 @@ OUT = np.float32(-1e30)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds of
-    what he did; ``out_rows``: no answers; ``allowed_rows``: the only ones (None: all)."""
+    """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds
+    of what he did; ``out_rows``: no answers; ``allowed_rows``: the only ones (None: all)."""
 
     k: int
     past_rows: Int64
@@ -58,8 +58,8 @@ def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
     """What the memory is asked: what follows each history."""
     starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
     return events_of(
-        np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]), starts_B1,
-        np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
+        np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
+        starts_B1, np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
     )  # fmt: skip
 
 

@@ -34,9 +34,11 @@ from serving.messages import (
     SimilarRequest,
     UsersAnswer,
     VersionAnswer,
+    VersionName,
 )
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.pulse import Pulse, Served
+from serving.rollout import Rollout
 from serving.sender import ActionSender
 from serving.subscriber import Counters
 from serving.titles import Titles
@@ -53,6 +55,9 @@ HELP = {
     "headrace_versions_dropped_total": "Torn, corrupt, fenced or repeated versions that were not served.",
     "headrace_versions_unlinked_total": "Deltas whose base was not here.",
     "headrace_versions_refused_total": "Versions that do not fit this build.",
+    "headrace_versions_held_total": "Versions that stayed out of service: worse than the last good ones, or missing.",
+    "headrace_version_held": "1 while the newest version, or the pinned one, does not answer.",
+    "headrace_version_pinned": "1 while the version is decided by a pin.",
     "headrace_broker_up": "1 while the broker answers.",
     "headrace_histories": "Users whose history is here.",
     "headrace_history_bytes": "Memory of the histories.",
@@ -91,6 +96,7 @@ class Service:
         self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.pulse = Pulse(c.freshness_objective_s)
+        self.rollout = Rollout(c.pin)
         self._builder = AskBuilder(c, self.histories)
 
     def fail(self, error: BaseException) -> None:
@@ -201,6 +207,8 @@ class Service:
             ready=self.is_ready, version=name_of(current) if current else None,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
             freshness_s=current.freshness_s if current else None,
+            pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
+            held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -214,6 +222,9 @@ class Service:
             "headrace_version_copies_total": self.holder.num_copies,
             "headrace_versions_dropped_total": counters.num_dropped,
             "headrace_versions_unlinked_total": counters.num_unlinked,
+            "headrace_versions_held_total": self.rollout.num_held,
+            "headrace_version_held": self.rollout.held is not None,
+            "headrace_version_pinned": self.rollout.wanted is not None,
             "headrace_versions_refused_total": counters.num_refused, "headrace_broker_up": self.contact.is_up,
             "headrace_histories": len(self.histories), "headrace_history_bytes": self.histories.num_bytes,
             "headrace_histories_forgotten_total": self.histories.num_forgotten,

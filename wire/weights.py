@@ -47,6 +47,18 @@ TOPIC_ID = "topic id"
 """Key of `Manifest.source`: the broker's own id of the sequences topic, whose name may be given again."""
 
 
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trainer knows of how good a version is, predicted before it was learned: over its newest ``num_targets``
+    targets HR@10 and, of all kinds, normalised entropy and calibration (what was predicted over what came); None where
+    nothing was counted. ``probe``: what the weights say to the fixed inputs of `model.probe`."""
+
+    num_targets: int = 0
+    hr10: float | None = None
+    ne: float | None = None
+    calibration: float | None = None
+    probe: list[float] = []
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
 
@@ -85,6 +97,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The lineage that this one began from (``--from-published``), with its weights as they were at ``first_step``."""
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
+    quality: Quality = Quality()
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.epoch, self.number
 
     @property
     def next_step(self) -> int:

@@ -155,9 +155,9 @@ class MemoryStanding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryAnswers:
-    """What may be answered to each of R queries: ``k_R`` (R,) int64, the most answers; ``out_rows`` int32, rows that are
-    none: those of query r are ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 where the
-    rows of ``allowed_rows`` (the same way, none twice) are the only ones."""
+    """What may be answered to each of R queries: ``k_R`` (R,) int64, the most answers; ``out_rows`` int32, rows that
+    are none: those of query r are ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 where
+    the rows of ``allowed_rows`` (the same way, none twice) are the only ones."""
 
     k_R: Int64
     out_rows: Int32
