@@ -27,11 +27,11 @@ class Heartbeat(threading.Thread):
     """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
-                 num_requests: Callable[[], int], every_s: float, rollout: Rollout) -> None:  # fmt: skip
+                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder
         self._num_requests, self._every_s = num_requests, every_s
-        self._rollout = rollout
+        self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
 
     def stop(self) -> None:

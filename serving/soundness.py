@@ -30,7 +30,13 @@ def check_sound(version: Version, network: Network) -> None:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise VersionError(f"{name} of the {part} is not finite")
+    _check_few_items(version, network)
     _check_probe(version, network)
+
+
+def _check_few_items(version: Version, network: Network) -> None:
+    """That the model predicts something finite of a few of a version's own items."""
+    snapshot = version.snapshot
     rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
     num = len(rows_ND)
     if not num:

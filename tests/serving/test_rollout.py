@@ -117,7 +117,7 @@ def test_a_server_that_starts_while_the_newest_is_held_back_answers_from_the_las
     ruined = publish(wire, world, "delta", msgspec.structs.replace(GOOD, ne=3.0))
     with subscriber(wire) as thread:
         served(thread, good)
-        assert thread.rollout.held == ruined
+        wait_until(lambda: thread.rollout.held == ruined, 20, "the newest to be held back")
         assert "normalised entropy 3.000, 0.900 before" in thread.rollout.why
 
 
