@@ -52,6 +52,14 @@ class ServingConfig:
     """Candidates are ranked this many at a time: bounds the memory of one request."""
     cache_bytes: int = 256_000_000
     """Bound of cached keys and values; 0 turns the cache off."""
+    cache_versions: int = 16
+    """What so many versions ago was cached may serve, while that changes no score by more than `cache_error`, as
+    measured on the requests themselves; before that is known, and where it is not so, answers are exact. 0: always."""
+    cache_error: float = 0.05
+    """In units of scores: 0.05 is a chance that is 5% higher or lower than it would be."""
+    warm_s: float = 0.25
+    """How long a new version may wait while what the cache held for the last one is computed for it, of the users who
+    have asked since, the latest first; 0: requests pay for it."""
     history_bytes: int = 1_000_000_000
     """Bound of stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
     connect_timeout_s: float = 20.0
@@ -106,4 +114,9 @@ class ServingConfig:
         )
         expect(self.guard_calibration > 1, "serving.guard_calibration", "above 1", self.guard_calibration, "3 is usual")
         expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
+        expect(
+            self.cache_versions >= 0, "serving.cache_versions", "0 (exact) or more", self.cache_versions, "0 is exact"
+        )
+        expect(self.warm_s >= 0, "serving.warm_s", "0 or more", self.warm_s, "0 is off")
+        expect(self.cache_error > 0, "serving.cache_error", "above 0", self.cache_error, "cache_versions = 0 is exact")
         expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ import torch
 from kernels.memory import MemoryStanding
 from model.memory import Memory
 from model.tokens import ITEMS
+from serving.cache import Born
 from serving.network import Network
 from serving.soundness import check_sound
 from serving.tables import TableSet
@@ -46,6 +47,7 @@ class HeldVersion:
     swapped_ms: int
     side: _Side
     num_items: int
+    born: Born
     standing: MemoryStanding | None
     """What the memory scores every row by, whoever asks; None where the tables are not the host's."""
 
@@ -84,6 +86,9 @@ class VersionHolder:
         self._changes: list[Change] = []
         self._names: dict[int, str | int] = {}
         self._begins_anew = False
+        self._num_anew = 0
+        self.before_swap: list[Callable[[HeldVersion], Callable[[], None]]] = []
+        """Called with a version that is about to answer; what they return is called when it does."""
         self.num_swaps = 0
         self.num_copies = 0
         """Swaps that had to pay for a copy because requests held on to the version before the last."""
@@ -127,6 +132,7 @@ class VersionHolder:
         """The versions are numbered from the start again: the next base is taken whatever its number."""
         self.discard()
         self._begins_anew = True
+        self._num_anew += 1
 
     def end_anew(self) -> None:
         """What `begin_anew` waited for does not come: go on as before."""
@@ -180,9 +186,14 @@ class VersionHolder:
         tables = self._idle.tables
         memory = tables.memory if self._device.type == "cpu" else None
         standing = memory.stand() if memory is not None else None
-        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, tables[ITEMS].num_live, standing)
+        born = Born((manifest.epoch, self._num_anew), self.num_swaps)
+        num_items = tables[ITEMS].num_live
+        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, num_items, born, standing)
+        after_swap = [prepare(new) for prepare in self.before_swap]
         with self._free:
             before, self._current = self._current, new
+        for finish in after_swap:
+            finish()
         self._idle = before.side if before is not None else self._empty_side()
         self._idle.missed = self._changes
         self._staged, self._changes = None, []
