@@ -247,7 +247,8 @@ class Stage:
         for record in self._read_on():
             recount.num_records += 1
             kind = record_kind(record.headers)
-            with suppress(msgspec.MsgspecError, TypeError, ValueError, AttributeError):  # a foreign record is none of these
+            # Foreign records may claim to be either.
+            with suppress(msgspec.MsgspecError, TypeError, ValueError, AttributeError):
                 if kind == "claim":
                     recount.claims.append(msgspec.json.decode(record.value, type=Claim))
                 elif kind == "manifest":
