@@ -80,7 +80,7 @@ def lose(rng: np.random.Generator, versions: Versions) -> None:
 
 
 def reorder(rng: np.random.Generator, versions: Versions) -> None:
-    rng.shuffle(versions[rng.integers(NUM_FAULTED)])  # type: ignore[arg-type]
+    rng.shuffle(versions[rng.integers(NUM_FAULTED)])
 
 
 def interleave(rng: np.random.Generator, versions: Versions) -> None:
