@@ -91,7 +91,7 @@ def connected(
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes, max_context))
+    service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences))
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
         weights, topics.weights, holder, contact=service.contact, counters=service.counters, rollout=service.rollout,

@@ -8,7 +8,7 @@ lives on the host, turns them into scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ OUT = np.float32(-1e30)
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
     """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds
-    of what he did; ``out_rows``: no answers; ``allowed_rows``: the only ones (None: all)."""
+    of what he did, which is no answer where it ``leaves_out_past``; ``denied_rows``: no answers either;
+    ``allowed_rows``: the only ones (None: all)."""
 
     k: int
     past_rows: Int64
     bits_n: NDArray[np.uint32]
-    out_rows: Int64
+    leaves_out_past: bool
+    denied_rows: Int64
     allowed_rows: Int64 | None
 
 
@@ -47,7 +49,7 @@ def best_items(
         return _by_scores(version, query_RD, events, wanted)
     table = version.tables[ITEMS].derived
     answers = MemoryAnswers.of(
-        [each.k for each in wanted], [each.out_rows for each in wanted], [each.allowed_rows for each in wanted]
+        [each.k for each in wanted], [each.denied_rows for each in wanted], [each.allowed_rows for each in wanted]
     )
     row_RK, score_RK = version.memory.best(version.standing, events, query_RD.numpy(), table.numpy(), answers)
     nums = (row_RK >= 0).sum(axis=1).tolist()
@@ -57,10 +59,12 @@ def best_items(
 def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
     """What the memory is asked: what follows each history."""
     starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
-    return events_of(
+    events = events_of(
         np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
         starts_B1, np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
     )  # fmt: skip
+    leaves_out = np.array([each.leaves_out_past for each in wanted])
+    return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))
 
 
 def _by_scores(
@@ -70,7 +74,9 @@ def _by_scores(
     version.memory.score(events, score_RV)
     found = []
     for each, score_V in zip(wanted, score_RV, strict=True):
-        score_V[each.out_rows] = OUT
+        score_V[each.denied_rows] = OUT
+        if each.leaves_out_past:
+            score_V[each.past_rows] = OUT
         rows = best_rows(score_V, each.k, each.allowed_rows)
         found.append((rows, score_V[rows]))
     return found
