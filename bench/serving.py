@@ -54,7 +54,7 @@ SERVERS = {
     "uncached": {"cache_bytes": 0},
     "one by one": {"max_batch": 1, "cache_versions": 0},
 }
-"""What each may do; the versions here change little, so that what earlier ones left may be used where that is allowed."""
+"""What each may do. Versions change little here: what earlier ones left is used where that is allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,8 +298,8 @@ def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
     past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
     denied = table.lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
-    out = np.concatenate([past_n, denied]) if leaves_out else denied
-    return Wanted(ask.k, past_n, done.columns.bits_n, out, None if ask.allow is None else table.lookup(ask.allow))
+    allowed = None if ask.allow is None else table.lookup(ask.allow)
+    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied, allowed)
 
 
 def _offsets(lengths: Int64) -> Int64:

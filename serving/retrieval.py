@@ -28,12 +28,14 @@ OUT = np.float32(-1e30)
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
     """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds
-    of what he did; ``out_rows``: no answers; ``allowed_rows``: the only ones (None: all)."""
+    of what he did, which is no answer where it ``leaves_out_past``; ``denied_rows``: no answers either;
+    ``allowed_rows``: the only ones (None: all)."""
 
     k: int
     past_rows: Int64
     bits_n: NDArray[np.uint32]
-    out_rows: Int64
+    leaves_out_past: bool
+    denied_rows: Int64
     allowed_rows: Int64 | None
 
 
@@ -47,7 +49,7 @@ def best_items(
         return _by_scores(version, query_RD, events, wanted)
     table = version.tables[ITEMS].derived
     answers = MemoryAnswers.of(
-        [each.k for each in wanted], [each.out_rows for each in wanted], [each.allowed_rows for each in wanted]
+        [each.k for each in wanted], [each.denied_rows for each in wanted], [each.allowed_rows for each in wanted]
     )
     row_RK, score_RK = version.memory.best(version.standing, events, query_RD.numpy(), table.numpy(), answers)
     nums = (row_RK >= 0).sum(axis=1).tolist()
@@ -57,41 +59,33 @@ def best_items(
 def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
     """What the memory is asked: what follows each history."""
     starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
-    return events_of(
+    events = events_of(
         np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
         starts_B1, np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
     )  # fmt: skip
+    leaves_out = np.array([each.leaves_out_past for each in wanted])
+    return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))
 
 
 def _by_scores(
     version: HeldVersion, query_RD: Tensor, events: MemoryEvents, wanted: Sequence[Wanted]
 ) -> list[tuple[Int64, NDArray[np.float32]]]:
     score_RV = torch.matmul(query_RD, version.tables[ITEMS].derived.T).cpu().numpy()
-    version.memory.score(_without(events, [_no_answers(each, version.memory.num_rows) for each in wanted]), score_RV)
+    version.memory.score(events, score_RV)
     found = []
     for each, score_V in zip(wanted, score_RV, strict=True):
-        rows = best_rows(score_V, each.k)
+        score_V[each.denied_rows] = OUT
+        if each.leaves_out_past:
+            score_V[each.past_rows] = OUT
+        rows = best_rows(score_V, each.k, each.allowed_rows)
         found.append((rows, score_V[rows]))
     return found
 
 
-def _no_answers(wanted: Wanted, num_rows: int) -> Int64:
-    if wanted.allowed_rows is None:
-        return wanted.out_rows
-    return np.concatenate([wanted.out_rows, np.setdiff1d(np.arange(num_rows), wanted.allowed_rows)])
-
-
-def _without(events: MemoryEvents, out: Sequence[Int64]) -> MemoryEvents:
-    """The events, in which these rows of each do not compete."""
-    rows = [each[each > 0] for each in out]
-    ends = np.cumsum([len(each) for each in rows], dtype=np.int64)
-    begins = ends - np.array([len(each) for each in rows], np.int64)
-    return replace(events, met_rows=np.concatenate(rows).astype(np.int32), met_begin_R=begins, met_end_R=ends)
-
-
-def best_rows(score_V: NDArray[np.float32], k: int) -> Int64:
-    """The ``k`` best rows that compete; best first, equal scores by row."""
+def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
+    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
     rows = np.flatnonzero(score_V > OUT / 2)
+    rows = rows if allowed is None else np.intersect1d(rows, allowed)
     k = min(k, len(rows))
     if k == 0:
         return rows[:0]

@@ -242,7 +242,7 @@ class Learner:
         side_nM = self._side_inputs(batch, leaves, now_ms)
         kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
         x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
-        tail = tail_of(batch)
+        tail = _tail(batch)
         y_SM = self._encode(batch, x_TM, tail)
         item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
@@ -421,7 +421,7 @@ class Learner:
         self.memory.forget(rows)
 
 
-def tail_of(batch: JaggedBatch) -> Tail:
+def _tail(batch: JaggedBatch) -> Tail:
     """The tokens that are read: from the action before each user's first target on."""
     first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
     num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)

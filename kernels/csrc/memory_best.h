@@ -1,14 +1,12 @@
 // The best rows of a few queries, exactly, in one pass over the table: included by csrc/level/memory.cpp alone.
-// The best by the weighted sum are then looked at again (shortlist.h), as a prediction's are.
 //
 // What of a score depends on the row and the length of the history alone (`base`: the standing features under each bucket's
 // gains) is made once for a memory that no longer changes. A tile of scores is then one product: the table's rows with the
-// queries, and the rows' bases with the queries' buckets as one-hot columns. What a history adds (evidence, or OUT for what is
-// no answer) touches a few thousand rows a query. A small table is one tile, to which it is added at once; of a large one it is
-// sorted by tile first.
+// queries, and the rows' bases with the queries' buckets as one-hot columns. What a history adds (evidence, or OUT for what was
+// met) touches a few thousand rows a query. A small table is one tile, to which it is added at once; of a large one it is
+// sorted by tile first. The best rows are then looked at again (shortlist.h), which may move them behind some that are not, so
+// a few more than asked for are kept until then.
 #pragma once
-
-#include <algorithm>
 
 // The argument, as the caller lays it out (kernels/memory/cpp.py).
 struct StandCall {
@@ -17,12 +15,12 @@ struct StandCall {
 };
 
 struct BestCall {
-    MemoryCall memory;                  // of its events only the past counts
+    MemoryCall memory;                  // of its events the past counts, and what was met, which is no answer
     const float *base_VB, *root_V;      // of memory_stand
     const float *query_RD, *table_VD;
     int64_t width, most;                // D; the rows that there is room for in the answer of a query
     const int64_t* k_R;
-    const int32_t* out_rows;            // no answers
+    const int32_t* out_rows;            // no answers either, though they are looked at
     const int64_t* out_begin_R1;
     const int32_t* allowed_rows;        // the only answers, of the queries that are limited to some
     const int64_t* allowed_begin_R1;
@@ -132,17 +130,15 @@ struct Best {
         sift(k, 0);
     }
     float least() const { return k ? at[0].score : INFINITY; }
-    // Best first: the worst goes to the end again and again. Returns how many there are.
-    int64_t sort() {
+    void write(int32_t* rows, float* scores, int64_t most) {  // the worst goes to the end again and again
+        for (int64_t i = k; i < most; ++i) rows[i] = -1, scores[i] = -INFINITY;
         for (int64_t size = k; size > 0; --size) {
-            const Candidate worst = at[0];
+            const bool is_any = at[0].row != INT32_MAX;
+            rows[size - 1] = is_any ? at[0].row : -1;
+            scores[size - 1] = is_any ? at[0].score : -INFINITY;
             at[0] = at[size - 1];
             sift(size - 1, 0);
-            at[size - 1] = worst;
         }
-        int64_t num = k;
-        while (num > 0 && at[num - 1].row == INT32_MAX) --num;
-        return num;
     }
 };
 
@@ -153,10 +149,11 @@ struct BestPass {
     Scratch s = {};
     uint8_t* barred = nullptr;
     float *query_DQ = nullptr, *bucket_BQ = nullptr, *tile = nullptr, *few = nullptr, *rows = nullptr, *bases = nullptr, *gain = nullptr;
-    float* standing = nullptr;
     Extra *extras = nullptr, *sorted = nullptr;
     int64_t* chunk_end = nullptr;
-    Best best[MOST_QUERIES] = {};
+    Best best[MOST_QUERIES] = {}, answer = {};
+    Candidate* ranked = nullptr;
+    float* standing = nullptr;
 
     const MemoryCall& memory() const { return call.memory; }
     int64_t num_past(int64_t r) const { return memory().past_end_R[r] - memory().past_begin_R[r]; }
@@ -168,9 +165,16 @@ inline int64_t most_extras(const BestCall& call, int64_t first, int64_t num) {
     for (int64_t r = first; r < first + num; ++r) {
         const int64_t past = call.memory.past_end_R[r] - call.memory.past_begin_R[r];
         total += min64(call.memory.num_rows, min64(past, WIDE_LAGS) * call.memory.width + past);
-        total += call.out_begin_R1[r + 1] - call.out_begin_R1[r];
+        total += call.memory.met_end_R[r] - call.memory.met_begin_R[r];
     }
     return total;
+}
+
+// How many of the best by the weighted sum are needed: a query of limited answers needs those that are looked at again.
+inline int64_t num_kept(const BestCall& call, int64_t r) {
+    if (call.k_R[r] == 0) return 0;
+    const int64_t more = call.limited_R[r] ? 0 : call.k_R[r] + call.out_begin_R1[r + 1] - call.out_begin_R1[r];
+    return min64(call.memory.num_rows, LISTED + more);
 }
 
 inline bool make_pass(BestPass& p, Blank& blank) {
@@ -195,13 +199,16 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.extras = arena.get<Extra>(num_extras);
         p.sorted = arena.get<Extra>(num_extras);
         p.chunk_end = arena.get<int64_t>(p.num_chunks + 1);
-        p.standing = arena.get<float>(BEST_CHUNK * NUM_STANDING);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
+        p.standing = arena.get<float>(W * NUM_STANDING);
+        int64_t most = 0;
         for (int64_t q = 0; q < p.num; ++q) {
-            // Any of the list may fall behind others when it is looked at again.
-            p.best[q].k = call.k_R[p.first + q] ? call.k_R[p.first + q] + LISTED : 0;
+            p.best[q].k = num_kept(call, p.first + q);
             p.best[q].at = arena.get<Candidate>(p.best[q].k + 1);
+            most = max64(most, p.best[q].k);
         }
+        p.answer.at = arena.get<Candidate>(call.most + 1);
+        p.ranked = arena.get<Candidate>(most + 1);
         if (pass == 0 && !arena.allocate()) return false;
     }
     if (!blank.at_least(m.num_rows)) return false;
@@ -239,12 +246,13 @@ inline void multiply(BestPass& p, const float* rows, const float* bases, int64_t
     }
 }
 
-// The same of the rows that one query may choose among, wherever they are.
-inline void score_allowed(BestPass& p, int64_t q) {
+// The weighted sums of the rows that one query may choose among, wherever they are, offered but for those that were met.
+inline void offer_allowed(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
-    const int64_t r = p.first + q, num_buckets = call.memory.num_buckets, end = call.allowed_begin_R1[r + 1];
+    const MemoryCall& m = call.memory;
+    const int64_t r = p.first + q, num_buckets = m.num_buckets, end = call.allowed_begin_R1[r + 1];
     const v8 gain = load8(p.gains(q) + NUM_STANDING);
-    for (int64_t k = call.out_begin_R1[r]; k < call.out_begin_R1[r + 1]; ++k) p.barred[call.out_rows[k]] = 1;
+    for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) p.barred[m.met_rows[k]] |= 4;
     for (int64_t at = call.allowed_begin_R1[r]; at < end; at += BEST_CHUNK) {
         const int64_t num = min64(BEST_CHUNK, end - at);
         for (int64_t i = 0; i < round_up(num, MR); ++i) {
@@ -255,11 +263,11 @@ inline void score_allowed(BestPass& p, int64_t q) {
         multiply(p, p.rows, p.bases, round_up(num, MR), p.few);
         for (int64_t i = 0; i < num; ++i) {
             const int32_t row = call.allowed_rows[at + i];
-            if (p.barred[row]) continue;
-            p.best[q].offer({p.few[i * p.padded + q] + sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain), row});
+            if (p.barred[row] & ~2) continue;
+            p.answer.offer({p.few[i * p.padded + q] + sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain), row});
         }
     }
-    for (int64_t k = call.out_begin_R1[r]; k < call.out_begin_R1[r + 1]; ++k) p.barred[call.out_rows[k]] = 0;
+    for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) p.barred[m.met_rows[k]] &= ~4;
 }
 
 // The scores of rows `from` on before any history, as many as a tile holds; how many there are.
@@ -277,30 +285,84 @@ inline int64_t fill_tile(BestPass& p, int64_t from) {
     return num;
 }
 
-// What each history adds to which row: to the one tile, or noted for many.
-inline void note_histories(BestPass& p) {
+// The best few, best first, looked at again while the evidence is there; then what may be answered.
+inline void answer(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
-    const bool is_one = p.num_chunks == 1;
-    for (int64_t q = 0; q < p.num; ++q) {
-        const int64_t r = p.first + q;
-        if (call.k_R[r] == 0) continue;
-        collect(call.memory, p.s, call.memory.past_rows + call.memory.past_begin_R[r], p.num_past(r));
-        const v8 gain = load8(p.gains(q) + NUM_STANDING);
-        const auto add = [&](int32_t row, float value) {
-            if (is_one) p.tile[row * p.padded + q] += value;
-            else p.extras[p.num_extras++] = {row, (int32_t)q, value};
-        };
-        if (call.limited_R[r]) {
-            score_allowed(p, q);
-        } else {
-            for (int64_t t = 0; t < p.s.num_touched; ++t) {
-                const int32_t row = p.s.touched[t];
-                add(row, sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain));
-            }
-            for (int64_t k = call.out_begin_R1[r]; k < call.out_begin_R1[r + 1]; ++k) add(call.out_rows[k], OUT);
-        }
-        clear(p.s);
+    const MemoryCall& m = call.memory;
+    const int64_t r = p.first + q;
+    Best& best = p.best[q];
+    int64_t num = 0;
+    for (int64_t size = best.k; size > 0; --size) {  // the worst goes to the end again and again
+        if (best.at[0].row != INT32_MAX) ++num;
+        p.ranked[size - 1] = best.at[0];
+        best.at[0] = best.at[size - 1];
+        best.sift(size - 1, 0);
     }
+    Shortlist<NUM_SEEN>& list = *p.s.shortlist;
+    list.num = min64(num, LISTED);
+    p.s.padded = W;
+    for (int64_t c = 0; c < LISTED; ++c) {
+        const bool is_listed = c < list.num;
+        const int64_t row = is_listed ? p.ranked[c].row : 0;
+        const float* e = p.s.evidence + row * NUM_EVIDENCE;
+        list.row[c] = (int32_t)row;
+        list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
+        const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
+        p.s.standing = p.standing - row;
+        stand(m, p.s, row, row + 1);
+        float logit = 0.0f;
+        for (int64_t d = 0; d < call.width; ++d) logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
+        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * W];
+        for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        list.raw[MODEL][c] = used * logit;
+        list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
+        list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
+        list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket_of(m, p.num_past(r));
+    }
+    float shift = 0.0f;
+    if (list.num) {
+        list.look(m.shortlist_weight, m.shortlist_norm);
+        shift = list.shift();
+    }
+    const int64_t out_from = call.out_begin_R1[r], out_to = call.out_begin_R1[r + 1];
+    for (int64_t k = out_from; k < out_to; ++k) p.barred[call.out_rows[k]] = 1;
+    p.answer.k = call.k_R[r];
+    p.answer.start();
+    if (call.limited_R[r]) {  // those that are looked at again are offered below, and no others of the list
+        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k) p.barred[call.allowed_rows[k]] |= 2;
+        for (int64_t c = 0; c < list.num; ++c) {
+            uint8_t& state = p.barred[list.row[c]];
+            if (state == 2) p.answer.offer({list.out[c] + shift, list.row[c]});
+            state |= 1;
+        }
+        offer_allowed(p, q);
+        for (int64_t c = 0; c < list.num; ++c) p.barred[list.row[c]] = 0;
+        for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k) p.barred[call.allowed_rows[k]] = 0;
+    } else {
+        for (int64_t i = 0; i < num; ++i)
+            if (!p.barred[p.ranked[i].row])
+                p.answer.offer({i < list.num ? list.out[i] + shift : p.ranked[i].score, p.ranked[i].row});
+    }
+    for (int64_t k = out_from; k < out_to; ++k) p.barred[call.out_rows[k]] = 0;
+    p.answer.write(call.row_RK + r * call.most, call.score_RK + r * call.most, call.most);
+}
+
+// What a history adds to which row: to the one tile, or noted for many. Its evidence stays.
+inline void note_history(BestPass& p, int64_t q) {
+    const MemoryCall& m = p.call.memory;
+    const int64_t r = p.first + q;
+    const bool is_one = p.num_chunks == 1;
+    collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
+    const v8 gain = load8(p.gains(q) + NUM_STANDING);
+    const auto add = [&](int32_t row, float value) {
+        if (is_one) p.tile[row * p.padded + q] += value;
+        else p.extras[p.num_extras++] = {row, (int32_t)q, value};
+    };
+    for (int64_t t = 0; t < p.s.num_touched; ++t) {
+        const int32_t row = p.s.touched[t];
+        add(row, sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain));
+    }
+    for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) add(m.met_rows[k], OUT);
 }
 
 inline void sort_extras(BestPass& p) {
@@ -327,19 +389,32 @@ inline void offer_tile(BestPass& p, int64_t first_row, int64_t num, float* least
         }
 }
 
-inline void score_table(BestPass& p) {
+inline void score_small_table(BestPass& p) {
+    const int64_t num = fill_tile(p, 0);
+    for (int64_t q = 0; q < p.num; ++q) {
+        if (p.best[q].k) {
+            note_history(p, q);
+            float least = p.best[q].least();
+            for (int64_t row = 0; row < num; ++row) {
+                const float score = p.tile[row * p.padded + q];
+                if (!(score >= least)) continue;
+                p.best[q].offer({score, (int32_t)row});
+                least = p.best[q].least();
+            }
+        }
+        answer(p, q);
+        if (p.best[q].k) clear(p.s);
+    }
+}
+
+inline void score_large_table(BestPass& p) {
     float least_Q[MOST_QUERIES];
     for (int64_t q = 0; q < p.padded; ++q) {
-        const bool is_asked = q < p.num && p.call.k_R[p.first + q] > 0 && !p.call.limited_R[p.first + q];
-        least_Q[q] = is_asked ? OUT / 2 : INFINITY;
+        least_Q[q] = q < p.num ? p.best[q].least() : INFINITY;
+        if (q >= p.num || !p.best[q].k) continue;
+        note_history(p, q);
+        clear(p.s);
     }
-    if (p.num_chunks == 1) {
-        const int64_t num = fill_tile(p, 0);
-        note_histories(p);
-        offer_tile(p, 0, num, least_Q);
-        return;
-    }
-    note_histories(p);
     sort_extras(p);
     int64_t e = 0;
     for (int64_t c = 0; c < p.num_chunks; ++c) {
@@ -347,58 +422,12 @@ inline void score_table(BestPass& p) {
         for (; e < p.chunk_end[c]; ++e) p.tile[(p.sorted[e].row - from) * p.padded + p.sorted[e].query] += p.sorted[e].add;
         offer_tile(p, from, num, least_Q);
     }
-}
-
-// What the best rows of a query, in their order, are worth when they are looked at again.
-inline void look_again(BestPass& p, int64_t q, int64_t num) {
-    const BestCall& call = p.call;
-    const MemoryCall& m = call.memory;
-    const int64_t r = p.first + q;
-    Candidate* const at = p.best[q].at;
-    Shortlist<NUM_SEEN>& list = *p.s.shortlist;
-    memset(static_cast<void*>(&list), 0, sizeof list);
-    list.num = min64(num, LISTED);
-    collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
-    const int bucket = bucket_of(m, p.num_past(r));
-    const float* query = call.query_RD + r * call.width;
-    Scratch one;
-    one.padded = BEST_CHUNK;
-    for (int64_t c = 0; c < LISTED; ++c) {
-        list.score[c] = c < list.num ? at[c].score : UNLISTED;
-        if (c >= list.num) continue;
-        const int64_t row = at[c].row;
-        list.listed[c] = 1.0f;
-        one.standing = p.standing - row;
-        stand(m, one, row, row + 1);
-        const float *e = p.s.evidence + row * NUM_EVIDENCE, *of = call.table_VD + row * call.width;
-        const float lead = at[c].score - at[0].score;
-        float logit = 0;
-        for (int64_t d = 0; d < call.width; ++d) logit += query[d] * of[d];
-        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = p.standing[f * BEST_CHUNK];
-        for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = e[f];
-        list.raw[MODEL][c] = logit;
-        list.raw[LEAD][c] = lead > LAST_LEAD ? lead : LAST_LEAD;
-        list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? 1.0f : 0.0f;
-        list.raw[LENGTH][c] = LENGTH_SCALE * (float)bucket;
-    }
-    clear(p.s);
-    list.look(m.shortlist_weight, m.shortlist_norm);
-    const float shift = list.shift();
-    for (int64_t c = 0; c < list.num; ++c) at[c].score = list.out[c] + shift;
-}
-
-// The answer of a query: its best rows after the second look.
-inline void answer(BestPass& p, int64_t q) {
-    const BestCall& call = p.call;
-    const int64_t r = p.first + q, k = call.k_R[r];
-    Candidate* const at = p.best[q].at;
-    const int64_t num = p.best[q].sort();
-    if (num > 0) look_again(p, q, num);
-    std::sort(at, at + num, [](const Candidate& a, const Candidate& b) { return Best::worse(b, a); });
-    for (int64_t i = 0; i < call.most; ++i) {
-        const bool is_any = i < min64(k, num);
-        call.row_RK[r * call.most + i] = is_any ? at[i].row : -1;
-        call.score_RK[r * call.most + i] = is_any ? at[i].score : -INFINITY;
+    for (int64_t q = 0; q < p.num; ++q) {
+        const MemoryCall& m = p.call.memory;
+        const int64_t r = p.first + q;
+        if (p.best[q].k) collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
+        answer(p, q);
+        if (p.best[q].k) clear(p.s);
     }
 }
 
@@ -408,8 +437,8 @@ inline bool find_best(const BestCall& call) {
         BestPass p{call, first, min64(MOST_QUERIES, call.memory.num_events - first)};
         if (!make_pass(p, blank)) return false;
         lay_out(p);
-        score_table(p);
-        for (int64_t q = 0; q < p.num; ++q) answer(p, q);
+        if (p.num_chunks == 1) score_small_table(p);
+        else score_large_table(p);
     }
     return true;
 }

@@ -105,18 +105,15 @@ def memory_best(
 ) -> tuple[Int32, Float32]:
     """See `kernels.memory.memory_best`."""
     num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
+    score_RV = query_RD @ table_VD[:num_rows].T
+    memory_scores(memory, num_rows, events, score_RV)
     row_RK = np.full((len(query_RD), most), -1, np.int32)
     score_RK = np.full((len(query_RD), most), -np.inf, np.float32)
-    standing_FV = _standing(memory, num_rows)
-    for r, logit_V in enumerate(query_RD @ table_VD[:num_rows].T):
-        past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
-        out = answers.out_rows[answers.out_begin_R1[r] : answers.out_begin_R1[r + 1]]
+    for r, score_V in enumerate(score_RV):
+        score_V[answers.out_rows[answers.out_begin_R1[r] : answers.out_begin_R1[r + 1]]] = OUT
         if answers.limited_R[r]:
             allowed = answers.allowed_rows[answers.allowed_begin_R1[r] : answers.allowed_begin_R1[r + 1]]
-            out = np.union1d(out, np.setdiff1d(np.arange(num_rows), allowed))
-        done = _mix(memory, num_rows, standing_FV, past, out, 0, logit_V)
-        score_V = np.where(done.competes_V, done.score_V, OUT)
-        _Shortlist(memory, done).rescore(score_V)
+            score_V[np.setdiff1d(np.arange(num_rows), allowed)] = OUT
         order = np.argsort(-score_V, kind="stable")[: answers.k_R[r]]
         order = order[score_V[order] > OUT / 2]
         row_RK[r, : len(order)], score_RK[r, : len(order)] = order, score_V[order]

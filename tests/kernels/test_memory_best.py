@@ -84,7 +84,7 @@ def test_equal_scores_come_in_the_order_of_rows() -> None:
     world.memory.seen[:], world.memory.heat[:], world.memory.first[1:] = 0, 0, 0
     world.memory.num_neighbours[:] = 0
     world.memory.last[:] = -1
-    world.memory.shortlist_weight[:] = 0  # its rounding would part what is equal
+    world.memory.shortlist_weight[:] = 0
     world.table_VD[:] = 0
     none = np.zeros(0, np.int64)
     world.answers = MemoryAnswers.of([6], [np.array([2, 200])], [None])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import Tail
 from model.memory import events_of
 from serving import engine as engine_module
 from serving.cache import Born
@@ -18,7 +19,6 @@ from serving.holder import HeldVersion, VersionHolder
 from serving.reuse import ReuseProbe
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
-from trainer.step import tail_of
 from wire.example import Example, Interactions
 from wire.example_codec import encode_example
 from wire.hashing import item_hash
@@ -78,10 +78,10 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         rows = torch.from_numpy(learner.items.lookup(batch.item_n))
         items_nM = learner.model.item_inputs(learner.items.weight[rows])
         actions_nM = learner.model.action_inputs(items_nM, torch.from_numpy(batch.kinds_nK))
-        tail = tail_of(batch)
-        y_SM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM), tail)
+        everything = Tail.behind(torch.zeros(1, dtype=torch.int64), torch.from_numpy(2 * batch.starts_B1))
+        y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM), everything)
         table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
-        item_RM, before_SM = learner._outputs(batch, np.arange(1), y_SM, tail)
+        item_RM, before_SM = learner._outputs(batch, np.arange(1), y_TM, everything)
         logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
         events = events_of(
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
