@@ -82,8 +82,8 @@ class TrainerConfig:
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
     changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
     recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``,
-    on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a step waits for its launches:
-    small models, small batches."""
+    on a GPU alone: replays a step's passes as graphs (`trainer.graph_step`; the layers' alone where not the whole
+    catalogue competes), which pays where a step waits for its launches: small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"
