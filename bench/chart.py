@@ -28,11 +28,15 @@ def draw(records: Sequence[Record]) -> str:
                 body, height = _panel(stream, num, task, here, y)
                 panels.append(body)
                 y += height + GAP
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" '
+    return "\n".join([head(WIDTH, y), f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>', *panels, "</svg>", ""])
+
+
+def head(width: int, height: int) -> str:
+    """The start of a picture."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="system-ui, sans-serif" font-size="12">'
     )
-    return "\n".join([head, f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>', *panels, "</svg>", ""])
 
 
 def _panel(stream: str, num: int, task: str, records: Sequence[Record], y: int) -> tuple[str, int]:
@@ -40,7 +44,7 @@ def _panel(stream: str, num: int, task: str, records: Sequence[Record], y: int) 
     everybody = [best(records, who) for who in dict.fromkeys(record["who"] for record in records)]
     everybody.sort(key=lambda each: -sign * each["value"])
     measured = "HR@10 (more is better)" if task == "retrieval" else "normalised entropy (less is better)"
-    parts = [_text(16, y - 12, f"{stream}, {num:,} actions: {measured}", weight="bold")]
+    parts = [text(16, y - 12, f"{stream}, {num:,} actions: {measured}", weight="bold")]
     lowest = 0.0 if task == "retrieval" else min(each["value"] for each in everybody) - 0.05
     most = max(each["value"] + each["half_width"] for each in everybody)
     for number, each in enumerate(everybody):
@@ -55,9 +59,9 @@ def _bar(each: dict[str, Any], y: int, lowest: float, most: float) -> list[str]:
     width, half = (each["value"] - lowest) * span, each["half_width"] * span
     middle, x, colour = y + ROW / 2, LABEL + 10 + width, OWN if each["who"] == OURS[0] else PALE
     parts = [
-        _text(LABEL, y + 14, each["who"], anchor="end", weight="bold" if each["who"] == OURS[0] else "normal"),
+        text(LABEL, y + 14, each["who"], anchor="end", weight="bold" if each["who"] == OURS[0] else "normal"),
         f'<rect x="{LABEL + 10}" y="{y + 3}" width="{width:.1f}" height="{ROW - 6}" fill="{colour}"/>',
-        _text(x + half + 6, y + 14, f"{each['value']:.4f}"),
+        text(x + half + 6, y + 14, f"{each['value']:.4f}"),
     ]
     if half:
         parts.append(f'<path d="M{x - half:.1f} {middle}H{x + half:.1f}" stroke="{INK}" stroke-width="1.5"/>')
@@ -78,17 +82,18 @@ def _curves(records: Sequence[Record], everybody: Sequence[dict[str, Any]], y: i
     for share in (0.0, 0.5, 1.0):
         at = y + height * (1 - share)
         parts.append(f'<path d="M{x0} {at:.1f}h{PLOT}" stroke="{PALE}"/>')
-        parts.append(_text(x0 - 6, at + 4, f"{top * share:.2f}", anchor="end"))
+        parts.append(text(x0 - 6, at + 4, f"{top * share:.2f}", anchor="end"))
     for number, (who, line) in enumerate(lines):
         step = PLOT / max(1, len(line) - 1)
         points = " ".join(f"{x0 + i * step:.1f},{y + height * (1 - value / top):.1f}" for i, value in enumerate(line))
         colour = LINES[number % len(LINES)]
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(_text(x0 + number % 3 * 125, y + height + 16 + number // 3 * 15, who, colour=colour))
+        parts.append(text(x0 + number % 3 * 125, y + height + 16 + number // 3 * 15, who, colour=colour))
     return parts
 
 
-def _text(x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal", colour: str = INK) -> str:
+def text(x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal", colour: str = INK) -> str:
+    """Words at a place."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">'
         f"{escape(words)}</text>"

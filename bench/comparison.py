@@ -54,7 +54,7 @@ def best(records: Sequence[Record], who: str) -> dict[str, Any]:
         "num": runs[0]["num"], "seconds": runs[0]["seconds"],
     }  # fmt: skip
     if runs[0]["task"] == "retrieval":
-        found |= {name: _mean([record[name] for record in runs]) for name in ("ndcg10", "mrr")}
+        found |= {name: _mean([record[name] for record in runs]) for name in ("hr50", "ndcg10", "mrr")}
         found["lately"] = _mean([record["lately"]["hr10"] for record in runs])
     else:
         found["lately"] = _mean([record["lately"]["all"] for record in runs])
@@ -75,7 +75,7 @@ def _note(found: dict[str, Any]) -> str:
     if found["lately"] is not None:
         parts.append(f"last {LATELY:,}: {found['lately']:.4f}")
     if found.get("ndcg10") is not None:
-        parts.append(f"NDCG {found['ndcg10']:.4f}, MRR {found['mrr']:.4f}")
+        parts.append(f"HR@50 {found['hr50']:.4f}, NDCG {found['ndcg10']:.4f}, MRR {found['mrr']:.4f}")
     if "kinds" in found:
         shown = [(kind, ne) for kind, ne in found["kinds"].items() if ne is not None]
         parts.append(", ".join(f"{kind} {ne:.3f}" for kind, ne in shown))

@@ -24,6 +24,7 @@ from model.config import ModelConfig
 from model.memory import events_of
 from trainer.batch import JaggedBatch, build_batch
 from trainer.scheduler import Scheduler
+from wire.example import Example
 from wire.history import Histories
 
 Int64 = NDArray[np.int64]
@@ -101,6 +102,20 @@ def steps(settings: Settings, actions: Iterable[dict[str, Any]], size: int | Non
     """The stream in steps of ``size`` targets; None: exactly Headrace's steps."""
     stream = iter(actions)
     first = next(stream)
+    model = file_configs(settings, first)[2]
+    histories, catalogue, number_of = Histories(model.max_context), Catalogue(), dict[str, int]()
+    for examples in arrivals(settings, itertools.chain([first], stream), size):
+        batch = build_batch(examples, histories, model)
+        if batch.num_targets:
+            users = dict.fromkeys(example.user for example in examples if example.num_new or example.num_feedback)
+            user_B = np.array([number_of.setdefault(user, len(number_of)) for user in users], np.int64)
+            yield _step(batch, user_B, catalogue, model)
+
+
+def arrivals(settings: Settings, actions: Iterable[dict[str, Any]], size: int | None = None) -> Iterator[list[Example]]:
+    """The examples of each step, as the trainer would take them from a file."""
+    stream = iter(actions)
+    first = next(stream)
     action, sequence, model = file_configs(settings, first)
     config, budget = settings.trainer, 1 << 40
     if size is None:
@@ -108,20 +123,15 @@ def steps(settings: Settings, actions: Iterable[dict[str, Any]], size: int | Non
     take = config.file_take if size == config.max_step_targets else size
     source = FileSource(itertools.chain([first], stream), action, sequence, take)
     context = min(config.max_train_context or model.max_context, model.max_context)
-    scheduler, histories, catalogue = Scheduler(context, budget, size), Histories(model.max_context), Catalogue()
-    number_of: dict[str, int] = {}
+    scheduler = Scheduler(context, budget, size)
     while True:
         while scheduler.num_targets < size and not source.exhausted:
             scheduler.add(source.poll(0.0))
         if (ready := scheduler.next_batch()) is None:
             return
         plan, examples = ready
-        batch = build_batch(examples, histories, model)
         source.trained(plan)
-        if batch.num_targets:
-            users = dict.fromkeys(example.user for example in examples if example.num_new or example.num_feedback)
-            user_B = np.array([number_of.setdefault(user, len(number_of)) for user in users], np.int64)
-            yield _step(batch, user_B, catalogue, model)
+        yield examples
 
 
 def _step(batch: JaggedBatch, user_B: Int64, catalogue: Catalogue, model: ModelConfig) -> Step:

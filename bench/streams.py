@@ -2,7 +2,8 @@
 gives actions in time order.
 
 ``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
-favourites again, in baskets whose next product follows from the last. ``world``: `stream.simulate`.
+favourites again, in baskets whose next product follows from the last. ``synthetic``: records of a Dirichlet process.
+``world``: `stream.simulate`.
 """
 
 from __future__ import annotations
@@ -105,6 +106,28 @@ def _product(
     return int(shelf[min(int(rng.exponential(60)), len(shelf) - 1)])
 
 
+def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
+    """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as they describe it.
+
+    20,000 items in 100 categories; two fifths are there at first, the others are released evenly as the stream goes on.
+    A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
+    the record as often as it came before, or takes a new one with weight α, uniform in (1, 500).
+    """
+    rng, num_items, num_categories, length = np.random.default_rng(seed), 20_000, 100, 128
+    category, order = rng.integers(num_categories, size=num_items), rng.permutation(num_items)
+    released_at = np.empty(num_items)
+    released_at[order] = np.maximum(0.0, (np.arange(num_items) / num_items - 0.4) / 0.6)
+    for record in range(num_records):
+        chosen = rng.choice(num_categories, size=rng.integers(1, 6), replace=False)
+        there = np.flatnonzero(np.isin(category, chosen) & (released_at <= record / num_records))
+        alpha, met = rng.uniform(1.0, 500.0), list[int]()
+        for number in range(length):
+            is_new = not met or rng.random() < alpha / (alpha + len(met))
+            item = int(rng.choice(there)) if is_new else met[int(rng.integers(len(met)))]
+            met.append(item)
+            yield _action(record, item, "click", record + number / length)
+
+
 def _directions(rng: np.random.Generator, num: int, width: int) -> NDArray[np.float64]:
     rows = rng.normal(size=(num, width))
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -171,6 +194,7 @@ STREAMS: dict[str, Stream] = {
     "world": Stream(world),
     "news": Stream(news),
     "shop": Stream(shop),
+    "synthetic": Stream(synthetic),
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),
     "kuairand": Stream(kuairand, "kuairand_pure_0425_0508.parquet"),
     "amazon": Stream(amazon, "amazon_food_kitchen.parquet"),

@@ -1,4 +1,4 @@
-"""The dead letters of a deployment: how many for which reason, the newest of each, and sending them again."""
+"""A deployment's dead letters: how many for which reason, the newest ones, and sending them again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
 
 
 def replay(settings: Settings, *, first: int | None = None) -> int:
-    """Send again what the configuration now accepts; exit status 1 where something is refused still.
+    """Send again what the configuration now accepts; exit status 1 if any of it is still refused.
 
     Begins behind the last replay, which a group's committed offset remembers, or at offset ``first`` of the dead
     letters' topic. An action without an ``id`` gets that of its letter, so workers recognise what is sent once more.
@@ -77,13 +77,13 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
 
 
 def _bookmark(consumer: KafkaConsumer, where: TopicPartition) -> int:
-    """Behind the last replay; 0 where the topic does not reach so far, because it was deleted and created again."""
+    """The offset after the last replay; 0 if the topic ends before it, having been deleted and created again."""
     known = consumer.committed(where) or 0
     return known if known <= ends(consumer, [where])[where] else 0
 
 
 def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
-    """The actions in a dead letter, where the worker would take every one of them today; else none."""
+    """The actions in a dead letter if the worker would now accept all of them, otherwise none."""
     outcomes = decode_record(record.value, time.time_ns() // 1_000_000, config)
     if not record.value or not all(isinstance(outcome, Action) for outcome in outcomes):
         return []
@@ -102,7 +102,7 @@ def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
 
 
 def _told(record: Any) -> dict[str, Any]:
-    headers = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     return {
         "offset": record.offset,
         "reason": headers.get("reason", "unknown"),

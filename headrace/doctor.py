@@ -1,4 +1,4 @@
-"""`headrace doctor`: looks at this machine and at the deployment, and says of each fault what to do about it."""
+"""`headrace doctor`: checks this machine and the deployment, and says what to do about each fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(settings: Settings, *, as_json: bool = False) -> int:
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """First this machine, then the broker, and, where it answers, what runs on it."""
+    """First this machine, then the broker and, if it answers, the deployment on it."""
     yield from machine.findings(settings)
     try:
         consumer = connect(settings.kafka)
@@ -67,7 +67,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def broker(settings: Settings) -> Finding:
-    """How many brokers there are, and whether the topics' copies fit them."""
+    """How many brokers there are, and whether they are enough for the topics' replicas."""
     admin = make_admin(settings.kafka)
     try:
         num_brokers = len(admin.describe_cluster()["brokers"])
@@ -83,7 +83,7 @@ def broker(settings: Settings) -> Finding:
 
 
 def topics(settings: Settings) -> Finding:
-    """Whether the topics are as the configuration says."""
+    """Whether the topics match the configuration."""
     admin = make_admin(settings.kafka)
     try:
         counts = partition_counts(admin)
@@ -102,9 +102,9 @@ def topics(settings: Settings) -> Finding:
 
 
 def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
-    """Listen for a while: what every process last reported, how far each clock is behind ours, the newest lag message.
+    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message.
 
-    A clock's distance holds the report's way through Kafka too, some hundredths of a second.
+    The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
     names = Topics.under(settings.kafka.prefix)
     state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
@@ -134,7 +134,7 @@ def _decoded(value: bytes | None) -> Status | None:
 def processes(
     settings: Settings, state: ClusterState, behind_s: dict[str, list[float]], lag: dict[str, Any]
 ) -> Iterator[Finding]:
-    """Who runs, whose clock is off, and how fresh it all is."""
+    """Which processes run, whose clock is off, and how fresh the answers are."""
     now_ms = time.time_ns() // 1_000_000
     found = state.processes(now_ms)
     live = Counter(each["role"] for each in found if each["silent_s"] * 1000 < SILENT_MS)
@@ -171,7 +171,7 @@ def clocks(behind_s: dict[str, list[float]]) -> Finding:
 
 
 def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
-    """What the trainer last said of the whole loop."""
+    """The state of the whole loop, from the trainer's last message."""
     silent_s = (now_ms - lag["time_ms"]) / 1000
     if silent_s > STALE_S:
         return problem("freshness", f"the trainer last reported {duration(silent_s)} ago", "see the trainer's log")
@@ -186,7 +186,7 @@ def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
 
 
 def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
-    """Why actions were refused, by the newest dead letters."""
+    """Why actions were refused, according to the newest dead letters."""
     topic = Topics.under(settings.kafka.prefix).dead_letters
     held = spans(consumer, topic)
     newest = {number: Span(max(span.first, span.end - NUM_LETTERS), span.end) for number, span in held.items()}

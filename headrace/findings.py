@@ -1,4 +1,4 @@
-"""What `headrace doctor` says of each thing that it looked at, and how it is shown."""
+"""The findings of `headrace doctor`, and how they are shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "problem": "red"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. ``remedy``: what to do about a note or a problem; empty where all is well."""
+    """The result of one check. ``remedy``: what to do about a note or a problem; empty if all is well."""
 
     subject: str
     state: State
@@ -52,7 +52,7 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> int:
 
 
 def table(found: Iterable[Finding]) -> Table:
-    """One row a finding, the remedy under what was found."""
+    """One row per finding, with the remedy underneath."""
     rows = Table(show_header=False, box=None, padding=(0, 1))
     rows.add_column(no_wrap=True)
     rows.add_column(no_wrap=True)

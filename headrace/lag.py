@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,65 +14,127 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView
+from headrace.lag_view import LagView, decode_lag
 from headrace.screen import lags, seconds, tables
+from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
+"""A process, or the trainer's own messages."""
+FIRST_WORD_S = 3.0
+"""How long the newest message is waited for before there is none."""
 
 
-def watch(settings: Settings, *, as_json: bool = False, once: bool = False) -> int:
-    """Show each message as it arrives until Ctrl-C; with ``once``, the newest one only."""
+def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_s: float | None = None) -> int:
+    """Show each message as it arrives until Ctrl-C; with ``once``, the newest one only. With ``max_s``, 1 as soon as
+    anything is further behind than that (`excess`)."""
     consumer = connect(settings.kafka)
     topic = Topics.under(settings.kafka.prefix).lag
     try:
-        messages = follow(consumer, topic)
+        messages = _until_late(follow(consumer, topic), once=once, max_s=max_s)
+        view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)
         if as_json or not sys.stdout.isatty():
-            return _lines(messages, once, str if as_json else plain)
-        return _table(messages, settings.kafka.bootstrap, once)
+            _lines(messages, view, as_json=as_json)
+        else:
+            _table(messages, view, once=once)
+        return 0
+    except TooLate as error:
+        print(f"headrace lag: {error}", file=sys.stderr)
+        return 1
     finally:
         consumer.close()
 
 
-def _lines(messages: Any, once: bool, words: Callable[[str], str]) -> int:
+class TooLate(Exception):
+    """Something is further behind than it may be."""
+
+
+def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> Iterator[dict[str, Any] | None]:
+    """Messages as they come, None while none does. Raises `TooLate` behind the one that is."""
+    newest: dict[str, Any] | None = None
+    started_s = time.time()
     for record in messages:
-        if record is not None:
-            print(words(record.value.decode()), flush=True)
-            if once:
-                return 0
-    return 0
+        message = decode_lag(record.value) if record is not None else None
+        newest = message or newest
+        yield message
+        if max_s is not None:
+            _judge(newest, started_s, max_s)
+        if once and message is not None:
+            return
 
 
-def _table(messages: Any, bootstrap: str, once: bool) -> int:
-    view = LagView(broker=bootstrap)
+def _judge(newest: dict[str, Any] | None, started_s: float, max_s: float) -> None:
+    if newest is not None:
+        if late := excess(newest, time.time(), max_s):
+            raise TooLate(late)
+    elif time.time() - started_s > max(max_s, FIRST_WORD_S):
+        raise TooLate(f"expected at most {max_s:g} s, got no message at all; start a trainer (headrace train)")
+
+
+def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
+    """What of a message is more than ``max_s`` behind, its own age among it; empty if nothing is."""
+    age_s = now_s - message["time_ms"] / 1000
+    found = {name: stage["lag_s"] for name, stage in message["stages"].items()}
+    late = [f"{name} {behind_s:,.1f} s" for name, behind_s in found.items() if behind_s > max_s]
+    late += [f"the newest message {age_s:,.1f} s old"] * (age_s > max(max_s, STALE_S))
+    return f"expected at most {max_s:g} s, got {', '.join(late)}" if late else ""
+
+
+def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool) -> None:
+    for message in messages:
+        if message is not None:
+            view.lag = message
+            print(msgspec.json.encode(message).decode() if as_json else plain(view, time.time()), flush=True)
+
+
+def _table(messages: Iterable[dict[str, Any] | None], view: LagView, *, once: bool) -> None:
     console = Console()
     if once:
-        for record in messages:
-            if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+        for message in messages:
+            if message is not None:
+                view.lag = message
                 console.print(_page(view))
-                return 0
+        return
     with Live(_page(view), console=console, auto_refresh=False) as live:
-        for record in messages:
-            if record is not None:
-                view.lag = msgspec.json.decode(record.value)
+        for message in messages:
+            view.lag = message or view.lag
             live.update(_page(view), refresh=True)
-    return 0
 
 
-def plain(message: str) -> str:
-    """A message of the topic, on one line."""
-    view = LagView(lag=msgspec.json.decode(message))
-    when = datetime.fromtimestamp(view.lag["time_ms"] / 1000, UTC).strftime("%H:%M:%S")
-    return f"{when}  lag: {lags(view)}  {_below(view)}  version {view.version}  fresh {seconds(view.freshness_now_s)}"
+def plain(view: LagView, now_s: float) -> str:
+    """The view's message on one line; it says so where it is old."""
+    told_s = view.lag["time_ms"] / 1000
+    when = datetime.fromtimestamp(told_s, UTC).strftime("%H:%M:%S")
+    old = f" OLD ({now_s - told_s:,.0f} s)" if now_s - told_s > SILENT_AFTER_S else ""
+    fresh = seconds(view.freshness_now_s)
+    return f"{when}{old}  lag: {lags(view)}  {_below(view)}  version {view.version}  fresh {fresh}"
 
 
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
-    more = "".join(f"; {words}" for words in (_pace(lag["throughput"]), _refused(lag), *_processes(lag)) if words)
+    words = (_first_version(view), _pace(lag["throughput"]), _refused(lag), *_missing(lag), *_processes(lag))
+    more = "".join(f"; {each}" for each in words if each)
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
     return f"{learned}; servers: {lag['num_servers']}{more}"
+
+
+def _first_version(view: LagView) -> str:
+    """When there will be something to serve, while there is nothing."""
+    if view.lag.get("version") or view.lag.get("epoch", -1) < 0:
+        return ""
+    within = f"{view.publish_every_s:g} s"
+    if not view.lag.get("num_steps"):
+        return f"no version yet: the first within {within} of the first lesson, which is waited for"
+    return f"no version of this trainer yet: the first within {within}"
+
+
+def _refused(lag: dict[str, Any]) -> str:
+    """Dead letters by reason; their number alone where the workers' stores are younger than they."""
+    reasons = ", ".join(f"{reason} {num:,}" for reason, num in (lag.get("dead_letters") or {}).items())
+    num = lag.get("num_dead_letters", 0)
+    told = reasons or (f"{num:,}" if num else "")
+    return f"dead letters: {told} (headrace dead-letters)" if told else ""
 
 
 def _pace(rates: dict[str, Any]) -> str:
@@ -85,9 +147,13 @@ def _pace(rates: dict[str, Any]) -> str:
     return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
 
 
-def _refused(lag: dict[str, Any]) -> str:
-    num = lag.get("num_dead_letters", 0)
-    return f"{num:,} dead letters (headrace dead-letters)" if num else ""
+def _missing(lag: dict[str, Any]) -> list[str]:
+    """What was gone before anybody read it."""
+    told = {
+        "num_gone": "action records gone unread (kafka.actions_retention_s)",
+        "num_lost": "examples gone unread (kafka.min_compaction_lag_s)",
+    }
+    return [f"{lag[name]:,} {words}" for name, words in told.items() if lag.get(name)]
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:

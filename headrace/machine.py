@@ -1,4 +1,4 @@
-"""What `headrace doctor` finds on this machine: software, processor, memory, disks."""
+"""What `headrace doctor` checks on this machine: software, processor, memory, disks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headrace.findings import Finding, note, ok, problem
 PACKAGES = ("headrace", "torch", "kafka-python", "faust-streaming", "rocksdict")
 LOW_BYTES = 2 << 30
 LOW_SHARE = 0.1
-"""A disk with less free than both is about to be full."""
+"""A disk with less free space than both is about to fill up."""
 LOW_MEMORY_BYTES = 1 << 30
 MIN_OPEN_FILES = 4096
 SLOW_LEVELS = ("portable", "avx2")
@@ -24,7 +24,7 @@ FULL_LEVEL = "avx512"
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """Everything about the machine that `headrace doctor` runs on."""
+    """All findings about this machine."""
     yield software()
     yield processor()
     yield gpu(settings.trainer.device)
@@ -35,7 +35,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 def software() -> Finding:
-    """Versions, as a report of a fault needs them."""
+    """The versions that a bug report needs."""
     found = [f"{name} {_version(name)}" for name in PACKAGES]
     return ok("software", f"Python {platform.python_version()}, " + ", ".join(found))
 
@@ -48,7 +48,7 @@ def _version(name: str) -> str:
 
 
 def processor() -> Finding:
-    """Whether the compiled kernels are there, and which instructions they use."""
+    """Whether the kernels are compiled, and which instructions they use."""
     from kernels.backend import KernelUnavailable
     from kernels.library import level
 
@@ -66,7 +66,7 @@ def processor() -> Finding:
 
 
 def gpu(wanted: str) -> Finding:
-    """Whether ``trainer.device`` can be had here."""
+    """Whether ``trainer.device`` is available here."""
     import torch
 
     if torch.cuda.is_available():
@@ -81,7 +81,7 @@ def gpu(wanted: str) -> Finding:
 
 
 def memory() -> Finding:
-    """What is still free; a machine that swaps is never fresh."""
+    """How much memory is free; a machine that swaps is never fresh."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
@@ -94,7 +94,7 @@ def memory() -> Finding:
 
 
 def open_files() -> Finding:
-    """RocksDB and Kafka's clients keep many files and sockets open."""
+    """The limit on open files; RocksDB and Kafka's clients keep many files and sockets open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     words = f"at most {soft} a process"
     if 0 <= soft < MIN_OPEN_FILES:
@@ -120,7 +120,7 @@ def disk(subject: str, folder: Path) -> Finding:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for people: 812 MB, 3.1 GB."""
+    """A number of bytes for people: 812 MB, 3.1 GB."""
     for limit, unit, name in ((1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
         if num_bytes < limit:
             return f"{num_bytes / unit:.3g} {name}"

@@ -1,4 +1,4 @@
-"""`headrace top`: the pipeline on a terminal, as the page shows it, followed from the topics alone."""
+"""`headrace top`: the pipeline on a terminal, as the server's page shows it, from the topics alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from wire.topics import Topics
 
 REFRESH_S = 0.5
 COLORS = {"fresh": "green", "idle": "green", "behind": "yellow", "waiting": "yellow"}
-"""Of the status; any other is red."""
+"""The colour of each status; any other is red."""
 RATE_OF = {"ingest": "actions", "sequence": "sequences", "train": "trainer", "publish": "weights", "serve": "serving"}
 UNITS = {"ingest": "actions", "sequence": "examples", "train": "interactions", "publish": "swaps", "serve": "requests"}
 
 
 def served_of(pulse: Pulse) -> Served:
-    """What the live server that is furthest behind answers with."""
+    """The version of the live server that is furthest behind."""
     live = pulse.cluster.live_servers(time.time_ns() // 1_000_000)
     if not live:
         return Served()
@@ -39,7 +39,7 @@ def served_of(pulse: Pulse) -> Served:
 
 
 class Top(App[None]):
-    """The screen; ``pulse`` is fed by somebody else."""
+    """The screen; another thread feeds ``pulse``."""
 
     CSS = """
     Static { height: auto; }
@@ -55,7 +55,7 @@ class Top(App[None]):
         self._pulse, self._broker, self._paused = pulse, broker, False
 
     def compose(self) -> ComposeResult:
-        """From the most to the least important, so that a small terminal cuts the least."""
+        """In order of importance, so that a small terminal cuts off the least important."""
         yield Static(f"headrace top on {self._broker}: waiting for the topics", id="head")
         with VerticalScroll():
             yield Static(id="stages")
@@ -66,11 +66,11 @@ class Top(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to redraw."""
+        """Start redrawing."""
         self.set_interval(REFRESH_S, self.redraw)
 
     def action_pause(self) -> None:
-        """Keep what is on the screen, or go on."""
+        """Freeze the screen, or continue."""
         self._paused = not self._paused
 
     def redraw(self) -> None:
@@ -95,7 +95,7 @@ def headline(point: Point, broker: str) -> Text:
 
 
 def stages(point: Point) -> Table:
-    """One row a stage: its rate and how far it is behind; the bottleneck in red."""
+    """One row per stage: its rate and how far it is behind; the bottleneck in red."""
     table = Table(box=None, padding=(0, 1))
     table.add_column("stage")
     for name in ("a second", "waiting", "behind"):
@@ -109,7 +109,7 @@ def stages(point: Point) -> Table:
 
 
 def quality(point: Point) -> Text:
-    """How well the newest weights predicted what came next, what they know, and what was refused."""
+    """How well the newest weights predicted what came next, what they know, and how much was refused."""
     rankers = "  ".join(f"{name} {value:.4f}" for name, value in point.quality.items()) or "–"
     letters = f"{point.dead_letters:,}"
     if point.reasons:
@@ -122,7 +122,7 @@ def quality(point: Point) -> Text:
 
 
 def processes(pulse: Pulse) -> Text:
-    """Who is there, and who has fallen silent."""
+    """Which processes are there, and which have fallen silent."""
     text = Text("\n")
     for each in pulse.cluster.processes(time.time_ns() // 1_000_000):
         silent = each["silent_s"] * 1000 >= SILENT_MS
@@ -132,7 +132,7 @@ def processes(pulse: Pulse) -> Text:
 
 
 def watch(settings: Settings) -> int:
-    """Show it until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` where no broker answers."""
+    """Show it until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if no broker answers."""
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
     topics = Topics.under(settings.kafka.prefix)

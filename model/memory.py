@@ -30,6 +30,8 @@ MOST_PREDICTED_ROWS = 1 << 16
 """In a catalogue with more rows, only so many rows' worth of events is predicted and learned from; all are counted."""
 MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
+_LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
+_HOW_SURELY = ("gain_square", "shortlist_square")
 _NEIGHBOURS = ("neighbour_row", "after", "before", "weight")
 
 
@@ -66,7 +68,8 @@ class Memory:
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        new.gain, new.gain_square, new.clock = old.gain, old.gain_square, old.clock
+        for name in (*_LEARNED, *_HOW_SURELY):
+            setattr(new, name, getattr(old, name))
         self.arrays = new
 
     @property
@@ -111,8 +114,7 @@ class Memory:
             "row_index": rows,
             "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
             "heat": arrays.heat[:, rows],
-            "gain": arrays.gain.copy(),
-            "clock": arrays.clock.copy(),
+            **{name: getattr(arrays, name).copy() for name in _LEARNED},
             **{name: getattr(arrays, name)[rows] for name in _ROWS},
             **{name: getattr(arrays, name)[rows][used] for name in _NEIGHBOURS},
         }
@@ -136,7 +138,8 @@ class Memory:
         where = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
         for name in _NEIGHBOURS:
             getattr(arrays, name)[where] = changes[name]
-        arrays.gain, arrays.clock = changes["gain"].copy(), changes["clock"].copy()
+        for name in set(_LEARNED) & changes.keys():  # a build before the second look publishes none
+            setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
@@ -155,7 +158,8 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are."""
         arrays = self.arrays
-        numbers = (arrays.gain, arrays.gain_square, arrays.clock, arrays.seen, arrays.heat, arrays.weight)
+        learned = (getattr(arrays, name) for name in (*_LEARNED, *_HOW_SURELY))
+        numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
     def copy(self) -> Memory:
@@ -179,7 +183,7 @@ class Memory:
         for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
-        for name in ("gain", "gain_square", "clock"):
+        for name in {*_LEARNED, *_HOW_SURELY} & state.keys():  # a build before the second look kept none
             setattr(self.arrays, name, state[name].copy())
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -246,17 +246,22 @@ def _events(version: HeldVersion, progress: Sequence[_Progress], past: Sequence[
     """What the memory is asked: what follows each history."""
     starts_B1 = _offsets(np.array([len(rows) for rows in past]))
     bits_n = np.concatenate([each.columns.bits_n for each in progress])
-    return events_of(
+    events = events_of(
         np.concatenate(past), bits_n, starts_B1, np.arange(len(past)), starts_B1[1:], version.network.config,
         is_chosen_R=None,
     )  # fmt: skip
+    leaves_out = np.array([_leaves_out(version, each.ask) for each in progress])
+    return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))
 
 
 def _excluded_rows(version: HeldVersion, ask: Ask, past_n: Int64) -> Int64:
     """Rows that are no answer: what was seen, where that is left out, and what is denied."""
-    leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
     denied = version.tables[ITEMS].lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
-    return np.concatenate([past_n, denied]) if leaves_out else denied
+    return np.concatenate([past_n, denied]) if _leaves_out(version, ask) else denied
+
+
+def _leaves_out(version: HeldVersion, ask: Ask) -> bool:
+    return version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
 
 
 def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:

@@ -89,7 +89,7 @@ def connected(
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes, max_context))
+    service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences))
     subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail

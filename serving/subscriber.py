@@ -22,7 +22,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from serving.contact import Contact
 from serving.holder import VersionHolder
 from wire.errors import HeadraceError, VersionError
-from wire.kafka.consumer import POLL_MS, topic_id_of
+from wire.kafka.consumer import POLL_MS, ends, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
 
@@ -145,7 +145,7 @@ class WeightsSubscriber(threading.Thread):
     def _start_from_base(self, partition: TopicPartition) -> bool:
         """Read from the best start point to the end that the topic has now; whether to follow on from there."""
         begin = self.consumer.beginning_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
-        end = self.consumer.end_offsets([partition], timeout_ms=CONTACT_TIMEOUT_MS)[partition]
+        end = ends(self.consumer, [partition], CONTACT_TIMEOUT_MS / 1000)[partition]
         self._heard()
         self._swap()
         self._searched_after = self.holder.num_swaps

@@ -10,7 +10,7 @@ from state.errors import StoreCorrupt, StoreMismatch
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import ZERO_COUNTS, Counts
 
-LAYOUT = 2
+LAYOUT = 3
 
 
 class Shape(msgspec.Struct, array_like=True):
@@ -60,6 +60,8 @@ class Meta(msgspec.Struct, array_like=True):
     outbox_next: int = 0
     relayed_number: int = -1
     sequences_offset: int = 0
+    dead: dict[str, int] = {}
+    """Reason → dead letters, since the database was made."""
 
 
 def encode_meta(meta: Meta) -> bytes:

@@ -17,7 +17,7 @@ from state.meta import corrupt
 from wire.action import Rejection
 from wire.errors import CodecError
 from wire.example_codec import Header, restamp, unpack
-from wire.topics import segment_key
+from wire.topics import example_key
 
 MAX_RECENT_BYTES = 4 << 20
 RECENT_OVERHEAD_BYTES = 300
@@ -76,7 +76,7 @@ def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> Ou
     header, _ = unpack(value)
     if header.writer_epoch != writer_epoch:
         value = restamp(value, writer_epoch)
-    key = segment_key(header.user, header.segment, num_slots)
+    key = example_key(header.address, num_slots)
     return OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
 
 
@@ -97,7 +97,7 @@ class Outbox:
         if header.writer_epoch != self._recent_epoch or self._recent_bytes > MAX_RECENT_BYTES:
             self.forget()
             self._recent_epoch = header.writer_epoch
-        key = segment_key(header.user, header.segment, self._num_slots)
+        key = example_key(header.address, self._num_slots)
         self._recent[index] = OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
         self._recent_bytes += len(value) + RECENT_OVERHEAD_BYTES
 

@@ -1,16 +1,22 @@
 """Why a restored store equals one that was never interrupted, and the part of it that reads examples.
 
 Let the sequences topic hold the partition's examples up to number n, all of them or, after compaction, the newest of
-each key. A user's actions that changed anything are told in runs, in their order, each run of them in one example; let
-A(u) be the last action of his newest example.
+each key (`wire.example.Address`). A user's actions that changed anything are told in runs, in their order, each run of
+them in one example; let A(u) be the last action of his newest example.
 
-1.  The newest example of each segment holds it as it stood after the last run that touched it. A run in between would
-    have made a newer one. So the segments together are the user as he was after A(u).
-2.  A key is that of a slot: segment s makes way for segment s + ``num_slots``. When that one begins, the user stops
+1.  Put into place in the order of the topic, the examples give the user as he was after A(u). Take an interaction that
+    he keeps, at place p of segment s, and the example E of the last run that touched it. E holds it, and so does every
+    example that takes E's place under its key, as long as that one is of segment s too: the key of a full segment has
+    all of it, and the key of place k of a growing one has everything from k on, which only becomes more. So the newest
+    of them tells the interaction as it stands, and nothing of s behind it tells otherwise. Only a record of a later
+    segment can end that, and before there is one, the run that filled s has told all of it under the key of s.
+2.  That key is a slot's: segment s makes way for segment s + ``num_slots``. When that one begins, the user stops
     keeping s; nothing joins it, and none of its ids counts. So what compaction takes is what the user has forgotten.
-3.  Each example holds the ids of its segment, as many as the user remembers, and the user's latest features. An action
-    that brings an id changes its segment, even if it changes nothing else, so it is told. What is not told changed
-    nothing: it would change nothing again, because the user whom it meets is the same.
+    Places of a growing segment may outlive it under their keys. Such a record is older than the one that tells all of
+    its segment, so it never has the last word; and whatever comes behind a later segment's record is whole.
+3.  Each example holds the ids of its interactions, as many as the user remembers, and the user's latest features. An
+    action that brings an id changes its interaction, even if it changes nothing else, so it is told. What is not told
+    changed nothing: it would change nothing again, because the user whom it meets is the same.
 4.  What becomes of an action depends on its user alone: not on other users, nor on where batches begin. So it is enough
     that, after the restore, each user meets his actions behind A(u), each once, in their order. He does: the replay
     starts at `replay_from_offset` of example n, which is at most the first action that no example tells (that of the
@@ -52,7 +58,7 @@ class Restored:
 
 
 def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) -> Restored:
-    """Put the segments of accepted examples in their places. Takes as much memory as one write batch."""
+    """Put what accepted examples hold in its place. Takes as much memory as one write batch."""
     log, restored = ExampleLog(None, allow_holes=True), Restored()
     held, names = dict[str, User](), set[int]()
     for example in examples:

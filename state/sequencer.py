@@ -11,7 +11,8 @@ meets them:
     that.
 
 What they compute is a function of each user's actions in their order alone. Batches only decide how it is told: a
-user's actions of a batch are cut into runs that touched one segment, and each run that changed anything is one example.
+user's actions of a batch are cut into runs that touched one segment, and each run that changed anything is one example
+(`state.user`: what it holds). Before a segment begins, the last one but one before it is told whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from state.segment import COLUMNS_START, Segment, describe
 from state.user import User
 from wire.action import Action
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import ZERO_COUNTS, Counts, Example
+from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Address, Counts, Example
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header, view
 
 Draft = tuple[Header, bytes]
@@ -75,14 +76,13 @@ class Sequencer:
         """Users that have changed since the owner last emptied this."""
         self.names = names if names is not None else Names()
         self._known_names = self.names.known
-        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = self.num_ticks = 0
+        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = 0
         self.resume()
         self._stored = stored
         self._num_features = len(action.features)
         self._num_user_features = len(action.user_features)
         self._segment_len = sequence.segment_len
         self._num_slots = sequence.num_slots
-        self._max_segment_ids = sequence.max_segment_ids
         self._deduplicate = sequence.deduplicate
         self._window_ms = sequence.join_window_ms
         self._index_code = "B" if sequence.segment_len <= 256 else "H"
@@ -123,10 +123,6 @@ class Sequencer:
         """Count a dead letter of the present record."""
         self.num_dead += self.applied_offset > self.counted_offset
 
-    def pass_tick(self) -> None:
-        """Count a record that only says what time it is."""
-        self.num_ticks += self.applied_offset > self.counted_offset
-
     def apply(self, action: Action, offset: int, record_ms: int, index: int = 0) -> Outcome:
         """Apply one action; those of one record share its ``offset``, ``index`` is its place there."""
         if offset != self.applied_offset:
@@ -151,12 +147,14 @@ class Sequencer:
         if found is None:
             is_late = self._begin(user, action, item)
             segment, changed = user.tail, True
+            place = len(segment) - 1
             self.num_late += is_late and is_counted
         else:
             is_late = False
-            segment, changed = found[0], self._join(user, *found, action)
+            segment, place = found
+            changed = self._join(user, segment, place, action)
         if id_hash:
-            segment.remember(id_hash, self._max_segment_ids)
+            segment.remember(place, id_hash)
             changed = True
         if self._num_user_features and any(action.user_feature_hash):
             changed |= user.replace_features(action.user_feature_hash)
@@ -200,34 +198,42 @@ class Sequencer:
     @property
     def counts(self) -> Counts:
         """Of all actions up to `counted_upto`."""
-        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks)
+        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late)
 
     @counts.setter
     def counts(self, counts: Counts) -> None:
-        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks = counts
+        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late = counts
 
     @property
     def counted_upto(self) -> int:
         """After a restore the counts run ahead of the applied offset, until the replay has caught up."""
         return max(self.counted_offset, self.applied_offset)
 
-    def refresh(self, name: str, segment: int) -> bool:
-        """Let the next `drain` tell the segment in this one's place again; False where there is none.
+    def refresh(self, address: Address) -> bool:
+        """Let the next `drain` tell again what now lies under the key of this address; False where nothing does.
 
-        The place is what counts: the record of a later segment lies there if the user has come that far.
+        The key is what counts: the record of a later segment lies there if the user has come that far.
         """
+        name, segment, first = address
         user = self.users.get(name) or (self._stored.load(name) if self._stored else None)
         if user is None:
             return False
         last = user.tail.index
-        index = last - (last - segment) % self._num_slots
-        if not user.first_segment <= index <= last:
-            return False
+        if segment == PIECE:
+            half, first = divmod(first, self._segment_len)
+            index = last - (last - half) % NUM_OPEN
+            if index not in user.pieces or (index == last and first >= len(user.tail)):
+                return False
+        else:
+            index = last - (last - segment) % self._num_slots
+            is_growing = index == last and len(user.tail) < self._segment_len
+            if is_growing or not user.first_segment <= index <= last:
+                return False
         if not user.is_whole:
             self._complete(user)
         self.users[name] = user
-        self._drafts.append(self._draft(user, index, 0, self.applied_record_ms, {}))
-        self.next_number += 1
+        end = first + user.pieces[index].get(first, 1) if segment == PIECE else self._segment_len
+        self._tell_again(user, index, first, end)
         return True
 
     def kept(self, user: User) -> list[Example]:
@@ -236,7 +242,8 @@ class Sequencer:
             self._complete(user)
         examples = []
         for index in range(user.first_segment, user.tail.index + 1):
-            header, columns = self._draft(user, index, 0, self.applied_record_ms, {})
+            end = len(user.tail) if index == user.tail.index else self._segment_len
+            header, columns = self._draft(user, index, 0, end, 0, self.applied_record_ms, {})
             header.number = -1
             examples.append(view(header, columns))
         return examples
@@ -274,10 +281,12 @@ class Sequencer:
         last_ms = times[-1] if times else timestamp_ms
         if len(times) >= self._segment_len:
             self._tell(user)
+            self._seal(user)
             user.roll(self._num_slots)
             tail = user.tail
         if user.run != tail.index:
             self._run_on(user, tail)
+        user.run_end = len(tail) + 1
         if timestamp_ms >= last_ms:
             tail.append(item, action, timestamp_ms)
             return False
@@ -288,21 +297,30 @@ class Sequencer:
         if user.run != segment.index:
             self._run_on(user, segment)
         new_bits, changed = segment.join(place, action)
-        if new_bits and place < user.run_start:
-            user.feedback[place] = user.feedback.get(place, 0) | new_bits
+        if place < user.run_start:
+            if place < user.run_first:
+                user.run_first = place
+            if place >= user.run_end:
+                user.run_end = place + 1
+            if new_bits:
+                user.feedback[place] = user.feedback.get(place, 0) | new_bits
         return changed
 
     def _run_on(self, user: User, segment: Segment) -> None:
         """The user's actions go on with another segment."""
         self._tell(user)
-        user.run, user.run_start = segment.index, len(segment)
+        user.run = segment.index
+        user.run_start = user.run_first = len(segment)
+        user.run_end = 0
         self._running[user.name] = user
 
     def _tell(self, user: User) -> None:
         """End the user's run with an example of it, if it has changed anything."""
         if user.run_changed:
             num_new = len(user.tail) - user.run_start if user.run == user.tail.index else 0
-            self._drafts.append(self._draft(user, user.run, num_new, user.run_record_ms, self._take_names(user)))
+            first, end = user.cover(user.run, user.run_first, user.run_end, self._segment_len)
+            names = self._take_names(user)
+            self._drafts.append(self._draft(user, user.run, first, end, num_new, user.run_record_ms, names))
             self.next_number += 1
             self.changed[user.name] = user
             user.feedback.clear()
@@ -310,21 +328,39 @@ class Sequencer:
             user.run_changed, user.run_record_ms = False, -1
         user.run = -1
 
-    def _draft(self, user: User, index: int, num_new: int, record_ms: int, names: dict[int, str | int]) -> Draft:
+    def _seal(self, user: User) -> None:
+        """Tell the open segment whole that is not one of the last when the next begins."""
+        index = user.tail.index + 1 - NUM_OPEN
+        if user.pieces.pop(index, None) is not None and index > user.tail.index + 1 - self._num_slots:
+            if not user.is_whole:
+                self._complete(user)
+            self._tell_again(user, index, 0, self._segment_len)
+
+    def _tell_again(self, user: User, index: int, first: int, end: int) -> None:
+        self._drafts.append(self._draft(user, index, first, end, 0, self.applied_record_ms, {}))
+        self.next_number += 1
+
+    def _draft(
+        self, user: User, index: int, first: int, end: int, num_new: int, record_ms: int, names: dict[int, str | int]
+    ) -> Draft:
         """The next example; `drain_drafts` adds what is known at the end of a batch."""
-        stored = user.stored(index)
-        first_ms, num, num_ids, flags, bits_width = describe(stored)
+        if end - first == self._segment_len:
+            stored = user.stored(index)
+            first_ms, num, num_ids, flags, bits_width, _ = describe(stored)
+            rows = stored[COLUMNS_START:]
+        else:
+            first_ms, num, num_ids, flags, bits_width, rows = user.opened(index).cut(first, end)
         feedback = user.feedback
         header = Header(
-            user.name, self.partition, self.writer_epoch, self.next_number, index, self._segment_len, num, num_new,
-            len(feedback), num_ids, flags, bits_width, self._num_features, self._num_user_features,
-            0 if flags & LONG_TIMES else first_ms, user.offset, user.index, self.applied_offset, self._batch_start,
-            self.newest_event_ms, record_ms, self.applied_offset, ZERO_COUNTS, names,
+            self.partition, self.writer_epoch, self._segment_len, self._num_features, self._num_user_features,
+            self.applied_offset, self._batch_start, self.applied_offset, ZERO_COUNTS, self.newest_event_ms, record_ms,
+            0 if flags & LONG_TIMES else first_ms, user.offset, user.index, self.next_number, index, first, num,
+            num_new, len(feedback), num_ids, flags, bits_width, user.name, names,
         )  # fmt: skip
-        columns = [stored[COLUMNS_START:], user.user_features.tobytes()]
+        columns = [rows, user.user_features.tobytes()]
         if feedback:
             places = sorted(feedback)
-            columns.append(array(self._index_code, places).tobytes())
+            columns.append(array(self._index_code, [place - first for place in places]).tobytes())
             columns.append(array("I", [feedback[place] for place in places]).tobytes())
         return header, b"".join(columns)
 

@@ -3,6 +3,7 @@
 One RocksDB a partition. Besides what `state.user_store` keeps of users, its keys are
 
     m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
+    t               ids of the topics that offsets here are of, with spaces between
 
 and those of `state.outbox`. A batch changes users, names, outbox and ``m`` together or not at all. Sequences on
 disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
@@ -26,9 +27,9 @@ from state.outbox import Outbox, OutboxEntry, stored_dead_letter
 from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
-from wire.action import Action, Rejection, Tick, decode_record
+from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig, check_sizes
-from wire.example import Counts, Example
+from wire.example import Address, Counts, Example
 from wire.example_codec import pack
 from wire.partitioner import partition_of
 from wire.status import PartitionStatus
@@ -38,6 +39,7 @@ __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
 _META = b"m"
+_TOPIC_IDS = b"t"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class PartitionStore:
         self._meta = Meta(self._shape)
         self._sequencer = Sequencer(action, sequence, partition)
         self._is_new = True
+        self._dead: dict[str, int] = {}
         self._db = Database(path, store)
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
@@ -157,8 +160,20 @@ class PartitionStore:
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
             relayed_number=self._meta.relayed_number,
             writer_epoch=self.writer_epoch,
+            dead=dict(self._dead),
             **counts,
         )
+
+    @property
+    def topic_ids(self) -> tuple[str, ...]:
+        """As given to `set_topic_ids`; none before."""
+        return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
+
+    def set_topic_ids(self, ids: tuple[str, ...]) -> None:
+        """The broker's own ids of the topics that offsets in this store are of (empty where it gives none)."""
+        batch = WriteBatch(raw_mode=True)
+        batch.put(_TOPIC_IDS, " ".join(ids).encode())
+        self._db.write(batch)
 
     # Applying
 
@@ -193,9 +208,6 @@ class PartitionStore:
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
         sequencer.advance(offset, record_ms)
-        if type(decoded[0]) is Tick:
-            sequencer.pass_tick()
-            return
         for index, one in enumerate(decoded):
             if type(one) is Action:
                 if one.user in users or self._is_ours(one.user):
@@ -204,6 +216,8 @@ class PartitionStore:
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
             assert isinstance(one, Rejection)
             sequencer.reject()
+            if offset > sequencer.counted_offset:
+                self._dead[one.reason] = self._dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self.partition, offset, record_ms))
 
     def _is_ours(self, user: str) -> bool:
@@ -286,7 +300,7 @@ class PartitionStore:
 
     def restore(self, examples: Iterable[Example]) -> int:
         """Start again from the partition's records in the sequences topic, read from its beginning: wipe the database,
-        take each segment's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
+        take each key's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
 
         Afterwards apply the actions behind `applied_offset`, which lies before what the lost store had reached. Takes
         as much memory as one write batch. A crash in the middle leaves a store that `is_new`.
@@ -304,13 +318,13 @@ class PartitionStore:
             raise
         return restored.num_examples
 
-    def refresh(self, segments: Iterable[tuple[str, int]]) -> int:
-        """Put examples of these (user, segment) into the outbox, though nothing in them is new: the answer to
-        `ExampleLog.overwritten`. Returns how many of them live here, or a later one in their place."""
-        num_segments = sum(self._sequencer.refresh(user, segment) for user, segment in segments)
-        if num_segments:
+    def refresh(self, addresses: Iterable[Address]) -> int:
+        """Put examples of what lies under these addresses' keys into the outbox, though nothing in them is new: the
+        answer to `ExampleLog.overwritten`. Returns under how many of them anything does."""
+        num_written = sum(map(self._sequencer.refresh, addresses))
+        if num_written:
             self._commit(self._sequencer.drain_drafts(), ())
-        return num_segments
+        return num_written
 
     def read_user(self, name: str) -> list[Example]:
         """A user as he is now: his segments, oldest first, as examples that teach nothing."""
@@ -332,6 +346,7 @@ class PartitionStore:
         if meta is None and next(self._db.under(b""), None) is not None:
             self._db.wipe()  # a restore that did not end
         self._meta = meta or Meta(self._shape)
+        self._dead = dict(self._meta.dead)
         self._outbox.forget()
         names = Names(self._users.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
@@ -354,5 +369,6 @@ class PartitionStore:
         self._meta = Meta(
             self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.newest_event_ms,
             sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
+            dead=self._dead,
         )  # fmt: skip
         batch.put(_META, encode_meta(self._meta))

@@ -7,20 +7,27 @@ from array import array
 from collections.abc import Iterable
 
 from state.segment import Segment, describe, holds, ids_of, may_hold
+from wire.example import NUM_OPEN, Example
 
-_HEAD = struct.Struct("<qqiqH")
+_HEAD = struct.Struct("<qqiqHB")
+_PIECES = struct.Struct("<qH")
 
 
 class User:
     """Segments ``first_segment`` … ``tail.index`` of a lifetime.
 
-    A *run* is what the present batch did to one segment and no example tells yet: segment ``run``, from its interaction
-    ``run_start`` on new, with ``feedback`` for those before.
+    A *run* is what the present batch did to one segment and no example tells yet: segment ``run``, of which it touched
+    interactions from ``run_first`` up to ``run_end``, from ``run_start`` on new, with ``feedback`` for those before.
+
+    *Pieces* are what examples have told of a segment in part since one told all of it: place of each piece that holds
+    more than one interaction → how many. A later piece at that place must hold them too, because it takes the place of
+    the earlier one in the compacted topic. Only the last `NUM_OPEN` segments are told in pieces.
     """
 
     __slots__ = (
-        "dirty", "feedback", "first_segment", "index", "is_whole", "name", "names", "offset", "old_ids", "older", "run",
-        "run_changed", "run_record_ms", "run_start", "skip_index", "skip_offset", "tail", "user_features",
+        "dirty", "feedback", "first_segment", "index", "is_whole", "name", "names", "offset", "old_ids", "older",
+        "pieces", "run", "run_changed", "run_end", "run_first", "run_record_ms", "run_start", "skip_index",
+        "skip_offset", "tail", "user_features",
     )  # fmt: skip
 
     def __init__(self, name: str, tail: Segment, user_features: array[int]) -> None:
@@ -41,10 +48,12 @@ class User:
         self.skip_offset = self.skip_index = -1
         """Actions up to here were in what was loaded. Behind it nothing can come twice."""
         self.run = -1
-        self.run_start = 0
+        self.run_start = self.run_first = self.run_end = 0
         self.run_changed = False
         self.run_record_ms = -1
         self.feedback: dict[int, int] = {}
+        self.pieces: dict[int, dict[int, int]] = {}
+        """Segment → its pieces; not of a segment that the newest examples tell whole."""
         self.names: dict[int, str | int] = {}
         """Of items that the partition had not named when this user met them, since his last example."""
 
@@ -101,7 +110,23 @@ class User:
         for index in range(self.first_segment, first):
             self.older.pop(index, None)
             self.dirty.discard(index)
+            self.pieces.pop(index, None)
         self.first_segment = first
+
+    def cover(self, index: int, first: int, end: int, length: int) -> tuple[int, int]:
+        """What the example has to hold that tells the places ``first`` … ``end - 1`` of a segment; ``length``: that of
+        a full one."""
+        if index <= self.tail.index - NUM_OPEN:
+            return 0, length
+        pieces = self.pieces.get(index)
+        if pieces is None:
+            pieces = self.pieces[index] = {}
+        num = max(end - first, pieces.get(first, 1))
+        if num == length:
+            del self.pieces[index]
+        elif num > 1:
+            pieces[first] = num
+        return first, first + num
 
     def replace_features(self, given: Iterable[int]) -> bool:
         """Take over the user features that an action brings; whether any was another one."""
@@ -112,31 +137,55 @@ class User:
                 changed = True
         return changed
 
-    def adopt(self, segment: Segment, num_slots: int) -> None:
-        """Put a segment that was read from Kafka in its place, which may be any."""
-        if segment.index > self.tail.index:
-            if len(self.tail):
-                self.close_older(self.tail)
-            self.tail = segment
-        elif segment.index == self.tail.index:
-            self.tail = segment
-        else:
+    def adopt(self, example: Example, num_slots: int) -> None:
+        """Put what was read from Kafka in its place. Needs what has come in part of a segment in ``older``."""
+        index, tail, num = example.segment, self.tail, len(example.interactions)
+        if index < tail.index:
+            segment = self.opened(index) if index in self.older else Segment(index, tail.num_features)
+            segment.put(example)
             self.close_older(segment)
-        self.first_segment = min(self.first_segment, segment.index)
+        else:
+            if index > tail.index:
+                if len(tail):
+                    self.close_older(tail)
+                self.tail = Segment(index, tail.num_features)
+            self.tail.put(example)
+        if num == example.segment_len:
+            self.pieces.pop(index, None)
+        elif index > self.tail.index - NUM_OPEN:
+            pieces = self.pieces.setdefault(index, {})
+            if num > 1:
+                pieces[example.first] = num
+        self.first_segment = min(self.first_segment, index)
+        for old in [old for old in self.pieces if old <= self.tail.index - NUM_OPEN]:
+            del self.pieces[old]
         self.keep(num_slots)
 
     def encode(self) -> bytes:
         """What the store keeps under the user's name: all but the older segments."""
-        head = _HEAD.pack(self.tail.index, self.offset, self.index, self.first_segment, len(self.user_features))
-        return b"".join((head, self.user_features, self.tail.pack()))
+        head = _HEAD.pack(
+            self.tail.index, self.offset, self.index, self.first_segment, len(self.user_features), len(self.pieces)
+        )
+        parts = [head]
+        for index, pieces in self.pieces.items():
+            parts += [_PIECES.pack(index, len(pieces)), array("H", [*pieces, *pieces.values()]).tobytes()]
+        return b"".join((*parts, self.user_features, self.tail.pack()))
 
     @classmethod
     def decode(cls, name: str, stored: bytes, num_features: int) -> User:
         """A user whose older segments are still to be loaded. Raises ValueError or struct.error."""
-        index, offset, last_index, first_segment, num_user_features = _HEAD.unpack_from(stored)
-        at = _HEAD.size + 8 * num_user_features
+        index, offset, last_index, first_segment, num_user_features, num_pieces = _HEAD.unpack_from(stored)
+        at, pieces = _HEAD.size, {}
+        for _ in range(num_pieces):
+            segment, num = _PIECES.unpack_from(stored, at)
+            start = at + _PIECES.size
+            at = start + 4 * num
+            places = array("H", stored[start:at])
+            pieces[segment] = dict(zip(places[:num], places[num:], strict=True))
+        start, at = at, at + 8 * num_user_features
         tail = Segment.unpack(index, stored[at:], num_features)
-        user = cls(name, tail, array("q", stored[_HEAD.size : at]))
+        user = cls(name, tail, array("q", stored[start:at]))
+        user.pieces = pieces
         user.first_segment = first_segment
         user.is_whole = first_segment == index
         user.old_ids = b"" if user.is_whole else None

@@ -19,7 +19,7 @@ from rocksdict import WriteBatch
 from state.database import Database
 from state.errors import StoreMismatch
 from state.meta import corrupt
-from state.segment import Segment
+from state.segment import Segment, is_segment
 from state.user import User
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
@@ -69,14 +69,24 @@ class UserStore:
             user.dirty.clear()
 
     def adopt(self, user: User | None, example: Example) -> User:
-        """The user (None: nobody yet) with the segment of an example in its place. Raises `StoreMismatch`."""
+        """The user (None: nobody yet) with what an example holds in its place. Raises `StoreMismatch`."""
         self._check_shape(example)
         if user is None:
             user = User(example.user, Segment(example.segment, self._num_features), array("q"))
-        user.adopt(Segment.of(example), self._num_slots)
+        self._load_open(user, example)
+        user.adopt(example, self._num_slots)
         user.user_features = array("q", example.user_feature_hash.tobytes())
         user.offset, user.index = example.user_offset, example.user_index
         return user
+
+    def _load_open(self, user: User, example: Example) -> None:
+        """Load what has come so far of a segment before the tail, where an example brings a piece of it."""
+        index = example.segment
+        if index < user.tail.index and index not in user.older and len(example.interactions) < example.segment_len:
+            stored = self._db.get(self._key(user.name.encode(), index))
+            if is_segment(stored, index):
+                assert stored is not None
+                user.older[index] = stored
 
     def save_names(self, batch: WriteBatch, item_hashes: Iterable[int]) -> None:
         """These items have been named."""

@@ -23,6 +23,9 @@ class WorkerMetrics:
         self.refused = Counter(
             "headrace_worker_dead_letters", "Dead letters, by reason.", ("reason",), registry=registry
         )
+        self.gone = Counter(
+            "headrace_worker_gone_records", "Records that retention took before they were read.", registry=registry
+        )
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)

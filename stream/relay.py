@@ -20,8 +20,8 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.refusals import Refusals
 from wire.config import KafkaConfig
-from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
+from wire.example_reader import ExampleReader
 from wire.kafka.async_consumer import read_range
 from wire.topics import Topics
 
@@ -66,6 +66,7 @@ class OutboxRelay:
         self._position = position
         """Offset in the sequences partition up to which everything is known."""
         self._log = examples
+        self._decoder = ExampleReader(self._topics.sequences)
         self._wake = asyncio.Event()
         self.drained = asyncio.Event()
         """Set whenever entries left the outbox."""
@@ -151,7 +152,9 @@ class OutboxRelay:
         partition, ours, start = self._store.partition, self._log.writer_epoch, self._position
         async for records in read_range(self._config, self._topics.sequences, partition, start, stop):
             for record in records:
-                self._log.feed(decode_example(record.value))
+                example = self._decoder.read(partition, record.offset, record.value)
+                if example is not None:
+                    self._log.feed(example)
                 if self._log.writer_epoch > ours:
                     raise Fenced(partition, ours, self._log.writer_epoch)
                 self._position = record.offset + 1

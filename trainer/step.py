@@ -34,6 +34,7 @@ from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
+from trainer.histories import TrainedHistories
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -47,7 +48,6 @@ from trainer.losses import (
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from wire.example import Example
-from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -92,8 +92,8 @@ class Learner:
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
-        self.histories = Histories(model.max_context)
-        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
@@ -136,11 +136,11 @@ class Learner:
         loss = retrieval + self.config.rank_weight * ranking
         if self._aside is not None and forward.is_whole:
             # The memory computes while the GPU is told what to learn; neither sees what the other changes.
-            pending = self._aside.submit(self._answer, whole, list(self._ask(whole, forward)))
+            pending = self._aside.submit(self._answer, whole, list(self._ask(whole, forward, seen_rows_n)))
             self._learn(forward, loss)
             self.judge.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
         else:
-            recalled = self._recall(whole, forward)
+            recalled = self._recall(whole, forward, seen_rows_n)
             self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
             self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
@@ -159,19 +159,21 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
-        times; what came of the choices."""
-        return self._answer(batch, self._ask(batch, forward))
+        times; what came of the choices. ``seen_rows_n``: the items' rows before the batch."""
+        return self._answer(batch, self._ask(batch, forward, seen_rows_n))
 
     @torch.no_grad()
-    def _ask(self, batch: JaggedBatch, forward: Forward) -> Iterator[tuple[MemoryEvents, Tensor]]:
+    def _ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Iterator[tuple[MemoryEvents, Tensor]]:
         """What the memory is told and asked, with the network's logits of the choices: as many at a time as fit."""
         num_rows = self.items.num_rows
         self.memory.grow(num_rows)
         told = _told(batch)
+        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
+        rows_n[unseen] = self.items.lookup(batch.item_n[unseen])
         events = events_of(
-            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
         every = -(-num_rows // MOST_PREDICTED_ROWS)
@@ -196,7 +198,7 @@ class Learner:
     def _thin(self, batch: JaggedBatch) -> JaggedBatch:
         """Stochastic length over the context; all from a user's first target on stays."""
         alpha = self.config.stochastic_length_alpha
-        if alpha <= 1.0:
+        if alpha == 0.0:
             return batch
         max_kept = kept_length(2 * self.model_config.max_context, alpha)
         first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
@@ -238,10 +240,10 @@ class Learner:
         leaves = [(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
-        action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
+        kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
+        x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
         tail = _tail(batch)
-        y_SM = self._encode(batch, self.model.interleave(item_nM, action_nM), tail)
+        y_SM = self._encode(batch, x_TM, tail)
         item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
@@ -289,7 +291,7 @@ class Learner:
     def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) what rates alone say of each target."""
         target_R = batch.target_R
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
         return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
@@ -399,6 +401,7 @@ class Learner:
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
             self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:

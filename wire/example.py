@@ -1,11 +1,13 @@
-"""What goes from the worker to the trainer and the servers: a segment of one user's sequence, and what of it is new.
+"""What goes from the worker to the trainer and the servers: what has changed of one user's sequence.
 
 A user's sequence is the list of his interactions in the order in which they began. It is cut into segments of
 ``segment_len``: segment s holds interactions [s·segment_len, (s+1)·segment_len) of his lifetime. A record of
-``headrace.sequences.v1`` holds one segment as it stands after a run of his actions that touched no other one, so that
-the newest record of each segment is all there is to know, and each record says by itself what was learned by it.
+``headrace.sequences.v1`` holds interactions of one segment as they stand after a run of his actions that touched no
+other one: those that the run has touched, or the whole segment once the user has come two segments further. Whoever
+folds the records in their order, or the newest of each key (`Address`), has all there is to know; and each record says
+by itself what was learned by it.
 
-Shapes: n interactions of the segment, F configured item features, f pieces of feedback.
+Shapes: n interactions of the record, F configured item features, f pieces of feedback, i ids of actions.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ class Counts(NamedTuple):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
 
 
 ZERO_COUNTS = Counts()
@@ -60,13 +61,38 @@ def no_interactions(num_features: int = 0) -> Interactions:
     )
 
 
+NUM_OPEN = 2
+"""A user's last segments that are written in pieces. Most feedback comes to what lies in them."""
+PIECE = -1
+"""In an `Address`: no whole segment."""
+
+
+class Address(NamedTuple):
+    """What a record's key stands for: compaction keeps the newest record of each.
+
+    A whole segment has an address of its own. A piece of one has that of its first interaction's place in a ring of
+    ``NUM_OPEN`` segments, and holds at least what the piece there before it held of the same segment (`state.user`).
+    """
+
+    user: str
+    segment: int
+    first: int
+
+
+def address_of(user: str, segment: int, first: int, num_interactions: int, segment_len: int) -> Address:
+    """The address of ``num_interactions`` of a segment, from place ``first`` in it on."""
+    if num_interactions == segment_len:
+        return Address(user, segment, 0)
+    return Address(user, PIECE, segment % NUM_OPEN * segment_len + first)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
     """One record of ``headrace.sequences.v1`` (or, with ``is_fence``, the mark of a new writer: then only
     ``partition``, ``writer_epoch`` and ``number`` mean anything).
 
-    What it teaches: the last ``num_new`` interactions of the segment are new, with the kinds that they have; and the
-    interactions at ``feedback_index`` (f,) (places in the segment, all before the new ones, ascending) have got the
+    What it teaches: the last ``num_new`` interactions of the record are new, with the kinds that they have; and the
+    interactions at ``feedback_index`` (f,) (places in the record, all before the new ones, ascending) have got the
     kinds ``feedback_bits`` (f,) uint32, which they did not have before. Over all of a user's accepted examples each
     interaction is new once, and each of its later kinds is feedback once.
     """
@@ -80,15 +106,16 @@ class Example:
     """The number of the segment in the user's lifetime."""
     segment_len: int
     interactions: Interactions
-    """The whole segment as it stands; empty only in a fence."""
+    """Interactions of the segment as they stand, from place ``first`` in it on; empty only in a fence."""
     num_new: int
-    """0 if the example only brings feedback, or only rewrites a segment (`ExampleLog.overwritten`)."""
+    """0 if the example only brings feedback, or only writes a record again (`ExampleLog.overwritten`)."""
     feedback_index: Int64
     feedback_bits: NDArray[np.uint32]
     session_hash: Int64
     """(n,) the session of each interaction, 0 if none was given. Used for joining, not for training."""
     action_ids: Int64
-    """Hashes of the ids of the actions in this segment, oldest first, where ids were given."""
+    """(i,) hashes of the ids of the actions in these interactions, where ids were given: by interaction, and of each
+    the oldest first."""
     user_feature_hash: Int64
     """(F_user,) int64, the user's latest categorical features; 0 where absent."""
     user_offset: int
@@ -111,11 +138,20 @@ class Example:
     counted_offset: int = -1
     """``counts`` are those of the partition's actions up to here."""
     counts: Counts = ZERO_COUNTS
+    first: int = 0
+    """The place in the segment of the record's first interaction."""
+    id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
+
+    @property
+    def address(self) -> Address:
+        """What the record's key stands for."""
+        return address_of(self.user, self.segment, self.first, len(self.interactions), self.segment_len)
 
     @property
     def first_index(self) -> int:
-        """Place of the segment's first interaction in the user's lifetime."""
-        return self.segment * self.segment_len
+        """Place of the record's first interaction in the user's lifetime."""
+        return self.segment * self.segment_len + self.first
 
     @property
     def first_new_index(self) -> int:

@@ -1,20 +1,22 @@
-"""The bytes of an example. Layout, version 2; every number little-endian, no padding:
+"""The bytes of an example. Layout, version 3; every number little-endian, no padding:
 
     0   4   magic: "HRE", then the layout version as one byte
-    4   8   xxh3-64 of everything from byte 12 on
-    12  2   h, length of the header
-    14  h   header: MessagePack array, the fields of `Header` in their order
+    4   4   the lower half of the xxh3-64 of everything from byte 8 on
+    8   2   h, length of the header
+    10  h   header: MessagePack array, the fields of `Header` in their order
             columns of the n interactions
-            (r,) int64 action_ids, (u,) int64 user_feature_hash
+            (i,) int64 action_ids, (u,) int64 user_feature_hash
             (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
 
 Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
 ``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that
 holds them (``bits_width`` bytes); then, each only where its flag says that any differs from "none": (n,) int64
-domain_hash, (n,) float32 value, (n, F) int64 feature_hash, (n,) int64 session_hash. Nothing follows the last one.
+domain_hash, (n,) float32 value, (n, F) int64 feature_hash, (n,) int64 session_hash, (n,) uint8 id_counts. Nothing
+follows the last one.
 
-A reader refuses any other magic, version, length or checksum: damaged bytes never become an example. Layout 1 (whole
-contexts, keyed by user) is refused too: its deployment's sequences are made again under a new ``kafka.prefix``.
+A reader refuses any other magic, version, length or checksum: damaged bytes never become an example. Layouts 1 (whole
+contexts, keyed by user) and 2 (whole segments) are refused too: their deployments' sequences are made again under a new
+``kafka.prefix``.
 """
 
 from __future__ import annotations
@@ -29,15 +31,17 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from wire.errors import CodecError
-from wire.example import Counts, Example, Int64, Interactions
+from wire.example import Address, Counts, Example, Int64, Interactions, address_of
 
 MAGIC = b"HRE"
-LAYOUT = 2
-MAX_NAMES_BYTES = 200_000
-"""An example carries at most this much text of names; an item that does not fit is named at its next sighting."""
-LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE = 1, 2, 4, 8, 16, 32
-_PREFIX = struct.Struct("<3sBQH")
-_BODY_START = 12
+LAYOUT = 3
+MAX_NAMES_BYTES = 60_000
+"""An example carries at most this much text of names (a header's length has 16 bits); an item that does not fit is
+named at its next sighting."""
+LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE, IDS = 1, 2, 4, 8, 16, 32, 64
+_PREFIX = struct.Struct("<3sBIH")
+_BODY_START = 8
+_HALF = 0xFFFF_FFFF
 Number = TypeVar("Number", bound=np.generic)
 _UINTS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
@@ -46,34 +50,42 @@ if sys.byteorder != "little":  # pragma: no cover
 
 
 class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Everything of an example that is no column. Field order is the layout."""
+    """Everything of an example that is no column. Field order is the layout: what the records of a batch have in common
+    stands together, so that compression finds it as one piece."""
 
-    user: str
     partition: int
     writer_epoch: int
+    segment_len: int
+    num_features: int
+    num_user_features: int
+    applied_offset: int
+    replay_from_offset: int
+    counted_offset: int
+    counts: Counts
+    newest_event_ms: int
+    newest_record_ms: int
+    base_ms: int
+    user_offset: int
+    user_index: int
     number: int
     segment: int
-    segment_len: int
+    first: int
     num_interactions: int
     num_new: int
     num_feedback: int
     num_ids: int
     flags: int
     bits_width: int
-    num_features: int
-    num_user_features: int
-    base_ms: int
-    user_offset: int
-    user_index: int
-    applied_offset: int
-    replay_from_offset: int
-    newest_event_ms: int
-    newest_record_ms: int
-    counted_offset: int
-    counts: Counts
+    user: str
     names: dict[int, str | int]
 
+    @property
+    def address(self) -> Address:
+        """What the record's key stands for."""
+        return address_of(self.user, self.segment, self.first, self.num_interactions, self.segment_len)
 
+
+_START = MAGIC + bytes((LAYOUT,))
 _header_encoder = msgspec.msgpack.Encoder()
 _header_decoder = msgspec.msgpack.Decoder(Header)
 
@@ -82,7 +94,7 @@ def pack(header: Header, columns: bytes) -> bytes:
     """The record of a header and its columns, laid out as above."""
     encoded = _header_encoder.encode(header)
     body = b"".join((len(encoded).to_bytes(2, "little"), encoded, columns))
-    return b"".join((MAGIC, bytes((LAYOUT,)), xxh3_64_intdigest(body).to_bytes(8, "little"), body))
+    return b"".join((_START, (xxh3_64_intdigest(body) & _HALF).to_bytes(4, "little"), body))
 
 
 def unpack(value: bytes) -> tuple[Header, int]:
@@ -94,9 +106,9 @@ def unpack(value: bytes) -> tuple[Header, int]:
         raise CodecError(f"example: expected bytes that start with {MAGIC!r}, got {magic!r}; this is no example")
     if layout != LAYOUT:
         raise CodecError(f"example: expected layout {LAYOUT}, got {layout}; read it with the build that knows it")
-    digest = xxh3_64_intdigest(memoryview(value)[_BODY_START:])
+    digest = xxh3_64_intdigest(memoryview(value)[_BODY_START:]) & _HALF
     if digest != checksum:
-        raise CodecError(f"example: expected checksum {checksum:#018x}, got {digest:#018x}; the record is damaged")
+        raise CodecError(f"example: expected checksum {checksum:#010x}, got {digest:#010x}; the record is damaged")
     start = _PREFIX.size + header_len
     try:
         header = _header_decoder.decode(memoryview(value)[_PREFIX.size : start])
@@ -108,18 +120,23 @@ def unpack(value: bytes) -> tuple[Header, int]:
 
 def _check_sizes(header: Header, num_bytes: int) -> None:
     num, flags = header.num_interactions, header.flags
-    sizes = (num, header.num_new, header.num_feedback, header.num_ids, header.num_features, header.num_user_features)
+    sizes = (
+        header.first, num, header.num_new, header.num_feedback, header.num_ids, header.num_features,
+        header.num_user_features,
+    )  # fmt: skip
     if min(sizes) < 0 or header.bits_width not in _UINTS or header.segment_len < 1 or header.segment < 0:
         raise CodecError("example: expected counts of 0 or more and widths of 1, 2 or 4; its writer is wrong")
     row = 8 + (8 if flags & LONG_TIMES else 4) + header.bits_width
-    row += 8 * bool(flags & DOMAINS) + 4 * bool(flags & VALUES) + 8 * bool(flags & SESSIONS)
+    row += 8 * bool(flags & DOMAINS) + 4 * bool(flags & VALUES) + 8 * bool(flags & SESSIONS) + bool(flags & IDS)
     row += 8 * header.num_features * bool(flags & FEATURES)
     expected = num * row + 8 * (header.num_ids + header.num_user_features)
     expected += header.num_feedback * (4 + _index_width(header.segment_len))
     if expected != num_bytes:
         raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
-    if header.num_new > num or header.num_feedback > num - header.num_new or num > header.segment_len:
+    if header.num_new > num or header.num_feedback > num - header.num_new or num + header.first > header.segment_len:
         raise CodecError("example: expected no more new interactions and feedback than there are; its writer is wrong")
+    if bool(header.num_ids) != bool(flags & IDS):
+        raise CodecError("example: expected ids and how many each interaction has, or neither; its writer is wrong")
 
 
 def encode_example(example: Example) -> bytes:
@@ -150,6 +167,9 @@ def encode_example(example: Example) -> bytes:
     if example.session_hash.any():
         flags |= SESSIONS
         columns.append(_bytes_of(example.session_hash, np.int64))
+    if len(example.action_ids):
+        flags |= IDS
+        columns.append(_bytes_of(example.id_counts, np.uint8))
     columns += [
         _bytes_of(example.action_ids, np.int64),
         _bytes_of(example.user_feature_hash, np.int64),
@@ -157,14 +177,15 @@ def encode_example(example: Example) -> bytes:
         _bytes_of(example.feedback_bits, np.uint32),
     ]
     header = Header(
-        example.user, example.partition, example.writer_epoch, example.number, example.segment, example.segment_len,
-        num, example.num_new, example.num_feedback, len(example.action_ids), flags, width, num_features,
-        len(example.user_feature_hash), base_ms, example.user_offset, example.user_index, example.applied_offset,
-        example.replay_from_offset, example.newest_event_ms, example.newest_record_ms, example.counted_offset,
-        example.counts, example.names,
+        example.partition, example.writer_epoch, example.segment_len, num_features, len(example.user_feature_hash),
+        example.applied_offset, example.replay_from_offset, example.counted_offset, example.counts,
+        example.newest_event_ms, example.newest_record_ms, base_ms, example.user_offset, example.user_index,
+        example.number, example.segment, example.first, num, example.num_new, example.num_feedback,
+        len(example.action_ids), flags, width, example.user, example.names,
     )  # fmt: skip
     joined = b"".join(columns)
     _check_sizes(header, len(joined))
+    _check_ids(example.id_counts, len(example.action_ids))
     return pack(header, joined)
 
 
@@ -186,6 +207,8 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
     num_features = header.num_features
     features = reader.take(np.int64, num * num_features) if flags & FEATURES else np.zeros(num * num_features, np.int64)
     session = reader.take(np.int64, num) if flags & SESSIONS else none
+    id_counts = reader.take(np.uint8, num if flags & IDS else 0)
+    _check_ids(id_counts, header.num_ids)
     ids = reader.take(np.int64, header.num_ids)
     user_features = reader.take(np.int64, header.num_user_features)
     index = reader.take(_UINTS[_index_width(header.segment_len)], header.num_feedback).astype(np.int64)
@@ -195,8 +218,15 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
         header.user, header.partition, header.writer_epoch, header.number, header.segment, header.segment_len, rows,
         header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
         header.applied_offset, header.replay_from_offset, header.newest_event_ms, header.newest_record_ms,
-        header.names, bool(flags & FENCE), header.counted_offset, header.counts,
+        header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first, id_counts,
     )  # fmt: skip
+
+
+def _check_ids(id_counts: NDArray[np.uint8], num_ids: int) -> None:
+    if (len(id_counts) or num_ids) and int(id_counts.sum()) != num_ids:
+        raise CodecError(
+            f"example: expected {num_ids} ids, got {int(id_counts.sum())} by interaction; its writer is wrong"
+        )
 
 
 def restamp(value: bytes, writer_epoch: int) -> bytes:

@@ -5,8 +5,8 @@ acknowledgement and its own note sends again) and the writings of a worker that 
 latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
 is stale. Fences have a key for each epoch (`wire.topics.fence_key`), so compaction keeps all of them.
 
-Compaction knows nothing of this: where a stale record or a repeat is a segment's last, it will keep that one and drop
-the one that counts. `ExampleLog.overwritten` names these segments; the partition's owner writes them again
+Compaction knows nothing of this: where a stale record or a repeat is a key's last, it will keep that one and drop the
+one that counts. `ExampleLog.overwritten` names what these keys stand for; the partition's owner writes it again
 (`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from wire.example import Example
+from wire.example import Address, Example
 
 
 class Verdict(Enum):
@@ -45,7 +45,7 @@ class ExampleLog:
     """A filter for one partition. Feed it every record in offset order.
 
     ``next_number`` is where to go on (None: from whatever comes first). ``allow_holes`` is for readers of a compacted
-    topic that want each segment's newest state, not every example: they take any number above the highest seen.
+    topic that want each key's newest state, not every example: they take any number above the highest seen.
     """
 
     def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_holes: bool = False) -> None:
@@ -55,8 +55,8 @@ class ExampleLog:
         """Writer epoch of the last accepted example; -1 before any."""
         self.hole: Hole | None = None
         self.allow_holes = allow_holes
-        self.overwritten: set[tuple[str, int]] = set()
-        """The (user, segment) pairs whose last record does not count."""
+        self.overwritten: set[Address] = set()
+        """The addresses whose last record does not count."""
 
     @property
     def last_number(self) -> int:
@@ -85,9 +85,10 @@ class ExampleLog:
         self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1
         self.hole = None
-        self.overwritten.discard((example.user, example.segment))
+        if self.overwritten:
+            self.overwritten.discard(example.address)
 
     def _drop(self, example: Example, verdict: Verdict) -> Verdict:
         if not example.is_fence:
-            self.overwritten.add((example.user, example.segment))
+            self.overwritten.add(example.address)
         return verdict

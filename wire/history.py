@@ -2,9 +2,9 @@
 
 Fold every accepted example, in the order of the log (or of the steps that train it), and a user's array holds his last
 interactions exactly as the worker has them. Reading the compacted topic from its start gives the same, since it keeps
-each segment's newest record, in whatever order the segments come.
+the newest record of each interaction (`state.restore` has the proof).
 
-One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row of a segment that has not come.
+One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row that has not come.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class History:
         """Memory of the rows and their bookkeeping."""
         return int(self._rows.nbytes) + OVERHEAD_BYTES
 
+    @property
+    def room(self) -> Rows:
+        """The array that the rows lie in; another one once it has become too small."""
+        return self._rows
+
     def window(self, first: int, last: int) -> tuple[int, Rows]:
         """Those of the places ``first`` … ``last - 1`` that are kept, and the first one's place; a view. Rows that have
         not come are among them, with item 0."""
@@ -57,12 +62,12 @@ class History:
         return chosen if present.all() else chosen[present]
 
     def fold(self, example: Example) -> None:
-        """Put the segment in its place. Nothing is dropped until `forget`."""
+        """Put an example's interactions in their place. What is kept stays until `forget`."""
         num, first = len(example.interactions), example.first_index
         if not num:
             return
-        if self.start == self.end:
-            self.start = self.end = first
+        if self.start == self.end or first - self.end > self._max_context + self._segment_len:
+            self._rows, self.start, self.end = self._rows[:0], first, first
         self._span(min(self.start, first), max(self.end, first + num))
         target, source = self._rows[first - self.start : first - self.start + num], example.interactions
         target["item"], target["time"] = source.item_hash, source.timestamp_ms
@@ -121,16 +126,18 @@ class Histories:
             num_features = example.interactions.feature_hash.shape[1]
             history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
             self.num_bytes += history.num_bytes
-        before = history.num_bytes
+        before = history.room
         history.fold(example)
-        self.num_bytes += history.num_bytes - before
+        if history.room is not before:
+            self.num_bytes += history.room.nbytes - before.nbytes
         return history
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
-        before = history.num_bytes
+        before = history.room
         history.forget()
-        self.num_bytes += history.num_bytes - before
+        if history.room is not before:
+            self.num_bytes += history.room.nbytes - before.nbytes
 
     def drop(self, user: str) -> None:
         """Forget a user."""

@@ -20,7 +20,10 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
+    num_gone: int = 0
+    """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
+    dead: dict[str, int] = {}
+    """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
@@ -29,6 +32,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     component: str
     time_ms: int
     partitions: dict[int, PartitionStatus] = {}
+    disk: str = ""
+    """A name of its disk, over all processes on it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):

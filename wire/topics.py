@@ -6,28 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wire.config import KafkaConfig
+from wire.example import PIECE, Address
 
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 LAG_KEY = b"lag"
 LETTER_BYTES = 64 << 10
-"""Room in a dead letter for what it says about the record that it holds: its key and headers take below 2 kB."""
+"""Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
 
-def segment_key(user: str, segment: int, num_slots: int) -> bytes:
-    """The key of a user's segment: the topic keeps its newest record, until segment ``segment + num_slots`` takes its
-    place. ``num_slots``: `wire.config.SequenceConfig.num_slots`."""
+def example_key(address: Address, num_slots: int) -> bytes:
+    """The key of an example: the topic keeps a whole segment's newest record until segment ``segment + num_slots``
+    takes its place, a piece's until one of a later segment does (``num_slots``: `wire.config.SequenceConfig`).
+    """
+    user, segment, first = address
+    if segment == PIECE:
+        return b"%b\x00.%d" % (user.encode(), first)
     return b"%b\x00%d" % (user.encode(), segment % num_slots)
 
 
 def fence_key(writer_epoch: int) -> bytes:
-    """One key an epoch, so that compaction never drops a fence that still divides older records."""
+    """One key per epoch, so that compaction never drops a fence that still separates older records."""
     return b"%b/%d" % (FENCE_KEY, writer_epoch)
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should exist. ``settings`` use Kafka's own names."""
+    """A topic as it should be. ``settings`` use Kafka's own names."""
 
     name: str
     num_partitions: int
@@ -70,7 +75,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
     largest, letter = config.max_message_bytes, max_letter_bytes(config)
     forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
-    # A trainer may fall this far behind before compaction can take an example that it has not read.
+    # A trainer may fall this far behind before compaction can remove an example that it has not read.
     compacted = {
         "cleanup.policy": "compact",
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),

@@ -82,7 +82,7 @@ class LearnedRanker:
         """(R, K)."""
         batch = step.batch
         where, rows = batch.target_R, step.row_n[batch.target_R]
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[where], where)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[where], where)
         prior_RPK = torch.from_numpy(self.rates.prior(rows, done_RK, num_R))
         past_RL, done_RLK = history(step, self.model.context)
         places = torch.from_numpy(columns(step))

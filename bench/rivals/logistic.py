@@ -28,7 +28,9 @@ class Logistic:
         """(R, K)."""
         batch = step.batch
         place_RF, learned_RK, row_R = columns(step), batch.learned_RK, step.row_n[batch.target_R]
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R)
+        done_RK, num_R = done_before(
+            batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R
+        )
         found_RK = np.zeros((batch.num_targets, batch.num_kinds))
         for r in in_order(step).tolist():
             rows = row_R[r : r + 1]

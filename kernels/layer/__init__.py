@@ -5,6 +5,8 @@ Source: Zhai et al., "Actions Speak Louder than Words", ICML 2024, equations 1-3
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
@@ -54,7 +56,7 @@ def hstu_layer(
     arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x,
     every tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
 
-    ``tail``: the tokens whose outputs are read; what comes before a user's tail is made keys and values of, and no more.
+    ``tail``: the tokens whose outputs are read; of what comes before them only keys and values are made.
     Returns their rows (S, M) if ``only_tail``; else all (T, M), of which only the tail's take gradients. Not with
     ``num_context_B``. A GPU computes all either way.
 
@@ -73,7 +75,7 @@ def hstu_layer(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
     chosen = choose(backend, x_TM.device)
-    pairs = {
+    pairs: dict[str, Any] = {
         "pos_bias_GP": pos_bias_GP,
         "time_bias_GK": time_bias_GK,
         "time_buckets": time_buckets,
@@ -82,7 +84,13 @@ def hstu_layer(
         "num_context_B": num_context_B,
         "num_targets_B": num_targets_B,
     }
-    options = {"num_heads": num_heads, "norm_len": norm_len, "dropout": dropout, "seed": seed, "eps": eps}
+    options: dict[str, Any] = {
+        "num_heads": num_heads,
+        "norm_len": norm_len,
+        "dropout": dropout,
+        "seed": seed,
+        "eps": eps,
+    }
     if chosen == "cpp":
         outputs = None if tail is None else (tail, only_tail)
         y: Tensor = load("layer", chosen).layer(

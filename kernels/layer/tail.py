@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,11 @@ class Tail:
         Raises ValueError where a count lies outside of its user's tokens.
         """
         check_counts(num_silent_B, offsets_B1, "num_silent_B")
-        before_B1 = torch.zeros_like(offsets_B1)
-        torch.cumsum(num_silent_B, 0, out=before_B1[1:])
-        own_B1 = offsets_B1 - before_B1
-        rows_S = torch.arange(int(own_B1[-1])) + torch.repeat_interleave(before_B1[1:], own_B1[1:] - own_B1[:-1])
-        return cls(num_silent_B, own_B1, rows_S)
+        silent, offsets = num_silent_B.numpy(), offsets_B1.numpy()
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(silent)])
+        own = offsets - before
+        rows = np.arange(own[-1]) + np.repeat(before[1:], own[1:] - own[:-1])
+        return cls(num_silent_B, torch.from_numpy(own), torch.from_numpy(rows))
 
     @property
     def num_outputs(self) -> int:

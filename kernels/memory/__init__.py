@@ -5,7 +5,8 @@ score is a weighted sum of features: decayed counts of the items that the user c
 normalise them, and learned weights of the same neighbours, after Ning & Karypis, "SLIM", ICDM 2011), how popular an
 item has been lately, the user's own repeats, and the network's logit. The weights ("gains") are learned online on the
 softmax over all items, event by event (Adagrad; Duchi et al., JMLR 2011), shared and by the length of the user's
-history: with a gain at zero a feature does no harm.
+history: with a gain at zero a feature does no harm. The best rows of that sum are looked at again by a small network
+that sees the same features together.
 
 Arrays are NumPy's: the memory lives on the host, whatever the network runs on.
 """
@@ -70,7 +71,7 @@ def memory_scores(
     """Turn the network's logits into scores, a row for each event, in place; rows that were never met score below
     -1e29. Changes nothing else.
 
-    Of ``events`` only the past counts. Errors as `memory_learn`.
+    Of ``events`` only the past counts, and what was met, which scores as low. Errors as `memory_learn`.
     """
     _check(memory, num_rows, events, logit_AV, len(events))
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)

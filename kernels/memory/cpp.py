@@ -24,14 +24,15 @@ class _Call(ctypes.Structure):
             (name, c_void_p)
             for name in ("neighbour_row", "num_neighbours", "after", "before", "weight", "seen", "heat")
         ),
-        *((name, c_void_p) for name in ("first", "last", "gain", "gain_square", "clock", "dirty")),
+        *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
+        *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "dirty")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
         *((name, c_void_p) for name in ("met_begin", "met_end", "logit", "rank", "model_rank", "count_rank", "loss")),
         ("seen_growth", c_double),
         ("heat_growth", c_double * 3),
         ("repeat_decay", c_double),
-        *((name, c_float) for name in ("gain_rate", "gain_decay", "weight_rate")),
+        *((name, c_float) for name in ("gain_rate", "gain_decay", "weight_rate", "shortlist_rate", "shortlist_decay")),
         ("exclude", c_int32),
         ("learn", c_int32),
     )
@@ -85,7 +86,8 @@ def memory_learn(
     call.seen_growth = 2.0 ** (1.0 / rules.seen_half_life)
     call.heat_growth = (c_double * 3)(*(2.0 ** (1.0 / each) for each in rules.heat_half_lives))
     call.repeat_decay = 0.5 ** (1.0 / rules.repeat_half_life)
-    call.gain_rate, call.gain_decay, call.weight_rate = rules.gain_rate, rules.gain_decay, rules.weight_rate
+    for name in ("gain_rate", "gain_decay", "weight_rate", "shortlist_rate", "shortlist_decay"):
+        setattr(call, name, getattr(rules, name))
     call.exclude, call.learn = _EXCLUDE[rules.exclude], 1
     _run(call, num_rows)
     del kept

@@ -17,9 +17,8 @@ from bench.rivals.rate import Constant
 from bench.rivals.sequences import sequences
 from tests.bench.samples import Actions, chain, stage_of, steps_of
 
-RETRIEVERS = [(who, name) for who, ways in retrievers().items() for name in ways]
-RETRIEVERS_OF = dict(RETRIEVERS)  # the last setting of each
-RANKERS = [(who, name) for who, ways in rankers().items() for name in ways]
+RETRIEVERS = [(who, next(iter(ways))) for who, ways in retrievers().items()]
+RANKERS = [(who, next(iter(ways))) for who, ways in rankers().items()]
 
 
 def _answers(rival: Any, setting: Setting, actions: Actions) -> list[NDArray[Any]]:
@@ -80,7 +79,7 @@ def test_a_rival_that_peeks_is_caught() -> None:
     setting = Setting(lambda stage, _: _Peeking(Popular(stage.num_rows)))
     assert not _same_until_the_last(_Peeking(Popular(12)), _Peeking(Popular(12)), setting)
     assert not _same_until_the_last_kinds(_PeekingRate(3), _PeekingRate(3), setting)
-    network = retrievers()["SASRec"][RETRIEVERS_OF["SASRec"]]
+    network = retrievers()["SASRec"][dict(RETRIEVERS)["SASRec"]]
     stage = stage_of(chain(num=200))
     assert not _same_until_the_last(*(_PeekingNetwork(network.make(stage, 1)) for _ in range(2)), network)
 

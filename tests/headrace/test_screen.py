@@ -7,9 +7,15 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from headrace.lag import plain
-from headrace.lag_view import STAGES, LagView
+from headrace.config import Settings
+from headrace.lag import excess, plain, watch
+from headrace.lag_view import STAGES, LagView, decode_lag
 from headrace.screen import page
+from tests.brokers import Broker
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.producer import make_producer
+from wire.topics import Topics
 
 
 def message() -> dict[str, Any]:
@@ -33,17 +39,66 @@ def test_nothing_on_the_page_is_cut_or_wrapped(width: int) -> None:
 
 
 def test_without_a_terminal_a_message_is_one_line() -> None:
-    line = plain(msgspec.json.encode(message()).decode())
-    assert line == (
-        "00:00:00  lag: ingest 3 sequence 3 train 3 publish 3 serve 3  12 interactions/s learned, 4,000 in all; "
-        "servers: 1  version 0/5  fresh 2.2 s"
-    )
+    shown = "lag: ingest 3 sequence 3 train 3 publish 3 serve 3  12 interactions/s learned, 4,000 in all; servers: 1"
+    assert plain(LagView(lag=message()), 2.0) == f"00:00:00  {shown}  version 0/5  fresh 2.2 s"
+
+
+def test_an_old_message_says_so() -> None:
+    assert plain(LagView(lag=message()), 42.0).startswith("00:00:00 OLD (42 s)  lag: ")
+
+
+def test_what_was_refused_is_named_by_reason_and_a_missing_version_by_when_it_will_come() -> None:
+    told = {**message(), "version": None, "epoch": 3, "num_steps": 0, "dead_letters": {"future": 1200, "malformed": 2}}
+    line = plain(LagView(lag=told, publish_every_s=2.0), 0.0)
+    assert "; no version yet: the first within 2 s of the first lesson" in line
+    assert "; dead letters: future 1,200, malformed 2 (headrace dead-letters)" in line
+    line = plain(LagView(lag={**told, "num_steps": 9}, publish_every_s=2.0), 0.0)
+    assert "; no version of this trainer yet: the first within 2 s" in line
+
+
+def test_anything_further_behind_than_allowed_is_named() -> None:
+    told = message()
+    told["stages"] = {**told["stages"], "train": {"lag_records": 3, "lag_s": 7.0, "partitions": {}}}
+    assert excess(told, 1.0, 7.0) == ""
+    assert excess(told, 1.0, 6.5) == "expected at most 6.5 s, got train 7.0 s"
+    assert excess(message(), 30.0, 6.5) == "expected at most 6.5 s, got the newest message 30.0 s old"
+
+
+@pytest.mark.parametrize(("max_s", "lag_s", "status"), [(None, 0.5, 0), (60.0, 0.5, 0), (60.0, 61.0, 1)])
+def test_the_status_says_whether_anything_is_further_behind_than_allowed(
+    max_s: float | None, lag_s: float, status: int, kafka: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=f"lag{time.time_ns()}", partitions=1)
+    ensure_topics(config)
+    told = {**message(), "time_ms": int(time.time() * 1000)}
+    told["stages"] = {name: {**stage, "lag_s": lag_s} for name, stage in told["stages"].items()}
+    producer = make_producer(config)
+    producer.send(Topics.under(config.prefix).lag, msgspec.json.encode(told), partition=0)
+    producer.flush(10)
+    producer.close()
+    assert watch(Settings(kafka=config), once=True, max_s=max_s) == status
+    shown = capsys.readouterr()
+    assert "lag: ingest 3" in shown.out
+    assert ("expected at most 60 s, got ingest 61.0 s" in shown.err) == (status == 1)
+
+
+def test_without_any_message_it_is_too_late(kafka: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=f"lag{time.time_ns()}", partitions=1)
+    ensure_topics(config)
+    assert watch(Settings(kafka=config), once=True, max_s=1.0) == 1
+    assert "no message at all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, b"", b"7 bytes", b"{}", b"[]", b"\xff", b'{"time_ms": 1}', b'"x"', b"5"])
+def test_what_is_no_message_of_the_lag_topic_is_passed_over(value: bytes | None) -> None:
+    assert decode_lag(value) is None
+    assert decode_lag(msgspec.json.encode(message())) == message()
 
 
 def test_the_plain_line_names_dead_letters_where_there_are_any() -> None:
-    assert "dead letters" not in plain(msgspec.json.encode(message()).decode())
+    assert "dead letters" not in plain(LagView(lag=message()), 2.0)
     told = {**message(), "num_dead_letters": 1007}
-    assert "; 1,007 dead letters (headrace dead-letters)" in plain(msgspec.json.encode(told).decode())
+    assert "; dead letters: 1,007 (headrace dead-letters)" in plain(LagView(lag=told), 2.0)
 
 
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:

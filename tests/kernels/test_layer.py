@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -20,7 +19,6 @@ from kernels import (
     hstu_layer_output,
     hstu_layer_project,
 )
-from kernels.layer import cpp
 from kernels.layer.dropout import keep_mask
 from tests.kernels.jagged import Batch, make_batch
 from tests.kernels.yardstick import force, forward_limit, levels, relative_error
@@ -234,33 +232,6 @@ def test_the_halves_compose_to_the_layer(dtype: torch.dtype, level: str, monkeyp
 def test_a_kernel_that_returns_zeros_would_fail() -> None:
     expected = run(CASES["two heads, no biases"], torch.float64, "reference")
     assert all(relative_error(torch.zeros_like(tensor), tensor) == 1.0 for tensor in expected.values())
-
-
-def test_torch_accepts_the_operator() -> None:
-    batch, x, params, _ = make_layer([7, 2], heads=1, model=6, qk=4, value=4)
-    weights = [getattr(params, field.name).float().requires_grad_() for field in fields(params)]
-    arguments = (
-        x.float().requires_grad_(),
-        *weights,
-        None,
-        None,
-        batch.offsets,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        len(x),
-        1,
-        10.0,
-        0.1,
-        3,
-        1e-6,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of opcheck itself, about its own tensors
-        torch.library.opcheck(cpp.layer_op, arguments)
 
 
 def test_wide_rows_are_normalized_whatever_their_width_and_too_wide_ones_are_refused() -> None:

@@ -82,7 +82,7 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         events = events_of(
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
         )
-        learner.memory.score(events, logits)
+        learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
         prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked = learner.model.rank_logits(item_RM, torch.from_numpy(prior))[-1]
         return torch.from_numpy(logits[0]), torch.sigmoid(ranked)

@@ -93,7 +93,7 @@ def test_repeats_and_holes_and_tombstones_and_damage_are_passed_over() -> None:
     for value in (record("a", 5, 3), record("a", 9, 8), record("a", 5, 3), None, b"nonsense", record("a", 10, 9)[:-1]):
         histories.feed(0, value)
     assert length_of(histories, "a") == 9
-    assert histories.num_damaged == 2
+    assert histories.num_foreign == 2
 
 
 def test_memory_is_bounded_and_the_quietest_user_goes_first() -> None:

@@ -21,7 +21,7 @@ from wire.example import Example
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect
-from wire.topics import Topics, segment_key
+from wire.topics import Topics, example_key
 
 
 class Wire:
@@ -58,7 +58,7 @@ class Wire:
     def tell(self, examples: Iterable[Example]) -> None:
         """To the sequences topic."""
         for each in examples:
-            key = segment_key(each.user, each.segment, num_slots=14)
+            key = example_key(each.address, num_slots=14)
             self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
         self._producer.flush(20)
 

@@ -38,7 +38,7 @@ class Life:
 
     tokens: list[Token] = field(default_factory=list)
     ids: dict[int, list[str]] = field(default_factory=dict)
-    """Segment → ids, oldest first."""
+    """Place of an interaction → ids, oldest first."""
     user_features: dict[str, int] = field(default_factory=dict)
 
 
@@ -51,13 +51,12 @@ class Oracle:
     segment_len: int
     num_slots: int
     deduplicate: bool
-    max_segment_ids: int
+    max_ids: int
     max_future: int
     users: dict[str, Life] = field(default_factory=dict)
     accepted: int = 0
     duplicate: int = 0
     late: int = 0
-    ticks: int = 0
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     moments: dict[tuple[str, int, int], Life] | None = None
     """What each user was after the action at (offset, index), where somebody wants to know."""
@@ -71,9 +70,7 @@ class Oracle:
         except ValueError:
             self.dead.append((offset, -1, "malformed"))
             return
-        if isinstance(content, dict) and "tick" in content:
-            self.ticks += 1
-        elif isinstance(content, list):
+        if isinstance(content, list):
             for index, action in enumerate(content):
                 self.one(action, offset, index, record_ms)
         else:
@@ -108,7 +105,7 @@ class Oracle:
         return life.tokens[self.first_kept(life) * self.segment_len :]
 
     def kept_ids(self, life: Life) -> dict[int, list[str]]:
-        return {segment: ids for segment, ids in life.ids.items() if segment >= self.first_kept(life)}
+        return {place: ids for place, ids in life.ids.items() if place >= self.first_kept(life) * self.segment_len}
 
     def apply(self, action: dict[str, Any]) -> None:
         life = self.users.setdefault(str(action["user"]), Life())
@@ -125,9 +122,9 @@ class Oracle:
         else:
             self.join(life.tokens[place], action)
         if name is not None:
-            ids = life.ids.setdefault(place // self.segment_len, [])
+            ids = life.ids.setdefault(place, [])
             ids.append(name)
-            del ids[: -self.max_segment_ids]
+            del ids[: -self.max_ids]
 
     def joined(self, life: Life, action: dict[str, Any]) -> int | None:
         first = self.first_kept(life) * self.segment_len

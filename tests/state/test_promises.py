@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from state import outbox
 from state.config import StoreConfig
 from state.segment import Segment
 from state.sequencer import Draft, Sequencer
@@ -21,6 +22,7 @@ from wire.config import SequenceConfig
 from wire.errors import HeadraceError
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
+from wire.topics import example_key
 
 SEQUENCES = st.builds(
     SequenceConfig,
@@ -129,21 +131,35 @@ def _skip_the_rest_of_the_record(patch: pytest.MonkeyPatch) -> None:
 def _tell_nothing_of_old_segments(patch: pytest.MonkeyPatch) -> None:
     adopt = User.adopt
 
-    def adopt_newest_only(self: User, segment: Segment, num_slots: int) -> None:
-        if segment.index >= self.tail.index:
-            adopt(self, segment, num_slots)
+    def adopt_newest_only(self: User, example: Example, num_slots: int) -> None:
+        if example.segment >= self.tail.index:
+            adopt(self, example, num_slots)
 
     patch.setattr(User, "adopt", adopt_newest_only)
 
 
 def _forget_ids(patch: pytest.MonkeyPatch) -> None:
-    def of(example: Example) -> Segment:
-        segment = right(example)
-        segment.ids.clear()
-        return segment
+    patch.setattr(Segment, "_put_ids", lambda self, first, end, example: None)
 
-    right = Segment.of
-    patch.setattr(Segment, "of", of)
+
+def _leave_segments_in_pieces(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequencer, "_seal", lambda self, user: None)
+
+
+def _forget_what_a_piece_held(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(User, "cover", lambda self, index, first, end, length: (first, end))
+
+
+def _give_pieces_one_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(outbox, "example_key", lambda address, num_slots: example_key(address._replace(first=0), num_slots))
+
+
+def _turn_the_ring_too_soon(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        outbox,
+        "example_key",
+        lambda address, num_slots: example_key(address._replace(first=address.first % 4), num_slots),
+    )
 
 
 def _keep_what_has_no_slot(patch: pytest.MonkeyPatch) -> None:
@@ -207,9 +223,10 @@ def _apply_again(patch: pytest.MonkeyPatch) -> None:
 
 BROKEN = [
     _replay_from_behind_the_batch, _apply_what_an_example_tells, _skip_the_rest_of_the_record,
-    _tell_nothing_of_old_segments, _forget_ids, _keep_what_has_no_slot, _tell_a_segment_only_at_the_end,
-    _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts, _name_nothing, _write_the_outbox_later,
-    _apply_again,
+    _tell_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
+    _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
+    _tell_a_segment_only_at_the_end, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
+    _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 
@@ -12,7 +13,7 @@ from state.segment import COLUMNS_START, Segment, describe, holds, may_hold
 from state.sequencer import Sequencer
 from tests.state.test_sequencer import ACTION
 from wire.action import Action
-from wire.config import SequenceConfig
+from wire.config import MAX_IDS, SequenceConfig
 from wire.example_codec import decode_example, encode_example, pack, view
 
 NOTHING = float("nan")
@@ -44,13 +45,54 @@ def test_what_a_worker_writes_is_what_the_codec_would_write(seed: int) -> None:
     for header, columns in sequencer.drain_drafts():
         value = pack(header, columns)
         assert encode_example(decode_example(value)) == value
-        stored = Segment.of(view(header, columns)).pack()
-        assert columns.startswith(stored[COLUMNS_START:])
+        segment = Segment.of(view(header, columns))
+        cut = segment.cut(header.first, len(segment))
+        assert columns.startswith(cut.columns)
+        assert (cut.num, cut.num_ids, cut.flags, cut.bits_width) == (
+            header.num_interactions, header.num_ids, header.flags, header.bits_width,
+        )  # fmt: skip
+        stored = segment.pack()
         assert Segment.unpack(header.segment, stored, 2).pack() == stored
         again = Segment.unpack(header.segment, stored, 2)
         again.packed = None
         assert again.pack() == stored
-        assert describe(stored)[1] == header.num_interactions
+        assert describe(stored)[1] == header.first + header.num_interactions
+        with pytest.raises(ValueError, match="another one"):
+            Segment.unpack(header.segment + 1, stored, 2)
+
+
+def test_pieces_put_together_in_any_order_are_the_segment() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        sequencer = Sequencer(ACTION, SequenceConfig(join_window_s=0, segment_len=40))
+        for offset in range(30):
+            sequencer.apply(action(rng, wide=False), offset, 9)
+            if rng.random() < 0.5:
+                sequencer.drain_drafts()
+        (user,) = sequencer.users.values()
+        whole = user.tail.pack()
+        pieces = []
+        ends = [0, *sorted(rng.sample(range(1, 30), 5)), 30]
+        for first, end in itertools.pairwise(ends):
+            pieces.append(view(*sequencer._draft(user, 0, first, end, 0, 9, {})))
+        rng.shuffle(pieces)
+        again = Segment(0, 2)
+        for piece in pieces:
+            again.put(piece)
+        assert again.pack() == whole
+
+
+def test_an_interaction_forgets_its_oldest_ids() -> None:
+    segment, rng = Segment(0, 2), random.Random(3)
+    for number in range(3):
+        segment.append(hash_bytes(number), action(rng, wide=False), 7)
+    kept: list[list[int]] = [[], [], []]
+    for number in range(60):
+        place = rng.randrange(3)
+        segment.remember(place, hash_bytes(number))
+        kept[place] = [*kept[place], number][-MAX_IDS:]
+        assert bytes(segment.ids) == b"".join(hash_bytes(each) for ids in kept for each in ids)
+        assert segment.id_counts.tolist() == [len(ids) for ids in kept]
 
 
 def test_a_hash_is_found_only_where_one_begins() -> None:

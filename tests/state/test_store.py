@@ -21,6 +21,7 @@ from state.store import PartitionStore
 from tests.state.victim import SEQUENCE, Topic
 from tests.state.world import ACTION, World, rows_of, stream_of
 from wire.config import ActionConfig, SequenceConfig
+from wire.example import PIECE, Address
 from wire.example_codec import decode_example
 from wire.partitioner import partition_of
 
@@ -41,7 +42,7 @@ def test_records_become_examples_in_the_outbox(tmp_path: Path) -> None:
     assert (result.num_records, result.num_examples, result.num_dead, result.applied_offset) == (2, 1, 0, 6)
     (entry,) = store.outbox()
     example = decode_example(entry.value)
-    assert (entry.key, entry.number, entry.record_ms, entry.is_example) == (b"u\x000", 0, 2_001, True)
+    assert (entry.key, entry.number, entry.record_ms, entry.is_example) == (b"u\x00.0", 0, 2_001, True)
     assert (example.user, example.partition, example.num_new, sorted(example.names.values())) == ("u", 3, 2, ["a", "b"])
     store.close()
 
@@ -69,7 +70,8 @@ def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
     store.apply([(2, 70_000, None, action("u", "j", time_ms=61_000))])
     example = decode_example(store.outbox()[-1].value)
     assert (example.user, example.writer_epoch, example.number, example.first_new_index) == ("u", 4, 2, 1)
-    assert example.interactions.timestamp_ms.tolist() == [1_000, 61_000]
+    assert example.interactions.timestamp_ms.tolist() == [61_000]
+    assert [each.interactions.timestamp_ms.tolist() for each in store.read_user("u")] == [[1_000, 61_000]]
     store.close()
 
 
@@ -174,7 +176,7 @@ def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) 
         store.apply([(offset, 2_000 + offset, None, action(item=offset))])
     store.apply([(5, 2_500, None, action("v", item=9))])
     store.ack(5)
-    assert store.refresh([("u", 0), ("u", 3), ("v", 1), ("nobody", 0)]) == 2
+    assert store.refresh(Address(*each) for each in [("u", 0, 0), ("u", 3, 0), ("v", 1, 0), ("nobody", 0, 0)]) == 2
     examples = [decode_example(entry.value) for entry in store.outbox()]
     assert [(e.user, e.number, e.segment, e.num_new, e.num_feedback) for e in examples] == [
         ("u", 6, 4, 0, 0), ("u", 7, 3, 0, 0),
@@ -183,6 +185,19 @@ def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) 
     assert [(e.newest_record_ms, e.replay_from_offset, e.user_offset) for e in examples] == [
         (2_500, 6, 4), (2_500, 6, 4),
     ]  # fmt: skip
+    store.close()
+
+
+def test_a_piece_is_written_again_with_all_that_it_held(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path, 0, ANY_TIME, sequence=SequenceConfig(join_window_s=0, segment_len=4))
+    for offset, items in enumerate(((1,), (2, 3, 4), (5,), (6, 7))):
+        store.apply([(offset, 2_000, None, b"[" + b",".join(action(item=item) for item in items) + b"]")])
+    store.ack(3)
+    assert store.refresh(Address("u", PIECE, first) for first in (0, 1, 2, 4, 5, 7)) == 5
+    examples = [decode_example(entry.value) for entry in store.outbox()]
+    assert [(e.segment, e.first, len(e.interactions), e.num_new) for e in examples] == [
+        (0, 0, 1, 0), (0, 1, 3, 0), (0, 2, 1, 0), (1, 0, 1, 0), (1, 1, 2, 0),
+    ], "none begins at the last place, where the user has not come"  # fmt: skip
     store.close()
 
 

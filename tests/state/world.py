@@ -15,8 +15,8 @@ import numpy as np
 from state.config import StoreConfig
 from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
-from wire.config import ActionConfig, SequenceConfig
-from wire.example import Example, fence
+from wire.config import MAX_IDS, ActionConfig, SequenceConfig
+from wire.example import NUM_OPEN, Example, fence
 from wire.example_codec import decode_example, encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.hashing import key_hash
@@ -45,22 +45,20 @@ def rows_of(example: Example) -> list[tuple[Any, ...]]:
 def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracle:
     return Oracle(
         list(action.kinds), list(action.features), list(action.user_features), sequence.join_window_ms,
-        sequence.segment_len, sequence.num_slots, sequence.deduplicate, sequence.max_segment_ids, action.max_future_ms,
+        sequence.segment_len, sequence.num_slots, sequence.deduplicate, MAX_IDS, action.max_future_ms,
     )  # fmt: skip
 
 
 def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40) -> list[Record]:
-    """A log with joins, duplicates, late ones, ticks, lists, jumps of time and records that are no actions."""
+    """A log with joins, duplicates, late ones, lists, jumps of time and records that are no actions."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
         now += rng.choice((0, 0, 1, rng.randrange(step_ms), rng.randrange(step_ms), 8 * rng.randrange(step_ms)))
         dice = rng.random()
         value: bytes | None
-        if dice < 0.04:
-            value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]"))
-        elif dice < 0.10:
-            value = b'{"tick":%d}' % (now + rng.randrange(3 * step_ms))
+        if dice < 0.05:
+            value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]", b'{"user":"u1"}'))
         elif dice < 0.30:
             actions = [_action(rng, now, num_users, num_items, step_ms) for _ in range(rng.randrange(1, 12))]
             value = json.dumps(actions).encode()
@@ -244,7 +242,7 @@ class World:
         oracle = self.check_told()
         self._check_users(oracle)
         counts = self.store.counts
-        assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late, oracle.ticks)
+        assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late)
         assert Counter(set(self.dead)) == Counter(oracle.dead)
         assert self.store.applied_offset == self.log[-1][0]
 
@@ -266,10 +264,11 @@ class World:
         for example in self.accepted():
             names |= example.names
             moment = oracle.moments[example.user, example.user_offset, example.user_index]
-            first = example.segment * length
-            rows = rows_of(example)
-            assert rows == [token.key() for token in moment.tokens[first : first + length]]
-            assert example.action_ids.tolist() == hashed(moment.ids.get(example.segment, []))
+            first, rows = example.first_index, rows_of(example)
+            assert rows == [token.key() for token in moment.tokens[first : first + len(rows)]]
+            assert rows
+            assert len(rows) == length or example.segment > (len(moment.tokens) - 1) // length - NUM_OPEN
+            assert ids_of(example) == [hashed(moment.ids.get(first + at, [])) for at in range(len(rows))]
             assert example.user_feature_hash.tolist() == [moment.user_features.get("land", 0)]
             assert {row[0] for row in rows} <= names.keys()
             assert example.replay_from_offset <= example.applied_offset + 1
@@ -296,8 +295,16 @@ class World:
             )
             assert [row for example in segments for row in rows_of(example)] == [t.key() for t in oracle.kept(life)]
             for example in segments:
-                assert example.action_ids.tolist() == hashed(life.ids.get(example.segment, []))
+                places = range(example.first_index, example.first_index + len(example.interactions))
+                assert ids_of(example) == [hashed(life.ids.get(place, [])) for place in places]
                 assert example.user_feature_hash.tolist() == [life.user_features.get("land", 0)]
+
+
+def ids_of(example: Example) -> list[list[int]]:
+    """The ids of each interaction."""
+    ids, counts = example.action_ids.tolist(), example.id_counts.tolist() or [0] * len(example.interactions)
+    ends = np.cumsum(counts).tolist()
+    return [ids[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def hashed(names: list[str]) -> list[int]:

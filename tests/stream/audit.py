@@ -12,13 +12,13 @@ from stream.simulate import World, WorldConfig
 from tests.state.oracle import Oracle
 from tests.state.world import oracle_for, rows_of
 from tests.stream.workers import Deployment
-from wire.action import Rejection, Tick, decode_record
+from wire.action import Rejection, decode_record
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.partitioner import partition_of
 from wire.status import WorkerStatus, decode_status
-from wire.topics import segment_key
+from wire.topics import example_key
 
 Row = tuple[Any, ...]
 DeadKey = tuple[int, int, int]
@@ -75,8 +75,6 @@ def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -
     for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
         if isinstance(one, Rejection):
             yield one.index, one.reason
-        elif isinstance(one, Tick):
-            oracle.record(record.offset, record.timestamp, record.value)
         else:
             content = json.loads(record.value)
             is_list = isinstance(content, list)
@@ -98,7 +96,7 @@ def written(deployment: Deployment) -> Recount:
             recount.verdicts[verdict.value] += 1
             assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
             if verdict is Verdict.ACCEPT:
-                assert record.key == segment_key(example.user, example.segment, deployment.sequence.num_slots)
+                assert record.key == example_key(example.address, deployment.sequence.num_slots)
                 _take(recount, example)
     for record in _flat(deployment.read(deployment.topics.dead_letters)):
         headers = {name: value.decode() for name, value in record.headers}

@@ -34,7 +34,7 @@ from wire.example import Example, fence
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
-from wire.topics import Topics, fence_key, segment_key
+from wire.topics import Topics, example_key, fence_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
@@ -152,7 +152,7 @@ class Stage:
         sends = []
         for example in examples:
             slots = self.settings.sequence.num_slots
-            segment = segment_key(example.user, example.segment, slots)
+            segment = example_key(example.address, slots)
             key = fence_key(example.writer_epoch) if example.is_fence else segment
             value = encode_example(example)
             sends.append(self._producer.send(self.topics.sequences, value, key, partition=example.partition))
@@ -160,6 +160,10 @@ class Stage:
                 self.sent[example.partition].append(example)
         for send in sends:
             send.get(30)
+
+    def send_raw(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]] | None = None) -> None:
+        """Somebody else's record, in partition 0 of one of our topics."""
+        self._producer.send(topic, value, b"theirs", headers, partition=0).get(20)
 
     def fence(self, partition: int, writer_epoch: int) -> None:
         """A worker takes the partition."""

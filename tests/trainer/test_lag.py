@@ -180,12 +180,15 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     message = told.wait_for(
         lambda each: 0 < each["stages"]["train"]["lag_records"] < total and each["num_steps"] > 2, "half of it trained"
     )
-    assert message["stages"]["train"]["lag_records"] == total - message["num_steps"], "one example a step"
+    waiting = message["stages"]["train"]["lag_records"]
+    assert waiting <= total - message["num_steps"], "one example a step, and those that teach nothing"
+    assert waiting >= total - 2 * message["num_steps"]
     assert message["stages"]["train"]["lag_s"] > 1_000_000, "these actions are of 1970"
     message = told.wait_for(
-        lambda each: each["num_steps"] == total and each["version"] is not None, "all of it trained, some published"
+        lambda each: not each["stages"]["train"]["lag_records"] and each["version"] is not None,
+        "all of it trained, some published",
     )
-    assert message["stages"]["train"]["lag_records"] == 0
+    assert message["num_steps"] > total / 2
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
     assert 0 < message["stages"]["publish"]["lag_s"] < 30

@@ -46,17 +46,19 @@ def interactions(draw: st.DrawFn, length: int, num_features: int) -> Interaction
 def examples(draw: st.DrawFn) -> Example:
     length, num_features = draw(st.integers(0, 5)), draw(st.integers(0, 3))
     num_new, segment_len = draw(st.integers(0, length)), draw(st.sampled_from((5, 16, 256, 257, 4096)))
+    ids = draw(st.lists(st.integers(0, 4), min_size=length, max_size=length))
     places = draw(st.sets(st.integers(0, length - num_new - 1))) if num_new < length else set()
     return Example(
         user=draw(TEXT), partition=draw(st.integers(0, 9)), writer_epoch=draw(st.integers(0, 2**40)),
         number=draw(INT64), segment=draw(st.integers(0, 2**40)), segment_len=segment_len,
         interactions=draw(interactions(length, num_features)), num_new=num_new,
         feedback_index=np.array(sorted(places), np.int64), feedback_bits=draw(arrays(np.uint32, len(places))),
-        session_hash=column(draw, length), action_ids=draw(longs(draw(st.integers(0, 4)))),
+        session_hash=column(draw, length), action_ids=draw(longs(sum(ids))),
         user_feature_hash=draw(longs(draw(st.integers(0, 2)))), user_offset=draw(INT64), user_index=draw(INT64),
         applied_offset=draw(INT64), replay_from_offset=draw(INT64), newest_event_ms=draw(INT64),
         newest_record_ms=draw(INT64), names=draw(st.dictionaries(INT64, INT64 | TEXT, max_size=3)),
-        is_fence=draw(st.booleans()), counted_offset=draw(INT64), counts=Counts(*(draw(INT64) for _ in range(5))),
+        is_fence=draw(st.booleans()), counted_offset=draw(INT64), counts=Counts(*(draw(INT64) for _ in range(4))),
+        first=draw(st.integers(0, segment_len - length)), id_counts=np.array(ids if any(ids) else [], np.uint8),
     )  # fmt: skip
 
 
@@ -94,15 +96,15 @@ def golden() -> Example:
         feedback_index=np.array([1]), feedback_bits=np.array([4], np.uint32), session_hash=np.array([0, 31, 0]),
         action_ids=np.array([8, 9]), user_feature_hash=np.array([77]), user_offset=41, user_index=5, applied_offset=50,
         replay_from_offset=40, newest_event_ms=2500, newest_record_ms=3000, names={-12: "b", 11: 7}, is_fence=False,
-        counted_offset=50, counts=Counts(5, 4, 3, 2, 1),
+        counted_offset=50, counts=Counts(5, 4, 3, 2), first=12, id_counts=np.array([2, 0, 0], np.uint8),
     )  # fmt: skip
 
 
 GOLDEN = (
-    "485245029775dbce2ddc8c8e2d00dc0018a2c3bc0302090410030101021e020101cd03e829053228cd09c4cd0bb83295050403020182f4a1"
-    "620b070b00000000000000f4ffffffffffffff0d0000000000000000000000e8030000e80300000100060000010000000000000000050000"
-    "000000000000000000000000000000c07f000090400000c07f07000000000000000000000000000000000000000000000000000000000000"
-    "001f000000000000000000000000000000080000000000000009000000000000004d000000000000000104000000"
+    "48524503ca27e61f2d00dc001903021001013228329405040302cd09c4cd0bb8cd03e8290509040c030101025e02a2c3bc82f4a1620b070b"
+    "00000000000000f4ffffffffffffff0d0000000000000000000000e8030000e8030000010006000001000000000000000005000000000000"
+    "0000000000000000000000c07f000090400000c07f07000000000000000000000000000000000000000000000000000000000000001f0000"
+    "00000000000000000000000000020000080000000000000009000000000000004d000000000000000104000000"
 )
 
 
@@ -118,8 +120,8 @@ def test_columns_that_hold_nothing_take_no_room() -> None:
         full.interactions, domain_hash=none, value=np.full(3, np.nan, np.float32), feature_hash=none.reshape(3, 1),
         action_bits=np.array([1, 6, 128], np.uint32),
     )  # fmt: skip
-    empty = replace(full, interactions=rows, session_hash=none)
-    assert len(encode_example(full)) - len(encode_example(empty)) == 3 * (8 + 4 + 8 + 8 + 1)
+    empty = replace(full, interactions=rows, session_hash=none, action_ids=none[:0], id_counts=np.empty(0, np.uint8))
+    assert len(encode_example(full)) - len(encode_example(empty)) == 3 * (8 + 4 + 8 + 8 + 1 + 1) + 2 * 8
 
 
 @settings(max_examples=300, deadline=None)
@@ -156,14 +158,14 @@ def test_a_right_checksum_over_nonsense_does_not_help(body: bytes, header_len: i
 
     body = header_len.to_bytes(2, "little") + body
     with pytest.raises(CodecError):
-        decode_example(b"HRE\x02" + xxh3_64_intdigest(body).to_bytes(8, "little") + body)
+        decode_example(b"HRE\x03" + (xxh3_64_intdigest(body) % 2**32).to_bytes(4, "little") + body)
 
 
-@pytest.mark.parametrize("layout", [1, 9])
+@pytest.mark.parametrize("layout", [1, 2, 9])
 def test_another_layout_is_named(layout: int) -> None:
     value = bytearray.fromhex(GOLDEN)
     value[3] = layout
-    with pytest.raises(CodecError, match=f"expected layout 2, got {layout}"):
+    with pytest.raises(CodecError, match=f"expected layout 3, got {layout}"):
         decode_example(bytes(value))
 
 
@@ -173,7 +175,11 @@ def test_an_impossible_example_is_not_encoded() -> None:
     with pytest.raises(CodecError, match="no more new"):
         encode_example(replace(golden(), num_new=3))
     with pytest.raises(CodecError, match="no more new"):
-        encode_example(replace(golden(), segment_len=2))
+        encode_example(replace(golden(), segment_len=14))
+    with pytest.raises(CodecError, match="ids"):
+        encode_example(replace(golden(), id_counts=np.array([1, 0, 0], np.uint8)))
+    with pytest.raises(CodecError, match="bytes of columns"):
+        encode_example(replace(golden(), id_counts=np.array([1, 1], np.uint8)))
     with pytest.raises(CodecError, match="bytes of columns"):
         encode_example(replace(golden(), session_hash=np.ones(2, np.int64)))
     assert issubclass(CodecError, HeadraceError)

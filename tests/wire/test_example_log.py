@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wire.example import Example, fence
+from wire.example import NUM_OPEN, PIECE, Example, address_of, fence
 from wire.example_log import ExampleLog, Hole, Verdict
+from wire.topics import example_key
 
 
 def numbered(number: int, epoch: int = 1, user: str = "u", segment: int = 0) -> Example:
-    return replace(fence(0, epoch, number), is_fence=False, user=user, segment=segment)
+    return replace(fence(0, epoch, number), is_fence=False, user=user, segment=segment, segment_len=4)
 
 
 def test_numbers_in_order_are_accepted_and_repeats_dropped() -> None:
@@ -53,14 +54,25 @@ def test_a_reader_of_a_compacted_topic_steps_over_holes() -> None:
     assert [log.feed(numbered(n)) for n in (3, 9, 4)] == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DUPLICATE]
 
 
-def test_segments_whose_last_record_does_not_count_are_named() -> None:
+def test_keys_whose_last_record_does_not_count_are_named() -> None:
     log = ExampleLog()
     for example in (
         fence(0, 2), numbered(0, 2, "a"), numbered(1, 2, "b", 7), numbered(2, 1, "a"), numbered(1, 2, "b", 7),
     ):  # fmt: skip
         log.feed(example)
-    assert log.overwritten == {("a", 0), ("b", 7)}
+    assert log.overwritten == {("a", PIECE, 0), ("b", PIECE, 4)}
     log.feed(numbered(2, 2, "a", 1))
-    assert log.overwritten == {("a", 0), ("b", 7)}
-    log.feed(numbered(3, 2, "a"))
-    assert log.overwritten == {("b", 7)}
+    assert log.overwritten == {("a", PIECE, 0), ("b", PIECE, 4)}
+    log.feed(numbered(3, 2, "a", NUM_OPEN))
+    assert log.overwritten == {("b", PIECE, 4)}, "a piece of a later segment took the place"
+
+
+def test_a_whole_segment_and_its_pieces_lie_apart() -> None:
+    assert [address_of("u", 5, first, num, 4) for first, num in ((0, 4), (0, 3), (3, 1))] == [
+        ("u", 5, 0), ("u", PIECE, 5 % NUM_OPEN * 4), ("u", PIECE, 5 % NUM_OPEN * 4 + 3),
+    ]  # fmt: skip
+    keys = {
+        example_key(address_of("u", segment, first, num, 4), 3)
+        for segment in range(12) for first in range(4) for num in range(1, 5 - first)
+    }  # fmt: skip
+    assert keys == {b"u\x00%d" % slot for slot in range(3)} | {b"u\x00.%d" % place for place in range(4 * NUM_OPEN)}

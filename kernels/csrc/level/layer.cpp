@@ -324,7 +324,8 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     BiasTables tables;
     BiasGradChunks pairs;
     clear_unread<T>(a, attend);
-    plan.limit = max64(2, min64(MAX_CHUNKS, (int64_t{16} << 20) / (in_size + out_size)));  // at most 64 MB of sums
+    // At most 64 MB of sums, and no more of them than tokens pay for: each is cleared, and added up.
+    plan.limit = max64(2, min64(min64(MAX_CHUNKS, a.tokens / 256), (int64_t{16} << 20) / (in_size + out_size)));
     if (!plan.make(users) || !tables.make(attend, plan) || !pairs.make(attend, plan)) return 1;
     const int64_t num_sums = max64(1, plan.num_chunks);  // zeros where there is nobody
     float* chunks = static_cast<float*>(calloc(static_cast<size_t>(num_sums * (in_size + out_size)), sizeof(float)));
