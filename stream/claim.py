@@ -26,6 +26,7 @@ from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.identity import check_same
+from wire.shape import SHAPE, disagreement, encode_shape
 from wire.topics import Topics, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
@@ -191,7 +192,8 @@ class _Reader:
         self._ids, self._remedy = ids, remedies(settings)[Topics.under(settings.kafka.prefix).actions]
         self._write_fence = write_fence
         self._closing = closing
-        self._actions_id = ""
+        self._actions_id = self._otherwise = ""
+        self._action = settings.action
         self._decoder = ExampleReader(self._key.topic)
 
     def examples(self) -> Iterator[Example]:
@@ -205,7 +207,7 @@ class _Reader:
             while True:
                 epoch = self.log.writer_epoch + 1
                 value = encode_example(fence(self._key.partition, epoch))
-                headers = [(ACTIONS_ID, self._ids.actions.encode())]
+                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._action))]
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
                 if ours < self.position:
                     raise StoreMismatch(
@@ -225,6 +227,11 @@ class _Reader:
         topic = Topics.under(self._config.prefix).actions
         where = f"what the sequences of partition {self._key.partition} tell"
         check_same(topic, self._actions_id, self._ids.actions, where, self._remedy)
+        if self._otherwise:
+            raise StoreMismatch(
+                f"{self._key.topic} partition {self._key.partition}: {self._otherwise} before; put that back (kinds "
+                "may only be appended), or use a new kafka.prefix"
+            )
 
     def _read_to(self, consumer: KafkaConsumer, stop: int) -> Iterator[Example]:
         """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves holes in offsets."""
@@ -239,7 +246,9 @@ class _Reader:
                 if example is None:
                     continue
                 if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
-                    self._actions_id = dict(record.headers).get(ACTIONS_ID, b"").decode()
+                    headers = dict(record.headers)
+                    self._actions_id = (headers.get(ACTIONS_ID) or b"").decode()
+                    self._otherwise = disagreement(headers.get(SHAPE), self._action)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     self._check_key(example, record.key)
                     yield example

@@ -84,13 +84,18 @@ class Worker:
 
     def _find_topics(self) -> TopicWatch:
         """What the topics are that this worker begins with. Raises `TopicMissing`."""
-        kafka, names = self.settings.kafka, (self.topics.actions, self.topics.sequences)
+        kafka, topics = self.settings.kafka, self.topics
+        positioned, others = (topics.actions, topics.sequences), (topics.dead_letters, topics.status)
+        names = (*positioned, *others)
         found = patiently(lambda: identities(kafka, names), "finding the topics", kafka, threading.Event())
         for name in names:
             if name not in found:
                 raise TopicMissing(f"topic {name}: expected it on the broker, got none; is somebody deleting topics?")
-        self._ids = TopicIds(*(found[name].id for name in names))
-        return TopicWatch(kafka, found, remedies(self.settings))
+        self._ids = TopicIds(*(found[name].id for name in positioned))
+        # Nobody has a position in these, so another one of the name will do.
+        found |= {name: found[name]._replace(id="") for name in others}
+        again = dict.fromkeys(others, "Make it again: headrace topics --create; then start the workers")
+        return TopicWatch(kafka, found, remedies(self.settings) | again)
 
     async def _work(self, watch: TopicWatch) -> None:
         stream = self.settings.stream

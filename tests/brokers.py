@@ -185,9 +185,11 @@ class ApacheKafka:
         self._classpath = f"{kafka_jars()}/*"
         self._properties = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
-        text = SERVER_PROPERTIES.format(port=self.port, controller_port=free_port(), data=folder / "data")
+        ports = {"port": self.port, "controller_port": free_port()}
+        text = SERVER_PROPERTIES.format(**ports, data=folder / "data")
         # Of a setting that stands twice the last counts.
-        self._properties.write_text(text + "".join(f"{name}={value}\n" for name, value in settings.items()))
+        more = [f"{name}={value.format(**ports)}\n" for name, value in settings.items()]
+        self._properties.write_text(text + "".join(more))
         self._format()
         self.restart()
 

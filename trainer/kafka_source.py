@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import structlog
 from kafka import TopicPartition
@@ -10,7 +11,7 @@ from kafka import TopicPartition
 from trainer.errors import HoleError, SourceError
 from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
-from wire.config import KafkaConfig
+from wire.config import ActionConfig, KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
@@ -18,6 +19,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
+from wire.shape import SHAPE, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -40,8 +42,10 @@ class KafkaSource:
         on_hole: str,
         max_buffered: int,
         stop: threading.Event,
+        action: ActionConfig | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
+        self._action = action
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
@@ -94,7 +98,7 @@ class KafkaSource:
             for where, records in self._consumer.poll(timeout_ms=200).items():
                 for record in records:
                     if record.offset < behind[where]:
-                        example = self._decoder.read(where.partition, record.offset, record.value)
+                        example = self._read(where.partition, record)
                         if example is not None and logs[where].feed(example) is Verdict.ACCEPT:
                             histories.restore(example)
             done = [where for where in reading if self._consumer.position(where) >= behind[where]]
@@ -114,7 +118,7 @@ class KafkaSource:
         examples = []
         for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             for record in records:
-                example = self._accept(where.partition, record.offset, record.value)
+                example = self._accept(where.partition, record)
                 if example is not None:
                     self._marks.add(example, record.offset)
                     self._num_waiting[where.partition] += 1
@@ -141,8 +145,20 @@ class KafkaSource:
             log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
         self._num_told = self._num_holes
 
-    def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
-        example = self._decoder.read(partition, offset, value)
+    def _read(self, partition: int, record: Any) -> Example | None:
+        """Raises `SourceError` where a worker's fence says that its bits and columns mean other things than ours."""
+        example = self._decoder.read(partition, record.offset, record.value)
+        if example is not None and example.is_fence and self._action is not None:
+            otherwise = disagreement(dict(record.headers).get(SHAPE), self._action)
+            if otherwise:
+                raise SourceError(
+                    f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "
+                    "deployment the same configuration"
+                )
+        return example
+
+    def _accept(self, partition: int, record: Any) -> Example | None:
+        example, offset = self._read(partition, record), record.offset
         if example is None:
             return None
         verdict = self._logs[partition].feed(example)

@@ -170,7 +170,7 @@ def _spelled(field: str, part: str) -> str:
 
 def _refuse_text(field: str, key: str) -> NoReturn:
     wanted = f"1 to {MAX_KEY_LEN} characters" + (" that do not start with NUL" if field == "user" else "")
-    refuse("bad_value", f"timestamp: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
+    refuse("bad_value", f"{field}: expected {wanted}, got {len(key)}: {key[:40]!r}; shorten or hash it")
 
 
 def _bits(names: str | list[str], config: ActionConfig) -> int:
@@ -200,7 +200,7 @@ def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], 
 
 def _check_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
     latest_ms = record_ms + config.max_future_ms
-    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or timestamp_ms > MAX_TIMESTAMP_MS:
+    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or max(timestamp_ms, record_ms) > MAX_TIMESTAMP_MS:
         _refuse_time(timestamp_ms, record_ms, config)
 
 
@@ -209,7 +209,9 @@ def _refuse_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoR
         since = iso_of(config.min_timestamp_ms)
         wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
         refuse("bad_time", f"timestamp: expected {wanted}, got {describe(timestamp_ms)}")
-    if record_ms < config.min_timestamp_ms:  # set by a producer, perhaps in the same wrong unit
+    if (
+        not config.min_timestamp_ms <= record_ms <= MAX_TIMESTAMP_MS
+    ):  # set by a producer, perhaps in the same wrong unit
         wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
         refuse("future", f"timestamp: expected {wanted}, got {describe(record_ms)}")
     ahead_s = (timestamp_ms - record_ms) / 1000

@@ -11,6 +11,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 
@@ -132,11 +133,15 @@ def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions
     wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
 
 
-def test_a_topic_that_is_deleted_ends_the_worker(deployment: Deployment, admin: KafkaAdminClient, worker: Make) -> None:
+@pytest.mark.parametrize("which", ["actions", "dead_letters"])
+def test_a_topic_that_is_deleted_ends_the_worker(
+    which: str, deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    topic = getattr(deployment.topics, which)
     process = worker().start()
     process.wait_for("partition claimed", times=2)
-    admin.delete_topics([deployment.topics.actions])
-    assert f"topic {deployment.topics.actions}: expected it to be there still, with " in last_line(process)
+    admin.delete_topics([topic])
+    assert f"topic {topic}: expected it to be there still, with " in last_line(process)
 
 
 def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
@@ -163,7 +168,7 @@ def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: D
     process = worker()
     home = produce(deployment, 5)
     work_off(deployment, process)
-    foreign = [b"7 bytes", b"", None, b"HRE", b"HRE\x02damaged" + bytes(40), b"\xff" * 100]
+    foreign = [b"7 bytes", b"", None, b"HRE", MAGIC + bytes([LAYOUT]) + bytes(47), b"\xff" * 100]
     with KafkaProducer(bootstrap_servers=deployment.broker.bootstrap) as producer:
         for value in foreign:
             producer.send(deployment.topics.sequences, value, key=b"x", partition=home)

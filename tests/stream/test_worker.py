@@ -168,6 +168,18 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     assert "put that back, or use a new kafka.prefix" in second.log().splitlines()[-1]
 
 
+def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Deployment, worker: Make) -> None:
+    first = worker("first").start()
+    first.wait_for("partition claimed", times=2)
+    first.stop()
+    deployment.environment["HEADRACE_ACTION__KINDS"] = "click,impression,like,share,hide"
+    second = worker("second").start()
+    assert second.process.wait(40) == 1
+    line = second.log().splitlines()[-1]
+    assert "action.kinds: expected ('click', 'impression'" in line, line
+    assert "put that back (kinds may only be appended), or use a new kafka.prefix" in line
+
+
 def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
     deployment.environment["HEADRACE_KAFKA__BOOTSTRAP"] = f"127.0.0.1:{free_port()}"
     deployment.environment["HEADRACE_STREAM__START_TIMEOUT_S"] = "0.5"

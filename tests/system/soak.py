@@ -22,12 +22,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.audit import audit
 from headrace.processes import Child
 from headrace.report import Report
 from stream.replay import ReplayReport, send_actions
 from tests.brokers import Broker, start_broker
-from tests.system.loop import Loop, Watcher, explain, is_learned
+from tests.system.loop import Loop, Watcher, explain, is_learned, try_audit
 from tests.system.test_kill import AT_WORK, world
 
 RATE = 80.0
@@ -141,7 +140,15 @@ class Soak:
         return words.encode() in log
 
     def _audit(self, what: str) -> None:
-        report = audit(self._loop.settings)
+        found: list[Report] = []
+
+        def has_answered() -> bool:
+            report = try_audit(self._loop.settings)  # None while the broker comes back
+            found.extend([report] if report is not None else [])
+            return bool(found)
+
+        self._loop.wait_until(has_answered, 60, "an audit")
+        [report] = found
         assert report.passed, f"{what}\n{explain(report)}"
         done = f"{self.tally.kills.total()} kills, {self.tally.num_while_recovering} while something recovered"
         self._say(f"{what}; {done}; the audit holds: {report.checks[0].found}")

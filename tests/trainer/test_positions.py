@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,9 @@ from trainer.replay import differences
 from trainer.snapshot import restore_published
 from trainer.step import Learner
 from trainer.weights import Weights
+from wire.example import fence
+from wire.example_codec import LAYOUT, MAGIC, encode_example
+from wire.shape import SHAPE, encode_shape
 
 Make = Callable[..., Stage]
 FROM_PUBLISHED = ((), "", "--from-published")
@@ -216,14 +220,15 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made = stage()
     made.feed(60)
     for topic in (made.topics.sequences, made.topics.weights, made.topics.status, made.topics.lag):
-        for value in (b"7 bytes", b"", None, b"HRE", b"HRE\x02damaged" + bytes(40), b"{}", b'{"role":1}', b"\xff" * 99):
+        damaged = MAGIC + bytes([LAYOUT]) + bytes(47)
+        for value in (b"7 bytes", b"", None, b"HRE", damaged, b"{}", b'{"role":1}', b"\xff" * 99):
             made.send_raw(topic, value)
     child = made.start()
     made.feed(60)
     made.wait_published()
     for value in (b"7 bytes", b"", None, b"{}"):
         for kind in (b"claim", b"manifest", b"chunk", b"other", None):
-            made.send_raw(made.topics.weights, value, [("record", kind)])
+            made.send_raw(made.topics.weights, value, [("record", kind)] if kind else [])
     made.feed(20)
     made.wait_published()
     child.kill()
@@ -233,3 +238,27 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     told = [line for line in child.log().splitlines() if "a foreign record is skipped" in line]
     assert len(told) == 7
     assert all(made.topics.sequences in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"kinds": ("click", "see", "like")}, "action.kinds: expected ('see', 'click', 'like'), got examples of a"),
+        ({"features": ()}, "action.features: expected ('genre',), got examples of a worker with ()"),
+        ({"kinds": ("see", "click", "like", "buy")}, ""),
+    ],
+    ids=["other kinds", "other features", "a kind appended"],
+)
+def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
+    changed: dict[str, tuple[str, ...]], words: str, stage: Make
+) -> None:
+    made = stage()
+    made.feed(30)
+    said = encode_shape(replace(made.settings.action, **changed))
+    made.send_raw(made.topics.sequences, encode_example(fence(0, 1)), [(SHAPE, said)])
+    child = made.start()
+    if words:
+        assert words in ends_with_one_line(child)
+    else:
+        made.wait_published()
+        assert child.stop() == 0

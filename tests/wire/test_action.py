@@ -20,7 +20,7 @@ from wire.hashing import item_hash
 CONFIG = ActionConfig(kinds=("see", "click"), features=("genre", "maker"), user_features=("land",), min_timestamp_ms=0)
 GOOD = {"user": "u", "item": 5, "action": "see", "timestamp": 1_000}
 NOW = 2_000
-FAR = 2**62
+FAR = 253_402_300_799_999
 """A record time that no timestamp is ahead of."""
 SCHEMA = Draft202012Validator(json.loads((Path(__file__).parents[2] / "schema/action.schema.json").read_text()))
 
@@ -208,10 +208,14 @@ def test_old_data_sets_pass_and_the_earliest_time_can_be_set() -> None:
     assert isinstance(decode_record(movielens, NOW_MS, later)[0], Rejection)
 
 
-def test_a_record_whose_own_time_is_in_seconds_is_named_as_the_cause() -> None:
+@pytest.mark.parametrize(
+    ("record_ms", "unit"),
+    [(NOW_MS // 1000, "seconds"), (NOW_MS * 1000, "microseconds"), (NOW_MS * 10**6, "nanoseconds")],
+)
+def test_a_record_whose_own_time_is_in_another_unit_is_named_as_the_cause(record_ms: int, unit: str) -> None:
     content = json.dumps({**GOOD, "timestamp": NOW_MS}).encode()
-    (rejection,) = decode_record(content, NOW_MS // 1000, LIVE)
+    (rejection,) = decode_record(content, record_ms, LIVE)
     assert isinstance(rejection, Rejection)
     assert rejection.reason == "future"
     assert "own Kafka timestamp" in rejection.message
-    assert "looks like seconds" in rejection.message
+    assert f"looks like {unit}" in rejection.message
