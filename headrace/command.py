@@ -196,6 +196,23 @@ def produce(
     raise typer.Exit(replay(_settings(config, bootstrap), file, rate=rate, limit=limit))
 
 
+def backfill(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+    ],
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put a file of history at the start of the actions topic, once, and say at which offsets live traffic begins.
+
+    Run it before the producers start. What is there already is not sent again, so it may be killed and run again. It is
+    an error if anything that is not the file's stands before its end.
+    """
+    from stream.backfill import run as run_backfill
+
+    raise typer.Exit(run_backfill(_settings(config, bootstrap), file))
+
+
 def simulate(
     rate: Annotated[
         float | None,
@@ -255,6 +272,48 @@ def versions(
     from headrace.versions import show
 
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json, num_last=num))
+
+
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the order, for whoever asks later.")]
+
+
+def pin(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="EPOCH/NUMBER, as `headrace versions` lists them.")],
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Have all servers answer from one version, and stay with it, until `headrace unpin`.
+
+    A version that is still to come is waited for. One server alone is pinned by `serving.pin` in its configuration.
+    """
+    from headrace.rollout import pin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
+
+
+def unpin(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Let servers follow the newest good version again."""
+    from headrace.rollout import unpin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap)))
+
+
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION]", help="EPOCH/NUMBER; default: the last of the epoch before, or the one before the last."
+        ),
+    ] = None,
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put all servers back to an earlier version: `headrace pin` of one that is known to be in the topic."""
+    from headrace.rollout import rollback as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
 
 
 def topics(
@@ -328,7 +387,8 @@ def dead_letters(
 
 
 LISTED = (
-    demo, worker, train, serve, produce, simulate, lag, top, versions, topics, dead_letters, audit, doctor, broker,
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, topics,
+    dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
 """The commands by name, in the order in which help lists them."""

@@ -286,7 +286,7 @@ def _unknown_section(_error: ErrorDetails, section: str, _key: list[str]) -> str
 def _stray_key(_error: ErrorDetails, name: str, _key: list[str]) -> str:
     homes = [f"[{section}]" for section, owner in _section_types().items() if name in _keys_of(owner)]
     advice = " or ".join(homes) or f"one of: {', '.join(Settings.model_fields)}"
-    return f"{name}: expected every key in a section, got it outside of all; write it under {advice}"
+    return f"{name}: expected every key in its section, got it outside of them; write it under {advice}"
 
 
 def _unknown_key(error: ErrorDetails, section: str, key: list[str]) -> str:

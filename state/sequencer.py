@@ -76,7 +76,7 @@ class Sequencer:
         """Users that have changed since the owner last emptied this."""
         self.names = names if names is not None else Names()
         self._known_names = self.names.known
-        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = self.num_ticks = 0
+        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = 0
         self.resume()
         self._stored = stored
         self._num_features = len(action.features)
@@ -198,11 +198,11 @@ class Sequencer:
     @property
     def counts(self) -> Counts:
         """Of all actions up to `counted_upto`."""
-        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks)
+        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late)
 
     @counts.setter
     def counts(self, counts: Counts) -> None:
-        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks = counts
+        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late = counts
 
     @property
     def counted_upto(self) -> int:

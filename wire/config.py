@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wire.checks import expect
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, Text, Word, check_fields, expect
 from wire.client_options import check_client
 from wire.moment import MAX_TIMESTAMP_MS
 
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX_KINDS = 32
 """Action bits are a uint32."""
+MAX_FEATURES = 1_000
 MAX_IDS = 8
 """Action ids that are kept of an interaction; beyond that the oldest are forgotten."""
 MAX_EXAMPLE_BYTES = 900_000
 """Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
-def _expect_names(key: str, names: tuple[str, ...]) -> None:
-    expect(all(names), key, "names that are not empty", names, "remove the empty one")
-    expect(len(set(names)) == len(names), key, "names without repetition", names, "remove the second one")
-
-
 def _is_address(text: str) -> bool:
     host, _, port = text.strip().rpartition(":")
     return bool(host) and port.isdecimal() and 0 < int(port) < 65536
+
+
+class _Brokers:
+    """The limit of ``kafka.bootstrap``."""
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise `ConfigError` unless every one is host:port."""
+        fine = isinstance(value, str) and all(map(_is_address, value.split(",")))
+        expect(fine, key, "host:port, or several with commas between", value, "Kafka's usual port is 9092")
+
+
+class _ClientOptions:
+    """The limit of ``kafka.client``."""
+
+    def check(self, _key: str, value: Any) -> None:
+        """Raise `ConfigError` for options that not every client can use."""
+        check_client(value)
+
+
+ACTION_LIMITS: dict[str, Limit] = {
+    "kinds": Names(MAX_KINDS, "name the kinds that producers send"),
+    "features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
+    "user_features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
+    "max_future_s": Number(0, advice="0 allows none"),
+    "min_timestamp_ms": Number(0, MAX_TIMESTAMP_MS, whole=True, advice="631152000000 is 1990-01-01"),
+    "max_record_bytes": Number(1, 1 << 30, whole=True, advice="use the topic's max.message.bytes"),
+    "max_actions_per_record": Number(1, whole=True, advice="1 refuses longer lists"),
+}
+SEQUENCE_LIMITS: dict[str, Limit] = {
+    "join_window_s": Number(0, advice="0 joins nothing"),
+    "max_context": AT_LEAST_1,
+    "segment_len": Number(1, 4096, whole=True, advice="16 is usual"),
+    "deduplicate": Switch(),
+}
+KAFKA_LIMITS: dict[str, Limit] = {
+    "bootstrap": _Brokers(),
+    "client": _ClientOptions(),
+    "prefix": Text(
+        r"[A-Za-z0-9._-]{1,200}", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", "choose what Kafka allows in a topic"
+    ),
+    "partitions": Number(1, 100_000, whole=True),
+    "replication_factor": Number(1, 32_767, whole=True, advice="3 is usual on a cluster"),
+    "compression": Word(COMPRESSIONS, "zstd is the default"),
+    "actions_retention_s": ABOVE_0,
+    "min_compaction_lag_s": ABOVE_0,
+    "max_message_bytes": Number(1 << 20, 1 << 30, whole=True, advice="1048588 is Kafka's default"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,25 +88,7 @@ class ActionConfig:
     max_actions_per_record: int = 1_000
 
     def __post_init__(self) -> None:
-        expect(
-            1 <= len(self.kinds) <= MAX_KINDS,
-            "kinds", f"1 to {MAX_KINDS} action kinds", self.kinds, "name the kinds that producers send",
-        )  # fmt: skip
-        for key in ("kinds", "features", "user_features"):
-            _expect_names(key, getattr(self, key))
-        expect(self.max_future_s >= 0, "max_future_s", "seconds >= 0", self.max_future_s, "use 0 to allow none")
-        expect(
-            0 <= self.min_timestamp_ms <= MAX_TIMESTAMP_MS,
-            "min_timestamp_ms", f"0 to {MAX_TIMESTAMP_MS}", self.min_timestamp_ms, "631152000000 is 1990-01-01",
-        )  # fmt: skip
-        expect(
-            1 <= self.max_record_bytes <= 2**30,
-            "max_record_bytes", "1 to 1073741824 bytes", self.max_record_bytes, "use the topic's max.message.bytes",
-        )  # fmt: skip
-        expect(
-            self.max_actions_per_record >= 1,
-            "max_actions_per_record", "at least 1", self.max_actions_per_record, "use 1 to refuse lists of more",
-        )  # fmt: skip
+        check_fields(self, "action", ACTION_LIMITS)
 
     @cached_property
     def max_future_ms(self) -> int:
@@ -94,10 +118,7 @@ class SequenceConfig:
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        expect(self.join_window_s >= 0, "join_window_s", "seconds >= 0", self.join_window_s, "use 0 to join nothing")
-        for key in ("max_context", "segment_len"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        expect(self.segment_len <= 4096, "segment_len", "at most 4096", self.segment_len, "16 is usual")
+        check_fields(self, "sequence", SEQUENCE_LIMITS)
 
     @property
     def join_window_ms(self) -> int:
@@ -130,27 +151,7 @@ class KafkaConfig:
     it."""
 
     def __post_init__(self) -> None:
-        expect(
-            all(_is_address(each) for each in self.bootstrap.split(",")),
-            "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
-        )  # fmt: skip
-        expect(
-            re.fullmatch(r"[A-Za-z0-9._-]{1,200}", self.prefix) is not None,
-            "prefix", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", self.prefix, "choose what Kafka allows in a topic",
-        )  # fmt: skip
-        expect(
-            self.compression in COMPRESSIONS,
-            "compression", f"one of {', '.join(COMPRESSIONS)}", self.compression, "zstd is the default",
-        )  # fmt: skip
-        check_client(self.client)
-        for key, most in (("partitions", 100_000), ("replication_factor", 32_767)):
-            expect(1 <= getattr(self, key) <= most, key, f"1 to {most}", getattr(self, key), "what Kafka can hold")
-        for key in ("actions_retention_s", "min_compaction_lag_s"):
-            expect(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
-        expect(
-            1 << 20 <= self.max_message_bytes <= 1 << 30,
-            "max_message_bytes", "1048576 to 1073741824 bytes", self.max_message_bytes, "1048588 is Kafka's default",
-        )  # fmt: skip
+        check_fields(self, "kafka", KAFKA_LIMITS)
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:

@@ -28,8 +28,6 @@ class Counts(NamedTuple):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
-    """Always 0: a place in the layout."""
 
 
 ZERO_COUNTS = Counts()

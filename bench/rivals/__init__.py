@@ -22,6 +22,7 @@ from bench.rivals.din import DIN, LearnedRanker
 from bench.rivals.factorisation import FactorisationMachine
 from bench.rivals.gradient import Gradient
 from bench.rivals.gru4rec import GRU4Rec
+from bench.rivals.libraries import River, VowpalWabbit, installed
 from bench.rivals.logistic import Logistic
 from bench.rivals.markov import Markov
 from bench.rivals.own import Own
@@ -120,16 +121,23 @@ def retrievers() -> dict[str, dict[str, Setting]]:
 
 def rankers() -> dict[str, dict[str, Setting]]:
     """Rivals of ranking, by name and setting."""
-    return {
+    rates = (0.02, 0.005, 0.01, 0.05, 0.1)
+    found = {
         "constant": {"": Setting(lambda stage, _: Constant(len(stage.model.kinds)))},
-        "item's rate": {f"strength {strength:g}": Setting(partial(_rate, strength)) for strength in (3.0, 10.0, 30.0)},
-        "logistic regression": {f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in (0.02, 0.05, 0.1)},
-        "FM": {f"rate {rate:g}": Setting(partial(_machine, rate), is_seeded=True) for rate in (0.02, 0.05, 0.1)},
+        "item's rate": {f"strength {strength:g}": Setting(partial(_rate, strength)) for strength in (10.0, 3.0, 30.0)},
+        "logistic regression": {f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in rates},
+        "FM": {f"rate {rate:g}": Setting(partial(_machine, rate), is_seeded=True) for rate in rates},
         "DIN+DCN": {
             f"lr {lr:g}, {size} a step": Setting(partial(_din, lr), size, is_seeded=True)
-            for lr, size in ((1e-3, 64), (3e-3, 64), (1e-3, 32))
+            for lr, size in ((1e-3, 64), (3e-3, 64), (1e-3, 32), (3e-4, 32))
         },
     }
+    for name, who, make, tried in (
+        ("river", "River", River, (0.02, 0.05)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5)),
+    ):  # fmt: skip
+        if name in installed():
+            found[who] = {f"rate {rate:g}": Setting(partial(_library, make, rate)) for rate in tried}
+    return found
 
 
 Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
@@ -214,6 +222,10 @@ def _logistic(rate: float, stage: Stage, _: int) -> Ranker:
 
 def _machine(rate: float, stage: Stage, seed: int) -> Ranker:
     return FactorisationMachine(len(stage.model.kinds), rate, seed)
+
+
+def _library(make: Callable[[int, float], Ranker], rate: float, stage: Stage, _: int) -> Ranker:
+    return make(len(stage.model.kinds), rate)
 
 
 def _din(lr: float, stage: Stage, seed: int) -> Ranker:

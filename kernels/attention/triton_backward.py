@@ -7,6 +7,8 @@ Each tile's gradients are summed by the program that owns it; the biases', as `t
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
@@ -39,9 +41,6 @@ from kernels.attention.triton_forward import (
     visible,
 )
 from kernels.triton_shared import tanh, through_silu
-
-
-import os
 
 LOOP = tl.constexpr(int(os.environ.get("X_LOOP", "0")))
 

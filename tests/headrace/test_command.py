@@ -10,9 +10,8 @@ from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "top", "versions", "topics", "dead-letters",
-    "audit", "doctor",
-    "broker",
+    "demo", "worker", "train", "serve", "produce", "backfill", "simulate", "lag", "top", "versions", "topics",
+    "dead-letters", "audit", "doctor", "broker",
 )  # fmt: skip
 ROOMS = {
     ("stream", "worker"): "worker",

@@ -242,7 +242,7 @@ class World:
         oracle = self.check_told()
         self._check_users(oracle)
         counts = self.store.counts
-        assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late, 0)
+        assert counts == (oracle.accepted, oracle.duplicate, len(oracle.dead), oracle.late)
         assert Counter(set(self.dead)) == Counter(oracle.dead)
         assert self.store.applied_offset == self.log[-1][0]
 
