@@ -66,15 +66,22 @@ def test_every_process_gets_in_with_the_options_of_the_configuration(
         assert is_learned(loop.audit_when(is_learned, 30))
 
 
-@pytest.mark.parametrize("command", ["worker", "train", "serve", "topics", "lag", "audit", "dead-letters"])
+WRONG = ("us", "wrong", "check user, password and mechanism under kafka.client")
+NO_RIGHTS = ("stranger", "secret", "give this client's user the right to the topic")
+
+
 @pytest.mark.parametrize(
-    ("user", "password", "words"),
-    [("us", "wrong", "check user, password and mechanism under kafka.client"), ("stranger", "secret", "right")],
-    ids=["wrong password", "no rights"],
+    ("command", "who"),
+    [
+        *(((command, WRONG)) for command in ("worker", "train", "serve", "topics", "lag", "audit", "dead-letters")),
+        ("worker", NO_RIGHTS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_who_is_not_let_in_ends_with_one_line(
-    user: str, password: str, words: str, command: str, secured: str, topic_prefix: str, tmp_path: Path
+    command: str, who: tuple[str, str, str], secured: str, topic_prefix: str, tmp_path: Path
 ) -> None:
+    user, password, words = who
     config = tmp_path / "headrace.toml"
     options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in client(user, password).items())
     config.write_text(

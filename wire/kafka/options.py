@@ -10,12 +10,14 @@ consumer reads only committed records.
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import aiokafka.client
 from aiokafka.errors import KafkaError as AsyncKafkaError
 from aiokafka.helpers import create_ssl_context
+from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
 from kafka.errors import KafkaError as SyncKafkaError
 from kafka.net.compat import KafkaNetClient
 
@@ -23,17 +25,53 @@ from wire.config import KafkaConfig
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
 """What the clients raise while a broker is away. Callers try again, unless `wire.kafka.refusal` says it is useless."""
+MAX_CUT = 3
+"""So many connections that end in the middle of authentication are a refusal, not a broker that goes away."""
 ISOLATION = "read_committed"
 
 
 class _Client(KafkaNetClient):
-    """kafka-python's connections, which do not pass these two options on to metadata requests."""
+    """kafka-python's connections, which do not pass two options on to metadata requests, and do not say why a broker
+    refuses them: a caller would hear that none answered in time."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._num_cut = Counter[Any]()
+        self._refusals: dict[Any, BaseException] = {}
+        self._connect = self._manager.get_connection
+        self._manager.get_connection = self._get_connection
         cluster = self._manager.cluster.config
         cluster["allow_auto_create_topics"] = False
         cluster["retry_backoff_ms"] = options.get("retry_backoff_ms", cluster["retry_backoff_ms"])
+
+    def _get_connection(self, node_id: Any, *arguments: Any, **options: Any) -> Any:
+        if node_id in self._refusals:
+            raise self._refusals[node_id]
+        connection = self._connect(node_id, *arguments, **options)
+        if not hasattr(connection, "is_authenticating"):
+            connection.is_authenticating = False
+            connection._sasl_authenticate = partial(_authenticate, connection, connection._sasl_authenticate)  # noqa: SLF001
+            connection.init_future.add_callback(lambda _: self._num_cut.pop(node_id, None))
+            connection.init_future.add_errback(partial(self._note_refusal, connection))
+        return connection
+
+    def _note_refusal(self, connection: Any, error: BaseException) -> None:
+        """Have the next attempt at this broker raise what no attempt can mend. A broker that refuses a password closes
+        the connection so soon behind its answer that the client often sees no more than the end."""
+        if connection.is_authenticating and isinstance(error, KafkaConnectionError):
+            self._num_cut[connection.node_id] += 1
+            if self._num_cut[connection.node_id] >= MAX_CUT:
+                error = SaslAuthenticationFailedError("the broker ends the connection while it authenticates")
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            error.__cause__ = error.__context__
+        if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError) or error.__cause__:
+            self._refusals[connection.node_id] = error
+
+
+async def _authenticate(connection: Any, authenticate: Any, *arguments: Any, **options: Any) -> None:
+    connection.is_authenticating = True
+    await authenticate(*arguments, **options)
+    connection.is_authenticating = False
 
 
 def sync_options(config: KafkaConfig) -> dict[str, Any]:
