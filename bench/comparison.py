@@ -27,7 +27,7 @@ def rows_of(records: Sequence[Record], *, frontier: bool) -> list[Row]:
 def _comparison(stream: str, records: Sequence[Record]) -> list[Row]:
     rows: list[Row] = []
     for task, (measured, sign) in BETTER.items():
-        mine = [record for record in records if record["task"] == task]
+        mine = [record for record in records if record["task"] == task and record[measured] is not None]
         everybody = [best(mine, who) for who in dict.fromkeys(record["who"] for record in mine)]
         everybody.sort(key=lambda each: (each["who"] not in OURS, -sign * each["value"]))
         rivals = [each for each in everybody if each["who"] not in OURS]

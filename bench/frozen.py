@@ -3,6 +3,7 @@ newer version. Users' histories are those of now."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.events import rank
+from kernels.memory import MemoryEvents
 from model.embedding import EmbeddingTable
 from model.memory import events_of
 from trainer.batch import JaggedBatch, shorten
@@ -44,16 +46,17 @@ class Frozen(Learner):
         events = events_of(
             row_n, batch.bits_n, batch.starts_B1, batch.owner_n[where], where, self.model_config, is_chosen_R=no_choices
         )
+        row_S = row_n[where]
+        events = _left_out(events, row_S, leaves_out=self.memory.leaves_out_repeats)
         table_VD = self.model.retrieval_table(self.items.weight[: self.items.num_rows])
         score_SV = (forward.query_SD @ table_VD.T).cpu().numpy()
         self.memory.grow(self.items.num_rows)
         self.memory.score(events, score_SV)
         ranks = np.zeros(len(where), np.int64)
-        for s, row in enumerate(row_n[where].tolist()):
+        for s, row in enumerate(row_S.tolist()):
             score_V = score_SV[s, :num_rows]
             if 0 < row < len(score_V) and score_V[row] > KNOWN:
-                met = events.met_rows[events.met_begin_R[s] : events.met_end_R[s]]
-                ranks[s] = rank(score_V, row, met if self.memory.leaves_out_repeats else ())
+                ranks[s] = rank(score_V, row, ())
         return ranks, torch.sigmoid(forward.logits_RK).double().cpu().numpy()
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
@@ -68,3 +71,16 @@ class Frozen(Learner):
             return None
         rows_nF = torch.from_numpy(table.lookup(keys_nF.reshape(-1)).reshape(keys_nF.shape))
         return F.embedding(rows_nF.to(table.weight.device), table.weight).sum(dim=1)
+
+
+def _left_out(events: MemoryEvents, row_S: Int64, *, leaves_out: bool) -> MemoryEvents:
+    """The same, where what was met does not compete, but for the choice itself."""
+    parts = [
+        events.met_rows[begin:end] if leaves_out else events.met_rows[:0]
+        for begin, end in zip(events.met_begin_R, events.met_end_R, strict=True)
+    ]
+    parts = [part[part != row] for part, row in zip(parts, row_S, strict=True)]
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    begins = ends - np.array([len(part) for part in parts], np.int64)
+    rows = np.concatenate([events.met_rows[:0], *parts])
+    return dataclasses.replace(events, met_rows=rows, met_begin_R=begins, met_end_R=ends)
