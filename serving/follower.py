@@ -11,6 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
+from wire.kafka.batches import by_batch
 from wire.kafka.consumer import POLL_MS, ends, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
@@ -32,6 +33,7 @@ class HistoryFollower(threading.Thread):
 
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
+        by_batch(self.consumer)
         self._stopping = threading.Event()
         self._topic_id = ""
         self._goals: dict[TopicPartition, int] = {}
@@ -64,8 +66,7 @@ class HistoryFollower(threading.Thread):
                     is_placed = False
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
-                    for record in records:
-                        self.histories.feed(partition.partition, record.value)
+                    self.histories.feed_batches(partition.partition, [record.value for record in records])
                 self._check_goals()
             except OffsetOutOfRangeError:
                 logger.warning("sequences topic: the next record is gone; reading from its start again")
