@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.domains import ItemDomains
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
+from serving.domains import ItemDomains
 from wire import history
 from wire.errors import CodecError
 from wire.example import Example, Int64, Interactions

@@ -1,4 +1,4 @@
-"""Reading a topic by whole batches, as the producer made them: for whoever decodes their records himself, many at a time.
+"""Reading a topic by whole batches, as the producer made them: for whoever decodes their records many at a time.
 
 kafka-python makes several objects of each record, which takes longer than anything else that reads a topic. `by_batch`
 makes a consumer hand out one record a batch instead: its value is the batch's records, decompressed and checked, its
@@ -71,7 +71,7 @@ class _WholeBatches:
         return batch if batch is None or batch.magic != FORMAT else _Whole(batch)
 
 
-class _Range(Fetcher.PartitionRecords):  # type: ignore[misc]
+class _Range(Fetcher.PartitionRecords):
     """kafka-python's reading of what was fetched, transactions and checksums included."""
 
     def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Any:
