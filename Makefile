@@ -15,8 +15,10 @@ SETUP := $(PACKAGES) $(PROJECT) $(KERNELS)
 # A GPU machine may have its own Python with torch and Triton, and no .venv.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WORKERS ?= $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
+# Tests wait for brokers and processes more than they compute: several at a time, as many as there are processors.
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 RESULTS ?= bench/results
-.PHONY: help setup lint format test test-quick test-gpu demo bench bench-gpu lock clean
+.PHONY: help setup lint format test test-quick test-gpu soak demo bench bench-gpu lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,15 +53,18 @@ format: $(SETUP) ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 test: $(SETUP) ## every test; real Apache Kafka where java and mvn are present, else the embedded broker
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-quick: $(SETUP) ## the tests that need neither a broker nor more than a few seconds each: under two minutes
-	$(BIN)/python -m pytest -m "not slow and not kafka" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not kafka" $(WORKERS) $(PYTEST_ARGS)
 
 # What the packages of a GPU machine warn of is no reason to lose the run. Compiling takes most of it: so side by side.
 test-gpu: ## the kernels and the trainer on a GPU, against their references
 	-$(GPU_PYTHON) -m kernels.build
 	OMP_NUM_THREADS=2 $(GPU_PYTHON) -m pytest tests/gpu -W default $(GPU_WORKERS) $(PYTEST_ARGS)
+
+soak: $(SETUP) ## 50 kills over the whole loop on real Kafka, audited after each (KILLS=15, SEEDS="1 2"): a quarter of an hour
+	$(BIN)/python -m tests.system.soak --seeds $(or $(SEEDS),1) --kills $(or $(KILLS),50)
 
 bench: $(SETUP) ## side-by-side measurements on this machine (BENCH=NAME; BENCH_ARGS=--quick)
 	$(BIN)/python -m bench $(or $(BENCH),kernels) $(BENCH_ARGS)

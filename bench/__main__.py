@@ -1,8 +1,8 @@
 """`python -m bench NAME [--quick]`: a table for people, then one JSON object as the last line.
 
 A measurement is a module of this folder with ``run(quick: bool) -> list[row]``; a row is a dict with ``name``,
-``value``, ``unit``, ``target`` (or None), ``met`` (or None) and, if it helps, ``note``. A row that misses its target
-stays.
+``value``, ``unit``, ``target`` (or None), ``met`` (or None) and, if it helps, ``note``. Rows that miss their targets
+are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The measurements there are: modules that have a ``run``."""
+    """The available measurements: modules that have a ``run``."""
     return sorted(
         path.stem
         for path in HERE.glob("*.py")
@@ -33,7 +33,7 @@ def names() -> list[str]:
 
 
 def machine() -> str:
-    """The processor and how many of it."""
+    """The processor's model and number of cores."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -45,7 +45,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a + where files differ from it."""
+    """The checkout's commit, with a + if files have been changed since."""
     run = subprocess.run(
         ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
     )
@@ -53,7 +53,7 @@ def commit() -> str:
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
-    """The table."""
+    """Print the table."""
     table = Table("", "value", "unit", "target", "met", "note", title=title, title_justify="left")
     for row in rows:
         target = "" if row.get("target") is None else f"{row['target']:g}"
@@ -64,7 +64,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures side by side.")
     parser.add_argument("name", choices=names(), help="what to measure")
     parser.add_argument("--quick", action="store_true", help="ends within a minute")

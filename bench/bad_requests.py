@@ -1,4 +1,4 @@
-"""Requests that would stop a server which is not careful, and a client that sends one after the other."""
+"""Requests that would bring down a careless server, and clients that send them one after another."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 
 
 def post(path: str, body: bytes, declared: int | None = None) -> bytes:
-    """A whole request; ``declared``: its content-length, where it shall differ."""
+    """A complete request. ``declared``: its Content-Length, if it should not be the true one."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
     return head.encode() + b"%d\r\n\r\n" % (len(body) if declared is None else declared) + body
 
 
 def bad_requests() -> dict[str, bytes]:
-    """By name. The last are in order, and as long as the default limits allow."""
+    """By name. The last ones are valid, and as long as the default limits allow."""
     candidates = list(range(10_000))
     history = [{"item": n, "action": "click", "timestamp": n} for n in range(1000)]
     many = [{"user": f"u{n}", "k": 1000} for n in range(64)]
@@ -30,7 +30,7 @@ def bad_requests() -> dict[str, bytes]:
 
 
 async def keep_sending(port: int, request: bytes, until: asyncio.Event, num_clients: int = 2) -> None:
-    """Clients that send it again and again, each time on a new connection, until told to end."""
+    """Clients that send a request over and over, each time on a new connection, until stopped."""
 
     async def client() -> None:
         while not until.is_set():

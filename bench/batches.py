@@ -1,4 +1,4 @@
-"""The batches of the kernels' measurements: users' lengths and bursty times like MovieLens-1M's."""
+"""The batches on which kernels are measured: lengths and bursty times like those of MovieLens-1M's users."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Users:
-    """A jagged batch; ``padded`` is the length that a padding peer gives everyone."""
+    """A jagged batch; ``padded`` is the length to which a padding peer extends every user."""
 
     lengths: list[int]
     offsets: Tensor
@@ -28,7 +28,7 @@ class Users:
         return sum(length * (length + 1) // 2 for length in self.lengths)
 
     def pad(self, tokens: Tensor) -> Tensor:
-        """(T, …) → (B, padded, …), zeros behind."""
+        """(T, …) → (B, padded, …), with zeros at the end."""
         out = tokens.new_zeros(len(self.lengths), self.padded, *tokens.shape[1:])
         for user, part in enumerate(torch.split(tokens, self.lengths)):
             out[user, : len(part)] = part
@@ -36,7 +36,7 @@ class Users:
 
 
 def bursty_times(length: int, generator: torch.Generator) -> Tensor:
-    """Seconds: half of the events share one with the event before, sessions lie hours to months apart."""
+    """Times in seconds: half of the events have the previous event's time; sessions are hours to months apart."""
     draw = torch.rand(length, generator=generator)
     within = torch.randint(1, 90, (length,), generator=generator)
     between = torch.randint(3600, 3600 * 24 * 60, (length,), generator=generator)
@@ -45,7 +45,7 @@ def bursty_times(length: int, generator: torch.Generator) -> Tensor:
 
 
 def make_users(lengths: list[int], padded: int) -> Users:
-    """Users of these lengths."""
+    """A batch of users with these lengths."""
     generator = torch.Generator().manual_seed(0)
     times = torch.cat([bursty_times(length, generator) for length in lengths])
     return Users(lengths, torch.tensor([0, *lengths]).cumsum(0), times, padded)

@@ -1,7 +1,7 @@
-"""What one would write first: a Faust agent that appends each action to its user's list in a ``faust.Table``.
+"""The obvious first implementation: a Faust agent that appends each action to its user's list in a ``faust.Table``.
 
-The table's store is RocksDB, its changelog a compacted topic; the list keeps the last 200 actions. It joins nothing,
-drops no duplicates and sends nobody an example. It runs in a process of its own:
+The table is stored in RocksDB, with a compacted topic as its changelog; a list keeps the last 200 actions. It joins no
+feedback, drops no duplicates and emits no examples. It runs in a process of its own:
 
     python -m bench.faust_table BOOTSTRAP PREFIX NUM_PARTITIONS NUM_ACTIONS
 """
@@ -26,7 +26,7 @@ MAX_CONTEXT = 200
 
 
 async def append(kafka: KafkaConfig, folder: Path, num_actions: int) -> float:
-    """Take ``num_actions`` of the actions topic, alone or in lists; processor seconds from the first on."""
+    """Consume ``num_actions`` from the actions topic, singly or in lists; returns processor seconds since the first."""
     app = faust.App(
         f"{kafka.prefix}-table", broker=f"kafka://{kafka.bootstrap}", store="rocksdb://?driver=rocksdict",
         datadir=str(folder),
@@ -69,7 +69,7 @@ async def append(kafka: KafkaConfig, folder: Path, num_actions: int) -> float:
 
 
 def processor_seconds(kafka: KafkaConfig, num_actions: int) -> float:
-    """`append` in another process."""
+    """Run `append` in another process."""
     command = [sys.executable, "-m", "bench.faust_table", kafka.bootstrap, kafka.prefix, str(kafka.partitions)]
     done = subprocess.run([*command, str(num_actions)], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])

@@ -1,7 +1,7 @@
-"""FBGEMM's CPU embedding in a process and an environment of its own: its wheel needs the torch that it was built with.
+"""FBGEMM's CPU embedding, in its own process and environment: its wheel needs the torch version it was built with.
 
-Run by this module's `FbgemmWorker` as a script, with that environment's Python: for each line on stdin it does one
-backward pass with the fused row-wise Adagrad update and answers with the processor seconds that took.
+`FbgemmWorker` runs this module as a script with that environment's Python. For each line on stdin, the script does one
+backward pass with the fused row-wise Adagrad update and prints the processor seconds it took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGES = ("fbgemm-gpu-cpu==1.9.0", "torch==2.14.*", "numpy", "setuptools")
 
 
 def _install() -> str:
-    """Make the environment (3 GB, minutes) unless it is there; what went wrong, or ''."""
+    """Create the environment (3 GB, minutes) if it is missing; returns what went wrong, or ''."""
     python = ENVIRONMENT / "bin" / "python"
     if python.exists():
         return ""
@@ -40,7 +40,7 @@ class FbgemmWorker:
 
     @classmethod
     def start(cls, num_rows: int, width: int, num: int, *, install: bool) -> FbgemmWorker:
-        """Ready to measure; installs first if so asked and needed."""
+        """Start the process; first create the environment, if asked to and necessary."""
         python = ENVIRONMENT / "bin" / "python"
         why_not = _install() if install else "" if python.exists() else "not installed; run without --quick"
         if why_not:
@@ -57,7 +57,7 @@ class FbgemmWorker:
 
     @property
     def available(self) -> bool:
-        """Whether there is something to measure."""
+        """Whether the process runs."""
         return self._process is not None
 
     def backward_seconds(self) -> float:
@@ -96,7 +96,7 @@ def serve(num_rows: int, width: int, num: int) -> None:
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=0.01,
         eps=1e-8,
-        pooling_mode=PoolingMode.SUM,  # four times faster in its backward than NONE, with bags of one the same result
+        pooling_mode=PoolingMode.SUM,  # its backward is 4x faster than of NONE; equal for bags of one
     )
     rows_N, offsets, grad_ND = torch.randint(0, num_rows, (num,)), torch.arange(num + 1), torch.randn(num, width)
     print("ready", flush=True)

@@ -1,12 +1,19 @@
-"""What late feedback costs, and how much of that each way to learn it wins back.
+"""What late feedback costs, and how much of that each method of learning it recovers.
 
-A simulated world (`stream.simulate`) knows what will come of every impression. A model is trained until a moment with
-all outcomes known; from then on copies of it go on with the stream as it arrives, each learning late kinds in its own
-way. Every new interaction is predicted by every copy as it comes, before anything of it is learned, and judged by what
-came of it in the end. 0% is the model that stops at that moment, 100% the one that is told all outcomes at once.
+A simulated world (`stream.simulate`) knows the final outcome of every impression. A model is trained up to some moment
+with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds by
+its own method. Each copy predicts every new interaction as it arrives, before learning anything of it, and is scored
+against the final outcome. 0% is the model that stops learning at that moment, 100% the one that is told all outcomes at
+once.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
-tells an interaction when its join window is over, as if nothing could be learned before.
+tells an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weighs by how much of a
+kind comes late (after Yang et al., "Capturing delayed feedback in conversion rate prediction via elapsed-time
+sampling", AAAI 2021, with the share itself in place of their two side models), ``defer`` tells every interaction twice,
+at once and after a minute, and weighs both (after Gu et al., "Real negatives matter", KDD 2021).
+
+Two worlds: ``quick``, in which a click comes within seconds and 2% of all feedback a hundred times later, and
+``late``, in which that is a third of it, and items live for half an hour.
 """
 
 from __future__ import annotations
@@ -40,7 +47,17 @@ from wire.example import Example
 from wire.history import Histories, History, interactions_of
 
 ACTION = ActionConfig(kinds=KINDS, features=("taste",))
-SEQUENCE = SequenceConfig()
+WORLDS = {
+    "quick": (WorldConfig(num_users=100, num_items=100), SequenceConfig()),
+    "late": (
+        WorldConfig(
+            num_users=100, num_items=100, actions_per_s=20.0, feedback_delay_s=5.0, late_share=0.33,
+            item_lifetime_s=1800.0,
+        ),
+        SequenceConfig(join_window_s=3600.0),
+    ),
+}  # fmt: skip
+WAIT_MS = 60_000
 MODEL = ModelConfig(kinds=KINDS, num_features=1)
 PER_STEP = 64
 LEARNED = ("vanilla", "fnw", "reversal")
@@ -48,10 +65,11 @@ JUDGED = ("click", "like")
 Floats = NDArray[np.float64]
 
 
-def steps(num_actions: int, seed: int) -> Iterator[list[Example]]:
+def steps(num_actions: int, seed: int, world: str = "quick") -> Iterator[list[Example]]:
     """The examples that a worker makes of the world's actions, as they arrive."""
-    sequencer = Sequencer(ACTION, SEQUENCE)
-    actions = islice(World(WorldConfig(seed=seed, num_users=100, num_items=100)).actions(), num_actions)
+    config, sequence = WORLDS[world]
+    sequencer = Sequencer(ACTION, sequence)
+    actions = islice(World(replace(config, seed=seed)).actions(), num_actions)
     for offset, action in enumerate(actions):
         for decoded in decode_record(msgspec.json.encode(action), action["timestamp"] + 10**9, ACTION):
             assert isinstance(decoded, Action)
@@ -62,22 +80,23 @@ def steps(num_actions: int, seed: int) -> Iterator[list[Example]]:
 
 @dataclass(slots=True)
 class Lives:
-    """Whole lifetimes of users, as they are now."""
+    """The complete histories of users, as they are now."""
 
     users: dict[str, History] = field(default_factory=dict)
 
     def fold(self, examples: list[Example]) -> None:
-        """Take in a step."""
+        """Add a step's examples."""
         for each in examples:
             self.users.setdefault(each.user, whole_life(each)).fold(each)
 
     def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """The kinds of interactions."""
+        """The kinds of these interactions."""
         history = self.users[user]
         return history.window(0, history.end)[1]["bits"][places]
 
     def told(self, like: Example, first_new: int, end: int) -> Iterator[Example]:
-        """Examples that tell a user's interactions ``first_new`` … ``end - 1`` with the kinds that they have here."""
+        """Examples that deliver interactions ``first_new`` … ``end - 1`` of a user, with the kinds that they have
+        here."""
         none, length = np.empty(0, np.int64), like.segment_len
         while first_new < end:
             segment = first_new // length
@@ -91,25 +110,47 @@ class Lives:
 
 
 class Waiting:
-    """Tells interactions when their join window is over."""
+    """Tells interactions `WAIT_MS` after they began."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[int, Example]] = deque()
 
     def feed(self, examples: list[Example], lives: Lives) -> list[Example]:
-        """What is due, as it is by now."""
+        """The interactions that are due, in their present state."""
         now_ms = max((each.newest_event_ms for each in examples), default=0)
         self._queue.extend((int(each.interactions.timestamp_ms[-1]), each) for each in examples if each.num_new)
         due = list[Example]()
-        while self._queue and self._queue[0][0] + SEQUENCE.join_window_ms <= now_ms:
+        while self._queue and self._queue[0][0] + WAIT_MS <= now_ms:
             each = self._queue.popleft()[1]
             due += lives.told(each, each.first_new_index, each.first_new_index + each.num_new)
         return due
 
 
-def copy_of(learner: Learner, config: TrainerConfig) -> Learner:
+class Importance(Learner):
+    """Weighs 1s and 0s by how many of each are seen too often: ``share_K`` of the kinds come late."""
+
+    share_K: Floats = np.zeros(len(KINDS))
+    seen_twice = False
+
+    def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
+        """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
+        p_RK = torch.sigmoid(logits_RK.detach())
+        late_RK = p_RK * torch.from_numpy(self.share_K).float()
+        if self.seen_twice:  # once at first, without what is late, once when it is known
+            one_RK = p_RK / (p_RK - late_RK / 2)
+            zero_RK = (1 - p_RK) / (1 - p_RK + late_RK / 2)
+        else:  # what is late comes as a 0, and then as a 1
+            one_RK = 1 + late_RK
+            zero_RK = (1 - p_RK) * (1 + late_RK) / (1 - p_RK + late_RK)
+        positive_RK = torch.nn.functional.softplus(-logits_RK)
+        kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
+        first_RK = torch.where(kinds_RK > 0, one_RK * positive_RK, zero_RK * (positive_RK + logits_RK))
+        return torch.where(is_new_R[:, None], first_RK, one_RK * positive_RK * kinds_RK).sum(dim=1)
+
+
+def copy_of(learner: Learner, config: TrainerConfig, kind: type[Learner] = Learner) -> Learner:
     """A learner that goes on from where this one is, in its own way."""
-    other = Learner(learner.model_config, config)
+    other = kind(learner.model_config, config)
     meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
     arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
     restore_learner(other, Checkpoint(learner.num_steps, arrays, meta))
@@ -124,9 +165,25 @@ def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
     return torch.sigmoid(forward.logits_RK).double().numpy()[batch.is_new_R]
 
 
-def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
+def without_feedback(examples: list[Example]) -> list[Example]:
+    """What is new of them."""
+    none, no_bits = np.empty(0, np.int64), np.empty(0, np.uint32)
+    return [replace(each, feedback_index=none, feedback_bits=no_bits) for each in examples]
+
+
+def late_share(every: list[list[Example]]) -> Floats:
+    """(K,) which share of each kind came to an interaction that was there already."""
+    late_K, all_K = np.zeros(len(KINDS)), np.full(len(KINDS), 1e-9)
+    for each in (each for examples in every for each in examples):
+        late = unpack_kinds(each.feedback_bits, len(KINDS)).sum(axis=0)
+        new = each.interactions.action_bits[len(each.interactions) - each.num_new :]
+        late_K, all_K = late_K + late, all_K + late + unpack_kinds(new, len(KINDS)).sum(axis=0)
+    return np.asarray(late_K / all_K)
+
+
+def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict[str, float]]:
     """By way of learning: NE of all kinds, and AUC of `JUDGED`, over the last 70% of the stream."""
-    every = list(steps(num_actions, seed))
+    every = list(steps(num_actions, seed, world))
     final, now, waiting = Lives(), Lives(), Waiting()
     for examples in every:
         final.fold(examples)
@@ -141,6 +198,12 @@ def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
             context.fold(each)
     learners = {name: copy_of(pretrained, config) for name in ("stopped", "told at once", "wait")}
     learners |= {name: copy_of(pretrained, replace(config, feedback=name)) for name in LEARNED}
+    share_K = late_share(every[:begun])
+    for name in ("es-dfm", "defer"):
+        weighing = copy_of(pretrained, config, Importance)
+        assert isinstance(weighing, Importance)
+        weighing.share_K, weighing.seen_twice = share_K, name == "defer"
+        learners[name] = weighing
     said: dict[str, list[Floats]] = {name: [] for name in learners}
     came: list[NDArray[np.uint32]] = []
     for examples in every[begun:]:
@@ -149,8 +212,10 @@ def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
         came += [final.bits(each.user, np.arange(each.num_new) + each.first_new_index) for each in _by_user(examples)]
         for name, learner in learners.items():
             said[name].append(predicted(learner, batch))
-        streams = dict.fromkeys(LEARNED, examples)
-        streams |= {"told at once": _outcomes(examples, final), "wait": waiting.feed(examples, now)}
+        streams = dict.fromkeys((*LEARNED, "es-dfm"), examples)
+        due = waiting.feed(examples, now)
+        streams |= {"told at once": _outcomes(examples, final), "wait": due}
+        streams["defer"] = without_feedback(examples) + due
         for name, told in streams.items():
             if told:
                 learners[name].step(told)
@@ -162,7 +227,7 @@ def measure(num_actions: int, seed: int) -> dict[str, dict[str, float]]:
 
 
 def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
-    """The new interactions with all that will come of them, and nothing later."""
+    """The new interactions with their final outcomes, and nothing later."""
     return [
         told for each in examples if each.num_new
         for told in final.told(each, each.first_new_index, each.first_new_index + each.num_new)
@@ -170,7 +235,7 @@ def _outcomes(examples: list[Example], final: Lives) -> list[Example]:
 
 
 def _by_user(examples: list[Example]) -> list[Example]:
-    """In the order in which a batch has their new interactions."""
+    """The users in the order of their new interactions in a batch."""
     users: dict[str, list[Example]] = {}
     for each in examples:
         if each.num_new or each.num_feedback:
@@ -201,17 +266,30 @@ def _auc(score: Floats, done: NDArray[np.bool_]) -> float:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report: means over seeds."""
+    """The rows of the report: means over seeds, and how sure they are."""
     torch.set_num_threads(1)
-    seeds = (0,) if quick else (0, 1, 2)
-    runs = [measure(6_000 if quick else 24_000, seed) for seed in seeds]
+    seeds = range(1 if quick else 4)
+    return [
+        each
+        for world in WORLDS
+        for each in rows_of(world, [measure(6_000 if quick else 40_000, seed, world) for seed in seeds])
+    ]
+
+
+def rows_of(world: str, runs: list[dict[str, dict[str, float]]]) -> list[Row]:
+    """Of one world. The standard error is that of the difference from `told at once`, seed by seed."""
     rows = []
     for name in runs[0]:
         for metric in runs[0][name]:
-            value = float(np.mean([each[name][metric] for each in runs]))
-            won = ""
+            values, best, worst = (
+                np.array([each[which][metric] for each in runs]) for which in (name, "told at once", "stopped")
+            )
+            note = ""
             if not metric.startswith("mean"):
-                ends = [float(np.mean([each[end][metric] for each in runs])) for end in ("stopped", "told at once")]
-                won = f"{100 * (value - ends[0]) / (ends[1] - ends[0]):.0f}% of the distance"
-            rows.append(row(f"{name}: {metric}", value, "", note=won))
+                error = float(np.std(values - best, ddof=1) / np.sqrt(len(runs))) if len(runs) > 1 else float("nan")
+                won = (values.mean() - worst.mean()) / (best.mean() - worst.mean())
+                note = (
+                    f"{100 * won:.0f}% of the distance; {values.mean() - best.mean():+.4f} ± {error:.4f} from its end"
+                )
+            rows.append(row(f"{world}, {name}: {metric}", float(values.mean()), "", note=note))
     return rows

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -26,15 +27,19 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
     generator = np.random.Generator(np.random.Philox(3))
     lengths = np.minimum((mean_length * generator.lognormal(-0.3, 0.8, num_users)).astype(int) + 4, longest)
 
-    def interactions(user: int, start: int, stop: int) -> Interactions:
+    @cache
+    def life(user: int) -> tuple[Any, Any, Any]:
         own = np.random.Generator(np.random.Philox(key=[user, 9]))
         item = (num_items ** own.random(int(lengths[user]))).astype(np.int64) * 7919 + 1
         gap = (10 ** (own.random(int(lengths[user])) * 7)).astype(np.int64)
-        bits = own.integers(1, 8, int(lengths[user])).astype(np.uint32)
+        return item, own.integers(1, 8, int(lengths[user])).astype(np.uint32), 10**12 + np.cumsum(gap)
+
+    def interactions(user: int, start: int, stop: int) -> Interactions:
+        item, bits, time_ms = (each[start:stop] for each in life(user))
         count = stop - start
         return Interactions(
-            item[start:stop], bits[start:stop], 10**12 + np.cumsum(gap)[start:stop], np.zeros(count, np.int64),
-            np.full(count, np.nan, np.float32), np.zeros((count, 0), np.int64),
+            item, bits, time_ms, np.zeros(count, np.int64), np.full(count, np.nan, np.float32),
+            np.zeros((count, 0), np.int64),
         )  # fmt: skip
 
     number = 0

@@ -9,7 +9,7 @@ from bench.timing import Row, copy_rate, gemm_rate, row
 
 
 def limits() -> list[Row]:
-    """What this core can do."""
+    """The limits of this core: arithmetic and memory."""
     return [
         row("this core's fp32 GEMM", gemm_rate(torch.float32) / 1e9, "GFLOP/s", None, "1024 x 1024 x 1024, PyTorch"),
         row("this core's bf16 GEMM", gemm_rate(torch.bfloat16) / 1e9, "GFLOP/s", None, "1024 x 1024 x 1024, PyTorch"),

@@ -13,7 +13,7 @@ from bench.timing import ARITHMETIC, Row, Work, at_precision, gemm_rate, kernel_
 from kernels import BucketCache, TimeBuckets, hstu_attention
 
 WIDTH = 50
-PRODUCTS = 7  # two forward, five backward: each 2 · pairs · width
+PRODUCTS = 7  # two forward and five backward, each of 2 · pairs · width operations
 
 
 def _peer(users: Users, tokens: list[Tensor]) -> Work:
@@ -50,7 +50,7 @@ def _ours(users: Users, tokens: list[Tensor], dtype: torch.dtype, *, bias: bool,
 
 
 def rows_of(label: str, users: Users, rounds: int, targets: dict[str, float | None]) -> list[Row]:
-    """Every arithmetic, with and without biases; ``targets`` by arithmetic."""
+    """Each arithmetic, with and without biases; ``targets`` by arithmetic."""
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randn(users.num_tokens, 1, WIDTH, generator=generator) * 0.3 for _ in range(4)]
     contenders: dict[str, Work] = {"peer": _peer(users, tokens)}

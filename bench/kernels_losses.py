@@ -1,7 +1,7 @@
-"""Losses and tables against their peers on one core, side by side: contenders take turns, medians are compared.
+"""Losses and tables beside their peers on one core: contenders take turns, and medians are compared.
 
-Seconds are the process's processor time on one thread: on a quiet machine the wall clock's, on a shared one not
-stretched by whoever else was running.
+Seconds are processor time on one thread: equal to wall-clock time on a quiet machine, and not stretched by other
+processes on a shared one.
 
 Peers: the per-row negatives of HSTU's public training code, written here from its formula (normalised rows gathered to
 (R, S, D), eager PyTorch); dense AdamW; FBGEMM's CPU table-batched embedding, in an environment of its own
@@ -26,7 +26,8 @@ TEMPERATURE = 0.05
 
 
 def per_row_peer(query_RD: Tensor, table_UD: Tensor, target_R: Tensor, negatives_RS: Tensor) -> Tensor:
-    """The published formula: every negative row gathered, normalised and scored; hits set to a very low score."""
+    """The published formula: every negative row gathered, normalised and scored; accidental hits get a very low
+    score."""
 
     def unit(x: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.norm(x, dim=-1, keepdim=True)
@@ -41,7 +42,7 @@ def per_row_peer(query_RD: Tensor, table_UD: Tensor, target_R: Tensor, negatives
 
 
 def forward_backward(loss: Callable[[Tensor, Tensor], Tensor], query_RD: Tensor, table_UD: Tensor) -> Work:
-    """A training step's share: the mean loss and both gradients."""
+    """What a training step computes: the mean loss and both gradients."""
 
     def work() -> None:
         query_RD.grad = table_UD.grad = None
@@ -75,7 +76,7 @@ def sampled_rows(quick: bool, gemm_flops: float) -> list[Row]:
     contenders = {"peer": peer}
     for arithmetic in ARITHMETIC:
         contenders[f"shared, {arithmetic}"] = ours(shared_S, arithmetic)
-        if arithmetic != "fp32 high":  # lists are multiplied by vectors at any precision
+        if arithmetic != "fp32 high":  # lists are multiplied with vectors, whatever the precision
             contenders[f"per row, {arithmetic}"] = ours(lists_RS, arithmetic)
     times = take_turns(contenders, 3)
     in_kernel = kernel_share(peer)
@@ -95,7 +96,7 @@ def sampled_rows(quick: bool, gemm_flops: float) -> list[Row]:
 
 
 def full_rows(quick: bool) -> list[Row]:
-    """The whole catalogue: loss, rank and best rows against the logits in memory."""
+    """The whole catalogue: loss, rank and best rows, beside versions that keep the logits in memory."""
     num_queries, num_rows, width = (256 if quick else 1024), 20_000, 64
     query_RD, table_VD = torch.randn(num_queries, width), torch.randn(num_rows, width)
     target_R = torch.randint(0, num_rows, (num_queries,))
@@ -163,7 +164,7 @@ def adagrad_rows(quick: bool, copy_bytes: float) -> list[Row]:
 
 
 def id_map_rows(quick: bool) -> list[Row]:
-    """10M ids, batches of 10,000; beside it the same number of random cache lines read by PyTorch."""
+    """10M ids in batches of 10,000, beside PyTorch reading the same number of random cache lines."""
     num_ids, size = (1_000_000 if quick else 10_000_000), 10_000
     rng = np.random.default_rng(0)
     ids = rng.integers(-(2**63), 2**63 - 1, num_ids)

@@ -1,8 +1,8 @@
 """A whole training step on one core: two layers of width 50, 128 negatives, AdamW and row-wise Adagrad.
 
-The peer: the published model padded and eager, each position its own 128 negatives, AdamW over everything. Ours: the
-same negatives, or the same number shared by the batch, from the same table; memory is each one's peak above what
-importing takes.
+The peer is the published model, padded and eager, with 128 negatives of its own for each position and AdamW over
+everything. Ours uses the same negatives, or the same number shared by the batch, from the same table. Memory is the
+peak above what importing takes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The whole loop on live traffic: how long until an action is seen and learned, what it costs, and where it ends.
+"""The whole loop on live traffic: how soon an action is seen and learned, what it costs, and what rate is too high.
 
 Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
 them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
-until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing.
+until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing; ``--part hold`` and
+``--part rise`` do one of the two.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from bench.live_stack import START_TIMEOUT_S, Backlog, Stack, running
 from bench.timing import Row, row
 
 QUICK_S, HOLD_S, STEP_S, WARM_S = 30.0, 600.0, 60.0, 8.0
+RISE, MOST_RISES = 1.5, 6
+PARTS = ("hold", "rise")
 GROWS = 0.02
 """A stage falls behind when its backlog grows by more than this share of the rate."""
 
 
 @dataclass(slots=True)
 class Held:
-    """What was seen while a rate was held."""
+    """What was measured while a rate was held."""
 
     rate: float
     seconds: float
@@ -41,7 +44,7 @@ class Held:
     ended_s: float
 
     def slope(self, stage: str) -> float:
-        """How fast a stage's backlog grows, in records a second, over the second half."""
+        """How fast a stage's backlog grew over the second half, in records per second."""
         half = self.backlogs[len(self.backlogs) // 2 :]
         times = np.array([each.time_s for each in half])
         waiting = np.array([getattr(each, stage) for each in half], np.float64)
@@ -49,12 +52,18 @@ class Held:
 
     @property
     def behind(self) -> list[str]:
-        """Stages that fall behind."""
-        return [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
+        """Stages that fall behind; ``traffic``, where not even the sender keeps the rate."""
+        stages = [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
+        return stages if stages or self.actions_per_s > self.rate * (1 - 2 * GROWS) else ["traffic"]
+
+    @property
+    def actions_per_s(self) -> float:
+        """Applied by the workers."""
+        return self.num_actions / self.seconds
 
 
 def hold(stack: Stack, rate: float, seconds: float, probe_every_s: float = 0.25) -> Held:
-    """Send at a rate for so long, after a warm-up."""
+    """Send at this rate for this long, after a warm-up."""
     stack.send(rate)
     _wait(stack, WARM_S)
     began_s, cpu, volume, num = time.monotonic(), stack.cpu_s(), stack.topic_bytes(), stack.num_actions()
@@ -96,8 +105,7 @@ def rows_of(held: Held, num_interactions: int) -> list[Row]:
     ):
         for q, value in percentiles(held.probes, field, held.ended_s).items():
             rows.append(row(f"{name}: {what}, {q}", value, "s", targets.get(q), most=True))
-    done = held.num_actions / held.seconds
-    rows.append(row(f"{name}: sent and applied", done, "actions/s", held.rate * (1 - GROWS)))
+    rows.append(row(f"{name}: sent and applied", held.actions_per_s, "actions/s", held.rate * (1 - GROWS)))
     learned = held.backlogs[-1].num_interactions - held.backlogs[0].num_interactions if held.backlogs else 0
     rows.append(row(f"{name}: learned", learned / held.seconds, "interactions/s"))
     for stage in ("actions", "outbox", "train"):
@@ -116,25 +124,49 @@ def rows_of(held: Held, num_interactions: int) -> list[Row]:
     return rows
 
 
-def measure(quick: bool, rate: float, seconds: float | None, sections: dict[str, dict[str, Any]]) -> list[Row]:
-    """Hold ``rate``, then raise it by half until something falls behind."""
+def measure(
+    quick: bool,
+    rate: float,
+    seconds: float | None,
+    sections: dict[str, dict[str, Any]],
+    parts: tuple[str, ...] = PARTS,
+) -> list[Row]:
+    """Hold ``rate``, then raise it by half until something falls behind; or one of the two ``parts``."""
     with tempfile.TemporaryDirectory() as name, running(Path(name), sections) as stack:
         began_s = time.monotonic()
         stack.send(rate)
         stack.group.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
         rows = [row("from the start of all to a first answer", time.monotonic() - began_s, "s")]
-        held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
+        if quick or "hold" in parts:
+            held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
+            rows += rows_of(held, 0)
+            if held.behind:
+                return [*rows, _saturation(0.0, held)]
+            if quick or "rise" not in parts:
+                return rows
+            return rows + rise(stack, rate * RISE, sustained=rate)
+        return rows + rise(stack, rate, sustained=0.0)
+
+
+def rise(stack: Stack, rate: float, sustained: float) -> list[Row]:
+    """A minute at each rate, every one higher by half, until something falls behind; and where that was."""
+    rows = list[Row]()
+    for _ in range(MOST_RISES):
+        held = hold(stack, rate, STEP_S, probe_every_s=1.0)
         rows += rows_of(held, 0)
-        if quick:
-            return rows
-        sustained = 0.0
-        while not held.behind:
-            sustained, rate = rate, rate * 1.5
-            held = hold(stack, rate, STEP_S, probe_every_s=1.0)
-        busiest = max((seconds / held.seconds, process) for process, seconds in held.cpu_s.items())
-        note = f"at {rate:,.0f}: behind in {', '.join(held.behind)}; busiest: {busiest[1]}, {busiest[0]:.2f} cores"
-        rows.append(row("sustained without a growing backlog", sustained, "actions/s", 1000.0, note))
-        return rows
+        print(f"{rate:,.0f} actions/s: {', '.join(held.behind) or 'nothing'} behind", flush=True)
+        if held.behind:
+            break
+        sustained, rate = rate, rate * RISE
+    return [*rows, _saturation(sustained, held)]
+
+
+def _saturation(sustained: float, held: Held) -> Row:
+    busiest = max((seconds / held.seconds, process) for process, seconds in held.cpu_s.items())
+    used = sum(held.cpu_s.values()) / held.seconds
+    what = f"behind in {', '.join(held.behind)}" if held.behind else "nothing behind yet"
+    note = f"at {held.rate:,.0f}: {what}; busiest: {busiest[1]}, {busiest[0]:.2f} cores; all of them {used:.2f}"
+    return row("sustained without a growing backlog", sustained, "actions/s", 1000.0, note)
 
 
 def _answers(stack: Stack) -> bool:
@@ -147,16 +179,17 @@ def _answers(stack: Stack) -> bool:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report, at 1,000 actions a second."""
+    """The rows of the report, at 1,000 actions per second."""
     return measure(quick, 1000.0, None, {})
 
 
 def command(arguments: list[str]) -> int:
-    """``python -m bench live [--quick] [--rate R] [--seconds S] [--set SECTION.KEY=VALUE …]``."""
+    """``python -m bench live [--quick] [--part hold|rise] [--rate R] [--seconds S] [--set SECTION.KEY=VALUE …]``."""
     parser = argparse.ArgumentParser(prog="python -m bench live")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rate", type=float, default=1000.0, help="actions/s; default: 1000")
     parser.add_argument("--seconds", type=float, help="how long the first rate is held")
+    parser.add_argument("--part", choices=PARTS, help="default: both, which takes a quarter of an hour")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="not the default")
     options = parser.parse_args(arguments)
     sections: dict[str, dict[str, Any]] = {}
@@ -164,7 +197,8 @@ def command(arguments: list[str]) -> int:
         path, _, value = each.partition("=")
         section, _, key = path.partition(".")
         sections.setdefault(section, {})[key] = json.loads(value)
-    rows = measure(options.quick, options.rate, options.seconds, sections)
+    parts = (options.part,) if options.part else PARTS
+    rows = measure(options.quick, options.rate, options.seconds, sections, parts)
     name = f"live{' ' + ' '.join(options.set) if options.set else ''}"
     show(rows, f"{name} on {machine()}, commit {commit()}")
     print(

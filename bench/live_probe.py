@@ -1,9 +1,9 @@
-"""Stopwatches on a running deployment: from an action to the history that a server answers from, and to an answer by
-weights that have learned it.
+"""Timing a running deployment: from an action to the history that a server uses, and to an answer by weights that have
+learned it.
 
-A probe is an action of somebody new, sent alone. His history is served when the server answers him with one
-interaction; his action is learned by the first version whose manifest covers its offset, and answered by when an answer
-names that version or a newer one. Asking every 20 ms, which is as exact as the times are.
+A probe is an action of a new user, sent alone. The history is served when the server answers with one interaction for
+that user. The action is learned by the first version whose manifest covers its offset, and used in the first answer
+that names that version or a newer one. The server is asked every 20 ms, which is how precise the times are.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Probe:
 
 @dataclass(eq=False)
 class Prober(threading.Thread):
-    """Sends a probe every ``every_s`` and watches what becomes of it. Use as a context manager."""
+    """Sends a probe every ``every_s`` and follows it. A context manager."""
 
     stack: Stack
     every_s: float
@@ -58,7 +58,7 @@ class Prober(threading.Thread):
         self._newest: Which = (-1, -1)
 
     def run(self) -> None:
-        """Until stopped."""
+        """Send and follow probes until stopped."""
         kafka = self.stack.settings.kafka
         consumer, producer = make_consumer(kafka, fetch_max_wait_ms=10), make_producer(kafka, linger_ms=0)
         where = TopicPartition(self.stack.topics.weights, 0)
@@ -108,7 +108,7 @@ class Prober(threading.Thread):
                 probe.covered_by = which
 
     def _ask(self, client: httpx.Client) -> None:
-        """Who waits for his history longest; if nobody does, the one who came last."""
+        """The probe that has waited longest for its history; if none is waiting, the newest one."""
         waiting = [probe for probe in self.probes if probe.in_history_s is None]
         probe = waiting[0] if waiting else self.probes[-1]
         response = client.post("/recommend", json={"user": probe.user, "k": 1})
@@ -134,6 +134,6 @@ class Prober(threading.Thread):
 
 
 def percentiles(probes: list[Probe], name: str, now_s: float) -> dict[str, float]:
-    """p50, p95 and p99 in seconds. A probe that has not arrived counts with the time that it has waited."""
+    """p50, p95 and p99 in seconds. A probe that has not arrived counts with the time it has waited so far."""
     waits = [(getattr(each, name) or now_s) - each.sent_s for each in probes]
     return {f"p{q}": float(np.percentile(waits, q)) for q in (50, 95, 99)} if waits else {}

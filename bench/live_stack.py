@@ -1,4 +1,4 @@
-"""The real thing on this machine: Apache Kafka, a worker, a trainer, a server and live traffic, each a process."""
+"""A complete deployment on this machine: Apache Kafka, a worker, a trainer, a server and live traffic, as processes."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ FOLLOWING = ("actions", "sequences", "weights", "status", "lag")
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits at a moment, in interactions or actions: ``actions`` that no worker has applied, examples in
-    ``outbox``es, and examples that are not ``train``ed."""
+    """The backlogs at one moment: ``actions`` that no worker has applied, examples in ``outbox``es, and examples that
+    have yet to be ``train``ed."""
 
     time_s: float
     actions: int
     outbox: int
     train: int
     num_interactions: int
-    """Learned so far."""
+    """Interactions learned so far."""
 
 
 class Stack:
-    """A running deployment. Only what has to differ on a shared machine differs from the defaults: ports, paths, the
-    kinds of the simulated world."""
+    """A running deployment. It has the defaults except for what a shared machine requires (ports, paths) and the kinds
+    of the simulated world."""
 
     def __init__(self, folder: Path, broker: Broker, group: ProcessGroup, sections: dict[str, dict[str, Any]]) -> None:
         self.folder, self.broker, self.group = folder, broker, group
@@ -71,11 +71,11 @@ class Stack:
         self._last_lag: dict[str, Any] = {}
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._lag.close()
 
     def send(self, rate: float) -> None:
-        """Live traffic at this many actions a second, in place of what ran before."""
+        """Replace the live traffic by this many actions per second."""
         if self.traffic is not None:
             self.group.children.remove(self.traffic)
             self.traffic.stop()
@@ -83,7 +83,7 @@ class Stack:
         self.traffic = self.group.start("traffic", "-m", "stream", "simulate", *arguments)
 
     def backlog(self, now_s: float) -> Backlog | None:
-        """As the newest message of the lag topic has it; None before the first."""
+        """The backlogs according to the newest message of the lag topic; None before the first one."""
         where = TopicPartition(self.topics.lag, 0)
         if not self._lag.assignment():
             self._lag.assign([where])
@@ -96,7 +96,7 @@ class Stack:
         return Backlog(now_s, actions, outbox, train, int(self._last_lag["num_interactions"]))
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor seconds of each process so far."""
+        """The processor seconds that each process has used so far."""
         children = [self.worker, self.trainer, self.server, *([self.traffic] if self.traffic else [])]
         pids = {child.name: child.pid for child in children}
         process = getattr(self.broker, "_process", None)
@@ -117,7 +117,7 @@ class Stack:
         }
 
     def num_actions(self) -> int:
-        """Actions that workers have judged, of whatever kind."""
+        """Actions that workers have accepted or refused."""
         consumer = make_consumer(self.settings.kafka)
         try:
             where = TopicPartition(self.topics.status, 0)
@@ -147,7 +147,7 @@ def _toml(sections: dict[str, dict[str, Any]]) -> str:
 
 @contextmanager
 def running(folder: Path, sections: dict[str, dict[str, Any]] | None = None) -> Iterator[Stack]:
-    """A stack until the block ends; everything is ended with it."""
+    """A stack that runs until the block ends."""
     with ExitStack() as stack:
         broker = start_broker(folder / "kafka")
         stack.callback(broker.stop)

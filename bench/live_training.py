@@ -1,12 +1,14 @@
-"""What a trainer learns of live traffic per processor second: one new interaction of a user with 200 before it.
+"""How much live traffic a trainer learns per processor second: one new interaction of a user with 200 earlier ones.
 
-Steps of as many users as one says, each with one new interaction, by how much context is computed
-(`trainer.max_train_context`); and what that context is worth: prequential HR@10 and NE of a simulated world's traffic,
-told as it comes. Alternating, so that a ratio means something on a shared machine.
+Steps of a given number of users, each with one new interaction, by how much context is computed
+(`trainer.max_train_context`: all 200 with gradients through all of it, less as the trainer does by default); and what
+that context is worth: prequential HR@10 and NE on a simulated world's traffic. Contenders take turns, so ratios mean
+something on a shared machine.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,21 +17,27 @@ import torch
 from bench.feedback import MODEL, steps
 from bench.timing import Row, row, take_turns
 from trainer.config import TrainerConfig
+from trainer.process import spare_the_collector
 from trainer.step import Learner
 from wire.example import Example, Interactions
 
 NUM_BEFORE, NUM_ITEMS, SEGMENT_LEN, ROUNDS = 200, 2_000, 16, 8
-CONTEXTS, SIZES = (200, 64, 32, 16), (32, 128)
+CONTEXTS, SIZES = (200, 32, 16, 8), (32, 128)
 TARGET = 5_000.0
 CONFIG = TrainerConfig(device="cpu")
 
 
+def config_of(max_context: int) -> TrainerConfig:
+    """Full recomputation where all is computed, else the default's way."""
+    return replace(CONFIG, max_train_context=max_context, context_gradient=max_context == CONTEXTS[0])
+
+
 class Crowd:
-    """Users with `NUM_BEFORE` interactions each, who go on one by one; and a learner that knows them."""
+    """Users with `NUM_BEFORE` interactions each, who continue one at a time, and a learner that knows them."""
 
     def __init__(self, max_context: int, num_users: int) -> None:
         rng, num = np.random.default_rng(0), NUM_BEFORE + 200
-        self.learner = Learner(MODEL, replace(CONFIG, max_train_context=max_context))
+        self.learner = Learner(MODEL, config_of(max_context))
         self._lives = [
             Interactions(
                 rng.integers(1, NUM_ITEMS + 1, num) * 7919, rng.integers(1, 8, num).astype(np.uint32),
@@ -44,13 +52,15 @@ class Crowd:
                 self.learner.histories.fold(self._example(user, start, min(start + SEGMENT_LEN, NUM_BEFORE), 0))
         self.learner.items.insert(np.arange(1, NUM_ITEMS + 1) * 7919, 10**12, 0)
 
-    def step(self) -> None:
-        """Everybody's next interaction is learned."""
+    def step(self) -> float:
+        """Learn the next interaction of every user; processor seconds, without making the examples."""
         told = []
         for user, place in enumerate(self._ends):
             told.append(self._example(user, place // SEGMENT_LEN * SEGMENT_LEN, place + 1, 1))
             self._ends[user] = place + 1
+        began_s = time.process_time()
         self.learner.step(told)
+        return time.process_time() - began_s
 
     def _example(self, user: int, first: int, stop: int, num_new: int) -> Example:
         self._number += 1
@@ -68,6 +78,7 @@ def speeds(quick: bool) -> list[Row]:
     """Interactions a processor second."""
     sizes = SIZES[:1] if quick else SIZES
     crowds = {(context, size): Crowd(context, size) for context in CONTEXTS for size in sizes}
+    spare_the_collector()
     seconds = take_turns({str(key): crowd.step for key, crowd in crowds.items()}, ROUNDS if quick else 3 * ROUNDS)
     rows = []
     for context, size in crowds:
@@ -82,7 +93,7 @@ def quality(quick: bool) -> list[Row]:
     """HR@10 and NE of the simulated world's traffic, told as it comes."""
     rows, whole = list[Row](), dict[str, float]()
     for context in CONTEXTS:
-        learner = Learner(MODEL, replace(CONFIG, max_train_context=context))
+        learner = Learner(MODEL, config_of(context))
         for examples in steps(4_000 if quick else 24_000, seed=0):
             learner.step(examples)
         summary = learner.metrics.summary()

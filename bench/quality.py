@@ -1,207 +1,245 @@
-"""`python -m bench quality [STREAM …] [--file F …] [--steps] [--seeds N] [--limit N] [--quick]`.
+"""`python -m bench quality [STREAM …] [--file F …] [--data FOLDER] [--only WHO …] [--steps] [--seeds N] [--quick]`.
 
-Headrace and every baseline on the same events in the same order, each predicting before it learns, by the same metric:
-HR@10 of what was chosen, over all items met so far, what the user has met left out where the stream has no repeats. In
-all, and over the last 10,000 choices. ``--steps``: Headrace alone, by targets a step.
+Headrace and every rival (`bench.rivals`) on the same events in the same order, each choice and each kind predicted
+before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items met so far
+(what the user has met left out where the stream has no repeats), and NE of every kind. In all, and of the last 10,000.
 
-Streams: ``ml-100k`` (fetched once), ``world`` (`stream.simulate`), ``news`` and ``shop`` (`bench.streams`); any other
-as a file.
+Of each rival every setting is run with the first seed, and the best one with all seeds. ``--out FILE`` appends each
+pass as it ends, and what FILE has is not run again: a long comparison can be made in pieces, stopped and resumed.
+``--from FILE`` shows what files hold. ``--steps`` is Headrace alone, by targets a step.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
 import json
+import logging
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import structlog
 
 from bench.__main__ import commit, machine, show
-from bench.baselines import Recording, baselines, judge
-from bench.streams import STREAMS
+from bench.chart import draw
+from bench.comparison import rows_of
+from bench.events import num_items, steps
+from bench.judging import judge_ranker, judge_retriever, retrieval
+from bench.records import Record, append, best_setting, key, measure, read
+from bench.rivals import Setting, Stage, rankers, retrievers
+from bench.single_pass import headrace, settings_for, with_size
+from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
-from headrace.file_source import FileSource
 from headrace.file_training import file_configs
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome
-from stream.files import RATING_KINDS, read_actions
-from trainer.loop import Trainer
-from trainer.metrics import rank_gains
+from stream.files import read_actions
 
-LATELY = 10_000
-MARGIN = 1.1
 STEPS = (16, 32, 64, 128, 256)
-HR10 = 2
+QUICK_ACTIONS = 6_000
+FIRST_SEED = 1
+HEADRACE = "Headrace"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """One pass of Headrace over a stream: ranks of every choice by whom, and what the baselines are given."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One pass over a stream. ``setting`` None: Headrace, in steps of ``size``."""
 
-    ranks: dict[str, NDArray[np.int64]]
-    recording: Recording
-    memory: MemoryArrays
-    interactions_per_s: float
-    ranking: dict[str, Any]
-
-
-def hit_rate(ranks: NDArray[np.int64]) -> float:
-    """HR@10."""
-    return float(rank_gains(ranks)[HR10].mean()) if len(ranks) else 0.0
+    task: str
+    who: str
+    name: str
+    seed: int
+    setting: Setting | None = None
+    size: int = 0
 
 
-def headrace(settings: Settings, actions: Iterable[dict[str, Any]], seed: int) -> Run:
-    """One pass, in this process."""
-    stream = iter(actions)
-    first = next(stream)
-    action, sequence, model = file_configs(settings, first)
-    config = dataclasses.replace(settings.trainer, seed=seed)
-    whole = itertools.chain([first], stream)
-    trainer = Trainer(
-        model,
-        config,
-        lambda positions: FileSource(whole, action, sequence, config.file_take, positions),
-        checkpoint_dir=None,
-    )
-    parts, outcomes, learn = list[MemoryEvents](), list[MemoryOutcome](), trainer.learner.memory.learn
+@dataclass(slots=True, eq=False)
+class Arena:
+    """One stream, and what has been run on it."""
 
-    def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
-        parts.append(events)
-        outcomes.append(learn(events, logit_AV))
-        return outcomes[-1]
+    stream: str
+    actions: list[dict[str, Any]]
+    settings: Settings
+    records: list[Record]
+    out: Path | None
+    words: str
 
-    trainer.learner.memory.learn = recorded  # type: ignore[method-assign]
-    started = time.monotonic()
-    trainer.run()
-    seconds = time.monotonic() - started
-    done = MemoryOutcome.join(outcomes)
-    asked = done.rank_R >= 0
-    ranks = {"Headrace": done.rank_R, "its network alone": done.model_rank_R, "its counts alone": done.count_rank_R}
-    return Run(
-        {name: column[asked].astype(np.int64) for name, column in ranks.items()},
-        Recording(parts),
-        trainer.learner.memory.arrays,
-        trainer.learner.num_interactions / seconds,
-        trainer.learner.metrics.summary()["ranking"]["all"],
-    )
+    def has(self, job: Job) -> bool:
+        """Whether this pass is there."""
+        wanted = (self.stream, len(self.actions), job.task, job.who, job.name, job.seed)
+        return any(key(record) == wanted for record in self.records)
+
+    def run(self, job: Job) -> None:
+        """Run it, unless it is there."""
+        if self.has(job):
+            return
+        say = Line(f"{self.stream}: {job.who}{', ' + job.name if job.name else ''}, seed {job.seed}", len(self.actions))
+        started = time.monotonic()
+        made = self._headrace(job, say) if job.setting is None else self._rival(job, job.setting, say)
+        seconds = time.monotonic() - started
+        for record in made:
+            record |= {"seconds": round(seconds, 1), "command": self.words, "commit": commit(), "machine": machine()}
+            self.records.append(record)
+            append(self.out, record)
+        say.end(", ".join(f"{record['task']} {measure(record):.4f}" for record in made[:2]) + f", {seconds:.0f} s")
+
+    def _record(self, job: Job, task: str, who: str, found: dict[str, Any]) -> Record:
+        return {"stream": self.stream, "num_actions": len(self.actions), "task": task, "who": who,
+                "setting": job.name, "seed": job.seed, **found}  # fmt: skip
+
+    def _headrace(self, job: Job, say: Callable[[int], None]) -> list[Record]:
+        done = headrace(with_size(self.settings, job.size), self.actions, job.seed, say)
+        speed = {"interactions_per_s": round(done.interactions_per_s, 1)}
+        made = [
+            self._record(job, "retrieval", who, retrieval(ranks) | (speed if who == HEADRACE else {}))
+            for who, ranks in done.ranks.items()
+        ]
+        return [made[0], self._record(job, "ranking", HEADRACE, done.ranking), *made[1:]]
+
+    def _rival(self, job: Job, setting: Setting, say: Callable[[int], None]) -> list[Record]:
+        model = file_configs(self.settings, self.actions[0])[2]
+        rival = setting.make(Stage(num_items(self.actions), model), job.seed)
+        stream = steps(self.settings, self.actions, setting.size)
+        if job.task == "retrieval":
+            found = retrieval(judge_retriever(rival, stream, say))
+        else:
+            found = judge_ranker(rival, stream, model.kinds, say)
+        return [self._record(job, job.task, job.who, found)]
+
+    def compare(self, only: list[str], num_seeds: int, *, first_settings: bool) -> None:
+        """Headrace with every seed; each rival in every setting with the first, in the best one with all."""
+        seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
+        if not only or HEADRACE in only:
+            for seed in seeds:
+                self.run(self.headrace_job(self.settings.trainer.max_step_targets, seed))
+        for task, rivals in (("retrieval", retrievers()), ("ranking", rankers())):
+            for who, ways in rivals.items():
+                if not only or who in only:
+                    tried = dict(islice(ways.items(), 1)) if first_settings else ways
+                    self._compare_rival(task, who, tried, list(seeds))
+
+    def _compare_rival(self, task: str, who: str, ways: dict[str, Setting], seeds: list[int]) -> None:
+        for name, setting in ways.items():
+            self.run(Job(task, who, name, seeds[0], setting))
+        mine = [record for record in self.records if self._is_of(record, task, who) and record["setting"] in ways]
+        best = best_setting(mine)
+        for seed in seeds[1:] if ways[best].is_seeded else ():
+            self.run(Job(task, who, best, seed, ways[best]))
+
+    def _is_of(self, record: Record, task: str, who: str) -> bool:
+        wanted = (self.stream, len(self.actions), task, who)
+        return (record["stream"], record["num_actions"], record["task"], record["who"]) == wanted
+
+    @staticmethod
+    def headrace_job(size: int, seed: int) -> Job:
+        """Headrace at so many targets a step."""
+        return Job("retrieval", HEADRACE, f"{size} a step", seed, size=size)
+
+    def frontier(self, num_seeds: int) -> None:
+        """Headrace by targets a step."""
+        for size in STEPS:
+            for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
+                self.run(self.headrace_job(size, seed))
 
 
-def compare(name: str, runs: list[Run]) -> list[dict[str, Any]]:
-    """Rows of one stream."""
-    run = runs[0]
-    leaves_out = run.memory.leaves_out_repeats
-    ranks = dict(run.ranks)
-    num_rows = run.recording.num_rows
-    for baseline, make in baselines(num_rows).items():
-        ranks[baseline] = judge(make(), run.recording, run.memory, leaves_out=leaves_out)
-    rates = {who: (hit_rate(column), hit_rate(column[-LATELY:])) for who, column in ranks.items()}
-    best, (rate, _) = max(
-        ((who, each) for who, each in rates.items() if who not in run.ranks), key=lambda pair: pair[1][0]
-    )
-    ours = np.array([hit_rate(each.ranks["Headrace"]) for each in runs])
-    spread = f", ± {1.96 * ours.std(ddof=1) / np.sqrt(len(ours)):.4f} of {len(ours)} seeds" if len(ours) > 1 else ""
-    rows = list[dict[str, Any]]()
-    for who, (total, lately) in rates.items():
-        note = f"the last {LATELY:,}: {lately:.4f}"
-        row: dict[str, Any] = {"name": f"{name}: {who}", "value": round(total, 5), "unit": "HR@10", "note": note}
-        if who == "Headrace":
-            value, target = float(ours.mean()), round(MARGIN * rate, 4)
-            note += f"{spread}; the best baseline: {best}"
-            row |= {"value": round(value, 5), "target": target, "met": value >= target, "note": note}
-        rows.append(row)
-    return [*rows, *_ranking(name, run)]
+class Line:
+    """A line on stderr that says how far a pass is."""
 
+    def __init__(self, what: str, num: int) -> None:
+        self._what, self._num, self._shown_s = what, num, time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
 
-def _ranking(name: str, run: Run) -> list[dict[str, Any]]:
-    ranking = run.ranking
-    speed = {"name": f"{name}: Headrace", "value": round(run.interactions_per_s), "unit": "interactions/s"}
-    if ranking["ne"] is None:
-        return [speed]
-    target = ranking["ne_baseline"]
-    return [speed, {"name": f"{name}: Headrace", "value": round(ranking["ne"], 4), "unit": "NE", "target": target,
-                    "met": ranking["ne"] < target, "note": "target: an item's own rate"}]  # fmt: skip
+    def __call__(self, done: int) -> None:
+        """So many are done; said once a second to a terminal, every half minute to a file."""
+        if time.monotonic() - self._shown_s >= (1.0 if self._is_terminal else 30.0):
+            self._shown_s = time.monotonic()
+            end = "\r" if self._is_terminal else "\n"
+            print(f"{self._what}: {done / max(1, self._num):.0%}", end=end, file=sys.stderr, flush=True)
 
-
-def frontier(name: str, settings: Settings, actions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Quality and speed by targets a step."""
-    rows = []
-    for size in STEPS:
-        trainer = dataclasses.replace(settings.trainer, max_step_targets=size, file_take=size)
-        run = headrace(settings.model_copy(update={"trainer": trainer}), actions, settings.trainer.seed)
-        lately = hit_rate(run.ranks["Headrace"][-LATELY:])
-        note = f"the last {LATELY:,}: {lately:.4f}; the network alone: {hit_rate(run.ranks['its network alone']):.4f}"
-        note += f"; NE {run.ranking['ne']}; {run.interactions_per_s:,.0f} interactions/s"
-        rows.append({"name": f"{name}: {size} targets a step", "value": round(hit_rate(run.ranks["Headrace"]), 5),
-                     "unit": "HR@10", "note": note})  # fmt: skip
-    return rows
-
-
-def settings_for(actions: list[dict[str, Any]]) -> Settings:
-    """The configuration; its kinds are those of the stream, and a file's interactions wait for nothing."""
-    settings = load_settings()
-    met: dict[str, None] = {}
-    for action in actions:
-        kinds = action["action"]
-        met.update(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
-    if set(met) <= set(settings.action.kinds) or set(met) <= set(RATING_KINDS):
-        return settings
-    kinds = tuple(met)
-    return settings.model_copy(
-        update={
-            "action": dataclasses.replace(settings.action, kinds=kinds),
-            "sequence": dataclasses.replace(settings.sequence, join_window_s=0.0),
-            "model": dataclasses.replace(settings.model, kinds=kinds),
-        }
-    )
+    def end(self, result: str) -> None:
+        """What came of it."""
+        print(f"{self._what}: {result}", file=sys.stderr, flush=True)
 
 
 def command(arguments: list[str]) -> int:
     """The options of this measurement, and its report."""
-    parser = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__)
-    parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)} (default: all)")
+    parser = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)} (default: those that need no file)")
     parser.add_argument("--file", action="append", default=[], type=Path, help="a file of actions or ratings")
+    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
+    parser.add_argument("--only", action="append", default=[], help="run this recommender alone; may be repeated")
     parser.add_argument("--steps", action="store_true", help="the frontier of step sizes")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--limit", type=int, help="the first so many actions alone")
-    parser.add_argument("--quick", action="store_true", help="the first 10,000 actions of one stream")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--share", type=float, metavar="S", help="the first so large a share of the actions")
+    parser.add_argument("--first-settings", action="store_true", help="each rival in its usual setting alone")
+    parser.add_argument("--out", type=Path, help="append each pass to this file; what it has is not run again")
+    parser.add_argument("--from", action="append", default=[], type=Path, dest="sources",
+                        help="show what this file has, and run nothing")  # fmt: skip
+    parser.add_argument("--picture", type=Path, help="write an SVG")
+    parser.add_argument("--quick", action="store_true", help=f"the first {QUICK_ACTIONS:,} actions, within a minute")
     options = parser.parse_args(arguments)
-    unknown = sorted(set(options.streams) - set(STREAMS))
-    if unknown:
-        parser.error(f"streams: expected some of {', '.join(STREAMS)}, got {', '.join(unknown)}; or give --file")
-    rows = run(quick=options.quick, streams=options.streams, files=options.file, steps=options.steps,
-               seeds=options.seeds, limit=options.limit)  # fmt: skip
+    _check(parser, options)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    records = read(options.sources) if options.sources else _measure(options, " ".join(["quality", *arguments]))
+    if options.streams and options.sources:
+        records = [record for record in records if record["stream"] in options.streams]
+    rows = rows_of(records, frontier=options.steps)
     show(rows, f"quality on {machine()}, commit {commit()}")
+    if options.picture:
+        options.picture.parent.mkdir(parents=True, exist_ok=True)
+        options.picture.write_text(draw(records), encoding="utf-8")
     print(json.dumps({"bench": "quality", "machine": machine(), "commit": commit(), "rows": rows}))
     return 0
 
 
-def run(
-    *,
-    quick: bool = False,
-    streams: list[str] | None = None,
-    files: list[Path] | None = None,
-    steps: bool = False,
-    seeds: int = 1,
-    limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """The rows of every stream asked for."""
-    limit = 10_000 if quick and limit is None else limit
-    names = streams or ([] if files else ["ml-100k"] if quick else list(STREAMS))
-    made: list[tuple[str, Iterable[dict[str, Any]]]] = [(name, STREAMS[name]()) for name in names]
-    made += [(path.stem, read_actions(path)) for path in files or ()]
-    rows: list[dict[str, Any]] = []
-    for name, stream in made:
-        actions = list(islice(stream, limit))
-        settings = settings_for(actions)
-        if steps:
-            rows += frontier(name, settings, actions)
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    unknown = sorted(set(options.streams) - set(STREAMS))
+    if unknown and not options.sources:
+        parser.error(f"streams: expected some of {', '.join(STREAMS)}, got {', '.join(unknown)}; or give --file")
+    known = (HEADRACE, *retrievers(), *rankers())
+    strange = sorted(set(options.only) - set(known))
+    if strange:
+        parser.error(f"--only: expected some of {', '.join(known)}, got {', '.join(strange)}")
+    if options.share is not None and not 0 < options.share <= 1:
+        parser.error(f"--share: expected more than 0, at most 1, got {options.share}")
+    for name in ("seeds", "limit"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name}: expected 1 or more, got {getattr(options, name)}")
+
+
+def _measure(options: argparse.Namespace, words: str) -> list[Record]:
+    kept = read([options.out]) if options.out else []
+    records: list[Record] = []
+    for name, actions in _streams(options):
+        settings = settings_for(load_settings(), actions)
+        arena = Arena(name, actions, settings, kept, options.out, words)
+        if options.steps:
+            arena.frontier(options.seeds)
         else:
-            rows += compare(name, [headrace(settings, actions, settings.trainer.seed + n) for n in range(seeds)])
-    return rows
+            arena.compare(options.only, options.seeds, first_settings=options.first_settings or options.quick)
+        records += [each for each in arena.records if (each["stream"], each["num_actions"]) == (name, len(actions))]
+    return records
+
+
+def _streams(options: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    limit = options.limit or (QUICK_ACTIONS if options.quick else None)
+    free = [name for name, stream in STREAMS.items() if not stream.needs]
+    names = options.streams or ([] if options.file else free[:1] if options.quick else free)
+    opened = [(name, open_stream(name, options.data)) for name in names]
+    opened += [(path.stem, read_actions(path)) for path in options.file]
+    for name, stream in opened:
+        actions = list(islice(stream, limit))
+        yield name, actions[: round(options.share * len(actions))] if options.share else actions
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """The rows of the streams that need no file."""
+    options = argparse.Namespace(
+        streams=[], file=[], data=None, only=[], steps=False, seeds=1, limit=None, share=None, first_settings=quick,
+        out=None, quick=quick,
+    )  # fmt: skip
+    return rows_of(_measure(options, "quality"), frontier=False)

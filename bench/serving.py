@@ -1,8 +1,8 @@
-"""How many requests a second one server answers, and how soon: with cached keys and values and without, while versions
-are swapped and while not, and what a swap costs.
+"""How many requests per second one server answers, and how fast: with and without cached keys and values, with and
+without versions being swapped, and what a swap costs.
 
-The server (real HTTP, no broker) is a process of its own, the clients another; they share this machine. Configurations
-take turns. Histories are as long as they get (200 interactions), the model has its default size.
+The server (real HTTP, no broker) and the clients are separate processes on this machine. Configurations take turns.
+Histories have the maximum length (200 interactions), and the model its default size.
 """
 
 from __future__ import annotations
@@ -48,12 +48,18 @@ encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 10**9
 SWAPS_PER_S = 2
-SERVERS = {"cached": {}, "uncached": {"cache_bytes": 0}, "one by one": {"max_batch": 1}}
+SERVERS = {
+    "cached": {"cache_versions": 0},
+    "cached, over versions": {},
+    "uncached": {"cache_bytes": 0},
+    "one by one": {"max_batch": 1, "cache_versions": 0},
+}
+"""What each may do. Versions change little here: what earlier ones left is used where that is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One load: what is asked, of which server, while versions are swapped or somebody sends bad requests."""
+    """One load: which requests, to which server, with or without swaps and bad requests."""
 
     what: str
     server: str
@@ -84,7 +90,7 @@ def examples(num_items: int, num_new: int = 0) -> Iterator[Example]:
 
 
 def histories(num_items: int) -> Histories:
-    """What a server keeps of those users."""
+    """Those users' histories, as a server keeps them."""
     kept = Histories(10**9)
     for example in examples(num_items):
         kept.feed(0, encode_example(example))
@@ -92,7 +98,8 @@ def histories(num_items: int) -> Histories:
 
 
 def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
-    """A base, then deltas of `NUM_DIRTY` rows, for ever; ``taught``: the base has learned every history once."""
+    """A base, then an endless series of deltas of `NUM_DIRTY` rows. ``taught``: the base has learned every history
+    once."""
     model, rng = ModelConfig(), np.random.default_rng(1)
     learner = Learner(model, TrainerConfig())
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
@@ -111,6 +118,8 @@ def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
         yield Version(manifest, weights_snapshot(learner, everything=number == 0))
+        for parameter in learner.model.parameters():  # as steps would change it, so that nothing old may be reused
+            parameter.data += 0.01 * parameter.data.std(correction=0) * torch.randn(parameter.shape)
         learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
 
 
@@ -123,7 +132,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _engine(num_items: int, rounds: int) -> list[Row]:
-    """Processor time of one request, without HTTP."""
+    """The processor time of one request, without HTTP."""
     kept, holder = histories(num_items), VersionHolder()
     holder.stage(next(versions(num_items, taught=True)))
     holder.swap()
@@ -154,7 +163,7 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
 
 
 def _swaps(num_items: int) -> list[Row]:
-    """A delta of 1,000 rows put into service, against a copy of the table that it changes."""
+    """Putting a delta of 1,000 rows into service, beside copying the table that it changes."""
     holder, coming = VersionHolder(), versions(num_items)
     holder.stage(next(coming))
     holder.swap()
@@ -196,6 +205,7 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
     cases = [
         Case(what, name, swaps) for what in bodies for name in ("cached", "uncached") for swaps in (0, SWAPS_PER_S)
     ]
+    cases += [Case("recommend", "cached, over versions", SWAPS_PER_S)]
     cases += [Case("recommend", "one by one"), *(Case("recommend", "cached", beside=name) for name in bad_requests())]
     found: dict[Case, list[tuple[float, float, float]]] = {case: [] for case in cases}
     failures = 0
@@ -230,9 +240,8 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
 async def _load(
     port: int, requests: list[bytes], seconds: float, bad: bytes | None = None
 ) -> tuple[list[float], int, float]:
-    """`CONCURRENCY` clients, each asking as soon as it was answered: seconds of each answer, failures, wall seconds.
-
-    ``bad``: what two more clients send all the while.
+    """`CONCURRENCY` clients, each sending its next request as soon as it has an answer: seconds per answer, failures,
+    wall seconds. ``bad``: the request that two more clients send all the while.
     """
     taken: list[float] = []
     wrong, over = 0, asyncio.Event()
@@ -262,7 +271,7 @@ async def _load(
 
 
 def _serve(pipe: Connection, num_items: int) -> None:
-    """The server's process: one listener a configuration; swaps when told to."""
+    """The server's process: one listener per configuration; swaps on request."""
     torch.set_num_threads(1)
     kept, coming, holder = histories(num_items), versions(num_items, taught=True), VersionHolder()
     holder.stage(next(coming))

@@ -1,8 +1,8 @@
-"""How many actions a worker turns into examples, from a backlog on a local broker, and what they take on the broker.
+"""How fast a worker turns a backlog of actions on a local broker into examples, and how much space they take there.
 
-Once with a hundred actions in a record, once with one: the difference is what Faust costs a record. The whole worker
-runs (Faust, store, relay), in this process; the broker shares the machine, so what counts is processor time. Beside it
-a `faust.Table` doing less (`bench.faust_table`) with the same records.
+Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
+worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts.
+Beside it, a `faust.Table` that does less (`bench.faust_table`) reads the same records.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wire.kafka.admin import ensure_topics
 
 NUM_PARTITIONS = 4
 MAX_TABLE_ACTIONS = 5_000
-"""It slows down as lists grow."""
+"""Fewer for the table: it slows down as its lists grow."""
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def _deployment(bootstrap: str, folder: Path) -> Iterator[Any]:
 
 
 async def drain(settings: Any, num_records: int) -> tuple[float, float, int]:
-    """Run a worker until it has applied and relayed everything: processor seconds since it had all partitions, the
-    share of the records that it took in them, and the examples that it made in all."""
+    """Run a worker until it has applied and relayed everything. Returns the processor seconds since it had all
+    partitions, the share of the records that it read in that time, and the number of examples that it made."""
     worker = Worker(settings)
     running = asyncio.create_task(worker.run())
     began_s, before = 0.0, 0
@@ -74,7 +74,7 @@ async def drain(settings: Any, num_records: int) -> tuple[float, float, int]:
 
 
 def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> dict[str, float]:
-    """Rates a second of the worker, of a `faust.Table` on the same records, and of the producer (wall clock)."""
+    """Rates per second of the worker, a `faust.Table` on the same records, and the producer (by the wall clock)."""
     with _deployment(bootstrap, folder) as settings:
         ensure_topics(settings.kafka)
         actions = list(islice(World(WorldConfig(num_users=2_000)).actions(), num_actions))
@@ -89,7 +89,7 @@ def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> 
 
 
 def store_alone(folder: Path, num_actions: int, per_record: int) -> float:
-    """Actions a processor second of a partition's store: apply, write, read the outbox, delete. No Kafka, no Faust."""
+    """Actions per processor second of one store: apply, write, read the outbox, delete; without Kafka and Faust."""
     action = ActionConfig(kinds=KINDS, features=("taste",))
     actions = [msgspec.json.encode(one) for one in islice(World(WorldConfig(num_users=2_000)).actions(), num_actions)]
     values = [b"[" + b",".join(actions[at : at + per_record]) + b"]" for at in range(0, num_actions, per_record)]
@@ -126,12 +126,12 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 
 TARGETS = {"worker, 1 a record": 6_000, "worker, 100 a record": 100_000, "store alone, 1 a record": 12_000}
-"""Actions a processor second."""
+"""Actions per processor second."""
 MIN_RATIO = 20.0
 
 
 def rows_of(found: dict[str, float]) -> list[dict[str, Any]]:
-    """The report: rates, and how many times what a `faust.Table` does the worker does."""
+    """The report: rates, and how many times the rate of a `faust.Table` the worker reaches."""
     rows = []
     for name, value in found.items():
         unit = "an action" if name.startswith("examples") else "actions/s"

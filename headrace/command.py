@@ -1,6 +1,6 @@
-"""The command line: every command of ``headrace``, and with the same options ``python -m ROOM``.
+"""The command line: every command of ``headrace``, and ``python -m ROOM`` with the same options.
 
-An option is defined here and nowhere else. What a command runs is imported when it runs, so that help comes at once.
+Options are defined here and nowhere else. A command imports what it needs when it runs, so that help is instant.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ConfigPath = Annotated[
     typer.Option("--config", metavar="FILE", help="The TOML file; else $HEADRACE_CONFIG, else ./headrace.toml."),
 ]
 Bootstrap = Annotated[
-    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker, over what the file says.")
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker; overrides the file.")
 ]
 
 
 def _settings(config: Path | None, bootstrap: str | None, **trainer: Any) -> Settings:
-    """The configuration, with the command line's words over the file's. ``trainer``: fields of that section."""
+    """The configuration, with the command line overriding the file. ``trainer``: fields of that section."""
     from headrace.config import load_settings
 
     settings, changed = load_settings(config), dict[str, Any]()
@@ -105,10 +105,10 @@ def train(
 
 
 def _let_idle_threads_sleep() -> None:
-    """Before torch is loaded: OpenMP's threads sleep soon when they have nothing to do.
+    """Make OpenMP's idle threads sleep soon. Call it before torch is loaded.
 
-    By default they spin for milliseconds, and on a machine that others use too the spinning takes the processor from
-    whoever has work: 182 small steps took 155 s on two busy cores, and 5 s this way.
+    By default they spin for milliseconds, which on a shared machine takes the processor away from processes that have
+    work to do: 182 small steps took 155 s on two busy cores, and 5 s with this setting.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -126,9 +126,9 @@ def serve(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
 def broker(
     port: Annotated[int, typer.Argument(metavar="PORT", help="Where to listen.", min=1, max=65535)] = 9092,
 ) -> None:
-    """Run the demo's broker in the foreground: it keeps everything in memory, and is for trying things out.
+    """Run the demo's broker in the foreground. It keeps everything in memory and is meant for trying things out.
 
-    Ctrl-C ends it, and what it held is gone.
+    Ctrl-C ends it, and everything it held is gone.
     """
     from headrace.broker import run_broker
 
@@ -160,9 +160,9 @@ def demo(
 ) -> None:
     """Run the whole loop on this machine: broker, worker, trainer and server, on MovieLens-100K.
 
-    Real ratings go through Kafka in their real order; a live screen shows how the loop keeps up; at the end a few new
-    actions are sent and the recommendations of that user change. The same can be watched, and tried, on the page whose
-    address it shows. Ends by itself (with --stay, when told to); Ctrl-C ends it cleanly.
+    Real ratings go through Kafka in their original order, and a live screen shows how the loop keeps up. At the end a
+    few new actions are sent, and that user's recommendations change. The page whose address it shows lets you watch and
+    try the same. It ends by itself (with --stay, on Ctrl-C, which always ends it cleanly).
     """
     from headrace.demo import run_demo
 
@@ -187,13 +187,30 @@ def produce(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Send a file of ratings or actions to the actions topic, in the order of time.
+    """Send a file of ratings or actions to the actions topic, in order of time.
 
     A rating r becomes the kinds "rate", also "like" where r >= 4 and "love" where r = 5, with the rating as its value.
     """
     from stream.replay import replay
 
     raise typer.Exit(replay(_settings(config, bootstrap), file, rate=rate, limit=limit))
+
+
+def backfill(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+    ],
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put a file of history at the start of the actions topic, once, and say at which offsets live traffic begins.
+
+    Run it before the producers start. What is there already is not sent again, so it may be killed and run again. It is
+    an error if anything that is not the file's stands before its end.
+    """
+    from stream.backfill import run as run_backfill
+
+    raise typer.Exit(run_backfill(_settings(config, bootstrap), file))
 
 
 def simulate(
@@ -208,9 +225,9 @@ def simulate(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Send the actions of a simulated world: items are born and die, tastes drift, feedback comes late.
+    """Send the actions of a simulated world: items come and go, tastes drift, feedback arrives late.
 
-    With --rate the world lives now, at that rate, as live traffic does. Of its kinds (impression, click, like, share,
+    With --rate, the actions happen now, at that rate, like live traffic. Of its kinds (impression, click, like, share,
     hide) it sends those that are configured.
     """
     from stream.live import simulate as send
@@ -238,16 +255,65 @@ def lag(
     raise typer.Exit(watch(_settings(config, bootstrap), as_json=as_json, once=once, max_s=max_seconds))
 
 
+def top(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Show the whole pipeline on this terminal: freshness, stages, quality, processes. q ends it."""
+    from headrace.top import watch
+
+    raise typer.Exit(watch(_settings(config, bootstrap)))
+
+
 def versions(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a version.")] = False,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """List the published versions of the weights: number, kind, size, what they learned, age."""
+    """List the published versions of the weights: number, kind, size, what they have learned, age."""
     from headrace.versions import show
 
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json, num_last=num))
+
+
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the order, for whoever asks later.")]
+
+
+def pin(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="EPOCH/NUMBER, as `headrace versions` lists them.")],
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Have all servers answer from one version, and stay with it, until `headrace unpin`.
+
+    A version that is still to come is waited for. One server alone is pinned by `serving.pin` in its configuration.
+    """
+    from headrace.rollout import pin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
+
+
+def unpin(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Let servers follow the newest good version again."""
+    from headrace.rollout import unpin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap)))
+
+
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION]", help="EPOCH/NUMBER; default: the last of the epoch before, or the one before the last."
+        ),
+    ] = None,
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put all servers back to an earlier version: `headrace pin` of one that is known to be in the topic."""
+    from headrace.rollout import rollback as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
 
 
 def topics(
@@ -269,26 +335,70 @@ def audit(
 ) -> None:
     """Recount from the topics that nothing was lost, doubled or reordered, and that each interaction was trained once.
 
-    Works on any deployment, while it runs or after. What retention or compaction has removed cannot be recounted; the
-    table says which share was. Exit status 1 on any violation.
+    Works on any deployment, while it runs or afterwards. What retention or compaction has removed cannot be recounted;
+    the table says what share was. Exit status 1 on any violation.
     """
     from headrace.audit import show
 
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    each.__name__: each
-    for each in (demo, worker, train, serve, produce, simulate, lag, versions, topics, audit, broker)
-}
-"""By name, in the order in which help lists them."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a finding.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Check this machine and the deployment for problems; each finding comes with a remedy.
+
+    Software, processor, GPU, memory, disks; the broker, its topics, the running processes and their lag, clocks, dead
+    letters. Changes nothing. Exit status 1 if there is a problem.
+    """
+    from headrace.doctor import show
+
+    raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json))
+
+
+def dead_letters(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Send those again that the configuration now accepts, each once.")
+    ] = False,
+    first: Annotated[
+        int | None, typer.Option("--from", metavar="OFFSET", min=0, help="With --replay: begin there instead.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Show those of one reason alone.")] = None,
+    num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Count refused actions by reason, show the newest, and send them again once the cause is fixed."""
+    if first is not None and not replay:
+        raise typer.BadParameter("goes with --replay", param_hint="--from")
+    if replay and (reason is not None or as_json):
+        raise typer.BadParameter(
+            "shows letters: leave it out with --replay", param_hint="--reason" if reason else "--json"
+        )
+    from headrace import dead_letters as letters
+
+    settings = _settings(config, bootstrap)
+    if replay:
+        raise typer.Exit(letters.replay(settings, first=first))
+    raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
+
+
+LISTED = (
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, topics,
+    dead_letters, audit, doctor, broker,
+)  # fmt: skip
+COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
+"""The commands by name, in the order in which help lists them."""
 
 
 def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[str] | None = None) -> int:
-    """Parse ``arguments`` (None: the process's own) and run the command among ``names``; the exit status.
+    """Parse ``arguments`` (None: the process's own) and run the command among ``names``; returns the exit status.
 
-    With one name alone, that command is the program itself. An error that a person can resolve is one line on stderr
-    and status 1, not a traceback.
+    With a single name, that command is the program itself. An error that a person can resolve is one line on stderr and
+    status 1, not a traceback.
     """
     app = typer.Typer(
         help="Live user actions in, fresh recommendations out, by way of Kafka.\n\nTry it with nothing else "
@@ -310,7 +420,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has gone (`headrace lag --json | head`).
+        # The reader of our pipe has gone (`headrace lag --json | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -322,7 +432,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
 
 
 def _is_user_facing(error: Exception) -> bool:
-    """Whether the message says what to do. The modules are loaded already where such an error was raised."""
+    """Whether the message says what to do. (The modules of such errors are loaded by then.)"""
     known = (("wire.errors", "HeadraceError"), ("kafka.errors", "KafkaError"))
     return any(isinstance(error, getattr(sys.modules.get(module), name, ())) for module, name in known)
 

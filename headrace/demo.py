@@ -1,7 +1,7 @@
 """The whole loop on one machine, on real ratings: broker, worker, trainer and server as separate processes.
 
 The replay runs at the highest rate that the loop can sustain: it pauses while too many actions wait to be learned, so
-the freshness on the screen is that of a loop that keeps up.
+the freshness shown is that of a loop that keeps up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 480.0
 LEARN_TIMEOUT_S = 90.0
 MIN_AHEAD, AHEAD_S = 1_000, 2.0
-"""The replay pauses when more actions than this, and more than the trainer learns in that time, wait to be learned."""
+"""The replay pauses while more actions than this, and more than the trainer learns in that time, are waiting."""
 FRAME_S = 0.25
 
 

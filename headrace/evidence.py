@@ -1,4 +1,4 @@
-"""What the topics say, side by side, and the checks that compare it. `headrace.audit` reads it."""
+"""What each topic says, and the checks that compare them. `headrace.audit` reads the topics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wire.weights import TOPIC_ID
 
 @dataclass(eq=False)
 class Evidence:
-    """One deployment's records, as far as the checks need them; by partition, unless said otherwise."""
+    """What the checks need of one deployment's records; by partition, unless stated otherwise."""
 
     recounts: dict[int, Recount] = field(default_factory=dict)
     """The actions, applied again."""
     ledgers: dict[int, SequenceLedger] = field(default_factory=dict)
     """The examples."""
     sequences_id: str = ""
-    """The broker's id of the topic that they are in."""
+    """The broker's id of the topic that holds them."""
     plans: PlanLedger = field(default_factory=PlanLedger)
     """The steps of the published versions."""
     statuses: dict[int, PartitionStatus] = field(default_factory=dict)
@@ -30,15 +30,17 @@ class Evidence:
     ends: dict[int, int] = field(default_factory=dict)
     """Where the actions end."""
     whole: set[int] = field(default_factory=set)
-    """Partitions whose actions are there from the first record on."""
+    """Partitions that still hold their first action."""
     dead: set[tuple[int, int, int]] = field(default_factory=set)
-    """The dead letters: (partition, offset, index) of what they refuse."""
+    """The dead letters: (partition, offset, index) of each refused action."""
     dead_before: int = 0
-    """Dead letters that retention has taken."""
+    """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)
-    """Versions of the weights that no reader takes."""
+    """Versions of the weights that readers ignore."""
     unread: Violations = field(default_factory=Violations)
-    """Examples that cannot be decoded."""
+    """Examples of a layout that cannot be read."""
+    num_foreign: int = 0
+    """Records among them that are none."""
 
     def report(self) -> Report:
         """All checks."""
@@ -47,7 +49,7 @@ class Evidence:
         return Report([*checks, trained_check], sums)
 
     def _num_actions(self) -> tuple[int, int]:
-        """Offsets of the actions topic that could be replayed, and all that there ever were."""
+        """How many offsets of the actions topic could be replayed, and how many there ever were."""
         return sum(self.ends[number] for number in self.whole), sum(self.ends.values())
 
     def nothing_lost(self) -> Check:
@@ -101,7 +103,7 @@ class Evidence:
         return Check("dead letters are complete", found, share, len(wanted), violations)
 
     def numbers(self) -> Check:
-        """The numbers of the examples have no holes."""
+        """The examples' numbers have no gaps."""
         violations = Violations()
         for ledger in self.ledgers.values():
             _take(violations, ledger.holes)
@@ -111,10 +113,11 @@ class Evidence:
         doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
         stale = sum(ledger.num_stale for ledger in self.ledgers.values())
         found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
+        found += f", {self.num_foreign:,} of somebody else" if self.num_foreign else ""
         return Check("examples have no holes", found, held, held + gone, violations)
 
     def told_once(self) -> Check:
-        """Each interaction, and each later kind, is told by one example."""
+        """Each interaction and each later kind is in exactly one example."""
         violations = Violations()
         users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
         for ledger in self.ledgers.values():
@@ -126,7 +129,7 @@ class Evidence:
         return Check("each piece is told once", found, seen, max(num, seen), violations)
 
     def content(self) -> Check:
-        """Each user's sequence is what his actions say, in their order."""
+        """Each user's sequence is what their actions say, in order."""
         violations = Violations()
         checked = total = waiting = 0
         for number, recount in self.recounts.items():
@@ -159,7 +162,7 @@ class Evidence:
         return status is not None and status.outbox_len == 0 and status.applied_offset >= self.ends[partition] - 1
 
     def trained_once(self) -> tuple[Check, dict[str, int]]:
-        """Each piece is in one step of the newest weights' line of training; and the sums over all topics."""
+        """Each piece is in exactly one step of the newest weights' lineage; also the totals over all topics."""
         violations = Violations()
         line, manifest = self.plans.current, self.plans.newest
         learned_from = manifest.source.get(TOPIC_ID, "") if manifest is not None else ""

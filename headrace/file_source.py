@@ -13,18 +13,18 @@ from typing import Any
 import msgspec
 
 from state.sequencer import Sequencer
+from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
 from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
-from wire.history import Histories
 from wire.weights import PlanStep
 
 FILE_PARTITION = 0
 
 
 class FileSource:
-    """Actions of a file (an iterator of JSON-able objects) → examples of one partition.
+    """The actions of a file (an iterator of JSON-able objects) as the examples of one partition.
 
     After a restart the file is read from its start again, and examples below the position are left out.
     """
@@ -42,7 +42,7 @@ class FileSource:
         self._sequencer = Sequencer(action, sequence, FILE_PARTITION)
         self._marks = Marks(dict(positions or {}))
         self._skip_below = self.positions.get(FILE_PARTITION, Position()).next_number
-        self._histories: Histories | None = None
+        self._histories: TrainedHistories | None = None
         self._offset, self._ended = 0, False
 
     @property
@@ -55,12 +55,12 @@ class FileSource:
         """Whether the file has been read to its end."""
         return self._ended
 
-    def restore(self, histories: Histories) -> None:
-        """The examples below the position will be folded as the file comes to them: all before the first other one."""
+    def restore(self, histories: TrainedHistories) -> None:
+        """Nothing to do: the examples before the position are folded when the file is read again."""
         self._histories = histories
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """Examples of the next ``take`` actions; never waits, so ``timeout_s`` is ignored."""
+        """The examples of the next ``take`` actions. Never waits: ``timeout_s`` is ignored."""
         del timeout_s
         chunk = next(self._chunks, None)
         if chunk is None:
@@ -78,7 +78,7 @@ class FileSource:
                 self._marks.add(example, example.number)
                 examples.append(example)
             elif self._histories is not None:
-                self._histories.fold(example)
+                self._histories.restore(example)
         return examples
 
     def trained(self, step: PlanStep) -> None:

@@ -64,7 +64,7 @@ def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> 
 
 
 def file_identity(path: Path, action: ActionConfig, sequence: SequenceConfig, config: TrainerConfig) -> dict[str, Any]:
-    """What decides the examples of a file and their numbers. The file is known by its size, its start and its end."""
+    """What determines a file's examples and their numbers. The file is identified by its size, start and end."""
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = file.read(FINGERPRINT_BYTES)
@@ -80,8 +80,8 @@ def file_identity(path: Path, action: ActionConfig, sequence: SequenceConfig, co
 
 
 def file_configs(settings: Settings, first: dict[str, Any]) -> tuple[ActionConfig, SequenceConfig, ModelConfig]:
-    """The configuration's sections; for a file of ratings (judged by its first action) those that fit ratings, unless
-    the configuration knows the kinds of ratings itself."""
+    """The configuration's sections, adapted to ratings if the file's first action is one, unless the configuration
+    itself names the kinds of ratings."""
     kinds = first.get("action")
     named = {kinds} if isinstance(kinds, str) else set(kinds or ())
     if named <= set(settings.action.kinds) or not named <= set(RATING_KINDS):

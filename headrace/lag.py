@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView
+from headrace.lag_view import LagView, decode_lag
 from headrace.screen import lags, seconds, tables
 from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
@@ -55,12 +55,12 @@ def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> 
     newest: dict[str, Any] | None = None
     started_s = time.time()
     for record in messages:
-        if record is not None:
-            newest = msgspec.json.decode(record.value)
-        yield newest if record is not None else None
+        message = decode_lag(record.value) if record is not None else None
+        newest = message or newest
+        yield message
         if max_s is not None:
             _judge(newest, started_s, max_s)
-        if once and record is not None:
+        if once and message is not None:
             return
 
 
@@ -113,7 +113,7 @@ def plain(view: LagView, now_s: float) -> str:
 
 def _below(view: LagView) -> str:
     per_s, lag = view.lag["throughput"]["interactions_per_s"], view.lag
-    words = (_first_version(view), _pace(lag["throughput"]), _refused(lag), *_processes(lag))
+    words = (_first_version(view), _pace(lag["throughput"]), _refused(lag), *_missing(lag), *_processes(lag))
     more = "".join(f"; {each}" for each in words if each)
     learned = f"{per_s:,.0f} interactions/s learned, {view.num_trained:,} in all"
     return f"{learned}; servers: {lag['num_servers']}{more}"
@@ -130,10 +130,11 @@ def _first_version(view: LagView) -> str:
 
 
 def _refused(lag: dict[str, Any]) -> str:
-    """Dead letters by reason."""
-    found = lag.get("dead_letters") or {}
-    told = ", ".join(f"{reason} {num:,}" for reason, num in found.items())
-    return f"dead letters: {told}" if told else ""
+    """Dead letters by reason; their number alone where the workers' stores are younger than they."""
+    reasons = ", ".join(f"{reason} {num:,}" for reason, num in (lag.get("dead_letters") or {}).items())
+    num = lag.get("num_dead_letters", 0)
+    told = reasons or (f"{num:,}" if num else "")
+    return f"dead letters: {told} (headrace dead-letters)" if told else ""
 
 
 def _pace(rates: dict[str, Any]) -> str:
@@ -144,6 +145,15 @@ def _pace(rates: dict[str, Any]) -> str:
     pace = f"{learned:,.0f} examples/s learned, {arriving:,.0f}/s arrive"
     left = rates["catch_up_s"]
     return f"{pace}: falling behind" if left is None else f"{pace}: caught up in {left:,.0f} s"
+
+
+def _missing(lag: dict[str, Any]) -> list[str]:
+    """What was gone before anybody read it."""
+    told = {
+        "num_gone": "action records gone unread (kafka.actions_retention_s)",
+        "num_lost": "examples gone unread (kafka.min_compaction_lag_s)",
+    }
+    return [f"{lag[name]:,} {words}" for name, words in told.items() if lag.get(name)]
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:

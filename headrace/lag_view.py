@@ -1,4 +1,4 @@
-"""What the demo knows at any moment; threads write it, the screen reads it."""
+"""The state of the running demo: threads update it, the screen reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 @dataclass(slots=True)
 class LagView:
-    """Numbers of one run. ``lag`` is the newest message of the lag topic; ``served`` the server's ``GET /version``."""
+    """One run's numbers. ``lag`` is the newest message of the lag topic, ``served`` the server's ``GET /version``."""
 
     dataset: str = ""
     broker: str = ""
@@ -38,20 +38,20 @@ class LagView:
     lag: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Any] = field(default_factory=dict)
     freshness_s: list[float] = field(default_factory=list)
-    """Each second while actions come in: age of the newest action that the served weights have learned from."""
+    """The age of the newest action that the served weights have learned, sampled every second of the replay."""
     cluster: ClusterState = field(default_factory=ClusterState)
-    """What the worker last reported."""
+    """The worker's last report."""
     started_s: float = field(default_factory=time.monotonic)
     sent_at: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=40))
 
     def note_sent(self, num: int) -> None:
-        """So many actions are sent by now."""
+        """Record how many actions have been sent by now."""
         self.num_sent = num
         self.sent_at.append((time.monotonic(), num))
 
     @property
     def rate(self) -> float:
-        """Actions sent a second, of late; 0 some seconds after the last."""
+        """Actions sent per second, recently; 0 from a few seconds after the last one."""
         if len(self.sent_at) < 2 or time.monotonic() - self.sent_at[-1][0] > IDLE_AFTER_S:
             return 0.0
         (first_s, first), (last_s, last) = self.sent_at[0], self.sent_at[-1]
@@ -69,21 +69,21 @@ class LagView:
 
     @property
     def num_trained(self) -> int:
-        """Interactions that have been a target by now."""
+        """Interactions that have been a target so far."""
         return int(self.lag.get("num_interactions") or 0)
 
     @property
     def num_applied(self) -> int:
-        """Actions that the worker has judged by now."""
+        """Actions that the worker has accepted or refused so far."""
         return sum(each.num_accepted + each.num_duplicate + each.num_dead for each in self.cluster.workers.values())
 
     @property
     def is_drained(self) -> bool:
-        """Whether every stage is at the end of what was sent: applied, relayed, learned, published, served."""
+        """Whether everything sent has been applied, relayed, learned, published and served."""
         stages = [self.stage(name) for name in STAGES[:4]]
         if self.num_applied < self.num_sent or any(each.outbox_len for each in self.cluster.workers.values()):
             return False
-        # The lag message has to be newer than the worker's report, or it is about what was before.
+        # The lag message has to be newer than the worker's report, or it describes an earlier state.
         if self.lag.get("time_ms", 0) < self.cluster.worker_ms:
             return False
         if any(stage.get("lag_records") != 0 for stage in stages):
@@ -97,13 +97,13 @@ class LagView:
 
     @property
     def version(self) -> str:
-        """The version that is served (where no server is asked: the newest published), as people write it."""
+        """The version being served (without a server: the newest published one), as it is written for people."""
         version = self.served.get("version") or self.lag.get("version")
         return f"{version['epoch']}/{version['number']}" if version else "–"
 
     @property
     def freshness_now_s(self) -> float | None:
-        """Age of the newest action that the served weights have learned from."""
+        """The age of the newest action that the served weights have learned from."""
         asked, told = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
         newest = told if asked is None else asked
         return None if newest is None else float(newest)
@@ -122,8 +122,17 @@ class LagView:
         return None if value is None else float(value)
 
 
+def decode_lag(value: bytes | None) -> dict[str, Any] | None:
+    """A message of the lag topic; None for what is none."""
+    try:
+        message = msgspec.json.decode(value or b"", type=dict[str, Any])
+    except msgspec.DecodeError:
+        return None
+    return message if {"time_ms", "stages", "throughput"} <= message.keys() else None
+
+
 class Follower(threading.Thread):
-    """Keeps the view's lag message and worker's status new. A broker that is away for a while is waited for."""
+    """Keeps the lag message and the worker's status in the view up to date; waits for a broker that is away."""
 
     def __init__(self, settings: Settings, view: LagView) -> None:
         super().__init__(name="follower", daemon=True)
@@ -142,7 +151,7 @@ class Follower(threading.Thread):
                         if self._stopped.is_set():
                             return
                         if record is not None and record.topic == topics.lag:
-                            self._view.lag = msgspec.json.decode(record.value)
+                            self._view.lag = decode_lag(record.value) or self._view.lag
                         elif record is not None:
                             self._view.cluster.note(record.value)
                 finally:

@@ -1,4 +1,4 @@
-"""How every process logs: structlog, JSON lines in containers, readable lines on a terminal; on stderr."""
+"""How every process logs: with structlog, to stderr; JSON lines in containers, readable lines on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 FIRST = ("timestamp", "level", "logger", "event")
 """The first keys of each JSON line."""
 QUIET = {
-    # Each of their tasks reports ten times a second that the broker is away; our processes report it once.
+    # While the broker is away, each of their tasks reports it ten times a second; our processes report it once.
     "aiokafka": logging.CRITICAL,
     "kafka": logging.CRITICAL,
     "faust": logging.ERROR,
@@ -19,11 +19,11 @@ QUIET = {
     "asyncio": logging.ERROR,
     "uvicorn.error": logging.WARNING,
 }
-"""Libraries that log at length what this code handles anyway, and the level from which they are heard."""
+"""Libraries that log at length what this code handles anyway, and the level from which they are logged."""
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Log to stderr, one line a message: ours, and the libraries' warnings."""
+    """Log our messages and the libraries' warnings to stderr, one line each."""
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

@@ -57,7 +57,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                # In a session of its own: Ctrl-C in a terminal reaches only the parent, which ends all in order.
+                # In its own session: Ctrl-C in a terminal reaches only the parent, which ends its children in order.
                 start_new_session=True,
             )
         self.num_starts += 1
@@ -81,7 +81,7 @@ class Child:
         return "\n".join(f"    {line}" for line in lines[-num_lines:]) or "    (its log is empty)"
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for it to end by itself; the exit status. Raises `subprocess.TimeoutExpired`."""
+        """Wait for it to end by itself; returns the exit status. Raises `subprocess.TimeoutExpired`."""
         assert self._process is not None
         return self._process.wait(timeout_s)
 

@@ -52,11 +52,11 @@ class RecommendationCheck:
     new: list[str | int] = field(default_factory=list)
     after: list[str | int] = field(default_factory=list)
     seconds: float = 0.0
-    """From sending the new actions to the first answer by weights that have learned from them."""
+    """The time from sending the new actions to the first answer by weights that have learned them."""
 
 
 class ServerError(HeadraceError):
-    """The server does not answer as it should; the message says how it did."""
+    """The server gave an unexpected answer; the message quotes it."""
 
 
 class Server:
@@ -66,7 +66,7 @@ class Server:
         self._client = httpx.Client(base_url=url, timeout=30.0)
 
     def version(self) -> dict[str, Any]:
-        """``GET /version``; empty while there is none."""
+        """``GET /version``; empty while no version is served."""
         try:
             answer = self._client.get("/version")
         except httpx.HTTPError:
@@ -95,7 +95,7 @@ def items_of(answer: Mapping[str, Any]) -> list[str | int]:
 
 
 def choose_user(server: Server, profile: DatasetProfile) -> RecommendationCheck:
-    """A user, and five items from the recommendations that have the least in common with that user's."""
+    """A user, and five items recommended to those whose recommendations have least in common with that user's."""
     user, *others = profile.candidates()[: 1 + NUM_OTHERS]
     check = RecommendationCheck(user, items_of(server.recommend(user)))
     lists = [items_of(server.recommend(other)) for other in others]
@@ -116,7 +116,7 @@ def new_actions(check: RecommendationCheck, last: Mapping[str, Any], kinds: list
 
 
 def has_learned(server: Server, check: RecommendationCheck, num_trained: int, num_history: int) -> Callable[[], bool]:
-    """A condition: the served weights have learned ``num_trained`` interactions, and the user's history has grown."""
+    """A condition: the served weights have learned ``num_trained`` interactions, and the history has grown to match."""
     began_s = time.monotonic()
 
     def holds() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace.ledger import whole_life
 from state.sequencer import Sequencer
-from wire.action import Rejection, Tick, decode_record
+from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Counts
 from wire.history import History
@@ -48,9 +48,6 @@ class Recount:
         decoded = decode_record(record.value, record.timestamp, self.action)
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
         for index, each in enumerate(decoded):
-            if isinstance(each, Tick):
-                self.sequencer.pass_tick()
-                continue
             self.num_produced += 1
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)

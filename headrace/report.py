@@ -41,7 +41,7 @@ class Report:
         return not any(check.violations.num for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """The report as JSON-serialisable data."""
         rows = [
             {
                 "check": check.name,

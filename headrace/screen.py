@@ -1,4 +1,4 @@
-"""The demo's screen: a live page on a terminal, plain lines elsewhere."""
+"""The demo's display: a live page on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHAT = {
 
 
 class Screen(Protocol):
-    """Shows a `LagView` until its block ends."""
+    """Shows a `LagView` until the ``with`` block ends."""
 
     def show(self) -> None:
         """Draw the view's current state."""
@@ -68,7 +68,7 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """A page that is redrawn in place."""
+    """A page redrawn in place."""
 
     def __init__(self, view: LagView) -> None:
         self.view = view
@@ -89,7 +89,7 @@ class LiveScreen:
 
 
 def plain_line(view: LagView) -> str:
-    """The view, on one line."""
+    """The view on one line."""
     return (
         f"{view.elapsed_s:5.0f} s  {view.phase}  sent {view.num_sent:,} of {view.num_actions:,}  "
         f"trained {view.num_trained:,}  lag: {lags(view)}  HR@10 {number(view.hr10())} (popular "
@@ -162,7 +162,7 @@ def _count(value: Any) -> str:
 
 
 def seconds(value: Any) -> str:
-    """Seconds with a tenth, or a dash."""
+    """Seconds to a tenth, or a dash."""
     return "–" if value is None else f"{value:.1f} s"
 
 

@@ -15,7 +15,7 @@ from wire.topics import topics_of
 
 
 def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> int:
-    """Print one line a topic. Exit status 1 if one is missing or its settings differ from the configuration."""
+    """Print one line per topic. Exit status 1 if one is missing or its settings differ from the configuration."""
     if create:
         ensure_topics(settings.kafka)
     consumer = connect(settings.kafka)

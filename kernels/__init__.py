@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kernels.backend import KernelUnavailable
     from kernels.delta import delta_attention
     from kernels.id_map import IdMap
-    from kernels.layer import LayerParams, hstu_layer, hstu_layer_output, hstu_layer_project
+    from kernels.layer import LayerParams, Tail, hstu_layer, hstu_layer_output, hstu_layer_project
     from kernels.length import kept_length, stochastic_length
     from kernels.softmax import full_softmax, rank_of_target, sampled_softmax, top_k
 
@@ -37,6 +37,7 @@ _HOMES = {
     "delta_attention": "delta",
     "IdMap": "id_map",
     "LayerParams": "layer",
+    "Tail": "layer",
     "hstu_layer": "layer",
     "hstu_layer_output": "layer",
     "hstu_layer_project": "layer",
@@ -54,6 +55,7 @@ __all__ = [
     "IdMap",
     "KernelUnavailable",
     "LayerParams",
+    "Tail",
     "TimeBuckets",
     "delta_attention",
     "full_softmax",

@@ -129,6 +129,18 @@ def put_down(pointer, value, wanted):
 
 
 @triton.jit
+def add_to(pointer, value):
+    """Adds float32 to memory from the layout that it has, as `put_down` stores; no two threads share a value."""
+    if DIRECT:
+        tl.inline_asm_elementwise(
+            "red.relaxed.gpu.global.add.f32 [$1], $2; mov.u32 $0, 0;", "=r,l,f",
+            [pointer.to(tl.int64), value], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        tl.atomic_add(pointer, value, sem="relaxed")
+
+
+@triton.jit
 def count_at_most(sorted_ptr, num, x, num_steps):
     """How many of the ``num`` sorted int64 values are ≤ x, for each x; ``num_steps`` ≥ bit length of num."""
     low = tl.zeros_like(x).to(tl.int32)
@@ -140,6 +152,18 @@ def count_at_most(sorted_ptr, num, x, num_steps):
         low = tl.where(open_ & below, middle + 1, low)
         high = tl.where(open_ & (below == 0), middle, high)
     return low
+
+
+@triton.jit
+def saturating_sum(a, b):
+    """a + b of float32, held between 0 and 1."""
+    if DIRECT:
+        total = tl.inline_asm_elementwise(
+            "add.sat.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        total = tl.minimum(tl.maximum(a + b, 0.0), 1.0)
+    return total
 
 
 @triton.jit

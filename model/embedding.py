@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import IdMap, rowwise_adagrad_
+from model.growing import GrowingRows
 
 Int64 = NDArray[np.int64]
 
@@ -39,10 +40,11 @@ class EmbeddingTable:
     ) -> None:
         self.width = width
         self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
-        self.weight = torch.zeros((64, width), device=device)
-        self.state = torch.zeros(64, device=device)
-        self.live = np.zeros(64, np.bool_)
-        self.dirty = np.zeros(64, np.bool_)
+        self.weight, self.state = torch.zeros((0, width), device=device), torch.zeros(0, device=device)
+        self._rows = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.bool_)}
+        if self.weight.device.type == "cpu":
+            self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
+        self._see_rows()
         self.tombstones: list[int] = []
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
         self.live[0] = self.dirty[0] = True
@@ -72,7 +74,8 @@ class EmbeddingTable:
         self._grow(self.num_rows)
         arrived = rows[~self.live[rows]]
         if len(arrived):
-            arrived = np.unique(arrived)
+            if not (arrived[1:] > arrived[:-1]).all():  # most often they came in order, each once
+                arrived = np.unique(arrived)
             self.live[arrived] = self.dirty[arrived] = True
             where = torch.from_numpy(arrived).to(self.weight.device)
             self.weight[where] = self._initial_rows(len(arrived), step)
@@ -80,14 +83,22 @@ class EmbeddingTable:
         return rows
 
     def _grow(self, num_rows: int) -> None:
-        if num_rows <= len(self.live):
+        if num_rows > len(self.live):
+            for rows in self._rows.values():
+                rows.grow(num_rows)
+            self._see_rows()
+
+    def _see_rows(self) -> None:
+        """Look at the arrays as long as they are now. A GPU has no such memory: there a larger table is a copy."""
+        self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
+        if "weight" in self._rows:
+            self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
             return
-        capacity = max(num_rows, len(self.live) * 2)
-        weight, state = self.weight.new_zeros((capacity, self.width)), self.state.new_zeros(capacity)
-        weight[: len(self.live)], state[: len(self.live)] = self.weight, self.state
-        self.weight, self.state = weight, state
-        more = np.zeros(capacity - len(self.live), np.bool_)
-        self.live, self.dirty = np.append(self.live, more), np.append(self.dirty, more)
+        before = self.weight, self.state
+        self.weight = self.weight.new_zeros((len(self.live), self.width))
+        self.state = self.state.new_zeros(len(self.live))
+        for old, new in zip(before, (self.weight, self.state), strict=True):
+            new[: len(old)] = old
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
         """Normal rows, a function of seed, table and step; the last column (an item's bias) starts at zero."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from kernels import BucketCache, LayerParams, TimeBuckets, hstu_layer
+from kernels import BucketCache, LayerParams, Tail, TimeBuckets, hstu_layer
 from model.config import ModelConfig
 from model.rates import NUM_PRIORS
 
@@ -105,6 +105,24 @@ class HSTU(nn.Module):
         scaled = torch.sign(known) * torch.log1p(known.abs())
         return action_nM + torch.stack([present.to(scaled.dtype), scaled], dim=1) @ self.value_M
 
+    def tokens(
+        self,
+        item_UD: Tensor,
+        place_n: Tensor,
+        kinds_nK: Tensor,
+        value_n: Tensor | None = None,
+        side_nM: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (2n, M) of n interactions: `interleave` of `item_inputs` of the rows ``item_UD[place_n]`` and
+        `action_inputs`."""
+        if self.config.use_value:
+            item_nM = self.item_inputs(F.embedding(place_n, item_UD), side_nM)
+            return self.interleave(item_nM, self.action_inputs(item_nM, kinds_nK, value_n))
+        tokens_TM: Tensor = _Tokens.apply(
+            item_UD, self.item_weight, self.action_M, self.kind_KM, self.action_item_weight, side_nM, place_n, kinds_nK
+        )
+        return tokens_TM
+
     @staticmethod
     def interleave(item_nM: Tensor, action_nM: Tensor) -> Tensor:
         """(n, M) and (n, M) → (2n, M): item, action, item, action, …"""
@@ -117,6 +135,8 @@ class HSTU(nn.Module):
         query_time_T: Tensor,
         key_time_T: Tensor,
         *,
+        tail: Tail | None = None,
+        context_gradient: bool = True,
         dropout: float = 0.0,
         seed: int = 0,
         in_order: bool | None = None,
@@ -124,6 +144,8 @@ class HSTU(nn.Module):
     ) -> Tensor:
         """Tokens through all layers: (T, M) → (T, M). Times in ms, int64.
 
+        ``tail``: the tokens that are read; only theirs are returned (S, M). Without ``context_gradient`` what all
+        layers but the last make of the others is constant, and they learn through their keys and values alone.
         ``in_order``: whether no user's keys go back in time, where the caller knows (a GPU need then not be asked).
         """
         config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
@@ -141,6 +163,8 @@ class HSTU(nn.Module):
                 query_time_T=query_time_T,
                 key_time_T=key_time_T,
                 bucket_cache=cache,
+                tail=tail if index == len(self.layers) - 1 or not context_gradient else None,
+                only_tail=index == len(self.layers) - 1,
                 dropout=dropout,
                 seed=seed * 64 + index,
                 eps=config.norm_eps,
@@ -173,25 +197,59 @@ def unit_rows(x_ND: Tensor, width: int, eps: float = 1e-6) -> Tensor:
     return unit_ND
 
 
+class _Tokens(torch.autograd.Function):
+    """`HSTU.tokens` without values. Written out because a live step is small: half of its time was the derivation's."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        item_UD, item_weight, action_M, kind_KM, action_item_weight, side_nM, place_n, kinds_nK = inputs
+        item_nD = item_UD.index_select(0, place_n)
+        tokens_n2M = item_nD.new_empty(len(place_n), 2, item_weight.shape[1])
+        item_nM = item_nD @ item_weight if side_nM is None else torch.addmm(side_nM, item_nD, item_weight)
+        tokens_n2M[:, 0] = item_nM
+        torch.addmm(torch.addmm(action_M, kinds_nK, kind_KM), item_nM, action_item_weight, out=tokens_n2M[:, 1])
+        ctx.save_for_backward(item_nD, item_nM, item_weight, action_item_weight, place_n, kinds_nK)
+        ctx.num_rows = len(item_UD)
+        return torch.flatten(tokens_n2M, 0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the rows, of the weights and of the side inputs."""
+        item_nD, item_nM, item_weight, action_item_weight, place_n, kinds_nK = ctx.saved_tensors
+        grad_n2M = grads[0].view(-1, 2, item_weight.shape[1])
+        action_nM = grad_n2M[:, 1].contiguous()
+        grad_nM = torch.addmm(grad_n2M[:, 0], action_nM, action_item_weight.T)
+        rows_UD = None
+        if ctx.needs_input_grad[0]:
+            rows_UD = item_nD.new_zeros(ctx.num_rows, item_nD.shape[1])
+            rows_UD.index_add_(0, place_n, grad_nM @ item_weight.T)
+        return (
+            rows_UD, item_nD.T @ grad_nM, action_nM.sum(0), kinds_nK.T @ action_nM, item_nM.T @ action_nM,
+            grad_nM if ctx.needs_input_grad[5] else None, None, None,
+        )  # fmt: skip
+
+
 class _UnitRows(torch.autograd.Function):
     """`unit_rows`. Written out because the whole catalogue comes by here in every step, forward and backward: what
     autograd derives takes three times as many passes over it."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:
-        unit_ND = x_ND.clone()
-        length_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps)
-        unit_ND[:, :width].div_(length_N1)
-        ctx.save_for_backward(unit_ND, length_N1)
+        inverse_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps).reciprocal_()
+        unit_ND = torch.mul(x_ND, inverse_N1)  # whole rows: those of a part of the columns cost twice as much
+        unit_ND[:, width:] = x_ND[:, width:]
+        ctx.save_for_backward(unit_ND, inverse_N1)
         ctx.width, ctx.eps = width, eps
         return unit_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient across the direction, over the length."""
-        unit_ND, length_N1 = ctx.saved_tensors
-        grad_ND = grads[0].clone()
-        grad, unit = grad_ND[:, : ctx.width], unit_ND[:, : ctx.width]
-        along_N1 = (grad * unit).sum(dim=1, keepdim=True).mul_(length_N1 > ctx.eps)
-        grad.addcmul_(along_N1, unit, value=-1).div_(length_N1)
-        return grad_ND, None, None
+        unit_ND, inverse_N1 = ctx.saved_tensors
+        grad_ND, width = grads[0], ctx.width
+        product_ND = grad_ND * unit_ND
+        product_ND[:, width:] = 0.0
+        along_N1 = product_ND.sum(dim=1, keepdim=True).mul_(inverse_N1 < 1.0 / ctx.eps)
+        across_ND = torch.addcmul(grad_ND, along_N1, unit_ND, value=-1, out=product_ND).mul_(inverse_N1)
+        across_ND[:, width:] = grad_ND[:, width:]
+        return across_ND, None, None

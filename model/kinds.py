@@ -6,6 +6,8 @@ negative: what was shown and left alone was not chosen, and what was hidden even
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,7 @@ NEGATIVE = frozenset({"hate", "dislike", "hide", "hidden", "skip", "block", "rep
 """Kinds that say that he did not want it."""
 
 
+@cache
 def positive_bits(config: ModelConfig) -> int:
     """The bits of the positive kinds: those configured; else all that are neither neutral nor negative by name; where
     none is left, the neutral ones."""
@@ -26,6 +29,7 @@ def positive_bits(config: ModelConfig) -> int:
     return (_bits(config, set(config.kinds) - NEUTRAL) & ~negative) or (_bits(config, set(config.kinds)) & ~negative)
 
 
+@cache
 def negative_bits(config: ModelConfig) -> int:
     """The bits of the negative kinds: those configured, else those known by name."""
     return _bits(config, set(config.negative_kinds) if config.negative_kinds else NEGATIVE - set(config.positive_kinds))

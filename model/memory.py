@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from kernels.memory import (
+    MemoryAnswers,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+    memory_best,
+    memory_learn,
+    memory_scores,
+    memory_stand,
+)
 from model.config import ModelConfig
 from model.kinds import chosen
 
@@ -30,6 +41,8 @@ MOST_PREDICTED_ROWS = 1 << 16
 """In a catalogue with more rows, only so many rows' worth of events is predicted and learned from; all are counted."""
 MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
+_LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
+_HOW_SURELY = ("gain_square", "shortlist_square")
 _NEIGHBOURS = ("neighbour_row", "after", "before", "weight")
 
 
@@ -66,7 +79,8 @@ class Memory:
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        new.gain, new.gain_square, new.clock = old.gain, old.gain_square, old.clock
+        for name in (*_LEARNED, *_HOW_SURELY):
+            setattr(new, name, getattr(old, name))
         self.arrays = new
 
     @property
@@ -81,6 +95,21 @@ class Memory:
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
         memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
+
+    def stand(self) -> MemoryStanding:
+        """What `best` needs, until this memory changes."""
+        return memory_stand(self.arrays, self.num_rows, backend=self._backend)
+
+    def best(
+        self,
+        standing: MemoryStanding,
+        events: MemoryEvents,
+        query_RD: NDArray[np.float32],
+        table_VD: NDArray[np.float32],
+        answers: MemoryAnswers,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best rows for queries, and their scores: see `kernels.memory.memory_best`."""
+        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
 
     def forget(self, rows_N: Int64) -> None:
         """These rows were evicted and will mean something else: nobody's neighbours, and without any."""
@@ -111,8 +140,7 @@ class Memory:
             "row_index": rows,
             "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
             "heat": arrays.heat[:, rows],
-            "gain": arrays.gain.copy(),
-            "clock": arrays.clock.copy(),
+            **{name: getattr(arrays, name).copy() for name in _LEARNED},
             **{name: getattr(arrays, name)[rows] for name in _ROWS},
             **{name: getattr(arrays, name)[rows][used] for name in _NEIGHBOURS},
         }
@@ -136,7 +164,8 @@ class Memory:
         where = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
         for name in _NEIGHBOURS:
             getattr(arrays, name)[where] = changes[name]
-        arrays.gain, arrays.clock = changes["gain"].copy(), changes["clock"].copy()
+        for name in set(_LEARNED) & changes.keys():  # a build before the second look publishes none
+            setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
@@ -155,7 +184,8 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are."""
         arrays = self.arrays
-        numbers = (arrays.gain, arrays.gain_square, arrays.clock, arrays.seen, arrays.heat, arrays.weight)
+        learned = (getattr(arrays, name) for name in (*_LEARNED, *_HOW_SURELY))
+        numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
     def copy(self) -> Memory:
@@ -179,7 +209,7 @@ class Memory:
         for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.heat[:, :num] = state["heat"]
-        for name in ("gain", "gain_square", "clock"):
+        for name in {*_LEARNED, *_HOW_SURELY} & state.keys():  # a build before the second look kept none
             setattr(self.arrays, name, state[name].copy())
 
 

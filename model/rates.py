@@ -124,9 +124,14 @@ def log_odds(rate: Float64) -> Float64:
     return np.asarray(np.log(rate) - np.log1p(-rate))
 
 
-def done_before(kinds_nK: Float32, starts_B1: Int64, owner_R: Int64, target_R: Int64) -> tuple[Float64, Float64]:
+def done_before(
+    bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
+) -> tuple[Float64, Float64]:
     """(R, K) and (R,) of the interactions before each target in its user's sequence: how many had each kind, and how
     many there are."""
-    total_n1K = np.concatenate([np.zeros((1, kinds_nK.shape[1])), np.cumsum(kinds_nK, axis=0, dtype=np.float64)])
     first_R = starts_B1[owner_R]
-    return total_n1K[target_R] - total_n1K[first_R], (target_R - first_R).astype(np.float64)
+    total_n1, done_RK = np.zeros(len(bits_n) + 1, np.int64), np.empty((len(target_R), num_kinds))
+    for kind in range(num_kinds):
+        np.cumsum((bits_n >> np.uint32(kind)) & np.uint32(1), out=total_n1[1:])
+        done_RK[:, kind] = total_n1[target_R] - total_n1[first_R]
+    return done_RK, (target_R - first_R).astype(np.float64)

@@ -11,8 +11,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
+from wire.kafka.admin import partitions_mismatch
 from wire.kafka.batches import by_batch
-from wire.kafka.consumer import POLL_MS, ends, topic_id_of
+from wire.kafka.consumer import POLL_MS, ends, partitions_of, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class HistoryFollower(threading.Thread):
         by_batch(self.consumer)
         self._stopping = threading.Event()
         self._topic_id = ""
+        self._num_told = 0
         self._goals: dict[TopicPartition, int] = {}
         self.failure: BaseException | None = None
 
@@ -62,8 +64,10 @@ class HistoryFollower(threading.Thread):
         while not self._stopping.is_set():
             try:
                 if self._is_replaced():
-                    self.histories.forget_partitions()
+                    partitions = partitions_of(self.consumer, self.topic)
+                    self.histories.begin_anew()
                     is_placed = False
+                self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
                     self.histories.feed_batches(partition.partition, [record.value for record in records])
@@ -83,6 +87,14 @@ class HistoryFollower(threading.Thread):
             return False
         logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
         return True
+
+    def _look_at_partitions(self, num_read: int) -> None:
+        """Say once where the topic has partitions that are not read."""
+        found = len(self.consumer.partitions_for_topic(self.topic) or ()) or num_read
+        if found != num_read and found != self._num_told:
+            self._num_told = found
+            logger.error("%s; until then histories are read of the first %d alone",
+                         partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:
         begin = self.consumer.beginning_offsets(partitions, timeout_ms=ASK_TIMEOUT_MS)

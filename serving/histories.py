@@ -9,7 +9,6 @@ begins with the segment that he acts in.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -21,16 +20,14 @@ from numpy.typing import NDArray
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from serving.domains import ItemDomains
 from wire import history
-from wire.errors import CodecError
 from wire.example import Example, Int64, Interactions
-from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
+from wire.example_reader import ExampleReader
 from wire.history import Rows, interactions_of, row_type
 from wire.kafka.batches import Batch
 
 MAX_FEATURED_ITEMS = 1_000_000
 """Items whose features are remembered; beyond that, those that were not met longest are forgotten."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +41,7 @@ class Past:
 class Histories:
     """User → `Past`. Fed by one thread, read by any."""
 
-    def __init__(self, max_bytes: int, max_context: int = 200) -> None:
+    def __init__(self, max_bytes: int, max_context: int = 200, topic: str = "") -> None:
         self._max_bytes = max_bytes
         self._kept = history.Histories(max_context)
         self._logs: dict[int, ExampleLog] = {}
@@ -52,9 +49,9 @@ class Histories:
         self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.num_forgotten = 0
-        self.num_damaged = 0
         self._num_features: int | None = None
         """Of an item; known from the first example on."""
+        self._decoder = ExampleReader(topic)
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
 
@@ -66,15 +63,15 @@ class Histories:
         """Memory of the histories."""
         return self._kept.num_bytes
 
-    def feed(self, partition: int, value: bytes | None) -> None:
+    @property
+    def num_foreign(self) -> int:
+        """Records that were no examples."""
+        return self._decoder.num_foreign
+
+    def feed(self, partition: int, value: bytes | None, offset: int = -1) -> None:
         """One record of the sequences topic, in the order of offsets within its partition."""
-        if value is None:
-            return
-        try:
-            example = decode_example(value)
-        except CodecError as error:
-            self.num_damaged += 1
-            logger.warning("partition %d: a record is skipped: %s", partition, error)
+        example = self._decoder.read(partition, offset, value)
+        if example is None:
             return
         if len(example.interactions):
             self._num_features = example.interactions.feature_hash.shape[1]
@@ -91,6 +88,7 @@ class Histories:
         heads = block.heads
         if (
             (heads["status"] == GOOD).all()
+            and (heads["partition"] == partition).all()
             and heads["offset"][0] >= first
             and self._log(partition).take_run(heads["number"], heads["writer_epoch"])
         ):
@@ -101,7 +99,7 @@ class Histories:
 
     def _feed_one(self, partition: int, block: Block, record: int, first: int) -> None:
         if block.heads["offset"][record] >= first and block.heads["status"][record] != TOMBSTONE:
-            self.feed(partition, block.value(record))
+            self.feed(partition, block.value(record), int(block.heads["offset"][record]))
 
     def _log(self, partition: int) -> ExampleLog:
         return self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
@@ -150,8 +148,15 @@ class Histories:
             self._features.popitem(last=False)
 
     def forget_partitions(self) -> None:
-        """Start to read again from the beginning (the topic was replaced): what comes is judged anew."""
+        """Start to read the topic again from its beginning: what comes is judged anew."""
         self._logs.clear()
+
+    def begin_anew(self) -> None:
+        """Another topic: users begin their lives again in it, and what is here would cover what they do there."""
+        self.forget_partitions()
+        with self._lock:
+            for user in list(self._kept.users):
+                self._kept.drop(user)
 
     def get(self, user: str) -> Past | None:
         """What is here of a user (canonical key), or None. Whole segments: ``max_context`` interactions and up to a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from serving.operations import BY_PATH
@@ -34,6 +34,7 @@ class ServerMetrics:
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.requests = Histogram(
             "headrace_request_seconds", "How long requests took to answer.", ("path", "status"),
             registry=self.registry, buckets=BUCKETS_S,

@@ -94,33 +94,43 @@ class Rates:
         return round((value - seen[0][1]) / span_s, 2) if span_s > 0 else 0.0
 
 
+class _Counted(msgspec.Struct):
+    """What is counted with of a message of the lag topic: somebody else's record may be anything."""
+
+    num_items: int | None = None
+    num_interactions: int | None = None
+    num_servers: int | None = None
+    time_ms: int | None = None
+
+
 class Pulse:
     """What is known, and the points made of it. Fed and sampled by one thread, read by any."""
 
     def __init__(self, objective_s: float) -> None:
         self._objective_s, self._rates = objective_s, Rates()
         self._lag: dict[str, Any] = {}
-        self._cluster = ClusterState()
+        self.cluster = ClusterState()
         self._reasons: Counter[str] = Counter()
         self._num_letters = 0
         self._behind = ""
         self.points: deque[Point] = deque(maxlen=NUM_KEPT)
         self.num_points = 0
 
-    def note_lag(self, value: bytes) -> None:
+    def note_lag(self, value: bytes | None) -> None:
         """A message of the lag topic."""
         try:
-            self._lag = msgspec.json.decode(value, type=dict)
+            msgspec.json.decode(value or b"", type=_Counted)
+            self._lag = msgspec.json.decode(value or b"", type=dict)
         except msgspec.MsgspecError:
             logger.debug("a lag message cannot be read")
 
     def note_status(self, value: bytes) -> None:
         """A message of the status topic."""
-        self._cluster.note(value)
+        self.cluster.note(value)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """A dead letter."""
-        reason = next((value for name, value in headers if name == "reason"), b"?")
+        reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
         self._reasons[reason.decode(errors="replace")[:40]] += 1
         self._num_letters += 1
 
@@ -154,7 +164,7 @@ class Pulse:
         return self._behind if self._behind == before else ""
 
     def _measure(self, served: Served, now_ms: int) -> dict[str, float]:
-        told = list(self._cluster.workers.values())
+        told = list(self.cluster.workers.values())
         counts = {
             "actions": sum(each.num_accepted + each.num_duplicate + each.num_dead for each in told),
             "sequences": sum(each.relayed_number + 1 for each in told),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wire.checks import expect
+from wire.checks import AT_LEAST_1, Folder, Limit, Number, Switch, check_fields
+
+STORE_LIMITS: dict[str, Limit] = {
+    "path": Folder(),
+    "fsync": Switch(),
+    "max_cached_users": AT_LEAST_1,
+    "block_cache_bytes": Number(1 << 20, whole=True, advice="33554432 is the default"),
+    "write_buffer_bytes": Number(1 << 20, whole=True, advice="33554432 is the default"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,4 @@ class StoreConfig:
     write_buffer_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
-        expect(
-            self.max_cached_users >= 1, "max_cached_users", "at least 1", self.max_cached_users, "the default is 10000"
-        )
-        for key in ("block_cache_bytes", "write_buffer_bytes"):
-            expect(getattr(self, key) >= 1 << 20, key, "at least 1 MiB", getattr(self, key), "the default is 33554432")
+        check_fields(self, "store", STORE_LIMITS)

@@ -76,7 +76,7 @@ class Sequencer:
         """Users that have changed since the owner last emptied this."""
         self.names = names if names is not None else Names()
         self._known_names = self.names.known
-        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = self.num_ticks = 0
+        self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = 0
         self.resume()
         self._stored = stored
         self._num_features = len(action.features)
@@ -122,10 +122,6 @@ class Sequencer:
     def reject(self) -> None:
         """Count a dead letter of the present record."""
         self.num_dead += self.applied_offset > self.counted_offset
-
-    def pass_tick(self) -> None:
-        """Count a record that only says what time it is."""
-        self.num_ticks += self.applied_offset > self.counted_offset
 
     def apply(self, action: Action, offset: int, record_ms: int, index: int = 0) -> Outcome:
         """Apply one action; those of one record share its ``offset``, ``index`` is its place there."""
@@ -202,11 +198,11 @@ class Sequencer:
     @property
     def counts(self) -> Counts:
         """Of all actions up to `counted_upto`."""
-        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks)
+        return Counts(self.num_accepted, self.num_duplicate, self.num_dead, self.num_late)
 
     @counts.setter
     def counts(self, counts: Counts) -> None:
-        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late, self.num_ticks = counts
+        self.num_accepted, self.num_duplicate, self.num_dead, self.num_late = counts
 
     @property
     def counted_upto(self) -> int:

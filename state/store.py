@@ -3,6 +3,7 @@
 One RocksDB a partition. Besides what `state.user_store` keeps of users, its keys are
 
     m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
+    t               ids of the topics that offsets here are of, with spaces between
 
 and those of `state.outbox`. A batch changes users, names, outbox and ``m`` together or not at all. Sequences on
 disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
@@ -26,7 +27,7 @@ from state.outbox import Outbox, OutboxEntry, stored_dead_letter
 from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
-from wire.action import Action, Rejection, Tick, decode_record
+from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.example_codec import pack
@@ -38,6 +39,7 @@ __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 Record = tuple[int, int, bytes | None, bytes | None]
 """Offset, Kafka timestamp in milliseconds, key, value."""
 _META = b"m"
+_TOPIC_IDS = b"t"
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,17 @@ class PartitionStore:
             **counts,
         )
 
+    @property
+    def topic_ids(self) -> tuple[str, ...]:
+        """As given to `set_topic_ids`; none before."""
+        return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
+
+    def set_topic_ids(self, ids: tuple[str, ...]) -> None:
+        """The broker's own ids of the topics that offsets in this store are of (empty where it gives none)."""
+        batch = WriteBatch(raw_mode=True)
+        batch.put(_TOPIC_IDS, " ".join(ids).encode())
+        self._db.write(batch)
+
     # Applying
 
     def apply(self, records: Iterable[Record]) -> ApplyResult:
@@ -195,9 +208,6 @@ class PartitionStore:
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
         sequencer.advance(offset, record_ms)
-        if type(decoded[0]) is Tick:
-            sequencer.pass_tick()
-            return
         for index, one in enumerate(decoded):
             if type(one) is Action:
                 if one.user in users or self._is_ours(one.user):
@@ -220,7 +230,8 @@ class PartitionStore:
             value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
         message = (
             f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, got {self.partition}; "
-            "use the user as key and Kafka's murmur2 partitioner"
+            "use the user as key and Kafka's murmur2 partitioner (librdkafka's default is another: set its option "
+            "partitioner to murmur2_random)"
         )
         return Rejection("wrong_partition", message, index, value)
 

@@ -8,9 +8,10 @@ rebuilt from each key's newest example. Everything here runs in a thread, on a p
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 
@@ -18,14 +19,28 @@ from state.errors import StoreMismatch
 from state.store import PartitionStore
 from stream.config import Settings
 from stream.logs import log
+from wire.errors import TopicReplaced
 from wire.example import Example, fence
-from wire.example_codec import decode_example, encode_example
+from wire.example_codec import encode_example
 from wire.example_log import ExampleLog, Verdict
-from wire.kafka.consumer import make_consumer
+from wire.example_reader import ExampleReader
+from wire.kafka.consumer import ends, make_consumer
+from wire.kafka.identity import check_same
+from wire.shape import SHAPE, disagreement, encode_shape
 from wire.topics import Topics, example_key, fence_key
 
-WriteFence = Callable[[int, bytes, bytes], int]
-"""Writes (partition, key, value) to the sequences topic and returns the offset that the broker gave it."""
+Headers = Sequence[tuple[str, bytes]]
+WriteFence = Callable[[int, bytes, bytes, Headers], int]
+"""Writes (partition, key, value, headers) to the sequences topic and returns the offset that the broker gave it."""
+ACTIONS_ID = "actions"
+"""Header of a fence: the id of the actions topic whose offsets are in the examples behind it."""
+
+
+class TopicIds(NamedTuple):
+    """The broker's ids of the topics that offsets of a store are in; empty where it gives none."""
+
+    actions: str
+    sequences: str
 
 
 class Overtaken(Exception):
@@ -62,28 +77,76 @@ def store_path(settings: Settings, number: int) -> Path:
 
 
 def claim(
-    settings: Settings, number: int, store: PartitionStore | None, write_fence: WriteFence, closing: threading.Event
+    settings: Settings,
+    number: int,
+    store: PartitionStore | None,
+    ids: TopicIds,
+    write_fence: WriteFence,
+    closing: threading.Event,
 ) -> Claim:
     """Take a partition; ``store`` is the one already open, or None. Blocks: run it in a thread, which ends early when
     ``closing`` is set.
 
-    Raises `wire.errors.StoreError` for a database that cannot be used, ``KafkaError`` when the broker is away.
+    Raises `wire.errors.StoreError` for a database that cannot be used, `wire.errors.TopicReplaced` where its offsets
+    are not of these topics, ``KafkaError`` when the broker is away.
     """
 
     def reader(start: int) -> _Reader:
-        return _Reader(settings, number, start, write_fence, closing)
+        return _Reader(settings, number, start, ids, write_fence, closing)
 
     store = store or open_store(settings, number)
     try:
+        claimed = None
         if not store.is_new:
+            _check_ids(settings, store, ids)
             try:
-                return _resume(store, reader(store.sequences_offset))
+                claimed = _resume(store, reader(store.sequences_offset))
             except Overtaken as error:
                 log.warning("store was overtaken and is rebuilt", partition=number, why=str(error))
-        return _restore(store, reader(0))
+        claimed = claimed or _restore(store, reader(0))
+        _check_end(settings, store)
+        store.set_topic_ids(tuple(ids))
+        return claimed
     except BaseException:
         store.close()
         raise
+
+
+def remedies(settings: Settings) -> dict[str, str]:
+    """What to do where a topic is another one, by its name."""
+    topics = Topics.under(settings.kafka.prefix)
+    anew = (
+        "Users' sequences remember offsets of the old one. Begin anew under another kafka.prefix; or stop every "
+        f"process, delete all topics of this deployment, {settings.store.path} and the trainer's checkpoints, and start"
+    )
+    again = f"Stop the workers and remove {settings.store.path}: sequences are then made again from the actions"
+    return {topics.actions: anew, topics.sequences: again}
+
+
+def _check_ids(settings: Settings, store: PartitionStore, ids: TopicIds) -> None:
+    topics, known = Topics.under(settings.kafka.prefix), store.topic_ids
+    for name, before, now in zip((topics.actions, topics.sequences), known, ids, strict=False):
+        check_same(name, before, now, _position(store), remedies(settings)[name])
+
+
+def _position(store: PartitionStore) -> str:
+    return f"partition {store.partition}, applied up to offset {store.applied_offset}"
+
+
+def _check_end(settings: Settings, store: PartitionStore) -> None:
+    """Refuse an actions topic that ends before what was applied: offsets would be met again, and passed over."""
+    topic = Topics.under(settings.kafka.prefix).actions
+    where = TopicPartition(topic, store.partition)
+    consumer = make_consumer(settings.kafka)
+    try:
+        end = ends(consumer, [where])[where]
+    finally:
+        consumer.close()
+    if end <= store.applied_offset:
+        raise TopicReplaced(
+            f"topic {topic}: expected it to reach behind {_position(store)}, it ends at {end}: records were lost, or "
+            f"it is another topic. {remedies(settings)[topic]}"
+        )
 
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:
@@ -113,15 +176,25 @@ class _Reader:
     """Reads a sequences partition from an offset to a fence of our own, which it writes on the way."""
 
     def __init__(
-        self, settings: Settings, partition: int, start: int, write_fence: WriteFence, closing: threading.Event
+        self,
+        settings: Settings,
+        partition: int,
+        start: int,
+        ids: TopicIds,
+        write_fence: WriteFence,
+        closing: threading.Event,
     ) -> None:
         self.log = ExampleLog(None, allow_holes=True)
         self.position = start
         self._config = settings.kafka
         self._num_slots = settings.sequence.num_slots
         self._key = TopicPartition(Topics.under(settings.kafka.prefix).sequences, partition)
+        self._ids, self._remedy = ids, remedies(settings)[Topics.under(settings.kafka.prefix).actions]
         self._write_fence = write_fence
         self._closing = closing
+        self._actions_id = self._otherwise = ""
+        self._action = settings.action
+        self._decoder = ExampleReader(self._key.topic)
 
     def examples(self) -> Iterator[Example]:
         """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is behind our fence."""
@@ -130,10 +203,12 @@ class _Reader:
             consumer.assign([self._key])
             end = consumer.end_offsets([self._key])[self._key]
             yield from self._read_to(consumer, end)
+            self._check_actions()
             while True:
                 epoch = self.log.writer_epoch + 1
                 value = encode_example(fence(self._key.partition, epoch))
-                ours = self._write_fence(self._key.partition, fence_key(epoch), value)
+                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._action))]
+                ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
                 if ours < self.position:
                     raise StoreMismatch(
                         f"partition {self._key.partition}: expected {self._key.topic} to reach {self.position}, "
@@ -147,6 +222,17 @@ class _Reader:
         finally:
             consumer.close()
 
+    def _check_actions(self) -> None:
+        """The last fence says of which actions topic the offsets in these examples are."""
+        topic = Topics.under(self._config.prefix).actions
+        where = f"what the sequences of partition {self._key.partition} tell"
+        check_same(topic, self._actions_id, self._ids.actions, where, self._remedy)
+        if self._otherwise:
+            raise StoreMismatch(
+                f"{self._key.topic} partition {self._key.partition}: {self._otherwise} before; put that back (kinds "
+                "may only be appended), or use a new kafka.prefix"
+            )
+
     def _read_to(self, consumer: KafkaConsumer, stop: int) -> Iterator[Example]:
         """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves holes in offsets."""
         consumer.seek(self._key, self.position)
@@ -156,7 +242,13 @@ class _Reader:
             for record in consumer.poll(500).get(self._key, ()):
                 if record.offset >= stop:
                     break
-                example = decode_example(record.value)
+                example = self._decoder.read(self._key.partition, record.offset, record.value)
+                if example is None:
+                    continue
+                if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
+                    headers = dict(record.headers)
+                    self._actions_id = (headers.get(ACTIONS_ID) or b"").decode()
+                    self._otherwise = disagreement(headers.get(SHAPE), self._action)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     self._check_key(example, record.key)
                     yield example

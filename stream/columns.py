@@ -7,6 +7,7 @@ refused before any of it is sent.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -37,6 +38,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 _LIKE, _LOVE = 4.0, 5.0
 _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
 """What programs write where there is no value."""
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 
@@ -114,8 +116,12 @@ POSITIONS = Columns({**dict.fromkeys(ALIASES, -1), "user": 0, "item": 1, "rating
 
 def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
     """The columns of a table with these names; None where they are no such names. Raises `BadCell` where some are."""
-    known = [_plain(name) for name in names]
-    found = {role: next((alias for alias in aliases if alias in known), None) for role, aliases in ALIASES.items()}
+    plain = [_plain(name) for name in names]
+    known = [_squeezed(name) for name in plain]
+    found = {
+        role: next((name for name in map(_squeezed, aliases) if name in known), None)
+        for role, aliases in ALIASES.items()
+    }
     if found["user"] is None and found["item"] is None:
         return None
     for role in ("user", "item", "timestamp"):
@@ -127,15 +133,21 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
         raise BadCell(f"expected a column named action or rating, got {list(names)}; add or rename it")
     for alias in found.values():
         if alias is not None and known.count(alias) > 1:
-            raise BadCell(f"expected one column {alias}, got {known.count(alias)}; rename or drop the others")
+            same = [name for name in plain if _squeezed(name) == alias]
+            raise BadCell(f"expected one column {same[0]}, got {', '.join(same)}; rename or drop the others")
     place = {role: known.index(alias) if alias else -1 for role, alias in found.items()}
     taken = set(place.values())
-    free = {name: at for at, name in enumerate(known) if at not in taken}
+    free = {name: at for at, name in enumerate(plain) if at not in taken}
     return Columns(place, _features(config.features, free), _features(config.user_features, free))
 
 
 def _plain(name: str) -> str:
     return name.strip().strip('"').split(":")[0].strip().lower()
+
+
+def _squeezed(name: str) -> str:
+    """userId, user_id, "User ID" and user-id are one name."""
+    return name.replace("_", "").replace("-", "").replace(" ", "")
 
 
 def _features(names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
@@ -264,14 +276,16 @@ def _key_of_text(text: str, field: str) -> str | int:
 def _number(cell: Any, field: str) -> float | None:
     """A finite number that fits 32 bits, None for an empty cell. Raises `BadCell`."""
     try:
-        number = math.nan if isinstance(cell, bool) else float(cell)
+        number = math.nan if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell) else float(cell)
     except (ValueError, TypeError, OverflowError):
         number = math.nan
     if -MAX_VALUE <= number <= MAX_VALUE:
         return number
     if _is_nothing(cell) and not (isinstance(cell, str) and cell.strip()):
         return None
-    raise BadCell(f"{field}: expected a finite number, got {_shown(cell)}; mend or drop the row")
+    is_comma = isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()) is not None
+    remedy = "write it with a point" if is_comma else "mend or drop the row"
+    raise BadCell(f"{field}: expected a finite number, got {_shown(cell)}; {remedy}")
 
 
 def _kinds(cell: Any) -> list[str]:

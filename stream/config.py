@@ -6,7 +6,29 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from state.config import StoreConfig
+from wire.checks import AT_LEAST_1, Limit, Number, Text, check_fields, expect
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+
+MAX_S = 2_000_000
+
+
+_SECONDS = Number(0, MAX_S, open_low=True, advice="Kafka counts them in milliseconds of 32 bits")
+STREAM_LIMITS: dict[str, Limit] = {
+    "group": Text(),
+    "component": Text(),
+    "max_batch": AT_LEAST_1,
+    "max_wait_s": _SECONDS,
+    "max_outbox": AT_LEAST_1,
+    "commit_interval_s": _SECONDS,
+    "session_timeout_s": _SECONDS,
+    "heartbeat_s": _SECONDS,
+    "rebalance_timeout_s": _SECONDS,
+    "start_timeout_s": _SECONDS,
+    "recover_timeout_s": _SECONDS,
+    "stop_timeout_s": _SECONDS,
+    "metrics_host": Text(r".+", "a host name or an address", "0.0.0.0 listens on every interface"),
+    "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,20 +63,14 @@ class StreamConfig:
     """Port of the Prometheus metrics; 0 switches them off."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_outbox"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; keep the default if unsure")
-        positive = ("max_wait_s", "commit_interval_s", "session_timeout_s", "heartbeat_s", "rebalance_timeout_s")
-        for name in (*positive, "start_timeout_s", "recover_timeout_s", "stop_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected seconds > 0, got {getattr(self, name)}; give a positive number")
-        if self.heartbeat_s * 2 > self.session_timeout_s:
-            raise ValueError(
-                f"heartbeat_s: expected at most half of session_timeout_s ({self.session_timeout_s}), "
-                f"got {self.heartbeat_s}; lower it"
-            )
-        if not 0 <= self.metrics_port < 65536:
-            raise ValueError(f"metrics_port: expected 0 to 65535, got {self.metrics_port}; 0 switches metrics off")
+        check_fields(self, "stream", STREAM_LIMITS)
+        expect(
+            self.heartbeat_s * 2 <= self.session_timeout_s,
+            "stream.heartbeat_s",
+            f"at most half of session_timeout_s ({self.session_timeout_s:g})",
+            self.heartbeat_s,
+            "lower it",
+        )
 
 
 class Settings(Protocol):

@@ -5,6 +5,8 @@
     FileError           an action file that cannot be read
     ProducerError       records were not acknowledged
     MetricsPortTaken    the port of the metrics is in use
+    BackfillError       the actions topic does not begin with the history that was to be there
+    NameTaken           another worker lives under this one's name
 """
 
 from __future__ import annotations
@@ -22,3 +24,11 @@ class ProducerError(HeadraceError):
 
 class MetricsPortTaken(HeadraceError, OSError):
     """The port of the metrics is in use."""
+
+
+class BackfillError(HeadraceError):
+    """The actions topic does not begin with the history that was to be there."""
+
+
+class NameTaken(HeadraceError):
+    """Another worker lives under this one's name (`stream.component`)."""

@@ -33,7 +33,7 @@ from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
-from wire.action import Action, Rejection, Tick, decode_record
+from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig
 
 __all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
@@ -91,6 +91,9 @@ def _some(
 
 
 def _unknown_kinds(unknown: Sequence[str], config: ActionConfig) -> str:
+    joined = next((kind for kind in unknown if "," in kind), None)
+    if joined is not None:
+        return f"expected one kind, or several with | between, got {joined!r}; write it as {joined.replace(',', '|')!r}"
     is_ratings = set(unknown) <= set(RATING_KINDS)
     wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
     window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
@@ -109,10 +112,7 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
         outcomes = decode_record(raw, now_ms, config)
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
-                element = f" (number {outcome.index + 1} of its list)" if outcome.index >= 0 else ""
-                raise FileError(f"{place}: {_said(outcome, config)}{element}")
-            if isinstance(outcome, Tick):
-                raise FileError(f"{place}: expected an action, got a tick; drop the line: a replay makes its own")
+                raise FileError(f"{place}: {_said(outcome, config)}")
         content = msgspec.json.decode(raw)
         actions = content if isinstance(content, list) else [content]
         found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]
@@ -129,17 +129,27 @@ def _plain(outcome: Action, action: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_values(path: Path, text: str) -> Iterator[tuple[str, bytes]]:
-    """Where each JSON value stands, and its bytes: those of one list, or those of the lines."""
-    lines = lines_of(text)
+    """Where each JSON value stands, and its bytes: those of one list, or those of the lines, each an action or a list.
+    How long a list is does not matter: the producer makes records of its own."""
     if text.lstrip()[0] == "[" and not _is_json(first_line(text)):
-        try:
-            elements = msgspec.json.decode(text, type=list[msgspec.Raw])
-        except (msgspec.DecodeError, RecursionError) as error:
-            number = _line_of(error, text)
-            raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; mend it") from None
-        yield from ((f"{path}: element {number}", bytes(raw)) for number, raw in enumerate(elements, 1))
+        yield from _elements(str(path), path, text)
         return
-    yield from ((f"{path}:{number}", line.encode()) for number, line in enumerate(lines, 1) if line.strip())
+    for number, line in enumerate(lines_of(text), 1):
+        if line.lstrip()[:1] == "[" and _is_json(line):
+            yield from _elements(f"{path}:{number}", path, line)
+        elif line.strip():
+            yield f"{path}:{number}", line.encode()
+
+
+def _elements(place: str, path: Path, text: str) -> Iterator[tuple[str, bytes]]:
+    try:
+        elements = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        number = _line_of(error, text)
+        raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; mend it") from None
+    if not elements:
+        yield place, b"[]"
+    yield from ((f"{place}: element {number}", bytes(raw)) for number, raw in enumerate(elements, 1))
 
 
 def _is_json(line: str) -> bool:
@@ -156,6 +166,9 @@ def _line_of(error: Exception, text: str) -> int:
 
 
 def _said(rejection: Rejection, config: ActionConfig) -> str:
+    if rejection.reason == "malformed":
+        got = rejection.message.removeprefix("expected JSON in UTF-8, got ").rpartition(";")[0]
+        return f"expected an action as JSON, got {got}; write each on a line of its own, or all as one list"
     if rejection.reason == "unknown_action":
         action = msgspec.json.decode(rejection.raw)["action"]
         kinds = [action] if isinstance(action, str) else action

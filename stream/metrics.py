@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from stream.errors import MetricsPortTaken
 from wire.example import Counts
@@ -14,11 +14,18 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.actions = Counter(
             "headrace_worker_actions", "Actions applied, by what became of them.", ("outcome",), registry=registry
         )
         self.records = Counter("headrace_worker_records", "Records of the actions topic applied.", registry=registry)
         self.relayed = Counter("headrace_worker_relayed", "Outbox entries acknowledged.", ("topic",), registry=registry)
+        self.refused = Counter(
+            "headrace_worker_dead_letters", "Dead letters, by reason.", ("reason",), registry=registry
+        )
+        self.gone = Counter(
+            "headrace_worker_gone_records", "Records that retention took before they were read.", registry=registry
+        )
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)

@@ -19,7 +19,7 @@ import msgspec
 
 from state.store import PartitionStore
 from stream.app import Record, record_of
-from stream.claim import Claim, claim
+from stream.claim import Claim, Headers, TopicIds, claim
 from stream.config import Settings
 from stream.kafka_producer import Producer
 from stream.logs import log
@@ -63,6 +63,8 @@ class Shared:
     topics: Topics
     metrics: WorkerMetrics
     producer: Producer
+    ids: TopicIds
+    """Of the topics that this worker began with."""
     fail: Callable[[BaseException], None]
     """Ends the worker because of an error that nobody here can mend."""
 
@@ -83,6 +85,8 @@ class Partition:
         """When a record was last applied."""
         self._read_to = 0
         """Offset below which nothing is left to read: behind the last record there may be a transaction's markers."""
+        self._num_gone = 0
+        """Offsets that retention took before this worker read them."""
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
@@ -152,12 +156,13 @@ class Partition:
         shared = self._shared
         loop = asyncio.get_running_loop()
 
-        def write_fence(partition: int, key: bytes, value: bytes) -> int:
-            return asyncio.run_coroutine_threadsafe(self._write_fence(partition, key, value), loop).result(60.0)
+        def write_fence(partition: int, key: bytes, value: bytes, headers: Headers) -> int:
+            writing = self._write_fence(partition, key, value, headers)
+            return asyncio.run_coroutine_threadsafe(writing, loop).result(60.0)
 
         store, self._store = self._store, None
         self._claiming = asyncio.ensure_future(
-            asyncio.to_thread(claim, shared.settings, self.number, store, write_fence, self._closing)
+            asyncio.to_thread(claim, shared.settings, self.number, store, shared.ids, write_fence, self._closing)
         )
         # A thread cannot be cancelled: `close` asks it to end, waits for it and closes what it has opened.
         taken = await asyncio.shield(self._claiming)
@@ -171,8 +176,8 @@ class Partition:
         log.info("partition claimed", partition=self.number, writer_epoch=taken.log.writer_epoch,
                  applied_offset=taken.store.applied_offset)  # fmt: skip
 
-    async def _write_fence(self, partition: int, key: bytes, value: bytes) -> int:
-        sent = await self._shared.producer.send(self._shared.topics.sequences, partition, key, value)
+    async def _write_fence(self, partition: int, key: bytes, value: bytes, headers: Headers) -> int:
+        sent = await self._shared.producer.send(self._shared.topics.sequences, partition, key, value, headers=headers)
         return int((await sent).offset)
 
     async def _renew(self, generation: int) -> None:
@@ -217,7 +222,7 @@ class Partition:
         """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
         start, num_records = self._next_offset(store), 0
         async for batch in read_range(
-            self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop
+            self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop, self._note_gone
         ):
             num_records += len(batch)
             if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
@@ -225,6 +230,24 @@ class Partition:
         self._read_to = max(self._read_to, stop)
         if num_records:  # a transaction's markers leave gaps too, in which there is nothing
             log.info("read a gap", partition=self.number, offsets=[start, stop], num_records=num_records)
+
+    def _note_gone(self, first: int) -> None:
+        """The partition begins at ``first``, behind what was to be read: retention was faster than this worker."""
+        assert self._store is not None
+        start = self._next_offset(self._store)
+        self._read_to = max(self._read_to, first)
+        if start == 0:
+            log.warning("the topic begins behind its first record; what was before is not known here",
+                        topic=self._shared.topics.actions, partition=self.number, first_offset=first)  # fmt: skip
+            return
+        num_gone = max(0, first - start)
+        self._num_gone += num_gone
+        self._shared.metrics.gone.inc(num_gone)
+        log.error(
+            "actions are gone: retention took them before a worker read them; raise kafka.actions_retention_s, and "
+            "watch the ingest lag", topic=self._shared.topics.actions, partition=self.number,
+            offsets=[start, first - 1], num_records=num_gone,
+        )  # fmt: skip
 
     def _next_offset(self, store: PartitionStore) -> int:
         """The lowest offset that may hold a record that is not in the store."""
@@ -281,4 +304,6 @@ class Partition:
         store = self._store
         if store is None:
             return PartitionStatus()
-        return msgspec.structs.replace(store.status(), applied_offset=self._next_offset(store) - 1)
+        return msgspec.structs.replace(
+            store.status(), applied_offset=self._next_offset(store) - 1, num_gone=self._num_gone
+        )

@@ -55,6 +55,11 @@ def _user_of(action: Mapping[str, Any]) -> str:
         raise ProducerError(f"user: {error}") from None
 
 
+def placed(action: Mapping[str, Any], num_partitions: int) -> int:
+    """The partition that an action belongs to. Raises `ProducerError` where it has no usable user."""
+    return partition_of(_user_of(action).encode(), num_partitions)
+
+
 class _Pending:
     """The actions of one partition that wait."""
 

@@ -18,9 +18,10 @@ from state.store import OutboxEntry, PartitionStore
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.refusals import Refusals
 from wire.config import KafkaConfig
-from wire.example_codec import decode_example
 from wire.example_log import ExampleLog
+from wire.example_reader import ExampleReader
 from wire.kafka.async_consumer import read_range
 from wire.topics import Topics
 
@@ -61,9 +62,11 @@ class OutboxRelay:
         self._config = config
         self._topics = Topics.under(config.prefix)
         self._metrics = metrics
+        self._refusals = Refusals(metrics)
         self._position = position
         """Offset in the sequences partition up to which everything is known."""
         self._log = examples
+        self._decoder = ExampleReader(self._topics.sequences)
         self._wake = asyncio.Event()
         self.drained = asyncio.Event()
         """Set whenever entries left the outbox."""
@@ -91,6 +94,7 @@ class OutboxRelay:
         self._store.ack(entries[-1].index, self._position)
         self._metrics.relayed.labels("sequences").inc(len(examples))
         self._metrics.relayed.labels("dead_letters").inc(len(entries) - len(examples))
+        self._refusals.note(entries[len(examples) :])
         self.drained.set()
 
     async def _send_examples(self, examples: Sequence[OutboxEntry]) -> list[tuple[int, int]]:
@@ -148,7 +152,9 @@ class OutboxRelay:
         partition, ours, start = self._store.partition, self._log.writer_epoch, self._position
         async for records in read_range(self._config, self._topics.sequences, partition, start, stop):
             for record in records:
-                self._log.feed(decode_example(record.value))
+                example = self._decoder.read(partition, record.offset, record.value)
+                if example is not None:
+                    self._log.feed(example)
                 if self._log.writer_epoch > ours:
                     raise Fenced(partition, ours, self._log.writer_epoch)
                 self._position = record.offset + 1

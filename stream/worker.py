@@ -12,9 +12,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +25,21 @@ from kafka.errors import KafkaError
 
 from state.errors import StoreError, StoreLocked
 from stream.app import build_app
+from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from wire.config import KafkaConfig
-from wire.errors import BrokerUnavailable, HeadraceError
+from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
 from wire.kafka.admin import config_drift, ensure_topics
 from wire.kafka.async_consumer import end_offsets, plain_consumer
+from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import wait_for_broker
+from wire.kafka.retry import patiently, wait_for_broker
 from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics, topics_of
 
@@ -52,7 +58,9 @@ class Worker:
         self.component = settings.stream.component or f"worker-{socket.gethostname()}-{os.getpid()}"
         self.metrics = WorkerMetrics()
         self.producer = Producer(settings.kafka)
-        self._shared = Shared(settings, self.topics, self.metrics, self.producer, self.fail)
+        self._ids, self._disk = TopicIds("", ""), ""
+        self._reached: dict[int, int] = {}
+        """Partition → the offset that was last applied here; also of those that went with their topic."""
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -63,26 +71,50 @@ class Worker:
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
-        with alone_on(Path(settings.store.path), settings.kafka.prefix):
-            await self._work()
+        with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
+            watch = await asyncio.to_thread(self._find_topics)
+            if settings.stream.component:
+                await asyncio.to_thread(self._refuse_namesake)
+            await self._work(watch)
 
-    async def _work(self) -> None:
+    def _refuse_namesake(self) -> None:
+        kafka, name = self.settings.kafka, self.component
+        look = partial(refuse_namesake, kafka, name, self._disk)
+        patiently(look, "looking for another worker of this name", kafka, threading.Event())
+
+    def _find_topics(self) -> TopicWatch:
+        """What the topics are that this worker begins with. Raises `TopicMissing`."""
+        kafka, topics = self.settings.kafka, self.topics
+        positioned, others = (topics.actions, topics.sequences), (topics.dead_letters, topics.status)
+        names = (*positioned, *others)
+        found = patiently(lambda: identities(kafka, names), "finding the topics", kafka, threading.Event())
+        for name in names:
+            if name not in found:
+                raise TopicMissing(f"topic {name}: expected it on the broker, got none; is somebody deleting topics?")
+        self._ids = TopicIds(*(found[name].id for name in positioned))
+        # Nobody has a position in these, so another one of the name will do.
+        found |= {name: found[name]._replace(id="") for name in others}
+        again = dict.fromkeys(others, "Make it again: headrace topics --create; then start the workers")
+        return TopicWatch(kafka, found, remedies(self.settings) | again)
+
+    async def _work(self, watch: TopicWatch) -> None:
         stream = self.settings.stream
         self.metrics.serve(stream.metrics_host, stream.metrics_port)
         log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
-        beating: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            beating = asyncio.create_task(self._beat())
+            tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch(watch))]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
                     self.metrics.restarts.inc()
                     await asyncio.to_thread(wait_for_broker, self.settings.kafka, stream.recover_timeout_s)
         finally:
-            if beating is not None:
-                beating.cancel()
-                await asyncio.gather(beating, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            watch.close()
             await self.assign(set())
             await self.producer.stop()
         if self.failure is not None:
@@ -143,7 +175,8 @@ class Worker:
             for partition in gone:
                 self.metrics.forget(partition.number)
             for number in sorted(partitions - set(self.partitions)):
-                self.partitions[number] = Partition(number, self._shared)
+                shared = Shared(self.settings, self.topics, self.metrics, self.producer, self._ids, self.fail)
+                self.partitions[number] = Partition(number, shared)
             if partitions or gone:
                 log.info("partitions assigned", partitions=sorted(partitions))
 
@@ -171,6 +204,17 @@ class Worker:
                 await asyncio.sleep(BEAT_S)
                 self._give_up_after(away_since_s)
 
+    async def _watch(self, watch: TopicWatch) -> None:
+        """Every few seconds: are the topics still the ones that this worker began with?"""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            places = ", ".join(f"{number} to {offset}" for number, offset in sorted(self._reached.items())) or "none"
+            try:
+                await asyncio.to_thread(watch.look, f"this worker's position (partitions applied: {places})")
+            except HeadraceError as error:
+                self.fail(error)
+                return
+
     def _give_up_after(self, away_since_s: float) -> None:
         patience_s = self.settings.stream.recover_timeout_s
         if time.monotonic() - away_since_s > patience_s:
@@ -185,11 +229,14 @@ class Worker:
                 continue
             partition.look(end)
             status = partition.status()
+            self._reached[number] = status.applied_offset
             self.metrics.show(number, status, max(0, end - 1 - status.applied_offset))
 
     async def _report(self) -> None:
         statuses: dict[int, PartitionStatus] = {number: part.status() for number, part in self.partitions.items()}
-        status = WorkerStatus(component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses)
+        status = WorkerStatus(
+            component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
+        )
         # It may be lost: another one follows in a second.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -206,12 +253,13 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
 
 
 @contextmanager
-def alone_on(folder: Path, prefix: str) -> Iterator[None]:
-    """Hold a disk for one worker of a deployment. Each database has a lock too, but two workers that split the
-    partitions between them would meet at one only when they move. The kernel lets go of it with the process."""
+def alone_on(folder: Path, prefix: str) -> Iterator[str]:
+    """Hold a disk for one worker of a deployment; gives the disk's name. Each database has a lock too, but two workers
+    that split the partitions between them would meet at one only when they move. The kernel lets go of it with the
+    process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / f"{prefix}.lock").open("w")
+        held = (folder / f"{prefix}.lock").open("a+")
     except OSError as error:
         raise StoreError(f"store.path: expected a folder to write to, got {folder} ({error}); give another") from error
     with held:
@@ -219,7 +267,13 @@ def alone_on(folder: Path, prefix: str) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreLocked(f"{folder}: expected to be alone here, another worker holds it; stop that one") from error
-        yield
+        held.seek(0)
+        disk = held.read().strip()
+        if not disk:
+            disk = uuid.uuid4().hex
+            held.write(disk)
+            held.flush()
+        yield disk
 
 
 async def _run(settings: Settings) -> None:

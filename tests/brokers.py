@@ -7,9 +7,11 @@ error.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
+import random
 import re
 import shutil
 import signal
@@ -72,11 +74,18 @@ class Broker(Protocol):
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing on this machine listens on.
+
+    From below the range that the kernel gives to outgoing connections, and from a part of it that belongs to this
+    process of pytest-xdist: between here and its use, neither a client nor a test beside this one takes the port.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+    for _ in range(100):
+        port = 20_000 + 1_000 * worker + random.SystemRandom().randrange(1_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("expected a free port between 20000 and 31999, found none in a hundred tries")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
@@ -176,9 +185,11 @@ class ApacheKafka:
         self._classpath = f"{kafka_jars()}/*"
         self._properties = folder / "server.properties"
         self._process: subprocess.Popen[bytes] | None = None
-        text = SERVER_PROPERTIES.format(port=self.port, controller_port=free_port(), data=folder / "data")
+        ports = {"port": self.port, "controller_port": free_port()}
+        text = SERVER_PROPERTIES.format(**ports, data=folder / "data")
         # Of a setting that stands twice the last counts.
-        self._properties.write_text(text + "".join(f"{name}={value}\n" for name, value in settings.items()))
+        more = [f"{name}={value.format(**ports)}\n" for name, value in settings.items()]
+        self._properties.write_text(text + "".join(more))
         self._format()
         self.restart()
 

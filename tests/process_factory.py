@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,21 @@ class ProcessFactory:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=REPOSITORY, text=True,
             )  # fmt: skip
 
-    def start(self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "") -> Child:
-        """A child with this command line. ``broken``, ``point``: the room's own (`tests.trainer.process_factory`)."""
+    def start(
+        self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "",
+        environment: Mapping[str, str] | None = None, log: Path | None = None,
+    ) -> Child:  # fmt: skip
+        """A child with this command line. ``broken``, ``point``: the room's own (`tests.trainer.process_factory`).
+
+        ``environment`` is added to the factory's own; the child appends what it says to ``log``.
+        """
         self._num += 1
-        log, ended = self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
+        log, ended = log or self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
         order = {
             "arguments": list(arguments),
             "broken": list(broken),
             "point": point,
+            "environment": dict(environment or {}),
             "log": str(log),
             "exit": str(ended),
         }
@@ -111,8 +119,14 @@ class ProcessFactory:
                 pipe.close()
 
 
+# What every command loads on its way.
+COMMAND_MODULES = ("encodings.idna", "headrace.config", "headrace.logs", "numpy.random", "typer._adapters")
+
+
 def serve_children(live: Live) -> None:
     """Fork a child for each line of stdin; note in a file how each ends."""
+    for name in COMMAND_MODULES:
+        import_module(name)
     exits: dict[int, Path] = {}
 
     def reap(*_: Any) -> None:
@@ -147,6 +161,7 @@ def _begin(live: Live, order: dict[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
+    os.environ.update(order["environment"])
     status = 70
     try:
         status = live(order["arguments"], order["broken"], order["point"])

@@ -24,16 +24,25 @@ class PopularityBaseline:
                 self.count_V, np.zeros(max(num_rows, 2 * len(self.count_V)) - len(self.count_V), np.int64)
             )
 
+    def ordered(self, live_V: NDArray[np.bool_]) -> Int64:
+        """Counts of all live items, ascending."""
+        self._grow(len(live_V))
+        return np.sort(self.count_V[: len(live_V)][live_V])
+
     def ranks(
-        self, target_R: Int64, live_V: NDArray[np.bool_], exclude_rows: Int64, exclude_offsets_R1: Int64
+        self,
+        target_R: Int64,
+        live_V: NDArray[np.bool_],
+        exclude_rows: Int64,
+        exclude_offsets_R1: Int64,
+        ordered: Int64 | None = None,
     ) -> tuple[Int64, Int64]:
         """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
 
-        Ties count half, rounded up, as in `kernels.rank_of_target`.
+        Ties count half, rounded up, as in `kernels.rank_of_target`. ``ordered``: of the live items, if it is known.
         """
-        self._grow(len(live_V))
+        ordered = self.ordered(live_V) if ordered is None else ordered
         count_V = np.where(live_V, self.count_V[: len(live_V)], -1)
-        ordered = np.sort(count_V[live_V])
         target_count = self.count_V[target_R]
         up_to = np.searchsorted(ordered, target_count, side="right")
         higher = len(ordered) - up_to

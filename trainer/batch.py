@@ -107,28 +107,30 @@ def build_batch(examples: Sequence[Example], histories: Histories, config: Model
 
 def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
     number_of: dict[str, int] = {}
-    users, seeds, owners = list[History](), list[int](), list[int]()
+    users, seeds = list[History](), list[int]()
+    owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
     for example, history in pairs:
         number = number_of.setdefault(example.user, len(users))
         if number == len(users):
             users.append(history)
             seeds.append((example.partition << 40) + example.number)
-        owners.append(number)
-    examples = [example for example, _ in pairs]
-    num_each = [each.num_feedback + each.num_new for each in examples]
-    places, bits = list[Int64](), list[Bits]()
-    for each in examples:
-        end = each.first_index + len(each.interactions)
-        places += [each.first_index + each.feedback_index, np.arange(end - each.num_new, end)]
-        bits += [each.feedback_bits, each.interactions.action_bits[len(each.interactions) - each.num_new :]]
-    is_new = np.tile([False, True], len(examples))
+        first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
+        if num_feedback:
+            places += (first + example.feedback_index).tolist()
+            bits += example.feedback_bits.tolist()
+        if num_new:
+            held = example.interactions.action_bits
+            places += range(first + len(held) - num_new, first + len(held))
+            bits += held[len(held) - num_new :].tolist()
+        owners += [number] * (num_feedback + num_new)
+        is_new += [False] * num_feedback + [True] * num_new
     return _Pieces(
         users,
         seeds,
-        np.repeat(np.array(owners, np.int64), num_each),
-        np.concatenate(places, dtype=np.int64),
-        np.concatenate(bits, dtype=np.uint32),
-        np.repeat(is_new, [num for each in examples for num in (each.num_feedback, each.num_new)]),
+        np.array(owners, np.int64),
+        np.array(places, np.int64),
+        np.array(bits, np.uint32),
+        np.array(is_new, np.bool_),
     )
 
 
@@ -136,7 +138,9 @@ def _merge(pieces: _Pieces) -> tuple[Int64, Int64, Bits, Bools]:
     """Pieces of one interaction as one: owners, places, kinds, and whether it is new; by owner and place."""
     order = np.lexsort((pieces.place_P, pieces.owner_P))
     owner, place = pieces.owner_P[order], pieces.place_P[order]
-    starts = np.flatnonzero(np.append(True, (np.diff(owner) != 0) | (np.diff(place) != 0)))
+    differs = np.ones(len(order), np.bool_)
+    differs[1:] = (owner[1:] != owner[:-1]) | (place[1:] != place[:-1])
+    starts = np.flatnonzero(differs)
     bits = np.bitwise_or.reduceat(pieces.bits_P[order], starts)
     return owner[starts], place[starts], bits, np.logical_or.reduceat(pieces.is_new_P[order], starts)
 
@@ -148,7 +152,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         history.window(int(place_R[first]) - config.max_context, int(place_R[stop - 1]) + 1)
         for history, first, stop in zip(pieces.histories, first_B1[:-1], first_B1[1:], strict=True)
     ]
-    rows_n: Rows = np.concatenate([rows for _, rows in windows])
+    rows_n = _joined([rows for _, rows in windows])
     length_B = np.array([len(rows) for _, rows in windows], np.int64)
     starts_B1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(length_B)])
     target_R = starts_B1[owner_R] + place_R - np.array([first for first, _ in windows], np.int64)[owner_R]
@@ -178,6 +182,12 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
     present_n = batch.item_n != 0
     # What was lost before this reader came (`trainer.on_hole`) has left rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """Rows of one type, one behind the other: as plain bytes, or NumPy compares all their fields, part by part."""
+    layout = parts[0].dtype
+    return np.concatenate([part.view(f"V{layout.itemsize}") for part in parts]).view(layout)
 
 
 def nothing_learned(config: ModelConfig) -> JaggedBatch:

@@ -28,6 +28,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
     "max_train_context": Number(0, whole=True, advice="0 takes sequence.max_context"),
+    "context_gradient": Switch(),
+    "history_bytes": AT_LEAST_1,
     "step_linger_s": Number(0, advice="0.2 is usual"),
     "dense_lr": ABOVE_0,
     "table_lr": ABOVE_0,
@@ -79,10 +81,13 @@ class TrainerConfig:
 
     ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
-    changes nothing. ``exclude_seen``: whether items that a user has met are left out of what he is predicted (and
-    recommended): "always" (or true), "never" (or false), or "auto", where the stream has no repeats. ``cuda_graphs``,
-    on a GPU alone: replays the layers as graphs (`trainer.graph`), which pays where a step waits for its launches:
-    small models, small batches."""
+    changes nothing. ``max_train_context``: interactions before a user's first target that a step computes.
+    ``context_gradient``: whether gradients go through all that the layers make of them, or (false) through the last
+    layer's keys and values and the targets' own tokens alone, which halves a live step. ``exclude_seen``: whether items
+    that a user has met are left out of what he is predicted (and recommended): "always" (or true), "never" (or false),
+    or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays a step's passes as graphs
+    (`trainer.graph_step`; the layers' alone where not the whole catalogue competes), which pays where a step waits for
+    its launches: small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"
@@ -98,7 +103,9 @@ class TrainerConfig:
     file_take: int = 64
     step_linger_s: float = 0.2
     # Learning
-    max_train_context: int = 32
+    max_train_context: int = 16
+    context_gradient: bool = False
+    history_bytes: int = 1 << 30
     feedback: str = "reversal"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
@@ -133,8 +140,8 @@ class TrainerConfig:
     checkpoint_every_s: float = 60.0
     checkpoint_every_steps: int = 0
     journal_fsync: bool = False
-    publish_every_s: float = 2.0
-    base_every: int = 50
+    publish_every_s: float = 1.25
+    base_every: int = 80
     base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
     on_hole: str = "stop"
@@ -150,6 +157,14 @@ class TrainerConfig:
         meant = {"true": "always", "false": "never"}.get(str(self.exclude_seen).lower(), self.exclude_seen)
         object.__setattr__(self, "exclude_seen", meant)
         check_fields(self, "trainer", TRAINER_LIMITS)
+        alpha = self.stochastic_length_alpha
+        expect(
+            alpha == 0 or alpha > 1,
+            "trainer.stochastic_length_alpha",
+            "0, or above 1 and at most 2",
+            alpha,
+            "0 turns it off; from 0 to 1 nothing would be thinned either",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,

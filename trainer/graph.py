@@ -12,7 +12,7 @@ Memory of one graph is shared by all: only one step is under way at a time, and 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from model.hstu import HSTU
 
 Int64 = NDArray[np.int64]
-Encode = Callable[..., Tensor]
 LEAST_TOKENS = 256
 LEAST_USERS = 16
 
@@ -72,17 +71,53 @@ class _Layers(nn.Module):
         return self._encode[0](x_TM, offsets_B1, query_time_T, key_time_T, in_order=True, backend=self._backend)
 
 
-class PaddedEncoder:
-    """`HSTU.encode` without dropout, for batches whose times are in order; as graphs if ``captures``.
+class Captures:
+    """Graphs of modules, one for each size, sharing one memory; or the modules themselves, if ``wanted`` is False.
 
-    A capture that fails is told once, and from then on the same layers run without graphs.
+    A capture that fails is told once, and from then on all run without graphs.
     """
 
-    def __init__(self, model: HSTU, device: torch.device, *, captures: bool, backend: str = "auto") -> None:
-        self.captures = captures
-        self._model, self._device, self._backend = model, device, backend
-        self._encoders: dict[tuple[int, int], Encode] = {}
+    def __init__(self, device: torch.device, *, wanted: bool) -> None:
+        self.works = True
+        self._wanted, self._device = wanted, device
+        self._known: dict[Any, Callable[..., Any]] = {}
         self._pool: Any = None
+
+    def replay(self, size: Any, plain: nn.Module, arguments: Sequence[Tensor]) -> Any:
+        """What ``plain`` makes of the arguments; the same ``size``, the same module and shapes."""
+        if size not in self._known:
+            self._known[size] = self._captured(plain, arguments) if self._wanted and self.works else plain
+        return self._known[size](*arguments)
+
+    @property
+    def num_sizes(self) -> int:
+        """Sizes met so far."""
+        return len(self._known)
+
+    def on_device(self, values: NDArray[Any]) -> Tensor:
+        """One copy, from memory that the GPU reads by itself: the host does not wait for it."""
+        host = torch.from_numpy(values)
+        return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
+
+    def _captured(self, plain: nn.Module, arguments: Sequence[Tensor]) -> Callable[..., Any]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in arguments)
+        try:
+            graphed = torch.cuda.make_graphed_callables(plain, samples, pool=self._pool, allow_unused_input=True)
+        except RuntimeError as failure:
+            self.works = False
+            self._known.clear()
+            warnings.warn(f"trainer.cuda_graphs: going on without, as a capture failed: {failure}", stacklevel=2)
+            return plain
+        return cast("Callable[..., Any]", graphed)
+
+
+class PaddedEncoder:
+    """`HSTU.encode` without dropout, for batches whose times are in order."""
+
+    def __init__(self, model: HSTU, captures: Captures, *, backend: str = "auto") -> None:
+        self._model, self._captures, self._backend = model, captures, backend
 
     def __call__(self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Tensor:
         """(T, M) → (T, M); offsets and times on the host, where padding costs no launch; they travel together."""
@@ -91,29 +126,6 @@ class PaddedEncoder:
             return x_TM
         size = padded_size(num_tokens, LEAST_TOKENS), padded_size(num_users, LEAST_USERS)
         padded = F.pad(x_TM, (0, 0, 0, size[0] - num_tokens))
-        batch = self._on_device(_joined(size, offsets_B1, query_time_T, key_time_T))
-        return self._encoder(size, (padded, batch))(padded, batch)[:num_tokens]
-
-    def _on_device(self, values: Int64) -> Tensor:
-        """One copy, from memory that the GPU reads by itself: the host does not wait for it."""
-        host = torch.from_numpy(values)
-        return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
-
-    def _encoder(self, size: tuple[int, int], example: tuple[Tensor, ...]) -> Encode:
-        if size not in self._encoders:
-            plain = _Layers(self._model, self._backend)
-            self._encoders[size] = self._captured(plain, example) if self.captures else plain
-        return self._encoders[size]
-
-    def _captured(self, plain: _Layers, example: tuple[Tensor, ...]) -> Encode:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in example)
-        try:
-            graphed = torch.cuda.make_graphed_callables(plain, samples, pool=self._pool)
-        except RuntimeError as failure:
-            self.captures = False
-            self._encoders.clear()
-            warnings.warn(f"trainer.cuda_graphs: going on without, as a capture failed: {failure}", stacklevel=2)
-            return _Layers(self._model, self._backend)
-        return cast("Encode", graphed)
+        batch = self._captures.on_device(_joined(size, offsets_B1, query_time_T, key_time_T))
+        y_TM: Tensor = self._captures.replay(size, _Layers(self._model, self._backend), (padded, batch))
+        return y_TM[:num_tokens]

@@ -22,6 +22,8 @@ Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
 NEW_USER_INTERACTIONS = 10
 HEAD_SHARE = 0.2
+MOST_STAMPS = 1 << 20
+"""Of keys that are looked through without being sorted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +40,8 @@ class Forward:
     retrieval_loss: Tensor
     """Mean over those whose item has a row."""
     leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+    ranking_loss: Tensor | None = None
+    """Mean over the targets, where it is known already."""
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -78,7 +82,8 @@ class Judge:
         ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
-        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1)
+        ordered = self._popularity.ordered(known_V)
+        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1, ordered)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
@@ -92,7 +97,7 @@ class Judge:
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V),
+                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, ordered),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
                 probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
@@ -107,10 +112,9 @@ class Judge:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
         return generator.random(num_targets) < self._config.metric_share
 
-    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_], ordered: Int64) -> NDArray[np.bool_]:
         count_V = self._popularity.count_V[: len(known_V)]
-        live = np.sort(count_V[known_V])
-        head = live[int(len(live) * (1 - HEAD_SHARE))] if len(live) else 0
+        head = ordered[int(len(ordered) * (1 - HEAD_SHARE))] if len(ordered) else 0
         count_S, known_S = count_V[target_S], known_V[target_S]
         return np.stack(
             [
@@ -122,12 +126,22 @@ class Judge:
         )
 
 
+def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
+    """(n,) whether a key, of those below ``num_keys``, stands here for the first time."""
+    if num_keys > MOST_STAMPS:
+        first_n = np.zeros(len(key_n), np.bool_)
+        first_n[np.unique(key_n, return_index=True)[1]] = True
+        return first_n
+    place_n, stamps = np.arange(len(key_n)), np.empty(num_keys, np.int64)
+    stamps[key_n[::-1]] = place_n[::-1]  # the first one is written last
+    return np.asarray(stamps[key_n] == place_n)
+
+
 def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
     """Distinct known rows that the user of each of C interactions met before it, within the batch: flat rows and
     (C+1,) offsets."""
-    first_n = np.zeros(len(rows_n), np.bool_)
     width = int(rows_n.max(initial=0)) + 1
-    first_n[np.unique(batch.owner_n * width + rows_n, return_index=True)[1]] = True
+    first_n = first_sightings(batch.owner_n * width + rows_n, (len(batch.starts_B1) - 1) * width)
     first_n &= rows_n > 0
     num_before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(first_n)])
     start_C = num_before_n1[batch.starts_B1[batch.owner_n[target_C]]]

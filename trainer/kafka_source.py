@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import structlog
 from kafka import TopicPartition
 
 from trainer.errors import HoleError, SourceError
+from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
-from wire.config import KafkaConfig
-from wire.errors import CodecError, TopicMissing
+from wire.config import ActionConfig, KafkaConfig
+from wire.errors import TopicMissing
 from wire.example import Example
-from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
-from wire.history import Histories
+from wire.example_reader import ExampleReader
+from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
+from wire.shape import SHAPE, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -39,16 +42,20 @@ class KafkaSource:
         on_hole: str,
         max_buffered: int,
         stop: threading.Event,
+        action: ActionConfig | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
+        self._action = action
         self._on_hole, self._max_buffered = on_hole, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
         self._topic_id = ""
+        self._decoder = ExampleReader(self._topic)
         self._consumer = patiently(
             lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
         )
         self._partitions = patiently(self._find, "finding the sequences topic", kafka, stop)
+        check_partitions(self._topic, kafka.partitions, len(self._partitions))
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
@@ -75,7 +82,7 @@ class KafkaSource:
         """A stream never is."""
         return False
 
-    def restore(self, histories: Histories) -> None:
+    def restore(self, histories: TrainedHistories) -> None:
         """Read the topic from its start up to the positions, and fold each segment as it was there.
 
         A record that was superseded behind a position is still in front of it unless compaction has run in between: so
@@ -90,10 +97,10 @@ class KafkaSource:
         while reading and not self._stop.is_set():
             for where, records in self._consumer.poll(timeout_ms=200).items():
                 for record in records:
-                    if record.offset < behind[where] and record.value is not None:
-                        example = self._decode(where.partition, record.offset, record.value)
-                        if logs[where].feed(example) is Verdict.ACCEPT:
-                            histories.fold(example)
+                    if record.offset < behind[where]:
+                        example = self._read(where.partition, record)
+                        if example is not None and logs[where].feed(example) is Verdict.ACCEPT:
+                            histories.restore(example)
             done = [where for where in reading if self._consumer.position(where) >= behind[where]]
             self._consumer.pause(*done)
             reading = [where for where in reading if where not in done]
@@ -111,7 +118,7 @@ class KafkaSource:
         examples = []
         for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
             for record in records:
-                example = self._accept(where.partition, record.offset, record.value)
+                example = self._accept(where.partition, record)
                 if example is not None:
                     self._marks.add(example, record.offset)
                     self._num_waiting[where.partition] += 1
@@ -121,7 +128,10 @@ class KafkaSource:
         return examples
 
     def _check_topic(self) -> None:
-        """Raise `SourceError` where the topic was deleted and created again since the trainer began to read it."""
+        """Raise where the topic was deleted and created again since the trainer began to read it, or was given more
+        partitions, which nobody would read."""
+        known = self._consumer.partitions_for_topic(self._topic) or self._partitions
+        check_partitions(self._topic, len(self._partitions), len(known))
         before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
         if before not in ("", self._topic_id):
             raise SourceError(
@@ -135,23 +145,26 @@ class KafkaSource:
             log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
         self._num_told = self._num_holes
 
-    def _accept(self, partition: int, offset: int, value: bytes | None) -> Example | None:
-        if value is None:
+    def _read(self, partition: int, record: Any) -> Example | None:
+        """Raises `SourceError` where a worker's fence says that its bits and columns mean other things than ours."""
+        example = self._decoder.read(partition, record.offset, record.value)
+        if example is not None and example.is_fence and self._action is not None:
+            otherwise = disagreement(dict(record.headers).get(SHAPE), self._action)
+            if otherwise:
+                raise SourceError(
+                    f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "
+                    "deployment the same configuration"
+                )
+        return example
+
+    def _accept(self, partition: int, record: Any) -> Example | None:
+        example, offset = self._read(partition, record), record.offset
+        if example is None:
             return None
-        example = self._decode(partition, offset, value)
         verdict = self._logs[partition].feed(example)
         if verdict is Verdict.HOLE:
             self._meet_hole(partition, offset, example)
         return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
-
-    def _decode(self, partition: int, offset: int, value: bytes) -> Example:
-        try:
-            return decode_example(value)
-        except CodecError as error:
-            raise SourceError(
-                f"{self._topic} partition {partition} offset {offset}: expected an example, got bytes that are "
-                f"none ({error}); find out who writes there"
-            ) from error
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
         hole = self._logs[partition].hole

@@ -124,6 +124,8 @@ def build_message(progress: Progress, around: ClusterState, throughput: dict[str
         "num_steps": progress.num_steps,
         "num_set_aside": progress.num_set_aside,
         "num_lost": progress.num_lost,
+        "num_dead_letters": sum(each.num_dead for each in around.workers.values()),
+        "num_gone": sum(each.num_gone for each in around.workers.values()),
         "num_items": progress.num_items,
         "num_servers": len(around.live_servers(now_ms)),
         "processes": around.processes(now_ms),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
@@ -94,14 +96,32 @@ def ranking_loss(logits_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback
       whatever p is. Together with the first sighting's that is the gradient of the outcome, had it been known at once,
       whichever share of a kind comes late.
     """
-    positive_RK = F.softplus(-logits_RK)  # -log p
-    negative_RK = positive_RK + logits_RK  # -log (1 - p)
-    if feedback == "fnw":
-        p_RK = torch.sigmoid(logits_RK.detach())
-        positive_RK, negative_RK = (1 + p_RK) * positive_RK, (1 - p_RK) * (1 + p_RK) * negative_RK
-    late_RK = positive_RK - negative_RK if feedback == "reversal" else positive_RK
-    first_RK = torch.where(kinds_RK > 0, positive_RK, negative_RK)
-    return torch.where(is_new_R[:, None], first_RK, late_RK * kinds_RK).sum(dim=1)
+    loss_R: Tensor = _RankingLoss.apply(logits_RK, kinds_RK, is_new_R, feedback)
+    return loss_R
+
+
+class _RankingLoss(torch.autograd.Function):
+    """`ranking_loss`, with its gradient written out: it is short, and its derivation is thirty small operations."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback: str) -> Tensor:
+        positive_RK, p_RK = F.softplus(-logits_RK), torch.sigmoid(logits_RK)  # -log p
+        negative_RK = positive_RK + logits_RK  # -log (1 - p)
+        is_done_RK, is_new_R1 = kinds_RK > 0, is_new_R[:, None]
+        loss_RK, gradient_RK = torch.where(is_done_RK, positive_RK, negative_RK), p_RK - is_done_RK.to(p_RK.dtype)
+        late_RK = -logits_RK if feedback == "reversal" else positive_RK
+        late_gradient_RK = torch.full_like(p_RK, -1.0) if feedback == "reversal" else p_RK - 1
+        if feedback == "fnw":
+            weight_RK = torch.where(is_done_RK, 1 + p_RK, (1 - p_RK) * (1 + p_RK))
+            loss_RK, gradient_RK = loss_RK * weight_RK, gradient_RK * weight_RK
+            late_RK, late_gradient_RK = late_RK * weight_RK, late_gradient_RK * weight_RK
+        ctx.save_for_backward(torch.where(is_new_R1, gradient_RK, late_gradient_RK * kinds_RK))
+        return torch.where(is_new_R1, loss_RK, late_RK * kinds_RK).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_RK,) = ctx.saved_tensors
+        return gradient_RK * grads[0][:, None], None, None, None
 
 
 def mean_or_zero(loss_R: Tensor) -> Tensor:

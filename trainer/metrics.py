@@ -68,19 +68,6 @@ def binary_log_loss(probability: Float64, label: NDArray[Any] | np.bool_) -> Flo
     return np.asarray(-np.where(label, np.log(clipped), np.log1p(-clipped)))
 
 
-def area_under_curve(score_N: NDArray[np.floating[Any]], label_N: NDArray[Any]) -> float | None:
-    """Exact AUC by ranks, ties counted half; None without both classes."""
-    positive = label_N > 0.5
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return None
-    _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts - 1) / 2.0
-    return float(
-        (middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
-    )
-
-
 class Ring:
     """The last ``size`` rows of something."""
 
@@ -121,7 +108,7 @@ class PrequentialMetrics:
         self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
         model, base, outcome = predictions.probability_RK, predictions.baseline_RK, predictions.outcome_RK
         self.entropy += _kind_sums(model, base, outcome)
-        self.auc_bins += _auc_bins(model, outcome)
+        _count_auc_bins(self.auc_bins, model, outcome)
         self.kind_window.extend(np.concatenate([model, base, outcome], axis=1))
 
     def _add_ranks(self, predictions: Predictions) -> None:
@@ -201,13 +188,19 @@ def _kind_sums(model_RK: Float64, base_RK: Float64, outcome_RK: NDArray[np.float
 
 def _auc_bins(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Int64:
     """(K, 2, bins) how many interactions without and with each kind were given such a probability, counted alike."""
-    num_kinds, later = model_RK.shape[1], outcome_RK == LATER
+    bins_K2B = np.zeros((model_RK.shape[1], 2, NUM_AUC_BINS), np.int64)
+    _count_auc_bins(bins_K2B, model_RK, outcome_RK)
+    return bins_K2B
+
+
+def _count_auc_bins(bins_K2B: Int64, model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> None:
+    """Add to them."""
+    later = outcome_RK == LATER
     bins_RK = np.minimum((model_RK * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
-    places_RK = (2 * np.arange(num_kinds) + (outcome_RK > 0.5)) * NUM_AUC_BINS + bins_RK
-    size = num_kinds * 2 * NUM_AUC_BINS
-    counts = np.bincount(places_RK[np.isfinite(outcome_RK)], minlength=size)
-    counts -= np.bincount(places_RK[later] - NUM_AUC_BINS, minlength=size)
-    return counts.reshape(num_kinds, 2, NUM_AUC_BINS)
+    places_RK = (2 * np.arange(model_RK.shape[1]) + (outcome_RK > 0.5)) * NUM_AUC_BINS + bins_RK
+    flat = bins_K2B.reshape(-1)
+    np.add.at(flat, places_RK[np.isfinite(outcome_RK)], 1)
+    np.subtract.at(flat, places_RK[later] - NUM_AUC_BINS, 1)
 
 
 def _ratio(part: float, whole: float) -> float | None:

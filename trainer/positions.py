@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import UnknownTopicOrPartitionError
 
 from trainer.errors import SourceError
@@ -15,12 +13,10 @@ from trainer.kafka_source import REMEDY
 from trainer.source import Position
 from wire.config import KafkaConfig
 from wire.kafka.admin import make_admin
-from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.consumer import ends, make_consumer, partitions_of
 from wire.kafka.retry import patiently
 from wire.topics import Topics
 from wire.weights import TOPIC_ID
-
-ANSWER_S = 5.0
 
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:
@@ -47,37 +43,24 @@ def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], stop: thre
     """Raise `SourceError` where a position lies behind the end of its partition."""
     if any(position.next_offset for position in positions.values()):
         topic = Topics.under(kafka.prefix).sequences
-        ends = patiently(
+        reached = patiently(
             lambda: _ends(kafka, topic, positions), "comparing positions with the sequences topic", kafka, stop
         )
         for partition, position in sorted(positions.items()):
-            if position.next_offset > ends[partition]:
+            if position.next_offset > reached[partition]:
                 raise SourceError(
                     f"{topic} partition {partition}: expected it to reach to offset {position.next_offset}, where the "
-                    f"checkpoint would read on (example {position.next_number}), but it ends at {ends[partition]}: "
+                    f"checkpoint would read on (example {position.next_number}), but it ends at {reached[partition]}: "
                     f"records were lost, or it is another topic. {REMEDY}"
                 )
 
 
 def _ends(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position]) -> dict[int, int]:
+    """Where each partition ends; 0 for one that is not there."""
     reader = make_consumer(kafka, auto_offset_reset="none")
     try:
-        known = {each.partition: each for each in partitions_of(reader, topic)}
-        ends = dict.fromkeys(positions, 0)
-        told = reader.end_offsets([known[number] for number in positions if number in known])
-        for where, end in told.items():
-            is_short = positions[where.partition].next_offset > end
-            ends[where.partition] = max(end, _fetched_end(reader, where, end)) if is_short else end
-        return ends
+        known = [each for each in partitions_of(reader, topic) if each.partition in positions]
+        reached = {where.partition: end for where, end in ends(reader, known).items()}
+        return dict.fromkeys(positions, 0) | reached
     finally:
         reader.close()
-
-
-def _fetched_end(reader: KafkaConsumer, where: TopicPartition, near_end: int) -> int:
-    """The end as a fetch tells it: asked for it, the embedded broker names the first record of the last batch."""
-    reader.assign([where])
-    reader.seek(where, near_end)
-    deadline_s = time.monotonic() + ANSWER_S
-    while reader.highwater(where) is None and time.monotonic() < deadline_s:
-        reader.poll(timeout_ms=100)
-    return int(reader.highwater(where) or near_end)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
@@ -35,9 +34,9 @@ from wire.weights import (
     Snapshot,
     checksum,
     chunk_headers,
+    claim_of,
     encode_blob,
     encode_manifest,
-    record_kind,
     split_blob,
     version_key,
 )
@@ -300,10 +299,9 @@ class Publisher:
         reader, _ = self._clients()
         for record in read_from(reader, self._topic, self._checked_offset):
             self._checked_offset = record.offset + 1
-            if record_kind(record.headers) == "claim":
-                claim = msgspec.json.decode(record.value, type=Claim)
-                if claim.epoch > self.epoch:
-                    raise FencedError(
-                        f"epoch {self.epoch}: another trainer ({claim.claimant}) has claimed epoch {claim.epoch}; this "
-                        "one stops. Start it again to have it wait as a standby"
-                    )
+            claim = claim_of(record)
+            if claim is not None and claim.epoch > self.epoch:
+                raise FencedError(
+                    f"epoch {self.epoch}: another trainer ({claim.claimant}) has claimed epoch {claim.epoch}; this "
+                    "one stops. Start it again to have it wait as a standby"
+                )

@@ -25,7 +25,7 @@ from trainer.rates import Rates
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
 from wire.errors import ConfigError, TopicMissing
-from wire.kafka.consumer import make_consumer, partitions_of
+from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.status import TrainerStatus, encode_status
 from wire.topics import LAG_KEY, Topics
@@ -79,10 +79,9 @@ class LagReporter(threading.Thread):
                     connection.close()
 
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
-        reader = make_consumer(self._kafka)
-        connections.append(reader)
-        writer = make_producer(self._kafka, acks=1)
-        connections.append(writer)
+        connections.append(reader := make_consumer(self._kafka))
+        connections.append(asker := make_consumer(self._kafka, **PROMPT))
+        connections.append(writer := make_producer(self._kafka, acks=1))
         actions = partitions_of(reader, self._topics.actions)
         status = partitions_of(reader, self._topics.status)
         reader.assign(status)
@@ -92,7 +91,7 @@ class LagReporter(threading.Thread):
             is_last = self._stopped.is_set()
             deadline_s = time.monotonic() + self._config.lag_every_s
             self._beat(writer)
-            self._look(reader, actions)
+            self._look(reader, ends(asker, actions))
             self._throughput = self._rates.sample(self._progress(), self._around)
             if self._progress().epoch >= 0:  # what a standby has to say is its heartbeat
                 value = msgspec.json.encode(self.message())
@@ -115,10 +114,9 @@ class LagReporter(threading.Thread):
         key, value = status.component.encode(), encode_status(status)
         writer.send(self._topics.status, key=key, value=value, partition=0)
 
-    def _look(self, reader: KafkaConsumer, actions: list[TopicPartition]) -> None:
-        ends = reader.end_offsets(actions)
+    def _look(self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int]) -> None:
         self._around.heard_s = time.monotonic()
-        self._around.action_ends = {where.partition: end for where, end in ends.items()}
+        self._around.action_ends = {where.partition: end for where, end in action_ends.items()}
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):
                 if record.value is not None:

@@ -26,6 +26,7 @@ def learner_arrays(learner: Learner) -> Arrays:
         "popularity": {"count": learner.popularity.count_V},
         "rates": learner.rates.state_dict(),
         "memory": learner.memory.state_dict(),
+        "histories": learner.histories.state_dict(),
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "names": {"all": _pack(learner.names), "unpublished": _pack(learner.unpublished_names)},
         **{name: table.state_dict() for name, table in learner.tables.items()},
@@ -43,6 +44,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.popularity.count_V = arrays["popularity.count"].copy()
     learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
+    learner.histories.load_state_dict(part_of(arrays, "histories"))
     for name in _SCALARS:
         setattr(learner, name, int(arrays[f"learner.{name}"][0]))
     learner.names = _unpack(arrays["names.all"])

@@ -41,6 +41,7 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
         learner.histories.fold(example)
         learner.names.update(example.names)
         learner.unpublished_names.update(example.names)
+    learner.histories.bound()
     learner.num_steps += 1
 
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from trainer.histories import TrainedHistories
 from wire.example import Example
-from wire.history import Histories
 from wire.weights import PlanStep
 
 
@@ -30,7 +30,7 @@ class Source(Protocol):
     def positions(self) -> dict[int, Position]:
         """Behind the last trained example of each partition."""
 
-    def restore(self, histories: Histories) -> None:
+    def restore(self, histories: TrainedHistories) -> None:
         """Fold what was trained before ``positions`` into ``histories``, which are empty. Before the first `poll`."""
 
     def poll(self, timeout_s: float) -> list[Example]:

@@ -8,7 +8,8 @@ target's own row (new or not) is used by the loss alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import stochastic_length
+from kernels import Tail, stochastic_length
 from kernels.length import kept_length
-from kernels.memory import MemoryOutcome, MemoryRules
+from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
@@ -31,7 +32,9 @@ from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.frequency import FrequencyEstimator
-from trainer.graph import PaddedEncoder, times_in_order
+from trainer.graph import Captures, PaddedEncoder, times_in_order
+from trainer.graph_step import PaddedStep, StepInputs
+from trainer.histories import TrainedHistories
 from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
@@ -45,7 +48,6 @@ from trainer.losses import (
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from wire.example import Example
-from wire.history import Histories
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -73,7 +75,11 @@ class Learner:
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
         # Dropout's seed is a new number each step, which a graph would replay as it was.
         graphs = trainer.cuda_graphs and self.device.type == "cuda" and trainer.dropout == 0
-        self._graphs = PaddedEncoder(self.model, self.device, captures=True) if graphs else None
+        captures = Captures(self.device, wanted=True)
+        self._graphs = PaddedEncoder(self.model, captures) if graphs else None
+        whole = graphs and trainer.context_gradient
+        self._step_graphs = PaddedStep(self.model, trainer.feedback, captures) if whole else None
+        self._aside = ThreadPoolExecutor(1, "memory") if self.device.type == "cuda" else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
@@ -86,8 +92,8 @@ class Learner:
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
-        self.histories = Histories(model.max_context)
-        """Users' interactions as the steps so far leave them. Not in a checkpoint: its source restores them."""
+        self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
+        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
@@ -123,11 +129,20 @@ class Learner:
         known_V[0] = False
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self.forward(batch, now_ms, whole)
-        recalled = self._recall(whole, forward)
-        self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
         retrieval = forward.retrieval_loss
-        ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
-        self._learn(forward, retrieval + self.config.rank_weight * ranking)
+        ranking = forward.ranking_loss
+        if ranking is None:
+            ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
+        loss = retrieval + self.config.rank_weight * ranking
+        if self._aside is not None and forward.is_whole:
+            # The memory computes while the GPU is told what to learn; neither sees what the other changes.
+            pending = self._aside.submit(self._answer, whole, list(self._ask(whole, forward, seen_rows_n)))
+            self._learn(forward, loss)
+            self.judge.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
+        else:
+            recalled = self._recall(whole, forward, seen_rows_n)
+            self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
+            self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
@@ -144,16 +159,21 @@ class Learner:
         step, self.num_steps = self.num_steps, self.num_steps + 1
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
-    @torch.no_grad()
-    def _recall(self, batch: JaggedBatch, forward: Forward) -> MemoryOutcome:
+    def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
-        times; what came of the choices."""
+        times; what came of the choices. ``seen_rows_n``: the items' rows before the batch."""
+        return self._answer(batch, self._ask(batch, forward, seen_rows_n))
+
+    @torch.no_grad()
+    def _ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Iterator[tuple[MemoryEvents, Tensor]]:
+        """What the memory is told and asked, with the network's logits of the choices: as many at a time as fit."""
         num_rows = self.items.num_rows
         self.memory.grow(num_rows)
-        told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
-        told = told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
+        told = _told(batch)
+        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
+        rows_n[unseen] = self.items.lookup(batch.item_n[unseen])
         events = events_of(
-            self.items.lookup(batch.item_n), batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
         every = -(-num_rows // MOST_PREDICTED_ROWS)
@@ -162,11 +182,13 @@ class Learner:
         table_VD = forward.table_UD if forward.is_whole else self.model.retrieval_table(self.items.weight[:num_rows])
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         size = max(1, MOST_LOGITS // num_rows)
-        done = []
         for part in (slice(start, start + size) for start in range(0, len(told), size)):
             asked = query_R[part][events.chosen_R[part] == 1]
-            logit_AV = forward.query_SD[self._tensor(asked)] @ table_VD.T
-            done.append(self.memory.learn(events[part], logit_AV.cpu().numpy()))
+            yield events[part], forward.query_SD[self._tensor(asked)] @ table_VD.T
+
+    def _answer(self, batch: JaggedBatch, parts: Iterable[tuple[MemoryEvents, Tensor]]) -> MemoryOutcome:
+        done = [self.memory.learn(events, logit_AV.detach().cpu().numpy()) for events, logit_AV in parts]
+        told = _told(batch)
         wanted = batch.is_wanted_R[told]
         return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
 
@@ -176,7 +198,7 @@ class Learner:
     def _thin(self, batch: JaggedBatch) -> JaggedBatch:
         """Stochastic length over the context; all from a user's first target on stays."""
         alpha = self.config.stochastic_length_alpha
-        if alpha <= 1.0:
+        if alpha == 0.0:
             return batch
         max_kept = kept_length(2 * self.model_config.max_context, alpha)
         first_target_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
@@ -210,14 +232,19 @@ class Learner:
             if exact
             else np.unique(np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives]))
         )
+        if exact and self._step_graphs is not None and self._step_graphs.works:
+            inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
+            if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
+                return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
         leaf_UD = self.items.gather(rows_U)
         leaves = [(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        item_nM = self.model.item_inputs(F.embedding(self._tensor(place_n), leaf_UD), side_nM)
-        action_nM = self.model.action_inputs(item_nM, self._tensor(batch.kinds_nK), self._tensor(batch.value_n))
-        y_TM = self._encode(batch, self.model.interleave(item_nM, action_nM))
-        item_RM, before_SM = self._outputs(batch, wanted, y_TM)
+        kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
+        x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
+        tail = _tail(batch)
+        y_SM = self._encode(batch, x_TM, tail)
+        item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
         learned_row = target_row_R[wanted][learned_S]
@@ -235,10 +262,36 @@ class Learner:
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
         )
 
+    def _step_inputs(
+        self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64
+    ) -> StepInputs:  # fmt: skip
+        time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
+        live_V = self.items.live.copy()
+        live_V[0] = False
+        return StepInputs(
+            input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
+            batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self._prior(whole, target_row_R),
+            batch.learned_RK, batch.is_new_R, live_V,
+        )  # fmt: skip
+
+    def _graphed_forward(
+        self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64, now_ms: int
+    ) -> Forward:  # fmt: skip
+        assert self._step_graphs is not None
+        num_more = inputs.size.rows - len(self.items.weight)
+        leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
+        leaves = [(self.items, rows_U, leaf_VD)]
+        side_nM = self._side_inputs(batch, leaves, now_ms)
+        out = self._step_graphs(leaf_VD, inputs, side_nM)
+        return Forward(
+            out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
+            out.ranking,
+        )  # fmt: skip
+
     def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
         """(R, 2, K) what rates alone say of each target."""
         target_R = batch.target_R
-        done_RK, num_R = done_before(batch.kinds_nK, batch.starts_B1, batch.owner_n[target_R], target_R)
+        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
         return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
@@ -249,30 +302,35 @@ class Learner:
         rows_R[~is_new_R] = self.items.lookup(items_R[~is_new_R])
         return rows_R
 
-    def _encode(self, batch: JaggedBatch, x_TM: Tensor) -> Tensor:
+    def _encode(self, batch: JaggedBatch, x_TM: Tensor, tail: Tail) -> Tensor:
+        """(S, M) what the layers make of the tail's tokens."""
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
-            return self._graphs(x_TM, offsets_B1, query_time_T, key_time_T)
+            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T))
         return self.model.encode(
             x_TM,
             self._tensor(offsets_B1),
             self._tensor(query_time_T),
             self._tensor(key_time_T),
+            tail=tail,
+            context_gradient=self.config.context_gradient,
             dropout=self.config.dropout,
             seed=self.num_steps,
             in_order=in_order,
             backend=self.config.backend,
         )
 
-    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_TM: Tensor) -> tuple[Tensor, Tensor]:
+    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
         """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
         none)."""
-        with_start = torch.cat([y_TM, self.model.start_M[None]])
+        with_start = torch.cat([y_SM, self.model.start_M[None]])
         previous_S = batch.previous_R[wanted]
-        before_S = np.where(previous_S >= 0, 2 * previous_S + 1, len(y_TM))
-        both = F.embedding(self._tensor(np.concatenate([2 * batch.target_R, before_S])), with_start)
+        tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
+        places = np.searchsorted(tail.rows_S.numpy(), tokens)
+        places[batch.num_targets :][previous_S < 0] = len(y_SM)
+        both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
@@ -333,7 +391,7 @@ class Learner:
         scale = lr_scale(self.config, self.num_steps)
         for table, rows_U, leaf_UD in forward.leaves:
             if leaf_UD.grad is not None:
-                table.learn(rows_U, leaf_UD.grad, self.config.table_lr * scale)
+                table.learn(rows_U, leaf_UD.grad[: len(rows_U)], self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:
@@ -343,6 +401,7 @@ class Learner:
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
             self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
+        self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
@@ -360,6 +419,19 @@ class Learner:
         self.popularity.forget(rows)
         self.rates.forget(rows)
         self.memory.forget(rows)
+
+
+def _tail(batch: JaggedBatch) -> Tail:
+    """The tokens that are read: from the action before each user's first target on."""
+    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
+    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
+
+
+def _told(batch: JaggedBatch) -> Int64:
+    """The targets that the memory is told of, new ones and choices, in the order of their times."""
+    told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
+    return told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
 
 
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer, TopicPartition
 
 from wire.kafka.consumer import Span, ends, read, read_from
-from wire.weights import Claim, Manifest, decode_manifest, record_kind
+from wire.weights import Claim, Manifest, claim_of, manifest_of
 
 FIRST_WINDOW = 256
 
@@ -46,11 +45,10 @@ class ClaimLog:
     def _note(self, records: Iterator[Any]) -> None:
         for record in records:
             self._next_offset = record.offset + 1
-            kind = record_kind(record.headers)
-            if kind == "manifest":
-                self.highest = max(self.highest, decode_manifest(record.value).epoch)
-            elif kind == "claim":
-                self._take(msgspec.json.decode(record.value, type=Claim))
+            if (manifest := manifest_of(record)) is not None:
+                self.highest = max(self.highest, manifest.epoch)
+            elif (claim := claim_of(record)) is not None:
+                self._take(claim)
 
     def _take(self, claim: Claim) -> None:
         newest = self.newest
@@ -79,11 +77,9 @@ def _counting(records: Iterator[Any]) -> tuple[list[Manifest], int]:
     manifests: list[Manifest] = []
     floor = highest = -1
     for record in records:
-        kind = record_kind(record.headers)
-        if kind == "claim":
-            floor = max(floor, msgspec.json.decode(record.value, type=Claim).epoch)
-        elif kind == "manifest":
-            manifest = decode_manifest(record.value)
+        if (claim := claim_of(record)) is not None:
+            floor = max(floor, claim.epoch)
+        elif (manifest := manifest_of(record)) is not None:
             highest = max(highest, manifest.epoch)
             newest = (manifests[-1].epoch, manifests[-1].number) if manifests else (-1, -1)
             if manifest.epoch >= floor and (manifest.epoch, manifest.number) > newest:

@@ -1,2 +1,3 @@
-"""What crosses Kafka, and nothing else: actions, examples, weights, status and lag; their bytes, their topics, and the
-one way to make Kafka clients and to read ranges (`wire.kafka`)."""
+"""Everything that crosses Kafka, and nothing else: actions, examples, weights, status and lag; their bytes and topics,
+and
+the one way to create Kafka clients and read ranges (`wire.kafka`)."""

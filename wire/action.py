@@ -1,11 +1,11 @@
-"""What producers send: decode a Kafka record into actions, and say what is wrong with anything else.
+"""Decoding what producers send: a Kafka record becomes actions, or rejections that say what is wrong.
 
 `schema/action.schema.json` is the contract; this module agrees with it. JSON numbers such as ``5.0`` count as the
-integer 5, a ``null`` in an optional field as its absence, and unknown fields are left alone.
+integer 5, a ``null`` in an optional field counts as its absence, and unknown fields are ignored.
 
-The bytes go through a typed decoder first; only where that refuses is the record decoded again, freely, to find the
-reason. The second path is the definition (`wire.action_json.check`), the first its fast equal. What no type can
-express is checked here, the same on both paths.
+The bytes go through a typed decoder first. Only if that refuses them is the record decoded again, as untyped JSON, to
+find the reason. The second path is the definition (`wire.action_json.check`), the first its fast equivalent. What types
+cannot express is checked here, in the same way on both paths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from wire.action_json import (
     Refused,
     Wire,
     check,
-    check_timestamp,
     decode_free,
     refuse,
 )
@@ -33,7 +32,7 @@ from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
 
 
 class Action(msgspec.Struct, frozen=True, gc=False):
-    """One action with hashed keys (`wire.hashing`). What was not given is 0, or NaN for ``value``."""
+    """One action with hashed keys (`wire.hashing`). Absent fields are 0, or NaN for ``value``."""
 
     user: str
     item: str | int
@@ -50,15 +49,9 @@ class Action(msgspec.Struct, frozen=True, gc=False):
     user_feature_hash: tuple[int, ...]
 
 
-class Tick(msgspec.Struct, frozen=True, gc=False):
-    """A record that only moves the partition's event clock."""
-
-    timestamp_ms: int
-
-
 class Rejection(msgspec.Struct, frozen=True):
-    """What goes to the dead letters. ``index``: position in a list, -1 where the whole record is refused; ``raw``: the
-    refused bytes, those of the record or, with ``index`` >= 0, of that element as it was written."""
+    """A dead letter. ``index``: position in a list, or -1 if the whole record is refused; ``raw``: the refused bytes,
+    those of the record or, with ``index`` >= 0, of that element as it was written."""
 
     reason: Reason
     message: str
@@ -66,19 +59,14 @@ class Rejection(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-Decoded = list[Action | Tick | Rejection]
+Decoded = list[Action | Rejection]
 _one = msgspec.json.Decoder(Wire)
 _many = msgspec.json.Decoder(list[Wire])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def tick_record(timestamp_ms: int) -> bytes:
-    """The value of a record that moves a partition's clock to ``timestamp_ms``."""
-    return b'{"tick":%d}' % timestamp_ms
-
-
 def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
-    """Actions of a record in their order, with a `Rejection` in the place of each that is refused. Never raises.
+    """The actions of a record in order, with a `Rejection` in place of each refused one. Never raises.
 
     ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
@@ -105,10 +93,10 @@ _LIST = ord("[")
 def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decoded:
     try:
         if value.lstrip(b" \t\r\n")[:1] != b"[":
-            return [_decode_alone(value, record_ms, config)]
+            return [_decode_element(value, -1, record_ms, config)]
         elements = _raw_list.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return [Rejection("malformed", f"expected JSON in UTF-8, got {error}; check the producer's encoder", -1, value)]
+        return [_malformed(error, -1, value)]
     if not elements:
         return [Rejection("empty", "expected at least one action in the list, got none; leave it out", -1, value)]
     if len(elements) > config.max_actions_per_record:
@@ -117,25 +105,18 @@ def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decode
     return [_decode_element(bytes(raw), index, record_ms, config) for index, raw in enumerate(elements)]
 
 
-def _decode_alone(value: bytes, record_ms: int, config: ActionConfig) -> Action | Tick | Rejection:
-    content = decode_free(value)
-    try:
-        if isinstance(content, dict) and "tick" in content and "action" not in content:
-            tick_ms = check_timestamp(content["tick"], "tick")
-            _check_time("tick", tick_ms, record_ms, config)
-            return Tick(tick_ms)
-        return _action(check(content), record_ms, config)
-    except Refused as refused:
-        return Rejection(refused.reason, str(refused), -1, value)
-
-
 def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection:
     try:
         return _action(check(decode_free(raw)), record_ms, config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Rejection("malformed", f"expected JSON in UTF-8, got {error}; check the encoder", index, raw)
+        return _malformed(error, index, raw)
     except Refused as refused:
         return Rejection(refused.reason, str(refused), index, raw)
+
+
+def _malformed(error: Exception, index: int, raw: bytes) -> Rejection:
+    message = f"expected JSON in UTF-8, got {error}; check the producer's encoder"
+    return Rejection("malformed", message, index, raw)
 
 
 def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
@@ -145,7 +126,7 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
         user = canonical(user)
     if not 0 < len(user) <= MAX_KEY_LEN or user[0] == "\0":
         _refuse_text("user", user)
-    _check_time("timestamp", timestamp_ms, record_ms, config)
+    _check_time(timestamp_ms, record_ms, config)
     if value is not None and not -MAX_VALUE <= value <= MAX_VALUE:
         refuse("bad_value", f"value: expected a number that fits 32 bits, got {value!r}; rescale it")
     return Action(
@@ -179,7 +160,7 @@ def _check_key(key: str | int, field: str, part: str = "") -> None:
         if not 0 < len(key) <= MAX_KEY_LEN:
             _refuse_text(_spelled(field, part), key)
     elif not -MAX_INT - 1 <= key <= MAX_INT:
-        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {key}; send it as a string"
+        message = f"{_spelled(field, part)}: expected an integer of 64 bits, got {str(key)[:40]}; send it as a string"
         refuse("bad_value", message)
 
 
@@ -217,20 +198,22 @@ def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], 
     return tuple([0 if (entry := given.get(name)) is None else item_hash(entry) for name in names])
 
 
-def _check_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
+def _check_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:
     latest_ms = record_ms + config.max_future_ms
-    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or timestamp_ms > MAX_TIMESTAMP_MS:
-        _refuse_time(field, timestamp_ms, record_ms, config)
+    if not config.min_timestamp_ms <= timestamp_ms <= latest_ms or max(timestamp_ms, record_ms) > MAX_TIMESTAMP_MS:
+        _refuse_time(timestamp_ms, record_ms, config)
 
 
-def _refuse_time(field: str, timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoReturn:
+def _refuse_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoReturn:
     if not config.min_timestamp_ms <= timestamp_ms <= MAX_TIMESTAMP_MS:
         since = iso_of(config.min_timestamp_ms)
         wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
-        refuse("bad_time", f"{field}: expected {wanted}, got {describe(timestamp_ms)}")
-    if record_ms < config.min_timestamp_ms:  # set by a producer, in the same wrong unit perhaps
+        refuse("bad_time", f"timestamp: expected {wanted}, got {describe(timestamp_ms)}")
+    if (
+        not config.min_timestamp_ms <= record_ms <= MAX_TIMESTAMP_MS
+    ):  # set by a producer, perhaps in the same wrong unit
         wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
-        refuse("future", f"{field}: expected {wanted}, got {describe(record_ms)}")
+        refuse("future", f"timestamp: expected {wanted}, got {describe(record_ms)}")
     ahead_s = (timestamp_ms - record_ms) / 1000
     limit = f"at most {config.max_future_s:g} s after the record's own time (action.max_future_s)"
-    refuse("future", f"{field}: expected {limit}, got {ahead_s:g} s; check the clock of the producer or the device")
+    refuse("future", f"timestamp: expected {limit}, got {ahead_s:g} s; check the clock of the producer or the device")

@@ -1,7 +1,7 @@
-"""Which JSON is an action: its types and limits, and the refusal of anything else.
+"""Which JSON is an action: types, limits, and the reasons for refusing anything else.
 
-`Wire` says it to a typed decoder, which is fast. `check` says it to whatever JSON holds, and is the definition: it
-finds the reason where the decoder refused, and takes integral floats such as ``5.0`` for the integer.
+`Wire` expresses this for a typed decoder, which is fast. `check` applies it to any JSON value and is the definition: it
+finds the reason for a refusal, and accepts integral floats such as ``5.0`` as integers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Reason = Literal[
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
 MAX_VALUE = 3.4028234663852886e38
-"""float32's largest."""
+"""The largest float32."""
 _KEY = "a string or an integer"
 _NAMES = {
     bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object",
@@ -63,7 +63,7 @@ def decode_free(raw: bytes) -> Any:
     """Any JSON value. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
     try:
         return _free.decode(raw)
-    except msgspec.ValidationError as error:  # well-formed, but a number beyond a double
+    except msgspec.ValidationError as error:  # well-formed, but with a number that no double can hold
         return _Unrepresentable(str(error))
 
 
@@ -85,7 +85,7 @@ def check(content: Any) -> Wire:
         _check_key(content["user"], "user"),
         _check_key(content["item"], "item"),
         _check_names(content["action"]),
-        check_timestamp(content["timestamp"], "timestamp"),
+        _check_timestamp(content["timestamp"]),
         **{name: None if entry is None else _check_key(entry, name) for name, entry in optional.items()},
         value=_check_number(content.get("value")),
         features=_check_features(content.get("features"), "features"),
@@ -93,12 +93,12 @@ def check(content: Any) -> Wire:
     )
 
 
-def check_timestamp(entry: Any, field: str) -> int:
-    """An integer, or `Refused`; whether it is a plausible time is another question (`wire.moment`)."""
+def _check_timestamp(entry: Any) -> int:
+    """An integer; raises `Refused`. Whether it is a plausible time is a separate question (`wire.moment`)."""
     entry = _integral(entry)
     if isinstance(entry, bool) or not isinstance(entry, int):
         shown = describe(entry) if isinstance(entry, str | float) else _name(entry)
-        refuse("wrong_type", f"{field}: expected milliseconds since 1970 as an integer, got {shown}")
+        refuse("wrong_type", f"timestamp: expected milliseconds since 1970 as an integer, got {shown}")
     return entry
 
 

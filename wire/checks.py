@@ -1,21 +1,30 @@
-"""What a value of the configuration may be: its kind and its range, checked with a message that helps."""
+"""The limits of configuration values: type and range, checked with a message that says what would be right."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from wire.errors import ConfigError
 
+SHOWN_CHARACTERS = 200
 DEFAULT = "leave it out to get the default"
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
     """Raise `ConfigError` unless ``holds``."""
     if not holds:
-        raise ConfigError(f"{key}: expected {expected}, got {got!r}; {advice}")
+        raise ConfigError(f"{key}: expected {expected}, got {shown(got)}; {advice}")
+
+
+def shown(value: object) -> str:
+    """A value for a message, shortened to a readable length."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +99,42 @@ class Names:
         expect(fine, key, f"{self.least} to {self.most} names, none twice", value, self.advice)
 
 
-Limit = Number | Switch | Word | Names
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string that matches ``pattern`` as a whole; ``expected`` describes it."""
+
+    pattern: str = r"(?s:.*)"
+    expected: str = "a string"
+    advice: str = DEFAULT
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is not such a string."""
+        fine = isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+        expect(fine, key, self.expected, value, self.advice)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A path."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` if ``value`` is no path."""
+        expect(isinstance(value, Path), key, "a path", value, DEFAULT)
+
+
+class Limit(Protocol):
+    """What a field's value may be."""
+
+    def check(self, key: str, value: object) -> None:
+        """Raise `ConfigError` unless ``value`` is within the limit."""
+
+
 AT_LEAST_1 = Number(1, whole=True)
 FROM_0 = Number(0, whole=True)
 ABOVE_0 = Number(0, open_low=True)
 
 
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:
-    """Check every field of a dataclass; one without a limit is this project's own mistake."""
+    """Check every field of a dataclass against its limit. A field without a limit is a programming error."""
     for each in fields(config):
         limits[each.name].check(f"{section}.{each.name}", getattr(config, each.name))

@@ -1,8 +1,8 @@
-"""What may stand under ``kafka.client``: options that reach every Kafka client, in kafka-python's words.
+"""The options allowed under ``kafka.client``: those that every Kafka client supports, by kafka-python's names.
 
-An option that only some clients have is refused: half of the processes would work with it and half without. Left to the
-clients, a wrong one costs more than a message: kafka-python takes an unknown ``security_protocol`` for plain text, and
-a process that waits for its broker cannot tell a wrong option from a broker that is away.
+An option that only some clients have is refused, since it would apply to half of the processes. If the clients were
+left to check options, mistakes would be costly: kafka-python treats an unknown ``security_protocol`` as plain text, and
+a process that waits for its broker cannot tell a wrong option from a broker that is down.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ OPTIONS: dict[str, Limit] = {
 
 
 def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> None:
-    """Raise `wire.errors.ConfigError` for an option that some client lacks, a value that none can take, or options that
-    nobody would read."""
+    """Raise `wire.errors.ConfigError` for an option that some client lacks, an impossible value, or options that would
+    have no effect."""
     for name, value in client.items():
         close = difflib.get_close_matches(name, OPTIONS, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""

@@ -1,8 +1,8 @@
-"""What all workers, servers and trainers last reported, folded from the status topic by one rule.
+"""The last report of every worker, server and trainer, folded from the status topic by one rule.
 
-A partition that has moved may still be reported by its old owner, and a report may be read twice. So the newest report
-of a partition is the one of the highest writer epoch, and within an epoch the latest by the reporter's clock; of a
-server or a trainer, the latest.
+After a partition has moved, its old owner may still report it, and a report may be read twice. So the newest report of
+a partition is the one with the highest writer epoch and, within an epoch, the latest by the reporter's clock. For
+servers and trainers, it is simply the latest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
 
 SILENT_MS = 10_000
-"""A process that has reported nothing for so long is not live."""
+"""A process that has been silent for this long is not live."""
 FORGOTTEN_MS = 3_600_000
-"""One that has reported nothing for so long is not mentioned any more."""
+"""One that has been silent for this long is forgotten."""
 
 
 @dataclass(slots=True)
@@ -27,18 +27,18 @@ class ClusterState:
     """The newest report of each partition, server and trainer."""
 
     workers: dict[int, PartitionStatus] = field(default_factory=dict)
-    """Partition → where its worker is."""
+    """Partition → its state, as its worker reports it."""
     worker_of: dict[int, WorkerStatus] = field(default_factory=dict)
-    """Partition → the report that said so."""
+    """Partition → the report with that state."""
     servers: dict[str, ServerStatus] = field(default_factory=dict)
     trainers: dict[str, TrainerStatus] = field(default_factory=dict)
     action_ends: dict[int, int] = field(default_factory=dict)
-    """Where the partitions of the actions topic end; whoever reads the reports asks the broker for it."""
+    """Where the partitions of the actions topic end; set by the reader of the reports, who asks the broker."""
     heard_s: float = field(default_factory=time.monotonic)
-    """When the broker last answered (monotonic); set by whoever reads the reports."""
+    """When the broker last answered (monotonic); set by the reader of the reports."""
 
     def note(self, value: bytes | None) -> None:
-        """Take one record of the status topic. What cannot be read is passed over: another build may write there."""
+        """Add one record of the status topic. Unreadable ones are ignored: another build may have written them."""
         try:
             status = decode_status(value or b"")
         except msgspec.DecodeError:
@@ -63,11 +63,11 @@ class ClusterState:
         return max((each.time_ms for each in self.worker_of.values()), default=0)
 
     def broker_silent_s(self) -> float:
-        """How long the broker has not answered."""
+        """How long the broker has been silent."""
         return round(max(0.0, time.monotonic() - self.heard_s), 3)
 
     def worker_silent_s(self, partition: int, now_ms: int) -> float:
-        """How long the worker of a partition has reported nothing; 0 if there never was one."""
+        """How long the worker of a partition has been silent; 0 if there never was one."""
         status = self.worker_of.get(partition)
         return age_s(now_ms, status.time_ms) if status is not None else 0.0
 
@@ -79,11 +79,11 @@ class ClusterState:
         return dict(found.most_common())
 
     def live_servers(self, now_ms: int) -> list[ServerStatus]:
-        """Those that have reported something in the last ten seconds."""
+        """The servers that have reported in the last ten seconds."""
         return [server for server in self.servers.values() if now_ms - server.time_ms < SILENT_MS]
 
     def processes(self, now_ms: int) -> list[dict[str, Any]]:
-        """Every process that is not forgotten: its role, its name, and how long it has been silent."""
+        """Every process that has not been forgotten: its role, its name, and how long it has been silent."""
         workers = {each.component: each for each in self.worker_of.values()}
         roles: list[tuple[str, WorkerStatus | ServerStatus | TrainerStatus]] = [
             *(("worker", each) for each in workers.values()),

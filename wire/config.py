@@ -1,4 +1,4 @@
-"""What an action may be, how sequences are cut, where state lives, which broker: each checked when it is made."""
+"""Configuration of actions, sequences and Kafka; each section is checked when it is constructed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from wire.checks import expect
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, Text, Word, check_fields, expect
 from wire.client_options import check_client
 from wire.moment import MAX_TIMESTAMP_MS
 
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 MAX_KINDS = 32
 """Action bits are a uint32."""
+MAX_FEATURES = 1_000
 MAX_IDS = 8
 """Action ids that are kept of an interaction; beyond that the oldest are forgotten."""
 MAX_EXAMPLE_BYTES = 900_000
-"""Below Kafka's default limit of 1 MB a record, with room for names and the header."""
-
-
-def _expect_names(key: str, names: tuple[str, ...]) -> None:
-    expect(all(names), key, "names that are not empty", names, "remove the empty one")
-    expect(len(set(names)) == len(names), key, "names without repetition", names, "remove the second one")
+"""Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
 def _is_address(text: str) -> bool:
@@ -30,40 +26,69 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isdecimal() and 0 < int(port) < 65536
 
 
+class _Brokers:
+    """The limit of ``kafka.bootstrap``."""
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise `ConfigError` unless every one is host:port."""
+        fine = isinstance(value, str) and all(map(_is_address, value.split(",")))
+        expect(fine, key, "host:port, or several with commas between", value, "Kafka's usual port is 9092")
+
+
+class _ClientOptions:
+    """The limit of ``kafka.client``."""
+
+    def check(self, _key: str, value: Any) -> None:
+        """Raise `ConfigError` for options that not every client can use."""
+        check_client(value)
+
+
+ACTION_LIMITS: dict[str, Limit] = {
+    "kinds": Names(MAX_KINDS, "name the kinds that producers send"),
+    "features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
+    "user_features": Names(MAX_FEATURES, "remove the superfluous ones", least=0),
+    "max_future_s": Number(0, advice="0 allows none"),
+    "min_timestamp_ms": Number(0, MAX_TIMESTAMP_MS, whole=True, advice="631152000000 is 1990-01-01"),
+    "max_record_bytes": Number(1, 1 << 30, whole=True, advice="use the topic's max.message.bytes"),
+    "max_actions_per_record": Number(1, whole=True, advice="1 refuses longer lists"),
+}
+SEQUENCE_LIMITS: dict[str, Limit] = {
+    "join_window_s": Number(0, advice="0 joins nothing"),
+    "max_context": AT_LEAST_1,
+    "segment_len": Number(1, 4096, whole=True, advice="16 is usual"),
+    "deduplicate": Switch(),
+}
+KAFKA_LIMITS: dict[str, Limit] = {
+    "bootstrap": _Brokers(),
+    "client": _ClientOptions(),
+    "prefix": Text(
+        r"[A-Za-z0-9._-]{1,200}", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", "choose what Kafka allows in a topic"
+    ),
+    "partitions": Number(1, 100_000, whole=True),
+    "replication_factor": Number(1, 32_767, whole=True, advice="3 is usual on a cluster"),
+    "compression": Word(COMPRESSIONS, "zstd is the default"),
+    "actions_retention_s": ABOVE_0,
+    "min_compaction_lag_s": ABOVE_0,
+    "max_message_bytes": Number(1 << 20, 1 << 30, whole=True, advice="1048588 is Kafka's default"),
+}
+
+
 @dataclass(frozen=True)
 class ActionConfig:
-    """What a well-formed action is. The order counts: kind b is bit b, feature name f is column f."""
+    """What a well-formed action is. The order matters: kind b is bit b, feature f is column f."""
 
     kinds: tuple[str, ...] = ("impression", "click", "like")
     features: tuple[str, ...] = ()
     user_features: tuple[str, ...] = ()
     max_future_s: float = 300.0
     min_timestamp_ms: int = 631_152_000_000
-    """1990-01-01. Earlier times are refused: seconds taken for milliseconds lie in 1970, a device whose clock was reset
-    says 1970 or 1980, and no data set of actions is that old."""
+    """1990-01-01. Earlier times are refused: seconds read as milliseconds fall in 1970, devices whose clock was reset
+    say 1970 or 1980, and no data set of actions is that old."""
     max_record_bytes: int = 1_000_000
     max_actions_per_record: int = 1_000
 
     def __post_init__(self) -> None:
-        expect(
-            1 <= len(self.kinds) <= MAX_KINDS,
-            "kinds", f"1 to {MAX_KINDS} action kinds", self.kinds, "name the kinds that producers send",
-        )  # fmt: skip
-        for key in ("kinds", "features", "user_features"):
-            _expect_names(key, getattr(self, key))
-        expect(self.max_future_s >= 0, "max_future_s", "seconds >= 0", self.max_future_s, "use 0 to allow none")
-        expect(
-            0 <= self.min_timestamp_ms <= MAX_TIMESTAMP_MS,
-            "min_timestamp_ms", f"0 to {MAX_TIMESTAMP_MS}", self.min_timestamp_ms, "631152000000 is 1990-01-01",
-        )  # fmt: skip
-        expect(
-            1 <= self.max_record_bytes <= 2**30,
-            "max_record_bytes", "1 to 1073741824 bytes", self.max_record_bytes, "use the topic's max.message.bytes",
-        )  # fmt: skip
-        expect(
-            self.max_actions_per_record >= 1,
-            "max_actions_per_record", "at least 1", self.max_actions_per_record, "use 1 to refuse lists of more",
-        )  # fmt: skip
+        check_fields(self, "action", ACTION_LIMITS)
 
     @cached_property
     def max_future_ms(self) -> int:
@@ -80,9 +105,9 @@ class ActionConfig:
 class SequenceConfig:
     """How a user's actions become interactions and examples.
 
-    An action joins the user's newest interaction on the same item (in the same session, where it names one) that began
-    at most ``join_window_s`` of event time before or after it; otherwise it begins an interaction of its own.
-    ``max_context`` interactions are what trainer and servers keep of a user; ``segment_len`` of them make a segment,
+    An action joins the user's newest interaction on the same item (in the same session, if it names one) that began
+    at most ``join_window_s`` of event time before or after it; otherwise it begins a new interaction.
+    ``max_context`` is how many interactions trainer and servers keep of a user; ``segment_len`` of them make a segment,
     the unit of records, of storage and of compaction. ``deduplicate``: an action whose ``id`` is among those of the
     user's kept segments counts as a duplicate.
     """
@@ -93,10 +118,7 @@ class SequenceConfig:
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        expect(self.join_window_s >= 0, "join_window_s", "seconds >= 0", self.join_window_s, "use 0 to join nothing")
-        for key in ("max_context", "segment_len"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        expect(self.segment_len <= 4096, "segment_len", "at most 4096", self.segment_len, "16 is usual")
+        check_fields(self, "sequence", SEQUENCE_LIMITS)
 
     @property
     def join_window_ms(self) -> int:
@@ -105,7 +127,8 @@ class SequenceConfig:
 
     @property
     def num_slots(self) -> int:
-        """How many segments are kept of a user: enough for ``max_context`` interactions wherever the last one falls."""
+        """How many segments are kept per user: enough for ``max_context`` interactions, however full the last one
+        is."""
         return -(-self.max_context // self.segment_len) + 1
 
 
@@ -119,35 +142,16 @@ class KafkaConfig:
     partitions: int = 4
     replication_factor: int = 1
     compression: str = "zstd"
-    """Of everything that Headrace writes. Measured on batches of simulated actions, zstd leaves half of lz4's bytes (a
-    ninth of the original against less than a quarter) and compresses 0.7 GB/s of one core."""
+    """For everything that Headrace writes. Measured on batches of simulated actions, zstd needs half of lz4's bytes (a
+    ninth of the original instead of almost a quarter) and compresses 0.7 GB/s on one core."""
     actions_retention_s: float = 7 * 86_400.0
     min_compaction_lag_s: float = 86_400.0
     max_message_bytes: int = 1_048_588
-    """``max.message.bytes`` of the actions topic (here Kafka's own default); the dead letters' follows from it."""
+    """``max.message.bytes`` of the actions topic (here Kafka's own default); that of the dead letters follows from
+    it."""
 
     def __post_init__(self) -> None:
-        expect(
-            all(_is_address(each) for each in self.bootstrap.split(",")),
-            "bootstrap", "host:port, or several with commas between", self.bootstrap, "Kafka's usual port is 9092",
-        )  # fmt: skip
-        expect(
-            bool(self.prefix) and all(c.isalnum() or c in "._-" for c in self.prefix),
-            "prefix", "letters, digits, '.', '_' or '-'", self.prefix, "choose a name that Kafka allows in a topic",
-        )  # fmt: skip
-        expect(
-            self.compression in COMPRESSIONS,
-            "compression", f"one of {', '.join(COMPRESSIONS)}", self.compression, "zstd is the default",
-        )  # fmt: skip
-        check_client(self.client)
-        for key in ("partitions", "replication_factor"):
-            expect(getattr(self, key) >= 1, key, "at least 1", getattr(self, key), "give a positive number")
-        for key in ("actions_retention_s", "min_compaction_lag_s"):
-            expect(getattr(self, key) > 0, key, "seconds > 0", getattr(self, key), "give a positive number")
-        expect(
-            1 << 20 <= self.max_message_bytes <= 1 << 30,
-            "max_message_bytes", "1048576 to 1073741824 bytes", self.max_message_bytes, "1048588 is Kafka's default",
-        )  # fmt: skip
+        check_fields(self, "kafka", KAFKA_LIMITS)
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:

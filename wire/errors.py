@@ -3,27 +3,28 @@
 ::
 
     HeadraceError
-    ├── ConfigError (also ValueError)        a configuration value is not usable
-    ├── CodecError (also ValueError)         bytes that are not a message of ours
-    ├── VersionError                         a version does not fit the weights that it is applied to
+    ├── ConfigError (also ValueError)        a configuration value is unusable
+    ├── CodecError (also ValueError)         bytes that are not one of our messages
+    ├── VersionError                         a version does not fit the weights it is applied to
     ├── BrokerUnavailable (also ConnectionError)  no broker answered in time
-    ├── ClientRefused                        a Kafka client cannot work as it is set up, however often it tries
+    ├── ClientRefused                        a Kafka client cannot work with its options, however often it tries
     ├── TopicMissing                         the broker has no such topic
-    └── TopicsMismatch                       a topic exists with another number of partitions than configured
+    ├── TopicReplaced                        a topic is not the one that a position is in
+    └── TopicsMismatch                       a topic has a different number of partitions than configured
 
 The rooms derive their own: `state.errors`, `stream.errors`, `trainer.errors`, `serving.errors`. Each message says what
-was expected, what came and what to do; a process ends with it in one line.
+was expected, what came and what to do; a process that ends with one prints it on one line.
 """
 
 from __future__ import annotations
 
 
 class HeadraceError(Exception):
-    """Base of every error that a person, and not a retry, can resolve."""
+    """Base of every error that a person can resolve and a retry cannot."""
 
 
 class ConfigError(HeadraceError, ValueError):
-    """A configuration value is not usable; the message names the key, the value and what would be right."""
+    """A configuration value is unusable; the message names the key, the value and what would be right."""
 
 
 class CodecError(HeadraceError, ValueError):
@@ -31,7 +32,7 @@ class CodecError(HeadraceError, ValueError):
 
 
 class VersionError(HeadraceError):
-    """A version does not fit the weights that it is applied to."""
+    """A version does not fit the weights it is applied to."""
 
 
 class BrokerUnavailable(HeadraceError, ConnectionError):
@@ -39,12 +40,16 @@ class BrokerUnavailable(HeadraceError, ConnectionError):
 
 
 class ClientRefused(HeadraceError):
-    """A Kafka client cannot work as it is set up, however often it tries."""
+    """A Kafka client cannot work with its options, however often it tries."""
 
 
 class TopicMissing(HeadraceError):
     """The broker has no such topic."""
 
 
+class TopicReplaced(HeadraceError):
+    """A topic is another one than that in which a position was reached, or does not reach so far any more."""
+
+
 class TopicsMismatch(HeadraceError):
-    """A topic exists with another shape than the configuration says."""
+    """A topic does not have the shape that the configuration says."""

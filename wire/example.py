@@ -28,7 +28,6 @@ class Counts(NamedTuple):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
 
 
 ZERO_COUNTS = Counts()

@@ -44,6 +44,11 @@ class History:
         """Memory of the rows and their bookkeeping."""
         return int(self._rows.nbytes) + OVERHEAD_BYTES
 
+    @property
+    def room(self) -> Rows:
+        """The array that the rows lie in; another one once it has become too small."""
+        return self._rows
+
     def window(self, first: int, last: int) -> tuple[int, Rows]:
         """Those of the places ``first`` … ``last - 1`` that are kept, and the first one's place; a view. Rows that have
         not come are among them, with item 0."""
@@ -144,9 +149,10 @@ class Histories:
             num_features = example.interactions.feature_hash.shape[1]
             history = self.users[example.user] = History(num_features, self._max_context, example.segment_len)
             self.num_bytes += history.num_bytes
-        before = history.num_bytes
+        before = history.room
         history.fold(example)
-        self.num_bytes += history.num_bytes - before
+        if history.room is not before:
+            self.num_bytes += history.room.nbytes - before.nbytes
         return history
 
     def put(self, user: str, segment_len: int, first: int, rows: Rows, user_features: Int64) -> None:
@@ -166,9 +172,10 @@ class Histories:
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
-        before = history.num_bytes
+        before = history.room
         history.forget()
-        self.num_bytes += history.num_bytes - before
+        if history.room is not before:
+            self.num_bytes += history.room.nbytes - before.nbytes
 
     def drop(self, user: str) -> None:
         """Forget a user."""

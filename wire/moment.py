@@ -1,4 +1,4 @@
-"""What a number or a text that should be milliseconds since 1970 looks like instead, and what to do about it."""
+"""What a number or text that should be milliseconds since 1970 looks like instead, and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 MAX_TIMESTAMP_MS = 253_402_300_799_999
 """The end of the year 9999."""
 RECENT_MS = (631_152_000_000, 4_102_444_800_000)
-"""1990 to 2100: what a time of an action would most likely be."""
+"""1990 to 2100, where the time of an action most likely lies."""
 _MANY = 1e20
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class Unit(NamedTuple):
-    """A unit of time since 1970: its name, and how many milliseconds it has."""
+    """A unit of time since 1970: its name and its length in milliseconds."""
 
     name: str
     in_ms: float
@@ -32,7 +32,7 @@ UNITS = (
 
 def unit_of(number: float) -> Unit | None:
     """The unit in which ``number`` is a time between 1990 and 2100, if there is one: no two overlap."""
-    if not abs(number) < _MANY:  # NaN neither
+    if not abs(number) < _MANY:  # also for NaN
         return None
     return next((unit for unit in UNITS if RECENT_MS[0] <= number * unit.in_ms < RECENT_MS[1]), None)
 
@@ -66,7 +66,7 @@ def _describe_text(entry: str) -> str:
 
 
 def iso_of(timestamp_ms: int) -> str:
-    """The moment for people, as far as a calendar knows it; otherwise the number."""
+    """The moment as a date, if the calendar has it; otherwise the number."""
     try:
         return datetime.fromtimestamp(timestamp_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Kafka's default partitioner, so that producers in any language and this code agree where a user lives.
+"""Kafka's default partitioner, so that this code and producers in any language agree on a user's partition.
 
 The algorithm is Austin Appleby's MurmurHash2 (public domain) with the seed that Kafka's Java client uses.
 """

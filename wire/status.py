@@ -20,7 +20,8 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_duplicate: int = 0
     num_dead: int = 0
     num_late: int = 0
-    num_ticks: int = 0
+    num_gone: int = 0
+    """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
     dead: dict[str, int] = {}
     """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
 
@@ -31,6 +32,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     component: str
     time_ms: int
     partitions: dict[int, PartitionStatus] = {}
+    disk: str = ""
+    """A name of its disk, over all processes on it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
@@ -43,6 +46,11 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     newest_record_ms: int = -1
     swapped_ms: int = -1
     num_requests: int = 0
+    pinned: list[int] = []
+    """[epoch, number] that it answers from because somebody said so; none: it follows the newest good one."""
+    held: list[int] = []
+    """[epoch, number] of the newest version where that is held back, or pinned and not to be had."""
+    why: str = ""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

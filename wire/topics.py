@@ -12,7 +12,7 @@ FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 LAG_KEY = b"lag"
 LETTER_BYTES = 64 << 10
-"""Room in a dead letter for what it says about the record that it holds: its key and headers take below 2 kB."""
+"""Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
 
 def example_key(address: Address, num_slots: int) -> bytes:
@@ -26,13 +26,13 @@ def example_key(address: Address, num_slots: int) -> bytes:
 
 
 def fence_key(writer_epoch: int) -> bytes:
-    """One key an epoch, so that compaction never drops a fence that still divides older records."""
+    """One key per epoch, so that compaction never drops a fence that still separates older records."""
     return b"%b/%d" % (FENCE_KEY, writer_epoch)
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should exist. ``settings`` use Kafka's own names."""
+    """A topic as it should be. ``settings`` use Kafka's own names."""
 
     name: str
     num_partitions: int
@@ -50,6 +50,7 @@ class Topics:
     weights: str
     lag: str
     status: str
+    control: str
 
     @classmethod
     def under(cls, prefix: str = "headrace") -> Topics:
@@ -61,6 +62,7 @@ class Topics:
             weights=f"{prefix}.weights.v1",
             lag=f"{prefix}.trainer.lag.v1",
             status=f"{prefix}.status.v1",
+            control=f"{prefix}.control.v1",
         )
 
 
@@ -75,7 +77,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
     largest, letter = config.max_message_bytes, max_letter_bytes(config)
     forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
-    # A trainer may fall this far behind before compaction can take an example that it has not read.
+    # A trainer may fall this far behind before compaction can remove an example that it has not read.
     compacted = {
         "cleanup.policy": "compact",
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
@@ -88,4 +90,5 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         Topic(names.weights, 1, copies, retention),
         Topic(names.lag, 1, copies, retention),
         Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
+        Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
     )

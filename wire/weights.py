@@ -1,4 +1,4 @@
-"""A version of the weights on the wire: chunks, then a manifest; and what a reader makes of them.
+"""A version of the weights on the wire: chunks, then a manifest; and how a reader assembles them.
 
 Records of ``headrace.weights.v1`` (one partition, so they have one order):
 
@@ -15,8 +15,8 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
 (U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
 rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
-has everything, a **delta** all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row
-0 of a table (id 0) stands for everything that has no row of its own."""
+has everything; a **delta** has all dense weights and the rows touched since version ``onto_number`` of the same epoch.
+Row 0 of a table (id 0) stands for everything that has no row of its own."""
 
 from __future__ import annotations
 
@@ -44,11 +44,23 @@ logger = logging.getLogger(__name__)
 
 
 TOPIC_ID = "topic id"
-"""Key of `Manifest.source`: the broker's own id of the sequences topic, whose name may be given again."""
+"""Key of `Manifest.source`: the broker's own id of the sequences topic, since a name can be reused."""
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trainer knows of how good a version is, predicted before it was learned: over its newest ``num_targets``
+    targets HR@10 and, of all kinds, normalised entropy and calibration (what was predicted over what came); None where
+    nothing was counted. ``probe``: what the weights say to the fixed inputs of `model.probe`."""
+
+    num_targets: int = 0
+    hr10: float | None = None
+    ne: float | None = None
+    calibration: float | None = None
+    probe: list[float] = []
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a version is; see the module's docstring for where it stands. Times in ms since the epoch."""
+    """The description of a version (see the module's docstring). Times are in ms since the epoch."""
 
     model_id: str
     epoch: int
@@ -65,30 +77,36 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     newest_event_ms: int
     newest_record_ms: int
     num_interactions: int
-    """Interactions learned as new ones, over the lineage."""
+    """Interactions learned as new ones, in the whole lineage."""
     plan: list[PlanStep]
     model_config: dict[str, Any]
     created_ms: int
     metrics: dict[str, Any]
     num_feedback: int = 0
-    """Pieces of feedback to earlier ones that were learned, over the lineage."""
+    """Pieces of feedback to earlier interactions that were learned, in the whole lineage."""
     lineage: str = ""
     first_step: int = 0
-    """Number of the first step in ``plan``; the steps of a lineage count from 0 without holes."""
+    """Number of the first step in ``plan``; the steps of a lineage are numbered from 0 without gaps."""
     learning: dict[str, Any] = {}
-    """The trainer's own settings that decide the weights; a replay must use the same."""
+    """The trainer's own settings that determine the weights; a replay must use the same."""
     source: dict[str, Any] = {}
-    """What the examples came from: a topic's identity. Elsewhere, the same numbers are other examples."""
+    """Where the examples came from: a topic's identity. In another topic, the same numbers mean other examples."""
     positions: dict[int, dict[str, int]] = {}
     """Where the trainer would read on, by partition (`trainer.source.Position`)."""
     parent: str = ""
-    """The lineage that this one began from (``--from-published``), with its weights as they were at ``first_step``."""
+    """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
     set_aside: list[int] = []
-    """Steps of ``plan`` that taught the model nothing: what they did to the weights was not finite."""
+    """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
+    quality: Quality = Quality()
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.epoch, self.number
 
     @property
     def next_step(self) -> int:
-        """Number of the first step that this version does not contain."""
+        """The number of the first step that this version does not contain."""
         return self.first_step + len(self.plan)
 
     def follows(self, last: Manifest | None) -> bool:
@@ -103,7 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A trainer process takes an epoch for itself; or (``released``) says that it has ended and will use it no more."""
+    """A trainer process takes an epoch, or (``released``) says that it has ended and gives it up."""
 
     epoch: int
     claimant: str
@@ -208,17 +226,36 @@ def decode_manifest(value: bytes) -> Manifest:
 
 
 def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
-    """``chunk``, ``manifest``, ``claim``, or an empty string for a record that is none of ours."""
-    return dict(headers).get("record", b"").decode(errors="replace")
+    """``chunk``, ``manifest``, ``claim``, or an empty string for any other record."""
+    return (dict(headers).get("record") or b"").decode(errors="replace")  # Kafka has headers without a value
+
+
+def manifest_of(record: Any) -> Manifest | None:
+    """The manifest in a Kafka record, or None where it is none that can be read."""
+    if record_kind(record.headers) != "manifest":
+        return None
+    try:
+        return decode_manifest(record.value or b"")
+    except VersionError:
+        return None
+
+
+def claim_of(record: Any) -> Claim | None:
+    """The claim in a Kafka record, or None where it is none that can be read."""
+    if record_kind(record.headers) != "claim":
+        return None
+    try:
+        return msgspec.json.decode(record.value or b"", type=Claim)
+    except msgspec.MsgspecError:
+        return None
 
 
 @dataclass(slots=True)
 class VersionAssembler:
-    """Makes versions of records in log order; gives out only complete, verified ones, rising in (epoch, number).
+    """Assembles versions from records in log order; yields only complete, verified ones, increasing in (epoch, number).
 
-    What cannot be given out (torn, corrupt, older than the last one, of a fenced epoch) is dropped, and the reason
-    goes to ``on_drop``. Gives deltas whether or not the reader holds what they build on
-    (`Manifest.follows`).
+    Others (torn, corrupt, older than the last one, of a fenced epoch) are dropped, and the reason goes to ``on_drop``.
+    Yields deltas whether or not the reader holds what they build on (`Manifest.follows`).
     """
 
     on_drop: Callable[[str], None] = field(default=logger.warning)
@@ -240,7 +277,7 @@ class VersionAssembler:
                 self._keep_chunk(key, headers, value)
                 return None
             return self._complete(decode_manifest(value))
-        except (VersionError, ValueError, KeyError) as error:
+        except (VersionError, ValueError, KeyError, TypeError) as error:
             self.on_drop(f"version {key!r} dropped: {error}")
             return None
 

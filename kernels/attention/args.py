@@ -44,6 +44,7 @@ class AttentionArgs(ctypes.Structure):
         *_pointers("buckets"),
         *_integers("bucket_bytes"),
         *[(name, TensorArg) for name in ("grad", "dq", "dk", "dv")],
+        *_integers("cache_grad"),
         *_pointers("dpos", "dtime"),
     ]
 
@@ -73,7 +74,9 @@ def require_supported(tensor: Tensor, op: str) -> None:
 
 def table(bias: Tensor | None) -> Tensor | None:
     """A bias as the kernels read it: float32, contiguous."""
-    return None if bias is None else bias.detach().to(torch.float32).contiguous()
+    if bias is None or (bias.dtype is torch.float32 and bias.is_contiguous()):
+        return bias
+    return bias.detach().to(torch.float32).contiguous()
 
 
 def run(name: str, *args: ctypes.Structure) -> None:

@@ -14,7 +14,8 @@ def check_offsets(offsets_B1: Tensor, num_tokens: int, name: str = "offsets_B1")
         raise ValueError(f"{name}: expected a (B+1,) int64 tensor, got {tuple(offsets_B1.shape)} {offsets_B1.dtype}")
     if offsets_B1.device.type != "cpu":
         return  # reading them back would stall the GPU
-    if int(offsets_B1[0]) != 0 or int(offsets_B1[-1]) != num_tokens or bool((offsets_B1.diff() < 0).any()):
+    offsets = offsets_B1.numpy()
+    if offsets[0] != 0 or offsets[-1] != num_tokens or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(
             f"{name}: expected offsets that start at 0, do not decrease and end at {num_tokens} tokens, got "
             f"{int(offsets_B1[0])}…{int(offsets_B1[-1])}; cumulate the users' lengths"
@@ -81,7 +82,10 @@ def check_counts(counts_B: Tensor | None, offsets_B1: Tensor, name: str) -> None
         raise ValueError(
             f"{name}: expected ({len(offsets_B1) - 1},) int64, got {tuple(counts_B.shape)} {counts_B.dtype}"
         )
-    if counts_B.device.type == "cpu" and bool(((counts_B < 0) | (counts_B > offsets_B1.diff())).any()):
+    if counts_B.device.type != "cpu":
+        return
+    counts, offsets = counts_B.numpy(), offsets_B1.numpy()
+    if ((counts < 0) | (counts > offsets[1:] - offsets[:-1])).any():
         raise ValueError(f"{name}: expected counts from 0 to each user's length, got one outside")
 
 

@@ -36,9 +36,10 @@ def make_buckets(
     ``cache``: (cache_start_B, cache_len_B, cache_time_C) of delta attention.
     """
     dtype = torch.uint8 if time_buckets.num_buckets <= 256 else torch.int16
-    queries = offsets_B1.diff()
+    offsets = offsets_B1.numpy()
+    queries = offsets[1:] - offsets[:-1]
     cache_start, cache_len, cache_time = cache if cache is not None else (None, None, None)
-    keys = queries if cache_len is None else queries + cache_len
+    keys = queries if cache_len is None else queries + cache_len.numpy()
     num_pairs = int((queries * ((keys + 63) // 64 * 64)).sum())
     # Rows, a byte a user, and an int32 a query (csrc/attention.h). Columns that no row sees stay unwritten: the kernels
     # mask them.

@@ -10,16 +10,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_bias import add_time_bias, bias_ahead, far_range, is_near
+from kernels.attention.triton_bias import (
+    add_time_bias,
+    bias_ahead,
+    bounds_ahead,
+    foresee,
+    is_near,
+    position_tile,
+    range_ahead,
+)
 from kernels.attention.triton_bias_gradient import (
     add_buckets,
     add_diagonals,
     add_ends,
     add_levels,
     diagonals_of_blocks,
+    earlier_keys,
     note_levels,
 )
-from kernels.attention.triton_forward import VARYING, at_head, load_tile, other_order, seen_by, store_tile, visible
+from kernels.attention.triton_forward import (
+    VARYING,
+    at_head,
+    load_rows,
+    load_tile,
+    other_order,
+    seen_by,
+    store_tile,
+    visible,
+)
 from kernels.triton_shared import tanh, through_silu
 
 
@@ -36,8 +54,8 @@ def there_and_back(place, num_tiles, stride):
 
 @triton.jit(do_not_specialize=["num_tiles", *VARYING])
 def query_gradient_kernel(
-    q, k, v, grad, q_grad, tokens, positions, times, sums, sums_stride, num_tiles, num_tokens, num_positions,
-    num_thresholds, num_heads, inverse_norm,
+    q, k, v, grad, q_grad, k_rows, v_rows, tokens, positions, times, sums, sums_stride, num_tiles, num_tokens,
+    num_positions, num_thresholds, num_heads, inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SORTED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -52,6 +70,8 @@ def query_gradient_kernel(
     if times.bias is not None:
         levels = sums.levels + program * sums_stride
         notes = sums.notes + program * (BM * (257 + num_thresholds))
+        if SORTED:
+            earlier = earlier_keys(BN, q.pointer.dtype.element_ty)
     y = tl.arange(0, BM)[:, None]
     x = tl.arange(0, BN)[None, :]
     stride = tl.num_programs(0) // num_heads
@@ -64,21 +84,24 @@ def query_gradient_kernel(
         outer = load_tile(at_head(grad, head), m0, grad.stride, num_tokens, E, BM, WIDTH_E)
         acc = tl.zeros([BM, WIDTH_D], tl.float32)
         total = tl.zeros([BM], tl.float32)
-        far = tl.zeros([BM], tl.float32)
         before_start = tl.zeros([BM], tl.float32)
         beyond_end = tl.zeros([BM], tl.float32)
         last_least = m0 * 0
-        next_range = far_range(times, num_thresholds, m0, first, BN)
+        both, nearer, farther, bound = foresee(
+            times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
+        )
+        next_range = range_ahead(times, m0, first + BN, BN)
         for n0 in range(first, stop, BN):
             n0 = tl.multiple_of(n0, BN)
-            both = next_range
-            next_range = far_range(times, num_thresholds, m0, n0 + BN, BN)
-            key = load_tile(at_head(k, head), n0, k.stride, num_tokens, D, BN, WIDTH_D)
-            value = load_tile(at_head(v, head), n0, v.stride, num_tokens, E, BN, WIDTH_E)
-            half = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            half = 0.5 * half + bias_ahead(
-                positions, num_positions, times, num_thresholds, both, head, m0, n0, y, x, BN
+            position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+            range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
+            next_both, next_nearer, next_farther, next_bound = foresee(
+                times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
             )
+            key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)
+            value = load_rows(v_rows, v, head, n0, num_tokens, E, BN, WIDTH_E)
+            ahead = bias_ahead(position, times, both, nearer, farther, bound[:, None], m0, n0, x, SORTED)
+            half = 0.5 * tl.dot(query, tl.trans(key), input_precision=PRECISION) + ahead
             if times.bias is not None:
                 half = add_time_bias(half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN, SORTED)
             slope = through_silu(tl.dot(outer, tl.trans(value), input_precision=PRECISION), half, tanh(half, FAST))
@@ -95,19 +118,26 @@ def query_gradient_kernel(
                     add_diagonals(diagonals, slope, selector, m0, n0, BM, BN, PRECISION)
             if times.bias is not None:
                 if SORTED:
-                    note_levels(notes, times, slope, total, both, last_least, m0, n0, y, x, num_tokens, BM, BN)
+                    note_levels(
+                        notes, times, slope, total, both, bound, last_least, earlier, m0, n0, y, x, num_tokens, BM, BN,
+                        PRECISION,
+                    )  # fmt: skip
                     total += rows
-                    far += tl.where(n0 < m0 // 128 * 128 - 128, rows, 0.0)
                     last_least = tl.where(is_near(m0, n0), 0, both & 65535)
                 else:
-                    add_buckets(levels, times, num_thresholds, slope, m0, n0, y, x, num_tokens, BN)
+                    add_buckets(levels, times, slope, m0, n0, y, x, num_tokens, BN)
+            both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
+            next_range = range_after
         store_tile(at_head(q_grad, head), acc * (0.5 * inverse_norm), m0, q_grad.stride, num_tokens, D, BM, WIDTH_D)
         if positions.table is not None:
             add_ends(diagonals, before_start, beyond_end, BM)
         if times.bias is not None:
             if SORTED:
                 end = first + tl.cdiv(tl.maximum(stop - first, 0), BN) * BN
-                add_levels(levels, notes, times, num_thresholds, total, far, start, m0, first, end, num_tokens, BM, 16)
+                add_levels(
+                    levels, notes, times, num_thresholds, total, tl.reshape(start, [BM]), m0, end, num_tokens, BM,
+                    64,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -147,8 +177,8 @@ def visible_to(tokens, m0, n0, y, x, start, end, context, history):
 
 @triton.jit(do_not_specialize=VARYING)
 def key_gradient_kernel(
-    q, k, v, grad, k_grad, v_grad, tokens, positions, times, num_tokens, num_positions, num_thresholds, num_heads,
-    inverse_norm,
+    q, k, v, grad, k_grad, v_grad, q_rows, grad_rows, tokens, positions, times, num_tokens, num_positions,
+    num_thresholds, num_heads, inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SORTED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -168,14 +198,24 @@ def key_gradient_kernel(
     value = load_tile(at_head(v, head), n0, v.stride, num_tokens, E, BN, WIDTH_E)
     k_acc = tl.zeros([BN, WIDTH_D], tl.float32)
     v_acc = tl.zeros([BN, WIDTH_E], tl.float32)
-    next_range = far_range(times, num_thresholds, first, n0, BN)
+    both, nearer, farther, bound = foresee(
+        times, num_thresholds, range_ahead(times, first, n0, BN), head, first, n0, num_tokens, BM, SORTED, BM < 64
+    )
+    end_tile = tl.maximum(last - 1, first) // BM * BM
+    next_range = range_ahead(times, tl.minimum(first + BM, end_tile), n0, BN)
     for m0 in range(first, last, BM):
         m0 = tl.multiple_of(m0, BM)
-        both = next_range
-        next_range = far_range(times, num_thresholds, tl.minimum(m0 + BM, last - 1), n0, BN)
-        query = load_tile(at_head(q, head), m0, q.stride, num_tokens, D, BM, WIDTH_D)
-        outer = load_tile(at_head(grad, head), m0, grad.stride, num_tokens, E, BM, WIDTH_E)
-        ahead = bias_ahead(positions, num_positions, times, num_thresholds, both, head, m0, n0, y, x, BN)
+        next_m0 = tl.multiple_of(tl.minimum(m0 + BM, end_tile), BM)
+        position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+        range_after = range_ahead(times, tl.minimum(m0 + 2 * BM, end_tile), n0, BN)
+        next_both, next_nearer, next_farther, next_bound = foresee(
+            times, num_thresholds, next_range, head, next_m0, n0, num_tokens, BM, SORTED, BM < 64
+        )
+        if BM >= 64:
+            bound = bounds_ahead(times, num_thresholds, both, m0, num_tokens, BM, SORTED)
+        query = load_rows(q_rows, q, head, m0, num_tokens, D, BM, WIDTH_D)
+        outer = load_rows(grad_rows, grad, head, m0, num_tokens, E, BM, WIDTH_E)
+        ahead = bias_ahead(position, times, both, nearer, farther, bound[None, :], m0, n0, x, SORTED)
         half = 0.5 * tl.dot(key, tl.trans(query), input_precision=PRECISION) + ahead
         if times.bias is not None:
             half = add_time_bias(half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN, SORTED)
@@ -188,5 +228,7 @@ def key_gradient_kernel(
             slope = tl.where(seen, slope, 0.0)
         v_acc = tl.dot(weight.to(outer.dtype), outer, acc=v_acc, input_precision=PRECISION)
         k_acc = tl.dot(slope.to(query.dtype), query, acc=k_acc, input_precision=PRECISION)
+        both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
+        next_range = range_after
     store_tile(at_head(k_grad, head), k_acc * (0.5 * inverse_norm), n0, k_grad.stride, num_tokens, D, BN, WIDTH_D)
     store_tile(at_head(v_grad, head), v_acc * inverse_norm, n0, v_grad.stride, num_tokens, E, BN, WIDTH_E)

@@ -1,4 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: SIM102 (a kernel's compile-time conditions stand one in another)
 """rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), added to their product.
 
 rab^p is Toeplitz: entry (i, j) depends on i - j. Tables are looked up straight into the layout of the product's result:
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton_shared import look_up
+from kernels.triton_shared import look_up, saturating_sum
 
 MARGIN = 256
 """Entries beyond both ends of a position table: a tile may hang over by its height and width."""
@@ -41,29 +42,35 @@ def make_position_table(pos_bias_GP: Tensor) -> Tensor:
 
 @triton.jit
 def position_tile(positions, num_positions, head, m0, n0, y, x, BN: tl.constexpr):
-    """Halves of rab^p for queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile.
+    """Halves of rab^p for queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile; 0 without.
 
     A tile beyond an end of the table is moved back to where the margin holds that end's value: no branch.
     """
-    first = tl.minimum(tl.maximum(m0 - n0 + 257 - BN, 0), num_positions + 256)
-    # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
-    # thread's entries then have one address and constants beside it, and those on one diagonal one load.
-    offset = y.to(tl.int64) + (BN - 1 - x).to(tl.int64)
-    row = positions.grouped * head * (num_positions + 512)
-    return look_up(positions.table + row + first + offset)
+    value = 0.0
+    if positions.table is not None:
+        first = tl.minimum(tl.maximum(m0 - n0 + 257 - BN, 0), num_positions + 256)
+        # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
+        # thread's entries then have one address and constants beside it, and those on one diagonal one load.
+        offset = y.to(tl.int64) + (BN - 1 - x).to(tl.int64)
+        row = positions.grouped * head * (num_positions + 512)
+        value = look_up(positions.table + row + first + offset)
+    return value
 
 
 @triton.jit
-def bucket_range(times, num_thresholds, m0, n0, BN: tl.constexpr):
+def range_at(row, place):
+    """An entry of `kernels.attention.triton_times`' ranges; ``place`` may be beyond both ends."""
+    return look_up(row + tl.minimum(tl.maximum(place, 0), 511))
+
+
+@triton.jit
+def bucket_range(times, m0, n0, BN: tl.constexpr):
     """Least bucket + largest · 2^16 that can occur between the block of queries around m0 and keys n0…."""
-    distance = 2 * (m0 // 128) + 1 - n0 // 64
+    place = 2 * (m0 // 128) + 2 - n0 // 64
     row = times.ranges + (m0 // 128).to(tl.int64) * 512
-    any_bucket = num_thresholds << 16
-    known = (distance >= 0) & (distance < 512)
-    both = tl.where(known, tl.load(row + distance, mask=known, other=0), any_bucket)
+    both = range_at(row, place)
     if BN == 128:
-        known = (distance >= 1) & (distance < 513)
-        later = tl.where(known, tl.load(row + distance - 1, mask=known, other=0), any_bucket)
+        later = range_at(row, place - 1)
         both = tl.minimum(both & 65535, later & 65535) | tl.maximum(both & -65536, later & -65536)
     return both
 
@@ -75,11 +82,11 @@ def is_near(m0, n0):
 
 
 @triton.jit
-def far_range(times, num_thresholds, m0, n0, BN: tl.constexpr):
-    """`bucket_range`, and 0 for a near tile; to be asked for a tile ahead of its use."""
+def range_ahead(times, m0, n0, BN: tl.constexpr):
+    """`bucket_range`, to be asked for two tiles ahead of its use."""
     both = m0 * 0
     if times.bias is not None:
-        both = tl.where(is_near(m0, n0), 0, bucket_range(times, num_thresholds, m0, n0, BN))
+        both = bucket_range(times, m0, n0, BN)
     return both
 
 
@@ -115,17 +122,57 @@ def time_row(times, num_thresholds, head):
 
 
 @triton.jit
-def bias_ahead(positions, num_positions, times, num_thresholds, both, head, m0, n0, y, x, BN: tl.constexpr):
-    """What of half the bias is known before the product: rab^p, and rab^t of the tile's least bucket if it is far.
-
-    One sum a diagonal: the product then takes both in one multiply-add.
-    """
-    ahead = 0.0
+def bounds_ahead(times, num_thresholds, both, m0, num_tokens, BM: tl.constexpr, SORTED: tl.constexpr):
+    """Bounds (BM,) of a tile's first threshold, if it has one and they are any."""
+    row = tl.arange(0, BM)
+    bound = row * 0
     if times.bias is not None:
-        least = 0.5 * tl.load(time_row(times, num_thresholds, head) + (both & 65535))
-        ahead = tl.where(is_near(m0, n0), 0.0, least)
-    if positions.table is not None:
-        ahead += position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+        if SORTED:
+            k = tl.minimum(both & 65535, tl.maximum(num_thresholds - 1, 0))
+            bound = look_up(bounds_of(times, k, m0, num_tokens) + row)
+    return bound
+
+
+@triton.jit
+def foresee(
+    times, num_thresholds, both, head, m0, n0, num_tokens, BM: tl.constexpr, SORTED: tl.constexpr,
+    BOUNDS: tl.constexpr = True,
+):  # fmt: skip
+    """A tile's range (0 if it is near), rab^t of its least bucket and of the next, and the bounds (BM,) between them.
+
+    To be asked for a tile ahead, and nothing computed from it before that tile: each of these loads would be waited
+    for. Where times are not in order, there are no bounds.
+    """
+    first = 0.0
+    second = 0.0
+    bound = tl.arange(0, BM) * 0
+    if times.bias is not None:
+        both = tl.where(is_near(m0, n0), 0, both)
+        least = both & 65535
+        bias = time_row(times, num_thresholds, head)
+        first = look_up(bias + least)
+        if SORTED:
+            second = look_up(bias + tl.minimum(least + 1, num_thresholds))
+        if BOUNDS:
+            bound = bounds_ahead(times, num_thresholds, both, m0, num_tokens, BM, SORTED)
+    return both, first, second, bound
+
+
+@triton.jit
+def left_of(bound, x):
+    """1 where x < bound, else 0, float32: two operations without a predicate, of which there are few."""
+    return saturating_sum(bound.to(tl.float32), -x.to(tl.float32))
+
+
+@triton.jit
+def bias_ahead(position, times, both, first, second, bound, m0, n0, x, SORTED: tl.constexpr):
+    """What of half the bias is known before the product: rab^p (``position``), and rab^t as far as `foresee` told."""
+    ahead = position
+    if times.bias is not None:
+        ahead += tl.where(is_near(m0, n0), 0.0, 0.5 * first)
+        if SORTED:
+            step = tl.where((both & 65535) < (both >> 16), 0.5 * (second - first), 0.0)
+            ahead += step * left_of(bound - n0, x)
     return ahead
 
 
@@ -133,15 +180,16 @@ def bias_ahead(positions, num_positions, times, num_thresholds, both, head, m0, 
 def add_time_bias(
     half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN: tl.constexpr, SORTED: tl.constexpr
 ):
-    """Halves of the scores with what `bias_ahead` leaves: a near tile's buckets, a far tile's thresholds.
+    """Halves of the scores with what `bias_ahead` leaves: a near tile's buckets, a far tile's further thresholds.
 
     Scores go through the branch and the loop rather than a tile of bias: they bring the layout of the product along.
     """
     bias = time_row(times, num_thresholds, head)
     if is_near(m0, n0):
         half += 0.5 * look_up(bias + near_buckets(times, m0, n0, y, x, BN).to(tl.uint32))
-    if (both & 65535) < (both >> 16):  # a loop that stands in a loop by itself keeps Triton from pipelining the outer
-        for k in range(both & 65535, both >> 16):
+    next_one = (both & 65535) + SORTED
+    if next_one < (both >> 16):  # a loop that stands in a loop by itself keeps Triton from pipelining the outer
+        for k in range(next_one, both >> 16):
             step = 0.5 * (tl.load(bias + k + 1) - tl.load(bias + k))
             far = beyond(times, k, m0, n0, y, x, num_tokens, SORTED)
             half = tl.where(far, half + step, half)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_bias import beyond, bounds_of, bucket_range, is_near, near_buckets
-from kernels.triton_shared import look_up, put_down
+from kernels.attention.triton_bias import beyond, bounds_of, bucket_range, is_near, left_of, near_buckets
+from kernels.triton_shared import add_to, look_up, put_down
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def add_diagonals(
     blocks = slope.to(selector.dtype).reshape(BM // 8, 8, BN // 8, 8).permute(0, 2, 1, 3).reshape(BLOCKS, 64)
     part = tl.dot(blocks, selector, input_precision=PRECISION)
     place = sums_ptr + ((m0 - n0 + BM) // STEP) * (BLOCKS * 16)
-    tl.atomic_add(place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part, sem="relaxed")
+    add_to(place + tl.arange(0, BLOCKS)[:, None] * 16 + tl.arange(0, 16)[None, :], part)
 
 
 @triton.jit
@@ -52,74 +52,79 @@ def add_ends(sums_ptr, before_start, beyond_end, BM: tl.constexpr):
 
 
 @triton.jit
-def note_levels(
-    notes_ptr, times, slope, total, both, last_least, m0, n0, y, x, num_tokens, BM: tl.constexpr, BN: tl.constexpr
-):  # fmt: skip
-    """What a tile tells of its queries' levels; ``total`` (BM,) are their sums over the tiles before.
-
-    A far tile has the bounds of a threshold or two, and of those between it and the tile before (``last_least``: that
-    one's least bucket): their levels are noted. Near ones have too many: their slopes are, for `add_levels`.
-    """
-    near = is_near(m0, n0)
-    if near:
-        tl.store(notes_ptr + y * 256 + (n0 - m0 // 128 * 128 + 128) + x, slope)
-    least = both & 65535
-    stop = tl.where(near, 0, tl.maximum(both >> 16, last_least))
-    if least < stop:
-        row = tl.arange(0, BM)
-        for k in range(least, stop):
-            bound = look_up(bounds_of(times, k, m0, num_tokens) + row) - n0
-            level = total + tl.sum(tl.where(x < bound[:, None], slope, 0.0), 1)
-            put_down(notes_ptr + (256 + k) * BM + row, level, (bound >= 0) & (bound <= BN))
+def note_level(notes_ptr, k, slope, total, bound, n0, x, BM: tl.constexpr, BN: tl.constexpr):
+    """Threshold k's level, for the queries whose bound (BM,) lies in a tile."""
+    bound = bound - n0
+    level = total + tl.sum(slope * left_of(bound[:, None], x), 1)
+    put_down(notes_ptr + (256 + k) * BM + tl.arange(0, BM), level, (bound >= 0) & (bound <= BN))
 
 
 @triton.jit
-def sum_up(notes_ptr, first, end, BM: tl.constexpr, ROWS: tl.constexpr):
-    """Noted slopes of the near keys, of which first to end are written, become each key's sum over those before it."""
-    key = tl.arange(0, 256)[None, :]
-    for row in range(0, BM, ROWS):
-        place = notes_ptr + (row + tl.arange(0, ROWS)[:, None]) * 256 + key
-        slope = tl.load(place, mask=(key >= first) & (key < end), other=0.0)
-        tl.store(place, tl.cumsum(slope, 1) - slope)
+def earlier_keys(N: tl.constexpr, DTYPE: tl.constexpr):
+    """(N, N): which keys come before which, for sums over a tile's keys before each of them."""
+    return (tl.arange(0, N)[:, None] < tl.arange(0, N)[None, :]).to(tl.float32).to(DTYPE)
+
+
+@triton.jit
+def note_levels(
+    notes_ptr, times, slope, total, both, bound, last_least, earlier, m0, n0, y, x, num_tokens,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What a tile tells of its queries' levels; ``total`` (BM,) are their sums over the tiles before.
+
+    A far tile has the bounds of a threshold or two (``bound``: of the first), and of those between it and the tile
+    before (``last_least``: that one's least bucket): their levels are noted. A near one has too many: the levels of all
+    places are noted, for `add_levels` to choose from. The matrix units sum them, as they do `add_diagonals`' sums.
+    """
+    near = is_near(m0, n0)
+    if near:
+        place = notes_ptr + (y * 256 + (n0 - m0 // 128 * 128 + 128) + x)
+        before = tl.dot(slope.to(earlier.dtype), earlier, input_precision=PRECISION)
+        tl.store(place, before + total[:, None])
+    least = both & 65535
+    stop = tl.where(near, 0, tl.maximum(both >> 16, last_least))
+    if least < stop:
+        note_level(notes_ptr, least, slope, total, bound, n0, x, BM, BN)
+        if least + 1 < stop:
+            for k in range(least + 1, stop):
+                later = look_up(bounds_of(times, k, m0, num_tokens) + tl.arange(0, BM))
+                note_level(notes_ptr, k, slope, total, later, n0, x, BM, BN)
 
 
 @triton.jit
 def add_levels(
-    sums_ptr, notes_ptr, times, num_thresholds, total, far, start, m0, first, end, num_tokens,
-    BM: tl.constexpr, LEVELS: tl.constexpr,
+    sums_ptr, notes_ptr, times, num_thresholds, total, start, m0, end, num_tokens, BM: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile of queries' levels to those of its program, once it has seen all its keys, first to end.
+    """Add a tile of queries' levels to those of its program, once it has seen all its keys before ``end``.
 
-    ``total``, ``far`` (BM,): the queries' sums over all keys and over those before the near ones; ``start`` (BM, 1):
-    below it nothing is seen.
+    ``total`` (BM,): the queries' sums over all keys, which is the first level; ``start`` (BM,): below it nothing is
+    seen. Many levels at once: what this waits for are loads.
     """
-    row = tl.arange(0, BM)[:, None]
-    inside = row < num_tokens - m0
+    row = tl.arange(0, BM)[None, :]
     begin = m0 // 128 * 128 - 128
-    tl.atomic_add(sums_ptr, tl.sum(total), sem="relaxed")
     tl.debug_barrier()  # the notes are other threads'
-    sum_up(notes_ptr, first - begin, end - begin, BM, 16)
-    tl.debug_barrier()
-    for k0 in range(0, num_thresholds, LEVELS):
-        k = k0 + tl.arange(0, LEVELS)[None, :]
-        wanted = inside & (k < num_thresholds)
-        bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=0)
+    for first in range(0, num_thresholds + 1, LEVELS):
+        level = first + tl.arange(0, LEVELS)[:, None]
+        k = level - 1
+        wanted = (row < num_tokens - m0) & (k < num_thresholds) & (k >= 0)
+        bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=2147483647)
         near = (bound >= begin) & (bound < begin + 256)
         place = notes_ptr + tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
-        level = tl.load(place, mask=wanted & (bound > start) & (bound < end), other=0.0)
-        level += tl.where(wanted & near, far[:, None], 0.0)
-        level = tl.where(wanted & (bound >= end), total[:, None], level)
-        k = k0 + tl.arange(0, LEVELS)
-        tl.atomic_add(sums_ptr + k + 1, tl.sum(level, 0), mask=k < num_thresholds, sem="relaxed")
+        seen = (bound > start[None, :]) & (bound < end)
+        value = tl.load(place, mask=wanted & seen, other=0.0)
+        value = tl.where((bound >= end) & (k < num_thresholds), total[None, :], value)
+        level = first + tl.arange(0, LEVELS)
+        tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
     tl.debug_barrier()  # before the next tile's
 
 
 @triton.jit
 def add_buckets(
-    sums_ptr, times, num_thresholds, slope, m0, n0, y, x, num_tokens, BN: tl.constexpr
+    sums_ptr, times, slope, m0, n0, y, x, num_tokens, BN: tl.constexpr
 ):  # fmt: skip
     """Where times go back there are no bounds: add a tile's sums by bucket, slowly."""
-    both = bucket_range(times, num_thresholds, m0, n0, BN)
+    both = bucket_range(times, m0, n0, BN)
     if is_near(m0, n0):
         bucket = near_buckets(times, m0, n0, y, x, BN)
         for k in range(both & 65535, (both >> 16) + 1):

@@ -7,7 +7,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton_bias import add_time_bias, bias_ahead, far_range
+from kernels.attention.triton_bias import (
+    add_time_bias,
+    bias_ahead,
+    foresee,
+    position_tile,
+    range_ahead,
+)
 from kernels.triton_shared import silu_of_half
 
 VARYING = ("num_tokens", "num_positions", "num_thresholds", "num_heads")
@@ -73,6 +79,16 @@ def load_tile(pointer, first, stride, num_rows, width, ROWS: tl.constexpr, WIDTH
 
 
 @triton.jit
+def load_rows(rows, operand, head, first, num_rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """`load_tile` of a head, by the copy engine where ``rows`` describes the tensor to it: no addresses, no masks."""
+    if rows is not None:
+        tile = rows.load([first, head * operand.head_stride])
+    else:
+        tile = load_tile(at_head(operand, head), first, operand.stride, num_rows, width, ROWS, WIDTH)
+    return tile
+
+
+@triton.jit
 def store_tile(pointer, tile, first, stride, num_rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The counterpart of `load_tile`."""
     place = tile_pointers(pointer, first, stride, ROWS, WIDTH)
@@ -90,7 +106,8 @@ def other_order(times, SORTED: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def attention_forward_kernel(
-    q, k, v, out, tokens, positions, times, num_tokens, num_positions, num_thresholds, num_heads, inverse_norm,
+    q, k, v, out, k_rows, v_rows, tokens, positions, times, num_tokens, num_positions, num_thresholds, num_heads,
+    inverse_norm,
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SORTED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -112,19 +129,27 @@ def attention_forward_kernel(
     start, context, history, first, stop, unmasked_from, unmasked_to = seen_by(tokens, num_tokens, m0, BM, BN)
     query = load_tile(at_head(q, head), m0, q.stride, num_tokens, D, BM, WIDTH_D)
     acc = tl.zeros([BM, WIDTH_E], tl.float32)
-    next_range = far_range(times, num_thresholds, m0, first, BN)
+    both, nearer, farther, bound = foresee(
+        times, num_thresholds, range_ahead(times, m0, first, BN), head, m0, first, num_tokens, BM, SORTED
+    )
+    next_range = range_ahead(times, m0, first + BN, BN)
     for n0 in range(first, stop, BN):
         n0 = tl.multiple_of(n0, BN)
-        both = next_range
-        next_range = far_range(times, num_thresholds, m0, n0 + BN, BN)
-        key = load_tile(at_head(k, head), n0, k.stride, num_tokens, D, BN, WIDTH_D)
-        ahead = bias_ahead(positions, num_positions, times, num_thresholds, both, head, m0, n0, y, x, BN)
+        position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+        range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
+        next_both, next_nearer, next_farther, next_bound = foresee(
+            times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
+        )
+        key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)
+        ahead = bias_ahead(position, times, both, nearer, farther, bound[:, None], m0, n0, x, SORTED)
         half = 0.5 * tl.dot(query, tl.trans(key), input_precision=PRECISION) + ahead
         if times.bias is not None:
             half = add_time_bias(half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN, SORTED)
         weight = silu_of_half(half, FAST)
         if (n0 < unmasked_from) | (n0 + BN > unmasked_to):
             weight = tl.where(visible(tokens, m0, n0, y, x, start, context, history), weight, 0.0)
-        value = load_tile(at_head(v, head), n0, v.stride, num_tokens, E, BN, WIDTH_E)
+        value = load_rows(v_rows, v, head, n0, num_tokens, E, BN, WIDTH_E)
         acc = tl.dot(weight.to(value.dtype), value, acc=acc, input_precision=PRECISION)
+        both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
+        next_range = range_after
     store_tile(at_head(out, head), acc * inverse_norm, m0, out.stride, num_tokens, E, BM, WIDTH_E)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.triton_arguments import BiasSums, Positions, Times, Tokens, operand
@@ -35,6 +36,8 @@ class Batch:
     has_targets: bool
     orders: tuple[bool, ...]
     """Which versions start: for times in order, for times that go back; both where the host does not know."""
+    mean_length: int
+    """Tokens of a user, on average."""
 
 
 def prepare(
@@ -65,7 +68,8 @@ def prepare(
         if known is None and cache is not None:
             known = int(times.unsorted_1) == 0
         orders = (True, False) if known is None else (known,)
-    batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None, orders)
+    mean_length = num_tokens // max(1, len(offsets_B1) - 1)
+    batch = Batch(plan, times, num_context_B is not None, num_targets_B is not None, orders, mean_length)
     if cache is not None:
         cache.key, cache.value, cache.inputs = key, batch, (*inputs, time_buckets)
     return batch
@@ -109,8 +113,9 @@ def _num_thresholds(time_bias_GK: Tensor | None) -> int:
     return 0 if time_bias_GK is None else time_bias_GK.shape[1] - 1
 
 
-def _shape(q: Tensor, v: Tensor, time_bias_GK: Tensor | None) -> Shape:
-    return Shape(q.dtype, max(q.shape[2], v.shape[2]), time_bias_GK is not None, architecture(q))
+def _shape(q: Tensor, v: Tensor, time_bias_GK: Tensor | None, batch: Batch) -> Shape:
+    width = max(q.shape[2], v.shape[2])
+    return Shape(q.dtype, width, time_bias_GK is not None, architecture(q), batch.mean_length)
 
 
 def _options(q: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
@@ -120,6 +125,35 @@ def _options(q: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
         "num_warps": tile.num_warps, "num_stages": tile.num_stages,
         **({} if tile.max_registers is None or INTERPRETED else {"maxnreg": tile.max_registers}),
     }  # fmt: skip
+
+
+MANY_TOKENS = 8192
+"""From so many on, a launch's time on the host does not count, and the copy engine's descriptors are worth it."""
+LEAST_WIDTH = 64
+"""Of a head for the copy engine: 128 bytes a row."""
+
+
+def _rows(first: Tensor, second: Tensor, num_rows: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """Both tensors' tiles of so many rows for Hopper's copy engine, or two Nones where it cannot read them."""
+    pair = first, second
+    if len(first) < MANY_TOKENS or architecture(first) < 90 or not all(map(_is_described, pair)):
+        return None, None
+    described = [
+        TensorDescriptor(
+            x, [x.shape[0], (x.shape[1] - 1) * x.stride(1) + x.shape[2]], [x.stride(0), 1], [num_rows, x.shape[2]]
+        )
+        for x in pair
+    ]
+    return described[0], described[1]
+
+
+def _is_described(x: Tensor) -> bool:
+    """bfloat16 of a power of two's width, everything at multiples of 16 bytes. (The interpreter knows no bfloat16.)"""
+    return (
+        (x.dtype == torch.bfloat16 or INTERPRETED)
+        and x.shape[2] >= LEAST_WIDTH and x.shape[2] == next_power(x.shape[2]) and x.stride(2) == 1
+        and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.data_ptr() % 16 == 0
+    )  # fmt: skip
 
 
 def forward(
@@ -132,14 +166,15 @@ def forward(
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    tile = tile or forward_tile(_shape(q, v, time_bias_GK))
+    tile = tile or forward_tile(_shape(q, v, time_bias_GK, batch))
     tokens = _tokens(batch, batch.plan.query_order)
     positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
     grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         attention_forward_kernel[grid](
-            operand(q), operand(k), operand(v), operand(out), tokens, positions, times, num_tokens, num_positions,
-            _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
+            operand(q), operand(k), operand(v), operand(out), *_rows(k, v, tile.keys), tokens, positions, times,
+            num_tokens, num_positions, _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order,
+            **_options(q, v, tile),
         )  # fmt: skip
     return out
 
@@ -150,7 +185,7 @@ def backward_queries(
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Writes dQ (T, H, D); returns the gradients of the biases."""
     num_tokens, num_heads = q.shape[:2]
-    tile = tile or query_gradient_tile(_shape(q, v, time_bias_GK))
+    tile = tile or query_gradient_tile(_shape(q, v, time_bias_GK, batch))
     num_tiles = triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries)
     num_programs = num_heads * max(1, min(num_tiles, num_processors(q) * 8 // (tile.num_warps * num_heads)))
     tokens = _tokens(batch, batch.plan.query_order)
@@ -159,9 +194,9 @@ def backward_queries(
     sums, sums_stride = _bias_sums(q, num_programs, pos_bias_GP, time_bias_GK, tile)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         query_gradient_kernel[(num_programs,)](
-            operand(q), operand(k), operand(v), operand(grad), operand(q_grad), tokens, positions, times, sums,
-            sums_stride, num_tiles, num_tokens, num_positions, _num_thresholds(time_bias_GK), num_heads,
-            1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
+            operand(q), operand(k), operand(v), operand(grad), operand(q_grad), *_rows(k, v, tile.keys), tokens,
+            positions, times, sums, sums_stride, num_tiles, num_tokens, num_positions, _num_thresholds(time_bias_GK),
+            num_heads, 1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
         )  # fmt: skip
     pos_grad = time_grad = None
     if pos_bias_GP is not None:
@@ -244,15 +279,15 @@ def backward_keys(
 ) -> None:  # fmt: skip
     """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
-    tile = tile or key_gradient_tile(_shape(q, v, time_bias_GK))
+    tile = tile or key_gradient_tile(_shape(q, v, time_bias_GK, batch))
     tokens = _tokens(batch, batch.plan.key_order)
     positions, times = _positions(position_table), _times(time_bias_GK, batch.times)
     grid = (triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.keys) * num_heads,)
     for in_order in batch.orders if time_bias_GK is not None else (True,):
         key_gradient_kernel[grid](
-            operand(q), operand(k), operand(v), operand(grad), operand(k_grad), operand(v_grad), tokens, positions,
-            times, num_tokens, num_positions, _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order,
-            **_options(q, v, tile),
+            operand(q), operand(k), operand(v), operand(grad), operand(k_grad), operand(v_grad),
+            *_rows(q, grad, tile.queries), tokens, positions, times, num_tokens, num_positions,
+            _num_thresholds(time_bias_GK), num_heads, 1.0 / norm_len, SORTED=in_order, **_options(q, v, tile),
         )  # fmt: skip
 
 

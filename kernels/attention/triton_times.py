@@ -5,7 +5,8 @@ Three tables, all exact for any int64 times:
 
 * near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128, last first;
 * range: for a block of queries and a block of 64 keys, the least and largest bucket that can occur; old history has one
-  bucket or two, so a far tile is a constant and at most a few comparisons;
+  bucket or two, so a far tile is a constant and at most a few comparisons. The first entry of a row stands for all
+  blocks behind the queries' own, the last for all that are farther than the row: any bucket;
 * bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's
   keys do not decrease, so "at least this far" is "left of this key": a column's index is compared, whatever the times.
 
@@ -26,7 +27,7 @@ from kernels.triton_shared import count_at_most, empty_rows
 
 KEY_BLOCK = 64
 NUM_RANGES = 512
-"""Key blocks behind a query block that have a range; farther ones look at every threshold."""
+"""Entries of a query block; key blocks that are farther back look at every threshold."""
 NEAR = 2 * BLOCK
 
 
@@ -93,21 +94,23 @@ def ranges_kernel(
     num_steps,
     NUM_RANGES: tl.constexpr,
 ):
-    """(row block, distance): least bucket + largest bucket · 2^16 of a block of 128 queries and one of 64 keys."""
+    """(row block, distance + 1): least bucket + largest bucket · 2^16 of a block of 128 queries and one of 64 keys."""
     block = tl.program_id(0)
     second = tl.minimum(2 * block + 1, num_half_blocks - 1)
     least_query = tl.minimum(tl.load(query_ends_ptr + 2 * block), tl.load(query_ends_ptr + second))
     most_query = tl.maximum(
         tl.load(query_ends_ptr + num_half_blocks + 2 * block), tl.load(query_ends_ptr + num_half_blocks + second)
     )
-    distance = tl.arange(0, NUM_RANGES)
-    column = 2 * block + 1 - distance
+    place = tl.arange(0, NUM_RANGES)
+    column = 2 * block + 2 - place
     exists = (column >= 0) & (column < num_half_blocks)
     least_key = tl.load(key_ends_ptr + column, mask=exists, other=0)
     most_key = tl.load(key_ends_ptr + num_half_blocks + column, mask=exists, other=0)
     low = count_at_most(thresholds_ptr, num_thresholds, saturating_difference(least_query, most_key), num_steps)
     high = count_at_most(thresholds_ptr, num_thresholds, saturating_difference(most_query, least_key), num_steps)
-    tl.store(ranges_ptr + block.to(tl.int64) * NUM_RANGES + distance, low | (high << 16))
+    known = (place > 0) & (place < NUM_RANGES - 1)
+    both = tl.where(known, low | (high << 16), num_thresholds << 16)
+    tl.store(ranges_ptr + block.to(tl.int64) * NUM_RANGES + place, both)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_thresholds", "num_steps"])

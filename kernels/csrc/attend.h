@@ -224,8 +224,9 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
         }
     grads.close(s.pairs, item);
     unpack_grad<T>(a, a.dq, through ? &through->q : nullptr, item, 0, item.queries, a.qk_dim, s.dq, qk_pad);
-    unpack_grad<T>(a, a.dk, through ? &through->k : nullptr, item, 0, item.queries, a.qk_dim, s.dk + item.cached * qk_pad, qk_pad);
-    unpack_grad<T>(a, a.dv, through ? &through->v : nullptr, item, 0, item.queries, a.v_dim, s.dv + item.cached * v_pad, v_pad);
+    const int64_t first = a.cache_grad ? 0 : item.cached;
+    unpack_grad<T>(a, a.dk, through ? &through->k : nullptr, item, first - item.cached, item.keys - first, a.qk_dim, s.dk + first * qk_pad, qk_pad);
+    unpack_grad<T>(a, a.dv, through ? &through->v : nullptr, item, first - item.cached, item.keys - first, a.v_dim, s.dv + first * v_pad, v_pad);
 }
 
 Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {

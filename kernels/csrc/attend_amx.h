@@ -138,13 +138,13 @@ void forward_item(const HeadraceAttention& a, const Item& item, const BiasTables
     }
 }
 
-// The transposed sums of a strip of keys (dimension, COLS) → rows of a gradient; cached keys have none.
+// The transposed sums of a strip of keys (dimension, COLS) → rows of a gradient; cached keys may have none.
 template <typename T>
 void finish_strip(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor* slopes, const Item& item, int64_t j0, int64_t width,
                   int64_t pad, const Scratch& s) {
     for (int64_t j = 0; j < COLS; j += W)
         for (int64_t d = 0; d < pad; d += W) transpose_block(s.across + d * COLS + j, COLS, s.turned + j * pad + d, pad);
-    const int64_t first = max64(j0, item.cached);
+    const int64_t first = a.cache_grad ? j0 : max64(j0, item.cached);
     unpack_grad<T>(a, tensor, slopes, item, first - item.cached, min64(j0 + COLS, item.keys) - first, width, s.turned + (first - j0) * pad, pad);
 }
 
@@ -190,7 +190,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
             if (j0 == 0) multiply_rows<TERMS, false>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed, dq, qk_pad);
             else multiply_rows<TERMS, true>(ROWS / 16, qk_pad / 16, steps, s.slope_rows, s.k_summed.at(0, j0 / DEPTH), dq, qk_pad);
         }
-        if (j0 + COLS <= item.cached) continue;
+        if (!a.cache_grad && j0 + COLS <= item.cached) continue;
         const int64_t count = row_steps - from;
         multiply_rows<TERMS, false>(v_pad / 16, COLS / 16, count, s.grad_across.at(0, from), s.weight_pairs.at(0, from), s.across, COLS);
         finish_strip<T>(a, a.dv, through ? &through->v : nullptr, item, j0, a.v_dim, v_pad, s);

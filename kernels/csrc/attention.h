@@ -24,6 +24,7 @@ struct HeadraceAttention {
     const void* buckets;
     int64_t bucket_bytes;
     HeadraceTensor grad, dq, dk, dv;  // backward
+    int64_t cache_grad;               // 1: the cached keys' gradients are wanted too, in the rows of dk and dv before the new ones'
     float *dpos, *dtime;              // of the shapes of the biases, written
 };
 

@@ -6,6 +6,7 @@
 
 HEADRACE_BEGIN
 
+constexpr int64_t DEPTHS = 32;  // columns that a product may begin and end at: a step of AMX, whole vectors elsewhere
 constexpr int64_t BLOCK = 96;  // tokens that go through the layer's products together
 #if defined(HEADRACE_LEVEL_AMX)
 constexpr int64_t PAD = 32;  // of widths: two tiles
@@ -50,8 +51,13 @@ inline Operand operand(Arena& arena, const float* from, int64_t ld, int64_t k, i
     if (arena.base) pack<TERMS>(matrix(from, ld, k, n), k_pad, n_pad, RightRows<APART>{to});
     return to;
 }
+// The operand of a weight's columns, or rows, from `from` on: a multiple of DEPTHS.
+inline Operand across(const Operand& x, int64_t from) { return x.at(from / 16, 0); }
+inline Operand along(const Operand& x, int64_t from) { return x.at(0, from / DEPTH); }
 #else
 struct Operand {};
+inline Operand across(const Operand&, int64_t) { return {}; }
+inline Operand along(const Operand&, int64_t) { return {}; }
 
 // C[rows, n] = or += A[rows, k] B[k, n], panel by panel so that B's stays in the first cache.
 template <int TERMS>

@@ -11,10 +11,10 @@
 namespace {
 
 constexpr int kLongTimes = 1, kDomains = 2, kValues = 4, kFeatures = 8, kSessions = 16, kIds = 64;
-constexpr int64_t kHeaderFields = 25, kNumCounts = 5;
+constexpr int64_t kHeaderFields = 25, kNumCounts = 4;
 
 enum Head { kStatus, kOffset, kValueAt, kValueLen, kFlags, kEpoch, kNumber, kSegment, kSegmentLen, kFirst, kNum, kRowsAt,
-            kUserAt, kUserLen, kEventMs, kUserFeaturesAt, kNumUserFeatures, kNumHeads };
+            kUserAt, kUserLen, kEventMs, kUserFeaturesAt, kNumUserFeatures, kPartition, kNumHeads };
 enum Status { kGood, kTombstone, kOther };
 
 // Slicing by eight; the polynomial of zlib.
@@ -147,7 +147,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
   if (10 + header_len > size) return false;
   Reader in{value + 10, value + 10 + header_len};
   if (in.array() != kHeaderFields) return false;
-  in.integer();  // partition
+  head[kPartition] = in.integer();
   head[kEpoch] = in.integer();
   head[kSegmentLen] = in.integer();
   const int64_t num_features = in.integer();
@@ -219,7 +219,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
 }  // namespace
 
 // The records of batches (format 2, not compressed any more) that lie one behind another; of each batch (base offset,
-// records). Writes heads (records, 17) and rows; returns how many rows there are, or -1 for bytes that are no batches.
+// records). Writes heads (records, 18) and rows; returns how many rows there are, or -1 for bytes that are no batches.
 HEADRACE_API int64_t headrace_decode_examples(const uint8_t* data, int64_t size, int64_t num_batches, const int64_t* batches,
                                               int64_t num_features, int64_t* heads, uint8_t* rows_at, int64_t capacity) {
   Reader in{data, data + size};

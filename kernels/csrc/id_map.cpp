@@ -34,22 +34,92 @@ struct alignas(64) Bucket {
 };
 static_assert(sizeof(Bucket) == 64, "a bucket is a cache line");
 
-struct FreeBuckets {
-    void operator()(Bucket* p) const { free(p); }
-};
-using Buckets = std::unique_ptr<Bucket[], FreeBuckets>;
+constexpr int64_t SMALL = 4096;      // buckets: a table of fewer grows at once
+constexpr int64_t MOVED_AN_ID = 2;   // buckets that move for each id that comes while a table grows
 
-// On huge pages where the system allows: with small ones each look-up would also miss the page tables.
-Buckets make_buckets(int64_t num) {
-    const size_t page = 2u << 20, size = static_cast<size_t>(num) * sizeof(Bucket);
-    void* p = aligned_alloc(size < page ? 64 : page, size < page ? size : (size + page - 1) / page * page);
-    if (!p) throw std::bad_alloc();
+// A table of buckets, all zero at first. A large one is memory straight from the system, which clears a page when it is first
+// touched, and on huge pages where that can be had: with small ones each look-up would also miss the page tables.
+class Buckets {
+public:
+    Buckets() = default;
+    explicit Buckets(int64_t num) : num_(num) {
 #if defined(__linux__)
-    if (size >= page) madvise(p, size, MADV_HUGEPAGE);
+        if (bytes() >= LARGE) {
+            void* p = mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (p == MAP_FAILED) throw std::bad_alloc();
+            madvise(p, bytes(), MADV_HUGEPAGE);
+            first_ = static_cast<Bucket*>(p);
+            return;
+        }
 #endif
-    memset(p, 0, size);
-    return Buckets(static_cast<Bucket*>(p));
-}
+        first_ = static_cast<Bucket*>(aligned_alloc(sizeof(Bucket), bytes()));
+        if (!first_) throw std::bad_alloc();
+        memset(static_cast<void*>(first_), 0, bytes());
+    }
+    Buckets(Buckets&& other) noexcept { swap(other); }
+    Buckets& operator=(Buckets&& other) noexcept {
+        Buckets taken(std::move(other));
+        swap(taken);
+        return *this;
+    }
+    ~Buckets() {
+#if defined(__linux__)
+        if (bytes() >= LARGE) {
+            munmap(first_, bytes());
+            return;
+        }
+#endif
+        free(first_);
+    }
+
+    int64_t num() const { return num_; }
+    Bucket& operator[](int64_t i) const { return first_[i]; }
+
+private:
+    static constexpr size_t LARGE = 2u << 20;
+    size_t bytes() const { return static_cast<size_t>(num_) * sizeof(Bucket); }
+    void swap(Buckets& other) noexcept {
+        std::swap(first_, other.first_);
+        std::swap(num_, other.num_);
+    }
+
+    Bucket* first_ = nullptr;
+    int64_t num_ = 0;
+};
+
+// What a vector is, for plain values: a large one grows without being copied, because realloc moves its pages.
+template <class T>
+class Column {
+public:
+    Column() = default;
+    Column(const Column&) = delete;
+    Column& operator=(const Column&) = delete;
+    ~Column() { free(data_); }
+
+    size_t size() const { return size_; }
+    size_t capacity() const { return capacity_; }
+    T& operator[](size_t i) { return data_[i]; }
+    const T& operator[](size_t i) const { return data_[i]; }
+    const T* begin() const { return data_; }
+    const T* end() const { return data_ + size_; }
+    void reserve(size_t capacity) {
+        if (capacity <= capacity_) return;
+        void* p = realloc(static_cast<void*>(data_), capacity * sizeof(T));
+        if (!p) throw std::bad_alloc();
+        data_ = static_cast<T*>(p);
+        capacity_ = capacity;
+    }
+    void push_back(T value) { data_[size_++] = value; }  // there must be room
+    void assign(size_t size, T value) {
+        reserve(size);
+        size_ = size;
+        std::fill(data_, data_ + size, value);
+    }
+
+private:
+    T* data_ = nullptr;
+    size_t size_ = 0, capacity_ = 0;
+};
 
 inline uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 32)) * 0x9E3779B97F4A7C15ull;
@@ -68,7 +138,7 @@ struct Pending {
 
 class IdMap {
 public:
-    IdMap(int64_t capacity_hint, int64_t admit_after) : admit_after_(admit_after) { rebuild(capacity_hint); }
+    IdMap(int64_t capacity_hint, int64_t admit_after) : admit_after_(admit_after), table_(buckets_for(capacity_hint)) {}
 
     int64_t num_live() const { return num_live_; }
     int64_t num_rows() const { return static_cast<int64_t>(id_of_row_.size()); }
@@ -120,7 +190,7 @@ public:
         std::make_heap(free_rows_.begin(), free_rows_.end(), std::greater<int32_t>());
         for (size_t i = 0; i < pending_.size(); ++i)
             if (pending_[i].count > 0 && pending_[i].last_seen_ms < before_ms) drop_pending(static_cast<int32_t>(i));
-        if (num_erased_ > num_buckets_) rebuild(num_used_);
+        if (num_erased_ > table_.num()) rebuild(num_used_);
         return count;
     }
 
@@ -146,7 +216,7 @@ public:
         }
     }
 
-    const std::vector<int64_t>& id_of_row() const { return id_of_row_; }
+    const Column<int64_t>& id_of_row() const { return id_of_row_; }
 
     // Into an empty map; false if an id comes twice.
     bool load_live(int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids, const int64_t* last_seen_ms) {
@@ -180,13 +250,21 @@ public:
     }
 
 private:
-    Bucket* home(int64_t id) const {
-        const unsigned __int128 wide = static_cast<unsigned __int128>(mix(static_cast<uint64_t>(id))) * num_buckets_;
-        return buckets_.get() + static_cast<int64_t>(wide >> 64);
+    static int64_t place_in(const Buckets& table, int64_t id) {
+        const unsigned __int128 wide =
+            static_cast<unsigned __int128>(mix(static_cast<uint64_t>(id))) * static_cast<uint64_t>(table.num());
+        return static_cast<int64_t>(wide >> 64);
     }
-    Bucket* after(Bucket* bucket) const {
-        ++bucket;
-        return bucket == buckets_.get() + num_buckets_ ? buckets_.get() : bucket;
+    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id is where its
+    // place in the old table says.
+    const Buckets& table_of(int64_t id) const {
+        if (!old_.num()) return table_;
+        const int64_t behind = place_in(old_, id) - start_;
+        return (behind < 0 ? behind + old_.num() : behind) < num_moved_ ? table_ : old_;
+    }
+    Bucket* home(int64_t id) const {
+        const Buckets& table = table_of(id);
+        return &table[place_in(table, id)];
     }
 
     static unsigned matches(const Bucket& bucket, int64_t id) {
@@ -196,11 +274,12 @@ private:
     }
 
     Slot slot_of(int64_t id) const {
-        Bucket* bucket = home(id);
-        for (int64_t steps = 0; steps < num_buckets_; ++steps) {
-            if (const unsigned mask = matches(*bucket, id)) return {bucket, __builtin_ctz(mask)};
-            if (!bucket->overflowed) break;
-            bucket = after(bucket);
+        const Buckets& table = table_of(id);
+        int64_t at = place_in(table, id);
+        for (int64_t steps = 0; steps < table.num(); ++steps) {
+            if (const unsigned mask = matches(table[at], id)) return {&table[at], __builtin_ctz(mask)};
+            if (!table[at].overflowed) break;
+            at = at + 1 == table.num() ? 0 : at + 1;
         }
         return {nullptr, 0};
     }
@@ -212,16 +291,21 @@ private:
 
     // The id must be absent, and there must be room.
     void place(int64_t id, int32_t where) {
-        Bucket* bucket = home(id);
-        while (bucket->used == (1 << SLOTS) - 1) {
-            bucket->overflowed = 1;
-            bucket = after(bucket);
-        }
-        const int index = __builtin_ctz(~static_cast<unsigned>(bucket->used));
-        bucket->id[index] = id;
-        bucket->place[index] = where;
-        bucket->used = static_cast<uint8_t>(bucket->used | 1u << index);
+        put(table_of(id), id, where);
         ++num_used_;
+    }
+
+    static void put(const Buckets& table, int64_t id, int32_t where) {
+        int64_t at = place_in(table, id);
+        while (table[at].used == (1 << SLOTS) - 1) {
+            table[at].overflowed = 1;
+            at = at + 1 == table.num() ? 0 : at + 1;
+        }
+        Bucket& bucket = table[at];
+        const int index = __builtin_ctz(~static_cast<unsigned>(bucket.used));
+        bucket.id[index] = id;
+        bucket.place[index] = where;
+        bucket.used = static_cast<uint8_t>(bucket.used | 1u << index);
     }
 
     void erase(int64_t id) {
@@ -233,25 +317,63 @@ private:
 
     // Room for `more` ids, in every array, so that `see` cannot fail half-way.
     void reserve(int64_t more) {
-        if (static_cast<double>(num_used_ + more) > FULLEST * SLOTS * static_cast<double>(num_buckets_))
-            rebuild(std::max(num_used_ + more, 2 * num_used_));
-        const auto grow = [more](auto& v) {
-            if (v.capacity() < v.size() + more) v.reserve(std::max(v.size() + more, 2 * v.size()));
+        move(MOVED_AN_ID * more);
+        if (static_cast<double>(num_used_ + more) > FULLEST * SLOTS * static_cast<double>(table_.num())) grow(more);
+        const auto room = [more](auto& v) {
+            if (v.capacity() < v.size() + more) v.reserve(std::max(v.size() + more, v.size() + v.size() / 2));
         };
-        grow(id_of_row_), grow(last_seen_ms_), grow(live_), grow(pending_), grow(free_pending_);
+        room(id_of_row_), room(last_seen_ms_), room(live_), room(pending_), room(free_pending_);
         if (num_rows() + more > MAX_ROWS || static_cast<int64_t>(pending_.size()) + more > MAX_ROWS) throw std::bad_alloc();
     }
 
-    void rebuild(int64_t capacity) {
-        const int64_t num = std::max<int64_t>(16, static_cast<int64_t>(static_cast<double>(capacity) / (FULLEST * SLOTS)) + 1);
-        Buckets old = make_buckets(num);
-        old.swap(buckets_);
-        const int64_t num_old = num_buckets_;
-        num_buckets_ = num;
-        num_used_ = num_erased_ = 0;
-        for (int64_t b = 0; b < num_old; ++b)
+    static Buckets buckets_for(int64_t capacity) {
+        return Buckets(
+            std::max<int64_t>(16, static_cast<int64_t>(static_cast<double>(capacity) / (FULLEST * SLOTS)) + 1));
+    }
+
+    // A larger table, to which the ids move little by little as others come; a small one, or one for many ids, at once.
+    void grow(int64_t more) {
+        move(old_.num());
+        const int64_t border = table_.num() < SMALL || more > BLOCK ? -1 : first_border();
+        if (border < 0) {
+            rebuild(std::max(num_used_ + more, 2 * num_used_));
+            return;
+        }
+        Buckets larger = buckets_for(2 * num_used_);
+        old_ = std::move(table_);
+        table_ = std::move(larger);
+        start_ = border, num_moved_ = num_erased_ = 0;
+    }
+
+    // A bucket that no chain runs into; -1 if there is none.
+    int64_t first_border() const {
+        for (int64_t i = 1; i < table_.num(); ++i)
+            if (!table_[i - 1].overflowed) return i;
+        return -1;
+    }
+
+    // At least so many buckets of the old table, up to the end of a chain. What has moved is emptied: a chain that later runs
+    // round the end of the table, into buckets that moved first, is then followed there.
+    void move(int64_t num) {
+        bool within_chain = false;
+        for (; old_.num() && (num > 0 || within_chain); --num) {
+            Bucket& bucket = old_[(start_ + num_moved_) % old_.num()];
             for (int i = 0; i < SLOTS; ++i)
-                if (old[b].used >> i & 1) place(old[b].id[i], old[b].place[i]);
+                if (bucket.used >> i & 1) put(table_, bucket.id[i], bucket.place[i]);
+            within_chain = bucket.overflowed;
+            bucket.used = bucket.overflowed = 0;
+            if (++num_moved_ >= old_.num() && !within_chain) old_ = Buckets();
+        }
+    }
+
+    void rebuild(int64_t capacity) {
+        move(old_.num());
+        Buckets other = buckets_for(capacity);  // before anything changes: this may fail
+        for (int64_t b = 0; b < table_.num(); ++b)
+            for (int i = 0; i < SLOTS; ++i)
+                if (table_[b].used >> i & 1) put(other, table_[b].id[i], table_[b].place[i]);
+        table_ = std::move(other);
+        num_erased_ = 0;
     }
 
     // Finds where the ids are now, with the misses overlapped, and brings in what that points to.
@@ -324,10 +446,11 @@ private:
     }
 
     int64_t admit_after_;
-    Buckets buckets_;
-    int64_t num_buckets_ = 0, num_used_ = 0, num_erased_ = 0, num_live_ = 0;
-    std::vector<int64_t> id_of_row_, last_seen_ms_;
-    std::vector<uint8_t> live_;
+    Buckets table_, old_;
+    int64_t start_ = 0, num_moved_ = 0;  // of the old table
+    int64_t num_used_ = 0, num_erased_ = 0, num_live_ = 0;
+    Column<int64_t> id_of_row_, last_seen_ms_;
+    Column<uint8_t> live_;
     std::vector<int32_t> free_rows_;  // a heap, lowest first
     std::vector<Pending> pending_;    // count 0: a free entry
     std::vector<int32_t> free_pending_;

@@ -1,5 +1,5 @@
 // The arguments of the HSTU layer beside those of its attention. Mirrored in kernels/layer/args.py: every field is eight bytes.
-// Row-major, contiguous: x, y, dx, dy (tokens, model); attended (tokens, value), written by the forward pass.
+// Row-major, contiguous: x, dx (tokens, model); y, dy (outputs, model); attended (outputs, value), written by the forward pass.
 #pragma once
 
 #include <stdint.h>
@@ -11,6 +11,9 @@ struct HeadraceLayer {
     int64_t dropout_threshold;  // hashes below it (of 2^24) are dropped; 0 = no dropout
     double dropout_scale;
     int64_t seed;
+    // (B+1,) or null: where each user's tokens begin, if only his last ones have outputs: of those attend.offsets tells, and
+    // attend.cache_len how many tokens come before them.
+    const int64_t* token_offsets;
     const void *x, *attended, *dy;
     void *y, *dx;
     const void* z;  // of layer_output alone: activated U (tokens, value)

@@ -21,6 +21,7 @@ HEAD = np.dtype([
     for name in (
         "status", "offset", "value_at", "value_len", "flags", "writer_epoch", "number", "segment", "segment_len",
         "first", "num", "rows_at", "user_at", "user_len", "newest_event_ms", "user_features_at", "num_user_features",
+        "partition",
     )
 ])  # fmt: skip
 """What is known of a record. ``…_at``: where in the batch's bytes; ``rows_at``: in the rows."""

@@ -5,6 +5,8 @@ Source: Zhai et al., "Actions Speak Louder than Words", ICML 2024, equations 1-3
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from kernels.attention.buckets import BucketCache, TimeBuckets
@@ -13,8 +15,9 @@ from kernels.backend import choose
 from kernels.dispatch import load
 from kernels.layer import reference
 from kernels.layer.params import LayerParams
+from kernels.layer.tail import Tail
 
-__all__ = ["LayerParams", "hstu_layer", "hstu_layer_output", "hstu_layer_project"]
+__all__ = ["LayerParams", "Tail", "hstu_layer", "hstu_layer_output", "hstu_layer_project"]
 
 
 def _check_input(x_TM: Tensor, params: LayerParams, num_heads: int) -> None:
@@ -40,6 +43,8 @@ def hstu_layer(
     num_context_B: Tensor | None = None,
     num_targets_B: Tensor | None = None,
     bucket_cache: BucketCache | None = None,
+    tail: Tail | None = None,
+    only_tail: bool = True,
     dropout: float = 0.0,
     seed: int = 0,
     eps: float = 1e-6,
@@ -51,9 +56,15 @@ def hstu_layer(
     arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x,
     every tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
 
+    ``tail``: the tokens whose outputs are read; of what comes before them only keys and values are made.
+    Returns their rows (S, M) if ``only_tail``; else all (T, M), of which only the tail's take gradients. Not with
+    ``num_context_B``. A GPU computes all either way.
+
     Raises ValueError (shapes, dtypes, offsets, dropout outside [0, 1)), `KernelUnavailable`.
     """
     _check_input(x_TM, params, num_heads)
+    if tail is not None and num_context_B is not None:
+        raise ValueError("tail: expected no num_context_B beside it, got one; leave one of them out")
     check_offsets(offsets_B1, x_TM.shape[0])
     check_norm(norm_len)
     check_bias(pos_bias_GP, num_heads, "pos_bias_GP")
@@ -64,43 +75,35 @@ def hstu_layer(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
     chosen = choose(backend, x_TM.device)
-    if chosen == "reference":
-        return reference.layer(
-            x_TM,
-            params,
-            offsets_B1,
-            num_heads=num_heads,
-            norm_len=norm_len,
-            dropout=dropout,
-            seed=seed,
-            eps=eps,
-            pos_bias_GP=pos_bias_GP,
-            time_bias_GK=time_bias_GK,
-            time_buckets=time_buckets,
-            query_time_T=query_time_T,
-            key_time_T=key_time_T,
-            num_context_B=num_context_B,
-            num_targets_B=num_targets_B,
+    pairs: dict[str, Any] = {
+        "pos_bias_GP": pos_bias_GP,
+        "time_bias_GK": time_bias_GK,
+        "time_buckets": time_buckets,
+        "query_time_T": query_time_T,
+        "key_time_T": key_time_T,
+        "num_context_B": num_context_B,
+        "num_targets_B": num_targets_B,
+    }
+    options: dict[str, Any] = {
+        "num_heads": num_heads,
+        "norm_len": norm_len,
+        "dropout": dropout,
+        "seed": seed,
+        "eps": eps,
+    }
+    if chosen == "cpp":
+        outputs = None if tail is None else (tail, only_tail)
+        y: Tensor = load("layer", chosen).layer(
+            x_TM, params, offsets_B1, **options, **pairs, bucket_cache=bucket_cache, outputs=outputs
         )
-    y: Tensor = load("layer", chosen).layer(
-        x_TM,
-        params,
-        offsets_B1,
-        num_heads=num_heads,
-        norm_len=norm_len,
-        dropout=dropout,
-        seed=seed,
-        eps=eps,
-        pos_bias_GP=pos_bias_GP,
-        time_bias_GK=time_bias_GK,
-        time_buckets=time_buckets,
-        query_time_T=query_time_T,
-        key_time_T=key_time_T,
-        num_context_B=num_context_B,
-        num_targets_B=num_targets_B,
-        bucket_cache=bucket_cache,
-    )
-    return y
+        return y
+    if chosen == "reference":
+        y = reference.layer(x_TM, params, offsets_B1, **options, **pairs)
+    else:
+        y = load("layer", chosen).layer(x_TM, params, offsets_B1, **options, **pairs, bucket_cache=bucket_cache)
+    if tail is None:
+        return y
+    return tail.of(y) if only_tail else tail.alone_varies(y)
 
 
 def hstu_layer_project(

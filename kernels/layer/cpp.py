@@ -1,148 +1,106 @@
-"""The C++ layer as one torch operator with autograd: it keeps x and the attention's output."""
+"""The C++ layer as one autograd node: it keeps x and the attention's output.
+
+With a tail (`kernels.layer.tail`) the forward pass takes all tokens, or the tail's with the tokens before them as keys
+and values; the backward pass always the latter.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import registration
 from kernels.attention.args import AttentionArgs, require_supported, run, table
 from kernels.attention.buckets import BucketCache, TimeBuckets
-from kernels.attention.cpp import cached_buckets, fill_args
+from kernels.attention.cpp import cached_buckets, fill_args, make_buckets
 from kernels.layer.args import LayerArgs
 from kernels.layer.params import LayerParams
+from kernels.layer.tail import Tail
 
 
-def _attention_args(
-    x: Tensor,
-    num_heads: int,
-    value: int,
-    key: int,
-    offsets: Tensor,
-    norm_len: float,
-    tables: tuple[Tensor | None, Tensor | None],
-    pairs: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> AttentionArgs:
-    """The attention inside the layer: its operands live in the kernel's scratch."""
-    args = AttentionArgs(num_heads=num_heads, qk_dim=key // num_heads, v_dim=value // num_heads)
-    args.is_bf16 = x.dtype == torch.bfloat16
-    fill_args(args, offsets, norm_len, *tables, *pairs)
-    return args
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """What a layer's pass takes beside x and weights. Buckets: of all tokens, and of the tail's."""
+
+    num_heads: int
+    norm_len: float
+    dropout: float
+    seed: int
+    eps: float
+    offsets: Tensor
+    buckets: Tensor | None
+    num_context: Tensor | None
+    num_targets: Tensor | None
+    tail: Tail | None
+    tail_buckets: Tensor | None
+    only_tail: bool
+
+    def args(
+        self, x: Tensor, weights: list[Tensor | None], tables: list[Tensor | None], tail: Tail | None
+    ) -> tuple[LayerArgs, AttentionArgs]:
+        """The kernel's arguments; with a tail, only its tokens have outputs. Operands of the attention inside a layer
+        live in the kernel's scratch."""
+        uvqk, out = weights[2], weights[6]
+        assert uvqk is not None
+        assert out is not None
+        args = LayerArgs.of(x, weights, dropout=self.dropout, seed=self.seed, eps=self.eps)
+        value, key = out.shape[0], uvqk.shape[1] // 2 - out.shape[0]
+        attend = AttentionArgs(
+            num_heads=self.num_heads, qk_dim=key // self.num_heads, v_dim=value // self.num_heads,
+            is_bf16=x.dtype == torch.bfloat16,
+        )  # fmt: skip
+        if tail is None:
+            pairs = (self.buckets, self.num_context, self.num_targets)
+            fill_args(attend, self.offsets, self.norm_len, tables[0], tables[1], *pairs)
+        else:
+            pairs = (self.tail_buckets, None, self.num_targets)
+            fill_args(attend, tail.offsets_B1, self.norm_len, tables[0], tables[1], *pairs)
+            args.token_offsets, attend.cache_len = self.offsets.data_ptr(), tail.num_silent_B.data_ptr()
+        return args, attend
 
 
-def _forward(
-    x: Tensor,
-    norm_in_weight: Tensor,
-    norm_in_bias: Tensor,
-    uvqk_weight: Tensor,
-    uvqk_bias: Tensor | None,
-    norm_out_weight: Tensor,
-    norm_out_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-    pos_bias: Tensor | None,
-    time_bias: Tensor | None,
-    offsets: Tensor,
-    buckets: Tensor | None,
-    num_context: Tensor | None,
-    num_targets: Tensor | None,
-    num_heads: int,
-    norm_len: float,
-    dropout: float,
-    seed: int,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Forward; returns y and the attention's output (T, HE)."""
-    x, offsets, pos, time = x.contiguous(), offsets.contiguous(), table(pos_bias), table(time_bias)
-    given = (norm_in_weight, norm_in_bias, uvqk_weight, uvqk_bias, norm_out_weight, norm_out_bias, out_weight, out_bias)
-    weights = [table(weight) for weight in given]
-    value, key = out_weight.shape[0], uvqk_weight.shape[1] // 2 - out_weight.shape[0]
-    y, attended = torch.empty_like(x), x.new_empty(len(x), value)
-    args = LayerArgs.of(x, weights, dropout=dropout, seed=seed, eps=eps)
-    args.attended, args.y = attended.data_ptr(), y.data_ptr()
-    pairs = (buckets, num_context, num_targets)
-    attend = _attention_args(x, num_heads, value, key, offsets, norm_len, (pos, time), pairs)
-    run("layer_forward", args, attend)
-    return y, attended
+class _Layer(torch.autograd.Function):
+    """x, the eight weights, both biases and a `_Batch` → y. The weights' gradients are float32 inside.
 
+    Not an operator of `torch.library`: a small step waits longer for the dispatcher than for the kernel.
+    """
 
-def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[0], rest[6].shape[0])
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        batch: _Batch = rest[10]
+        x, given = x.contiguous(), list(rest[:10])
+        held = [table(tensor) for tensor in given]
+        tail = batch.tail if batch.only_tail else None
+        num_outputs = len(x) if tail is None else tail.num_outputs
+        y, attended = x.new_empty(num_outputs, x.shape[1]), x.new_empty(num_outputs, given[6].shape[0])
+        args, attend = batch.args(x, held[:8], held[8:], tail)
+        args.attended, args.y = attended.data_ptr(), y.data_ptr()
+        run("layer_forward", args, attend)
+        ctx.batch = batch
+        ctx.save_for_backward(x, attended, *given)
+        return y
 
-
-layer_op = registration.register(_forward, name="layer", fake=_fake_forward)
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    norm_in_weight: Tensor,
-    norm_in_bias: Tensor,
-    uvqk_weight: Tensor,
-    uvqk_bias: Tensor | None,
-    norm_out_weight: Tensor,
-    norm_out_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor | None,
-    pos_bias: Tensor | None,
-    time_bias: Tensor | None,
-    offsets: Tensor,
-    buckets: Tensor | None,
-    num_context: Tensor | None,
-    num_targets: Tensor | None,
-    attended: Tensor,
-    num_heads: int,
-    norm_len: float,
-    dropout: float,
-    seed: int,
-    eps: float,
-) -> list[Tensor]:
-    """Gradients of x, of the eight weights and of both biases (float32 but for x; empty where there is no input)."""
-    dy, x, offsets, pos, time = dy.contiguous(), x.contiguous(), offsets.contiguous(), table(pos_bias), table(time_bias)
-    given = (norm_in_weight, norm_in_bias, uvqk_weight, uvqk_bias, norm_out_weight, norm_out_bias, out_weight, out_bias)
-    weights = [table(weight) for weight in given]
-    value, key = out_weight.shape[0], uvqk_weight.shape[1] // 2 - out_weight.shape[0]
-    dx = torch.empty_like(x)
-    gradients = [None if weight is None else torch.empty(weight.shape) for weight in weights]
-    dpos, dtime = (torch.zeros(bias.shape if bias is not None else (0, 0)) for bias in (pos, time))
-    args = LayerArgs.of(x, weights, dropout=dropout, seed=seed, eps=eps)
-    args.receive(gradients)
-    args.attended, args.dy, args.dx = attended.data_ptr(), dy.data_ptr(), dx.data_ptr()
-    pairs = (buckets, num_context, num_targets)
-    attend = _attention_args(x, num_heads, value, key, offsets, norm_len, (pos, time), pairs)
-    attend.dpos, attend.dtime = dpos.data_ptr(), dtime.data_ptr()
-    run("layer_backward", args, attend)
-    return [dx, *(torch.empty(0) if gradient is None else gradient for gradient in gradients), dpos, dtime]
-
-
-def _fake_backward(dy: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:  # noqa: ARG001
-    shapes = [(0,) if weight is None else weight.shape for weight in rest[:8]]
-    shapes += [(0, 0) if bias is None else bias.shape for bias in rest[8:10]]
-    return [torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32, device=x.device) for shape in shapes)]
-
-
-layer_backward_op = registration.register(_backward, name="layer_backward", fake=_fake_backward)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.scalars = inputs[15:]
-    ctx.save_for_backward(*inputs[:15], output[1])
-
-
-def _differentiate(ctx: Any, dy: Tensor, _dattended: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    gradients = layer_backward_op(dy, *saved, *ctx.scalars)
-    given = [
-        None if tensor is None else gradient.to(tensor.dtype)
-        for tensor, gradient in zip(saved[:11], gradients, strict=True)
-    ]
-    return (*given, *[None] * 9)
-
-
-registration.differentiate(layer_op, _differentiate, save=_save)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, attended, *given = ctx.saved_tensors
+        batch: _Batch = ctx.batch
+        dy, held = grads[0].contiguous(), [table(tensor) for tensor in given]
+        if batch.tail is not None and not batch.only_tail:
+            dy, attended = batch.tail.of(dy), batch.tail.of(attended)
+        dx = torch.empty_like(x)
+        gradients = [None if tensor is None else torch.empty(tensor.shape) for tensor in held]
+        args, attend = batch.args(x, held[:8], held[8:], batch.tail)
+        args.receive(gradients[:8])
+        args.attended, args.dy, args.dx = attended.data_ptr(), dy.data_ptr(), dx.data_ptr()
+        attend.dpos, attend.dtime = (0 if each is None else each.data_ptr() for each in gradients[8:])
+        run("layer_backward", args, attend)
+        typed = [
+            None if gradient is None else gradient.to(tensor.dtype)
+            for gradient, tensor in zip(gradients, given, strict=True)
+        ]
+        return (dx, *typed, None)
 
 
 def _weights(params: LayerParams) -> list[Tensor | None]:
@@ -164,31 +122,42 @@ def layer(
     num_context_B: Tensor | None,
     num_targets_B: Tensor | None,
     bucket_cache: BucketCache | None,
+    outputs: tuple[Tail, bool] | None,
     dropout: float,
     seed: int,
     eps: float,
 ) -> Tensor:
     """`kernels.hstu_layer` on the CPU, after validation."""
     require_supported(x_TM, "hstu_layer")
-    buckets = None
+    buckets = tail_buckets = None
+    tail, only_tail = outputs if outputs is not None else (None, False)
     if time_bias_GK is not None and time_buckets is not None and query_time_T is not None and key_time_T is not None:
-        buckets = cached_buckets(bucket_cache, offsets_B1, time_buckets, query_time_T, key_time_T, num_context_B)
+        if not only_tail:
+            buckets = cached_buckets(bucket_cache, offsets_B1, time_buckets, query_time_T, key_time_T, num_context_B)
+        if tail is not None:
+            tail_buckets = _tail_buckets(tail, offsets_B1, time_buckets, query_time_T, key_time_T)
     masks = [None if x is None else x.contiguous() for x in (num_context_B, num_targets_B)]
-    y: Tensor = layer_op(
-        x_TM,
-        *_weights(params),
-        pos_bias_GP,
-        time_bias_GK,
-        offsets_B1,
-        buckets,
-        *masks,
-        num_heads,
-        norm_len,
-        dropout,
-        seed,
-        eps,
-    )[0]
+    batch = _Batch(
+        num_heads, norm_len, dropout, seed, eps, offsets_B1.contiguous(), buckets, masks[0], masks[1], tail,
+        tail_buckets, only_tail,
+    )  # fmt: skip
+    y: Tensor = _Layer.apply(x_TM, *_weights(params), pos_bias_GP, time_bias_GK, batch)
     return y
+
+
+def _tail_buckets(
+    tail: Tail, offsets_B1: Tensor, time_buckets: TimeBuckets, query_time_T: Tensor, key_time_T: Tensor
+) -> Tensor:
+    """Buckets of the tail's queries against all keys; the batch's layers share them."""
+    cache = tail.bucket_cache
+    key = tuple((id(x), x._version) for x in (offsets_B1, time_buckets.thresholds_K1, query_time_T, key_time_T))  # noqa: SLF001
+    if cache.key != key or not isinstance(cache.value, Tensor):
+        query_S, key_S = query_time_T.index_select(0, tail.rows_S), key_time_T.index_select(0, tail.rows_S)
+        before = (offsets_B1[:-1], tail.num_silent_B, key_time_T)
+        cache.value = make_buckets(tail.offsets_B1, time_buckets, query_S, key_S, cache=before)
+        cache.key, cache.inputs = key, (offsets_B1, time_buckets.thresholds_K1, query_time_T, key_time_T)
+    assert isinstance(cache.value, Tensor)
+    return cache.value
 
 
 def project(x_TM: Tensor, params: LayerParams, *, num_heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -20,11 +20,18 @@ EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "own_count
 """Features of an item in the light of the user's history."""
 FEATURES = (*STANDING, *EVIDENCE, "model")
 """What a score is the weighted sum of; the last one is the network's logit."""
+SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length")
+"""What the second look at the best rows sees of each: the features, how far its score is behind the best, whether the
+user chose it before, and how long his history is."""
+LISTED, HIDDEN = 64, 16
+"""How many rows get a second look, and how wide its hidden layer is."""
 NUM_HEATS = 3
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
 """Where the gains start: what they come to on any stream, roughly, so that the first predictions are not blind."""
+
+FIRST_SQUARE = 1e-2
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
 """A stream has repeats from this share of the choices on; it starts with so many that were none."""
@@ -39,7 +46,9 @@ class MemoryArrays:
     learned on top. ``seen`` (V,): decayed sightings. ``heat`` (3, V): the same by shorter half-lives. ``first`` and
     ``last`` (V,) int64: the event of the first choice and of the newest; without a choice, the first meeting and -1; -1
     both for a row that was not met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the features,
-    shared and by the length of the history, and their Adagrad state. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
+    shared and by the length of the history, and their Adagrad state. ``shortlist_weight`` and ``shortlist_square``
+    (P,): the network of the second look (`first_weights`), and its Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`):
+    mean and variance of what it sees, and of how many lists they are. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
     uint8: rows changed since somebody cleared it.
 
     Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
@@ -56,6 +65,9 @@ class MemoryArrays:
     last: Int64
     gain: Float32
     gain_square: Float32
+    shortlist_weight: Float32
+    shortlist_square: Float32
+    shortlist_norm: Float32
     clock: Float64
     dirty: NDArray[np.uint8]
 
@@ -83,6 +95,9 @@ class MemoryArrays:
             last=np.full(capacity, -1, np.int64),
             gain=gain,
             gain_square=np.full_like(gain, 1e-3),
+            shortlist_weight=first_weights(),
+            shortlist_square=np.full_like(first_weights(), FIRST_SQUARE),
+            shortlist_norm=np.repeat(np.array([0, 1, 0], np.float32)[:, None], len(SEEN_AGAIN), axis=1),
             clock=clock,
             dirty=rows(np.uint8),
         )
@@ -111,6 +126,17 @@ class MemoryArrays:
     def copy(self) -> MemoryArrays:
         """The same, elsewhere."""
         return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+def first_weights() -> Float32:
+    """(P,) one after the other: the linear part (F,), hidden weights (H, F), their biases (H,), the output's (H,).
+
+    Of the features nothing comes through at first: the linear part and the output begin at zero.
+    """
+    num, rng = len(SEEN_AGAIN), np.random.Generator(np.random.Philox(key=1))
+    hidden = rng.standard_normal((HIDDEN, num)) / np.sqrt(num)
+    parts = (np.zeros(num), hidden.ravel(), rng.uniform(-1.0, 1.0, HIDDEN), np.zeros(HIDDEN))
+    return np.concatenate(parts).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +169,48 @@ class MemoryEvents:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryStanding:
+    """What a memory that does not change scores its rows by, whoever asks: ``base_VB`` (V, buckets) float32, the
+    standing features under the gains of each length of history (below -1e29 for a row that was never met), and
+    ``root_V`` (V,) float32, one over the root of how often each was seen."""
+
+    base_VB: Float32
+    root_V: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryAnswers:
+    """What may be answered to each of R queries: ``k_R`` (R,) int64, the most answers; ``out_rows`` int32, rows that
+    are none: those of query r are ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 where
+    the rows of ``allowed_rows`` (the same way, none twice) are the only ones."""
+
+    k_R: Int64
+    out_rows: Int32
+    out_begin_R1: Int64
+    allowed_rows: Int32
+    allowed_begin_R1: Int64
+    limited_R: NDArray[np.uint8]
+
+    @staticmethod
+    def of(ks: Sequence[int], out: Sequence[Int64], allowed: Sequence[Int64 | None]) -> MemoryAnswers:
+        """From a list of rows a query; ``allowed``: None for all."""
+        none = np.zeros(0, np.int64)
+        limits = [none if rows is None else np.unique(rows) for rows in allowed]
+        limits = [rows[rows > 0] for rows in limits]
+        return MemoryAnswers(
+            np.array(ks, np.int64),
+            *_jagged(out),
+            *_jagged(limits),
+            np.array([a is not None for a in allowed], np.uint8),
+        )
+
+
+def _jagged(lists: Sequence[Int64]) -> tuple[Int32, Int64]:
+    ends = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int32), ends
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryRules:
     """How fast the memory learns and forgets. Half-lives in events.
@@ -151,11 +219,13 @@ class MemoryRules:
     are repeats."""
 
     seen_half_life: float = 1_000_000.0
-    heat_half_lives: tuple[float, float, float] = (300.0, 3_000.0, 30_000.0)
+    heat_half_lives: tuple[float, float, float] = (100.0, 3_000.0, 30_000.0)
     repeat_half_life: float = 10_000.0
     gain_rate: float = 0.1
     gain_decay: float = 0.9999
     weight_rate: float = 0.05
+    shortlist_rate: float = 0.05
+    shortlist_decay: float = 0.9998
     exclude: str = "auto"
 
 

@@ -10,21 +10,27 @@ from numpy.typing import NDArray
 from kernels.memory.arrays import (
     EVIDENCE,
     FEATURES,
+    HIDDEN,
+    LISTED,
     NUM_HEATS,
+    SEEN_AGAIN,
     STANDING,
     Float32,
     Float64,
     Int32,
+    MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
     MemoryOutcome,
     MemoryRules,
+    MemoryStanding,
 )
 
 # (lags, decay a lag): how many of the user's last choices count, and how much less each than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
 LEARNED, COUNTED = (40, 0.95), (20, 0.9)
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
+LENGTH_SCALE, LAST_LEAD, LEAK, FURTHEST, LEAST_VARIANCE, LISTS_REMEMBERED = 0.25, -20.0, 0.1, 4.0, 1e-4, 2000.0
 REFRESH_EVENTS = 16
 RESCALE_AT = 1e12
 OUT = -1e30
@@ -72,8 +78,46 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
     standing_FV = _standing(memory, num_rows)
     for r in range(len(events)):
         past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
-        done = _mix(memory, num_rows, standing_FV, past, past[:0], 0, logit_AV[r])
-        logit_AV[r, :num_rows] = np.where(done.competes_V, done.score_V, OUT)
+        met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        done = _mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
+        score_V = np.where(done.competes_V, done.score_V, OUT)
+        _Shortlist(memory, done).rescore(score_V)
+        logit_AV[r, :num_rows] = score_V
+
+
+def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
+    """See `kernels.memory.memory_stand`."""
+    gain_BF = (memory.gain[0].astype(float) + memory.gain[1:])[:, : len(STANDING)]
+    base_VB = (gain_BF @ _standing(memory, num_rows)).T
+    base_VB[memory.first[:num_rows] < 0] += OUT
+    is_seen_V = (memory.first[:num_rows] >= 0) & (memory.seen[:num_rows] > 0)
+    root_V = np.where(is_seen_V, 1.0 / np.sqrt(np.where(is_seen_V, memory.seen[:num_rows], 1.0)), 0.0)
+    return MemoryStanding(base_VB.astype(np.float32), root_V.astype(np.float32))
+
+
+def memory_best(
+    memory: MemoryArrays,
+    standing: MemoryStanding,
+    events: MemoryEvents,
+    query_RD: Float32,
+    table_VD: Float32,
+    answers: MemoryAnswers,
+) -> tuple[Int32, Float32]:
+    """See `kernels.memory.memory_best`."""
+    num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
+    score_RV = query_RD @ table_VD[:num_rows].T
+    memory_scores(memory, num_rows, events, score_RV)
+    row_RK = np.full((len(query_RD), most), -1, np.int32)
+    score_RK = np.full((len(query_RD), most), -np.inf, np.float32)
+    for r, score_V in enumerate(score_RV):
+        score_V[answers.out_rows[answers.out_begin_R1[r] : answers.out_begin_R1[r + 1]]] = OUT
+        if answers.limited_R[r]:
+            allowed = answers.allowed_rows[answers.allowed_begin_R1[r] : answers.allowed_begin_R1[r + 1]]
+            score_V[np.setdiff1d(np.arange(num_rows), allowed)] = OUT
+        order = np.argsort(-score_V, kind="stable")[: answers.k_R[r]]
+        order = order[score_V[order] > OUT / 2]
+        row_RK[r, : len(order)], score_RK[r, : len(order)] = order, score_V[order]
+    return row_RK, score_RK
 
 
 def _standing(memory: MemoryArrays, num_rows: int) -> Float64:
@@ -147,21 +191,79 @@ def _predict_and_learn(
     excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
     done = _mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     by_counts = done.feature_FV[FEATURES.index("follows")]
-    ranks = tuple(_rank(score, done.competes_V, target) for score in (done.score_V, logit[:num_rows], by_counts))
     score_V = np.where(done.competes_V, done.score_V, -np.inf)
-    push_V = np.exp(score_V - score_V.max())
-    push_V /= push_V.sum()
-    loss = -np.log(max(push_V[target], 1e-20))
+    mass = _log_sum(score_V)
+    push_V = np.exp(score_V - mass)
     push_V[target] -= 1.0
+    shortlist = _Shortlist(memory, done)
+    shortlist.rescore(score_V)
+    ranks = tuple(_rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
+    loss = mass - score_V[target]
     _learn_weights(memory, past, push_V, done.gain_F, rules)
     slope_F = done.feature_FV @ push_V
     for part, rate in ((0, rules.gain_rate), (done.bucket, 0.5 * rules.gain_rate)):
         memory.gain_square[part] = memory.gain_square[part] * rules.gain_decay + slope_F**2
         memory.gain[part] -= rate * slope_F / np.sqrt(memory.gain_square[part])
+    shortlist.learn(memory, target, rules)
     decay = 0.5 ** (1.0 / rules.repeat_half_life)
     memory.clock[_REPEATS] = memory.clock[_REPEATS] * decay + float(target in met)
     memory.clock[_CHOICES] = memory.clock[_CHOICES] * decay + 1.0
     return (ranks[0], ranks[1], ranks[2]), float(loss)
+
+
+class _Shortlist:
+    """The best rows of a prediction, looked at again: what they are together decides more than a sum of features can
+    say. One hidden layer, learned on the softmax over the list (which keeps the share that it had of the whole)."""
+
+    def __init__(self, memory: MemoryArrays, done: _Prediction) -> None:
+        score_V = np.where(done.competes_V, done.score_V, -np.inf)
+        self.row_C = np.argsort(-score_V, kind="stable")[: min(LISTED, int(done.competes_V.sum()))]
+        self.score_C = score_V[self.row_C]
+        feature_FC = done.feature_FV[:, self.row_C]
+        lead_C = np.maximum(self.score_C - score_V.max(initial=-np.inf), LAST_LEAD)
+        is_own_C = feature_FC[FEATURES.index("own_count")] > 0
+        length_C = np.full(len(self.row_C), LENGTH_SCALE * done.bucket)
+        self.raw_FC = np.vstack([feature_FC, lead_C, is_own_C, length_C])
+        mean_F, variance_F, _ = memory.shortlist_norm.astype(float)
+        scaled_FC = (self.raw_FC - mean_F[:, None]) / np.sqrt(variance_F + LEAST_VARIANCE)[:, None]
+        self.seen_FC = np.clip(scaled_FC, -FURTHEST, FURTHEST)
+        linear_F, weight_HF, bias_H, self.given_H = _parts(memory.shortlist_weight.astype(float))
+        self.hidden_HC = bias_H[:, None] + weight_HF @ self.seen_FC
+        self.out_C = self.score_C + linear_F @ self.seen_FC + self.given_H @ self._leaky()
+
+    def _leaky(self) -> Float64:
+        return np.asarray(np.maximum(self.hidden_HC, LEAK * self.hidden_HC))
+
+    def rescore(self, score_V: Float64) -> None:
+        """The list's scores, moved together so that it keeps its share."""
+        if len(self.row_C):
+            score_V[self.row_C] = self.out_C + _log_sum(self.score_C) - _log_sum(self.out_C)
+
+    def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules) -> None:
+        """One step towards ``target``, where it is listed; what is seen is counted in any case."""
+        if target in self.row_C:
+            push_C = np.exp(self.out_C - _log_sum(self.out_C)) - (self.row_C == target)
+            back_HC = self.given_H[:, None] * np.where(self.hidden_HC > 0, 1.0, LEAK) * push_C
+            slopes = self.seen_FC @ push_C, back_HC @ self.seen_FC.T, back_HC.sum(axis=1), self._leaky() @ push_C
+            slope_P = np.concatenate([each.ravel() for each in slopes])
+            memory.shortlist_square[:] = memory.shortlist_square * rules.shortlist_decay + slope_P**2
+            memory.shortlist_weight -= rules.shortlist_rate * slope_P / np.sqrt(memory.shortlist_square)
+        mean_F, variance_F, lists_F = memory.shortlist_norm
+        lists_F += 1.0
+        away_FC, share = self.raw_FC - mean_F[:, None], 1.0 / min(lists_F[0], LISTS_REMEMBERED)
+        mean_F += share * away_FC.mean(axis=1)
+        variance_F += share * ((away_FC**2).mean(axis=1) - variance_F)
+
+
+def _parts(weight_P: Float64) -> tuple[Float64, Float64, Float64, Float64]:
+    """See `kernels.memory.arrays.first_weights`."""
+    num = len(SEEN_AGAIN)
+    linear_F, weight_HF, bias_H, given_H = np.split(weight_P, [num, num * (1 + HIDDEN), num * (1 + HIDDEN) + HIDDEN])
+    return linear_F, weight_HF.reshape(HIDDEN, num), bias_H, given_H
+
+
+def _log_sum(score: Float64) -> float:
+    return float(np.log(np.exp(score - score.max()).sum()) + score.max())
 
 
 def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:

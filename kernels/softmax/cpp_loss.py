@@ -1,4 +1,4 @@
-"""The softmax losses in C++, registered as torch operators.
+"""The softmax losses in C++.
 
 The forward also makes the gradients of the mean loss; a backward that asks for just that takes the query's as it is,
 one that weighs losses alike (a sum) scales them. Losses weighed each in its own way cost another pass.
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import registration
 from kernels.backend import KernelUnavailable
 from kernels.library import address, function, num_threads
 from kernels.softmax.check import check_range
@@ -184,34 +183,13 @@ def _forward(
     )
 
 
-def _fake_forward(
-    query_RD: Tensor, table_UD: Tensor, _target_R: Tensor, negatives: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    def new(*shape: Any) -> Tensor:
-        return query_RD.new_empty(shape, dtype=torch.float32)
-
-    num_queries, width = query_RD.shape
-    with_query, with_table = rest[-2:]
-    num_negatives = table_UD.shape[0] if negatives is None else negatives.shape[-1]
-    extra = new(0)
-    if with_table and negatives is not None and negatives.dim() == 2:
-        extra = new(table_UD.shape[0], width)
-    elif with_table and num_negatives <= SMALL:
-        extra = new(num_negatives, width)
-    grad_query_RD = new(num_queries, width) if with_query else new(0)
-    return new(num_queries), grad_query_RD, new(num_queries), new(num_queries), extra
-
-
-softmax_loss = registration.register(_forward, name="softmax_loss", fake=_fake_forward)
-
-
 class _Loss(torch.autograd.Function):
-    """`softmax_loss` with its gradients."""
+    """Losses with their gradients. Not an operator of `torch.library`, whose dispatcher a small step waits for."""
 
     @staticmethod
     def forward(ctx: Any, query_RD: Tensor, table_UD: Tensor, *arguments: Any) -> Tensor:
-        """Losses, and what the gradients need; the last arguments of `softmax_loss` say which those are."""
-        loss_R, *kept = softmax_loss(query_RD, table_UD, *arguments)
+        """Losses, and what the gradients need; the last arguments of `_forward` say which those are."""
+        loss_R, *kept = _forward(query_RD, table_UD, *arguments)
         ctx.save_for_backward(query_RD, table_UD, *arguments[:5], *kept)
         ctx.scalars = arguments[5:-2]
         result: Tensor = loss_R

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import hstu_attention, rowwise_adagrad_, sampled_softmax
+from kernels.attention import triton_launch
 from tests.kernels.triton import cases
 
 GPU = "cuda"
@@ -42,6 +43,16 @@ ATTENTION: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_and_its_gradients_equal_the_reference(name: str, dtype: torch.dtype) -> None:
     cases.check_attention(GPU, dtype, **ATTENTION[name])
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("name", [name for name in ATTENTION if "odd" not in name])
+def test_attention_by_the_copy_engine_equals_the_reference(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which large batches alone use."""
+    monkeypatch.setattr(triton_launch, "MANY_TOKENS", 1)
+    cases.check_attention(GPU, torch.bfloat16, **ATTENTION[name] | {"qk": width, "value": width})
 
 
 def test_users_of_up_to_4096_tokens() -> None:

@@ -10,7 +10,8 @@ from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "simulate", "lag", "versions", "topics", "audit", "broker",
+    "demo", "worker", "train", "serve", "produce", "backfill", "simulate", "lag", "top", "versions", "topics",
+    "dead-letters", "audit", "doctor", "broker",
 )  # fmt: skip
 ROOMS = {
     ("stream", "worker"): "worker",
@@ -75,6 +76,8 @@ def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     [
         (["train", "--json"], "goes with --file"),
         (["train", "--replay", "--file", "x"], "leave --file out"),
+        (["dead-letters", "--from", "3"], "goes with --replay"),
+        (["dead-letters", "--replay", "--reason", "future"], "leave it out with --replay"),
         (["broker", "70000"], "65535"),
         (["trian"], "No such command"),
     ],
@@ -87,7 +90,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag"])
+@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag", "dead-letters"])
 def test_a_broker_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
     done = headrace(command, "--bootstrap", "127.0.0.1:1", folder=tmp_path)
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """One TOML file and the environment over it; what is wrong is refused in one line that says what would be right."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[kafak]\nprefix = 'a'\n", ["[kafak]", "did you mean kafka?"]),
         ("[kafka]\npartition = 4\n", ["partition = 4", "no such key", "did you mean partitions?"]),
         ("[kafka]\npartitions = 'many'\n", ["[kafka] partitions", "expected a whole number", "'many'"]),
-        ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected at least 1, got 0"]),
+        ("[kafka]\npartitions = 0\n", ["kafka.partitions: expected a whole number, 1 to 100000, got 0"]),
         ("[trainer]\ndropout = 1.5\n", ["trainer.dropout: expected", "got 1.5"]),
         ("kafka = 5\n", ["kafka", "expected a table of keys", "got 5"]),
         ("[kafka\n", ["expected TOML"]),
@@ -90,7 +91,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[action]\nkinds = ['a']\n[model]\nkinds = ['b']\n",
             ["model.kinds: expected ('a',)", "leave model.kinds out"],
         ),
-        ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected at most 4096", "16 is usual"]),
+        ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected a whole number, 1 to 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
         ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
@@ -119,7 +120,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[kafka.client]\nsecurity_protocol='SASL_SSL'\nsasl_mechanism='PLAIN'\nsasl_plain_username='x'\n",
             ["kafka.client.sasl_plain_password: expected text, for PLAIN"],
         ),
-        ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of none, gzip", "got 'brotli'"]),
+        ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of ('none', 'gzip'", "got 'brotli'"]),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str], tmp_path: Path) -> None:
@@ -194,6 +195,59 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: 
     assert read_settings().kafka.prefix == "a"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[action]\nkinds = 5\n", "[action] kinds: expected a list, got 5"),
+        ("[action]\nfeatures = true\n", "[action] features: expected a list, got True"),
+        ("[sequence]\nmax_context = inf\n", "[sequence] max_context: expected a "),
+        ("[sequence]\nmax_context = [1]\n", "[sequence] max_context: expected a whole number, got [1]"),
+        ("[kafka]\npartitions = true\n", "kafka.partitions: expected a number, got True"),
+        ("[trainer]\ndense_lr = false\n", "trainer.dense_lr: expected a number, got False"),
+        ("[kafka]\npartitions = 9223372036854775807\n", "kafka.partitions: expected a whole number, 1 to 100000"),
+        ("[kafka]\nprefix = 'zoë'\n", "kafka.prefix: expected 1 to 200 of A-Z, a-z, 0-9"),
+        (f"[kafka]\nprefix = '{'a' * 201}'\n", "kafka.prefix: expected 1 to 200 of"),
+        ("[stream]\nsession_timeout_s = 1e9\n", "stream.session_timeout_s: expected a number, above 0 to 2000000"),
+        ("[stream]\nmax_outbox = 99999999999999999\n", "stream.max_outbox: expected at most 9007199254740992"),
+        ("[trainer]\npublish_every_s = 1e300\n", "trainer.publish_every_s: expected at most 1e+09, got 1e+300"),
+        ("[trainer]\nevict_after_days = 1e30\n", "trainer.evict_after_days: expected at most 100000"),
+        ("[trainer]\nadam_eps = 1e300\n", "trainer.adam_eps: expected at most 3.4e+38"),
+        ('[store]\npath = "a\\u0000b"\n', "store.path: expected at most 4000 characters, none of them a control"),
+        ('[stream]\ncomponent = "a\\nb"\n', "stream.component: expected at most 4000 characters, none of them"),
+        ("[serving]\nhost = 'a..b'\n", "serving.host: expected a host name or an address, got 'a..b'"),
+        ("[stream]\nmetrics_host = ''\n", "stream.metrics_host: expected a host name or an address, got ''"),
+    ],
+)
+def test_what_no_key_can_hold_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(write(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def refusal_of(path: Path) -> str:
+    """What is said of a file; nothing where it is taken."""
+    try:
+        read_settings(path)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("section", ["kafka", "trainer", "serving", "stream", "model", "action", "sequence", "store"])
+def test_a_long_value_makes_no_long_line(section: str, tmp_path: Path) -> None:
+    names = [field.name for field in dataclasses.fields(getattr(read_settings(), section))]
+    for name in names:
+        for value in ("x" * 5_000, ["x" * 5_000] * 40):
+            said = refusal_of(write(tmp_path, f"[{section}]\n{name} = {json.dumps(value)}\n"))
+            assert len(said) < 600, said
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5_000])
+def test_a_path_that_none_can_be_is_one_line(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read it: .*; name another with --config"):
+        read_settings(path)
+
+
 def test_a_named_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml: cannot read it"):
         read_settings(tmp_path / "nothing.toml")
@@ -249,11 +303,17 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
 
     from headrace.config import Settings
     from model.config import MODEL_LIMITS
+    from state.config import STORE_LIMITS
+    from stream.config import STREAM_LIMITS
     from trainer.config import TRAINER_LIMITS
     from wire.checks import Number
+    from wire.config import ACTION_LIMITS, KAFKA_LIMITS, SEQUENCE_LIMITS
 
     page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
-    limits = {"model": MODEL_LIMITS, "trainer": TRAINER_LIMITS}
+    limits = {
+        "kafka": KAFKA_LIMITS, "action": ACTION_LIMITS, "sequence": SEQUENCE_LIMITS, "store": STORE_LIMITS,
+        "stream": STREAM_LIMITS, "model": MODEL_LIMITS, "trainer": TRAINER_LIMITS,
+    }  # fmt: skip
     sections = dict(re.findall(r"^## \[(\w+)\]\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
     assert sections.keys() == Settings.model_fields.keys()
     for section, text in sections.items():

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from headrace.config import Settings
 from headrace.lag import excess, plain, watch
-from headrace.lag_view import STAGES, LagView
+from headrace.lag_view import STAGES, LagView, decode_lag
 from headrace.screen import page
 from tests.brokers import Broker
 from wire.config import KafkaConfig
@@ -51,7 +51,7 @@ def test_what_was_refused_is_named_by_reason_and_a_missing_version_by_when_it_wi
     told = {**message(), "version": None, "epoch": 3, "num_steps": 0, "dead_letters": {"future": 1200, "malformed": 2}}
     line = plain(LagView(lag=told, publish_every_s=2.0), 0.0)
     assert "; no version yet: the first within 2 s of the first lesson" in line
-    assert "; dead letters: future 1,200, malformed 2" in line
+    assert "; dead letters: future 1,200, malformed 2 (headrace dead-letters)" in line
     line = plain(LagView(lag={**told, "num_steps": 9}, publish_every_s=2.0), 0.0)
     assert "; no version of this trainer yet: the first within 2 s" in line
 
@@ -87,6 +87,18 @@ def test_without_any_message_it_is_too_late(kafka: Broker, capsys: pytest.Captur
     ensure_topics(config)
     assert watch(Settings(kafka=config), once=True, max_s=1.0) == 1
     assert "no message at all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, b"", b"7 bytes", b"{}", b"[]", b"\xff", b'{"time_ms": 1}', b'"x"', b"5"])
+def test_what_is_no_message_of_the_lag_topic_is_passed_over(value: bytes | None) -> None:
+    assert decode_lag(value) is None
+    assert decode_lag(msgspec.json.encode(message())) == message()
+
+
+def test_the_plain_line_names_dead_letters_where_there_are_any() -> None:
+    assert "dead letters" not in plain(LagView(lag=message()), 2.0)
+    told = {**message(), "num_dead_letters": 1007}
+    assert "; dead letters: 1,007 (headrace dead-letters)" in plain(LagView(lag=told), 2.0)
 
 
 def test_the_rate_is_that_of_sending_and_not_of_what_was_sent() -> None:

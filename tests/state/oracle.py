@@ -57,7 +57,6 @@ class Oracle:
     accepted: int = 0
     duplicate: int = 0
     late: int = 0
-    ticks: int = 0
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     moments: dict[tuple[str, int, int], Life] | None = None
     """What each user was after the action at (offset, index), where somebody wants to know."""
@@ -71,9 +70,7 @@ class Oracle:
         except ValueError:
             self.dead.append((offset, -1, "malformed"))
             return
-        if isinstance(content, dict) and "tick" in content:
-            self.ticks += 1
-        elif isinstance(content, list):
+        if isinstance(content, list):
             for index, action in enumerate(content):
                 self.one(action, offset, index, record_ms)
         else:

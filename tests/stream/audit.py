@@ -12,7 +12,7 @@ from stream.simulate import World, WorldConfig
 from tests.state.oracle import Oracle
 from tests.state.world import oracle_for, rows_of
 from tests.stream.workers import Deployment
-from wire.action import Rejection, Tick, decode_record
+from wire.action import Rejection, decode_record
 from wire.example import Example
 from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
@@ -75,8 +75,6 @@ def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -
     for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
         if isinstance(one, Rejection):
             yield one.index, one.reason
-        elif isinstance(one, Tick):
-            oracle.record(record.offset, record.timestamp, record.value)
         else:
             content = json.loads(record.value)
             is_list = isinstance(content, list)

@@ -17,6 +17,7 @@ import aiokafka.record.default_records
 import stream.claim
 import stream.partition
 import stream.relay
+import wire.kafka.identity
 from stream.__main__ import main
 from wire.example_log import Verdict
 
@@ -83,6 +84,12 @@ def forgets_the_disk_is_gone() -> None:
         yield from ()
 
     stream.claim._Reader._read_to = yield_nothing  # type: ignore[method-assign]
+
+
+def knows_no_topic_ids() -> None:
+    """Not broken: a broker that gives topics no ids."""
+    identity = wire.kafka.identity._identity
+    wire.kafka.identity._identity = lambda told: identity(told)._replace(id="")
 
 
 def without_snappy() -> None:

@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.brokers import Broker
+from tests.process_factory import ProcessFactory
 from tests.stream.workers import Deployment, WorkerProcess
 
 
+@pytest.fixture(scope="session")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory]:
+    """Where worker processes come from."""
+    made = ProcessFactory(tmp_path_factory.mktemp("workers"), "stream")
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory) -> Iterator[Deployment]:
     """Topics and settings of this test alone."""
-    made = Deployment(kafka, topic_prefix, tmp_path)
+    made = Deployment(kafka, topic_prefix, tmp_path, factory=factory)
     made.create_topics()
     yield made
     made.close()

@@ -216,6 +216,26 @@ def test_one_list_of_actions_is_read_like_lines_of_them(tmp_path: Path) -> None:
         assert list(read_actions(tmp_path / name)) == actions
 
 
+def test_a_list_may_be_longer_than_a_record_may(tmp_path: Path) -> None:
+    actions = [json.loads(line(timestamp=NOW + n, item=n)) for n in range(2_500)]
+    (tmp_path / "one.json").write_text(json.dumps(actions))
+    (tmp_path / "lines.json").write_text(json.dumps(actions[:2_000]) + "\n" + json.dumps(actions[2_000:]) + "\n")
+    for name in ("one.json", "lines.json"):
+        assert list(read_actions(tmp_path / name)) == actions
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "userId,itemId,eventType,eventTime", "user-id,item-id,event-type,event-time", "User ID,Item ID,Event,Time",
+        "USER_ID,ITEM_ID,EVENT_TYPE,TIMESTAMP", " uid , iid , kind , ts ",
+    ],
+)  # fmt: skip
+def test_a_column_is_known_however_its_name_is_spelled(names: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{names}\nu,i,see,{NOW}\n")
+    assert list(read_actions(tmp_path / "a.csv")) == [{"user": "u", "item": "i", "action": ["see"], "timestamp": NOW}]
+
+
 def test_whole_numbers_written_as_fractions_are_whole(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line(user=5.0, item=7.0) + "\n")
     (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,7.0,5,978300760\n")
@@ -258,7 +278,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.csv", CSV.encode(), "a.csv: expected actions, got none"),
         ("a.csv", b"user,item,rating\n1,2,3\n", "a.csv:1: expected a column for the timestamp"),
         ("a.csv", b"user,item,timestamp\n1,2,978300760\n", "a.csv:1: expected a column named action or rating"),
-        ("a.csv", b"user,user,item,rating,timestamp\n1,2,3,4,978300760\n", "a.csv:1: expected one column user, got 2"),
+        ("a.csv", b"user,user,item,rating,timestamp\n1,2,3,4,978300760\n", "expected one column user, got user, user"),
         ("a.csv", f'{CSV}u,"i,4,978300760\n{GOOD_ROW}'.encode(), "a.csv:2: expected cells .* close the quote"),
         ("a.csv", f'{CSV}u,"i"x,4,978300760\n'.encode(), "a.csv:2: expected cells between ','"),
         ("a.csv", f"{CSV}{GOOD_ROW}u,a, b,4,978300760\n".encode(), "a.csv:3: expected 4 cells .* quote the cell"),
@@ -286,15 +306,19 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.dat", b"1::2::3::978300760\n\0\0\0\0", "a.dat:2: expected text, got a NUL byte"),
         ("a.zip", b"PK\x03\x04junk", "expected text, got a zip archive or a spreadsheet; unpack or export it first"),
         ("a.dat.gz", b"\x1f\x8bno gzip", "a.dat.gz: expected gzip data, got a damaged file"),
-        ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected JSON in UTF-8, got JSON is malformed"),
+        ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected an action as JSON, got .* a line"),
         ("a.jsonl", b'{"user": 1}\n', "a.jsonl:1: item: expected in every action, got none; add it"),
-        ("a.jsonl", b'{\n"user": 1}\n', "a.jsonl:1: expected JSON"),
+        ("a.jsonl", b'{\n"user": 1}\n', "a.jsonl:1: expected an action as JSON"),
         ("a.jsonl", f"{line()}\n1,2,3,4\n".encode(), "a.jsonl:2: expected"),
         ("a.jsonl", f"{line()}\n[]\n".encode(), "a.jsonl:2: expected at least one action in the list"),
-        ("a.jsonl", f"{line()}\n[{line()},{line(user='')}]\n".encode(), r"a.jsonl:2: user: .* \(number 2 of"),
+        ("a.jsonl", f"{line()}\n[{line()},{line(user='')}]\n".encode(), "a.jsonl:2: element 2: user: "),
         ("a.json", f"[{line()},\n{line()},\n{line(user=None)}]".encode(), "a.json: element 3: user: expected a string"),
         ("a.json", f"[{line()},\n{line()},\n".encode(), "a.json:.*: expected a list of actions as JSON"),
-        ("a.jsonl", b'{"tick": 1700000000000}\n', "a.jsonl:1: expected an action, got a tick"),
+        ("a.jsonl", b"[]\n", "a.jsonl:1: expected at least one action in the list"),
+        ("a.csv", b"user,item,action,timestamp\nu,i,\"see,click\",978300760\n", r"write it as 'see\|click'"),
+        ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; write it with a point"),
+        ("a.csv", f"{CSV}u,i,1_0,978300760\n".encode(), "a.csv:2: rating: expected a finite number, got '1_0'"),
+        ("a.csv", b"user id,userid,item,rating,timestamp\n1,2,3,4,9\n", "one column user id, got user id, userid"),
         *(
             ("a.jsonl", f"{line()}\n{line(**changed)}\n".encode(), f"a.jsonl:2: {message}")
             for changed, message in [
@@ -311,7 +335,7 @@ GOOD_ROW = "u,i,4,978300760\n"
                 ({"action": []}, "action: expected at least one kind"),
                 ({"action": "yawn"}, "expected actions among see, click, got yawn"),
                 ({"value": "4"}, "value: expected a number, got a string"),
-                ({"value": float("inf")}, "expected JSON in UTF-8"),
+                ({"value": float("inf")}, "expected an action as JSON, got JSON is malformed"),
                 ({"value": True}, "value: expected a number, got a boolean"),
                 ({"features": {"genre": []}}, "features.genre: expected a string or an integer, got a list"),
                 ({"id": 1.5}, "id: expected a string or an integer, got a number"),

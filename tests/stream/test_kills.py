@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,12 +81,16 @@ def settle(deployment: Deployment, replay: Replay) -> Recount:
     return check(deployment, replay.num_actions)
 
 
-def is_caught(deployment: Deployment, replay: Replay) -> None:
-    """The recount itself finds a broken worker, which may never finish: it gets some seconds to do so."""
+def is_caught(deployment: Deployment, replay: Replay, *processes: WorkerProcess) -> None:
+    """The recount itself finds a broken worker, which may never finish: it gets some seconds to do so. It is broken as
+    it should be, and not by an error in the breaking."""
     with suppress(AssertionError):
         wait_until(lambda: is_idle(deployment), 4, "the workers to finish", 0.2)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) as caught:
         check(deployment, replay.num_actions)
+    print("CAUGHT", str(caught.value)[:300])
+    for process in processes:
+        assert not re.search(r"(Type|Attribute|Name|Key|Index|Assertion)Error", process.log()), process.log()[-3000:]
 
 
 def test_a_worker_killed_at_random_points_loses_and_doubles_nothing(deployment: Deployment, worker: Make) -> None:
@@ -107,10 +112,10 @@ def test_the_kill_test_catches(broken: str, deployment: Deployment, worker: Make
     process.module = "tests.stream.broken"
     with replaying(deployment) as replay:
         kill_again_and_again(deployment, process, num_kills=2, seed=2)
-    is_caught(deployment, replay)
+    is_caught(deployment, replay, process)
 
 
-def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, Replay]:
+def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, WorkerProcess, Replay]:
     """One worker sleeps while it has much to say, until another has taken its partitions, and wakes without knowing."""
     deployment.environment["BROKEN"] = ",".join(name for name in ("relays_slowly", broken) if name)
     ghost = worker("ghost")
@@ -125,7 +130,7 @@ def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[Worke
         other.start().wait_for("partition claimed", times=2)
         ghost.resume()
         wait_for_more(deployment, 100)
-    return ghost, replay
+    return ghost, other, replay
 
 
 def waiting(deployment: Deployment) -> int:
@@ -137,7 +142,7 @@ def waiting(deployment: Deployment) -> int:
 def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
     deployment: Deployment, worker: Make
 ) -> None:
-    ghost, replay = haunt(deployment, worker)
+    ghost, _, replay = haunt(deployment, worker)
     recount = settle(deployment, replay)
     # The ghost did write: that is what the fence is for.
     assert recount.verdicts["stale"] > 0
@@ -145,8 +150,8 @@ def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
 
 
 def test_the_ghost_test_catches_a_worker_that_takes_without_a_fence(deployment: Deployment, worker: Make) -> None:
-    _, replay = haunt(deployment, worker, "takes_without_a_fence")
-    is_caught(deployment, replay)
+    ghost, other, replay = haunt(deployment, worker, "takes_without_a_fence")
+    is_caught(deployment, replay, ghost, other)
 
 
 def test_partitions_move_between_workers_that_come_and_go(deployment: Deployment, worker: Make) -> None:

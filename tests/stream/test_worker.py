@@ -154,17 +154,6 @@ def test_an_action_is_told_before_its_join_window_is_over_and_feedback_on_it_lat
         wait_until(lambda told=told: written(deployment).told.get("u1") == [told], 30, f"a {kind} to be told", 0.1)
 
 
-def test_old_ticks_are_counted_and_do_nothing(deployment: Deployment, worker: Make) -> None:
-    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
-    home = partition_of(b"u1", deployment.partitions)
-    deployment.produce([(home, None, b'{"tick": 1700000100000}'), (home, b"u1", msgspec.json.encode(action))])
-    worker().start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
-    check(deployment, 1)
-    [status] = last_statuses(deployment).values()
-    assert status.partitions[home].num_ticks == 1
-
-
 def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
     home = partition_of(b"u1", deployment.partitions)
@@ -177,6 +166,18 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     second = worker("second").start()
     assert second.process.wait(30) == 1
     assert "put that back, or use a new kafka.prefix" in second.log().splitlines()[-1]
+
+
+def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Deployment, worker: Make) -> None:
+    first = worker("first").start()
+    first.wait_for("partition claimed", times=2)
+    first.stop()
+    deployment.environment["HEADRACE_ACTION__KINDS"] = "click,impression,like,share,hide"
+    second = worker("second").start()
+    assert second.process.wait(40) == 1
+    line = second.log().splitlines()[-1]
+    assert "action.kinds: expected ('click', 'impression'" in line, line
+    assert "put that back (kinds may only be appended), or use a new kafka.prefix" in line
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -204,6 +205,31 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     process = worker().start()
     assert process.process.wait(20) == 1
     assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
+
+
+def test_refusals_are_counted_by_reason_and_warned_of_once(deployment: Deployment, worker: Make) -> None:
+    import httpx
+
+    port = free_port()
+    deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port)
+    home = partition_of(b"u1", deployment.partitions)
+    seconds = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS // 1000}
+    deployment.produce([(home, b"u1", msgspec.json.encode(seconds))] * 30 + [(home, b"u1", b"{")])
+    process = worker().start()
+
+    def counted() -> bool:
+        lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith("headrace_worker_dead_letters_total")]
+        return sorted(found) == [
+            'headrace_worker_dead_letters_total{reason="bad_time"} 30.0',
+            'headrace_worker_dead_letters_total{reason="malformed"} 1.0',
+        ]
+
+    process.wait_for("actions are refused")
+    wait_until(counted, 20, "both reasons in the metrics")
+    warnings = [line for line in process.log().splitlines() if "actions are refused" in line]
+    assert len(warnings) == 2, "one for each reason"
+    assert any("looks like seconds; multiply by 1000" in line for line in warnings)
 
 
 def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
@@ -243,6 +269,29 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     second.start()
     assert second.process.wait(30) == 1
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
+
+
+def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployment: Deployment, worker: Make) -> None:
+    first = worker("w").start()
+    first.wait_for("partition claimed", times=2)
+    wait_until(lambda: bool(last_statuses(deployment)), 20, "the first to report", 0.2)
+    second = WorkerProcess(deployment, "w", deployment.factory, folder="elsewhere")
+    second.start()
+    try:
+        assert second.process.wait(40) == 1
+    finally:
+        second.end()
+    line = second.log().splitlines()[-1]
+    assert line.startswith("headrace stream: stream.component 'w': expected a name that no other worker has"), line
+    assert "or stop that one" in line
+    home = partition_of(b"u1", deployment.partitions)
+    action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
+    deployment.produce([(home, b"u1", msgspec.json.encode(action))])
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the first to go on", 0.3)
+    assert first.log().count("partitions assigned") == 1, "it never lost them"
+    first.kill()
+    second.start().wait_for("partition claimed", times=2)  # the first is gone: the name is free, on another disk too
+    second.stop()
 
 
 def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_then(

@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from tests.brokers import REPOSITORY, Broker, wait_until
+from tests.process_factory import Child, ProcessFactory
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
@@ -40,6 +41,7 @@ class Deployment:
         default_factory=lambda: SequenceConfig(join_window_s=20.0, max_context=20, segment_len=4)
     )
     environment: dict[str, str] = field(default_factory=dict)
+    factory: ProcessFactory | None = None
 
     def __post_init__(self) -> None:
         self.kafka = KafkaConfig(bootstrap=self.broker.bootstrap, prefix=self.prefix, partitions=self.partitions)
@@ -116,7 +118,8 @@ class Deployment:
 
     def worker(self, name: str = "w") -> WorkerProcess:
         """A worker with a disk of its own, not started."""
-        return WorkerProcess(self, name)
+        assert self.factory is not None
+        return WorkerProcess(self, name, self.factory)
 
 
 def _toml(value: Any) -> str:
@@ -125,31 +128,70 @@ def _toml(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value)
 
 
-class WorkerProcess:
-    """``python -m stream worker`` (or a broken build of it) with a disk of its own."""
+class Forked:
+    """A child of the process factory, in the words of `subprocess.Popen`."""
 
-    def __init__(self, deployment: Deployment, name: str) -> None:
-        self.folder = deployment.folder / name
+    def __init__(self, child: Child) -> None:
+        self._child = child
+
+    @property
+    def returncode(self) -> int | None:
+        return self._child.status
+
+    def poll(self) -> int | None:
+        return self._child.status
+
+    def wait(self, timeout: float) -> int:
+        return self._child.wait(timeout)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._child.send(number)
+
+    def kill(self) -> None:
+        self._child.send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._child.send(signal.SIGTERM)
+
+
+class WorkerProcess:
+    """``python -m stream worker`` (or a broken build of it) with a disk of its own.
+
+    It is forked from a process that has loaded everything, unless it has a ``prefix``: a command to run it under.
+    """
+
+    def __init__(self, deployment: Deployment, name: str, factory: ProcessFactory, folder: str = "") -> None:
+        self.folder = deployment.folder / (folder or name)
         self.store_path = self.folder / "state"
         self.log_path = self.folder / "worker.log"
         self.module = "stream"
         self.prefix: list[str] = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._config = self.folder / "headrace.toml"
-        self._config.write_text(deployment.toml(self.store_path))
-        self._environment = {**os.environ, **deployment.environment, "HEADRACE_STREAM__COMPONENT": name}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._factory = factory
+        self._arguments = ["worker", "--config", str(self.folder / "headrace.toml")]
+        (self.folder / "headrace.toml").write_text(deployment.toml(self.store_path))
+        self._environment = {**deployment.environment, "HEADRACE_STREAM__COMPONENT": name}
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self.num_kills = 0
 
     def start(self) -> WorkerProcess:
         """Start (again)."""
-        command = [*self.prefix, sys.executable, "-m", self.module, "worker", "--config", str(self._config)]
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=REPOSITORY, env=self._environment, stdout=log, stderr=log)
+        self._process = self._spawned() if self.prefix else Forked(self._forked())
         return self
 
+    def _spawned(self) -> subprocess.Popen[bytes]:
+        command = [*self.prefix, sys.executable, "-m", self.module, *self._arguments]
+        environment = {**os.environ, **self._environment}
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+
+    def _forked(self) -> Child:
+        is_broken = self.module == "tests.stream.broken"
+        broken = self._environment["BROKEN"].split(",") if is_broken else []
+        return self._factory.start(self._arguments, broken, environment=self._environment, log=self.log_path)
+
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> subprocess.Popen[bytes] | Forked:
         """The running process."""
         assert self._process is not None, "not started"
         return self._process

@@ -26,8 +26,14 @@ def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
 
 if __name__ == "__main__":
     # Whatever a trainer loads on its way, once for all of them.
-    for name in ("adagrad.cpp", "id_map.cpp", "layer.cpp", "length.cpp", "softmax.cpp"):
+    for name in ("adagrad.cpp", "id_map.cpp", "layer.cpp", "length.cpp", "memory.cpp", "softmax.cpp"):
         import_module(f"kernels.{name}")
-    for name in ("numpy.ma", "trainer.__main__", "trainer.process", "trainer.replay"):
+    for name in (
+        "numpy.ma",
+        "torch.nested._internal.nested_tensor",
+        "trainer.__main__",
+        "trainer.process",
+        "trainer.replay",
+    ):
         import_module(name)
     serve_children(run)

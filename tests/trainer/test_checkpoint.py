@@ -82,7 +82,7 @@ def continued(
     restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
     for each in told:  # what the source of a trainer does
-        resumed.histories.fold(each)
+        resumed.histories.restore(each)
     for batch in [world.examples(6) for _ in range(num_after)]:
         for learner in (whole, resumed):
             learner.step(batch)

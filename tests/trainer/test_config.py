@@ -62,6 +62,14 @@ REFUSED_TRAINER = [
     ({"model_id": " "}, r"trainer\.model_id: expected a string that is not empty, got ' '"),
     ({"journal_fsync": "no"}, r"trainer\.journal_fsync: expected true or false, got 'no'"),
     ({"chunk_bytes": 1_000_000}, r"trainer\.chunk_bytes: expected a whole number, 1 to 900000, got 1000000; a broker"),
+    (
+        {"stochastic_length_alpha": 1.0},
+        r"trainer\.stochastic_length_alpha: expected 0, or above 1 and at most 2, got 1\.",
+    ),
+    (
+        {"stochastic_length_alpha": 0.5},
+        r"trainer\.stochastic_length_alpha: expected 0, or above 1 and at most 2, got 0\.",
+    ),
     ({"stochastic_length_alpha": 2.5}, r"trainer\.stochastic_length_alpha: expected a number, 0 to 2, got 2\.5; 0 tu"),
 ]
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from headrace.audit import audit
 from tests.process_factory import Child
-from tests.trainer.stage import Stage, weights_of
+from tests.trainer.stage import NUM_PARTITIONS, Stage, admin_of, weights_of
 from trainer.device import choose_device
 from trainer.replay import differences
 from trainer.snapshot import restore_published
 from trainer.step import Learner
 from trainer.weights import Weights
+from wire.example import fence
+from wire.example_codec import LAYOUT, MAGIC, encode_example
+from wire.shape import SHAPE, encode_shape
 
 Make = Callable[..., Stage]
 FROM_PUBLISHED = ((), "", "--from-published")
@@ -175,7 +179,7 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     assert learner.memory.num_rows == learner.items.num_rows
     for number, examples in made.sent.items():
         for example in examples[: first.covered[number] + 1]:
-            learner.histories.fold(example)
+            learner.histories.restore(example)
     for version in made.recount().versions[-1:]:
         plan = {
             each.manifest.first_step + index: step for each in ours for index, step in enumerate(each.manifest.plan)
@@ -197,3 +201,64 @@ def test_other_settings_than_the_published_ones_are_refused(stage: Make) -> None
     made.config_path.write_text(made.config_path.read_text().replace("model_width = 8", "model_width = 16"))
     last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
     assert "model.model_width: the published weights were learned with 8, now configured is 16" in last
+
+
+def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    child = made.start()
+    made.wait_published()
+    with admin_of(made.broker) as admin:
+        admin.create_partitions({made.topics.sequences: NUM_PARTITIONS + 2})
+    counts = f"expected {NUM_PARTITIONS} partitions, the broker has {NUM_PARTITIONS + 2};"
+    expected = f"topic {made.topics.sequences}: {counts}"
+    assert expected in ends_with_one_line(child)
+    assert expected in ends_with_one_line(made.start())
+
+
+def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    for topic in (made.topics.sequences, made.topics.weights, made.topics.status, made.topics.lag):
+        damaged = MAGIC + bytes([LAYOUT]) + bytes(47)
+        for value in (b"7 bytes", b"", None, b"HRE", damaged, b"{}", b'{"role":1}', b"\xff" * 99):
+            made.send_raw(topic, value)
+    child = made.start()
+    made.feed(60)
+    made.wait_published()
+    for value in (b"7 bytes", b"", None, b"{}"):
+        for kind in (b"claim", b"manifest", b"chunk", b"other", None):
+            made.send_raw(made.topics.weights, value, [("record", kind)] if kind else [])
+    made.feed(20)
+    made.wait_published()
+    child.kill()
+    made.start()
+    made.feed(20)
+    made.finish()
+    told = [line for line in child.log().splitlines() if "a foreign record is skipped" in line]
+    assert len(told) == 7
+    assert all(made.topics.sequences in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"kinds": ("click", "see", "like")}, "action.kinds: expected ('see', 'click', 'like'), got examples of a"),
+        ({"features": ()}, "action.features: expected ('genre',), got examples of a worker with ()"),
+        ({"kinds": ("see", "click", "like", "buy")}, ""),
+    ],
+    ids=["other kinds", "other features", "a kind appended"],
+)
+def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
+    changed: dict[str, tuple[str, ...]], words: str, stage: Make
+) -> None:
+    made = stage()
+    made.feed(30)
+    said = encode_shape(replace(made.settings.action, **changed))
+    made.send_raw(made.topics.sequences, encode_example(fence(0, 1)), [(SHAPE, said)])
+    child = made.start()
+    if words:
+        assert words in ends_with_one_line(child)
+    else:
+        made.wait_published()
+        assert child.stop() == 0

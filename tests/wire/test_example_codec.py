@@ -57,7 +57,7 @@ def examples(draw: st.DrawFn) -> Example:
         user_feature_hash=draw(longs(draw(st.integers(0, 2)))), user_offset=draw(INT64), user_index=draw(INT64),
         applied_offset=draw(INT64), replay_from_offset=draw(INT64), newest_event_ms=draw(INT64),
         newest_record_ms=draw(INT64), names=draw(st.dictionaries(INT64, INT64 | TEXT, max_size=3)),
-        is_fence=draw(st.booleans()), counted_offset=draw(INT64), counts=Counts(*(draw(INT64) for _ in range(5))),
+        is_fence=draw(st.booleans()), counted_offset=draw(INT64), counts=Counts(*(draw(INT64) for _ in range(4))),
         first=draw(st.integers(0, segment_len - length)), id_counts=np.array(ids if any(ids) else [], np.uint8),
     )  # fmt: skip
 
@@ -96,15 +96,15 @@ def golden() -> Example:
         feedback_index=np.array([1]), feedback_bits=np.array([4], np.uint32), session_hash=np.array([0, 31, 0]),
         action_ids=np.array([8, 9]), user_feature_hash=np.array([77]), user_offset=41, user_index=5, applied_offset=50,
         replay_from_offset=40, newest_event_ms=2500, newest_record_ms=3000, names={-12: "b", 11: 7}, is_fence=False,
-        counted_offset=50, counts=Counts(5, 4, 3, 2, 1), first=12, id_counts=np.array([2, 0, 0], np.uint8),
+        counted_offset=50, counts=Counts(5, 4, 3, 2), first=12, id_counts=np.array([2, 0, 0], np.uint8),
     )  # fmt: skip
 
 
 GOLDEN = (
-    "48524503249a45d82e00dc00190302100101322832950504030201cd09c4cd0bb8cd03e8290509040c030101025e02a2c3bc82f4a1620b07"
-    "0b00000000000000f4ffffffffffffff0d0000000000000000000000e8030000e80300000100060000010000000000000000050000000000"
-    "000000000000000000000000c07f000090400000c07f07000000000000000000000000000000000000000000000000000000000000001f00"
-    "0000000000000000000000000000020000080000000000000009000000000000004d000000000000000104000000"
+    "485245030df0887d2d00dc001903021001013228329405040302cd09c4cd0bb8cd03e8290509040c030101025e02a2c3bc82f4a1620b070b"
+    "00000000000000f4ffffffffffffff0d0000000000000000000000e8030000e8030000010006000001000000000000000005000000000000"
+    "0000000000000000000000c07f000090400000c07f07000000000000000000000000000000000000000000000000000000000000001f0000"
+    "00000000000000000000000000020000080000000000000009000000000000004d000000000000000104000000"
 )
 
 

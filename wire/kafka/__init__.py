@@ -1,1 +1,1 @@
-"""One way to configure Kafka clients, to read ranges and to follow a topic, for every room."""
+"""The one way to configure Kafka clients, to read ranges and to follow topics, for every room."""

@@ -1,4 +1,4 @@
-"""Create the topics as `wire.topics` describes them, and refuse a broker whose topics contradict it."""
+"""Creating the topics as `wire.topics` describes them, and refusing a broker whose topics contradict it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CONNECT_S = 5.0
 
 def make_admin(config: KafkaConfig) -> KafkaAdminClient:
     """An admin client. Raises ``KafkaError`` or OSError when no broker answers."""
-    wait_for_broker(config, CONNECT_S)  # the client itself may wait for ever: kafka-python 3.0 forgets its own time-out
+    wait_for_broker(config, CONNECT_S)  # the client might wait for ever: kafka-python 3.0 ignores its own time-out
     return KafkaAdminClient(**{"request_timeout_ms": 10_000, **sync_options(config)})
 
 
 def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
-    """Create what is missing, check what is there; returns the names of the created topics.
+    """Create missing topics and check existing ones; returns the names of the created ones.
 
     Raises `BrokerUnavailable` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
     partition count disagrees.
@@ -70,10 +70,10 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
 
 
 def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
-    """Topic → setting → the broker's value, where the configuration has another.
+    """Topic → setting → the broker's value, wherever the configuration has a different one.
 
     A topic keeps the settings that it was created with: a later change of the configuration does not reach it.
-    Settings that a broker does not report are passed over. Raises `KafkaError`.
+    Settings that a broker does not report are skipped. Raises `KafkaError`.
     """
     wanted = {topic.name: topic.settings for topic in topics_of(config)}
     admin = make_admin(config)
@@ -87,7 +87,7 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
 
 
 def delete_topics(config: KafkaConfig) -> None:
-    """Delete every topic of the deployment, and what it holds. Raises `KafkaError`."""
+    """Delete every topic of the deployment, with all records. Raises `KafkaError`."""
     admin = make_admin(config)
     try:
         admin.delete_topics([topic.name for topic in topics_of(config)])
@@ -101,12 +101,12 @@ def _differing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]])
 
 
 def partition_counts(admin: KafkaAdminClient) -> dict[str, int]:
-    """Name → number of partitions of every topic that the broker shows."""
+    """Name → number of partitions, for every topic that the broker shows."""
     return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics() if topic["partitions"]}
 
 
 def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
-    """Create one topic; False when somebody else just did. Another worker may start at the same moment."""
+    """Create one topic; False if it exists by now, because another worker started at the same moment."""
     new = NewTopic(
         name=topic.name,
         num_partitions=topic.num_partitions,
@@ -122,10 +122,19 @@ def _create(admin: KafkaAdminClient, topic: Topic) -> bool:
 
 def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
     for topic in wanted:
-        num_partitions = existing.get(topic.name, topic.num_partitions)
-        if num_partitions != topic.num_partitions:
-            raise TopicsMismatch(
-                f"topic {topic.name}: expected {topic.num_partitions} partitions, the broker has {num_partitions}; "
-                f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
-                "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
-            )
+        check_partitions(topic.name, topic.num_partitions, existing.get(topic.name, topic.num_partitions))
+
+
+def check_partitions(name: str, expected: int, num_partitions: int) -> None:
+    """Raise `TopicsMismatch` where a topic has another number of partitions than it should."""
+    if num_partitions != expected:
+        raise partitions_mismatch(name, expected, num_partitions)
+
+
+def partitions_mismatch(name: str, expected: int, num_partitions: int) -> TopicsMismatch:
+    """The error of a topic with another number of partitions than it should have."""
+    return TopicsMismatch(
+        f"topic {name}: expected {expected} partitions, the broker has {num_partitions}; "
+        f"set kafka.partitions = {num_partitions} if that is the deployment's, or choose another kafka.prefix "
+        "(the number of partitions of a deployment never changes: it decides where a user's sequence lives)"
+    )

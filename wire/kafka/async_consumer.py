@@ -1,9 +1,9 @@
-"""Reading a range of one partition with a plain consumer: no group, no commits, offsets that the caller names."""
+"""Reading a range of one partition with a plain consumer: no group, no commits, the caller gives the offsets."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -30,31 +30,40 @@ async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
-    """Partition → offset of the record that would come next; where a transaction is open, that of its first record."""
+    """Partition → the offset of the next record to be written or, while a transaction is open, of its first record."""
     found = await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])
     return {key.partition: offset for key, offset in found.items()}
 
 
 async def read_range(
-    config: KafkaConfig, topic: str, partition: int, start: int, stop: int | None = None
+    config: KafkaConfig,
+    topic: str,
+    partition: int,
+    start: int,
+    stop: int | None = None,
+    on_gone: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[list[ConsumerRecord]]:
     """Batches of the records with ``start`` ≤ offset < ``stop`` (None: the end as it is now), in order.
 
-    A ``stop`` that is given must exist: an offset that was delivered or acknowledged. It is not compared with the end,
-    which the embedded broker understates (it answers with the last batch's first offset).
-    Records that compaction or retention removed are simply not there: what comes may begin after ``start``.
+    An explicit ``stop`` must have been delivered or acknowledged. It is not compared with the end, which the embedded
+    broker understates (it returns the last batch's first offset). Records that compaction or retention has removed are
+    simply missing, so the first one may come after ``start``. Where the partition itself begins after ``start``,
+    ``on_gone`` is given its first offset.
     """
     key = TopicPartition(topic, partition)
     async with plain_consumer(config) as consumer:
         consumer.assign([key])
         if stop is None:
             stop = (await consumer.end_offsets([key]))[key]
-        start = max(start, (await consumer.beginning_offsets([key]))[key])
+        first = (await consumer.beginning_offsets([key]))[key]
+        if first > start:
+            on_gone(first)
+        start = max(start, first)
         consumer.seek(key, start)
         while await consumer.position(key) < stop:
             found = await consumer.getmany(key, timeout_ms=500, max_records=MAX_RECORDS)
             records = [record for record in found.get(key, ()) if record.offset < stop]
             if records:
                 yield records
-            # A fetch that was answered from memory does not wait; the other tasks of the worker must run too.
+            # A fetch answered from memory never yields, and the worker's other tasks must run too.
             await asyncio.sleep(0)

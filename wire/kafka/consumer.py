@@ -1,8 +1,8 @@
-"""kafka-python's consumers, in one way: no group, no commits, partitions and offsets that the caller names.
+"""The one way to use kafka-python's consumers: no group, no commits, the caller gives partitions and offsets.
 
-`ends` is where a partition ends. It asks twice, because the embedded broker answers ``end_offsets`` with the *first*
-offset of its last batch: where a fetch from there returns records, the high watermark is the end. Where a fetch returns
-none, what lies between belongs to a transaction that is still open, and nobody can read it yet.
+`ends` says where partitions end. It asks twice, because the embedded broker answers ``end_offsets`` with the *first*
+offset of its last batch: if a fetch from there returns records, the high watermark is the end. If it returns none, what
+lies between belongs to an open transaction and cannot be read yet.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from wire.kafka.refusal import refusal
 
 POLL_MS = 200
 ANSWER_S = 10.0
-"""How long a broker may be silent about where its partitions end."""
+"""How long a broker may take to say where its partitions end."""
 STALL_S = 20.0
-"""How long it may send nothing of a range that it has."""
+"""How long it may send nothing while a range that it has is being read."""
 PROMPT = {"fetch_max_wait_ms": 10}
-"""Options of a consumer that asks what is new rather than waits for it: the broker answers at once when there is
-nothing."""
+"""Options for a consumer that asks for news instead of waiting for it: if there is none, the broker answers at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a partition holds, or a part of it: offsets ``first`` up to but not including ``end``."""
+    """A range of offsets in a partition: from ``first`` up to but not including ``end``."""
 
     first: int
     end: int
 
 
 def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
-    """A consumer; ``kafka.client`` goes over ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
+    """A consumer; ``kafka.client`` overrides ``options``. Raises ``KafkaError`` or OSError when no broker answers."""
     ours: dict[str, Any] = {
         "group_id": None,
         "enable_auto_commit": False,
@@ -48,7 +47,7 @@ def make_consumer(kafka: KafkaConfig, **options: Any) -> KafkaConsumer:
         "auto_offset_reset": "earliest",
         "max_poll_records": 5000,
         "fetch_max_wait_ms": 100,
-        "enable_incremental_fetch_sessions": False,  # so that every answer says where the partitions end
+        "enable_incremental_fetch_sessions": False,  # so that every response says where the partitions end
         "fetch_max_bytes": 64 << 20,
         "max_partition_fetch_bytes": 8 << 20,
         "request_timeout_ms": 10_000,
@@ -73,17 +72,17 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
 
 
 def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
-    """The broker's own id of a topic, by the consumer's newest metadata; empty where it is not known.
+    """The broker's own id of a topic, from the consumer's newest metadata; empty if unknown.
 
-    Another id under the same name is another topic: the first one was deleted. (kafka-python keeps the ids in its
-    cluster metadata alone.)
+    A different id under the same name means that the topic was deleted and created again. (kafka-python keeps the ids
+    only in its cluster metadata.)
     """
     found = str(consumer._client.cluster.topic_id(topic) or "")  # noqa: SLF001
     return found if found.strip("0-") else ""
 
 
 def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
-    """All partitions of a topic. Raises `TopicMissing` where there is no such topic."""
+    """All partitions of a topic. Raises `TopicMissing` if there is no such topic."""
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
         raise TopicMissing(
@@ -92,26 +91,31 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
-def ends(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-    """The offset behind each partition's last readable record. Assigns the partitions, and leaves them anywhere.
+def ends(
+    consumer: KafkaConsumer, partitions: Iterable[TopicPartition], answer_s: float = ANSWER_S
+) -> dict[TopicPartition, int]:
+    """The offset after each partition's last readable record. Assigns the partitions and leaves their positions
+    undefined.
 
-    Raises `KafkaTimeoutError` when the broker falls silent.
+    Raises `KafkaTimeoutError` when the broker is silent for ``answer_s``.
     """
     wanted = list(partitions)
-    near = consumer.end_offsets(wanted)
+    if not wanted:
+        return {}
+    near = consumer.end_offsets(wanted, timeout_ms=round(answer_s * 1000))
     _place(consumer, near)
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + answer_s
     returned = set[TopicPartition]()
     while any(consumer.highwater(partition) is None for partition in wanted):
         returned |= consumer.poll(timeout_ms=POLL_MS).keys()
         if time.monotonic() > deadline:
             topic = wanted[0].topic
-            raise KafkaTimeoutError(f"{topic}: the broker did not say within {ANSWER_S:.0f} s where its partitions end")
+            raise KafkaTimeoutError(f"{topic}: the broker did not say within {answer_s:.0f} s where its partitions end")
     return {each: max(near[each], consumer.highwater(each)) if each in returned else near[each] for each in wanted}
 
 
 def _place(consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
-    consumer.assign([])  # with a partition, its high watermark and its pauses are forgotten
+    consumer.assign([])  # unassigning a partition forgets its high watermark and pauses
     consumer.assign(list(offsets))
     for partition, offset in offsets.items():
         consumer.seek(partition, offset)
@@ -125,9 +129,9 @@ def spans(consumer: KafkaConsumer, topic: str) -> dict[int, Span]:
 
 
 def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Iterator[Any]:
-    """Every record of ``wanted``; each partition in its order, the partitions mixed.
+    """Every record in these ranges; in order within a partition, with the partitions interleaved.
 
-    What compaction or retention has taken is simply not there. Raises `KafkaTimeoutError` when the broker sends
+    What compaction or retention has removed is simply missing. Raises `KafkaTimeoutError` when the broker sends
     nothing for `STALL_S`.
     """
     waiting = {TopicPartition(topic, number): span for number, span in wanted.items() if span.end > span.first}
@@ -138,7 +142,7 @@ def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Ite
         for partition, records in batches.items():
             if partition in waiting:
                 yield from (record for record in records if record.offset < waiting[partition].end)
-        # Compaction may leave no record right before the end, so the position counts, not the last record's offset.
+        # Compaction may have removed the records before the end, so the position decides, not the last record's offset.
         done = [partition for partition, span in waiting.items() if consumer.position(partition) >= span.end]
         for partition in done:
             del waiting[partition]
@@ -151,13 +155,14 @@ def read(consumer: KafkaConsumer, topic: str, wanted: Mapping[int, Span]) -> Ite
 
 
 def read_from(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:
-    """Every record of one partition from offset ``first`` to its end as it is now."""
+    """Every record of one partition from offset ``first`` to its present end."""
     end = ends(consumer, [partition])[partition]
     return read(consumer, partition.topic, {partition.partition: Span(first, end)})
 
 
 def follow(consumer: KafkaConsumer, *topics: str, num_last: int = 1) -> Iterator[Any]:
-    """The last ``num_last`` records of each partition, then every new one as it comes; None while there is none."""
+    """The last ``num_last`` records of each partition, then every new one as it arrives; yields None while there is
+    none."""
     held = {TopicPartition(topic, number): span for topic in topics for number, span in spans(consumer, topic).items()}
     _place(consumer, {partition: max(span.first, span.end - num_last) for partition, span in held.items()})
     while True:

@@ -1,10 +1,10 @@
 """Options of the Kafka clients (kafka-python, aiokafka, and Faust's, which is aiokafka's) from one `KafkaConfig`.
 
-``kafka.client`` holds what `wire.client_options` lists, in kafka-python's words; each of them reaches every client.
-aiokafka takes TLS as a context, which is made here.
+``kafka.client`` holds options that `wire.client_options` lists, by kafka-python's names; each of them reaches every
+client. aiokafka takes TLS as a context, which is created here.
 
-No client makes topics: they would have the broker's settings instead of those of `wire.topics`. Every consumer reads
-committed records alone.
+No client creates topics implicitly: they would get the broker's settings instead of those of `wire.topics`. Every
+consumer reads only committed records.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kafka.net.compat import KafkaNetClient
 from wire.config import KafkaConfig
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
-"""What the clients raise while a broker is away: whoever meets one tries again, unless `wire.kafka.refusal` says no."""
+"""What the clients raise while a broker is away. Callers try again, unless `wire.kafka.refusal` says it is useless."""
 ISOLATION = "read_committed"
 
 
 class _Client(KafkaNetClient):
-    """kafka-python's connections, which forget these two options on the way to what asks for metadata."""
+    """kafka-python's connections, which do not pass these two options on to metadata requests."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -42,7 +42,7 @@ def sync_options(config: KafkaConfig) -> dict[str, Any]:
 
 
 def async_options(config: KafkaConfig) -> dict[str, Any]:
-    """For aiokafka's clients, Faust's consumer among them."""
+    """For aiokafka's clients, including Faust's consumer."""
     options = {name: value for name, value in config.client.items() if not name.startswith("ssl_")}
     context = _tls_context(config)
     return {"bootstrap_servers": config.bootstrap, **options} | ({"ssl_context": context} if context else {})
@@ -61,6 +61,6 @@ def _tls_context(config: KafkaConfig) -> ssl.SSLContext | None:
     return context
 
 
-# aiokafka has no option for it: whatever it asks a broker about would be made there, as kafka-python's
-# allow_auto_create_topics. It asks in this module alone.
+# aiokafka has no option for it, unlike kafka-python's allow_auto_create_topics: any topic that it asks a broker about
+# would be created. It asks only in this module.
 aiokafka.client.MetadataRequest = partial(aiokafka.client.MetadataRequest, allow_auto_topic_creation=False)

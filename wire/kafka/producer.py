@@ -1,4 +1,4 @@
-"""kafka-python's producers, in one way."""
+"""The one way to create kafka-python's producers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from wire.kafka.options import sync_options
 
 
 def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
-    """A producer that says within seconds what was not acknowledged; the caller tries again.
+    """A producer that reports within seconds what was not acknowledged; the caller tries again.
 
-    ``kafka.client`` goes over ``options``. Without idempotence: readers know our records by epoch, number and index,
-    and the embedded broker has none. Raises ``KafkaError`` or OSError when no broker answers.
+    ``kafka.client`` overrides ``options``. It is not idempotent: readers recognise our records by epoch, number and
+    index, and the embedded broker does not support idempotence. Raises ``KafkaError`` or OSError when no broker
+    answers.
     """
     ours: dict[str, Any] = {
         "acks": "all",

@@ -1,4 +1,4 @@
-"""Which errors of a Kafka client no retry will mend: the process ends with one line instead of asking for ever."""
+"""Which errors of a Kafka client no retry can fix: the process ends with one line instead of trying for ever."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REMEDIES = {
     "IncompatibleBrokerVersion": "use a broker of Kafka 2.1 or newer",
     "KafkaConfigurationError": "correct it under kafka.client",
 }
-"""Names of errors in kafka-python or aiokafka (each has most of them) → what a person can do."""
+"""Names of errors in kafka-python or aiokafka (most are in both) → what a person can do."""
 _FATAL = {
     kind: remedy
     for name, remedy in _REMEDIES.items()
@@ -34,7 +34,7 @@ _FATAL = {
 
 
 def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:
-    """The error as one that a person must mend, or None where trying again may help. Causes count too."""
+    """The error to end with if a person must fix it, or None if trying again may help. Looks at causes too."""
     seen: BaseException | None = error
     while seen is not None:
         for kind, remedy in _FATAL.items():

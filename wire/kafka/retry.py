@@ -1,4 +1,4 @@
-"""Patience with a broker that is away. Whoever waits can be stopped: by a `threading.Event`, everywhere."""
+"""Waiting for a broker that is away. Every wait can be ended by a `threading.Event`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class StoppedError(Exception):
 
 
 def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop: threading.Event) -> Result:
-    """Do it, and again every second while the broker is away.
+    """Call ``action``, again every second while the broker is away.
 
-    Raises `StoppedError` once ``stop`` is set, and `ClientRefused` where no retry would help.
+    Raises `StoppedError` once ``stop`` is set, and `ClientRefused` if no retry would help.
     """
     is_away = False
     while True:
@@ -50,7 +50,7 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
 
 
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
-    """Return when any of the bootstrap servers accepts a connection; `BrokerUnavailable` after ``timeout_s``."""
+    """Return when any bootstrap server accepts a connection. Raises `BrokerUnavailable` after ``timeout_s``."""
     servers = config.bootstrap.split(",")
     deadline = time.monotonic() + timeout_s
     while True:
@@ -72,7 +72,7 @@ def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
 def wait_for_partitions(
     consumer: KafkaConsumer, topic: str, stop: threading.Event, every_s: float = 0.2
 ) -> list[TopicPartition]:
-    """The topic's partitions, waiting for the topic to exist. Raises `StoppedError` once ``stop`` is set."""
+    """The topic's partitions; waits until the topic exists. Raises `StoppedError` once ``stop`` is set."""
     while not stop.is_set():
         try:
             return partitions_of(consumer, topic)

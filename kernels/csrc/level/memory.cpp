@@ -4,10 +4,11 @@
 // Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats a row; rows that got some are
 // listed in `touched`, turned into features in place, and cleared when the event is done. What does not depend on the query
 // (`standing`) is a dense matrix, made anew every REFRESH events and kept right for the row that an event has just changed.
+// The best rows by the weighted sum are looked at again by a small network (shortlist.h).
 #include <math.h>
 #include <string.h>
 
-#include "simd.h"
+#include "shortlist.h"
 
 // The argument, as the caller lays it out (kernels/memory/cpp.py).
 struct MemoryCall {
@@ -18,6 +19,7 @@ struct MemoryCall {
     float *seen_V, *heat_HV;
     int64_t *first_V, *last_V;
     float *gain_BF, *square_BF;
+    float *shortlist_weight, *shortlist_square, *shortlist_norm;
     double* clock;
     uint8_t* dirty_V;
     // The events.
@@ -31,7 +33,7 @@ struct MemoryCall {
     float* loss_R;
     // How.
     double seen_growth, heat_growth[3], repeat_decay;
-    float gain_rate, gain_decay, weight_rate;
+    float gain_rate, gain_decay, weight_rate, shortlist_rate, shortlist_decay;
     int32_t exclude;              // 0 never, 1 always, 2 where the stream has no repeats
     int32_t learn;                // 0: every event is asked, and only logit_AV filled with the scores
 };
@@ -40,6 +42,7 @@ HEADRACE_BEGIN
 
 constexpr int NUM_STANDING = 7, NUM_EVIDENCE = 8, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
+constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, NUM_SEEN = LENGTH + 1;
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
 enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, OWN_COUNT, OWN_RECENCY };
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
@@ -47,6 +50,7 @@ constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6,
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
 constexpr int REFRESH = 16;
+constexpr float LENGTH_SCALE = .25f;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
 constexpr float OUT = -1e30f;
 
@@ -80,11 +84,12 @@ HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v);
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *score, *push, *inverse_root, *closed, *similar, *whole, *early, *late, *chain;
+    float *standing, *evidence, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
     int64_t num_touched, padded;
     float gain[NUM_FEATURES];
+    Shortlist<NUM_SEEN>* shortlist;
 };
 
 inline bool make_scratch(const MemoryCall& m, Scratch& s) {
@@ -97,8 +102,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
         s.closed = arena.get<float>(s.padded);
-        float** const parts[] = {&s.similar, &s.whole, &s.early, &s.late, &s.chain};
-        for (float** part : parts) *part = arena.get<float>(round_up(m.width, W));
+        s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         s.touched = arena.get<int32_t>(s.padded);
         s.marked = arena.get<uint8_t>(s.padded);
         s.excluded = arena.get<uint8_t>(s.padded);
@@ -149,42 +153,59 @@ HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
     s.marked[row] = 1;
 }
 
-// What the neighbours of one past row add, `lag` steps back.
+// Eight rows of eight floats, columns for rows.
+HEADRACE_INLINE void transpose8(v8* x) {
+    v8 y[8];
+    const i8 low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = __builtin_shuffle(x[i], x[i + 1], low);
+        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], high);
+    }
+    const i8 even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; ++h) {
+            x[i + 2 * h] = __builtin_shuffle(y[i + h], y[i + h + 2], even);
+            x[i + 2 * h + 1] = __builtin_shuffle(y[i + h], y[i + h + 2], odd);
+        }
+    const i8 first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
+    for (int i = 0; i < 4; ++i) {
+        y[i] = __builtin_shuffle(x[i], x[i + 4], first);
+        y[i + 4] = __builtin_shuffle(x[i], x[i + 4], second);
+    }
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+}
+
+// What the neighbours of one past row add, `lag` steps back: eight neighbours at a time, each with one addition to its eight.
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = s.inverse_root[row], inverse = root * root;
     const int32_t* id = m.neighbour_row + base;
-    const float *after = m.after + base, *before = m.before + base, *weight = m.weight + base;
-    for (int64_t j = 0; j < num; j += W) {
-        vf q;
-        for (int l = 0; l < W; ++l) q[l] = j + l < num ? s.inverse_root[id[j + l]] : 0.0f;
-        const vf f = load_some(after + j, num - j), b = load_some(before + j, num - j), both = f + b * .5f;
-        q = q * root;
-        const vf similar = both * q;
-        store(s.similar + j, similar);
-        if (lag < CHAIN_LAGS) store(s.chain + j, log1p_of(similar * COSINE_SCALE));
-        if (lag < FOLLOWS_LAGS) store(s.whole + j, both * inverse);
+    for (int64_t j = 0; j < num; j += 8) {
+        const int count = (int)min64(8, num - j);
+        v8 f = {}, b = {}, w = {}, q = {};
+        if (m.width - j >= 8) {
+            f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
+        } else {
+            for (int l = 0; l < count; ++l) f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
+        }
+        for (int l = 0; l < count; ++l) q[l] = s.inverse_root[id[j + l]] * root;
+        const v8 both = f + b * .5f, similar = both * q;
+        v8 add[NUM_EVIDENCE] = {};
+        add[WIDE] = similar * decay[WIDE];
+        if (lag < LEARNED_LAGS) add[LEARNED] = w * decay[LEARNED];
+        if (lag < CHAIN_LAGS) add[CHAIN] = log_of<v8, i8>(similar * COSINE_SCALE + 1.0f) * (.1f * decay[CHAIN]);
+        if (lag < FOLLOWS_LAGS) add[FOLLOWS] = both * (inverse * decay[FOLLOWS]);
         if (lag < NEAR_LAGS) {
-            store(s.early + j, f * q);
-            store(s.late + j, b * q);
+            add[AFTER] = f * q * decay[AFTER];
+            add[BEFORE] = b * q * decay[AFTER];
+        }
+        transpose8(add);
+        for (int l = 0; l < count; ++l) {
+            touch(s, id[j + l]);
+            float* e = s.evidence + (int64_t)id[j + l] * NUM_EVIDENCE;
+            store8(e, load8(e) + add[l]);
         }
     }
-    for (int64_t j = 0; j < num; ++j) {
-        touch(s, id[j]);
-        float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
-        e[WIDE] += decay[WIDE] * s.similar[j];
-        if (lag < LEARNED_LAGS) e[LEARNED] += decay[LEARNED] * weight[j];
-    }
-    if (lag < CHAIN_LAGS)
-        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + CHAIN] += .1f * decay[CHAIN] * s.chain[j];
-    if (lag < FOLLOWS_LAGS)
-        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + FOLLOWS] += decay[FOLLOWS] * s.whole[j];
-    if (lag < NEAR_LAGS)
-        for (int64_t j = 0; j < num; ++j) {
-            float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
-            e[AFTER] += decay[AFTER] * s.early[j];
-            e[BEFORE] += decay[AFTER] * s.late[j];
-        }
 }
 
 inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
@@ -256,7 +277,29 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
     return (int32_t)(1 + better + (equal + 1) / 2);
 }
 
-// push = probability - [is the target]; returns the loss.
+// The best rows of the weighted sum, and what the second look makes of their scores. Returns by how much it moves all.
+inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
+    Shortlist<NUM_SEEN>& list = *s.shortlist;
+    list.pick(s.score, s.padded);
+    for (int64_t c = 0; c < LISTED; ++c) {
+        const int64_t row = list.row[c];
+        const float *e = s.evidence + row * NUM_EVIDENCE, used = list.listed[c], lead = s.score[row] - best;
+        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * s.standing[f * s.padded + row];
+        for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        list.raw[MODEL][c] = used * logit[row];
+        list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
+        list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
+        list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;
+    }
+    list.look(m.shortlist_weight, m.shortlist_norm);
+    return list.shift();
+}
+
+inline void rescore(Scratch& s, float shift) {
+    for (int64_t c = 0; c < s.shortlist->num; ++c) s.score[s.shortlist->row[c]] = s.shortlist->out[c] + shift;
+}
+
+// push = probability - [is the target]; returns the log of the sum of e^score.
 inline float push_of(Scratch& s, float best, int64_t target) {
     vf total = zero();
     for (int64_t i = 0; i < s.padded; i += W) {
@@ -266,9 +309,8 @@ inline float push_of(Scratch& s, float best, int64_t target) {
     }
     const float all = sum(total), inverse = 1.0f / all;
     for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
-    const float p = s.push[target];
     s.push[target] -= 1.0f;
-    return -logf(p > 1e-20f ? p : 1e-20f);
+    return best + logf(all);
 }
 
 inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
@@ -423,12 +465,16 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
         s.score[target] = own;
         best = own > best ? own : best;
     }
+    const float shift = look_again(m, s, logit, bucket, best), mass = push_of(s, best, target);
+    rescore(s, shift);
     m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
     m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_EVIDENCE, s.padded, m.num_rows, target);
-    m.loss_R[r] = push_of(s, best, target);
+    m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past);
     learn_gains(m, s, logit, bucket);
+    s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    s.shortlist->settle(m.shortlist_norm);
     clear(s);
     m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
     m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
@@ -451,8 +497,11 @@ inline void score_all(const MemoryCall& m, Scratch& s) {
     for (int64_t r = 0; r < m.num_events; ++r) {
         const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r];
         float* logit = m.logit_AV + r * m.logit_stride;
+        const int64_t num_met = m.met_end_R[r] - m.met_begin_R[r];
+        const int bucket = bucket_of(m, num_past);
         collect(m, s, m.past_rows + m.past_begin_R[r], num_past);
-        mix(m, s, logit, bucket_of(m, num_past), nullptr, 0);
+        const float best = mix(m, s, logit, bucket, m.met_rows + m.met_begin_R[r], num_met);
+        rescore(s, look_again(m, s, logit, bucket, best));
         memcpy(logit, s.score, m.num_rows * sizeof(float));
         clear(s);
     }
@@ -483,3 +532,5 @@ HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
     }
     return 0;
 }
+
+#include "memory_best.h"

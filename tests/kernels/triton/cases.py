@@ -165,7 +165,7 @@ def check_thresholds(device: str, num_buckets: int) -> None:
     compare(hstu_attention, arguments, normal(generator, tokens, 1, 16), device)
 
 
-def check_bounds_between_tiles(device: str, num_blocks: int = 8) -> None:
+def check_bounds_between_tiles(device: str, num_blocks: int = 5) -> None:
     """Blocks of 64 keys of one time each: every threshold's bound lies between two tiles, for some rows or for all."""
     g = torch.Generator().manual_seed(0)
     tokens, buckets = 64 * num_blocks, TimeBuckets.logarithmic(24, 1000.0, 2.0)

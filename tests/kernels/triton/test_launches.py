@@ -40,8 +40,7 @@ BF16 = torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
-def modules(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+def modules(triton_cache: None) -> None:
     for op in ("attention", "layer", "delta", "softmax", "adagrad", "length"):
         importlib.import_module(f"kernels.{op}.triton_op")
 

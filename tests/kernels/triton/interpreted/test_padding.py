@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from torch import Tensor
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
 
+from bench.gpu_pass import synthetic_examples
 from model.config import ModelConfig
 from model.hstu import HSTU
 from tests.kernels.triton import cases
-from trainer.graph import PaddedEncoder, padded_size
+from trainer.config import TrainerConfig
+from trainer.graph import Captures, PaddedEncoder, padded_size
+from trainer.graph_step import PaddedStep
+from trainer.step import Learner
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -39,14 +44,37 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
 
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # a GPU's offsets are not read back
+    monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # an interpreter takes its time
     model = HSTU(CONFIG)
-    encoder = PaddedEncoder(model, CPU, captures=False, backend="triton")
-    for seed, lengths in enumerate(([40, 0, 7, 150], [3, 5], [200, 100])):
+    captures = Captures(CPU, wanted=False)
+    encoder = PaddedEncoder(model, captures, backend="triton")
+    for seed, lengths in enumerate(([30, 0, 7], [3, 5], [50, 30])):
         plain, padded = (run(model, lengths, each, seed) for each in (None, encoder))
         assert torch.equal(plain[0], padded[0])
         assert torch.equal(plain[1], padded[1])
         assert cases.error(padded[2], plain[2]) < 1e-5
-    assert len(encoder._encoders) == 2
+    assert captures.num_sizes == 2
+
+
+def test_a_padded_step_learns_what_a_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users of different lengths, first interactions, new items; later losses come from what was learned."""
+    monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
+    monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
+    monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
+    monkeypatch.setattr("trainer.graph_step.LEAST_ROWS", 80)
+    losses: dict[bool, list[tuple[float, float]]] = {}
+    for padded in (False, True):
+        learner = Learner(CONFIG, TrainerConfig(exclude_seen=False))
+        if padded:
+            captures = Captures(CPU, wanted=False)
+            learner._step_graphs = PaddedStep(learner.model, "reversal", captures, backend="triton")
+        examples = synthetic_examples(5, 30, 8, 3, 12)
+        losses[padded] = []
+        for _ in range(4):
+            report = learner.step(list(islice(examples, 4)))
+            losses[padded].append((report.retrieval_loss, report.ranking_loss))
+    for ours, theirs in zip(losses[True], losses[False], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_sizes_are_few_and_at_most_half_as_much_again() -> None:

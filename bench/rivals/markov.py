@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.baselines.popular import Popular
+from bench.rivals.popular import Popular
 
 
 class Markov(Popular):

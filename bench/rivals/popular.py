@@ -1,4 +1,4 @@
-"""The most popular items, ever or lately."""
+"""The most popular items, ever or lately. Whether what the user has met competes is the stream's to decide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class Popular:
     """By the number of choices so far."""
 
     def __init__(self, num_rows: int) -> None:
-        self.count_V = np.zeros(num_rows, np.float64)
+        """``num_rows``: of items; row 0 is nobody's."""
+        self.count_V = np.zeros(num_rows + 1, np.float64)
 
     def score(self, past: NDArray[np.int32]) -> NDArray[np.float64]:
         """Counts."""

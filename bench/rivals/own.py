@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.baselines.popular import Popular
+from bench.rivals.popular import Popular
 
 
 class Own(Popular):

@@ -1,0 +1,188 @@
+"""`python -m bench freshness [STREAM …] [--limit N] [--picture FILE] [--quick]`: what fresh weights are worth.
+
+One learner learns a stream; beside it stand copies that are renewed every minute, hour, day and week of event time, and
+predict the same choices with the same histories of the same moment. So the curve is what a recommender loses that is
+retrained, and rolled out at once, that seldom; the users' histories are fresh in all of them.
+
+A probe of forgetting: of an old window one step in ten is never learned, and its choices are predicted by the weights
+of the window's end, and by later ones, among the same items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from bench.__main__ import commit, machine, show
+from bench.curve import draw_curves
+from bench.events import arrivals
+from bench.frozen import Frozen
+from bench.judging import LATELY, kinds_alone, ranking, retrieval
+from bench.single_pass import settings_for
+from bench.streams import STREAMS, open_stream
+from headrace.config import Settings, load_settings
+from headrace.file_training import file_configs
+from kernels.memory import MemoryOutcome
+from trainer.batch import JaggedBatch, build_batch
+from trainer.metrics import PrequentialMetrics, outcomes
+from trainer.soundness import pass_over
+from trainer.step import Learner
+from wire.history import Histories
+
+EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}
+WINDOW, PROBE_EVERY = (0.2, 0.3), 10
+"""Shares of the stream where the probe's window begins and ends; which of its steps are held out."""
+AGES = (0.0, 0.1, 0.3, 0.7)
+"""Shares of the stream after the window at which the probe is looked at."""
+
+
+@dataclass(slots=True, eq=False)
+class Stale:
+    """A copy that is renewed every ``every_ms``, and what it predicted."""
+
+    every_ms: int
+    metrics: PrequentialMetrics
+    copy: Frozen | None = None
+    epoch: int = -1
+    ranks: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def meet(self, batch: JaggedBatch, learner: Learner) -> None:
+        """Predict a step's targets; first become what ``learner`` is, if a new period has begun."""
+        if not learner.num_steps:  # nobody knows anything yet
+            self.ranks.append(np.zeros(int(batch.is_wanted_R.sum()), np.int64))
+            return
+        epoch = int(batch.time_ms_n[batch.target_R].max()) // self.every_ms
+        if self.copy is None or epoch > self.epoch:
+            self.copy, self.epoch = Frozen(learner), epoch
+        ranks, probability_RK = self.copy.predict(batch)
+        self.ranks.append(ranks)
+        self.metrics.add(kinds_alone(probability_RK, outcomes(batch.learned_RK, batch.is_new_R)))
+
+
+@dataclass(slots=True, eq=False)
+class Probe:
+    """Steps that were held out, the items known when the window ended, and HR@10 at each age."""
+
+    batches: list[JaggedBatch] = field(default_factory=list)
+    num_rows: int = 0
+    found: list[tuple[int, float]] = field(default_factory=list)
+
+    def look(self, learner: Learner) -> None:
+        """How well are they predicted by now?"""
+        copy = Frozen(learner)
+        self.num_rows = self.num_rows or copy.items.num_rows
+        ranks = [copy.predict(batch, self.num_rows)[0] for batch in self.batches]
+        self.found.append((learner.num_interactions, retrieval(np.concatenate(ranks))["hr10"]))
+
+
+def measure(settings: Settings, actions: list[dict[str, Any]], seed: int = 1) -> tuple[dict[str, Any], Probe]:
+    """(by how often weights are renewed: retrieval and ranking; the probe)."""
+    model = file_configs(settings, actions[0])[2]
+    learner = Learner(model, dataclasses.replace(settings.trainer, seed=seed, metric_window=LATELY))
+    histories, probe = Histories(model.max_context), Probe()
+    stale = {name: Stale(1000 * every_s, PrequentialMetrics(model.kinds, LATELY)) for name, every_s in EVERY_S.items()}
+    fresh, looks = list[MemoryOutcome](), [round((WINDOW[1] + age) * len(actions)) for age in AGES]
+    learn = learner.memory.learn
+    learner.memory.learn = lambda events, logit_AV: _kept(fresh, learn(events, logit_AV))  # type: ignore[method-assign]
+    done = 0
+    for number, examples in enumerate(arrivals(settings, actions)):
+        batch = build_batch(examples, histories, model)
+        share, done = done / len(actions), done + sum(example.num_new for example in examples)
+        if WINDOW[0] <= share < WINDOW[1] and number % PROBE_EVERY == 0 and batch.is_wanted_R.any():
+            probe.batches.append(batch)
+            pass_over(learner, examples)
+            continue
+        if batch.num_targets:
+            for each in stale.values():
+                each.meet(batch, learner)
+        learner.step(examples)
+        while looks and done >= looks[0] and probe.batches:
+            looks.pop(0)
+            probe.look(learner)
+    outcome = MemoryOutcome.join(fresh)
+    found = {"every step": retrieval(outcome.rank_R[outcome.rank_R >= 0].astype(np.int64)) | _ne(learner.metrics)}
+    for name, each in stale.items():
+        found[name] = retrieval(np.concatenate(each.ranks)) | _ne(each.metrics)
+    return found, probe
+
+
+def _kept(outcomes_: list[MemoryOutcome], outcome: MemoryOutcome) -> MemoryOutcome:
+    outcomes_.append(outcome)
+    return outcome
+
+
+def _ne(metrics: PrequentialMetrics) -> dict[str, Any]:
+    return {"ne": ranking(metrics)["ne"]}
+
+
+def rows_of(stream: str, found: dict[str, Any], probe: Probe) -> list[dict[str, Any]]:
+    """The table's."""
+    fresh, rows = found["every step"]["hr10"], list[dict[str, Any]]()
+    for name, each in found.items():
+        ne = "-" if each["ne"] is None else f"{each['ne']:.4f}"
+        note = (
+            f"{each['hr10'] / fresh - 1:+.1%}; NE {ne}; last {LATELY:,}: {each['lately']['hr10']:.4f}" if fresh else ""
+        )
+        rows.append({"name": f"{stream}: weights renewed {_often(name)}", "value": each["hr10"], "unit": "HR@10",
+                     "ne": each["ne"], "windows": each["windows"], "note": note})  # fmt: skip
+    for learned, hr10 in probe.found:
+        rows.append({"name": f"{stream}: old window, held out", "value": hr10, "unit": "HR@10",
+                     "note": f"by the weights after {learned:,} interactions"})  # fmt: skip
+    return rows
+
+
+def _often(name: str) -> str:
+    return name if name.startswith("every") else f"once {name}"
+
+
+def run(
+    *, quick: bool = False, streams: Iterable[str] = (), data: Path | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of each stream."""
+    rows: list[dict[str, Any]] = []
+    for stream in streams or (("world",) if quick else ("ml-100k", "news", "world")):
+        actions = list(islice(open_stream(stream, data), limit or (6_000 if quick else None)))
+        rows += rows_of(stream, *measure(settings_for(load_settings(), actions), actions))
+        print(f"{stream}: done", file=sys.stderr, flush=True)
+    return rows
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench freshness", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)}; default: ml-100k, news, world")
+    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--out", type=Path, help="append the report to this file, a JSON object a line")
+    parser.add_argument("--picture", type=Path, help="write an SVG of what is in --out, or was measured now")
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.streams) - set(STREAMS)):
+        parser.error(f"streams: expected some of {', '.join(STREAMS)}, got {', '.join(unknown)}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    rows = run(quick=options.quick, streams=options.streams, data=options.data, limit=options.limit)
+    report = {"bench": "freshness", "machine": machine(), "commit": commit(),
+              "command": " ".join(["freshness", *arguments]), "rows": rows}  # fmt: skip
+    show(rows, f"freshness on {machine()}, commit {commit()}")
+    if options.out:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report) + "\n")
+        reports = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
+        rows = [row for each in reports for row in each["rows"]]
+    if options.picture:
+        options.picture.write_text(draw_curves(rows), encoding="utf-8")
+    print(json.dumps(report))
+    return 0

@@ -1,0 +1,70 @@
+"""A learner as it was at some moment, which predicts what comes and learns nothing of it: as a server would that had no
+newer version. Users' histories are those of now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.events import rank
+from model.embedding import EmbeddingTable
+from model.memory import events_of
+from trainer.batch import JaggedBatch, shorten
+from trainer.checkpoint import Checkpoint
+from trainer.snapshot import learner_arrays, restore_learner
+from trainer.step import Learner
+
+Int64 = NDArray[np.int64]
+KNOWN = -1e29
+"""The score of an item that was never met is below this (`kernels.memory.memory_scores`)."""
+
+
+class Frozen(Learner):
+    """A copy of ``learner``, which may go on learning."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner.model_config, learner.config, learner.device)
+        arrays = {name: np.array(array) for name, array in learner_arrays(learner).items()}
+        meta = {"model": self.model_config.as_dict(), "trainer": self.config.learning_dict()}
+        restore_learner(self, Checkpoint(learner.num_steps, arrays, meta))
+
+    @torch.no_grad()
+    def predict(self, batch: JaggedBatch, num_rows: int | None = None) -> tuple[Int64, NDArray[np.float64]]:
+        """(S,) ranks of the choices of a batch, 0 for an item that was not known, in the batch's order; and (R, K)
+        probabilities of the kinds. ``num_rows``: only rows below compete."""
+        forward = self.forward(shorten(batch, self.max_context), self.newest_event_ms, batch)
+        where = batch.target_R[batch.is_wanted_R]
+        row_n = self.items.lookup(batch.item_n)
+        no_choices = np.zeros(len(where), np.bool_)
+        events = events_of(
+            row_n, batch.bits_n, batch.starts_B1, batch.owner_n[where], where, self.model_config, is_chosen_R=no_choices
+        )
+        table_VD = self.model.retrieval_table(self.items.weight[: self.items.num_rows])
+        score_SV = (forward.query_SD @ table_VD.T).cpu().numpy()
+        self.memory.grow(self.items.num_rows)
+        self.memory.score(events, score_SV)
+        ranks = np.zeros(len(where), np.int64)
+        for s, row in enumerate(row_n[where].tolist()):
+            score_V = score_SV[s, :num_rows]
+            if 0 < row < len(score_V) and score_V[row] > KNOWN:
+                met = events.met_rows[events.met_begin_R[s] : events.met_end_R[s]]
+                ranks[s] = rank(score_V, row, met if self.memory.leaves_out_repeats else ())
+        return ranks, torch.sigmoid(forward.logits_RK).double().cpu().numpy()
+
+    def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
+        del now_ms
+        return self.items.lookup(batch.item_n[batch.target_R])
+
+    def _sum_rows(
+        self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Any], now_ms: int
+    ) -> Tensor | None:  # fmt: skip
+        del leaves, now_ms
+        if table.num_rows == 1 and not keys_nF.any():
+            return None
+        rows_nF = torch.from_numpy(table.lookup(keys_nF.reshape(-1)).reshape(keys_nF.shape))
+        return F.embedding(rows_nF.to(table.weight.device), table.weight).sum(dim=1)

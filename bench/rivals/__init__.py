@@ -1,0 +1,232 @@
+"""What Headrace must beat: every model of the field, each in a few settings, asked before it is told, in one pass.
+
+A rival of **retrieval** scores each choice of a step by what the events before have taught it, then learns it; one of
+**ranking** gives each target of a step the probability of every kind. `bench.events` decides what is asked and what
+came before; `bench.judging` what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.events import Step
+from bench.rivals.bert4rec import BERT4Rec, Cloze
+from bench.rivals.cooccurrence import Cooccurrence
+from bench.rivals.din import DIN, LearnedRanker
+from bench.rivals.factorisation import FactorisationMachine
+from bench.rivals.gradient import Gradient
+from bench.rivals.gru4rec import GRU4Rec
+from bench.rivals.libraries import River, VowpalWabbit, installed
+from bench.rivals.logistic import Logistic
+from bench.rivals.markov import Markov
+from bench.rivals.own import Own
+from bench.rivals.popular import DecayedPopular, Popular
+from bench.rivals.rate import Constant, ItemRate
+from bench.rivals.sasrec import SASRec
+from bench.rivals.transformer import TransformerPP
+from model.config import ModelConfig
+from model.kinds import negative_bits, positive_bits
+
+
+class Retriever(Protocol):
+    """Scores choices."""
+
+    def over(self, step: Step) -> NDArray[Any]:
+        """(A, at least 1 + rows known) scores of the step's choices, each before it is learned."""
+
+
+class Ranker(Protocol):
+    """Predicts kinds."""
+
+    def over(self, step: Step) -> NDArray[Any]:
+        """(R, K) probabilities of the step's targets, each before it is learned."""
+
+
+class Counter(Protocol):
+    """Learns from one choice at a time. ``past``: rows that the user chose before, oldest first."""
+
+    def score(self, past: NDArray[np.int32]) -> NDArray[Any]:
+        """(V,) a score of every row."""
+
+    def learn(self, row: int, past: NDArray[np.int32]) -> None:
+        """The user chose ``row``."""
+
+
+class EventByEvent:
+    """A counter as a retriever: it learns each choice before it is asked for the next."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    def over(self, step: Step) -> NDArray[Any]:
+        """See `Retriever.over`."""
+        scores = []
+        for e in step.asked.tolist():
+            row, past = int(step.events.target_R[e]), step.past(e)
+            scores.append(np.array(self._counter.score(past)[: step.num_known + 1]))
+            self._counter.learn(row, past)
+        return np.stack(scores) if scores else np.zeros((0, step.num_known + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way to run a rival. ``size``: targets a step; None: event by event, in Headrace's steps. ``is_seeded``: the
+    seed matters."""
+
+    make: Callable[[Stage, int], Retriever | Ranker]
+    size: int | None = None
+    is_seeded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a rival is told of a stream before it begins: how many items it will have, and the model's configuration
+    (kinds, features)."""
+
+    num_rows: int
+    model: ModelConfig
+
+    @property
+    def kinds(self) -> tuple[int, int]:
+        """Positive and negative bits."""
+        return positive_bits(self.model), negative_bits(self.model)
+
+
+def retrievers() -> dict[str, dict[str, Setting]]:
+    """Rivals of retrieval, by name and setting; the first setting is the usual one."""
+    return {
+        "most popular": {"all time": Setting(lambda stage, _: EventByEvent(Popular(stage.num_rows)))},
+        "decayed popular": {
+            f"half-life {half_life}": Setting(partial(_decayed, half_life))
+            for half_life in (100, 300, 1000, 3000, 10_000)
+        },
+        "own frequent": {"": Setting(lambda stage, _: EventByEvent(Own(stage.num_rows)))},
+        "last-item Markov": {"": Setting(lambda stage, _: EventByEvent(Markov(stage.num_rows)))},
+        "co-occurrence": {
+            f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
+            for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
+        },
+        "SASRec": _sequence_settings(_sasrec),
+        "GRU4Rec": _sequence_settings(_gru4rec),
+        "BERT4Rec": _sequence_settings(_bert4rec),
+        "Transformer++": _sequence_settings(_transformer),
+    }
+
+
+def rankers() -> dict[str, dict[str, Setting]]:
+    """Rivals of ranking, by name and setting."""
+    rates = (0.02, 0.005, 0.01, 0.05, 0.1)
+    found = {
+        "constant": {"": Setting(lambda stage, _: Constant(len(stage.model.kinds)))},
+        "item's rate": {f"strength {strength:g}": Setting(partial(_rate, strength)) for strength in (10.0, 3.0, 30.0)},
+        "logistic regression": {f"rate {rate:g}": Setting(partial(_logistic, rate)) for rate in rates},
+        "FM": {f"rate {rate:g}": Setting(partial(_machine, rate), is_seeded=True) for rate in rates},
+        "DIN+DCN": {
+            f"lr {lr:g}, {size} a step": Setting(partial(_din, lr), size, is_seeded=True)
+            for lr, size in ((1e-3, 64), (3e-3, 64), (1e-3, 32), (3e-4, 32))
+        },
+    }
+    for name, who, make, tried in (
+        ("river", "River", River, (0.02, 0.05)), ("vowpalwabbit", "Vowpal Wabbit", VowpalWabbit, (0.1, 0.5)),
+    ):  # fmt: skip
+        if name in installed():
+            found[who] = {f"rate {rate:g}": Setting(partial(_library, make, rate)) for rate in tried}
+    return found
+
+
+Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
+
+
+def _sequence_settings(make: Maker) -> dict[str, Setting]:
+    """Adam's rate for the network and for the items, targets a step, and inner products or cosines (temperature)."""
+    tried: list[dict[str, Any]] = [
+        {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
+        {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},
+        {"lr": 3e-4, "table_lr": 1e-2, "size": 16, "cosine": 0.2},
+        {"lr": 3e-3, "table_lr": 3e-3, "size": 64, "cosine": 0.0},
+    ]
+
+    def named(way: dict[str, Any]) -> str:
+        head = f"cosine / {way['cosine']:g}" if way["cosine"] else "inner product"
+        return f"lr {way['lr']:g} and {way['table_lr']:g}, {way['size']} a step, {head}"
+
+    def setting(way: dict[str, Any]) -> Setting:
+        return Setting(lambda stage, seed: make(stage, seed, way), way["size"], is_seeded=True)
+
+    return {named(way): setting(way) for way in tried}
+
+
+WIDTH, CONTEXT = 64, 50
+
+
+def _sasrec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
+    return Gradient(
+        SASRec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
+
+
+def _gru4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
+    return Gradient(
+        GRU4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
+
+
+def _bert4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
+    return Cloze(
+        BERT4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
+        way["lr"],
+        stage.kinds,
+        seed,
+        way["table_lr"],
+    )
+
+
+def _transformer(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
+    config = stage.model
+    model = TransformerPP(
+        stage.num_rows, config.model_width, CONTEXT, seed, len(config.kinds), config.num_layers, config.num_heads,
+        cosine=way["cosine"],
+    )  # fmt: skip
+    return Gradient(model, way["lr"], stage.kinds, seed, way["table_lr"])
+
+
+def _decayed(half_life: float, stage: Stage, _: int) -> Retriever:
+    return EventByEvent(DecayedPopular(stage.num_rows, half_life))
+
+
+def _cooccurrence(lags: int, decay: float, stage: Stage, _: int) -> Retriever:
+    return EventByEvent(Cooccurrence(stage.num_rows, lags, decay))
+
+
+def _rate(strength: float, stage: Stage, _: int) -> Ranker:
+    return ItemRate(stage.num_rows, len(stage.model.kinds), strength)
+
+
+def _logistic(rate: float, stage: Stage, _: int) -> Ranker:
+    return Logistic(len(stage.model.kinds), rate)
+
+
+def _machine(rate: float, stage: Stage, seed: int) -> Ranker:
+    return FactorisationMachine(len(stage.model.kinds), rate, seed)
+
+
+def _library(make: Callable[[int, float], Ranker], rate: float, stage: Stage, _: int) -> Ranker:
+    return make(len(stage.model.kinds), rate)
+
+
+def _din(lr: float, stage: Stage, seed: int) -> Ranker:
+    return LearnedRanker(DIN(stage.num_rows, stage.model, WIDTH // 2, CONTEXT, seed), lr)

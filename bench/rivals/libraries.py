@@ -1,0 +1,89 @@
+"""Online logistic regression of other people's making, where it is installed: River and Vowpal Wabbit. They read the
+same columns as ours, with the log-odds of the item's and the user's rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.events import Step
+from bench.rivals.targets import columns, in_order
+from model.rates import Rates, done_before
+
+
+def installed() -> tuple[str, ...]:
+    """Which of the two are."""
+    return tuple(name for name in ("river", "vowpalwabbit") if find_spec(name) is not None)
+
+
+class OneAKind:
+    """A learner a kind, each asked before it is told. A kind that comes late is told as a 1: they unlearn no 0."""
+
+    def __init__(self, num_kinds: int) -> None:
+        self.rates = Rates(num_kinds)
+
+    def over(self, step: Step) -> NDArray[np.float64]:
+        """(R, K)."""
+        batch = step.batch
+        place_RF, learned_RK, row_R = columns(step), batch.learned_RK, step.row_n[batch.target_R]
+        done_RK, num_R = done_before(
+            batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R
+        )
+        found_RK = np.zeros((batch.num_targets, batch.num_kinds))
+        for r in in_order(step).tolist():
+            rows = row_R[r : r + 1]
+            prior_PK = self.rates.prior(rows, done_RK[r : r + 1], num_R[r : r + 1])[0]
+            for kind in range(batch.num_kinds):
+                is_told = bool(batch.is_new_R[r]) or learned_RK[r, kind] > 0
+                label = bool(learned_RK[r, kind] > 0) if is_told else None
+                found_RK[r, kind] = self.one(kind, place_RF[r].tolist(), prior_PK[:, kind].tolist(), label)
+            self.rates.learn(rows, learned_RK[r : r + 1], batch.is_new_R[r : r + 1])
+        return found_RK
+
+    def one(self, kind: int, places: Sequence[int], priors: Sequence[float], label: bool | None) -> float:
+        """The probability, and then what came; None: nothing is told."""
+        raise NotImplementedError
+
+
+class River(OneAKind):
+    """`river.linear_model.LogisticRegression` with Adagrad."""
+
+    def __init__(self, num_kinds: int, rate: float) -> None:
+        super().__init__(num_kinds)
+        from river import linear_model, optim
+
+        self._models: list[Any] = [
+            linear_model.LogisticRegression(optimizer=optim.AdaGrad(rate), intercept_lr=0.0) for _ in range(num_kinds)
+        ]
+
+    def one(self, kind: int, places: Sequence[int], priors: Sequence[float], label: bool | None) -> float:
+        """See `OneAKind.one`."""
+        features: dict[Any, float] = dict.fromkeys(places, 1.0) | {"item": priors[0], "user": priors[1]}
+        probability = float(self._models[kind].predict_proba_one(features).get(True, 0.5))
+        if label is not None:
+            self._models[kind].learn_one(features, label)
+        return probability
+
+
+class VowpalWabbit(OneAKind):
+    """Its own updates: adaptive, normalised, invariant to weights."""
+
+    def __init__(self, num_kinds: int, rate: float) -> None:
+        super().__init__(num_kinds)
+        import vowpalwabbit
+
+        words = f"--loss_function logistic --link logistic -b 20 -l {rate} --quiet --noconstant"
+        self._models: list[Any] = [vowpalwabbit.Workspace(words) for _ in range(num_kinds)]
+
+    def one(self, kind: int, places: Sequence[int], priors: Sequence[float], label: bool | None) -> float:
+        """See `OneAKind.one`."""
+        features = f"| {' '.join(map(str, places))} item:{priors[0]:.5f} user:{priors[1]:.5f}"
+        probability = float(self._models[kind].predict(features))
+        if label is not None:
+            self._models[kind].learn(f"{1 if label else -1} {features}")
+        return probability

@@ -1,0 +1,56 @@
+"""Online logistic regression over hashed features, as Vowpal Wabbit and River do it: Adagrad, event by event, with the
+log-odds of the item's and the user's smoothed rates as two more features (without them it loses to the rate alone)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.events import Step
+from bench.rivals.targets import HASH_BITS, columns, in_order
+from model.rates import Rates, done_before
+
+Float64 = NDArray[np.float64]
+MOST_LOGIT = 30.0
+
+
+class Logistic:
+    """One weight a hashed feature and kind. ``rate``: Adagrad's."""
+
+    def __init__(self, num_kinds: int, rate: float) -> None:
+        self.rate, self.rates = rate, Rates(num_kinds)
+        self.weight_HK = np.zeros((1 << HASH_BITS, num_kinds), np.float32)
+        self.square_HK = np.full((1 << HASH_BITS, num_kinds), 1e-6, np.float32)
+        self.prior_PK, self.prior_square_PK = np.zeros((2, num_kinds)), np.full((2, num_kinds), 1e-6)
+        self.prior_PK[0] = 1.0
+
+    def over(self, step: Step) -> Float64:
+        """(R, K)."""
+        batch = step.batch
+        place_RF, learned_RK, row_R = columns(step), batch.learned_RK, step.row_n[batch.target_R]
+        done_RK, num_R = done_before(
+            batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R
+        )
+        found_RK = np.zeros((batch.num_targets, batch.num_kinds))
+        for r in in_order(step).tolist():
+            rows = row_R[r : r + 1]
+            prior_PK = self.rates.prior(rows, done_RK[r : r + 1], num_R[r : r + 1])[0]
+            logit_K = self.logit(place_RF[r], prior_PK)
+            found_RK[r] = 1.0 / (1.0 + np.exp(-np.clip(logit_K, -MOST_LOGIT, MOST_LOGIT)))
+            # A later kind takes back the 0 that was learned: together, the gradient of the outcome.
+            slope_K = found_RK[r] - learned_RK[r] if batch.is_new_R[r] else -learned_RK[r].astype(float)
+            self.learn(place_RF[r], prior_PK, slope_K)
+            self.rates.learn(rows, learned_RK[r : r + 1], batch.is_new_R[r : r + 1])
+        return found_RK
+
+    def logit(self, place_F: NDArray[np.int64], prior_PK: NDArray[np.float32]) -> Float64:
+        """(K,)."""
+        return np.asarray(self.weight_HK[place_F].sum(axis=0) + (self.prior_PK * prior_PK).sum(axis=0))
+
+    def learn(self, place_F: NDArray[np.int64], prior_PK: NDArray[np.float32], slope_K: Float64) -> None:
+        """One Adagrad step along the logit's slope."""
+        self.square_HK[place_F] += slope_K**2
+        self.weight_HK[place_F] -= self.rate * slope_K / np.sqrt(self.square_HK[place_F])
+        slope_PK = slope_K * prior_PK
+        self.prior_square_PK += slope_PK**2
+        self.prior_PK -= self.rate * slope_PK / np.sqrt(self.prior_square_PK)

@@ -1,0 +1,153 @@
+"""`python -m bench scaling [STREAM] [--limit N] [--quick]`: what a larger model, and more data, is worth.
+
+Five sizes of the network learn one stream in one pass; a law of the kind of LSRM's, L(N) = E + (N0 / N)^α, is fitted to
+their losses on its last third, and foretells that of a larger size that it was not shown. The same over data: the loss
+of the largest after each share of the stream foretells that of its last part. Losses are the network's own cross
+entropy in retrieval, before learning; N counts dense weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from bench.__main__ import commit, machine, show
+from bench.events import arrivals
+from bench.single_pass import settings_for
+from bench.streams import open_stream
+from headrace.config import Settings, load_settings
+from headrace.file_training import file_configs
+from model.config import ModelConfig
+from trainer.step import Learner
+
+WIDTHS = (8, 16, 24, 32, 48)
+HELD_BACK = 96
+TAIL = 1 / 3
+DATA_PARTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """L(x) = floor + (scale / x)^power."""
+
+    floor: float
+    scale: float
+    power: float
+
+    def at(self, x: float) -> float:
+        """The loss that it foretells."""
+        return float(self.floor + (self.scale / x) ** self.power)
+
+
+def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
+    """Least squares: a line in logarithms for each floor below the lowest loss, and the best of them."""
+    logs, y = np.log(np.asarray(x)), np.asarray(loss)
+    best, best_error = Law(0.0, 1.0, 0.0), math.inf
+    spread = max(1e-9, float(y.max() - y.min()))
+    for gap in spread * np.geomspace(1e-3, 1e3, 400):
+        floor = float(y.min()) - gap
+        if floor < 0 and best_error < math.inf:
+            break
+        floor = max(0.0, floor)
+        slope, intercept = np.polyfit(logs, np.log(y - floor), 1)
+        law = Law(floor, math.exp(min(600.0, -intercept / slope)) if slope else 1.0, -float(slope))
+        error = float(((floor + np.exp(intercept + slope * logs) - y) ** 2).sum())
+        if error < best_error and slope < 0:
+            best, best_error = law, error
+    return best
+
+
+def sized(model: ModelConfig, width: int) -> ModelConfig:
+    """The same model at another width; heads of half of it."""
+    return dataclasses.replace(
+        model, model_width=width, item_width=width, num_heads=2, qk_width=width // 2, value_width=width // 2
+    )
+
+
+def learn(settings: Settings, actions: list[dict[str, Any]], width: int) -> tuple[int, NDArray[np.float64]]:
+    """Dense weights, and the loss of each step of one pass, one number a choice."""
+    model = sized(file_configs(settings, actions[0])[2], width)
+    learner = Learner(model, settings.trainer)
+    losses = list[NDArray[np.float64]]()
+    for examples in arrivals(settings, actions):
+        report = learner.step(examples)
+        if report.num_targets and math.isfinite(report.retrieval_loss):
+            losses.append(np.full(report.num_targets, report.retrieval_loss))
+    num = sum(parameter.numel() for parameter in learner.model.parameters())
+    return num, np.concatenate(losses)
+
+
+def measure(
+    settings: Settings, actions: list[dict[str, Any]], widths: Sequence[int] = WIDTHS, held_back: int = HELD_BACK
+) -> list[dict[str, Any]]:
+    """The rows."""
+    found = {width: learn(settings, actions, width) for width in (*widths, held_back)}
+    tails = {width: float(losses[-round(TAIL * len(losses)) :].mean()) for width, (_, losses) in found.items()}
+    sizes = [float(found[width][0]) for width in widths]
+    rows = [
+        {"name": f"width {width}", "value": round(tails[width], 4), "unit": "nats", "num_weights": found[width][0],
+         "note": f"{found[width][0]:,} dense weights" + ("; held back" if width == held_back else "")}
+        for width in found
+    ]  # fmt: skip
+    law = fit(sizes, [tails[width] for width in widths])
+    rows.append(_foretold("size", law, law.at(float(found[held_back][0])), tails[held_back]))
+    parts = np.array_split(found[held_back][1], DATA_PARTS)
+    ends = np.cumsum([len(part) for part in parts]).astype(float)
+    means = [float(part.mean()) for part in parts]
+    law = fit(ends[:-1].tolist(), means[:-1])
+    rows.append(_foretold("data", law, law.at(float(ends[-1])), means[-1]))
+    return rows
+
+
+def _foretold(over: str, law: Law, foretold: float, measured: float) -> dict[str, Any]:
+    return {
+        "name": f"foretold over {over}", "value": round(foretold, 4), "unit": "nats", "measured": round(measured, 4),
+        "law": dataclasses.asdict(law),
+        "note": f"measured {measured:.4f}: {foretold / measured - 1:+.2%}; "
+                f"L = {law.floor:.3f} + ({law.scale:.3g} / x)^{law.power:.3g}",
+    }  # fmt: skip
+
+
+def run(*, quick: bool = False, stream: str = "ml-100k", data: Path | None = None,
+        limit: int | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """One stream."""
+    actions = list(islice(open_stream(stream, data), limit or (5_000 if quick else None)))
+    return measure(settings_for(load_settings(), actions), actions)
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench scaling", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("stream", nargs="?", default="ml-100k")
+    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--out", type=Path, help="write the report here")
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    options = parser.parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit)
+    report = {"bench": "scaling", "machine": machine(), "commit": commit(),
+              "command": " ".join(["scaling", *arguments]), "rows": rows}  # fmt: skip
+    show(rows, f"scaling on {machine()}, commit {commit()}")
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))

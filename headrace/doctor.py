@@ -1,0 +1,204 @@
+"""`headrace doctor`: checks this machine and the deployment, and says what to do about each fault."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
+
+from headrace import machine
+from headrace.config import Settings
+from headrace.findings import Finding, note, ok, problem
+from headrace.findings import show as show_findings
+from headrace.versions import duration
+from wire.cluster import SILENT_MS, ClusterState
+from wire.errors import HeadraceError
+from wire.kafka.admin import config_drift, make_admin, partition_counts
+from wire.kafka.consumer import Span, connect, follow, read, spans
+from wire.status import Status, decode_status
+from wire.topics import Topics, topics_of
+
+LISTEN_S = 3.5
+"""Every process reports once a second, so in this time each live one is heard at least twice."""
+SKEW_S = 2.0
+NUM_LETTERS = 1000
+STALE_S = 10.0
+REMEDIES = {
+    "wrong_partition": "the producer places records otherwise than Kafka's Java client: in librdkafka's clients set "
+    "partitioner=murmur2_random (examples/ has one for each language)",
+    "bad_time": "timestamps are milliseconds since 1970, as a whole number",
+    "future": "the producer's clock is ahead, or its timestamps are not milliseconds",
+    "unknown_action": "add the kind to action.kinds, in every process",
+}
+
+
+def show(settings: Settings, *, as_json: bool = False) -> int:
+    """Print what was found; exit status 1 if anything is a problem."""
+    return show_findings(findings(settings), as_json=as_json)
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """First this machine, then the broker and, if it answers, the deployment on it."""
+    yield from machine.findings(settings)
+    try:
+        consumer = connect(settings.kafka)
+    except HeadraceError as error:
+        yield problem("broker", str(error), "")
+        return
+    try:
+        yield broker(settings)
+        missing = [topic.name for topic in topics_of(settings.kafka) if topic.name not in consumer.topics()]
+        if missing:
+            yield problem("topics", f"missing: {', '.join(missing)}", "headrace topics --create")
+            return
+        yield topics(settings)
+        yield from processes(settings, *heard(settings, consumer))
+        yield dead_letters(settings, consumer)
+    except (HeadraceError, KafkaError) as error:
+        yield problem("broker", f"it stopped answering: {error}", "see the broker's log")
+    finally:
+        consumer.close()
+
+
+def broker(settings: Settings) -> Finding:
+    """How many brokers there are, and whether they are enough for the topics' replicas."""
+    admin = make_admin(settings.kafka)
+    try:
+        num_brokers = len(admin.describe_cluster()["brokers"])
+    finally:
+        admin.close()
+    copies = settings.kafka.replication_factor
+    words = f"{num_brokers} at {settings.kafka.bootstrap}; kafka.replication_factor = {copies}"
+    if copies > num_brokers:
+        return problem("broker", words, "start more brokers, or lower kafka.replication_factor before the topics exist")
+    if num_brokers > 1 and copies == 1:
+        return note("broker", words, "with one copy the loss of a broker loses records; 3 is usual on a cluster")
+    return ok("broker", words)
+
+
+def topics(settings: Settings) -> Finding:
+    """Whether the topics match the configuration."""
+    admin = make_admin(settings.kafka)
+    try:
+        counts = partition_counts(admin)
+    finally:
+        admin.close()
+    for topic in topics_of(settings.kafka):
+        if counts[topic.name] != topic.num_partitions:
+            words = f"{topic.name} has {counts[topic.name]} partitions, the configuration says {topic.num_partitions}"
+            return problem(
+                "topics", words, f"set kafka.partitions = {counts[topic.name]}, or choose another kafka.prefix"
+            )
+    if drift := config_drift(settings.kafka):
+        words = "; ".join(f"{name}: {key} = {value}" for name, keys in drift.items() for key, value in keys.items())
+        return note("topics", f"settings differ from the configuration: {words}", "headrace topics shows both")
+    return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
+
+
+def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, dict[str, list[float]], dict[str, Any]]:
+    """Listen for a while: the last report of every process, how far each clock is behind ours, the newest lag message.
+
+    The measured offset includes the report's way through Kafka, a few hundredths of a second.
+    """
+    names = Topics.under(settings.kafka.prefix)
+    state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
+    for record in read(consumer, names.status, spans(consumer, names.status)):
+        state.note(record.value)
+    deadline = time.monotonic() + LISTEN_S
+    for record in takewhile(lambda _: time.monotonic() < deadline, follow(consumer, names.status, names.lag)):
+        if record is None:
+            continue
+        if record.topic == names.lag:
+            lag = msgspec.json.decode(record.value)
+            continue
+        state.note(record.value)
+        num_heard += 1  # the first one was there before we listened
+        if num_heard > 1 and (status := _decoded(record.value)) is not None:
+            behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
+    return state, behind_s, lag
+
+
+def _decoded(value: bytes | None) -> Status | None:
+    try:
+        return decode_status(value or b"")
+    except msgspec.DecodeError:
+        return None
+
+
+def processes(
+    settings: Settings, state: ClusterState, behind_s: dict[str, list[float]], lag: dict[str, Any]
+) -> Iterator[Finding]:
+    """Which processes run, whose clock is off, and how fresh the answers are."""
+    now_ms = time.time_ns() // 1_000_000
+    found = state.processes(now_ms)
+    live = Counter(each["role"] for each in found if each["silent_s"] * 1000 < SILENT_MS)
+    words = ", ".join(f"{num} {role}{'s' if num > 1 else ''}" for role, num in live.items()) or "none"
+    needed = {"worker": "headrace worker", "trainer": "headrace train", "server": "headrace serve"}
+    if absent := [command for role, command in needed.items() if not live[role]]:
+        yield problem("processes", f"live: {words}", f"start: {', '.join(absent)}")
+    else:
+        yield ok("processes", f"live: {words}")
+    for each in found:
+        if each["silent_s"] * 1000 >= SILENT_MS:
+            words = f"{each['role']} {each['component']} has been silent for {duration(each['silent_s'])}"
+            yield note("processes", words, "if nobody stopped it, see its log; forgotten after an hour")
+    unowned = settings.kafka.partitions - len(state.workers)
+    if unowned > 0 and live["worker"]:
+        yield note(
+            "partitions", f"{unowned} of {settings.kafka.partitions} have never had a worker", "see the workers' logs"
+        )
+    yield clocks(behind_s)
+    if lag:
+        yield freshness(lag, now_ms)
+
+
+def clocks(behind_s: dict[str, list[float]]) -> Finding:
+    """Whether the processes' clocks agree with this one's."""
+    off = {name: min(times, key=abs) for name, times in behind_s.items()}
+    wrong = {name: seconds for name, seconds in off.items() if abs(seconds) > SKEW_S}
+    if not off:
+        return note("clocks", f"no process reported within {LISTEN_S:g} s, so there is nothing to compare", "start one")
+    if not wrong:
+        return ok("clocks", f"{len(off)} processes within {max(map(abs, off.values())):.2f} s of this machine")
+    words = ", ".join(f"{name} {abs(s):.1f} s {'behind' if s > 0 else 'ahead'}" for name, s in sorted(wrong.items()))
+    return problem("clocks", words, "let the machines keep time by NTP: ages and freshness are told by their clocks")
+
+
+def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
+    """The state of the whole loop, from the trainer's last message."""
+    silent_s = (now_ms - lag["time_ms"]) / 1000
+    if silent_s > STALE_S:
+        return problem("freshness", f"the trainer last reported {duration(silent_s)} ago", "see the trainer's log")
+    behind = {name: stage["lag_records"] for name, stage in lag["stages"].items() if stage.get("lag_records")}
+    words = ", ".join(f"{name} {num:,}" for name, num in behind.items()) or "nothing waits"
+    pace = lag["throughput"]
+    if pace.get("catch_up_s", 0) is None:
+        return problem(
+            "freshness", f"records waiting: {words}; the trainer falls behind", "see docs/operations.md, Sizing"
+        )
+    return ok("freshness", f"records waiting: {words}")
+
+
+def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
+    """Why actions were refused, according to the newest dead letters."""
+    topic = Topics.under(settings.kafka.prefix).dead_letters
+    held = spans(consumer, topic)
+    newest = {number: Span(max(span.first, span.end - NUM_LETTERS), span.end) for number, span in held.items()}
+    num_all = sum(span.end - span.first for span in held.values())
+    reasons = Counter(
+        dict(record.headers).get("reason", b"unknown").decode("utf-8", "replace")
+        for record in read(consumer, topic, newest)
+    )
+    if not reasons:
+        return ok("dead letters", "none")
+    words = f"{num_all:,}; of the newest {reasons.total():,}: " + ", ".join(
+        f"{n:,} {r}" for r, n in reasons.most_common()
+    )
+    remedies = [REMEDIES[reason] for reason, _ in reasons.most_common() if reason in REMEDIES]
+    return note("dead letters", words, remedies[0] if remedies else "headrace dead-letters shows them")

@@ -1,0 +1,146 @@
+"""`headrace top`: the pipeline on a terminal, as the server's page shows it, from the topics alone."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Footer, Sparkline, Static
+
+from headrace.config import Settings
+from headrace.screen import WHAT, number, seconds
+from serving.pulse import Point, Pulse, PulseFollower, Served
+from wire.cluster import SILENT_MS
+from wire.kafka.consumer import connect
+from wire.topics import Topics
+
+REFRESH_S = 0.5
+COLORS = {"fresh": "green", "idle": "green", "behind": "yellow", "waiting": "yellow"}
+"""The colour of each status; any other is red."""
+RATE_OF = {"ingest": "actions", "sequence": "sequences", "train": "trainer", "publish": "weights", "serve": "serving"}
+UNITS = {"ingest": "actions", "sequence": "examples", "train": "interactions", "publish": "swaps", "serve": "requests"}
+
+
+def served_of(pulse: Pulse) -> Served:
+    """The version of the live server that is furthest behind."""
+    live = pulse.cluster.live_servers(time.time_ns() // 1_000_000)
+    if not live:
+        return Served()
+    last = min(live, key=lambda each: (each.epoch, each.number))
+    return Served(
+        epoch=last.epoch, number=last.number, newest_record_ms=last.newest_record_ms, swapped_ms=last.swapped_ms,
+        num_swaps=max(0, last.number), num_requests=sum(each.num_requests for each in live),
+    )  # fmt: skip
+
+
+class Top(App[None]):
+    """The screen; another thread feeds ``pulse``."""
+
+    CSS = """
+    Static { height: auto; }
+    #head { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    Sparkline { height: 2; }
+    .label { color: $text-muted; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [("q", "quit", "Quit"), ("p", "pause", "Pause")]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, pulse: Pulse, broker: str) -> None:
+        super().__init__()
+        self._pulse, self._broker, self._paused = pulse, broker, False
+
+    def compose(self) -> ComposeResult:
+        """In order of importance, so that a small terminal cuts off the least important."""
+        yield Static(f"headrace top on {self._broker}: waiting for the topics", id="head")
+        with VerticalScroll():
+            yield Static(id="stages")
+            yield Static("freshness, last quarter of an hour", classes="label")
+            yield Sparkline([], id="freshness")
+            yield Static(id="quality")
+            yield Static(id="processes")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Start redrawing."""
+        self.set_interval(REFRESH_S, self.redraw)
+
+    def action_pause(self) -> None:
+        """Freeze the screen, or continue."""
+        self._paused = not self._paused
+
+    def redraw(self) -> None:
+        """Show the newest point."""
+        if self._paused or not self._pulse.points:
+            return
+        points = list(self._pulse.points)
+        newest = points[-1]
+        self.query_one("#head", Static).update(headline(newest, self._broker))
+        self.query_one("#stages", Static).update(stages(newest))
+        self.query_one("#freshness", Sparkline).data = [each.freshness_s or 0.0 for each in points]
+        self.query_one("#quality", Static).update(quality(newest))
+        self.query_one("#processes", Static).update(processes(self._pulse))
+
+
+def headline(point: Point, broker: str) -> Text:
+    """Status, freshness and version on one line."""
+    color = COLORS.get(point.status, "red")
+    version = f"{point.epoch}/{point.number}" if point.epoch >= 0 else "–"
+    told = f"  {seconds(point.freshness_s)} old  version {version}  {broker}"
+    return Text.assemble((f"● {point.status}", f"bold {color}"), told)
+
+
+def stages(point: Point) -> Table:
+    """One row per stage: its rate and how far it is behind; the bottleneck in red."""
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("stage")
+    for name in ("a second", "waiting", "behind"):
+        table.add_column(name, justify="right")
+    table.add_column("", style="dim", no_wrap=True)
+    for name, stage in point.stages.items():
+        rate = f"{point.rates.get(RATE_OF[name], 0.0):,.0f} {UNITS[name]}"
+        row = (name, rate, f"{stage.records:,}", seconds(stage.seconds), WHAT[name])
+        table.add_row(*row, style="bold red" if name == point.bottleneck else "")
+    return table
+
+
+def quality(point: Point) -> Text:
+    """How well the newest weights predicted what came next, what they know, and how much was refused."""
+    rankers = "  ".join(f"{name} {value:.4f}" for name, value in point.quality.items()) or "–"
+    letters = f"{point.dead_letters:,}"
+    if point.reasons:
+        worst = sorted(point.reasons.items(), key=lambda pair: -pair[1])[:3]
+        letters += " (" + ", ".join(f"{num:,} {reason}" for reason, num in worst) + ")"
+    return Text(
+        f"\nHR@10  {rankers}\nNE     {number(point.entropy)}, of a constant {number(point.entropy_baseline)}\n"
+        f"items  {point.num_items:,}   interactions learned  {point.num_interactions:,}\ndead letters  {letters}"
+    )
+
+
+def processes(pulse: Pulse) -> Text:
+    """Which processes are there, and which have fallen silent."""
+    text = Text("\n")
+    for each in pulse.cluster.processes(time.time_ns() // 1_000_000):
+        silent = each["silent_s"] * 1000 >= SILENT_MS
+        words = f"{each['role']} {each['component']}" + (f" silent for {each['silent_s']:,.0f} s" if silent else "")
+        text.append(f"{words}\n", style="red" if silent else "")
+    return text
+
+
+def watch(settings: Settings) -> int:
+    """Show it until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if no broker answers."""
+    connect(settings.kafka).close()
+    pulse = Pulse(settings.serving.freshness_objective_s)
+    topics = Topics.under(settings.kafka.prefix)
+    follower = PulseFollower(lambda: connect(settings.kafka), topics, pulse, lambda: served_of(pulse))
+    follower.start()
+    try:
+        Top(pulse, settings.kafka.bootstrap).run()
+    finally:
+        follower.stop()
+        follower.join(5)
+    return 0

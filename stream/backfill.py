@@ -1,0 +1,124 @@
+"""History before live traffic: a file is put at the start of the actions topic, once, and the log says where it ends.
+
+Each partition of the topic must begin with that partition's share of the file, action by action in the file's order.
+What is there already is compared with the file and not sent again, so a backfill that was killed goes on where the log
+ends. The hand-over is the offset after the last action of the file: what is live begins there. An action that is not
+the file's before that offset is a mistake that no order can mend, and is said with its offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stream.config import Settings
+from stream.errors import BackfillError
+from stream.files import read_actions
+from stream.producer import ActionProducer, placed
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect, read, spans
+from wire.topics import Topics
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Where history ends. ``offsets``: partition → the first offset that is not history. ``num_actions``: the file's.
+    ``num_sent``: by this run."""
+
+    offsets: dict[int, int]
+    num_actions: int
+    num_sent: int
+
+
+@dataclass(slots=True)
+class _Log:
+    """What a partition holds: how many actions of the file, and the offset after the record of the last of them."""
+
+    num_actions: int = 0
+    end: int = 0
+
+
+def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig) -> HandOver:
+    """Send what is missing of the file, then read all of it back. Raises `BackfillError`."""
+    topic = Topics.under(kafka.prefix).actions
+    shares: dict[int, list[Mapping[str, Any]]] = {partition: [] for partition in range(kafka.partitions)}
+    for action in actions:
+        shares[placed(action, kafka.partitions)].append(action)
+    before = _compared(kafka, topic, shares)
+    with ActionProducer(kafka, topic, num_partitions=kafka.partitions) as producer:
+        for partition, share in shares.items():
+            for action in share[before[partition].num_actions :]:
+                producer.send(action)
+        producer.flush()
+        num_sent = producer.num_actions
+    after = _compared(kafka, topic, shares)
+    for partition, share in shares.items():
+        missing = len(share) - after[partition].num_actions
+        if missing:
+            raise BackfillError(
+                f"{topic}, partition {partition}: expected all {len(share)} actions of the file, {missing} are "
+                "missing; run it again"
+            )
+    offsets = {partition: log.end for partition, log in after.items()}
+    return HandOver(offsets, sum(map(len, shares.values())), num_sent)
+
+
+def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, _Log]:
+    """How much of each partition's share is there. What comes after the whole share is live, and is not looked at."""
+    consumer = connect(kafka)
+    try:
+        held = spans(consumer, topic)
+        logs = {partition: _Log(end=span.first) for partition, span in held.items()}
+        for partition, span in held.items():
+            if span.first:
+                raise BackfillError(
+                    f"{topic}, partition {partition}: expected its first record at offset 0, got {span.first}: "
+                    "retention has taken the start, so nobody can tell what came first; give the deployment a new "
+                    "kafka.prefix"
+                )
+        for record in read(consumer, topic, held):
+            _compare(topic, record, shares[record.partition], logs[record.partition])
+    finally:
+        consumer.close()
+    return logs
+
+
+def _compare(topic: str, record: Any, share: list[Mapping[str, Any]], log: _Log) -> None:
+    if log.num_actions == len(share):
+        return
+    try:
+        content = msgspec.json.decode(record.value)
+    except msgspec.DecodeError:
+        content = None
+    found = content if isinstance(content, list) else [content]
+    expected = [_plain(action) for action in share[log.num_actions : log.num_actions + len(found)]]
+    if found != expected:
+        raise BackfillError(
+            f"{topic}, partition {record.partition}, offset {record.offset}: expected actions {log.num_actions:,} and "
+            f"following of the file's {len(share):,} there, got others: live traffic began before history was "
+            "whole, or the file has changed. Give the deployment a new kafka.prefix, backfill, then start the producers"
+        )
+    log.num_actions += len(found)
+    log.end = record.offset + 1
+
+
+def _plain(action: Mapping[str, Any]) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(action))
+
+
+def run(settings: Settings, path: Path) -> int:
+    """Backfill a file and say where live traffic begins; returns the exit status. Raises `BackfillError`, and
+    `stream.errors.FileError`."""
+    actions = list(read_actions(path, settings.action))
+    ensure_topics(settings.kafka, settings.stream.start_timeout_s)
+    done = backfill(actions, settings.kafka)
+    topic = Topics.under(settings.kafka.prefix).actions
+    print(f"history: {done.num_actions:,} actions of {path.name}, {done.num_sent:,} of them sent now")
+    for partition, offset in sorted(done.offsets.items()):
+        print(f"  {topic}, partition {partition}: history ends before offset {offset}; live traffic begins there")
+    return 0

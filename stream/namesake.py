@@ -1,0 +1,70 @@
+"""Whether another worker lives under this one's name: the group would give the name's partitions to each in turn.
+
+A worker with a name of its own (`stream.component`) is a static member of the group: whoever joins under that name
+takes its place. So before it joins, a worker looks whether somebody on another disk still reports under its name. An
+earlier life of its own has the same disk, whose lock this process holds, and is not waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from kafka import KafkaConsumer
+
+from stream.errors import NameTaken
+from wire.config import KafkaConfig
+from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
+from wire.status import WorkerStatus, decode_status
+from wire.topics import Topics
+
+NUM_LOOKED_AT = 1_000
+"""Newest reports of all processes that are looked through: several seconds of them."""
+SILENCE_S = 3.0
+"""Three reports: who says nothing for so long is gone."""
+
+
+def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
+    """Raise `NameTaken` while another worker of this name is alive. Raises KafkaError when no broker answers."""
+    consumer = make_consumer(kafka, **PROMPT)
+    try:
+        [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
+        end = ends(consumer, [where])[where]
+        begin = consumer.beginning_offsets([where])[where]
+        consumer.assign([where])
+        consumer.seek(where, max(begin, end - NUM_LOOKED_AT))
+        known = _newest(consumer, component, until=lambda: consumer.position(where) >= end)
+        if known is None or known.disk == disk:
+            return
+        deadline_s = time.monotonic() + SILENCE_S
+        later = _newest(consumer, component, until=lambda: time.monotonic() > deadline_s, once=True)
+        if later is not None and later.disk != disk:
+            raise NameTaken(
+                f"stream.component {component!r}: expected a name that no other worker has, one on another disk "
+                f"reports under it ({len(later.partitions)} partitions are its); give this worker a name and a disk of "
+                "its own, or stop that one"
+            )
+    finally:
+        consumer.close()
+
+
+def _newest(consumer: KafkaConsumer, component: str, *, until: Any, once: bool = False) -> WorkerStatus | None:
+    found: WorkerStatus | None = None
+    while not until():
+        for records in consumer.poll(timeout_ms=100).values():
+            for record in records:
+                found = _report(record, component) or found
+        if once and found is not None:
+            break
+    return found
+
+
+def _report(record: Any, component: str) -> WorkerStatus | None:
+    if record.key != component.encode():
+        return None
+    try:
+        status = decode_status(record.value or b"")
+    except msgspec.DecodeError:
+        return None
+    return status if isinstance(status, WorkerStatus) else None

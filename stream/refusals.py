@@ -1,0 +1,41 @@
+"""What the worker refuses, told to people: a counter for each reason, and a warning now and then."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from state.outbox import OutboxEntry
+from stream.logs import log
+from stream.metrics import WorkerMetrics
+
+WARN_EVERY_S = 30.0
+
+
+class Refusals:
+    """Counts dead letters by reason and warns of each reason at once, then every `WARN_EVERY_S` at most."""
+
+    def __init__(self, metrics: WorkerMetrics, every_s: float = WARN_EVERY_S) -> None:
+        self._metrics, self._every_s = metrics, every_s
+        self._since: Counter[str] = Counter()
+        self._warned_s: dict[str, float] = {}
+
+    def note(self, letters: Iterable[OutboxEntry]) -> None:
+        """These dead letters have reached the broker."""
+        latest: dict[str, dict[str, str]] = {}
+        for letter in letters:
+            headers = {name: value.decode("utf-8", "replace") for name, value in letter.headers}
+            reason = headers.get("reason", "unknown")
+            self._metrics.refused.labels(reason).inc()
+            self._since[reason] += 1
+            latest[reason] = headers
+        now_s = time.monotonic()
+        for reason, headers in latest.items():
+            if now_s - self._warned_s.get(reason, -self._every_s) >= self._every_s:
+                self._warned_s[reason] = now_s
+                log.warning(
+                    "actions are refused; see: headrace dead-letters", reason=reason, num=self._since.pop(reason),
+                    message=headers.get("message"), topic=headers.get("topic"), partition=headers.get("partition"),
+                    offset=headers.get("offset"),
+                )  # fmt: skip

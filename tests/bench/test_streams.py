@@ -1,0 +1,61 @@
+"""Streams come in the order of time, each as its makers meant it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench.single_pass import settings_for
+from bench.streams import open_stream, synthetic
+from headrace.config import load_settings
+from stream.errors import FileError
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+def _kuairand(folder: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    row = {"user_id": 1, "item_id": 2, "timestamp": 1_650_812_741_436, "tab": 1, "author_id": 7, "tag": "39",
+           "duration_ms": 7000, "is_click": 1, "long_view": 0, "is_like": 0, "is_follow": 0, "is_comment": 0,
+           "is_forward": 0, "is_profile_enter": 0, "is_hate": 0}  # fmt: skip
+    rows = [row, row, {**row, "timestamp": row["timestamp"] - 5, "is_click": 0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "kuairand_pure_0425_0508.parquet")
+
+
+def test_an_impression_without_a_response_stays_one_and_identical_rows_count_once(tmp_path: Path) -> None:
+    _kuairand(tmp_path)
+    actions = list(open_stream("kuairand", tmp_path))
+    assert [action["action"] for action in actions] == [["impression"], ["impression", "click"]]
+    settings = settings_for(load_settings(), actions)
+    assert settings.action.features == ("tab", "author", "tag", "length")
+    assert settings.model.num_features == 4
+
+
+def test_reviews_of_two_domains_share_one_order(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    rows = [{"user_id": 1, "item_id": n, "timestamp": 1_400_000_000 - n, "domain": "food"} for n in range(3)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "amazon_food_kitchen.parquet")
+    actions = list(open_stream("amazon", tmp_path))
+    assert [action["item"] for action in actions] == [2, 1, 0]
+    assert actions[0]["domain"] == "food"
+
+
+def test_a_record_of_the_synthetic_stream_repeats_itself_and_items_are_released_over_time() -> None:
+    actions = list(synthetic(num_records=60))
+    items = [action["item"] for action in actions]
+    assert len(actions) == 60 * 128
+    of_record = [items[first : first + 128] for first in range(0, len(items), 128)]
+    repeats = sum(128 - len(set(record)) for record in of_record) / len(items)
+    assert 0.15 < repeats < 0.45  # the mean over alpha of 1 - (new ones expected) / 128 is .28
+    assert all(one["timestamp"] < two["timestamp"] for one, two in pairwise(actions))
+    early, late = (len(set(part)) for part in (items[: 20 * 128], items[-20 * 128 :]))
+    assert late > early
+
+
+def test_a_stream_whose_file_is_missing_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="--data"):
+        open_stream("ml-1m", tmp_path)

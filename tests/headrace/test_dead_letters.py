@@ -1,0 +1,113 @@
+"""Dead letters are counted, shown, and sent again once what refused them is mended."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import OffsetAndMetadata, TopicPartition
+
+from headrace.config import Settings
+from headrace.dead_letters import acceptable, replay, show
+from tests.brokers import Broker
+from wire.config import ActionConfig, KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect, read, spans
+from wire.kafka.producer import make_producer
+from wire.topics import Topics
+
+NOW = 1_760_000_000_000
+
+
+def action(user: str, **changed: object) -> dict[str, object]:
+    return {"user": user, "item": 1, "action": "click", "timestamp": NOW, **changed}
+
+
+@pytest.fixture
+def settings(kafka: Broker, topic_prefix: str) -> Settings:
+    """A deployment of five dead letters: three of an unknown kind, one with a time in seconds, one that is no JSON."""
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix, partitions=2)
+    ensure_topics(config)
+    topics = Topics.under(topic_prefix)
+    letters: list[tuple[str, bytes]] = [
+        ("unknown_action", msgspec.json.encode(action(f"u{number}", action="buy"))) for number in range(3)
+    ]
+    letters += [("bad_time", msgspec.json.encode(action("u4", timestamp=NOW // 1000))), ("malformed", b"{")]
+    producer = make_producer(config)
+    for number, (reason, value) in enumerate(letters):
+        headers = {"reason": reason, "message": f"why {reason}", "topic": topics.actions, "partition": "1",
+                   "offset": str(number), "index": "-1"}  # fmt: skip
+        producer.send(
+            topics.dead_letters, value, partition=0, headers=[(name, text.encode()) for name, text in headers.items()]
+        )
+    producer.close()
+    return Settings(kafka=config)
+
+
+def actions_of(settings: Settings) -> list[Any]:
+    consumer = connect(settings.kafka)
+    topic = Topics.under(settings.kafka.prefix).actions
+    records = list(read(consumer, topic, spans(consumer, topic)))
+    consumer.close()
+    found = [msgspec.json.decode(record.value) for record in records]
+    return [each for one in found for each in (one if isinstance(one, list) else [one])]
+
+
+def test_they_are_counted_by_reason_and_the_newest_shown(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show(settings, num_last=2, as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["num"], told["by_reason"]) == (5, {"unknown_action": 3, "bad_time": 1, "malformed": 1})
+    assert [letter["reason"] for letter in told["last"]] == ["bad_time", "malformed"]
+    assert told["last"][1]["value"] == "{"
+    assert show(settings, reason="unknown_action") == 0
+    assert "5 dead letters: unknown_action 3, bad_time 1, malformed 1" in capsys.readouterr().out
+
+
+def test_a_replay_sends_what_is_mended_once_and_says_what_is_not(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay(settings) == 1
+    assert actions_of(settings) == [], "nothing is mended yet"
+    assert "refused still: unknown_action 3" in capsys.readouterr().out
+    mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    assert replay(mended, first=0) == 1
+    said = capsys.readouterr().out
+    assert "sent 3 actions again, of dead letters 0 to 4" in said
+    assert "refused still: bad_time 1, malformed 1; after mending: headrace dead-letters --replay --from 3" in said
+    assert sorted(each["user"] for each in actions_of(settings)) == ["u0", "u1", "u2"]
+    assert replay(mended) == 0
+    assert "no new dead letters" in capsys.readouterr().out
+    assert len(actions_of(settings)) == 3, "each once"
+
+
+def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:
+    mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    replay(mended, first=0)
+    replay(mended, first=0)
+    ids = Counter(each["id"] for each in actions_of(settings))
+    topic = Topics.under(settings.kafka.prefix).actions
+    assert ids == {f"dead-letter/{topic}/1/{number}/0": 2 for number in range(3)}
+
+
+def test_an_action_keeps_the_id_that_it_has_and_those_of_a_list_differ() -> None:
+    value = msgspec.json.encode([action("u1", id="mine"), action("u1")])
+    headers = [(name, text.encode()) for name, text in {"topic": "a", "partition": "2", "offset": "7"}.items()]
+    record = SimpleNamespace(value=value, headers=headers, offset=0)
+    assert [each["id"] for each in acceptable(record, ActionConfig())] == ["mine", "dead-letter/a/2/7/1"]
+
+
+def test_a_bookmark_behind_the_end_of_the_topic_is_of_another_topic(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = Topics.under(settings.kafka.prefix).dead_letters
+    consumer = connect(settings.kafka, group_id=f"{settings.kafka.prefix}-dead-letters")
+    consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(99, "", -1)})
+    consumer.close()
+    assert replay(settings) == 1
+    assert "of dead letters 0 to 4" in capsys.readouterr().out

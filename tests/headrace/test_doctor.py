@@ -1,0 +1,155 @@
+"""`headrace doctor`: each fault is seen, with its remedy, and a sound deployment has none."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from headrace import doctor, machine
+from headrace.config import Settings
+from headrace.findings import Finding
+from tests.brokers import Broker
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.producer import make_producer
+from wire.status import PartitionStatus, ServerStatus, Status, TrainerStatus, WorkerStatus, encode_status
+from wire.topics import Topics
+
+
+def settings_of(broker: Broker, prefix: str) -> Settings:
+    return Settings(kafka=KafkaConfig(broker.bootstrap, prefix=prefix, partitions=2))
+
+
+def by_subject(findings: Iterator[Finding]) -> dict[str, Finding]:
+    return {each.subject: each for each in findings}
+
+
+def reports(time_ms: int) -> list[Status]:
+    partitions = {number: PartitionStatus(writer_epoch=1) for number in range(2)}
+    return [
+        WorkerStatus(component="w", time_ms=time_ms, partitions=partitions),
+        TrainerStatus(component="t", time_ms=time_ms, claimant="t", epoch=1),
+        ServerStatus(component="s", time_ms=time_ms),
+    ]
+
+
+@contextmanager
+def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
+    """The reports of a worker, a trainer and a server, again and again, by clocks that are ``ahead_ms`` ahead."""
+    topic, stopped = Topics.under(settings.kafka.prefix).status, threading.Event()
+    producer = make_producer(settings.kafka)
+
+    def report() -> None:
+        while not stopped.is_set():
+            for status in reports(time.time_ns() // 1_000_000 + ahead_ms):
+                producer.send(topic, key=status.component.encode(), value=encode_status(status))
+            producer.flush()
+            stopped.wait(0.1)
+
+    thread = threading.Thread(target=report)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        producer.close()
+
+
+def test_a_broker_that_does_not_answer_is_a_problem_and_the_machine_is_still_looked_at() -> None:
+    found = by_subject(doctor.findings(Settings(kafka=KafkaConfig("127.0.0.1:1"))))
+    assert found["broker"].state == "problem"
+    assert "127.0.0.1:1" in found["broker"].words
+    assert {"software", "processor", "gpu", "memory", "open files", "disk: state"} <= found.keys()
+
+
+def test_missing_topics_are_a_problem(kafka: Broker, topic_prefix: str) -> None:
+    found = by_subject(doctor.findings(settings_of(kafka, topic_prefix)))
+    assert (found["topics"].state, found["topics"].remedy) == ("problem", "headrace topics --create")
+
+
+def test_other_partitions_and_settings_are_seen(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    more = settings.model_copy(update={"kafka": replace(settings.kafka, partitions=3)})
+    assert "kafka.partitions = 2" in doctor.topics(more).remedy
+    longer = settings.model_copy(update={"kafka": replace(settings.kafka, actions_retention_s=60.0)})
+    assert doctor.topics(longer).state == "note"
+    copies = settings.model_copy(update={"kafka": replace(settings.kafka, replication_factor=3)})
+    assert doctor.broker(copies).state == "problem"
+
+
+def test_a_deployment_that_nobody_runs_is_told_what_to_start(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    found = by_subject(doctor.findings(settings))
+    assert found["processes"].state == "problem"
+    for command in ("headrace worker", "headrace train", "headrace serve"):
+        assert command in found["processes"].remedy
+    assert found["clocks"].state == "note"
+    assert found["dead letters"].state == "ok"
+
+
+def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    with reporting(settings):
+        found = by_subject(doctor.findings(settings))
+    assert found["processes"] == Finding("processes", "ok", "live: 1 worker, 1 trainer, 1 server")
+    assert found["clocks"].state == "ok"
+
+
+def test_a_clock_that_is_ahead_is_a_problem(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    with reporting(settings, ahead_ms=60_000):
+        found = by_subject(doctor.findings(settings))
+    assert found["clocks"].state == "problem"
+    assert "ahead" in found["clocks"].words
+
+
+def test_dead_letters_are_explained(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    producer = make_producer(settings.kafka)
+    for reason in ("wrong_partition", "wrong_partition", "malformed"):
+        producer.send(
+            Topics.under(topic_prefix).dead_letters, value=b"{}", headers=[("reason", reason.encode())], partition=0
+        )
+    producer.flush()
+    producer.close()
+    found = by_subject(doctor.findings(settings))["dead letters"]
+    assert "2 wrong_partition" in found.words
+    assert "murmur2" in found.remedy
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: folder / "file",
+        lambda folder: folder / "file" / "below",
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_a_problem(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    (tmp_path / "file").write_text("")
+    assert machine.disk("disk", make(tmp_path)).state == "problem"
+    assert machine.disk("disk", tmp_path / "not" / "yet").state == "ok"
+
+
+def test_kernels_that_are_not_there_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", "abacus")
+    assert machine.processor().state == "problem"
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", "avx2")
+    assert machine.processor().state in {"note", "problem"}, "a processor without avx2 cannot be told to use it"
+
+
+def test_its_exit_status_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(kafka=KafkaConfig("127.0.0.1:1"))
+    assert doctor.show(settings, as_json=True) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["subject"] for row in rows if row["state"] == "problem"] == ["broker"]

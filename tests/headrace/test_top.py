@@ -1,0 +1,96 @@
+"""`headrace top`: what the topics say is on the screen, whole, at eighty columns."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from textual.widgets import Static
+
+from headrace.top import Top, processes, served_of, stages
+from serving.pulse import Pulse
+from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def fed() -> Pulse:
+    pulse, now = Pulse(10.0), now_ms()
+    pulse.note_lag(lag(now))
+    pulse.note_status(encode_status(WorkerStatus(component="w", time_ms=now, partitions={0: PartitionStatus()})))
+    for name, behind in (("s1", 0), ("s2", 3)):
+        pulse.note_status(
+            encode_status(
+                ServerStatus(component=name, time_ms=now, epoch=2, number=9 - behind, newest_record_ms=now - 1500)
+            )
+        )
+    pulse.note_status(encode_status(ServerStatus(component="gone", time_ms=now - 60_000, epoch=1, number=1)))
+    pulse.note_letter([("reason", b"future")])
+    for _ in range(2):  # once is no bottleneck
+        pulse.sample(served_of(pulse), now)
+    return pulse
+
+
+def lag(now: int) -> bytes:
+    import msgspec
+
+    behind: dict[str, Any] = {"lag_records": 0, "lag_s": 0.0}
+    told = dict.fromkeys(("ingest", "sequence", "publish", "serve"), behind)
+    told["train"] = {"lag_records": 12_345, "lag_s": 7.5}
+    metrics = {"retrieval_window": {"model": {"hr10": 0.2183}, "popular_unseen": {"hr10": 0.0741}}}
+    return msgspec.json.encode(
+        {"time_ms": now, "stages": told, "metrics": metrics, "num_items": 1682, "num_interactions": 99}
+    )
+
+
+def shown(renderable: Any) -> str:
+    screen = io.StringIO()
+    Console(width=80, file=screen).print(renderable)
+    return screen.getvalue()
+
+
+def test_the_furthest_behind_of_the_live_servers_counts() -> None:
+    assert (served_of(fed()).epoch, served_of(fed()).number) == (2, 6)
+    assert served_of(Pulse(10.0)).epoch == -1
+
+
+def test_the_bottleneck_stands_out_and_silence_is_said() -> None:
+    pulse = fed()
+    table = shown(stages(pulse.points[-1]))
+    assert "12,345" in table
+    assert pulse.points[-1].bottleneck == "train"
+    assert "gone silent for 60 s" in processes(pulse).plain
+    assert "s1 silent" not in processes(pulse).plain
+    assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (40, 12)])
+def test_the_screen_shows_what_is_known(size: tuple[int, int]) -> None:
+    async def look() -> dict[str, str]:
+        app = Top(fed(), "a-broker-with-a-long-name.example.org:9092,another.example.org:9092")
+        async with app.run_test(size=size) as pilot:
+            app.redraw()
+            await pilot.pause()
+            found = {}
+            for name in ("head", "stages", "quality", "processes"):
+                content = app.query_one(f"#{name}", Static).content
+                found[name] = content.plain if isinstance(content, Text) else shown(content)
+            assert app.query_one("#head").size.height == 1
+            await pilot.press("p")
+            await pilot.press("q")
+        return found
+
+    found = asyncio.run(look())
+    assert found["head"].startswith("● fresh")
+    assert "version 2/6" in found["head"]
+    assert "model 0.2183" in found["quality"]
+    assert "1 future" in found["quality"]
+    assert "train" in found["stages"]
+    assert "worker w" in found["processes"]

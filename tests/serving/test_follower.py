@@ -1,0 +1,73 @@
+"""The follower of the sequences topic, on a real broker: another topic under the same name, more partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from kafka import KafkaAdminClient
+
+from serving.follower import HistoryFollower
+from serving.histories import Histories
+from tests.brokers import Broker, wait_until
+from tests.serving.wire import Wire
+from tests.serving.world import example, interactions, slice_of
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
+
+ROWS = interactions(np.random.default_rng(0), 60)
+
+
+@pytest.fixture
+def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
+    if kafka.kind != "apache":
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    made = Wire(kafka, topic_prefix)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def histories(wire: Wire) -> Iterator[Histories]:
+    """Followed by a thread that looks for news of the topics every half a second."""
+    kept = Histories(10**8, topic=wire.topics.sequences)
+    consumer = connect(wire.kafka, 20, metadata_max_age_ms=500, auto_offset_reset="none")
+    thread = HistoryFollower(consumer, wire.topics.sequences, kept)
+    thread.start()
+    yield kept
+    thread.stop()
+    thread.join(20)
+    assert thread.failure is None
+
+
+def length_of(histories: Histories, user: str) -> int:
+    past = histories.get(user)
+    return -1 if past is None else len(past.interactions)
+
+
+def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, histories: Histories) -> None:
+    late = example("a", slice_of(ROWS, 0, 4), number=0, segment=15, segment_len=4)
+    wire.tell([late, example("b", slice_of(ROWS, 0, 3), number=1, segment_len=4)])
+    wait_until(lambda: length_of(histories, "b") == 3, 20, "the first topic to be read")
+    admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
+    admin.delete_topics([wire.topics.sequences])
+    wait_until(lambda: wire.topics.sequences not in admin.list_topics(), 20, "the topic to be gone")
+    ensure_topics(wire.kafka)
+    admin.close()
+    wire.tell([example("a", slice_of(ROWS, 10, 12), number=0, segment_len=4)])
+    wait_until(lambda: length_of(histories, "a") == 2, 30, "the second topic to be read, and that one alone")
+    assert histories.get("b") is None
+    past = histories.get("a")
+    assert past is not None
+    np.testing.assert_array_equal(past.interactions.item_hash, ROWS.item_hash[10:12])
+
+
+def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:
+    wire.tell([example("b", slice_of(ROWS, 0, 3), number=0)])
+    wait_until(lambda: length_of(histories, "b") == 3, 20, "the topic to be read")
+    admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
+    admin.create_partitions({wire.topics.sequences: wire.kafka.partitions + 2})
+    admin.close()
+    expected = f"topic {wire.topics.sequences}: expected {wire.kafka.partitions} partitions, the broker has"
+    wait_until(lambda: expected in caplog.text, 20, "it to be said")

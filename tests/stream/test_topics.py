@@ -1,0 +1,184 @@
+"""Topics that change under a worker, or while none runs: one line and a status, nothing passed over in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from tests.brokers import wait_until
+from tests.stream.audit import is_idle, last_statuses, written
+from tests.stream.workers import Deployment, WorkerProcess
+from wire.example_codec import LAYOUT, MAGIC
+from wire.kafka.admin import ensure_topics
+from wire.partitioner import partition_of
+
+START_MS = 1_700_000_000_000
+Make = Callable[..., WorkerProcess]
+BEGIN_ANEW = "Begin anew under another kafka.prefix"
+
+
+@pytest.fixture
+def admin(deployment: Deployment) -> KafkaAdminClient:
+    if deployment.broker.kind != "apache":
+        pytest.skip("topics are changed on real Apache Kafka (java 17+ and mvn)")
+    client = KafkaAdminClient(bootstrap_servers=deployment.broker.bootstrap)
+    yield client
+    client.close()
+
+
+def produce(deployment: Deployment, num: int, first: int = 0) -> int:
+    """So many clicks of one user; the partition that they are in."""
+    home = partition_of(b"u1", deployment.partitions)
+    clicks = [
+        {"user": "u1", "item": item, "action": "click", "timestamp": START_MS + item}
+        for item in range(first, first + num)
+    ]
+    deployment.produce([(home, b"u1", msgspec.json.encode(click)) for click in clicks])
+    return home
+
+
+def work_off(deployment: Deployment, process: WorkerProcess) -> None:
+    """Let it finish, and stop it."""
+    process.start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    process.stop()
+
+
+def make_again(deployment: Deployment, admin: KafkaAdminClient, topic: str) -> None:
+    """Delete the topic and create it with its settings."""
+    admin.delete_topics([topic])
+    wait_until(lambda: topic not in admin.list_topics(), 20, "the topic to be gone")
+    ensure_topics(deployment.kafka)
+
+
+def last_line(process: WorkerProcess) -> str:
+    """What an end by itself says."""
+    assert process.process.wait(40) == 1, process.log()[-2000:]
+    assert "Traceback" not in process.log()
+    return process.log().splitlines()[-1]
+
+
+def test_partitions_that_are_added_while_it_runs_end_the_worker(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker().start()
+    process.wait_for("partition claimed", times=2)
+    admin.create_partitions({deployment.topics.actions: 4})
+    assert (
+        f"topic {deployment.topics.actions}: expected 2 partitions, the broker has 4; set kafka.partitions = 4 if"
+        in last_line(process)
+    )
+
+
+def test_an_actions_topic_that_is_made_again_while_it_runs_ends_the_worker(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker().start()
+    home = produce(deployment, 20)
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    make_again(deployment, admin, deployment.topics.actions)
+    line = last_line(process)
+    assert line.startswith(f"headrace stream: topic {deployment.topics.actions}: expected the one with id "), line
+    assert f"{home} to 19" in line
+    assert "it was deleted and created again" in line
+    assert BEGIN_ANEW in line
+
+
+@pytest.mark.parametrize("loses_disk", [False, True])
+def test_an_actions_topic_that_was_made_again_while_none_ran_is_not_taken_for_the_old_one(
+    loses_disk: bool, deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker()
+    produce(deployment, 20)
+    work_off(deployment, process)
+    make_again(deployment, admin, deployment.topics.actions)
+    produce(deployment, 30, first=100)  # beyond what was applied: only the topic's id tells
+    if loses_disk:
+        process.wipe()
+    line = last_line(process.start())
+    assert f"topic {deployment.topics.actions}: expected the one with id " in line
+    assert BEGIN_ANEW in line
+
+
+def test_an_actions_topic_that_ends_before_what_was_applied_is_refused(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    deployment.environment["BROKEN"] = "knows_no_topic_ids"
+    process = worker()
+    process.module = "tests.stream.broken"
+    home = produce(deployment, 20)
+    work_off(deployment, process)
+    make_again(deployment, admin, deployment.topics.actions)
+    line = last_line(process.start())
+    assert f"expected it to reach behind partition {home}, applied up to offset 19, it ends at 0: records were" in line
+    assert BEGIN_ANEW in line
+
+
+def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions_once_the_disk_is_removed(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker()
+    produce(deployment, 20)
+    work_off(deployment, process)
+    before = written(deployment).rows
+    make_again(deployment, admin, deployment.topics.sequences)
+    line = last_line(process.start())
+    assert f"topic {deployment.topics.sequences}: expected the one with id " in line
+    assert f"remove {process.store_path}: sequences are then made again from the actions" in line
+    process.wipe()
+    process.start()
+    wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
+
+
+@pytest.mark.parametrize("which", ["actions", "dead_letters"])
+def test_a_topic_that_is_deleted_ends_the_worker(
+    which: str, deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    topic = getattr(deployment.topics, which)
+    process = worker().start()
+    process.wait_for("partition claimed", times=2)
+    admin.delete_topics([topic])
+    assert f"topic {topic}: expected it to be there still, with " in last_line(process)
+
+
+def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker()
+    produce(deployment, 20)
+    work_off(deployment, process)
+    home = produce(deployment, 20, first=20)
+    admin.delete_records({TopicPartition(deployment.topics.actions, home): 33})
+    process.start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    assert len(written(deployment).rows["u1"]) == 27
+    [line] = [line for line in process.log().splitlines() if "actions are gone" in line]
+    for words in (deployment.topics.actions, "[20, 32]", '"num_records": 13', "kafka.actions_retention_s"):
+        assert words in line, line
+    [status] = last_statuses(deployment).values()
+    assert status.partitions[home].num_gone == 13
+
+
+def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: Deployment, worker: Make) -> None:
+    from kafka import KafkaProducer
+
+    process = worker()
+    home = produce(deployment, 5)
+    work_off(deployment, process)
+    foreign = [b"7 bytes", b"", None, b"HRE", MAGIC + bytes([LAYOUT]) + bytes(47), b"\xff" * 100]
+    with KafkaProducer(bootstrap_servers=deployment.broker.bootstrap) as producer:
+        for value in foreign:
+            producer.send(deployment.topics.sequences, value, key=b"x", partition=home)
+    produce(deployment, 5, first=5)
+    process.start()
+    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    process.stop()
+    told = [line for line in process.log().splitlines() if "a foreign record is skipped" in line]
+    assert len(told) == 5, "each but the tombstone, once"
+    assert all(deployment.topics.sequences in line for line in told)
+    process.wipe()
+    process.start().wait_for("partition claimed", times=6)
+    assert process.log().count("a foreign record is skipped") == 10

@@ -1,0 +1,30 @@
+"""The soak in short: five kills, some while something recovers. `make soak` runs fifty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.brokers import Broker
+from tests.system.soak import VICTIMS, Soak, rounds_of
+
+
+def test_a_third_of_the_kills_is_planned_into_a_recovery_and_a_seed_says_which() -> None:
+    rounds = rounds_of(3, 50)
+    num_second = sum(bool(each.second) for each in rounds)
+    assert len(rounds) + num_second == 50
+    assert num_second >= 17
+    assert {each.first for each in rounds} == set(VICTIMS)
+    assert rounds == rounds_of(3, 50) != rounds_of(4, 50)
+
+
+@pytest.mark.slow
+def test_five_kills_two_of_them_into_a_recovery_and_the_audit_holds_after_each(
+    durable_kafka: Broker, topic_prefix: str, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    tally = Soak(durable_kafka, topic_prefix, tmp_path, 5, told.append).run(rounds_of(5, 5))
+    assert tally.kills.total() == 5
+    assert len(told) == len(rounds_of(5, 5))
+    assert tally.num_while_recovering >= 1

@@ -1,0 +1,110 @@
+"""Histories of bounded bytes: whom a trainer forgets, and that a resumed one forgets the same users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
+from trainer.checkpoint import Checkpoint
+from trainer.histories import TrainedHistories
+from trainer.snapshot import learner_arrays, restore_learner
+from trainer.step import Learner
+from wire.example import Example
+from wire.history import Histories
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = 9_000
+NUM_FEATURES = MODEL.num_features
+
+
+def compacted(examples: Iterable[Example]) -> list[Example]:
+    """The newest record of each segment, as a compacted topic keeps them."""
+    newest = {(each.user, each.segment): each for each in examples}
+    return sorted(newest.values(), key=lambda each: each.number)
+
+
+def rows_of(histories: Histories) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        user: (each.start, each.end, each.rows(each.start, each.end).tobytes())
+        for user, each in histories.users.items()
+    }
+
+
+def test_bytes_stay_below_the_bound_and_the_quietest_are_forgotten_first() -> None:
+    world, histories = World(3, num_users=40), TrainedHistories(MODEL.max_context, SMALL, NUM_FEATURES)
+    last_seen: dict[str, int] = {}
+    num_forgotten = 0
+    for number in range(60):
+        for each in world.examples(3):
+            histories.settle(histories.gather(each))
+            last_seen[each.user] = number
+        num_forgotten += histories.bound()
+        assert histories.num_kept_bytes <= SMALL
+        present = [last_seen[user] for user in histories.users]
+        gone = [seen for user, seen in last_seen.items() if user not in histories.users]
+        assert not gone or max(gone) <= min(present)
+    assert num_forgotten > 10
+
+
+def restored_by_all(histories: TrainedHistories, example: Example) -> None:
+    """A build that takes whatever the topic tells."""
+    histories.settle(histories._counted(example))
+
+
+@pytest.mark.parametrize(("restore", "is_exact"), [(TrainedHistories.restore, True), (restored_by_all, False)])
+def test_a_resumed_learner_knows_whom_the_first_one_knew_and_no_more(
+    restore: Callable[[TrainedHistories, Example], None], *, is_exact: bool
+) -> None:
+    config, world, told = replace(TRAINER, history_bytes=SMALL), World(4, num_users=40), list[Example]()
+    whole = Learner(MODEL, config)
+    for _ in range(25):
+        told += (batch := world.examples(5))
+        whole.step(batch)
+    assert len(whole.histories) < len({each.user for each in told})
+    meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
+    arrays = {name: array.copy() for name, array in learner_arrays(whole).items()}
+    resumed = Learner(MODEL, config)
+    restore_learner(resumed, Checkpoint(whole.num_steps, arrays, meta))
+    for each in compacted(told):
+        restore(resumed.histories, each)
+    assert (rows_of(resumed.histories) == rows_of(whole.histories)) is is_exact
+    if not is_exact:
+        return
+    assert resumed.histories.num_kept_bytes == whole.histories.num_kept_bytes
+    for _ in range(25):
+        batch = world.examples(5)
+        for learner in (whole, resumed):
+            learner.step(batch)
+    assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
+    assert rows_of(resumed.histories) == rows_of(whole.histories)
+
+
+def test_who_returns_begins_with_the_segment_that_he_acts_in() -> None:
+    world = World(5, num_users=2)
+    every = [each for _ in range(30) for each in world.examples(2)]
+    user = every[-1].user
+    histories = TrainedHistories(MODEL.max_context, 1 << 20, NUM_FEATURES)
+    for each in every[:-1]:
+        histories.settle(histories.gather(each))
+    assert histories.users[user].start < every[-1].first_index
+    histories.drop(user)
+    histories.settle(histories.gather(every[-1]))
+    assert histories.users[user].start == every[-1].first_index
+    assert len(histories.state_dict()["born"]) == len(histories.users)
+
+
+def test_a_line_of_training_of_its_own_knows_everybody_whom_the_topic_tells_of() -> None:
+    world, histories = World(6, num_users=5), TrainedHistories(MODEL.max_context, 1 << 20, NUM_FEATURES)
+    told = [each for _ in range(10) for each in world.examples(3)]
+    for each in told:
+        histories.restore(each)
+    plain = Histories(MODEL.max_context)
+    for each in told:
+        plain.fold(each)
+    assert rows_of(histories) == rows_of(plain)
+    assert np.all(histories.state_dict()["touched"] == 0)

@@ -1,0 +1,181 @@
+# mypy: allow-untyped-calls
+"""A step's forward and backward pass on a GPU as two CUDA graphs: from item rows to both losses, over all items.
+
+What `trainer.graph` does for the layers, for everything between the tables and the optimiser: a live step of a few
+dozen targets is hundreds of small launches, and little else. A batch is padded to one of a few sizes and travels in two
+copies, one of integers and one of floats; losses are weighted sums, and padding weighs nothing. The catalogue is as
+long as the item table's memory, at least; rows that no item has do not compete. So a step learns what it learns without
+graphs, but for the last bits of sums over other tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.hstu import HSTU
+from trainer.graph import Captures, padded_size
+from trainer.losses import exact_retrieval_loss, ranking_loss
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+LEAST_INTERACTIONS = 128
+LEAST_USERS = 16
+LEAST_ROWS = 4096
+
+
+@dataclass(slots=True, eq=False)
+class StepInputs:
+    """What a step computes from, of n interactions, B users, R targets, S of which are retrieved.
+
+    ``before_S``: the interaction before each retrieved target, -1 where there is none; ``learned_row_S``: its row, 0
+    where it has none and is not learned. ``live_V``: who competes, of the table's memory.
+    """
+
+    row_n: Int64
+    kinds_nK: Float32
+    value_n: Float32
+    starts_B1: Int64
+    query_time_n: Int64
+    time_n: Int64
+    target_R: Int64
+    before_S: Int64
+    learned_row_S: Int64
+    prior_RPK: Float32
+    learned_RK: Float32
+    is_new_R: Bools
+    live_V: Bools
+
+    @property
+    def size(self) -> Size:
+        """What it is padded to."""
+        most = max(len(self.starts_B1) - 1, len(self.target_R), len(self.before_S))
+        return Size(
+            padded_size(len(self.row_n), LEAST_INTERACTIONS), padded_size(most, LEAST_USERS),
+            max(LEAST_ROWS, len(self.live_V)),            self.kinds_nK.shape[1], self.prior_RPK.shape[1],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Interactions; users, targets and retrieved ones, as many of each; rows of the table; kinds and priors."""
+
+    interactions: int
+    users: int
+    rows: int
+    kinds: int
+    priors: int
+
+    @property
+    def integers(self) -> list[int]:
+        """Lengths of what `pack` joins, in its order."""
+        tokens = 2 * self.interactions
+        return [self.interactions, tokens, tokens, self.users + 1, self.users, self.users, self.users]
+
+    @property
+    def floats(self) -> list[int]:
+        """The same of the floats."""
+        each = [self.users] * 3
+        return [
+            self.interactions * self.kinds, self.interactions, self.users * self.priors * self.kinds,
+            self.users * self.kinds, *each, self.rows,
+        ]  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class StepOutputs:
+    """Both losses, with gradients to the table's rows, the sides and the weights; and predictions, without."""
+
+    retrieval: Tensor
+    ranking: Tensor
+    query_SD: Tensor
+    table_VD: Tensor
+    logits_RK: Tensor
+
+
+def _fill(parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float], dtype: Any) -> NDArray[Any]:
+    """The parts, flat, one behind the other, each filled up to its length with its rest."""
+    joined = np.empty(sum(lengths), dtype)
+    start = 0
+    for part, length, rest in zip(parts, lengths, rests, strict=True):
+        flat = part.reshape(-1)
+        joined[start : start + len(flat)] = flat
+        joined[start + len(flat) : start + length] = rest
+        start += length
+    return joined
+
+
+def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
+    """Integers and floats, as `_Step.forward` takes them apart."""
+    time_n, query_time_n = inputs.time_n, inputs.query_time_n
+    last, start = 2 * int(inputs.starts_B1[-1]), 2 * size.interactions
+    before = np.where(inputs.before_S >= 0, 2 * inputs.before_S + 1, start)
+    integers = _fill(
+        [inputs.row_n, query_time_n, time_n, 2 * inputs.starts_B1, 2 * inputs.target_R, before, inputs.learned_row_S],
+        size.integers, [0, query_time_n[-1], time_n[-1], last, 0, start, 0], np.int64,
+    )  # fmt: skip
+    is_learned_S = inputs.learned_row_S > 0
+    weight_S = is_learned_S / np.float32(max(1, int(is_learned_S.sum())))
+    weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
+    floats = _fill(
+        [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,
+         inputs.live_V],
+        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], np.float32,
+    )  # fmt: skip
+    return integers, floats
+
+
+class _Step(nn.Module):
+    """What a graph is made of: all the model's weights, and one size."""
+
+    def __init__(self, model: HSTU, size: Size, feedback: str, backend: str) -> None:
+        super().__init__()
+        self.model, self._size, self._feedback, self._backend = model, size, feedback, backend
+
+    def forward(self, row_VD: Tensor, integers: Tensor, floats: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
+        """Both losses and `StepOutputs`' predictions; ``sides``: the sides (n, M), where there are any."""
+        size, model = self._size, self.model
+        row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
+        kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, live_V = floats.split(size.floats)
+        kinds_nK = kinds.view(size.interactions, size.kinds)
+        item_nM = model.item_inputs(F.embedding(row_n, row_VD), sides[0] if sides else None)
+        x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
+        y_TM = model.encode(x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend)
+        read = F.embedding(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
+        query_SD, table_VD = model.retrieval_query(read[size.users :]), model.retrieval_table(row_VD)
+        loss_S = exact_retrieval_loss(query_SD, table_VD, learned_S, live_V > 0, self._backend)
+        logits_RK = model.rank_logits(read[: size.users], prior.view(size.users, size.priors, size.kinds))
+        loss_R = ranking_loss(logits_RK, learned.view(size.users, size.kinds), is_new_R > 0, self._feedback)
+        losses = (loss_S * weight_S).sum(), (loss_R * weight_R).sum()
+        return *losses, query_SD.detach(), table_VD.detach(), logits_RK.detach()
+
+
+class PaddedStep:
+    """Forward and backward of steps whose times are in order and whose loss is over the whole catalogue."""
+
+    def __init__(self, model: HSTU, feedback: str, captures: Captures, *, backend: str = "auto") -> None:
+        self._model, self._feedback, self._captures, self._backend = model, feedback, captures, backend
+
+    @property
+    def works(self) -> bool:
+        """Whether no capture failed."""
+        return self._captures.works
+
+    def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
+        """``row_VD``: a leaf of `Size.rows` rows, those of the table's memory and others that nobody has."""
+        size = inputs.size
+        integers, floats = (self._captures.on_device(each) for each in pack(inputs, size))
+        arguments = [row_VD, integers, floats]
+        if side_nM is not None:
+            arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
+        plain = _Step(self._model, size, self._feedback, self._backend)
+        retrieval, ranking, query, table, logits = self._captures.replay((size, len(arguments)), plain, arguments)
+        return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])

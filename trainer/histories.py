@@ -1,0 +1,108 @@
+"""Users' histories as a trainer keeps them: of bounded bytes, and the same again after a restart.
+
+A trainer folds examples in the order of its steps (`wire.history`). Beyond ``max_bytes`` the users that have been quiet
+longest are forgotten; one who acts again begins with the segment that he acts in. Who is forgotten is decided by the
+steps alone, so a replay forgets the same users. A resumed trainer reads the topic again, which tells it of everybody;
+so a checkpoint says whom the trainer knew, and from which example on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wire.example import Example
+from wire.history import OVERHEAD_BYTES, Histories, History, row_type
+
+LEFT_SHARE = 0.9
+"""Of the bound, after users were forgotten: so that not every step has to look for them."""
+
+
+class TrainedHistories(Histories):
+    """`Histories`, of which a step's examples come by `gather`, and those before a checkpoint by `restore`."""
+
+    def __init__(self, max_context: int, max_bytes: int, num_features: int) -> None:
+        super().__init__(max_context)
+        self._max_bytes, self._row_bytes = max_bytes, row_type(num_features).itemsize
+        self._num_rows = 0
+        self._born: dict[str, int] = {}
+        """User → number of the first example of him that is in his history."""
+        self._touched: dict[str, int] = {}
+        """User → when he acted last, in examples of everybody."""
+        self._num_touches = 0
+        self._is_resumed = False
+
+    @property
+    def num_kept_bytes(self) -> int:
+        """What the rows of all users need, whatever room they have: a function of the steps."""
+        return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
+
+    def gather(self, example: Example) -> History:
+        """See `Histories.gather`; the user has acted."""
+        self._num_touches += 1
+        self._touched[example.user] = self._num_touches
+        self._born.setdefault(example.user, example.number)
+        return self._counted(example)
+
+    def _counted(self, example: Example) -> History:
+        known = self.users.get(example.user)
+        before = known.end - known.start if known is not None else 0
+        history = super().gather(example)
+        self._num_rows += history.end - history.start - before
+        return history
+
+    def settle(self, history: History) -> None:
+        """See `Histories.settle`."""
+        before = history.end - history.start
+        super().settle(history)
+        self._num_rows += history.end - history.start - before
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
+        history = self.users[user]
+        self._num_rows -= history.end - history.start
+        super().drop(user)
+        del self._born[user], self._touched[user]
+
+    def bound(self) -> int:
+        """Forget users until what is left fits; how many. After each step."""
+        if self.num_kept_bytes <= self._max_bytes:
+            return 0
+        num_before = len(self.users)
+        for user in sorted(self.users, key=lambda each: (self._touched[each], each)):
+            if self.num_kept_bytes <= LEFT_SHARE * self._max_bytes:
+                break
+            self.drop(user)
+        return num_before - len(self.users)
+
+    def restore(self, example: Example) -> None:
+        """An example that was trained before the checkpoint, in the order of its partition."""
+        if self._is_resumed:
+            if example.number < self._born.get(example.user, example.number + 1):
+                return
+        else:  # a line of training of its own, behind what others have trained
+            self._born.setdefault(example.user, 0)
+            self._touched.setdefault(example.user, 0)
+        self.settle(self._counted(example))
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Whom the trainer knows, for a checkpoint. Not what they did: the source tells that."""
+        users = sorted(self._born)
+        return {
+            "users": np.frombuffer(json.dumps(users, ensure_ascii=False).encode(), np.uint8),
+            "born": np.array([self._born[user] for user in users], np.int64),
+            "touched": np.array([self._touched[user] for user in users], np.int64),
+            "num_touches": np.array([self._num_touches], np.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """From here on, `restore` takes what the trainer knew at the checkpoint."""
+        users = json.loads(state["users"].tobytes())
+        self._born = dict(zip(users, state["born"].tolist(), strict=True))
+        self._touched = dict(zip(users, state["touched"].tolist(), strict=True))
+        self._num_touches = int(state["num_touches"][0])
+        self._is_resumed = self._num_touches > 0

@@ -1,0 +1,100 @@
+"""Which topics the names stand for: the broker's own id of each, and how many partitions it has.
+
+A topic that was deleted and created again has the same name, other records under the same offsets, and another id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
+
+from wire.config import KafkaConfig
+from wire.errors import TopicMissing, TopicReplaced
+from wire.kafka.admin import check_partitions, make_admin
+from wire.kafka.refusal import refusal
+
+LOOK_S = 5.0
+"""How often a process looks whether its topics are still the same."""
+MISSES = 2
+"""A broker that has just started may not know of a topic yet: so often in a row, and it is gone."""
+
+
+class Identity(NamedTuple):
+    """A topic's id (empty where the broker gives none), and its number of partitions."""
+
+    id: str
+    num_partitions: int
+
+
+def identities(kafka: KafkaConfig, names: Iterable[str]) -> dict[str, Identity]:
+    """Those of the topics that there are. Raises KafkaError or OSError."""
+    admin = make_admin(kafka)
+    try:
+        return _ask(admin, names)
+    finally:
+        admin.close()
+
+
+def _ask(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, Identity]:
+    found = {}
+    for told in admin.describe_topics(list(names)):
+        if told["error_code"] not in (0, UnknownTopicOrPartitionError.errno):
+            raise for_code(told["error_code"])(told["name"])
+        if told["partitions"]:
+            found[told["name"]] = _identity(told)
+    return found
+
+
+def _identity(told: Mapping[str, object]) -> Identity:
+    given, partitions = str(told.get("topic_id") or ""), told["partitions"]
+    assert isinstance(partitions, list)
+    return Identity(given if given.strip("0-") else "", len(partitions))
+
+
+def check_same(name: str, before: str, now: str, where: str, remedy: str) -> None:
+    """Raise `TopicReplaced` where a topic is another one than positions (``where``) are in; unknown ids pass."""
+    if before and now and before != now:
+        raise TopicReplaced(
+            f"topic {name}: expected the one with id {before}, which {where} is of, got one with id {now}: it was "
+            f"deleted and created again. {remedy}"
+        )
+
+
+class TopicWatch:
+    """Compares topics with what they were at first. For one thread at a time."""
+
+    def __init__(self, kafka: KafkaConfig, known: Mapping[str, Identity], remedies: Mapping[str, str]) -> None:
+        self._kafka, self._known, self._remedies = kafka, dict(known), remedies
+        self._num_misses = 0
+        self._admin: KafkaAdminClient | None = None
+
+    def look(self, where: str) -> None:
+        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` where a topic is not what it was; ``where`` says
+        which position is in it. A broker that is away is no answer."""
+        try:
+            self._admin = self._admin or make_admin(self._kafka)
+            found = _ask(self._admin, self._known)
+        except (KafkaError, OSError) as error:
+            self.close()
+            if refused := refusal(error, self._kafka.bootstrap):
+                raise refused from error
+            return
+        self._num_misses = self._num_misses + 1 if found.keys() < self._known.keys() else 0
+        for name, before in self._known.items():
+            now = found.get(name)
+            if now is not None:
+                check_same(name, before.id, now.id, where, self._remedies[name])
+                check_partitions(name, before.num_partitions, now.num_partitions)
+            elif self._num_misses >= MISSES:
+                raise TopicMissing(
+                    f"topic {name}: expected it to be there still, with {where}; it is gone. {self._remedies[name]}"
+                )
+
+    def close(self) -> None:
+        """Disconnect."""
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
