@@ -12,6 +12,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
 from wire.kafka.admin import partitions_mismatch
+from wire.kafka.batches import by_batch
 from wire.kafka.consumer import POLL_MS, ends, partitions_of, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
@@ -33,6 +34,7 @@ class HistoryFollower(threading.Thread):
 
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
+        by_batch(self.consumer)
         self._stopping = threading.Event()
         self._topic_id = ""
         self._num_told = 0
@@ -68,8 +70,7 @@ class HistoryFollower(threading.Thread):
                 self._look_at_partitions(len(partitions))
                 is_placed = is_placed or self._place(partitions)
                 for partition, records in self.consumer.poll(timeout_ms=POLL_MS).items():
-                    for record in records:
-                        self.histories.feed(partition.partition, record.value, record.offset)
+                    self.histories.feed_batches(partition.partition, [record.value for record in records])
                 self._check_goals()
             except OffsetOutOfRangeError:
                 logger.warning("sequences topic: the next record is gone; reading from its start again")

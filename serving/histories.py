@@ -11,17 +11,20 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from serving.domains import ItemDomains
 from wire import history
 from wire.example import Example, Int64, Interactions
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.history import interactions_of
+from wire.history import Rows, interactions_of, row_type
+from wire.kafka.batches import Batch
 
 MAX_FEATURED_ITEMS = 1_000_000
 """Items whose features are remembered; beyond that, those that were not met longest are forgotten."""
@@ -46,6 +49,8 @@ class Histories:
         self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.num_forgotten = 0
+        self._num_features: int | None = None
+        """Of an item; known from the first example on."""
         self._decoder = ExampleReader(topic)
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
@@ -68,9 +73,56 @@ class Histories:
         example = self._decoder.read(partition, offset, value)
         if example is None:
             return
-        log = self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
-        if log.feed(example) is Verdict.ACCEPT:
+        if len(example.interactions):
+            self._num_features = example.interactions.feature_hash.shape[1]
+        if self._log(partition).feed(example) is Verdict.ACCEPT:
             self._keep(example)
+
+    def feed_batches(self, partition: int, batches: Sequence[Batch], first: int = 0) -> None:
+        """Batches of records in their order; what lies before offset ``first`` is passed over. Like `feed` of each."""
+        if self._num_features is None:
+            for record in range(len((block := decode_block(batches, row_type(0))).heads)):
+                self._feed_one(partition, block, record, first)
+            return
+        block = decode_block(batches, row_type(self._num_features))
+        heads = block.heads
+        if (
+            (heads["status"] == GOOD).all()
+            and (heads["partition"] == partition).all()
+            and heads["offset"][0] >= first
+            and self._log(partition).take_run(heads["number"], heads["writer_epoch"])
+        ):
+            self._keep_block(block)
+            return
+        for record in range(len(heads)):
+            self._feed_one(partition, block, record, first)
+
+    def _feed_one(self, partition: int, block: Block, record: int, first: int) -> None:
+        if block.heads["offset"][record] >= first and block.heads["status"][record] != TOMBSTONE:
+            self.feed(partition, block.value(record), int(block.heads["offset"][record]))
+
+    def _log(self, partition: int) -> ExampleLog:
+        return self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
+
+    def _keep_block(self, block: Block) -> None:
+        """Fold records that all count."""
+        heads, rows, data, users = block.heads, block.rows, block.data, self._kept.users
+        columns = [heads[name].tolist() for name in ("user_at", "user_len", "segment_len", "rows_at", "num")]
+        firsts = (heads["segment"] * heads["segment_len"] + heads["first"]).tolist()
+        features = _user_features(block)
+        with self._lock:
+            for at, size, segment_len, row, num, first, own in zip(*columns, firsts, features, strict=True):
+                user = data[at : at + size].decode()
+                self._kept.put(user, segment_len, first, rows[row : row + num], own)
+                users.move_to_end(user)
+            while self.num_bytes > self._max_bytes and len(users) > 1:
+                self._kept.drop(next(iter(users)))
+                self.num_forgotten += 1
+        self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
+        named = _newest(rows[rows["domain"] != 0])
+        given = rows[rows["features"].any(axis=1)]
+        self._note_features(interactions_of(_newest(given)))
+        self.domains.note(named["item"], named["domain"])
 
     def _keep(self, example: Example) -> None:
         users = self._kept.users
@@ -85,9 +137,11 @@ class Histories:
         self.domains.note(example.interactions.item_hash, example.interactions.domain_hash)
 
     def _note_features(self, rows: Interactions) -> None:
-        if not rows.feature_hash.shape[1] or not rows.feature_hash.any():
+        given = rows.feature_hash.any(axis=1)
+        if not given.any():
             return
-        for item, features in zip(rows.item_hash.tolist(), map(tuple, rows.feature_hash.tolist()), strict=True):
+        items, all_features = rows.item_hash[given], rows.feature_hash[given]
+        for item, features in zip(items.tolist(), map(tuple, all_features.tolist()), strict=True):
             self._features[item] = features
             self._features.move_to_end(item)
         while len(self._features) > MAX_FEATURED_ITEMS:
@@ -124,6 +178,21 @@ class Histories:
         nothing = (0,) * num_features
         rows = [self._features.get(key, nothing) if num_features else () for key in item_hash_n.tolist()]
         return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
+
+
+def _newest(rows: Rows) -> Rows:
+    """Of each item the last row."""
+    last = np.unique(rows["item"][::-1], return_index=True)[1]
+    return rows[np.sort(len(rows) - 1 - last)]
+
+
+def _user_features(block: Block) -> Iterable[Int64]:
+    """Of each record its user's features."""
+    none, heads = np.empty(0, np.int64), block.heads
+    if not heads["num_user_features"].any():
+        return itertools.repeat(none, len(heads))
+    places = zip(heads["user_features_at"].tolist(), heads["num_user_features"].tolist(), strict=True)
+    return [np.frombuffer(block.data, np.int64, num, at).copy() for at, num in places]
 
 
 def _contiguous(rows: Interactions) -> Interactions:

@@ -1,7 +1,7 @@
 """The bytes of an example. Layout, version 3; every number little-endian, no padding:
 
     0   4   magic: "HRE", then the layout version as one byte
-    4   4   the lower half of the xxh3-64 of everything from byte 8 on
+    4   4   CRC-32 (zlib's) of everything from byte 8 on
     8   2   h, length of the header
     10  h   header: MessagePack array, the fields of `Header` in their order
             columns of the n interactions
@@ -24,11 +24,11 @@ from __future__ import annotations
 import struct
 import sys
 from typing import TypeVar
+from zlib import crc32
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from wire.errors import CodecError
 from wire.example import Address, Counts, Example, Int64, Interactions, address_of
@@ -41,7 +41,6 @@ named at its next sighting."""
 LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE, IDS = 1, 2, 4, 8, 16, 32, 64
 _PREFIX = struct.Struct("<3sBIH")
 _BODY_START = 8
-_HALF = 0xFFFF_FFFF
 Number = TypeVar("Number", bound=np.generic)
 _UINTS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
@@ -94,7 +93,7 @@ def pack(header: Header, columns: bytes) -> bytes:
     """The record of a header and its columns, laid out as above."""
     encoded = _header_encoder.encode(header)
     body = b"".join((len(encoded).to_bytes(2, "little"), encoded, columns))
-    return b"".join((_START, (xxh3_64_intdigest(body) & _HALF).to_bytes(4, "little"), body))
+    return b"".join((_START, crc32(body).to_bytes(4, "little"), body))
 
 
 def unpack(value: bytes) -> tuple[Header, int]:
@@ -106,7 +105,7 @@ def unpack(value: bytes) -> tuple[Header, int]:
         raise CodecError(f"example: expected bytes that start with {MAGIC!r}, got {magic!r}; this is no example")
     if layout != LAYOUT:
         raise CodecError(f"example: expected layout {LAYOUT}, got {layout}; read it with the build that knows it")
-    digest = xxh3_64_intdigest(memoryview(value)[_BODY_START:]) & _HALF
+    digest = crc32(memoryview(value)[_BODY_START:])
     if digest != checksum:
         raise CodecError(f"example: expected checksum {checksum:#010x}, got {digest:#010x}; the record is damaged")
     start = _PREFIX.size + header_len

@@ -15,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wire.example import Address, Example
 
 
@@ -87,6 +90,18 @@ class ExampleLog:
         self.hole = None
         if self.overwritten:
             self.overwritten.discard(example.address)
+
+    def take_run(self, numbers: NDArray[np.int64], writer_epochs: NDArray[np.int64]) -> bool:
+        """Accept a run of examples of which `feed` would accept each, for a reader that allows holes; False (and
+        nothing is accepted) where it might not."""
+        due = -1 if self.next_number is None else self.next_number
+        if not self.allow_holes or len(numbers) == 0 or numbers[0] < due or (np.diff(numbers) <= 0).any():
+            return False
+        if (writer_epochs != self.writer_epoch).any():
+            return False
+        self.example_epoch, self.next_number, self.hole = self.writer_epoch, int(numbers[-1]) + 1, None
+        self.overwritten.clear()
+        return True
 
     def _drop(self, example: Example, verdict: Verdict) -> Verdict:
         if not example.is_fence:

@@ -63,19 +63,42 @@ class History:
 
     def fold(self, example: Example) -> None:
         """Put an example's interactions in their place. What is kept stays until `forget`."""
-        num, first = len(example.interactions), example.first_index
+        num, source = len(example.interactions), example.interactions
         if not num:
             return
-        if self.start == self.end or first - self.end > self._max_context + self._segment_len:
-            self._rows, self.start, self.end = self._rows[:0], first, first
-        self._span(min(self.start, first), max(self.end, first + num))
-        target, source = self._rows[first - self.start : first - self.start + num], example.interactions
+        target = self._reach(example.first_index, num)
         target["item"], target["time"] = source.item_hash, source.timestamp_ms
         target["domain"], target["bits"] = source.domain_hash, source.action_bits
         target["value"] = source.value
         if source.feature_hash.shape[1]:
             target["features"] = source.feature_hash
         self.user_features = example.user_feature_hash
+
+    def put(self, first: int, rows: Rows) -> None:
+        """Put rows at the places from ``first`` on. What is kept stays until `forget`."""
+        self._reach(first, len(rows))[:] = rows
+
+    def overwrite(self, first: int, rows: Rows) -> bool:
+        """`put`, where there is room already; False where there is not."""
+        at, num, held = first - self.start, len(rows), self._rows
+        end = at + num
+        if at < 0 or end > len(held) or at > self.end - self.start:
+            return False
+        if num == 1:
+            held[at] = rows[0]
+        else:
+            held[at:end] = rows
+        if first + num > self.end:
+            self.end = first + num
+            self.forget()
+        return True
+
+    def _reach(self, first: int, num: int) -> Rows:
+        """A view of ``num`` places, which may be new."""
+        if self.start == self.end or first - self.end > self._max_context + self._segment_len:
+            self._rows, self.start, self.end = self._rows[:0], first, first
+        self._span(min(self.start, first), max(self.end, first + num))
+        return self._rows[first - self.start : first - self.start + num]
 
     @property
     def kept_from(self) -> int:
@@ -131,6 +154,21 @@ class Histories:
         if history.room is not before:
             self.num_bytes += history.room.nbytes - before.nbytes
         return history
+
+    def put(self, user: str, segment_len: int, first: int, rows: Rows, user_features: Int64) -> None:
+        """Put rows in their place, as `fold` does with an example's interactions."""
+        history = self.users.get(user)
+        if history is None:
+            num_features = rows.dtype["features"].shape[0]
+            history = self.users[user] = History(num_features, self._max_context, segment_len)
+            self.num_bytes += history.num_bytes
+        history.user_features = user_features
+        if history.overwrite(first, rows):
+            return
+        before = history.num_bytes
+        history.put(first, rows)
+        history.forget()
+        self.num_bytes += history.num_bytes - before
 
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""

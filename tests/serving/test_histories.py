@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.histories import Histories
 from tests.serving.world import example, interactions, slice_of
 from wire.example import fence
-from wire.example_codec import encode_example
+from wire.example_codec import decode_example, encode_example
 
 ROWS = interactions(np.random.default_rng(0), 50)
 
@@ -83,7 +83,7 @@ def test_what_a_fenced_worker_writes_is_not_read() -> None:
     histories.feed(0, record("a", 5, 0))
     histories.feed(0, encode_example(fence(0, 2)))
     histories.feed(0, record("a", 40, 1))
-    histories.feed(1, record("b", 7, 0))
+    histories.feed(1, encode_example(replace(decode_example(record("b", 7, 0)), partition=1)))
     assert length_of(histories, "a") == 5
     assert length_of(histories, "b") == 7, "other partitions have fences of their own"
 
