@@ -2,8 +2,8 @@
 
 Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for
 the model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy
-of the average rate; He et al., ADKDD 2014) and AUC of each kind, of outcomes as far as they have come. Each in all and
-over the last ``window`` targets.
+of the average rate; He et al., ADKDD 2014), AUC and calibration (how often a kind was predicted, over how often it
+came) of each kind, of outcomes as far as they have come. Each in all and over the last ``window`` targets.
 All state is arrays, so a resumed trainer goes on counting where it was.
 """
 
@@ -97,6 +97,7 @@ class PrequentialMetrics:
         self.domains: dict[int, Float64] = {}
         self.log_loss = np.zeros(2)
         self.entropy = np.zeros((num_kinds, 4))  # count, done, model's loss, baseline's loss
+        self.calibration = np.zeros((num_kinds, 2))  # expected, done
         self.auc_bins = np.zeros((num_kinds, 2, NUM_AUC_BINS), np.int64)
         self.rank_window = Ring(window, len(RANKERS))
         self.kind_window = Ring(window, 3 * num_kinds)
@@ -108,6 +109,7 @@ class PrequentialMetrics:
         self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
         model, base, outcome = predictions.probability_RK, predictions.baseline_RK, predictions.outcome_RK
         self.entropy += _kind_sums(model, base, outcome)
+        self.calibration += _expected_and_done(model, outcome)
         _count_auc_bins(self.auc_bins, model, outcome)
         self.kind_window.extend(np.concatenate([model, base, outcome], axis=1))
 
@@ -135,10 +137,13 @@ class PrequentialMetrics:
             "domains": {str(domain): _rank_report(sums) for domain, sums in sorted(self.domains.items())},
             "retrieval_window": _rank_report(window),
             "log_perplexity": _ratio(self.log_loss[1], self.log_loss[0]),
-            "ranking": _kind_report(self.kinds, self.entropy, [_binned_auc(bins) for bins in self.auc_bins]),
+            "ranking": _kind_report(
+                self.kinds, self.entropy, self.calibration, [_binned_auc(bins) for bins in self.auc_bins]
+            ),
             "ranking_window": _kind_report(
                 self.kinds,
                 _kind_sums(model, base, outcome),
+                _expected_and_done(model, outcome),
                 [_binned_auc(bins) for bins in _auc_bins(model, outcome)],
             ),
         }
@@ -150,6 +155,7 @@ class PrequentialMetrics:
             "ranks": self.ranks,
             "log_loss": self.log_loss,
             "entropy": self.entropy,
+            "calibration": self.calibration,
             "auc_bins": self.auc_bins,
             "domain_names": np.array(names, np.int64),
             "domain_sums": np.array([self.domains[name] for name in names]).reshape(-1, len(RANKERS), len(_SUMS)),
@@ -164,6 +170,8 @@ class PrequentialMetrics:
         """The inverse of `state_dict`. A window of another size starts anew."""
         for name in ("ranks", "log_loss", "entropy", "auc_bins"):
             setattr(self, name, state[name].copy())
+        if "calibration" in state:  # a checkpoint before it was counted has none
+            self.calibration = state["calibration"].copy()
         self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
         if state["rank_window"].shape == self.rank_window.rows.shape:
             places = state["places"].tolist()
@@ -184,6 +192,12 @@ def _kind_sums(model_RK: Float64, base_RK: Float64, outcome_RK: NDArray[np.float
         loss_RK = np.where(counted | later, binary_log_loss(part_RK, positive), 0.0)
         sums.append((loss_RK - np.where(later, binary_log_loss(part_RK, np.False_), 0.0)).sum(axis=0))
     return np.stack(sums, axis=1)
+
+
+def _expected_and_done(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Float64:
+    """(K, 2) how many interactions were expected to have each kind when they were new, and how many have it by now."""
+    counted = np.isfinite(outcome_RK) & (outcome_RK != LATER)
+    return np.stack([np.where(counted, model_RK, 0.0).sum(axis=0), (outcome_RK > 0.5).sum(axis=0)], axis=1)
 
 
 def _auc_bins(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Int64:
@@ -222,11 +236,15 @@ def _binned_auc(bins: Int64) -> float | None:
     return _ratio(float((positive * (below + negative / 2)).sum()), float(pairs))
 
 
-def _kind_report(kinds: tuple[str, ...], sums_K4: Float64, aucs: list[float | None]) -> dict[str, Any]:
+def _kind_report(
+    kinds: tuple[str, ...], sums_K4: Float64, calibration_K2: Float64, aucs: list[float | None]
+) -> dict[str, Any]:
     """By kind, and ``all``: summed losses over summed entropies of the kinds that were done sometimes, not always."""
     report: dict[str, Any] = {}
     total = np.zeros(3)
-    for kind, (num, done, model, base), auc in zip(kinds, sums_K4.tolist(), aucs, strict=True):
+    for index, (kind, auc) in enumerate(zip(kinds, aucs, strict=True)):
+        num, done, model, base = sums_K4[index].tolist()
+        expected, came = calibration_K2[index].tolist()
         rate = done / num if num else 0.0
         entropy = -num * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0.0 < rate < 1.0 else 0.0
         report[kind] = {
@@ -234,6 +252,7 @@ def _kind_report(kinds: tuple[str, ...], sums_K4: Float64, aucs: list[float | No
             "ne": _ratio(model, entropy),
             "ne_baseline": _ratio(base, entropy),
             "auc": auc,
+            "calibration": _ratio(expected, came),
         }
         total += (model, base, entropy) if entropy > 0 else (0.0, 0.0, 0.0)
     report["all"] = {"ne": _ratio(total[0], total[2]), "ne_baseline": _ratio(total[1], total[2])}

@@ -114,6 +114,7 @@ def test_normalised_entropy_and_auc_are_those_of_the_formulas(seed: int) -> None
                 "ne": loss / entropy,
                 "ne_baseline": base_loss / entropy,
                 "auc": slow_auc(model, labels),
+                "calibration": sum(model) / sum(labels),
             }
             assert_close(summary[name][kind], expected, abs_=2e-3)
             totals += (loss, base_loss, entropy)
@@ -139,6 +140,17 @@ def test_predicting_the_average_rate_has_a_normalised_entropy_of_one() -> None:
     report = metrics.summary()["ranking"]["view"]
     assert report["ne"] == pytest.approx(1.0)
     assert report["auc"] == 0.5
+    assert report["calibration"] == pytest.approx(1.0)
+
+
+def test_what_is_predicted_twice_as_often_as_it_comes_is_calibrated_as_two() -> None:
+    kinds, some = np.zeros((40, 1), np.float32), predictions(np.random.default_rng(0), 40)
+    kinds[:10] = 1
+    half = np.full((40, 1), 0.5)
+    metrics = PrequentialMetrics(("view",), 100)
+    metrics.add(replace(some, probability_RK=half, baseline_RK=half, outcome_RK=kinds))
+    summary = metrics.summary()
+    assert summary["ranking"]["view"]["calibration"] == summary["ranking_window"]["view"]["calibration"] == 2.0
 
 
 def test_nothing_counted_is_no_number_at_all() -> None:
