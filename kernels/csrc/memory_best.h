@@ -200,7 +200,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
         p.sorted = arena.get<Extra>(num_extras);
         p.chunk_end = arena.get<int64_t>(p.num_chunks + 1);
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
-        p.standing = arena.get<float>(W * NUM_STANDING);
+        p.standing = arena.get<float>(LISTED * NUM_STANDING);
         int64_t most = 0;
         for (int64_t q = 0; q < p.num; ++q) {
             p.best[q].k = num_kept(call, p.first + q);
@@ -285,6 +285,22 @@ inline int64_t fill_tile(BestPass& p, int64_t from) {
     return num;
 }
 
+// The standing features of the rows that are listed, side by side.
+inline void stand_listed(BestPass& p, int64_t num) {
+    const MemoryCall& m = p.call.memory;
+    float seen[LISTED], heat[NUM_HEAT * LISTED];
+    int64_t first[LISTED], last[LISTED];
+    for (int64_t c = 0; c < LISTED; ++c) {
+        const int64_t row = c < num ? p.ranked[c].row : 0;
+        seen[c] = m.seen_V[row], first[c] = m.first_V[row], last[c] = m.last_V[row];
+        for (int h = 0; h < NUM_HEAT; ++h) heat[h * LISTED + c] = m.heat_HV[h * m.stride + row];
+    }
+    MemoryCall few = m;
+    few.stride = LISTED, few.seen_V = seen, few.heat_HV = heat, few.first_V = first, few.last_V = last;
+    p.s.standing = p.standing, p.s.padded = LISTED;
+    stand(few, p.s, 0, LISTED);
+}
+
 // The best few, best first, looked at again while the evidence is there; then what may be answered.
 inline void answer(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
@@ -300,7 +316,8 @@ inline void answer(BestPass& p, int64_t q) {
     }
     Shortlist<NUM_SEEN>& list = *p.s.shortlist;
     list.num = min64(num, LISTED);
-    p.s.padded = W;
+    stand_listed(p, num);
+    const float length = LENGTH_SCALE * (float)bucket_of(m, p.num_past(r));
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
         const int64_t row = is_listed ? p.ranked[c].row : 0;
@@ -308,16 +325,14 @@ inline void answer(BestPass& p, int64_t q) {
         list.row[c] = (int32_t)row;
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
-        p.s.standing = p.standing - row;
-        stand(m, p.s, row, row + 1);
         float logit = 0.0f;
         for (int64_t d = 0; d < call.width; ++d) logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
-        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * W];
+        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * LISTED + c];
         for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
         list.raw[MODEL][c] = used * logit;
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
-        list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket_of(m, p.num_past(r));
+        list.raw[LENGTH][c] = used * length;
     }
     float shift = 0.0f;
     if (list.num) {
