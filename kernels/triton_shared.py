@@ -141,18 +141,6 @@ def add_to(pointer, value):
 
 
 @triton.jit
-def recall(pointer):
-    """float32 that this program may have written, as `look_up` loads."""
-    if DIRECT:
-        value = tl.inline_asm_elementwise(
-            "ld.global.f32 $0, [$1];", "=f,l", [pointer.to(tl.int64)], dtype=tl.float32, is_pure=False, pack=1
-        )
-    else:
-        value = tl.load(pointer)
-    return value
-
-
-@triton.jit
 def count_at_most(sorted_ptr, num, x, num_steps):
     """How many of the ``num`` sorted int64 values are ≤ x, for each x; ``num_steps`` ≥ bit length of num."""
     low = tl.zeros_like(x).to(tl.int32)

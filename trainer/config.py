@@ -85,8 +85,9 @@ class TrainerConfig:
     ``context_gradient``: whether gradients go through all that the layers make of them, or (false) through the last
     layer's keys and values and the targets' own tokens alone, which halves a live step. ``exclude_seen``: whether items
     that a user has met are left out of what he is predicted (and recommended): "always" (or true), "never" (or false),
-    or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays the layers as graphs
-    (`trainer.graph`), which pays where a step waits for its launches: small models, small batches."""
+    or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays a step's passes as graphs
+    (`trainer.graph_step`; the layers' alone where not the whole catalogue competes), which pays where a step waits for
+    its launches: small models, small batches."""
 
     model_id: str = "headrace"
     device: str = "auto"

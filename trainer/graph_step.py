@@ -1,8 +1,8 @@
 # mypy: allow-untyped-calls
 """A step's forward and backward pass on a GPU as two CUDA graphs: from item rows to both losses, over all items.
 
-What `trainer.graph` does for the layers, for everything between the tables and the optimiser: a live step of a few dozen
-targets is hundreds of small launches, and little else. A batch is padded to one of a few sizes and travels in two
+What `trainer.graph` does for the layers, for everything between the tables and the optimiser: a live step of a few
+dozen targets is hundreds of small launches, and little else. A batch is padded to one of a few sizes and travels in two
 copies, one of integers and one of floats; losses are weighted sums, and padding weighs nothing. The catalogue is as
 long as the item table's memory, at least; rows that no item has do not compete. So a step learns what it learns without
 graphs, but for the last bits of sums over other tiles.

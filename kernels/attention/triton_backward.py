@@ -41,11 +41,6 @@ from kernels.attention.triton_forward import (
 from kernels.triton_shared import tanh, through_silu
 
 
-import os
-
-LOOP = tl.constexpr(int(os.environ.get("X_LOOP", "0")))
-
-
 @triton.jit
 def there_and_back(place, num_tiles, stride):
     """The tile in a program's place: turns alternate, since a user's tiles follow each other with less and less work.
@@ -67,7 +62,6 @@ def query_gradient_kernel(
     """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles."""
     if other_order(times, SORTED):
         return
-    LEAN: tl.constexpr = (WIDTH_D + WIDTH_E > 128) and BN == 64 and BM == 64
     program = tl.program_id(0).to(tl.int64)
     head = tl.program_id(0) % num_heads
     if positions.table is not None:
@@ -77,7 +71,7 @@ def query_gradient_kernel(
         levels = sums.levels + program * sums_stride
         notes = sums.notes + program * (BM * (257 + num_thresholds))
         if SORTED:
-            earlier = earlier_keys(0, BN, q.pointer.dtype.element_ty)
+            earlier = earlier_keys(BN, q.pointer.dtype.element_ty)
     y = tl.arange(0, BM)[:, None]
     x = tl.arange(0, BN)[None, :]
     stride = tl.num_programs(0) // num_heads
@@ -99,16 +93,13 @@ def query_gradient_kernel(
         next_range = range_ahead(times, m0, first + BN, BN)
         for n0 in range(first, stop, BN):
             n0 = tl.multiple_of(n0, BN)
-            if LOOP == 1:
-                position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
-                range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
-                next_both, next_nearer, next_farther, next_bound = foresee(
-                    times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
-                )
+            position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
+            range_after = range_ahead(times, m0, n0 + 2 * BN, BN)
+            next_both, next_nearer, next_farther, next_bound = foresee(
+                times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
+            )
             key = load_rows(k_rows, k, head, n0, num_tokens, D, BN, WIDTH_D)
             value = load_rows(v_rows, v, head, n0, num_tokens, E, BN, WIDTH_E)
-            if LOOP == 0:
-                position = position_tile(positions, num_positions, head, m0, n0, y, x, BN)
             ahead = bias_ahead(position, times, both, nearer, farther, bound[:, None], m0, n0, x, SORTED)
             half = 0.5 * tl.dot(query, tl.trans(key), input_precision=PRECISION) + ahead
             if times.bias is not None:
@@ -129,20 +120,14 @@ def query_gradient_kernel(
                 if SORTED:
                     note_levels(
                         notes, times, slope, total, both, bound, last_least, earlier, m0, n0, y, x, num_tokens, BM, BN,
-                        LEAN, PRECISION,
+                        PRECISION,
                     )  # fmt: skip
                     total += rows
                     last_least = tl.where(is_near(m0, n0), 0, both & 65535)
                 else:
                     add_buckets(levels, times, slope, m0, n0, y, x, num_tokens, BN)
-            if LOOP == 1:
-                both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
-                next_range = range_after
-            else:
-                both, nearer, farther, bound = foresee(
-                    times, num_thresholds, next_range, head, m0, n0 + BN, num_tokens, BM, SORTED
-                )
-                next_range = range_ahead(times, m0, n0 + 2 * BN, BN)
+            both, nearer, farther, bound = next_both, next_nearer, next_farther, next_bound
+            next_range = range_after
         store_tile(at_head(q_grad, head), acc * (0.5 * inverse_norm), m0, q_grad.stride, num_tokens, D, BM, WIDTH_D)
         if positions.table is not None:
             add_ends(diagonals, before_start, beyond_end, BM)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton_bias import beyond, bounds_of, bucket_range, is_near, left_of, near_buckets
-from kernels.triton_shared import add_to, look_up, put_down, recall
+from kernels.triton_shared import add_to, look_up, put_down
 
 
 @triton.jit
@@ -60,16 +60,15 @@ def note_level(notes_ptr, k, slope, total, bound, n0, x, BM: tl.constexpr, BN: t
 
 
 @triton.jit
-def earlier_keys(n0, N: tl.constexpr, DTYPE: tl.constexpr):
-    """(N, N): which of the keys n0… come before which, for sums over a tile's keys before each of them."""
-    key = n0 + tl.arange(0, N)
-    return (key[:, None] < key[None, :]).to(tl.float32).to(DTYPE)
+def earlier_keys(N: tl.constexpr, DTYPE: tl.constexpr):
+    """(N, N): which keys come before which, for sums over a tile's keys before each of them."""
+    return (tl.arange(0, N)[:, None] < tl.arange(0, N)[None, :]).to(tl.float32).to(DTYPE)
 
 
 @triton.jit
 def note_levels(
     notes_ptr, times, slope, total, both, bound, last_least, earlier, m0, n0, y, x, num_tokens,
-    BM: tl.constexpr, BN: tl.constexpr, LEAN: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a tile tells of its queries' levels; ``total`` (BM,) are their sums over the tiles before.
 
@@ -80,13 +79,8 @@ def note_levels(
     near = is_near(m0, n0)
     if near:
         place = notes_ptr + (y * 256 + (n0 - m0 // 128 * 128 + 128) + x)
-        if LEAN:  # made anew for each tile, and stored as it lies: little shared memory, more instructions
-            earlier = earlier_keys(n0, BN, earlier.dtype)
-            before = tl.dot(slope.to(earlier.dtype), earlier, input_precision=PRECISION)
-            put_down(place, before + total[:, None], y < BM)
-        else:
-            before = tl.dot(slope.to(earlier.dtype), earlier, input_precision=PRECISION)
-            tl.store(place, before + total[:, None])
+        before = tl.dot(slope.to(earlier.dtype), earlier, input_precision=PRECISION)
+        tl.store(place, before + total[:, None])
     least = both & 65535
     stop = tl.where(near, 0, tl.maximum(both >> 16, last_least))
     if least < stop:
@@ -95,11 +89,6 @@ def note_levels(
             for k in range(least + 1, stop):
                 later = look_up(bounds_of(times, k, m0, num_tokens) + tl.arange(0, BM))
                 note_level(notes_ptr, k, slope, total, later, n0, x, BM, BN)
-
-
-import os
-
-OLD_LEVELS = tl.constexpr(os.environ.get("X_LEVELS", "0") == "0")
 
 
 @triton.jit
@@ -116,29 +105,17 @@ def add_levels(
     begin = m0 // 128 * 128 - 128
     tl.debug_barrier()  # the notes are other threads'
     for first in range(0, num_thresholds + 1, LEVELS):
-        if OLD_LEVELS:
-            level = first + tl.arange(0, LEVELS)[:, None]
-            k = level - 1
-            wanted = (row < num_tokens - m0) & (k < num_thresholds) & (k >= 0)
-            bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=2147483647)
-            near = (bound >= begin) & (bound < begin + 256)
-            place = notes_ptr + tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
-            seen = (bound > start[None, :]) & (bound < end)
-            value = tl.load(place, mask=wanted & seen, other=0.0)
-            value = tl.where((bound >= end) & (k < num_thresholds), total[None, :], value)
-            level = first + tl.arange(0, LEVELS)
-            tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
-        else:
-            level = first + tl.arange(0, LEVELS)[:, None]
-            k = tl.minimum(tl.maximum(level - 1, 0), tl.maximum(num_thresholds - 1, 0))
-            bound = look_up(bounds_of(times, k, m0, num_tokens) + row)
-            near = (bound >= begin) & (bound < begin + 256)
-            place = tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
-            seen = (bound > start[None, :]) & (bound < end)
-            value = tl.where(seen, recall(notes_ptr + tl.where(seen, place, 0)), 0.0)
-            value = tl.where((bound >= end) | (level == 0), total[None, :], value)
-            level = first + tl.arange(0, LEVELS)
-            tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
+        level = first + tl.arange(0, LEVELS)[:, None]
+        k = level - 1
+        wanted = (row < num_tokens - m0) & (k < num_thresholds) & (k >= 0)
+        bound = tl.load(bounds_of(times, k, m0, num_tokens) + row, mask=wanted, other=2147483647)
+        near = (bound >= begin) & (bound < begin + 256)
+        place = notes_ptr + tl.where(near, row * 256 + (bound - begin), (256 + k) * BM + row)
+        seen = (bound > start[None, :]) & (bound < end)
+        value = tl.load(place, mask=wanted & seen, other=0.0)
+        value = tl.where((bound >= end) & (k < num_thresholds), total[None, :], value)
+        level = first + tl.arange(0, LEVELS)
+        tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
     tl.debug_barrier()  # before the next tile's
 
 

@@ -32,7 +32,7 @@ def test_on_hopper_attention_multiplies_with_wgmma_and_loads_wide() -> None:
     for name, limits in budget.read().get(budget.version_key(), {}).items():
         if name.endswith(f"sm_{HOPPER}") and name.split()[0] in ("forward", "queries", "keys", "softmax"):
             assert limits["wgmma"] > 0, name
-            assert limits["mma"] == 0, name
+            assert limits["mma"] <= 4, name  # sums by distance of a tile of 64 x 32 are half of what wgmma takes
             assert limits["waits"] * 3 <= limits["wgmma"], f"{name}: products wait for each other"
             assert limits["wide_loads"] > 0, name
 

@@ -37,9 +37,10 @@ class Variant:
 
 def launch_attention(
     part: str, width: int, position: bool, time: bool, in_order: bool = True, masks: bool = False,
-    tile: Tile | None = None, dtype: torch.dtype = BF16, length: int = 300,
+    tile: Tile | None = None, dtype: torch.dtype = BF16, length: int = 9000,
 ) -> None:  # fmt: skip
-    """One of attention's three kernels, as the ops launch it; 64 time buckets, two heads with biases of their own."""
+    """One of attention's three kernels, as the ops launch it: 64 time buckets, two heads with biases of their own, one
+    long user, whose tensors Hopper's copy engine reads."""
     q, k, v, grad = (torch.zeros(length, 2, width, dtype=dtype) for _ in range(4))
     offsets, times, counts = torch.tensor([0, length]), torch.arange(length), torch.tensor([2]) if masks else None
     buckets = TimeBuckets.logarithmic(64) if time else None

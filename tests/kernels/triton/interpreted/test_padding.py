@@ -57,7 +57,7 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_padded_step_learns_what_a_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users of different lengths, first interactions, new items; and losses of the next steps, from what was learned."""
+    """Users of different lengths, first interactions, new items; later losses come from what was learned."""
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
     monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
     monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
