@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from wire.checks import expect
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Number, Switch, Text, Word, check_fields
 
 CLOCKS = ("auto", "wall", "event")
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
+
+SERVING_LIMITS: dict[str, Limit] = {
+    "host": Text(r".+", "an address", "0.0.0.0 listens on every interface"),
+    "port": Number(0, 65_535, whole=True, advice="0 takes any free port, 8080 is usual"),
+    "name": Text(),
+    "device": Word(DEVICES, "use auto"),
+    "backend": Word(BACKENDS, "use auto"),
+    "num_threads": AT_LEAST_1,
+    "num_workers": AT_LEAST_1,
+    "max_batch": AT_LEAST_1,
+    "max_waiting": AT_LEAST_1,
+    "max_wait_s": ABOVE_0,
+    "clock": Word(CLOCKS, "use auto"),
+    "replay_after_s": ABOVE_0,
+    "max_k": AT_LEAST_1,
+    "max_candidates": AT_LEAST_1,
+    "max_history": AT_LEAST_1,
+    "max_requests": AT_LEAST_1,
+    "max_body_bytes": AT_LEAST_1,
+    "read_timeout_s": ABOVE_0,
+    "candidates_per_pass": AT_LEAST_1,
+    "cache_bytes": Number(0, whole=True, advice="0 turns it off"),
+    "cache_versions": Number(0, whole=True, advice="0 is exact"),
+    "cache_error": Number(0, open_low=True, advice="cache_versions = 0 is exact"),
+    "warm_s": Number(0, advice="0 turns it off"),
+    "history_bytes": AT_LEAST_1,
+    "connect_timeout_s": ABOVE_0,
+    "swap_wait_s": Number(0, advice="1 is usual"),
+    "drain_timeout_s": ABOVE_0,
+    "status_every_s": ABOVE_0,
+    "pin": Text(r"(\d+/\d+)?", "EPOCH/NUMBER, such as 3/17, or nothing", "`headrace versions` lists them"),
+    "guard": Switch(),
+    "guard_hr_drop": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
+    "guard_ne_rise": ABOVE_0,
+    "guard_calibration": Number(1, open_low=True, advice="3 is usual"),
+    "guard_min_targets": AT_LEAST_1,
+    "access_log": Switch(),
+    "tokens_file": Text(),
+    "titles_file": Text(),
+    "page": Switch(),
+    "freshness_objective_s": ABOVE_0,
+    "allow_actions": Switch(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +138,4 @@ class ServingConfig:
     """Let the page (and ``POST /actions``) send actions to the actions topic. With tokens: to admins."""
 
     def __post_init__(self) -> None:
-        expect(bool(self.host), "serving.host", "an address", self.host, "0.0.0.0 listens on every interface")
-        expect(0 <= self.port < 65536, "serving.port", "0 (any free port) to 65535", self.port, "8080 is usual")
-        expect(self.device in DEVICES, "serving.device", f"one of {DEVICES}", self.device, "use auto")
-        expect(self.backend in BACKENDS, "serving.backend", f"one of {BACKENDS}", self.backend, "use auto")
-        expect(self.clock in CLOCKS, "serving.clock", f"one of {CLOCKS}", self.clock, "use auto")
-        for key in ("num_threads", "num_workers", "max_batch", "max_waiting", "max_k", "max_candidates", "max_history",
-                    "max_requests", "max_body_bytes", "max_wait_s", "freshness_objective_s", "read_timeout_s",
-                    "candidates_per_pass", "history_bytes", "guard_ne_rise", "guard_min_targets", "replay_after_s",
-                    "connect_timeout_s", "drain_timeout_s", "status_every_s"):  # fmt: skip
-            value = getattr(self, key)
-            expect(value > 0, f"serving.{key}", "a number above 0", value, "leave it out to get the default")
-        expect(not self.pin or re.fullmatch(r"\d+/\d+", self.pin) is not None, "serving.pin",
-               "EPOCH/NUMBER, such as 3/17, or nothing", self.pin, "`headrace versions` lists them")  # fmt: skip
-        expect(
-            0 < self.guard_hr_drop < 1, "serving.guard_hr_drop", "between 0 and 1", self.guard_hr_drop, "0.5 is usual"
-        )
-        expect(self.guard_calibration > 1, "serving.guard_calibration", "above 1", self.guard_calibration, "3 is usual")
-        expect(self.cache_bytes >= 0, "serving.cache_bytes", "0 (off) or more", self.cache_bytes, "0 turns it off")
-        expect(
-            self.cache_versions >= 0, "serving.cache_versions", "0 (exact) or more", self.cache_versions, "0 is exact"
-        )
-        expect(self.warm_s >= 0, "serving.warm_s", "0 or more", self.warm_s, "0 is off")
-        expect(self.cache_error > 0, "serving.cache_error", "above 0", self.cache_error, "cache_versions = 0 is exact")
-        expect(self.swap_wait_s >= 0, "serving.swap_wait_s", "0 or more", self.swap_wait_s, "1 is usual")
+        check_fields(self, "serving", SERVING_LIMITS)

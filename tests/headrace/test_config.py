@@ -303,6 +303,7 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
 
     from headrace.config import Settings
     from model.config import MODEL_LIMITS
+    from serving.config import SERVING_LIMITS
     from state.config import STORE_LIMITS
     from stream.config import STREAM_LIMITS
     from trainer.config import TRAINER_LIMITS
@@ -312,7 +313,7 @@ def test_the_page_of_the_configuration_names_every_key_its_default_and_its_limit
     page, defaults = (ROOT / "docs" / "configuration.md").read_text(), Settings()
     limits = {
         "kafka": KAFKA_LIMITS, "action": ACTION_LIMITS, "sequence": SEQUENCE_LIMITS, "store": STORE_LIMITS,
-        "stream": STREAM_LIMITS, "model": MODEL_LIMITS, "trainer": TRAINER_LIMITS,
+        "stream": STREAM_LIMITS, "model": MODEL_LIMITS, "trainer": TRAINER_LIMITS, "serving": SERVING_LIMITS,
     }  # fmt: skip
     sections = dict(re.findall(r"^## \[(\w+)\]\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
     assert sections.keys() == Settings.model_fields.keys()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import Tail
 from model.memory import events_of
+from model.tokens import token_times
 from serving import engine as engine_module
 from serving.cache import Born
 from serving.engine import Ask, Engine, Found
@@ -78,10 +78,12 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         rows = torch.from_numpy(learner.items.lookup(batch.item_n))
         items_nM = learner.model.item_inputs(learner.items.weight[rows])
         actions_nM = learner.model.action_inputs(items_nM, torch.from_numpy(batch.kinds_nK))
-        everything = Tail.behind(torch.zeros(1, dtype=torch.int64), torch.from_numpy(2 * batch.starts_B1))
-        y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM), everything)
+        x_TM, times = learner.model.interleave(items_nM, actions_nM), token_times(batch.time_ms_n, batch.query_time_n)
+        key_time_T, query_time_T = map(torch.from_numpy, times)
+        y_TM = learner.model.encode(x_TM, torch.from_numpy(2 * batch.starts_B1), query_time_T, key_time_T)
         table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
-        item_RM, before_SM = learner._outputs(batch, np.arange(1), y_TM, everything)
+        item_RM, with_start = y_TM[2 * batch.target_R], torch.cat([y_TM, learner.model.start_M[None]])
+        before_SM = with_start[np.where(batch.previous_R < 0, len(y_TM), 2 * batch.previous_R + 1)]
         logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
         events = events_of(
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
