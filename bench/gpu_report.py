@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from bench.gpu_supervisor import RESULT
-
 Row = dict[str, Any]
 
 
@@ -85,8 +83,8 @@ def row(
 class Report:
     """Runs sections in order of importance and keeps what they found, with what ``before`` has of earlier workers."""
 
-    def __init__(self, clock: Clock, folder: Path | None, facts: dict[str, Any], before: dict[str, Any]) -> None:
-        self.clock, self.folder, self.facts = clock, folder, facts
+    def __init__(self, clock: Clock, file: Path | None, facts: dict[str, Any], before: dict[str, Any]) -> None:
+        self.clock, self.file, self.facts = clock, file, facts
         self.rows: list[Row] = before.get("rows", [])
         self.seconds: dict[str, float] = before.get("seconds", {})
         self.failures: list[str] = before.get("failures", [])
@@ -133,11 +131,11 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"{RESULT}.part"
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.file.with_name(f"{self.file.name}.part")
             partial.write_text(json.dumps(self.as_json(), indent=1) + "\n")
-            partial.replace(self.folder / RESULT)
+            partial.replace(self.file)
 
     def as_json(self) -> dict[str, Any]:
         """What is written."""

@@ -71,7 +71,8 @@ def work(plan: dict[str, Any], folder: Path | None, rehearse: bool) -> int:
     from bench.gpu_report import Clock, Report
 
     clock = Clock("cpu" if rehearse else "cuda", plan["deadline"] - time.time(), compiles_only=plan["warm"])
-    report = Report(clock, folder, plan["facts"], read(folder) if folder is not None else {})
+    file = None if folder is None else folder / RESULT
+    report = Report(clock, file, plan["facts"], {} if folder is None else read(folder))
     for each in plan["sections"]:
         module, name = each["function"].split(":")
         if not report.section(each["name"], getattr(import_module(module), name), each["need_s"]):
@@ -144,7 +145,7 @@ def _note(folder: Path, known: dict[str, Any], section: Section, why: str) -> No
     """Say what became of a section that cannot say it itself, beside the rows that it had."""
     from bench.gpu_report import Clock, Report, row
 
-    report = Report(Clock("cpu", 0.0), folder, known, read(folder))
+    report = Report(Clock("cpu", 0.0), folder / RESULT, known, read(folder))
     if why.startswith("failed"):
         report.failures.append(f"{section.name}: {why}")
     report.add(row(section.name, None, "", note=why))

@@ -48,7 +48,13 @@ encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 10**9
 SWAPS_PER_S = 2
-SERVERS = {"cached": {}, "uncached": {"cache_bytes": 0}, "one by one": {"max_batch": 1}}
+SERVERS = {
+    "cached": {"cache_versions": 0},
+    "cached, over versions": {},
+    "uncached": {"cache_bytes": 0},
+    "one by one": {"max_batch": 1, "cache_versions": 0},
+}
+"""What each may do. Versions change little here: what earlier ones left is used where that is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,8 @@ def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
         yield Version(manifest, weights_snapshot(learner, everything=number == 0))
+        for parameter in learner.model.parameters():  # as steps would change it, so that nothing old may be reused
+            parameter.data += 0.01 * parameter.data.std(correction=0) * torch.randn(parameter.shape)
         learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
 
 
@@ -197,6 +205,7 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
     cases = [
         Case(what, name, swaps) for what in bodies for name in ("cached", "uncached") for swaps in (0, SWAPS_PER_S)
     ]
+    cases += [Case("recommend", "cached, over versions", SWAPS_PER_S)]
     cases += [Case("recommend", "one by one"), *(Case("recommend", "cached", beside=name) for name in bad_requests())]
     found: dict[Case, list[tuple[float, float, float]]] = {case: [] for case in cases}
     failures = 0

@@ -274,6 +274,48 @@ def versions(
     raise typer.Exit(show(_settings(config, bootstrap), as_json=as_json, num_last=num))
 
 
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the order, for whoever asks later.")]
+
+
+def pin(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="EPOCH/NUMBER, as `headrace versions` lists them.")],
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Have all servers answer from one version, and stay with it, until `headrace unpin`.
+
+    A version that is still to come is waited for. One server alone is pinned by `serving.pin` in its configuration.
+    """
+    from headrace.rollout import pin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
+
+
+def unpin(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+    """Let servers follow the newest good version again."""
+    from headrace.rollout import unpin as run
+
+    raise typer.Exit(run(_settings(config, bootstrap)))
+
+
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VERSION]", help="EPOCH/NUMBER; default: the last of the epoch before, or the one before the last."
+        ),
+    ] = None,
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Put all servers back to an earlier version: `headrace pin` of one that is known to be in the topic."""
+    from headrace.rollout import rollback as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), version, reason))
+
+
 def topics(
     create: Annotated[bool, typer.Option("--create", help="Create what is missing, with the right settings.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a topic.")] = False,
@@ -345,8 +387,8 @@ def dead_letters(
 
 
 LISTED = (
-    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, topics, dead_letters, audit, doctor,
-    broker,
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, topics,
+    dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}
 """The commands by name, in the order in which help lists them."""

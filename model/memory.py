@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, memory_learn, memory_scores
+from kernels.memory import (
+    MemoryAnswers,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+    memory_best,
+    memory_learn,
+    memory_scores,
+    memory_stand,
+)
 from model.config import ModelConfig
 from model.kinds import chosen
 
@@ -84,6 +95,21 @@ class Memory:
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
         memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
+
+    def stand(self) -> MemoryStanding:
+        """What `best` needs, until this memory changes."""
+        return memory_stand(self.arrays, self.num_rows, backend=self._backend)
+
+    def best(
+        self,
+        standing: MemoryStanding,
+        events: MemoryEvents,
+        query_RD: NDArray[np.float32],
+        table_VD: NDArray[np.float32],
+        answers: MemoryAnswers,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best rows for queries, and their scores: see `kernels.memory.memory_best`."""
+        return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
 
     def forget(self, rows_N: Int64) -> None:
         """These rows were evicted and will mean something else: nobody's neighbours, and without any."""

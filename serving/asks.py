@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +77,13 @@ def hashes(items: list[Key]) -> Int64:
 
 def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:
     """The last ``max_context`` interactions of a history that came with a request, in the order of their times."""
-    bits = [_bits(entry, index, kinds) for index, entry in enumerate(history)]
-    order = sorted(range(len(history)), key=lambda index: history[index].timestamp)[-max_context:]
+    bit_of = {kind: 1 << bit for bit, kind in enumerate(kinds)}
+    bits = [bit_of.get(entry.action) if isinstance(entry.action, str) else _bits(entry.action, bit_of)
+            for entry in history]  # fmt: skip
+    if None in bits:
+        raise _unknown_kind(history, bits.index(None), kinds)
+    times = np.array([entry.timestamp for entry in history], np.int64)
+    order = np.argsort(times, kind="stable")[-max_context:].tolist()
     chosen = [history[index] for index in order]
     return Interactions(
         np.array([item_hash(entry.item) for entry in chosen], np.int64),
@@ -89,12 +95,19 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
     )
 
 
-def _bits(entry: HistoryEntry, index: int, kinds: tuple[str, ...]) -> int:
+def _bits(action: list[str], bit_of: Mapping[str, int]) -> int | None:
+    """All kinds of a list; None where one is unknown."""
     bits = 0
-    for kind in [entry.action] if isinstance(entry.action, str) else entry.action:
-        if kind not in kinds:
-            raise RequestError(
-                f"history.{index}.action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
-            )
-        bits |= 1 << kinds.index(kind)
+    for kind in action:
+        if kind not in bit_of:
+            return None
+        bits |= bit_of[kind]
     return bits
+
+
+def _unknown_kind(history: list[HistoryEntry], index: int, kinds: tuple[str, ...]) -> RequestError:
+    action = history[index].action
+    unknown = next(kind for kind in ([action] if isinstance(action, str) else action) if kind not in kinds)
+    return RequestError(
+        f"history.{index}.action", f"among {', '.join(kinds)}", unknown[:200], "send a kind that the model knows"
+    )

@@ -23,6 +23,7 @@ from serving.errors import NotReadyError, OverloadedError, ServingError
 from serving.holder import HeldVersion, VersionHolder
 
 logger = logging.getLogger(__name__)
+MOST_REST_S = 0.05
 LONG_WEIGHT = 4.0
 """Jobs that weigh more go to the lane of the long ones."""
 Outcome = bytes | Exception
@@ -93,7 +94,7 @@ class Batcher:
         max_wait_s: float = 1.0,
     ) -> None:  # fmt: skip
         self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s)
-        self._long = Lane("long", engine, holder, 1, LONG_WEIGHT, max_waiting, max_wait_s)
+        self._long = Lane("long", engine, holder, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
         self._arriving = threading.local()
 
     async def answer(self, job: Job) -> bytes:
@@ -141,10 +142,15 @@ class Batcher:
 
 
 class Lane:
-    """A queue and its threads. Weights are admitted when a request comes and let go when it is answered."""
+    """A queue and its threads. Weights are admitted when a request comes and let go when it is answered.
+
+    ``after``: a lane whose requests go first. As long as there are any, this one rests after each batch for as long as
+    the batch took: both want the interpreter and the processor, and the other's answers are due sooner.
+    """
 
     def __init__(self, name: str, engine: Engine, holder: VersionHolder, num_workers: int, max_batch_weight: float,
-                 max_waiting: int, max_wait_s: float) -> None:  # fmt: skip
+                 max_waiting: int, max_wait_s: float, after: Lane | None = None) -> None:  # fmt: skip
+        self._after = after
         self.name, self.engine, self._holder = name, engine, holder
         self._max_batch_weight, self._max_waiting, self._max_wait_s = max_batch_weight, max_waiting, max_wait_s
         self._cost, self._num_workers = CostModel(), num_workers
@@ -164,6 +170,11 @@ class Lane:
     def num_waiting(self) -> int:
         """Requests that no worker has taken yet."""
         return len(self._queue)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to answer."""
+        return self._num_admitted > 0
 
     def expected_wait_s(self) -> float:
         """How long what is here will take."""
@@ -202,11 +213,14 @@ class Lane:
             began, weight = time.perf_counter(), sum(each.job.weight for each in batch)
             live = [each for each in batch if not each.future.cancelled()]
             self._deliver(live, self.outcomes([each.job for each in live]))
+            took_s = time.perf_counter() - began
+            rest_s = min(MOST_REST_S, took_s) if self._after is not None and self._after.is_busy else 0.0
             with self._changed:
-                self._cost.note(weight, time.perf_counter() - began)
+                self._cost.note(weight, took_s + rest_s)
                 self._weight -= weight
                 self._num_admitted -= len(batch)
             del batch, live  # nothing of a request outlives it while the next is waited for
+            time.sleep(rest_s)
 
     def _take(self) -> list[_Waiting]:
         """What waits, up to a batch; waits for the first; empty at the end."""

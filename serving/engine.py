@@ -2,7 +2,8 @@
 
 What is computed for a user with n interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
 
-- All tokens but the last action's depend on what was done alone: their keys and values are cached, for this version.
+- All tokens but the last action's depend on what was done alone: their keys and values are cached, for this version
+  (and for the next ones, as long as the difference is measured to be small: `serving.reuse`).
   When more comes to be known of an interaction (a click on what was shown), those before it stay good.
 - The last action's token is computed anew: it is asked "what next?" at the moment of the request, so its output (and
   what the next layer makes of it) changes with the clock.
@@ -14,27 +15,27 @@ Cached or not, the numbers are the trainer's forward pass to rounding.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.memory import MemoryEvents
 from model.config import ModelConfig
-from model.memory import events_of
 from model.tokens import ITEMS, query_times, token_times, unpack_kinds
-from serving.cache import CacheEntry, HistoryCache
+from serving.cache import Born, CacheEntry, HistoryCache
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import Columns, KeysValues
-from wire.example import Interactions
+from serving.retrieval import Wanted, best_items
+from serving.reuse import ReuseProbe, difference, log_odds
+from wire.example import Interactions, no_interactions
 
 Int64 = NDArray[np.int64]
-OUT = np.float32(-1e30)
-"""The score of what does not compete."""
+WARMED_AT_ONCE = 4
 logger = logging.getLogger(__name__)
 
 
@@ -76,6 +77,9 @@ class _Progress:
     ask: Ask
     columns: Columns
     past: KeysValues
+    born: Born
+    could_reuse: bool = False
+    is_twin: bool = False
     first_token: int = 0
     output: Tensor | None = None
     fresh: KeysValues | None = None
@@ -85,9 +89,10 @@ class Engine:
     """Computes; keeps nothing but the cache. For any number of threads."""
 
     def __init__(
-        self, histories: Histories, *, cache_bytes: int = 256_000_000, candidates_per_pass: int = 2048
-    ) -> None:
-        self.histories = histories
+        self, histories: Histories, *, cache_bytes: int = 256_000_000, candidates_per_pass: int = 2048,
+        reuse: ReuseProbe | None = None,
+    ) -> None:  # fmt: skip
+        self.histories, self.reuse = histories, reuse or ReuseProbe(0, 0.0)
         self.cache = HistoryCache(cache_bytes)
         self._cache_is_on = cache_bytes > 0
         self._candidates_per_pass = candidates_per_pass
@@ -95,25 +100,63 @@ class Engine:
     @torch.inference_mode()
     def answer(self, version: HeldVersion, asks: Sequence[Ask]) -> list[Found]:
         """One `Found` for each ask, all from ``version``, which the caller holds."""
-        progress = [self._start(version, ask) for ask in asks]
-        self._read_histories(version, [each for each in progress if len(each.columns)])
-        wanting = [each for each in progress if each.ask.candidates is None]
+        allowed = self.reuse.allowed
+        progress = [self._start(version, ask, allowed) for ask in asks]
+        twin = self._twin(version, progress, allowed)
+        whole = progress if twin is None else [*progress, twin[1]]
+        self._read_histories(version, [each for each in whole if len(each.columns)])
+        wanting = [each for each in whole if each.ask.candidates is None]
         found = dict(zip(map(id, wanting), self._recommend(version, wanting), strict=True))
-        return [found[id(each)] if id(each) in found else self._rank(version, each) for each in progress]
+        answers = [found[id(each)] if id(each) in found else self._rank(version, each) for each in whole]
+        if twin is not None:
+            self.reuse.note(_difference(answers[twin[0]], answers.pop()))
+        return answers
 
-    def _start(self, version: HeldVersion, ask: Ask) -> _Progress:
+    @torch.inference_mode()
+    def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
+        """What the cache will need of a version that is about to come into service: of the users who asked under the
+        last one, the latest first, as many as ``budget_s`` is enough for. `put` them when it is in service."""
+        until, warmed = time.monotonic() + budget_s, list[CacheEntry]()
+        entries = self.cache.asked() if self._cache_is_on and not self.reuse.allowed else []
+        for at in range(0, len(entries), WARMED_AT_ONCE):
+            if time.monotonic() > until:
+                break
+            some = entries[at : at + WARMED_AT_ONCE]
+            started = [_Progress(_asked_by(each), each.columns, version.network.nothing(), version.born, is_twin=True)
+                       for each in some]  # fmt: skip
+            self._read_histories(version, started)
+            for each, done in zip(some, started, strict=True):
+                assert done.fresh is not None
+                past = done.fresh.narrow(0, 2 * len(each.columns) - 1, copy=True)
+                warmed.append(CacheEntry(each.user, each.columns, past, version.born))
+        return warmed
+
+    def _start(self, version: HeldVersion, ask: Ask, allowed: int, *, is_twin: bool = False) -> _Progress:
+        """``allowed``: how many swaps ago what is taken from the cache may have been computed."""
         columns = _columns(ask, version.network.config)
-        started = _Progress(ask, columns, version.network.nothing())
+        started = _Progress(ask, columns, version.network.nothing(), version.born, is_twin=is_twin)
         if not self._cache_is_on or ask.user is None or not len(columns):
             return started
-        entry = self.cache.get(version.which, ask.user)
-        num_same = columns.num_same(entry.columns) if entry is not None else 0
-        self.cache.count(hit=num_same > 0)
-        if entry is not None and num_same > 0:
+        entry = self.cache.get(ask.user)
+        age = entry.born.age(version.born) if entry is not None else -1
+        num_same = columns.num_same(entry.columns) if entry is not None and age >= 0 else 0
+        is_hit = num_same > 0 and age <= allowed
+        if not is_twin:
+            self.cache.count(hit=is_hit, reused=is_hit and age > 0)
+            started.could_reuse = num_same > 0 and 0 < age <= self.reuse.max_versions
+        if entry is not None and is_hit:
             # The last action that is the same is asked about something else by now, as far as anybody knows.
-            started.first_token = 2 * num_same - 1
+            started.first_token, started.born = 2 * num_same - 1, entry.born
             started.past = entry.past.narrow(0, started.first_token)
         return started
+
+    def _twin(self, version: HeldVersion, progress: Sequence[_Progress], allowed: int) -> tuple[int, _Progress] | None:
+        """One of the asks again, the other way: exactly, where it reuses what an earlier version left."""
+        for index, each in enumerate(progress):
+            if each.could_reuse and self.reuse.wants():
+                other = 0 if allowed else self.reuse.max_versions
+                return index, self._start(version, each.ask, other, is_twin=True)
+        return None
 
     def _read_histories(self, version: HeldVersion, progress: Sequence[_Progress]) -> None:
         """The tokens that are not cached, of all users at once, through the layers; then the cache's share is kept."""
@@ -141,31 +184,26 @@ class Engine:
         for index, each in enumerate(progress):
             each.output = y_SM[int(bounds[index + 1]) - 1]
             each.fresh = fresh.narrow(int(bounds[index]), int(bounds[index + 1]))
-            self._keep(version, each)
+            self._keep(each)
 
-    def _keep(self, version: HeldVersion, done: _Progress) -> None:
+    def _keep(self, done: _Progress) -> None:
         ask, fresh = done.ask, done.fresh
         num_fresh = 2 * len(done.columns) - 1 - done.first_token
-        if not self._cache_is_on or ask.user is None or num_fresh <= 0 or fresh is None:
+        if not self._cache_is_on or ask.user is None or num_fresh <= 0 or fresh is None or done.is_twin:
             return
         parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
-        self.cache.put(version.which, ask.user, CacheEntry(done.columns, KeysValues.cat(parts)))
+        self.cache.put(CacheEntry(ask.user, done.columns, KeysValues.cat(parts), done.born))
 
     def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
-        table = version.tables[ITEMS]
+        table, start_M = version.tables[ITEMS], version.network.model.start_M
         if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
-        network = version.network
-        outputs = [network.model.start_M if each.output is None else each.output for each in progress]
-        score_RV = (network.model.retrieval_query(torch.stack(outputs)) @ table.derived.T).cpu().numpy()
-        past = [table.lookup(np.ascontiguousarray(each.columns.item_n)) for each in progress]
-        version.memory.score(_events(version, progress, past), score_RV)
-        found = []
-        for each, past_n, score_V in zip(progress, past, score_RV, strict=True):
-            score_V[_excluded_rows(version, each.ask, past_n)] = OUT
-            rows = best_rows(score_V, each.ask.k, None if each.ask.allow is None else table.lookup(each.ask.allow))
-            found.append(Found(table.keys_of(rows), score_V[rows], np.ones(len(rows), np.bool_)))
-        return found
+        output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
+        wanted = [_wanted(version, each) for each in progress]
+        return [
+            Found(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
+            for rows, scores in best_items(version, output_RM, wanted)
+        ]
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Found:
         assert done.ask.candidates is not None
@@ -198,6 +236,18 @@ class Engine:
             rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
         )
         return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
+
+
+def _asked_by(entry: CacheEntry) -> Ask:
+    """A question at the moment of his last action: its own token is not kept."""
+    none = np.zeros(0, np.int64)
+    return Ask(entry.user, no_interactions(), none, int(entry.columns.time_ms_n[-1]))
+
+
+def _difference(ours: Found, theirs: Found) -> float:
+    """In units of the scores: log-odds, where those are probabilities."""
+    left, right = (each.scores if each.scores.ndim == 1 else log_odds(each.scores) for each in (ours, theirs))
+    return difference(left, ours.items, right, theirs.items)
 
 
 def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
@@ -242,38 +292,14 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
     return token_times(part.time_ms_n, last)
 
 
-def _events(version: HeldVersion, progress: Sequence[_Progress], past: Sequence[Int64]) -> MemoryEvents:
-    """What the memory is asked: what follows each history."""
-    starts_B1 = _offsets(np.array([len(rows) for rows in past]))
-    bits_n = np.concatenate([each.columns.bits_n for each in progress])
-    events = events_of(
-        np.concatenate(past), bits_n, starts_B1, np.arange(len(past)), starts_B1[1:], version.network.config,
-        is_chosen_R=None,
-    )  # fmt: skip
-    leaves_out = np.array([_leaves_out(version, each.ask) for each in progress])
-    return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))
-
-
-def _excluded_rows(version: HeldVersion, ask: Ask, past_n: Int64) -> Int64:
-    """Rows that are no answer: what was seen, where that is left out, and what is denied."""
-    denied = version.tables[ITEMS].lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
-    return np.concatenate([past_n, denied]) if _leaves_out(version, ask) else denied
-
-
-def _leaves_out(version: HeldVersion, ask: Ask) -> bool:
-    return version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
-
-
-def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
-    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
-    rows = np.flatnonzero(score_V > OUT / 2)
-    rows = rows if allowed is None else np.intersect1d(rows, allowed)
-    k = min(k, len(rows))
-    if k == 0:
-        return rows[:0]
-    least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
-    rows = rows[score_V[rows] >= least]
-    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])
+def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
+    """What of the table may be answered: not what was seen, where that is left out, nor what is denied."""
+    ask, table = done.ask, version.tables[ITEMS]
+    past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
+    leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
+    denied = table.lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    allowed = None if ask.allow is None else table.lookup(ask.allow)
+    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied, allowed)
 
 
 def _offsets(lengths: Int64) -> Int64:

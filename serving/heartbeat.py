@@ -12,6 +12,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving.holder import VersionHolder
+from serving.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
 from wire.status import ServerStatus, encode_status
@@ -26,10 +27,11 @@ class Heartbeat(threading.Thread):
     """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
-                 num_requests: Callable[[], int], every_s: float) -> None:  # fmt: skip
+                 num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder
         self._num_requests, self._every_s = num_requests, every_s
+        self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -44,6 +46,7 @@ class Heartbeat(threading.Thread):
         return ServerStatus(
             component=self._component, time_ms=now_ms, epoch=current.which[0], number=current.which[1],
             newest_record_ms=current.manifest.newest_record_ms, swapped_ms=current.swapped_ms, num_requests=num,
+            pinned=list(self._rollout.wanted or ()), held=list(self._rollout.held or ()), why=self._rollout.why,
         )  # fmt: skip
 
     def run(self) -> None:

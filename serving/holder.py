@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from kernels.memory import MemoryStanding
 from model.memory import Memory
 from model.tokens import ITEMS
+from serving.cache import Born
 from serving.network import Network
 from serving.soundness import check_sound
 from serving.tables import TableSet
@@ -45,6 +47,9 @@ class HeldVersion:
     swapped_ms: int
     side: _Side
     num_items: int
+    born: Born
+    standing: MemoryStanding | None
+    """What the memory scores every row by, whoever asks; None where the tables are not the host's."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -81,6 +86,9 @@ class VersionHolder:
         self._changes: list[Change] = []
         self._names: dict[int, str | int] = {}
         self._begins_anew = False
+        self._num_anew = 0
+        self.before_swap: list[Callable[[HeldVersion], Callable[[], None]]] = []
+        """Called with a version that is about to answer; what they return is called when it does."""
         self.num_swaps = 0
         self.num_copies = 0
         """Swaps that had to pay for a copy because requests held on to the version before the last."""
@@ -111,6 +119,11 @@ class VersionHolder:
         return manifest.follows(self._staged[0] if self._staged else current)
 
     @property
+    def staged(self) -> Manifest | None:
+        """What `swap` would put into service."""
+        return self._staged[0] if self._staged else None
+
+    @property
     def is_anew(self) -> bool:
         """Whether it waits for the first base after `begin_anew`."""
         return self._begins_anew
@@ -119,6 +132,12 @@ class VersionHolder:
         """The versions are numbered from the start again: the next base is taken whatever its number."""
         self.discard()
         self._begins_anew = True
+        self._num_anew += 1
+
+    def end_anew(self) -> None:
+        """What `begin_anew` waited for does not come: go on as before."""
+        self.discard()
+        self._begins_anew = False
 
     def stage(self, version: Version) -> None:
         """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
@@ -153,6 +172,11 @@ class VersionHolder:
             self._idle.tables = self._current.tables.copy(self._current.network.derived)
         self._staged, self._changes = None, []
 
+    def discard_staged(self) -> None:
+        """Forget what is staged, if anything is."""
+        if self._staged is not None:
+            self.discard()
+
     def swap(self) -> None:
         """What is staged becomes what answers."""
         if self._staged is None:
@@ -160,9 +184,16 @@ class VersionHolder:
         manifest, network = self._staged
         now_ms = int(time.time() * 1000)
         tables = self._idle.tables
-        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, tables[ITEMS].num_live)
+        memory = tables.memory if self._device.type == "cpu" else None
+        standing = memory.stand() if memory is not None else None
+        born = Born((manifest.epoch, self._num_anew), self.num_swaps)
+        num_items = tables[ITEMS].num_live
+        new = HeldVersion(manifest, network, tables, self._names, now_ms, self._idle, num_items, born, standing)
+        after_swap = [prepare(new) for prepare in self.before_swap]
         with self._free:
             before, self._current = self._current, new
+        for finish in after_swap:
+            finish()
         self._idle = before.side if before is not None else self._empty_side()
         self._idle.missed = self._changes
         self._staged, self._changes = None, []

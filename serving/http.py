@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.access import Access
 from serving.error_handlers import ERROR_HANDLERS, Body, refusal, response_to
-from serving.errors import ServingError
+from serving.errors import InvalidRequestError, ServingError
 from serving.gate import Gate
 from serving.messages import Health, Problem
 from serving.metrics import ServerMetrics
@@ -28,6 +30,8 @@ from serving.validation import Decoder
 
 NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
 
+PENANCE, MOST_PENANCE_S = 50.0, 0.5
+"""A body that is refused is answered this many times later than its refusal took to find; at most so late."""
 FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
@@ -80,8 +84,16 @@ class Answering:
         if not _is_json(scope["headers"]):
             await refusal(415, NOT_JSON)(scope, receive, send)
             return
+        message, began = await receive(), time.perf_counter()
         try:
-            body = await self._answer(self._decoder.decode((await receive())["body"]))
+            request = self._decoder.decode(message["body"])
+        except InvalidRequestError as error:
+            # Whoever sends what is costly to refuse waits for it, not the others, however often it is sent.
+            await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * (time.perf_counter() - began)))
+            await response_to(error)(scope, receive, send)
+            return
+        try:
+            body = await self._answer(request)
         except ServingError as error:
             await response_to(error)(scope, receive, send)
             return

@@ -262,6 +262,11 @@ class Readiness(Struct, frozen=True, kw_only=True):
     broker: Annotated[bool, Meta(description="the broker answers; if not, answers come from the last version")]
     broker_away_s: float
     freshness_s: float | None
+    pinned: Annotated[
+        VersionName | None, Meta(description="the version that somebody pinned; none: the newest good one answers")
+    ] = None
+    held: Annotated[VersionName | None, Meta(description="a newer, or the pinned, version that does not answer")] = None
+    why: Annotated[str, Meta(description="why `held` does not")] = ""
 
 
 class Problem(Struct, frozen=True, kw_only=True):

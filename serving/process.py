@@ -19,12 +19,14 @@ from serving.access import Access
 from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.follower import HistoryFollower
+from serving.guard import Band, Guard
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
 from serving.holder import VersionHolder
 from serving.http import build_app
 from serving.listener import bind, listen
 from serving.pulse import PulseFollower
+from serving.rollout import PinFollower
 from serving.sender import ActionSender
 from serving.service import Service
 from serving.subscriber import WeightsSubscriber
@@ -90,11 +92,18 @@ def connected(
         weights.close()
         raise
     service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences))
-    subscriber = WeightsSubscriber(weights, topics.weights, holder, contact=service.contact, counters=service.counters)
+    pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
+    subscriber = WeightsSubscriber(
+        weights, topics.weights, holder, contact=service.contact, counters=service.counters, rollout=service.rollout,
+        guard=Guard(Band.of(config)),
+    )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail
-    heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s)
-    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower] = [subscriber, follower, heartbeat]
+    heartbeat = Heartbeat(kafka, topics.status, name, holder, service.count_requests, config.status_every_s,
+                          service.rollout)  # fmt: skip
+    threads: list[WeightsSubscriber | HistoryFollower | Heartbeat | PulseFollower | PinFollower] = [
+        pins, subscriber, follower, heartbeat,
+    ]  # fmt: skip
     if config.page:
         threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
     service.sender = ActionSender(kafka) if config.allow_actions else None

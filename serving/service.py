@@ -34,9 +34,12 @@ from serving.messages import (
     SimilarRequest,
     UsersAnswer,
     VersionAnswer,
+    VersionName,
 )
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.pulse import Pulse, Served
+from serving.reuse import ReuseProbe
+from serving.rollout import Rollout
 from serving.sender import ActionSender
 from serving.subscriber import Counters
 from serving.titles import Titles
@@ -53,6 +56,9 @@ HELP = {
     "headrace_versions_dropped_total": "Torn, corrupt, fenced or repeated versions that were not served.",
     "headrace_versions_unlinked_total": "Deltas whose base was not here.",
     "headrace_versions_refused_total": "Versions that do not fit this build.",
+    "headrace_versions_held_total": "Versions that stayed out of service: worse than the last good ones, or missing.",
+    "headrace_version_held": "1 while the newest version, or the pinned one, does not answer.",
+    "headrace_version_pinned": "1 while the version is decided by a pin.",
     "headrace_broker_up": "1 while the broker answers.",
     "headrace_histories": "Users whose history is here.",
     "headrace_history_bytes": "Memory of the histories.",
@@ -63,6 +69,9 @@ HELP = {
     "headrace_cache_bytes": "Memory of cached keys and values.",
     "headrace_cache_hits_total": "Requests that could use cached keys and values.",
     "headrace_cache_misses_total": "Requests that could not.",
+    "headrace_cache_reused_total": "Requests that used those of an earlier version.",
+    "headrace_cache_error": "The largest difference that those make to a score, measured by answering some both ways.",
+    "headrace_cache_is_exact": "1 while only those of the same version are used.",
 }
 
 
@@ -87,11 +96,24 @@ class Service:
 
     def __post_init__(self) -> None:
         c = self.config
-        self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass)
+        self.engine = Engine(self.histories, cache_bytes=c.cache_bytes, candidates_per_pass=c.candidates_per_pass,
+                             reuse=ReuseProbe(c.cache_versions, c.cache_error))  # fmt: skip
+        self.holder.before_swap.append(self._warm)
         self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.pulse = Pulse(c.freshness_objective_s)
+        self.rollout = Rollout(c.pin)
         self._builder = AskBuilder(c, self.histories)
+
+    def _warm(self, version: HeldVersion) -> Callable[[], None]:
+        """Have the cache ready for a version before it answers."""
+        entries = self.engine.warm(version, self.config.warm_s)
+
+        def put() -> None:
+            for each in entries:
+                self.engine.cache.put(each)
+
+        return put
 
     def fail(self, error: BaseException) -> None:
         """A follower has ended, though nobody asked it to: no longer alive, nor ready."""
@@ -201,6 +223,8 @@ class Service:
             ready=self.is_ready, version=name_of(current) if current else None,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
             freshness_s=current.freshness_s if current else None,
+            pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,
+            held=VersionName(*self.rollout.held) if self.rollout.held else None, why=self.rollout.why,
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
@@ -214,17 +238,21 @@ class Service:
             "headrace_version_copies_total": self.holder.num_copies,
             "headrace_versions_dropped_total": counters.num_dropped,
             "headrace_versions_unlinked_total": counters.num_unlinked,
+            "headrace_versions_held_total": self.rollout.num_held,
+            "headrace_version_held": self.rollout.held is not None,
+            "headrace_version_pinned": self.rollout.wanted is not None,
             "headrace_versions_refused_total": counters.num_refused, "headrace_broker_up": self.contact.is_up,
             "headrace_histories": len(self.histories), "headrace_history_bytes": self.histories.num_bytes,
             "headrace_histories_forgotten_total": self.histories.num_forgotten,
             "headrace_requests_waiting": self.batcher.num_waiting,
             "headrace_requests_shed_total": self.batcher.num_shed,
             "headrace_expected_wait_seconds": self.batcher.expected_wait_s()["short"],
-            **_cache_values(cache),
+            **_cache_values(cache, self.engine.reuse),
         }  # fmt: skip
         return readings(HELP, values)
 
 
-def _cache_values(cache: HistoryCache) -> dict[str, float]:
+def _cache_values(cache: HistoryCache, reuse: ReuseProbe) -> dict[str, float]:
     return {"headrace_cache_bytes": cache.num_bytes, "headrace_cache_hits_total": cache.num_hits,
-            "headrace_cache_misses_total": cache.num_misses}  # fmt: skip
+            "headrace_cache_misses_total": cache.num_misses, "headrace_cache_reused_total": cache.num_reused,
+            "headrace_cache_error": reuse.error, "headrace_cache_is_exact": reuse.allowed == 0}  # fmt: skip

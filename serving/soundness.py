@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from model.probe import probe_outputs
 from model.tokens import ITEMS
 from serving.network import Network
 from wire.errors import VersionError
 from wire.weights import Version
 
 NUM_PROBED = 4
+PROBE_TOLERANCE = 0.02
+"""Precisions and devices differ by less."""
 
 
 @torch.inference_mode()
@@ -27,6 +30,13 @@ def check_sound(version: Version, network: Network) -> None:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise VersionError(f"{name} of the {part} is not finite")
+    _check_few_items(version, network)
+    _check_probe(version, network)
+
+
+def _check_few_items(version: Version, network: Network) -> None:
+    """That the model predicts something finite of a few of a version's own items."""
+    snapshot = version.snapshot
     rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
     num = len(rows_ND)
     if not num:
@@ -38,3 +48,16 @@ def check_sound(version: Version, network: Network) -> None:
     scores = model.retrieval_query(y_SM) @ model.retrieval_table(rows_ND).T
     if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM, None)).all()):
         raise VersionError("what these weights predict is not finite")
+
+
+def _check_probe(version: Version, network: Network) -> None:
+    """That these weights say here what they said to the trainer."""
+    expected = np.array(version.manifest.quality.probe)
+    if not len(expected):
+        return
+    got = np.array(probe_outputs(network.model, network.backend))
+    if got.shape != expected.shape or not np.allclose(got, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
+        raise VersionError(
+            f"to fixed inputs the trainer's weights said {expected[:4].tolist()}..., here they say "
+            f"{got[:4].tolist()}...: the builds differ, or the weights do"
+        )

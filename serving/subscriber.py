@@ -20,7 +20,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
+from serving.guard import Guard
 from serving.holder import VersionHolder
+from serving.rollout import Rollout
+from wire.control import Which
 from wire.errors import HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 SCAN_RECORDS = 64
 CONTACT_EVERY_S = 1.0
 CONTACT_TIMEOUT_MS = 2000
+CONTROL_S = 5.0
+"""How long to wait at start for what is pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class WeightsSubscriber(threading.Thread):
     holder: VersionHolder
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
+    rollout: Rollout = field(default_factory=Rollout)
+    guard: Guard = field(default_factory=lambda: Guard(None))
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
     """Called when the thread ends though nobody stopped it."""
 
@@ -78,6 +85,9 @@ class WeightsSubscriber(threading.Thread):
         self._floor = 0
         self._topic_id = ""
         self._searched_after = -1
+        self._pin: Which | None = None
+        self._is_frozen = False
+        """Whether what comes is let pass: the pinned version answers, or is not to be had."""
         self.started_following = threading.Event()
         self.failure: BaseException | None = None
 
@@ -101,9 +111,11 @@ class WeightsSubscriber(threading.Thread):
 
     def _follow(self, partition: TopicPartition) -> None:
         self.consumer.assign([partition])
+        self.rollout.known.wait(CONTROL_S)
         searching, asked = True, 0.0
         while not self._stopping.is_set():
             try:
+                searching = self._is_repinned() or searching
                 if searching:
                     searching = not self._start_from_base(partition)
                 if time.monotonic() - asked > CONTACT_EVERY_S:
@@ -148,7 +160,12 @@ class WeightsSubscriber(threading.Thread):
         end = ends(self.consumer, [partition], CONTACT_TIMEOUT_MS / 1000)[partition]
         self._heard()
         self._swap()
+        self.holder.discard_staged()
         self._searched_after = self.holder.num_swaps
+        if self._pin is not None and not self._awaits_pin(partition, begin, end):
+            self.consumer.seek(partition, end)
+            self.started_following.set()
+            return True
         points = self._start_points(partition, begin, end)
         for point in itertools.chain(points, [StartPoint(begin, 0)]):
             self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
@@ -161,6 +178,78 @@ class WeightsSubscriber(threading.Thread):
         self.consumer.seek(partition, end)
         self.started_following.set()
         return True
+
+    # What is pinned
+
+    def _is_repinned(self) -> bool:
+        """Whether another version is wanted than before."""
+        wanted = self.rollout.wanted
+        if wanted == self._pin:
+            return False
+        self._pin, self._is_frozen = wanted, False
+        self.rollout.release()
+        logger.warning(
+            "answering from %s", "the newest version" if wanted is None else f"version {_name(wanted)} alone"
+        )
+        return True
+
+    def _awaits_pin(self, partition: TopicPartition, begin: int, end: int) -> bool:
+        """Go to the pinned version; whether it is still to come, so that there is nothing to do but follow."""
+        pin, current = self._pin, self.holder.current
+        assert pin is not None
+        if current is not None and current.which == pin:
+            self._is_frozen = True
+            return False
+        newest, found = self._find(partition, begin, end, pin)
+        if found is None:
+            if newest is None or pin > newest:
+                return True
+            self._miss("it is not in the topic (any more)")
+            return False
+        self._read_version(partition, found)
+        current = self.holder.current
+        if current is None or current.which != pin:
+            self._miss("it is not whole, or its base is gone")
+        self._is_frozen = True
+        return False
+
+    def _miss(self, why: str) -> None:
+        """The pinned version cannot be had: stay where we are, which may be nowhere."""
+        assert self._pin is not None
+        self.rollout.hold(self._pin, f"pinned, but {why}")
+        current = self.holder.current
+        logger.error("version %s is pinned, but %s; answering from %s", _name(self._pin), why,
+                     f"version {_name(current.which)} instead" if current else "none")  # fmt: skip
+        self._is_frozen = True
+
+    def _find(
+        self, partition: TopicPartition, begin: int, end: int, pin: Which
+    ) -> tuple[Which | None, tuple[int, Manifest] | None]:
+        """The newest version that the topic names, and where the manifest of ``pin`` is."""
+        upper, size, newest = end, SCAN_RECORDS, None
+        while upper > begin and not self._stopping.is_set():
+            lower = max(begin, upper - size)
+            for each in reversed(self._scan(partition, lower, upper)):
+                if each.manifest is not None:
+                    newest = max(newest or each.manifest.which, each.manifest.which)
+                    if each.manifest.which == pin:
+                        return newest, (each.offset, each.manifest)
+            upper, size = lower, size * 2
+        return newest, None
+
+    def _read_version(self, partition: TopicPartition, found: tuple[int, Manifest]) -> None:
+        """From its base to itself, and into service; what is in use stays where that does not work out."""
+        offset, manifest = found
+        assembler = VersionAssembler(on_drop=logger.debug)
+        self.holder.begin_anew()
+        for record in self._records(partition, manifest.base_offset, offset + 1):
+            version = assembler.feed(record.key, record.headers, record.value)
+            if version is not None and self.holder.accepts(version.manifest) and not self._put(version):
+                break
+        if self.holder.staged is not None and self.holder.staged.which == manifest.which:
+            self._swap()
+        else:
+            self.holder.end_anew()
 
     def _start_points(self, partition: TopicPartition, begin: int, end: int) -> Iterator[StartPoint]:
         """Bases to try, the newest first; if the topic names none, its beginning."""
@@ -207,7 +296,7 @@ class WeightsSubscriber(threading.Thread):
 
     def _feed(self, records: list[Any]) -> bool:
         """Records of the topic, in order; whether to look for a newer base (once after each version served)."""
-        is_linked = self._feed_quietly(records)
+        is_linked = self._is_frozen or self._feed_quietly(records)
         self._swap()
         if not records:
             self.holder.settle()
@@ -216,6 +305,8 @@ class WeightsSubscriber(threading.Thread):
     def _feed_quietly(self, records: Any) -> bool:
         is_linked = True
         for record in records:
+            if self._is_frozen:
+                break
             version = self._assembler.feed(record.key, record.headers, record.value)
             self._floor = max(self._floor, self._assembler.epoch_floor)
             if version is not None:
@@ -227,23 +318,53 @@ class WeightsSubscriber(threading.Thread):
     def _stage(self, version: Version) -> bool:
         """Whether the version had what it builds on."""
         manifest = version.manifest
-        name = f"version {manifest.epoch}/{manifest.number}"
+        if self._pin is not None and manifest.which > self._pin:
+            self._miss("its place was passed without it")
+            return True
         if not self.holder.accepts(manifest):
             self.counters.num_unlinked += 1
             what = f"{manifest.kind} onto {manifest.onto_number}"
-            logger.warning("%s (%s) has no base here; waiting for the next base", name, what)
+            logger.warning("version %s (%s) has no base here; waiting for the next base", _name(manifest.which), what)
             return False
+        problem = self.guard.problem(manifest) if self._pin is None else ""
+        if problem:
+            self._swap()  # what was staged before it is good
+        if self._put(version):
+            self._judge(manifest, problem)
+        if manifest.which == self._pin:
+            self._swap()
+            self._is_frozen = True
+        return True
+
+    def _put(self, version: Version) -> bool:
+        """Whether it fits."""
         try:
             self.holder.stage(version)
         except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
             self.counters.num_refused += 1
-            logger.warning("%s does not fit this build, and is not served: %s", name, error)
-            return True
+            name = _name(version.manifest.which)
+            logger.warning("version %s does not fit this build, and is not served: %s", name, error)
+            return False
         self.counters.num_applied += 1
         return True
 
+    def _judge(self, manifest: Manifest, problem: str) -> None:
+        """Hold it back, or let it answer."""
+        if problem:
+            if self.rollout.held is None:
+                logger.error("version %s is held back (%s); answering from the last good one until one is good again",
+                             _name(manifest.which), problem)  # fmt: skip
+            self.rollout.hold(manifest.which, problem)
+            return
+        if self.rollout.held is not None:
+            logger.warning("version %s is good again", _name(manifest.which))
+        self.rollout.release()
+        self.guard.accept(manifest)
+
     def _swap(self) -> bool:
-        before = self.holder.current
+        before, staged = self.holder.current, self.holder.staged
+        if staged is not None and staged.which == self.rollout.held:
+            return False
         self.holder.swap()
         current = self.holder.current
         if current is before or current is None:
@@ -257,6 +378,10 @@ class WeightsSubscriber(threading.Thread):
     def _dropped(self, reason: str) -> None:
         self.counters.num_dropped += 1
         logger.warning("%s", reason)
+
+
+def _name(which: Which) -> str:
+    return f"{which[0]}/{which[1]}"
 
 
 def _candidates(seen: list[_Seen], below: int) -> list[StartPoint]:

@@ -68,19 +68,6 @@ def binary_log_loss(probability: Float64, label: NDArray[Any] | np.bool_) -> Flo
     return np.asarray(-np.where(label, np.log(clipped), np.log1p(-clipped)))
 
 
-def area_under_curve(score_N: NDArray[np.floating[Any]], label_N: NDArray[Any]) -> float | None:
-    """Exact AUC by ranks, ties counted half; None without both classes."""
-    positive = label_N > 0.5
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return None
-    _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts - 1) / 2.0
-    return float(
-        (middle[inverse][positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
-    )
-
-
 class Ring:
     """The last ``size`` rows of something."""
 

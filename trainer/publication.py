@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from trainer.publisher import MakeManifest, Publisher
+from trainer.quality import quality_of
 from trainer.recovery import Resumed
 from trainer.snapshot import weights_snapshot
 from trainer.source import Position
@@ -99,6 +100,7 @@ class Publication:
         self.note_acknowledged()
 
     def _manifest(self, learner: Learner, positions: dict[int, Position]) -> MakeManifest:
+        summary = learner.metrics.summary()
         steps = range(self.first_step, self.first_step + len(self.steps))
         return partial(
             Manifest,
@@ -118,5 +120,6 @@ class Publication:
             parent=self._parent,
             source=self._source,
             positions={p: msgspec.structs.asdict(each) for p, each in positions.items()},
-            metrics=learner.metrics.summary(),
+            metrics=summary,
+            quality=quality_of(learner, summary),
         )

@@ -46,6 +46,11 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     newest_record_ms: int = -1
     swapped_ms: int = -1
     num_requests: int = 0
+    pinned: list[int] = []
+    """[epoch, number] that it answers from because somebody said so; none: it follows the newest good one."""
+    held: list[int] = []
+    """[epoch, number] of the newest version where that is held back, or pinned and not to be had."""
+    why: str = ""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

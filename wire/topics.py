@@ -50,6 +50,7 @@ class Topics:
     weights: str
     lag: str
     status: str
+    control: str
 
     @classmethod
     def under(cls, prefix: str = "headrace") -> Topics:
@@ -61,6 +62,7 @@ class Topics:
             weights=f"{prefix}.weights.v1",
             lag=f"{prefix}.trainer.lag.v1",
             status=f"{prefix}.status.v1",
+            control=f"{prefix}.control.v1",
         )
 
 
@@ -88,4 +90,5 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         Topic(names.weights, 1, copies, retention),
         Topic(names.lag, 1, copies, retention),
         Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
+        Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
     )

@@ -47,6 +47,18 @@ TOPIC_ID = "topic id"
 """Key of `Manifest.source`: the broker's own id of the sequences topic, since a name can be reused."""
 
 
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trainer knows of how good a version is, predicted before it was learned: over its newest ``num_targets``
+    targets HR@10 and, of all kinds, normalised entropy and calibration (what was predicted over what came); None where
+    nothing was counted. ``probe``: what the weights say to the fixed inputs of `model.probe`."""
+
+    num_targets: int = 0
+    hr10: float | None = None
+    ne: float | None = None
+    calibration: float | None = None
+    probe: list[float] = []
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of a version (see the module's docstring). Times are in ms since the epoch."""
 
@@ -85,6 +97,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
+    quality: Quality = Quality()
+
+    @property
+    def which(self) -> tuple[int, int]:
+        """(epoch, number)."""
+        return self.epoch, self.number
 
     @property
     def next_step(self) -> int:

@@ -24,22 +24,29 @@ from kernels.memory.arrays import (
     FEATURES,
     STANDING,
     Float32,
+    Int32,
+    MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
     MemoryOutcome,
     MemoryRules,
+    MemoryStanding,
 )
 
 __all__ = [
     "EVIDENCE",
     "FEATURES",
     "STANDING",
+    "MemoryAnswers",
     "MemoryArrays",
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryRules",
+    "MemoryStanding",
+    "memory_best",
     "memory_learn",
     "memory_scores",
+    "memory_stand",
 ]
 EXCLUDE = ("never", "always", "auto")
 
@@ -77,6 +84,47 @@ def memory_scores(
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)
 
 
+def memory_stand(memory: MemoryArrays, num_rows: int, *, backend: str = "auto") -> MemoryStanding:
+    """What `memory_best` needs of a memory that will not change any more: made once, for any number of queries."""
+    if not 1 <= num_rows <= memory.capacity:
+        raise ValueError(f"num_rows: expected 1 to the memory's {memory.capacity}, got {num_rows}; grow it first")
+    standing: MemoryStanding = _version(backend).memory_stand(memory, num_rows)
+    return standing
+
+
+def memory_best(
+    memory: MemoryArrays,
+    standing: MemoryStanding,
+    events: MemoryEvents,
+    query_RD: Float32,
+    table_VD: Float32,
+    answers: MemoryAnswers,
+    *,
+    backend: str = "auto",
+) -> tuple[Int32, Float32]:
+    """The rows that `memory_scores` would score best, without the scores of all: one pass over the table.
+
+    ``query_RD`` and ``table_VD`` (a row for each of the memory's, or more): their products are the network's logits.
+    Returns (R, K) rows, best first, equal scores by row, -1 behind the last; and their scores. K: the largest of
+    ``answers.k_R``. A row that was never met is no answer. Errors as `memory_learn`.
+    """
+    num, num_rows = len(events), len(standing.root_V)
+    _check(memory, num_rows, events, None)
+    for name, matrix, least in (("query_RD", query_RD, num), ("table_VD", table_VD, num_rows)):
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or len(matrix) < least or not matrix.flags.c_contiguous:
+            raise ValueError(f"{name}: expected contiguous float32 of {least} rows or more, got {matrix.dtype} "
+                             f"{matrix.shape}")  # fmt: skip
+    if query_RD.shape != (num, table_VD.shape[1]):
+        raise ValueError(f"query_RD: expected ({num}, {table_VD.shape[1]}), got {query_RD.shape}")
+    if answers.k_R.shape != (num,) or answers.limited_R.shape != (num,):
+        raise ValueError(f"k_R, limited_R: expected ({num},), got {answers.k_R.shape}, {answers.limited_R.shape}")
+    for name, rows in (("out_rows", answers.out_rows), ("allowed_rows", answers.allowed_rows)):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < num_rows):
+            raise IndexError(f"{name}: expected rows 0 to {num_rows - 1}, got {rows.min()} to {rows.max()}")
+    best: tuple[Int32, Float32] = _version(backend).memory_best(memory, standing, events, query_RD, table_VD, answers)
+    return best
+
+
 def _version(backend: str) -> ModuleType:
     if backend == "reference":
         return reference
@@ -85,7 +133,9 @@ def _version(backend: str) -> ModuleType:
     return load("memory", "cpp")
 
 
-def _check(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, num_asked: int) -> None:
+def _check(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32 | None, num_asked: int = 0
+) -> None:
     if not 1 <= num_rows <= memory.capacity:
         raise ValueError(f"num_rows: expected 1 to the memory's {memory.capacity}, got {num_rows}; grow it first")
     num = len(events)
@@ -93,12 +143,8 @@ def _check(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: 
         raise ValueError(
             f"chosen_R: expected uint8 of shape ({num},), got {events.chosen_R.dtype} {events.chosen_R.shape}"
         )
-    if logit_AV.dtype != np.float32 or logit_AV.ndim != 2 or (logit_AV.size and logit_AV.strides[1] != 4):
-        raise ValueError(
-            f"logit_AV: expected float32 rows, got {logit_AV.dtype} {logit_AV.shape} with strides {logit_AV.strides}"
-        )
-    if logit_AV.shape[0] != num_asked or logit_AV.shape[1] < num_rows:
-        raise ValueError(f"logit_AV: expected ({num_asked}, {num_rows} or more), got {logit_AV.shape}")
+    if logit_AV is not None:
+        _check_logits(num_rows, logit_AV, num_asked)
     for name in ("target_R", "past_rows", "met_rows"):
         rows, least = getattr(events, name), 0 if name == "target_R" else 1
         if rows.dtype != np.int32:
@@ -111,3 +157,12 @@ def _check(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: 
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")
         if num and not (begin.min() >= 0 and (begin <= end).all() and end.max() <= len(rows)):
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected ranges within {len(rows)} {kind}_rows")
+
+
+def _check_logits(num_rows: int, logit_AV: Float32, num_asked: int) -> None:
+    if logit_AV.dtype != np.float32 or logit_AV.ndim != 2 or (logit_AV.size and logit_AV.strides[1] != 4):
+        raise ValueError(
+            f"logit_AV: expected float32 rows, got {logit_AV.dtype} {logit_AV.shape} with strides {logit_AV.strides}"
+        )
+    if logit_AV.shape[0] != num_asked or logit_AV.shape[1] < num_rows:
+        raise ValueError(f"logit_AV: expected ({num_asked}, {num_rows} or more), got {logit_AV.shape}")

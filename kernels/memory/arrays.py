@@ -169,6 +169,48 @@ class MemoryEvents:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryStanding:
+    """What a memory that does not change scores its rows by, whoever asks: ``base_VB`` (V, buckets) float32, the
+    standing features under the gains of each length of history (below -1e29 for a row that was never met), and
+    ``root_V`` (V,) float32, one over the root of how often each was seen."""
+
+    base_VB: Float32
+    root_V: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryAnswers:
+    """What may be answered to each of R queries: ``k_R`` (R,) int64, the most answers; ``out_rows`` int32, rows that
+    are none: those of query r are ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 where
+    the rows of ``allowed_rows`` (the same way, none twice) are the only ones."""
+
+    k_R: Int64
+    out_rows: Int32
+    out_begin_R1: Int64
+    allowed_rows: Int32
+    allowed_begin_R1: Int64
+    limited_R: NDArray[np.uint8]
+
+    @staticmethod
+    def of(ks: Sequence[int], out: Sequence[Int64], allowed: Sequence[Int64 | None]) -> MemoryAnswers:
+        """From a list of rows a query; ``allowed``: None for all."""
+        none = np.zeros(0, np.int64)
+        limits = [none if rows is None else np.unique(rows) for rows in allowed]
+        limits = [rows[rows > 0] for rows in limits]
+        return MemoryAnswers(
+            np.array(ks, np.int64),
+            *_jagged(out),
+            *_jagged(limits),
+            np.array([a is not None for a in allowed], np.uint8),
+        )
+
+
+def _jagged(lists: Sequence[Int64]) -> tuple[Int32, Int64]:
+    ends = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int32), ends
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryRules:
     """How fast the memory learns and forgets. Half-lives in events.

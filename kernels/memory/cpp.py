@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.library import function
-from kernels.memory.arrays import Float32, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.arrays import (
+    Float32,
+    Int32,
+    MemoryAnswers,
+    MemoryArrays,
+    MemoryEvents,
+    MemoryOutcome,
+    MemoryRules,
+    MemoryStanding,
+)
 
 _EXCLUDE = {"never": 0, "always": 1, "auto": 2}
 
@@ -38,16 +47,30 @@ class _Call(ctypes.Structure):
     )
 
 
+class _StandCall(ctypes.Structure):
+    """``StandCall`` of csrc/memory_best.h."""
+
+    _fields_ = (("memory", _Call), ("base", c_void_p), ("root", c_void_p))
+
+
+class _BestCall(ctypes.Structure):
+    """``BestCall`` of csrc/memory_best.h."""
+
+    _fields_ = (
+        ("memory", _Call),
+        *((name, c_void_p) for name in ("base", "root", "query", "table")),
+        *((name, c_int64) for name in ("width", "most")),
+        *((name, c_void_p) for name in ("k", "out_rows", "out_begin", "allowed_rows", "allowed_begin", "limited")),
+        *((name, c_void_p) for name in ("row", "score")),
+    )
+
+
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
     """The argument, and what must outlive it."""
     kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
     target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end = map(_pointer, kept)
     call = _Call(
-        stride=memory.capacity,
-        num_rows=num_rows,
-        width=memory.width,
-        num_buckets=memory.num_buckets,
-        **{name: _pointer(getattr(memory, name)) for name in MemoryArrays.__slots__},
+        **_memory_fields(memory, num_rows),
         num_events=len(events),
         logit_stride=logit_AV.strides[0] // 4,
         target=target,
@@ -63,13 +86,19 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
     return call, kept
 
 
+def _memory_fields(memory: MemoryArrays, num_rows: int) -> dict[str, int]:
+    arrays = {name: _pointer(getattr(memory, name)) for name in MemoryArrays.__slots__}
+    sizes = {"stride": memory.capacity, "width": memory.width, "num_buckets": memory.num_buckets}
+    return {**sizes, "num_rows": num_rows, **arrays}
+
+
 def _pointer(array: NDArray[Any]) -> int:
     assert array.flags.c_contiguous
     return array.ctypes.data
 
 
-def _run(call: _Call, num_rows: int) -> None:
-    if function("memory_events")(ctypes.byref(call)):
+def _run(call: ctypes.Structure, num_rows: int, name: str = "memory_events") -> None:
+    if function(name)(ctypes.byref(call)):
         raise MemoryError(f"memory: no room to work with {num_rows} rows")
 
 
@@ -99,3 +128,34 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
     call, kept = _fill(memory, num_rows, events, logit_AV)
     _run(call, num_rows)
     del kept
+
+
+def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
+    """See `kernels.memory.memory_stand`."""
+    standing = MemoryStanding(np.empty((num_rows, memory.num_buckets), np.float32), np.empty(num_rows, np.float32))
+    call = _StandCall(_Call(**_memory_fields(memory, num_rows)), _pointer(standing.base_VB), _pointer(standing.root_V))
+    _run(call, num_rows, "memory_stand")
+    return standing
+
+
+def memory_best(
+    memory: MemoryArrays,
+    standing: MemoryStanding,
+    events: MemoryEvents,
+    query_RD: Float32,
+    table_VD: Float32,
+    answers: MemoryAnswers,
+) -> tuple[Int32, Float32]:
+    """See `kernels.memory.memory_best`."""
+    num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
+    row_RK = np.empty((len(events), most), np.int32)
+    score_RK = np.empty((len(events), most), np.float32)
+    kept = [np.ascontiguousarray(getattr(answers, name)) for name in MemoryAnswers.__slots__]
+    inner, more = _fill(memory, num_rows, events, query_RD)
+    call = _BestCall(
+        inner, _pointer(standing.base_VB), _pointer(standing.root_V), _pointer(query_RD), _pointer(table_VD),
+        query_RD.shape[1], most, *map(_pointer, kept), _pointer(row_RK), _pointer(score_RK),
+    )  # fmt: skip
+    _run(call, num_rows, "memory_best")
+    del kept, more
+    return row_RK, score_RK

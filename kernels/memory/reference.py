@@ -18,10 +18,12 @@ from kernels.memory.arrays import (
     Float32,
     Float64,
     Int32,
+    MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
     MemoryOutcome,
     MemoryRules,
+    MemoryStanding,
 )
 
 # (lags, decay a lag): how many of the user's last choices count, and how much less each than the one after it.
@@ -81,6 +83,41 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
         score_V = np.where(done.competes_V, done.score_V, OUT)
         _Shortlist(memory, done).rescore(score_V)
         logit_AV[r, :num_rows] = score_V
+
+
+def memory_stand(memory: MemoryArrays, num_rows: int) -> MemoryStanding:
+    """See `kernels.memory.memory_stand`."""
+    gain_BF = (memory.gain[0].astype(float) + memory.gain[1:])[:, : len(STANDING)]
+    base_VB = (gain_BF @ _standing(memory, num_rows)).T
+    base_VB[memory.first[:num_rows] < 0] += OUT
+    is_seen_V = (memory.first[:num_rows] >= 0) & (memory.seen[:num_rows] > 0)
+    root_V = np.where(is_seen_V, 1.0 / np.sqrt(np.where(is_seen_V, memory.seen[:num_rows], 1.0)), 0.0)
+    return MemoryStanding(base_VB.astype(np.float32), root_V.astype(np.float32))
+
+
+def memory_best(
+    memory: MemoryArrays,
+    standing: MemoryStanding,
+    events: MemoryEvents,
+    query_RD: Float32,
+    table_VD: Float32,
+    answers: MemoryAnswers,
+) -> tuple[Int32, Float32]:
+    """See `kernels.memory.memory_best`."""
+    num_rows, most = len(standing.root_V), int(answers.k_R.max(initial=0))
+    score_RV = query_RD @ table_VD[:num_rows].T
+    memory_scores(memory, num_rows, events, score_RV)
+    row_RK = np.full((len(query_RD), most), -1, np.int32)
+    score_RK = np.full((len(query_RD), most), -np.inf, np.float32)
+    for r, score_V in enumerate(score_RV):
+        score_V[answers.out_rows[answers.out_begin_R1[r] : answers.out_begin_R1[r + 1]]] = OUT
+        if answers.limited_R[r]:
+            allowed = answers.allowed_rows[answers.allowed_begin_R1[r] : answers.allowed_begin_R1[r + 1]]
+            score_V[np.setdiff1d(np.arange(num_rows), allowed)] = OUT
+        order = np.argsort(-score_V, kind="stable")[: answers.k_R[r]]
+        order = order[score_V[order] > OUT / 2]
+        row_RK[r, : len(order)], score_RK[r, : len(order)] = order, score_V[order]
+    return row_RK, score_RK
 
 
 def _standing(memory: MemoryArrays, num_rows: int) -> Float64:

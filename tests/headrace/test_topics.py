@@ -21,7 +21,7 @@ def test_topics_that_are_missing_or_made_otherwise_are_seen(
     assert show(settings, create=True) == 0
     shown = capsys.readouterr().out
     assert f"{topic_prefix}.trainer.lag.v1" in shown, "names are whole on a terminal of 80 columns"
-    assert shown.count("as configured") == 6
+    assert shown.count("as configured") == 7
 
     other = settings.model_copy(update={"kafka": replace(settings.kafka, actions_retention_s=60.0)})
     assert show(other) == 1

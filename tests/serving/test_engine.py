@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from kernels import Tail
 from model.memory import events_of
 from serving import engine as engine_module
-from serving.cache import HistoryCache
+from serving.cache import Born
 from serving.engine import Ask, Engine, Found
 from serving.histories import Histories
 from serving.holder import HeldVersion, VersionHolder
+from serving.reuse import ReuseProbe
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
 from wire.example import Example, Interactions
@@ -75,9 +78,10 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         rows = torch.from_numpy(learner.items.lookup(batch.item_n))
         items_nM = learner.model.item_inputs(learner.items.weight[rows])
         actions_nM = learner.model.action_inputs(items_nM, torch.from_numpy(batch.kinds_nK))
-        y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM))
+        everything = Tail.behind(torch.zeros(1, dtype=torch.int64), torch.from_numpy(2 * batch.starts_B1))
+        y_TM = learner._encode(batch, learner.model.interleave(items_nM, actions_nM), everything)
         table_VD = learner.model.retrieval_table(learner.items.weight[: learner.items.num_rows])
-        item_RM, before_SM = learner._outputs(batch, np.arange(1), y_TM)
+        item_RM, before_SM = learner._outputs(batch, np.arange(1), y_TM, everything)
         logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
         events = events_of(
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
@@ -228,10 +232,72 @@ def test_cached_state_is_never_reused_over_versions() -> None:
     assert answers_over_versions(engine_of(), World(seed=4))
 
 
+def reusing(max_error: float, num_versions: int = 60) -> tuple[Engine, list[float]]:
+    """An engine that may reuse, asked under version after version; and how far each answer was from an exact one."""
+    engine = Engine(Histories(10**8), reuse=ReuseProbe(8, max_error))
+    holder, off = VersionHolder(), []
+    world = World(seed=4)
+    asks = [ask_of(example(user, rows), k=50, rank=index == 0)
+            for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
+    for version in versions(world, num_versions):
+        holder.stage(version)
+        holder.swap()
+        assert holder.current is not None
+        exact = engine_of(0).answer(holder.current, asks)
+        for found, expected in zip(engine.answer(holder.current, asks), exact, strict=True):
+            off.append(engine_module._difference(found, expected))
+    return engine, off
+
+
+def test_what_earlier_versions_left_is_reused_while_the_measured_difference_is_small() -> None:
+    engine, off = reusing(max_error=100.0)
+    assert engine.reuse.allowed == 8
+    assert engine.cache.num_reused > 100
+    assert 0 < engine.reuse.error <= max(off) * 1.001, "measured on some of the answers"
+    assert max(off[:60]) < 1e-3, "exact before enough was measured"
+
+
+def test_nothing_is_reused_where_the_measured_difference_is_not_small() -> None:
+    engine, off = reusing(max_error=1e-6)
+    assert engine.reuse.error > 1e-6
+    assert (engine.reuse.allowed, engine.cache.num_reused) == (0, 0)
+    assert max(off) < 1e-3
+
+
+def test_a_line_of_versions_that_begins_anew_reuses_nothing_of_the_old_one() -> None:
+    assert Born((1, 0), 7).age(Born((1, 0), 9)) == 2
+    assert Born((1, 0), 7).age(Born((2, 0), 9)) == Born((1, 0), 7).age(Born((1, 1), 9)) == -1
+
+
+def test_a_new_version_finds_the_cache_ready_for_those_who_ask() -> None:
+    world, engine, holder = World(seed=4), engine_of(), VersionHolder()
+    asks = [ask_of(example(user, rows)) for user, rows in world.histories.items()]
+    warmed: list[int] = []
+
+    def warm(version: HeldVersion) -> Callable[[], None]:
+        entries = engine.warm(version, 10.0)
+        warmed.append(len(entries))
+        return lambda: [engine.cache.put(each) for each in entries] and None
+
+    holder.before_swap.append(warm)
+    for version in versions(world, 4):
+        holder.stage(version)
+        holder.swap()
+        assert holder.current is not None
+        misses = engine.cache.num_misses
+        for found, expected in zip(
+            engine.answer(holder.current, asks[:-1]), engine_of(0).answer(holder.current, asks[:-1]), strict=True
+        ):
+            close_to(found, expected)
+        assert engine.cache.num_misses == misses + (len(asks) - 1 if len(warmed) == 1 else 0)
+    assert warmed == [0, len(asks) - 1, len(asks) - 1, len(asks) - 1], "those who asked, and nobody else"
+    engine.answer(holder.current, asks[:1])
+    assert len(engine.warm(holder.current, 10.0)) == len(asks) - 1
+    assert engine.warm(holder.current, 10.0) == [], "nobody has asked since"
+
+
 def test_a_cache_that_forgets_the_version_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    put, get = HistoryCache.put, HistoryCache.get
-    monkeypatch.setattr(HistoryCache, "put", lambda self, which, user, entry: put(self, (0, 0), user, entry))
-    monkeypatch.setattr(HistoryCache, "get", lambda self, which, user: get(self, (0, 0), user))
+    monkeypatch.setattr(Born, "age", lambda self, now: 0)
     assert not answers_over_versions(engine_of(), World(seed=4))
 
 
@@ -251,13 +317,14 @@ def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
 
     assert agrees()
 
-    def keep_too_much(self: Engine, held: HeldVersion, done: engine_module._Progress) -> None:
+    def keep_too_much(self: Engine, done: engine_module._Progress) -> None:
         if done.fresh is not None:
-            self.cache.put(held.which, str(done.ask.user), engine_module.CacheEntry(done.columns, done.fresh))
+            entry = engine_module.CacheEntry(str(done.ask.user), done.columns, done.fresh, done.born)
+            self.cache.put(entry)
 
-    def start_too_late(self: Engine, held: HeldVersion, ask: Ask) -> engine_module._Progress:
-        started = start(self, held, ask)
-        entry = self.cache.get(held.which, str(ask.user))
+    def start_too_late(self: Engine, held: HeldVersion, ask: Ask, allowed: int) -> engine_module._Progress:
+        started = start(self, held, ask, allowed)
+        entry = self.cache.get(str(ask.user))
         if entry is not None and started.first_token:
             started.past, started.first_token = entry.past, len(entry.past)
         return started

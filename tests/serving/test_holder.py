@@ -129,6 +129,15 @@ def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
     assert expected.which == (1, 1)
 
 
+def test_weights_that_say_something_else_here_than_to_their_trainer_are_refused() -> None:
+    """A server whose kernels or weights differ answers nothing: here, one weight in the last layer is another."""
+    base, _, _ = list(versions(World(num_users=2), 3))
+    dense = {name: array.copy() for name, array in base.snapshot.dense.items()}
+    dense["query_weight"] = np.roll(dense["query_weight"], 1, axis=0)
+    with pytest.raises(VersionError, match="to fixed inputs the trainer's weights said"):
+        VersionHolder().stage(Version(base.manifest, replace(base.snapshot, dense=dense)))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("where", ["dense", "rows"])
 def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where: str) -> None:

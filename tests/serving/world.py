@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from model.config import ModelConfig
+from model.probe import probe_outputs
 from serving.holder import VersionHolder
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
@@ -23,6 +24,7 @@ from wire.weights import (
     MANIFEST_HEADERS,
     Headers,
     Manifest,
+    Quality,
     Version,
     checksum,
     chunk_headers,
@@ -116,6 +118,7 @@ class World:
             covered_offsets={0: self.number}, newest_event_ms=START_MS,
             newest_record_ms=now_ms, num_interactions=self.learner.num_interactions, plan=[],
             model_config=self.model.as_dict(), created_ms=now_ms, metrics={},
+            quality=Quality(probe=probe_outputs(self.learner.model)),
         ), blob  # fmt: skip
 
     def records(self, kind: str, next_offset: int, *, chunk_bytes: int = 4000) -> list[Record]:

@@ -11,6 +11,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 
@@ -167,7 +168,7 @@ def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: D
     process = worker()
     home = produce(deployment, 5)
     work_off(deployment, process)
-    foreign = [b"7 bytes", b"", None, b"HRE", b"HRE\x02damaged" + bytes(40), b"\xff" * 100]
+    foreign = [b"7 bytes", b"", None, b"HRE", MAGIC + bytes([LAYOUT]) + bytes(47), b"\xff" * 100]
     with KafkaProducer(bootstrap_servers=deployment.broker.bootstrap) as producer:
         for value in foreign:
             producer.send(deployment.topics.sequences, value, key=b"x", partition=home)

@@ -6,7 +6,7 @@ import json
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -247,12 +247,14 @@ class Stage:
         for record in self._read_on():
             recount.num_records += 1
             kind = record_kind(record.headers)
-            if kind == "claim":
-                recount.claims.append(msgspec.json.decode(record.value, type=Claim))
-            elif kind == "manifest":
-                epoch, number = (int(part) for part in record.key.split(b"/"))
-                if epoch < self._assembler.epoch_floor:
-                    recount.stale.append((epoch, number))
+            # Foreign records may claim to be either.
+            with suppress(msgspec.MsgspecError, TypeError, ValueError, AttributeError):
+                if kind == "claim":
+                    recount.claims.append(msgspec.json.decode(record.value, type=Claim))
+                elif kind == "manifest":
+                    epoch, number = (int(part) for part in record.key.split(b"/"))
+                    if epoch < self._assembler.epoch_floor:
+                        recount.stale.append((epoch, number))
             version = self._assembler.feed(record.key, record.headers, record.value)
             if version is not None:
                 recount.versions.append(version)

@@ -17,7 +17,7 @@ from trainer.snapshot import restore_published
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.example import fence
-from wire.example_codec import encode_example
+from wire.example_codec import LAYOUT, MAGIC, encode_example
 from wire.shape import SHAPE, encode_shape
 
 Make = Callable[..., Stage]
@@ -220,14 +220,15 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made = stage()
     made.feed(60)
     for topic in (made.topics.sequences, made.topics.weights, made.topics.status, made.topics.lag):
-        for value in (b"7 bytes", b"", None, b"HRE", b"HRE\x02damaged" + bytes(40), b"{}", b'{"role":1}', b"\xff" * 99):
+        damaged = MAGIC + bytes([LAYOUT]) + bytes(47)
+        for value in (b"7 bytes", b"", None, b"HRE", damaged, b"{}", b'{"role":1}', b"\xff" * 99):
             made.send_raw(topic, value)
     child = made.start()
     made.feed(60)
     made.wait_published()
     for value in (b"7 bytes", b"", None, b"{}"):
         for kind in (b"claim", b"manifest", b"chunk", b"other", None):
-            made.send_raw(made.topics.weights, value, [("record", kind)])
+            made.send_raw(made.topics.weights, value, [("record", kind)] if kind else [])
     made.feed(20)
     made.wait_published()
     child.kill()

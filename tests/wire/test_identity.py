@@ -104,7 +104,7 @@ def test_topics_have_their_names_and_settings() -> None:
     names = Topics.under()
     assert list(topics) == [
         "headrace.actions.v1", "headrace.actions.v1.dlq", "headrace.sequences.v1", "headrace.weights.v1",
-        "headrace.trainer.lag.v1", "headrace.status.v1",
+        "headrace.trainer.lag.v1", "headrace.status.v1", "headrace.control.v1",
     ]  # fmt: skip
     assert topics[names.actions].num_partitions == topics[names.sequences].num_partitions == 3
     assert topics[names.sequences].settings["cleanup.policy"] == "compact"

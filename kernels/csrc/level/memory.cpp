@@ -84,7 +84,7 @@ HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v);
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *score, *push, *inverse_root, *closed, *similar, *whole, *early, *late, *chain;
+    float *standing, *evidence, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
     int64_t num_touched, padded;
@@ -102,8 +102,6 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
         s.closed = arena.get<float>(s.padded);
-        float** const parts[] = {&s.similar, &s.whole, &s.early, &s.late, &s.chain};
-        for (float** part : parts) *part = arena.get<float>(round_up(m.width, W));
         s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
         s.touched = arena.get<int32_t>(s.padded);
         s.marked = arena.get<uint8_t>(s.padded);
@@ -155,42 +153,59 @@ HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
     s.marked[row] = 1;
 }
 
-// What the neighbours of one past row add, `lag` steps back.
+// Eight rows of eight floats, columns for rows.
+HEADRACE_INLINE void transpose8(v8* x) {
+    v8 y[8];
+    const i8 low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = __builtin_shuffle(x[i], x[i + 1], low);
+        y[i + 1] = __builtin_shuffle(x[i], x[i + 1], high);
+    }
+    const i8 even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; ++h) {
+            x[i + 2 * h] = __builtin_shuffle(y[i + h], y[i + h + 2], even);
+            x[i + 2 * h + 1] = __builtin_shuffle(y[i + h], y[i + h + 2], odd);
+        }
+    const i8 first = {0, 1, 2, 3, 8, 9, 10, 11}, second = {4, 5, 6, 7, 12, 13, 14, 15};
+    for (int i = 0; i < 4; ++i) {
+        y[i] = __builtin_shuffle(x[i], x[i + 4], first);
+        y[i + 4] = __builtin_shuffle(x[i], x[i + 4], second);
+    }
+    for (int i = 0; i < 8; ++i) x[i] = y[i];
+}
+
+// What the neighbours of one past row add, `lag` steps back: eight neighbours at a time, each with one addition to its eight.
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = s.inverse_root[row], inverse = root * root;
     const int32_t* id = m.neighbour_row + base;
-    const float *after = m.after + base, *before = m.before + base, *weight = m.weight + base;
-    for (int64_t j = 0; j < num; j += W) {
-        vf q;
-        for (int l = 0; l < W; ++l) q[l] = j + l < num ? s.inverse_root[id[j + l]] : 0.0f;
-        const vf f = load_some(after + j, num - j), b = load_some(before + j, num - j), both = f + b * .5f;
-        q = q * root;
-        const vf similar = both * q;
-        store(s.similar + j, similar);
-        if (lag < CHAIN_LAGS) store(s.chain + j, log1p_of(similar * COSINE_SCALE));
-        if (lag < FOLLOWS_LAGS) store(s.whole + j, both * inverse);
+    for (int64_t j = 0; j < num; j += 8) {
+        const int count = (int)min64(8, num - j);
+        v8 f = {}, b = {}, w = {}, q = {};
+        if (m.width - j >= 8) {
+            f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
+        } else {
+            for (int l = 0; l < count; ++l) f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
+        }
+        for (int l = 0; l < count; ++l) q[l] = s.inverse_root[id[j + l]] * root;
+        const v8 both = f + b * .5f, similar = both * q;
+        v8 add[NUM_EVIDENCE] = {};
+        add[WIDE] = similar * decay[WIDE];
+        if (lag < LEARNED_LAGS) add[LEARNED] = w * decay[LEARNED];
+        if (lag < CHAIN_LAGS) add[CHAIN] = log_of<v8, i8>(similar * COSINE_SCALE + 1.0f) * (.1f * decay[CHAIN]);
+        if (lag < FOLLOWS_LAGS) add[FOLLOWS] = both * (inverse * decay[FOLLOWS]);
         if (lag < NEAR_LAGS) {
-            store(s.early + j, f * q);
-            store(s.late + j, b * q);
+            add[AFTER] = f * q * decay[AFTER];
+            add[BEFORE] = b * q * decay[AFTER];
+        }
+        transpose8(add);
+        for (int l = 0; l < count; ++l) {
+            touch(s, id[j + l]);
+            float* e = s.evidence + (int64_t)id[j + l] * NUM_EVIDENCE;
+            store8(e, load8(e) + add[l]);
         }
     }
-    for (int64_t j = 0; j < num; ++j) {
-        touch(s, id[j]);
-        float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
-        e[WIDE] += decay[WIDE] * s.similar[j];
-        if (lag < LEARNED_LAGS) e[LEARNED] += decay[LEARNED] * weight[j];
-    }
-    if (lag < CHAIN_LAGS)
-        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + CHAIN] += .1f * decay[CHAIN] * s.chain[j];
-    if (lag < FOLLOWS_LAGS)
-        for (int64_t j = 0; j < num; ++j) s.evidence[(int64_t)id[j] * NUM_EVIDENCE + FOLLOWS] += decay[FOLLOWS] * s.whole[j];
-    if (lag < NEAR_LAGS)
-        for (int64_t j = 0; j < num; ++j) {
-            float* e = s.evidence + (int64_t)id[j] * NUM_EVIDENCE;
-            e[AFTER] += decay[AFTER] * s.early[j];
-            e[BEFORE] += decay[AFTER] * s.late[j];
-        }
 }
 
 inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
@@ -517,3 +532,5 @@ HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
     }
     return 0;
 }
+
+#include "memory_best.h"

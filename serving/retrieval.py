@@ -1,0 +1,94 @@
+"""The best items for several users at once: the network's logits and the memory's evidence in one exact pass.
+
+On the host that pass is one kernel, which scores the table tile by tile and keeps the best rows alone
+(`kernels.memory.memory_best`). With the tables on a GPU the logits of all rows are made there, and the memory, which
+lives on the host, turns them into scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.memory import MemoryAnswers, MemoryEvents
+from model.memory import events_of
+from model.tokens import ITEMS
+from serving.holder import HeldVersion
+
+Int64 = NDArray[np.int64]
+OUT = np.float32(-1e30)
+"""The score of what does not compete."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds
+    of what he did, which is no answer where it ``leaves_out_past``; ``denied_rows``: no answers either;
+    ``allowed_rows``: the only ones (None: all)."""
+
+    k: int
+    past_rows: Int64
+    bits_n: NDArray[np.uint32]
+    leaves_out_past: bool
+    denied_rows: Int64
+    allowed_rows: Int64 | None
+
+
+def best_items(
+    version: HeldVersion, output_RM: Tensor, wanted: Sequence[Wanted]
+) -> list[tuple[Int64, NDArray[np.float32]]]:
+    """For each user (rows of the table, scores), best first; ``output_RM``: the network's, at their last tokens."""
+    query_RD = version.network.model.retrieval_query(output_RM)
+    events = _events(version, wanted)
+    if version.standing is None:
+        return _by_scores(version, query_RD, events, wanted)
+    table = version.tables[ITEMS].derived
+    answers = MemoryAnswers.of(
+        [each.k for each in wanted], [each.denied_rows for each in wanted], [each.allowed_rows for each in wanted]
+    )
+    row_RK, score_RK = version.memory.best(version.standing, events, query_RD.numpy(), table.numpy(), answers)
+    nums = (row_RK >= 0).sum(axis=1).tolist()
+    return [(row_RK[r, :num].astype(np.int64), score_RK[r, :num]) for r, num in enumerate(nums)]
+
+
+def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
+    """What the memory is asked: what follows each history."""
+    starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
+    events = events_of(
+        np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
+        starts_B1, np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
+    )  # fmt: skip
+    leaves_out = np.array([each.leaves_out_past for each in wanted])
+    return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))
+
+
+def _by_scores(
+    version: HeldVersion, query_RD: Tensor, events: MemoryEvents, wanted: Sequence[Wanted]
+) -> list[tuple[Int64, NDArray[np.float32]]]:
+    score_RV = torch.matmul(query_RD, version.tables[ITEMS].derived.T).cpu().numpy()
+    version.memory.score(events, score_RV)
+    found = []
+    for each, score_V in zip(wanted, score_RV, strict=True):
+        score_V[each.denied_rows] = OUT
+        if each.leaves_out_past:
+            score_V[each.past_rows] = OUT
+        rows = best_rows(score_V, each.k, each.allowed_rows)
+        found.append((rows, score_V[rows]))
+    return found
+
+
+def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
+    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
+    rows = np.flatnonzero(score_V > OUT / 2)
+    rows = rows if allowed is None else np.intersect1d(rows, allowed)
+    k = min(k, len(rows))
+    if k == 0:
+        return rows[:0]
+    least = np.partition(score_V[rows], len(rows) - k)[len(rows) - k]
+    rows = rows[score_V[rows] >= least]
+    return np.asarray(rows[np.lexsort((rows, -score_V[rows]))][:k])

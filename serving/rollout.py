@@ -1,0 +1,96 @@
+"""What an operator, or this server's configuration, says about which version answers; and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+
+from wire.control import PIN_KEY, Pin, Which, decode_pin, parse_version
+from wire.errors import HeadraceError, VersionError
+from wire.kafka.consumer import POLL_MS, ends, partitions_of
+
+logger = logging.getLogger(__name__)
+RETRY_S = 5.0
+
+
+class Rollout:
+    """One object, shared by whoever decides, follows and reports. ``known``: what is ordered was read once."""
+
+    def __init__(self, own: str = "") -> None:
+        self.own: Which | None = parse_version(own, "serving.pin") if own else None
+        self.ordered: Pin | None = None
+        self.known = threading.Event()
+        self.known.set()
+        self.num_held = 0
+        self.held: Which | None = None
+        """The newest version, while it does not answer; None while it does."""
+        self.why = ""
+        """Why it does not."""
+
+    @property
+    def wanted(self) -> Which | None:
+        """The version to answer from; None for the newest good one. A server's own pin goes before everybody's."""
+        return self.own or (self.ordered.which if self.ordered is not None else None)
+
+    def hold(self, which: Which, why: str) -> None:
+        """A version stays out of service."""
+        if self.held != which:
+            self.num_held += 1
+        self.held, self.why = which, why
+
+    def release(self) -> None:
+        """The newest version answers."""
+        self.held, self.why = None, ""
+
+
+class PinFollower(threading.Thread):
+    """Follows the control topic into a `Rollout`. A deployment without that topic has no pins."""
+
+    def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
+        super().__init__(name="control", daemon=True)
+        self._make, self._topic, self._rollout = make, topic, rollout
+        rollout.known.clear()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Follow until stopped; begin again whenever the broker was away."""
+        while not self._stopping.is_set():
+            try:
+                consumer = self._make()
+            except HeadraceError:
+                self._stopping.wait(RETRY_S)
+                continue
+            try:
+                self._follow(consumer)
+            except (KafkaError, HeadraceError) as error:
+                logger.debug("control topic: %s", error)
+                self._rollout.known.set()
+                self._stopping.wait(RETRY_S)
+            finally:
+                consumer.close()
+
+    def _follow(self, consumer: KafkaConsumer) -> None:
+        (partition,) = partitions_of(consumer, self._topic)
+        end = ends(consumer, [partition])[partition]
+        consumer.seek_to_beginning(partition)
+        while not self._stopping.is_set():
+            self._note_all(consumer, partition)
+            if (consumer.position(partition) or 0) >= end:
+                self._rollout.known.set()
+
+    def _note_all(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
+        for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
+            if record.key != PIN_KEY:
+                continue
+            try:
+                self._rollout.ordered = decode_pin(record.value) if record.value else None
+            except VersionError as error:
+                logger.warning("control topic: %s", error)

@@ -1,0 +1,205 @@
+"""Which version answers: what is pinned, and what is held back because it is worse than the last good ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import pytest
+from kafka import KafkaProducer
+
+from serving.config import ServingConfig
+from serving.guard import Band, Guard
+from serving.holder import VersionHolder
+from serving.rollout import PinFollower, Rollout
+from serving.subscriber import WeightsSubscriber
+from tests.brokers import Broker, wait_until
+from tests.serving.wire import Wire, served
+from tests.serving.world import Record, World
+from wire.control import PIN_KEY, Pin, encode_pin, parse_version
+from wire.errors import VersionError
+from wire.kafka.consumer import connect
+from wire.weights import Quality, decode_manifest, encode_manifest
+
+GOOD, RUINED = Quality(num_targets=5000, hr10=0.2, ne=0.9, calibration=1.0), {"hr10": 0.05}
+
+
+@pytest.fixture
+def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
+    wire = Wire(kafka, topic_prefix)
+    yield wire
+    wire.close()
+
+
+def of_quality(records: list[Record], quality: Quality) -> list[Record]:
+    key, headers, value = records[-1]
+    manifest = msgspec.structs.replace(decode_manifest(value), quality=quality, lineage="a")
+    return [*records[:-1], (key, headers, encode_manifest(manifest))]
+
+
+def publish(wire: Wire, world: World, kind: str = "delta", quality: Quality = GOOD) -> tuple[int, int]:
+    wire.send(of_quality(world.records(kind, wire.next_offset), quality))
+    return world.epoch, world.number
+
+
+@contextmanager
+def subscriber(wire: Wire, rollout: Rollout | None = None) -> Iterator[WeightsSubscriber]:
+    thread = WeightsSubscriber(
+        connect(wire.kafka, 20, metadata_max_age_ms=1000), wire.topics.weights, VersionHolder(),
+        rollout=rollout or Rollout(), guard=Guard(Band.of(ServingConfig())),
+    )  # fmt: skip
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.stop()
+        thread.join(20)
+        assert thread.failure is None
+
+
+def answers_from(thread: WeightsSubscriber, which: tuple[int, int]) -> bool:
+    current = thread.holder.current
+    return current is not None and current.which == which
+
+
+def tables_of(thread: WeightsSubscriber) -> np.ndarray:
+    assert thread.holder.current is not None
+    return np.asarray(thread.holder.current.tables["items"].rows.numpy().copy())
+
+
+RUINS = {
+    "hits": {"hr10": 0.05},
+    "entropy": {"ne": 2.0},
+    "calibration": {"calibration": 8.0},
+}
+
+
+@pytest.mark.parametrize("how", RUINS)
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_ruined_version_is_published_and_not_served_until_one_is_good_again(wire: Wire, how: str, kind: str) -> None:
+    world = World(num_users=2)
+    ruined = msgspec.structs.replace(GOOD, **RUINS[how])
+    with subscriber(wire) as thread:
+        publish(wire, world, "base")
+        good = publish(wire, world)
+        served(thread, good)
+        held = publish(wire, world, kind, ruined)
+        wait_until(lambda: thread.rollout.held == held, 20, "the ruined version to be held back")
+        also = publish(wire, world, "delta", ruined)
+        wait_until(lambda: thread.rollout.held == also, 20, "the one behind it to be held back")
+        assert answers_from(thread, good)
+        assert thread.rollout.num_held == 2
+        again = publish(wire, world)
+        served(thread, again)
+        assert thread.rollout.held is None
+        whole = World(num_users=2)
+        for each in range(world.number + 1):
+            whole.records("base" if each == 0 else "delta", 0)
+        rows = whole.learner.items.weight.detach().numpy()
+        np.testing.assert_array_equal(tables_of(thread), rows[: len(tables_of(thread))])
+
+
+def test_without_the_guard_a_ruined_version_would_be_served(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guard, "problem", lambda self, manifest: "")
+    world = World(num_users=2)
+    with subscriber(wire) as thread:
+        served(thread, publish(wire, world, "base"))
+        served(thread, publish(wire, world, "delta", msgspec.structs.replace(GOOD, hr10=0.0)))
+
+
+def test_a_server_that_starts_while_the_newest_is_held_back_answers_from_the_last_good_one(wire: Wire) -> None:
+    world = World(num_users=2)
+    publish(wire, world, "base")
+    good = publish(wire, world)
+    ruined = publish(wire, world, "delta", msgspec.structs.replace(GOOD, ne=3.0))
+    with subscriber(wire) as thread:
+        served(thread, good)
+        wait_until(lambda: thread.rollout.held == ruined, 20, "the newest to be held back")
+        assert "normalised entropy 3.000, 0.900 before" in thread.rollout.why
+
+
+def test_a_new_line_of_training_answers_when_it_is_as_good(wire: Wire) -> None:
+    old, new = World(num_users=2), World(num_users=2, epoch=2, seed=1)
+    with subscriber(wire) as thread:
+        good = publish(wire, old, "base")
+        served(thread, good)
+        for kind, quality in (
+            ("base", Quality(num_targets=20, hr10=0.5)),
+            ("delta", Quality(num_targets=1500, hr10=0.05)),
+        ):
+            records = of_quality(new.records(kind, wire.next_offset), quality)
+            manifest = msgspec.structs.replace(decode_manifest(records[-1][2]), lineage="b")
+            wire.send([*records[:-1], (*records[-1][:2], encode_manifest(manifest))])
+            wait_until(lambda: thread.rollout.held == (2, new.number), 20, "the new line to be held back")
+            assert answers_from(thread, good)
+        served(thread, publish(wire, new))
+
+
+def test_a_pin_goes_back_stays_and_lets_go(wire: Wire) -> None:
+    world = World(num_users=2)
+    with subscriber(wire) as thread:
+        names = [publish(wire, world, kind) for kind in ("base", "delta", "delta", "base", "delta")]
+        served(thread, names[-1])
+        newest = tables_of(thread)
+        thread.rollout.ordered = Pin(epoch=1, number=2, made_ms=0)
+        served(thread, (1, 2))
+        assert not np.array_equal(tables_of(thread), newest)
+        swaps = thread.holder.num_swaps
+        publish(wire, world)
+        publish(wire, world, "base")
+        last = publish(wire, world)
+        thread.rollout.ordered = None
+        served(thread, last)
+        assert thread.holder.num_swaps == swaps + 1, "nothing came into service while it was pinned"
+
+
+def test_a_pin_to_a_version_to_come_is_waited_for_and_not_passed(wire: Wire) -> None:
+    world, rollout = World(num_users=2), Rollout("1/2")
+    with subscriber(wire, rollout) as thread:
+        publish(wire, world, "base")
+        for _ in range(4):
+            publish(wire, world)
+        served(thread, (1, 2))
+        assert rollout.held is None
+
+
+def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> None:
+    world = World(num_users=2)
+    world.number = 4  # the first ones are gone
+    with subscriber(wire) as thread:
+        first = publish(wire, world, "base")
+        served(thread, first)
+        thread.rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
+        wait_until(lambda: thread.rollout.held == (1, 1), 20, "the pin to be found missing")
+        assert answers_from(thread, first)
+        assert "not in the topic" in thread.rollout.why
+
+
+def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
+    rollout = Rollout()
+    producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
+    order = encode_pin(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
+    producer.send(wire.topics.control, key=PIN_KEY, value=order).get(20)
+    follower = PinFollower(lambda: connect(wire.kafka, 20), wire.topics.control, rollout)
+    follower.start()
+    try:
+        assert rollout.known.wait(20)
+        assert rollout.wanted == (3, 7)
+        producer.send(wire.topics.control, key=PIN_KEY, value=b"nonsense").get(20)
+        producer.send(wire.topics.control, key=PIN_KEY, value=None).get(20)
+        wait_until(lambda: rollout.wanted is None, 20, "the pin to be gone")
+    finally:
+        follower.stop()
+        follower.join(20)
+        producer.close(timeout=2)
+
+
+def test_a_servers_own_pin_goes_before_everybodys() -> None:
+    rollout = Rollout("2/5")
+    rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
+    assert rollout.wanted == (2, 5)
+    with pytest.raises(VersionError, match="expected EPOCH/NUMBER, such as 3/17, got '7'"):
+        parse_version("7")
