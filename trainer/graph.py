@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernels import Tail
 from model.hstu import HSTU
 
 Int64 = NDArray[np.int64]
@@ -44,12 +45,30 @@ def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
     return bool(np.isin(back, starts_B1).all())
 
 
-def _joined(size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Int64:
-    """Times of queries, of keys, and offsets, each repeated at its end to the padded number of tokens or users."""
+class PaddedTail:
+    """A `kernels.Tail` by a mask (T,) of the tokens that are read, as a graph can be told of it; all are returned."""
+
+    def __init__(self, is_read_T: Tensor) -> None:
+        self._is_read_T = is_read_T
+
+    def of(self, y_TM: Tensor) -> Tensor:
+        """All."""
+        return y_TM
+
+    def alone_varies(self, y_TM: Tensor) -> Tensor:
+        """The same, of which only what is read takes gradients."""
+        return torch.where(self._is_read_T[:, None], y_TM, y_TM.detach())
+
+
+def _joined(
+    size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
+) -> Int64:
+    """Times of queries, of keys, what is read, and offsets, each repeated at its end to the padded number of tokens or
+    users."""
     num_tokens, num_offsets = size[0], size[1] + 1
-    joined = np.empty(2 * num_tokens + num_offsets, np.int64)
-    parts = joined[:num_tokens], joined[num_tokens : 2 * num_tokens], joined[2 * num_tokens :]
-    for part, values in zip(parts, (query_time_T, key_time_T, offsets_B1), strict=True):
+    joined = np.empty(3 * num_tokens + num_offsets, np.int64)
+    parts = np.split(joined, [num_tokens, 2 * num_tokens, 3 * num_tokens])
+    for part, values in zip(parts, (query_time_T, key_time_T, is_read_T, offsets_B1), strict=True):
         part[: len(values)] = values
         part[len(values) :] = values[-1]
     return joined
@@ -58,17 +77,20 @@ def _joined(size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_t
 class _Layers(nn.Module):
     """What a graph is made of: it owns the layers' weights and no others."""
 
-    def __init__(self, model: HSTU, backend: str) -> None:
+    def __init__(self, model: HSTU, context_gradient: bool, backend: str) -> None:
         super().__init__()
-        self.layers = model.layers
+        self.layers, self._context_gradient = model.layers, context_gradient
         self._encode = (model.encode,)  # in a tuple, or the whole model's weights would be this module's
         self._backend = backend
 
     def forward(self, x_TM: Tensor, batch: Tensor) -> Tensor:
-        """``batch``: times of queries, times of keys, offsets, one behind the other."""
+        """``batch``: times of queries, times of keys, what is read, offsets, one behind the other."""
         size = len(x_TM)
-        query_time_T, key_time_T, offsets_B1 = batch[:size], batch[size : 2 * size], batch[2 * size :]
-        return self._encode[0](x_TM, offsets_B1, query_time_T, key_time_T, in_order=True, backend=self._backend)
+        query_time_T, key_time_T, is_read_T = batch[: 3 * size].view(3, size)
+        return self._encode[0](
+            x_TM, batch[3 * size :], query_time_T, key_time_T, in_order=True, backend=self._backend,
+            tail=cast("Tail", PaddedTail(is_read_T > 0)), context_gradient=self._context_gradient,
+        )  # fmt: skip
 
 
 class Captures:
@@ -116,16 +138,23 @@ class Captures:
 class PaddedEncoder:
     """`HSTU.encode` without dropout, for batches whose times are in order."""
 
-    def __init__(self, model: HSTU, captures: Captures, *, backend: str = "auto") -> None:
+    def __init__(
+        self, model: HSTU, captures: Captures, *, context_gradient: bool = True, backend: str = "auto"
+    ) -> None:  # fmt: skip
         self._model, self._captures, self._backend = model, captures, backend
+        self._context_gradient = context_gradient
 
-    def __call__(self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64) -> Tensor:
-        """(T, M) → (T, M); offsets and times on the host, where padding costs no launch; they travel together."""
+    def __call__(
+        self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
+    ) -> Tensor:  # fmt: skip
+        """(T, M) → (T, M); all but x on the host, where padding costs no launch; they travel together."""
         num_tokens, num_users = len(x_TM), len(offsets_B1) - 1
         if num_tokens == 0:
             return x_TM
         size = padded_size(num_tokens, LEAST_TOKENS), padded_size(num_users, LEAST_USERS)
         padded = F.pad(x_TM, (0, 0, 0, size[0] - num_tokens))
-        batch = self._captures.on_device(_joined(size, offsets_B1, query_time_T, key_time_T))
-        y_TM: Tensor = self._captures.replay(size, _Layers(self._model, self._backend), (padded, batch))
+        batch = self._captures.on_device(_joined(size, offsets_B1, query_time_T, key_time_T, is_read_T))
+        y_TM: Tensor = self._captures.replay(
+            size, _Layers(self._model, self._context_gradient, self._backend), (padded, batch)
+        )  # fmt: skip
         return y_TM[:num_tokens]

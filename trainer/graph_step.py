@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernels import Tail
 from model.hstu import HSTU
-from trainer.graph import Captures, padded_size
+from trainer.graph import Captures, PaddedTail, padded_size
 from trainer.losses import exact_retrieval_loss, ranking_loss
 
 Int64 = NDArray[np.int64]
@@ -37,7 +38,8 @@ class StepInputs:
     """What a step computes from, of n interactions, B users, R targets, S of which are retrieved.
 
     ``before_S``: the interaction before each retrieved target, -1 where there is none; ``learned_row_S``: its row, 0
-    where it has none and is not learned. ``live_V``: who competes, of the table's memory.
+    where it has none and is not learned. ``is_read_T``: the tokens whose outputs are. ``live_V``: who competes, of the
+    table's memory.
     """
 
     row_n: Int64
@@ -52,6 +54,7 @@ class StepInputs:
     prior_RPK: Float32
     learned_RK: Float32
     is_new_R: Bools
+    is_read_T: Bools
     live_V: Bools
 
     @property
@@ -86,7 +89,7 @@ class Size:
         each = [self.users] * 3
         return [
             self.interactions * self.kinds, self.interactions, self.users * self.priors * self.kinds,
-            self.users * self.kinds, *each, self.rows,
+            self.users * self.kinds, *each, 2 * self.interactions, self.rows,
         ]  # fmt: skip
 
 
@@ -127,8 +130,8 @@ def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
     weight_R = np.full(len(inputs.target_R), 1.0 / max(1, len(inputs.target_R)), np.float32)
     floats = _fill(
         [inputs.kinds_nK, inputs.value_n, inputs.prior_RPK, inputs.learned_RK, inputs.is_new_R, weight_R, weight_S,
-         inputs.live_V],
-        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], np.float32,
+         inputs.is_read_T, inputs.live_V],
+        size.floats, [0.0, np.nan, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], np.float32,
     )  # fmt: skip
     return integers, floats
 
@@ -136,19 +139,23 @@ def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
 class _Step(nn.Module):
     """What a graph is made of: all the model's weights, and one size."""
 
-    def __init__(self, model: HSTU, size: Size, feedback: str, backend: str) -> None:
+    def __init__(self, model: HSTU, size: Size, rules: tuple[str, bool], backend: str) -> None:
         super().__init__()
-        self.model, self._size, self._feedback, self._backend = model, size, feedback, backend
+        self.model, self._size, self._backend = model, size, backend
+        self._feedback, self._context_gradient = rules
 
     def forward(self, row_VD: Tensor, integers: Tensor, floats: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
         """Both losses and `StepOutputs`' predictions; ``sides``: the sides (n, M), where there are any."""
         size, model = self._size, self.model
         row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
-        kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, live_V = floats.split(size.floats)
+        kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, is_read_T, live_V = floats.split(size.floats)
         kinds_nK = kinds.view(size.interactions, size.kinds)
         item_nM = model.item_inputs(F.embedding(row_n, row_VD), sides[0] if sides else None)
         x_TM = model.interleave(item_nM, model.action_inputs(item_nM, kinds_nK, value_n))
-        y_TM = model.encode(x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend)
+        y_TM = model.encode(
+            x_TM, offsets_B1, query_time_T, time_T, in_order=True, backend=self._backend,
+            tail=cast("Tail", PaddedTail(is_read_T > 0)), context_gradient=self._context_gradient,
+        )  # fmt: skip
         read = F.embedding(torch.cat([target_R, before_S]), torch.cat([y_TM, model.start_M[None]]))
         query_SD, table_VD = model.retrieval_query(read[size.users :]), model.retrieval_table(row_VD)
         loss_S = exact_retrieval_loss(query_SD, table_VD, learned_S, live_V > 0, self._backend)
@@ -161,8 +168,11 @@ class _Step(nn.Module):
 class PaddedStep:
     """Forward and backward of steps whose times are in order and whose loss is over the whole catalogue."""
 
-    def __init__(self, model: HSTU, feedback: str, captures: Captures, *, backend: str = "auto") -> None:
-        self._model, self._feedback, self._captures, self._backend = model, feedback, captures, backend
+    def __init__(
+        self, model: HSTU, captures: Captures, *, feedback: str, context_gradient: bool, backend: str = "auto"
+    ) -> None:
+        self._model, self._captures, self._backend = model, captures, backend
+        self._rules = feedback, context_gradient
 
     @property
     def works(self) -> bool:
@@ -176,6 +186,6 @@ class PaddedStep:
         arguments = [row_VD, integers, floats]
         if side_nM is not None:
             arguments.append(F.pad(side_nM, (0, 0, 0, size.interactions - len(side_nM))))
-        plain = _Step(self._model, size, self._feedback, self._backend)
+        plain = _Step(self._model, size, self._rules, self._backend)
         retrieval, ranking, query, table, logits = self._captures.replay((size, len(arguments)), plain, arguments)
         return StepOutputs(retrieval, ranking, query[: len(inputs.before_S)], table, logits[: len(inputs.target_R)])

@@ -76,9 +76,11 @@ class Learner:
         # Dropout's seed is a new number each step, which a graph would replay as it was.
         graphs = trainer.cuda_graphs and self.device.type == "cuda" and trainer.dropout == 0
         captures = Captures(self.device, wanted=True)
-        self._graphs = PaddedEncoder(self.model, captures) if graphs else None
-        whole = graphs and trainer.context_gradient
-        self._step_graphs = PaddedStep(self.model, trainer.feedback, captures) if whole else None
+        through = trainer.context_gradient
+        self._graphs = PaddedEncoder(self.model, captures, context_gradient=through) if graphs else None
+        self._step_graphs = (
+            PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
+        )
         self._aside = ThreadPoolExecutor(1, "memory") if self.device.type == "cuda" else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
@@ -271,7 +273,7 @@ class Learner:
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
             batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self._prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, live_V,
+            batch.learned_RK, batch.is_new_R, _is_read(_tail(batch), batch.num_tokens), live_V,
         )  # fmt: skip
 
     def _graphed_forward(
@@ -308,7 +310,7 @@ class Learner:
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
         if self._graphs is not None and in_order:
-            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T))
+            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T, _is_read(tail, len(x_TM))))
         return self.model.encode(
             x_TM,
             self._tensor(offsets_B1),
@@ -426,6 +428,13 @@ def _tail(batch: JaggedBatch) -> Tail:
     first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
     num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
     return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
+
+
+def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
+    """(T,) which tokens the tail has."""
+    is_read_T = np.zeros(num_tokens, np.bool_)
+    is_read_T[tail.rows_S.numpy()] = True
+    return is_read_T
 
 
 def _told(batch: JaggedBatch) -> Int64:

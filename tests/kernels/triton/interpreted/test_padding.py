@@ -36,7 +36,7 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
     if encoder is None:
         y = model.encode(x, offsets, times + 700, times, in_order=True, backend="triton")
     else:
-        y = encoder(x, *(each.numpy() for each in (offsets, times + 700, times)))
+        y = encoder(x, *(each.numpy() for each in (offsets, times + 700, times)), np.ones(len(x), np.bool_))
     weights = [parameter for name, parameter in model.named_parameters() if name.startswith("layers.")]
     x_grad, *grads = torch.autograd.grad(y, [x, *weights], torch.randn(y.shape, generator=generator))
     return y.detach(), x_grad, torch.cat([grad.flatten() for grad in grads])
@@ -56,7 +56,8 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
     assert captures.num_sizes == 2
 
 
-def test_a_padded_step_learns_what_a_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("context_gradient", [False, True])
+def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users of different lengths, first interactions, new items; later losses come from what was learned."""
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
     monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
@@ -64,10 +65,12 @@ def test_a_padded_step_learns_what_a_step_learns(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("trainer.graph_step.LEAST_ROWS", 80)
     losses: dict[bool, list[tuple[float, float]]] = {}
     for padded in (False, True):
-        learner = Learner(CONFIG, TrainerConfig(exclude_seen=False))
+        learner = Learner(CONFIG, TrainerConfig(exclude_seen=False, context_gradient=context_gradient))
         if padded:
             captures = Captures(CPU, wanted=False)
-            learner._step_graphs = PaddedStep(learner.model, "reversal", captures, backend="triton")
+            learner._step_graphs = PaddedStep(
+                learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
+            )
         examples = synthetic_examples(5, 30, 8, 3, 12)
         losses[padded] = []
         for _ in range(4):
