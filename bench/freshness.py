@@ -30,6 +30,7 @@ from bench.curve import draw_curves
 from bench.events import arrivals
 from bench.frozen import Frozen
 from bench.judging import LATELY, kinds_alone, ranking, retrieval
+from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
@@ -175,7 +176,7 @@ def command(arguments: list[str]) -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     rows = run(quick=options.quick, streams=options.streams, data=options.data, limit=options.limit)
     report = {"bench": "freshness", "machine": machine(), "commit": commit(),
-              "command": " ".join(["freshness", *arguments]), "rows": rows}  # fmt: skip
+              "command": spoken("freshness", arguments), "rows": rows}  # fmt: skip
     show(rows, f"freshness on {machine()}, commit {commit()}")
     if options.out:
         with options.out.open("a", encoding="utf-8") as file:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bench.records import spoken
 from kernels import BucketCache, TimeBuckets, hstu_layer, sampled_softmax
 from model.config import ModelConfig
 from model.hstu import Layer
@@ -247,7 +248,7 @@ def command(arguments: list[str]) -> int:
             print(experiment.history[-1], file=sys.stderr, flush=True)
         if options.state:
             experiment.save(options.state)
-    report = {"bench": "published", "command": " ".join(["published", *arguments]), "epochs": experiment.num_epochs,
+    report = {"bench": "published", "command": spoken("published", arguments), "epochs": experiment.num_epochs,
               "seconds": round(time.monotonic() - started, 1), "device": _device(experiment.device),
               "history": experiment.history, "rows": _rows(options.stream, experiment)}  # fmt: skip
     if options.out:

@@ -29,7 +29,7 @@ from bench.chart import draw
 from bench.comparison import rows_of
 from bench.events import num_items, steps
 from bench.judging import judge_ranker, judge_retriever, retrieval
-from bench.records import Record, append, best_setting, key, measure, read
+from bench.records import Record, append, best_setting, key, measure, read, spoken
 from bench.rivals import Setting, Stage, rankers, retrievers
 from bench.single_pass import headrace, settings_for, with_size
 from bench.streams import STREAMS, open_stream
@@ -184,7 +184,7 @@ def command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     _check(parser, options)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    records = read(options.sources) if options.sources else _measure(options, " ".join(["quality", *arguments]))
+    records = read(options.sources) if options.sources else _measure(options, spoken("quality", arguments))
     if options.streams and options.sources:
         records = [record for record in records if record["stream"] in options.streams]
     rows = rows_of(records, frontier=options.steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ BETTER = {"retrieval": ("hr10", 1), "ranking": ("ne", -1)}
 """Of each task the measure that decides, and its sign."""
 # Student's t, two-sided 95%, by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def spoken(name: str, arguments: Iterable[str]) -> str:
+    """The command as a record keeps it: of a file or folder its name alone, wherever it was."""
+    return " ".join([name, *(Path(each).name if os.sep in each else each for each in arguments)])
 
 
 def read(paths: Iterable[Path]) -> list[Record]:

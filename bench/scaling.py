@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from bench.__main__ import commit, machine, show
 from bench.events import arrivals
+from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import open_stream
 from headrace.config import Settings, load_settings
@@ -141,7 +142,7 @@ def command(arguments: list[str]) -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit)
     report = {"bench": "scaling", "machine": machine(), "commit": commit(),
-              "command": " ".join(["scaling", *arguments]), "rows": rows}  # fmt: skip
+              "command": spoken("scaling", arguments), "rows": rows}  # fmt: skip
     show(rows, f"scaling on {machine()}, commit {commit()}")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 from bench.chart import draw
 from bench.comparison import rows_of
 from bench.quality import command
-from bench.records import append, best_setting, interval, read
+from bench.records import append, best_setting, interval, read, spoken
 from tests.bench.samples import chain
 
 
@@ -108,3 +108,8 @@ def test_a_wrong_option_is_refused_with_what_would_be_right(
     with pytest.raises(SystemExit):
         command(words)
     assert said in capfd.readouterr().err
+
+
+def test_a_record_names_files_and_not_where_they_were() -> None:
+    told = spoken("quality", ["ml-100k", "--data", "/some/where/data", "--out", "here/q.jsonl", "--seeds", "3"])
+    assert told == "quality ml-100k --data data --out q.jsonl --seeds 3"
