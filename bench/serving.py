@@ -27,9 +27,9 @@ from bench.bad_requests import bad_requests, keep_sending, post
 from bench.timing import Row, row, take_turns
 from model.config import ModelConfig
 from serving.config import ServingConfig
-from serving.engine import Ask, Engine
+from serving.engine import Engine, Request
 from serving.histories import Histories
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.process import tune_interpreter
@@ -133,7 +133,7 @@ def run(quick: bool) -> list[Row]:
 
 def _engine(num_items: int, rounds: int) -> list[Row]:
     """The processor time of one request, without HTTP."""
-    kept, holder = histories(num_items), VersionHolder()
+    kept, holder = histories(num_items), WeightsManager()
     holder.stage(next(versions(num_items, taught=True)))
     holder.swap()
     held = holder.current
@@ -142,10 +142,10 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
     candidates = np.array([item_hash(item) for item in range(1000)], np.int64)
     asked: dict[str, Any] = {"recommend": None, "rank 100": candidates[:100], "rank 1000": candidates}
 
-    def ask(user: int, wanted: Any) -> Ask:
+    def ask(user: int, wanted: Any) -> Request:
         past = kept.get(f"u{user}")
         assert past is not None
-        return Ask(f"u{user}", past.interactions, past.user_features, START_MS + 10**9, candidates=wanted)
+        return Request(f"u{user}", past.interactions, past.user_features, START_MS + 10**9, candidates=wanted)
 
     contenders: dict[str, Any] = {
         f"{what}, {name}": (lambda engine=engine, wanted=wanted: engine.answer(held, [ask(7, wanted)]))
@@ -164,7 +164,7 @@ def _engine(num_items: int, rounds: int) -> list[Row]:
 
 def _swaps(num_items: int) -> list[Row]:
     """Putting a delta of 1,000 rows into service, beside copying the table that it changes."""
-    holder, coming = VersionHolder(), versions(num_items)
+    holder, coming = WeightsManager(), versions(num_items)
     holder.stage(next(coming))
     holder.swap()
     deltas = [next(coming) for _ in range(12)]
@@ -273,7 +273,7 @@ async def _load(
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener per configuration; swaps on request."""
     torch.set_num_threads(1)
-    kept, coming, holder = histories(num_items), versions(num_items, taught=True), VersionHolder()
+    kept, coming, holder = histories(num_items), versions(num_items, taught=True), WeightsManager()
     holder.stage(next(coming))
     holder.swap()
     ports = {}

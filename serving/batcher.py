@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.engine import Ask, Engine, Found
+from serving.engine import Engine, Request, Result
 from serving.errors import NotReadyError, OverloadedError, ServingError
-from serving.holder import HeldVersion, VersionHolder
+from serving.holder import HeldVersion, WeightsManager
 
 logger = logging.getLogger(__name__)
 MOST_REST_S = 0.05
@@ -37,11 +37,11 @@ class Job(Protocol):
         """How much work it is; 1: a recommendation for one user."""
         ...
 
-    def asks(self, version: HeldVersion, /) -> list[Ask]:
+    def prepare(self, version: HeldVersion, /) -> list[Request]:
         """What the engine shall find out."""
         ...
 
-    def body(self, version: HeldVersion, found: Sequence[Found], /) -> bytes:
+    def body(self, version: HeldVersion, found: Sequence[Result], /) -> bytes:
         """The answer as JSON."""
         ...
 
@@ -90,7 +90,7 @@ class Batcher:
     """Takes jobs, gives the bytes of their answers. `close` finishes what waits."""
 
     def __init__(
-        self, engine: Engine, holder: VersionHolder, *, num_workers: int, max_batch: int, max_waiting: int,
+        self, engine: Engine, holder: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
         max_wait_s: float = 1.0,
     ) -> None:  # fmt: skip
         self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s)
@@ -148,7 +148,7 @@ class Lane:
     the batch took: both want the interpreter and the processor, and the other's answers are due sooner.
     """
 
-    def __init__(self, name: str, engine: Engine, holder: VersionHolder, num_workers: int, max_batch_weight: float,
+    def __init__(self, name: str, engine: Engine, holder: WeightsManager, num_workers: int, max_batch_weight: float,
                  max_waiting: int, max_wait_s: float, after: Lane | None = None) -> None:  # fmt: skip
         self._after = after
         self.name, self.engine, self._holder = name, engine, holder
@@ -242,7 +242,7 @@ class Lane:
             if version is None:
                 unready = NotReadyError("no version of the weights has arrived yet; wait until /readyz says so")
                 return [unready for _ in jobs]
-            asks = [_asks(job, version) for job in jobs]
+            asks = [_prepared(job, version) for job in jobs]
             fine = [ask for each in asks if isinstance(each, list) for ask in each]
             try:
                 found = iter(self.engine.answer(version, fine) if fine else [])
@@ -268,9 +268,9 @@ class Lane:
                 loop.call_soon_threadsafe(_settle, pairs)
 
 
-def _asks(job: Job, version: HeldVersion) -> list[Ask] | Exception:
+def _prepared(job: Job, version: HeldVersion) -> list[Request] | Exception:
     try:
-        return job.asks(version)
+        return job.prepare(version)
     except ServingError as error:
         return error
     except Exception as error:
@@ -278,7 +278,7 @@ def _asks(job: Job, version: HeldVersion) -> list[Ask] | Exception:
         return error
 
 
-def _body(job: Job, version: HeldVersion, found: Sequence[Found]) -> Outcome:
+def _body(job: Job, version: HeldVersion, found: Sequence[Result]) -> Outcome:
     try:
         return job.body(version, found)
     except ServingError as error:

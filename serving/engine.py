@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ask:
+class Request:
     """One request.
 
     ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
@@ -62,8 +62,8 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """The answer to one `Ask`: item hashes with scores, best first; or (C, kinds) probabilities of the candidates."""
+class Result:
+    """The answer to a `Request`: item hashes with scores, best first, or (C, kinds) probabilities of the candidates."""
 
     items: Int64
     scores: NDArray[np.float32]
@@ -74,7 +74,7 @@ class Found:
 class _Progress:
     """Where one ask stands: its columns, what of it was cached, and what was computed."""
 
-    ask: Ask
+    ask: Request
     columns: Columns
     past: KeysValues
     born: Born
@@ -98,8 +98,8 @@ class Engine:
         self._candidates_per_pass = candidates_per_pass
 
     @torch.inference_mode()
-    def answer(self, version: HeldVersion, asks: Sequence[Ask]) -> list[Found]:
-        """One `Found` for each ask, all from ``version``, which the caller holds."""
+    def answer(self, version: HeldVersion, asks: Sequence[Request]) -> list[Result]:
+        """One `Result` for each ask, all from ``version``, which the caller holds."""
         allowed = self.reuse.allowed
         progress = [self._start(version, ask, allowed) for ask in asks]
         twin = self._twin(version, progress, allowed)
@@ -131,7 +131,7 @@ class Engine:
                 warmed.append(CacheEntry(each.user, each.columns, past, version.born))
         return warmed
 
-    def _start(self, version: HeldVersion, ask: Ask, allowed: int, *, is_twin: bool = False) -> _Progress:
+    def _start(self, version: HeldVersion, ask: Request, allowed: int, *, is_twin: bool = False) -> _Progress:
         """``allowed``: how many swaps ago what is taken from the cache may have been computed."""
         columns = _columns(ask, version.network.config)
         started = _Progress(ask, columns, version.network.nothing(), version.born, is_twin=is_twin)
@@ -194,18 +194,18 @@ class Engine:
         parts = [done.past, fresh.narrow(0, num_fresh)] if len(done.past) else [fresh.narrow(0, num_fresh, copy=True)]
         self.cache.put(CacheEntry(ask.user, done.columns, KeysValues.cat(parts), done.born))
 
-    def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Found]:
+    def _recommend(self, version: HeldVersion, progress: Sequence[_Progress]) -> list[Result]:
         table, start_M = version.tables[ITEMS], version.network.model.start_M
         if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
         wanted = [_wanted(version, each) for each in progress]
         return [
-            Found(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
+            Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
             for rows, scores in best_items(version, output_RM, wanted)
         ]
 
-    def _rank(self, version: HeldVersion, done: _Progress) -> Found:
+    def _rank(self, version: HeldVersion, done: _Progress) -> Result:
         assert done.ask.candidates is not None
         candidates, network = done.ask.candidates, version.network
         past = (
@@ -218,7 +218,7 @@ class Engine:
         probabilities = torch.sigmoid(torch.cat(logits)).cpu().numpy()
         known = version.tables[ITEMS].lookup(candidates) > 0
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
-        return Found(candidates, probabilities, known)
+        return Result(candidates, probabilities, known)
 
     def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
         """One pass over so many candidates: one past, one position, one moment, and none sees another."""
@@ -229,7 +229,7 @@ class Engine:
         asked = Columns(candidates, np.zeros(num, np.uint32), np.full(num, ask.now_ms), np.full(num, domain),
                         np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
         x_CM = network.item_tokens(version.tables, asked)
-        y_CM = network.judge(x_CM, ask.now_ms, past)
+        y_CM = network.score_candidates(x_CM, ask.now_ms, past)
         assert version.tables.rates is not None
         rows_C, done_K = version.tables[ITEMS].lookup(candidates), _kinds_done(done.columns, network.config)
         prior_CPK = version.tables.rates.prior(
@@ -238,13 +238,13 @@ class Engine:
         return network.model.rank_logits(y_CM, network.tensor(prior_CPK))
 
 
-def _asked_by(entry: CacheEntry) -> Ask:
+def _asked_by(entry: CacheEntry) -> Request:
     """A question at the moment of his last action: its own token is not kept."""
     none = np.zeros(0, np.int64)
-    return Ask(entry.user, no_interactions(), none, int(entry.columns.time_ms_n[-1]))
+    return Request(entry.user, no_interactions(), none, int(entry.columns.time_ms_n[-1]))
 
 
-def _difference(ours: Found, theirs: Found) -> float:
+def _difference(ours: Result, theirs: Result) -> float:
     """In units of the scores: log-odds, where those are probabilities."""
     left, right = (each.scores if each.scores.ndim == 1 else log_odds(each.scores) for each in (ours, theirs))
     return difference(left, ours.items, right, theirs.items)
@@ -255,7 +255,7 @@ def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
     return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
 
 
-def _columns(ask: Ask, config: ModelConfig) -> Columns:
+def _columns(ask: Request, config: ModelConfig) -> Columns:
     past, num = ask.past, len(ask.past)
     fits = past.feature_hash.shape == (num, config.num_features)
     features = past.feature_hash if fits else np.zeros((num, config.num_features), np.int64)
@@ -263,7 +263,7 @@ def _columns(ask: Ask, config: ModelConfig) -> Columns:
                    _user_features(ask, config, num))  # fmt: skip
 
 
-def _user_features(ask: Ask, config: ModelConfig, num: int) -> Int64:
+def _user_features(ask: Request, config: ModelConfig, num: int) -> Int64:
     """(num, F_user) the user's features on every interaction; 0 for somebody of whom none are known."""
     known = ask.user_features
     row = known if len(known) == config.num_user_features else np.zeros(config.num_user_features, np.int64)
@@ -306,5 +306,5 @@ def _offsets(lengths: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _nothing() -> Found:
-    return Found(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_))
+def _nothing() -> Result:
+    return Result(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_))

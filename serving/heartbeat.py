@@ -11,7 +11,7 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
@@ -26,7 +26,7 @@ BRIEFLY: dict[str, Any] = {
 class Heartbeat(threading.Thread):
     """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
 
-    def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: VersionHolder,
+    def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
         super().__init__(name="status", daemon=True)
         self._kafka, self._topic, self._component, self._holder = kafka, topic, name, holder

@@ -1,6 +1,6 @@
 """Which version answers: one reference, swapped whole, and a count of the requests that hold each.
 
-`VersionHolder.hold` gives a request its version for as long as it takes; `stage` prepares the next one beside it (on
+`WeightsManager.hold` gives a request its version for as long as it takes; `stage` prepares the next one beside it (on
 the subscriber's thread) and `swap` makes it the one that later requests get. Nobody waits for a swap.
 """
 
@@ -74,7 +74,7 @@ class HeldVersion:
         return max(0.0, round(time.time() - self.manifest.newest_record_ms / 1000, 3))
 
 
-class VersionHolder:
+class WeightsManager:
     """The version in use and the one in the making. One thread stages and swaps; any number hold."""
 
     def __init__(self, device: torch.device | None = None, *, backend: str = "auto", swap_wait_s: float = 1.0) -> None:

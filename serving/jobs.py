@@ -10,8 +10,7 @@ from typing import cast
 import msgspec
 
 from model.tokens import ITEMS
-from serving.asks import AskBuilder, hashes
-from serving.engine import Ask, Found
+from serving.engine import Request, Result
 from serving.holder import HeldVersion
 from serving.messages import (
     HistoryAnswer,
@@ -29,6 +28,7 @@ from serving.messages import (
     SimilarRequest,
     VersionName,
 )
+from serving.requests import RequestBuilder, hashes
 from serving.similar import similar_items
 from serving.titles import Titles
 from wire.hashing import canonical
@@ -62,10 +62,10 @@ def name_of(version: HeldVersion) -> VersionName:
 class RecommendJob:
     """Items for each of the requests; ``is_batch``: they came as a list, and go as one."""
 
-    builder: AskBuilder
+    builder: RequestBuilder
     requests: Sequence[RecommendRequest]
     is_batch: bool = False
-    _asks: list[Ask] = field(default_factory=list)
+    _prepared: list[Request] = field(default_factory=list)
 
     @property
     def weight(self) -> float:
@@ -73,18 +73,18 @@ class RecommendJob:
         ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
         return len(self.requests) + ids / IDS_OF_WEIGHT_1
 
-    def asks(self, version: HeldVersion) -> list[Ask]:
+    def prepare(self, version: HeldVersion) -> list[Request]:
         """One a request."""
-        self._asks = [self.builder.recommend(version, each) for each in self.requests]
-        return self._asks
+        self._prepared = [self.builder.recommend(version, each) for each in self.requests]
+        return self._prepared
 
-    def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
+    def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
         """`RecommendAnswer`, or `RecommendBatchAnswer`."""
-        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._asks, found, strict=True)]
+        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._prepared, found, strict=True)]
         return _batch(answers) if self.is_batch else answers[0]
 
     @staticmethod
-    def _answer(version: HeldVersion, ask: Ask, found: Found) -> RecommendAnswer:
+    def _answer(version: HeldVersion, ask: Request, found: Result) -> RecommendAnswer:
         names = version.names
         pairs = zip(found.items.tolist(), found.scores.tolist(), strict=True)
         items = [ScoredItem(names[key], score) for key, score in pairs if key in names]
@@ -96,10 +96,10 @@ class RecommendJob:
 class RankJob:
     """Probabilities for the candidates of each of the requests."""
 
-    builder: AskBuilder
+    builder: RequestBuilder
     requests: Sequence[RankRequest]
     is_batch: bool = False
-    _asks: list[Ask] = field(default_factory=list)
+    _prepared: list[Request] = field(default_factory=list)
 
     @property
     def weight(self) -> float:
@@ -107,21 +107,21 @@ class RankJob:
         num = sum(len(each.items) for each in self.requests)
         return len(self.requests) + num / CANDIDATES_OF_WEIGHT_1
 
-    def asks(self, version: HeldVersion) -> list[Ask]:
+    def prepare(self, version: HeldVersion) -> list[Request]:
         """One a request."""
-        self._asks = [self.builder.rank(version, each) for each in self.requests]
-        return self._asks
+        self._prepared = [self.builder.rank(version, each) for each in self.requests]
+        return self._prepared
 
-    def body(self, version: HeldVersion, found: Sequence[Found]) -> bytes:
+    def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
         """`RankAnswer`, or `RankBatchAnswer`."""
         answers = [
             encode(self._answer(version, request, ask, each))
-            for request, ask, each in zip(self.requests, self._asks, found, strict=True)
+            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
         ]
         return _batch(answers) if self.is_batch else answers[0]
 
     @staticmethod
-    def _answer(version: HeldVersion, request: RankRequest, ask: Ask, found: Found) -> RankAnswer:
+    def _answer(version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
@@ -136,11 +136,11 @@ class SimilarJob:
     request: SimilarRequest
     weight: float = 1.0
 
-    def asks(self, _version: HeldVersion) -> list[Ask]:
+    def prepare(self, _version: HeldVersion) -> list[Request]:
         """None: the tables answer."""
         return []
 
-    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+    def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`SimilarAnswer`."""
         (row,) = version.tables[ITEMS].lookup(hashes([self.request.item])).tolist()
         pairs = similar_items(version, row, self.request.k) if row else []
@@ -152,16 +152,16 @@ class SimilarJob:
 class HistoryJob:
     """What is known of a user."""
 
-    builder: AskBuilder
+    builder: RequestBuilder
     titles: Titles
     user: str
     weight: float = 0.5
 
-    def asks(self, _version: HeldVersion) -> list[Ask]:
+    def prepare(self, _version: HeldVersion) -> list[Request]:
         """None: the histories answer."""
         return []
 
-    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+    def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`HistoryAnswer`."""
         past = self.builder.recommend(version, RecommendRequest(user=self.user)).past
         kinds = version.network.config.kinds
@@ -190,11 +190,11 @@ class ItemsJob:
         """One for every so many ids."""
         return 0.1 + len(self.request.items) / IDS_OF_WEIGHT_1
 
-    def asks(self, _version: HeldVersion) -> list[Ask]:
+    def prepare(self, _version: HeldVersion) -> list[Request]:
         """None: the tables answer."""
         return []
 
-    def body(self, version: HeldVersion, _found: Sequence[Found]) -> bytes:
+    def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`ItemsAnswer`."""
         known = (version.tables[ITEMS].lookup(hashes(self.request.items)) > 0).tolist()
         items = [

@@ -173,7 +173,7 @@ class Network:
             kept_v.append(v)
         return x_SM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
 
-    def judge(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
+    def score_candidates(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
         """C candidates through all layers: outputs (C, M).
 
         Each stands right behind ``past``, is asked about at ``now_ms``, and sees the past and itself. Places of one

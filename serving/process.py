@@ -22,7 +22,7 @@ from serving.follower import HistoryFollower
 from serving.guard import Band, Guard
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import bind, listen
 from serving.pulse import PulseFollower
@@ -84,7 +84,7 @@ def connected(
 ) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
     topics = Topics.under(kafka.prefix)
-    holder = VersionHolder(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
+    holder = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
         sequences = connect(kafka, config.connect_timeout_s, **FOLLOWING)

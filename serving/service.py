@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from serving.asks import AskBuilder
 from serving.batcher import Batcher
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
@@ -19,7 +18,7 @@ from serving.contact import Contact
 from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
-from serving.holder import HeldVersion, VersionHolder
+from serving.holder import HeldVersion, WeightsManager
 from serving.jobs import HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.messages import (
     MAX_KEY,
@@ -38,6 +37,7 @@ from serving.messages import (
 )
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.pulse import Pulse, Served
+from serving.requests import RequestBuilder
 from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
@@ -80,7 +80,7 @@ class Service:
     """All parts of a server, wired. Nothing here needs a broker, so that tests and benchmarks can do without."""
 
     config: ServingConfig
-    holder: VersionHolder
+    holder: WeightsManager
     histories: Histories
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
@@ -103,7 +103,7 @@ class Service:
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin)
-        self._builder = AskBuilder(c, self.histories)
+        self._builder = RequestBuilder(c, self.histories)
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Have the cache ready for a version before it answers."""

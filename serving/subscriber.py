@@ -21,7 +21,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
 from serving.guard import Guard
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from wire.control import Which
 from wire.errors import HeadraceError, VersionError
@@ -66,11 +66,11 @@ class Counters:
 
 @dataclass(eq=False)
 class WeightsSubscriber(threading.Thread):
-    """The thread that feeds a `VersionHolder` from the topic."""
+    """The thread that feeds a `WeightsManager` from the topic."""
 
     consumer: KafkaConsumer
     topic: str
-    holder: VersionHolder
+    holder: WeightsManager
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     rollout: Rollout = field(default_factory=Rollout)

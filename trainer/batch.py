@@ -180,7 +180,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         num_kinds=len(config.kinds),
     )
     present_n = batch.item_n != 0
-    # What was lost before this reader came (`trainer.on_hole`) has left rows without items.
+    # What was lost before this reader came (`trainer.on_gap`) has left rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
 
 

@@ -66,7 +66,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "base_every": AT_LEAST_1,
     "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
-    "on_hole": Word(("stop", "skip"), "use stop"),
+    "on_gap": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
     "takeover_after_s": ABOVE_0,
     "lag_every_s": ABOVE_0,
@@ -144,7 +144,7 @@ class TrainerConfig:
     base_every: int = 80
     base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
-    on_hole: str = "stop"
+    on_gap: str = "stop"
     max_buffered_examples: int = 4096
     # Who leads, where several run
     takeover_after_s: float = 10.0
@@ -201,7 +201,7 @@ _NOT_LEARNING = frozenset(
         "base_every",
         "base_max_age_share",
         "chunk_bytes",
-        "on_hole",
+        "on_gap",
         "max_buffered_examples",
         "takeover_after_s",
         "lag_every_s",

@@ -39,14 +39,14 @@ class KafkaSource:
         kafka: KafkaConfig,
         positions: dict[int, Position],
         *,
-        on_hole: str,
+        on_gap: str,
         max_buffered: int,
         stop: threading.Event,
         action: ActionConfig | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
         self._action = action
-        self._on_hole, self._max_buffered = on_hole, max_buffered
+        self._on_hole, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
         self._topic_id = ""
@@ -175,7 +175,7 @@ class KafkaSource:
         )
         if self._on_hole == "stop":
             raise HoleError(
-                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_hole = "skip"; '
+                f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"
             )
         self.num_lost += hole.got - hole.expected

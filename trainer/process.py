@@ -62,7 +62,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
     def open_source(positions: dict[int, Position]) -> KafkaSource:
         check_ends(kafka, positions, stop)
         return KafkaSource(
-            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop,
+            kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
             action=settings.action,
         )  # fmt: skip
 

@@ -88,7 +88,7 @@ def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: 
     _check_settings(model, config, published)
     plan = plan_of(weights, manifests)
     learner = Learner(model, config, choose_device(config))
-    source = KafkaSource(kafka, {}, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop)
+    source = KafkaSource(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
     try:
         _follow(learner, source, plan, published.next_step, stop)
     finally:

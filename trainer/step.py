@@ -31,11 +31,11 @@ from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
+from trainer.evaluator import Evaluator, Forward, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
 from trainer.histories import TrainedHistories
-from trainer.judge import Forward, Judge, to_device
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -93,7 +93,7 @@ class Learner:
         self.popularity = PopularityBaseline()
         self.rates = Rates(len(model.kinds))
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
-        self.judge = Judge(trainer, self.popularity, self.rates, self.metrics)
+        self.evaluator = Evaluator(trainer, self.popularity, self.rates, self.metrics)
         self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
         """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
         self.num_steps = 0
@@ -140,10 +140,10 @@ class Learner:
             # The memory computes while the GPU is told what to learn; neither sees what the other changes.
             pending = self._aside.submit(self._answer, whole, list(self._ask(whole, forward, seen_rows_n)))
             self._learn(forward, loss)
-            self.judge.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
+            self.evaluator.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
         else:
             recalled = self._recall(whole, forward, seen_rows_n)
-            self.judge.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
+            self.evaluator.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
             self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())

@@ -12,7 +12,7 @@ import uvicorn
 
 from serving.config import ServingConfig
 from serving.histories import Histories
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.service import Service
@@ -24,7 +24,7 @@ WORLD = World(num_users=4)
 HOLDER = holder_of(next(versions(WORLD, 1)))
 
 
-def service_of(holder: VersionHolder, config: ServingConfig) -> Service:
+def service_of(holder: WeightsManager, config: ServingConfig) -> Service:
     """A service that has read the world's histories."""
     histories = Histories(10**8)
     for each in WORLD.examples():

@@ -11,14 +11,14 @@ def fail_at_the_second_swap() -> None:
     """The thread that follows the weights meets what nobody has foreseen."""
     import serving.holder
 
-    swap = serving.holder.VersionHolder.swap
+    swap = serving.holder.WeightsManager.swap
 
-    def failing(self: serving.holder.VersionHolder) -> None:
+    def failing(self: serving.holder.WeightsManager) -> None:
         if self.num_swaps:
             raise RuntimeError("nobody has foreseen this")
         swap(self)
 
-    serving.holder.VersionHolder.swap = failing  # type: ignore[method-assign]
+    serving.holder.WeightsManager.swap = failing  # type: ignore[method-assign]
 
 
 FAULTS = {"the second swap fails": fail_at_the_second_swap}

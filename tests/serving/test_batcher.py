@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Outcome
-from serving.engine import Ask, Engine, Found
+from serving.engine import Engine, Request, Result
 from serving.errors import OverloadedError
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
@@ -22,26 +22,26 @@ from wire.config import KafkaConfig
 from wire.example import no_interactions
 
 HOLDER = holder_of(next(versions(World(num_users=2), 1)))
-FINE = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, k=3)
-BROKEN = Ask(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
+FINE = Request(None, no_interactions(), np.zeros(0, np.int64), 2**40, k=3)
+BROKEN = Request(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidates=np.array(["no hash"]))  # type: ignore[arg-type]
 
 
 @dataclass
 class PlainJob:
     """A question that is answered with how many items were found."""
 
-    ask: Ask = FINE
+    ask: Request = FINE
     weight: float = 1.0
     started: threading.Event | None = None
     release: threading.Event | None = None
 
-    def asks(self, _version: HeldVersion) -> list[Ask]:
+    def prepare(self, _version: HeldVersion) -> list[Request]:
         if self.started is not None and self.release is not None:
             self.started.set()
             assert self.release.wait(30)
         return [self.ask]
 
-    def body(self, _version: HeldVersion, found: Sequence[Found]) -> bytes:
+    def body(self, _version: HeldVersion, found: Sequence[Result]) -> bytes:
         return b"%d" % len(found[0].items)
 
 

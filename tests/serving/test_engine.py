@@ -13,9 +13,9 @@ from model.memory import events_of
 from model.tokens import token_times
 from serving import engine as engine_module
 from serving.cache import Born
-from serving.engine import Ask, Engine, Found
+from serving.engine import Engine, Request, Result
 from serving.histories import Histories
-from serving.holder import HeldVersion, VersionHolder
+from serving.holder import HeldVersion, WeightsManager
 from serving.reuse import ReuseProbe
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
@@ -38,12 +38,12 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def holder(world: World) -> VersionHolder:
+def holder(world: World) -> WeightsManager:
     return holder_of(next(versions(world, 1)))
 
 
 @pytest.fixture
-def version(holder: VersionHolder) -> HeldVersion:
+def version(holder: WeightsManager) -> HeldVersion:
     assert holder.current is not None
     return holder.current
 
@@ -52,10 +52,10 @@ def engine_of(cache_bytes: int = 100_000_000) -> Engine:
     return Engine(Histories(10**8), cache_bytes=cache_bytes, candidates_per_pass=3)
 
 
-def ask_of(each: Example, *, rank: bool = False, dt_ms: int = 7000, k: int = 10) -> Ask:
+def ask_of(each: Example, *, rank: bool = False, dt_ms: int = 7000, k: int = 10) -> Request:
     past = slice_of(each.interactions, -MODEL.max_context, None)
     last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
-    return Ask(each.user, past, each.user_feature_hash, last + dt_ms, k=k, exclude_seen=False,
+    return Request(each.user, past, each.user_feature_hash, last + dt_ms, k=k, exclude_seen=False,
                candidates=CANDIDATES if rank else None)  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         return torch.from_numpy(logits[0]), torch.sigmoid(ranked)
 
 
-def close_to(found: Found, expected: Found) -> None:
+def close_to(found: Result, expected: Result) -> None:
     assert np.linalg.norm(found.scores - expected.scores) <= TOLERANCE * np.linalg.norm(expected.scores)
 
 
@@ -181,7 +181,7 @@ def test_a_long_history_that_grows_keeps_what_is_cached_of_it(world: World, vers
         past = histories.get("u")
         assert past is not None
         assert min(end, MODEL.max_context) <= len(past.interactions) <= MODEL.max_context + 4
-        ask = Ask("u", past.interactions, past.user_features, 2**41, exclude_seen=False)
+        ask = Request("u", past.interactions, past.user_features, 2**41, exclude_seen=False)
         close_to(engine.answer(version, [ask])[0], engine_of(0).answer(version, [ask])[0])
     assert engine.cache.num_hits == pytest.approx(60 * 3 / 4, abs=6)
 
@@ -201,14 +201,14 @@ def test_a_candidates_probability_does_not_depend_on_its_company(world: World, v
     ask = ask_of(example("u1", world.histories["u1"]), rank=True)
     assert ask.candidates is not None
     whole = engine_of().answer(version, [ask])[0]
-    turned = Ask(ask.user, ask.past, ask.user_features, ask.now_ms, candidates=ask.candidates[::-1].copy())
+    turned = Request(ask.user, ask.past, ask.user_features, ask.now_ms, candidates=ask.candidates[::-1].copy())
     assert np.allclose(whole.scores, engine_of().answer(version, [turned])[0].scores[::-1], rtol=TOLERANCE)
     assert whole.known.tolist() == [True, True, True, False]
 
 
 def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version: HeldVersion) -> None:
     past = slice_of(world.histories["u2"], -MODEL.max_context, None)
-    found = engine_of().answer(version, [Ask("u2", past, np.zeros(0, np.int64), 2**41, k=1000)])[0]
+    found = engine_of().answer(version, [Request("u2", past, np.zeros(0, np.int64), 2**41, k=1000)])[0]
     everything = set(world.learner.items.keys_of(world.learner.items.live_rows()).tolist())
     assert set(found.items.tolist()) == everything - set(past.item_hash.tolist())
     assert len(found.items) == len(set(found.items.tolist()))
@@ -217,7 +217,7 @@ def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version
 
 def answers_over_versions(engine: Engine, world: World) -> bool:
     """Ask the same user under version after version; whether each answer is that of an engine without a cache."""
-    holder, right = VersionHolder(), True
+    holder, right = WeightsManager(), True
     each = example("u0", world.histories["u0"])
     for version in versions(world, 4):
         holder.stage(version)
@@ -237,7 +237,7 @@ def test_cached_state_is_never_reused_over_versions() -> None:
 def reusing(max_error: float, num_versions: int = 60) -> tuple[Engine, list[float]]:
     """An engine that may reuse, asked under version after version; and how far each answer was from an exact one."""
     engine = Engine(Histories(10**8), reuse=ReuseProbe(8, max_error))
-    holder, off = VersionHolder(), []
+    holder, off = WeightsManager(), []
     world = World(seed=4)
     asks = [ask_of(example(user, rows), k=50, rank=index == 0)
             for index, (user, rows) in enumerate(world.histories.items())]  # fmt: skip
@@ -272,7 +272,7 @@ def test_a_line_of_versions_that_begins_anew_reuses_nothing_of_the_old_one() -> 
 
 
 def test_a_new_version_finds_the_cache_ready_for_those_who_ask() -> None:
-    world, engine, holder = World(seed=4), engine_of(), VersionHolder()
+    world, engine, holder = World(seed=4), engine_of(), WeightsManager()
     asks = [ask_of(example(user, rows)) for user, rows in world.histories.items()]
     warmed: list[int] = []
 
@@ -324,7 +324,7 @@ def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
             entry = engine_module.CacheEntry(str(done.ask.user), done.columns, done.fresh, done.born)
             self.cache.put(entry)
 
-    def start_too_late(self: Engine, held: HeldVersion, ask: Ask, allowed: int) -> engine_module._Progress:
+    def start_too_late(self: Engine, held: HeldVersion, ask: Request, allowed: int) -> engine_module._Progress:
         started = start(self, held, ask, allowed)
         entry = self.cache.get(str(ask.user))
         if entry is not None and started.first_token:
@@ -380,8 +380,8 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
     now_ms = int(each.interactions.timestamp_ms[-1]) + 7000
     domain = int(each.interactions.domain_hash[-1])
     past = each.interactions
-    ask = Ask("u0", past, each.user_feature_hash, now_ms, candidates=np.array([item]))
-    unknown = Ask(None, slice_of(past, 0, 0), np.zeros(0, np.int64), now_ms, candidates=np.array([item]))
+    ask = Request("u0", past, each.user_feature_hash, now_ms, candidates=np.array([item]))
+    unknown = Request(None, slice_of(past, 0, 0), np.zeros(0, np.int64), now_ms, candidates=np.array([item]))
     found = engine.answer(version, [ask, unknown])
     target = replace(
         one(item, now_ms), domain_hash=np.array([domain]), feature_hash=each.interactions.feature_hash[-1:]

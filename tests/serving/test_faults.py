@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from serving.guard import Guard
-from serving.holder import HeldVersion, VersionHolder
+from serving.holder import HeldVersion, WeightsManager
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
@@ -57,7 +57,7 @@ def digest(held: HeldVersion) -> str:
 @cache
 def expected() -> dict[tuple[int, int], str]:
     """What each version is, read in order from a topic without faults."""
-    holder, assembler, found = VersionHolder(), VersionAssembler(), dict[tuple[int, int], str]()
+    holder, assembler, found = WeightsManager(), VersionAssembler(), dict[tuple[int, int], str]()
     for record in chain.from_iterable(clean()):
         version = assembler.feed(*record)
         if version is not None:
@@ -167,7 +167,7 @@ class Topic:
         self._admin.close()
 
 
-class Watched(VersionHolder):
+class Watched(WeightsManager):
     """Says of each version that comes into service what it is."""
 
     def __init__(self) -> None:

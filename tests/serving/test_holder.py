@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.embedding import EmbeddingTable
 from model.tokens import ITEMS
-from serving.holder import HeldVersion, VersionHolder
+from serving.holder import HeldVersion, WeightsManager
 from serving.tables import RowTable, TableSet
 from tests.serving.world import World, versions
 from trainer.weights import Weights
@@ -37,7 +37,7 @@ def same_as(held: HeldVersion | None, expected: Weights) -> None:
     assert all(np.array_equal(weights[name], value) for name, value in expected.dense.items())
 
 
-def follow(holder: VersionHolder, version: Version, expected: Weights | None) -> Weights:
+def follow(holder: WeightsManager, version: Version, expected: Weights | None) -> Weights:
     assert holder.accepts(version.manifest)
     holder.stage(version)
     holder.swap()
@@ -46,7 +46,7 @@ def follow(holder: VersionHolder, version: Version, expected: Weights | None) ->
 
 @pytest.mark.parametrize("settle", [False, True])
 def test_every_version_is_what_its_base_and_deltas_say(settle: bool) -> None:
-    holder, expected = VersionHolder(), None
+    holder, expected = WeightsManager(), None
     for version in versions(World(num_users=3), 9, base_every=4):
         expected = follow(holder, version, expected)
         same_as(holder.current, expected)
@@ -56,7 +56,7 @@ def test_every_version_is_what_its_base_and_deltas_say(settle: bool) -> None:
 
 
 def test_several_versions_staged_before_one_swap_are_all_in_it() -> None:
-    holder, expected = VersionHolder(), None
+    holder, expected = WeightsManager(), None
     for index, version in enumerate(versions(World(num_users=3), 9, base_every=5)):
         holder.stage(version)
         expected = expected.apply(version) if expected else Weights.from_base(version)
@@ -66,7 +66,7 @@ def test_several_versions_staged_before_one_swap_are_all_in_it() -> None:
 
 
 def test_a_request_keeps_its_version_through_swaps_however_long_it_takes() -> None:
-    holder, all_versions = VersionHolder(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    holder, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
     follow(holder, all_versions[0], None)
     expected = Weights.from_base(all_versions[0])
     newest = expected
@@ -80,7 +80,7 @@ def test_a_request_keeps_its_version_through_swaps_however_long_it_takes() -> No
 
 def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the count of readers the idle side is overwritten under a request."""
-    holder, all_versions = VersionHolder(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
+    holder, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
     follow(holder, all_versions[0], None)
     expected = Weights.from_base(all_versions[0])
     monkeypatch.setattr(threading.Condition, "wait_for", lambda self, predicate, timeout=None: True)
@@ -95,7 +95,7 @@ def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest
 def test_only_what_follows_is_accepted() -> None:
     world = World(num_users=2)
     base, delta, later = list(versions(world, 3))
-    holder = VersionHolder()
+    holder = WeightsManager()
     assert not holder.accepts(delta.manifest), "a delta without its base"
     follow(holder, base, None)
     assert not holder.accepts(later.manifest), "a gap"
@@ -105,7 +105,7 @@ def test_only_what_follows_is_accepted() -> None:
     assert not holder.accepts(stale.manifest), "a lower epoch"
     newer, of_newer = list(versions(World(num_users=2, epoch=2), 2))
     assert of_newer.manifest.onto_number == base.manifest.number
-    fresh = VersionHolder()
+    fresh = WeightsManager()
     follow(fresh, base, None)
     assert not fresh.accepts(of_newer.manifest), "a delta onto another epoch's version of that number"
     assert holder.accepts(newer.manifest), "a base of a higher epoch, though its number is lower"
@@ -113,7 +113,7 @@ def test_only_what_follows_is_accepted() -> None:
 
 def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
     base, delta, _ = list(versions(World(num_users=2), 3))
-    holder = VersionHolder()
+    holder = WeightsManager()
     expected = follow(holder, base, None)
     delta.manifest.model_config["no_such_key"] = 1
     with pytest.raises(ConfigError):
@@ -135,14 +135,14 @@ def test_weights_that_say_something_else_here_than_to_their_trainer_are_refused(
     dense = {name: array.copy() for name, array in base.snapshot.dense.items()}
     dense["query_weight"] = np.roll(dense["query_weight"], 1, axis=0)
     with pytest.raises(VersionError, match="to fixed inputs the trainer's weights said"):
-        VersionHolder().stage(Version(base.manifest, replace(base.snapshot, dense=dense)))
+        WeightsManager().stage(Version(base.manifest, replace(base.snapshot, dense=dense)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("where", ["dense", "rows"])
 def test_a_version_that_is_not_finite_leaves_the_one_in_use(value: float, where: str) -> None:
     base, delta, _ = list(versions(World(num_users=2), 3))
-    holder = VersionHolder()
+    holder = WeightsManager()
     expected = follow(holder, base, None)
     dense, items = dict(delta.snapshot.dense), delta.snapshot.tables[ITEMS]
     if where == "dense":

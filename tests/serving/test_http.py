@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.config import ServingConfig
 from serving.errors import StartError
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.titles import Titles
 from tests.serving.inprocess import Client
@@ -217,7 +217,7 @@ def test_a_body_that_is_no_json_or_too_large_is_refused(client: Client) -> None:
 
 
 def test_before_the_first_version_the_server_is_alive_and_not_ready() -> None:
-    service = service_of(VersionHolder(), CONFIG)
+    service = service_of(WeightsManager(), CONFIG)
     client = Client(build_app(service))
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 503

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from serving.engine import Ask, Engine
+from serving.engine import Engine, Request
 from serving.histories import Histories
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
@@ -58,7 +58,7 @@ class Known:
         for each in world.examples():
             self.histories.feed(0, encode_example(each))
         self.engine = Engine(self.histories, cache_bytes=0)
-        self.holder = VersionHolder()
+        self.holder = WeightsManager()
         self.items: dict[tuple[int, str], list[dict[str, Any]]] = {}
 
     def learn(self, version: Version) -> None:
@@ -69,7 +69,7 @@ class Known:
             for user in self.world.histories:
                 past = self.histories.get(user)
                 assert past is not None
-                ask = Ask(user, past.interactions, np.zeros(0, np.int64), NOW_MS, exclude_seen=None)
+                ask = Request(user, past.interactions, np.zeros(0, np.int64), NOW_MS, exclude_seen=None)
                 found = self.engine.answer(held, [ask])[0]
                 self.items[held.which[1], user] = [
                     {"item": held.names[key], "score": score}

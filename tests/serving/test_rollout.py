@@ -13,7 +13,7 @@ from kafka import KafkaProducer
 
 from serving.config import ServingConfig
 from serving.guard import Band, Guard
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.rollout import PinFollower, Rollout
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
@@ -48,7 +48,7 @@ def publish(wire: Wire, world: World, kind: str = "delta", quality: Quality = GO
 @contextmanager
 def subscriber(wire: Wire, rollout: Rollout | None = None) -> Iterator[WeightsSubscriber]:
     thread = WeightsSubscriber(
-        connect(wire.kafka, 20, metadata_max_age_ms=1000), wire.topics.weights, VersionHolder(),
+        connect(wire.kafka, 20, metadata_max_age_ms=1000), wire.topics.weights, WeightsManager(),
         rollout=rollout or Rollout(), guard=Guard(Band.of(ServingConfig())),
     )  # fmt: skip
     thread.start()

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from kafka import KafkaAdminClient, KafkaProducer
 
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
@@ -69,7 +69,7 @@ class Wire:
     def subscriber(self) -> Iterator[WeightsSubscriber]:
         """A subscriber in this process that follows the weights topic."""
         thread = WeightsSubscriber(
-            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, VersionHolder()
+            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, WeightsManager()
         )
         thread.start()
         try:

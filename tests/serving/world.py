@@ -11,7 +11,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.probe import probe_outputs
-from serving.holder import VersionHolder
+from serving.holder import WeightsManager
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
@@ -151,9 +151,9 @@ def encoded(examples: Sequence[Example]) -> list[bytes]:
     return [encode_example(each) for each in examples]
 
 
-def holder_of(version: Version) -> VersionHolder:
+def holder_of(version: Version) -> WeightsManager:
     """A holder that answers from this (base) version."""
-    holder = VersionHolder()
+    holder = WeightsManager()
     holder.stage(version)
     holder.swap()
     return holder

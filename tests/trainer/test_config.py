@@ -37,7 +37,7 @@ REFUSED_TRAINER = [
     ({"anneal_steps": -5}, r"trainer\.anneal_steps: expected a whole number, 0 or more, got -5"),
     ({"schedule": "wsa", "warmup_steps": 5, "anneal_steps": -1}, r"trainer\.anneal_steps: expected"),
     ({"final_lr_ratio": 1.5}, r"trainer\.final_lr_ratio: expected a number, 0 to 1, got 1\.5; 0\.1 is usual"),
-    ({"on_hole": "ignore"}, r"trainer\.on_hole: expected one of \('stop', 'skip'\), got 'ignore'; use stop"),
+    ({"on_gap": "ignore"}, r"trainer\.on_gap: expected one of \('stop', 'skip'\), got 'ignore'; use stop"),
     ({"seed": -1}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got -1; any such number does"),
     ({"seed": 10**400}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got 1"),
     ({"seed": 1.5}, r"trainer\.seed: expected a whole number"),

@@ -284,7 +284,7 @@ def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     last = child.log().splitlines()[-1]
     assert last.startswith("headrace train: ")
     assert "1 were compacted or deleted before this trainer read them" in last
-    assert 'set trainer.on_hole = "skip"' in last
+    assert 'set trainer.on_gap = "skip"' in last
 
 
 def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:

@@ -35,7 +35,7 @@ def trainer_of(made: Stage, clock: Clock) -> Iterator[Trainer]:
         made.settings.model,
         config,
         lambda positions: KafkaSource(
-            kafka, positions, on_hole=config.on_hole, max_buffered=config.max_buffered_examples, stop=stop
+            kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop
         ),
         checkpoint_dir=made.checkpoints(),
         publisher=Publisher(kafka, config, threading.Event(), clock),

@@ -34,7 +34,7 @@ from tests.trainer.samples import (
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
-from trainer.judge import Forward
+from trainer.evaluator import Forward
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,

@@ -49,7 +49,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-class Judge:
+class Evaluator:
     """Compares a batch's predictions, and the baselines', with what came."""
 
     def __init__(

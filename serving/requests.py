@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.config import ServingConfig
-from serving.engine import Ask
+from serving.engine import Request
 from serving.errors import RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion
@@ -22,13 +22,13 @@ Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class AskBuilder:
-    """Knows what it takes to turn a request into an `Ask`. For any number of threads."""
+class RequestBuilder:
+    """Knows what it takes to turn a request into a `Request`. For any number of threads."""
 
     config: ServingConfig
     histories: Histories
 
-    def recommend(self, version: HeldVersion, request: RecommendRequest) -> Ask:
+    def recommend(self, version: HeldVersion, request: RecommendRequest) -> Request:
         """Raises `RequestError`, as `rank` does."""
         allow = hashes(request.allow) if request.allow is not None else None
         if request.domains is not None:
@@ -38,13 +38,13 @@ class AskBuilder:
         return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
                            deny=hashes(request.deny))  # fmt: skip
 
-    def rank(self, version: HeldVersion, request: RankRequest) -> Ask:
+    def rank(self, version: HeldVersion, request: RankRequest) -> Request:
         """The candidates, in their order."""
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
     def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
-               deny: Int64 | None = None) -> Ask:  # fmt: skip
+               deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context
         user, features = None, np.zeros(0, np.int64)
         if request.user is not None:
@@ -58,7 +58,7 @@ class AskBuilder:
         last_ms = int(past.timestamp_ms[-1]) if len(past) else 0
         now_ms = max(last_ms, request.timestamp if request.timestamp is not None else self.now_ms(version))
         domain = item_hash(request.domain) if request.domain is not None else 0
-        return Ask(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
+        return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
 
     def now_ms(self, version: HeldVersion) -> int:
         """What "now" is where a request does not say: see `ServingConfig.clock`."""
