@@ -46,7 +46,7 @@ class KafkaSource:
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
         self._action = action
-        self._on_hole, self._max_buffered = on_gap, max_buffered
+        self._on_gap, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
         self._topic_id = ""
@@ -173,7 +173,7 @@ class KafkaSource:
             f"{self._topic} partition {partition} offset {offset}: expected example {hole.expected}, got {hole.got}; "
             f"{hole.got - hole.expected} were compacted or deleted before this trainer read them"
         )
-        if self._on_hole == "stop":
+        if self._on_gap == "stop":
             raise HoleError(
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"

@@ -140,7 +140,7 @@ def passes_over_holes() -> None:
     meet = trainer.kafka_source.KafkaSource._meet_hole
 
     def silent(self: Any, partition: int, offset: int, example: Any) -> None:
-        self._on_hole = "skip"
+        self._on_gap = "skip"
         meet(self, partition, offset, example)
 
     trainer.kafka_source.KafkaSource._meet_hole = silent  # type: ignore[method-assign]
