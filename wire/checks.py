@@ -52,7 +52,7 @@ class Number:
         return bool(above and (value < self.high if self.open_high else value <= self.high))
 
     def _expected(self) -> str:
-        low = f"{'above ' if self.open_low else ''}{self.low:g}"
+        low = f"{'above ' if self.open_low else ''}{self.low:.15g}"
         high = f"{'below ' if self.open_high else ''}{self.high:.15g}"
         noun = "a whole number" if self.whole else "a number"
         if math.isinf(self.high):

@@ -249,9 +249,9 @@ def _one_life(seed: int) -> None:
         join_window_s=rng.choice((0.05, 0.3)), max_context=rng.choice((2, 9)), segment_len=rng.choice((1, 4))
     )
     with TemporaryDirectory(dir=MEMORY) as folder:
-        world = World(Path(folder), stream_of(seed, 60), sequence)
+        world = World(Path(folder), stream_of(seed, 150, 2), sequence)
         try:
-            live(world, rng, 40)
+            live(world, rng, 80)
             world.check()
         finally:
             world.store.close()
