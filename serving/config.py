@@ -114,7 +114,7 @@ class ServingConfig:
     pin: str = ""
     """Answer from this version, ``EPOCH/NUMBER``, whatever comes; empty: from the newest good one, or from what
     ``headrace pin`` says."""
-    guard: bool = True
+    guard: bool = False
     """Hold back versions whose trainer says that they are worse than the last good ones, by more than the following.
     They are taken over and reported, but do not answer, until one is good again."""
     guard_hr_drop: float = 0.5

@@ -49,7 +49,7 @@ def publish(wire: Wire, world: World, kind: str = "delta", quality: Quality = GO
 def subscriber(wire: Wire, rollout: Rollout | None = None) -> Iterator[WeightsSubscriber]:
     thread = WeightsSubscriber(
         connect(wire.kafka, 20, metadata_max_age_ms=1000), wire.topics.weights, WeightsManager(),
-        rollout=rollout or Rollout(), guard=Guard(Band.of(ServingConfig())),
+        rollout=rollout or Rollout(), guard=Guard(Band.of(ServingConfig(guard=True))),
     )  # fmt: skip
     thread.start()
     try:
