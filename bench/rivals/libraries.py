@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-from bench.rivals.targets import columns, in_order
-from model.rates import Rates, done_before
+from bench.rivals.targets import told
+from model.rates import Rates
 
 
 def installed() -> tuple[str, ...]:
@@ -29,20 +29,11 @@ class OneAKind:
 
     def over(self, step: Step) -> NDArray[np.float64]:
         """(R, K)."""
-        batch = step.batch
-        place_RF, learned_RK, row_R = columns(step), batch.learned_RK, step.row_n[batch.target_R]
-        done_RK, num_R = done_before(
-            batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R
-        )
-        found_RK = np.zeros((batch.num_targets, batch.num_kinds))
-        for r in in_order(step).tolist():
-            rows = row_R[r : r + 1]
-            prior_PK = self.rates.prior(rows, done_RK[r : r + 1], num_R[r : r + 1])[0]
-            for kind in range(batch.num_kinds):
-                is_told = bool(batch.is_new_R[r]) or learned_RK[r, kind] > 0
-                label = bool(learned_RK[r, kind] > 0) if is_told else None
-                found_RK[r, kind] = self.one(kind, place_RF[r].tolist(), prior_PK[:, kind].tolist(), label)
-            self.rates.learn(rows, learned_RK[r : r + 1], batch.is_new_R[r : r + 1])
+        found_RK = np.zeros((step.batch.num_targets, step.batch.num_kinds))
+        for target, places_F, prior_PK in told(step, self.rates):
+            for kind, came in enumerate((target.kinds_K > 0).tolist()):
+                label = came if target.is_new or came else None
+                found_RK[target.at, kind] = self.one(kind, places_F.tolist(), prior_PK[:, kind].tolist(), label)
         return found_RK
 
     def one(self, kind: int, places: Sequence[int], priors: Sequence[float], label: bool | None) -> float:

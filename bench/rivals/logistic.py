@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-from bench.rivals.targets import HASH_BITS, columns, in_order
-from model.rates import Rates, done_before
+from bench.rivals.targets import HASH_BITS, told
+from model.rates import Rates
 
 Float64 = NDArray[np.float64]
 MOST_LOGIT = 30.0
@@ -26,21 +26,13 @@ class Logistic:
 
     def over(self, step: Step) -> Float64:
         """(R, K)."""
-        batch = step.batch
-        place_RF, learned_RK, row_R = columns(step), batch.learned_RK, step.row_n[batch.target_R]
-        done_RK, num_R = done_before(
-            batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[batch.target_R], batch.target_R
-        )
-        found_RK = np.zeros((batch.num_targets, batch.num_kinds))
-        for r in in_order(step).tolist():
-            rows = row_R[r : r + 1]
-            prior_PK = self.rates.prior(rows, done_RK[r : r + 1], num_R[r : r + 1])[0]
-            logit_K = self.logit(place_RF[r], prior_PK)
-            found_RK[r] = 1.0 / (1.0 + np.exp(-np.clip(logit_K, -MOST_LOGIT, MOST_LOGIT)))
+        found_RK = np.zeros((step.batch.num_targets, step.batch.num_kinds))
+        for target, places_F, prior_PK in told(step, self.rates):
+            logit_K = self.logit(places_F, prior_PK)
+            found_K = 1.0 / (1.0 + np.exp(-np.clip(logit_K, -MOST_LOGIT, MOST_LOGIT)))
             # A later kind takes back the 0 that was learned: together, the gradient of the outcome.
-            slope_K = found_RK[r] - learned_RK[r] if batch.is_new_R[r] else -learned_RK[r].astype(float)
-            self.learn(place_RF[r], prior_PK, slope_K)
-            self.rates.learn(rows, learned_RK[r : r + 1], batch.is_new_R[r : r + 1])
+            self.learn(places_F, prior_PK, found_K - target.kinds_K if target.is_new else -target.kinds_K.astype(float))
+            found_RK[target.at] = found_K
         return found_RK
 
     def logit(self, place_F: NDArray[np.int64], prior_PK: NDArray[np.float32]) -> Float64:

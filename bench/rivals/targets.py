@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
+from model.rates import Rates, done_before
 
 Int64 = NDArray[np.int64]
 HASH_BITS = 20
@@ -37,6 +38,18 @@ def targets(step: Step) -> Iterator[Target]:
     rows, kinds_RK, is_new = step.row_n[batch.target_R].tolist(), batch.learned_RK, batch.is_new_R.tolist()
     for index in in_order(step).tolist():
         yield Target(index, rows[index], kinds_RK[index], is_new[index])
+
+
+def told(step: Step, rates: Rates) -> Iterator[tuple[Target, Int64, NDArray[np.float32]]]:
+    """Each target in that order, with its (F,) columns and its (P, K) log-odds by ``rates``, which count it after it
+    was asked and told."""
+    batch = step.batch
+    place_RF, where = columns(step), batch.target_R
+    done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[where], where)
+    for each in targets(step):
+        one, row = slice(each.at, each.at + 1), step.row_n[where[each.at : each.at + 1]]
+        yield each, place_RF[each.at], rates.prior(row, done_RK[one], num_R[one])[0]
+        rates.learn(row, batch.learned_RK[one], batch.is_new_R[one])
 
 
 def columns(step: Step) -> Int64:
