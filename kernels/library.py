@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kernels.backend import KernelUnavailable
+from kernels.sources import SOURCES, digest
 
 LIBRARY_PATH = Path(__file__).parent / "build" / "libheadrace_kernels.so"
 LEVELS = ("portable", "avx2", "avx512", "amx")
@@ -26,18 +27,40 @@ LEVELS = ("portable", "avx2", "avx512", "amx")
 
 @cache
 def load() -> ctypes.CDLL:
-    """The shared library. Raises `KernelUnavailable` where it was not built."""
-    if not LIBRARY_PATH.exists():
+    """The shared library. Raises `KernelUnavailable` if it is missing, damaged or of other sources."""
+    return open_library(LIBRARY_PATH)
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """The shared library at ``path``, checked. Raises `KernelUnavailable`."""
+    if not path.exists():
         raise KernelUnavailable(
-            f"expected the compiled kernels at {LIBRARY_PATH}, found nothing; run `python -m kernels.build` "
+            f"expected the compiled kernels at {path}, found nothing; run `python -m kernels.build` "
             "(needs g++), or ask for backend='reference'"
         )
     try:
-        return ctypes.CDLL(str(LIBRARY_PATH))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise KernelUnavailable(
-            f"the compiled kernels at {LIBRARY_PATH} do not load ({error}); run `python -m kernels.build --force`"
+            f"the compiled kernels at {path} do not load ({error}); run `python -m kernels.build --force`"
         ) from error
+    if SOURCES.is_dir() and _built_from(library) != digest():
+        raise KernelUnavailable(
+            f"the compiled kernels at {path} were built from other sources than {SOURCES} has; "
+            "run `python -m kernels.build`"
+        )
+    return library
+
+
+def _built_from(library: ctypes.CDLL) -> str:
+    """The digest of its sources; empty for a library from before there was one."""
+    try:
+        ask = library.headrace_sources
+    except AttributeError:
+        return ""
+    ask.restype = ctypes.c_char_p
+    answer: bytes = ask()
+    return answer.decode()
 
 
 @cache
