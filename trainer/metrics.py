@@ -1,10 +1,10 @@
-"""Prequential metrics: every target is predicted before it is learned, and counted here.
+"""Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for
-the model and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy
-of the average rate; He et al., ADKDD 2014), AUC and calibration (how often a kind was predicted, over how often it
-came) of each kind, of outcomes as far as they have come. Each in all and over the last ``window`` targets.
-All state is arrays, so a resumed trainer goes on counting where it was.
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
+and for the most popular items so far, with slices. Ranking: normalised entropy (log loss over the entropy of the
+average rate; He et al., ADKDD 2014), AUC and calibration (predicted over observed) of each kind, on the outcomes that
+have arrived so far. Each over everything, and over the last ``window`` targets. All state is arrays, so a resumed
+trainer continues to count where it stopped.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MAX_DOMAINS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What was predicted of R targets, S of which are retrieved, and what came.
+    """Predictions for R targets, S of which are retrieval targets (choices), and their outcomes.
 
-    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
-    the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN where the item
-    was unknown. ``probability_RK``, ``baseline_RK``: of each kind; ``outcome_RK``: what came of it (`outcomes`).
+    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which were ranked at all (only a share, if the
+    catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN for an unknown item.
+    ``probability_RK``, ``baseline_RK``: of each kind; ``outcome_RK``: see `outcomes`.
     """
 
     rank_KS: Int64
@@ -45,17 +45,17 @@ class Predictions:
 
 
 LATER = 2.0
-"""An outcome of `Predictions`: a kind came to an interaction that was counted without it."""
+"""An outcome: the kind arrived late, for an interaction that was counted without it."""
 
 
 def outcomes(learned_RK: NDArray[np.float32], is_new_R: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(R, K) 1 where a new interaction has a kind, 0 where it has not (yet), `LATER` for a kind that comes to an
-    earlier one, NaN where nothing is said."""
+    """(R, K) 1 if a new interaction has the kind, 0 if it does not (yet), `LATER` for a late kind of an earlier
+    interaction, NaN for the kinds that this step says nothing about."""
     return np.where(is_new_R[:, None], learned_RK, np.where(learned_RK > 0, LATER, np.nan)).astype(np.float32)
 
 
 def rank_gains(rank: Int64) -> Float64:
-    """Of ranks of any shape (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
+    """Ranks of any shape → (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
     hit = rank > 0
     safe = np.where(hit, rank, 1)
     ndcg = np.where(hit & (safe <= 10), 1.0 / np.log2(1.0 + safe), 0.0)
@@ -69,13 +69,13 @@ def binary_log_loss(probability: Float64, label: NDArray[Any] | np.bool_) -> Flo
 
 
 class Ring:
-    """The last ``size`` rows of something."""
+    """The last ``size`` rows of those appended."""
 
     def __init__(self, size: int, width: int) -> None:
         self.rows, self.next, self.filled = np.zeros((size, width), np.float32), 0, 0
 
     def extend(self, rows: NDArray[Any]) -> None:
-        """Append rows, forgetting the oldest."""
+        """Append rows, overwriting the oldest."""
         rows = rows[-len(self.rows) :]
         where = (self.next + np.arange(len(rows))) % len(self.rows)
         self.rows[where] = rows
@@ -88,7 +88,7 @@ class Ring:
 
 
 class PrequentialMetrics:
-    """Sums over everything, and a window of the newest targets."""
+    """Sums over all targets, and a window of the newest ones."""
 
     def __init__(self, kinds: tuple[str, ...], window: int) -> None:
         self.kinds = kinds
@@ -103,7 +103,7 @@ class PrequentialMetrics:
         self.kind_window = Ring(window, 3 * num_kinds)
 
     def add(self, predictions: Predictions) -> None:
-        """Count one batch."""
+        """Add one batch."""
         self._add_ranks(predictions)
         known = np.isfinite(predictions.log_loss_S)
         self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
@@ -126,7 +126,7 @@ class PrequentialMetrics:
                 sums += gains[:, :, domain_S == domain].sum(axis=2).T
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers for people, the lag topic and manifests; None where nothing was counted."""
+        """Plain numbers for people, the lag topic and manifests; None where there is nothing to average."""
         slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
         window = rank_gains(self.rank_window.view().T.astype(np.int64)).sum(axis=2).T
         rows, num_kinds = self.kind_window.view().astype(np.float64), len(self.kinds)
@@ -167,10 +167,10 @@ class PrequentialMetrics:
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`. A window of another size starts anew."""
+        """The inverse of `state_dict`. A window of another size starts empty."""
         for name in ("ranks", "log_loss", "entropy", "auc_bins"):
             setattr(self, name, state[name].copy())
-        if "calibration" in state:  # a checkpoint before it was counted has none
+        if "calibration" in state:  # older checkpoints have none
             self.calibration = state["calibration"].copy()
         self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
         if state["rank_window"].shape == self.rank_window.rows.shape:
@@ -180,10 +180,10 @@ class PrequentialMetrics:
 
 
 def _kind_sums(model_RK: Float64, base_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Float64:
-    """(K, 4) how many interactions, how many had the kind, and the two predictions' losses.
+    """(K, 4) how many interactions, how many had the kind, and the losses of the two predictions.
 
-    A kind that comes later counts as if it had been there, and what was counted without it is taken back, with the
-    prediction of now: so that the sums are those of final outcomes as soon as these have come.
+    A late kind counts as if it had been there, and the loss counted without it is subtracted, both by the present
+    prediction: so the sums become those of the final outcomes once these have arrived.
     """
     later, positive = outcome_RK == LATER, outcome_RK > 0.5
     counted = np.isfinite(outcome_RK) & ~later
@@ -195,20 +195,20 @@ def _kind_sums(model_RK: Float64, base_RK: Float64, outcome_RK: NDArray[np.float
 
 
 def _expected_and_done(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Float64:
-    """(K, 2) how many interactions were expected to have each kind when they were new, and how many have it by now."""
+    """(K, 2) how many interactions were predicted to have each kind when they were new, and how many have it now."""
     counted = np.isfinite(outcome_RK) & (outcome_RK != LATER)
     return np.stack([np.where(counted, model_RK, 0.0).sum(axis=0), (outcome_RK > 0.5).sum(axis=0)], axis=1)
 
 
 def _auc_bins(model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> Int64:
-    """(K, 2, bins) how many interactions without and with each kind were given such a probability, counted alike."""
+    """(K, 2, bins) how many interactions without and with each kind got a probability in each bin."""
     bins_K2B = np.zeros((model_RK.shape[1], 2, NUM_AUC_BINS), np.int64)
     _count_auc_bins(bins_K2B, model_RK, outcome_RK)
     return bins_K2B
 
 
 def _count_auc_bins(bins_K2B: Int64, model_RK: Float64, outcome_RK: NDArray[np.floating[Any]]) -> None:
-    """Add to them."""
+    """Add to ``bins_K2B``; a late kind moves from the counts without to those with it."""
     later = outcome_RK == LATER
     bins_RK = np.minimum((model_RK * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
     places_RK = (2 * np.arange(model_RK.shape[1]) + (outcome_RK > 0.5)) * NUM_AUC_BINS + bins_RK
@@ -239,7 +239,7 @@ def _binned_auc(bins: Int64) -> float | None:
 def _kind_report(
     kinds: tuple[str, ...], sums_K4: Float64, calibration_K2: Float64, aucs: list[float | None]
 ) -> dict[str, Any]:
-    """By kind, and ``all``: summed losses over summed entropies of the kinds that were done sometimes, not always."""
+    """By kind, and ``all``: summed losses over summed entropies, of kinds whose rate is neither 0 nor 1."""
     report: dict[str, Any] = {}
     total = np.zeros(3)
     for index, (kind, auc) in enumerate(zip(kinds, aucs, strict=True)):

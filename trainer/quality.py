@@ -1,4 +1,4 @@
-"""How good the learner is right now, as a version's manifest says it (`wire.weights.Quality`)."""
+"""How good the learner is right now, for a version's manifest (`wire.weights.Quality`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wire.weights import Quality
 
 
 def quality_of(learner: Learner, summary: dict[str, Any]) -> Quality:
-    """``summary``: of the learner's metrics."""
+    """The quality to publish; ``summary``: of the learner's metrics."""
     window = summary["retrieval_window"]
     return Quality(
         num_targets=window["num"],
@@ -25,8 +25,8 @@ def quality_of(learner: Learner, summary: dict[str, Any]) -> Quality:
 
 
 def calibration(metrics: PrequentialMetrics) -> float | None:
-    """Predicted over observed, of all kinds over the newest targets; None before anything was observed. A kind that
-    came later was predicted when its interaction was new."""
+    """Predicted over observed, for all kinds together, over the newest targets; None before anything was observed. A
+    late kind is compared with the prediction made when its interaction was new."""
     rows, num = metrics.kind_window.view(), len(metrics.kinds)
     predicted_RK, outcome_RK = rows[:, :num], rows[:, 2 * num :]
     is_new = np.isfinite(outcome_RK) & (outcome_RK != LATER)
