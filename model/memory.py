@@ -44,7 +44,9 @@ MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
 _ADAGRAD = ("gain_square", "shortlist_square")
-_NEIGHBOURS = ("neighbour_row", "after", "before", "weight")
+_COUNTS = ("neighbour_row", "after", "before")
+_NEIGHBOURS = (*_COUNTS, "weight")
+_CHANGED = ("dirty", "moved")
 
 
 def neighbours_at(capacity: int, most: int) -> int:
@@ -77,6 +79,7 @@ class Memory:
         num, kept = old.capacity, min(width, old.width)
         for name in (*_ROWS, "dirty"):
             getattr(new, name)[:num] = getattr(old, name)
+        new.moved[:num] = old.moved if width == old.width else 255
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
@@ -128,27 +131,39 @@ class Memory:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row] = 1
+            arrays.dirty[row], arrays.moved[row] = 1, 255
         arrays.dirty[rows_N] = 1
 
     def changes(self, *, everything: bool) -> Arrays:
-        """What a version carries: every row in use, or the dirty ones; and all gains."""
+        """What a version carries: every row in use with all its neighbours, or the dirty ones with the learned weights
+        of all their neighbours but only the counts that changed; and all gains.
+
+        Every prediction changes all of a row's weights, but an event changes the counts of only a few tens of
+        neighbours: ``slot`` and ``num_moved`` say which ones of each row. Without those two, all are there.
+        """
         arrays = self.arrays
         chosen_V = arrays.first[: self.num_rows] >= 0 if everything else arrays.dirty[: self.num_rows] > 0
         rows = np.flatnonzero(chosen_V)
         used = np.arange(arrays.width) < arrays.num_neighbours[rows, None]
+        moved, slots = used, Arrays()
+        if not everything:
+            bits = np.unpackbits(arrays.moved[rows], axis=1, count=arrays.width, bitorder="little")
+            moved = used & bits.view(np.bool_)
+            slots = {"num_moved": moved.sum(axis=1, dtype=np.int32), "slot": np.nonzero(moved)[1].astype(np.uint16)}
         return {
+            **slots,
             "row_index": rows,
             "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
             "heat": arrays.heat[:, rows],
             **{name: getattr(arrays, name).copy() for name in _LEARNED},
             **{name: getattr(arrays, name)[rows] for name in _ROWS},
-            **{name: getattr(arrays, name)[rows][used] for name in _NEIGHBOURS},
+            **{name: getattr(arrays, name)[rows][moved] for name in _COUNTS},
+            "weight": arrays.weight[rows][used],
         }
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""
-        self.arrays.dirty[:] = 0
+        _clear_changed(self.arrays)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """Take over what a version carries, which may be nothing; a base replaces everything."""
@@ -162,9 +177,11 @@ class Memory:
             getattr(arrays, name)[rows] = changes[name]
         arrays.heat[:, rows] = changes["heat"]
         used = np.arange(width) < changes["num_neighbours"][:, None]
-        where = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
-        for name in _NEIGHBOURS:
-            getattr(arrays, name)[where] = changes[name]
+        whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
+        moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
+        for name in _COUNTS:
+            getattr(arrays, name)[moved] = changes[name]
+        arrays.weight[whole] = changes["weight"]
         for name in set(_LEARNED) & changes.keys():  # older builds publish no shortlist
             setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
@@ -179,7 +196,7 @@ class Memory:
     def adopt(self, published: Memory) -> None:
         """Continue from what a reader holds: everything but the gains' Adagrad state."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
-        self.arrays.dirty[:] = 0
+        _clear_changed(self.arrays)
 
     @property
     def is_finite(self) -> bool:
@@ -200,7 +217,7 @@ class Memory:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
-        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, "dirty")}
+        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, *_CHANGED)}
         return {**state, **cut, "heat": arrays.heat[:, :num]}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -209,6 +226,7 @@ class Memory:
         self.grow(num)
         for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
             getattr(self.arrays, name)[:num] = state[name]
+        self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*_LEARNED, *_ADAGRAD} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
@@ -249,6 +267,10 @@ def events_of(
 def _ranges(kept_n: NDArray[np.bool_], first_R: Int64, asked_R: Int64) -> tuple[Int64, Int64]:
     before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_n)])
     return before_n1[first_R], before_n1[asked_R]
+
+
+def _clear_changed(arrays: MemoryArrays) -> None:
+    arrays.dirty[:] = arrays.moved[:] = 0
 
 
 def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
