@@ -42,7 +42,7 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
-    "-Wno-maybe-uninitialized",  # g++ 12 warns of its own AVX-512 header
+    "-Wno-maybe-uninitialized",  # g++ 12 warns about its own AVX-512 header
     "-Wno-uninitialized",
     "-Wno-unknown-pragmas",
 ]
@@ -102,7 +102,7 @@ def level_flags(cxx: str) -> dict[str, list[str]]:
 
 
 def units(levels: dict[str, list[str]], sources: Path = SOURCES) -> list[Unit]:
-    """Every compiler run, slowest kinds first."""
+    """All compiler runs, the slowest kinds first."""
     found = [
         Unit(source, "amx", tuple(levels["amx"]))
         for source in sorted((sources / "amx").glob("*.cpp"))
@@ -168,7 +168,7 @@ def build(*, force: bool = False, sources: Path = SOURCES, target: Path = LIBRAR
 
 
 def main() -> int:
-    """The command."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compiles the C++ kernels.")
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
     try:
