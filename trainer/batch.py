@@ -1,11 +1,11 @@
-"""A jagged batch: what the examples of one step teach, one sequence a user, no padding, no loop over interactions.
+"""A jagged batch: what the examples of one step teach, one sequence per user, without padding.
 
-Examples bring pieces: an interaction that is new, with the kinds that it has, or later kinds of an earlier one. A step
-folds its examples into the users' histories, in their order, and lays out one sequence of each user that has a piece:
-the interactions before his first one, up to ``max_context``, and all from there to his last. Attention is causal, so
-that what stands behind a target tells it nothing. Several pieces of one interaction in a step are one target.
+Examples bring pieces: a new interaction with its kinds, or later kinds of an earlier one. A step folds its examples
+into the users' histories, in order, and lays out one sequence for each user with a piece: up to ``max_context``
+interactions before the first piece, and all from there to the last. Attention is causal, so a target sees nothing of
+what comes after it. Several pieces of one interaction in a step are one target.
 
-Shapes: B users, n interactions of all of them, T = 2n tokens (item, action, item, action, …), R targets.
+Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, action, …), R targets.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class JaggedBatch:
 
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
     of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
-    sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
-    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
-    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step makes it a choice (`model.kinds`),
-    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time;
-    for the last, its own).
-    ``seed_B``: a number of the user's first example in the step. ``user_key_B``: the hash of each user's name.
+    sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
+    earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
+    it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
+    predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
+    own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
+    user's name.
     """
 
     starts_B1: Int64
@@ -82,19 +82,19 @@ class JaggedBatch:
 
     @property
     def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
-        """What was done with each interaction, as far as is known."""
+        """(n, K) the kinds that each interaction has, as far as is known."""
         return unpack_kinds(self.bits_n, self.num_kinds)
 
     @property
     def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
-        """The kinds that the step brings of each target."""
+        """(R, K) the kinds that the step brings for each target."""
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
 
 @dataclass(slots=True, eq=False)
 class _Pieces:
-    """What the step's examples bring: the history, a seed and a key of each user; the owner of each piece, its place in
-    that user's lifetime, kinds, and whether the interaction is new."""
+    """What the step's examples bring: for each user a history, a seed and a key; for each piece its user, its place in
+    that user's lifetime, its kinds, and whether the interaction is new."""
 
     histories: list[History]
     seeds: list[int]
@@ -106,7 +106,7 @@ class _Pieces:
 
 
 def build_batch(examples: Sequence[Example], histories: Histories, config: ModelConfig) -> JaggedBatch:
-    """Fold the examples into ``histories``, in the order given, and lay out what they teach. Numpy only."""
+    """Fold the examples into ``histories``, in the order given, and lay out what they teach."""
     touched = [histories.gather(example) for example in examples]
     teaching = [at for at, example in enumerate(examples) if example.num_new or example.num_feedback]
     batch = _lay_out(_pieces([(examples[at], touched[at]) for at in teaching]), config) if teaching else None
@@ -147,7 +147,7 @@ def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
 
 
 def _merge(pieces: _Pieces) -> tuple[Int64, Int64, Bits, Bools]:
-    """Pieces of one interaction as one: owners, places, kinds, and whether it is new; by owner and place."""
+    """Merge the pieces of each interaction: owners, places, kinds, and whether it is new, sorted by owner and place."""
     order = np.lexsort((pieces.place_P, pieces.owner_P))
     owner, place = pieces.owner_P[order], pieces.place_P[order]
     differs = np.ones(len(order), np.bool_)
@@ -193,12 +193,12 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         num_kinds=len(config.kinds),
     )
     present_n = batch.item_n != 0
-    # What was lost before this reader came (`trainer.on_gap`) has left rows without items.
+    # Examples that were lost before they were read (`trainer.on_gap`) leave rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    """Rows of one type, one behind the other: as plain bytes, or NumPy compares all their fields, part by part."""
+    """Rows of one type, concatenated as plain bytes: otherwise NumPy compares the fields of each part's type."""
     layout = parts[0].dtype
     return np.concatenate([part.view(f"V{layout.itemsize}") for part in parts]).view(layout)
 

@@ -1,9 +1,10 @@
-"""Prequential metrics: every target is predicted before it is learned, and counted here.
+"""Prequential metrics: every target is predicted before it is learned, and scored here.
 
-Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item that nobody has met before is a miss), for
-the model and for the most popular items so far, with slices; in all and over the last ``window`` targets. Ranking:
-`trainer.kind_metrics`. All state is arrays, so a resumed trainer goes on counting where it was.
-"""
+
+Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
+and for the most popular items so far, with slices; over everything, and over the last ``window`` targets. Ranking:
+`trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where it stopped.
+.strip"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _MAX_DOMAINS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What was predicted of R targets, S of which are retrieved, and what came.
+    """Predictions for R targets, S of which are retrieval targets (choices), and their outcomes.
 
     ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
     the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN where the item
@@ -48,7 +49,7 @@ class Predictions:
 
 
 def rank_gains(rank: Int64) -> Float64:
-    """Of ranks of any shape (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
+    """Ranks of any shape → (6, …): 1, HR@1, HR@10, HR@50, NDCG@10 and reciprocal rank of each; rank 0 is a miss."""
     hit = rank > 0
     safe = np.where(hit, rank, 1)
     ndcg = np.where(hit & (safe <= 10), 1.0 / np.log2(1.0 + safe), 0.0)
@@ -56,7 +57,7 @@ def rank_gains(rank: Int64) -> Float64:
 
 
 class PrequentialMetrics:
-    """Sums over everything, and a window of the newest targets."""
+    """Sums over all targets, and a window of the newest ones."""
 
     def __init__(self, kinds: tuple[str, ...], window: int) -> None:
         self.ranking = KindMetrics(kinds, window)
@@ -66,7 +67,7 @@ class PrequentialMetrics:
         self.rank_window = Ring(window, len(RANKERS))
 
     def add(self, predictions: Predictions) -> None:
-        """Count one batch."""
+        """Add one batch."""
         self._add_ranks(predictions)
         known = np.isfinite(predictions.log_loss_S)
         self.log_loss += (known.sum(), predictions.log_loss_S[known].sum())
@@ -91,7 +92,7 @@ class PrequentialMetrics:
                 sums += gains[:, :, domain_S == domain].sum(axis=2).T
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers for people, the lag topic and manifests; None where nothing was counted."""
+        """Plain numbers for people, the lag topic and manifests; None where there is nothing to average."""
         slices = {name: _rank_report(self.ranks[:, index]) for index, name in enumerate(SLICES)}
         window = rank_gains(self.rank_window.view().T.astype(np.int64)).sum(axis=2).T
         return {

@@ -1,4 +1,4 @@
-"""How good the learner is right now, as a version's manifest says it (`wire.weights.Quality`)."""
+"""How good the learner is right now, for a version's manifest (`wire.weights.Quality`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wire.weights import Quality
 
 
 def quality_of(learner: Learner, summary: dict[str, Any]) -> Quality:
-    """``summary``: of the learner's metrics."""
+    """The quality to publish; ``summary``: of the learner's metrics."""
     window = summary["retrieval_window"]
     return Quality(
         num_targets=window["num"],
