@@ -1,10 +1,9 @@
 """Prequential metrics: every target is predicted before it is learned, and scored here.
 
-
 Retrieval: HR@1/10/50, NDCG@10, MRR over the whole live catalogue (an item never seen before is a miss), for the model
 and for the most popular items so far, with slices; over everything, and over the last ``window`` targets. Ranking:
 `trainer.kind_metrics`. All state is arrays, so a resumed trainer continues to count where it stopped.
-.strip"""
+"""
 
 from __future__ import annotations
 
@@ -30,10 +29,10 @@ _MAX_DOMAINS = 32
 class Predictions:
     """Predictions for R targets, S of which are retrieval targets (choices), and their outcomes.
 
-    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which of them were ranked at all (a share, where
-    the catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN where the item
-    was unknown. ``key_R`` names an interaction; ``probability_RK``, ``baseline_RK``: predicted of each kind;
-    ``done_RK``: the kinds that come now, of an interaction that ``is_new_R`` or of an earlier one.
+    ``rank_KS``: ranks by `RANKERS` (5, S), 0 = a miss. ``ranked_S``: which were ranked at all (only a share, if the
+    catalogue is large). ``slice_XS``: membership by `SLICES`. ``log_loss_S``: retrieval loss, NaN for an unknown item.
+    ``key_R``: names an interaction; ``probability_RK``, ``baseline_RK``: predictions for each kind; ``done_RK``: the
+    kinds that arrive now, for an interaction that ``is_new_R`` or for an earlier one.
     """
 
     rank_KS: Int64
@@ -120,7 +119,7 @@ class PrequentialMetrics:
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`. A window of another size starts anew."""
+        """The inverse of `state_dict`. A window of another size starts empty."""
         self.ranks, self.log_loss = state["ranks"].copy(), state["log_loss"].copy()
         self.ranking.load_state_dict(state)
         self.domains = dict(zip(state["domain_names"].tolist(), state["domain_sums"].copy(), strict=True))
