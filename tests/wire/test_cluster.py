@@ -13,7 +13,7 @@ def worker(component: str, time_ms: int, partition: int, epoch: int, applied: in
     return encode_status(WorkerStatus(component=component, time_ms=time_ms, partitions=partitions))
 
 
-def test_a_partitions_old_owner_is_not_believed_however_late_its_report_comes() -> None:
+def test_a_partitions_old_owner_is_not_believed_however_late_its_report_arrives() -> None:
     reports = [
         worker("old", 1000, 0, epoch=3, applied=10),
         worker("old", 9000, 0, epoch=3, applied=11),
@@ -36,7 +36,7 @@ def test_a_servers_newest_report_counts_and_a_silent_server_is_gone() -> None:
     assert [(each.component, each.number) for each in cluster.live_servers(21_000)] == [("a", 5)]
 
 
-def test_what_cannot_be_read_is_passed_over() -> None:
+def test_what_cannot_be_read_is_ignored() -> None:
     cluster = ClusterState()
     for value in (None, b"", b"no json", b'{"role": "something else", "component": "x", "time_ms": 1}'):
         cluster.note(value)
