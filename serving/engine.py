@@ -113,6 +113,15 @@ class Engine:
         return answers
 
     @torch.inference_mode()
+    def outputs(self, version: HeldVersion, asks: Sequence[Request]) -> Tensor:
+        """(R, M) what the network makes of each history at its end, from the tokens on; the learnt start for none."""
+        started = [_Progress(ask, _columns(ask, version.network.config), version.network.nothing(), version.born,
+                             is_twin=True) for ask in asks]  # fmt: skip
+        self._read_histories(version, [each for each in started if len(each.columns)])
+        start_M = version.network.model.start_M
+        return torch.stack([start_M if each.output is None else each.output for each in started])
+
+    @torch.inference_mode()
     def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
         """What the cache will need of a version that is about to come into service: of the users who asked under the
         last one, the latest first, as many as ``budget_s`` is enough for. `put` them when it is in service."""

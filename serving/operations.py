@@ -12,6 +12,8 @@ from serving.config import ServingConfig
 from serving.messages import (
     About,
     ActionRequest,
+    ExplainAnswer,
+    ExplainRequest,
     Health,
     HistoryAnswer,
     ItemsAnswer,
@@ -83,6 +85,12 @@ OPERATIONS = (
     Operation(
         "POST", "/items", "Answers", "What is known of these items?", ItemsAnswer, ItemsRequest, statuses=(503,),
         example={"items": [318, "never seen"]}, text="Titles come from `serving.titles_file`.",
+    ),
+    Operation(
+        "POST", "/explain", "Answers", "Why these items?", ExplainAnswer, ExplainRequest, statuses=(503,),
+        example={"user": "u1", "k": 3, "reasons": 2},
+        text="The parts of each score, which add up to it, and the interactions of the history that weigh most. What "
+        "one adds by the memory is exact; what it means to the network is measured by leaving it out.",
     ),
     Operation("GET", "/version", "State", "Which weights answer now?", VersionAnswer, statuses=(503,)),
     Operation("GET", "/healthz", "State", "Alive?", Health, role=""),
