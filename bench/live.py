@@ -53,7 +53,7 @@ class Held:
 
     @property
     def behind(self) -> list[str]:
-        """Stages that fall behind; ``traffic``, where not even the sender keeps the rate."""
+        """Stages that fall behind; ``traffic``, if not even the sender keeps the rate."""
         stages = [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
         return stages if stages or self.actions_per_s > self.rate * (1 - 2 * GROWS) else ["traffic"]
 
