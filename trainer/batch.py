@@ -20,11 +20,14 @@ from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import query_times, unpack_kinds
 from wire.example import Example
+from wire.hashing import key_hash
 from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
+_SPREAD = np.int64(0x1E3779B97F4A7C15)
+"""Odd: users' keys times it stay apart, and far apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +40,8 @@ class JaggedBatch:
     earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
     it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
     predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
-    own). ``seed_B``: a number derived from the user's first example in the step.
+    own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
+    user's name.
     """
 
     starts_B1: Int64
@@ -58,7 +62,13 @@ class JaggedBatch:
     previous_bits_R: Bits
     is_wanted_R: Bools
     seed_B: Int64
+    user_key_B: Int64
     num_kinds: int
+
+    @property
+    def key_R(self) -> Int64:  # noqa: N802  (shape suffix)
+        """A number of each target's interaction, the same in every step that has a piece of it."""
+        return self.user_key_B[self.owner_n[self.target_R]] * _SPREAD + self.age_R
 
     @property
     def num_targets(self) -> int:
@@ -83,11 +93,12 @@ class JaggedBatch:
 
 @dataclass(slots=True, eq=False)
 class _Pieces:
-    """What the step's examples bring: for each user a history and a seed; for each piece its user, its place in that
-    user's lifetime, its kinds, and whether the interaction is new."""
+    """What the step's examples bring: for each user a history, a seed and a key; for each piece its user, its place in
+    that user's lifetime, its kinds, and whether the interaction is new."""
 
     histories: list[History]
     seeds: list[int]
+    user_keys: list[int]
     owner_P: Int64
     place_P: Int64
     bits_P: Bits
@@ -106,13 +117,14 @@ def build_batch(examples: Sequence[Example], histories: Histories, config: Model
 
 def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
     number_of: dict[str, int] = {}
-    users, seeds = list[History](), list[int]()
+    users, seeds, keys = list[History](), list[int](), list[int]()
     owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
     for example, history in pairs:
         number = number_of.setdefault(example.user, len(users))
         if number == len(users):
             users.append(history)
             seeds.append((example.partition << 40) + example.number)
+            keys.append(key_hash(example.user))
         first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
         if num_feedback:
             places += (first + example.feedback_index).tolist()
@@ -126,6 +138,7 @@ def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
     return _Pieces(
         users,
         seeds,
+        keys,
         np.array(owners, np.int64),
         np.array(places, np.int64),
         np.array(bits, np.uint32),
@@ -176,6 +189,7 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         previous_bits_R=previous_bits_R,
         is_wanted_R=becomes_chosen(previous_bits_R, learned_R, config),
         seed_B=np.array(pieces.seeds, np.int64),
+        user_key_B=np.array(pieces.user_keys, np.int64),
         num_kinds=len(config.kinds),
     )
     present_n = batch.item_n != 0
@@ -211,6 +225,7 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         previous_bits_R=no_bits,
         is_wanted_R=no_bools,
         seed_B=none,
+        user_key_B=none,
         num_kinds=len(config.kinds),
     )
 

@@ -16,7 +16,7 @@ from model.rates import Rates
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
-from trainer.metrics import RANKERS, Predictions, PrequentialMetrics, outcomes
+from trainer.metrics import RANKERS, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
@@ -100,9 +100,11 @@ class Evaluator:
                 slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, ordered),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
+                key_R=batch.key_R,
                 probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
                 baseline_RK=self._rates.predict(target_R),
-                outcome_RK=outcomes(batch.learned_RK, batch.is_new_R),
+                done_RK=batch.learned_RK > 0,
+                is_new_R=batch.is_new_R,
             )
         )
 

@@ -103,6 +103,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
+    "metrics.first_key",
     "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
