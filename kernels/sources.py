@@ -14,7 +14,6 @@ SOURCES = Path(__file__).parent / "csrc"
 _COMMENT = re.compile(rb"[ \t]*//[^\n]*")
 
 
-
 def digest(folder: Path = SOURCES) -> str:
     """Hexadecimal; changes with the code of any source or header below ``folder``, not with its comments."""
     found = hashlib.sha256()
