@@ -113,6 +113,24 @@ class Engine:
         return answers
 
     @torch.inference_mode()
+    def outputs(self, version: HeldVersion, asks: Sequence[Request]) -> Tensor:
+        """(R, M) what the network makes of each history at its end, from the tokens on; the learnt start for none."""
+        network = version.network
+        started = [
+            _Progress(
+                ask,
+                Columns.of(ask.past, ask.user_features, network.config),
+                network.nothing(),
+                version.born,
+                is_twin=True,
+            )
+            for ask in asks
+        ]
+        self._read_histories(version, [each for each in started if len(each.columns)])
+        start_M = network.model.start_M
+        return torch.stack([start_M if each.output is None else each.output for each in started])
+
+    @torch.inference_mode()
     def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
         """Cache entries for a version that is about to come into service, to `put` once it is: for the users who asked
         under the last one, the most recent first, as many as ``budget_s`` allows."""

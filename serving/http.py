@@ -46,7 +46,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     answers: dict[str, Answer] = {
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
         "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
-        "/actions": service.send_action,
+        "/explain": service.explain, "/actions": service.send_action,
     }  # fmt: skip
     states: dict[str, Any] = {
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from model.tokens import ITEMS
-from serving.engine import Request, Result
+from serving.engine import Engine, Request, Result
+from serving.explanation import NUM_PROBED, Explanation, explain
 from serving.holder import HeldVersion
 from serving.messages import (
+    ExplainAnswer,
+    ExplainedItem,
+    ExplainRequest,
     HistoryAnswer,
     ItemFacts,
     ItemsAnswer,
@@ -21,6 +26,7 @@ from serving.messages import (
     RankAnswer,
     RankedItem,
     RankRequest,
+    Reason,
     RecommendAnswer,
     RecommendRequest,
     ScoredItem,
@@ -147,6 +153,69 @@ class SimilarJob:
         pairs = similar_items(version, row, self.request.k) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
+
+
+@dataclass(slots=True, eq=False)
+class ExplainJob:
+    """Why items would be recommended."""
+
+    builder: RequestBuilder
+    engine: Engine
+    titles: Titles
+    request: ExplainRequest
+
+    @property
+    def weight(self) -> float:
+        """As many histories as are read; always in the lane of the long ones."""
+        num = len(self.request.items or ()) or self.request.k
+        return 5.0 + NUM_PROBED * self.request.network + num / CANDIDATES_OF_WEIGHT_1
+
+    def prepare(self, _version: HeldVersion) -> list[Request]:
+        """None: `explain` asks what it needs."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
+        """`ExplainAnswer`."""
+        ask, request = self.builder.explain(version, self.request), self.request
+        keys = [*dict.fromkeys(hashes(request.items).tolist())] if request.items is not None else None
+        found = explain(self.engine, version, ask, None if keys is None else np.array(keys, np.int64),
+                        probes=request.network)  # fmt: skip
+        given = dict(zip(hashes(request.items or []).tolist(), request.items or [], strict=True))
+        items = [self._item(version, ask, found, place, given) for place in range(len(found.item_C))]
+        return encode(ExplainAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
+                                    num_history=len(ask.past), items=items))  # fmt: skip
+
+    def _item(
+        self, version: HeldVersion, ask: Request, found: Explanation, place: int, given: Mapping[int, int | str]
+    ) -> ExplainedItem:
+        key = int(found.item_C[place])
+        name, is_known = version.names.get(key, given.get(key, "?")), bool(found.is_known_C[place])
+        memory = found.memory_nC[:, place].sum() if is_known else np.nan
+        return ExplainedItem(
+            item=name, title=self.titles.get(canonical(name)), known=is_known,
+            left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
+            standing=_number(found.standing_C[place]), memory=_number(memory),
+            network=_number(found.network_C[place]), second_look=_number(found.second_look_C[place]),
+            reasons=self._reasons(version, ask, found, place) if is_known else [],
+        )  # fmt: skip
+
+    def _reasons(self, version: HeldVersion, ask: Request, found: Explanation, place: int) -> list[Reason]:
+        """The interactions that weigh most, for it or against it."""
+        memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
+        weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
+        most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
+        names = [version.names.get(key, "?") for key in ask.past.item_hash[most].tolist()]
+        return [
+            Reason(item=name, title=self.titles.get(canonical(name)), timestamp=int(ask.past.timestamp_ms[n]),
+                   memory=float(memory_n[n]), network=_number(without_n[n]), after=float(found.after_nC[n, place]),
+                   before=float(found.before_nC[n, place]))
+            for n, name in zip(most.tolist(), names, strict=True) if weight_n[n] > 0
+        ]  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    """None for what is not a number."""
+    return float(value) if np.isfinite(value) else None
 
 
 @dataclass(slots=True, eq=False)

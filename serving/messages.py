@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-MAX_KEY = 512
+MAX_KEY, MAX_EXPLAINED, MAX_REASONS = 512, 100, 50
 _INTEGER, _STRING = Meta(ge=-(2**63), le=2**63 - 1), Meta(min_length=1, max_length=MAX_KEY)
 Id = Annotated[
     Annotated[int, _INTEGER] | Annotated[str, _STRING],
@@ -103,6 +103,28 @@ class ItemsRequest(_Request, frozen=True, kw_only=True):
     items: Annotated[list[Id], Meta(min_length=1, description="at most `serving.max_candidates`")]
 
 
+class ExplainRequest(_Asking, frozen=True, kw_only=True):
+    """Why these items?"""
+
+    items: Annotated[
+        Annotated[list[Id], Meta(min_length=1, max_length=MAX_EXPLAINED)] | None,
+        Meta(description="items to explain; none: what would be recommended"),
+    ] = None
+    k: Annotated[
+        int, Meta(ge=1, le=MAX_EXPLAINED, description="without `items`: how many to recommend and explain",
+                  extra={"expected": f"an integer from 1 to {MAX_EXPLAINED}"}),
+    ] = 10  # fmt: skip
+    exclude_seen: Annotated[bool | None, Meta(description="as /recommend")] = None
+    reasons: Annotated[
+        int, Meta(ge=0, le=MAX_REASONS, description="interactions to name for each item, those that weigh most first",
+                  extra={"expected": f"an integer from 0 to {MAX_REASONS}"}),
+    ] = 3  # fmt: skip
+    network: Annotated[
+        bool,
+        Meta(description="measure what the newest interactions mean to the network, which costs some milliseconds"),
+    ] = True
+
+
 class ActionRequest(_Request, frozen=True, kw_only=True):
     """An action to send through Kafka, as a producer would; the server adds a timestamp and an id."""
 
@@ -178,6 +200,45 @@ class SimilarAnswer(Struct, frozen=True, kw_only=True):
     version: VersionName
     known: bool
     items: Annotated[list[ScoredItem], Meta(description="the score is the cosine similarity")]
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """One interaction of the history, and what it adds to an item's score."""
+
+    item: int | str
+    title: str | None
+    timestamp: int
+    memory: Annotated[float, Meta(description="what it adds by the memory; exact")]
+    network: Annotated[
+        float | None,
+        Meta(description="how much less the network's part would be without it; none where that was not measured"),
+    ]
+    after: Annotated[float, Meta(description="how often users chose the explained item after this one; decayed counts")]
+    before: Annotated[float, Meta(description="how often before it")]
+
+
+class ExplainedItem(Struct, frozen=True, kw_only=True):
+    """An item's score and its parts: `standing`, `memory`, `network` and `second_look` add up to it."""
+
+    item: int | str
+    title: str | None
+    known: bool
+    left_out: Annotated[
+        bool, Meta(description="would not be recommended, as the user has met it or it is not known; the score is what "
+                   "it would be")
+    ]  # fmt: skip
+    score: Annotated[float | None, Meta(description="as /recommend gives it; none for an item that is not known")]
+    standing: Annotated[float | None, Meta(description="the item itself, whoever asks: how popular and how new it is")]
+    memory: Annotated[float | None, Meta(description="what users chose after and before the items of the history")]
+    network: Annotated[float | None, Meta(description="the network's logit, weighted")]
+    second_look: Annotated[float | None, Meta(description="what the comparison of the best items with each other adds")]
+    reasons: list[Reason]
+
+
+class ExplainAnswer(_Answer, frozen=True, kw_only=True):
+    """The items, best first, or in the order that they came."""
+
+    items: list[ExplainedItem]
 
 
 class ItemFacts(Struct, frozen=True, gc=False):

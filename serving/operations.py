@@ -12,6 +12,8 @@ from serving.config import ServingConfig
 from serving.messages import (
     About,
     ActionRequest,
+    ExplainAnswer,
+    ExplainRequest,
     Health,
     HistoryAnswer,
     ItemsAnswer,
@@ -84,6 +86,12 @@ OPERATIONS = (
     Operation(
         "POST", "/items", "Answers", "What is known about these items?", ItemsAnswer, ItemsRequest, statuses=(503,),
         example={"items": [318, "never seen"]}, text="Titles come from `serving.titles_file`.",
+    ),
+    Operation(
+        "POST", "/explain", "Answers", "Why these items?", ExplainAnswer, ExplainRequest, statuses=(503,),
+        example={"user": "u1", "k": 3, "reasons": 2},
+        text="The parts of each score, which add up to it, and the interactions of the history that weigh most. The "
+        "memory's share of each is exact; the network's is measured by leaving the interaction out.",
     ),
     Operation("GET", "/version", "State", "Which version answers at present?", VersionAnswer, statuses=(503,)),
     Operation("GET", "/healthz", "State", "Is the server alive?", Health, role=""),

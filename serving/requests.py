@@ -14,7 +14,7 @@ from serving.engine import Request
 from serving.errors import RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.messages import HistoryEntry, RankRequest, RecommendRequest
+from serving.messages import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
 
@@ -42,7 +42,11 @@ class RequestBuilder:
         """A request to rank candidates, in the given order. Raises `RequestError`."""
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
-    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
+    def explain(self, version: HeldVersion, request: ExplainRequest) -> Request:
+        """What would be recommended."""
+        return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen)
+
+    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest | ExplainRequest, *, k: int,
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context

@@ -19,11 +19,12 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
-from serving.jobs import HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
+from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.messages import (
     MAX_KEY,
     About,
     ActionRequest,
+    ExplainRequest,
     ItemsRequest,
     RankBatchRequest,
     RankRequest,
@@ -163,6 +164,10 @@ class Service:
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
         return await self.batcher.answer(ItemsJob(self.titles, request))
+
+    async def explain(self, request: ExplainRequest) -> bytes:
+        """`ExplainAnswer` as JSON."""
+        return await self.batcher.answer(ExplainJob(self._builder, self.engine, self.titles, request))
 
     async def history(self, user: str) -> bytes:
         """`HistoryAnswer` as JSON. Raises `RequestError`."""
