@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, ends
 from wire.kafka.retry import StoppedError, wait_for_partitions
@@ -130,8 +131,7 @@ class Pulse:
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """Count a dead letter."""
-        reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
-        self._reasons[reason.decode(errors="replace")[:40]] += 1
+        self._reasons[read_headers(headers).reason[:40]] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
