@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -61,21 +62,19 @@ class PinFollower(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        """Follow until stopped; begin again whenever the broker was away."""
+        """Follow until stopped; begin again whenever the broker was away, or anything else happened."""
         while not self._stopping.is_set():
             try:
-                consumer = self._make()
-            except HeadraceError:
-                self._stopping.wait(RETRY_S)
-                continue
-            try:
-                self._follow(consumer)
+                with contextlib.closing(self._make()) as consumer:
+                    self._follow(consumer)
             except (KafkaError, HeadraceError) as error:
                 logger.debug("control topic: %s", error)
-                self._rollout.known.set()
-                self._stopping.wait(RETRY_S)
-            finally:
-                consumer.close()
+            except Exception:
+                logger.exception(
+                    "control topic: following it failed, and begins again; a new pin is not seen until then"
+                )
+            self._rollout.known.set()
+            self._stopping.wait(RETRY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
         (partition,) = partitions_of(consumer, self._topic)

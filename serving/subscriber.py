@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
@@ -27,7 +26,7 @@ from wire.control import Which
 from wire.errors import HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, topic_id_of
 from wire.kafka.retry import StoppedError, wait_for_partitions
-from wire.weights import Claim, Manifest, Version, VersionAssembler, decode_manifest, record_kind
+from wire.weights import Manifest, Version, VersionAssembler, claim_of, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
 SCAN_RECORDS = 64
@@ -274,9 +273,9 @@ class WeightsSubscriber(threading.Thread):
                 if kind == "manifest":
                     manifest = decode_manifest(record.value)
                     found.append(_Seen(record.offset, manifest.epoch, manifest))
-                elif kind == "claim":
-                    found.append(_Seen(record.offset, msgspec.json.decode(record.value, type=Claim).epoch))
-            except (VersionError, msgspec.MsgspecError, TypeError):
+                elif (claim := claim_of(record)) is not None:
+                    found.append(_Seen(record.offset, claim.epoch))
+            except VersionError:
                 continue
         return found
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ class Worker:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch(watch))]
+            tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat(), self._watch(watch))]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -120,6 +120,14 @@ class Worker:
         if self.failure is not None:
             raise self.failure
         log.info("worker stopped", component=self.component)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that ends by itself ends the worker: nobody would hear of it, or of its topics, any more."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            log.error("a task of the worker failed", error=repr(error))
+            self.fail(error)
 
     def stop(self) -> None:
         """Ask for an orderly stop."""
@@ -237,9 +245,14 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may be lost: another one follows in a second.
+        # It may be lost: another one follows in a second. But one that was refused, all of them will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        sent.add_done_callback(self._note_refusal)
+
+    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+            self.fail(refused)
 
 
 def warn_of_drift(kafka: KafkaConfig) -> None:

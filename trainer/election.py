@@ -31,6 +31,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from trainer.config import TrainerConfig
 from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
+from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
@@ -189,8 +190,8 @@ class Election:
 
 def _is_of(value: bytes | None, claim: Claim) -> bool:
     try:
-        status = decode_status(value or b"")
-    except msgspec.DecodeError:
+        status = decode_status(value)
+    except CodecError:
         return False
     return isinstance(status, TrainerStatus) and status.claimant == claim.claimant and not status.is_standby
 

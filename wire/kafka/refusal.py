@@ -23,6 +23,12 @@ _REMEDIES = {
     "UnsupportedVersionError": "use a broker of Kafka 2.1 or newer",
     "IncompatibleBrokerVersion": "use a broker of Kafka 2.1 or newer",
     "KafkaConfigurationError": "correct it under kafka.client",
+    "InvalidTimestampError": "set this machine's clock by NTP: it is further from the broker's than a topic's "
+    "message.timestamp.after.max.ms allows",
+    "MessageSizeTooLargeError": "raise max.message.bytes of the topic to Kafka's default, 1048588, or more",
+    "RecordListTooLargeError": "raise the topic's segment.bytes",
+    "PolicyViolationError": "have the broker's policy allow it",
+    "InvalidTopicError": "choose a kafka.prefix that Kafka allows in a topic's name",
 }
 """Names of errors in kafka-python or aiokafka (most are in both) → what a person can do."""
 _FATAL = {
