@@ -226,6 +226,7 @@ class PulseFollower(threading.Thread):
 
     def run(self) -> None:
         """Follow until stopped."""
+        told = ""
         while not self._stopping.is_set():
             try:
                 consumer = self._connect()
@@ -236,7 +237,8 @@ class PulseFollower(threading.Thread):
             except StoppedError:
                 return
             except (KafkaError, OSError, HeadraceError) as error:
-                logger.warning("the page's topics cannot be followed now (%s); trying again", error)
+                level, told = logging.DEBUG if str(error) == told else logging.WARNING, str(error)
+                logger.log(level, "the page's topics cannot be followed now (%s); trying again", error)
                 self._sample()
                 self._stopping.wait(EVERY_S)
             except Exception:

@@ -11,8 +11,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.control import PIN_KEY, Pin, Which, decode_pin, parse_version
-from wire.errors import HeadraceError, VersionError
+from wire.errors import ClientRefused, HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
+from wire.kafka.refusal import refusal
 
 logger = logging.getLogger(__name__)
 RETRY_S = 5.0
@@ -63,12 +64,16 @@ class PinFollower(threading.Thread):
 
     def run(self) -> None:
         """Follow until stopped; begin again whenever the broker was away, or anything else happened."""
+        is_told = False
         while not self._stopping.is_set():
             try:
                 with contextlib.closing(self._make()) as consumer:
                     self._follow(consumer)
             except (KafkaError, HeadraceError) as error:
-                logger.debug("control topic: %s", error)
+                refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
+                level = logging.ERROR if refused and not is_told else logging.DEBUG
+                is_told = is_told or refused
+                logger.log(level, "control topic: no pin can be read: %s", error)
             except Exception:
                 logger.exception(
                     "control topic: following it failed, and begins again; a new pin is not seen until then"

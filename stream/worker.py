@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kafka.errors import KafkaError
 
@@ -147,6 +147,8 @@ class Worker:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), 0.2)
+                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
+                    self.fail(refused)
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
@@ -280,13 +282,23 @@ def alone_on(folder: Path, prefix: str) -> Iterator[str]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreLocked(f"{folder}: expected to be alone here, another worker holds it; stop that one") from error
+        yield _name_of(held, folder)
+
+
+def _name_of(held: TextIO, folder: Path) -> str:
+    """The disk's name, which its lock file holds."""
+    try:
         held.seek(0)
         disk = held.read().strip()
         if not disk:
             disk = uuid.uuid4().hex
             held.write(disk)
             held.flush()
-        yield disk
+    except OSError as error:
+        with suppress(OSError):  # what could not be written is tried once more
+            held.close()
+        raise StoreError(f"{folder}: expected room to write, got {error.strerror}; free some, then start") from error
+    return disk
 
 
 async def _run(settings: Settings) -> None:

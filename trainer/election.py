@@ -29,6 +29,7 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from trainer.config import TrainerConfig
+from trainer.errors import CheckpointError
 from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
 from wire.errors import CodecError
@@ -59,11 +60,17 @@ class Claimant:
         if folder is None:
             return Claimant(f"{platform.node()}/{uuid.uuid4().hex[:8]}", process)
         path = folder / "identity"
-        if not path.exists():
-            temporary = folder / "tmp-identity"
-            temporary.write_text(uuid.uuid4().hex[:8])
-            temporary.rename(path)
-        return Claimant(f"{platform.node()}/{folder.resolve()}/{path.read_text().strip()}", process)
+        try:
+            if not path.exists():
+                temporary = folder / "tmp-identity"
+                temporary.write_text(uuid.uuid4().hex[:8])
+                temporary.rename(path)
+            name = path.read_text().strip()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free space or fix the rights"
+            ) from error
+        return Claimant(f"{platform.node()}/{folder.resolve()}/{name}", process)
 
     @property
     def name(self) -> str:

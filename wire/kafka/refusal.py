@@ -6,8 +6,14 @@ import ssl
 
 import aiokafka.errors
 import kafka.errors
+from kafka.errors import KafkaConnectionError
 
 from wire.errors import ClientRefused
+
+
+class TlsRefused(KafkaConnectionError):
+    """The broker ends every TLS handshake with an alert."""
+
 
 _REMEDIES = {
     "UnsupportedCodecError": "install the packages cramjam, lz4, python-snappy and zstandard",
@@ -36,7 +42,10 @@ _FATAL = {
     for name, remedy in _REMEDIES.items()
     for module in (kafka.errors, aiokafka.errors)
     if isinstance(kind := getattr(module, name, None), type)
-} | {ssl.SSLCertVerificationError: "check kafka.client.ssl_cafile and the name of the broker in its certificate"}
+} | {
+    TlsRefused: "give kafka.client.ssl_certfile and ssl_keyfile of a certificate that the broker trusts",
+    ssl.SSLCertVerificationError: "check kafka.client.ssl_cafile and the name of the broker in its certificate",
+}
 
 
 def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:
