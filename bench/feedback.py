@@ -38,7 +38,7 @@ from stream.simulate import KINDS, World, WorldConfig
 from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
-from trainer.metrics import binary_log_loss
+from trainer.kind_metrics import binary_log_loss
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
 from wire.action import Action, decode_record

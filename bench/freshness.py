@@ -37,7 +37,7 @@ from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
 from trainer.batch import JaggedBatch, build_batch
-from trainer.metrics import PrequentialMetrics, outcomes
+from trainer.metrics import PrequentialMetrics
 from trainer.soundness import pass_over
 from trainer.step import Learner
 from wire.history import Histories
@@ -69,7 +69,7 @@ class Stale:
             self.copy, self.epoch = Frozen(learner), epoch
         ranks, probability_RK = self.copy.predict(batch)
         self.ranks.append(ranks)
-        self.metrics.add(kinds_alone(probability_RK, outcomes(batch.learned_RK, batch.is_new_R)))
+        self.metrics.add(kinds_alone(probability_RK, batch))
 
 
 @dataclass(slots=True, eq=False)

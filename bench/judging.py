@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bench.events import Step, ranks
 from bench.rivals import Ranker, Retriever
-from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, outcomes, rank_gains
+from trainer.batch import JaggedBatch
+from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
 
 LATELY = 10_000
 NUM_WINDOWS = 24
@@ -64,21 +65,23 @@ def judge_ranker(ranker: Ranker, stream: Iterable[Step], kinds: tuple[str, ...],
     for step in stream:
         batch = step.batch
         probability_RK = np.asarray(ranker.over(step), np.float64)
-        metrics.add(kinds_alone(probability_RK, outcomes(batch.learned_RK, batch.is_new_R)))
+        metrics.add(kinds_alone(probability_RK, batch))
         num += int(batch.is_new_R.sum())
         progress(num)
     return ranking(metrics)
 
 
-def kinds_alone(probability_RK: NDArray[np.float64], outcome_RK: NDArray[np.float32]) -> Predictions:
-    """Predictions of kinds, with nothing retrieved."""
+def kinds_alone(probability_RK: NDArray[np.float64], batch: JaggedBatch) -> Predictions:
+    """Predictions of the kinds of a batch's targets, with nothing retrieved."""
     return Predictions(
         rank_KS=np.zeros((len(RANKERS), 0), np.int64),
         ranked_S=np.zeros(0, np.bool_),
         slice_XS=np.zeros((len(SLICES), 0), np.bool_),
         domain_S=np.zeros(0, np.int64),
         log_loss_S=np.zeros(0),
+        key_R=batch.key_R,
         probability_RK=probability_RK,
         baseline_RK=probability_RK,
-        outcome_RK=outcome_RK,
+        done_RK=batch.learned_RK > 0,
+        is_new_R=batch.is_new_R,
     )

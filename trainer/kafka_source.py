@@ -1,4 +1,4 @@
-"""Examples from ``headrace.sequences.v1``: every partition, own offsets, each number once."""
+"""Examples from ``headrace.sequences.v1``: all partitions, from the trainer's own offsets, each number once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = structlog.get_logger("trainer")
 METADATA_MS = 5_000
 REMEDY = (
     "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
-    "topic from its beginning; or without it, to train anew"
+    "topic from its beginning; or without that option, to train from scratch"
 )
 
 
 class KafkaSource:
-    """Reads on from ``positions``; holds a partition back while ``max_buffered`` of its examples wait to be trained."""
+    """Reads from ``positions`` on; pauses a partition while ``max_buffered`` of its examples wait to be trained."""
 
     def __init__(
         self,
@@ -74,20 +74,20 @@ class KafkaSource:
 
     @property
     def positions(self) -> dict[int, Position]:
-        """Behind the last trained example of each partition."""
+        """After the last trained example of each partition."""
         return self._marks.positions
 
     @property
     def exhausted(self) -> bool:
-        """A stream never is."""
+        """Never: a stream has no end."""
         return False
 
     def restore(self, histories: TrainedHistories) -> None:
-        """Read the topic from its start up to the positions, and fold each segment as it was there.
+        """Read the topic from its start up to the positions, and fold each example into ``histories``.
 
-        A record that was superseded behind a position is still in front of it unless compaction has run in between: so
-        the histories are those of the checkpoint for as long as the trainer is less than
-        ``kafka.min_compaction_lag_s`` behind, as it must be to miss no example. 25 µs a record.
+        A record that was superseded after a position is still there before it, unless compaction has run in between: so
+        the histories are those of the checkpoint as long as the trainer is less than ``kafka.min_compaction_lag_s``
+        behind, as it must be to miss no example. Takes 25 µs a record.
         """
         behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
         logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
@@ -110,7 +110,7 @@ class KafkaSource:
         log.info("histories restored", users=len(histories), bytes=histories.num_bytes)
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """What has arrived; waits at most ``timeout_s`` for something."""
+        """The examples that have arrived; waits up to ``timeout_s`` for some."""
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
@@ -128,8 +128,8 @@ class KafkaSource:
         return examples
 
     def _check_topic(self) -> None:
-        """Raise where the topic was deleted and created again since the trainer began to read it, or was given more
-        partitions, which nobody would read."""
+        """Raise if the topic was deleted and created again since the trainer began to read it, or has been given more
+        partitions, which no trainer would read."""
         known = self._consumer.partitions_for_topic(self._topic) or self._partitions
         check_partitions(self._topic, len(self._partitions), len(known))
         before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
@@ -140,13 +140,13 @@ class KafkaSource:
             )
 
     def _tell_lost(self) -> None:
-        """Once reading pauses: what was lost in all, in one line."""
+        """Log the total lost in one line, once no more examples arrive."""
         if self._num_holes > max(1, self._num_told):
             log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
         self._num_told = self._num_holes
 
     def _read(self, partition: int, record: Any) -> Example | None:
-        """Raises `SourceError` where a worker's fence says that its bits and columns mean other things than ours."""
+        """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
         example = self._decoder.read(partition, record.offset, record.value)
         if example is not None and example.is_fence and self._shape is not None:
             otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
@@ -185,11 +185,11 @@ class KafkaSource:
         self._logs[partition].take(example)
 
     def trained(self, step: PlanStep) -> None:
-        """Move the positions behind a step's examples."""
+        """Move the positions past a step's examples."""
         self._marks.trained(step)
         for partition, first, last in step:
             self._num_waiting[partition] -= last - first + 1
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._consumer.close()

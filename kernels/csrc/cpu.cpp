@@ -37,3 +37,6 @@ HEADRACE_API int headrace_cpu_level() { return 0; }
 #endif
 
 HEADRACE_API int headrace_built_level() { return HEADRACE_BUILT_LEVEL; }
+
+// What the library was built from (see kernels/sources.py).
+HEADRACE_API const char* headrace_sources() { return HEADRACE_SOURCES; }

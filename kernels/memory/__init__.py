@@ -32,6 +32,7 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.shares import MemoryShares, memory_shares
 
 __all__ = [
     "EVIDENCE",
@@ -42,10 +43,12 @@ __all__ = [
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryRules",
+    "MemoryShares",
     "MemoryStanding",
     "memory_best",
     "memory_learn",
     "memory_scores",
+    "memory_shares",
     "memory_stand",
 ]
 EXCLUDE = ("never", "always", "auto")

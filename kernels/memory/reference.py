@@ -18,6 +18,7 @@ from kernels.memory.arrays import (
     Float32,
     Float64,
     Int32,
+    Int64,
     MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
@@ -35,6 +36,8 @@ REFRESH_EVENTS = 16
 RESCALE_AT = 1e12
 OUT = -1e30
 _EVENTS, _SEEN, _HEAT, _REPEATS, _CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
+SEEN_UNIT = _SEEN
+"""Where the clock says what one sighting is worth in the counts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,10 +125,15 @@ def memory_best(
 
 def _standing(memory: MemoryArrays, num_rows: int) -> Float64:
     """(standing features, V)."""
-    seen = memory.seen[:num_rows] / memory.clock[_SEEN]
-    heat = memory.heat[:, :num_rows] / memory.clock[_HEAT : _HEAT + NUM_HEATS, None]
-    now, was_chosen = memory.clock[_EVENTS], memory.last[:num_rows] >= 0
-    since = [np.where(was_chosen, now - when[:num_rows], 0.0) for when in (memory.first, memory.last)]
+    return standing_of(memory, slice(num_rows))
+
+
+def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
+    """(standing features, rows)."""
+    seen = memory.seen[rows] / memory.clock[_SEEN]
+    heat = memory.heat[:, rows] / memory.clock[_HEAT : _HEAT + NUM_HEATS, None]
+    now, was_chosen = memory.clock[_EVENTS], memory.last[rows] >= 0
+    since = [np.where(was_chosen, now - when[rows], 0.0) for when in (memory.first, memory.last)]
     return np.stack(
         [
             np.log1p(seen),
@@ -166,11 +174,19 @@ def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, wi
         total_V[ids] += value * decay**lag
 
 
+def _bucket(memory: MemoryArrays, num_past: int) -> int:
+    return 1 + min(memory.num_buckets - 1, int(np.log2(1 + num_past) + 0.5))
+
+
+def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
+    """(features,) the gains for a user with so many past choices."""
+    return np.asarray(memory.gain[0].astype(float) + memory.gain[_bucket(memory, num_past)])
+
+
 def _mix(
     memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
 ) -> _Prediction:
-    bucket = 1 + min(memory.num_buckets - 1, int(np.log2(1 + len(past)) + 0.5))
-    gain_F = memory.gain[0].astype(float) + memory.gain[bucket]
+    bucket, gain_F = _bucket(memory, len(past)), gains_of(memory, len(past))
     feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
@@ -321,6 +337,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     if len(found):
         memory.after[row, found[0]] += after
         memory.before[row, found[0]] += before
+        _mark(memory, row, int(found[0]))
         return
     at = num
     if num == memory.width:
@@ -330,11 +347,17 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
             left = 1.0 - (after + before) / float(both[at])
             memory.after[row, at] *= left
             memory.before[row, at] *= left
+            _mark(memory, row, at)
             return
     else:
         memory.num_neighbours[row] += 1
     memory.neighbour_row[row, at] = other
     memory.after[row, at], memory.before[row, at], memory.weight[row, at] = after, before, 0.0
+    _mark(memory, row, at)
+
+
+def _mark(memory: MemoryArrays, row: int, at: int) -> None:
+    memory.moved[row, at // 8] |= 1 << at % 8
 
 
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
@@ -343,6 +366,7 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]
         memory.dirty[:num_rows] = 1
+        memory.moved[:num_rows] = 255
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from state import outbox
 from state.config import StoreConfig
+from state.emitter import Draft, Emitter
 from state.segment import Segment
-from state.sequencer import Draft, Sequencer
+from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
 from tests.state.world import World, stream_of
@@ -143,7 +144,7 @@ def _forget_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leave_segments_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_seal", lambda self, user: None)
+    patch.setattr(Emitter, "seal", lambda self, user, record_ms: None)
 
 
 def _forget_what_a_piece_held(patch: pytest.MonkeyPatch) -> None:
@@ -166,24 +167,22 @@ def _keep_what_has_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(User, "keep", lambda self, num_slots: None)
 
 
-def _tell_a_segment_only_at_the_end(patch: pytest.MonkeyPatch) -> None:
-    tell = Sequencer._tell
+def _emit_only_at_the_end_of_a_batch(patch: pytest.MonkeyPatch) -> None:
+    end_run, drain, draining = Emitter.end_run, Emitter.drain, set[Emitter]()
 
-    def tell_late(self: Sequencer, user: User) -> None:
-        if self._ending:
-            tell(self, user)
+    def end_run_late(self: Emitter, user: User) -> None:
+        if self in draining:
+            end_run(self, user)
 
-    def drain_drafts(self: Sequencer) -> list[Draft]:
-        self._ending = True
+    def drain_and_end(self: Emitter) -> list[Draft]:
+        draining.add(self)
         try:
             return drain(self)
         finally:
-            self._ending = False
+            draining.remove(self)
 
-    drain = Sequencer.drain_drafts
-    patch.setattr(Sequencer, "_ending", False, raising=False)
-    patch.setattr(Sequencer, "_tell", tell_late)
-    patch.setattr(Sequencer, "drain_drafts", drain_drafts)
+    patch.setattr(Emitter, "end_run", end_run_late)
+    patch.setattr(Emitter, "drain", drain_and_end)
 
 
 def _forget_feedback(patch: pytest.MonkeyPatch) -> None:
@@ -204,7 +203,7 @@ def _take_in_ghosts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _name_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_take_names", lambda self, user: {})
+    patch.setattr(Emitter, "_take_names", lambda self, user: {})
 
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
@@ -225,7 +224,7 @@ BROKEN = [
     _replay_from_behind_the_batch, _apply_what_an_example_tells, _skip_the_rest_of_the_record,
     _tell_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
     _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
-    _tell_a_segment_only_at_the_end, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
+    _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
     _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
 

@@ -360,7 +360,7 @@ def test_another_number_of_slots_is_refused(tmp_path: Path) -> None:
     store.set_writer_epoch(1)
     store.close()
     PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=195, segment_len=16)).close()
-    with pytest.raises(StoreMismatch, match="expected num_slots 14 "):
+    with pytest.raises(StoreMismatch, match="expected num_slots 14,"):
         PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=100, segment_len=16))
 
 

@@ -311,7 +311,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.dat", b"1::2::3::978300760\n1::2\n", "a.dat:2: expected 4 cells between '::' as in the first line, got 2"),
         ("a.csv", b"userId,movieId,rating,timestamp\n,2,3,978300760\n", "a.csv:2: user: expected an id, got ''"),
         ("a.csv", b"a,b,c\n1,2,3\n", "a.csv:1: expected a known format"),
-        ("a.csv", b"1,2,3.0,978300760\n", "A table without a line of names needs one: user_id"),
+        ("a.csv", b"1,2,3.0,978300760\n", "A table needs a header such as user_id"),
         ("a.csv", CSV.encode(), "a.csv: expected actions, got none"),
         ("a.csv", b"user,item,rating\n1,2,3\n", "a.csv:1: expected a column for the timestamp"),
         ("a.csv", b"user,item,timestamp\n1,2,978300760\n", "a.csv:1: expected a column named action or rating"),
@@ -361,7 +361,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.json", f"[{line()},\n{line()},\n".encode(), "a.json:.*: expected a list of actions as JSON"),
         ("a.jsonl", b"[]\n", "a.jsonl:1: expected at least one action in the list"),
         ("a.csv", b"user,item,action,timestamp\nu,i,\"see,click\",978300760\n", r"write it as 'see\|click'"),
-        ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; write it with a point"),
+        ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; use a decimal point"),
         ("a.csv", f"{CSV}u,i,1_0,978300760\n".encode(), "a.csv:2: rating: expected a finite number, got '1_0'"),
         ("a.csv", b"user id,userid,item,rating,timestamp\n1,2,3,4,9\n", "one column user id, got user id, userid"),
         *(

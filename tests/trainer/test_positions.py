@@ -120,8 +120,8 @@ def test_a_position_behind_the_end_of_its_topic_is_one_line_too(stage: Make) -> 
     assert made.children[-1].stop() == 0
     made.replace_topic()
     last = ends_with_one_line(made.start(broken=("knows_no_topic_ids",)))
-    assert f"{made.topics.sequences} partition 0: expected it to reach to offset" in last
-    assert "where the checkpoint would read on (example " in last
+    assert f"{made.topics.sequences} partition 0: expected it to reach offset" in last
+    assert "where the checkpoint resumes (example " in last
     assert "start with --from-published" in last
 
 
@@ -203,7 +203,7 @@ def test_other_settings_than_the_published_ones_are_refused(stage: Make) -> None
     lose_the_checkpoint(made, 0.0)
     made.config_path.write_text(made.config_path.read_text().replace("model_width = 8", "model_width = 16"))
     last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
-    assert "model.model_width: the published weights were learned with 8, now configured is 16" in last
+    assert "model.model_width: the published weights were trained with 8, the configuration now says 16" in last
 
 
 def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: Make) -> None:
