@@ -18,8 +18,10 @@ class Authority:
                   "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
 
     def certify(self, name: str, address: str = "") -> tuple[Path, Path]:
-        """A certificate for ``name`` (a server's with ``address``, such as ``IP:127.0.0.1``), and its key."""
+        """The certificate of ``name`` (a server's with ``address``, such as ``IP:127.0.0.1``), and its key."""
         pem, key, request, extra = (self._folder / f"{name}.{end}" for end in ("pem", "key", "csr", "ext"))
+        if pem.exists():
+            return pem, key
         extra.write_text(f"subjectAltName={address}\n" if address else "basicConstraints=CA:FALSE\n")
         self._run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(request),
                   "-subj", f"/CN={name}")  # fmt: skip

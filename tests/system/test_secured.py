@@ -25,7 +25,7 @@ from kafka.admin import (
 
 from headrace.config import read_settings
 from stream.producer import ActionProducer
-from tests.brokers import REPOSITORY, ApacheKafka, free_port, missing_for_kafka
+from tests.brokers import REPOSITORY, ApacheKafka, forget_refused_sockets, free_port, missing_for_kafka
 from tests.certificates import Authority
 from tests.system.loop import Loop, is_learned
 from wire.config import KafkaConfig
@@ -71,6 +71,12 @@ class Secured:
         given = {"security_protocol": "SSL", "ssl_cafile": str(self.authority.pem), "ssl_certfile": str(pem),
                  "ssl_keyfile": str(key), **changed}  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
+
+
+@pytest.fixture(autouse=True)
+def _forget_refused_sockets() -> Iterator[None]:
+    yield
+    forget_refused_sockets()
 
 
 def settings_of(authority: Authority) -> dict[str, str]:
