@@ -1,4 +1,4 @@
-"""The audit: count again, from the topics alone, that the promises held.
+"""The audit: verify from the topics alone that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
 2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from headrace.ledger import whole_life
+from headrace.ledger import empty_history
 from state.sequencer import Sequencer
 from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
@@ -83,7 +83,7 @@ class Recount:
         for example in self.sequencer.drain():
             history = self.users.get(example.user)
             if history is None:
-                history = self.users[example.user] = whole_life(example)
+                history = self.users[example.user] = empty_history(example)
             history.fold(example)
 
     @property

@@ -150,7 +150,7 @@ def _check_end(settings: Settings, store: PartitionStore) -> None:
 
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:
-    reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_holes=True)
+    reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_gaps=True)
     ours = store.writer_epoch
     for example in reader.examples():
         if example.writer_epoch != ours or example.number >= store.next_number:
@@ -184,7 +184,7 @@ class _Reader:
         write_fence: WriteFence,
         closing: threading.Event,
     ) -> None:
-        self.log = ExampleLog(None, allow_holes=True)
+        self.log = ExampleLog(None, allow_gaps=True)
         self.position = start
         self._config = settings.kafka
         self._num_slots = settings.sequence.num_slots

@@ -100,7 +100,7 @@ class Worker:
     async def _work(self, watch: TopicWatch) -> None:
         stream = self.settings.stream
         self.metrics.serve(stream.metrics_host, stream.metrics_port)
-        log.info("worker starting", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
+        log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()

@@ -90,7 +90,7 @@ class KafkaSource:
         behind, as it must be to miss no example. Takes 25 µs a record.
         """
         behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
-        logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
+        logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
         reading = [where for where in self._partitions if behind[where] > 0]
         self._consumer.seek_to_beginning(*reading) if reading else None
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
@@ -162,23 +162,23 @@ class KafkaSource:
         if example is None:
             return None
         verdict = self._logs[partition].feed(example)
-        if verdict is Verdict.HOLE:
+        if verdict is Verdict.GAP:
             self._meet_hole(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+        return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
-        hole = self._logs[partition].hole
-        assert hole is not None
+        gap = self._logs[partition].gap
+        assert gap is not None
         what = (
-            f"{self._topic} partition {partition} offset {offset}: expected example {hole.expected}, got {hole.got}; "
-            f"{hole.got - hole.expected} were compacted or deleted before this trainer read them"
+            f"{self._topic} partition {partition} offset {offset}: expected example {gap.expected}, got {gap.got}; "
+            f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
             raise HoleError(
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"
             )
-        self.num_lost += hole.got - hole.expected
+        self.num_lost += gap.got - gap.expected
         self._num_holes += 1
         if self._num_holes == 1:
             log.error("examples lost, going on without them", what=what)

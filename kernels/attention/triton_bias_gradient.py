@@ -96,14 +96,14 @@ def add_levels(
     sums_ptr, notes_ptr, times, num_thresholds, total, start, m0, end, num_tokens, BM: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile of queries' levels to those of its program, once it has seen all its keys before ``end``.
+    """Add a query tile's levels to those of its program, once all keys before ``end`` are done.
 
-    ``total`` (BM,): the queries' sums over all keys, which is the first level; ``start`` (BM,): below it nothing is
-    seen. Many levels at once: what this waits for are loads.
+    ``total`` (BM,): the queries' sums over all keys, which is the first level; ``start`` (BM,): no key below it is
+    seen. Many levels at once, because the time goes into waiting for loads.
     """
     row = tl.arange(0, BM)[None, :]
     begin = m0 // 128 * 128 - 128
-    tl.debug_barrier()  # the notes are other threads'
+    tl.debug_barrier()  # the notes were written by other threads
     for first in range(0, num_thresholds + 1, LEVELS):
         level = first + tl.arange(0, LEVELS)[:, None]
         k = level - 1

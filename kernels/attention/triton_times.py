@@ -174,14 +174,14 @@ def bounds_kernel(
 
 
 def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Tensor, plan: Plan) -> TimeTables:
-    """Four small kernels; all layers of a model share what they make."""
+    """The tables, by four small kernels; all layers of a model share them."""
     device, num_tokens, num_thresholds = query_time_T.device, len(query_time_T), len(thresholds_K1)
     num_blocks, num_half_blocks = triton.cdiv(num_tokens, BLOCK), triton.cdiv(num_tokens, KEY_BLOCK)
     steps = num_thresholds.bit_length()
     query_ends, key_ends = empty_rows(2, 2 * num_half_blocks, torch.int64, device)
     ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
-    # Zeros: what no user needs is still read, masked, and must be a bucket; rows to the end of the last tile, too.
+    # Zeros: entries that no user needs, up to the last tile's end, are read too (and masked), so must be valid buckets.
     near = torch.zeros(num_blocks * BLOCK, NEAR, dtype=near_dtype, device=device)
     bounds = torch.empty(max(num_thresholds, 1), num_blocks * BLOCK, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)

@@ -187,7 +187,7 @@ class World:
         self.epoch += 1
         self.claimed_at = len(self.topic)
         self.topic.append(("", encode_example(fence(0, self.epoch))))
-        log = ExampleLog(None, allow_holes=True)
+        log = ExampleLog(None, allow_gaps=True)
         if restore is None:
             for _, value in self.topic:
                 log.feed(decode_example(value))
@@ -201,7 +201,7 @@ class World:
     def compacted(self, rng: random.Random) -> list[bytes]:
         """Up to some point only each key's newest record is left: a point where whatever a ghost or a repeat has
         overwritten was written again, or has been since, because that is quicker than the compaction lag."""
-        log, points, spoiled, counting = ExampleLog(None, allow_holes=True), [0], set[str](), set[str]()
+        log, points, spoiled, counting = ExampleLog(None, allow_gaps=True), [0], set[str](), set[str]()
         for i, (key, value) in enumerate(self.topic):
             verdict = log.feed(decode_example(value))
             if verdict is Verdict.ACCEPT:
@@ -232,7 +232,7 @@ class World:
         for _, value in self.topic:
             example = decode_example(value)
             verdict = log.feed(example)
-            assert verdict is not Verdict.HOLE, log.hole
+            assert verdict is not Verdict.GAP, log.gap
             if verdict is Verdict.ACCEPT:
                 examples.append(example)
         return examples

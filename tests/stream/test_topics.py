@@ -127,7 +127,7 @@ def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions
     make_again(deployment, admin, deployment.topics.sequences)
     line = last_line(process.start())
     assert f"topic {deployment.topics.sequences}: expected the one with id " in line
-    assert f"remove {process.store_path}: sequences are then made again from the actions" in line
+    assert f"remove {process.store_path}: sequences are then rebuilt from the actions" in line
     process.wipe()
     process.start()
     wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
@@ -141,7 +141,7 @@ def test_a_topic_that_is_deleted_ends_the_worker(
     process = worker().start()
     process.wait_for("partition claimed", times=2)
     admin.delete_topics([topic])
-    assert f"topic {topic}: expected it to be there still, with " in last_line(process)
+    assert f"topic {topic}: expected it to exist still, with " in last_line(process)
 
 
 def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
@@ -176,9 +176,9 @@ def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: D
     process.start()
     wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
     process.stop()
-    told = [line for line in process.log().splitlines() if "a foreign record is skipped" in line]
+    told = [line for line in process.log().splitlines() if "skipped a foreign record" in line]
     assert len(told) == 5, "each but the tombstone, once"
     assert all(deployment.topics.sequences in line for line in told)
     process.wipe()
     process.start().wait_for("partition claimed", times=6)
-    assert process.log().count("a foreign record is skipped") == 10
+    assert process.log().count("skipped a foreign record") == 10

@@ -256,7 +256,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     ran = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()
     assert first.startswith("refused: checkpoint ")
-    assert "cannot be written (File too large); free space" in first
+    assert "cannot be written (File too large); free some space" in first
     assert "the previous checkpoint is intact" in first
     assert second.startswith("refused: journal ")
     folder = CheckpointFolder(tmp_path, damage.append).open()
