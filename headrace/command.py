@@ -53,9 +53,17 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     except Exception as error:
         if not _is_user_facing(error):
             raise
-        print(f"headrace {command}: {error}", file=sys.stderr)
+        print(f"headrace {command}: {_refused(error) or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _refused(error: Exception) -> Exception | None:
+    """What to do about an error of Kafka's, where somebody can do something."""
+    from wire.errors import HeadraceError
+    from wire.kafka.refusal import refusal
+
+    return None if isinstance(error, HeadraceError) else refusal(error, "the broker")
 
 
 def _is_user_facing(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from trainer.errors import HoleError, SourceError
 from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
-from wire.config import ActionConfig, KafkaConfig
+from wire.config import KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
@@ -19,7 +19,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
-from wire.shape import SHAPE, disagreement
+from wire.shape import SHAPE, Shape, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -42,10 +42,10 @@ class KafkaSource:
         on_gap: str,
         max_buffered: int,
         stop: threading.Event,
-        action: ActionConfig | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
-        self._action = action
+        self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
@@ -148,8 +148,8 @@ class KafkaSource:
     def _read(self, partition: int, record: Any) -> Example | None:
         """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
         example = self._decoder.read(partition, record.offset, record.value)
-        if example is not None and example.is_fence and self._action is not None:
-            otherwise = disagreement(dict(record.headers).get(SHAPE), self._action)
+        if example is not None and example.is_fence and self._shape is not None:
+            otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
             if otherwise:
                 raise SourceError(
                     f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "

@@ -46,7 +46,14 @@ def lag(now: int) -> bytes:
     told["train"] = {"lag_records": 12_345, "lag_s": 7.5}
     metrics = {"retrieval_window": {"model": {"hr10": 0.2183}, "popular_unseen": {"hr10": 0.0741}}}
     return msgspec.json.encode(
-        {"time_ms": now, "stages": told, "metrics": metrics, "num_items": 1682, "num_interactions": 99}
+        {
+            "time_ms": now,
+            "stages": told,
+            "metrics": metrics,
+            "num_items": 1682,
+            "num_interactions": 99,
+            "throughput": {"interactions_per_s": 1.0},
+        }
     )
 
 

@@ -17,6 +17,7 @@ import aiokafka.record.default_records
 import stream.claim
 import stream.partition
 import stream.relay
+import stream.worker
 import wire.kafka.identity
 from stream.__main__ import main
 from wire.example_log import Verdict
@@ -96,6 +97,15 @@ def without_snappy() -> None:
     """Not broken: an installation without a package."""
     aiokafka.codec.has_snappy = lambda: False
     aiokafka.record.default_records.codecs.has_snappy = lambda: False
+
+
+def loses_its_beat() -> None:
+    """Whatever may happen to the task that tells of the worker."""
+
+    def fail(self: Any, ends: dict[int, int]) -> None:
+        raise ValueError("no beat")
+
+    stream.worker.Worker._look_after = fail  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -363,3 +363,12 @@ def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Depl
     last = process.log().splitlines()[-1]
     assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
     assert "install the packages cramjam" in last
+
+
+def test_a_worker_that_nobody_would_hear_of_ends(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "loses_its_beat"
+    process = worker()
+    process.module = "tests.stream.broken"
+    process.start()
+    assert process.process.wait(30) == 1
+    assert "a task of the worker failed" in process.log()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,17 @@ class Loop:
         self.server = Server(f"http://127.0.0.1:{port}")
         ensure_topics(self.settings.kafka)
 
-    def start(self, *names: str) -> dict[str, Child]:
-        """Start these processes by name: worker, trainer, server."""
-        rooms = {"worker": ("stream", "worker"), "trainer": ("trainer",), "server": ("serving",)}
+    def start(self, *names: str, broken: Mapping[str, str] | None = None) -> dict[str, Child]:
+        """Start these processes by name: worker, trainer, server; some as broken builds (`tests.system.broken`)."""
+        rooms: dict[str, tuple[str, ...]] = {
+            "worker": ("stream", "worker"),
+            "trainer": ("trainer",),
+            "server": ("serving",),
+        }
         config = ("--config", str(self.path))
+        commands = {"worker": "worker", "trainer": "train"}
+        for name, build in (broken or {}).items():
+            rooms[name] = ("tests.system.broken", build, commands[name])
         return {name: self.group.start(name, "-m", *rooms[name], *config) for name in names}
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -1,6 +1,7 @@
 """Seeded kills over the whole loop, a third of them during a recovery, with an audit after each round.
 
     python -m tests.system.soak --seeds 1 2 --kills 50
+    python -m tests.system.soak --kills 9 --broken trainer=ignores_the_plan      # has to fail
 
 A round kills one process (-9; a worker sometimes with its disk) or the broker, and restarts it; every second round
 kills again, the same one or another, while the first victim is recovering. After each round the audit recounts from the
@@ -10,6 +11,7 @@ topics. At the end, everything produced must have been learned and served exactl
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import shutil
 import sys
@@ -17,12 +19,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.processes import Child
+from headrace.processes import Child, ChildError, DeadlineError
 from headrace.report import Report
 from stream.replay import ReplayReport, send_actions
 from tests.brokers import Broker, start_broker
@@ -67,7 +69,16 @@ class Tally:
 class Soak:
     """A loop under kills. ``say`` is called with a line for each round."""
 
-    def __init__(self, broker: Broker, prefix: str, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        prefix: str,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None],
+        broken: Mapping[str, str] | None = None,
+    ) -> None:
+        self._broken = broken or {}
         self._broker, self._say, self._chance = broker, say, random.Random(seed + 1)
         self._loop = Loop(broker.bootstrap, prefix, folder)
         self._seen: dict[str, int] = {}
@@ -75,10 +86,11 @@ class Soak:
         self._broker_since_s = -60.0
         self.tally = Tally()
 
-    def run(self, rounds: list[Round]) -> Tally:
-        """Run all rounds. Raises AssertionError if a promise does not hold."""
+    def run(self, rounds: list[Round], seconds: float = math.inf) -> Tally:
+        """Run the rounds that begin within so many seconds. Raises AssertionError if a promise does not hold."""
+        until_s = time.monotonic() + seconds
         with self._loop as loop, ExitStack() as stack:
-            self._children = loop.start("worker", "trainer", "server")
+            self._children = loop.start("worker", "trainer", "server", broken=self._broken)
             over, sent = threading.Event(), list[ReplayReport]()
             stack.callback(over.set)
             kafka = loop.settings.kafka
@@ -89,6 +101,8 @@ class Soak:
             loop.wait_until(lambda: bool(loop.server.version()), 120, "a first version to be served")
             watcher = stack.enter_context(Watcher(loop.server))
             for number, each in enumerate(rounds, 1):
+                if time.monotonic() > until_s:
+                    break
                 self._play(each)
                 self._audit(f"round {number} of {len(rounds)}: {each}")
             over.set()
@@ -170,6 +184,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.system.soak", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run each (default: 1)")
     parser.add_argument("--kills", type=int, default=50, help="kills a run (default: 50)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after so long (default: all)")
+    parser.add_argument("--broken", action="append", default=[], metavar="PROCESS=BUILD", help="tests.system.broken")
     parser.add_argument("--folder", type=Path, help="where state and logs go (default: a temporary one)")
     arguments = parser.parse_args()
     for seed in arguments.seeds:
@@ -181,10 +197,13 @@ def main() -> int:
             )
             return 2
         print(f"seed {seed}: {arguments.kills} kills; state and logs in {folder}", flush=True)
-        soak = Soak(broker, f"soak{seed}", folder / f"seed-{seed}", seed, lambda line: print(f"  {line}", flush=True))
+        broken = dict(each.split("=", 1) for each in arguments.broken)
+        soak = Soak(
+            broker, f"soak{seed}", folder / f"seed-{seed}", seed, lambda line: print(f"  {line}", flush=True), broken
+        )  # fmt: skip
         try:
-            tally = soak.run(rounds_of(seed, arguments.kills))
-        except AssertionError as error:
+            tally = soak.run(rounds_of(seed, arguments.kills), arguments.seconds)
+        except (AssertionError, ChildError, DeadlineError) as error:
             print(f"seed {seed}: {error}", flush=True)
             return 1
         finally:

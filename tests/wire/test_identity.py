@@ -110,6 +110,7 @@ def test_topics_have_their_names_and_settings() -> None:
     assert topics[names.sequences].settings["cleanup.policy"] == "compact"
     assert int(topics[names.sequences].settings["min.compaction.lag.ms"]) == 86_400_000
     assert topics[names.dead_letters].num_partitions == 1
+    assert {topic.settings["message.timestamp.type"] for topic in topics.values()} == {"LogAppendTime"}
     room = [int(topics[name].settings["max.message.bytes"]) for name in (names.actions, names.dead_letters)]
     assert room == [1_048_588, 1_048_588 + 65_536]
 
