@@ -189,5 +189,5 @@ async function startTrying() {
     if (users.length) showUser(users[++next % users.length]);
   });
   const users = await loadUsers();
-  await showUser(users[0] || "somebody new");
+  await showUser(users[0] || "new user");
 }

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kernels.memory import reference
+from kernels.memory.reference import weighted_sum
+from kernels.memory.shortlist import Shortlist
 from serving import explanation
 from serving.config import ServingConfig
 from serving.http import build_app
@@ -96,9 +97,9 @@ def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.
     def watch(arrays: Any, past: Any, row_C: Any, logit_C: Any) -> Any:
         num = memory.num_rows
         logits = (version.tables["items"].derived.numpy() @ queries[0]).ravel()
-        done = reference._mix(arrays, num, reference._standing(arrays, num), past, past[:0], 0, logits)
+        done = weighted_sum(arrays, num, past, logits)
         score_V = done.score_V.copy()
-        reference._Shortlist(arrays, done).rescore(score_V)
+        Shortlist(arrays, done).rescore(score_V)
         looks.extend((score_V - done.score_V)[row_C].tolist())
         return original(arrays, past, row_C, logit_C)
 
