@@ -1,4 +1,4 @@
-"""What a pass over a stream was worth: one metric code for Headrace and for every rival."""
+"""Metrics of a pass over a stream: the same code for Headrace and for every rival."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATELY = 10_000
 NUM_WINDOWS = 24
 GAINS = ("hr1", "hr10", "hr50", "ndcg10", "mrr")
 Progress = Callable[[int], None]
-"""Is told how many events are done."""
+"""Called with the number of events done."""
 
 
 def retrieval(rank_A: NDArray[np.int64]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _means(rank_A: NDArray[np.int64]) -> dict[str, float]:
 
 
 def ranking(metrics: PrequentialMetrics) -> dict[str, Any]:
-    """NE of all kinds together and of each, over everything and lately."""
+    """NE of all kinds together and of each, over everything and over the last `LATELY`."""
     summary = metrics.summary()
     kinds = {
         kind: {name: found[name] for name in ("rate", "ne", "auc")}

@@ -216,7 +216,7 @@ class Lane:
         while batch := self._take():
             began, weight = time.perf_counter(), sum(each.job.weight for each in batch)
             live = [each for each in batch if not each.future.cancelled()]
-            self._deliver(live, self.outcomes([each.job for each in live]))
+            self._deliver(live, self._safely(live))
             took_s = time.perf_counter() - began
             rest_s = min(MOST_REST_S, took_s) if self._after is not None and self._after.is_busy else 0.0
             with self._changed:
@@ -239,6 +239,14 @@ class Lane:
             if self._queue:
                 self._changed.notify(1)
             return batch
+
+    def _safely(self, batch: Sequence[_Waiting]) -> list[Outcome]:
+        """Whatever happens, everybody is answered, and the thread lives on."""
+        try:
+            return self.outcomes([each.job for each in batch])
+        except Exception as error:
+            logger.exception("a batch failed")
+            return [error for _ in batch]
 
     def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
         """An answer or an error for each job, all from one version."""

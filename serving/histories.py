@@ -102,7 +102,7 @@ class Histories:
             self.feed(partition, block.value(record), int(block.heads["offset"][record]))
 
     def _log(self, partition: int) -> ExampleLog:
-        return self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
+        return self._logs.setdefault(partition, ExampleLog(None, allow_gaps=True))
 
     def _keep_block(self, block: Block) -> None:
         """Fold records that are all valid."""

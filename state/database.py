@@ -19,7 +19,8 @@ _CORRUPT = ("Corruption", "checksum", "corrupted", "No such file")
 
 
 class Database:
-    """One RocksDB folder. A write is applied as a whole or raises; after a failed one, only `close` works."""
+    """One RocksDB folder, to be opened with `open`. A write is applied as a whole or raises; after a failed one, only
+    `close` works."""
 
     def __init__(self, path: Path, config: StoreConfig) -> None:
         self.path = path
@@ -27,7 +28,16 @@ class Database:
         self._sync = WriteOptions()
         self._sync.sync = config.fsync
         self._db: Rdict | None = None
-        self._open()
+
+    def open(self) -> None:
+        """Open the folder; create it if necessary. Raises `StoreError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._db = Rdict(str(self.path), _options(self._config))
+        except OSError as error:
+            raise StoreError(f"{self.path}: expected a folder to keep state in, got {error}; set store.path") from None
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
 
     def require_open(self) -> None:
         """Raise `StoreClosed` after `close`, or after a write that failed."""
@@ -79,7 +89,7 @@ class Database:
         """Remove everything and start empty."""
         self.close()
         shutil.rmtree(self.path)
-        self._open()
+        self.open()
 
     def close(self) -> None:
         """Release the folder. Idempotent. Writes are in the log already, so a failing flush does not matter."""
@@ -87,15 +97,6 @@ class Database:
         if db is not None:
             with suppress(Exception):
                 db.close()
-
-    def _open(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(self.path), _options(self._config))
-        except OSError as error:
-            raise StoreError(f"{self.path}: expected a folder to keep state in, got {error}; set store.path") from None
-        except Exception as error:  # noqa: BLE001
-            self._raise(error)
 
     def _live(self) -> Rdict:
         if self._db is None:

@@ -62,7 +62,7 @@ class Restored:
 
 def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) -> Restored:
     """Put the content of the accepted examples in place. Takes as much memory as one write batch."""
-    log, restored = ExampleLog(None, allow_holes=True), Restored()
+    log, restored = ExampleLog(None, allow_gaps=True), Restored()
     held, names = dict[str, User](), set[int]()
     for example in examples:
         if log.feed(example) is not Verdict.ACCEPT:

@@ -54,7 +54,7 @@ class ApplyResult:
 
 
 class PartitionStore:
-    """A partition's sequences and outbox. For one thread at a time, in one process."""
+    """A partition's sequences and outbox, made by `open`. For one thread at a time, in one process."""
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class PartitionStore:
         num_partitions: int | None,
         topic: str,
     ) -> None:
-        check_sizes(action, sequence)
         self.path = path
         self.partition = partition
         self._action = action
@@ -79,11 +78,6 @@ class PartitionStore:
         self._db = Database(path, store)
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
-        try:
-            self._start()
-        except BaseException:
-            self._db.close()
-            raise
 
     @classmethod
     def open(
@@ -102,10 +96,16 @@ class PartitionStore:
         With ``num_partitions``, users that do not hash to ``partition`` are refused. ``topic`` names the source in dead
         letters. Raises `state.errors.StoreError`; its subclasses say what is wrong.
         """
-        return cls(
-            Path(path), partition, action or ActionConfig(), sequence or SequenceConfig(), store or StoreConfig(),
-            num_partitions, topic,
-        )  # fmt: skip
+        action, sequence = action or ActionConfig(), sequence or SequenceConfig()
+        check_sizes(action, sequence)
+        opened = cls(Path(path), partition, action, sequence, store or StoreConfig(), num_partitions, topic)
+        try:
+            opened._db.open()
+            opened._start()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     # Position and status
 

@@ -17,6 +17,7 @@ import msgspec
 from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
+from wire.checks import Limit, Number, check_fields
 from wire.config import KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
@@ -29,6 +30,13 @@ BULK = {
 """Many records, each exactly once, and patience with the broker: these actions will not be sent again."""
 
 
+BATCH_LIMITS: dict[str, Limit] = {
+    "max_actions": Number(1, whole=True, advice="1 sends every action alone"),
+    "max_bytes": Number(1, whole=True, advice="1 sends every action alone"),
+    "linger_s": Number(0, advice="0 sends at once"),
+}
+
+
 @dataclass(frozen=True)
 class BatchConfig:
     """When a partition's pending actions become a record."""
@@ -39,11 +47,7 @@ class BatchConfig:
     """Longest time that an action waits for others."""
 
     def __post_init__(self) -> None:
-        for name in ("max_actions", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; 1 sends every action alone")
-        if self.linger_s < 0:
-            raise ValueError(f"linger_s: expected 0 or more seconds, got {self.linger_s}; 0 sends at once")
+        check_fields(self, "batch", BATCH_LIMITS)
 
 
 def _user_of(action: Mapping[str, Any]) -> str:

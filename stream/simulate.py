@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Names, Number, check_fields, expect
+from wire.config import MAX_KINDS
+
 Action = dict[str, Any]
 """One action as its JSON object (`schema/action.schema.json`)."""
 
@@ -22,6 +25,17 @@ KINDS = ("impression", "click", "like", "share", "hide")
 """The kinds that this world knows; a simulation generates those that it is configured for."""
 
 FLOAT = NDArray[np.float64]
+
+WORLD_LIMITS: dict[str, Limit] = {
+    "seed": FROM_0,
+    **dict.fromkeys(("num_users", "num_items", "num_domains", "num_tastes"), AT_LEAST_1),
+    "kinds": Names(MAX_KINDS, least=0),
+    "start_ms": FROM_0,
+    **dict.fromkeys(("actions_per_s", "item_lifetime_s", "feedback_delay_s"), ABOVE_0),
+    "session_length": Number(1),
+    "taste_drift": Number(0),
+    "late_share": Number(0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -51,16 +65,9 @@ class WorldConfig:
     """Share of feedback that arrives a hundred times later."""
 
     def __post_init__(self) -> None:
-        for name in ("num_users", "num_items", "num_domains", "num_tastes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; ask for at least one")
-        for name in ("actions_per_s", "session_length", "item_lifetime_s", "feedback_delay_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}; give a positive number")
-        if not 0 <= self.late_share <= 1:
-            raise ValueError(f"late_share: expected 0 to 1, got {self.late_share}; give a share")
-        if not set(self.kinds) & set(KINDS):
-            raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, got {self.kinds}; configure one of them")
+        check_fields(self, "world", WORLD_LIMITS)
+        known = bool(set(self.kinds) & set(KINDS))
+        expect(known, "world.kinds", f"some of {', '.join(KINDS)}", self.kinds, "add one of them to action.kinds")
 
 
 class Catalogue:

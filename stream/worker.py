@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kafka.errors import KafkaError
 
@@ -100,11 +100,11 @@ class Worker:
     async def _work(self, watch: TopicWatch) -> None:
         stream = self.settings.stream
         self.metrics.serve(stream.metrics_host, stream.metrics_port)
-        log.info("worker starting", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
+        log.info("worker starts", component=self.component, broker=self.settings.kafka.bootstrap, pid=os.getpid())
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch(watch))]
+            tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat(), self._watch(watch))]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -120,6 +120,14 @@ class Worker:
         if self.failure is not None:
             raise self.failure
         log.info("worker stopped", component=self.component)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that ends by itself ends the worker: nobody would hear of it, or of its topics, any more."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            log.error("a task of the worker failed", error=repr(error))
+            self.fail(error)
 
     def stop(self) -> None:
         """Request an orderly stop."""
@@ -139,6 +147,8 @@ class Worker:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), 0.2)
+                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
+                    self.fail(refused)
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
@@ -235,9 +245,14 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may get lost: the next one follows in a second.
+        # It may get lost: the next one follows in a second. But if one is refused, all of them will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        sent.add_done_callback(self._note_refusal)
+
+    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+            self.fail(refused)
 
 
 def warn_of_drift(kafka: KafkaConfig) -> None:
@@ -265,13 +280,23 @@ def alone_on(folder: Path, prefix: str) -> Iterator[str]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreLocked(f"{folder}: expected exclusive use, another worker holds it; stop that one") from error
+        yield _name_of(held, folder)
+
+
+def _name_of(held: TextIO, folder: Path) -> str:
+    """The disk's name, which its lock file holds."""
+    try:
         held.seek(0)
         disk = held.read().strip()
         if not disk:
             disk = uuid.uuid4().hex
             held.write(disk)
             held.flush()
-        yield disk
+    except OSError as error:
+        with suppress(OSError):  # what could not be written is tried once more
+            held.close()
+        raise StoreError(f"{folder}: expected room to write, got {error.strerror}; free some, then start") from error
+    return disk
 
 
 async def _run(settings: Settings) -> None:

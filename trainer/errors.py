@@ -14,6 +14,7 @@ class TrainerError(HeadraceError):
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     ├── UnsoundError         learning leaves numbers that are not finite
+    ├── ReporterError        nobody hears of this trainer any more
     └── FencedError          another trainer has taken over
     """
 
@@ -36,6 +37,10 @@ class JournalError(TrainerError):
 
 class UnsoundError(TrainerError):
     """Learning leaves numbers that are not finite, and setting single steps aside does not help."""
+
+
+class ReporterError(TrainerError):
+    """The thread that reports lag and heartbeats has ended."""
 
 
 class FencedError(TrainerError):

@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from trainer.errors import HoleError, SourceError
 from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
-from wire.config import ActionConfig, KafkaConfig
+from wire.config import KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
@@ -19,7 +19,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
-from wire.shape import SHAPE, disagreement
+from wire.shape import SHAPE, Shape, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -42,10 +42,10 @@ class KafkaSource:
         on_gap: str,
         max_buffered: int,
         stop: threading.Event,
-        action: ActionConfig | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
-        self._action = action
+        self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
@@ -90,7 +90,7 @@ class KafkaSource:
         behind, as it must be to miss no example. Takes 25 µs a record.
         """
         behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
-        logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
+        logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
         reading = [where for where in self._partitions if behind[where] > 0]
         self._consumer.seek_to_beginning(*reading) if reading else None
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
@@ -148,8 +148,8 @@ class KafkaSource:
     def _read(self, partition: int, record: Any) -> Example | None:
         """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
         example = self._decoder.read(partition, record.offset, record.value)
-        if example is not None and example.is_fence and self._action is not None:
-            otherwise = disagreement(dict(record.headers).get(SHAPE), self._action)
+        if example is not None and example.is_fence and self._shape is not None:
+            otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
             if otherwise:
                 raise SourceError(
                     f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "
@@ -162,23 +162,23 @@ class KafkaSource:
         if example is None:
             return None
         verdict = self._logs[partition].feed(example)
-        if verdict is Verdict.HOLE:
+        if verdict is Verdict.GAP:
             self._meet_hole(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+        return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
-        hole = self._logs[partition].hole
-        assert hole is not None
+        gap = self._logs[partition].gap
+        assert gap is not None
         what = (
-            f"{self._topic} partition {partition} offset {offset}: expected example {hole.expected}, got {hole.got}; "
-            f"{hole.got - hole.expected} were compacted or deleted before this trainer read them"
+            f"{self._topic} partition {partition} offset {offset}: expected example {gap.expected}, got {gap.got}; "
+            f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
             raise HoleError(
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"
             )
-        self.num_lost += hole.got - hole.expected
+        self.num_lost += gap.got - gap.expected
         self._num_holes += 1
         if self._num_holes == 1:
             log.error("examples lost, going on without them", what=what)

@@ -62,6 +62,33 @@ def batcher(engine: Engine | None = None, **options: Any) -> Batcher:
     return Batcher(engine or CountingEngine(), HOLDER, **settings)
 
 
+class _Slippery(list[Request]):
+    """Requests that nobody can take out."""
+
+    def __iter__(self) -> Any:
+        raise ValueError("they slip away")
+
+
+class SlipperyJob(PlainJob):
+    """It fails where nobody looks for it."""
+
+    def prepare(self, _version: HeldVersion) -> list[Request]:
+        return _Slippery()
+
+
+def test_a_lane_outlives_whatever_a_job_does_and_everybody_is_answered() -> None:
+    made = batcher()
+
+    async def ask() -> list[Any]:
+        first = await asyncio.wait_for(asyncio.gather(made.answer(SlipperyJob()), return_exceptions=True), 20)
+        return [*first, await asyncio.wait_for(made.answer(PlainJob()), 20)]
+
+    failed, fine = asyncio.run(ask())
+    assert isinstance(failed, ValueError)
+    assert fine == b"3"
+    made.close()
+
+
 def test_a_request_that_fails_takes_no_other_along() -> None:
     lane = Lane("short", CountingEngine(), HOLDER, 1, 4.0, 100, 1.0)
     outcomes = lane.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])
