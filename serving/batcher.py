@@ -241,7 +241,7 @@ class Lane:
             return batch
 
     def _safely(self, batch: Sequence[_Waiting]) -> list[Outcome]:
-        """Whatever happens, everybody is answered, and the thread lives on."""
+        """The batch's outcomes; whatever happens, every request gets one, and the thread survives."""
         try:
             return self.outcomes([each.job for each in batch])
         except Exception as error:

@@ -63,14 +63,14 @@ def batcher(engine: Engine | None = None, **options: Any) -> Batcher:
 
 
 class _Slippery(list[Request]):
-    """Requests that nobody can take out."""
+    """A list of requests that fails when it is iterated."""
 
     def __iter__(self) -> Any:
-        raise ValueError("they slip away")
+        raise ValueError("cannot be iterated")
 
 
 class SlipperyJob(PlainJob):
-    """It fails where nobody looks for it."""
+    """A job that fails where no error is expected."""
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
         return _Slippery()

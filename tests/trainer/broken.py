@@ -135,12 +135,12 @@ def trusts_any_topic() -> None:
     trainer.process.check_ends = lambda kafka, positions, stop: None  # type: ignore[attr-defined]
 
 
-def passes_over_holes() -> None:
+def passes_over_gaps() -> None:
     """Missing numbers are accepted silently."""
-    meet = trainer.kafka_source.KafkaSource._meet_hole
+    meet = trainer.kafka_source.KafkaSource._meet_gap
 
     def silent(self: Any, partition: int, offset: int, example: Any) -> None:
         self._on_gap = "skip"
         meet(self, partition, offset, example)
 
-    trainer.kafka_source.KafkaSource._meet_hole = silent  # type: ignore[method-assign]
+    trainer.kafka_source.KafkaSource._meet_gap = silent  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.samples import columns, example
-from trainer.errors import HoleError, JournalError
+from trainer.errors import GapError, JournalError
 from trainer.journal import Journal, encode_line, journal_starts, read_journal
 from trainer.plan import Plan
 from trainer.scheduler import Scheduler, ranges
@@ -172,10 +172,10 @@ def test_steps_that_are_followed_are_the_steps_that_were_cut(stream: list[tuple[
         assert ranges(followed) == plan
 
 
-def test_a_plan_of_another_stream_is_a_hole() -> None:
+def test_a_plan_of_another_stream_is_a_gap() -> None:
     scheduler = Scheduler(10, 100, 100)
     scheduler.add([arrived(0, 5), arrived(0, 6)])
-    with pytest.raises(HoleError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
+    with pytest.raises(GapError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
         scheduler.replay_batch([(0, 4, 5)])
 
 

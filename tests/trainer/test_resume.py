@@ -267,7 +267,7 @@ def test_a_trainer_that_ignores_the_plan_is_caught(stage: Make) -> None:
         made.finish()
 
 
-def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
+def leave_a_gap(made: Stage, broken: tuple[str, ...] = ()) -> Child:
     """Leave out a number; returns a trainer that finds the gap."""
     made.feed(20)
     examples = made.make(30)
@@ -277,9 +277,9 @@ def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
     return made.start(broken=broken)
 
 
-def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
+def test_a_gap_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     made = stage()
-    child = leave_a_hole(made)
+    child = leave_a_gap(made)
     assert child.wait() == 1
     last = child.log().splitlines()[-1]
     assert last.startswith("headrace train: ")
@@ -287,9 +287,9 @@ def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     assert 'set trainer.on_gap = "skip"' in last
 
 
-def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
+def test_a_trainer_that_passes_over_gaps_is_caught(stage: Make) -> None:
     made = stage()
-    leave_a_hole(made, ("passes_over_holes",))
+    leave_a_gap(made, ("passes_over_gaps",))
     with pytest.raises(AssertionError, match="not each once"):
         made.finish()
 
