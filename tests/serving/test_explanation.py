@@ -1,4 +1,4 @@
-"""Why an item is recommended: parts that add up to the served score, and what each interaction weighs."""
+"""Why an item is recommended: parts that add up to the served score, and the effect of each interaction."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_request_for_too_much_is_refused(client: Client) -> None:
 
 
 def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told as what is left of the score, so any fault in the other parts would be in it."""
+    """It is reported as the remainder of the score, so it would contain any error in the other parts."""
     assert HOLDER.current is not None
     version, memory = HOLDER.current, HOLDER.current.memory
     looks: list[float] = []
