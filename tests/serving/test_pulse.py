@@ -1,4 +1,4 @@
-"""The pipeline's state for the page: what is said in the topics becomes rates, lags, a bottleneck and a status."""
+"""The pipeline's state for the page: messages in the topics become rates, lags, a bottleneck and a status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A position is resumed where it fits, or not at all: the topic is the same one, and has what comes next."""
+"""A position is resumed only where it fits: in the same topic, which still has the next record."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
 
 
 def lose_the_checkpoint(made: Stage, share: float) -> Weights:
-    """A trainer has published and ended; its disk is gone, and so are the first records of the topic."""
+    """Have a trainer publish and end, then lose its disk and the topic's first records."""
     train_and_end(made)
     shutil.rmtree(made.checkpoints())
     made.decided.clear()
