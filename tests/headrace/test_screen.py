@@ -84,7 +84,7 @@ def test_the_status_says_whether_anything_is_further_behind_than_allowed(
     assert ("expected at most 60 s, got ingest 61.0 s" in shown.err) == (status == 1)
 
 
-def test_without_any_message_it_is_too_late(kafka: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_message_everything_is_late(kafka: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=f"lag{time.time_ns()}", partitions=1)
     ensure_topics(config)
     assert watch(Settings(kafka=config), once=True, max_s=1.0) == 1
@@ -92,12 +92,12 @@ def test_without_any_message_it_is_too_late(kafka: Broker, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("value", [*FOREIGN, b'{"time_ms": 1}'])
-def test_what_is_no_message_of_the_lag_topic_is_passed_over(value: bytes | None) -> None:
+def test_records_that_are_not_lag_messages_are_ignored(value: bytes | None) -> None:
     assert decode_lag(value) is None
     assert decode_lag(msgspec.json.encode(message())) == message()
 
 
-def test_the_plain_line_names_dead_letters_where_there_are_any() -> None:
+def test_the_plain_line_names_dead_letters_if_there_are_any() -> None:
     assert "dead letters" not in plain(LagView(lag=message()), 2.0)
     told = {**message(), "num_dead_letters": 1007}
     assert "; dead letters: 1,007 (headrace dead-letters)" in plain(LagView(lag=told), 2.0)

@@ -1,4 +1,4 @@
-"""Files of ratings and actions are told apart, ordered by time, and refused with the line that is wrong."""
+"""Files of ratings and actions are recognised, ordered by time, and refused with the line that is wrong."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_zstandard_of_other_tools_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_a_compressed_file_that_breaks_off_or_is_damaged_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_or_damaged_compressed_file_is_refused(suffix: str, tmp_path: Path) -> None:
     whole = COMPRESS[suffix](json_lines(200).encode())
     middle = len(whole) // 2
     damaged = (whole[:-3], whole[:middle], whole[:middle] + b"damage" + whole[middle + 6 :], whole + b"behind it")
@@ -100,7 +100,7 @@ def test_a_compressed_file_that_breaks_off_or_is_damaged_is_refused(suffix: str,
             read_actions(tmp_path / "a.jsonl"), number
 
 
-def test_parquet_is_read_where_pyarrow_is(tmp_path: Path) -> None:
+def test_parquet_is_read_if_pyarrow_is_installed(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({
@@ -145,7 +145,7 @@ def line(**changed: object) -> str:
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
 def test_only_a_newline_ends_a_line(mark: str, tmp_path: Path) -> None:
     item = f"Song{mark}Title"
-    # JSON wants the ASCII controls escaped; in a table they may stand as they are.
+    # JSON requires ASCII controls to be escaped; tables do not.
     escaped = json.dumps({**ACTION, "item": item}, ensure_ascii=ord(mark) < 0x20)
     (tmp_path / "a.jsonl").write_text(escaped + "\n" + line() + "\n")
     assert [action["item"] for action in read_actions(tmp_path / "a.jsonl")] == [item, "i"]
@@ -159,7 +159,7 @@ def test_only_a_newline_ends_a_line(mark: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::"])
-def test_a_table_is_read_whatever_separates_ends_and_encodes_it(
+def test_a_table_is_read_with_any_separator_line_end_and_encoding(
     separator: str, encoding: str, ending: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -187,7 +187,7 @@ def test_quoted_cells_hold_separators_quotes_and_newlines(separator: str, tmp_pa
     assert [action["item"] for action in read_actions(tmp_path / "r.csv")] == [item for item in items if item]
 
 
-def test_an_error_behind_a_quoted_newline_still_names_its_line(tmp_path: Path) -> None:
+def test_an_error_after_a_quoted_newline_still_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text('user,item,rating,timestamp\n1,"a\nb",5,978300760\n\n1,2,x,978300760\n')
     with pytest.raises(FileError, match=r"r\.csv:5: rating: expected a finite number, got 'x'"):
         read_actions(tmp_path / "r.csv")
@@ -398,7 +398,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("missing.parquet", None, "there is none"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sent_says_so_in_one_line(
+def test_what_cannot_be_sent_is_refused_in_one_line(
     name: str, content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
@@ -409,14 +409,14 @@ def test_what_cannot_be_sent_says_so_in_one_line(
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_folder_or_a_device_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_or_a_device_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="expected a file, got a folder; name the file itself"):
         read_actions(tmp_path)
     with pytest.raises(FileError, match="expected a file, got a device or a socket"):
         read_actions("/dev/null")
 
 
-def test_ratings_are_refused_where_their_kinds_are_not_configured(tmp_path: Path) -> None:
+def test_ratings_are_refused_if_their_kinds_are_not_configured(tmp_path: Path) -> None:
     (tmp_path / "r.dat").write_text(DAT)
     with pytest.raises(
         FileError, match=r"got rate, love, .*KINDS=rate,like,love and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0"
@@ -458,7 +458,7 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
         ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
 )
-def test_a_cell_of_parquet_that_cannot_be_is_named_by_its_row(
+def test_an_unusable_cell_of_parquet_is_named_by_its_row(
     changed: dict[str, list[object]], message: str, tmp_path: Path
 ) -> None:
     columns: dict[str, object] = {"user": [1, 2], "item": [3, 4], "rating": [4, 5], "timestamp": [NOW, NOW]}

@@ -38,7 +38,7 @@ def test_every_broken_build_is_named() -> None:
 
 
 def has_applied_everything(loop: Loop, num_produced: int) -> bool:
-    """By the worker's own word."""
+    """According to the worker itself."""
     from wire.kafka.consumer import connect, read, spans
 
     topic = Topics.under(loop.settings.kafka.prefix).status
@@ -56,7 +56,7 @@ def has_applied_everything(loop: Loop, num_produced: int) -> bool:
 
 
 def run_build(name: str, kafka: Broker, prefix: str, folder: Path) -> Report:
-    """A worker of this build, three thousand actions and some rubbish; then the audit."""
+    """Run a worker of this build on three thousand actions and some garbage; then the audit."""
     with Loop(kafka.bootstrap, prefix, folder) as loop:
         loop.group.start("worker", "-m", "tests.system.broken", name, "worker", "--config", str(loop.path))
         config = WorldConfig(seed=3, num_users=60, num_items=100, kinds=tuple(KINDS))
@@ -70,7 +70,7 @@ def run_build(name: str, kafka: Broker, prefix: str, folder: Path) -> Report:
 
 @pytest.fixture(scope="module")
 def reports(kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
-    """Every build at once: what takes time is waiting for groups to form."""
+    """All builds at once: most of the time is spent waiting for groups to form."""
     folder = tmp_path_factory.mktemp("builds")
     with ThreadPoolExecutor(len(BUILDS) + 1) as pool:
         running = {

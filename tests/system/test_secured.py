@@ -1,4 +1,4 @@
-"""A broker that asks who somebody is and what he may do: every process gets in, or ends with one line that says why."""
+"""A broker with authentication and authorisation: every process gets in, or ends with one line that says why."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ NO_RIGHTS = ("stranger", "secret", "give this client's user the right to the top
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_who_is_not_let_in_ends_with_one_line(
+def test_a_process_that_is_not_let_in_ends_with_one_line(
     command: str, who: tuple[str, str, str], secured: Secured, topic_prefix: str, tmp_path: Path
 ) -> None:
     user, password, words = who

@@ -1,4 +1,4 @@
-"""The soak in short: five kills, some while something recovers. `make soak` runs fifty."""
+"""A short soak: five kills, some during a recovery. `make soak` runs fifty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.brokers import Broker
 from tests.system.soak import VICTIMS, Round, Soak, rounds_of
 
 
-def test_a_third_of_the_kills_is_planned_into_a_recovery_and_a_seed_says_which() -> None:
+def test_a_third_of_the_kills_is_planned_for_a_recovery_and_the_seed_says_which() -> None:
     rounds = rounds_of(3, 50)
     num_second = sum(bool(each.second) for each in rounds)
     assert len(rounds) + num_second == 50

@@ -18,7 +18,7 @@ def worker(component: str, time_ms: int, partition: int, epoch: int, applied: in
     return encode_status(WorkerStatus(component=component, time_ms=time_ms, partitions=partitions))
 
 
-def test_a_partitions_old_owner_is_not_believed_however_late_its_report_comes() -> None:
+def test_a_partitions_old_owner_is_not_believed_however_late_its_report_arrives() -> None:
     reports = [
         worker("old", 1000, 0, epoch=3, applied=10),
         worker("old", 9000, 0, epoch=3, applied=11),
@@ -78,7 +78,7 @@ def test_a_report_of_the_past_is_never_younger_than_now() -> None:
     assert not cluster.live_servers(now_ms + 60_000)
 
 
-def test_what_cannot_be_read_is_passed_over() -> None:
+def test_what_cannot_be_read_is_ignored() -> None:
     cluster = ClusterState()
     for value in FOREIGN:
         cluster.note(value)
