@@ -370,7 +370,7 @@ def test_a_worker_that_nobody_would_hear_of_ends(deployment: Deployment, worker:
     process = worker()
     process.module = "tests.stream.broken"
     process.start()
-    assert process.process.wait(30) == 1
+    assert process.process.wait(30) not in (None, 0)
     assert "a task of the worker failed" in process.log()
 
 
