@@ -32,6 +32,8 @@ NUM_KEPT = 900
 SILENT_S = 10.0
 NUM_LETTERS = 1000
 """How many of the newest dead letters are read for their reasons when a server starts."""
+MAX_REASONS = 50
+"""Reasons of dead letters that are counted apart: anybody may write some of his own."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
@@ -123,7 +125,8 @@ class Pulse:
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """Count a dead letter."""
-        self._reasons[read_headers(headers).reason[:40]] += 1
+        reason = read_headers(headers).reason[:40]
+        self._reasons[reason if reason in self._reasons or len(self._reasons) < MAX_REASONS else "others"] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:

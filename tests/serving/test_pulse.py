@@ -116,6 +116,15 @@ def test_what_cannot_be_read_changes_nothing(value: bytes) -> None:
     assert (point.bottleneck, point.quality, point.rates["actions"]) == ("", {}, 0.0)
 
 
+def test_reasons_that_others_make_up_take_no_room() -> None:
+    pulse = Pulse(10.0)
+    for number in range(1000):
+        pulse.note_letter([("reason", b"%d" % number)])
+    point = pulse.sample(SERVED, NOW_MS)
+    assert len(point.reasons) <= 51
+    assert sum(point.reasons.values()) == point.dead_letters == 1000
+
+
 @pytest.mark.slow
 def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix: str) -> None:
     wire, pulse = Wire(kafka, topic_prefix), Pulse(10.0)

@@ -20,7 +20,7 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
-from wire.example_reader import NUM_TOLD
+from wire.example_reader import NUM_LOGGED
 from wire.shape import SHAPE, encode_shape, shape_of
 
 Make = Callable[..., Stage]
@@ -240,7 +240,7 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made.feed(20)
     made.finish()
     told = [line for line in child.log().splitlines() if "skipped a foreign record" in line]
-    assert len(told) == NUM_TOLD
+    assert len(told) == NUM_LOGGED
     assert "Traceback" not in child.log()
     assert all(made.topics.sequences in line for line in told)
 
