@@ -23,7 +23,7 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
-"""Sightings' worth of the rate over all items that an item's own, or a user's, is smoothed by."""
+"""How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
 NUM_PRIORS = 2
 TABLES = ("item", "domain", "feature")
 _WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
@@ -80,9 +80,9 @@ class Rates:
         return np.asarray((count_RC[:, 1:] + ITEM_STRENGTH * self.overall_K) / (count_RC[:, :1] + ITEM_STRENGTH))
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:
-        """(R, 2, K) log-odds of the item's rates, and by how much the user's own are above those of all.
+        """(R, 2, K) log-odds of the item's rates, and how far the log-odds of the user's are above the overall ones.
 
-        ``user_done_RK``: how many of the user's ``user_num_R`` interactions before had each kind.
+        ``user_done_RK``: how many of the user's ``user_num_R`` earlier interactions had each kind.
         """
         overall_K = self.overall_K
         user_RK = (user_done_RK + USER_STRENGTH * overall_K) / (user_num_R + USER_STRENGTH)[:, None]
@@ -203,15 +203,15 @@ def probability(logit_RK: Float32) -> Float64:
 
 
 def log_odds(rate: Float64) -> Float64:
-    """Of rates strictly between 0 and 1."""
+    """Log-odds of rates strictly between 0 and 1."""
     return np.asarray(np.log(rate) - np.log1p(-rate))
 
 
 def done_before(
     bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
 ) -> tuple[Float64, Float64]:
-    """(R, K) and (R,) of the interactions before each target in its user's sequence: how many had each kind, and how
-    many there are."""
+    """Of the interactions before each target in its user's sequence: (R, K) how many had each kind, (R,) how many there
+    are."""
     first_R = starts_B1[owner_R]
     total_n1, done_RK = np.zeros(len(bits_n) + 1, np.int64), np.empty((len(target_R), num_kinds))
     for kind in range(num_kinds):
