@@ -117,7 +117,7 @@ class Engine:
 
     @torch.inference_mode()
     def outputs(self, version: HeldVersion, asks: Sequence[Request]) -> Tensor:
-        """(R, M) what the network makes of each history at its end, from the tokens on; the learnt start for none."""
+        """(R, M) the network's output at the end of each history, computed without cache; the learnt start if empty."""
         network = version.network
         started = [
             _Progress(

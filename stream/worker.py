@@ -27,6 +27,7 @@ from state.errors import StoreError, StoreLocked
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
+from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
@@ -192,21 +193,25 @@ class Worker:
 
     async def _beat(self) -> None:
         """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
+        kafka = self.settings.kafka
         away_since_s: float | None = None
+        held_back = HeldBack(self.topics.actions, self.metrics)
         while True:
             try:
-                async with plain_consumer(self.settings.kafka) as consumer:
+                async with plain_consumer(kafka) as consumer, plain_consumer(kafka, "read_uncommitted") as everything:
                     while True:
                         await asyncio.sleep(BEAT_S)
                         async with asyncio.timeout(ANSWER_S):
-                            ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
+                            numbers = sorted(self.partitions)
+                            ends = await end_offsets(consumer, self.topics.actions, numbers)
+                            held_back.note(ends, await end_offsets(everything, self.topics.actions, numbers))
                             self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()

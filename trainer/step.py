@@ -83,7 +83,7 @@ class Learner:
         captures = Captures(self.device, wanted=True)
         through = trainer.context_gradient
         self._graphs = PaddedEncoder(self.model, captures, context_gradient=through) if graphs else None
-        self._step_graphs = (
+        self.step_graphs = (
             PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
         )
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
@@ -230,7 +230,7 @@ class Learner:
         learned_S = target_row_R[wanted] > 0
         chosen = RetrievalRows.choose(self.items, self.config, self.num_steps, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
-        if exact and self._step_graphs is not None and self._step_graphs.works:
+        if exact and self.step_graphs is not None and self.step_graphs.works:
             inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
@@ -268,12 +268,12 @@ class Learner:
     def _graphed_forward(
         self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64, now_ms: int
     ) -> Forward:  # fmt: skip
-        assert self._step_graphs is not None
+        assert self.step_graphs is not None
         num_more = inputs.size.rows - len(self.items.weight)
         leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
         leaves = [(self.items, rows_U, leaf_VD)]
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        out = self._step_graphs(leaf_VD, inputs, side_nM)
+        out = self.step_graphs(leaf_VD, inputs, side_nM)
         return Forward(
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
             out.ranking,

@@ -1,4 +1,4 @@
-"""Rates against counting again from the start, and as a server gets them."""
+"""Rates against a full recount, and as a server gets them."""
 
 from __future__ import annotations
 

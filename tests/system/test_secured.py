@@ -185,7 +185,7 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
         "nobody_in_the_group": ("worker", ACLOperation.READ, ResourceType.GROUP, f"{topic_prefix}-stream",
                                 "give this client's user the right to the group (stream.group)"),
         "writes_no_lag": ("train", ACLOperation.WRITE, ResourceType.TOPIC, topics.lag,
-                          "the reporter of lag and heartbeats has ended: Kafka at"),
+                          "the reporter of lag and heartbeats has failed: Kafka at"),
         "reads_no_weights": ("serve", ACLOperation.READ, ResourceType.TOPIC, topics.weights,
                              "give this client's user the right to the topic"),
     }  # fmt: skip

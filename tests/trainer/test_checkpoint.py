@@ -1,4 +1,4 @@
-"""A checkpoint is everything: what goes on from it is what would have gone on without it, bit for bit."""
+"""A checkpoint is complete: what resumes from it equals an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EVERYTHING = replace(
 
 @pytest.fixture
 def damage() -> list[str]:
-    """What the folder says about damaged checkpoints."""
+    """What the folder reports about damaged checkpoints."""
     return []
 
 
@@ -69,7 +69,7 @@ def continued(
     num_after: int,
     restore: Callable[[Learner, Checkpoint], None] = restore_learner,
 ) -> tuple[Learner, Learner]:
-    """A learner that went on, and one that went on from a checkpoint of the first."""
+    """A learner that continued, and one that continued from a checkpoint of the first."""
     world = World(5)
     whole, told = Learner(MODEL, config), list[Example]()
     for number in range(num_before):
@@ -82,7 +82,7 @@ def continued(
     assert kept is not None
     restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
-    for each in told:  # what the source of a trainer does
+    for each in told:  # as a trainer's source does
         resumed.histories.restore(each)
     for batch in [world.examples(6) for _ in range(num_after)]:
         for learner in (whole, resumed):
@@ -356,7 +356,7 @@ def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
 
 
 def abandon(abandoned: Trainer) -> None:
-    """As a kill leaves it: nothing is finished, only the operating system's locks go."""
+    """Leave a trainer as a kill would: nothing is finished, only the operating system's locks are released."""
     abandoned.close()
 
 

@@ -1,4 +1,4 @@
-"""One step: predict with the weights before it, count, then learn from the new interactions alone."""
+"""One step: predict with the weights before it, score, then learn only from the new interactions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ DAY_MS = 86_400_000
 
 
 def past_of(learner: Learner, examples: Sequence[Example], piece: Piece) -> tuple[Any, Any]:
-    """The rows of the user's history before the piece, as far as a step looks back; and the piece's own."""
+    """The rows of the user's history before the piece, as far back as a step looks; and the piece's own."""
     history = folded(learner, examples).users[piece.user]
     first_target = min(each.place for each in pieces_of(examples) if each.user == piece.user)
     rows = history.rows(max(0, first_target - learner.model_config.max_context), piece.place + 1)
@@ -66,8 +66,8 @@ def past_of(learner: Learner, examples: Sequence[Example], piece: Piece) -> tupl
 
 
 def recalled_slowly(before: Learner, examples: Sequence[Example]) -> MemoryOutcome:
-    """What the memory says of each choice, by its definition, one after the other in the order of time; each from what
-    its user did before, and from the network's answer to that alone. Changes ``before``."""
+    """The memory's outcomes of the choices by its definition, one by one in the order of time, each from what its user
+    did before and the network's logits for that alone. Changes ``before``."""
     said = predict_slowly(before, examples)
     pasts = [past_of(before, examples, one.piece) for one in said]
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
@@ -114,7 +114,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
 
 
 def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> MemoryEvents:
-    """One target as the memory is asked about it."""
+    """One target as an event of the memory."""
     rows = learner.items.lookup(np.append(past["item"], own["item"])).astype(np.int32)
     met = [place for place in range(len(past)) if rows[place] > 0]
     chosen = [place for place in met if past["bits"][place] > 0]  # all kinds of this world are positive
@@ -126,7 +126,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
 
 
 def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
-    """Events one after the other."""
+    """Events, concatenated."""
     columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__}
     for kind in ("past", "met"):
         before = np.cumsum([0, *(len(rows) for rows in columns[f"{kind}_rows"])])
@@ -137,7 +137,7 @@ def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
 
 
 def assert_predicted_before_learned(learner: Learner, examples: Sequence[Example]) -> Predictions:
-    """What the step counts is what the weights before it, and the memory before each target, say."""
+    """Assert that a step scores the predictions of the weights before it, and of the memory before each target."""
     before = twin(learner, Learner)
     said = predictions_of(learner, examples)
     slowly = predict_slowly(before, examples)
@@ -168,7 +168,7 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 
 
 class LearnsFirst(Learner):
-    """Broken: it has learned a batch when it predicts it."""
+    """Broken: it learns a batch before it predicts it."""
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
         forward = super().forward(batch, now_ms, whole)
@@ -177,7 +177,7 @@ class LearnsFirst(Learner):
 
 
 class InsertsFirst(Learner):
-    """Broken: a batch's own items are known, and counted, when it is predicted."""
+    """Broken: a batch's own items are in the vocabulary when it is predicted."""
 
     def step(self, examples: Sequence[Example]) -> StepReport:
         for each in examples:
@@ -187,7 +187,7 @@ class InsertsFirst(Learner):
 
 
 class RemembersBackwards(Learner):
-    """Broken: the memory meets a batch's newest targets first, so the older ones are predicted from what came later."""
+    """Broken: the memory takes a batch's newest targets first, and predicts older ones from what came later."""
 
     def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         return super()._recall(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
@@ -211,7 +211,7 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
 
 
 def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
-    """As it does on a GPU: predictions, counts and everything learned."""
+    """As on a GPU: the same predictions, counts and everything learned."""
     learner, world = taught(num_steps=2)
     beside = twin(learner, partial(Learner, memory_thread=True))
     for _ in range(3):
@@ -238,7 +238,7 @@ def test_the_retrieval_loss_is_the_cross_entropy_of_choices_over_all_items() -> 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) -> None:
-    """As many rows gathered as there are items, but other ones."""
+    """As many rows are gathered as there are items, but not the same ones."""
     config = replace(TRAINER, seed=seed, full_softmax_max_items=1, num_negatives=1)
     learner, sealed = Learner(MODEL, config), columns(np.random.default_rng(seed), 6, 30)
     a, b, new = 7919, 2 * 7919, 3 * 7919
@@ -249,7 +249,7 @@ def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) ->
 
 
 def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share() -> None:
-    """Logits never fill more than they may, which changes little; every choice is counted, predicted or not."""
+    """The logits never exceed their bound, which changes little; every choice is counted, predicted or not."""
     learner, world = taught()
     examples = world.examples(12)
     whole, parts, shared = (twin(learner) for _ in range(3))
@@ -346,7 +346,7 @@ def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
 
 @pytest.mark.parametrize("share_late", [0.0, 0.4, 1.0])
 def test_a_kind_that_comes_late_has_in_all_the_gradient_of_one_that_was_known_at_once(share_late: float) -> None:
-    """At the same weights; whichever share of the interactions gets it late."""
+    """At the same weights; for any share of the interactions that gets it late."""
     generator = torch.Generator().manual_seed(0)
     logits_RK = torch.randn(50, 3, generator=generator, dtype=torch.float64)
     final_RK = (torch.rand(50, 3, generator=generator) < 0.4).double()
@@ -408,9 +408,9 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
 
 
 def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, num_batches: int) -> torch.Tensor:
-    """(batches, targets) probability of a target under the exact loss over that under the sampled one, in float64.
+    """(batches, targets) probability of a target under the exact loss, over that under the sampled one, in float64.
 
-    Targets come by the popularity that the correction is told, of 50 items that are scored with no regard to it.
+    Targets are drawn by the popularity given to the correction, from 50 items whose scores do not depend on it.
     """
     generator = torch.Generator().manual_seed(num_targets)
     query_RD = torch.randn(num_targets, 8, generator=generator, dtype=torch.float64)
@@ -437,7 +437,7 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     "num_draws", [(64, 64, 10), (64, 16, 100), (64, 64, 0), (2, 2, 500), (1, 1, 50), (64, 64, 4000)]
 )
 def test_the_sampled_denominator_is_the_exact_one_in_expectation(num_draws: tuple[int, int, int]) -> None:
-    # From a fifth of a draw an item to eighty; each target alone, or its mates as negatives too.
+    # From a fifth of a draw per item to eighty; each target alone, or the others as negatives too.
     ratios = sampled_over_exact(*num_draws, num_batches=4000 // num_draws[0] + 60)
     error = float(ratios.std()) / ratios.numel() ** 0.5
     assert abs(float(ratios.mean()) - 1) < 5 * error + 0.01
@@ -488,7 +488,7 @@ def test_the_expected_draws_of_a_mixture_add_up() -> None:
     np.testing.assert_allclose(alone, [3], rtol=1e-6)
 
 
-# What a step does besides
+# Other effects of a step
 
 
 def test_items_are_learned_from_their_kth_sighting_on() -> None:
@@ -564,7 +564,7 @@ def test_a_learner_learns_what_follows_what() -> None:
     assert hits[0] < 0.5
 
 
-# The same again
+# Determinism
 
 
 @pytest.fixture
