@@ -165,7 +165,7 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     deployment.environment["HEADRACE_SEQUENCE__MAX_CONTEXT"] = "12"
     second = worker("second").start()
     assert second.process.wait(30) == 1
-    assert "restore that, or use a new kafka.prefix" in second.log().splitlines()[-1]
+    assert "restore that (kinds may only be appended), or use a new kafka.prefix" in second.log().splitlines()[-1]
 
 
 def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Deployment, worker: Make) -> None:
