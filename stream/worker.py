@@ -123,7 +123,7 @@ class Worker:
         log.info("worker stopped", component=self.component)
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """A task that ends by itself ends the worker: nobody would hear of it, or of its topics, any more."""
+        """End the worker if a task ends by itself: its reports or checks would silently stop."""
         try:
             await work
         except Exception as error:  # noqa: BLE001
@@ -250,7 +250,7 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may get lost: the next one follows in a second. But if one is refused, all of them will be.
+        # It may get lost: the next one follows in a second. But if one is refused, all will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(self._note_refusal)
 
@@ -289,7 +289,7 @@ def alone_on(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def _name_of(held: TextIO, folder: Path) -> str:
-    """The disk's name, which its lock file holds."""
+    """The disk's name, which is stored in its lock file."""
     try:
         held.seek(0)
         disk = held.read().strip()
@@ -298,9 +298,9 @@ def _name_of(held: TextIO, folder: Path) -> str:
             held.write(disk)
             held.flush()
     except OSError as error:
-        with suppress(OSError):  # what could not be written is tried once more
+        with suppress(OSError):  # a failed write is tried once more
             held.close()
-        raise StoreError(f"{folder}: expected room to write, got {error.strerror}; free some, then start") from error
+        raise StoreError(f"{folder}: expected free space, got {error.strerror}; free some, then start") from error
     return disk
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from trainer.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 NUM_KEPT = 2
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""

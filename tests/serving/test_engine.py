@@ -90,8 +90,10 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         )
         learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
         prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
-        ranked = learner.model.rank_logits(item_RM, torch.from_numpy(prior))[-1]
-        return torch.from_numpy(logits[0]), torch.sigmoid(ranked)
+        ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
+        target_row_R = learner.items.lookup(batch.item_n[batch.target_R])
+        odds_RK = learner.rates.score(learner.odds_events(batch, target_row_R, ranked_RK))
+        return torch.from_numpy(logits[0]), torch.sigmoid(torch.from_numpy(odds_RK[-1]))
 
 
 def close_to(found: Result, expected: Result) -> None:
@@ -393,6 +395,8 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
         model,
     )
     with torch.no_grad():
-        expected = torch.sigmoid(learner.forward(batch, now_ms).logits_RK)[0].numpy()
+        forward = learner.forward(batch, now_ms)
+        events = learner.odds_events(batch, forward.target_row_R, forward.logits_RK)
+        expected = torch.sigmoid(torch.from_numpy(learner.rates.score(events)))[0].numpy()
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)
     assert found[1].scores.shape == (1, 3)

@@ -105,7 +105,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
     "metrics.first_key",
-    "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
+    "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
     meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
     text = json.dumps({**meta, "format": 99}).encode()
     (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
         read_checkpoint(path)
 
 
