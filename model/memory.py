@@ -26,6 +26,7 @@ from kernels.memory import (
 )
 from model.config import ModelConfig
 from model.kinds import chosen
+from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -127,27 +128,24 @@ class Memory:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row] = 1
-        arrays.dirty[rows_N] = 1
+            arrays.dirty[row] = CHANGED
+        arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
         """What a version carries: every row that was met, or the dirty ones; and all gains."""
         arrays = self.arrays
-        chosen_V = arrays.first[: self.num_rows] >= 0 if everything else arrays.dirty[: self.num_rows] > 0
+        chosen_V = (
+            arrays.first[: self.num_rows] >= 0 if everything else is_marked(arrays.dirty[: self.num_rows], UNPUBLISHED)
+        )
         rows = np.flatnonzero(chosen_V)
-        used = np.arange(arrays.width) < arrays.num_neighbours[rows, None]
-        return {
-            "row_index": rows,
-            "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
-            "heat": arrays.heat[:, rows],
-            **{name: getattr(arrays, name).copy() for name in _LEARNED},
-            **{name: getattr(arrays, name)[rows] for name in _ROWS},
-            **{name: getattr(arrays, name)[rows][used] for name in _NEIGHBOURS},
-        }
+        columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS)}
+        size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
+        learned = {name: getattr(arrays, name).copy() for name in _LEARNED}
+        return published_memory(rows, {**columns, "heat": arrays.heat[:, rows].T}, size, learned)
 
     def mark_published(self) -> None:
         """What `changes` gave is on its way."""
-        self.arrays.dirty[:] = 0
+        clear(self.arrays.dirty, UNPUBLISHED)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """What a version carries (which may be nothing), into a reader's memory; a base replaces everything."""
@@ -195,12 +193,16 @@ class Memory:
         other.arrays, other.num_rows = self.arrays.copy(), self.num_rows
         return other
 
+    def learned(self) -> Arrays:
+        """What is no row's, for a checkpoint."""
+        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_HOW_SURELY)}
+
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
         cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, "dirty")}
-        return {**state, **cut, "heat": arrays.heat[:, :num]}
+        return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the memory that ``state`` was taken from."""
@@ -211,6 +213,20 @@ class Memory:
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*_LEARNED, *_HOW_SURELY} & state.keys():  # a build before the second look kept none
             setattr(self.arrays, name, state[name].copy())
+
+
+def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays) -> Arrays:
+    """What a version carries of these rows. ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the
+    memory; ``learned``: what is no row's."""
+    used = np.arange(size[2]) < columns["num_neighbours"][:, None]
+    return {
+        "row_index": rows_U,
+        "size": size,
+        "heat": np.ascontiguousarray(columns["heat"].T),
+        **{name: learned[name] for name in _LEARNED},
+        **{name: columns[name] for name in _ROWS},
+        **{name: columns[name][used] for name in _NEIGHBOURS},
+    }
 
 
 def events_of(
@@ -265,4 +281,4 @@ def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
     for name in _NEIGHBOURS:
         setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
     arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
-    arrays.dirty[arrays.first >= 0] = 1
+    arrays.dirty[arrays.first >= 0] = CHANGED

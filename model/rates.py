@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
+
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -31,15 +33,20 @@ class Rates:
     def __init__(self, num_kinds: int) -> None:
         self.shown_V = np.zeros(64)
         self.done_VK = np.zeros((64, num_kinds))
-        self.dirty_V = np.zeros(64, np.bool_)
+        self.dirty_V = np.zeros(64, np.uint8)
         self.total_shown, self.total_done_K = 0.0, np.zeros(num_kinds)
 
     def _grow(self, num_rows: int) -> None:
         more = max(num_rows, 2 * len(self.shown_V)) - len(self.shown_V)
         if num_rows > len(self.shown_V):
             self.shown_V = np.append(self.shown_V, np.zeros(more))
-            self.dirty_V = np.append(self.dirty_V, np.zeros(more, np.bool_))
+            self.dirty_V = np.append(self.dirty_V, np.zeros(more, np.uint8))
             self.done_VK = np.vstack([self.done_VK, np.zeros((more, self.done_VK.shape[1]))])
+
+    @property
+    def totals(self) -> Float64:
+        """(1 + K,) over all items: interactions, and those that had each kind."""
+        return np.append(self.total_shown, self.total_done_K)
 
     @property
     def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
@@ -68,7 +75,7 @@ class Rates:
             self._grow(int(rows_R.max()) + 1)
             np.add.at(self.shown_V, rows_R, is_new_R)
             np.add.at(self.done_VK, rows_R, kinds_RK)
-            self.dirty_V[rows_R] = True
+            self.dirty_V[rows_R] = CHANGED
             self.total_shown += float(is_new_R.sum())
             self.total_done_K = self.total_done_K + kinds_RK.sum(axis=0)
 
@@ -77,18 +84,17 @@ class Rates:
         rows = rows_N[rows_N < len(self.shown_V)]
         self.total_shown -= float(self.shown_V[rows].sum())
         self.total_done_K = self.total_done_K - self.done_VK[rows].sum(axis=0)
-        self.shown_V[rows], self.done_VK[rows], self.dirty_V[rows] = 0.0, 0.0, True
+        self.shown_V[rows], self.done_VK[rows], self.dirty_V[rows] = 0.0, 0.0, CHANGED
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
         """What a version carries: all rows that were met, or those changed since `mark_published`."""
         met_V = (self.shown_V > 0) | (self.done_VK > 0).any(axis=1)
-        rows = np.flatnonzero(met_V if everything else self.dirty_V)
-        totals = np.append(self.total_shown, self.total_done_K)
-        return {"row_index": rows, "shown": self.shown_V[rows], "done": self.done_VK[rows], "totals": totals}
+        rows = np.flatnonzero(met_V if everything else is_marked(self.dirty_V, UNPUBLISHED))
+        return {"row_index": rows, "shown": self.shown_V[rows], "done": self.done_VK[rows], "totals": self.totals}
 
     def mark_published(self) -> None:
         """What `changes` gave is on its way."""
-        self.dirty_V[:] = False
+        clear(self.dirty_V, UNPUBLISHED)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """What a version carries (which may be nothing), into a reader's; a base replaces everything."""
@@ -109,13 +115,17 @@ class Rates:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
-        totals = np.append(self.total_shown, self.total_done_K)
-        return {"shown": self.shown_V, "done": self.done_VK, "dirty": self.dirty_V, "totals": totals}
+        return {
+            "shown": self.shown_V,
+            "done": self.done_VK,
+            "dirty": is_marked(self.dirty_V, UNPUBLISHED),
+            "totals": self.totals,
+        }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
         self.shown_V, self.done_VK = state["shown"].copy(), state["done"].copy()
-        self.dirty_V = state["dirty"].copy()
+        self.dirty_V = np.where(state["dirty"], CHANGED, UNSAVED).astype(np.uint8)
         self.total_shown, self.total_done_K = float(state["totals"][0]), state["totals"][1:].copy()
 
 

@@ -14,6 +14,7 @@ class TrainerError(HeadraceError):
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     ├── UnsoundError         learning leaves numbers that are not finite
+    ├── UnsoundVersionError  a version was not published, since its rows are not finite
     └── FencedError          another trainer has taken over
     """
 
@@ -36,6 +37,10 @@ class JournalError(TrainerError):
 
 class UnsoundError(TrainerError):
     """What was learned is not finite, and setting single steps aside does not help."""
+
+
+class UnsoundVersionError(UnsoundError):
+    """What a version would have carried is not finite; the message says what."""
 
 
 class FencedError(TrainerError):

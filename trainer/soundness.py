@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from model.marks import UNPUBLISHED, is_marked
+from trainer.rows import Piece
 from trainer.step import Learner, StepReport
 from wire.example import Example
 
@@ -39,8 +41,7 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Go past a step that is set aside: histories and names go on with it, the model learns nothing of it."""
     for example in examples:
         learner.histories.fold(example)
-        learner.names.update(example.names)
-        learner.unpublished_names.update(example.names)
+        learner.learn_names(example.names)
     learner.histories.bound()
     learner.num_steps += 1
 
@@ -51,19 +52,33 @@ def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound 
 
     ``changed_only``: of the tables, the rows that no version has yet. A million rows of 64 take 30 ms, read whole.
     """
-    for name, parameter in learner.model.named_parameters():
-        if not _is_finite(parameter):
-            return Unsound(f"dense weights {name}")
     for name, table in learner.tables.items():
         chosen: slice | torch.Tensor = slice(0, table.num_rows)
         if changed_only:
-            chosen = torch.from_numpy(np.flatnonzero(table.dirty)).to(table.weight.device)
+            chosen = torch.from_numpy(np.flatnonzero(is_marked(table.dirty, UNPUBLISHED))).to(table.weight.device)
         if not (_is_finite(table.weight[chosen]) and _is_finite(table.state[chosen])):
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
+    return unsound_core(learner)
+
+
+@torch.no_grad()
+def unsound_core(learner: Learner) -> Unsound | None:
+    """Dense weights, and what the model predicts: all that is small. Rows are looked at as they are copied."""
+    for name, parameter in learner.model.named_parameters():
+        if not _is_finite(parameter):
+            return Unsound(f"dense weights {name}")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
+    return None
+
+
+def unsound_piece(piece: Piece) -> Unsound | None:
+    """Rows that were copied."""
+    for name, column in piece.columns.items():
+        if column.dtype.kind == "f" and not math.isfinite(float(column.sum(dtype=np.float64))):
+            return Unsound(f"{name} of rows of {piece.region}")
     return None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from kernels.dispatch import load
 from kernels.memory import reference
 from kernels.memory.arrays import (
+    CHANGED,
     EVIDENCE,
     FEATURES,
     STANDING,
@@ -34,6 +35,7 @@ from kernels.memory.arrays import (
 )
 
 __all__ = [
+    "CHANGED",
     "EVIDENCE",
     "FEATURES",
     "STANDING",

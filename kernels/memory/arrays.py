@@ -26,6 +26,8 @@ user chose it before, and how long his history is."""
 LISTED, HIDDEN = 64, 16
 """How many rows get a second look, and how wide its hidden layer is."""
 NUM_HEATS = 3
+CHANGED = 0xFF
+"""What marks a row that has changed: a bit for each of those who copy changed rows."""
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
@@ -49,7 +51,7 @@ class MemoryArrays:
     shared and by the length of the history, and their Adagrad state. ``shortlist_weight`` and ``shortlist_square``
     (P,): the network of the second look (`first_weights`), and its Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`):
     mean and variance of what it sees, and of how many lists they are. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
-    uint8: rows changed since somebody cleared it.
+    uint8: `CHANGED` in rows that have changed; whoever copies changed rows clears one bit of it.
 
     Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
     worth."""

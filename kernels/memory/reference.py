@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory.arrays import (
+    CHANGED,
     EVIDENCE,
     FEATURES,
     HIDDEN,
@@ -279,7 +280,7 @@ def _learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: F
     for lag, row in enumerate(past[::-1][:lags].tolist()):
         num = memory.num_neighbours[row]
         memory.weight[row, :num] -= rate * decay**lag * push_V[memory.neighbour_row[row, :num]]
-        memory.dirty[row] = 1
+        memory.dirty[row] = CHANGED
 
 
 def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
@@ -288,7 +289,7 @@ def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, 
         memory.first[target] = now
     if past is not None:
         memory.last[target] = now
-    memory.dirty[target] = 1
+    memory.dirty[target] = CHANGED
     if past is not None:
         _count(memory, target, past, num_rows, rules)
     memory.clock[_EVENTS] += 1
@@ -315,7 +316,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     A full row's weakest neighbour is worn down, and gives way to one that outweighs what is left of it (Misra & Gries,
     1982, for the weakest alone).
     """
-    memory.dirty[row] = 1
+    memory.dirty[row] = CHANGED
     num = int(memory.num_neighbours[row])
     found = np.flatnonzero(memory.neighbour_row[row, :num] == other)
     if len(found):
@@ -342,10 +343,10 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     if memory.clock[_SEEN] > RESCALE_AT:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]
-        memory.dirty[:num_rows] = 1
+        memory.dirty[:num_rows] = CHANGED
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:
             memory.heat[heat] *= 1.0 / memory.clock[_HEAT + heat]
-            memory.dirty |= memory.first >= 0
+            memory.dirty[memory.first >= 0] = CHANGED
             memory.clock[_HEAT + heat] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import trainer.collection
 import trainer.election
 import trainer.kafka_source
 import trainer.loop
@@ -13,6 +14,7 @@ import trainer.process
 import trainer.publication
 import trainer.publisher
 import trainer.recovery
+import trainer.saver
 import trainer.scheduler
 import trainer.snapshot
 import trainer.step
@@ -31,8 +33,8 @@ def ignores_the_plan() -> None:
 
 def checkpoints_without_positions() -> None:
     """The covered numbers do not go into the checkpoint."""
-    write = trainer.loop.Trainer._write_checkpoint
-    trainer.loop.Trainer._write_checkpoint = lambda self, positions: write(self, {})  # type: ignore[method-assign]
+    meta = trainer.loop.Trainer._meta
+    trainer.loop.Trainer._meta = lambda self, positions: meta(self, {})  # type: ignore[method-assign]
 
 
 def forgets_what_it_has_yet_to_repeat() -> None:
@@ -75,15 +77,15 @@ def folds_what_arrives() -> None:
 
 def forgets_dirty_rows() -> None:
     """What a delta should carry is forgotten before it is acknowledged; the next one starts from there."""
-    original = trainer.snapshot.weights_snapshot
+    collect = trainer.publication.Publication.collect
 
-    def forgetful(learner: Any, *, everything: bool) -> Any:
-        if not everything:
+    def forgetful(self: Any, learner: Any, budget_bytes: int) -> bool:
+        if not self._publisher.wants_base and not self.is_collecting:
             for table in learner.tables.values():
                 table.mark_published()
-        return original(learner, everything=everything)
+        return collect(self, learner, budget_bytes)
 
-    trainer.publication.weights_snapshot = forgetful
+    trainer.publication.Publication.collect = forgetful  # type: ignore[method-assign]
 
 
 def trains_what_is_stale() -> None:
@@ -120,7 +122,8 @@ def spoils_the_step_of_one_example() -> None:
 
 def takes_anything_for_finite() -> None:
     """Nobody looks at the numbers."""
-    trainer.loop.unsound_learner = lambda learner, **_: None
+    trainer.loop.unsound_learner = trainer.loop.unsound_core = lambda learner, **_: None
+    trainer.saver.unsound_piece = trainer.collection.unsound_piece = lambda piece: None
     trainer.loop.unsound_step = lambda report: None
 
 

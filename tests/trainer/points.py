@@ -10,7 +10,9 @@ import os
 import signal
 from collections.abc import Callable
 from functools import wraps
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trainer.checkpoint
@@ -76,9 +78,10 @@ def half_a_checkpoint(reach: Callable[..., None]) -> None:
     """A file of a checkpoint is torn."""
     original = trainer.checkpoint._write_synced
 
-    def wrapped(path: Path, content: bytes) -> None:
-        reach(lambda: path.write_bytes(content[: len(content) // 2]))
-        original(path, content)
+    def wrapped(path: Path, *content: Any) -> None:
+        whole = b"".join(content)
+        reach(lambda: path.write_bytes(whole[: len(whole) // 2]))
+        original(path, *content)
 
     trainer.checkpoint._write_synced = wrapped
 
@@ -87,9 +90,10 @@ def half_of_the_chunks(reach: Callable[..., None]) -> None:
     """A version is torn: its first chunk is there."""
     original = trainer.publisher.Publisher._send_chunks
 
-    def wrapped(self: Any, key: bytes, chunks: list[bytes]) -> int:
-        reach(lambda: original(self, key, chunks[:1]))
-        return original(self, key, chunks)
+    def wrapped(self: Any, key: bytes, blob: Any) -> int:
+        first = SimpleNamespace(chunks=lambda size: islice(blob.chunks(size), 1))
+        reach(lambda: original(self, key, first))
+        return original(self, key, blob)
 
     trainer.publisher.Publisher._send_chunks = wrapped  # type: ignore[method-assign]
 

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
     meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
     text = json.dumps({**meta, "format": 99}).encode()
     (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
         read_checkpoint(path)
 
 

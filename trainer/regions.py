@@ -1,0 +1,227 @@
+"""The parts of a learner that grow with the catalogue and the users, each as rows that can be copied a few at a time.
+
+A region knows which of its rows have changed (`model.marks`) and copies those that it is asked for. What is small and
+changes with every step (dense weights, gains, metrics) is no region: it is copied whole, at one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.embedding import EmbeddingTable
+from model.marks import Marks
+from model.memory import Memory
+from trainer.frequency import FrequencyEstimator
+from trainer.rows import Arrays
+from trainer.step import Learner
+
+Int64 = NDArray[np.int64]
+MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "weight")
+COUNT_ROWS = ("frequency.count", "frequency.clock", "popularity.count", "rates.shown", "rates.done")
+
+
+class Region(Protocol):
+    """Rows 0 … ``num_rows - 1``, with one byte of marks each."""
+
+    @property
+    def name(self) -> str:
+        """Of the part."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use, now."""
+
+    @property
+    def marks(self) -> Marks:
+        """At least ``num_rows`` long; another array once there are more."""
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row's columns come to, roughly."""
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """Columns (U, …) of these rows, which share nothing with the learner."""
+
+
+class TableRegion:
+    """An embedding table with its optimiser's state and its keys."""
+
+    def __init__(self, name: str, table: EmbeddingTable) -> None:
+        self.name, self._table = name, table
+        self.row_bytes = 4 * table.width + 22
+
+    @property
+    def num_rows(self) -> int:
+        """See `Region`."""
+        return self._table.num_rows
+
+    @property
+    def marks(self) -> Marks:
+        """See `Region`."""
+        return self._table.dirty
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """See `Region`."""
+        table = self._table
+        where = torch.from_numpy(rows_U).to(table.weight.device)
+        keys_U, seen_U = table.seen(rows_U)
+        return {
+            "weight": table.weight.index_select(0, where).cpu().numpy(),
+            "state": table.state.index_select(0, where).cpu().numpy(),
+            "live": table.live[rows_U],
+            "ids": keys_U,
+            "last_seen_ms": seen_U,
+        }
+
+
+class MemoryRegion:
+    """The memory's rows."""
+
+    name = "memory"
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    @property
+    def num_rows(self) -> int:
+        """See `Region`."""
+        return self._memory.num_rows
+
+    @property
+    def marks(self) -> Marks:
+        """See `Region`."""
+        return self._memory.arrays.dirty
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Region`."""
+        return 16 * self._memory.arrays.width + 37
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """See `Region`; ``heat`` as (U, 3)."""
+        arrays = self._memory.arrays
+        return {
+            **{name: getattr(arrays, name)[rows_U] for name in MEMORY_ROWS},
+            "heat": np.ascontiguousarray(arrays.heat[:, rows_U].T),
+        }
+
+
+class CountsRegion:
+    """How often items were met and what was done with them: frequencies, popularity and rates, row by row.
+
+    They change together, with the targets of a step, so the marks of the rates stand for all.
+    """
+
+    name = "counts"
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self.row_bytes = 8 * (4 + len(learner.model_config.kinds))
+
+    @property
+    def num_rows(self) -> int:
+        """See `Region`."""
+        return len(self._learner.rates.shown_V)
+
+    @property
+    def marks(self) -> Marks:
+        """See `Region`."""
+        return self._learner.rates.dirty_V
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """See `Region`; zeros where a column is not as long yet."""
+        columns = count_columns(self._learner)
+        return {name: _rows_or_zeros(columns[name], rows_U) for name in COUNT_ROWS}
+
+
+def count_columns(learner: Learner) -> Arrays:
+    """The arrays that `CountsRegion` copies rows of."""
+    frequency: FrequencyEstimator = learner.frequency
+    counts = frequency.state_dict()
+    return {
+        "frequency.count": counts["count"],
+        "frequency.clock": counts["clock"],
+        "popularity.count": learner.popularity.count_V,
+        "rates.shown": learner.rates.shown_V,
+        "rates.done": learner.rates.done_VK,
+    }
+
+
+def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
+    if not len(rows_U) or rows_U.max() < len(column):
+        return np.asarray(column[rows_U])
+    out = np.zeros((len(rows_U), *column.shape[1:]), column.dtype)
+    is_there = rows_U < len(column)
+    out[is_there] = column[rows_U[is_there]]
+    return out
+
+
+class Entries:
+    """A dictionary's entries, copied as JSON of ``[key, value]`` pairs; the value of a key that is gone is null.
+
+    ``changed``: a dictionary whose keys are those that have changed since they were copied. They are taken out of it as
+    they are copied.
+    """
+
+    ENTRY_BYTES = 64
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[Any], Any],
+        all_keys: Callable[[], Iterable[Any]],
+        changed: Callable[[], dict[Any, Any]],
+    ) -> None:
+        self.name, self._read, self._all_keys, self._changed = name, read, all_keys, changed
+
+    def start_whole(self) -> list[Any]:
+        """Every key, in order: what changes from here on is copied again."""
+        self._changed().clear()
+        return list(self._all_keys())
+
+    @property
+    def num_changed(self) -> int:
+        """How many are to be copied again."""
+        return len(self._changed())
+
+    def take(self, keys: list[Any]) -> Arrays:
+        """These entries as they are now."""
+        encoded = msgspec.json.encode([[key, self._read(key)] for key in keys])
+        return {"json": np.frombuffer(encoded, np.uint8)}
+
+    def take_changed(self, num: int) -> Arrays:
+        """Up to ``num`` of those that have changed, oldest first."""
+        changed = self._changed()
+        keys = list(islice(changed, num))
+        for key in keys:
+            del changed[key]
+        return self.take(keys)
+
+
+def regions_of(learner: Learner) -> list[Region]:
+    """All rows of a learner."""
+    tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
+    return [*tables, MemoryRegion(learner.memory), CountsRegion(learner)]
+
+
+def names_of(learner: Learner, *, for_version: bool) -> Entries:
+    """The producers' own names of items."""
+    return Entries(
+        "names",
+        lambda key: learner.names[key],
+        lambda: learner.names,
+        lambda: learner.unpublished_names if for_version else learner.unsaved_names,
+    )
+
+
+def users_of(learner: Learner) -> Entries:
+    """Whom the histories know: when each was first and last met."""
+    histories = learner.histories
+    return Entries("users", histories.known_since, lambda: histories.known, lambda: histories.unsaved)
