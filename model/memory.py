@@ -44,7 +44,9 @@ MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
 _HOW_SURELY = ("gain_square", "shortlist_square")
-_NEIGHBOURS = ("neighbour_row", "after", "before", "weight")
+_COUNTS = ("neighbour_row", "after", "before")
+_NEIGHBOURS = (*_COUNTS, "weight")
+_CHANGED = ("dirty", "moved")
 
 
 def neighbours_at(capacity: int, most: int) -> int:
@@ -77,6 +79,7 @@ class Memory:
         num, kept = old.capacity, min(width, old.width)
         for name in (*_ROWS, "dirty"):
             getattr(new, name)[:num] = getattr(old, name)
+        new.moved[:num] = old.moved if width == old.width else 255
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
@@ -128,24 +131,31 @@ class Memory:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row] = CHANGED
+            arrays.dirty[row], arrays.moved[row] = CHANGED, 255
         arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
-        """What a version carries: every row that was met, or the dirty ones; and all gains."""
+        """What a version carries: every row that was met with all its neighbours, or the dirty ones, with the learned
+        weights of all their neighbours and the counts of those that moved; and all gains.
+
+        Weights move with every prediction from a row, but one event counts anew a few tens of neighbours: ``slot`` and
+        ``num_moved`` say which of each row's those are. Without the two, all are there.
+        """
         arrays = self.arrays
         chosen_V = (
             arrays.first[: self.num_rows] >= 0 if everything else is_marked(arrays.dirty[: self.num_rows], UNPUBLISHED)
         )
         rows = np.flatnonzero(chosen_V)
-        columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS)}
+        columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS, "moved")}
         size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: getattr(arrays, name).copy() for name in _LEARNED}
-        return published_memory(rows, {**columns, "heat": arrays.heat[:, rows].T}, size, learned)
+        columns["heat"] = arrays.heat[:, rows].T
+        return published_memory(rows, columns, size, learned, everything=everything)
 
     def mark_published(self) -> None:
         """What `changes` gave is on its way."""
         clear(self.arrays.dirty, UNPUBLISHED)
+        self.arrays.moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """What a version carries (which may be nothing), into a reader's memory; a base replaces everything."""
@@ -159,9 +169,11 @@ class Memory:
             getattr(arrays, name)[rows] = changes[name]
         arrays.heat[:, rows] = changes["heat"]
         used = np.arange(width) < changes["num_neighbours"][:, None]
-        where = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
-        for name in _NEIGHBOURS:
-            getattr(arrays, name)[where] = changes[name]
+        whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
+        moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
+        for name in _COUNTS:
+            getattr(arrays, name)[moved] = changes[name]
+        arrays.weight[whole] = changes["weight"]
         for name in set(_LEARNED) & changes.keys():  # a build before the second look publishes none
             setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
@@ -176,7 +188,7 @@ class Memory:
     def adopt(self, published: Memory) -> None:
         """Go on from what a reader holds: all of it, but how surely the gains are known."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
-        self.arrays.dirty[:] = 0
+        _clear_changed(self.arrays)
 
     @property
     def is_finite(self) -> bool:
@@ -201,7 +213,7 @@ class Memory:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
-        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, "dirty")}
+        cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, *_CHANGED)}
         return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -210,22 +222,33 @@ class Memory:
         self.grow(num)
         for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
             getattr(self.arrays, name)[:num] = state[name]
+        self.arrays.moved[:num] = state.get("moved", 255)  # a build that published whole rows kept none
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*_LEARNED, *_HOW_SURELY} & state.keys():  # a build before the second look kept none
             setattr(self.arrays, name, state[name].copy())
 
 
-def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays) -> Arrays:
-    """What a version carries of these rows. ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the
-    memory; ``learned``: what is no row's."""
-    used = np.arange(size[2]) < columns["num_neighbours"][:, None]
+def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays, *, everything: bool) -> Arrays:
+    """What a version carries of these rows: see `Memory.changes`.
+
+    ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the memory; ``learned``: what is no row's.
+    """
+    width = int(size[2])
+    used = np.arange(width) < columns["num_neighbours"][:, None]
+    moved, slots = used, Arrays()
+    if not everything:
+        bits = np.unpackbits(columns["moved"], axis=1, count=width, bitorder="little")
+        moved = used & bits.view(np.bool_)
+        slots = {"num_moved": moved.sum(axis=1, dtype=np.int32), "slot": np.nonzero(moved)[1].astype(np.uint16)}
     return {
+        **slots,
         "row_index": rows_U,
         "size": size,
         "heat": np.ascontiguousarray(columns["heat"].T),
         **{name: learned[name] for name in _LEARNED},
         **{name: columns[name] for name in _ROWS},
-        **{name: columns[name][used] for name in _NEIGHBOURS},
+        **{name: columns[name][moved] for name in _COUNTS},
+        "weight": columns["weight"][used],
     }
 
 
@@ -264,6 +287,10 @@ def events_of(
 def _ranges(kept_n: NDArray[np.bool_], first_R: Int64, asked_R: Int64) -> tuple[Int64, Int64]:
     before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_n)])
     return before_n1[first_R], before_n1[asked_R]
+
+
+def _clear_changed(arrays: MemoryArrays) -> None:
+    arrays.dirty[:] = arrays.moved[:] = 0
 
 
 def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:

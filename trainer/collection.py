@@ -31,7 +31,9 @@ class Collection:
         self.is_whole = whole
         self._pieces: list[Piece] = []
         entries = [names_of(learner, for_version=True)]
-        self._sweep = Sweep(regions_of(learner), entries, UNPUBLISHED, self._pieces.append, whole=whole)
+        self._sweep = Sweep(
+            regions_of(learner, for_version=True), entries, UNPUBLISHED, self._pieces.append, whole=whole
+        )
 
     def advance(self, budget_bytes: int) -> bool:
         """Copy about so many bytes; True once the rest is small enough to `cut`."""
@@ -71,8 +73,6 @@ class Collection:
 
     def _table(self, name: str, tombstones: Int64) -> TableRows:
         rows, columns = merged(self._of(name))
-        if not columns:
-            raise AssertionError(f"{name}: no rows")
         live = columns["live"]
         return TableRows(columns["ids"][live], rows[live], columns["weight"][live], tombstones)
 
@@ -81,7 +81,7 @@ class Collection:
         if self.is_whole:
             is_met = columns["first"] >= 0
             rows, columns = rows[is_met], {name: column[is_met] for name, column in columns.items()}
-        return published_memory(rows, columns, size, learned)
+        return published_memory(rows, columns, size, learned, everything=self.is_whole)
 
     def _rates(self, totals: NDArray[np.float64]) -> Arrays:
         rows, columns = merged(self._of("counts"))
@@ -100,6 +100,7 @@ def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
         out = np.zeros((len(rows), *like.shape[1:]), like.dtype)
         for piece in pieces:
             if piece.columns[name].shape[1:] == like.shape[1:]:  # else every row that counts comes again
-                out[np.searchsorted(rows, piece.rows_U)] = piece.columns[name]
+                where, values = np.searchsorted(rows, piece.rows_U), piece.columns[name]
+                out[where] = values if name != "moved" else out[where] | values
         columns[name] = out
     return rows, columns

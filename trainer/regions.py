@@ -86,8 +86,8 @@ class MemoryRegion:
 
     name = "memory"
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, memory: Memory, *, for_version: bool) -> None:
+        self._memory, self._for_version = memory, for_version
 
     @property
     def num_rows(self) -> int:
@@ -105,9 +105,14 @@ class MemoryRegion:
         return 16 * self._memory.arrays.width + 37
 
     def take(self, rows_U: Int64) -> Arrays:
-        """See `Region`; ``heat`` as (U, 3)."""
+        """See `Region`; ``heat`` as (U, 3). For a version also which neighbours moved since the last one."""
         arrays = self._memory.arrays
+        moved: Arrays = {}
+        if self._for_version:
+            moved["moved"] = arrays.moved[rows_U]
+            arrays.moved[rows_U] = 0
         return {
+            **moved,
             **{name: getattr(arrays, name)[rows_U] for name in MEMORY_ROWS},
             "heat": np.ascontiguousarray(arrays.heat[:, rows_U].T),
         }
@@ -205,10 +210,10 @@ class Entries:
         return self.take(keys)
 
 
-def regions_of(learner: Learner) -> list[Region]:
-    """All rows of a learner."""
+def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
+    """All rows of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
-    return [*tables, MemoryRegion(learner.memory), CountsRegion(learner)]
+    return [*tables, MemoryRegion(learner.memory, for_version=for_version), CountsRegion(learner)]
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:

@@ -145,7 +145,12 @@ def _table(name: str, columns: Columns, num_rows: int) -> Arrays:
 def _memory(columns: Columns, num_rows: int) -> Arrays:
     out = {f"memory.{name}": columns.of_length(name, num_rows) for name in columns.names if name != "heat"}
     heat = np.ascontiguousarray(columns.of_length("heat", num_rows).T)
-    return {**out, "memory.heat": heat, "memory.dirty": (out["memory.first"] >= 0).astype(np.uint8)}
+    used = np.arange(out["memory.neighbour_row"].shape[1]) < out["memory.num_neighbours"][:, None]
+    changed = {
+        "memory.dirty": (out["memory.first"] >= 0).astype(np.uint8),
+        "memory.moved": np.packbits(used, axis=1, bitorder="little"),
+    }
+    return {**out, **changed, "memory.heat": heat}
 
 
 def _counts(columns: Columns, sizes: list[int]) -> Arrays:

@@ -55,7 +55,10 @@ class Saver:
     def begin(self, learner: Learner) -> None:
         """Start to copy; only when idle."""
         assert self.is_idle, "a checkpoint was begun while another is being made"
-        regions, entries = regions_of(learner), [names_of(learner, for_version=False), users_of(learner)]
+        regions, entries = (
+            regions_of(learner, for_version=False),
+            [names_of(learner, for_version=False), users_of(learner)],
+        )
         changes = Sweep(regions, entries, UNSAVED, self._give, whole=False)
         num_bytes = sum(region.num_rows * region.row_bytes for region in regions)
         is_whole = (

@@ -47,7 +47,7 @@ class Sweep:
         self._factor = 1.0
 
     def advance(self, budget_bytes: int) -> bool:
-        """Copy about so many bytes. True once no more than that is left: `finish` between the same two steps, or later."""
+        """Copy about so many bytes. True once no more than that is left: `finish` then, or between later steps."""
         budget = int(budget_bytes * self._factor)
         budget = self._take_whole(budget)
         if budget <= 0 or self._cursors or self._keys:

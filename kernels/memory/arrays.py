@@ -51,7 +51,9 @@ class MemoryArrays:
     shared and by the length of the history, and their Adagrad state. ``shortlist_weight`` and ``shortlist_square``
     (P,): the network of the second look (`first_weights`), and its Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`):
     mean and variance of what it sees, and of how many lists they are. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
-    uint8: `CHANGED` in rows that have changed; whoever copies changed rows clears one bit of it.
+    uint8: `CHANGED` in rows that have changed, of which whoever copies them clears one bit; ``moved`` (V, N/8 rounded
+    up) uint8: of their neighbours, those that are new or counted anew (little-endian bits), whatever became of their
+    ``weight``.
 
     Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
     worth."""
@@ -72,6 +74,7 @@ class MemoryArrays:
     shortlist_norm: Float32
     clock: Float64
     dirty: NDArray[np.uint8]
+    moved: NDArray[np.uint8]
 
     @staticmethod
     def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
@@ -102,6 +105,7 @@ class MemoryArrays:
             shortlist_norm=np.repeat(np.array([0, 1, 0], np.float32)[:, None], len(SEEN_AGAIN), axis=1),
             clock=clock,
             dirty=rows(np.uint8),
+            moved=rows(np.uint8, -(-num_neighbours // 8)),
         )
 
     @property

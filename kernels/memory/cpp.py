@@ -34,7 +34,8 @@ class _Call(ctypes.Structure):
             for name in ("neighbour_row", "num_neighbours", "after", "before", "weight", "seen", "heat")
         ),
         *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
-        *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "dirty")),
+        *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
+        *((name, c_void_p) for name in ("clock", "dirty", "moved")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
         *((name, c_void_p) for name in ("met_begin", "met_end", "logit", "rank", "model_rank", "count_rank", "loss")),

@@ -322,6 +322,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     if len(found):
         memory.after[row, found[0]] += after
         memory.before[row, found[0]] += before
+        _mark(memory, row, int(found[0]))
         return
     at = num
     if num == memory.width:
@@ -331,11 +332,17 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
             left = 1.0 - (after + before) / float(both[at])
             memory.after[row, at] *= left
             memory.before[row, at] *= left
+            _mark(memory, row, at)
             return
     else:
         memory.num_neighbours[row] += 1
     memory.neighbour_row[row, at] = other
     memory.after[row, at], memory.before[row, at], memory.weight[row, at] = after, before, 0.0
+    _mark(memory, row, at)
+
+
+def _mark(memory: MemoryArrays, row: int, at: int) -> None:
+    memory.moved[row, at // 8] |= 1 << at % 8
 
 
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
@@ -344,6 +351,7 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]
         memory.dirty[:num_rows] = CHANGED
+        memory.moved[:num_rows] = 255
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:

@@ -22,6 +22,7 @@ struct MemoryCall {
     float *shortlist_weight, *shortlist_square, *shortlist_norm;
     double* clock;
     uint8_t* dirty_V;
+    uint8_t* moved_VB;            // a bit for each neighbour
     // The events.
     int64_t num_events, logit_stride;
     const int32_t* target_R;      // 0: a target without a row
@@ -352,6 +353,10 @@ inline void learn_weights(const MemoryCall& m, Scratch& s, const int32_t* past, 
     }
 }
 
+inline void mark(const MemoryCall& m, int32_t row, int64_t at) {
+    m.moved_VB[row * ((m.width + 7) / 8) + at / 8] |= (uint8_t)(1 << at % 8);
+}
+
 // One more sighting of `other` beside `row`. A full row's weakest neighbour is worn down by newcomers, and gives way to one
 // that outweighs what is left of it (Misra and Gries, 1982, for the weakest alone).
 inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before) {
@@ -370,6 +375,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
             if (id[l] == other) {
                 m.after[base + l] += after;
                 m.before[base + l] += before;
+                mark(m, row, l);
                 return;
             }
     }
@@ -386,6 +392,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
             const float left = 1.0f - coming / least;
             m.after[base + at] *= left;
             m.before[base + at] *= left;
+            mark(m, row, at);
             return;
         }
     } else {
@@ -395,6 +402,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
     m.after[base + at] = after;
     m.before[base + at] = before;
     m.weight[base + at] = 0.0f;
+    mark(m, row, at);
 }
 
 inline void rescale(const MemoryCall& m, Scratch& s) {
@@ -406,6 +414,7 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
             s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
             m.dirty_V[i] = CHANGED;
         }
+        memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
         m.clock[SEEN_SCALE] = 1;
     }
     for (int h = 0; h < NUM_HEAT; ++h) {
