@@ -30,10 +30,9 @@ class Collection:
     def __init__(self, learner: Learner, *, whole: bool) -> None:
         self.is_whole = whole
         self._pieces: list[Piece] = []
+        self._regions = regions_of(learner, for_version=True)
         entries = [names_of(learner, for_version=True)]
-        self._sweep = Sweep(
-            regions_of(learner, for_version=True), entries, UNPUBLISHED, self._pieces.append, whole=whole
-        )
+        self._sweep = Sweep(self._regions, entries, UNPUBLISHED, self._pieces.append, whole=whole)
 
     def advance(self, budget_bytes: int) -> bool:
         """Copy about so many bytes; True once the rest is small enough to `cut`."""
@@ -45,6 +44,8 @@ class Collection:
         From here on, changes count towards the next version. It raises `UnsoundVersionError` where rows are not finite.
         """
         self._sweep.finish()
+        # Where nothing has changed, columns of nothing.
+        self._pieces += [Piece(region.name, NO_ROWS, region.take(NO_ROWS)) for region in self._regions]
         dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
         tombstones = {}
         for name, table in learner.tables.items():

@@ -299,9 +299,12 @@ class Trainer:
         self.progress = self._progress()
 
     def _is_checkpoint_due(self) -> bool:
-        every, num_new = self.config.checkpoint_every_steps, self.learner.num_steps - self._checkpoint_step
+        num_new = self.learner.num_steps - self._checkpoint_step
         by_time = time.monotonic() >= self._checkpoint_at_s and num_new > 0
-        return self.folder is not None and (by_time or 0 < every <= num_new)
+        return by_time or self._is_checkpoint_due_by_steps()
+
+    def _is_checkpoint_due_by_steps(self) -> bool:
+        return 0 < self.config.checkpoint_every_steps <= self.learner.num_steps - self._checkpoint_step
 
     def _save(self, *, trained: bool) -> None:
         """Begin the checkpoint that is due, go on with it, or end it."""
@@ -311,6 +314,8 @@ class Trainer:
         if (problem := saver.check()) is not None:
             self._undo(problem, None)
             return
+        if trained and self._is_checkpoint_due_by_steps() and not saver.is_copying:
+            saver.wait()  # who counts steps wants each of them
         if saver.is_idle and trained and self._is_checkpoint_due():
             self._prune_journal()
             saver.begin(self.learner)

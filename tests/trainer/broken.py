@@ -8,6 +8,7 @@ import trainer.collection
 import trainer.election
 import trainer.kafka_source
 import trainer.loop
+import trainer.pace
 import trainer.plan
 import trainer.positions
 import trainer.process
@@ -18,6 +19,7 @@ import trainer.saver
 import trainer.scheduler
 import trainer.snapshot
 import trainer.step
+import trainer.sweep
 import wire.example_log
 
 
@@ -125,6 +127,23 @@ def takes_anything_for_finite() -> None:
     trainer.loop.unsound_learner = trainer.loop.unsound_core = lambda learner, **_: None
     trainer.saver.unsound_piece = trainer.collection.unsound_piece = lambda piece: None
     trainer.loop.unsound_step = lambda report: None
+
+
+def copies_little_at_a_time() -> None:
+    """Not broken: a checkpoint and a version take many steps, as those of a large model do."""
+    trainer.pace.LEAST_BYTES = 2_000
+    trainer.pace.SHARE = 0.0
+
+
+def copies_once() -> None:
+    """Rows that change behind the copying are not copied again."""
+    copies_little_at_a_time()
+
+    def forget(self: Any, budget: int) -> None:
+        for region, rows_U in self._marked():
+            region.marks[rows_U] = 0
+
+    trainer.sweep.Sweep._take_changed = forget  # type: ignore[method-assign]
 
 
 def knows_no_topic_ids() -> None:

@@ -86,6 +86,18 @@ def half_a_checkpoint(reach: Callable[..., None]) -> None:
     trainer.checkpoint._write_synced = wrapped
 
 
+def half_a_piece(reach: Callable[..., None]) -> None:
+    """A piece of a checkpoint's rows is torn."""
+    original = trainer.checkpoint._write_all
+
+    def wrapped(file: Any, buffer: Any) -> None:
+        if file.name.endswith("tmp-rows"):
+            reach(lambda: original(file, memoryview(buffer)[: len(buffer) // 2]))
+        original(file, buffer)
+
+    trainer.checkpoint._write_all = wrapped
+
+
 def half_of_the_chunks(reach: Callable[..., None]) -> None:
     """A version is torn: its first chunk is there."""
     original = trainer.publisher.Publisher._send_chunks
@@ -104,6 +116,7 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "half_a_journal_line": half_a_journal_line,
     "journalled": lambda reach: _before(Learner, "step", reach),
     "learned": lambda reach: _after(Learner, "step", reach),
+    "half_a_piece": half_a_piece,
     "half_a_checkpoint": half_a_checkpoint,
     "checkpoint_hidden": lambda reach: _after(trainer.checkpoint, "_write_synced", reach),
     "checkpoint_visible": lambda reach: _before(trainer.checkpoint, "_sync_folder", reach),
@@ -115,4 +128,4 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "fence_checked": lambda reach: _before(trainer.publisher, "encode_manifest", reach),
     "published": lambda reach: _after(Publisher, "_send_manifest", reach),
 }
-FILE_POINTS = tuple(list(POINTS)[:8])
+FILE_POINTS = tuple(list(POINTS)[:9])
