@@ -1,10 +1,10 @@
-"""Everything a trainer is, in one folder made visible by one rename.
+"""The trainer's whole state, in a folder that one rename makes visible.
 
 ``checkpoint-<steps>/arrays.safetensors`` (what is small), ``rows.log`` (pieces of what is large, `trainer.rows`) and
-``meta.json`` (the rest, with the checksums of both files and, in its last line, of itself). A checkpoint is **whole**,
-or an **increment**: the rows that have changed since another one, which it names by step and by the checksum of its
-``meta.json``. The newest two whole ones are kept, with their increments. One that cannot be read, or builds on one that
-cannot, is passed over for the one before, aloud.
+``meta.json`` (the rest, with the checksums of both files and, in its last line, its own). A checkpoint is **whole**, or
+an **increment**: the rows that changed since another one, which it names by step and by the checksum of its
+``meta.json``. The newest two whole ones are kept, with their increments. If one cannot be read, or builds on one that
+cannot, the one before is used, and the damage is logged.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ FORMAT = 2
 READABLE = (1, 2)
 """Format 1 had whole checkpoints alone, and everything in ``arrays.safetensors``."""
 NUM_KEPT = 2
+NUM_DIGITS = 12
+"""Of the numbers in names of files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """``arrays``: nested state flattened with dots. ``meta``: plain JSON."""
+    """``arrays``: nested state, with names joined by dots. ``meta``: plain JSON."""
 
     step: int
     arrays: Arrays
@@ -80,14 +82,14 @@ class CheckpointFolder:
         self._lock: IO[str] | None = None
 
     def open(self) -> Self:
-        """Take the folder's lock, and clear away what a kill left half written. Raises `CheckpointError`."""
+        """Take the folder's lock, and remove what a kill left half written. Raises `CheckpointError`."""
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / "lock").open("w")
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write"
+                f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write to"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,23 +104,23 @@ class CheckpointFolder:
         return self
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def steps(self) -> list[int]:
-        """Step counts of the checkpoints present, oldest first."""
-        return sorted(int(each.name.removeprefix("checkpoint-")) for each in self.path.glob("checkpoint-*"))
+        """Step counts of the existing checkpoints, oldest first."""
+        return numbered(self.path, "checkpoint")
 
     def draft(self, onto: tuple[int, str] | None) -> Draft:
         """Begin the rows of a checkpoint; `write` makes it visible. One at a time. Raises OSError."""
         return Draft(self.path / "tmp-rows", onto)
 
     def write(self, checkpoint: Checkpoint, draft: Draft | None = None) -> str:
-        """Write, sync, rename; then drop what nobody goes back to. Returns the checkpoint's digest, for increments.
+        """Write, sync, rename; then remove what is no longer needed. Returns the checkpoint's digest, for increments.
 
-        ``draft``: its rows, where ``checkpoint.arrays`` has only what is small. On failure nothing visible has changed.
+        ``draft``: its rows, if ``checkpoint.arrays`` has only what is small. If it fails, nothing visible has changed.
         """
         temporary = self.path / f"tmp-{checkpoint.step:012d}"
         final = self.path / f"checkpoint-{checkpoint.step:012d}"
@@ -163,31 +165,37 @@ class CheckpointFolder:
         return self.path / f"checkpoint-{step:012d}"
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read; None without any. Raises when all that are there are damaged."""
+        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged."""
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return read_checkpoint(self._folder_of(step))
             except CheckpointError as error:
-                self._on_damage(f"{error}; falling back to the one before")
+                self._on_damage(f"{error}; falling back to the previous one")
         if steps:
             raise CheckpointError(
                 f"checkpoint_dir {self.path}: none of its {len(steps)} checkpoints can be read; restore one, or "
-                "name an empty folder to train anew from the topic"
+                "name an empty folder to train from scratch"
             )
         return None
+
+
+def numbered(folder: Path, kind: str) -> list[int]:
+    """The numbers behind ``kind-`` of what is there, ascending; what somebody else put beside it is passed over."""
+    found = (each.name.removeprefix(f"{kind}-") for each in folder.glob(f"{kind}-*"))
+    return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
 
 
 def unwritable(path: Path, error: OSError) -> CheckpointError:
     """What to say where a checkpoint cannot be written."""
     return CheckpointError(
-        f"checkpoint {path}: cannot be written ({error.strerror}); free space or fix the rights, and "
-        "start again: the checkpoint before is intact"
+        f"checkpoint {path}: cannot be written ({error.strerror}); free some space or fix the permissions, "
+        "and start again: the previous checkpoint is intact"
     )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint, verified, with what it builds on. Raises `CheckpointError`."""
+    """Read and verify one checkpoint and what it builds on. Raises `CheckpointError`."""
     meta, _ = _read_meta(path)
     small = load_tensors(_read_verified(path, "arrays.safetensors", meta["arrays_bytes"], meta["arrays_xxh3"]))
     if meta.get("rows") is None:

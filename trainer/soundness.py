@@ -1,7 +1,7 @@
-"""Whether a learner's numbers are finite: asked before anything of it is kept or shown to others.
+"""Whether a learner's numbers are finite: checked before they are stored or published.
 
-A loss that is not finite tells at once that a step went wrong. Weights can also be finite and still useless (1e30 is a
-float32, its square is not); so a short sequence of the learner's own items is put through the model as well.
+A loss that is not finite shows at once that a step went wrong. But weights can be finite and still useless (1e30 is a
+float32, its square is not); so a short sequence of the learner's own items is put through the model too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
-from model.marks import UNPUBLISHED, is_marked
 from trainer.rows import Piece
 from trainer.step import Learner, StepReport
 from wire.example import Example
@@ -24,13 +23,13 @@ NUM_PROBED = 4
 
 @dataclass(frozen=True, slots=True)
 class Unsound:
-    """What is not finite, in words."""
+    """Describes what is not finite."""
 
     what: str
 
 
 def unsound_step(report: StepReport) -> Unsound | None:
-    """The losses of a step, computed before it changed anything."""
+    """Check a step's losses, which are computed before the step changes anything."""
     for name, loss in (("retrieval loss", report.retrieval_loss), ("ranking loss", report.ranking_loss)):
         if not math.isfinite(loss):
             return Unsound(f"{name} {loss}")
@@ -38,7 +37,7 @@ def unsound_step(report: StepReport) -> Unsound | None:
 
 
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
-    """Go past a step that is set aside: histories and names go on with it, the model learns nothing of it."""
+    """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
     for example in examples:
         learner.histories.fold(example)
         learner.learn_names(example.names)
@@ -47,16 +46,10 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
 
 
 @torch.no_grad()
-def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound | None:
-    """Dense weights, tables, and what the model predicts with them.
-
-    ``changed_only``: of the tables, the rows that no version has yet. A million rows of 64 take 30 ms, read whole.
-    """
+def unsound_learner(learner: Learner) -> Unsound | None:
+    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything."""
     for name, table in learner.tables.items():
-        chosen: slice | torch.Tensor = slice(0, table.num_rows)
-        if changed_only:
-            chosen = torch.from_numpy(np.flatnonzero(is_marked(table.dirty, UNPUBLISHED))).to(table.weight.device)
-        if not (_is_finite(table.weight[chosen]) and _is_finite(table.state[chosen])):
+        if not (_is_finite(table.weight[: table.num_rows]) and _is_finite(table.state[: table.num_rows])):
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
@@ -65,7 +58,7 @@ def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound 
 
 @torch.no_grad()
 def unsound_core(learner: Learner) -> Unsound | None:
-    """Dense weights, and what the model predicts: all that is small. Rows are looked at as they are copied."""
+    """Check the dense weights and what the model predicts. Rows are checked as they are copied (`unsound_piece`)."""
     for name, parameter in learner.model.named_parameters():
         if not _is_finite(parameter):
             return Unsound(f"dense weights {name}")
@@ -75,7 +68,7 @@ def unsound_core(learner: Learner) -> Unsound | None:
 
 
 def unsound_piece(piece: Piece) -> Unsound | None:
-    """Rows that were copied."""
+    """Check rows that were copied."""
     for name, column in piece.columns.items():
         if column.dtype.kind == "f" and not math.isfinite(float(column.sum(dtype=np.float64))):
             return Unsound(f"{name} of rows of {piece.region}")
@@ -83,12 +76,12 @@ def unsound_piece(piece: Piece) -> Unsound | None:
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """By one sum, which any NaN or infinity spoils: no array of booleans."""
+    """Check by one sum, which any NaN or infinity spoils, without an array of booleans."""
     return math.isfinite(float(values.sum()))
 
 
 def _probe(learner: Learner) -> torch.Tensor:
-    """Every number that the model predicts from a few of its own items, seen a second after each other."""
+    """Everything that the model predicts from a few of its own items, one second apart."""
     model, device = learner.model, learner.device
     rows = torch.from_numpy(np.append(np.zeros(1, np.int64), learner.items.live_rows()[-NUM_PROBED:])).to(device)
     kinds_nK = torch.ones((len(rows), len(learner.model_config.kinds)), device=device)

@@ -15,12 +15,12 @@ from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, taught
 from tests.trainer.stage import unequal
 from tests.trainer.test_checkpoint import EVERYTHING
-from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
+from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.collection import Collection
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError, UnsoundVersionError
 from trainer.pace import Pace
-from trainer.rows import Piece
+from trainer.rows import Arrays, Piece
 from trainer.saver import Saver
 from trainer.snapshot import learner_arrays, small_arrays, weights_snapshot
 from trainer.step import Learner
