@@ -1,4 +1,8 @@
-"""How much may be copied between two steps: as long as it takes half as long as a step."""
+"""How much may be copied between two steps: as long as it takes a quarter of a step's time.
+
+The rest of what a step may lose, up to twice its median, is for the threads that write and publish what was copied: they
+share processor, memory and interpreter with it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-SHARE = 0.5
+SHARE = 0.25
 """Of a median step's time, for all that is copied between two steps."""
 LEAST_BYTES = 1 << 20
 NUM_STEPS = 64

@@ -315,7 +315,7 @@ class FileRun:
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
-        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(400)))
+        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(800)))
 
     def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
         given = ["--config", config or self._config, "--file", self._data, "--json"]
