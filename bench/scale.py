@@ -107,8 +107,8 @@ class Nowhere(Publisher):
     def _send_manifest(self, key: bytes, manifest: Manifest) -> None: ...
 
     def close(self, *, release: bool = False) -> None:
+        """End the thread; there is nobody to tell."""
         del release
-        """End the thread."""
         super().close(release=False)
 
 
@@ -130,7 +130,9 @@ def fill(trainer: Trainer, num_items: int) -> None:
     arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
     arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)
     arrays.clock[0] = num
-    learner.rates.learn(np.arange(num), np.ones((num, len(MODEL.kinds)), np.float32), np.ones(num, np.bool_))
+    learner.rates.grow("item", num)
+    learner.rates.arrays.item_VC[:num] = 1.0
+    learner.rates.arrays.item_dirty_V[:num] = 0xFF
     for table in learner.tables.values():
         table.dirty[:] = 0xFF
     arrays.dirty[:num], arrays.moved[:num] = 0xFF, 0xFF

@@ -32,7 +32,7 @@ READABLE = (1, 2)
 """Format 1 had whole checkpoints alone, and everything in ``arrays.safetensors``."""
 NUM_KEPT = 2
 NUM_DIGITS = 12
-"""Of the numbers in names of files."""
+"""Digits of the numbers in file names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +181,7 @@ class CheckpointFolder:
 
 
 def numbered(folder: Path, kind: str) -> list[int]:
-    """The numbers behind ``kind-`` of what is there, ascending; what somebody else put beside it is passed over."""
+    """The numbers of files named ``kind-<number>``, ascending; other files are ignored."""
     found = (each.name.removeprefix(f"{kind}-") for each in folder.glob(f"{kind}-*"))
     return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
 

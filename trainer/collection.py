@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model.marks import UNPUBLISHED
 from model.memory import published_memory
 from trainer.errors import UnsoundVersionError
-from trainer.regions import names_of, regions_of
+from trainer.regions import COUNTS, names_of, regions_of
 from trainer.rows import NO_ROWS, Arrays, Piece
 from trainer.soundness import unsound_piece
 from trainer.step import Learner
@@ -54,18 +54,18 @@ class Collection:
         memory, arrays = learner.memory, learner.memory.arrays
         size = np.array([memory.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: array.copy() for name, array in memory.learned().items()}
-        return partial(self._blob, dense, tombstones, size, learned, learner.rates.totals)
+        return partial(self._blob, dense, tombstones, size, learned, learner.rates.weights())
 
     # The publishing thread
 
     def _blob(
-        self, dense: Arrays, tombstones: dict[str, Int64], size: Int64, learned: Arrays, totals: NDArray[np.float64]
+        self, dense: Arrays, tombstones: dict[str, Int64], size: Int64, learned: Arrays, rates: Arrays
     ) -> Tensors:
         for piece in self._pieces:
             if (problem := unsound_piece(piece)) is not None:
                 raise UnsoundVersionError(problem.what)
         tables = {name: self._table(name, gone) for name, gone in tombstones.items()}
-        snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(totals))
+        snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(rates))
         lists = [piece.columns["json"].tobytes()[1:-1] for piece in self._of("names")]
         return blob_of(snapshot, names=b"[" + b",".join(each for each in lists if each) + b"]")
 
@@ -84,13 +84,16 @@ class Collection:
             rows, columns = rows[is_met], {name: column[is_met] for name, column in columns.items()}
         return published_memory(rows, columns, size, learned, everything=self.is_whole)
 
-    def _rates(self, totals: NDArray[np.float64]) -> Arrays:
-        rows, columns = merged(self._of("counts"))
-        shown, done = columns["rates.shown"], columns["rates.done"]
-        if self.is_whole:
-            is_met = (shown > 0) | (done > 0).any(axis=1)
-            rows, shown, done = rows[is_met], shown[is_met], done[is_met]
-        return {"row_index": rows, "shown": shown, "done": done, "totals": totals}
+    def _rates(self, weights: Arrays) -> Arrays:
+        found = dict(weights)
+        for region, table in COUNTS.items():
+            rows, columns = merged(self._of(region))
+            counts = columns[f"rates.{table}_VC"]
+            if self.is_whole:
+                is_met = counts.any(axis=1)
+                rows, counts = rows[is_met], counts[is_met]
+            found |= {f"{table}_index": rows, f"{table}_VC": counts}
+        return found
 
 
 def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:

@@ -1,7 +1,7 @@
 """How much may be copied between two steps: as long as it takes a quarter of a step's time.
 
-The rest of what a step may lose, up to twice its median, is for the threads that write and publish what was copied: they
-share processor, memory and interpreter with it.
+The rest of what a step may lose, up to twice its median, is for the threads that write and publish what was copied:
+they share processor, memory and interpreter with it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ changes with every step (dense weights, gains, metrics) is no region: it is copi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Protocol
@@ -18,13 +19,11 @@ from numpy.typing import NDArray
 from model.embedding import EmbeddingTable
 from model.marks import Marks
 from model.memory import Memory
-from trainer.frequency import FrequencyEstimator
 from trainer.rows import Arrays
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
 MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "weight")
-COUNT_ROWS = ("frequency.count", "frequency.clock", "popularity.count", "rates.shown", "rates.done")
 
 
 class Region(Protocol):
@@ -118,31 +117,53 @@ class MemoryRegion:
 
 
 class CountsRegion:
-    """How often items were met and what was done with them: frequencies, popularity and rates, row by row.
+    """Counts by row of a table: `count_columns` of that name. Those of the items are frequencies, popularity and rates.
 
     They change together, with the targets of a step, so the marks of the rates stand for all.
     """
 
-    name = "counts"
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-        self.row_bytes = 8 * (4 + len(learner.model_config.kinds))
+    def __init__(self, name: str, learner: Learner, table: str) -> None:
+        self.name, self._learner, self._table = name, learner, table
 
     @property
     def num_rows(self) -> int:
         """See `Region`."""
-        return len(self._learner.rates.shown_V)
+        return len(self.marks)
 
     @property
     def marks(self) -> Marks:
         """See `Region`."""
-        return self._learner.rates.dirty_V
+        marks: Marks = getattr(self._learner.rates.arrays, f"{self._table}_dirty_V")
+        return marks
+
+    @property
+    def row_bytes(self) -> int:
+        """See `Region`."""
+        return sum(column.itemsize * math.prod(column.shape[1:]) for column in self._columns.values())
+
+    @property
+    def _columns(self) -> Arrays:
+        return count_columns(self._learner)[self.name]
 
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`; zeros where a column is not as long yet."""
-        columns = count_columns(self._learner)
-        return {name: _rows_or_zeros(columns[name], rows_U) for name in COUNT_ROWS}
+        return {name: _rows_or_zeros(column, rows_U) for name, column in self._columns.items()}
+
+
+COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
+"""Regions of counts, and the table of the rates that each is of."""
+
+
+def count_columns(learner: Learner) -> dict[str, Arrays]:
+    """By region, the arrays that it has rows of."""
+    frequency, odds = learner.frequency.state_dict(), learner.rates.arrays
+    of_items = {
+        "frequency.count": frequency["count"],
+        "frequency.clock": frequency["clock"],
+        "popularity.count": learner.popularity.count_V,
+    }
+    rates = {region: {f"rates.{table}_VC": getattr(odds, f"{table}_VC")} for region, table in COUNTS.items()}
+    return {**rates, "counts": {**of_items, **rates["counts"]}}
 
 
 def copied(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
@@ -157,19 +178,6 @@ def _copied_tensor(column: torch.Tensor, rows_U: Int64) -> NDArray[Any]:
     if column.device.type == "cpu":
         return copied(column.numpy(), rows_U)
     return np.asarray(column.index_select(0, torch.from_numpy(rows_U).to(column.device)).cpu().numpy())
-
-
-def count_columns(learner: Learner) -> Arrays:
-    """The arrays that `CountsRegion` copies rows of."""
-    frequency: FrequencyEstimator = learner.frequency
-    counts = frequency.state_dict()
-    return {
-        "frequency.count": counts["count"],
-        "frequency.clock": counts["clock"],
-        "popularity.count": learner.popularity.count_V,
-        "rates.shown": learner.rates.shown_V,
-        "rates.done": learner.rates.done_VK,
-    }
 
 
 def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
@@ -226,7 +234,8 @@ class Entries:
 def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
     """All rows of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
-    return [*tables, MemoryRegion(learner.memory, for_version=for_version), CountsRegion(learner)]
+    counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
+    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts]
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:

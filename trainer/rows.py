@@ -114,9 +114,13 @@ def assembled(small: Arrays, pieces: Iterable[Piece]) -> Arrays:
             regions.setdefault(piece.region, Columns()).put(piece.rows_U, piece.columns)
     out = {name: array for name, array in small.items() if not name.startswith("size.")}
     sizes = {name[5:]: array.tolist() for name, array in small.items() if name.startswith("size.")}
-    for name in sizes.keys() - {"memory", "counts"}:
-        out |= _table(name, regions[name], sizes[name][0])
-    out |= _memory(regions["memory"], sizes["memory"][0]) | _counts(regions["counts"], sizes["counts"])
+    for name, size in sizes.items():
+        if name == "memory":
+            out |= _memory(regions[name], size[0])
+        elif name.endswith("counts"):
+            out |= _counts(regions[name], size)
+        else:
+            out |= _table(name, regions[name], size[0])
     out |= _users(entries["users"])
     names = np.frombuffer(json.dumps(list(entries["names"].items()), ensure_ascii=False).encode(), np.uint8)
     return {**out, "names.all": names, "names.unpublished": names}
@@ -154,10 +158,10 @@ def _memory(columns: Columns, num_rows: int) -> Arrays:
 
 
 def _counts(columns: Columns, sizes: list[int]) -> Arrays:
-    lengths = dict(zip(("frequency", "popularity", "rates"), sizes, strict=True))
-    out = {name: columns.of_length(name, lengths[name.partition(".")[0]]) for name in columns.names}
-    is_met = (out["rates.shown"] > 0) | (out["rates.done"] > 0).any(axis=1)
-    return {**out, "rates.dirty": is_met}
+    out = {name: columns.of_length(name, size) for name, size in zip(sorted(columns.names), sizes, strict=True)}
+    rates = next(name for name in out if name.startswith("rates."))
+    is_met = np.asarray(out[rates].any(axis=1))
+    return {**out, rates.replace("_VC", "_dirty_V"): is_met.astype(np.uint8)}
 
 
 def _users(known: dict[str, tuple[int, int]]) -> Arrays:

@@ -47,13 +47,15 @@ def small_arrays(learner: Learner) -> Arrays:
         "optimiser": learner.optimiser.state_dict(),
         "frequency": {"scalars": learner.frequency.state_dict()["scalars"]},
         "metrics": learner.metrics.state_dict(),
-        "rates": {"totals": learner.rates.totals},
+        "rates": learner.rates.small(),
         "memory": memory.learned(),
         "histories": {"num_touches": np.array([learner.histories.num_touches], np.int64)},
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "size": {
             "memory": np.array([memory.num_rows]),
-            "counts": np.array([len(counts[name]) for name in ("frequency.count", "popularity.count", "rates.shown")]),
+            **{
+                region: np.array([len(columns[name]) for name in sorted(columns)]) for region, columns in counts.items()
+            },
             **{name: np.array([table.num_rows]) for name, table in learner.tables.items()},
         },
         **{name: _small_of_table(table) for name, table in learner.tables.items()},
@@ -99,7 +101,7 @@ def restore_published(learner: Learner, weights: Weights) -> None:
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)
-    learner.rates = weights.rates.copy()
+    learner.rates.adopt(weights.rates)
     learner.names, learner.unpublished_names = dict(weights.names), {}
     learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
     learner.num_feedback = manifest.num_feedback

@@ -53,15 +53,21 @@ def unsound_learner(learner: Learner) -> Unsound | None:
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
+    if not learner.rates.is_finite:
+        return Unsound("the rates")
     return unsound_core(learner)
 
 
 @torch.no_grad()
 def unsound_core(learner: Learner) -> Unsound | None:
-    """Check the dense weights and what the model predicts. Rows are checked as they are copied (`unsound_piece`)."""
+    """Check what belongs to no row, and predictions; rows are checked as they are copied (`unsound_piece`)."""
     for name, parameter in learner.model.named_parameters():
         if not _is_finite(parameter):
             return Unsound(f"dense weights {name}")
+    if not all(bool(np.isfinite(each).all()) for each in learner.memory.learned().values()):
+        return Unsound("the memory")
+    if not learner.rates.is_finite:
+        return Unsound("the rates")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
     return None

@@ -36,7 +36,7 @@ class Tensors:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._parts: list[Buffer] = [len(text).to_bytes(8, "little") + text]
-        self._parts += [memoryview(array.reshape(-1).view(np.uint8)) for _, array in kept if array.nbytes]
+        self._parts += [array.reshape(-1).view(np.uint8).data for _, array in kept if array.nbytes]
         self.num_bytes = sum(len(part) for part in self._parts)
 
     @property

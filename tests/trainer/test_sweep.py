@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
 SLICE_BYTES = 3000
 """Of a learner of some 30,000: a copy spans several steps."""
-NOT_KEPT = (".dirty", ".moved", "names.unpublished")
+NOT_KEPT = (".dirty", "dirty_V", ".moved", "names.unpublished")
 """What a checkpoint has no use for: whoever goes on from it publishes everything first."""
 
 
