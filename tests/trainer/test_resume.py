@@ -300,6 +300,20 @@ def test_a_gap_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     assert 'set trainer.on_gap = "skip"' in last
 
 
+def test_many_gaps_are_counted_and_told_in_two_lines(stage: Make) -> None:
+    made = stage(trainer={"on_gap": "skip"})
+    made.feed(20)
+    examples = made.make(200)
+    lost = set(range(20, len(examples) - 1, 10))
+    made.send([each for index, each in enumerate(examples) if index not in lost], counted=False)
+    child = made.start()
+    wait_until(lambda: "examples lost so far" in child.log(), 60, "what was lost to be summed up", 0.2)
+    assert child.stop() == 0
+    told = [json.loads(line) for line in child.log().splitlines() if '"examples lost' in line]
+    assert 2 <= len(told) <= 4, "not a line for each"
+    assert told[-1]["num_examples"] == told[-1]["num_gaps"] == len(lost)
+
+
 def test_a_trainer_that_passes_over_gaps_is_caught(stage: Make) -> None:
     made = stage()
     leave_a_gap(made, ("passes_over_gaps",))
