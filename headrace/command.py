@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -386,8 +386,32 @@ def dead_letters(
     raise typer.Exit(letters.show(settings, num_last=num, reason=reason, as_json=as_json))
 
 
+def forget(
+    what: Annotated[Literal["user", "item"], typer.Argument(metavar="user|item", help="What to forget.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="The id, as the producers write it.")],
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Of an item: take it back; it is learned of as a new one.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0, help="How long to wait until a worker has obeyed.")
+    ] = 60.0,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Forget a user (his history, everywhere), or an item (it is recommended no more).
+
+    The order goes through the actions topic, so it holds across kills, restores and replays. It says what is left, and
+    for how long.
+    """
+    if undo and what == "user":
+        raise typer.BadParameter("goes with an item: a user's history is gone", param_hint="--undo")
+    from headrace.forget import forget as run
+
+    raise typer.Exit(run(_settings(config, bootstrap), what, name, is_back=undo, wait_s=wait))
+
+
 LISTED = (
-    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, topics,
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, forget, topics,
     dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in LISTED}

@@ -51,6 +51,7 @@ SERVING_LIMITS: dict[str, Limit] = {
     "page": Switch(),
     "freshness_objective_s": ABOVE_0,
     "allow_actions": Switch(),
+    "allow_forget": Switch(),
 }
 
 
@@ -136,6 +137,8 @@ class ServingConfig:
     """How old the newest learned action may be before the page says that the server is behind."""
     allow_actions: bool = False
     """Let the page (and ``POST /actions``) send actions to the actions topic. With tokens: to admins."""
+    allow_forget: bool = False
+    """Let ``POST /forget`` have users and items forgotten. With tokens: to admins."""
 
     def __post_init__(self) -> None:
         check_fields(self, "serving", SERVING_LIMITS)

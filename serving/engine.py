@@ -208,7 +208,8 @@ class Engine:
         if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
-        wanted = [_wanted(version, each) for each in progress]
+        removed = np.fromiter(self.histories.removed, np.int64)
+        wanted = [_wanted(version, each, removed) for each in progress]
         return [
             Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
             for rows, scores in best_items(version, output_RM, wanted)
@@ -225,7 +226,7 @@ class Engine:
             self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
         ]
         probabilities = torch.sigmoid(torch.cat(logits)).cpu().numpy()
-        known = version.tables[ITEMS].lookup(candidates) > 0
+        known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self.histories.is_removed(candidates)
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
         return Result(candidates, probabilities, known)
 
@@ -301,14 +302,15 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
     return token_times(part.time_ms_n, last)
 
 
-def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
-    """What of the table may be answered: not what was seen, where that is left out, nor what is denied."""
+def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
+    """What of the table may be answered: not what was seen, where that is left out, nor what is denied or removed."""
     ask, table = done.ask, version.tables[ITEMS]
     past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
-    denied = table.lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    denied = [each for each in (ask.deny, removed) if each is not None and len(each)]
     allowed = None if ask.allow is None else table.lookup(ask.allow)
-    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied, allowed)
+    denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
+    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied_rows, allowed)
 
 
 def _offsets(lengths: Int64) -> Int64:

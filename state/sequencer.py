@@ -26,9 +26,11 @@ from state.names import Names
 from state.segment import COLUMNS_START, Segment, describe
 from state.user import User
 from wire.action import Action
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Address, Counts, Example
+from wire.example import MARK_ITEM, MARK_USER, NUM_OPEN, PIECE, ZERO_COUNTS, Address, Counts, Example, Mark
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header, view
+from wire.hashing import item_hash
 
 Draft = tuple[Header, bytes]
 """A numbered example before its bytes: `pack` makes the record, `view` the `Example` (`wire.example_codec`)."""
@@ -53,6 +55,9 @@ class Users(Protocol):
     def complete(self, user: User) -> None:
         """Load his older segments."""
 
+    def order_of(self, item: int) -> Order | None:
+        """The last order that came for an item, by its hash."""
+
 
 class Sequencer:
     """Users, counts and example numbers of one partition.
@@ -74,6 +79,8 @@ class Sequencer:
         self.users: OrderedDict[str, User] = OrderedDict()
         self.changed: dict[str, User] = {}
         """Users that have changed since the owner last emptied this."""
+        self.orders: dict[int, Order] = {}
+        """Item → the last order for it; the owner may empty this if ``stored`` keeps them."""
         self.names = names if names is not None else Names()
         self._known_names = self.names.known
         self.num_accepted = self.num_duplicate = self.num_dead = self.num_late = 0
@@ -168,6 +175,24 @@ class Sequencer:
                 user.run_record_ms = record_ms
         return Outcome.LATE if is_late else Outcome.ACCEPTED
 
+    def obey(self, order: Order, record_ms: int) -> bool:
+        """Obey the order that the present record is. `drain` comes before the record: what was done until then is told,
+        and learned. Whether a user was forgotten: then the owner removes what is stored of him, and of his examples."""
+        assert not self._running, "drain first"
+        self.num_accepted += self.applied_offset > self.counted_offset
+        if not order.user:
+            item = item_hash(order.item)
+            self.orders[item] = order
+            self._mark(Mark.ITEM_BACK if order.is_back else Mark.ITEM, "", record_ms, {item: order.item})
+            return False
+        is_known = self.knows(order.user)
+        self.users.pop(order.user, None)
+        self.changed.pop(order.user, None)
+        if is_known:
+            self._mark(Mark.USER, order.user, record_ms, {})
+        self._mark(Mark.USER, "", record_ms, {})  # takes the place of the one that names him
+        return is_known
+
     # Examples
 
     def drain(self) -> list[Example]:
@@ -215,6 +240,8 @@ class Sequencer:
         The key is what counts: the record of a later segment lies there if the user has come that far.
         """
         name, segment, first = address
+        if segment in (MARK_USER, MARK_ITEM):
+            return self._mark_again(segment, first)
         user = self.users.get(name) or (self._stored.load(name) if self._stored else None)
         if user is None:
             return False
@@ -235,6 +262,10 @@ class Sequencer:
         end = first + user.pieces[index].get(first, 1) if segment == PIECE else self._segment_len
         self._tell_again(user, index, first, end)
         return True
+
+    def knows(self, name: str) -> bool:
+        """Whether there is such a user."""
+        return name in self.users or (self._stored is not None and self._stored.load(name) is not None)
 
     def kept(self, user: User) -> list[Example]:
         """A user's segments as they are, oldest first, as examples that teach nothing and have no number."""
@@ -339,6 +370,26 @@ class Sequencer:
     def _tell_again(self, user: User, index: int, first: int, end: int) -> None:
         self._drafts.append(self._draft(user, index, first, end, 0, self.applied_record_ms, {}))
         self.next_number += 1
+
+    def _mark(self, mark: Mark, user: str, record_ms: int, names: dict[int, str | int]) -> None:
+        header = Header(
+            self.partition, self.writer_epoch, self._segment_len, self._num_features, self._num_user_features,
+            self.applied_offset, self._batch_start, self.applied_offset, ZERO_COUNTS, self.newest_event_ms, record_ms,
+            0, self.applied_offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,
+        )  # fmt: skip
+        self._drafts.append((header, bytes(8 * self._num_user_features)))
+        self.next_number += 1
+
+    def _mark_again(self, segment: int, item: int) -> bool:
+        if segment == MARK_USER:
+            self._mark(Mark.USER, "", self.applied_record_ms, {})
+            return True
+        order = self.orders.get(item) or (self._stored.order_of(item) if self._stored is not None else None)
+        if order is None:
+            return False
+        mark = Mark.ITEM_BACK if order.is_back else Mark.ITEM
+        self._mark(mark, "", self.applied_record_ms, {item: order.item})
+        return True
 
     def _draft(
         self, user: User, index: int, first: int, end: int, num_new: int, record_ms: int, names: dict[int, str | int]

@@ -28,11 +28,13 @@ from state.restore import adopt_newest, rewind
 from state.sequencer import Draft, Sequencer
 from state.user_store import UserStore
 from wire.action import Action, Rejection, decode_record
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.example_codec import pack
 from wire.partitioner import partition_of
 from wire.status import PartitionStatus
+from wire.topics import example_key, keys_of_user
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
@@ -207,6 +209,9 @@ class PartitionStore:
     def _apply_record(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> None:
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
+        if type(decoded[0]) is Order and (not decoded[0].user or self._is_ours(decoded[0].user)):
+            self._obey(decoded[0], offset, record_ms, dead)
+            return
         sequencer.advance(offset, record_ms)
         for index, one in enumerate(decoded):
             if type(one) is Action:
@@ -214,16 +219,30 @@ class PartitionStore:
                     sequencer.apply(one, offset, record_ms, index)
                     continue
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
+            elif type(one) is Order:
+                one = self._wrong_partition(one, value or b"", -1)
             assert isinstance(one, Rejection)
             sequencer.reject()
             if offset > sequencer.counted_offset:
                 self._dead[one.reason] = self._dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self.partition, offset, record_ms))
 
+    def _obey(self, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
+        """Obey an order, in a write batch of its own: a restore that finds the marks there goes on behind it, and meets
+        no action again that lies before."""
+        sequencer = self._sequencer
+        self._commit(sequencer.drain_drafts(), dead)
+        dead.clear()
+        sequencer.advance(offset, record_ms)
+        num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
+        is_erased = sequencer.obey(order, record_ms)
+        keys = keys_of_user(order.user, num_slots, segment_len) if is_erased else ()
+        self._commit(sequencer.drain_drafts(), (), erased=order.user if is_erased else "", tombstones=keys)
+
     def _is_ours(self, user: str) -> bool:
         return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self.partition
 
-    def _wrong_partition(self, action: Action, value: bytes, index: int) -> Rejection:
+    def _wrong_partition(self, action: Action | Order, value: bytes, index: int) -> Rejection:
         home = partition_of(action.user.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)
@@ -235,9 +254,17 @@ class PartitionStore:
         )
         return Rejection("wrong_partition", message, index, value)
 
-    def _commit(self, drafts: Sequence[Draft], dead: Iterable[bytes]) -> None:
+    def _commit(
+        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
+    ) -> None:
+        """``erased``: a user who is removed. ``tombstones``: keys of the sequences topic; they go before the drafts."""
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._meta.outbox_next
+        if erased:
+            self._users.erase(batch, erased)
+        for key in tombstones:
+            self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
+            index += 1
         for stored in dead:
             self._outbox.put_dead_letter(batch, index, stored)
             index += 1
@@ -247,6 +274,7 @@ class PartitionStore:
         for user in sequencer.changed.values():
             self._users.save(batch, user)
         self._users.save_names(batch, sequencer.names.fresh)
+        self._users.save_orders(batch, sequencer.orders)
         self._put_meta(batch, outbox_next=index)
         self._db.write(batch)
         self._is_new = False
@@ -260,6 +288,7 @@ class PartitionStore:
         while len(users) > self._config.max_cached_users:
             users.popitem(last=False)
         sequencer.changed.clear()
+        sequencer.orders.clear()
         sequencer.names.fresh.clear()
         sequencer.names.shrink()
 
@@ -318,12 +347,17 @@ class PartitionStore:
             raise
         return restored.num_examples
 
-    def refresh(self, addresses: Iterable[Address]) -> int:
+    def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put examples of what lies under these addresses' keys into the outbox, though nothing in them is new: the
-        answer to `ExampleLog.overwritten`. Returns under how many of them anything does."""
-        num_written = sum(map(self._sequencer.refresh, addresses))
-        if num_written:
-            self._commit(self._sequencer.drain_drafts(), ())
+        answer to `ExampleLog`. Returns under how many of them anything does. What was written over the tombstone of a
+        forgotten user goes again."""
+        sequencer = self._sequencer
+        overwritten = list(overwritten)
+        strays = [each for each in overwritten if each.user and not sequencer.knows(each.user)]
+        num_written = sum(map(sequencer.refresh, (*overwritten, *buried)))
+        if num_written or strays:
+            keys = [example_key(each, self._sequence.num_slots) for each in strays]
+            self._commit(sequencer.drain_drafts(), (), tombstones=keys)
         return num_written
 
     def read_user(self, name: str) -> list[Example]:

@@ -52,7 +52,7 @@ class Producer:
         return await self._producer.send(topic, value, key=key, partition=partition, **more)
 
     async def send_all(
-        self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]
+        self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]
     ) -> AsyncIterator[tuple[Any, int]]:
         """Put (key, value) records on their way, in order, in as few batches as hold them. Of each batch that is on its
         way: the future of its metadata, whose offset is that of its first record; and how many records it has."""

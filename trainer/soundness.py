@@ -38,6 +38,9 @@ def unsound_step(report: StepReport) -> Unsound | None:
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Go past a step that is set aside: histories and names go on with it, the model learns nothing of it."""
     for example in examples:
+        if example.mark is not None:
+            learner.obey([example])
+            continue
         learner.histories.fold(example)
         learner.names.update(example.names)
         learner.unpublished_names.update(example.names)

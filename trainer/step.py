@@ -8,7 +8,7 @@ target's own row (new or not) is used by the loss alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ from trainer.losses import (
 )
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
-from wire.example import Example
+from wire.example import Example, Mark
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -121,6 +121,9 @@ class Learner:
     def step(self, examples: Sequence[Example]) -> StepReport:
         """Predict, count, learn. Examples that bring nothing to learn are fine; an empty list is not."""
         started = time.perf_counter()
+        if examples[0].mark is not None:
+            self.obey(examples)
+            return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config)
         if not whole.num_targets:  # momentum alone would move the weights
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -148,6 +151,22 @@ class Learner:
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
+
+    def obey(self, marks: Sequence[Example]) -> None:
+        """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
+        for each in marks:
+            self.histories.obey(each)
+            if each.mark is Mark.ITEM:
+                self.remove_items({each.marked_item})
+            elif each.mark is Mark.ITEM_BACK:
+                self.items.unblock(np.array([each.marked_item], np.int64))
+            self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
+
+    def remove_items(self, item_hashes: Collection[int]) -> None:
+        """Drop these items' rows, with all that is known of them, and learn of none of them again."""
+        gone = sorted(set(item_hashes) - self.items.blocked)
+        self.memory.grow(self.items.num_rows)
+        self._release(self.items.block(np.array(gone, np.int64)))
 
     @property
     def max_context(self) -> int:
@@ -416,7 +435,9 @@ class Learner:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
 
     def _evict(self, before_ms: int) -> None:
-        rows = self.items.evict(before_ms)
+        self._release(self.items.evict(before_ms))
+
+    def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
