@@ -1,4 +1,4 @@
-"""The audit: count again, from the topics alone, that the promises held.
+"""The audit: verify from the topics alone that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
 2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
@@ -85,7 +85,7 @@ class Reader:
         for record in read(self._consumer, self._topics.dead_letters, held):
             headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
             if headers.get("topic") == self._topics.actions:
-                with suppress(KeyError, ValueError):  # somebody else's
+                with suppress(KeyError, ValueError):  # not written by a worker
                     self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
 
     def _read_actions(self) -> None:

@@ -40,11 +40,11 @@ class Evidence:
     unread: Violations = field(default_factory=Violations)
     """Examples of a layout that cannot be read."""
     num_foreign: int = 0
-    """Records among them that are none."""
+    """Records in their topic that are not examples."""
 
     def report(self) -> Report:
         """All checks."""
-        checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.told_once(), self.content()]
+        checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.delivered_once(), self.content()]
         trained_check, sums = self.trained_once()
         return Report([*checks, trained_check], sums)
 
@@ -64,14 +64,14 @@ class Evidence:
             status = self.statuses.get(number)
             expected = None if status is None else recount.counts_at.get(status.applied_offset)
             if status is not None and expected is not None:
-                told = (status.num_accepted, status.num_duplicate, status.num_dead)
+                reported = (status.num_accepted, status.num_duplicate, status.num_dead)
                 wanted = (expected.num_accepted, expected.num_duplicate, expected.num_dead)
-                # A store that is being restored takes over counts that its replay has yet to catch up with.
-                restoring = sum(told) > sum(wanted) and not self._settled(number)
-                if told != wanted and not restoring:
+                # A store that is being restored adopts counts that its replay has yet to catch up with.
+                restoring = sum(reported) > sum(wanted) and not self._settled(number)
+                if reported != wanted and not restoring:
                     violations.add(
                         f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
-                        f"= {wanted}, the worker counted {told}"
+                        f"= {wanted}, the worker counted {reported}"
                     )
         accepted, duplicate, dead = (int(each) for each in sums)
         if accepted + duplicate + dead != produced:
@@ -93,7 +93,7 @@ class Evidence:
                     late += 1
                 else:
                     violations.add(
-                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, is not"
+                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, but is not"
                     )
         for number, offset, index in sorted(self.dead - wanted):
             if number in self.whole and offset < self.ends[number]:
@@ -106,27 +106,27 @@ class Evidence:
         """The examples' numbers have no gaps."""
         violations = Violations()
         for ledger in self.ledgers.values():
-            _take(violations, ledger.holes)
+            _take(violations, ledger.lost)
         _take(violations, self.unread)
         held = sum(len(ledger.pieces) for ledger in self.ledgers.values())
         gone = sum(ledger.num_missing for ledger in self.ledgers.values())
         doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
         stale = sum(ledger.num_stale for ledger in self.ledgers.values())
-        found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
-        found += f", {self.num_foreign:,} of somebody else" if self.num_foreign else ""
-        return Check("examples have no holes", found, held, held + gone, violations)
+        found = f"{held:,} examples; ignored: {doubled:,} repeated, {stale:,} of fenced writers"
+        found += f", {self.num_foreign:,} not examples" if self.num_foreign else ""
+        return Check("no example is missing", found, held, held + gone, violations)
 
-    def told_once(self) -> Check:
+    def delivered_once(self) -> Check:
         """Each interaction and each later kind is in exactly one example."""
         violations = Violations()
         users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
         for ledger in self.ledgers.values():
-            _take(violations, ledger.telling)
+            _take(violations, ledger.not_once)
         num = sum(user.num for user in users) + sum(ledger.num_forgotten for ledger in self.ledgers.values())
         seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
         later = sum(ledger.num_feedback for ledger in self.ledgers.values())
         found = f"{num:,} interactions of {len(users):,} users, and later kinds to {later:,} of them"
-        return Check("each piece is told once", found, seen, max(num, seen), violations)
+        return Check("each piece is delivered once", found, seen, max(num, seen), violations)
 
     def content(self) -> Check:
         """Each user's sequence is what their actions say, in order."""
@@ -135,7 +135,7 @@ class Evidence:
         for number, recount in self.recounts.items():
             ledger, settled = self.ledgers[number], self._settled(number)
             total += recount.num_interactions - recount.num_forgotten
-            # The order may be on its way to what the topic tells.
+            # The order may not have reached the topic yet.
             unsure = set() if settled else recount.forgotten
             for name, expected in recount.users.items():
                 if name in unsure:
@@ -151,9 +151,9 @@ class Evidence:
                     if wrong:
                         violations.add(f"{where}: {wrong}")
                 if missing > 0 and settled:
-                    violations.add(f"{where}: {missing} interactions never came")
+                    violations.add(f"{where}: {missing} interactions never arrived")
             for name in ledger.users.keys() - recount.users.keys() - unsure:
-                violations.add(f"partition {number}, user {name!r}: has examples, but no action that was accepted")
+                violations.add(f"partition {number}, user {name!r}: has examples, but no accepted action")
         found = f"{checked:,} interactions equal what the actions say" + (
             f", {waiting:,} on their way" if waiting else ""
         )
@@ -172,7 +172,7 @@ class Evidence:
         learned_from = manifest.source.get(TOPIC_ID, "") if manifest is not None else ""
         if learned_from and self.sequences_id and learned_from != self.sequences_id:  # first: it explains the rest
             violations.add(
-                f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
+                f"the weights were learned from the sequences topic with id {learned_from}, the present one "
                 f"has id {self.sequences_id}: it was deleted and created again"
             )
         _take(violations, self.plans.gaps)
@@ -187,11 +187,11 @@ class Evidence:
                 if last != reached:
                     violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
             whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
-            told = manifest.num_interactions, manifest.num_feedback
-            if whole and told != (num, num_feedback):
+            stated = manifest.num_interactions, manifest.num_feedback
+            if whole and stated != (num, num_feedback):
                 violations.add(
                     f"the steps train {num} interactions and {num_feedback} pieces of later feedback, the manifest "
-                    f"says {told[0]} and {told[1]}"
+                    f"says {stated[0]} and {stated[1]}"
                 )
         newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
         text = f"{num:,} interactions and {num_feedback:,} later pieces in {len(line.steps):,} steps of {newest}"

@@ -97,16 +97,16 @@ class LagView:
 
     @property
     def version(self) -> str:
-        """The version being served (without a server: the newest published one), as it is written for people."""
+        """The version being served (without a server: the newest published one), as displayed."""
         version = self.served.get("version") or self.lag.get("version")
         return f"{version['epoch']}/{version['number']}" if version else "–"
 
     @property
     def freshness_now_s(self) -> float | None:
         """The age of the newest action that the served weights have learned from."""
-        asked, told = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
-        newest = told if asked is None else asked
-        return None if newest is None else float(newest)
+        served_s, reported_s = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
+        newest_s = reported_s if served_s is None else served_s
+        return None if newest_s is None else float(newest_s)
 
     def hr10(self, ranker: str = "model", *, window: bool = False) -> float | None:
         """Prequential HR@10 so far, or of the newest targets."""
@@ -123,7 +123,7 @@ class LagView:
 
 
 def decode_lag(value: bytes | None) -> dict[str, Any] | None:
-    """A message of the lag topic; None for what is none."""
+    """A message of the lag topic; None for anything else."""
     try:
         message = msgspec.json.decode(value or b"", type=dict[str, Any])
     except msgspec.DecodeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from headrace.ledger import whole_life
+from headrace.ledger import empty_history
 from state.sequencer import Sequencer
 from wire.action import Rejection, decode_record
 from wire.action_json import Order
@@ -89,7 +89,7 @@ class Recount:
                 continue
             history = self.users.get(example.user)
             if history is None:
-                history = self.users[example.user] = whole_life(example)
+                history = self.users[example.user] = empty_history(example)
             history.fold(example)
 
     @property

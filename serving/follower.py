@@ -1,4 +1,4 @@
-"""Follow the sequences topic into `Histories`: from its start, every partition, for as long as the server lives."""
+"""Follows the sequences topic into `Histories`: all partitions, from their start, as long as the server runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASK_TIMEOUT_MS = 2000
 
 @dataclass(eq=False)
 class HistoryFollower(threading.Thread):
-    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when it started."""
+    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started."""
 
     consumer: KafkaConsumer
     topic: str
@@ -30,7 +30,7 @@ class HistoryFollower(threading.Thread):
     caught_up: threading.Event = field(default_factory=threading.Event)
 
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
-    """Called when the thread ends though nobody stopped it."""
+    """Called when the thread fails."""
 
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
@@ -81,7 +81,7 @@ class HistoryFollower(threading.Thread):
                 self._stopping.wait(POLL_MS / 1000)
 
     def _is_replaced(self) -> bool:
-        """Whether the topic was deleted and created again since the last look."""
+        """Whether the topic was deleted and created again since the last call."""
         before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
         if before in ("", self._topic_id):
             return False
@@ -89,11 +89,11 @@ class HistoryFollower(threading.Thread):
         return True
 
     def _look_at_partitions(self, num_read: int) -> None:
-        """Say once where the topic has partitions that are not read."""
+        """Log once if the topic has partitions that are not read."""
         found = len(self.consumer.partitions_for_topic(self.topic) or ()) or num_read
         if found != num_read and found != self._num_told:
             self._num_told = found
-            logger.error("%s; until then histories are read of the first %d alone",
+            logger.error("%s; until then histories are read from the first %d only",
                          partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:

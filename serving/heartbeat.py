@@ -1,4 +1,4 @@
-"""Say once a second in the status topic which version answers here; the trainer folds it into the lag."""
+"""Reports to the status topic once a second which version this server answers from; the trainer uses it for the lag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BRIEFLY: dict[str, Any] = {
 
 
 class Heartbeat(threading.Thread):
-    """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
+    """A thread with its own producer. A report that the broker does not take is dropped: the next one has it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
@@ -39,7 +39,7 @@ class Heartbeat(threading.Thread):
         self._stopping.set()
 
     def status(self) -> ServerStatus:
-        """How it stands now."""
+        """The report as of now."""
         current, now_ms, num = self._holder.current, int(time.time() * 1000), self._num_requests()
         if current is None:
             return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
@@ -50,7 +50,7 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Announce until stopped."""
+        """Report until stopped."""
         producer = self._connect()
         while producer is not None and not self._stopping.wait(self._every_s):
             try:

@@ -1,11 +1,11 @@
-"""What each kind of request asks of the engine, and how its answer is written."""
+"""What each kind of request asks of the engine, and how its answer is encoded."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -41,22 +41,23 @@ from serving.titles import Titles
 from wire.hashing import canonical
 
 NUM_PAST = 50
-"""Interactions of a user's that are told, the newest."""
+"""At most so many of a user's interactions are shown, the newest."""
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
 """Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
+R = TypeVar("R", RecommendRequest, RankRequest)
 encode = msgspec.json.Encoder().encode
 
 
 @functools.lru_cache(maxsize=16)
 def _by_kind(kinds: tuple[str, ...]) -> Callable[..., dict[str, float]]:
-    """A type whose JSON is that of a dict by kind, at a third of what dicts cost to make and to write."""
+    """A type whose JSON is that of a dict by kind, at a third of what a dict costs to make and to encode."""
     names = {f"p{index}": kind for index, kind in enumerate(kinds)}
     made = msgspec.defstruct("Probabilities", [(name, float) for name in names], rename=names, frozen=True, gc=False)
     return cast("Callable[..., dict[str, float]]", made)
 
 
 def _batch(answers: Sequence[bytes]) -> bytes:
-    """`RecommendBatchAnswer` or `RankBatchAnswer` of answers, each written alone, so that others get a turn."""
+    """`RecommendBatchAnswer` or `RankBatchAnswer` from answers encoded one by one, so that other threads get a turn."""
     return b'{"answers":[' + b",".join(answers) + b"]}"
 
 
@@ -66,32 +67,48 @@ def name_of(version: HeldVersion) -> VersionName:
 
 
 @dataclass(slots=True, eq=False)
-class RecommendJob:
-    """Items for each of the requests; ``is_batch``: they came as a list, and go as one."""
+class _ModelJob(Generic[R]):
+    """Requests of one kind that the model answers; ``is_batch``: they came as a list, and so do the answers."""
 
     builder: RequestBuilder
-    requests: Sequence[RecommendRequest]
+    requests: Sequence[R]
     is_batch: bool = False
     _prepared: list[Request] = field(default_factory=list)
 
-    @property
-    def weight(self) -> float:
-        """One a request, and more where long lists come along."""
-        ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
-        return len(self.requests) + ids / IDS_OF_WEIGHT_1
-
     def prepare(self, version: HeldVersion) -> list[Request]:
-        """One a request."""
-        self._prepared = [self.builder.recommend(version, each) for each in self.requests]
+        """What to ask the engine: one for each of the requests."""
+        self._prepared = [self._build(version, each) for each in self.requests]
         return self._prepared
 
     def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
-        """`RecommendAnswer`, or `RecommendBatchAnswer`."""
-        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._prepared, found, strict=True)]
+        """The answer as JSON, or the batch of answers."""
+        answers = [
+            encode(self._answer(version, request, ask, each))
+            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
+        ]
         return _batch(answers) if self.is_batch else answers[0]
 
-    @staticmethod
-    def _answer(version: HeldVersion, ask: Request, found: Result) -> RecommendAnswer:
+    def _build(self, version: HeldVersion, request: R) -> Request:
+        raise NotImplementedError
+
+    def _answer(self, version: HeldVersion, request: R, ask: Request, found: Result) -> RecommendAnswer | RankAnswer:
+        raise NotImplementedError
+
+
+@dataclass(slots=True, eq=False)
+class RecommendJob(_ModelJob[RecommendRequest]):
+    """Items for each of the requests."""
+
+    @property
+    def weight(self) -> float:
+        """One for each request, and more for long lists of ids."""
+        ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
+        return len(self.requests) + ids / IDS_OF_WEIGHT_1
+
+    def _build(self, version: HeldVersion, request: RecommendRequest) -> Request:
+        return self.builder.recommend(version, request)
+
+    def _answer(self, version: HeldVersion, _request: RecommendRequest, ask: Request, found: Result) -> RecommendAnswer:
         names = version.names
         pairs = zip(found.items.tolist(), found.scores.tolist(), strict=True)
         items = [ScoredItem(names[key], score) for key, score in pairs if key in names]
@@ -100,35 +117,19 @@ class RecommendJob:
 
 
 @dataclass(slots=True, eq=False)
-class RankJob:
+class RankJob(_ModelJob[RankRequest]):
     """Probabilities for the candidates of each of the requests."""
-
-    builder: RequestBuilder
-    requests: Sequence[RankRequest]
-    is_batch: bool = False
-    _prepared: list[Request] = field(default_factory=list)
 
     @property
     def weight(self) -> float:
-        """One a request, and one for every so many candidates."""
+        """One for each request, and one for every `CANDIDATES_OF_WEIGHT_1` candidates."""
         num = sum(len(each.items) for each in self.requests)
         return len(self.requests) + num / CANDIDATES_OF_WEIGHT_1
 
-    def prepare(self, version: HeldVersion) -> list[Request]:
-        """One a request."""
-        self._prepared = [self.builder.rank(version, each) for each in self.requests]
-        return self._prepared
+    def _build(self, version: HeldVersion, request: RankRequest) -> Request:
+        return self.builder.rank(version, request)
 
-    def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
-        """`RankAnswer`, or `RankBatchAnswer`."""
-        answers = [
-            encode(self._answer(version, request, ask, each))
-            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
-        ]
-        return _batch(answers) if self.is_batch else answers[0]
-
-    @staticmethod
-    def _answer(version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
+    def _answer(self, version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
@@ -138,14 +139,14 @@ class RankJob:
 
 @dataclass(slots=True, eq=False)
 class SimilarJob:
-    """Items like one item."""
+    """Items similar to one item."""
 
     request: SimilarRequest
     histories: Histories
     weight: float = 1.0
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the tables answer."""
+        """Nothing to ask the engine: the tables answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -232,7 +233,7 @@ class HistoryJob:
     weight: float = 0.5
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the histories answer."""
+        """Nothing to ask the engine: the histories answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -262,11 +263,11 @@ class ItemsJob:
 
     @property
     def weight(self) -> float:
-        """One for every so many ids."""
+        """One for every `IDS_OF_WEIGHT_1` ids, and a little for the request."""
         return 0.1 + len(self.request.items) / IDS_OF_WEIGHT_1
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the tables answer."""
+        """Nothing to ask the engine: the tables answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:

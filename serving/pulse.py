@@ -1,7 +1,7 @@
-"""The state of the whole pipeline, second by second, for the page: followed from the topics that everybody writes to.
+"""The state of the whole pipeline, second by second, for the page, followed from the topics that all processes write.
 
-A thread with a consumer of its own reads the lag, status and dead-letter topics, and once a second condenses what it
-knows into a `Point`. The last quarter of an hour is kept, so that a page that is opened shows where things come from.
+A thread with its own consumer reads the lag, status and dead-letter topics, and once a second condenses what it knows
+into a `Point`. The last 15 minutes are kept, so that a newly opened page can show them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ EVERY_S = 1.0
 NUM_KEPT = 900
 SILENT_S = 10.0
 NUM_LETTERS = 1000
-"""So many of the newest dead letters are looked at for their reasons when a server starts."""
+"""How many of the newest dead letters are read for their reasons when a server starts."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 
 class StagePoint(msgspec.Struct, frozen=True, gc=False):
-    """How far one stage is behind: records, and seconds of the slowest partition."""
+    """How far behind one stage is: in records, and in seconds of the slowest partition."""
 
     records: int = 0
     seconds: float = 0.0
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One second of the pipeline's life. Rates are a second; ``quality`` is windowed HR@10 by ranker."""
+    """The pipeline's state at one second. Rates are per second; ``quality`` is windowed HR@10 by ranker."""
 
     time_ms: int
     status: str
@@ -65,7 +65,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server knows of itself at a moment: the version it answers from, and how much it has done."""
+    """The server's own state: the version that it answers from, and how much it has done."""
 
     epoch: int = -1
     number: int = -1
@@ -77,13 +77,13 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates:
-    """Counters to rates over the last `RATE_OVER_S`; a counter that jumps back starts anew."""
+    """Turns counters into rates over the last `RATE_OVER_S`; a counter that falls is taken as restarted."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[tuple[float, float]]] = {}
 
     def rate(self, name: str, now_s: float, value: float) -> float:
-        """A second, of late."""
+        """The counter's recent rate per second."""
         seen = self._seen.setdefault(name, deque())
         if seen and value < seen[-1][1]:
             seen.clear()
@@ -95,7 +95,7 @@ class Rates:
 
 
 class _Counted(msgspec.Struct):
-    """What is counted with of a message of the lag topic: somebody else's record may be anything."""
+    """The fields of a lag message that are used as numbers: checked, because anyone may write to a topic."""
 
     num_items: int | None = None
     num_interactions: int | None = None
@@ -104,7 +104,7 @@ class _Counted(msgspec.Struct):
 
 
 class Pulse:
-    """What is known, and the points made of it. Fed and sampled by one thread, read by any."""
+    """What is known about the pipeline, and the points made of it. Fed and sampled by one thread, read by any."""
 
     def __init__(self, objective_s: float) -> None:
         self._objective_s, self._rates = objective_s, Rates()
@@ -117,7 +117,7 @@ class Pulse:
         self.num_points = 0
 
     def note_lag(self, value: bytes | None) -> None:
-        """A message of the lag topic."""
+        """Take a message of the lag topic."""
         try:
             msgspec.json.decode(value or b"", type=_Counted)
             self._lag = msgspec.json.decode(value or b"", type=dict)
@@ -125,21 +125,21 @@ class Pulse:
             logger.debug("a lag message cannot be read")
 
     def note_status(self, value: bytes) -> None:
-        """A message of the status topic."""
+        """Take a message of the status topic."""
         self.cluster.note(value)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
-        """A dead letter."""
+        """Count a dead letter."""
         reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
         self._reasons[reason.decode(errors="replace")[:40]] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
-        """So many came before those that are looked at."""
+        """Count dead letters that are not read, being older."""
         self._num_letters = num
 
     def sample(self, served: Served, now_ms: int) -> Point:
-        """The point of this moment; it is kept."""
+        """Make and keep the point of this moment."""
         lag = self._lag
         stages = {name: _stage(lag, name) for name in STAGES}
         rates, now_s = self._measure(served, now_ms), now_ms / 1000
@@ -159,7 +159,7 @@ class Pulse:
         return point
 
     def _bottleneck(self, stages: Mapping[str, StagePoint]) -> str:
-        """The stage that was furthest behind twice running: one record on its way is no bottleneck."""
+        """The stage that was furthest behind twice in a row: a single record on its way is not a bottleneck."""
         before, self._behind = self._behind, bottleneck(stages)
         return self._behind if self._behind == before else ""
 
@@ -176,7 +176,7 @@ class Pulse:
 
     def _status(self, served: Served, fresh: float | None, stages: Mapping[str, StagePoint], rates: Mapping[str, float],
                 now_ms: int) -> str:  # fmt: skip
-        """One word: waiting, away, silent, idle, fresh, behind or stale."""
+        """The status as one word: waiting, away, silent, idle, fresh, behind or stale."""
         if served.epoch < 0 or fresh is None:
             return "waiting"
         if not served.broker:
@@ -191,7 +191,7 @@ class Pulse:
 
 
 def bottleneck(stages: Mapping[str, StagePoint]) -> str:
-    """The stage that is furthest behind, by seconds; empty where none is by more than one."""
+    """The stage that is furthest behind, in seconds; empty if none is behind by more than one second."""
     worst = max(stages, key=lambda name: stages[name].seconds)
     return worst if stages[worst].seconds > 1.0 and stages[worst].records else ""
 
@@ -216,7 +216,7 @@ def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
 
 
 class PulseFollower(threading.Thread):
-    """Feeds a `Pulse` from the topics and samples it. A broker that is away leaves the last it said."""
+    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled."""
 
     def __init__(self, connect: Callable[[], KafkaConsumer], topics: Topics, pulse: Pulse,
                  served: Callable[[], Served]) -> None:  # fmt: skip

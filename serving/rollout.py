@@ -1,4 +1,4 @@
-"""What an operator, or this server's configuration, says about which version answers; and what came of it."""
+"""Which version should answer, as an operator or this server's configuration has decided; and which is held back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_S = 5.0
 
 
 class Rollout:
-    """One object, shared by whoever decides, follows and reports. ``known``: what is ordered was read once."""
+    """Shared by the threads that decide, follow and report. ``known``: the operator's pin has been read."""
 
     def __init__(self, own: str = "") -> None:
         self.own: Which | None = parse_version(own, "serving.pin") if own else None
@@ -27,28 +27,28 @@ class Rollout:
         self.known.set()
         self.num_held = 0
         self.held: Which | None = None
-        """The newest version, while it does not answer; None while it does."""
+        """The newest or pinned version while it is held back; None while it answers."""
         self.why = ""
-        """Why it does not."""
+        """Why it is held back."""
 
     @property
     def wanted(self) -> Which | None:
-        """The version to answer from; None for the newest good one. A server's own pin goes before everybody's."""
+        """The version to answer from; None for the newest good one. The server's own pin takes precedence."""
         return self.own or (self.ordered.which if self.ordered is not None else None)
 
     def hold(self, which: Which, why: str) -> None:
-        """A version stays out of service."""
+        """Note that a version is held back."""
         if self.held != which:
             self.num_held += 1
         self.held, self.why = which, why
 
     def release(self) -> None:
-        """The newest version answers."""
+        """Note that no version is held back."""
         self.held, self.why = None, ""
 
 
 class PinFollower(threading.Thread):
-    """Follows the control topic into a `Rollout`. A deployment without that topic has no pins."""
+    """Keeps a `Rollout` up to date with the control topic. A deployment without that topic has no pins."""
 
     def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
         super().__init__(name="control", daemon=True)
@@ -61,7 +61,7 @@ class PinFollower(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        """Follow until stopped; begin again whenever the broker was away."""
+        """Follow until stopped; start over whenever the broker has been away."""
         while not self._stopping.is_set():
             try:
                 consumer = self._make()

@@ -1,7 +1,7 @@
-"""The content of a file: read whole, decompressed and decoded, or refused in one line before anybody uses any of it.
+"""The content of a file: read whole, decompressed and decoded; or refused with one line before any of it is used.
 
-Compression is told by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz. Text is UTF-8, or UTF-16
-where a byte order mark says so; a line ends at a newline (``\\n`` or ``\\r\\n``) and nowhere else.
+Compression is recognised by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz. Text is UTF-8, or
+UTF-16 if a byte order mark says so; lines end at a newline (``\\n`` or ``\\r\\n``) and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from stream.errors import FileError
 
 PIPE_WAIT_S = 10.0
-"""How long a named pipe may stay without a writer."""
+"""How long to wait for a writer on a named pipe."""
 GZIP, ZSTD, BZIP2, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00", b"PAR1"
 _OTHERS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
@@ -41,7 +41,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, content: bytes | None = None) -> str:
-    """The text of a file; ``content`` are its bytes, where the caller has them already. Raises `FileError`."""
+    """The text of a file; ``content``: its bytes, if the caller has read them. Raises `FileError`."""
     content = read_bytes(path) if content is None else content
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
@@ -56,11 +56,11 @@ def read_text(path: Path, content: bytes | None = None) -> str:
         raise FileError(
             f"{path}:{number}: expected text, got a NUL byte; if it is UTF-16 without a mark, convert it to UTF-8"
         )
-    return text if "\n" in text else text.replace("\r", "\n")  # as Macs once wrote them
+    return text if "\n" in text else text.replace("\r", "\n")  # as Macs wrote them before 2001
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, without their ends. Unlike `str.splitlines`, U+2028, NEL and their like end none."""
+    """The lines of a text, without line ends. Unlike in `str.splitlines`, U+2028, NEL and the like end none."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -75,9 +75,9 @@ def _read(path: Path) -> bytes:
             raise FileError(f"{path}: expected a file, got {wanted}; name the file itself")
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileError(f"{path}: expected a file, there is none; check the path") from None
+        raise FileError(f"{path}: expected a file, but there is none; check the path") from None
     except OSError as error:
-        raise FileError(f"{path}: expected a file that can be read, got {error.strerror}; check its rights") from None
+        raise FileError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
 def _read_pipe(path: Path) -> bytes:
@@ -113,15 +113,15 @@ def _decompress(content: bytes) -> bytes:
 
 
 def _all_members(content: bytes, magic: bytes, make: Any) -> bytes:
-    """Such files may be several compressed ones in a row; each has to come to its own end."""
+    """A file may be a series of compressed members; each must be complete."""
     found: list[bytes] = []
     while content:
         if not content.startswith(magic):
-            raise _Truncated(f"{len(content)} bytes behind its end that belong to nothing")
+            raise _Truncated(f"{len(content)} stray bytes after its end")
         member = make()
         found.append(member.decompress(content))
         if not member.eof:
-            raise _Truncated("it breaks off")
+            raise _Truncated("it is truncated")
         content = member.unused_data.lstrip(b"\0")  # tapes and some tools pad with zeros
     return b"".join(found)
 

@@ -1,7 +1,7 @@
-"""Faust's Kafka transport with a consumer that takes every option of ours.
+"""Faust's Kafka transport, with a consumer that takes all of our options.
 
-Faust itself passes credentials on and nothing else: no timeouts, no isolation level, no word about topics that are not
-there. Its producer is never started: the worker writes with one of its own (`stream.kafka_producer`).
+Faust itself passes on credentials and nothing else: no timeouts, no isolation level, nothing about missing topics. Its
+producer is never started: the worker has its own (`stream.kafka_producer`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _WithoutProducer(BootStrategy):
 
 
 class WorkerApp(faust.App):
-    """A Faust app whose consumer is made of ``consumer_options`` (aiokafka's words)."""
+    """A Faust app whose consumer is made with ``consumer_options`` (by aiokafka's names)."""
 
     BootStrategy = _WithoutProducer
 

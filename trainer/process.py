@@ -1,4 +1,4 @@
-"""What a trainer process does from start to end: on the stream, or again from the topics."""
+"""What a trainer process does from start to end: train on the stream, or replay the topics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wire.kafka.retry import StoppedError
 
 log = structlog.get_logger("trainer")
 COLLECT_AFTER = (50_000, 20, 20)
-"""Of `gc.set_threshold`."""
+"""Arguments of `gc.set_threshold`."""
 
 
 class Settings(Protocol):
@@ -37,7 +37,7 @@ class Settings(Protocol):
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set: the trainer ends its step, keeps and publishes what it has, and exits 0."""
+    """An event set by SIGTERM and SIGINT: the trainer then ends its step, saves and publishes the rest, and exits 0."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -45,9 +45,9 @@ def stop_on_signals() -> threading.Event:
 
 
 def spare_the_collector() -> None:
-    """Have the garbage collector pass over what is loaded by now, and look less often at the rest.
+    """Have the garbage collector ignore everything that exists by now, and run less often for the rest.
 
-    torch alone is half a million objects that live as long as the process; walking over them took a tenth of a small
+    torch alone is half a million objects that live as long as the process; traversing them took a tenth of a small
     step's time.
     """
     gc.collect()
@@ -91,7 +91,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
 
 
 def replay_topics(settings: Settings) -> int:
-    """Train again what was published, from the sequences topic by the published steps; compare the weights."""
+    """Train on the sequences topic again by the published steps, and compare the weights with the published ones."""
     from trainer.replay import replay
 
     return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals())

@@ -1,7 +1,7 @@
-"""Reports the lag once a second: to ``headrace.trainer.lag.v1``, and whenever it is asked for as Prometheus metrics.
+"""Reports the lag once a second to ``headrace.trainer.lag.v1``, and as Prometheus metrics whenever they are scraped.
 
-A thread with clients of its own. It looks at the trainer's `Progress` and at what the others say in the status topic,
-and sends the trainer's own heartbeat there; the training never waits for it.
+A thread with its own clients. It combines the trainer's `Progress` with the other processes' reports in the status
+topic, and sends the trainer's own heartbeat there; training never waits for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = structlog.get_logger("trainer")
 
 
 class LagReporter(threading.Thread):
-    """Writes a message every ``lag_every_s`` until `stop`; a standby's only sign is its heartbeat."""
+    """Writes a message every ``lag_every_s`` until `stop`; a standby only sends heartbeats."""
 
     def __init__(self, kafka: KafkaConfig, config: TrainerConfig, progress: Callable[[], Progress]) -> None:
         super().__init__(name="lag", daemon=True)
@@ -47,11 +47,11 @@ class LagReporter(threading.Thread):
         self.metrics = LagMetrics(self.message)
 
     def message(self) -> dict[str, Any]:
-        """How things stand now."""
+        """The lag message as of now."""
         return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
 
     def start(self) -> None:
-        """Begin; with the metrics, where there is a port for them. Raises `ConfigError` where it is taken."""
+        """Start; serve the metrics too, if a port is configured. Raises `ConfigError` if it is taken."""
         if self._config.metrics_port:
             self._serve(self._config.metrics_port)
         super().start()
@@ -66,7 +66,7 @@ class LagReporter(threading.Thread):
             ) from error
 
     def run(self) -> None:
-        """Report; connect again whenever the broker was away."""
+        """Report; reconnect whenever the broker has been away."""
         while not self._stopped.is_set():
             connections: list[KafkaConsumer | KafkaProducer] = []
             try:
@@ -93,13 +93,13 @@ class LagReporter(threading.Thread):
             self._beat(writer)
             self._look(reader, ends(asker, actions))
             self._throughput = self._rates.sample(self._progress(), self._around)
-            if self._progress().epoch >= 0:  # what a standby has to say is its heartbeat
+            if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 writer.send(self._topics.lag, key=LAG_KEY, value=value, partition=0)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
 
     def _beat(self, writer: KafkaProducer) -> None:
-        """The heartbeat that standbys listen for; a standby's own shows that there is one."""
+        """Send the heartbeat: standbys listen for the leader's; their own show that there are standbys."""
         progress = self._progress()
         if not progress.claimant:
             return
@@ -123,7 +123,7 @@ class LagReporter(threading.Thread):
                     self._around.note(record.value)
 
     def stop(self) -> None:
-        """Say the last state once more, and end."""
+        """Report the last state once more, and stop."""
         self._stopped.set()
         if self.ident is not None:
             self.join(10)

@@ -51,7 +51,7 @@ def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> No
         _check_sasl(client, section)
     for start, word in (("sasl_", "SASL"), ("ssl_", "SSL")):
         unread = [name for name in client if name.startswith(start) and word not in protocol]
-        key, advice = f"{section}.security_protocol", f"nobody would read {', '.join(unread)}: add it, or remove them"
+        key, advice = f"{section}.security_protocol", f"nothing would use {', '.join(unread)}: add it, or remove them"
         expect(not unread, key, f"SASL_SSL or {'SSL' if word == 'SSL' else 'SASL_PLAINTEXT'}", protocol, advice)
 
 

@@ -15,7 +15,7 @@ Which = tuple[int, int]
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer from this version and no other. ``made_ms``: wall clock; ``made_by``: who said so, on which machine."""
+    """Answer from this version and no other. ``made_ms``: wall clock; ``made_by``: user and machine."""
 
     epoch: int
     number: int

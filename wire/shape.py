@@ -1,7 +1,7 @@
-"""What the bits and columns of examples mean, as their worker says it in a header of its fence.
+"""What the bits and columns of examples mean, stated by their worker in a header of its fence.
 
-Bits are numbers of kinds, columns are those of features: a reader that is configured otherwise would take a click for a
-like, and nothing in an example could tell.
+Bits stand for kinds, and columns for features, by number: a reader with a different configuration would take a click
+for a like, and nothing in an example would show it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def encode_shape(action: ActionConfig) -> bytes:
 
 
 def disagreement(said: bytes | None, action: ActionConfig) -> str:
-    """What a worker says otherwise than ``action``: "" where nothing, or where it says nothing that can be read. Kinds
-    may have been appended, by either."""
+    """How what a worker ``said`` contradicts ``action``; empty if it does not, or cannot be read. Either may have
+    appended kinds."""
     try:
         theirs = msgspec.json.decode(said or b"", type=Shape)
     except msgspec.DecodeError:

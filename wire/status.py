@@ -21,9 +21,9 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_dead: int = 0
     num_late: int = 0
     num_gone: int = 0
-    """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
+    """Offsets of the actions topic that retention removed before the worker read them, since it took the partition."""
     dead: dict[str, int] = {}
-    """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
+    """Reason → dead letters, since the worker's store was created; after a disk was wiped, fewer than ``num_dead``."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
@@ -33,7 +33,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_
     time_ms: int
     partitions: dict[int, PartitionStatus] = {}
     disk: str = ""
-    """A name of its disk, over all processes on it."""
+    """The name of its disk, the same for every process that uses it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
@@ -47,9 +47,9 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     swapped_ms: int = -1
     num_requests: int = 0
     pinned: list[int] = []
-    """[epoch, number] that it answers from because somebody said so; none: it follows the newest good one."""
+    """[epoch, number] that it is pinned to; empty if it follows the newest good one."""
     held: list[int] = []
-    """[epoch, number] of the newest version where that is held back, or pinned and not to be had."""
+    """[epoch, number] of the newest version if that is held back, or of the pinned one if that is not available."""
     why: str = ""
 
 
@@ -74,5 +74,5 @@ def encode_status(status: Status) -> bytes:
 
 
 def decode_status(value: bytes) -> Status:
-    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is not a status."""
+    """Raises msgspec.DecodeError (or its subclass ValidationError) for anything that is not a status."""
     return _decoder.decode(value)

@@ -48,12 +48,14 @@ TOPIC_ID = "topic id"
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trainer knows of how good a version is, predicted before it was learned: over its newest ``num_targets``
-    targets HR@10 and, of all kinds, normalised entropy and calibration (what was predicted over what came); None where
-    nothing was counted. ``probe``: what the weights say to the fixed inputs of `model.probe`."""
+    """How good a version is, measured by the trainer on predictions made before learning: over its newest
+    ``num_targets`` targets HR@10 and, over all kinds, normalised entropy and calibration (predicted over actual); None
+    if nothing was counted. ``probe``: the weights' outputs for the fixed inputs of `model.probe`."""
 
     num_targets: int = 0
     hr10: float | None = None
+    popular_hr10: float | None = None
+    """HR@10, over the same targets, of the most popular items: what the world allows, whatever the model does."""
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []
@@ -92,7 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: dict[str, Any] = {}
     """Where the examples came from: a topic's identity. In another topic, the same numbers mean other examples."""
     positions: dict[int, dict[str, int]] = {}
-    """Where the trainer would read on, by partition (`trainer.source.Position`)."""
+    """Where the trainer would continue reading, by partition (`trainer.source.Position`)."""
     parent: str = ""
     """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
     set_aside: list[int] = []
@@ -231,7 +233,7 @@ def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
 
 
 def manifest_of(record: Any) -> Manifest | None:
-    """The manifest in a Kafka record, or None where it is none that can be read."""
+    """The manifest in a Kafka record; None if it has no readable one."""
     if record_kind(record.headers) != "manifest":
         return None
     try:
@@ -241,7 +243,7 @@ def manifest_of(record: Any) -> Manifest | None:
 
 
 def claim_of(record: Any) -> Claim | None:
-    """The claim in a Kafka record, or None where it is none that can be read."""
+    """The claim in a Kafka record; None if it has no readable one."""
     if record_kind(record.headers) != "claim":
         return None
     try:

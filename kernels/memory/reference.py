@@ -1,4 +1,4 @@
-"""The definition of the memory in plain NumPy: one event after the other, one feature after the other."""
+"""The definition of the memory in plain NumPy: one event at a time, one feature at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kernels.memory.arrays import (
     MemoryStanding,
 )
 
-# (lags, decay a lag): how many of the user's last choices count, and how much less each than the one after it.
+# (lags, decay per lag): how many of the user's last choices count, and by what factor each less than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
 LEARNED, COUNTED = (40, 0.95), (20, 0.9)
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
@@ -228,8 +228,8 @@ def _predict_and_learn(
 
 
 class _Shortlist:
-    """The best rows of a prediction, looked at again: what they are together decides more than a sum of features can
-    say. One hidden layer, learned on the softmax over the list (which keeps the share that it had of the whole)."""
+    """Rescores the best rows of a prediction: their features together say more than a weighted sum can. One hidden
+    layer, learned on the softmax over the list, which keeps its share of the whole softmax."""
 
     def __init__(self, memory: MemoryArrays, done: _Prediction) -> None:
         score_V = np.where(done.competes_V, done.score_V, -np.inf)
@@ -251,12 +251,12 @@ class _Shortlist:
         return np.asarray(np.maximum(self.hidden_HC, LEAK * self.hidden_HC))
 
     def rescore(self, score_V: Float64) -> None:
-        """The list's scores, moved together so that it keeps its share."""
+        """Replace the list's scores, shifted together so that the list keeps its share."""
         if len(self.row_C):
             score_V[self.row_C] = self.out_C + _log_sum(self.score_C) - _log_sum(self.out_C)
 
     def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules) -> None:
-        """One step towards ``target``, where it is listed; what is seen is counted in any case."""
+        """One step towards ``target``, if it is listed; the inputs' statistics are updated in any case."""
         if target in self.row_C:
             push_C = np.exp(self.out_C - _log_sum(self.out_C)) - (self.row_C == target)
             back_HC = self.given_H[:, None] * np.where(self.hidden_HC > 0, 1.0, LEAK) * push_C
@@ -326,10 +326,10 @@ def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules:
 
 
 def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float) -> None:
-    """One more sighting of ``other`` beside ``row``.
+    """Count one more sighting of ``other`` beside ``row``.
 
-    A full row's weakest neighbour is worn down, and gives way to one that outweighs what is left of it (Misra & Gries,
-    1982, for the weakest alone).
+    If the row is full, its weakest neighbour is reduced, and replaced by one that outweighs what is left of it (Misra &
+    Gries, 1982, but only for the weakest).
     """
     memory.dirty[row] = 1
     num = int(memory.num_neighbours[row])
@@ -337,6 +337,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     if len(found):
         memory.after[row, found[0]] += after
         memory.before[row, found[0]] += before
+        _mark(memory, row, int(found[0]))
         return
     at = num
     if num == memory.width:
@@ -346,19 +347,26 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
             left = 1.0 - (after + before) / float(both[at])
             memory.after[row, at] *= left
             memory.before[row, at] *= left
+            _mark(memory, row, at)
             return
     else:
         memory.num_neighbours[row] += 1
     memory.neighbour_row[row, at] = other
     memory.after[row, at], memory.before[row, at], memory.weight[row, at] = after, before, 0.0
+    _mark(memory, row, at)
+
+
+def _mark(memory: MemoryArrays, row: int, at: int) -> None:
+    memory.moved[row, at // 8] |= 1 << at % 8
 
 
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
-    """Before the unit of a count outgrows a float."""
+    """Rescale counts before their unit outgrows a float."""
     if memory.clock[_SEEN] > RESCALE_AT:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]
         memory.dirty[:num_rows] = 1
+        memory.moved[:num_rows] = 255
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:

@@ -1,4 +1,4 @@
-// Try it: a user's history beside the top 10; a click sends an action through Kafka, and the list follows.
+// Try it: a user's history beside the top 10; a click sends an action through Kafka, and the list is updated.
 "use strict";
 
 const NUM = 10;
@@ -126,7 +126,7 @@ function showHistory(history) {
   }));
 }
 
-// Send the action, then look until the history has it, and until a version that has learned as new an action answers.
+// Send the action, then poll until the history has it, and until a version answers that has learned from it.
 async function act(item) {
   const user = trying.user, kind = byId("kind").value, began = performance.now();
   const since = () => ((performance.now() - began) / 1000).toFixed(1);
@@ -134,7 +134,7 @@ async function act(item) {
     say(`Sending ${kind} on ${titleOf(item)} …`);
     const sent = await call("/actions", { user, item, action: kind });
     trying.sent = { item };
-    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for it to be learned …`);
+    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for the history …`);
     let inHistory = "";
     while (performance.now() - began < GIVE_UP_MS && user === trying.user) {
       await new Promise((done) => setTimeout(done, LOOK_EVERY_MS));
@@ -152,7 +152,7 @@ async function act(item) {
         return;
       }
     }
-    if (user === trying.user) say(`Not learned after ${since()} s: an action stays open until its join window is over.`);
+    if (user === trying.user) say(`Not learned after ${since()} s: see which stage is behind, above.`);
   } catch (error) {
     say(error.message, "wrong");
   }
@@ -171,7 +171,7 @@ async function loadUsers() {
 async function startTrying() {
   trying.about = await call("/about");
   if (!trying.about.kinds.length) {
-    say("Waiting for a first version of the weights.");
+    say("Waiting for the first version of the weights.");
     setTimeout(startTrying, 2000);
     return;
   }

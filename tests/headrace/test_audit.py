@@ -50,7 +50,7 @@ def test_interactions_that_never_came_are_found_when_nothing_is_on_its_way(
     evidence.statuses = {} if status is None else {0: status}
     check = evidence.content()
     assert check.violations.num == num_lost
-    assert all("1 interactions never came" in words for words in check.violations)
+    assert all("1 interactions never arrived" in words for words in check.violations)
 
 
 COLUMNS = ("item_hash", "action_bits", "timestamp_ms", "domain_hash", "value")

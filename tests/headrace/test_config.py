@@ -110,7 +110,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[kafka.client]\nssl_check_hostname = 1\n", ["kafka.client.ssl_check_hostname: expected true or false"]),
         (
             "[kafka.client]\nssl_password = 'x'\n",
-            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nobody would"],
+            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nothing would use"],
         ),
         (
             "[kafka.client]\nsasl_mechanism = 'PLAIN'\n",

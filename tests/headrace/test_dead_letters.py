@@ -74,12 +74,12 @@ def test_a_replay_sends_what_is_mended_once_and_says_what_is_not(
 ) -> None:
     assert replay(settings) == 1
     assert actions_of(settings) == [], "nothing is mended yet"
-    assert "refused still: unknown_action 3" in capsys.readouterr().out
+    assert "still refused: unknown_action 3" in capsys.readouterr().out
     mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
     assert replay(mended, first=0) == 1
     said = capsys.readouterr().out
     assert "sent 3 actions again, of dead letters 0 to 4" in said
-    assert "refused still: bad_time 1, malformed 1; after mending: headrace dead-letters --replay --from 3" in said
+    assert "still refused: bad_time 1, malformed 1; afterwards: headrace dead-letters --replay --from 3" in said
     assert sorted(each["user"] for each in actions_of(settings)) == ["u0", "u1", "u2"]
     assert replay(mended) == 0
     assert "no new dead letters" in capsys.readouterr().out

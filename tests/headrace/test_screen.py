@@ -50,10 +50,10 @@ def test_an_old_message_says_so() -> None:
 def test_what_was_refused_is_named_by_reason_and_a_missing_version_by_when_it_will_come() -> None:
     told = {**message(), "version": None, "epoch": 3, "num_steps": 0, "dead_letters": {"future": 1200, "malformed": 2}}
     line = plain(LagView(lag=told, publish_every_s=2.0), 0.0)
-    assert "; no version yet: the first within 2 s of the first lesson" in line
+    assert "; no version yet: the first is due within 2 s of the first step" in line
     assert "; dead letters: future 1,200, malformed 2 (headrace dead-letters)" in line
     line = plain(LagView(lag={**told, "num_steps": 9}, publish_every_s=2.0), 0.0)
-    assert "; no version of this trainer yet: the first within 2 s" in line
+    assert "; no version of this trainer yet: the first is due within 2 s" in line
 
 
 def test_anything_further_behind_than_allowed_is_named() -> None:

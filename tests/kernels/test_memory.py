@@ -79,7 +79,7 @@ def neighbours(memory: MemoryArrays) -> list[dict[int, tuple[float, float, float
 
 def assert_same_memory(left: MemoryArrays, right: MemoryArrays) -> None:
     for name in (
-        "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "num_neighbours",
+        "seen", "heat", "first", "last", "gain", "gain_square", "clock", "dirty", "moved", "num_neighbours",
         "shortlist_weight", "shortlist_square", "shortlist_norm",
     ):  # fmt: skip
         np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=2e-3, atol=2e-4, err_msg=name)

@@ -67,6 +67,23 @@ def test_a_delta_is_what_changed() -> None:
     assert len(memory.changes(everything=True)["row_index"]) == 39
 
 
+def test_a_delta_carries_the_counts_that_changed_and_no_others() -> None:
+    trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(0)
+    learn(trainer, rng, 60, 400)
+    base = trainer.changes(everything=True)
+    server.apply(base, is_base=True)
+    trainer.mark_published()
+    learn(trainer, rng, 60, 2)
+    before, delta = server.arrays.copy(), trainer.changes(everything=False)
+    server.apply(delta, is_base=False)
+    assert 0 < len(delta["after"]) < len(base["after"]) / 4
+    for name in ("neighbour_row", "after", "before", "weight", "num_neighbours"):
+        np.testing.assert_array_equal(getattr(server.arrays, name)[:60], getattr(trainer.arrays, name)[:60], name)
+    rows = np.repeat(delta["row_index"], delta["num_moved"])
+    same = [getattr(before, name)[rows, delta["slot"]] == delta[name] for name in ("neighbour_row", "after", "before")]
+    assert not np.logical_and.reduce(same).any()
+
+
 def test_an_evicted_row_is_nobodys_neighbour() -> None:
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 10, 100)
@@ -101,7 +118,7 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
     arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
     by_row = [array.nbytes for name in MemoryArrays.__slots__ if 256 in (array := getattr(arrays, name)).shape[:2]]
-    assert len(by_row) == 10
+    assert len(by_row) == 11
     assert sum(by_row) / 256 <= 512
 
 

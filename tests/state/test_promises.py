@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from state import outbox
 from state.config import StoreConfig
+from state.emitter import Draft, Emitter
 from state.segment import Segment
-from state.sequencer import Draft, Sequencer
+from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
 from state.user_store import UserStore
@@ -187,7 +188,7 @@ def _forget_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leave_segments_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_seal", lambda self, user: None)
+    patch.setattr(Emitter, "seal", lambda self, user, record_ms: None)
 
 
 def _forget_what_a_piece_held(patch: pytest.MonkeyPatch) -> None:
@@ -210,24 +211,22 @@ def _keep_what_has_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(User, "keep", lambda self, num_slots: None)
 
 
-def _tell_a_segment_only_at_the_end(patch: pytest.MonkeyPatch) -> None:
-    tell = Sequencer._tell
+def _emit_only_at_the_end_of_a_batch(patch: pytest.MonkeyPatch) -> None:
+    end_run, drain, draining = Emitter.end_run, Emitter.drain, set[Emitter]()
 
-    def tell_late(self: Sequencer, user: User) -> None:
-        if self._ending:
-            tell(self, user)
+    def end_run_late(self: Emitter, user: User) -> None:
+        if self in draining:
+            end_run(self, user)
 
-    def drain_drafts(self: Sequencer) -> list[Draft]:
-        self._ending = True
+    def drain_and_end(self: Emitter) -> list[Draft]:
+        draining.add(self)
         try:
             return drain(self)
         finally:
-            self._ending = False
+            draining.remove(self)
 
-    drain = Sequencer.drain_drafts
-    patch.setattr(Sequencer, "_ending", False, raising=False)
-    patch.setattr(Sequencer, "_tell", tell_late)
-    patch.setattr(Sequencer, "drain_drafts", drain_drafts)
+    patch.setattr(Emitter, "end_run", end_run_late)
+    patch.setattr(Emitter, "drain", drain_and_end)
 
 
 def _forget_feedback(patch: pytest.MonkeyPatch) -> None:
@@ -248,7 +247,7 @@ def _take_in_ghosts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _name_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_take_names", lambda self, user: {})
+    patch.setattr(Emitter, "_take_names", lambda self, user: {})
 
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
@@ -277,8 +276,8 @@ def _leave_users_on_the_disk(patch: pytest.MonkeyPatch) -> None:
 
 
 def _name_who_was_forgotten(patch: pytest.MonkeyPatch) -> None:
-    mark = Sequencer._mark
-    patch.setattr(Sequencer, "_mark", lambda self, kind, user, *rest: user and mark(self, kind, user, *rest))
+    mark = Emitter.mark
+    patch.setattr(Emitter, "mark", lambda self, kind, user, *rest: user and mark(self, kind, user, *rest))
 
 
 def _trust_tombstones(patch: pytest.MonkeyPatch) -> None:
@@ -289,7 +288,7 @@ def _obey_within_a_batch(patch: pytest.MonkeyPatch) -> None:
     """Users are forgotten before what they did is told."""
 
     def obey(self: PartitionStore, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
-        self._sequencer._running.clear()
+        self._sequencer._emitter._running.clear()
         right(self, order, offset, record_ms, dead)
 
     right = PartitionStore._obey
@@ -304,7 +303,7 @@ BROKEN = [
     _replay_from_behind_the_batch, _apply_what_an_example_tells, _skip_the_rest_of_the_record,
     _tell_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
     _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
-    _tell_a_segment_only_at_the_end, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
+    _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
     _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
 

@@ -43,7 +43,7 @@ class Topic:
 def main(folder: Path, seed: int, num_records: int) -> None:
     log, rng = stream_of(seed, num_records), random.Random()
     topic, dead = Topic(folder / "topic"), Topic(folder / "dead")
-    examples = ExampleLog(None, allow_holes=True)
+    examples = ExampleLog(None, allow_gaps=True)
     for value in topic.values():
         examples.feed(decode_example(value))
     store = PartitionStore.open(folder / "db", 0, ACTION, SEQUENCE)

@@ -202,7 +202,7 @@ class World:
         self.epoch += 1
         self.claimed_at = len(self.topic)
         self.topic.append(("", encode_example(fence(0, self.epoch))))
-        log = ExampleLog(None, allow_holes=True)
+        log = ExampleLog(None, allow_gaps=True)
         if restore is None:
             list(accepted(log, self.topic))
         else:
@@ -214,7 +214,7 @@ class World:
     def compacted(self, rng: random.Random) -> list[tuple[str, bytes | None]]:
         """Up to some point only each key's newest record is left: a point where whatever a ghost or a repeat has
         overwritten was written again, or has been since, because that is quicker than the compaction lag."""
-        log, points, spoiled, counting = ExampleLog(None, allow_holes=True), [0], set[str](), set[str]()
+        log, points, spoiled, counting = ExampleLog(None, allow_gaps=True), [0], set[str](), set[str]()
         for i, (key, value) in enumerate(self.topic):
             example = None if value is None else decode_example(value)
             verdict = Verdict.DUPLICATE if example is None else log.feed(example)
@@ -248,7 +248,7 @@ class World:
         log, examples = ExampleLog(), []
         for example in (decode_example(value) for _, value in self.topic if value is not None):
             verdict = log.feed(example)
-            assert verdict is not Verdict.HOLE, log.hole
+            assert verdict is not Verdict.GAP, log.gap
             if verdict is Verdict.ACCEPT:
                 examples.append(example)
         return examples

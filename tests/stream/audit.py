@@ -94,7 +94,7 @@ def written(deployment: Deployment) -> Recount:
             example = decode_example(record.value)
             verdict = log.feed(example)
             recount.verdicts[verdict.value] += 1
-            assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
+            assert verdict is not Verdict.GAP, f"partition {number} offset {record.offset}: {log.gap}"
             if verdict is Verdict.ACCEPT:
                 assert record.key == example_key(example.address, deployment.sequence.num_slots)
                 _take(recount, example)

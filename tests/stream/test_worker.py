@@ -165,7 +165,7 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     deployment.environment["HEADRACE_SEQUENCE__MAX_CONTEXT"] = "12"
     second = worker("second").start()
     assert second.process.wait(30) == 1
-    assert "put that back, or use a new kafka.prefix" in second.log().splitlines()[-1]
+    assert "restore that, or use a new kafka.prefix" in second.log().splitlines()[-1]
 
 
 def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Deployment, worker: Make) -> None:
@@ -177,7 +177,7 @@ def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Dep
     assert second.process.wait(40) == 1
     line = second.log().splitlines()[-1]
     assert "action.kinds: expected ('click', 'impression'" in line, line
-    assert "put that back (kinds may only be appended), or use a new kafka.prefix" in line
+    assert "restore that (kinds may only be appended), or use a new kafka.prefix" in line
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -282,7 +282,9 @@ def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployme
     finally:
         second.end()
     line = second.log().splitlines()[-1]
-    assert line.startswith("headrace stream: stream.component 'w': expected a name that no other worker has"), line
+    assert line.startswith(
+        "headrace stream: stream.component 'w': expected a unique name, but a worker on another disk reports"
+    ), line
     assert "or stop that one" in line
     home = partition_of(b"u1", deployment.partitions)
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}

@@ -23,8 +23,8 @@ from wire.topics import Topics
 NUM_ACTIONS = 3_000
 NOTICED_BY = {
     "loses_actions": {"nothing is lost", "order and content"},
-    "keeps_feedback_to_itself": {"each piece is told once"},
-    "forgets_examples": {"examples have no holes"},
+    "keeps_feedback_to_itself": {"each piece is delivered once"},
+    "forgets_examples": {"no example is missing"},
     "swallows_dead_letters": {"dead letters are complete"},
     "mixes_up_users": {"order and content"},
 }

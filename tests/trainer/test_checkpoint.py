@@ -103,6 +103,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
+    "metrics.first_key",
     "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
@@ -122,7 +123,7 @@ def test_the_comparison_finds_a_checkpoint_without(part: str, folder: Checkpoint
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFolder) -> None:
     kept = checkpoint_of(Learner(MODEL, TRAINER))
-    with pytest.raises(CheckpointError, match=r"trainer\.table_lr: the checkpoint was learned with 0\.2, .* 0\.5"):
+    with pytest.raises(CheckpointError, match=r"trainer\.table_lr: the checkpoint was trained with 0\.2, .* 0\.5"):
         restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
@@ -178,7 +179,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_aloud(
     assert kept.step == 1
     assert len(damage) == 1
     assert "checkpoint-000000000002" in damage[0]
-    assert damage[0].endswith("falling back to the one before")
+    assert damage[0].endswith("falling back to the previous one")
 
 
 def test_when_all_are_damaged_it_says_so_instead_of_starting_anew(folder: CheckpointFolder, damage: list[str]) -> None:
@@ -255,8 +256,8 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     ran = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()
     assert first.startswith("refused: checkpoint ")
-    assert "cannot be written (File too large); free space" in first
-    assert "the checkpoint before is intact" in first
+    assert "cannot be written (File too large); free some space" in first
+    assert "the previous checkpoint is intact" in first
     assert second.startswith("refused: journal ")
     folder = CheckpointFolder(tmp_path, damage.append).open()
     kept = folder.load()

@@ -117,8 +117,8 @@ def test_a_position_behind_the_end_of_its_topic_is_one_line_too(stage: Make) -> 
     assert made.children[-1].stop() == 0
     made.replace_topic()
     last = ends_with_one_line(made.start(broken=("knows_no_topic_ids",)))
-    assert f"{made.topics.sequences} partition 0: expected it to reach to offset" in last
-    assert "where the checkpoint would read on (example " in last
+    assert f"{made.topics.sequences} partition 0: expected it to reach offset" in last
+    assert "where the checkpoint resumes (example " in last
     assert "start with --from-published" in last
 
 
@@ -200,7 +200,7 @@ def test_other_settings_than_the_published_ones_are_refused(stage: Make) -> None
     lose_the_checkpoint(made, 0.0)
     made.config_path.write_text(made.config_path.read_text().replace("model_width = 8", "model_width = 16"))
     last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
-    assert "model.model_width: the published weights were learned with 8, now configured is 16" in last
+    assert "model.model_width: the published weights were trained with 8, the configuration now says 16" in last
 
 
 def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: Make) -> None:
@@ -235,7 +235,7 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made.start()
     made.feed(20)
     made.finish()
-    told = [line for line in child.log().splitlines() if "a foreign record is skipped" in line]
+    told = [line for line in child.log().splitlines() if "skipped a foreign record" in line]
     assert len(told) == 7
     assert all(made.topics.sequences in line for line in told)
 

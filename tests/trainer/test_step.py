@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import trainer.step
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
+from model.embedding import EmbeddingTable
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -35,6 +35,7 @@ from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
 from trainer.evaluator import Forward
+from trainer.frequency import FrequencyEstimator
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -44,8 +45,10 @@ from trainer.losses import (
     sampled_retrieval_loss,
 )
 from trainer.metrics import RANKERS, Predictions
+from trainer.recall import Recall
+from trainer.retrieval import RetrievalRows
 from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.step import Learner, StepReport
 from wire.example import Example, Int64, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,7 +151,7 @@ class LearnsFirst(Learner):
 class InsertsFirst(Learner):
     """Broken: a batch's own items are known, and counted, when it is predicted."""
 
-    def step(self, examples: Sequence[Example]) -> trainer.step.StepReport:
+    def step(self, examples: Sequence[Example]) -> StepReport:
         for each in examples:
             fresh = np.ascontiguousarray(each.interactions.item_hash[len(each.interactions) - each.num_new :])
             self.items.insert(fresh, 0, self.num_steps)
@@ -174,8 +177,7 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
 def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
     """As it does on a GPU: predictions, counts and everything learned."""
     learner, world = taught(num_steps=2)
-    beside = twin(learner)
-    beside._aside = ThreadPoolExecutor(1)
+    beside = twin(learner, partial(Learner, memory_thread=True))
     for _ in range(3):
         examples = world.examples(8)
         reports = [each.step(examples) for each in (learner, beside)]
@@ -210,16 +212,16 @@ def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) ->
     assert_recalled_in_order(predictions_of(learner, examples), before, examples)
 
 
-def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share() -> None:
     """Logits never fill more than they may, which changes little; every choice is counted, predicted or not."""
     learner, world = taught()
     examples = world.examples(12)
     whole, parts, shared = (twin(learner) for _ in range(3))
     said = predictions_of(whole, examples)
-    monkeypatch.setattr(trainer.step, "MOST_LOGITS", 1)
+    parts.recall = Recall(parts.memory, parts.items, parts.model, most_logits=1)
     in_parts = predictions_of(parts, examples)
     np.testing.assert_allclose(in_parts.log_loss_S, said.log_loss_S, rtol=0.05)
-    monkeypatch.setattr(trainer.step, "MOST_PREDICTED_ROWS", 10)
+    shared.recall = Recall(shared.memory, shared.items, shared.model, most_logits=1, most_predicted_rows=10)
     some = predictions_of(shared, examples)
     assert 0 < some.ranked_S.sum() < said.ranked_S.sum()
     np.testing.assert_array_equal(shared.memory.arrays.seen, whole.memory.arrays.seen)
@@ -340,25 +342,19 @@ def test_late_feedback_is_learned_as_the_configuration_says() -> None:
         torch.testing.assert_close(ranking_loss(logits_RK, kinds, later, feedback)[0], then)
 
 
-def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[str] = []
-
-    def counted(name: str, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def call(*arguments: Any) -> torch.Tensor:
-            used.append(name)
-            return loss(*arguments)
-
-        return call
-
-    for name in ("exact_retrieval_loss", "sampled_retrieval_loss"):
-        monkeypatch.setattr(trainer.step, name, counted(name, getattr(trainer.step, name)))
-    learner, world = Learner(MODEL, replace(TRAINER, full_softmax_max_items=20)), World()
-    for _ in range(6):
-        num_before = learner.items.num_live
-        learner.step(world.examples(4))
-        assert used[-1] == ("exact" if learner.items.num_live <= 20 else "sampled") + "_retrieval_loss"
-        assert learner.items.num_live >= num_before
-    assert set(used) == {"exact_retrieval_loss", "sampled_retrieval_loss"}
+def test_few_items_take_the_exact_loss_and_many_the_sampled_one() -> None:
+    config = replace(TRAINER, full_softmax_max_items=20, num_negatives=16)
+    items, frequency = EmbeddingTable(4, init_std=0.1, seed=0, salt=1), FrequencyEstimator(1000.0)
+    for num_items in (20, 21):
+        rows = items.insert(1 + np.arange(num_items), now_ms=0, step=num_items)
+        chosen = RetrievalRows.choose(items, config, num_items, rows[:2], rows[1:3])
+        query_RD, table_UD = torch.randn(2, 4), items.gather(chosen.rows_U)
+        loss_R = chosen.loss(query_RD, table_UD, rows[1:3], items, frequency, config, num_items)
+        exact_R = exact_retrieval_loss(
+            query_RD, items.weight[: items.num_rows], torch.from_numpy(rows[1:3]),
+            torch.arange(items.num_rows) > 0, "auto",
+        )  # fmt: skip
+        assert torch.allclose(loss_R, exact_R) == chosen.exact == (num_items == 20)
 
 
 def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
@@ -416,19 +412,14 @@ def test_the_sampled_loss_approaches_the_exact_one_as_draws_increase() -> None:
     assert errors[-1] < 0.03
 
 
-def test_targets_are_negatives_of_each_other_under_one_correction_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, world = taught(replace(SAMPLED, num_negatives=200))
-    caught: list[tuple[torch.Tensor, ...]] = []
-
-    def catch(query_RD: torch.Tensor, table_UD: torch.Tensor, *rest: Any) -> torch.Tensor:
-        caught.append(rest[:3])
-        return sampled_retrieval_loss(query_RD, table_UD, *rest)
-
-    monkeypatch.setattr(trainer.step, "sampled_retrieval_loss", catch)
-    learner.step(world.examples(8))
-    target_R, negative_S, log_draws_S = caught[0]
+def test_targets_are_negatives_of_each_other_under_one_correction_an_item() -> None:
+    config = replace(SAMPLED, num_negatives=200)
+    learner, _ = taught(config)
+    target_R = learner.items.live_rows()[[0, 1, 2, 1, 0]]
+    chosen = RetrievalRows.choose(learner.items, config, 7, target_R, target_R)
+    negative_S, log_draws_S = chosen.draws(target_R, learner.items, learner.frequency, config, 7)
     assert len(negative_S) == len(log_draws_S) == len(target_R) + 200
-    assert torch.equal(negative_S[: len(target_R)], target_R)
+    np.testing.assert_array_equal(negative_S[: len(target_R)], target_R)
     correction = dict(zip(negative_S.tolist(), log_draws_S.tolist(), strict=True))
     assert [correction[row] for row in negative_S.tolist()] == log_draws_S.tolist()
     assert len(set(correction.values())) > 3

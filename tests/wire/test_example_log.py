@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wire.example import NUM_OPEN, PIECE, Example, address_of, fence
-from wire.example_log import ExampleLog, Hole, Verdict
+from wire.example_log import ExampleLog, Gap, Verdict
 from wire.topics import example_key
 
 
@@ -23,11 +23,11 @@ def test_numbers_in_order_are_accepted_and_repeats_dropped() -> None:
 
 def test_a_hole_is_reported_until_somebody_decides_to_go_on() -> None:
     log = ExampleLog(5)
-    assert log.feed(numbered(7)) is Verdict.HOLE
-    assert log.hole == Hole(5, 7)
-    assert log.feed(numbered(7)) is Verdict.HOLE
+    assert log.feed(numbered(7)) is Verdict.GAP
+    assert log.gap == Gap(5, 7)
+    assert log.feed(numbered(7)) is Verdict.GAP
     log.take(numbered(7))
-    assert log.hole is None
+    assert log.gap is None
     assert log.feed(numbered(8)) is Verdict.ACCEPT
 
 
@@ -50,7 +50,7 @@ def test_an_example_of_a_higher_epoch_fences_as_well() -> None:
 
 
 def test_a_reader_of_a_compacted_topic_steps_over_holes() -> None:
-    log = ExampleLog(None, allow_holes=True)
+    log = ExampleLog(None, allow_gaps=True)
     assert [log.feed(numbered(n)) for n in (3, 9, 4)] == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DUPLICATE]
 
 

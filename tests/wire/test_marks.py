@@ -97,7 +97,7 @@ def test_the_keys_of_a_user_are_all_that_his_examples_can_have() -> None:
 
 
 def test_a_tombstone_is_remembered_until_its_key_is_told_again() -> None:
-    log = ExampleLog(None, allow_holes=True)
+    log = ExampleLog(None, allow_gaps=True)
     assert log.feed(mark_of(Mark.ITEM, "", 7)) is Verdict.ACCEPT
     log.bury(address_of_key(b"\0item/%d" % item_hash(7)))
     assert log.buried == {Address("", -3, item_hash(7))}

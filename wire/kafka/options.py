@@ -26,7 +26,7 @@ from wire.config import KafkaConfig
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
 """What the clients raise while a broker is away. Callers try again, unless `wire.kafka.refusal` says it is useless."""
 MAX_CUT = 3
-"""So many connections that end in the middle of authentication are a refusal, not a broker that goes away."""
+"""This many connections that end during authentication mean a refusal, not a broker that goes away."""
 ISOLATION = "read_committed"
 
 
@@ -56,8 +56,8 @@ class _Client(KafkaNetClient):
         return connection
 
     def _note_refusal(self, connection: Any, error: BaseException) -> None:
-        """Have the next attempt at this broker raise what no attempt can mend. A broker that refuses a password closes
-        the connection so soon behind its answer that the client often sees no more than the end."""
+        """Make the next attempt at this broker raise an error that no retry can fix. A broker that refuses a password
+        closes the connection so soon after its answer that the client often sees only the end."""
         if connection.is_authenticating and isinstance(error, KafkaConnectionError):
             self._num_cut[connection.node_id] += 1
             if self._num_cut[connection.node_id] >= MAX_CUT:
