@@ -195,13 +195,13 @@ class Engine:
         )
         bounds = _offsets(num_tokens)
         past_len = np.array([len(each.past) for each in progress], np.int64)
-        y_SM, fresh = network.extend(
+        y_BM, fresh = network.extend(
             x_TM[network.tensor(kept)], network.tensor(query_time_T), network.tensor(key_time_T),
             network.tensor(bounds), KeysValues.cat([each.past for each in progress]),
             network.tensor(_offsets(past_len)[:-1]), network.tensor(past_len),
         )  # fmt: skip
         for index, each in enumerate(progress):
-            each.output = y_SM[int(bounds[index + 1]) - 1]
+            each.output = y_BM[index]
             each.fresh = fresh.narrow(int(bounds[index]), int(bounds[index + 1]))
             self._keep(each)
 
