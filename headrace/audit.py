@@ -12,7 +12,6 @@ has removed is left out, and the report says what share could be checked.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -24,9 +23,11 @@ from headrace.ledger import SequenceLedger
 from headrace.recount import Recount
 from headrace.report import Report, print_report
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
+from wire.shape import SHAPE, decode_shape, shape_of
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
@@ -37,6 +38,7 @@ class Reader:
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
         self._topics = Topics.under(settings.kafka.prefix)
+        self._shape = shape_of(settings.action, settings.sequence)
         self._found = Evidence()
 
     def read(self) -> Evidence:
@@ -77,16 +79,20 @@ class Reader:
                 continue
             if example is not None:
                 self._found.ledgers[record.partition].feed(record.offset, example)
+                if example.is_fence and (shape := decode_shape(dict(record.headers).get(SHAPE))) is not None:
+                    self._found.shapes.append(shape)
         self._found.num_foreign = decoder.num_foreign
 
     def _read_dead_letters(self) -> None:
-        held = spans(self._consumer, self._topics.dead_letters)
+        held, reasons = spans(self._consumer, self._topics.dead_letters), self._found.reasons_before(self._shape)
         self._found.dead_before = sum(span.first for span in held.values())
         for record in read(self._consumer, self._topics.dead_letters, held):
-            headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-            if headers.get("topic") == self._topics.actions:
-                with suppress(KeyError, ValueError):  # not written by a worker
-                    self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
+            letter = read_headers(record.headers)
+            if letter.topic == self._topics.actions and min(letter.partition, letter.offset) >= 0:
+                place = letter.partition, letter.offset, letter.index
+                self._found.dead.add(place)
+                if letter.reason in reasons:
+                    self._found.refused_before.add(place)
 
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)
@@ -94,6 +100,9 @@ class Reader:
         self._found.whole = {number for number, span in held.items() if span.first == 0}
         for number in self._found.whole:
             recount = Recount(self._settings.action, self._settings.sequence, number, len(held))
+            recount.refused_before = {
+                (offset, index) for partition, offset, index in self._found.refused_before if partition == number
+            }
             status, last = self._found.statuses.get(number), self._found.ledgers[number].last
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import typer
 
 from headrace.commands.observation import audit, dead_letters, doctor, lag, top, topics, versions
-from headrace.commands.processes import broker, demo, serve, train, worker
+from headrace.commands.processes import broker, demo, replay, serve, train, worker
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, unpin
 
 _LISTED = (
-    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, forget, topics,
-    dead_letters, audit, doctor, broker,
+    demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, replay, forget,
+    topics, dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in _LISTED}
 """The commands by name, in the order in which help lists them."""
@@ -54,9 +54,17 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
     except Exception as error:
         if not _is_user_facing(error):
             raise
-        print(f"headrace {command}: {error}", file=sys.stderr)
+        print(f"headrace {command}: {_refused(error) or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _refused(error: Exception) -> Exception | None:
+    """The error to show for one of Kafka's that a person can fix; None for any other."""
+    from wire.errors import HeadraceError
+    from wire.kafka.refusal import refusal
+
+    return None if isinstance(error, HeadraceError) else refusal(error, "the broker")
 
 
 def _is_user_facing(error: Exception) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
@@ -18,9 +17,11 @@ from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
-from wire.errors import HeadraceError
+from wire.dead_letter import read_headers
+from wire.errors import CodecError, HeadraceError
 from wire.kafka.admin import config_drift, make_admin, partition_counts
 from wire.kafka.consumer import Span, connect, follow, read, spans
+from wire.lag import decode_lag
 from wire.status import Status, decode_status
 from wire.topics import Topics, topics_of
 
@@ -115,9 +116,9 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
         if record is None:
             continue
         if record.topic == names.lag:
-            lag = msgspec.json.decode(record.value)
+            lag = decode_lag(record.value) or lag
             continue
-        state.note(record.value)
+        state.hear(record.value, time.time_ns() // 1_000_000)
         num_heard += 1  # the first one was there before we listened
         if num_heard > 1 and (status := _decoded(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
@@ -126,8 +127,8 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
 def _decoded(value: bytes | None) -> Status | None:
     try:
-        return decode_status(value or b"")
-    except msgspec.DecodeError:
+        return decode_status(value)
+    except CodecError:
         return None
 
 
@@ -191,10 +192,7 @@ def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
     held = spans(consumer, topic)
     newest = {number: Span(max(span.first, span.end - NUM_LETTERS), span.end) for number, span in held.items()}
     num_all = sum(span.end - span.first for span in held.values())
-    reasons = Counter(
-        dict(record.headers).get("reason", b"unknown").decode("utf-8", "replace")
-        for record in read(consumer, topic, newest)
-    )
+    reasons = Counter(read_headers(record.headers).reason for record in read(consumer, topic, newest))
     if not reasons:
         return ok("dead letters", "none")
     words = f"{num_all:,}; of the newest {reasons.total():,}: " + ", ".join(

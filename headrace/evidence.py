@@ -9,8 +9,17 @@ import numpy as np
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report
+from wire.shape import Shape
 from wire.status import PartitionStatus
 from wire.weights import TOPIC_ID
+
+REASON_OF = {
+    "action.max_future_s": "future",
+    "action.min_timestamp_ms": "bad_time",
+    "action.max_record_bytes": "oversized",
+    "action.max_actions_per_record": "oversized",
+}
+"""A rule → the reason of the dead letters that it causes."""
 
 
 @dataclass(eq=False)
@@ -33,6 +42,12 @@ class Evidence:
     """Partitions that still hold their first action."""
     dead: set[tuple[int, int, int]] = field(default_factory=set)
     """The dead letters: (partition, offset, index) of each refused action."""
+    refused_before: set[tuple[int, int, int]] = field(default_factory=set)
+    """Those among them that an earlier configuration may have refused (`reasons_before`)."""
+    shapes: list[Shape] = field(default_factory=list)
+    """The configurations stated in the workers' fences."""
+    now: Shape | None = None
+    """The configuration that the audit counts with."""
     dead_before: int = 0
     """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)
@@ -47,6 +62,27 @@ class Evidence:
         checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.delivered_once(), self.content()]
         trained_check, sums = self.trained_once()
         return Report([*checks, trained_check], sums)
+
+    def reasons_before(self, now: Shape) -> set[str]:
+        """Reasons for which earlier workers may have refused what the present configuration accepts: they knew fewer
+        kinds, or had other limits. Such a dead letter is correct, and its action counts as refused."""
+        self.now, found = now, set[str]()
+        for shape in self.shapes:
+            found |= {"unknown_action"} if shape.kinds != now.kinds else set()
+            found |= {REASON_OF[key] for key in shape.changed(now) if key in REASON_OF}
+        return found
+
+    def _rules_before(self) -> str:
+        """Rules of joining that earlier workers had, by which this audit does not count."""
+        if self.now is None:
+            return ""
+        rules = {
+            f"{key} was {was:g} before and is {now:g}"
+            for shape in self.shapes
+            for key, (was, now) in shape.changed(self.now).items()
+            if key in ("sequence.join_window_s", "sequence.deduplicate")
+        }
+        return f"; {', '.join(sorted(rules))}: audit with the workers' former settings" if rules else ""
 
     def _num_actions(self) -> tuple[int, int]:
         """How many offsets of the actions topic could be replayed, and how many there ever were."""
@@ -99,6 +135,8 @@ class Evidence:
             if number in self.whole and offset < self.ends[number]:
                 violations.add(f"partition {number}, offset {offset}, index {index}: is a dead letter, should not be")
         found = f"{len(self.dead):,} dead letters" + (f", {late:,} on their way" if late else "")
+        if before := sum(recount.num_refused_before for recount in self.recounts.values()):
+            found += f", {before:,} of them by an earlier configuration: headrace dead-letters --replay"
         share = 0 if self.dead_before else len(wanted)
         return Check("dead letters are complete", found, share, len(wanted), violations)
 
@@ -158,6 +196,7 @@ class Evidence:
             f", {waiting:,} on their way" if waiting else ""
         )
         first, every = self._num_actions()
+        found += self._rules_before() if violations.num else ""
         return Check("order and content", found, checked * first, max(total - waiting, checked) * every, violations)
 
     def _settled(self, partition: int) -> bool:

@@ -14,10 +14,11 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView, decode_lag
+from headrace.lag_view import LagView
 from headrace.screen import lags, seconds, tables
 from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
+from wire.lag import decode_lag
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0

@@ -34,6 +34,9 @@ class Recount:
         """Users who were forgotten, and whose interactions are ``num_forgotten``."""
         self.num_produced = 0
         """Actions, and records that should have been one."""
+        self.refused_before: set[tuple[int, int]] = set()
+        """(offset, index) of what an earlier configuration refused, even if this one would not."""
+        self.num_refused_before = 0
         self.dead: set[tuple[int, int]] = set()
         """(offset, index) of everything that should be a dead letter."""
         self.users: dict[str, History] = {}
@@ -52,8 +55,16 @@ class Recount:
             self.drain()
         self.sequencer.advance(record.offset, record.timestamp)
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
+        if len(decoded) > 1 and (record.offset, -1) in self.refused_before:
+            decoded = [Rejection("oversized", "", -1, b"")]
+            self.num_refused_before += 1
         for index, each in enumerate(decoded):
             self.num_produced += 1
+            place = (record.offset, index if listed else -1)
+            if not isinstance(each, Rejection) and place in self.refused_before:
+                self.num_refused_before += 1
+                self._refuse(*place)
+                continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
             elif isinstance(each, Order) and not each.user:

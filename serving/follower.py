@@ -11,9 +11,11 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
+from wire.errors import HeadraceError
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.batches import by_batch
 from wire.kafka.consumer import POLL_MS, ends, partitions_of, topic_id_of
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,10 @@ class HistoryFollower(threading.Thread):
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            logger.exception("the history follower ended")
-            raise
+            if isinstance(error, HeadraceError):
+                logger.error("the history follower ended: %s", error)
+            else:
+                logger.exception("the history follower ended")
         finally:
             self.consumer.close()
 
@@ -77,6 +81,8 @@ class HistoryFollower(threading.Thread):
                 self.histories.forget_partitions()
                 is_placed = False
             except KafkaError as error:
+                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
+                    raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self._stopping.wait(POLL_MS / 1000)
 

@@ -15,6 +15,7 @@ from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.status import ServerStatus, encode_status
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Heartbeat(threading.Thread):
         self._num_requests, self._every_s = num_requests, every_s
         self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
+        self._is_refused = False
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -50,21 +52,40 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Report until stopped."""
-        producer = self._connect()
-        while producer is not None and not self._stopping.wait(self._every_s):
+        """Report until stopped, whatever happens: a server that answers without reporting would be taken for dead."""
+        while not self._stopping.is_set():
+            producer = self._connect()
             try:
-                producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
-            except (KafkaError, AssertionError) as error:
-                logger.debug("status: not sent (%s)", error)
-        if producer is not None:
-            producer.close(timeout=1)
+                while producer is not None and not self._stopping.wait(self._every_s):
+                    self._report(producer)
+            except Exception:
+                logger.exception("status: the heartbeat failed; starting it again")
+                self._stopping.wait(self._every_s)
+            finally:
+                if producer is not None:
+                    producer.close(timeout=1)
+
+    def _report(self, producer: KafkaProducer) -> None:
+        try:
+            sent = producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
+        except (KafkaError, AssertionError) as error:
+            self._note(error)
+        else:
+            sent.add_errback(self._note)
+
+    def _note(self, error: BaseException) -> None:
+        """Log once what only an operator can fix; anything else may be gone in a second."""
+        logger.debug("status: not sent (%s)", error)
+        refused = refusal(error, self._kafka.bootstrap)
+        if refused is not None and not self._is_refused:
+            self._is_refused = True
+            logger.error("status: this server's reports are refused: %s", refused)
 
     def _connect(self) -> KafkaProducer | None:
         while not self._stopping.is_set():
             try:
                 return make_producer(self._kafka, **BRIEFLY)
             except (KafkaError, OSError) as error:
-                logger.debug("status: no broker yet (%s)", error)
+                self._note(error)
                 self._stopping.wait(self._every_s)
         return None

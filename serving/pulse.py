@@ -19,9 +19,11 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, ends
 from wire.kafka.retry import StoppedError, wait_for_partitions
+from wire.lag import decode_lag, measure
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ NUM_KEPT = 900
 SILENT_S = 10.0
 NUM_LETTERS = 1000
 """How many of the newest dead letters are read for their reasons when a server starts."""
+MAX_REASONS = 50
+"""Reasons of dead letters that are counted apart: anybody may write some of his own."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
@@ -94,15 +98,6 @@ class Rates:
         return round((value - seen[0][1]) / span_s, 2) if span_s > 0 else 0.0
 
 
-class _Counted(msgspec.Struct):
-    """The fields of a lag message that are used as numbers: checked, because anyone may write to a topic."""
-
-    num_items: int | None = None
-    num_interactions: int | None = None
-    num_servers: int | None = None
-    time_ms: int | None = None
-
-
 class Pulse:
     """What is known about the pipeline, and the points made of it. Fed and sampled by one thread, read by any."""
 
@@ -118,20 +113,20 @@ class Pulse:
 
     def note_lag(self, value: bytes | None) -> None:
         """Take a message of the lag topic."""
-        try:
-            msgspec.json.decode(value or b"", type=_Counted)
-            self._lag = msgspec.json.decode(value or b"", type=dict)
-        except msgspec.MsgspecError:
-            logger.debug("a lag message cannot be read")
+        self._lag = decode_lag(value) or self._lag
 
     def note_status(self, value: bytes) -> None:
-        """Take a message of the status topic."""
+        """Take a message that was in the status topic at startup."""
         self.cluster.note(value)
+
+    def hear_status(self, value: bytes, now_ms: int) -> None:
+        """Take a message that has just arrived in the status topic."""
+        self.cluster.hear(value, now_ms)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """Count a dead letter."""
-        reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
-        self._reasons[reason.decode(errors="replace")[:40]] += 1
+        reason = read_headers(headers).reason[:40]
+        self._reasons[reason if reason in self._reasons or len(self._reasons) < MAX_REASONS else "others"] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
@@ -144,13 +139,14 @@ class Pulse:
         stages = {name: _stage(lag, name) for name in STAGES}
         rates, now_s = self._measure(served, now_ms), now_ms / 1000
         fresh = round(max(0.0, now_s - served.newest_record_ms / 1000), 3) if served.newest_record_ms > 0 else None
-        ranking = _dict(_dict(lag, "metrics", "ranking_window"), "all")
+        ranking = ("metrics", "ranking_window", "all")
         version = lag.get("num_items")
         point = Point(
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
             newest_record_ms=served.newest_record_ms, epoch=served.epoch, number=served.number,
             swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
-            quality=_quality(lag), entropy=ranking.get("ne"), entropy_baseline=ranking.get("ne_baseline"),
+            quality=_quality(lag), entropy=measure(lag, *ranking, "ne"),
+            entropy_baseline=measure(lag, *ranking, "ne_baseline"),
             num_items=int(version or 0), num_interactions=int(lag.get("num_interactions") or 0),
             num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
         )  # fmt: skip
@@ -203,8 +199,8 @@ def _stage(lag: Mapping[str, Any], name: str) -> StagePoint:
 
 def _quality(lag: Mapping[str, Any]) -> dict[str, float]:
     rankers = _dict(lag, "metrics", "retrieval_window")
-    told = {name: _dict(rankers, name).get("hr10") for name in rankers}
-    return {name: round(float(value), 4) for name, value in told.items() if isinstance(value, int | float)}
+    told = {name: measure(rankers, name, "hr10") for name in rankers}
+    return {name: round(value, 4) for name, value in told.items() if value is not None}
 
 
 def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -224,6 +220,8 @@ class PulseFollower(threading.Thread):
         self._connect, self._topics, self._pulse, self._served = connect, topics, pulse, served
         self._stopping = threading.Event()
         self._due_s = 0.0
+        self._ends: dict[str, int] = {}
+        """Where the topics ended at first; records before that are not new."""
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -231,6 +229,7 @@ class PulseFollower(threading.Thread):
 
     def run(self) -> None:
         """Follow until stopped."""
+        told = ""
         while not self._stopping.is_set():
             try:
                 consumer = self._connect()
@@ -241,8 +240,12 @@ class PulseFollower(threading.Thread):
             except StoppedError:
                 return
             except (KafkaError, OSError, HeadraceError) as error:
-                logger.warning("the page's topics cannot be followed now (%s); trying again", error)
+                level, told = logging.DEBUG if str(error) == told else logging.WARNING, str(error)
+                logger.log(level, "the page's topics cannot be followed now (%s); trying again", error)
                 self._sample()
+                self._stopping.wait(EVERY_S)
+            except Exception:
+                logger.exception("following the page's topics failed; starting again")
                 self._stopping.wait(EVERY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
@@ -252,6 +255,7 @@ class PulseFollower(threading.Thread):
             each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
         ]
         first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
+        self._ends = {each.topic: offset for each, offset in end.items()}
         for each in placed:
             start = max(first[each], end[each] - kept[each.topic])
             consumer.seek(each, start)
@@ -272,7 +276,10 @@ class PulseFollower(threading.Thread):
         if record.topic == self._topics.lag:
             self._pulse.note_lag(record.value)
         elif record.topic == self._topics.status and record.value is not None:
-            self._pulse.note_status(record.value)
+            if record.offset < self._ends[record.topic]:
+                self._pulse.note_status(record.value)
+            else:
+                self._pulse.hear_status(record.value, int(time.time() * 1000))
         elif record.topic == self._topics.dead_letters:
             self._pulse.note_letter(record.headers)
 

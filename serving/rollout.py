@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.control import PIN_KEY, Pin, Which, decode_pin, parse_version
-from wire.errors import HeadraceError, VersionError
+from wire.errors import ClientRefused, HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
+from wire.kafka.refusal import refusal
 
 logger = logging.getLogger(__name__)
 RETRY_S = 5.0
@@ -61,21 +63,23 @@ class PinFollower(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        """Follow until stopped; start over whenever the broker has been away."""
+        """Follow until stopped; start over whenever the broker has been away, or after any other failure."""
+        is_told = False
         while not self._stopping.is_set():
             try:
-                consumer = self._make()
-            except HeadraceError:
-                self._stopping.wait(RETRY_S)
-                continue
-            try:
-                self._follow(consumer)
+                with contextlib.closing(self._make()) as consumer:
+                    self._follow(consumer)
             except (KafkaError, HeadraceError) as error:
-                logger.debug("control topic: %s", error)
-                self._rollout.known.set()
-                self._stopping.wait(RETRY_S)
-            finally:
-                consumer.close()
+                refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
+                level = logging.ERROR if refused and not is_told else logging.DEBUG
+                is_told = is_told or refused
+                logger.log(level, "control topic: pins cannot be read: %s", error)
+            except Exception:
+                logger.exception(
+                    "control topic: following it failed; starting again, and until then no new pin is seen"
+                )
+            self._rollout.known.set()
+            self._stopping.wait(RETRY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
         (partition,) = partitions_of(consumer, self._topic)

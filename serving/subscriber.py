@@ -26,6 +26,7 @@ from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
 from wire.control import Which
 from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, topic_id_of
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.weights import Manifest, Version, VersionAssembler
 
@@ -86,8 +87,10 @@ class WeightsSubscriber(threading.Thread):
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            logger.exception("the weights subscriber ended")
-            raise
+            if isinstance(error, HeadraceError):
+                logger.error("the weights subscriber ended: %s", error)
+            else:
+                logger.exception("the weights subscriber ended")
         finally:
             self.consumer.close()
 
@@ -113,6 +116,8 @@ class WeightsSubscriber(threading.Thread):
                 searching = True
                 logger.warning("weights topic: the next record is gone (%s); looking for the last base", error)
             except KafkaError as error:
+                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
+                    raise refused from error
                 if self.contact.is_up:
                     logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()

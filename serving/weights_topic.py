@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.control import Which
 from wire.errors import VersionError
 from wire.kafka.consumer import POLL_MS, ends
-from wire.weights import Claim, Manifest, decode_manifest, record_kind
+from wire.weights import Manifest, claim_of, decode_manifest, record_kind
 
 SCAN_RECORDS = 64
 """Length of the first range of a scan."""
@@ -107,9 +106,9 @@ class WeightsTopic:
                 if kind == "manifest":
                     manifest = decode_manifest(record.value)
                     found.append(_Seen(record.offset, manifest.epoch, manifest))
-                elif kind == "claim":
-                    found.append(_Seen(record.offset, msgspec.json.decode(record.value, type=Claim).epoch))
-            except (VersionError, msgspec.MsgspecError, TypeError):
+                elif (claim := claim_of(record)) is not None:
+                    found.append(_Seen(record.offset, claim.epoch))
+            except VersionError:
                 continue
         return found
 

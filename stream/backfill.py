@@ -20,6 +20,8 @@ from stream.errors import BackfillError
 from stream.files import read_actions
 from stream.producer import ActionProducer, placed
 from wire.config import KafkaConfig
+from wire.errors import CodecError
+from wire.json_value import decode_json
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
@@ -91,8 +93,8 @@ def _compare(topic: str, record: Any, share: list[Mapping[str, Any]], log: _Log)
     if log.num_actions == len(share):
         return
     try:
-        content = msgspec.json.decode(record.value)
-    except msgspec.DecodeError:
+        content: Any = decode_json(record.value)
+    except CodecError:
         content = None
     found = content if isinstance(content, list) else [content]
     expected = [_plain(action) for action in share[log.num_actions : log.num_actions + len(found)]]

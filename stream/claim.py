@@ -26,7 +26,7 @@ from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.identity import check_same
-from wire.shape import SHAPE, disagreement, encode_shape
+from wire.shape import SHAPE, disagreement, encode_shape, shape_of
 from wire.topics import Topics, address_of_key, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
@@ -193,7 +193,7 @@ class _Reader:
         self._write_fence = write_fence
         self._closing = closing
         self._actions_id = self._otherwise = ""
-        self._action = settings.action
+        self._shape = shape_of(settings.action, settings.sequence)
         self._decoder = ExampleReader(self._key.topic)
 
     def examples(self) -> Iterator[Example]:
@@ -207,7 +207,7 @@ class _Reader:
             while True:
                 epoch = self.log.writer_epoch + 1
                 value = encode_example(fence(self._key.partition, epoch))
-                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._action))]
+                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._shape))]
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
                 if ours < self.position:
                     raise StoreMismatch(
@@ -250,7 +250,7 @@ class _Reader:
                 if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
                     headers = dict(record.headers)
                     self._actions_id = (headers.get(ACTIONS_ID) or b"").decode()
-                    self._otherwise = disagreement(headers.get(SHAPE), self._action)
+                    self._otherwise = disagreement(headers.get(SHAPE), self._shape)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     self._check_key(example, record.key)
                     yield example

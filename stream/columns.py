@@ -39,6 +39,8 @@ _LIKE, _LOVE = 4.0, 5.0
 _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
 """What programs write for a missing value."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_UTC = re.compile(r" ?(UTC|GMT)$")
+"""As some databases write it after a time."""
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 
@@ -139,6 +141,9 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
     place = {role: known.index(alias) if alias else -1 for role, alias in found.items()}
     taken = set(place.values())
     free = {name: at for at, name in enumerate(plain) if at not in taken}
+    for name in (*config.features, *config.user_features):
+        if plain.count(name.lower()) > 1:
+            raise BadCell(f"expected one column {name}, got several; rename or drop the others")
     return Columns(place, _features(config.features, free), _features(config.user_features, free))
 
 
@@ -153,6 +158,10 @@ def _squeezed(name: str) -> str:
 
 def _features(names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
     return {name: free[name.lower()] for name in names if name.lower() in free}
+
+
+class Milliseconds(int):
+    """A time since 1970 whose unit is known."""
 
 
 class Clock:
@@ -194,6 +203,8 @@ class Clock:
                 number = float(cell)
             except ValueError:
                 return _ms_of(_iso(cell))
+        elif isinstance(cell, Milliseconds):
+            return int(cell)
         elif isinstance(cell, datetime):
             return _ms_of(cell)
         elif isinstance(cell, date):
@@ -225,7 +236,7 @@ class Clock:
 
 def _iso(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text.strip())
+        return datetime.fromisoformat(_UTC.sub("+00:00", text.strip().upper()))
     except ValueError:
         raise BadCell(
             f"timestamp: expected seconds, milliseconds, microseconds or nanoseconds since 1970, or ISO 8601 such as "
@@ -248,8 +259,11 @@ def _key(cell: Any, field: str) -> str | int:
     if type(cell) is str:
         return _key_of_text(cell, field)
     if isinstance(cell, bytes):
-        return _key_of_text(cell.decode("utf-8", "replace"), field)
-    if isinstance(cell, float) and cell.is_integer():
+        try:
+            return _key_of_text(cell.decode(), field)
+        except UnicodeDecodeError:
+            raise BadCell(f"{field}: expected text in UTF-8, got {_shown(cell)}; write it as text") from None
+    if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)
     if isinstance(cell, bool) or not isinstance(cell, int):
         raise BadCell(f"{field}: expected text or an integer, got {_shown(cell)}; fill it, or drop the row")
@@ -258,8 +272,13 @@ def _key(cell: Any, field: str) -> str | int:
     return cell
 
 
+def _is_whole(number: Decimal) -> bool:
+    return number.is_finite() and number == number.to_integral_value()
+
+
 @lru_cache(maxsize=1 << 17)
 def _key_of_text(text: str, field: str) -> str | int:
+    text = text.strip(" ")  # as in a table that is written in columns; before a cell the reader passes over them
     if _is_nothing(text):
         raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
     if len(text) > MAX_KEY_LEN:

@@ -1,7 +1,8 @@
 """The content of a file: read whole, decompressed and decoded; or refused with one line before any of it is used.
 
-Compression is recognised by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz. Text is UTF-8, or
-UTF-16 if a byte order mark says so; lines end at a newline (``\\n`` or ``\\r\\n``) and nowhere else.
+Compression is recognised by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz, also one inside
+another. Text is UTF-8, or UTF-16 if a byte order mark says so; lines end at a newline (``\\n`` or ``\\r\\n``) and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -23,29 +24,45 @@ GZIP, ZSTD, BZIP2, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xf
 _OTHERS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"SQLite format": "a SQLite file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
-    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "a spreadsheet", b"PK\x05\x06": "an empty zip archive",
+    b"\x04\x22\x4d\x18": "an lz4 file", b"\xff\x06\x00\x00sNaPpY": "a snappy file", b"\x1f\x9d": "a .Z file",
+    b"Rar!": "a RAR archive", b"%PDF": "a PDF", b"<!DOCTYPE": "a web page", b"<html": "a web page",
+    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"\x80\x04\x95": "a pickle",
+    b"version https://git-lfs": "a pointer of Git LFS", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32",
 }  # fmt: skip
+_MOST_LAYERS = 3
+_TAR_AT = 257
+_SKIPPABLE = tuple(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))
+"""The start of a zstandard frame without content; parallel compressors write one first."""
+_LARGEST_WINDOW = 1 << 31
+"""Of zstandard: ``--long=31``."""
 
 
 def read_bytes(path: Path) -> bytes:
     """All of the file, decompressed. Raises `FileError`."""
     content = _read(path)
     try:
-        return _decompress(content)
+        for _ in range(_MOST_LAYERS):
+            unpacked = _decompress(content)
+            if unpacked is content:
+                break
+            content = unpacked
     except ImportError:
         raise FileError(f"{path}: expected the package zstandard, which is missing; install it") from None
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, _Truncated) as error:
         raise FileError(
             f"{path}: expected {_name_of(content)} data, got a damaged file ({error}); fetch it again"
         ) from None
+    return content
 
 
 def read_text(path: Path, content: bytes | None = None) -> str:
     """The text of a file; ``content``: its bytes, if the caller has read them. Raises `FileError`."""
     content = read_bytes(path) if content is None else content
-    for magic, name in _OTHERS.items():
-        if content.startswith(magic):
-            raise FileError(f"{path}: expected text, got {name}; unpack or export it first")
+    other = next((name for magic, name in _OTHERS.items() if content.startswith(magic)), "")
+    other = "a tar archive" if content[_TAR_AT : _TAR_AT + 5] == b"ustar" else other
+    if other:
+        raise FileError(f"{path}: expected text, got {other}; unpack or export it first, as text in UTF-8")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -102,17 +119,18 @@ def _decompress(content: bytes) -> bytes:
         return _all_members(content, BZIP2, bz2.BZ2Decompressor)
     if content.startswith(XZ):
         return _all_members(content, XZ, lzma.LZMADecompressor)
-    if content.startswith(ZSTD):
+    if content.startswith((ZSTD, *_SKIPPABLE)):
         import zstandard
 
         try:
-            return _all_members(content, ZSTD, zstandard.ZstdDecompressor().decompressobj)
+            unpack = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj
+            return _all_members(content, (ZSTD, *_SKIPPABLE), unpack)
         except zstandard.ZstdError as error:
             raise _Truncated(str(error)) from None
     return content
 
 
-def _all_members(content: bytes, magic: bytes, make: Any) -> bytes:
+def _all_members(content: bytes, magic: bytes | tuple[bytes, ...], make: Any) -> bytes:
     """A file may be a series of compressed members; each must be complete."""
     found: list[bytes] = []
     while content:
@@ -128,7 +146,7 @@ def _all_members(content: bytes, magic: bytes, make: Any) -> bytes:
 
 def _name_of(content: bytes) -> str:
     names = {GZIP: "gzip", ZSTD: "zstandard", BZIP2: "bzip2", XZ: "xz"}
-    return next(name for magic, name in names.items() if content.startswith(magic))
+    return next((name for magic, name in names.items() if content.startswith(magic)), "zstandard")
 
 
 def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:

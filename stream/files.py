@@ -26,11 +26,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row, columns_named, rating_kinds
+from stream.columns import (
+    POSITIONS,
+    RATING_KINDS,
+    BadCell,
+    Clock,
+    Columns,
+    Milliseconds,
+    Row,
+    columns_named,
+    rating_kinds,
+)
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
@@ -114,7 +124,12 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 raise FileError(f"{place}: {_said(outcome, config)}")
-        content = msgspec.json.decode(raw)
+        try:
+            content = msgspec.json.decode(raw)
+        except msgspec.ValidationError as error:  # in a field that is not used
+            raise FileError(
+                f"{place}: expected numbers that a double can hold, got {error}; leave that field out"
+            ) from None
         actions = content if isinstance(content, list) else [content]
         found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]
     found.sort(key=itemgetter("timestamp"))
@@ -183,13 +198,17 @@ def _said(rejection: Rejection, config: ActionConfig) -> str:
 def _read_table(path: Path, text: str, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
     dialect, columns, has_names = _layout(path, first_line(text), config)
     table = rows_of(path, text, dialect)
-    if has_names:
-        next(table, None)
-    return _read_rows(f"{path}:", table, columns, config, now_ms), columns.is_ratings
+    names = next(table, (0, []))[1] if has_names else []
+    return _read_rows(f"{path}:", table, columns, config, now_ms, names), columns.is_ratings
 
 
 def _read_rows(
-    prefix: str, table: Iterable[tuple[int, Sequence[Any]]], columns: Columns, config: ActionConfig, now_ms: int
+    prefix: str,
+    table: Iterable[tuple[int, Sequence[Any]]],
+    columns: Columns,
+    config: ActionConfig,
+    now_ms: int,
+    names: Sequence[str] = (),
 ) -> list[Row]:
     clock, rows = Clock(config, now_ms), list[Row]()
     for number, cells in table:
@@ -198,7 +217,9 @@ def _read_rows(
             if row.kinds is not None:
                 _check_row(row.kinds, config)
         except BadCell as error:
-            raise FileError(f"{prefix}{number}: {error}") from None
+            is_again = bool(names) and [str(cell).lstrip("\ufeff") for cell in cells] == list(names)
+            what = "expected a row, got the header again; remove it" if is_again else error
+            raise FileError(f"{prefix}{number}: {what}") from None
         rows.append(row)
     return rows
 
@@ -256,10 +277,10 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
     try:
         table = parquet.read_table(io.BytesIO(content))
         columns = columns_named(table.column_names, config)
-        cells: list[Any] = [column.to_pylist() for column in table.columns]
+        cells = [_cells_of(column) for column in table.columns]
     except BadCell as error:
         raise FileError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
     if columns is None:
@@ -267,3 +288,18 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
         raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
     table_rows = enumerate(zip(*cells, strict=True), 1)
     return _read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings
+
+
+_PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+
+
+def _cells_of(column: Any) -> list[Any]:
+    """A column of Parquet as Python values; times as `Milliseconds`, since Python's have no nanoseconds and a limited
+    range."""
+    import pyarrow as pa
+
+    if not pa.types.is_timestamp(column.type):
+        return cast("list[Any]", column.to_pylist())
+    times, per = _PER_MS[column.type.unit]
+    ticks = column.cast(pa.int64()).to_pylist()
+    return [None if tick is None else Milliseconds((tick * times + per // 2) // per) for tick in ticks]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
+from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.status import WorkerStatus, decode_status
 from wire.topics import Topics
@@ -64,7 +64,7 @@ def _report(record: Any, component: str) -> WorkerStatus | None:
     if record.key != component.encode():
         return None
     try:
-        status = decode_status(record.value or b"")
-    except msgspec.DecodeError:
+        status = decode_status(record.value)
+    except CodecError:
         return None
     return status if isinstance(status, WorkerStatus) else None

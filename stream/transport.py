@@ -21,7 +21,9 @@ class _Thread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:  # noqa: ARG002
         self._assignor = RoundRobinPartitionAssignor
-        return AIOKafkaConsumer(partition_assignment_strategy=[self._assignor], **self.app.consumer_options)
+        consumer = AIOKafkaConsumer(partition_assignment_strategy=[self._assignor], **self.app.consumer_options)
+        self.app.kafka_consumer = consumer
+        return consumer
 
 
 class _Consumer(Consumer):
@@ -44,7 +46,15 @@ class WorkerApp(faust.App):
 
     def __init__(self, name: str, consumer_options: Mapping[str, Any], **settings: Any) -> None:
         self.consumer_options = dict(consumer_options)
+        self.kafka_consumer: AIOKafkaConsumer | None = None
         super().__init__(name, **settings)
+
+    @property
+    def complaint(self) -> BaseException | None:
+        """The error that keeps the consumer from joining its group. The consumer raises it at the next poll, but Faust
+        does not poll before it has partitions."""
+        coordinator = self.kafka_consumer._coordinator if self.kafka_consumer is not None else None  # noqa: SLF001
+        return getattr(coordinator, "_pending_exception", None)
 
     def _new_transport(self) -> Transport:
         return _Transport(self.conf.broker_consumer, self)

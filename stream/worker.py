@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kafka.errors import KafkaError
 
@@ -27,6 +27,7 @@ from state.errors import StoreError, StoreLocked
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
+from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
@@ -104,7 +105,7 @@ class Worker:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch(watch))]
+            tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat(), self._watch(watch))]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -120,6 +121,14 @@ class Worker:
         if self.failure is not None:
             raise self.failure
         log.info("worker stopped", component=self.component)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """End the worker if a task ends by itself: its reports or checks would silently stop."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            log.error("a task of the worker failed", error=repr(error))
+            self.fail(error)
 
     def stop(self) -> None:
         """Request an orderly stop."""
@@ -139,6 +148,8 @@ class Worker:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), 0.2)
+                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
+                    self.fail(refused)
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
@@ -182,21 +193,25 @@ class Worker:
 
     async def _beat(self) -> None:
         """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
+        kafka = self.settings.kafka
         away_since_s: float | None = None
+        held_back = HeldBack(self.topics.actions, self.metrics)
         while True:
             try:
-                async with plain_consumer(self.settings.kafka) as consumer:
+                async with plain_consumer(kafka) as consumer, plain_consumer(kafka, "read_uncommitted") as everything:
                     while True:
                         await asyncio.sleep(BEAT_S)
                         async with asyncio.timeout(ANSWER_S):
-                            ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
+                            numbers = sorted(self.partitions)
+                            ends = await end_offsets(consumer, self.topics.actions, numbers)
+                            held_back.note(ends, await end_offsets(everything, self.topics.actions, numbers))
                             self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -235,9 +250,14 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may get lost: the next one follows in a second.
+        # It may get lost: the next one follows in a second. But if one is refused, all will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        sent.add_done_callback(self._note_refusal)
+
+    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+            self.fail(refused)
 
 
 def warn_of_drift(kafka: KafkaConfig) -> None:
@@ -265,13 +285,23 @@ def alone_on(folder: Path, prefix: str) -> Iterator[str]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StoreLocked(f"{folder}: expected exclusive use, another worker holds it; stop that one") from error
+        yield _name_of(held, folder)
+
+
+def _name_of(held: TextIO, folder: Path) -> str:
+    """The disk's name, which is stored in its lock file."""
+    try:
         held.seek(0)
         disk = held.read().strip()
         if not disk:
             disk = uuid.uuid4().hex
             held.write(disk)
             held.flush()
-        yield disk
+    except OSError as error:
+        with suppress(OSError):  # a failed write is tried once more
+            held.close()
+        raise StoreError(f"{folder}: expected free space, got {error.strerror}; free some, then start") from error
+    return disk
 
 
 async def _run(settings: Settings) -> None:

@@ -24,8 +24,10 @@ from safetensors.numpy import save as save_tensors
 
 from trainer.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 NUM_KEPT = 2
+NUM_DIGITS = 12
+"""Digits of the numbers in file names."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -75,7 +77,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Step counts of the existing checkpoints, oldest first."""
-        return sorted(int(each.name.removeprefix("checkpoint-")) for each in self.path.glob("checkpoint-*"))
+        return numbered(self.path, "checkpoint")
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Write, sync, rename; then remove all but the newest two. If it fails, nothing visible has changed."""
@@ -122,6 +124,12 @@ class CheckpointFolder:
                 "name an empty folder to train from scratch"
             )
         return None
+
+
+def numbered(folder: Path, kind: str) -> list[int]:
+    """The numbers of files named ``kind-<number>``, ascending; other files are ignored."""
+    found = (each.name.removeprefix(f"{kind}-") for each in folder.glob(f"{kind}-*"))
+    return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

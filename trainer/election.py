@@ -29,8 +29,10 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from trainer.config import TrainerConfig
+from trainer.errors import CheckpointError
 from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
+from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
@@ -58,11 +60,17 @@ class Claimant:
         if folder is None:
             return Claimant(f"{platform.node()}/{uuid.uuid4().hex[:8]}", process)
         path = folder / "identity"
-        if not path.exists():
-            temporary = folder / "tmp-identity"
-            temporary.write_text(uuid.uuid4().hex[:8])
-            temporary.rename(path)
-        return Claimant(f"{platform.node()}/{folder.resolve()}/{path.read_text().strip()}", process)
+        try:
+            if not path.exists():
+                temporary = folder / "tmp-identity"
+                temporary.write_text(uuid.uuid4().hex[:8])
+                temporary.rename(path)
+            name = path.read_text().strip()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free some space or fix the permissions"
+            ) from error
+        return Claimant(f"{platform.node()}/{folder.resolve()}/{name}", process)
 
     @property
     def name(self) -> str:
@@ -190,8 +198,8 @@ class Election:
 
 def _is_of(value: bytes | None, claim: Claim) -> bool:
     try:
-        status = decode_status(value or b"")
-    except msgspec.DecodeError:
+        status = decode_status(value)
+    except CodecError:
         return False
     return isinstance(status, TrainerStatus) and status.claimant == claim.claimant and not status.is_standby
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import xxhash
 
+from trainer.checkpoint import numbered
 from trainer.errors import JournalError
 from trainer.plan import Plan, parse_steps
 from wire.weights import PlanStep
@@ -83,7 +84,7 @@ def _unwritable(path: Path, error: OSError) -> JournalError:
 
 def journal_starts(folder: Path) -> list[int]:
     """First steps of the existing journal files."""
-    return [int(path.name.removeprefix("journal-")) for path in folder.glob("journal-*")]
+    return numbered(folder, "journal")
 
 
 def encode_line(step: int, plan: PlanStep | None) -> bytes:
@@ -111,7 +112,11 @@ def read_journal(folder: Path, from_step: int) -> Plan:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, PlanStep | None]]:
-    for line in path.read_bytes().split(b"\n"):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"journal {path}: cannot be read ({error.strerror}); fix permissions or disk") from error
+    for line in content.split(b"\n"):
         digest, _, text = line.partition(b" ")
         if xxhash.xxh3_64_hexdigest(text).encode() != digest:
             return

@@ -12,6 +12,7 @@ import structlog
 
 from model.config import ModelConfig
 from trainer.config import TrainerConfig
+from trainer.errors import ReporterError
 from trainer.kafka_source import KafkaSource
 from trainer.loop import Trainer
 from trainer.positions import check_ends, sequences_identity
@@ -19,7 +20,9 @@ from trainer.publisher import Publisher
 from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.control import Which
 from wire.kafka.retry import StoppedError
+from wire.shape import shape_of
 
 log = structlog.get_logger("trainer")
 COLLECT_AFTER = (50_000, 20, 20)
@@ -63,7 +66,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         check_ends(kafka, positions, stop)
         return KafkaSource(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
-            action=settings.action,
+            shape=shape_of(settings.action, settings.sequence),
         )  # fmt: skip
 
     trainer = Trainer(
@@ -77,21 +80,25 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         take_over=take_over,
         from_published=from_published,
     )
-    reporter = LagReporter(kafka, config, lambda: trainer.progress)
+    reporter = LagReporter(kafka, config, lambda: trainer.progress, on_failure=stop.set)
     reporter.start()
     spare_the_collector()
     try:
         trainer.run()
     except StoppedError:
-        return 0
+        if reporter.failure is None:
+            return 0
     finally:
         reporter.stop()
+    if reporter.failure is not None:
+        raise ReporterError(f"the reporter of lag and heartbeats has failed: {reporter.failure}") from reporter.failure
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
     return 0
 
 
-def replay_topics(settings: Settings) -> int:
-    """Train on the sequences topic again by the published steps, and compare the weights with the published ones."""
+def replay_topics(settings: Settings, version: Which | None = None) -> int:
+    """Train on the sequences topic again by the published steps, and compare the weights with the published ones: those
+    of ``version``, or the newest."""
     from trainer.replay import replay
 
-    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals())
+    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals(), version)

@@ -24,9 +24,10 @@ from trainer.progress import Progress
 from trainer.rates import Rates
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, TopicMissing
+from wire.errors import ConfigError, HeadraceError, TopicMissing
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.status import TrainerStatus, encode_status
 from wire.topics import LAG_KEY, Topics
 
@@ -36,11 +37,21 @@ log = structlog.get_logger("trainer")
 class LagReporter(threading.Thread):
     """Writes a message every ``lag_every_s`` until `stop`; a standby only sends heartbeats."""
 
-    def __init__(self, kafka: KafkaConfig, config: TrainerConfig, progress: Callable[[], Progress]) -> None:
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        config: TrainerConfig,
+        progress: Callable[[], Progress],
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="lag", daemon=True)
+        self._on_failure = on_failure
+        self.failure: BaseException | None = None
+        """The error that ended the thread. Without heartbeats, a standby would take over."""
         self._kafka, self._config, self._progress = kafka, config, progress
         self._topics = Topics.under(kafka.prefix)
         self._stopped = threading.Event()
+        self._refused: HeadraceError | None = None
         self._around = ClusterState()
         self._rates = Rates()
         self._throughput = self._rates.sample(Progress(), self._around)
@@ -66,17 +77,29 @@ class LagReporter(threading.Thread):
             ) from error
 
     def run(self) -> None:
-        """Report; reconnect whenever the broker has been away."""
-        while not self._stopped.is_set():
-            connections: list[KafkaConsumer | KafkaProducer] = []
-            try:
-                self._report(connections)
-            except (KafkaError, OSError, TopicMissing) as error:
-                log.warning("lag cannot be reported now, trying again", error=repr(error))
-                self._stopped.wait(self._config.lag_every_s)
-            finally:
-                for connection in connections:
-                    connection.close()
+        """Report until `stop`."""
+        try:
+            while not self._stopped.is_set():
+                self._report_while_it_answers()
+        except BaseException as error:
+            self.failure = error
+            self._on_failure()
+            if not isinstance(error, HeadraceError):
+                log.exception("the reporter ended")
+
+    def _report_while_it_answers(self) -> None:
+        """Report; return when the broker is away. Raises `ClientRefused` if a new connection would not help."""
+        connections: list[KafkaConsumer | KafkaProducer] = []
+        try:
+            self._report(connections)
+        except (KafkaError, OSError, TopicMissing) as error:
+            if refused := refusal(error, self._kafka.bootstrap):
+                raise refused from error
+            log.warning("lag cannot be reported now, trying again", error=repr(error))
+            self._stopped.wait(self._config.lag_every_s)
+        finally:
+            for connection in connections:
+                connection.close()
 
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
         connections.append(reader := make_consumer(self._kafka))
@@ -86,16 +109,17 @@ class LagReporter(threading.Thread):
         status = partitions_of(reader, self._topics.status)
         reader.assign(status)
         reader.seek_to_beginning(*status)
-        is_last = False
+        is_last, note = False, self._around.note  # first what the topic already has, then what is new
         while not is_last:
             is_last = self._stopped.is_set()
             deadline_s = time.monotonic() + self._config.lag_every_s
             self._beat(writer)
-            self._look(reader, ends(asker, actions))
+            self._look(reader, ends(asker, actions), note)
+            note = self._hear
             self._throughput = self._rates.sample(self._progress(), self._around)
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
-                writer.send(self._topics.lag, key=LAG_KEY, value=value, partition=0)
+                self._send(writer, self._topics.lag, LAG_KEY, value)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
 
     def _beat(self, writer: KafkaProducer) -> None:
@@ -112,15 +136,29 @@ class LagReporter(threading.Thread):
             num_steps=progress.num_steps,
         )
         key, value = status.component.encode(), encode_status(status)
-        writer.send(self._topics.status, key=key, value=value, partition=0)
+        self._send(writer, self._topics.status, key, value)
 
-    def _look(self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int]) -> None:
+    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes) -> None:
+        """Send without waiting: the next message has it all. Raises if one was refused, as later ones would be too."""
+        if self._refused is not None:
+            raise self._refused
+        writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)
+
+    def _note_refusal(self, error: BaseException) -> None:
+        self._refused = refusal(error, self._kafka.bootstrap) or self._refused
+
+    def _hear(self, value: bytes | None) -> None:
+        self._around.hear(value, int(time.time() * 1000))
+
+    def _look(
+        self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int], note: Callable[[bytes | None], None]
+    ) -> None:
         self._around.heard_s = time.monotonic()
         self._around.action_ends = {where.partition: end for where, end in action_ends.items()}
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):
                 if record.value is not None:
-                    self._around.note(record.value)
+                    note(record.value)
 
     def stop(self) -> None:
         """Report the last state once more, and stop."""

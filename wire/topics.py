@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire.config import KafkaConfig
 from wire.example import MARK_ITEM, MARK_USER, NUM_OPEN, PIECE, Address
@@ -13,6 +13,10 @@ FENCE_KEY = b"\x00fence"
 FORGOTTEN_KEY, ITEM_KEY = b"\x00forgotten", b"\x00item/"
 """Of marks (`wire.example.Mark`): the last one that forgets a user, and, with its hash behind it, an item's last."""
 LAG_KEY = b"lag"
+BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
+"""Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
+nothing because a clock stood years behind, nothing is refused because one is an hour ahead, and "the future" is what
+lies ahead of the broker."""
 LETTER_BYTES = 64 << 10
 """Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
@@ -110,7 +114,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
     }
     copies = config.replication_factor
-    return (
+    topics = (
         Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
         Topic(names.dead_letters, 1, copies, forever),
         Topic(names.sequences, config.partitions, copies, compacted),
@@ -119,3 +123,4 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
         Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
     )
+    return tuple(replace(topic, settings={**topic.settings, **BROKERS_TIME}) for topic in topics)

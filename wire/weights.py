@@ -34,7 +34,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from wire.errors import VersionError
+from wire.errors import CodecError, VersionError
+from wire.json_value import decode_json
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
@@ -219,12 +220,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest)
 
 
-def decode_manifest(value: bytes) -> Manifest:
+def decode_manifest(value: bytes | None) -> Manifest:
     """JSON → `Manifest`; raises `VersionError`."""
     try:
-        return msgspec.json.decode(value, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise VersionError(f"manifest: expected the JSON of a version, got {value[:80]!r} ({error})") from error
+        manifest: Manifest = decode_json(value, Manifest)
+    except CodecError as error:
+        raise VersionError(f"manifest: {error}") from error
+    return manifest
 
 
 def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
@@ -247,9 +249,10 @@ def claim_of(record: Any) -> Claim | None:
     if record_kind(record.headers) != "claim":
         return None
     try:
-        return msgspec.json.decode(record.value or b"", type=Claim)
-    except msgspec.MsgspecError:
+        claim: Claim = decode_json(record.value, Claim)
+    except CodecError:
         return None
+    return claim
 
 
 @dataclass(slots=True)
@@ -285,9 +288,9 @@ class VersionAssembler:
 
     def _raise_floor(self, value: bytes) -> None:
         try:
-            claim = msgspec.json.decode(value, type=Claim)
-        except msgspec.MsgspecError as error:
-            self.on_drop(f"claim dropped: expected an epoch and a claimant, got {value[:80]!r} ({error})")
+            claim: Claim = decode_json(value, Claim)
+        except CodecError as error:
+            self.on_drop(f"claim dropped: {error}")
             return
         self.epoch_floor = max(self.epoch_floor, claim.epoch)
         self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}

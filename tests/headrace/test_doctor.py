@@ -1,4 +1,4 @@
-"""`headrace doctor`: each fault is seen, with its remedy, and a sound deployment has none."""
+"""`headrace doctor`: each fault is found, with its remedy, and a sound deployment has none."""
 
 import json
 import threading
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from headrace import doctor, machine
+from headrace import dead_letters, doctor, lag, machine, versions
+from headrace.audit import audit
 from headrace.config import Settings
 from headrace.findings import Finding
 from tests.brokers import Broker
+from tests.foreign import FOREIGN
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.producer import make_producer
@@ -40,7 +42,7 @@ def reports(time_ms: int) -> list[Status]:
 
 @contextmanager
 def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
-    """The reports of a worker, a trainer and a server, again and again, by clocks that are ``ahead_ms`` ahead."""
+    """Repeated reports of a worker, a trainer and a server whose clocks are ``ahead_ms`` ahead."""
     topic, stopped = Topics.under(settings.kafka.prefix).status, threading.Event()
     producer = make_producer(settings.kafka)
 
@@ -61,7 +63,7 @@ def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
         producer.close()
 
 
-def test_a_broker_that_does_not_answer_is_a_problem_and_the_machine_is_still_looked_at() -> None:
+def test_a_broker_that_does_not_answer_is_a_problem_and_the_machine_is_still_checked() -> None:
     found = by_subject(doctor.findings(Settings(kafka=KafkaConfig("127.0.0.1:1"))))
     assert found["broker"].state == "problem"
     assert "127.0.0.1:1" in found["broker"].words
@@ -84,7 +86,7 @@ def test_other_partitions_and_settings_are_seen(kafka: Broker, topic_prefix: str
     assert doctor.broker(copies).state == "problem"
 
 
-def test_a_deployment_that_nobody_runs_is_told_what_to_start(kafka: Broker, topic_prefix: str) -> None:
+def test_a_deployment_without_processes_lists_what_to_start(kafka: Broker, topic_prefix: str) -> None:
     settings = settings_of(kafka, topic_prefix)
     ensure_topics(settings.kafka)
     found = by_subject(doctor.findings(settings))
@@ -128,6 +130,34 @@ def test_dead_letters_are_explained(kafka: Broker, topic_prefix: str) -> None:
     assert "murmur2" in found.remedy
 
 
+def test_what_others_write_to_the_topics_ends_no_command(
+    kafka: Broker, topic_prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, topics = settings_of(kafka, topic_prefix), Topics.under(topic_prefix)
+    ensure_topics(settings.kafka)
+    producer = make_producer(settings.kafka)
+    for value in FOREIGN:
+        for topic in (topics.lag, topics.status, topics.control, topics.sequences, topics.weights):
+            producer.send(topic, value=value, key=b"theirs", partition=0)
+        for reason in (b"\xff", None):
+            producer.send(topics.dead_letters, value=value, headers=[("reason", reason)], partition=0)
+        for kind in (b"manifest", b"claim", b"chunk"):
+            producer.send(topics.weights, value=value, key=b"1/1", headers=[("record", kind)], partition=0)
+    producer.flush()
+    producer.close()
+    with reporting(settings):
+        found = by_subject(doctor.findings(settings))
+    assert found["processes"].state == found["clocks"].state == "ok"
+    assert f"{2 * len(FOREIGN)}; of the newest" in found["dead letters"].words
+    assert versions.show(settings) == 0
+    assert dead_letters.show(settings) == 0
+    assert dead_letters.replay(settings) == 1
+    assert lag.watch(settings, once=True, max_s=1.0) == 1
+    report = audit(settings)
+    assert report.passed, report.as_dict()
+    assert "no version has been published yet" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -145,7 +175,7 @@ def test_kernels_that_are_not_there_are_a_problem(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", "abacus")
     assert machine.processor().state == "problem"
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", "avx2")
-    assert machine.processor().state in {"note", "problem"}, "a processor without avx2 cannot be told to use it"
+    assert machine.processor().state in {"note", "problem"}, "a processor without avx2 cannot be made to use it"
 
 
 def test_its_exit_status_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Whatever happens to a worker, what the trainer gets is what the oracle says: each piece once, in order."""
+"""Whatever happens to a worker, the trainer gets what the oracle says: each piece once, in order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SEQUENCES = st.builds(
 )
 EVENTS = ("apply", "apply", "apply", "relay", "relay", "repeat", "crash", "wipe", "ghost")
 EXAMPLES = 300
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times here
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times
 
 
 def live(world: World, rng: random.Random, num_events: int, events: tuple[str, ...] = EVENTS) -> None:
@@ -59,7 +59,7 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
             case "ghost":
                 world.ghost(rng)
     if "wipe" in events and rng.random() < 0.5:
-        # Nothing of the log is left that could bring forgotten users back to mind.
+        # Nothing is left of the log that could restore forgotten users.
         world.store.apply(world.log)
         for _ in range(rng.randrange(world.store.outbox_len + 1)):
             world.relay(1)
@@ -73,7 +73,7 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 @given(sequence=SEQUENCES, seed=st.integers(0, 2**32), num_records=st.integers(1, 60), num_events=st.integers(0, 40))
-def test_each_piece_of_feedback_is_told_once_and_in_order_whatever_happens(
+def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
     sequence: SequenceConfig, seed: int, num_records: int, num_events: int
 ) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
@@ -136,7 +136,7 @@ def test_an_event_after_every_batch_changes_nothing(event: str) -> None:
         world.store.close()
 
 
-# Broken builds: each of these has to be caught.
+# Broken builds, each of which has to be caught.
 
 
 def _replay_from_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def _replay_from_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sequencer, "drain_drafts", drain_drafts)
 
 
-def _apply_what_an_example_tells(patch: pytest.MonkeyPatch) -> None:
+def _apply_what_an_example_covers(patch: pytest.MonkeyPatch) -> None:
     decode = User.decode
 
     def decode_without_skipping(name: str, stored: bytes, num_features: int) -> User:
@@ -173,7 +173,7 @@ def _skip_the_rest_of_the_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(User, "decode", decode_without_index)
 
 
-def _tell_nothing_of_old_segments(patch: pytest.MonkeyPatch) -> None:
+def _adopt_nothing_of_old_segments(patch: pytest.MonkeyPatch) -> None:
     adopt = User.adopt
 
     def adopt_newest_only(self: User, example: Example, num_slots: int) -> None:
@@ -300,12 +300,16 @@ BROKEN_ORDERS = [
     _obey_within_a_batch,
 ]  # fmt: skip
 BROKEN = [
-    _replay_from_behind_the_batch, _apply_what_an_example_tells, _skip_the_rest_of_the_record,
-    _tell_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
+    _replay_from_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,
+    _adopt_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
     _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
     _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
     _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
+
+
+SEEDS = (29, 13, 6, *range(60))
+"""Of the lives that a broken build is tried on. The first three catch what shows only rarely."""
 
 
 @pytest.mark.parametrize("break_it", [*BROKEN, *BROKEN_ORDERS], ids=lambda function: function.__name__.strip("_"))
@@ -313,12 +317,12 @@ def test_a_broken_build_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    for seed in range(60):
+    for seed in SEEDS:
         try:
             _one_life(seed, orders=break_it in BROKEN_ORDERS)
         except (AssertionError, KeyError, ValueError, HeadraceError):
             return
-    pytest.fail("60 lives passed")
+    pytest.fail(f"{len(SEEDS)} lives passed")
 
 
 def _one_life(seed: int, *, orders: bool = False) -> None:
@@ -337,6 +341,6 @@ def _one_life(seed: int, *, orders: bool = False) -> None:
             world.store.close()
 
 
-def test_the_same_lives_pass_where_nothing_is_broken() -> None:
-    for seed in range(15):
+def test_the_same_lives_pass_if_nothing_is_broken() -> None:
+    for seed in SEEDS[:10]:
         _one_life(seed, orders=seed % 3 == 0)

@@ -102,11 +102,11 @@ def test_an_interaction_forgets_its_oldest_ids() -> None:
 
 def test_a_hash_is_found_only_where_one_begins() -> None:
     column = np.array([0x0807060504030201, 0x100F0E0D0C0B0A09], np.int64).tobytes()
-    astride = column[2:10]
-    assert astride in column
-    assert not holds(column, astride)
+    straddling = column[2:10]
+    assert straddling in column
+    assert not holds(column, straddling)
     assert holds(column, column[8:])
-    assert holds(column[2:] + bytes(2) + astride, astride), "its first appearance is astride, its second is not"
+    assert holds(column[2:] + bytes(2) + straddling, straddling), "the first match straddles two entries"
 
 
 def test_an_item_is_found_only_where_one_begins() -> None:
@@ -115,15 +115,15 @@ def test_an_item_is_found_only_where_one_begins() -> None:
     first, second = 0x1111222233334444, 0x5555666677778888
     for number in (first, second):
         segment.append(hash_bytes(number), action(rng, wide=False), 1_000)
-    astride = (hash_bytes(first) + hash_bytes(second))[3:11]
-    assert may_hold(pack_segment(segment), astride), "a first look may err on this side"
-    assert segment.find(astride, 1_000, 10, 0) == -1
+    straddling = (hash_bytes(first) + hash_bytes(second))[3:11]
+    assert may_hold(pack_segment(segment), straddling), "a quick check may err on this side"
+    assert segment.find(straddling, 1_000, 10, 0) == -1
     assert segment.find(hash_bytes(second), 1_000, 10, 0) == 1
     assert not may_hold(pack_segment(segment), hash_bytes(9))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, COLUMNS_START, 60])
-def test_bytes_cut_short_are_refused(num_bytes: int) -> None:
+def test_truncated_bytes_are_refused(num_bytes: int) -> None:
     segment = Segment(0, 2)
     rng = random.Random(2)
     for _ in range(4):

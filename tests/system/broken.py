@@ -1,6 +1,7 @@
 """Builds that break a promise on purpose: ``python -m tests.system.broken NAME worker --config F``.
 
-Each is the real worker with one thing broken. The audit has to notice.
+Each is the real worker with one thing broken; or, by a name of `tests.trainer.broken` and ``train``, the real trainer.
+The audit has to notice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import state.emitter
 import state.intake
 import state.sequencer
 import state.store
-import stream.__main__
+from headrace.command import run
 
 
 def loses_actions() -> None:
@@ -79,7 +80,11 @@ BUILDS = {
 
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    if name != "sound":
+    name, command, *arguments = sys.argv[1:]
+    if command == "train":
+        import tests.trainer.broken
+
+        getattr(tests.trainer.broken, name)()
+    elif name != "sound":
         BUILDS[name]()
-    sys.exit(stream.__main__.main(arguments))
+    sys.exit(run("headrace", arguments=[command, *arguments]))

@@ -1,4 +1,4 @@
-"""A checkpoint is everything: what goes on from it is what would have gone on without it, bit for bit."""
+"""A checkpoint is complete: what resumes from it equals an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
+from trainer.journal import Journal, read_journal
 from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.step import Learner
@@ -44,7 +45,7 @@ EVERYTHING = replace(
 
 @pytest.fixture
 def damage() -> list[str]:
-    """What the folder says about damaged checkpoints."""
+    """What the folder reports about damaged checkpoints."""
     return []
 
 
@@ -68,7 +69,7 @@ def continued(
     num_after: int,
     restore: Callable[[Learner, Checkpoint], None] = restore_learner,
 ) -> tuple[Learner, Learner]:
-    """A learner that went on, and one that went on from a checkpoint of the first."""
+    """A learner that continued, and one that continued from a checkpoint of the first."""
     world = World(5)
     whole, told = Learner(MODEL, config), list[Example]()
     for number in range(num_before):
@@ -81,7 +82,7 @@ def continued(
     assert kept is not None
     restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
-    for each in told:  # what the source of a trainer does
+    for each in told:  # as a trainer's source does
         resumed.histories.restore(each)
     for batch in [world.examples(6) for _ in range(num_after)]:
         for learner in (whole, resumed):
@@ -104,7 +105,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
     "metrics.first_key",
-    "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
+    "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
 
@@ -128,6 +129,49 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
     restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, metric_share=0.5)), kept)
+
+
+OTHERS: dict[str, object] = {
+    "feedback": "vanilla", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
+    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000,
+}  # fmt: skip
+BY_MACHINE = {"device", "backend", "cuda_graphs", "deterministic", "num_threads"}
+"""Where and by which kernels a step is computed: a checkpoint may move to another machine."""
+
+
+def changed(name: str) -> TrainerConfig:
+    """`TRAINER` with another value of one setting."""
+    now = getattr(TRAINER, name)
+    other = OTHERS.get(name) or (
+        not now if isinstance(now, bool) else now + 1 if isinstance(now, int) else now / 2 or 0.25
+        if isinstance(now, float) else f"{now}-other"
+    )  # fmt: skip
+    more = {"warmup_steps": 5} if name == "schedule" else {}
+    return replace(TRAINER, **{name: other}, **more)
+
+
+@pytest.mark.parametrize("name", sorted(TRAINER.learning_dict()))
+def test_every_setting_that_decides_the_weights_is_compared(name: str) -> None:
+    kept = checkpoint_of(Learner(MODEL, TRAINER))
+    with pytest.raises(CheckpointError, match=r"trainer\.\w+: the checkpoint was trained with "):
+        restore_learner(Learner(MODEL, changed(name)), kept)
+
+
+OTHER_SETTINGS = {each.name for each in fields(TrainerConfig)} - set(TRAINER.learning_dict()) - BY_MACHINE
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_SETTINGS))
+def test_a_setting_that_is_not_compared_changes_no_weight(name: str) -> None:
+    world, ours, theirs = World(5), Learner(MODEL, TRAINER), Learner(MODEL, changed(name))
+    for _ in range(4):
+        batch = world.examples(6)
+        ours.step(batch)
+        theirs.step(batch)
+    arrays = [
+        {key: array for key, array in learner_arrays(learner).items() if not key.startswith("metrics.")}
+        for learner in (ours, theirs)
+    ]
+    assert_same_arrays(*arrays)
 
 
 # The folder
@@ -197,7 +241,7 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
     meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
     text = json.dumps({**meta, "format": 99}).encode()
     (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
         read_checkpoint(path)
 
 
@@ -271,6 +315,22 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     folder.close()
 
 
+def test_what_somebody_else_puts_beside_the_checkpoints_is_passed_over(folder: CheckpointFolder) -> None:
+    learner = Learner(MODEL, TRAINER)
+    folder.write(checkpoint_of(learner))
+    for name in ("checkpoint-old", "checkpoint-000000000000.bak", "journal-copy", "checkpoint-7"):
+        (folder.path / name).mkdir()
+    assert folder.steps() == [0]
+    folder.write(Checkpoint(5, learner_arrays(learner), checkpoint_of(learner).meta))
+    folder.write(Checkpoint(6, learner_arrays(learner), checkpoint_of(learner).meta))
+    assert folder.steps() == [5, 6]
+    assert (folder.path / "checkpoint-old").exists()
+    journal = Journal(folder.path)
+    journal.start(6)
+    journal.close()
+    assert read_journal(folder.path, 6).steps == []
+
+
 # The loop on a file
 
 
@@ -296,7 +356,7 @@ def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
 
 
 def abandon(abandoned: Trainer) -> None:
-    """As a kill leaves it: nothing is finished, only the operating system's locks go."""
+    """Leave a trainer as a kill would: nothing is finished, only the operating system's locks are released."""
     abandoned.close()
 
 
