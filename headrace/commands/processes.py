@@ -113,6 +113,7 @@ def _let_idle_threads_sleep() -> None:
 def serve(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     """Answer recommendation requests over HTTP, from the newest weights on the topic."""
     settings = read_settings(config, bootstrap)
+    _let_idle_threads_sleep()
     from serving.process import run_server
 
     start_logging()
