@@ -28,7 +28,7 @@ per run; let A(u) be the last action of user u's newest example.
 6.  Counts: example n carries them as of `counted_offset`, the end of its batch. They are adopted, and replayed records
     up to that offset are not counted again.
 7.  Dead letters of replayed records are written again, with the same topic, partition, offset and index. These identify
-    a dead letter, so whoever counts them by identity counts each once. None is lost: `outbox` never returns an example
+    a dead letter, so a count by identity counts each once. None is lost: `outbox` never returns an example
     together with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
 8.  A user who was forgotten: his mark comes behind the tombstones of his keys, in a write batch of its own. Where the
     mark is there, nothing of him is left before it, and the replay starts at its action or behind; where it is not,
