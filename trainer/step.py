@@ -8,7 +8,7 @@ of a target rests only on the interactions before it and on the weights that ear
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from trainer.recall import Recall
 from trainer.retrieval import RetrievalRows
-from wire.example import Example
+from wire.example import Example, Mark
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -129,6 +129,9 @@ class Learner:
     def step(self, examples: Sequence[Example]) -> StepReport:
         """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
+        if examples[0].mark is not None:
+            self.obey(examples)
+            return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -158,6 +161,22 @@ class Learner:
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
+
+    def obey(self, marks: Sequence[Example]) -> None:
+        """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
+        for each in marks:
+            self.histories.obey(each)
+            if each.mark is Mark.ITEM:
+                self.remove_items({each.marked_item})
+            elif each.mark is Mark.ITEM_BACK:
+                self.items.unblock(np.array([each.marked_item], np.int64))
+            self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
+
+    def remove_items(self, item_hashes: Collection[int]) -> None:
+        """Drop these items' rows, with all that is known of them, and learn of none of them again."""
+        gone = sorted(set(item_hashes) - self.items.blocked)
+        self.memory.grow(self.items.num_rows)
+        self._release(self.items.block(np.array(gone, np.int64)))
 
     @property
     def max_context(self) -> int:
@@ -381,7 +400,9 @@ class Learner:
             known.update(names)
 
     def _evict(self, before_ms: int) -> None:
-        rows = self.items.evict(before_ms)
+        self._release(self.items.evict(before_ms))
+
+    def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)
