@@ -27,6 +27,23 @@ MOST_STAMPS = 1 << 20
 
 
 @dataclass(slots=True, eq=False)
+class Leaf:
+    """Rows of a table that a step reads, and what it learns of them."""
+
+    table: EmbeddingTable
+    rows_U: Int64
+    values_UD: Tensor
+    place_nF: Tensor | None = None
+    """Which of them are summed into each interaction's side inputs."""
+    gradient_UD: Tensor | None = None
+
+    @property
+    def slope_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
+        """The gradient, where there is one: autograd's, unless it was computed beside that."""
+        return self.gradient_UD if self.gradient_UD is not None else self.values_UD.grad
+
+
+@dataclass(slots=True, eq=False)
 class Forward:
     """What the losses and the metrics need of one forward pass: of R targets, S of which are retrieved."""
 
@@ -39,9 +56,13 @@ class Forward:
     target_row_R: Int64
     retrieval_loss: Tensor
     """Mean over those whose item has a row."""
-    leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+    leaves: list[Leaf]
     ranking_loss: Tensor | None = None
     """Mean over the targets, where it is known already."""
+    logit_SV: Tensor | None = None
+    """Of each query and each row, where they are known already."""
+    has_gradients: bool = False
+    """The leaves and the weights have theirs already."""
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail, stochastic_length
+from kernels.heads import HeadInputs
 from kernels.length import kept_length
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules
 from model.config import ModelConfig
+from model.direct import DirectInputs, DirectPass
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
@@ -31,7 +33,7 @@ from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
-from trainer.evaluator import Evaluator, Forward, to_device
+from trainer.evaluator import Evaluator, Forward, Leaf, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
@@ -51,6 +53,8 @@ from wire.example import Example
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
+MOST_DIRECT_LOGITS = 1 << 22
+"""Of a step that is computed beside autograd, whose logits are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Learner:
         self._step_graphs = (
             PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
         )
+        self._direct = self._direct_pass()
         self._aside = ThreadPoolExecutor(1, "memory") if self.device.type == "cuda" else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
@@ -101,6 +106,15 @@ class Learner:
         self.num_feedback = 0
         self.newest_event_ms = 0
         self.newest_record_ms = 0
+
+    def _direct_pass(self) -> DirectPass | None:
+        config = self.config
+        if self.device.type != "cpu" or config.backend != "auto":
+            return None
+        return DirectPass(
+            self.model, rank_share=config.rank_weight, feedback=config.feedback,
+            context_gradient=config.context_gradient, dropout=config.dropout,
+        )  # fmt: skip
 
     def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
         return EmbeddingTable(
@@ -181,12 +195,22 @@ class Learner:
         every = -(-num_rows // MOST_PREDICTED_ROWS)
         if every > 1:
             events.chosen_R[(self.num_interactions + np.arange(len(told))) % every > 0] *= 2
-        table_VD = forward.table_UD if forward.is_whole else self.model.retrieval_table(self.items.weight[:num_rows])
+        table_VD = None
+        if forward.logit_SV is None:
+            whole = forward.is_whole
+            table_VD = forward.table_UD if whole else self.model.retrieval_table(self.items.weight[:num_rows])
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         size = max(1, MOST_LOGITS // num_rows)
         for part in (slice(start, start + size) for start in range(0, len(told), size)):
             asked = query_R[part][events.chosen_R[part] == 1]
-            yield events[part], forward.query_SD[self._tensor(asked)] @ table_VD.T
+            yield events[part], self._logits(forward, asked, table_VD)
+
+    def _logits(self, forward: Forward, asked: Int64, table_VD: Tensor | None) -> Tensor:
+        """(A, V) the network's logits of some of the queries."""
+        if table_VD is not None:
+            return forward.query_SD[self._tensor(asked)] @ table_VD.T
+        assert forward.logit_SV is not None
+        return forward.logit_SV.index_select(0, torch.from_numpy(asked))
 
     def _answer(self, batch: JaggedBatch, parts: Iterable[tuple[MemoryEvents, Tensor]]) -> MemoryOutcome:
         done = [self.memory.learn(events, logit_AV.detach().cpu().numpy()) for events, logit_AV in parts]
@@ -238,8 +262,10 @@ class Learner:
             inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
+        if exact and self._direct is not None and len(wanted) * len(rows_U) <= MOST_DIRECT_LOGITS:
+            return self._direct_forward(batch, whole or batch, input_rows_n, target_row_R, rows_U, now_ms)
         leaf_UD = self.items.gather(rows_U)
-        leaves = [(self.items, rows_U, leaf_UD)]
+        leaves = [Leaf(self.items, rows_U, leaf_UD)]
         place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
         kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
@@ -264,6 +290,48 @@ class Learner:
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
         )
 
+    def _direct_forward(
+        self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64, rows_V: Int64,
+        now_ms: int,
+    ) -> Forward:  # fmt: skip
+        """`forward` beside autograd; where that is on, with all gradients."""
+        assert self._direct is not None
+        leaves = [Leaf(self.items, rows_V, self.items.weight[: len(rows_V)])]
+        with torch.no_grad():
+            side_nM = self._side_inputs(batch, leaves, now_ms)
+        tail, time_T = _tail(batch), token_times(batch.time_ms_n, batch.query_time_n)
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        rest = (
+            leaves[0].values_UD,
+            torch.from_numpy(self.items.live[: len(rows_V)] & (rows_V > 0)),
+            torch.from_numpy(target_row_R[wanted]),
+            torch.from_numpy(self._prior(whole, target_row_R)),
+            torch.from_numpy(batch.learned_RK),
+            torch.from_numpy(batch.is_new_R),
+        )
+
+        def head(y_SM: Tensor) -> HeadInputs:
+            places = torch.from_numpy(_output_places(batch, wanted, tail))
+            return HeadInputs(y_SM, places[: batch.num_targets], places[batch.num_targets :], *rest)
+
+        out = self._direct(
+            DirectInputs(
+                leaves[0].values_UD, torch.from_numpy(input_rows_n), torch.from_numpy(batch.kinds_nK),
+                torch.from_numpy(batch.value_n), side_nM, torch.from_numpy(2 * batch.starts_B1),
+                torch.from_numpy(time_T[1]), torch.from_numpy(time_T[0]), tail, self.num_steps, head,
+            ),
+            wants_gradients=torch.is_grad_enabled(),
+        )  # fmt: skip
+        leaves[0].gradient_UD = out.heads.d_table_VD
+        if out.d_side_nM is not None:
+            for leaf in leaves[1:]:
+                leaf.gradient_UD = _gathered(leaf, out.d_side_nM)
+        return Forward(
+            out.heads.query_QD, torch.zeros((0, 0)), False, out.heads.logit_RK, target_row_R,
+            torch.tensor(out.heads.retrieval), leaves, torch.tensor(out.heads.ranking), out.heads.logit_QV,
+            has_gradients=True,
+        )  # fmt: skip
+
     def _step_inputs(
         self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64
     ) -> StepInputs:  # fmt: skip
@@ -282,7 +350,7 @@ class Learner:
         assert self._step_graphs is not None
         num_more = inputs.size.rows - len(self.items.weight)
         leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
-        leaves = [(self.items, rows_U, leaf_VD)]
+        leaves = [Leaf(self.items, rows_U, leaf_VD)]
         side_nM = self._side_inputs(batch, leaves, now_ms)
         out = self._step_graphs(leaf_VD, inputs, side_nM)
         return Forward(
@@ -328,10 +396,8 @@ class Learner:
         """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
         none)."""
         with_start = torch.cat([y_SM, self.model.start_M[None]])
-        previous_S = batch.previous_R[wanted]
-        tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
-        places = np.searchsorted(tail.rows_S.numpy(), tokens)
-        places[batch.num_targets :][previous_S < 0] = len(y_SM)
+        places = _output_places(batch, wanted, tail)
+        places[places < 0] = len(y_SM)
         both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
@@ -339,9 +405,7 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
 
-    def _side_inputs(
-        self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor | None:
+    def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf], now_ms: int) -> Tensor | None:
         domain_n = batch.domain_n if self.model_config.use_domain else None
         user_feature_nF = batch.user_feature_BF[batch.owner_n]
 
@@ -350,16 +414,15 @@ class Learner:
 
         return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
 
-    def _sum_rows(
-        self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor | None:
+    def _sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf], now_ms: int) -> Tensor | None:
         if not _in_use(table, keys_nF):
             return None
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
-        leaf_UM = table.gather(rows_U)
-        leaves.append((table, rows_U, leaf_UM))
-        return F.embedding(self._tensor(place.reshape(keys_nF.shape)), leaf_UM).sum(dim=1)
+        place_nF = self._tensor(place.reshape(keys_nF.shape))
+        leaf = Leaf(table, rows_U, table.gather(rows_U), place_nF)
+        leaves.append(leaf)
+        return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
 
     def _retrieval_loss(
         self,
@@ -389,11 +452,12 @@ class Learner:
         )
 
     def _learn(self, forward: Forward, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+        if not forward.has_gradients:
+            torch.autograd.backward(loss)
         scale = lr_scale(self.config, self.num_steps)
-        for table, rows_U, leaf_UD in forward.leaves:
-            if leaf_UD.grad is not None:
-                table.learn(rows_U, leaf_UD.grad[: len(rows_U)], self.config.table_lr * scale)
+        for leaf in forward.leaves:
+            if (gradient := leaf.slope_UD) is not None:
+                leaf.table.learn(leaf.rows_U, gradient[: len(leaf.rows_U)], self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:
@@ -428,6 +492,25 @@ def _tail(batch: JaggedBatch) -> Tail:
     first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
     num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
     return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
+
+
+def _output_places(batch: JaggedBatch, wanted: Int64, tail: Tail) -> Int64:
+    """Where among the tail's tokens each target's item stands, then the action before each retrieved one (-1: there is
+    none)."""
+    previous_S = batch.previous_R[wanted]
+    tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
+    places = np.searchsorted(tail.rows_S.numpy(), tokens)
+    places[batch.num_targets :][previous_S < 0] = -1
+    return places
+
+
+def _gathered(leaf: Leaf, d_side_nM: Tensor) -> Tensor:
+    """(U, M) the gradient of rows that were summed into side inputs."""
+    assert leaf.place_nF is not None
+    gradient_UM = d_side_nM.new_zeros((len(leaf.rows_U), d_side_nM.shape[1]))
+    for column in leaf.place_nF.unbind(dim=1):
+        gradient_UM.index_add_(0, column, d_side_nM)
+    return gradient_UM
 
 
 def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
