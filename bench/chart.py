@@ -1,5 +1,5 @@
-"""A picture of records, as SVG that needs no library: of each stream, bars of what everybody reached and HR@10 as the
-stream went on."""
+"""A picture of records, as SVG that needs no library: for each stream, a bar per recommender, and HR@10 over the
+course of the stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK, PALE, OWN, LINES = "#1f2933", "#c9d2da", "#0b6bcb", ("#0b6bcb", "#d9480f", 
 
 
 def draw(records: Sequence[Record]) -> str:
-    """One panel a stream and task."""
+    """One panel per stream and task."""
     panels, y = list[str](), 44
     for stream, num in dict.fromkeys((record["stream"], record["num_actions"]) for record in records):
         for task in BETTER:
@@ -69,7 +69,7 @@ def _bar(each: dict[str, Any], y: int, lowest: float, most: float) -> list[str]:
 
 
 def _curves(records: Sequence[Record], everybody: Sequence[dict[str, Any]], y: int, height: int) -> list[str]:
-    """HR@10 by window: Headrace, the best rivals, and what is most popular."""
+    """HR@10 by window: Headrace, the best rivals, and popularity."""
     rivals = [each for each in everybody if each["who"] not in OURS]
     shown = [each for each in everybody if each["who"] == OURS[0]] + rivals[:3]
     shown += [each for each in rivals[3:] if each["who"] == "most popular"]
@@ -93,7 +93,7 @@ def _curves(records: Sequence[Record], everybody: Sequence[dict[str, Any]], y: i
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal", colour: str = INK) -> str:
-    """Words at a place."""
+    """Text at a position."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" fill="{colour}">'
         f"{escape(words)}</text>"

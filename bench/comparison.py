@@ -1,4 +1,4 @@
-"""A table from records: of each stream Headrace, what it is made of, and every rival at its best setting."""
+"""A table from records: for each stream Headrace, its parts, and every rival at its best setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def rows_of(records: Sequence[Record], *, frontier: bool) -> list[Row]:
-    """Rows of every stream. ``frontier``: Headrace by targets a step."""
+    """Rows of every stream. ``frontier``: Headrace by targets per step."""
     rows: list[Row] = []
     for stream, num in dict.fromkeys((record["stream"], record["num_actions"]) for record in records):
         here = [record for record in records if (record["stream"], record["num_actions"]) == (stream, num)]
@@ -43,7 +43,7 @@ def _comparison(stream: str, records: Sequence[Record]) -> list[Row]:
 
 
 def best(records: Sequence[Record], who: str) -> dict[str, Any]:
-    """One recommender on one stream: the mean over seeds of its best setting, with what else was measured."""
+    """One recommender on one stream: its best setting's mean over seeds, and its other measures."""
     mine = [record for record in records if record["who"] == who]
     setting = best_setting(mine)
     runs = [record for record in mine if record["setting"] == setting]
@@ -87,7 +87,7 @@ def _note(found: dict[str, Any]) -> str:
 
 
 def _frontier(stream: str, records: Sequence[Record]) -> list[Row]:
-    """Headrace by targets a step: quality and speed."""
+    """Headrace by targets per step: quality and speed."""
     rows: list[Row] = []
     mine = [record for record in records if record["who"] == OURS[0]]
     settings = sorted({record["setting"] for record in mine}, key=lambda text: int(text.split()[0]))

@@ -1,4 +1,4 @@
-"""The picture of `bench.freshness`: HR@10 by how often weights are renewed, as a share of that of fresh ones."""
+"""The picture of `bench.freshness`: HR@10 by how often weights are renewed, relative to fresh ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT, LEFT, TOP, PLOT_WIDTH, PLOT_HEIGHT = 720, 330, 70, 46, 470, 220
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a stream."""
+    """One line per stream."""
     lines: dict[str, list[tuple[str, float]]] = {}
     for row in rows:
         stream, _, often = row["name"].partition(": weights renewed ")

@@ -1,8 +1,8 @@
-"""A stream as every recommender of a comparison meets it: steps of events, in one order, each with what came before it.
+"""A stream as all recommenders of a comparison see it: steps of events, in one order, each with what came before it.
 
-The actions go through the same sequencer, scheduler and histories as Headrace's, so that what is asked, what came
-before and what is left out is decided once, by nobody's model. Rows number the items in the order of their first
-event: what is known before an event is the rows 1 … ``num_known`` of it.
+The actions go through Headrace's own sequencer, scheduler and histories, so what is predicted, from what, and what is
+excluded is decided once, by no model. Rows number the items in the order of their first event: the items known before
+an event are rows 1 to ``num_known``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Step:
 
     ``batch``: the sequences of B users, n interactions, R targets (`trainer.batch`). ``user_B`` (B,): numbers of the
     users. ``row_n`` (n,): rows of the interactions' items. ``told_E``: event e is about target ``told_E[e]``.
-    ``events``: its row, whether it is a choice, the rows chosen and met before it. ``num_known_E``: so many rows were
-    known before it. ``leaves_out_E``: what the user has met does not compete.
+    ``events``: its row, whether it is a choice, the rows chosen and met before it. ``num_known_E``: how many rows were
+    known before it. ``leaves_out_E``: whether items that the user has met do not compete.
     """
 
     batch: JaggedBatch
@@ -82,18 +82,18 @@ class Catalogue:
         return np.array([self.row_of[item] for item in item_n.tolist()], np.int64)
 
     def admit(self, item: int) -> int:
-        """The item's row, a new one if need be; how many were known before."""
+        """The item's row, a new one if necessary, and how many were known before."""
         num = len(self.row_of)
         self.row_of.setdefault(item, num + 1)
         return num
 
     @property
     def leaves_out(self) -> bool:
-        """Whether hardly any choice so far was a repeat."""
+        """Whether hardly any choices so far were repeats."""
         return self.repeats < FEW_REPEATS * (self.choices + PRIOR_CHOICES)
 
     def note(self, *, is_repeat: bool) -> None:
-        """One more choice of a known item."""
+        """Count one more choice of a known item."""
         self.repeats = self.repeats * self.decay + is_repeat
         self.choices = self.choices * self.decay + 1.0
 
@@ -153,7 +153,7 @@ def _step(batch: JaggedBatch, user_B: Int64, catalogue: Catalogue, model: ModelC
 def ranks(step: Step, score_AV: NDArray[Any]) -> Int64:
     """(A,) the rank of each choice of a step, 1 is best, 0 for an item that was not known; ties count half, rounded up.
 
-    ``score_AV`` (A, at least 1 + rows known before): a score of each row; row 0 is nobody's.
+    ``score_AV`` (A, at least 1 + rows known before): a score of each row; row 0 is no item's.
     """
     found = np.zeros(len(step.asked), np.int64)
     for a, e in enumerate(step.asked.tolist()):
@@ -164,7 +164,7 @@ def ranks(step: Step, score_AV: NDArray[Any]) -> Int64:
 
 
 def rank(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Sequence[int]) -> int:
-    """1 + the better competitors + half of the equal ones, rounded up; those left out, and row 0, do not compete."""
+    """1 + better competitors + half of the equal ones, rounded up; excluded items and row 0 do not compete."""
     mine = score_V[row]
     better, equal = int((score_V[1:] > mine).sum()), int((score_V[1:] == mine).sum()) - 1
     absent = np.unique(np.asarray(left_out, np.int64))
@@ -175,5 +175,5 @@ def rank(score_V: NDArray[Any], row: int, left_out: NDArray[np.int32] | Sequence
 
 
 def num_items(actions: Iterable[dict[str, Any]]) -> int:
-    """How many items a stream has: what a table of rows must hold."""
+    """How many items a stream has, for the size of tables."""
     return len({str(action["item"]) for action in actions})

@@ -3,17 +3,17 @@
 A simulated world (`stream.simulate`) knows the final outcome of every impression. A model is trained up to some moment
 with all outcomes known. From then on, copies of it continue with the stream as it arrives, each learning late kinds by
 its own method. Each copy predicts every new interaction as it arrives, before learning anything of it, and is scored
-against the final outcome. 0% is the model that stops learning at that moment, 100% the one that is told all outcomes at
-once.
+against the final outcome. 0% is the model that stops learning at that moment, 100% the one that learns all outcomes
+immediately.
 
 ``fnc`` is ``vanilla`` with its predictions corrected (Ktena et al., RecSys 2019): nothing else is learned. ``wait``
-tells an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weighs by how much of a
-kind comes late (after Yang et al., "Capturing delayed feedback in conversion rate prediction via elapsed-time
-sampling", AAAI 2021, with the share itself in place of their two side models), ``defer`` tells every interaction twice,
-at once and after a minute, and weighs both (after Gu et al., "Real negatives matter", KDD 2021).
+learns an interaction a minute after it began, as if nothing could be learned before. ``es-dfm`` weights by how much of
+a kind arrives late (after Yang et al., "Capturing delayed feedback in conversion rate prediction via elapsed-time
+sampling", AAAI 2021, with the share itself in place of their two side models). ``defer`` learns every interaction
+twice, at once and after a minute, and weights both (after Gu et al., "Real negatives matter", KDD 2021).
 
-Two worlds: ``quick``, in which a click comes within seconds and 2% of all feedback a hundred times later, and
-``late``, in which that is a third of it, and items live for half an hour.
+Two worlds: in ``quick``, clicks arrive within seconds, and 2% of all feedback a hundred times later; in ``late``, a
+third of the feedback is late, and items live for half an hour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.timing import Row, row
-from headrace.ledger import whole_life
+from headrace.ledger import empty_history
 from model.config import ModelConfig
 from model.tokens import unpack_kinds
 from state.sequencer import Sequencer
@@ -38,7 +38,7 @@ from stream.simulate import KINDS, World, WorldConfig
 from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
-from trainer.metrics import binary_log_loss
+from trainer.kind_metrics import binary_log_loss
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
 from wire.action import Action, decode_record
@@ -87,7 +87,7 @@ class Lives:
     def fold(self, examples: list[Example]) -> None:
         """Add a step's examples."""
         for each in examples:
-            self.users.setdefault(each.user, whole_life(each)).fold(each)
+            self.users.setdefault(each.user, empty_history(each)).fold(each)
 
     def bits(self, user: str, places: NDArray[np.int64]) -> NDArray[np.uint32]:
         """The kinds of these interactions."""
@@ -110,7 +110,7 @@ class Lives:
 
 
 class Waiting:
-    """Tells interactions `WAIT_MS` after they began."""
+    """Delivers interactions `WAIT_MS` after they began."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[int, Example]] = deque()
@@ -127,22 +127,22 @@ class Waiting:
 
 
 class Importance(Learner):
-    """Weighs 1s and 0s by how many of each are seen too often: ``share_K`` of the kinds come late."""
+    """Weights 1s and 0s to correct for those seen too often: of the kinds, ``share_K`` arrive late."""
 
     share_K: Floats = np.zeros(len(KINDS))
     seen_twice = False
 
-    def _direct_pass(self) -> None:
+    def _direct_step(self) -> None:
         """Its loss is not the one that is written out there."""
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
         """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
         p_RK = torch.sigmoid(logits_RK.detach())
         late_RK = p_RK * torch.from_numpy(self.share_K).float()
-        if self.seen_twice:  # once at first, without what is late, once when it is known
+        if self.seen_twice:  # once at first, without late kinds, once when they are known
             one_RK = p_RK / (p_RK - late_RK / 2)
             zero_RK = (1 - p_RK) / (1 - p_RK + late_RK / 2)
-        else:  # what is late comes as a 0, and then as a 1
+        else:  # a late kind is first a 0, then a 1
             one_RK = 1 + late_RK
             zero_RK = (1 - p_RK) * (1 + late_RK) / (1 - p_RK + late_RK)
         positive_RK = torch.nn.functional.softplus(-logits_RK)
@@ -152,7 +152,7 @@ class Importance(Learner):
 
 
 def copy_of(learner: Learner, config: TrainerConfig, kind: type[Learner] = Learner) -> Learner:
-    """A learner that goes on from where this one is, in its own way."""
+    """A copy of a learner, which continues with its own method."""
     other = kind(learner.model_config, config)
     meta = {"model": MODEL.as_dict(), "trainer": config.learning_dict()}
     arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
@@ -169,13 +169,13 @@ def predicted(learner: Learner, batch: JaggedBatch) -> Floats:
 
 
 def without_feedback(examples: list[Example]) -> list[Example]:
-    """What is new of them."""
+    """The new interactions of these examples."""
     none, no_bits = np.empty(0, np.int64), np.empty(0, np.uint32)
     return [replace(each, feedback_index=none, feedback_bits=no_bits) for each in examples]
 
 
 def late_share(every: list[list[Example]]) -> Floats:
-    """(K,) which share of each kind came to an interaction that was there already."""
+    """(K,) the share of each kind that arrived for an earlier interaction."""
     late_K, all_K = np.zeros(len(KINDS)), np.full(len(KINDS), 1e-9)
     for each in (each for examples in every for each in examples):
         late = unpack_kinds(each.feedback_bits, len(KINDS)).sum(axis=0)
@@ -185,7 +185,7 @@ def late_share(every: list[list[Example]]) -> Floats:
 
 
 def measure(num_actions: int, seed: int, world: str = "quick") -> dict[str, dict[str, float]]:
-    """By way of learning: NE of all kinds, and AUC of `JUDGED`, over the last 70% of the stream."""
+    """By method: NE over all kinds, and AUC of `JUDGED`, over the last 70% of the stream."""
     every = list(steps(num_actions, seed, world))
     final, now, waiting = Lives(), Lives(), Waiting()
     for examples in every:
@@ -269,7 +269,7 @@ def _auc(score: Floats, done: NDArray[np.bool_]) -> float:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report: means over seeds, and how sure they are."""
+    """The rows of the report: means over seeds, with standard errors."""
     torch.set_num_threads(1)
     seeds = range(1 if quick else 4)
     return [
@@ -280,7 +280,7 @@ def run(quick: bool = False) -> list[Row]:
 
 
 def rows_of(world: str, runs: list[dict[str, dict[str, float]]]) -> list[Row]:
-    """Of one world. The standard error is that of the difference from `told at once`, seed by seed."""
+    """The rows of one world. Standard errors are of the difference from `told at once`, paired by seed."""
     rows = []
     for name in runs[0]:
         for metric in runs[0][name]:

@@ -1,11 +1,11 @@
 """`python -m bench freshness [STREAM …] [--limit N] [--picture FILE] [--quick]`: what fresh weights are worth.
 
-One learner learns a stream; beside it stand copies that are renewed every minute, hour, day and week of event time, and
-predict the same choices with the same histories of the same moment. So the curve is what a recommender loses that is
-retrained, and rolled out at once, that seldom; the users' histories are fresh in all of them.
+One learner learns a stream. Copies of it, renewed every minute, hour, day and week of event time, predict the same
+choices from the same up-to-date histories. So the curve shows what a recommender loses that is retrained (and rolled
+out at once) that rarely, while its users' histories are always fresh.
 
-A probe of forgetting: of an old window one step in ten is never learned, and its choices are predicted by the weights
-of the window's end, and by later ones, among the same items.
+A probe of forgetting: in an old window, one step in ten is never learned. Its choices are predicted by the weights at
+the window's end and by later ones, among the same items.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from headrace.config import Settings, load_settings
 from headrace.file_training import file_configs
 from kernels.memory import MemoryOutcome
 from trainer.batch import JaggedBatch, build_batch
-from trainer.metrics import PrequentialMetrics, outcomes
+from trainer.metrics import PrequentialMetrics
 from trainer.soundness import pass_over
 from trainer.step import Learner
 from wire.history import Histories
 
 EVERY_S = {"a minute": 60, "an hour": 3_600, "a day": 86_400, "a week": 604_800}
 WINDOW, PROBE_EVERY = (0.2, 0.3), 10
-"""Shares of the stream where the probe's window begins and ends; which of its steps are held out."""
+"""Shares of the stream where the probe's window begins and ends; every how many-th of its steps is held out."""
 AGES = (0.0, 0.1, 0.3, 0.7)
-"""Shares of the stream after the window at which the probe is looked at."""
+"""Shares of the stream after the window at which the probe is evaluated."""
 
 
 @dataclass(slots=True, eq=False)
 class Stale:
-    """A copy that is renewed every ``every_ms``, and what it predicted."""
+    """A copy that is renewed every ``every_ms``, and its predictions."""
 
     every_ms: int
     metrics: PrequentialMetrics
@@ -60,8 +60,8 @@ class Stale:
     ranks: list[NDArray[np.int64]] = field(default_factory=list)
 
     def meet(self, batch: JaggedBatch, learner: Learner) -> None:
-        """Predict a step's targets; first become what ``learner`` is, if a new period has begun."""
-        if not learner.num_steps:  # nobody knows anything yet
+        """Predict a step's targets; if a new period has begun, first copy ``learner``."""
+        if not learner.num_steps:  # nothing has been learned yet
             self.ranks.append(np.zeros(int(batch.is_wanted_R.sum()), np.int64))
             return
         epoch = int(batch.time_ms_n[batch.target_R].max()) // self.every_ms
@@ -69,19 +69,19 @@ class Stale:
             self.copy, self.epoch = Frozen(learner), epoch
         ranks, probability_RK = self.copy.predict(batch)
         self.ranks.append(ranks)
-        self.metrics.add(kinds_alone(probability_RK, outcomes(batch.learned_RK, batch.is_new_R)))
+        self.metrics.add(kinds_alone(probability_RK, batch))
 
 
 @dataclass(slots=True, eq=False)
 class Probe:
-    """Steps that were held out, the items known when the window ended, and HR@10 at each age."""
+    """The held-out steps, the items known when the window ended, and HR@10 at each age."""
 
     batches: list[JaggedBatch] = field(default_factory=list)
     num_rows: int = 0
     found: list[tuple[int, float]] = field(default_factory=list)
 
     def look(self, learner: Learner) -> None:
-        """How well are they predicted by now?"""
+        """Evaluate how well they are predicted now."""
         copy = Frozen(learner)
         self.num_rows = self.num_rows or copy.items.num_rows
         ranks = [copy.predict(batch, self.num_rows)[0] for batch in self.batches]

@@ -1,5 +1,5 @@
-"""A learner as it was at some moment, which predicts what comes and learns nothing of it: as a server would that had no
-newer version. Users' histories are those of now."""
+"""A learner as it was at some moment, which predicts what comes without learning it, like a server that gets no newer
+version. Users' histories are up to date."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
 KNOWN = -1e29
-"""The score of an item that was never met is below this (`kernels.memory.memory_scores`)."""
+"""The score of an item that was never seen is below this (`kernels.memory.memory_scores`)."""
 
 
 class Frozen(Learner):
-    """A copy of ``learner``, which may go on learning."""
+    """A copy of ``learner``, which may continue to learn."""
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner.model_config, learner.config, learner.device)
@@ -74,7 +74,7 @@ class Frozen(Learner):
 
 
 def _left_out(events: MemoryEvents, row_S: Int64, *, leaves_out: bool) -> MemoryEvents:
-    """The same, where what was met does not compete, but for the choice itself."""
+    """The same, without items that the user has met, except the choice itself."""
     parts = [
         events.met_rows[begin:end] if leaves_out else events.met_rows[:0]
         for begin, end in zip(events.met_begin_R, events.met_end_R, strict=True)

@@ -1,9 +1,9 @@
-"""Everything that is promised of the GPU kernels, in one run of five minutes: `python -m bench.gpu --out DIR`.
+"""All measurements of the GPU kernels, in one run of five minutes: `python -m bench.gpu --out DIR`.
 
-Ceilings are measured first, each op is checked before it is timed, and rows are on disk as they come. Sections run in a
-process of their own: one that breaks the GPU's context, crashes or hangs costs its own rows, not the others'.
-``--rehearse`` walks the same path at tiny shapes on the CPU in Triton's interpreter; its numbers mean nothing. Needs
-torch, Triton and NumPy alone.
+Ceilings are measured first, each op is checked before it is timed, and rows are written to disk as they are measured.
+Each section runs in its own process: one that breaks the GPU's context, crashes or hangs costs only its own rows.
+``--rehearse`` takes the same path at tiny shapes on the CPU, in Triton's interpreter; its numbers mean nothing. Needs
+only torch, Triton and NumPy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECTIONS = (
 
 
 def measure(rehearse: bool, folder: Path | None, budget_s: float = BUDGET_S) -> dict[str, Any]:
-    """All sections; what was found, also where some of it failed."""
+    """All sections; the results, even if some sections failed."""
     with tempfile.TemporaryDirectory() as scratch:
         return supervise(SECTIONS, folder or Path(scratch), rehearse, time.time() + budget_s)
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Attention on the GPU: TFLOP/s with and without the relative biases, short users, and the ceilings beside them."""
+"""Attention on the GPU: TFLOP/s with and without the relative biases, short users, and the hardware's ceilings."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Case:
 
 
 def make_case(clock: Clock, users: int, length: int, heads: int, width: int) -> Case:
-    """Random data; times with bursts and gaps of up to days, in ms, as interactions have."""
+    """Random data; times in ms, with bursts and gaps of up to days, like those of interactions."""
     torch.manual_seed(7)
     tokens, dtype, num_buckets = users * length, dtype_of(clock), 4 if clock.rehearsal else 64
 
@@ -138,7 +138,7 @@ def parts(case: Case, rab: bool, tiles: tuple[Any, Any, Any] = (None, None, None
 
 
 def dense_bias_ms(case: Case, clock: Clock) -> float:
-    """What a bias of every pair, users x heads x N x N in bfloat16, costs to read once: the price without fusion."""
+    """The cost of reading a bias for every pair (users x heads x N x N, bfloat16) once: the price without fusion."""
     num_values = int((case.offsets.diff() ** 2).sum()) * case.q.shape[1]
     dense = torch.zeros((num_values + 1) // 2, dtype=torch.float32, device=clock.device)
     return clock.median_ms(dense.sum)
@@ -172,7 +172,7 @@ def long_users(clock: Clock) -> Iterator[Row]:
 
 
 def short_users(clock: Clock) -> Iterator[Row]:
-    """The goal's shape: B 512, N 128, H 4, d 64, all on one grid; by graph replays, so that launches do not count."""
+    """The goal's shape: B 512, N 128, H 4, d 64, all in one grid; by graph replay, so that launches do not count."""
     case = make_case(clock, *((2, 12, 1, 16) if clock.rehearsal else (512, 128, 4, 64)))
     yield check(case, clock, "d64")
     rab, bare = parts(case, True), parts(case, False)

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-calls
-"""Attention at users of 128 to 16,384 tokens, beside what else a GPU has: cuDNN's and FlashAttention's softmax.
+"""Attention for users of 128 to 16,384 tokens, beside the alternatives on a GPU: cuDNN's and FlashAttention's softmax.
 
-Those two compute less (no bias, no time) and more (a softmax); the published numbers are of NVIDIA's own HSTU kernel,
-without rab, on an H100. All count causal pairs alone: 2 products forward, 5 backward.
+Those two compute less (no bias, no time) and more (a softmax). The published numbers are of NVIDIA's own HSTU kernel,
+without rab, on an H100. All count only causal pairs: 2 products forward, 5 backward.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FlashAttention": SDPBackend.FLASH
 
 
 def by_length(clock: Clock) -> Iterator[Row]:
-    """As many tokens in all at each length."""
+    """The total number of tokens at each length."""
     for length in (12, 20) if clock.rehearsal else LENGTHS:
         users, heads, width = (2, 1, 16) if clock.rehearsal else (TOKENS // length, HEADS, WIDTH)
         case = make_case(clock, users, length, heads, width)
@@ -51,7 +51,7 @@ def _said(tflops: float | None) -> str:
 
 
 def _peer(case: Case, clock: Clock, backend: SDPBackend) -> tuple[float | None, float | None]:
-    """TFLOP/s of causal softmax attention through torch, forward and backward; None where it does not run."""
+    """TFLOP/s of causal softmax attention in torch, forward and backward; None if it does not run."""
     if clock.rehearsal:
         return None, None
     users = len(case.offsets) - 1
@@ -66,6 +66,6 @@ def _peer(case: Case, clock: Clock, backend: SDPBackend) -> tuple[float | None, 
             out: Tensor = attend()
             backward: Callable[[], object] = partial(torch.autograd.grad, out, [q, k, v], grad, retain_graph=True)
             backward_ms = clock.median_ms(backward)
-    except RuntimeError:  # a backend that does not take the shape is an answer too
+    except RuntimeError:  # that a backend refuses the shape is a result too
         return None, None
     return case.tflops(forward_ms, 1), case.tflops(backward_ms, 2.5)

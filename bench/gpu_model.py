@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls, disable-error-code="arg-type,operator,index"
-"""The same HSTU twice: jagged on our kernels, and padded in eager PyTorch as published research code computes it."""
+"""The same HSTU twice: jagged on our kernels, and padded in eager PyTorch, as in published research code."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Weights(nn.Module):
             u, v, q, k = functional.silu(normed @ layer.uvqk_weight).split(width, dim=-1)
             v, q, k = (x.view(users, length, heads, -1) for x in (v, q, k))
             scores = torch.einsum("bnhd,bmhd->bhnm", q, k) + layer.pos_bias_GP[:, distance]
-            # index_select, as published: what indexing by brackets does backward is a sort.
+            # index_select, as published: the backward of indexing with brackets sorts.
             by_time = layer.time_bias_GK.index_select(1, bucket.view(-1)).view(heads, users, length, length)
             scores = scores + by_time.transpose(0, 1)
             weights = functional.silu(scores) / length * mask
@@ -99,7 +99,7 @@ class Weights(nn.Module):
 
 
 BATCH = ("items_T", "target_T", "time_T", "offsets", "negatives", "valid_T")
-"""What of `Data` differs from batch to batch on padded memory."""
+"""The fields of `Data` that differ between batches in padded memory."""
 
 
 @dataclass(eq=False)
@@ -113,10 +113,10 @@ class Data:
     negatives: Tensor
     valid_BN: Tensor
     valid_T: Tensor | None = None
-    """1 / tokens for the tokens that are somebody's, 0 for padding at the end (`Data.with_padding`)."""
+    """1 / tokens for real tokens, 0 for the padding at the end (`Data.with_padding`)."""
 
     def with_padding(self, num_tokens: int) -> Data:
-        """The same users and ``num_tokens`` tokens: those beyond the users' are nobody's."""
+        """The same users, padded to ``num_tokens`` tokens."""
         own = len(self.items_T)
         more = num_tokens - own
         valid = torch.full((own,), 1.0 / own, device=self.items_T.device)
@@ -130,7 +130,7 @@ class Data:
             getattr(self, name).copy_(getattr(other, name))
 
     def pad(self, values_T: Tensor) -> Tensor:
-        """(B, N), zero where nobody is."""
+        """(B, N), zero in the padding."""
         padded = values_T.new_zeros(self.valid_BN.shape)
         padded[self.valid_BN] = values_T
         return padded
@@ -202,9 +202,9 @@ class Step:
             self.table -= (0.01 * grad / (self.state.sqrt() + 1e-8)[:, None]).to(self.table.dtype)
 
     def capture(self) -> Callable[[Data], None]:
-        """The whole step as one CUDA graph for batches of the padded size; what it returns runs it on a batch."""
+        """The whole step as one CUDA graph for batches of the padded size; returns a function that runs it."""
         self.data = replace(self.data, **{name: getattr(self.data, name).clone() for name in BATCH})
-        self.in_order = True  # or the device would be asked, which a graph cannot
+        self.in_order = True  # otherwise the device is queried, which a graph cannot do
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -18,7 +18,7 @@ TEMPERATURE = 0.05
 
 
 def eager_sampled_softmax(query: Tensor, table: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-    """The same loss as it is published: rows gathered and normalised, logits in memory."""
+    """The same loss as published: rows gathered and normalised, logits in memory."""
     query = functional.normalize(query.float(), dim=1)
     positive = functional.normalize(functional.embedding(target, table).float(), dim=1)
     rows = functional.normalize(functional.embedding(negatives, table).float(), dim=-1)
@@ -29,7 +29,7 @@ def eager_sampled_softmax(query: Tensor, table: Tensor, target: Tensor, negative
 
 
 def peak_mib(clock: Clock, run: Callable[[], Any]) -> float:
-    """Device memory above what was held before."""
+    """Device memory used in addition to before."""
     if clock.rehearsal:
         run()
         return 0.0
@@ -41,7 +41,7 @@ def peak_mib(clock: Clock, run: Callable[[], Any]) -> float:
 
 
 def softmax(clock: Clock) -> Iterator[Row]:
-    """8,192 rows × 512 negatives × d 256, shared and a list a row."""
+    """8,192 rows × 512 negatives × d 256, shared and with a list per row."""
     rows, slots, width, table_rows = (8, 8, 16, 16) if clock.rehearsal else (8192, 512, 256, 8704)
     torch.manual_seed(3)
     query = torch.randn(rows, width, device=clock.device).to(dtype_of(clock)).requires_grad_()
@@ -71,7 +71,7 @@ def softmax(clock: Clock) -> Iterator[Row]:
 
 
 def adagrad(clock: Clock) -> Iterator[Row]:
-    """1M touched rows of 128 in a table of 4M: all different, and drawn as popular items are."""
+    """1M touched rows of 128 in a table of 4M: all different, and with the repeats of popular items."""
     count, table_rows, width = (64, 256, 16) if clock.rehearsal else (1 << 20, 1 << 22, 128)
     weight = torch.randn(table_rows, width, device=clock.device)
     state = torch.zeros(table_rows, device=clock.device)

@@ -21,7 +21,7 @@ SEGMENT_LEN = 16
 
 
 def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
-    """Users' histories in chunks of ``num_new``, users taking turns, as a single pass over a file sees them."""
+    """Users' histories in chunks of ``num_new``, users taking turns, as in a single pass over a file."""
     from wire.example import Example, Interactions
 
     generator = np.random.Generator(np.random.Philox(3))
@@ -62,8 +62,8 @@ def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new
 
 
 def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> Iterator[Any]:
-    """One new interaction of each user after another, as live traffic brings them. The learner's histories have the
-    ``before`` that each began with."""
+    """One new interaction of each user in turn, as in live traffic. The learner's histories hold the ``before`` that
+    each began with."""
     for example in synthetic_examples(num_users, num_items, 100 * before, 1, 10 * before):
         if example.first_new_index < before:
             learner.histories.fold(example)
@@ -72,7 +72,7 @@ def live_examples(learner: Any, num_users: int, num_items: int, before: int) -> 
 
 
 def build_library() -> None:
-    """The trainer's id map is C++, which a machine with a GPU and no environment of ours has not compiled."""
+    """Replaces the trainer's id map, which is C++ and not compiled on a GPU machine without our environment."""
     subprocess.run([sys.executable, "-m", "kernels.build"], check=True, timeout=180)
 
 
@@ -146,7 +146,7 @@ def _synchronize(clock: Clock) -> None:
 
 
 def live_steps(clock: Clock) -> Iterator[Row]:
-    """Steps as live traffic wants them: one target each of few users, predicted, counted, learned, and the next."""
+    """Steps of live traffic: one target each of few users, predicted, counted and learned."""
     build_library()
     from model.config import ModelConfig
     from trainer.config import TrainerConfig

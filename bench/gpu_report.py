@@ -1,5 +1,5 @@
 # mypy: allow-untyped-calls
-"""Rows of a GPU run as they come: each is on disk before the next one is measured, whatever that one does."""
+"""Rows of a GPU run: each is on disk before the next one is measured, whatever happens then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Clock:
-    """Medians by device events (host clock where there is no GPU), and how much of the run's time is left."""
+    """Medians by device events (by host clock without a GPU), and how much of the run's time is left."""
 
     device: str
     budget_s: float
@@ -81,7 +81,7 @@ def row(
 
 
 class Report:
-    """Runs sections in order of importance and keeps what they found, with what ``before`` has of earlier workers."""
+    """Runs sections in order of importance and keeps their results, with those of earlier workers (``before``)."""
 
     def __init__(self, clock: Clock, file: Path | None, facts: dict[str, Any], before: dict[str, Any]) -> None:
         self.clock, self.file, self.facts = clock, file, facts
@@ -91,7 +91,7 @@ class Report:
         self.current: dict[str, Any] | None = None
 
     def section(self, name: str, measure: Callable[[Clock], Iterable[Row]], need_s: float) -> bool:
-        """A failure becomes a row, so that the rest still runs; so does a lack of time. False: the GPU is lost."""
+        """Run a section; a failure or lack of time becomes a row, and the rest still runs. False: the GPU is lost."""
         if self.clock.left_s < need_s:
             self.add(row(name, None, "", note=f"not run: {self.clock.left_s:.0f} s left, needs {need_s:.0f}"))
             self.close(name, 0.0)
@@ -104,7 +104,7 @@ class Report:
             for each in measure(self.clock):
                 self.add(each)
         except Exception as failure:  # noqa: BLE001
-            # The run is one of few on a GPU: what went wrong is kept, and everything else still measured.
+            # Runs on a GPU are rare: record what went wrong, and measure everything else.
             print(traceback.format_exc(), flush=True)
             self.failures.append(f"{name}: {failure!r}")
             self.add(row(name, None, "", note=f"failed: {failure!r}"[:300]))
@@ -115,7 +115,7 @@ class Report:
         return usable
 
     def add(self, each: Row) -> None:
-        """Keep a row, on disk too."""
+        """Keep a row, also on disk."""
         self.rows.append(each)
         value = "-" if each["value"] is None else f"{each['value']:,.4g}"
         met = {True: "met", False: "MISSED", None: ""}[each["met"]]
@@ -124,7 +124,7 @@ class Report:
         self._write()
 
     def close(self, name: str, seconds: float) -> None:
-        """A section is over."""
+        """Record that a section has ended."""
         self.seconds[name] = round(seconds, 1)
         self.current = None
         print(f"-- {name}: {self.seconds[name]} s, {self.clock.left_s:.0f} s left", flush=True)
@@ -144,7 +144,7 @@ class Report:
 
 
 def gpu_works() -> bool:
-    """Whether this process can still use its GPU: after an illegal access it cannot, for good."""
+    """Whether this process can still use its GPU: after an illegal access it never can."""
     try:
         torch.cuda.synchronize()
         return float(torch.ones(8, device="cuda").sum()) == 8.0

@@ -29,7 +29,7 @@ OURS = ("shared_", "loss_kernel", "finish_kernel", "add_slots", "adagrad", "norm
 
 
 def kind_of(kernel: str) -> str:
-    """What a kernel's time is booked under."""
+    """The kind that a kernel's time counts towards."""
     for kind, words in (("attention", ATTENTION), ("tables", TABLES), ("GEMM", GEMM), ("our other kernels", OURS)):
         if any(word in kernel for word in words):
             return kind
@@ -60,13 +60,13 @@ def shares(clock: Clock, run: Callable[[], Any]) -> tuple[dict[str, float], floa
 
 
 def described(by_kind: dict[str, float]) -> str:
-    """Shares in words."""
+    """The shares as text."""
     total = sum(by_kind.values()) or 1.0
     return ", ".join(f"{kind} {ms / total:.0%}" for kind, ms in sorted(by_kind.items(), key=lambda pair: -pair[1]))
 
 
 def long_tail(users: int, longest: int) -> tuple[int, ...]:
-    """Lengths from a power law, the longest among them."""
+    """Lengths from a power law, including the longest."""
     generator = np.random.Generator(np.random.Philox(1))
     lengths = (longest / 16 * (1 + generator.pareto(1.2, users))).astype(int).clip(8, longest)
     lengths[0] = longest
@@ -94,7 +94,7 @@ def layer_share(clock: Clock) -> Iterator[Row]:
 
 
 def check_step(shape: Shape, clock: Clock) -> Row:
-    """How far the first loss of both versions is apart, on a small batch in float32."""
+    """How far apart the first losses of both versions are, on a small batch in float32."""
     small = replace(shape, lengths=tuple(min(each, 64) for each in shape.lengths[:4]), layers=min(shape.layers, 2))
     step = Step(small, make_data(small, clock.device), clock.device, torch.float32)
     ours, eager = float(step.loss(True)[0].detach()), float(step.loss(False)[0].detach())
@@ -103,7 +103,7 @@ def check_step(shape: Shape, clock: Clock) -> Row:
 
 
 def step_shapes(clock: Clock) -> dict[str, Shape]:
-    """What whole steps are measured on."""
+    """The data that whole steps are measured on."""
     generator = np.random.Generator(np.random.Philox(2))
     lengths = tuple(int(n) for n in generator.integers(60, 201, 128))
     shapes = {
@@ -114,7 +114,7 @@ def step_shapes(clock: Clock) -> dict[str, Shape]:
 
 
 OURS_MS: dict[str, float] = {}
-"""The better of our versions of each shape, in this process."""
+"""The better of our versions for each shape, in this process."""
 
 
 def against_eager(clock: Clock) -> Iterator[Row]:
@@ -132,9 +132,9 @@ def against_eager(clock: Clock) -> Iterator[Row]:
         eager_ms = clock.median_ms(partial(step.run, False), repeats=1)
         yield row("  against eager PyTorch, padded", eager_ms / ours_ms, "x", 10, f"eager {eager_ms:.2f} ms")
         try:
-            with patch("kernels.layer.check_offsets", lambda *_: None):  # it reads offsets where that costs nothing
+            with patch("kernels.layer.check_offsets", lambda *_: None):  # it would read offsets from the device
                 yield from _as_graph(clock, name, shape, eager_ms)
-        except RuntimeError as failure:  # what cannot be captured is an answer too
+        except RuntimeError as failure:  # that it cannot be captured is a result too
             yield row("  as one CUDA graph", None, "ms", note=f"failed: {failure!r}"[:300])
 
 
@@ -165,7 +165,7 @@ def _on(step: Step, data: Data) -> Step:
 
 
 def against_compiled(clock: Clock) -> Iterator[Row]:
-    """The same steps by torch.compile, which takes about a minute a shape: late, as it rehearses nothing of ours."""
+    """The same steps with torch.compile, about a minute per shape; last, because it tests none of our code."""
     for name, shape in step_shapes(clock).items():
         step = Step(shape, make_data(shape, clock.device), clock.device, dtype_of(clock))
         ours_ms = OURS_MS.get(name) or clock.median_ms(partial(step.run, True))

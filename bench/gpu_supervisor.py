@@ -1,8 +1,8 @@
 """Runs the sections of a GPU measurement in worker processes, so that one section cannot take the others with it.
 
-A worker runs sections in turn and keeps every row on disk. After a failure it leaves if the GPU's context is broken;
-the supervisor starts another one for what is left. A section that outlives its limit is ended the same way. Before the
-measuring, workers that measure nothing compile what all sections need, side by side.
+A worker runs sections in turn and writes every row to disk. If a failure has broken the GPU's context, it exits, and
+the supervisor starts another one for the rest. A section that exceeds its limit is ended in the same way. Before
+measuring, workers that measure nothing compile what all sections need, in parallel.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WARM_S = 75.0
 START_S = 120.0
 """A worker that has not begun a section by then never will."""
 GRACE_S = 30.0
-"""Beyond the deadline, for the section that is at work."""
+"""Beyond the deadline, for the section in progress."""
 NOT_WARMED = ("ceilings",)
 
 
 @dataclass(frozen=True)
 class Section:
-    """``function``: "module:name"; it does not start with less than ``need_s`` left, and is ended after ``limit_s``."""
+    """``function``: "module:name"; it is not started with less than ``need_s`` left, and is ended after ``limit_s``."""
 
     name: str
     function: str
@@ -40,7 +40,7 @@ class Section:
 
 
 def facts(rehearse: bool) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The hardware and software that the numbers were measured on."""
     import platform
 
     import torch
@@ -49,7 +49,7 @@ def facts(rehearse: bool) -> dict[str, Any]:
     command = ["git", "describe", "--always", "--dirty=+"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git there
+    except OSError:  # git is not installed
         described = ""
     name = "CPU, interpreted: a rehearsal" if rehearse else torch.cuda.get_device_name(0)
     return {
@@ -60,14 +60,14 @@ def facts(rehearse: bool) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What is on disk so far."""
+    """The results on disk so far."""
     path = folder / RESULT
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def work(plan: dict[str, Any], folder: Path | None, rehearse: bool) -> int:
-    """A worker: ``plan`` has the sections to run, the moment of the deadline, and whether it only compiles."""
+    """Run a worker: ``plan`` has the sections to run, the deadline, and whether it only compiles."""
     from bench.gpu_report import Clock, Report
 
     clock = Clock("cpu" if rehearse else "cuda", plan["deadline"] - time.time(), compiles_only=plan["warm"])
@@ -90,7 +90,7 @@ def _start(sections: Sequence[Section], folder: Path | None, plan: dict[str, Any
 
 
 def _warm(sections: Sequence[Section], plan: dict[str, Any]) -> float:
-    """Compile, one process a section, so that the measuring finds its kernels in Triton's cache; seconds it took."""
+    """Compile, one process per section, so that measuring finds the kernels in Triton's cache; returns seconds."""
     began = time.monotonic()
     chosen = [section for section in sections if section.name not in NOT_WARMED]
     workers = [_start([section], None, plan | {"warm": True}, False) for section in chosen]
@@ -105,7 +105,7 @@ def _warm(sections: Sequence[Section], plan: dict[str, Any]) -> float:
 
 
 def _watch(worker: Any, section_of: dict[str, Section], folder: Path, deadline: float) -> str:
-    """Wait for a worker; kill it when its section outlives its limit. How it ended, in words."""
+    """Wait for a worker; kill it if its section exceeds its limit. Returns how it ended, in words."""
     began = time.time()
     while worker.poll() is None:
         current = read(folder).get("current") or {}
@@ -120,7 +120,7 @@ def _watch(worker: Any, section_of: dict[str, Section], folder: Path, deadline: 
 
 
 def supervise(sections: Sequence[Section], folder: Path, rehearse: bool, deadline: float) -> dict[str, Any]:
-    """Run all sections; returns what is then on disk as well."""
+    """Run all sections; returns the results, which are also on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
     plan: dict[str, Any] = {"deadline": deadline, "warm": False, "facts": facts(rehearse)}
@@ -142,7 +142,7 @@ def supervise(sections: Sequence[Section], folder: Path, rehearse: bool, deadlin
 
 
 def _note(folder: Path, known: dict[str, Any], section: Section, why: str) -> None:
-    """Say what became of a section that cannot say it itself, beside the rows that it had."""
+    """Add to the results what happened to a section that could not report it itself."""
     from bench.gpu_report import Clock, Report, row
 
     report = Report(Clock("cpu", 0.0), folder / RESULT, known, read(folder))

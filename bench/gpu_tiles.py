@@ -1,4 +1,4 @@
-"""Other tile shapes for attention, for whoever tunes `kernels/attention/triton_tile.py`: run last, if time is left."""
+"""Other tile shapes for attention, for tuning `kernels/attention/triton_tile.py`; run last, if time is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.gpu_report import Clock, Row, row
 from kernels.attention.triton_tile import Tile
 
 ORDER = ("forward", "queries", "keys")
-# What an H200's sweeps and the compiler's reports leave standing.
+# The candidates left by sweeps on an H200 and by the compiler's reports.
 TILES = {
     "d128": (
         [Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 32, 4, 3, 168), Tile(128, 128, 8, 2)],
@@ -45,5 +45,5 @@ def sweep(clock: Clock) -> Iterator[Row]:
 def _timed(clock: Clock, name: str, run: Callable[[], Any]) -> Row:
     try:
         return row(name, clock.median_ms(run), "ms")
-    except OutOfResources as failure:  # a shape that does not fit this GPU is an answer too
+    except OutOfResources as failure:  # that a shape does not fit this GPU is a result too
         return row(name, None, "", note=repr(failure)[:120])

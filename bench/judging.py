@@ -1,4 +1,4 @@
-"""What a pass over a stream was worth: one metric code for Headrace and for every rival."""
+"""Metrics of a pass over a stream: the same code for Headrace and for every rival."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from bench.events import Step, ranks
 from bench.rivals import Ranker, Retriever
-from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, outcomes, rank_gains
+from trainer.batch import JaggedBatch
+from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
 
 LATELY = 10_000
 NUM_WINDOWS = 24
 GAINS = ("hr1", "hr10", "hr50", "ndcg10", "mrr")
 Progress = Callable[[int], None]
-"""Is told how many events are done."""
+"""Called with the number of events done."""
 
 
 def retrieval(rank_A: NDArray[np.int64]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _means(rank_A: NDArray[np.int64]) -> dict[str, float]:
 
 
 def ranking(metrics: PrequentialMetrics) -> dict[str, Any]:
-    """NE of all kinds together and of each, over everything and lately."""
+    """NE of all kinds together and of each, over everything and over the last `LATELY`."""
     summary = metrics.summary()
     kinds = {
         kind: {name: found[name] for name in ("rate", "ne", "auc")}
@@ -64,21 +65,23 @@ def judge_ranker(ranker: Ranker, stream: Iterable[Step], kinds: tuple[str, ...],
     for step in stream:
         batch = step.batch
         probability_RK = np.asarray(ranker.over(step), np.float64)
-        metrics.add(kinds_alone(probability_RK, outcomes(batch.learned_RK, batch.is_new_R)))
+        metrics.add(kinds_alone(probability_RK, batch))
         num += int(batch.is_new_R.sum())
         progress(num)
     return ranking(metrics)
 
 
-def kinds_alone(probability_RK: NDArray[np.float64], outcome_RK: NDArray[np.float32]) -> Predictions:
-    """Predictions of kinds, with nothing retrieved."""
+def kinds_alone(probability_RK: NDArray[np.float64], batch: JaggedBatch) -> Predictions:
+    """Predictions of the kinds of a batch's targets, with nothing retrieved."""
     return Predictions(
         rank_KS=np.zeros((len(RANKERS), 0), np.int64),
         ranked_S=np.zeros(0, np.bool_),
         slice_XS=np.zeros((len(SLICES), 0), np.bool_),
         domain_S=np.zeros(0, np.int64),
         log_loss_S=np.zeros(0),
+        key_R=batch.key_R,
         probability_RK=probability_RK,
         baseline_RK=probability_RK,
-        outcome_RK=outcome_RK,
+        done_RK=batch.learned_RK > 0,
+        is_new_R=batch.is_new_R,
     )

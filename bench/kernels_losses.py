@@ -4,7 +4,7 @@ Seconds are processor time on one thread: equal to wall-clock time on a quiet ma
 processes on a shared one.
 
 Peers: the per-row negatives of HSTU's public training code, written here from its formula (normalised rows gathered to
-(R, S, D), eager PyTorch); dense AdamW; FBGEMM's CPU table-batched embedding, in an environment of its own
+(R, S, D), eager PyTorch); dense AdamW; FBGEMM's CPU table-batched embedding, in its own environment
 (`bench.fbgemm`); PyTorch's full logits, sort and top-k.
 """
 

@@ -3,7 +3,7 @@
 Real Apache Kafka, one worker, trainer and server with default settings, and a simulated world's live traffic beside
 them, all on this machine. A rate is held for minutes with stopwatches on probes (`bench.live_probe`); then it is raised
 until something falls behind. ``--quick`` holds the first rate for half a minute and raises nothing; ``--part hold`` and
-``--part rise`` do one of the two.
+``--part rise`` do one of the two. ``--picture FILE`` draws the hold, ``--folder PATH`` keeps everybody's logs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.__main__ import commit, machine, show
+from bench.live_picture import draw_timeline, timeline
 from bench.live_probe import Probe, Prober, percentiles
 from bench.live_stack import START_TIMEOUT_S, Backlog, Stack, running
 from bench.timing import Row, row
@@ -52,7 +53,7 @@ class Held:
 
     @property
     def behind(self) -> list[str]:
-        """Stages that fall behind; ``traffic``, where not even the sender keeps the rate."""
+        """Stages that fall behind; ``traffic``, if not even the sender keeps the rate."""
         stages = [stage for stage in ("actions", "outbox", "train") if self.slope(stage) > GROWS * self.rate]
         return stages if stages or self.actions_per_s > self.rate * (1 - 2 * GROWS) else ["traffic"]
 
@@ -130,9 +131,13 @@ def measure(
     seconds: float | None,
     sections: dict[str, dict[str, Any]],
     parts: tuple[str, ...] = PARTS,
-) -> list[Row]:
-    """Hold ``rate``, then raise it by half until something falls behind; or one of the two ``parts``."""
-    with tempfile.TemporaryDirectory() as name, running(Path(name), sections) as stack:
+    folder: Path | None = None,
+) -> tuple[list[Row], list[dict[str, float]]]:
+    """Hold ``rate``, then raise it by half until something falls behind; or one of the two ``parts``.
+
+    The rows, and the hold's `timeline`. ``folder``: a new one, which is kept, for everybody's files.
+    """
+    with tempfile.TemporaryDirectory() as name, running(folder or Path(name), sections) as stack:
         began_s = time.monotonic()
         stack.send(rate)
         stack.group.wait_until(lambda: _answers(stack), START_TIMEOUT_S, "a first version to be served")
@@ -140,12 +145,13 @@ def measure(
         if quick or "hold" in parts:
             held = hold(stack, rate, seconds or (QUICK_S if quick else HOLD_S))
             rows += rows_of(held, 0)
+            points = timeline(held.probes, held.ended_s)
             if held.behind:
-                return [*rows, _saturation(0.0, held)]
+                return [*rows, _saturation(0.0, held)], points
             if quick or "rise" not in parts:
-                return rows
-            return rows + rise(stack, rate * RISE, sustained=rate)
-        return rows + rise(stack, rate, sustained=0.0)
+                return rows, points
+            return rows + rise(stack, rate * RISE, sustained=rate), points
+        return rows + rise(stack, rate, sustained=0.0), []
 
 
 def rise(stack: Stack, rate: float, sustained: float) -> list[Row]:
@@ -180,16 +186,19 @@ def _answers(stack: Stack) -> bool:
 
 def run(quick: bool = False) -> list[Row]:
     """The rows of the report, at 1,000 actions per second."""
-    return measure(quick, 1000.0, None, {})
+    return measure(quick, 1000.0, None, {})[0]
 
 
 def command(arguments: list[str]) -> int:
-    """``python -m bench live [--quick] [--part hold|rise] [--rate R] [--seconds S] [--set SECTION.KEY=VALUE …]``."""
+    """``python -m bench live [--quick] [--part hold|rise] [--rate R] [--seconds S] [--picture FILE] [--folder PATH]
+    [--set SECTION.KEY=VALUE …]``."""
     parser = argparse.ArgumentParser(prog="python -m bench live")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rate", type=float, default=1000.0, help="actions/s; default: 1000")
     parser.add_argument("--seconds", type=float, help="how long the first rate is held")
     parser.add_argument("--part", choices=PARTS, help="default: both, which takes a quarter of an hour")
+    parser.add_argument("--picture", type=Path, help="write an SVG of the hold")
+    parser.add_argument("--folder", type=Path, help="a new folder for logs and data, which stays")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="not the default")
     options = parser.parse_args(arguments)
     sections: dict[str, dict[str, Any]] = {}
@@ -198,10 +207,13 @@ def command(arguments: list[str]) -> int:
         section, _, key = path.partition(".")
         sections.setdefault(section, {})[key] = json.loads(value)
     parts = (options.part,) if options.part else PARTS
-    rows = measure(options.quick, options.rate, options.seconds, sections, parts)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True)
+    rows, points = measure(options.quick, options.rate, options.seconds, sections, parts, options.folder)
+    if options.picture is not None:
+        options.picture.write_text(draw_timeline(points, options.rate, machine()), encoding="utf-8")
     name = f"live{' ' + ' '.join(options.set) if options.set else ''}"
     show(rows, f"{name} on {machine()}, commit {commit()}")
-    print(
-        json.dumps({"bench": "live", "machine": machine(), "commit": commit(), "settings": options.set, "rows": rows})
-    )
+    record = {"bench": "live", "machine": machine(), "commit": commit(), "settings": options.set, "rows": rows}
+    print(json.dumps({**record, "timeline": points}))
     return 0

@@ -28,8 +28,8 @@ FOLLOWING = ("actions", "sequences", "weights", "status", "lag")
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The backlogs at one moment: ``actions`` that no worker has applied, examples in ``outbox``es, and examples that
-    have yet to be ``train``ed."""
+    """The backlogs at one moment: ``actions`` that no worker has applied, examples in the ``outbox``, and examples
+    still to be trained (``train``)."""
 
     time_s: float
     actions: int

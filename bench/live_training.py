@@ -28,7 +28,7 @@ CONFIG = TrainerConfig(device="cpu")
 
 
 def config_of(max_context: int) -> TrainerConfig:
-    """Full recomputation where all is computed, else the default's way."""
+    """Gradients through the whole context if all of it is computed, otherwise the default."""
     return replace(CONFIG, max_train_context=max_context, context_gradient=max_context == CONTEXTS[0])
 
 
@@ -53,7 +53,7 @@ class Crowd:
         self.learner.items.insert(np.arange(1, NUM_ITEMS + 1) * 7919, 10**12, 0)
 
     def step(self) -> float:
-        """Learn the next interaction of every user; processor seconds, without making the examples."""
+        """Learn the next interaction of every user; returns processor seconds, excluding those for making examples."""
         told = []
         for user, place in enumerate(self._ends):
             told.append(self._example(user, place // SEGMENT_LEN * SEGMENT_LEN, place + 1, 1))
@@ -75,7 +75,7 @@ class Crowd:
 
 
 def speeds(quick: bool) -> list[Row]:
-    """Interactions a processor second."""
+    """Interactions per processor second."""
     sizes = SIZES[:1] if quick else SIZES
     crowds = {(context, size): Crowd(context, size) for context in CONTEXTS for size in sizes}
     spare_the_collector()
@@ -90,7 +90,7 @@ def speeds(quick: bool) -> list[Row]:
 
 
 def quality(quick: bool) -> list[Row]:
-    """HR@10 and NE of the simulated world's traffic, told as it comes."""
+    """HR@10 and NE on the simulated world's traffic, learned as it arrives."""
     rows, whole = list[Row](), dict[str, float]()
     for context in CONTEXTS:
         learner = Learner(MODEL, config_of(context))

@@ -1,9 +1,9 @@
 """`python -m bench.published ml-1m --data FOLDER [--large] [--epochs N] [--state FILE]`: HSTU's published experiment.
 
-MovieLens-1M, leave one out, all items ranked but those of the input, many passes over whole sequences: the protocol and
-the configuration of Zhai et al. (ICML 2024, section 4.1.1), on this project's layers and losses. ``--state`` is written
-after each epoch and gone on from, so that a long run can be made in pieces. ``--sequences FILE.npz`` keeps the
-sequences, and with it torch and NumPy are enough (and Triton, on a GPU).
+MovieLens-1M, leave one out, ranking all items except those of the input, many passes over whole sequences: the protocol
+and configuration of Zhai et al. (ICML 2024, section 4.1.1), with this project's layers and losses. ``--state`` is
+written after each epoch and resumed from, so that a long run can be made in pieces. ``--sequences FILE.npz`` stores the
+sequences; with it, torch and NumPy are enough (and Triton, on a GPU).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TARGETS = {"base": (0.3097, 0.1720), "large": (0.3294, 0.1893)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Users:
-    """Sequences in a row, each in the order of time: user u's is ``starts[u]:starts[u + 1]``. Items from 1."""
+    """Concatenated sequences, each in time order: user u's is ``starts[u]:starts[u + 1]``. Items from 1."""
 
     starts: Int64
     item: Int64
@@ -43,12 +43,12 @@ class Users:
 
     @property
     def num_items(self) -> int:
-        """How many there are."""
+        """The number of users."""
         return int(self.item.max())
 
     def batch(self, users: Int64, *, last: int) -> Batch:
-        """Of each user the ``LENGTH`` interactions before his last ones, ``last`` of which are never read: what follows
-        each is its target."""
+        """For each user, the ``LENGTH`` interactions before the ``last`` ones, which are never read. The target of each
+        is the one that follows it."""
         ends = self.starts[users + 1] - last
         firsts = np.maximum(self.starts[users], ends - 1 - LENGTH)
         lengths = np.maximum(ends - 1 - firsts, 0)
@@ -60,7 +60,7 @@ class Users:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """T interactions of B users: items, what came next, own times, those of what came next, offsets (B+1,)."""
+    """T interactions of B users: items, next items, times, times of the next items, offsets (B+1,)."""
 
     item_T: Tensor
     target_T: Tensor
@@ -69,7 +69,7 @@ class Batch:
     offsets_B1: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same elsewhere."""
+        """The same on another device."""
         return Batch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
@@ -96,10 +96,10 @@ class Published(nn.Module):
             nn.init.xavier_uniform_(layer.out_weight)
             for fixed in (layer.uvqk_bias, layer.norm_in_weight_M, layer.norm_in_bias_M, layer.norm_out_weight,
                           layer.norm_out_bias):  # fmt: skip
-                fixed.requires_grad_(False)  # the published layer has none of them
+                fixed.requires_grad_(False)  # the published layer has none of these
 
     def forward(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """(T, WIDTH) what is asked after each interaction; ``seed`` above 0: with dropout."""
+        """(T, WIDTH) the query after each interaction; ``seed`` above 0: with dropout."""
         starts_T = torch.repeat_interleave(batch.offsets_B1[:-1], batch.offsets_B1.diff())
         place_T = torch.arange(len(batch.item_T), device=starts_T.device) - starts_T
         x_TM = self.item_VD[batch.item_T] * WIDTH**0.5 + self.position_LD[place_T]
@@ -117,7 +117,7 @@ class Published(nn.Module):
 
 
 class Experiment:
-    """The model, its optimiser and how far it is."""
+    """The model, its optimiser and its progress."""
 
     def __init__(self, users: Users, *, large: bool, seed: int, device: str) -> None:
         self.users, self.seed, self.device, self.large = users, seed, torch.device(device), large
@@ -136,7 +136,7 @@ class Experiment:
         return float(np.mean(losses))
 
     def step(self, users: Int64) -> float:
-        """Learn what follows in these users' sequences but for the last item of each."""
+        """Learn the next items in these users' sequences, except the last one of each."""
         self.num_steps += 1
         torch.manual_seed(self.seed * 1_000_003 + self.num_steps)
         batch = self.users.batch(users, last=1).to(self.device)
@@ -154,7 +154,7 @@ class Experiment:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Where each user's last item stands among all that are not in his input."""
+        """The rank of each user's last item among all that are not in the user's input."""
         ranks = []
         for first in range(0, len(self.users.starts) - 1, BATCH):
             users = np.arange(first, min(first + BATCH, len(self.users.starts) - 1))
@@ -178,7 +178,7 @@ class Experiment:
         }  # fmt: skip
 
     def save(self, path: Path) -> None:
-        """By one rename."""
+        """Write the state with one atomic rename."""
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "history": self.history,
                  "num_epochs": self.num_epochs, "num_steps": self.num_steps}  # fmt: skip
         torch.save(state, path.with_suffix(".new"))
@@ -193,7 +193,7 @@ class Experiment:
 
 
 def sequences(actions: Any) -> Users:
-    """Of a stream in the order of time."""
+    """The sequences of a stream in time order."""
     of_user: dict[str, list[tuple[int, int]]] = {}
     number_of: dict[str, int] = {}
     for action in actions:
@@ -277,7 +277,7 @@ def _rows(stream: str, experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Base, from the default folder."""
+    """The base model, on data from the default folder."""
     from bench.streams import open_stream
 
     experiment = Experiment(sequences(open_stream("ml-1m", None)), large=False, seed=1, device="cpu")

@@ -1,12 +1,13 @@
 """`python -m bench quality [STREAM …] [--file F …] [--data FOLDER] [--only WHO …] [--steps] [--seeds N] [--quick]`.
 
 Headrace and every rival (`bench.rivals`) on the same events in the same order, each choice and each kind predicted
-before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items met so far
-(what the user has met left out where the stream has no repeats), and NE of every kind. In all, and of the last 10,000.
+before it is learned, by the same metric code: HR@10, NDCG@10 and MRR of what was chosen, over all items seen so far
+(without those that the user has met, if the stream has no repeats), and NE of every kind; over everything, and over the
+last 10,000.
 
-Of each rival every setting is run with the first seed, and the best one with all seeds. ``--out FILE`` appends each
+Each rival is run in every setting with the first seed, and in the best one with all seeds. ``--out FILE`` appends each
 pass as it ends, and what FILE has is not run again: a long comparison can be made in pieces, stopped and resumed.
-``--from FILE`` shows what files hold. ``--steps`` is Headrace alone, by targets a step.
+``--from FILE`` shows what files hold. ``--steps`` runs Headrace alone, by targets per step.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Arena:
-    """One stream, and what has been run on it."""
+    """One stream, and the passes that have been made over it."""
 
     stream: str
     actions: list[dict[str, Any]]
@@ -67,12 +68,12 @@ class Arena:
     words: str
 
     def has(self, job: Job) -> bool:
-        """Whether this pass is there."""
+        """Whether this pass has been made."""
         wanted = (self.stream, len(self.actions), job.task, job.who, job.name, job.seed)
         return any(key(record) == wanted for record in self.records)
 
     def run(self, job: Job) -> None:
-        """Run it, unless it is there."""
+        """Make a pass, unless it has been made."""
         if self.has(job):
             return
         say = Line(f"{self.stream}: {job.who}{', ' + job.name if job.name else ''}, seed {job.seed}", len(self.actions))
@@ -109,7 +110,7 @@ class Arena:
         return [self._record(job, job.task, job.who, found)]
 
     def compare(self, only: list[str], num_seeds: int, *, first_settings: bool) -> None:
-        """Headrace with every seed; each rival in every setting with the first, in the best one with all."""
+        """Headrace with every seed; each rival in every setting with the first seed, and in the best one with all."""
         seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
         if not only or HEADRACE in only:
             for seed in seeds:
@@ -134,32 +135,32 @@ class Arena:
 
     @staticmethod
     def headrace_job(size: int, seed: int) -> Job:
-        """Headrace at so many targets a step."""
+        """Headrace at this many targets per step."""
         return Job("retrieval", HEADRACE, f"{size} a step", seed, size=size)
 
     def frontier(self, num_seeds: int) -> None:
-        """Headrace by targets a step."""
+        """Headrace by targets per step."""
         for size in STEPS:
             for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
                 self.run(self.headrace_job(size, seed))
 
 
 class Line:
-    """A line on stderr that says how far a pass is."""
+    """A progress line on stderr."""
 
     def __init__(self, what: str, num: int) -> None:
         self._what, self._num, self._shown_s = what, num, time.monotonic()
         self._is_terminal = sys.stderr.isatty()
 
     def __call__(self, done: int) -> None:
-        """So many are done; said once a second to a terminal, every half minute to a file."""
+        """Show the number done: every second on a terminal, every half minute in a file."""
         if time.monotonic() - self._shown_s >= (1.0 if self._is_terminal else 30.0):
             self._shown_s = time.monotonic()
             end = "\r" if self._is_terminal else "\n"
             print(f"{self._what}: {done / max(1, self._num):.0%}", end=end, file=sys.stderr, flush=True)
 
     def end(self, result: str) -> None:
-        """What came of it."""
+        """The results of a pass."""
         print(f"{self._what}: {result}", file=sys.stderr, flush=True)
 
 

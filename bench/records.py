@@ -1,7 +1,7 @@
-"""What was measured, a JSON object a line: so that a comparison can be made in pieces and put together.
+"""Measurements, one JSON object per line, so that a comparison can be made in pieces and put together.
 
 A record is one pass of one recommender: ``stream``, ``num_actions``, ``task`` (retrieval or ranking), ``who``,
-``setting``, ``seed``, its numbers (`bench.judging`), ``seconds``, and what measured it: ``command``, ``commit``,
+``setting``, ``seed``, its numbers (`bench.judging`), ``seconds``, and how it was measured: ``command``, ``commit``,
 ``machine``.
 """
 
@@ -17,18 +17,18 @@ from typing import Any
 
 Record = dict[str, Any]
 BETTER = {"retrieval": ("hr10", 1), "ranking": ("ne", -1)}
-"""Of each task the measure that decides, and its sign."""
+"""For each task, the deciding metric and its sign."""
 # Student's t, two-sided 95%, by degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def spoken(name: str, arguments: Iterable[str]) -> str:
-    """The command as a record keeps it: of a file or folder its name alone, wherever it was."""
+    """The command for a record: files and folders are reduced to their names."""
     return " ".join([name, *(Path(each).name if os.sep in each else each for each in arguments)])
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
-    """All records of some files; of two of the same pass the later one."""
+    """All records of some files; if a pass occurs twice, the later record."""
     found: dict[tuple[Any, ...], Record] = {}
     for path in paths:
         if path.exists():
@@ -39,7 +39,7 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def append(path: Path | None, record: Record) -> None:
-    """One more line; with None, nowhere."""
+    """Append a line; to no file if None."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -47,18 +47,18 @@ def append(path: Path | None, record: Record) -> None:
 
 
 def key(record: Record) -> tuple[Any, ...]:
-    """Which pass it is."""
+    """What identifies the pass."""
     return tuple(record[name] for name in ("stream", "num_actions", "task", "who", "setting", "seed"))
 
 
 def measure(record: Record) -> float:
-    """The number that decides."""
+    """The deciding number."""
     value = record[BETTER[record["task"]][0]]
     return math.nan if value is None else float(value)
 
 
 def best_setting(records: Sequence[Record]) -> str:
-    """Of one recommender's records on one stream: the best setting, by the seeds that all of them were run with."""
+    """The best setting among one recommender's records on one stream, by the seeds that all settings were run with."""
     by_setting = defaultdict[str, dict[int, float]](dict)
     for record in records:
         by_setting[record["setting"]][record["seed"]] = measure(record)

@@ -1,8 +1,8 @@
 """`python -m bench scaling [STREAM] [--limit N] [--quick]`: what a larger model, and more data, is worth.
 
-Five sizes of the network learn one stream in one pass; a law of the kind of LSRM's, L(N) = E + (N0 / N)^α, is fitted to
-their losses on its last third, and foretells that of a larger size that it was not shown. The same over data: the loss
-of the largest after each share of the stream foretells that of its last part. Losses are the network's own cross
+Five sizes of the network learn one stream in one pass. A law like LSRM's, L(N) = E + (N0 / N)^α, is fitted to their
+losses on its last third, and predicts the loss of a larger size that was not part of the fit. The same over data: the
+largest size's loss after each share of the stream predicts that of its last part. Losses are the network's own cross
 entropy in retrieval, before learning; N counts dense weights.
 """
 
@@ -49,12 +49,12 @@ class Law:
     power: float
 
     def at(self, x: float) -> float:
-        """The loss that it foretells."""
+        """The predicted loss."""
         return float(self.floor + (self.scale / x) ** self.power)
 
 
 def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
-    """Least squares: a line in logarithms for each floor below the lowest loss, and the best of them."""
+    """Least squares: a line in logarithms for each candidate floor below the lowest loss; returns the best fit."""
     logs, y = np.log(np.asarray(x)), np.asarray(loss)
     best, best_error = Law(0.0, 1.0, 0.0), math.inf
     spread = max(1e-9, float(y.max() - y.min()))
@@ -72,14 +72,14 @@ def fit(x: Sequence[float], loss: Sequence[float]) -> Law:
 
 
 def sized(model: ModelConfig, width: int) -> ModelConfig:
-    """The same model at another width; heads of half of it."""
+    """The same model at another width, with heads of half that width."""
     return dataclasses.replace(
         model, model_width=width, item_width=width, num_heads=2, qk_width=width // 2, value_width=width // 2
     )
 
 
 def learn(settings: Settings, actions: list[dict[str, Any]], width: int) -> tuple[int, NDArray[np.float64]]:
-    """Dense weights, and the loss of each step of one pass, one number a choice."""
+    """The number of dense weights, and the losses of one pass, one per choice."""
     model = sized(file_configs(settings, actions[0])[2], width)
     learner = Learner(model, settings.trainer)
     losses = list[NDArray[np.float64]]()
@@ -124,7 +124,7 @@ def _foretold(over: str, law: Law, foretold: float, measured: float) -> dict[str
 
 def run(*, quick: bool = False, stream: str = "ml-100k", data: Path | None = None,
         limit: int | None = None) -> list[dict[str, Any]]:  # fmt: skip
-    """One stream."""
+    """The rows of one stream."""
     actions = list(islice(open_stream(stream, data), limit or (5_000 if quick else None)))
     return measure(settings_for(load_settings(), actions), actions)
 

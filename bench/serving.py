@@ -54,7 +54,7 @@ SERVERS = {
     "uncached": {"cache_bytes": 0},
     "one by one": {"max_batch": 1, "cache_versions": 0},
 }
-"""What each may do. Versions change little here: what earlier ones left is used where that is allowed."""
+"""What each configuration may reuse. Versions change little here, so entries of earlier ones are good if allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
             model_config=model.as_dict(), created_ms=START_MS, metrics={},
         )  # fmt: skip
         yield Version(manifest, weights_snapshot(learner, everything=number == 0))
-        for parameter in learner.model.parameters():  # as steps would change it, so that nothing old may be reused
+        for parameter in learner.model.parameters():  # as training steps would, so that nothing old can be reused
             parameter.data += 0.01 * parameter.data.std(correction=0) * torch.randn(parameter.shape)
         learner.items.dirty[rng.choice(num_items, min(NUM_DIRTY, num_items), replace=False) + 1] = True
 

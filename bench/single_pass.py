@@ -25,7 +25,7 @@ OURS = ("Headrace", "its network alone", "its counts alone")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``ranks``: of every choice, by whom of `OURS`. ``ranking``: see `bench.judging.ranking`."""
+    """``ranks``: of every choice, by each ranker of `OURS`. ``ranking``: see `bench.judging.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
     ranking: dict[str, Any]
@@ -71,13 +71,13 @@ def headrace(
 
 
 def with_size(settings: Settings, size: int) -> Settings:
-    """The same with another number of targets a step."""
+    """The same with another number of targets per step."""
     trainer = dataclasses.replace(settings.trainer, max_step_targets=size, file_take=size)
     return settings.model_copy(update={"trainer": trainer})
 
 
 def settings_for(settings: Settings, actions: list[dict[str, Any]]) -> Settings:
-    """The configuration with the kinds and the features of a stream; a file's interactions wait for nothing."""
+    """The configuration with the kinds and features of a stream; a file's interactions are complete on arrival."""
     kinds, features = dict[str, None](), dict[str, None]()
     for action in actions:
         met = action["action"]

@@ -41,7 +41,7 @@ from wire.kafka.admin import ensure_topics
 
 NUM_PARTITIONS = 4
 MAX_TABLE_ACTIONS = 5_000
-"""Fewer for the table: it slows down as its lists grow."""
+"""Fewer for the table, which slows down as its lists grow."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Streams to judge recommenders on: one is fetched, some are made, and some are read from a folder of the user's. Each
-gives actions in time order.
+"""Streams to compare recommenders on: one is downloaded, some are generated, and some are read from the user's folder.
+Each gives actions in time order.
 
-``news``: items born every few minutes and read for hours; nobody reads one twice. ``shop``: users buy their own
-favourites again, in baskets whose next product follows from the last. ``synthetic``: records of a Dirichlet process.
+``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
+favourites again, in baskets whose next product depends on the last. ``synthetic``: records of a Dirichlet process.
 ``world``: `stream.simulate`.
 """
 
@@ -29,17 +29,17 @@ WORLD_ACTIONS = 130_000
 
 
 def ml_100k() -> Iterator[Action]:
-    """MovieLens-100K, from the cache or fetched."""
+    """MovieLens-100K, from the cache or downloaded."""
     return read_actions(movielens_100k().path)
 
 
 def world() -> Iterator[Action]:
-    """The simulated live world, its feedback in the order of arrival."""
+    """The simulated live world, with feedback in order of arrival."""
     return islice(World(WorldConfig()).actions(), WORLD_ACTIONS)
 
 
 def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, seed: int = 0) -> Iterator[Action]:
-    """Clicks on articles: what a user reads is new, much read lately, and near his taste and his last click."""
+    """Clicks on articles: users read what is new, currently popular, and close to their taste and their last click."""
     rng, width = np.random.default_rng(seed), 12
     hours = num / 600
     num_items = int((hours + 24) * born_an_hour)
@@ -68,7 +68,7 @@ def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, 
 
 
 def shop(num: int = 80_000, num_users: int = 1_500, num_items: int = 3_000, seed: int = 0) -> Iterator[Action]:
-    """Purchases in baskets: more than half of them what the user bought before."""
+    """Purchases in baskets, more than half of them repeats."""
     rng, width = np.random.default_rng(seed), 10
     taste, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
     liking = rng.normal(0, 1.3, num_items) + taste @ kind.T + rng.gumbel(size=(num_users, num_items))
@@ -100,14 +100,14 @@ def _product(
     if bought and rng.random() < 0.55:
         times = np.array(list(bought.values()), float)
         return list(bought)[_draw(rng, times)]
-    if basket and rng.random() < 0.5:  # what goes with the last one stands on the next shelf
+    if basket and rng.random() < 0.5:  # products that go together are neighbours
         beside = shelf[category[shelf] == (category[basket[-1]] + 1) % 10]
         return int(beside[min(int(rng.exponential(4)), len(beside) - 1)]) if len(beside) else int(shelf[0])
     return int(shelf[min(int(rng.exponential(60)), len(shelf) - 1)])
 
 
 def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:
-    """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as they describe it.
+    """The one-pass stream of HSTU's authors (Zhai et al., ICML 2024, section 4.1), as far as it is described there.
 
     20,000 items in 100 categories; two fifths are there at first, the others are released evenly as the stream goes on.
     A record is a user's 128 interactions within up to five categories: a Dirichlet process, which repeats an item of
@@ -161,9 +161,9 @@ RESPONSES = {
 
 
 def kuairand(path: Path) -> Iterator[Action]:
-    """KuaiRand's short videos: each an impression, with what the user did; where it was shown, by whom it is."""
+    """KuaiRand's short videos: impressions with the user's reactions, where they were shown, and the author."""
     shown = ("user_id", "item_id", "timestamp", "tab", "author_id", "tag", "duration_ms")
-    rows = dict.fromkeys(zip(*_table(path, (*shown, *RESPONSES)), strict=True))  # some are there twice
+    rows = dict.fromkeys(zip(*_table(path, (*shown, *RESPONSES)), strict=True))  # some occur twice
     for user, item, time_ms, tab, author, tag, duration_ms, *responses in sorted(rows, key=itemgetter(2)):
         kinds = [kind for kind, done in zip(RESPONSES.values(), responses, strict=True) if done]
         length = str(int(np.log2(1 + max(0, duration_ms) / 1000) * 2))
@@ -183,7 +183,7 @@ def _table(path: Path, names: Sequence[str]) -> list[list[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How a stream is opened. ``needs``: the file of `--data` that it reads; empty: none."""
+    """How a stream is opened. ``needs``: the file in `--data` that it reads, if any."""
 
     open: Callable[..., Iterable[Action]]
     needs: str = ""
@@ -203,7 +203,7 @@ STREAMS: dict[str, Stream] = {
 
 
 def open_stream(name: str, folder: Path | None) -> Iterable[Action]:
-    """A stream's actions. Raises `stream.errors.FileError` where it needs a file that is not there."""
+    """A stream's actions. Raises `stream.errors.FileError` if it needs a file that is missing."""
     stream = STREAMS[name]
     if not stream.needs:
         return stream.open()

@@ -28,6 +28,7 @@ def main(url: str) -> int:
             page.goto(url)
             page.click("#recommended li:nth-child(3) button")
             page.get_by_text("has learned it").wait_for(timeout=90_000)
+            page.mouse.move(0, 0)
             page.wait_for_timeout(1500)
             taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
             taken.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)

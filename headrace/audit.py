@@ -1,4 +1,4 @@
-"""The audit: count again, from the topics alone, that the promises held.
+"""The audit: verify from the topics alone that the promises held.
 
 1. Nothing is lost: accepted + duplicate + dead-lettered = produced, and each dead letter is there.
 2. Order and content: each user's interactions in the examples are what the actions say, in order, without gaps.
@@ -27,6 +27,7 @@ from wire.cluster import ClusterState
 from wire.errors import CodecError
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
+from wire.shape import SHAPE, decode_shape, shape_of
 from wire.topics import Topics
 from wire.weights import VersionAssembler
 
@@ -37,6 +38,7 @@ class Reader:
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
         self._topics = Topics.under(settings.kafka.prefix)
+        self._shape = shape_of(settings.action, settings.sequence)
         self._found = Evidence()
 
     def read(self) -> Evidence:
@@ -77,16 +79,21 @@ class Reader:
                 continue
             if example is not None:
                 self._found.ledgers[record.partition].feed(record.offset, example)
+                if example.is_fence and (shape := decode_shape(dict(record.headers).get(SHAPE))) is not None:
+                    self._found.shapes.append(shape)
         self._found.num_foreign = decoder.num_foreign
 
     def _read_dead_letters(self) -> None:
-        held = spans(self._consumer, self._topics.dead_letters)
+        held, reasons = spans(self._consumer, self._topics.dead_letters), self._found.reasons_before(self._shape)
         self._found.dead_before = sum(span.first for span in held.values())
         for record in read(self._consumer, self._topics.dead_letters, held):
             headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
             if headers.get("topic") == self._topics.actions:
                 with suppress(KeyError, ValueError):  # somebody else's
-                    self._found.dead.add((int(headers["partition"]), int(headers["offset"]), int(headers["index"])))
+                    place = int(headers["partition"]), int(headers["offset"]), int(headers["index"])
+                    self._found.dead.add(place)
+                    if headers.get("reason") in reasons:
+                        self._found.refused_before.add(place)
 
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)
@@ -94,6 +101,9 @@ class Reader:
         self._found.whole = {number for number, span in held.items() if span.first == 0}
         for number in self._found.whole:
             recount = Recount(self._settings.action, self._settings.sequence, number, len(held))
+            recount.refused_before = {
+                (offset, index) for partition, offset, index in self._found.refused_before if partition == number
+            }
             status, last = self._found.statuses.get(number), self._found.ledgers[number].last
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()

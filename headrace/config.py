@@ -11,57 +11,38 @@ refused at startup, in one line that says what would be right.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.plausible import check_plausible, check_switches
+from headrace.config_errors import PREFIX, Explainer, keys_of, nearest
 from model.config import ModelConfig
 from serving.config import ServingConfig
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from trainer.config import TrainerConfig
-from wire.checks import Number, Switch, shown
+from wire.checks import Number, Switch, expect
 from wire.client_options import OPTIONS
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig, check_sizes
 from wire.errors import ConfigError
 
 DEFAULT_PATH = Path("headrace.toml")
-PREFIX = "HEADRACE_"
 # Keys of [model] that other sections determine.
 FOLLOWS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
     "kinds": ("action", "kinds", tuple),
     "num_features": ("action", "features", len),
     "num_user_features": ("action", "user_features", len),
     "max_context": ("sequence", "max_context", int),
-}
-# pydantic's names for wrong types, and what to tell the user.
-EXPECTED = {
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "dataclass_type": "a table of keys",
-    "dict_type": "a table of keys",
-    "finite_number": "a finite number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "path_type": "a path",
-    "string_type": "a string",
-    "tuple_type": "a list",
 }
 
 
@@ -121,7 +102,6 @@ class Settings(BaseSettings):
                     f"leave model.{key} out"
                 )
         check_sizes(self.action, self.sequence)
-        check_plausible({name: getattr(self, name) for name in type(self).model_fields})
         return self
 
     @classmethod
@@ -151,13 +131,14 @@ def read_settings(path: Path | str | None = None) -> Settings:
     source, table = _read_file(path)
     _refuse_unknown_environment()
     try:
-        check_switches(table, {name: _field_types(kind) for name, kind in _section_types().items()})
+        _refuse_switches(table)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     try:
         return Settings(**table)
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors()[0], source, table)) from None
+        explainer = Explainer(_section_types(), source, table)
+        raise ConfigError(explainer.explain(error.errors()[0])) from None
 
 
 def _read_file(path: Path | str | None) -> tuple[str, dict[str, Any]]:
@@ -228,6 +209,15 @@ def _scalar(text: Any) -> Any:
     return text if isinstance(value, list | dict) and not isinstance(text, str) else value
 
 
+def _refuse_switches(table: Mapping[str, Any]) -> None:
+    """Refuse true or false for a number: pydantic would take it for 1 or 0. Raises `ConfigError`."""
+    for section, owner in _section_types().items():
+        entries, types = table.get(section), _field_types(owner)
+        for key, value in entries.items() if isinstance(entries, Mapping) else ():
+            is_number = types.get(key) in (int, float)
+            expect(not (isinstance(value, bool) and is_number), f"{section}.{key}", "a number", value, "give a number")
+
+
 def _refuse_unknown_environment() -> None:
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX):
@@ -238,7 +228,7 @@ def _check_variable(name: str, rest: str) -> None:
     section, divided, _ = rest.partition("__")
     if divided and section not in Settings.model_fields:
         raise ConfigError(
-            f"environment: {name} names no section{_nearest(section, Settings.model_fields)}; "
+            f"environment: {name} names no section{nearest(section, Settings.model_fields)}; "
             f"sections: {', '.join(Settings.model_fields)}"
         )
     if not divided and section in Settings.model_fields:
@@ -252,78 +242,5 @@ def _check_variable(name: str, rest: str) -> None:
 def _single_underscores() -> dict[str, str]:
     """Each key as it is written by someone who forgets an underscore → as it should be."""
     return {
-        f"{section}_{key}": f"{section}__{key}"
-        for section, owner in _section_types().items()
-        for key in _keys_of(owner)
+        f"{section}_{key}": f"{section}__{key}" for section, owner in _section_types().items() for key in keys_of(owner)
     }
-
-
-def _explain(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
-    """One line: where the value came from, its key, what was expected and what came."""
-    if not error["loc"]:
-        return _contradiction(error, source)
-    section, *key = (str(part) for part in error["loc"])
-    reason = {
-        "extra_forbidden": _unknown_section if isinstance(error["input"], dict) else _stray_key,
-        "unexpected_keyword_argument": _unknown_key,
-        "value_error": _refused_value,
-    }.get(error["type"], _wrong_type)
-    return f"{_origin(error, source, table)}: {reason(error, section, key)}"
-
-
-def _contradiction(error: ErrorDetails, source: str) -> str:
-    """Two sections disagree: "section.key: expected …"."""
-    message = str(error["ctx"]["error"])
-    variable = _variable(*message.split(":", 1)[0].split(".", 1))
-    return f"{variable or source}: {message}"
-
-
-def _unknown_section(_error: ErrorDetails, section: str, _key: list[str]) -> str:
-    known = Settings.model_fields
-    return f"[{section}]: there is no such section{_nearest(section, known)}; sections: {', '.join(known)}"
-
-
-def _stray_key(_error: ErrorDetails, name: str, _key: list[str]) -> str:
-    homes = [f"[{section}]" for section, owner in _section_types().items() if name in _keys_of(owner)]
-    advice = " or ".join(homes) or f"one of: {', '.join(Settings.model_fields)}"
-    return f"{name}: expected every key in its section, got it outside of them; write it under {advice}"
-
-
-def _unknown_key(error: ErrorDetails, section: str, key: list[str]) -> str:
-    known = _keys_of(_section_types()[section])
-    return (
-        f"[{section}] {key[0]:.80} = {shown(error['input'])}: there is no such key{_nearest(key[0], known)}; "
-        f"keys of [{section}]: {', '.join(known)}"
-    )
-
-
-def _refused_value(error: ErrorDetails, section: str, _key: list[str]) -> str:
-    message = str(error["ctx"]["error"])
-    return message if message.startswith(f"{section}.") else f"{section}.{message}"
-
-
-def _wrong_type(error: ErrorDetails, section: str, key: list[str]) -> str:
-    expected = EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"[{section}] {'.'.join(key) or section}: expected {expected}, got {shown(error['input'])}"
-
-
-def _keys_of(owner: Any) -> list[str]:
-    return [field.name for field in fields(owner)]
-
-
-def _origin(error: ErrorDetails, source: str, table: Mapping[str, Any]) -> str:
-    """The file or environment variable that the value came from."""
-    section, *key = (str(part) for part in error["loc"])
-    # The message of an owner's check begins with the key: "key: expected …".
-    named = str(error.get("ctx", {}).get("error", "")).split(":", 1)[0].strip().removeprefix(f"{section}.")
-    return _variable(section, key[0] if key else named) or (source if section in table else "environment")
-
-
-def _variable(section: str, key: str = "") -> str | None:
-    """The environment variable that sets the key, as it is spelled there, if there is one."""
-    return {name.upper(): name for name in os.environ}.get(f"{PREFIX}{section}__{key.replace('.', '__')}".upper())
-
-
-def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

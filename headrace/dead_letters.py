@@ -1,4 +1,4 @@
-"""A deployment's dead letters: how many for which reason, the newest ones, and sending them again."""
+"""A deployment's dead letters: how many by reason, the newest ones, and sending them again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,8 @@ from headrace.config import Settings
 from stream.producer import ActionProducer
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
+from wire.errors import CodecError
+from wire.json_value import decode_json
 from wire.kafka.consumer import Span, connect, ends, read, spans
 from wire.topics import Topics
 
@@ -29,7 +30,7 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
     consumer = connect(settings.kafka)
     try:
         for record in _letters(consumer, Topics.under(settings.kafka.prefix).dead_letters, 0):
-            letter = _told(record)
+            letter = _described(record)
             num_of[letter["reason"]] += 1
             if reason in (None, letter["reason"]):
                 last = [*last, letter][-num_last:]
@@ -45,8 +46,8 @@ def show(settings: Settings, *, num_last: int = 10, reason: str | None = None, a
 def replay(settings: Settings, *, first: int | None = None) -> int:
     """Send again what the configuration now accepts; exit status 1 if any of it is still refused.
 
-    Begins behind the last replay, which a group's committed offset remembers, or at offset ``first`` of the dead
-    letters' topic. An action without an ``id`` gets that of its letter, so workers recognise what is sent once more.
+    Begins after the last replay, which a consumer group's committed offset remembers, or at offset ``first`` of the
+    dead letters' topic. An action without an ``id`` gets one from its letter, so workers recognise what is sent twice.
     """
     topics, sent, still = Topics.under(settings.kafka.prefix), 0, Counter[str]()
     where = TopicPartition(topics.dead_letters, 0)
@@ -61,7 +62,7 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
                     producer.send(action)
                 sent, end = sent + len(actions), record.offset + 1
                 if not actions:
-                    still[_told(record)["reason"]] += 1
+                    still[_described(record)["reason"]] += 1
                     first_refused = record.offset if first_refused < 0 else first_refused
         if end > begin:
             consumer.commit({where: OffsetAndMetadata(end, "", -1)})
@@ -72,7 +73,7 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
     )
     if still:
         reasons = ", ".join(f"{name} {num:,}" for name, num in still.most_common())
-        print(f"refused still: {reasons}; after mending: headrace dead-letters --replay --from {first_refused}")
+        print(f"still refused: {reasons}; afterwards: headrace dead-letters --replay --from {first_refused}")
     return 1 if still else 0
 
 
@@ -87,11 +88,15 @@ def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
     outcomes = decode_record(record.value, time.time_ns() // 1_000_000, config)
     if not record.value or not all(isinstance(outcome, Action) for outcome in outcomes):
         return []
-    content, told = msgspec.json.decode(record.value), _told(record)
+    try:
+        content: Any = decode_json(record.value)
+    except CodecError:  # a number that no double holds, in a field that nobody reads
+        return []
+    letter = _described(record)
     actions = content if isinstance(content, list) else [content]
-    place = f"dead-letter/{told['from']}"
+    place = f"dead-letter/{letter['from']}"
     return [
-        action if action.get("id") is not None else {**action, "id": f"{place}/{max(told['index'], 0) + number}"}
+        action if action.get("id") is not None else {**action, "id": f"{place}/{max(letter['index'], 0) + number}"}
         for number, action in enumerate(actions)
     ]
 
@@ -101,7 +106,7 @@ def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
     return read(consumer, topic, held)
 
 
-def _told(record: Any) -> dict[str, Any]:
+def _described(record: Any) -> dict[str, Any]:
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     return {
         "offset": record.offset,
@@ -124,4 +129,4 @@ def _print(settings: Settings, num_of: Counter[str], last: list[dict[str, Any]])
     for letter in last:
         table.add_row(*(str(letter[name]) for name in ("offset", "reason", "from", "message", "value")))
     console.print(table)
-    console.print("after mending the cause, or the configuration: headrace dead-letters --replay")
+    console.print("once the cause is fixed, or the configuration: headrace dead-letters --replay")

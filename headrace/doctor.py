@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer
 from kafka.errors import KafkaError
 
@@ -18,9 +17,10 @@ from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
-from wire.errors import HeadraceError
+from wire.errors import CodecError, HeadraceError
 from wire.kafka.admin import config_drift, make_admin, partition_counts
 from wire.kafka.consumer import Span, connect, follow, read, spans
+from wire.lag import decode_lag
 from wire.status import Status, decode_status
 from wire.topics import Topics, topics_of
 
@@ -30,7 +30,7 @@ SKEW_S = 2.0
 NUM_LETTERS = 1000
 STALE_S = 10.0
 REMEDIES = {
-    "wrong_partition": "the producer places records otherwise than Kafka's Java client: in librdkafka's clients set "
+    "wrong_partition": "the producer partitions differently from Kafka's Java client: in librdkafka's clients set "
     "partitioner=murmur2_random (examples/ has one for each language)",
     "bad_time": "timestamps are milliseconds since 1970, as a whole number",
     "future": "the producer's clock is ahead, or its timestamps are not milliseconds",
@@ -78,7 +78,7 @@ def broker(settings: Settings) -> Finding:
     if copies > num_brokers:
         return problem("broker", words, "start more brokers, or lower kafka.replication_factor before the topics exist")
     if num_brokers > 1 and copies == 1:
-        return note("broker", words, "with one copy the loss of a broker loses records; 3 is usual on a cluster")
+        return note("broker", words, "with one copy, losing a broker loses records; 3 is usual on a cluster")
     return ok("broker", words)
 
 
@@ -115,9 +115,9 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
         if record is None:
             continue
         if record.topic == names.lag:
-            lag = msgspec.json.decode(record.value)
+            lag = decode_lag(record.value) or lag
             continue
-        state.note(record.value)
+        state.hear(record.value, time.time_ns() // 1_000_000)
         num_heard += 1  # the first one was there before we listened
         if num_heard > 1 and (status := _decoded(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
@@ -126,8 +126,8 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
 def _decoded(value: bytes | None) -> Status | None:
     try:
-        return decode_status(value or b"")
-    except msgspec.DecodeError:
+        return decode_status(value)
+    except CodecError:
         return None
 
 
@@ -147,7 +147,7 @@ def processes(
     for each in found:
         if each["silent_s"] * 1000 >= SILENT_MS:
             words = f"{each['role']} {each['component']} has been silent for {duration(each['silent_s'])}"
-            yield note("processes", words, "if nobody stopped it, see its log; forgotten after an hour")
+            yield note("processes", words, "unless it was stopped, see its log; forgotten after an hour")
     unowned = settings.kafka.partitions - len(state.workers)
     if unowned > 0 and live["worker"]:
         yield note(
@@ -167,7 +167,7 @@ def clocks(behind_s: dict[str, list[float]]) -> Finding:
     if not wrong:
         return ok("clocks", f"{len(off)} processes within {max(map(abs, off.values())):.2f} s of this machine")
     words = ", ".join(f"{name} {abs(s):.1f} s {'behind' if s > 0 else 'ahead'}" for name, s in sorted(wrong.items()))
-    return problem("clocks", words, "let the machines keep time by NTP: ages and freshness are told by their clocks")
+    return problem("clocks", words, "let the machines keep time by NTP: ages and freshness are measured by them")
 
 
 def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
@@ -176,7 +176,7 @@ def freshness(lag: dict[str, Any], now_ms: int) -> Finding:
     if silent_s > STALE_S:
         return problem("freshness", f"the trainer last reported {duration(silent_s)} ago", "see the trainer's log")
     behind = {name: stage["lag_records"] for name, stage in lag["stages"].items() if stage.get("lag_records")}
-    words = ", ".join(f"{name} {num:,}" for name, num in behind.items()) or "nothing waits"
+    words = ", ".join(f"{name} {num:,}" for name, num in behind.items()) or "none"
     pace = lag["throughput"]
     if pace.get("catch_up_s", 0) is None:
         return problem(
@@ -192,7 +192,7 @@ def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
     newest = {number: Span(max(span.first, span.end - NUM_LETTERS), span.end) for number, span in held.items()}
     num_all = sum(span.end - span.first for span in held.values())
     reasons = Counter(
-        dict(record.headers).get("reason", b"unknown").decode("utf-8", "replace")
+        (dict(record.headers).get("reason") or b"unknown").decode("utf-8", "replace")
         for record in read(consumer, topic, newest)
     )
     if not reasons:

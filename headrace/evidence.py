@@ -9,8 +9,17 @@ import numpy as np
 from headrace.ledger import PlanLedger, SequenceLedger, Violations, differences, trained
 from headrace.recount import Recount
 from headrace.report import Check, Report
+from wire.shape import Shape
 from wire.status import PartitionStatus
 from wire.weights import TOPIC_ID
+
+REASON_OF = {
+    "action.max_future_s": "future",
+    "action.min_timestamp_ms": "bad_time",
+    "action.max_record_bytes": "oversized",
+    "action.max_actions_per_record": "oversized",
+}
+"""A rule → the reason of those that it refuses."""
 
 
 @dataclass(eq=False)
@@ -33,6 +42,12 @@ class Evidence:
     """Partitions that still hold their first action."""
     dead: set[tuple[int, int, int]] = field(default_factory=set)
     """The dead letters: (partition, offset, index) of each refused action."""
+    refused_before: set[tuple[int, int, int]] = field(default_factory=set)
+    """Those among them that another configuration refused, which earlier workers had (`reasons_before`)."""
+    shapes: list[Shape] = field(default_factory=list)
+    """What the workers' fences say of their configuration."""
+    now: Shape | None = None
+    """What the configuration says that the audit counts with."""
     dead_before: int = 0
     """How many dead letters retention has removed."""
     dropped: Violations = field(default_factory=Violations)
@@ -40,13 +55,34 @@ class Evidence:
     unread: Violations = field(default_factory=Violations)
     """Examples of a layout that cannot be read."""
     num_foreign: int = 0
-    """Records among them that are none."""
+    """Records in their topic that are not examples."""
 
     def report(self) -> Report:
         """All checks."""
-        checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.told_once(), self.content()]
+        checks = [self.nothing_lost(), self.dead_letters(), self.numbers(), self.delivered_once(), self.content()]
         trained_check, sums = self.trained_once()
         return Report([*checks, trained_check], sums)
+
+    def reasons_before(self, now: Shape) -> set[str]:
+        """Reasons for which earlier workers may have refused what the present configuration accepts: they knew fewer
+        kinds, or had other bounds. Such a dead letter is right where it is, and its action is counted as refused."""
+        self.now, found = now, set[str]()
+        for shape in self.shapes:
+            found |= {"unknown_action"} if shape.kinds != now.kinds else set()
+            found |= {REASON_OF[key] for key in shape.changed(now) if key in REASON_OF}
+        return found
+
+    def _rules_before(self) -> str:
+        """Rules of joining that earlier workers had: what they applied, this audit counts otherwise."""
+        if self.now is None:
+            return ""
+        rules = {
+            f"{key} was {was:g} before and is {now:g}"
+            for shape in self.shapes
+            for key, (was, now) in shape.changed(self.now).items()
+            if key in ("sequence.join_window_s", "sequence.deduplicate")
+        }
+        return f"; {', '.join(sorted(rules))}: audit with what the workers had" if rules else ""
 
     def _num_actions(self) -> tuple[int, int]:
         """How many offsets of the actions topic could be replayed, and how many there ever were."""
@@ -64,14 +100,14 @@ class Evidence:
             status = self.statuses.get(number)
             expected = None if status is None else recount.counts_at.get(status.applied_offset)
             if status is not None and expected is not None:
-                told = (status.num_accepted, status.num_duplicate, status.num_dead)
+                reported = (status.num_accepted, status.num_duplicate, status.num_dead)
                 wanted = (expected.num_accepted, expected.num_duplicate, expected.num_dead)
-                # A store that is being restored takes over counts that its replay has yet to catch up with.
-                restoring = sum(told) > sum(wanted) and not self._settled(number)
-                if told != wanted and not restoring:
+                # A store that is being restored adopts counts that its replay has yet to catch up with.
+                restoring = sum(reported) > sum(wanted) and not self._settled(number)
+                if reported != wanted and not restoring:
                     violations.add(
                         f"partition {number}, up to offset {status.applied_offset}: expected accepted, duplicate, dead "
-                        f"= {wanted}, the worker counted {told}"
+                        f"= {wanted}, the worker counted {reported}"
                     )
         accepted, duplicate, dead = (int(each) for each in sums)
         if accepted + duplicate + dead != produced:
@@ -93,12 +129,14 @@ class Evidence:
                     late += 1
                 else:
                     violations.add(
-                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, is not"
+                        f"partition {number}, offset {offset}, index {index}: should be a dead letter, but is not"
                     )
         for number, offset, index in sorted(self.dead - wanted):
             if number in self.whole and offset < self.ends[number]:
                 violations.add(f"partition {number}, offset {offset}, index {index}: is a dead letter, should not be")
         found = f"{len(self.dead):,} dead letters" + (f", {late:,} on their way" if late else "")
+        if before := sum(recount.num_refused_before for recount in self.recounts.values()):
+            found += f", {before:,} of them by an earlier configuration: headrace dead-letters --replay"
         share = 0 if self.dead_before else len(wanted)
         return Check("dead letters are complete", found, share, len(wanted), violations)
 
@@ -106,27 +144,27 @@ class Evidence:
         """The examples' numbers have no gaps."""
         violations = Violations()
         for ledger in self.ledgers.values():
-            _take(violations, ledger.holes)
+            _take(violations, ledger.lost)
         _take(violations, self.unread)
         held = sum(len(ledger.pieces) for ledger in self.ledgers.values())
         gone = sum(ledger.num_missing for ledger in self.ledgers.values())
         doubled = sum(ledger.num_duplicates for ledger in self.ledgers.values())
         stale = sum(ledger.num_stale for ledger in self.ledgers.values())
-        found = f"{held:,} examples; left aside: {doubled:,} repeated, {stale:,} of fenced writers"
-        found += f", {self.num_foreign:,} of somebody else" if self.num_foreign else ""
-        return Check("examples have no holes", found, held, held + gone, violations)
+        found = f"{held:,} examples; ignored: {doubled:,} repeated, {stale:,} of fenced writers"
+        found += f", {self.num_foreign:,} not examples" if self.num_foreign else ""
+        return Check("no example is missing", found, held, held + gone, violations)
 
-    def told_once(self) -> Check:
+    def delivered_once(self) -> Check:
         """Each interaction and each later kind is in exactly one example."""
         violations = Violations()
         users = [user for ledger in self.ledgers.values() for user in ledger.users.values()]
         for ledger in self.ledgers.values():
-            _take(violations, ledger.telling)
+            _take(violations, ledger.not_once)
         num = sum(user.num for user in users)
         seen = sum(ledger.num_interactions for ledger in self.ledgers.values())
         later = sum(ledger.num_feedback for ledger in self.ledgers.values())
         found = f"{num:,} interactions of {len(users):,} users, and later kinds to {later:,} of them"
-        return Check("each piece is told once", found, seen, max(num, seen), violations)
+        return Check("each piece is delivered once", found, seen, max(num, seen), violations)
 
     def content(self) -> Check:
         """Each user's sequence is what their actions say, in order."""
@@ -147,13 +185,14 @@ class Evidence:
                     if wrong:
                         violations.add(f"{where}: {wrong}")
                 if missing > 0 and settled:
-                    violations.add(f"{where}: {missing} interactions never came")
+                    violations.add(f"{where}: {missing} interactions never arrived")
             for name in ledger.users.keys() - recount.users.keys():
-                violations.add(f"partition {number}, user {name!r}: has examples, but no action that was accepted")
+                violations.add(f"partition {number}, user {name!r}: has examples, but no accepted action")
         found = f"{checked:,} interactions equal what the actions say" + (
             f", {waiting:,} on their way" if waiting else ""
         )
         first, every = self._num_actions()
+        found += self._rules_before() if violations.num else ""
         return Check("order and content", found, checked * first, max(total - waiting, checked) * every, violations)
 
     def _settled(self, partition: int) -> bool:
@@ -168,7 +207,7 @@ class Evidence:
         learned_from = manifest.source.get(TOPIC_ID, "") if manifest is not None else ""
         if learned_from and self.sequences_id and learned_from != self.sequences_id:  # first: it explains the rest
             violations.add(
-                f"the weights were learned from the sequences topic with id {learned_from}, the one that is there "
+                f"the weights were learned from the sequences topic with id {learned_from}, the present one "
                 f"has id {self.sequences_id}: it was deleted and created again"
             )
         _take(violations, self.plans.gaps)
@@ -183,11 +222,11 @@ class Evidence:
                 if last != reached:
                     violations.add(f"partition {partition}: the steps end with {reached}, the manifest says {last}")
             whole = line.first_step == 0 and not any(ledger.num_missing for ledger in self.ledgers.values())
-            told = manifest.num_interactions, manifest.num_feedback
-            if whole and told != (num, num_feedback):
+            stated = manifest.num_interactions, manifest.num_feedback
+            if whole and stated != (num, num_feedback):
                 violations.add(
                     f"the steps train {num} interactions and {num_feedback} pieces of later feedback, the manifest "
-                    f"says {told[0]} and {told[1]}"
+                    f"says {stated[0]} and {stated[1]}"
                 )
         newest = "no version" if manifest is None else f"version {manifest.epoch}/{manifest.number}"
         text = f"{num:,} interactions and {num_feedback:,} later pieces in {len(line.steps):,} steps of {newest}"

@@ -15,6 +15,7 @@ from xxhash import xxh3_64_hexdigest
 
 from headrace.file_source import FileSource
 from model.config import ModelConfig
+from stream.errors import FileError
 from stream.files import RATING_KINDS, read_actions
 from trainer.config import TrainerConfig
 from trainer.loop import Trainer
@@ -30,6 +31,11 @@ FINGERPRINT_BYTES = 1 << 20
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
     """Run the training loop over a file. ``keep``: write checkpoints, so that it can be resumed."""
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
+    if keep and not path.is_file() and path.exists() and not path.is_dir():
+        raise FileError(
+            f"{path}: expected a file that can be read again after a restart, for --checkpoint-dir, got a pipe; "
+            "write it to a file, or leave --checkpoint-dir out"
+        )
     known = settings.action.kinds
     either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
     admitted = dataclasses.replace(settings.action, kinds=either)
@@ -53,7 +59,7 @@ def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> 
         open_source,
         checkpoint_dir=Path(config.checkpoint_dir) if keep else None,
         stop=stop,
-        identity=lambda: file_identity(path, action, sequence, config),
+        identity=lambda: file_identity(path, action, sequence, config) if keep else {},
     )
     trainer.run()
     report = file_report(trainer, time.monotonic() - started, dict(rejected))

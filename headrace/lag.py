@@ -14,16 +14,17 @@ from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
-from headrace.lag_view import LagView, decode_lag
+from headrace.lag_view import LagView
 from headrace.screen import lags, seconds, tables
 from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
+from wire.lag import decode_lag
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
-"""A process, or the trainer's own messages."""
+"""A process, or the trainer itself, that says nothing for so long is reported as silent."""
 FIRST_WORD_S = 3.0
-"""How long the newest message is waited for before there is none."""
+"""How long to wait for a first message."""
 
 
 def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_s: float | None = None) -> int:
@@ -47,11 +48,11 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_
 
 
 class TooLate(Exception):
-    """Something is further behind than it may be."""
+    """Something is further behind than allowed."""
 
 
 def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> Iterator[dict[str, Any] | None]:
-    """Messages as they come, None while none does. Raises `TooLate` behind the one that is."""
+    """Messages as they arrive, None while none does. Raises `TooLate` after the one that is."""
     newest: dict[str, Any] | None = None
     started_s = time.time()
     for record in messages:
@@ -59,12 +60,12 @@ def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> 
         newest = message or newest
         yield message
         if max_s is not None:
-            _judge(newest, started_s, max_s)
+            _check(newest, started_s, max_s)
         if once and message is not None:
             return
 
 
-def _judge(newest: dict[str, Any] | None, started_s: float, max_s: float) -> None:
+def _check(newest: dict[str, Any] | None, started_s: float, max_s: float) -> None:
     if newest is not None:
         if late := excess(newest, time.time(), max_s):
             raise TooLate(late)
@@ -73,7 +74,7 @@ def _judge(newest: dict[str, Any] | None, started_s: float, max_s: float) -> Non
 
 
 def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
-    """What of a message is more than ``max_s`` behind, its own age among it; empty if nothing is."""
+    """Which stages of a message are more than ``max_s`` behind, or whether it is itself that old; empty if neither."""
     age_s = now_s - message["time_ms"] / 1000
     found = {name: stage["lag_s"] for name, stage in message["stages"].items()}
     late = [f"{name} {behind_s:,.1f} s" for name, behind_s in found.items() if behind_s > max_s]
@@ -103,10 +104,10 @@ def _table(messages: Iterable[dict[str, Any] | None], view: LagView, *, once: bo
 
 
 def plain(view: LagView, now_s: float) -> str:
-    """The view's message on one line; it says so where it is old."""
-    told_s = view.lag["time_ms"] / 1000
-    when = datetime.fromtimestamp(told_s, UTC).strftime("%H:%M:%S")
-    old = f" OLD ({now_s - told_s:,.0f} s)" if now_s - told_s > SILENT_AFTER_S else ""
+    """The view's message on one line, marked if it is old."""
+    sent_s = view.lag["time_ms"] / 1000
+    when = datetime.fromtimestamp(sent_s, UTC).strftime("%H:%M:%S")
+    old = f" OLD ({now_s - sent_s:,.0f} s)" if now_s - sent_s > SILENT_AFTER_S else ""
     fresh = seconds(view.freshness_now_s)
     return f"{when}{old}  lag: {lags(view)}  {_below(view)}  version {view.version}  fresh {fresh}"
 
@@ -120,21 +121,21 @@ def _below(view: LagView) -> str:
 
 
 def _first_version(view: LagView) -> str:
-    """When there will be something to serve, while there is nothing."""
+    """When the first version is due, while there is none."""
     if view.lag.get("version") or view.lag.get("epoch", -1) < 0:
         return ""
     within = f"{view.publish_every_s:g} s"
     if not view.lag.get("num_steps"):
-        return f"no version yet: the first within {within} of the first lesson, which is waited for"
-    return f"no version of this trainer yet: the first within {within}"
+        return f"no version yet: the first is due within {within} of the first step, which needs examples"
+    return f"no version of this trainer yet: the first is due within {within}"
 
 
 def _refused(lag: dict[str, Any]) -> str:
-    """Dead letters by reason; their number alone where the workers' stores are younger than they."""
+    """Dead letters by reason, or only their number if the workers' stores are newer than they are."""
     reasons = ", ".join(f"{reason} {num:,}" for reason, num in (lag.get("dead_letters") or {}).items())
     num = lag.get("num_dead_letters", 0)
-    told = reasons or (f"{num:,}" if num else "")
-    return f"dead letters: {told} (headrace dead-letters)" if told else ""
+    words = reasons or (f"{num:,}" if num else "")
+    return f"dead letters: {words} (headrace dead-letters)" if words else ""
 
 
 def _pace(rates: dict[str, Any]) -> str:
@@ -148,12 +149,12 @@ def _pace(rates: dict[str, Any]) -> str:
 
 
 def _missing(lag: dict[str, Any]) -> list[str]:
-    """What was gone before anybody read it."""
-    told = {
-        "num_gone": "action records gone unread (kafka.actions_retention_s)",
-        "num_lost": "examples gone unread (kafka.min_compaction_lag_s)",
+    """What was lost before it was read."""
+    words_of = {
+        "num_gone": "action records lost unread (kafka.actions_retention_s)",
+        "num_lost": "examples lost unread (kafka.min_compaction_lag_s)",
     }
-    return [f"{lag[name]:,} {words}" for name, words in told.items() if lag.get(name)]
+    return [f"{lag[name]:,} {words}" for name, words in words_of.items() if lag.get(name)]
 
 
 def _processes(lag: dict[str, Any]) -> list[str]:
@@ -169,10 +170,10 @@ def _processes(lag: dict[str, Any]) -> list[str]:
 
 
 def _page(view: LagView) -> Group:
-    told_ms = view.lag.get("time_ms")
-    if told_ms is None:
+    sent_ms = view.lag.get("time_ms")
+    if sent_ms is None:
         return Group(Text(f"waiting for a trainer to report on {view.broker} (headrace train)"))
-    age_s = time.time() - told_ms / 1000
+    age_s = time.time() - sent_ms / 1000
     head = Text.assemble(("headrace lag", "bold"), f" on {view.broker}")
     if age_s > SILENT_AFTER_S:
         head.append(f"   the trainer has been silent for {age_s:.0f} s", style="red")

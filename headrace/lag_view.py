@@ -9,13 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from kafka.errors import KafkaError
 
 from headrace.config import Settings
 from wire.cluster import ClusterState
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.consumer import connect, follow
+from wire.lag import decode_lag, measure
 from wire.topics import Topics
 
 IDLE_AFTER_S = 3.0
@@ -97,38 +97,26 @@ class LagView:
 
     @property
     def version(self) -> str:
-        """The version being served (without a server: the newest published one), as it is written for people."""
+        """The version being served (without a server: the newest published one), as displayed."""
         version = self.served.get("version") or self.lag.get("version")
         return f"{version['epoch']}/{version['number']}" if version else "–"
 
     @property
     def freshness_now_s(self) -> float | None:
         """The age of the newest action that the served weights have learned from."""
-        asked, told = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
-        newest = told if asked is None else asked
-        return None if newest is None else float(newest)
+        served_s, reported_s = self.served.get("freshness_s"), self.lag.get("freshness", {}).get("now_s")
+        newest_s = reported_s if served_s is None else served_s
+        return None if newest_s is None else float(newest_s)
 
     def hr10(self, ranker: str = "model", *, window: bool = False) -> float | None:
         """Prequential HR@10 so far, or of the newest targets."""
-        metrics = self.lag.get("metrics", {})
-        table = metrics.get("retrieval_window") if window else metrics.get("retrieval", {}).get("all")
-        value = (table or {}).get(ranker, {}).get("hr10")
-        return None if value is None else float(value)
+        table = ("retrieval_window",) if window else ("retrieval", "all")
+        return measure(self.lag, "metrics", *table, ranker, "hr10")
 
     def entropy(self, *, baseline: bool = False, window: bool = False) -> float | None:
         """Prequential normalised entropy of all kinds."""
-        table = self.lag.get("metrics", {}).get("ranking_window" if window else "ranking", {}).get("all", {})
-        value = table.get("ne_baseline" if baseline else "ne")
-        return None if value is None else float(value)
-
-
-def decode_lag(value: bytes | None) -> dict[str, Any] | None:
-    """A message of the lag topic; None for what is none."""
-    try:
-        message = msgspec.json.decode(value or b"", type=dict[str, Any])
-    except msgspec.DecodeError:
-        return None
-    return message if {"time_ms", "stages", "throughput"} <= message.keys() else None
+        table = "ranking_window" if window else "ranking"
+        return measure(self.lag, "metrics", table, "all", "ne_baseline" if baseline else "ne")
 
 
 class Follower(threading.Thread):
@@ -153,10 +141,10 @@ class Follower(threading.Thread):
                         if record is not None and record.topic == topics.lag:
                             self._view.lag = decode_lag(record.value) or self._view.lag
                         elif record is not None:
-                            self._view.cluster.note(record.value)
+                            self._view.cluster.hear(record.value, time.time_ns() // 1_000_000)
                 finally:
                     consumer.close()
-            except (BrokerUnavailable, TopicMissing, KafkaError, msgspec.DecodeError):
+            except (BrokerUnavailable, TopicMissing, KafkaError):
                 self._stopped.wait(0.5)
 
     def stop(self) -> None:

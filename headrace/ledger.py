@@ -39,7 +39,7 @@ class UserLedger:
     history: History
     """Everything delivered, over the user's whole lifetime."""
     gaps: int
-    """How many gaps of compaction the partition had when this user was last seen."""
+    """How many gaps from compaction the partition had when this user was last seen."""
     upto: tuple[int, int] = (-1, -1)
     """Offset, and index in its record, of the last action included."""
 
@@ -72,8 +72,9 @@ class SequenceLedger:
         self.num_stale = 0
         self.num_missing = 0
         """Numbers that compaction or retention has removed."""
-        self.holes = Violations()
-        self.telling = Violations()
+        self.lost = Violations()
+        """Numbers that are missing for any other reason."""
+        self.not_once = Violations()
         """Interactions and kinds that were not delivered exactly once."""
         self._gaps = 0
         self._next_offset = 0
@@ -84,23 +85,23 @@ class SequenceLedger:
         self._gap_before |= offset > self._next_offset
         self._next_offset = offset + 1
         verdict = self.log.feed(example)
-        if verdict is Verdict.HOLE:
-            assert self.log.hole is not None
-            self._hole(self.log.hole.expected, self.log.hole.got)
+        if verdict is Verdict.GAP:
+            assert self.log.gap is not None
+            self._note_gap(self.log.gap.expected, self.log.gap.got)
             self.log.take(example)
-        if verdict in (Verdict.ACCEPT, Verdict.HOLE):
+        if verdict in (Verdict.ACCEPT, Verdict.GAP):
             self._gap_before = False
             self._accept(example)
         self.num_duplicates += verdict is Verdict.DUPLICATE
         self.num_stale += verdict is Verdict.STALE
 
-    def _hole(self, expected: int, got: int) -> None:
-        # Compaction leaves a gap in Kafka's offsets too. Without one, nothing was ever there.
+    def _note_gap(self, expected: int, got: int) -> None:
+        # Compaction leaves a gap in Kafka's offsets too. Without one, the examples were never there.
         if self._gap_before:
             self.num_missing += got - expected
             self._gaps += 1
         else:
-            self.holes.add(f"partition {self.partition}: example {expected} expected, {got} came")
+            self.lost.add(f"partition {self.partition}: expected example {expected}, got {got}")
 
     def _accept(self, example: Example) -> None:
         self.last = example
@@ -109,31 +110,31 @@ class SequenceLedger:
         self.num_feedback += example.num_feedback
         user = self.users.get(example.user)
         if user is None:
-            user = self.users[example.user] = UserLedger(whole_life(example), 0)
+            user = self.users[example.user] = UserLedger(empty_history(example), 0)
         if user.gaps == self._gaps:
-            self._check_telling(user.history, example)
+            self._check_once(user.history, example)
         user.history.fold(example)
         user.gaps, user.upto = self._gaps, (example.user_offset, example.user_index)
 
-    def _check_telling(self, before: History, example: Example) -> None:
+    def _check_once(self, before: History, example: Example) -> None:
         """New interactions follow the last ones; an earlier one keeps its kinds and gains the new ones."""
         where = f"partition {self.partition}, user {example.user!r}, example {example.number}"
         if example.num_new and example.first_new_index != before.end:
-            self.telling.add(
-                f"{where}: new interactions from {before.end} on expected, from {example.first_new_index} came"
+            self.not_once.add(
+                f"{where}: expected new interactions from {before.end} on, got them from {example.first_new_index} on"
             )
             return
         num_old = len(example.interactions) - example.num_new
         first, rows = before.window(example.first_index, example.first_index + num_old)
-        told = np.zeros(num_old, np.uint32)
-        told[example.feedback_index] = example.feedback_bits
+        new_bits = np.zeros(num_old, np.uint32)
+        new_bits[example.feedback_index] = example.feedback_bits
         if first != example.first_index or len(rows) != num_old:
-            self.telling.add(f"{where}: {num_old} earlier interactions of the segment expected, {len(rows)} ever came")
-        elif not np.array_equal(rows["bits"] ^ told, example.interactions.action_bits[:num_old]):
-            self.telling.add(f"{where}: kinds came to earlier interactions that are not told, or are told again")
+            self.not_once.add(f"{where}: expected {num_old} earlier interactions of the segment, got {len(rows)}")
+        elif not np.array_equal(rows["bits"] ^ new_bits, example.interactions.action_bits[:num_old]):
+            self.not_once.add(f"{where}: earlier interactions have kinds that were never marked as new, or twice")
 
 
-def whole_life(example: Example) -> History:
+def empty_history(example: Example) -> History:
     """An empty history for this example's user that never forgets anything."""
     return History(example.interactions.feature_hash.shape[1], 1 << 40, example.segment_len)
 
@@ -143,14 +144,14 @@ def differences(expected: History | None, got: History) -> str:
     missing (removed by compaction)."""
     first, rows = got.window(got.start, got.end)
     if expected is None or got.end > expected.end:
-        return f"{got.end} interactions came, {expected.end if expected else 0} are in the actions"
+        return f"{got.end} interactions were delivered, the actions amount to {expected.end if expected else 0}"
     wanted = expected.window(first, got.end)[1]
     for column in rows.dtype.names or ():
         ours, theirs = rows[column], wanted[column]
         same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs)) if column == "value" else ours == theirs
         wrong = np.flatnonzero(~same.reshape(len(rows), -1).all(axis=1) & (rows["item"] != 0))
         if len(wrong):
-            return f"interaction {first + wrong[0]} came with another {column} than the actions say"
+            return f"interaction {first + wrong[0]} was delivered with a {column} that differs from the actions'"
     return ""
 
 
@@ -169,7 +170,7 @@ class _Lineage:
     parent: str = ""
     """The lineage that this one began from, at ``first_step``."""
     source: dict[str, Any] = field(default_factory=dict)
-    """What its examples came from; elsewhere, the same numbers are others."""
+    """Where its examples came from; elsewhere, the same numbers mean other examples."""
 
 
 class PlanLedger:
@@ -196,13 +197,13 @@ class PlanLedger:
         if manifest.first_step > known:
             self.gaps.add(
                 f"version {manifest.epoch}/{manifest.number} begins with step {manifest.first_step}; "
-                f"nobody published steps {known} to {manifest.first_step - 1}"
+                f"steps {known} to {manifest.first_step - 1} were never published"
             )
             line.steps += [[]] * (manifest.first_step - known)
-        self._lay(line, manifest)
+        self._merge(line, manifest)
 
-    def _lay(self, line: _Lineage, manifest: Manifest) -> None:
-        """A resumed trainer may publish steps again, unchanged: a published step never changes."""
+    def _merge(self, line: _Lineage, manifest: Manifest) -> None:
+        """Add a version's steps. A resumed trainer may publish steps again, but a published step never changes."""
         start = max(0, manifest.first_step - line.first_step)
         plan = [[(int(p), int(low), int(high)) for p, low, high in step] for step in manifest.plan]
         before = line.steps[start : start + len(plan)]
@@ -210,14 +211,14 @@ class PlanLedger:
         for index, (old, new) in enumerate(zip(before, plan, strict=False), start=manifest.first_step):
             if old != new:
                 self.changes.add(
-                    f"step {index} was {old} once, and is {new} in version {manifest.epoch}/{manifest.number}"
+                    f"step {index} was {old} at first, and is {new} in version {manifest.epoch}/{manifest.number}"
                 )
         line.steps[start:] = plan
         line.set_aside.update(manifest.set_aside)
 
     @property
     def current(self) -> _Lineage:
-        """The lineage of the newest version; with the steps of the one that it began from, where there is one."""
+        """The lineage of the newest version, with the steps of the one that it began from, if any."""
         if self.newest is None:
             return _Lineage()
         line = self.lineages[self.newest.lineage]
@@ -245,18 +246,18 @@ class Trained:
 
 
 def trained(line: _Lineage, ledgers: dict[int, SequenceLedger], violations: Violations) -> dict[int, Trained]:
-    """Follow the steps of a lineage: each number of a partition once, in its order, and only numbers that exist."""
+    """Follow the steps of a lineage: each number of a partition once, in order, and only numbers that exist."""
     found: dict[int, Trained] = {}
     for index, step in enumerate(line.steps, start=line.first_step):
         for partition, low, high in step:
             state = found.get(partition)
-            # Where earlier manifests are gone, a partition may begin anywhere.
+            # If earlier manifests are gone, a partition may begin anywhere.
             expected = (low if line.first_step > 0 else 0) if state is None else state.last + 1
             if low != expected or high < low:
-                doing = "again" if low < expected else "having left some out"
+                how = "again" if low < expected else "skipping some"
                 violations.add(
-                    f"step {index} trains examples {low} to {high} of partition {partition}, {doing}: "
-                    f"{expected} comes next"
+                    f"step {index} trains examples {low} to {high} of partition {partition}, {how}: "
+                    f"expected {expected} next"
                 )
             state = found.setdefault(partition, Trained(low, low - 1))
             pieces = _pieces(ledgers.get(partition), low, high, index, violations)

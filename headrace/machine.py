@@ -86,7 +86,7 @@ def memory() -> Finding:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
-        return note("memory", "this system does not say how much is free", "look with its own tools")
+        return note("memory", "this system does not say how much is free", "use its own tools")
     words = f"{size(free)} of {size(total)} available"
     if free < LOW_MEMORY_BYTES:
         return problem("memory", words, "stop what else runs here, or give the machine more")
@@ -96,7 +96,7 @@ def memory() -> Finding:
 def open_files() -> Finding:
     """The limit on open files; RocksDB and Kafka's clients keep many files and sockets open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    words = f"at most {soft} a process"
+    words = f"at most {soft} per process"
     if 0 <= soft < MIN_OPEN_FILES:
         most = "as many as the system allows" if hard < 0 else str(hard)
         return note(

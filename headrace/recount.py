@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from headrace.ledger import whole_life
+from headrace.ledger import empty_history
 from state.sequencer import Sequencer
 from wire.action import Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig
@@ -31,6 +31,9 @@ class Recount:
         self.num_records = 0
         self.num_produced = 0
         """Actions, and records that should have been one."""
+        self.refused_before: set[tuple[int, int]] = set()
+        """(offset, index) of what an earlier configuration refused, whatever this one would say of it."""
+        self.num_refused_before = 0
         self.dead: set[tuple[int, int]] = set()
         """(offset, index) of everything that should be a dead letter."""
         self.users: dict[str, History] = {}
@@ -47,8 +50,16 @@ class Recount:
         self.sequencer.advance(record.offset, record.timestamp)
         decoded = decode_record(record.value, record.timestamp, self.action)
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
+        if len(decoded) > 1 and (record.offset, -1) in self.refused_before:
+            decoded = [Rejection("oversized", "", -1, b"")]
+            self.num_refused_before += 1
         for index, each in enumerate(decoded):
             self.num_produced += 1
+            place = (record.offset, index if listed else -1)
+            if not isinstance(each, Rejection) and place in self.refused_before:
+                self.num_refused_before += 1
+                self._refuse(*place)
+                continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
             elif partition_of(each.user.encode(), self.num_partitions) != self.partition:
@@ -72,7 +83,7 @@ class Recount:
         for example in self.sequencer.drain():
             history = self.users.get(example.user)
             if history is None:
-                history = self.users[example.user] = whole_life(example)
+                history = self.users[example.user] = empty_history(example)
             history.fold(example)
 
     @property

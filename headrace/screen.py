@@ -101,8 +101,8 @@ def plain_line(view: LagView) -> str:
 def page(view: LagView) -> Panel:
     """The view on one page."""
     where = f"   page: {view.page}" if view.page else ""
-    told = f"   {view.dataset} through {view.broker}   {view.elapsed_s:.0f} s{where}"
-    head = Text.assemble((view.phase, "bold"), told)
+    about = f"   {view.dataset} through {view.broker}   {view.elapsed_s:.0f} s{where}"
+    head = Text.assemble((view.phase, "bold"), about)
     bars = Table.grid(padding=(0, 1))
     bars.add_column(width=8)
     bars.add_column(width=40)
@@ -142,7 +142,7 @@ def stage_table(view: LagView) -> Table:
 def quality_table(view: LagView) -> Table:
     """How well the newest weights predicted what came next, before learning from it."""
     table = Table(title="before learning it", title_justify="left", box=None, padding=(0, 1))
-    for name in ("", "so far", "lately", "popular"):
+    for name in ("", "so far", "recent", "popular"):
         table.add_column(name, justify="right" if name else "left")
     table.add_row("HR@10", number(view.hr10()), number(view.hr10(window=True)), number(view.hr10("popular_unseen")))
     table.add_row("NE", number(view.entropy()), number(view.entropy(window=True)), number(view.entropy(baseline=True)))

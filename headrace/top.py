@@ -90,15 +90,15 @@ def headline(point: Point, broker: str) -> Text:
     """Status, freshness and version on one line."""
     color = COLORS.get(point.status, "red")
     version = f"{point.epoch}/{point.number}" if point.epoch >= 0 else "–"
-    told = f"  {seconds(point.freshness_s)} old  version {version}  {broker}"
-    return Text.assemble((f"● {point.status}", f"bold {color}"), told)
+    rest = f"  {seconds(point.freshness_s)} old  version {version}  {broker}"
+    return Text.assemble((f"● {point.status}", f"bold {color}"), rest)
 
 
 def stages(point: Point) -> Table:
     """One row per stage: its rate and how far it is behind; the bottleneck in red."""
     table = Table(box=None, padding=(0, 1))
     table.add_column("stage")
-    for name in ("a second", "waiting", "behind"):
+    for name in ("per second", "waiting", "behind"):
         table.add_column(name, justify="right")
     table.add_column("", style="dim", no_wrap=True)
     for name, stage in point.stages.items():
@@ -116,7 +116,7 @@ def quality(point: Point) -> Text:
         worst = sorted(point.reasons.items(), key=lambda pair: -pair[1])[:3]
         letters += " (" + ", ".join(f"{num:,} {reason}" for reason, num in worst) + ")"
     return Text(
-        f"\nHR@10  {rankers}\nNE     {number(point.entropy)}, of a constant {number(point.entropy_baseline)}\n"
+        f"\nHR@10  {rankers}\nNE     {number(point.entropy)}, baseline {number(point.entropy_baseline)}\n"
         f"items  {point.num_items:,}   interactions learned  {point.num_interactions:,}\ndead letters  {letters}"
     )
 

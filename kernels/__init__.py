@@ -1,6 +1,6 @@
 """Fused ops of an HSTU recommender, each beside its plain PyTorch definition.
 
-Shape legend of the whole project (suffixes of tensor names):
+Shape legend for the whole project (suffixes of tensor names):
 
     B  users in a jagged batch          T  tokens of all users, packed without padding
     H  heads                            D  width of a query/key head, or of an embedding row
@@ -11,7 +11,7 @@ Shape legend of the whole project (suffixes of tensor names):
     offsets_B1  (B+1,) int64, offsets_B1[b]:offsets_B1[b+1] are user b's tokens; offsets_B1[0] == 0, [-1] == T
 
 Every op takes ``backend``: ``"auto"`` (C++ for CPU tensors, Triton for CUDA tensors), ``"cpp"``, ``"triton"`` or
-``"reference"``. A kernel that is missing raises `KernelUnavailable`; nothing falls back in silence.
+``"reference"``. A missing kernel raises `KernelUnavailable`; nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Each op's module loads when it is first named: `python -m kernels.build` must not need the library that it makes.
+    # Each op's module is imported at first use: `python -m kernels.build` must not need the library that it builds.
     if name not in _HOMES:
         raise AttributeError(f"module 'kernels' has no attribute {name!r}")
     return getattr(import_module(f"kernels.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Which version of an op runs: never silently another one than was asked for."""
+"""Which version of an op runs: never silently a different one than was asked for."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
 class KernelUnavailable(RuntimeError):
-    """The asked-for version of an op cannot run here; the message says what to do."""
+    """The requested version of an op cannot run here; the message says what to do."""
 
 
 def choose(backend: str, device: torch.device) -> str:
-    """``auto`` → ``cpp`` for CPU tensors, ``triton`` for CUDA tensors; anything that cannot be is refused."""
+    """``auto`` → ``cpp`` for CPU tensors, ``triton`` for CUDA tensors; impossible combinations are refused."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "auto":

@@ -24,10 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.sources import SOURCES, digest
+
 ROOT = Path(__file__).parent
-SOURCES = ROOT / "csrc"
 LIBRARY_PATH = ROOT / "build" / "libheadrace_kernels.so"
-STAMP_PATH = ROOT / "build" / "stamp"
+
 
 COMMON_FLAGS = [
     "-std=c++17",
@@ -41,7 +42,7 @@ COMMON_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-psabi",
-    "-Wno-maybe-uninitialized",  # g++ 12 warns of its own AVX-512 header
+    "-Wno-maybe-uninitialized",  # g++ 12 warns about its own AVX-512 header
     "-Wno-uninitialized",
     "-Wno-unknown-pragmas",
 ]
@@ -59,7 +60,7 @@ AMX_FLAGS = [*AVX512_FLAGS, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx
 
 
 class BuildError(RuntimeError):
-    """The compiler is missing or refused a source; the message is its own."""
+    """The compiler is missing, or failed on a source; the message is the compiler's."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +101,23 @@ def level_flags(cxx: str) -> dict[str, list[str]]:
     return levels
 
 
-def units(levels: dict[str, list[str]]) -> list[Unit]:
-    """Every compiler run, slowest kinds first."""
+def units(levels: dict[str, list[str]], sources: Path = SOURCES) -> list[Unit]:
+    """All compiler runs, the slowest kinds first."""
     found = [
         Unit(source, "amx", tuple(levels["amx"]))
-        for source in sorted((SOURCES / "amx").glob("*.cpp"))
+        for source in sorted((sources / "amx").glob("*.cpp"))
         if "amx" in levels
     ]
     for name in ("avx512", "avx2", "portable"):
         if name in levels:
-            found += [Unit(source, name, tuple(levels[name])) for source in sorted((SOURCES / "level").glob("*.cpp"))]
+            found += [Unit(source, name, tuple(levels[name])) for source in sorted((sources / "level").glob("*.cpp"))]
     built = ["portable", "avx2", "avx512", "amx"].index(list(levels)[-1])
-    return found + [
-        Unit(source, "base", (f"-DHEADRACE_BUILT_LEVEL={built}",)) for source in sorted(SOURCES.glob("*.cpp"))
-    ]
+    defined = (f"-DHEADRACE_BUILT_LEVEL={built}", f'-DHEADRACE_SOURCES="{digest(sources)}"')
+    return found + [Unit(source, "base", defined) for source in sorted(sources.glob("*.cpp"))]
 
 
-def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
-    """Compiles one source; raises `BuildError` with the compiler's words."""
+def compile_unit(cxx: str, unit: Unit, folder: Path, sources: Path = SOURCES) -> Path:
+    """Compile one source; raises `BuildError` with the compiler's output."""
     target = folder / unit.object_name()
     command = [
         cxx,
@@ -125,7 +125,7 @@ def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
         *unit.flags,
         f"-DHEADRACE_LEVEL={unit.level}",
         f"-DHEADRACE_LEVEL_{unit.level.upper()}=1",
-        f"-I{SOURCES}",
+        f"-I{sources}",
         "-c",
         str(unit.source),
         "-o",
@@ -140,38 +140,35 @@ def compile_unit(cxx: str, unit: Unit, folder: Path) -> Path:
 
 
 def fingerprint(cxx: str, plan: list[Unit]) -> str:
-    """Changes whenever a source, a flag or the compiler does."""
+    """Changes whenever the code of a source, a flag or the compiler does: ``plan`` has the digest of the sources."""
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(version.encode())
-    digest.update(repr((COMMON_FLAGS, [(unit.source.name, unit.level, unit.flags) for unit in plan])).encode())
-    for path in sorted([*SOURCES.rglob("*.cpp"), *SOURCES.rglob("*.h")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    units_of = [(unit.source.name, unit.level, unit.flags) for unit in plan]
+    return hashlib.sha256(version.encode() + repr((COMMON_FLAGS, units_of)).encode()).hexdigest()
 
 
-def build(*, force: bool = False) -> bool:
-    """Builds what changed; returns whether anything was done. The library appears whole or not at all."""
+def build(*, force: bool = False, sources: Path = SOURCES, target: Path = LIBRARY_PATH) -> bool:
+    """Compile everything into ``target`` if anything changed since; whether it did. Replaced whole, or not at all."""
     cxx = compiler()
-    plan = units(level_flags(cxx))
-    stamp = fingerprint(cxx, plan)
-    if not force and LIBRARY_PATH.exists() and STAMP_PATH.exists() and STAMP_PATH.read_text() == stamp:
+    plan = units(level_flags(cxx), sources)
+    stamp, stamp_path = fingerprint(cxx, plan), target.with_name("stamp")
+    if not force and target.exists() and stamp_path.exists() and stamp_path.read_text() == stamp:
         return False
-    LIBRARY_PATH.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=LIBRARY_PATH.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda unit: str(compile_unit(cxx, unit, Path(name))), plan))
-        linked = Path(name) / LIBRARY_PATH.name
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda unit: str(compile_unit(cxx, unit, Path(name), sources)), plan))
+        linked = Path(name) / target.name
         run = subprocess.run(
             [cxx, "-shared", "-fopenmp", *objects, "-o", str(linked)], capture_output=True, text=True, check=False
         )
         if run.returncode != 0:
             raise BuildError(run.stderr)
-        linked.replace(LIBRARY_PATH)
-    STAMP_PATH.write_text(stamp)
+        linked.replace(target)
+    stamp_path.write_text(stamp)
     return True
 
 
 def main() -> int:
-    """The command."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kernels.build", description="Compiles the C++ kernels.")
     parser.add_argument("--force", action="store_true", help="build even if nothing changed")
     try:

@@ -14,12 +14,12 @@ _MODULES = {"cpp": "cpp", "triton": "triton_op"}
 
 
 def load(op: str, backend: str) -> ModuleType:
-    """The module of ``op`` (a folder's name) for ``backend``; raises `KernelUnavailable` where there is none."""
+    """The module of ``op`` (a folder's name) for ``backend``; raises `KernelUnavailable` if there is none."""
     name = f"kernels.{op}.{_MODULES[backend]}"
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
         raise KernelUnavailable(
-            f"{op}: backend {backend!r} needs {missing}, which is not here; install it, or ask for backend='reference'"
+            f"{op}: backend {backend!r} needs {missing}, which is missing; install it, or ask for backend='reference'"
         ) from error

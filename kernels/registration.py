@@ -1,8 +1,8 @@
 """Registers the C++ kernels as torch operators, with fake tensors and autograd.
 
 `torch.library.custom_op` does the same, but wraps each kernel so that its first call imports the compiler
-(``torch._dynamo``): about a second of processor time at the start of every process, of which none here compiles.
-The registrations below are what ``custom_op`` is made of, without that wrapper.
+(``torch._dynamo``): about a second of processor time in every process, though none of them compiles anything. The
+registrations below are what ``custom_op`` does, without that wrapper.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "headrace"
-_Library: Any = torch.library.Library  # comes without types
+_Library: Any = torch.library.Library  # has no type annotations
 _LIBRARY = _Library(NAMESPACE, "FRAGMENT")
 
 
@@ -26,10 +26,10 @@ def register(
     fake: Callable[..., Any],
     mutates_args: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
-    """``torch.ops.headrace.<name>``, for CPU tensors; its schema is read from ``kernel``'s annotations.
+    """Register ``torch.ops.headrace.<name>`` for CPU tensors; its schema is inferred from ``kernel``'s annotations.
 
-    ``kernel`` returns no input and no view of one. ``fake`` takes the same arguments and returns empty tensors of the
-    result's shapes and dtypes. ``mutates_args`` names the tensors that the kernel writes.
+    ``kernel`` must not return an input or a view of one. ``fake`` takes the same arguments and returns empty tensors of
+    the result's shapes and dtypes. ``mutates_args`` names the tensors that the kernel writes.
     """
     schema = torch.library.infer_schema(kernel, mutates_args=mutates_args)
     _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -41,14 +41,15 @@ def register(
 
 
 def differentiate(operator: Any, backward: Callable[..., Any], *, save: Callable[..., None]) -> None:
-    """Gives ``operator`` gradients; both functions are as `torch.library.register_autograd` takes them."""
+    """Give ``operator`` gradients; the functions are those that `torch.library.register_autograd` takes."""
     torch.library.register_autograd(operator, backward, setup_context=save, lib=_LIBRARY)
 
 
 def _announcing(kernel: Callable[..., None], mutates_args: tuple[str, ...]) -> Callable[..., None]:
-    """``kernel``, after which autograd knows that the tensors have changed: it refuses a backward that needs the old.
+    """``kernel``, wrapped to tell autograd that the tensors have changed, so that it refuses a backward pass that needs
+    the old values.
 
-    An operator written in Python gets this from nowhere else.
+    Nothing else does this for an operator written in Python.
     """
     names = list(inspect.signature(kernel).parameters)
     positions = [names.index(name) for name in mutates_args]

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Pieces that several Triton kernels share: where a value stands in a sorted array, SiLU by the hardware's tanh."""
+"""Parts shared by several Triton kernels: searching a sorted array, SiLU by the hardware's tanh, and others."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from kernels.backend import KernelUnavailable
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-"""Kernels run as Python on CPU tensors (Triton's interpreter): there is no inline assembly there."""
+"""Whether kernels run as Python on CPU tensors (Triton's interpreter), where there is no inline assembly."""
 
 
 def require_device(tensor: Tensor, op: str) -> None:
-    """Triton runs on CUDA tensors in float32 or bfloat16, and on any device's in its interpreter."""
+    """Raise unless the tensor is a CUDA tensor of float32 or bfloat16; in the interpreter any device will do."""
     if not (tensor.is_cuda or INTERPRETED):
         raise KernelUnavailable(
             f"{op}: backend='triton' needs CUDA tensors, got {tensor.device}; move them, or use backend='cpp'"
         )
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         raise KernelUnavailable(
-            f"{op}: Triton launches on the current GPU, cuda:{torch.cuda.current_device()}, got tensors on "
+            f"{op}: Triton launches on the current GPU, cuda:{torch.cuda.current_device()}, but got tensors on "
             f"{tensor.device}; call it within `torch.cuda.device({str(tensor.device)!r})`"
         )
     if tensor.dtype not in (torch.float32, torch.bfloat16):
@@ -56,7 +56,7 @@ def _num_processors(device: torch.device) -> int:
 
 
 def architecture(tensor: Tensor) -> int:
-    """Of the tensor's GPU: 80 and on is Ampere, 90 Hopper, 100 Blackwell; Hopper's in the interpreter."""
+    """The tensor's GPU architecture: from 80 on Ampere, 90 Hopper, 100 Blackwell; Hopper in the interpreter."""
     return _architecture(tensor.device) if tensor.is_cuda else 90
 
 
@@ -67,16 +67,16 @@ def _architecture(device: torch.device) -> int:
 
 
 def empty_rows(num_rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(rows, length), uninitialised, each row at a multiple of 16 values.
+    """(rows, length), uninitialised, each row aligned to 16 values.
 
-    Triton compiles a kernel anew for pointers that are aligned otherwise: rows of a plain (rows, length) tensor would
-    make it do so for every other length of a batch.
+    Triton compiles a kernel again for pointers with another alignment, which the rows of a plain (rows, length) tensor
+    would have with every other batch length.
     """
     return torch.empty(num_rows, (length + 15) // 16 * 16, dtype=dtype, device=device)[:, :length]
 
 
 def next_power(n: int, least: int = 16) -> int:
-    """The power of two that holds n, at least ``least`` (a matrix unit's smallest side)."""
+    """The smallest power of two that is at least n and ``least`` (the shortest side that matrix units take)."""
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
@@ -85,10 +85,10 @@ DIRECT = tl.constexpr(not INTERPRETED)
 
 @triton.jit
 def look_up(pointer):
-    """float32, int32, or unsigned bytes as int32, that nobody writes meanwhile; no pointer of the tile out of bounds.
+    """Load float32, int32, or unsigned bytes as int32, from memory that does not change; all pointers must be valid.
 
-    A plain load gets a layout of its own, and its tile then goes through shared memory to where it is used. An
-    elementwise operation has its user's layout, and what is looked up here is small enough to stay in the L1 cache.
+    A plain load gets its own layout, and its tile then goes through shared memory to where it is used. An elementwise
+    operation takes its user's layout, and the tables looked up here are small enough to stay in the L1 cache.
     """
     if DIRECT:
         address = pointer.to(tl.int64)
@@ -115,9 +115,9 @@ def look_up(pointer):
 
 @triton.jit
 def put_down(pointer, value, wanted):
-    """Stores float32 from the layout that it has; threads that share a value all store it, to one place.
+    """Store float32 from the layout that it has; threads that share a value all store it, to the same place.
 
-    A plain store gets a layout of its own, and its tile goes through shared memory to it, with barriers.
+    A plain store gets its own layout, and its tile goes through shared memory, with barriers.
     """
     if DIRECT:
         tl.inline_asm_elementwise(
@@ -130,7 +130,7 @@ def put_down(pointer, value, wanted):
 
 @triton.jit
 def add_to(pointer, value):
-    """Adds float32 to memory from the layout that it has, as `put_down` stores; no two threads share a value."""
+    """Add float32 to memory from the layout that it has, like `put_down`; no two threads may share a value."""
     if DIRECT:
         tl.inline_asm_elementwise(
             "red.relaxed.gpu.global.add.f32 [$1], $2; mov.u32 $0, 0;", "=r,l,f",
@@ -156,7 +156,7 @@ def count_at_most(sorted_ptr, num, x, num_steps):
 
 @triton.jit
 def saturating_sum(a, b):
-    """a + b of float32, held between 0 and 1."""
+    """a + b of float32, clamped to [0, 1]."""
     if DIRECT:
         total = tl.inline_asm_elementwise(
             "add.sat.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
@@ -184,6 +184,6 @@ def silu_of_half(half, FAST: tl.constexpr):
 
 @triton.jit
 def through_silu(grad, half, tanh_half):
-    """Twice the gradient of s from SiLU(s)'s, from half = s / 2 and its tanh: three multiply-adds."""
+    """Twice the gradient of s from that of SiLU(s), given half = s / 2 and its tanh: three multiply-adds."""
     outer = grad + grad * tanh_half
     return outer + outer * (half - half * tanh_half)

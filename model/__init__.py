@@ -1,4 +1,4 @@
-"""The model as trainer and server share it: its configuration, the HSTU, its tables, and each token rule once.
+"""What trainer and server share of the model: its configuration, the HSTU, its tables, and each token rule once.
 
-Imports torch and numpy alone.
+Imports only torch and numpy.
 """

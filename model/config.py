@@ -39,8 +39,8 @@ class ModelConfig:
 
     ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
     row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
-    ``positive_kinds`` and ``negative_kinds`` say what a choice is; empty: by their names (`model.kinds`).
-    ``memory_neighbours``: at most so many items are remembered beside each (`model.memory`).
+    ``positive_kinds`` and ``negative_kinds`` say what counts as a choice; if empty, their names decide (`model.kinds`).
+    ``memory_neighbours``: how many neighbours the memory keeps for each item, at most (`model.memory`).
     """
 
     kinds: tuple[str, ...] = ("rate", "like", "love")
@@ -77,12 +77,12 @@ class ModelConfig:
             expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they go into manifests and checkpoints."""
+        """Plain values, for manifests and checkpoints."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `as_dict`; keys that this build does not know are an error."""
+        """The inverse of `as_dict`. Raises `ConfigError` for keys that this build does not know."""
         known = {each.name for each in fields(cls)}
         unknown = sorted(set(values) - known)
         expect(

@@ -8,9 +8,9 @@ from wire.errors import ConfigError
 
 
 def choose_device(wanted: str, key: str) -> torch.device:
-    """``cpu``, ``cuda``, or ``auto``: the GPU where there is one.
+    """``wanted``: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
 
-    Raises `ConfigError` for a GPU that is not there; ``key`` is the configuration's that asked for it.
+    Raises `ConfigError` if there is no GPU; ``key`` names the setting that asked for one.
     """
     has_gpu = torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:

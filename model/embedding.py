@@ -1,8 +1,7 @@
-"""Tables whose vocabulary comes and goes: 64-bit key → row, grown on arrival, evicted by age, learned row by row.
+"""Embedding tables for a vocabulary that changes: 64-bit key → row; keys arrive, are evicted by age, learn row by row.
 
-Row 0 of every table is the cold row: what a key without a row of its own (not admitted yet, evicted, never seen, or
-the absent key 0) is read as. Keys never share another row. What rows change is kept as ``dirty`` until a version that
-carries them is acknowledged.
+Row 0 of every table is the cold row, which stands for every key without a row of its own (not admitted yet, evicted,
+never seen, or the absent key 0). No other row is shared. Rows that changed are ``dirty`` until a version carries them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ Int64 = NDArray[np.int64]
 class EmbeddingTable:
     """Weights (capacity, D), their row-wise Adagrad state, the key map, and which rows are dirty.
 
-    ``salt`` separates the initial rows of tables with the same seed. Deterministic in the order of calls.
+    ``salt`` gives tables with the same seed different initial rows. The same calls in the same order give the same
+    table.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class EmbeddingTable:
 
     @property
     def num_live(self) -> int:
-        """Keys that have a row of their own."""
+        """How many keys have a row of their own."""
         return len(self.map)
 
     def lookup(self, keys_N: Int64) -> Int64:
@@ -67,14 +67,14 @@ class EmbeddingTable:
         return rows
 
     def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
-        """Count a sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
+        """Count one sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
         present = keys_N != 0
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
         arrived = rows[~self.live[rows]]
         if len(arrived):
-            if not (arrived[1:] > arrived[:-1]).all():  # most often they came in order, each once
+            if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
                 arrived = np.unique(arrived)
             self.live[arrived] = self.dirty[arrived] = True
             where = torch.from_numpy(arrived).to(self.weight.device)
@@ -89,7 +89,7 @@ class EmbeddingTable:
             self._see_rows()
 
     def _see_rows(self) -> None:
-        """Look at the arrays as long as they are now. A GPU has no such memory: there a larger table is a copy."""
+        """Renew the views of the arrays after they have grown. On a GPU, which cannot grow memory, this is a copy."""
         self.live, self.dirty = self._rows["live"].array, self._rows["dirty"].array
         if "weight" in self._rows:
             self.weight, self.state = (torch.from_numpy(self._rows[name].array) for name in ("weight", "state"))
@@ -101,14 +101,15 @@ class EmbeddingTable:
             new[: len(old)] = old
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
-        """Normal rows, a function of seed, table and step; the last column (an item's bias) starts at zero."""
+        """Normally distributed rows, a function of seed, table and step; the last column (the bias) starts at zero."""
         generator = np.random.Generator(np.random.Philox(key=[self._seed, (self._salt << 48) + step + 1]))
         rows = generator.standard_normal((num_rows, self.width), np.float32) * np.float32(self._init_std)
         rows[:, -1] = 0.0
         return torch.from_numpy(rows).to(self.weight.device)
 
     def evict(self, before_ms: int) -> Int64:
-        """Drop keys last seen before ``before_ms``; their rows, which later keys will get. Published as tombstones."""
+        """Drop keys last seen before ``before_ms``; returns their rows, which later keys will reuse. The keys are
+        published as tombstones."""
         keys, rows = self.map.evict(before_ms)
         rows = rows + 1
         where = torch.from_numpy(rows).to(self.weight.device)
@@ -119,7 +120,7 @@ class EmbeddingTable:
         return rows
 
     def gather(self, rows_U: Int64) -> Tensor:
-        """(U, D) a leaf that collects the gradient of these rows."""
+        """(U, D) a copy of these rows, as an autograd leaf that collects their gradient."""
         return self.weight.index_select(0, torch.from_numpy(rows_U).to(self.weight.device)).requires_grad_()
 
     def learn(self, rows_U: Int64, grad_UD: Tensor, lr: float) -> None:
@@ -135,7 +136,7 @@ class EmbeddingTable:
         self.dirty[rows_U] = True
 
     def live_rows(self) -> Int64:
-        """Rows that keys have, ascending, without the cold row."""
+        """Rows that belong to a key, ascending; the cold row is not among them."""
         return np.flatnonzero(self.live[1 : self.num_rows]) + 1
 
     def keys_of(self, rows_U: Int64) -> Int64:
@@ -151,7 +152,7 @@ class EmbeddingTable:
         return self.keys_of(rows), rows, weights, tombstones
 
     def mark_published(self) -> None:
-        """What `changes` gave is on its way: start to collect the next changes."""
+        """Start collecting the next changes: the caller delivers what `changes` returned."""
         self.dirty[:] = False
         self.tombstones = []
 

@@ -1,8 +1,8 @@
-"""Rows that arrive without a pause: an array that grows in place.
+"""An array of rows that grows in place, without a pause.
 
-Address space for many rows is reserved, and the system gives memory to a page when it is first written. So a larger
-table is a longer view of the same memory: nothing is copied, and nothing that is not used takes memory. Where the
-reservation is refused (a limit on address space) or outgrown, it is replaced by a larger one, with a copy.
+Address space is reserved for many rows, and the system backs a page with memory when it is first written. So a larger
+table is a longer view of the same memory: nothing is copied, and unused rows take no memory. If the reservation is
+refused (a limit on address space) or outgrown, it is replaced by another one, with a copy.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import DTypeLike, NDArray
 RESERVED_ROWS = 1 << 27
 LEAST_ROWS = 64
 HUGE_BYTES = 64 << 20
-"""From this size on, huge pages: fewer faults to fill it, fewer misses to find its rows."""
+"""From this size on, huge pages: fewer page faults to fill it, fewer TLB misses to find its rows."""
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
-"""The system shall not count the reservation as memory in use; Python names the flag from 3.13 on."""
+"""Keeps the system from counting the reservation as memory in use; Python has a name for the flag from 3.13 on."""
 
 
 class GrowingRows:
-    """``array``: (capacity, *shape) of zeros at first; a longer view of the same memory after `grow`."""
+    """``array``: (capacity, *shape), zeros at first; after `grow` a longer view of the same memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, reserved_rows: int = RESERVED_ROWS) -> None:
         self._shape, self._dtype = shape, np.dtype(dtype)
@@ -34,7 +34,7 @@ class GrowingRows:
         self.array = self._view(LEAST_ROWS)
 
     def _reserve(self, num_rows: int) -> tuple[int, Any]:
-        """As many rows as may be had, ``num_rows`` or more. Raises MemoryError."""
+        """Reserve as many rows as the system allows, at least ``num_rows``. Raises MemoryError."""
         reserved = max(self._wanted, num_rows)
         while True:
             try:
@@ -54,7 +54,7 @@ class GrowingRows:
         return flat.reshape(num_rows, *self._shape)
 
     def grow(self, num_rows: int) -> None:
-        """Make room for ``num_rows`` rows, and then for half as many again as there are. Raises MemoryError."""
+        """Make room for ``num_rows`` rows, and at least half as many again as before. Raises MemoryError."""
         held = len(self.array)
         if num_rows <= held:
             return

@@ -1,11 +1,11 @@
-"""The HSTU: interleaved item and action tokens in, what the user does next out.
+"""The HSTU: interleaved item and action tokens in, predictions of what the user does next out.
 
-"Actions Speak Louder than Words" (Zhai et al., ICML 2024), with two differences that caching needs: the attention is
-divided by a constant of the configuration, and positions enter pairwise only (docs/architecture.md).
+"Actions Speak Louder than Words" (Zhai et al., ICML 2024), with two differences that make caching possible: attention
+is divided by a constant of the configuration, and positions enter only pairwise (docs/architecture.md).
 
-Tokens of n interactions: Φ₀, a₀, Φ₁, a₁, … (T = 2n). The output at Φⱼ says which kinds of action follow (ranking); the
-output at aⱼ₋₁ says which item follows (retrieval), asked at the time of the next interaction. A user without history is
-answered by a learnt query.
+Tokens of n interactions: Φ₀, a₀, Φ₁, a₁, … (T = 2n). The output at Φⱼ predicts the kinds of action on that item
+(ranking); the output at aⱼ₋₁ predicts the next item (retrieval), asked at the time of the next interaction. For a user
+without history a learnt start vector takes the place of that output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.rates import NUM_PRIORS
 
 
 class Layer(nn.Module):
-    """Weights of one HSTU layer, and its relative biases of position (H, P) and time (H, K)."""
+    """The weights of one HSTU layer, with its relative biases of position (H, P) and time (H, K)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Layer(nn.Module):
         self.time_bias_GK = nn.Parameter(torch.zeros(heads, config.num_time_buckets))
 
     def params(self) -> LayerParams:
-        """The weights as the kernels take them (the biases of attention go beside them)."""
+        """The weights as the kernels take them (the attention's biases are passed separately)."""
         return LayerParams(
             norm_in_weight_M=self.norm_in_weight_M,
             norm_in_bias_M=self.norm_in_bias_M,
@@ -55,7 +55,7 @@ class Layer(nn.Module):
 
 
 class HSTU(nn.Module):
-    """All dense weights. The embedding rows are the caller's: training gathers them, serving holds whole tables."""
+    """All dense weights. The caller supplies embedding rows: training gathers them, serving holds whole tables."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -84,19 +84,19 @@ class HSTU(nn.Module):
             if parameter.dim() == 2 and not name.endswith(("_GP", "_GK", "value_M", "kind_KM")):
                 std = 1.0 / math.sqrt(parameter.shape[0])
                 nn.init.normal_(parameter, std=std, generator=generator)
-        # Ranking starts as the item's own rate, which takes gradients long to find.
+        # Ranking starts from the item's own rate, which gradients would take long to learn.
         nn.init.zeros_(self.rank_weight)
         nn.init.ones_(self.rank_prior_PK[0])
         nn.init.normal_(self.kind_KM, std=0.02, generator=generator)
         nn.init.normal_(self.start_M, std=0.02, generator=generator)
 
     def item_inputs(self, item_nD: Tensor, side_nM: Tensor | None = None) -> Tensor:
-        """Item rows (n, D) and the sum of domain and feature rows (n, M), if any → item tokens (n, M)."""
+        """Item rows (n, D) and the sum of domain and feature rows (n, M), or None → item tokens (n, M)."""
         tokens_nM = item_nD @ self.item_weight
         return tokens_nM if side_nM is None else tokens_nM + side_nM
 
     def action_inputs(self, item_nM: Tensor, kinds_nK: Tensor, value_n: Tensor | None = None) -> Tensor:
-        """Item tokens (n, M), what was done (n, K) of 0 and 1, and values (n,), NaN where absent → (n, M)."""
+        """Item tokens (n, M), kinds done (n, K) as 0 or 1, and values (n,), NaN for none → action tokens (n, M)."""
         action_nM = self.action_M + kinds_nK @ self.kind_KM + item_nM @ self.action_item_weight
         if not self.config.use_value or value_n is None:
             return action_nM
@@ -113,8 +113,8 @@ class HSTU(nn.Module):
         value_n: Tensor | None = None,
         side_nM: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (2n, M) of n interactions: `interleave` of `item_inputs` of the rows ``item_UD[place_n]`` and
-        `action_inputs`."""
+        """Tokens (2n, M) of n interactions on the items ``item_UD[place_n]``: `item_inputs` and `action_inputs`,
+        interleaved."""
         if self.config.use_value:
             item_nM = self.item_inputs(F.embedding(place_n, item_UD), side_nM)
             return self.interleave(item_nM, self.action_inputs(item_nM, kinds_nK, value_n))
@@ -144,9 +144,10 @@ class HSTU(nn.Module):
     ) -> Tensor:
         """Tokens through all layers: (T, M) → (T, M). Times in ms, int64.
 
-        ``tail``: the tokens that are read; only theirs are returned (S, M). Without ``context_gradient`` what all
-        layers but the last make of the others is constant, and they learn through their keys and values alone.
-        ``in_order``: whether no user's keys go back in time, where the caller knows (a GPU need then not be asked).
+        ``tail``: the tokens whose outputs are needed; only those are returned (S, M). Without ``context_gradient`` the
+        other tokens' outputs of all layers but the last are constants, and gradients reach them only through the last
+        layer's keys and values. ``in_order``: whether every user's key times never decrease, if the caller knows (else
+        it is read from the device).
         """
         config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
         for index, layer in enumerate(self.layers):
@@ -173,8 +174,8 @@ class HSTU(nn.Module):
         return x_TM
 
     def rank_logits(self, y_RM: Tensor, prior_RPK: Tensor | None) -> Tensor:
-        """Outputs at item tokens (R, M) and what rates alone say (`Rates.prior`) → a logit per kind (R, K); with None,
-        the network's part of it."""
+        """Outputs at item tokens (R, M) and the prior from rates (`Rates.prior`) → logits (R, K), one per kind; without
+        a prior, only the network's part of them."""
         normed = F.layer_norm(
             y_RM, y_RM.shape[1:], self.rank_norm_weight_M, self.rank_norm_bias_M, self.config.norm_eps
         )
@@ -182,7 +183,7 @@ class HSTU(nn.Module):
         return logits_RK if prior_RPK is None else logits_RK + (prior_RPK * self.rank_prior_PK).sum(dim=1)
 
     def retrieval_query(self, y_RM: Tensor) -> Tensor:
-        """Outputs at action tokens (R, M) → queries (R, D) for `retrieval_table`: inner product = logit."""
+        """Outputs at action tokens (R, M) → queries (R, D); their inner products with `retrieval_table` are logits."""
         direction = unit_rows(torch.addmm(self.query_bias, y_RM, self.query_weight), self.config.item_width - 1)
         return F.pad(direction / self.config.temperature, (0, 1), value=self.config.bias_scale)
 
@@ -192,13 +193,13 @@ class HSTU(nn.Module):
 
 
 def unit_rows(x_ND: Tensor, width: int, eps: float = 1e-6) -> Tensor:
-    """Rows whose first ``width`` columns are divided by their length (``eps`` at least); the rest stays as it is."""
+    """The first ``width`` columns of each row divided by their norm (at least ``eps``); the rest unchanged."""
     unit_ND: Tensor = _UnitRows.apply(x_ND, width, eps)
     return unit_ND
 
 
 class _Tokens(torch.autograd.Function):
-    """`HSTU.tokens` without values. Written out because a live step is small: half of its time was the derivation's."""
+    """`HSTU.tokens` without values, its gradient written out: in a small live step autograd took half of the time."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -230,13 +231,13 @@ class _Tokens(torch.autograd.Function):
 
 
 class _UnitRows(torch.autograd.Function):
-    """`unit_rows`. Written out because the whole catalogue comes by here in every step, forward and backward: what
-    autograd derives takes three times as many passes over it."""
+    """`unit_rows`, with its gradient written out: every step puts the whole catalogue through it, forward and backward,
+    and autograd would make three times as many passes over it."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, width: int, eps: float) -> Tensor:
         inverse_N1 = torch.linalg.vector_norm(x_ND[:, :width], dim=1, keepdim=True).clamp_min_(eps).reciprocal_()
-        unit_ND = torch.mul(x_ND, inverse_N1)  # whole rows: those of a part of the columns cost twice as much
+        unit_ND = torch.mul(x_ND, inverse_N1)  # whole rows: only part of the columns costs twice as much
         unit_ND[:, width:] = x_ND[:, width:]
         ctx.save_for_backward(unit_ND, inverse_N1)
         ctx.width, ctx.eps = width, eps
@@ -244,7 +245,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient across the direction, over the length."""
+        """The part of the gradient that is orthogonal to the direction, divided by the norm."""
         unit_ND, inverse_N1 = ctx.saved_tensors
         grad_ND, width = grads[0], ctx.width
         product_ND = grad_ND * unit_ND

@@ -1,7 +1,8 @@
-"""The memory as the trainer and the servers hold it: its arrays grow with the item table and travel with the weights.
+"""The memory as trainer and servers hold it: its arrays grow with the item table and are published with the weights.
 
-Rows are the item table's. The trainer learns, publishes what changed and forgets evicted rows; a server applies what
-was published. Both score by the same kernel."""
+Its rows are the item table's. The trainer learns, publishes what changed and clears evicted rows; a server applies what
+was published. Both score with the same kernel.
+"""
 
 from __future__ import annotations
 
@@ -33,28 +34,28 @@ Arrays = dict[str, NDArray[Any]]
 NUM_BUCKETS = 8
 NEIGHBOUR_BYTES = 16
 FREE_BYTES = 64 << 20
-"""A catalogue whose neighbours fit in here has as many as the configuration allows."""
+"""As long as all neighbours fit into this, each item may have as many as the configuration allows."""
 FEWEST_NEIGHBOURS = 28
-"""Any larger catalogue has at least so many: with an item's counts, 512 bytes."""
+"""What each item of a larger catalogue may have at least: with its counts, 512 bytes."""
 FIRST_CAPACITY = 1024
 MOST_PREDICTED_ROWS = 1 << 16
-"""In a catalogue with more rows, only so many rows' worth of events is predicted and learned from; all are counted."""
+"""In a catalogue with n times as many rows, only every nth event is predicted and learned from; all are counted."""
 MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
-_HOW_SURELY = ("gain_square", "shortlist_square")
+_ADAGRAD = ("gain_square", "shortlist_square")
 _COUNTS = ("neighbour_row", "after", "before")
 _NEIGHBOURS = (*_COUNTS, "weight")
 _CHANGED = ("dirty", "moved")
 
 
 def neighbours_at(capacity: int, most: int) -> int:
-    """How many neighbours a row has in a catalogue of so many rows."""
+    """How many neighbours a row may have in a catalogue of ``capacity`` rows."""
     return min(most, max(FEWEST_NEIGHBOURS, FREE_BYTES // (NEIGHBOUR_BYTES * capacity)))
 
 
 class Memory:
-    """Counts and gains of one model. Deterministic in the order of calls; one writer."""
+    """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time."""
 
     def __init__(self, config: ModelConfig, rules: MemoryRules | None = None, *, backend: str = "auto") -> None:
         self._most, self._rules = config.memory_neighbours, rules or MemoryRules()
@@ -82,13 +83,13 @@ class Memory:
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        for name in (*_LEARNED, *_HOW_SURELY):
+        for name in (*_LEARNED, *_ADAGRAD):
             setattr(new, name, getattr(old, name))
         self.arrays = new
 
     @property
     def leaves_out_repeats(self) -> bool:
-        """Whether the stream has hardly any repeats."""
+        """Whether the stream has so few repeats that items a user has met are left out."""
         return self.arrays.leaves_out_repeats
 
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
@@ -100,7 +101,7 @@ class Memory:
         memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
 
     def stand(self) -> MemoryStanding:
-        """What `best` needs, until this memory changes."""
+        """What `best` needs; valid until this memory changes."""
         return memory_stand(self.arrays, self.num_rows, backend=self._backend)
 
     def best(
@@ -111,11 +112,11 @@ class Memory:
         table_VD: NDArray[np.float32],
         answers: MemoryAnswers,
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The best rows for queries, and their scores: see `kernels.memory.memory_best`."""
+        """The best rows for each query, and their scores: see `kernels.memory.memory_best`."""
         return memory_best(self.arrays, standing, events, query_RD, table_VD, answers, backend=self._backend)
 
     def forget(self, rows_N: Int64) -> None:
-        """These rows were evicted and will mean something else: nobody's neighbours, and without any."""
+        """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
         if not len(rows_N):
             return
         arrays, num = self.arrays, self.num_rows
@@ -134,11 +135,11 @@ class Memory:
         arrays.dirty[rows_N] = 1
 
     def changes(self, *, everything: bool) -> Arrays:
-        """What a version carries: every row that was met with all its neighbours, or the dirty ones, with the learned
-        weights of all their neighbours and the counts of those that moved; and all gains.
+        """What a version carries: every row in use with all its neighbours, or the dirty ones with the learned weights
+        of all their neighbours but only the counts that changed; and all gains.
 
-        Weights move with every prediction from a row, but one event counts anew a few tens of neighbours: ``slot`` and
-        ``num_moved`` say which of each row's those are. Without the two, all are there.
+        Every prediction changes all of a row's weights, but an event changes the counts of only a few tens of
+        neighbours: ``slot`` and ``num_moved`` say which ones of each row. Without those two, all are there.
         """
         arrays = self.arrays
         chosen_V = arrays.first[: self.num_rows] >= 0 if everything else arrays.dirty[: self.num_rows] > 0
@@ -161,11 +162,11 @@ class Memory:
         }
 
     def mark_published(self) -> None:
-        """What `changes` gave is on its way."""
+        """Start collecting the next changes: the caller delivers what `changes` returned."""
         _clear_changed(self.arrays)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """What a version carries (which may be nothing), into a reader's memory; a base replaces everything."""
+        """Take over what a version carries, which may be nothing; a base replaces everything."""
         if not changes:
             return
         num_rows, capacity, width = changes["size"].tolist()
@@ -181,32 +182,32 @@ class Memory:
         for name in _COUNTS:
             getattr(arrays, name)[moved] = changes[name]
         arrays.weight[whole] = changes["weight"]
-        for name in set(_LEARNED) & changes.keys():  # a build before the second look publishes none
+        for name in set(_LEARNED) & changes.keys():  # older builds publish no shortlist
             setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
-        """A width that changes comes with every row, so what a narrower one cuts off is replaced anyway."""
+        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off."""
         if keep:
             self._reshape(capacity, width)
         else:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
     def adopt(self, published: Memory) -> None:
-        """Go on from what a reader holds: all of it, but how surely the gains are known."""
+        """Continue from what a reader holds: everything but the gains' Adagrad state."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
         _clear_changed(self.arrays)
 
     @property
     def is_finite(self) -> bool:
-        """Whether all numbers are."""
+        """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*_LEARNED, *_HOW_SURELY))
+        learned = (getattr(arrays, name) for name in (*_LEARNED, *_ADAGRAD))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
     def copy(self) -> Memory:
-        """The same, sharing nothing that changes."""
+        """A copy that shares no mutable state."""
         other = object.__new__(Memory)
         other._most, other._rules, other._backend = self._most, self._rules, self._backend
         other.arrays, other.num_rows = self.arrays.copy(), self.num_rows
@@ -225,9 +226,9 @@ class Memory:
         self.grow(num)
         for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
             getattr(self.arrays, name)[:num] = state[name]
-        self.arrays.moved[:num] = state.get("moved", 255)  # a build that published whole rows kept none
+        self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*_LEARNED, *_HOW_SURELY} & state.keys():  # a build before the second look kept none
+        for name in {*_LEARNED, *_ADAGRAD} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 
@@ -241,10 +242,10 @@ def events_of(
     *,
     is_chosen_R: NDArray[np.bool_] | None,
 ) -> MemoryEvents:
-    """What the memory is asked of a jagged batch: users' interactions one after the other, rows 0 where there is none.
+    """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
-    ``asked_R``: event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction
-    ``asked_R[r]`` itself, chosen or only met (``is_chosen_R``); with None, what is yet to come.
+    Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
+    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come.
     """
     chosen_n = chosen(bits_n, config)
     known_n = rows_n > 0
@@ -280,7 +281,7 @@ def _clear_rows(arrays: MemoryArrays, rows_N: Int64) -> None:
 
 
 def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
-    """Each row's strongest neighbours first; those beyond ``width`` are dropped."""
+    """Sort each row's neighbours, the strongest first, and drop those beyond ``width``."""
     unused = np.arange(arrays.width) >= arrays.num_neighbours[:, None]
     strength = np.where(unused, -1.0, arrays.after + arrays.before)
     order = np.argsort(-strength, axis=1, kind="stable")

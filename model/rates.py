@@ -1,8 +1,8 @@
-"""How often each kind is done with an item, and by a user: what ranking starts from.
+"""How often each kind is done with an item, and by a user: the prior that ranking starts from.
 
-An item's rate is known after a few sightings, long before gradients have found it; so its log-odds, smoothed towards
-those of all items, are a part of every logit, beside those of the user's own history. The network learns what they do
-not explain.
+An item's rate is known after a few sightings, long before gradients have learned it. So every logit includes the item's
+log-odds, smoothed towards those of all items, and those of the user's own history; the network learns what they leave
+unexplained.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
-"""Sightings' worth of the rate over all items that an item's own, or a user's, is smoothed by."""
+"""How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
 NUM_PRIORS = 2
 
 
 class Rates:
     """Counts by row of the item table: ``shown_V`` (V,) interactions, ``done_VK`` (V, K) those that had each kind.
 
-    Row 0 gathers items without a row.
+    Row 0 counts all items without a row of their own.
     """
 
     def __init__(self, num_kinds: int) -> None:
@@ -53,9 +53,9 @@ class Rates:
         return np.asarray(done_RK / (self.shown_V[rows_R] + ITEM_STRENGTH)[:, None])
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:
-        """(R, 2, K) log-odds of the item's rates, and by how much the user's own are above those of all.
+        """(R, 2, K) log-odds of the item's rates, and how far the log-odds of the user's are above the overall ones.
 
-        ``user_done_RK``: how many of the user's ``user_num_R`` interactions before had each kind.
+        ``user_done_RK``: how many of the user's ``user_num_R`` earlier interactions had each kind.
         """
         overall_K = self.overall_K
         user_RK = (user_done_RK + USER_STRENGTH * overall_K) / (user_num_R + USER_STRENGTH)[:, None]
@@ -63,7 +63,7 @@ class Rates:
         return np.stack(odds, axis=1).astype(np.float32)
 
     def learn(self, rows_R: Int64, kinds_RK: Float32, is_new_R: Bools) -> None:
-        """What was done with these items, and where that happened for the first time."""
+        """Count the kinds done with these items; ``is_new_R``: the interaction was not counted before."""
         if len(rows_R):
             self._grow(int(rows_R.max()) + 1)
             np.add.at(self.shown_V, rows_R, is_new_R)
@@ -73,25 +73,25 @@ class Rates:
             self.total_done_K = self.total_done_K + kinds_RK.sum(axis=0)
 
     def forget(self, rows_N: Int64) -> None:
-        """These rows were evicted."""
+        """Clear rows that were evicted."""
         rows = rows_N[rows_N < len(self.shown_V)]
         self.total_shown -= float(self.shown_V[rows].sum())
         self.total_done_K = self.total_done_K - self.done_VK[rows].sum(axis=0)
         self.shown_V[rows], self.done_VK[rows], self.dirty_V[rows] = 0.0, 0.0, True
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
-        """What a version carries: all rows that were met, or those changed since `mark_published`."""
+        """What a version carries: all rows in use, or those that changed since `mark_published`."""
         met_V = (self.shown_V > 0) | (self.done_VK > 0).any(axis=1)
         rows = np.flatnonzero(met_V if everything else self.dirty_V)
         totals = np.append(self.total_shown, self.total_done_K)
         return {"row_index": rows, "shown": self.shown_V[rows], "done": self.done_VK[rows], "totals": totals}
 
     def mark_published(self) -> None:
-        """What `changes` gave is on its way."""
+        """Start collecting the next changes: the caller delivers what `changes` returned."""
         self.dirty_V[:] = False
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """What a version carries (which may be nothing), into a reader's; a base replaces everything."""
+        """Take over what a version carries, which may be nothing; a base replaces everything."""
         if is_base:
             self.shown_V[:], self.done_VK[:] = 0.0, 0.0
         if not changes:
@@ -102,7 +102,7 @@ class Rates:
         self.total_shown, self.total_done_K = float(changes["totals"][0]), changes["totals"][1:].copy()
 
     def copy(self) -> Rates:
-        """The same, sharing nothing that changes."""
+        """A copy that shares no mutable state."""
         other = Rates(self.done_VK.shape[1])
         other.load_state_dict(self.state_dict())
         return other
@@ -120,15 +120,15 @@ class Rates:
 
 
 def log_odds(rate: Float64) -> Float64:
-    """Of rates strictly between 0 and 1."""
+    """Log-odds of rates strictly between 0 and 1."""
     return np.asarray(np.log(rate) - np.log1p(-rate))
 
 
 def done_before(
     bits_n: NDArray[np.uint32], num_kinds: int, starts_B1: Int64, owner_R: Int64, target_R: Int64
 ) -> tuple[Float64, Float64]:
-    """(R, K) and (R,) of the interactions before each target in its user's sequence: how many had each kind, and how
-    many there are."""
+    """Of the interactions before each target in its user's sequence: (R, K) how many had each kind, (R,) how many there
+    are."""
     first_R = starts_B1[owner_R]
     total_n1, done_RK = np.zeros(len(bits_n) + 1, np.int64), np.empty((len(target_R), num_kinds))
     for kind in range(num_kinds):

@@ -1,4 +1,4 @@
-"""Each rule that turns interactions into tokens, once, for the trainer and the server.
+"""The rules that turn interactions into tokens, written once for the trainer and the server.
 
 Tokens of n interactions of B users, one user after the other: Φ₀, a₀, Φ₁, a₁, … (T = 2n). ``starts_B1`` (B+1,) int64:
 user b has interactions ``starts_B1[b]:starts_B1[b+1]``.
@@ -23,10 +23,10 @@ def unpack_kinds(bits_n: NDArray[np.uint32], num_kinds: int) -> NDArray[np.float
 
 
 def query_times(time_ms_n: Int64, starts_B1: Int64, last_ms_B: Int64 | None = None) -> Int64:
-    """(n,) when the item after each interaction was asked for: at the next interaction's time.
+    """(n,) the time at which the item after each interaction is asked for: that of the next interaction.
 
-    After a user's last one that is ``last_ms_B`` (B,): in serving, the moment of the request. Without it, the last
-    interaction's own time. Every user has an interaction.
+    For a user's last interaction it is ``last_ms_B`` (B,), when serving the moment of the request; without it, the last
+    interaction's own time. Every user has at least one interaction.
     """
     asked_n = np.empty_like(time_ms_n)
     asked_n[:-1] = time_ms_n[1:]
@@ -36,7 +36,7 @@ def query_times(time_ms_n: Int64, starts_B1: Int64, last_ms_B: Int64 | None = No
 
 
 def token_times(time_ms_n: Int64, query_ms_n: Int64) -> tuple[Int64, Int64]:
-    """(T,) key times, which are the tokens' own, and (T,) query times: an action is asked for what comes next."""
+    """(T,) key times, the tokens' own, and (T,) query times: an action token is asked what comes next."""
     key_time_T = np.repeat(time_ms_n, 2)
     query_time_T = key_time_T.copy()
     query_time_T[1::2] = query_ms_n
@@ -49,11 +49,11 @@ def side_inputs(
     user_feature_nF: Int64,
     sum_rows: Callable[[str, Int64], Tensor | None],
 ) -> Tensor | None:
-    """(n, M) what is added to the item tokens: the rows of the domain and of all features. None where there is nothing.
+    """(n, M) what is added to the item tokens: the rows of the domain and of all features. None if there are none.
 
     ``domain_n``: None for a model without domains. ``sum_rows``: a table's name and keys (n, F) → the sum of their rows
-    (n, M), or None for a table in which nothing was ever met. That is a matter of the table, never of one batch: what
-    others of a batch have or lack must not change a user's prediction.
+    (n, M), or None for a table that has never had a row. That must depend on the table and never on the batch: what
+    other users in a batch have or lack must not change a user's prediction.
     """
     keys = [] if domain_n is None else [(DOMAINS, domain_n[:, None])]
     keys.append((FEATURES, np.concatenate([feature_nF, user_feature_nF], axis=1)))

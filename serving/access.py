@@ -1,10 +1,10 @@
-"""Who may ask: bearer tokens from a file, each with a role. Without a file whoever reaches the port may.
+"""Access control: bearer tokens from a file, each with a role. Without a file, anyone who reaches the port has access.
 
-    read = ["a long random string"]       # ask, look
-    admin = ["another one"]               # and send actions
+    read = ["a long random string"]       # may ask and look
+    admin = ["another one"]               # may also send actions
 
-Tokens are compared by their SHA-256, so how long a comparison takes tells nothing of them. The file is read again when
-it changes: a token can be replaced without a restart.
+Tokens are compared by their SHA-256, so the time of a comparison reveals nothing about them. The file is read again
+when it changes: a token can be replaced without a restart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Access:
-    """Judges requests by their ``authorization`` header."""
+    """Checks requests by their ``authorization`` header."""
 
     def __init__(self, tokens_file: str = "") -> None:
         self._path = Path(tokens_file) if tokens_file else None
@@ -41,7 +41,7 @@ class Access:
         return self._path is None
 
     def check(self, headers: Headers, role: str) -> None:
-        """Raise `UnauthorizedError` unless a token that reaches as far as ``role`` came along."""
+        """Raise `UnauthorizedError` unless the request has a token with at least this role."""
         if self._path is None:
             return
         self._look(self._path)
@@ -49,12 +49,12 @@ class Access:
         kind, _, token = given.partition(b" ")
         found = self._roles.get(hashlib.sha256(token.strip()).digest()) if kind.lower() == b"bearer" else None
         if found is None:
-            raise UnauthorizedError("send a token of serving.tokens_file in the header authorization", 401)
+            raise UnauthorizedError("send a token from serving.tokens_file in the header authorization", 401)
         if ROLES.index(found) < ROLES.index(role):
             raise UnauthorizedError(f"expected a token of role {role}, got one of role {found}; send another", 403)
 
     def _look(self, path: Path) -> None:
-        """Read the file again if it has changed; a broken one changes nothing, and is said."""
+        """Read the file again if it has changed; if it is broken, log that and keep the old tokens."""
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return

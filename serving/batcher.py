@@ -1,9 +1,9 @@
-"""A few threads that answer what waits, together: requests that arrive while others are computed share the next turn.
+"""A few threads that answer requests in batches: requests that arrive while others are computed form the next batch.
 
-Nobody waits for company: a lone request is taken at once. Requests that the event loop reads in one go are handed over
-in one go, so a batch fills without waiting. There are two lanes, each with threads of its own, so that a long list of
-candidates delays nobody's short question; and a lane refuses what it could not answer soon (`OverloadedError`), going
-by what it has measured of itself.
+No request waits for others to fill a batch: a lone one is taken at once. Requests that the event loop reads in one
+iteration are handed over together, so batches form without waiting. There are two lanes with their own threads, so that
+a long list of candidates does not delay short requests; and a lane refuses a request that it could not answer soon
+(`OverloadedError`), by what it has measured of itself.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from serving.holder import HeldVersion, WeightsManager
 logger = logging.getLogger(__name__)
 MOST_REST_S = 0.05
 LONG_WEIGHT = 4.0
-"""Jobs that weigh more go to the lane of the long ones."""
+"""Jobs that weigh more go to the long lane."""
 Outcome = bytes | Exception
 
 
 class Job(Protocol):
-    """A request on its way. Both halves run on a lane's thread, under one version, which is held from start to end."""
+    """A request being answered. Both halves run on a lane's thread, with one version, held from start to end."""
 
     @property
     def weight(self) -> float:
-        """How much work it is; 1: a recommendation for one user."""
+        """How much work it is; 1 is a recommendation for one user."""
         ...
 
     def prepare(self, version: HeldVersion, /) -> list[Request]:
-        """What the engine shall find out."""
+        """What to ask the engine."""
         ...
 
     def body(self, version: HeldVersion, found: Sequence[Result], /) -> bytes:
@@ -47,10 +47,10 @@ class Job(Protocol):
 
 
 class CostModel:
-    """Seconds of a batch as ``fixed + per_weight x weight``: least squares over batches, older ones counting less.
+    """Seconds per batch as ``fixed + per_weight x weight``: least squares over batches, with older ones counting less.
 
-    Says nothing before `ENOUGH` batches, and takes no batch for more than ten times what it expected: one that fell
-    into a pause of the machine must not turn requests away.
+    Predicts nothing before `ENOUGH` batches, and counts no batch as more than ten times what it predicted: a batch
+    during which the machine paused must not cause requests to be refused.
     """
 
     DECAY, ENOUGH = 0.98, 10
@@ -60,7 +60,7 @@ class CostModel:
         self._num = 0
 
     def note(self, weight: float, seconds: float) -> None:
-        """A batch that weighed so much took so long."""
+        """Note how long a batch of this weight took."""
         self._num += 1
         if expected_s := self.seconds(weight, weight):
             seconds = min(seconds, 10 * expected_s)
@@ -68,7 +68,7 @@ class CostModel:
         self._sums = [self.DECAY * old + each for old, each in zip(self._sums, new, strict=True)]
 
     def seconds(self, weight: float, max_batch_weight: float) -> float:
-        """How long so much work takes in full batches; 0 before enough was measured."""
+        """How long work of this weight takes in full batches; 0 before enough was measured."""
         n, w, ww, s, ws = self._sums
         if self._num < self.ENOUGH:
             return 0.0
@@ -87,7 +87,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Takes jobs, gives the bytes of their answers. `close` finishes what waits."""
+    """Takes jobs, returns the bytes of their answers. `close` answers those that are waiting."""
 
     def __init__(
         self, engine: Engine, holder: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
@@ -98,7 +98,7 @@ class Batcher:
         self._arriving = threading.local()
 
     async def answer(self, job: Job) -> bytes:
-        """The answer's body. Raises `OverloadedError` at once when it would take too long, and what the job raises."""
+        """The answer's body. Raises `OverloadedError` at once if it would take too long, and what the job raises."""
         lane = self._long if job.weight > LONG_WEIGHT else self._short
         loop = asyncio.get_running_loop()
         lane.admit(job.weight)
@@ -110,7 +110,7 @@ class Batcher:
         return await waiting.future
 
     def _gather(self, waiting: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand over at the end of this turn of the loop everything that came in it."""
+        """Collect what arrives in this iteration of the event loop, and hand it over at its end."""
         together: list[_Waiting] | None = getattr(self._arriving, "together", None)
         if together is None:
             together = self._arriving.together = []
@@ -128,24 +128,24 @@ class Batcher:
 
     @property
     def num_shed(self) -> int:
-        """Requests refused because too much was waiting."""
+        """Requests refused because too many were waiting."""
         return self._short.num_shed + self._long.num_shed
 
     def expected_wait_s(self) -> dict[str, float]:
-        """By lane: how long a request would wait now."""
+        """How long a request would wait at present, by lane."""
         return {lane.name: lane.expected_wait_s() for lane in (self._short, self._long)}
 
     def close(self) -> None:
-        """Answer what waits, then end the workers."""
+        """Answer the requests that are waiting, then stop the workers."""
         self._short.close()
         self._long.close()
 
 
 class Lane:
-    """A queue and its threads. Weights are admitted when a request comes and let go when it is answered.
+    """A queue and its threads. A request's weight counts from when it is admitted until it is answered.
 
-    ``after``: a lane whose requests go first. As long as there are any, this one rests after each batch for as long as
-    the batch took: both want the interpreter and the processor, and the other's answers are due sooner.
+    ``after``: a lane that takes precedence. As long as that one has requests, this one rests after each batch for as
+    long as the batch took: both compete for the interpreter and the processor, and the other's answers are due sooner.
     """
 
     def __init__(self, name: str, engine: Engine, holder: WeightsManager, num_workers: int, max_batch_weight: float,
@@ -173,16 +173,16 @@ class Lane:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is anything to answer."""
+        """Whether there are requests to answer."""
         return self._num_admitted > 0
 
     def expected_wait_s(self) -> float:
-        """How long what is here will take."""
+        """How long the requests admitted so far will take."""
         with self._changed:
             return self._cost.seconds(self._weight, self._max_batch_weight) / self._num_workers
 
     def admit(self, weight: float) -> None:
-        """Count a request in, or raise `OverloadedError`. One that finds nothing before it is never refused."""
+        """Count a request, or raise `OverloadedError`. If no other request is ahead of it, it is never refused."""
         with self._changed:
             wait_s = self._cost.seconds(self._weight, self._max_batch_weight) / self._num_workers
             if self._num_admitted and (wait_s > self._max_wait_s or self._num_admitted > self._max_waiting):
@@ -195,13 +195,13 @@ class Lane:
             self._weight += weight
 
     def put(self, waiting: Sequence[_Waiting]) -> None:
-        """Queue what was admitted."""
+        """Queue requests that were admitted."""
         with self._changed:
             self._queue.extend(waiting)
             self._changed.notify(1)
 
     def close(self) -> None:
-        """Answer what waits, then end the workers."""
+        """Answer the requests that are waiting, then stop the workers."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -212,18 +212,18 @@ class Lane:
         while batch := self._take():
             began, weight = time.perf_counter(), sum(each.job.weight for each in batch)
             live = [each for each in batch if not each.future.cancelled()]
-            self._deliver(live, self.outcomes([each.job for each in live]))
+            self._deliver(live, self._safely(live))
             took_s = time.perf_counter() - began
             rest_s = min(MOST_REST_S, took_s) if self._after is not None and self._after.is_busy else 0.0
             with self._changed:
                 self._cost.note(weight, took_s + rest_s)
                 self._weight -= weight
                 self._num_admitted -= len(batch)
-            del batch, live  # nothing of a request outlives it while the next is waited for
+            del batch, live  # keep nothing of these requests alive while waiting for the next
             time.sleep(rest_s)
 
     def _take(self) -> list[_Waiting]:
-        """What waits, up to a batch; waits for the first; empty at the end."""
+        """The requests that are waiting, up to a batch; waits for the first; empty once the lane is closed."""
         with self._changed:
             while not self._queue and not self._is_closing:
                 self._changed.wait()
@@ -236,8 +236,16 @@ class Lane:
                 self._changed.notify(1)
             return batch
 
+    def _safely(self, batch: Sequence[_Waiting]) -> list[Outcome]:
+        """Whatever happens, everybody is answered, and the thread lives on."""
+        try:
+            return self.outcomes([each.job for each in batch])
+        except Exception as error:
+            logger.exception("a batch failed")
+            return [error for _ in batch]
+
     def outcomes(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """An answer or an error for each job, all under one version."""
+        """An answer or an error for each job, all from one version."""
         with self._holder.hold() as version:
             if version is None:
                 unready = NotReadyError("no version of the weights has arrived yet; wait until /readyz says so")
@@ -250,7 +258,7 @@ class Lane:
                 if len(jobs) == 1:
                     logger.exception("a request failed")
                     return [error]
-                # One bad apple must not spoil the others.
+                # One bad request must not fail the others: answer each alone.
                 return [outcome for job in jobs for outcome in self.outcomes([job])]
             return [
                 each if isinstance(each, Exception) else _body(job, version, [next(found) for _ in each])
@@ -259,12 +267,12 @@ class Lane:
 
     @staticmethod
     def _deliver(batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
-        """One call into each event loop for all of its requests."""
+        """Deliver the outcomes, with one call into each event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[bytes], Outcome]]] = {}
         for waiting, outcome in zip(batch, outcomes, strict=True):
             by_loop.setdefault(waiting.loop, []).append((waiting.future, outcome))
         for loop, pairs in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever asked
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the clients with it
                 loop.call_soon_threadsafe(_settle, pairs)
 
 

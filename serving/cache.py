@@ -1,8 +1,8 @@
-"""Cached keys and values of users' histories: least recently used first out, bounded in bytes.
+"""An LRU cache of keys and values of users' histories, bounded in bytes.
 
-An entry holds the run of interactions that it is of: as many of its first tokens are good for a history as both have in
-common. Weights change every key and value, so an entry also says of which version the oldest of its tokens are
-(`Born`); whether that is near enough is the caller's to decide (`serving.reuse`), and by default only the same is.
+An entry also holds the interactions that it was computed from: for a given history, the tokens of their common prefix
+can be used. Every version changes all keys and values, so an entry also says under which version its oldest tokens were
+computed (`Born`); the caller decides how old that may be (`serving.reuse`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from serving.network import Columns, KeysValues
+from serving.columns import Columns
+from serving.network import KeysValues
 
 MAX_ASKED = 4096
-"""So many of the users who asked are remembered."""
+"""How many of the users who asked most recently are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Born:
-    """Under what tokens were computed: a line of versions that follow each other, and the how-manieth swap it was."""
+    """The version under which tokens were computed: a line of versions that follow each other, and a count of swaps."""
 
     line: tuple[int, int]
     swap: int
 
     def age(self, now: Born) -> int:
-        """How many swaps ago that was; -1 where the two do not follow each other."""
+        """How many swaps ago that was; -1 if the two belong to different lines."""
         return now.swap - self.swap if self.line == now.line else -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheEntry:
-    """Keys and values of a user's interactions (of all tokens but the last action's), and what these were."""
+    """Keys and values of a user's interactions (of all tokens but the last action's), and those interactions."""
 
     user: str
     columns: Columns
@@ -40,12 +41,12 @@ class CacheEntry:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory in use."""
         return self.past.num_bytes + self.columns.num_bytes
 
 
 class HistoryCache:
-    """User → `CacheEntry`. For any number of threads."""
+    """User → `CacheEntry`. Safe for any number of threads."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -56,13 +57,13 @@ class HistoryCache:
         self.num_hits = 0
         self.num_misses = 0
         self.num_reused = 0
-        """Hits of an entry that an earlier version left."""
+        """Hits of entries computed under an earlier version."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, user: str) -> CacheEntry | None:
-        """This user's entry, if any. Whether it fits the version and the history is the caller's to check."""
+        """The user's entry, if any. The caller must check that it fits the version and the history."""
         with self._lock:
             entry = self._entries.get(user)
             if entry is not None:
@@ -74,20 +75,20 @@ class HistoryCache:
             return entry
 
     def asked(self) -> list[CacheEntry]:
-        """Entries asked for since the last call, the latest first."""
+        """The entries asked for since the last call, the most recent first."""
         with self._lock:
             users, self._asked = list(reversed(self._asked)), OrderedDict()
             return [self._entries[user] for user in users if user in self._entries]
 
     def count(self, *, hit: bool, reused: bool = False) -> None:
-        """Note whether an entry could be used, and whether it was an earlier version's."""
+        """Count a request: whether an entry could be used, and whether that was an earlier version's."""
         with self._lock:
             self.num_hits += hit
             self.num_misses += not hit
             self.num_reused += reused
 
     def put(self, entry: CacheEntry) -> None:
-        """Keep an entry, but for one of a later version that is here; what was not used longest makes room for it."""
+        """Store an entry, unless there is one of a later version; the least recently used entries make room for it."""
         user, size = entry.user, entry.num_bytes
         if size > self._max_bytes:
             return

@@ -1,4 +1,4 @@
-"""What a server can be told."""
+"""A server's configuration."""
 
 from __future__ import annotations
 
@@ -58,28 +58,29 @@ SERVING_LIMITS: dict[str, Limit] = {
 class ServingConfig:
     """How a server listens, how much it keeps, and how it works. Times in seconds, sizes in bytes.
 
-    The model's shape is not here: every version brings it along.
+    The model's shape is not set here: it comes with every version.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     name: str = ""
-    """Key of this server's status records; empty: ``server@HOST:PORT``, with the machine's name as HOST."""
+    """Key of this server's status records; empty: ``server@HOST:PORT``, where HOST is the machine's name."""
     device: str = "auto"
     backend: str = "auto"
     num_threads: int = 1
-    """Threads inside one computation (torch)."""
+    """Threads within one computation (torch)."""
     num_workers: int = 1
-    """Threads that answer requests; each takes everything that waits, up to `max_batch`, and answers it at once."""
+    """Threads that answer requests; each takes up to `max_batch` of those waiting, and answers them together."""
     max_batch: int = 16
     max_waiting: int = 1024
     """Requests that may wait; more are answered 503 at once."""
     max_wait_s: float = 0.5
-    """How long a request may be expected to wait, as measured; where it would be longer it is answered 503 at once,
-    with Retry-After."""
+    """The longest expected wait, as measured; a request that would have to wait longer is answered 503 at once, with
+    Retry-After."""
     clock: str = "auto"
-    """What "now" is when a request gives no timestamp. ``event``: the newest event time seen; ``wall``: this machine's
-    clock; ``auto``: wall, unless the newest event is older than `replay_after_s` (then old data is being replayed)."""
+    """What "now" means for a request without a timestamp. ``event``: the newest event time seen; ``wall``: this
+    machine's clock; ``auto``: wall, unless the newest event is older than `replay_after_s`, which means that old data
+    is being replayed."""
     replay_after_s: float = 86_400.0
     max_k: int = 1000
     max_candidates: int = 10_000
@@ -87,55 +88,57 @@ class ServingConfig:
     max_requests: int = 64
     """Requests in one body of ``/recommend/batch`` or ``/rank/batch``."""
     max_body_bytes: int = 256_000
-    """Larger bodies are answered 413, before they are read."""
+    """Larger bodies are answered 413, without being read."""
     read_timeout_s: float = 10.0
-    """How long a client may take to send the head of a request, and then its body."""
+    """How long a client may take to send a request's headers, and then again its body."""
     candidates_per_pass: int = 2048
-    """Candidates are ranked this many at a time: bounds the memory of one request."""
+    """Candidates are ranked this many at a time, to bound the memory of one request."""
     cache_bytes: int = 256_000_000
-    """Bound of cached keys and values; 0 turns the cache off."""
+    """Bound on cached keys and values; 0 turns the cache off."""
     cache_versions: int = 16
-    """What so many versions ago was cached may serve, while that changes no score by more than `cache_error`, as
-    measured on the requests themselves; before that is known, and where it is not so, answers are exact. 0: always."""
+    """Keys and values cached up to so many versions ago may be reused as long as that changes no score by more than
+    `cache_error`, as measured on real requests. Until enough is measured, and if it is exceeded, answers are exact.
+    0: answers are always exact."""
     cache_error: float = 0.05
-    """In units of scores: 0.05 is a chance that is 5% higher or lower than it would be."""
+    """In units of scores: 0.05 is a probability about 5% higher or lower than the exact one."""
     warm_s: float = 0.25
-    """How long a new version may wait while what the cache held for the last one is computed for it, of the users who
-    have asked since, the latest first; 0: requests pay for it."""
+    """How long a new version may be held up to recompute cache entries for it, for the users who asked since the last
+    swap, the most recent first; 0: requests compute them."""
     history_bytes: int = 1_000_000_000
-    """Bound of stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
+    """Bound on stored histories. The users that have been quiet longest are forgotten (and answered as cold)."""
     connect_timeout_s: float = 20.0
-    """How long to try to reach the broker at start before giving up."""
+    """How long to try to reach the broker at startup before giving up."""
     swap_wait_s: float = 1.0
-    """How long a new version waits for requests on the version before the last; then it pays for a copy instead."""
+    """How long a new version waits for requests that still use the version before the last; then it copies the tables
+    instead."""
     drain_timeout_s: float = 20.0
-    """How long requests in flight get to finish after SIGTERM."""
+    """How long requests in flight may take to finish after SIGTERM."""
     status_every_s: float = 1.0
     pin: str = ""
-    """Answer from this version, ``EPOCH/NUMBER``, whatever comes; empty: from the newest good one, or from what
-    ``headrace pin`` says."""
+    """Always answer from this version, ``EPOCH/NUMBER``; empty: from the one pinned with ``headrace pin``, else from
+    the newest good one."""
     guard: bool = False
-    """Hold back versions whose trainer says that they are worse than the last good ones, by more than the following.
-    They are taken over and reported, but do not answer, until one is good again."""
+    """Hold back versions that are worse than the last good ones, by their trainer's metrics, by more than the following
+    limits. They are applied and reported, but do not answer until one is good again."""
     guard_hr_drop: float = 0.5
-    """A fall of HR@10 by this share."""
+    """A drop of HR@10 by this fraction."""
     guard_ne_rise: float = 0.25
-    """A rise of normalised entropy by this share."""
+    """A rise of normalised entropy by this fraction."""
     guard_calibration: float = 3.0
-    """Predictions of so many times what comes, or one over that."""
+    """Predicting so many times what is observed, or less than one over that."""
     guard_min_targets: int = 1000
-    """A version that was measured on fewer targets says nothing; of a new line of training it is held back."""
+    """A version measured on fewer targets cannot be judged; it is held back only if its line of training is new."""
     access_log: bool = False
     tokens_file: str = ""
-    """A TOML file of bearer tokens, ``read = [...]`` and ``admin = [...]``; empty: whoever reaches the port may ask."""
+    """A TOML file of bearer tokens, ``read = [...]`` and ``admin = [...]``; empty: the server is open to everyone."""
     titles_file: str = ""
-    """A file of ``ID<TAB>TITLE`` lines: what people call the items, for ``/items`` and the page."""
+    """A file of ``ID<TAB>TITLE`` lines: names of the items, for ``/items`` and the page."""
     page: bool = True
-    """Serve the page at ``/``, with what it shows: the pipeline's state, users seen of late, and their histories."""
+    """Serve the page at ``/``, with the data that it shows: the pipeline's state, recent users, and their histories."""
     freshness_objective_s: float = 10.0
     """How old the newest learned action may be before the page says that the server is behind."""
     allow_actions: bool = False
-    """Let the page (and ``POST /actions``) send actions to the actions topic. With tokens: to admins."""
+    """Let the page (and ``POST /actions``) send actions to the actions topic; with tokens, only admins may."""
 
     def __post_init__(self) -> None:
         check_fields(self, "serving", SERVING_LIMITS)

@@ -1,4 +1,4 @@
-"""Whether the broker answers, and since when it does not."""
+"""Whether the broker answers, and if not, since when."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 
 
 class Contact:
-    """When a broker was last heard of: one object, shared by everything that talks to it."""
+    """When the broker last answered; shared by everything that talks to it."""
 
     def __init__(self) -> None:
         self._heard = time.monotonic()
         self._up = True
 
     def heard(self) -> None:
-        """The broker answered just now."""
+        """Note that the broker has just answered."""
         self._heard, self._up = time.monotonic(), True
 
     def missed(self) -> None:
-        """The broker did not answer."""
+        """Note that the broker did not answer."""
         self._up = False
 
     @property
@@ -27,5 +27,5 @@ class Contact:
 
     @property
     def away_s(self) -> float:
-        """How long it has not answered; 0 while it does."""
+        """How long the broker has not answered; 0 while it does."""
         return 0.0 if self._up else time.monotonic() - self._heard

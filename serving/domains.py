@@ -1,4 +1,4 @@
-"""Which items belong to which domain: the one that each item was last seen in."""
+"""Which items belong to which domain: the one in which the item was last seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wire.example import Int64
 
 
 class ItemDomains:
-    """Domain's hash → items' hashes. Fed by one thread, read by any. An item costs about 200 bytes."""
+    """Hash of a domain → hashes of its items. Fed by one thread, read by any. An item costs about 200 bytes."""
 
     def __init__(self, max_items: int = 2_000_000) -> None:
         self._max_items = max_items
@@ -20,7 +20,7 @@ class ItemDomains:
         self._lock = threading.Lock()
 
     def note(self, item_hash_n: Int64, domain_hash_n: Int64) -> None:
-        """These items were seen in these domains; 0: none was named. Beyond ``max_items`` new ones are passed over."""
+        """Note the domains in which items were seen; 0: none was given. Beyond ``max_items``, new items are ignored."""
         if not domain_hash_n.any():
             return
         with self._lock:
@@ -38,7 +38,7 @@ class ItemDomains:
         self._arrays.pop(domain, None)
 
     def items_of(self, domain_hash: int) -> Int64:
-        """(n,) the items of a domain; none of one that is unknown. Not to be changed."""
+        """(n,) the items of a domain, none if it is unknown. The caller must not change the array."""
         with self._lock:
             found = self._arrays.get(domain_hash)
             if found is None:

@@ -2,14 +2,14 @@
 
 What is computed for a user with n interactions (tokens Φ₀, a₀, Φ₁, a₁, …):
 
-- All tokens but the last action's depend on what was done alone: their keys and values are cached, for this version
-  (and for the next ones, as long as the difference is measured to be small: `serving.reuse`).
-  When more comes to be known of an interaction (a click on what was shown), those before it stay good.
-- The last action's token is computed anew: it is asked "what next?" at the moment of the request, so its output (and
-  what the next layer makes of it) changes with the clock.
-- Candidates come one token each on top of that, at the same position and moment; they do not see each other.
+- All tokens but the last action's depend only on what the user did: their keys and values are cached for this version
+  (and for the next ones, as long as the measured difference is small: `serving.reuse`). When an interaction gets
+  another kind (a click on what was shown), the tokens before it stay valid.
+- The last action's token is computed for each request: it is asked "what next?" at the moment of the request, so its
+  output, and what later layers make of it, changes with the clock.
+- Each candidate adds one token, at the same position and moment; candidates do not see each other.
 
-Cached or not, the numbers are the trainer's forward pass to rounding.
+Cached or not, the numbers equal the trainer's forward pass up to rounding.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.tokens import ITEMS, query_times, token_times, unpack_kinds
+from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
+from serving.columns import Columns, user_feature_rows
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.network import Columns, KeysValues
+from serving.network import KeysValues
 from serving.retrieval import Wanted, best_items
 from serving.reuse import ReuseProbe, difference, log_odds
 from wire.example import Interactions, no_interactions
@@ -43,10 +43,10 @@ logger = logging.getLogger(__name__)
 class Request:
     """One request.
 
-    ``user`` names the cache's entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to be
-    recommended ``k`` items. ``domain`` is a hash, 0: the history's last. ``now_ms``: the moment asked about. ``allow``
-    (A,) hashes: recommend these alone; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
-    history contains; None: where the stream has no repeats.
+    ``user`` names the cache entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to
+    recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment asked about. ``allow``
+    (A,) hashes: recommend only these; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
+    history contains; None: only if the stream has no repeats.
     """
 
     user: str | None
@@ -72,7 +72,7 @@ class Result:
 
 @dataclass(slots=True, eq=False)
 class _Progress:
-    """Where one ask stands: its columns, what of it was cached, and what was computed."""
+    """The state of one request: its columns, what was cached of them, and what was computed."""
 
     ask: Request
     columns: Columns
@@ -86,7 +86,7 @@ class _Progress:
 
 
 class Engine:
-    """Computes; keeps nothing but the cache. For any number of threads."""
+    """Computes answers; its only state is the cache. Safe for any number of threads."""
 
     def __init__(
         self, histories: Histories, *, cache_bytes: int = 256_000_000, candidates_per_pass: int = 2048,
@@ -99,7 +99,7 @@ class Engine:
 
     @torch.inference_mode()
     def answer(self, version: HeldVersion, asks: Sequence[Request]) -> list[Result]:
-        """One `Result` for each ask, all from ``version``, which the caller holds."""
+        """One `Result` for each of ``asks``, all from ``version``, which the caller holds."""
         allowed = self.reuse.allowed
         progress = [self._start(version, ask, allowed) for ask in asks]
         twin = self._twin(version, progress, allowed)
@@ -113,9 +113,27 @@ class Engine:
         return answers
 
     @torch.inference_mode()
+    def outputs(self, version: HeldVersion, asks: Sequence[Request]) -> Tensor:
+        """(R, M) what the network makes of each history at its end, from the tokens on; the learnt start for none."""
+        network = version.network
+        started = [
+            _Progress(
+                ask,
+                Columns.of(ask.past, ask.user_features, network.config),
+                network.nothing(),
+                version.born,
+                is_twin=True,
+            )
+            for ask in asks
+        ]
+        self._read_histories(version, [each for each in started if len(each.columns)])
+        start_M = network.model.start_M
+        return torch.stack([start_M if each.output is None else each.output for each in started])
+
+    @torch.inference_mode()
     def warm(self, version: HeldVersion, budget_s: float) -> list[CacheEntry]:
-        """What the cache will need of a version that is about to come into service: of the users who asked under the
-        last one, the latest first, as many as ``budget_s`` is enough for. `put` them when it is in service."""
+        """Cache entries for a version that is about to come into service, to `put` once it is: for the users who asked
+        under the last one, the most recent first, as many as ``budget_s`` allows."""
         until, warmed = time.monotonic() + budget_s, list[CacheEntry]()
         entries = self.cache.asked() if self._cache_is_on and not self.reuse.allowed else []
         for at in range(0, len(entries), WARMED_AT_ONCE):
@@ -132,8 +150,8 @@ class Engine:
         return warmed
 
     def _start(self, version: HeldVersion, ask: Request, allowed: int, *, is_twin: bool = False) -> _Progress:
-        """``allowed``: how many swaps ago what is taken from the cache may have been computed."""
-        columns = _columns(ask, version.network.config)
+        """``allowed``: how many swaps old a cache entry may be."""
+        columns = Columns.of(ask.past, ask.user_features, version.network.config)
         started = _Progress(ask, columns, version.network.nothing(), version.born, is_twin=is_twin)
         if not self._cache_is_on or ask.user is None or not len(columns):
             return started
@@ -145,13 +163,13 @@ class Engine:
             self.cache.count(hit=is_hit, reused=is_hit and age > 0)
             started.could_reuse = num_same > 0 and 0 < age <= self.reuse.max_versions
         if entry is not None and is_hit:
-            # The last action that is the same is asked about something else by now, as far as anybody knows.
+            # The last action that is the same is asked about again: its query time may be another one by now.
             started.first_token, started.born = 2 * num_same - 1, entry.born
             started.past = entry.past.narrow(0, started.first_token)
         return started
 
     def _twin(self, version: HeldVersion, progress: Sequence[_Progress], allowed: int) -> tuple[int, _Progress] | None:
-        """One of the asks again, the other way: exactly, where it reuses what an earlier version left."""
+        """One of the requests again, the other way: exactly if it reused an older version's cache, else reusing it."""
         for index, each in enumerate(progress):
             if each.could_reuse and self.reuse.wants():
                 other = 0 if allowed else self.reuse.max_versions
@@ -159,13 +177,14 @@ class Engine:
         return None
 
     def _read_histories(self, version: HeldVersion, progress: Sequence[_Progress]) -> None:
-        """The tokens that are not cached, of all users at once, through the layers; then the cache's share is kept."""
+        """Put the tokens that are not cached, of all users at once, through the layers, and cache what may be."""
         if not progress:
             return
         network = version.network
-        parts = [_tail(each.columns, each.first_token // 2) for each in progress]
-        items_nM = network.item_tokens(version.tables, _stack(parts))
-        x_TM = network.model.interleave(items_nM, network.action_tokens(items_nM, _stack(parts)))
+        parts = [each.columns.tail(each.first_token // 2) for each in progress]
+        new = Columns.cat(parts)
+        items_nM = network.item_tokens(version.tables, new)
+        x_TM = network.model.interleave(items_nM, network.action_tokens(items_nM, new))
         kept = np.concatenate(
             [_kept_tokens(part, each.first_token % 2) for part, each in zip(parts, progress, strict=True)]
         )
@@ -221,17 +240,16 @@ class Engine:
         return Result(candidates, probabilities, known)
 
     def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
-        """One pass over so many candidates: one past, one position, one moment, and none sees another."""
+        """One pass over some candidates: one past, one position, one moment, and none sees another."""
         network, ask, num = version.network, done.ask, len(candidates)
         domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
         features = self.histories.features_of(candidates, network.config.num_features)
-        user_features = _user_features(ask, network.config, num)
-        asked = Columns(candidates, np.zeros(num, np.uint32), np.full(num, ask.now_ms), np.full(num, domain),
-                        np.full(num, np.nan, np.float32), features, user_features)  # fmt: skip
+        user_features = user_feature_rows(ask.user_features, network.config, num)
+        asked = Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
         x_CM = network.item_tokens(version.tables, asked)
         y_CM = network.score_candidates(x_CM, ask.now_ms, past)
         assert version.tables.rates is not None
-        rows_C, done_K = version.tables[ITEMS].lookup(candidates), _kinds_done(done.columns, network.config)
+        rows_C, done_K = version.tables[ITEMS].lookup(candidates), done.columns.num_by_kind(len(network.config.kinds))
         prior_CPK = version.tables.rates.prior(
             rows_C, np.repeat(done_K[None], num, axis=0), np.full(num, float(len(done.columns)))
         )
@@ -239,45 +257,15 @@ class Engine:
 
 
 def _asked_by(entry: CacheEntry) -> Request:
-    """A question at the moment of his last action: its own token is not kept."""
+    """A request at the moment of the user's last action; that action's own token is not cached anyway."""
     none = np.zeros(0, np.int64)
     return Request(entry.user, no_interactions(), none, int(entry.columns.time_ms_n[-1]))
 
 
 def _difference(ours: Result, theirs: Result) -> float:
-    """In units of the scores: log-odds, where those are probabilities."""
+    """In units of the scores; of probabilities, in log-odds."""
     left, right = (each.scores if each.scores.ndim == 1 else log_odds(each.scores) for each in (ours, theirs))
     return difference(left, ours.items, right, theirs.items)
-
-
-def _kinds_done(columns: Columns, config: ModelConfig) -> NDArray[np.float64]:
-    """(K,) how many of the user's interactions had each kind."""
-    return np.asarray(unpack_kinds(columns.bits_n, len(config.kinds)).sum(axis=0, dtype=np.float64))
-
-
-def _columns(ask: Request, config: ModelConfig) -> Columns:
-    past, num = ask.past, len(ask.past)
-    fits = past.feature_hash.shape == (num, config.num_features)
-    features = past.feature_hash if fits else np.zeros((num, config.num_features), np.int64)
-    return Columns(past.item_hash, past.action_bits, past.timestamp_ms, past.domain_hash, past.value, features,
-                   _user_features(ask, config, num))  # fmt: skip
-
-
-def _user_features(ask: Request, config: ModelConfig, num: int) -> Int64:
-    """(num, F_user) the user's features on every interaction; 0 for somebody of whom none are known."""
-    known = ask.user_features
-    row = known if len(known) == config.num_user_features else np.zeros(config.num_user_features, np.int64)
-    return np.broadcast_to(row, (num, len(row)))
-
-
-def _tail(columns: Columns, first: int) -> Columns:
-    return Columns(*(getattr(columns, name)[first:] for name in Columns.__slots__))
-
-
-def _stack(parts: Sequence[Columns]) -> Columns:
-    if len(parts) == 1:
-        return parts[0]
-    return Columns(*(np.concatenate([getattr(part, name) for part in parts]) for name in Columns.__slots__))
 
 
 def _kept_tokens(part: Columns, skip: int) -> NDArray[np.bool_]:
@@ -293,7 +281,7 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
 
 
 def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
-    """What of the table may be answered: not what was seen, where that is left out, nor what is denied."""
+    """Which rows of the table may be recommended."""
     ask, table = done.ask, version.tables[ITEMS]
     past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen

@@ -1,4 +1,4 @@
-"""What the server does not answer, and how it says so: the field, what was expected, what came, what to do."""
+"""Refusals: how the server says that it cannot answer, with the field, what was expected, what came, what to do."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Body(Response):
 
 
 def refusal(status: int, *problems: Problem, headers: dict[str, str] | None = None) -> Response:
-    """An answer that is none."""
+    """The response that refuses a request."""
     return Body(Refusal(list(problems)), status_code=status, headers=headers)
 
 
 def response_to(error: Exception) -> Response:
-    """The refusal that an error of a request's is; anything else is raised again."""
+    """The refusal for an error; re-raises errors that no refusal describes."""
     if isinstance(error, InvalidRequestError):
         return refusal(422, *error.problems)
     if isinstance(error, NotReadyError):
@@ -67,7 +67,7 @@ def _problem(request: Request, error: HTTPException, headers: dict[str, str]) ->
         return Problem(field="path", expected="a path of /openapi.json", got=request.url.path[:200], do="correct it")
     if error.status_code == 405:
         return Problem(field="method", expected=headers.get("Allow", "another method"), got=request.method[:20],
-                       do="send it so")  # fmt: skip
+                       do="use that method")  # fmt: skip
     return Problem(field="", expected="a request as in /openapi.json", got=error.status_code, do=str(error.detail))
 
 
@@ -78,4 +78,4 @@ ERROR_HANDLERS: dict[Any, Handler] = {
     UnauthorizedError: _of_ours,
     HTTPException: _of_http,
 }
-"""By the type of the error, as Starlette takes them."""
+"""By type of error, for Starlette."""

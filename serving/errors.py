@@ -1,10 +1,10 @@
-"""What a server can refuse or stop for.
+"""The errors for which a server refuses a request, or stops.
 
     ServingError
     ├── StartError          the server cannot start (broker away, port in use); the process ends with 1
     ├── NotReadyError       no version has arrived yet: 503
     ├── OverloadedError     the answer would take longer than `serving.max_wait_s`, or too many wait: 503
-    ├── UnauthorizedError   no token, an unknown one, or one that does not reach as far: 401, 403
+    ├── UnauthorizedError   no token, an unknown one, or one whose role is not sufficient: 401, 403
     └── InvalidRequestError  the request cannot be answered as it is: 422
         └── RequestError    one thing is wrong with it
 
@@ -25,7 +25,7 @@ class ServingError(HeadraceError):
 
 
 class StartError(ServingError):
-    """The server cannot start here."""
+    """The server cannot start."""
 
 
 class NotReadyError(ServingError):
@@ -33,7 +33,7 @@ class NotReadyError(ServingError):
 
 
 class OverloadedError(ServingError):
-    """Too much is waiting already; ``retry_after_s``: when it is worth asking again."""
+    """Too many requests are waiting; ``retry_after_s``: when to try again."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class OverloadedError(ServingError):
 
 
 class UnauthorizedError(ServingError):
-    """The token that came is not enough; ``status``: 401 (none, or an unknown one) or 403 (it may do less)."""
+    """The token is not sufficient; ``status``: 401 (none, or an unknown one) or 403 (its role does not allow this)."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class UnauthorizedError(ServingError):
 
 
 class InvalidRequestError(ServingError):
-    """A request that cannot be answered, with everything that is wrong with it (or the first problems)."""
+    """A request that cannot be answered, with the problems found (the first ones, if there are many)."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{each.field}: expected {each.expected}, got {each.got!r}" for each in problems))
@@ -57,7 +57,8 @@ class InvalidRequestError(ServingError):
 
 
 class RequestError(InvalidRequestError):
-    """A request that is well-formed, but cannot be answered: ``field``, ``expected``, ``got`` and what to ``do``."""
+    """A well-formed request that cannot be answered: the ``field``, what was ``expected``, what it ``got``, what to
+    ``do``."""
 
     def __init__(self, field: str, expected: str, got: Any, do: str) -> None:
         super().__init__([Problem(field=field, expected=expected, got=got, do=do)])

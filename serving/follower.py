@@ -1,4 +1,4 @@
-"""Follow the sequences topic into `Histories`: from its start, every partition, for as long as the server lives."""
+"""Follows the sequences topic into `Histories`: all partitions, from their start, as long as the server runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
+from wire.errors import HeadraceError
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.batches import by_batch
 from wire.kafka.consumer import POLL_MS, ends, partitions_of, topic_id_of
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ ASK_TIMEOUT_MS = 2000
 
 @dataclass(eq=False)
 class HistoryFollower(threading.Thread):
-    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when it started."""
+    """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started."""
 
     consumer: KafkaConsumer
     topic: str
@@ -30,7 +32,7 @@ class HistoryFollower(threading.Thread):
     caught_up: threading.Event = field(default_factory=threading.Event)
 
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
-    """Called when the thread ends though nobody stopped it."""
+    """Called when the thread fails."""
 
     def __post_init__(self) -> None:
         super().__init__(name="histories", daemon=True)
@@ -54,8 +56,10 @@ class HistoryFollower(threading.Thread):
         except BaseException as error:
             self.failure = error
             self.on_failure(error)
-            logger.exception("the history follower ended")
-            raise
+            if isinstance(error, HeadraceError):
+                logger.error("the history follower ended: %s", error)
+            else:
+                logger.exception("the history follower ended")
         finally:
             self.consumer.close()
 
@@ -77,11 +81,13 @@ class HistoryFollower(threading.Thread):
                 self.histories.forget_partitions()
                 is_placed = False
             except KafkaError as error:
+                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
+                    raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self._stopping.wait(POLL_MS / 1000)
 
     def _is_replaced(self) -> bool:
-        """Whether the topic was deleted and created again since the last look."""
+        """Whether the topic was deleted and created again since the last call."""
         before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
         if before in ("", self._topic_id):
             return False
@@ -89,11 +95,11 @@ class HistoryFollower(threading.Thread):
         return True
 
     def _look_at_partitions(self, num_read: int) -> None:
-        """Say once where the topic has partitions that are not read."""
+        """Log once if the topic has partitions that are not read."""
         found = len(self.consumer.partitions_for_topic(self.topic) or ()) or num_read
         if found != num_read and found != self._num_told:
             self._num_told = found
-            logger.error("%s; until then histories are read of the first %d alone",
+            logger.error("%s; until then histories are read from the first %d only",
                          partitions_mismatch(self.topic, num_read, found), num_read)  # fmt: skip
 
     def _place(self, partitions: list[TopicPartition]) -> bool:

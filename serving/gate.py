@@ -1,8 +1,9 @@
-"""What every request passes first: the token, the bounds of its body, the clock. Plain ASGI, as it is on every way.
+"""The first checks of every request: its token, the size of its body, timeouts. Plain ASGI, because every request
+passes through it.
 
-A body is refused by what its head declares, before any of it is read; and where it comes in pieces, at the piece that
-goes beyond the bound. What then still comes is thrown away for a while, for a connection closed upon a client that
-still sends would lose the answer.
+A body that declares itself too large is refused before any of it is read; one that arrives in chunks, at the chunk that
+exceeds the limit. What still arrives is read and discarded for a while: if the connection were closed while the client
+is still sending, the client would lose the answer.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
 
 LINGER_S, LINGER_BYTES = 2.0, 64_000_000
-"""How long, and how much of, a refused body is read and thrown away."""
+"""For how long, and how much of, a refused body is read and discarded."""
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Gate:
-    """Around the application."""
+    """ASGI middleware around the application."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, access: Access, *, max_body_bytes: int,
                  read_timeout_s: float) -> None:  # fmt: skip
@@ -35,7 +36,7 @@ class Gate:
         self._max_body_bytes, self._read_timeout_s = max_body_bytes, read_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Check, handle and count one request."""
         if scope["type"] != "http":
             return
         started, status = time.perf_counter(), 500
@@ -51,7 +52,7 @@ class Gate:
             await self._pass(scope, receive, sending)
         finally:
             self._metrics.in_flight -= 1
-            if scope["path"] != "/events":  # a stream is open for as long as a page is
+            if scope["path"] != "/events":  # a stream stays open as long as the page does
                 self._metrics.observe(scope["path"], status, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +82,7 @@ class Gate:
         await self._app(scope, receiving, send)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | Response:
-        """All of it, or why not."""
+        """The whole body, or the refusal."""
         declared = _declared_bytes(headers)
         if declared > self._max_body_bytes:
             return self._too_large(declared)
@@ -103,7 +104,7 @@ class Gate:
         return b"".join(pieces)
 
     async def _next(self, receive: Receive, timeout_s: float | None = None) -> Message | None:
-        """The next piece; None when it does not come in time."""
+        """The next chunk; None if it does not arrive in time."""
         try:
             async with asyncio.timeout(self._read_timeout_s if timeout_s is None else timeout_s):
                 return await receive()
@@ -123,7 +124,7 @@ class Gate:
         )
 
     async def _refuse(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-        """The answer at once; the connection only when the client has stopped sending, or has had time to."""
+        """Answer at once, but close the connection only after the client has stopped sending, or `LINGER_S`."""
         if scope["method"] in ("GET", "HEAD"):
             await response(scope, receive, send)
             return

@@ -1,6 +1,6 @@
-"""Which versions are good enough to answer: by what their trainer says of them, against the last good ones.
+"""Which versions are good enough to answer, judged by their trainer's metrics against the last good versions.
 
-A version is held back, not refused: its rows are taken onto the side that nobody reads, so that the versions behind it
+A version is held back, not refused: its rows are applied to the side that no request reads, so that later versions can
 build on them, and the first of those that is good again comes into service.
 """
 
@@ -27,21 +27,21 @@ class Band:
 
     @staticmethod
     def of(config: ServingConfig) -> Band | None:
-        """What is configured; None where nothing is held back."""
+        """The configured limits; None if nothing is to be held back."""
         if not config.guard:
             return None
         return Band(config.guard_hr_drop, config.guard_ne_rise, config.guard_calibration, config.guard_min_targets)
 
 
 class Guard:
-    """Remembers the last good versions. The subscriber's own."""
+    """Remembers the last good versions. For the subscriber's thread only."""
 
     def __init__(self, band: Band | None) -> None:
         self._band = band
         self._good: deque[Manifest] = deque(maxlen=NUM_REMEMBERED)
 
     def problem(self, manifest: Manifest) -> str:
-        """Why this version is to be held back; empty where it is good, or where nothing can be said."""
+        """Why this version should be held back; empty if it is good, or cannot be judged."""
         band, good = self._band, [each for each in self._good if self._says_enough(each)]
         if band is None or not good:
             return ""
@@ -54,7 +54,7 @@ class Guard:
         return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
 
     def accept(self, manifest: Manifest) -> None:
-        """This one came into service."""
+        """Note that this version came into service."""
         self._good.append(manifest)
 
 
@@ -71,5 +71,5 @@ def _problems(manifest: Manifest, good: list[Manifest], band: Band) -> list[str]
     if share is not None and not 1 / band.calibration <= share <= band.calibration:
         was_in = [1 / band.calibration <= each.calibration <= band.calibration for each in before if each.calibration]
         if any(was_in):
-            found.append(f"predicts {share:.2f} times what comes")
+            found.append(f"predicts {share:.2f} times what is observed")
     return found

@@ -1,4 +1,4 @@
-"""Say once a second in the status topic which version answers here; the trainer folds it into the lag."""
+"""Reports to the status topic once a second which version this server answers from; the trainer uses it for the lag."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from wire.config import KafkaConfig
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.status import ServerStatus, encode_status
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ BRIEFLY: dict[str, Any] = {
 
 
 class Heartbeat(threading.Thread):
-    """A thread with a producer of its own. What the broker does not take is not kept: the next one says it all."""
+    """A thread with its own producer. A report that the broker does not take is dropped: the next one has it all."""
 
     def __init__(self, kafka: KafkaConfig, topic: str, name: str, holder: WeightsManager,
                  num_requests: Callable[[], int], every_s: float, rollout: Rollout | None = None) -> None:  # fmt: skip
@@ -33,13 +34,14 @@ class Heartbeat(threading.Thread):
         self._num_requests, self._every_s = num_requests, every_s
         self._rollout = rollout or Rollout()
         self._stopping = threading.Event()
+        self._is_refused = False
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
         self._stopping.set()
 
     def status(self) -> ServerStatus:
-        """How it stands now."""
+        """The report as of now."""
         current, now_ms, num = self._holder.current, int(time.time() * 1000), self._num_requests()
         if current is None:
             return ServerStatus(component=self._component, time_ms=now_ms, num_requests=num)
@@ -50,21 +52,40 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Announce until stopped."""
-        producer = self._connect()
-        while producer is not None and not self._stopping.wait(self._every_s):
+        """Announce until stopped, whatever happens: a server that answers and is not heard of is taken for dead."""
+        while not self._stopping.is_set():
+            producer = self._connect()
             try:
-                producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
-            except (KafkaError, AssertionError) as error:
-                logger.debug("status: not sent (%s)", error)
-        if producer is not None:
-            producer.close(timeout=1)
+                while producer is not None and not self._stopping.wait(self._every_s):
+                    self._announce(producer)
+            except Exception:
+                logger.exception("status: the heartbeat failed, and begins again")
+                self._stopping.wait(self._every_s)
+            finally:
+                if producer is not None:
+                    producer.close(timeout=1)
+
+    def _announce(self, producer: KafkaProducer) -> None:
+        try:
+            sent = producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
+        except (KafkaError, AssertionError) as error:
+            self._note(error)
+        else:
+            sent.add_errback(self._note)
+
+    def _note(self, error: BaseException) -> None:
+        """Say what nobody but a person can mend, once; all else may be better in a second."""
+        logger.debug("status: not sent (%s)", error)
+        refused = refusal(error, self._kafka.bootstrap)
+        if refused is not None and not self._is_refused:
+            self._is_refused = True
+            logger.error("status: nobody hears of this server: %s", refused)
 
     def _connect(self) -> KafkaProducer | None:
         while not self._stopping.is_set():
             try:
                 return make_producer(self._kafka, **BRIEFLY)
             except (KafkaError, OSError) as error:
-                logger.debug("status: no broker yet (%s)", error)
+                self._note(error)
                 self._stopping.wait(self._every_s)
         return None

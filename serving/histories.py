@@ -1,9 +1,9 @@
-"""What users did, as far as the worker has it: every accepted record of the sequences topic is folded in as it comes.
+"""Users' histories as the worker knows them: every accepted record of the sequences topic is folded in as it arrives.
 
 The topic is compacted by segment, so reading it from its start gives every user's present history, and following it
-keeps it present: an action is here as soon as its record is. A user costs 32 bytes an interaction, 8 more a feature,
-and about 400 around them. Beyond ``max_bytes`` the users that have been quiet longest are forgotten; one who acts again
-begins with the segment that he acts in.
+keeps that up to date: an action is in the history as soon as its record arrives. A user costs 32 bytes per interaction,
+8 more per feature, and about 400 in all besides. Beyond ``max_bytes`` the users that have been quiet longest are
+forgotten; the history of one who returns starts with the segment of the new action.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from wire.history import Rows, interactions_of, row_type
 from wire.kafka.batches import Batch
 
 MAX_FEATURED_ITEMS = 1_000_000
-"""Items whose features are remembered; beyond that, those that were not met longest are forgotten."""
+"""How many items' features are remembered; beyond that, those not seen for longest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """What a user did, oldest first, and his categorical features: copies, which nobody changes."""
+    """What a user did, oldest first, and the user's categorical features: copies that do not change."""
 
     interactions: Interactions
     user_features: Int64
@@ -50,7 +50,7 @@ class Histories:
         self._lock = threading.Lock()
         self.num_forgotten = 0
         self._num_features: int | None = None
-        """Of an item; known from the first example on."""
+        """Features of an item; known from the first example on."""
         self._decoder = ExampleReader(topic)
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
@@ -60,16 +60,16 @@ class Histories:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the histories."""
+        """Memory used by the histories."""
         return self._kept.num_bytes
 
     @property
     def num_foreign(self) -> int:
-        """Records that were no examples."""
+        """Records that were not examples."""
         return self._decoder.num_foreign
 
     def feed(self, partition: int, value: bytes | None, offset: int = -1) -> None:
-        """One record of the sequences topic, in the order of offsets within its partition."""
+        """Take a record of the sequences topic, in the order of offsets within its partition."""
         example = self._decoder.read(partition, offset, value)
         if example is None:
             return
@@ -79,7 +79,7 @@ class Histories:
             self._keep(example)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch], first: int = 0) -> None:
-        """Batches of records in their order; what lies before offset ``first`` is passed over. Like `feed` of each."""
+        """Take batches of records in their order, like `feed` for each record; those before ``first`` are skipped."""
         if self._num_features is None:
             for record in range(len((block := decode_block(batches, row_type(0))).heads)):
                 self._feed_one(partition, block, record, first)
@@ -102,10 +102,10 @@ class Histories:
             self.feed(partition, block.value(record), int(block.heads["offset"][record]))
 
     def _log(self, partition: int) -> ExampleLog:
-        return self._logs.setdefault(partition, ExampleLog(None, allow_holes=True))
+        return self._logs.setdefault(partition, ExampleLog(None, allow_gaps=True))
 
     def _keep_block(self, block: Block) -> None:
-        """Fold records that all count."""
+        """Fold records that are all valid."""
         heads, rows, data, users = block.heads, block.rows, block.data, self._kept.users
         columns = [heads[name].tolist() for name in ("user_at", "user_len", "segment_len", "rows_at", "num")]
         firsts = (heads["segment"] * heads["segment_len"] + heads["first"]).tolist()
@@ -148,19 +148,19 @@ class Histories:
             self._features.popitem(last=False)
 
     def forget_partitions(self) -> None:
-        """Start to read the topic again from its beginning: what comes is judged anew."""
+        """Forget which numbers were seen, because the topic is being read from its start again."""
         self._logs.clear()
 
     def begin_anew(self) -> None:
-        """Another topic: users begin their lives again in it, and what is here would cover what they do there."""
+        """Forget everything, because a new topic has the old one's name: users' histories start over in it."""
         self.forget_partitions()
         with self._lock:
             for user in list(self._kept.users):
                 self._kept.drop(user)
 
     def get(self, user: str) -> Past | None:
-        """What is here of a user (canonical key), or None. Whole segments: ``max_context`` interactions and up to a
-        segment more, so that what was computed of a long history stays good while it grows."""
+        """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a
+        segment more, so that keys and values cached for a long history stay valid while it grows."""
         with self._lock:
             kept = self._kept.users.get(user)
             if kept is None:
@@ -169,25 +169,25 @@ class Histories:
         return Past(_contiguous(interactions_of(rows)), features)
 
     def newest_users(self, num: int) -> list[str]:
-        """Users who acted last, the newest first."""
+        """The users that acted most recently, newest first."""
         with self._lock:
             return list(itertools.islice(reversed(self._kept.users), num))
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
-        """(n, F) the features that items came with last; 0 where none were seen."""
+        """(n, F) the features last seen with each item; 0 if none were."""
         nothing = (0,) * num_features
         rows = [self._features.get(key, nothing) if num_features else () for key in item_hash_n.tolist()]
         return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
 
 
 def _newest(rows: Rows) -> Rows:
-    """Of each item the last row."""
+    """The last row of each item."""
     last = np.unique(rows["item"][::-1], return_index=True)[1]
     return rows[np.sort(len(rows) - 1 - last)]
 
 
 def _user_features(block: Block) -> Iterable[Int64]:
-    """Of each record its user's features."""
+    """For each record, its user's features."""
     none, heads = np.empty(0, np.int64), block.heads
     if not heads["num_user_features"].any():
         return itertools.repeat(none, len(heads))

@@ -1,7 +1,7 @@
-"""Which version answers: one reference, swapped whole, and a count of the requests that hold each.
+"""Which version is in service: a single reference, swapped atomically, and a count of the requests that hold each.
 
 `WeightsManager.hold` gives a request its version for as long as it takes; `stage` prepares the next one beside it (on
-the subscriber's thread) and `swap` makes it the one that later requests get. Nobody waits for a swap.
+the subscriber's thread), and `swap` makes it the one that later requests get. No request waits for a swap.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from serving.tables import TableSet
 from wire.weights import Manifest, Snapshot, Version
 
 Change = tuple[Snapshot, bool]
-"""What a version brings, and whether it is a base."""
+"""What a version carries, and whether it is a base."""
 
 
 @dataclass(slots=True, eq=False)
 class _Side:
-    """One of the two table sets: who reads it, and what it has not seen yet."""
+    """One of the two table sets, how many requests read it, and the changes that it has missed."""
 
     tables: TableSet
     num_readers: int = 0
@@ -38,7 +38,7 @@ class _Side:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldVersion:
-    """One version's weights, whole and unchanging while a request holds them."""
+    """One version's weights, complete and unchanging while a request holds them."""
 
     manifest: Manifest
     network: Network
@@ -49,7 +49,7 @@ class HeldVersion:
     num_items: int
     born: Born
     standing: MemoryStanding | None
-    """What the memory scores every row by, whoever asks; None where the tables are not the host's."""
+    """The part of the memory's scores that is the same for all users; None if the tables are on a GPU."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -58,24 +58,24 @@ class HeldVersion:
 
     @property
     def memory(self) -> Memory:
-        """What the version remembers of which items follow which."""
+        """The version's memory of which items follow which."""
         assert self.tables.memory is not None
         return self.tables.memory
 
     @property
     def leaves_out_repeats(self) -> bool:
-        """Whether what a user has met is left out: what the trainer was told or, left to it, what the stream shows."""
+        """Whether items that a user has met are left out: by the trainer's setting, or if ``auto``, by the stream."""
         rule = self.manifest.learning.get("exclude_seen", "auto")
         return rule == "always" or (rule == "auto" and self.memory.leaves_out_repeats)
 
     @property
     def freshness_s(self) -> float:
-        """Age of the newest action learned, by the wall clock, to the millisecond."""
+        """Age of the newest action learned, by the wall clock, rounded to milliseconds."""
         return max(0.0, round(time.time() - self.manifest.newest_record_ms / 1000, 3))
 
 
 class WeightsManager:
-    """The version in use and the one in the making. One thread stages and swaps; any number hold."""
+    """The version in service and the one being prepared. One thread stages and swaps; any number hold."""
 
     def __init__(self, device: torch.device | None = None, *, backend: str = "auto", swap_wait_s: float = 1.0) -> None:
         self._device, self._backend, self._swap_wait_s = device or torch.device("cpu"), backend, swap_wait_s
@@ -88,19 +88,19 @@ class WeightsManager:
         self._begins_anew = False
         self._num_anew = 0
         self.before_swap: list[Callable[[HeldVersion], Callable[[], None]]] = []
-        """Called with a version that is about to answer; what they return is called when it does."""
+        """Called with a version that is about to come into service; the functions returned are called once it has."""
         self.num_swaps = 0
         self.num_copies = 0
-        """Swaps that had to pay for a copy because requests held on to the version before the last."""
+        """Swaps that had to copy the tables, because requests still held the version before the last."""
 
     @property
     def current(self) -> HeldVersion | None:
-        """The version in use, to look at; to compute with it, `hold` it."""
+        """The version in service, to look at; to compute with it, `hold` it."""
         return self._current
 
     @contextmanager
     def hold(self) -> Iterator[HeldVersion | None]:
-        """The version in use (None before the first), unchanging until the block ends."""
+        """The version in service (None before the first), unchanging until the block ends."""
         with self._free:
             held = self._current
             if held is not None:
@@ -114,36 +114,36 @@ class WeightsManager:
                     self._free.notify_all()
 
     def accepts(self, manifest: Manifest) -> bool:
-        """Whether this version follows what is staged, or in use: a newer base, or the delta on exactly that."""
+        """Whether this version follows the one staged, or in service: a newer base, or the delta onto exactly that."""
         current = self._current.manifest if self._current is not None and not self._begins_anew else None
         return manifest.follows(self._staged[0] if self._staged else current)
 
     @property
     def staged(self) -> Manifest | None:
-        """What `swap` would put into service."""
+        """The version that `swap` would put into service."""
         return self._staged[0] if self._staged else None
 
     @property
     def is_anew(self) -> bool:
-        """Whether it waits for the first base after `begin_anew`."""
+        """Whether the first base after `begin_anew` has not arrived yet."""
         return self._begins_anew
 
     def begin_anew(self) -> None:
-        """The versions are numbered from the start again: the next base is taken whatever its number."""
+        """Take the next base whatever its number, because numbering starts over."""
         self.discard()
         self._begins_anew = True
         self._num_anew += 1
 
     def end_anew(self) -> None:
-        """What `begin_anew` waited for does not come: go on as before."""
+        """Undo `begin_anew`: go on as before."""
         self.discard()
         self._begins_anew = False
 
     def stage(self, version: Version) -> None:
-        """Put a version that `accepts` took onto the side that nobody reads. Requests see nothing of it yet.
+        """Apply a version that `accepts` allows to the side that no request reads.
 
-        Raises whatever a version that does not fit raises (ValueError and its kin), and `VersionError` where its
-        numbers are not finite; nothing staged is left then.
+        Raises `VersionError` if its numbers are not finite, and other errors (ValueError and the like) if it does not
+        fit this build; then nothing remains staged.
         """
         is_base = version.manifest.kind == "base"
         change: Change = (version.snapshot, is_base)
@@ -159,26 +159,25 @@ class WeightsManager:
             self.discard()
             raise
         self._names = dict(version.snapshot.names) if is_base else self._names
-        self._names.update(
-            version.snapshot.names
-        )  # what a hash stands for never changes, so those who read may share it
+        # A hash always stands for the same key, so requests may read this dictionary while it grows.
+        self._names.update(version.snapshot.names)
         self._changes = [change] if is_base else [*self._changes, change]
         self._staged, self._begins_anew = (version.manifest, network), False
 
     def discard(self) -> None:
-        """Forget what is staged; the version in use stays."""
+        """Discard what is staged; the version in service stays."""
         self._idle = self._empty_side()
         if self._current is not None:
             self._idle.tables = self._current.tables.copy(self._current.network.derived)
         self._staged, self._changes = None, []
 
     def discard_staged(self) -> None:
-        """Forget what is staged, if anything is."""
+        """Discard what is staged, if anything is."""
         if self._staged is not None:
             self.discard()
 
     def swap(self) -> None:
-        """What is staged becomes what answers."""
+        """Put the staged version into service, if there is one."""
         if self._staged is None:
             return
         manifest, network = self._staged
@@ -200,7 +199,7 @@ class WeightsManager:
         self.num_swaps += 1
 
     def settle(self) -> None:
-        """If nobody reads the other side, bring it up to date now, so that the rows it missed need not be kept."""
+        """If no request reads the other side, bring it up to date now, so that the rows it missed can be freed."""
         with self._free:
             is_read = self._idle.num_readers > 0
         if not is_read and self._idle.missed and self._staged is None and self._current is not None:
@@ -210,11 +209,11 @@ class WeightsManager:
         return _Side(TableSet(self._device, self._backend))
 
     def _catch_up(self, network: Network, *, skip: bool) -> None:
-        """Wait until nobody reads the idle side, and give it what it missed (unless a base follows anyway)."""
+        """Wait until no request reads the idle side, and apply what it missed (unless a base replaces it anyway)."""
         with self._free:
             is_free = self._free.wait_for(lambda: self._idle.num_readers == 0, self._swap_wait_s)
         if not is_free:
-            # Somebody computes for long: leave that side to them and go on with a copy of the one in use.
+            # A request takes long: leave that side to it, and go on with a copy of the one in service.
             self.num_copies += 1
             self.discard()
             return

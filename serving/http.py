@@ -31,12 +31,12 @@ from serving.validation import Decoder
 NOT_JSON = Problem(field="content-type", expected="application/json", do="send the header content-type")
 
 PENANCE, MOST_PENANCE_S = 50.0, 0.5
-"""A body that is refused is answered this many times later than its refusal took to find; at most so late."""
+"""The refusal of a body is delayed by this multiple of the time that it took to find; by at most `MOST_PENANCE_S`."""
 FAULT = Problem(field="", expected="an answer", do="report it: the server's log says what happened")
 
 
 def build_app(service: Service, access: Access | None = None) -> Starlette:
-    """The application. It owns nothing: start and stop the service around it."""
+    """The application. It owns nothing: the caller starts and stops the service."""
     metrics = ServerMetrics(service.readings)
     service.metrics = metrics
     config = service.config
@@ -46,7 +46,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     answers: dict[str, Answer] = {
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
         "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
-        "/actions": service.send_action,
+        "/explain": service.explain, "/actions": service.send_action,
     }  # fmt: skip
     states: dict[str, Any] = {
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,
@@ -73,14 +73,14 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
 
 
 class Answering:
-    """An operation that takes a body and gives one. ASGI itself: these are the ways that most requests go."""
+    """An operation that takes a body and returns one. Plain ASGI, because most requests take this path."""
 
     def __init__(self, operation: Operation, answer: Answer, most: dict[str, tuple[int, str]]) -> None:
         assert operation.request is not None
         self._decoder, self._answer = Decoder(operation.request, most), answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, whose body the gate has read."""
+        """Handle one request, whose body the gate has read."""
         if not _is_json(scope["headers"]):
             await refusal(415, NOT_JSON)(scope, receive, send)
             return
@@ -88,7 +88,7 @@ class Answering:
         try:
             request = self._decoder.decode(message["body"])
         except InvalidRequestError as error:
-            # Whoever sends what is costly to refuse waits for it, not the others, however often it is sent.
+            # A client that sends bodies that are expensive to refuse must wait itself, instead of slowing down others.
             await asyncio.sleep(min(MOST_PENANCE_S, PENANCE * (time.perf_counter() - began)))
             await response_to(error)(scope, receive, send)
             return
@@ -97,7 +97,7 @@ class Answering:
         except ServingError as error:
             await response_to(error)(scope, receive, send)
             return
-        except Exception:  # noqa: BLE001 (the lane has said what; the connection, and who else uses it, goes on)
+        except Exception:  # noqa: BLE001 (the lane has logged it; the connection stays usable)
             await refusal(500, FAULT)(scope, receive, send)
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]

@@ -1,18 +1,23 @@
-"""What each kind of request asks of the engine, and how its answer is written."""
+"""What each kind of request asks of the engine, and how its answer is encoded."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from model.tokens import ITEMS
-from serving.engine import Request, Result
+from serving.engine import Engine, Request, Result
+from serving.explanation import NUM_PROBED, Explanation, explain
 from serving.holder import HeldVersion
 from serving.messages import (
+    ExplainAnswer,
+    ExplainedItem,
+    ExplainRequest,
     HistoryAnswer,
     ItemFacts,
     ItemsAnswer,
@@ -21,6 +26,7 @@ from serving.messages import (
     RankAnswer,
     RankedItem,
     RankRequest,
+    Reason,
     RecommendAnswer,
     RecommendRequest,
     ScoredItem,
@@ -34,22 +40,23 @@ from serving.titles import Titles
 from wire.hashing import canonical
 
 NUM_PAST = 50
-"""Interactions of a user's that are told, the newest."""
+"""At most so many of a user's interactions are shown, the newest."""
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
 """Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
+R = TypeVar("R", RecommendRequest, RankRequest)
 encode = msgspec.json.Encoder().encode
 
 
 @functools.lru_cache(maxsize=16)
 def _by_kind(kinds: tuple[str, ...]) -> Callable[..., dict[str, float]]:
-    """A type whose JSON is that of a dict by kind, at a third of what dicts cost to make and to write."""
+    """A type whose JSON is that of a dict by kind, at a third of what a dict costs to make and to encode."""
     names = {f"p{index}": kind for index, kind in enumerate(kinds)}
     made = msgspec.defstruct("Probabilities", [(name, float) for name in names], rename=names, frozen=True, gc=False)
     return cast("Callable[..., dict[str, float]]", made)
 
 
 def _batch(answers: Sequence[bytes]) -> bytes:
-    """`RecommendBatchAnswer` or `RankBatchAnswer` of answers, each written alone, so that others get a turn."""
+    """`RecommendBatchAnswer` or `RankBatchAnswer` from answers encoded one by one, so that other threads get a turn."""
     return b'{"answers":[' + b",".join(answers) + b"]}"
 
 
@@ -59,32 +66,48 @@ def name_of(version: HeldVersion) -> VersionName:
 
 
 @dataclass(slots=True, eq=False)
-class RecommendJob:
-    """Items for each of the requests; ``is_batch``: they came as a list, and go as one."""
+class _ModelJob(Generic[R]):
+    """Requests of one kind that the model answers; ``is_batch``: they came as a list, and so do the answers."""
 
     builder: RequestBuilder
-    requests: Sequence[RecommendRequest]
+    requests: Sequence[R]
     is_batch: bool = False
     _prepared: list[Request] = field(default_factory=list)
 
-    @property
-    def weight(self) -> float:
-        """One a request, and more where long lists come along."""
-        ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
-        return len(self.requests) + ids / IDS_OF_WEIGHT_1
-
     def prepare(self, version: HeldVersion) -> list[Request]:
-        """One a request."""
-        self._prepared = [self.builder.recommend(version, each) for each in self.requests]
+        """What to ask the engine: one for each of the requests."""
+        self._prepared = [self._build(version, each) for each in self.requests]
         return self._prepared
 
     def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
-        """`RecommendAnswer`, or `RecommendBatchAnswer`."""
-        answers = [encode(self._answer(version, ask, each)) for ask, each in zip(self._prepared, found, strict=True)]
+        """The answer as JSON, or the batch of answers."""
+        answers = [
+            encode(self._answer(version, request, ask, each))
+            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
+        ]
         return _batch(answers) if self.is_batch else answers[0]
 
-    @staticmethod
-    def _answer(version: HeldVersion, ask: Request, found: Result) -> RecommendAnswer:
+    def _build(self, version: HeldVersion, request: R) -> Request:
+        raise NotImplementedError
+
+    def _answer(self, version: HeldVersion, request: R, ask: Request, found: Result) -> RecommendAnswer | RankAnswer:
+        raise NotImplementedError
+
+
+@dataclass(slots=True, eq=False)
+class RecommendJob(_ModelJob[RecommendRequest]):
+    """Items for each of the requests."""
+
+    @property
+    def weight(self) -> float:
+        """One for each request, and more for long lists of ids."""
+        ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
+        return len(self.requests) + ids / IDS_OF_WEIGHT_1
+
+    def _build(self, version: HeldVersion, request: RecommendRequest) -> Request:
+        return self.builder.recommend(version, request)
+
+    def _answer(self, version: HeldVersion, _request: RecommendRequest, ask: Request, found: Result) -> RecommendAnswer:
         names = version.names
         pairs = zip(found.items.tolist(), found.scores.tolist(), strict=True)
         items = [ScoredItem(names[key], score) for key, score in pairs if key in names]
@@ -93,35 +116,19 @@ class RecommendJob:
 
 
 @dataclass(slots=True, eq=False)
-class RankJob:
+class RankJob(_ModelJob[RankRequest]):
     """Probabilities for the candidates of each of the requests."""
-
-    builder: RequestBuilder
-    requests: Sequence[RankRequest]
-    is_batch: bool = False
-    _prepared: list[Request] = field(default_factory=list)
 
     @property
     def weight(self) -> float:
-        """One a request, and one for every so many candidates."""
+        """One for each request, and one for every `CANDIDATES_OF_WEIGHT_1` candidates."""
         num = sum(len(each.items) for each in self.requests)
         return len(self.requests) + num / CANDIDATES_OF_WEIGHT_1
 
-    def prepare(self, version: HeldVersion) -> list[Request]:
-        """One a request."""
-        self._prepared = [self.builder.rank(version, each) for each in self.requests]
-        return self._prepared
+    def _build(self, version: HeldVersion, request: RankRequest) -> Request:
+        return self.builder.rank(version, request)
 
-    def body(self, version: HeldVersion, found: Sequence[Result]) -> bytes:
-        """`RankAnswer`, or `RankBatchAnswer`."""
-        answers = [
-            encode(self._answer(version, request, ask, each))
-            for request, ask, each in zip(self.requests, self._prepared, found, strict=True)
-        ]
-        return _batch(answers) if self.is_batch else answers[0]
-
-    @staticmethod
-    def _answer(version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
+    def _answer(self, version: HeldVersion, request: RankRequest, ask: Request, found: Result) -> RankAnswer:
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
@@ -131,13 +138,13 @@ class RankJob:
 
 @dataclass(slots=True, eq=False)
 class SimilarJob:
-    """Items like one item."""
+    """Items similar to one item."""
 
     request: SimilarRequest
     weight: float = 1.0
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the tables answer."""
+        """Nothing to ask the engine: the tables answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -146,6 +153,69 @@ class SimilarJob:
         pairs = similar_items(version, row, self.request.k) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
+
+
+@dataclass(slots=True, eq=False)
+class ExplainJob:
+    """Why items would be recommended."""
+
+    builder: RequestBuilder
+    engine: Engine
+    titles: Titles
+    request: ExplainRequest
+
+    @property
+    def weight(self) -> float:
+        """As many histories as are read; always in the lane of the long ones."""
+        num = len(self.request.items or ()) or self.request.k
+        return 5.0 + NUM_PROBED * self.request.network + num / CANDIDATES_OF_WEIGHT_1
+
+    def prepare(self, _version: HeldVersion) -> list[Request]:
+        """None: `explain` asks what it needs."""
+        return []
+
+    def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
+        """`ExplainAnswer`."""
+        ask, request = self.builder.explain(version, self.request), self.request
+        keys = [*dict.fromkeys(hashes(request.items).tolist())] if request.items is not None else None
+        found = explain(self.engine, version, ask, None if keys is None else np.array(keys, np.int64),
+                        probes=request.network)  # fmt: skip
+        given = dict(zip(hashes(request.items or []).tolist(), request.items or [], strict=True))
+        items = [self._item(version, ask, found, place, given) for place in range(len(found.item_C))]
+        return encode(ExplainAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
+                                    num_history=len(ask.past), items=items))  # fmt: skip
+
+    def _item(
+        self, version: HeldVersion, ask: Request, found: Explanation, place: int, given: Mapping[int, int | str]
+    ) -> ExplainedItem:
+        key = int(found.item_C[place])
+        name, is_known = version.names.get(key, given.get(key, "?")), bool(found.is_known_C[place])
+        memory = found.memory_nC[:, place].sum() if is_known else np.nan
+        return ExplainedItem(
+            item=name, title=self.titles.get(canonical(name)), known=is_known,
+            left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
+            standing=_number(found.standing_C[place]), memory=_number(memory),
+            network=_number(found.network_C[place]), second_look=_number(found.second_look_C[place]),
+            reasons=self._reasons(version, ask, found, place) if is_known else [],
+        )  # fmt: skip
+
+    def _reasons(self, version: HeldVersion, ask: Request, found: Explanation, place: int) -> list[Reason]:
+        """The interactions that weigh most, for it or against it."""
+        memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
+        weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
+        most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
+        names = [version.names.get(key, "?") for key in ask.past.item_hash[most].tolist()]
+        return [
+            Reason(item=name, title=self.titles.get(canonical(name)), timestamp=int(ask.past.timestamp_ms[n]),
+                   memory=float(memory_n[n]), network=_number(without_n[n]), after=float(found.after_nC[n, place]),
+                   before=float(found.before_nC[n, place]))
+            for n, name in zip(most.tolist(), names, strict=True) if weight_n[n] > 0
+        ]  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    """None for what is not a number."""
+    return float(value) if np.isfinite(value) else None
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +228,7 @@ class HistoryJob:
     weight: float = 0.5
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the histories answer."""
+        """Nothing to ask the engine: the histories answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -187,11 +257,11 @@ class ItemsJob:
 
     @property
     def weight(self) -> float:
-        """One for every so many ids."""
+        """One for every `IDS_OF_WEIGHT_1` ids, and a little for the request."""
         return 0.1 + len(self.request.items) / IDS_OF_WEIGHT_1
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: the tables answer."""
+        """Nothing to ask the engine: the tables answer."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:

@@ -1,4 +1,4 @@
-"""The socket, and uvicorn on it: bounds on what comes before a request is whole, and an end in good order."""
+"""The socket, and uvicorn on it, with limits on incomplete requests and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEEP_ALIVE_S = 75
 
 
 def bind(config: ServingConfig) -> socket.socket:
-    """The listening socket; `StartError` when the address cannot be had."""
+    """The listening socket. Raises `StartError` if the address is not available."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,7 +33,7 @@ def bind(config: ServingConfig) -> socket.socket:
         listener.close()
         raise StartError(
             f"serving.port: expected to listen on {config.host}:{config.port}, got: {error.strerror}; "
-            "stop what uses it, or set serving.port to another (0: any free one)"
+            "stop the process that uses it, or set another serving.port (0: any free one)"
         ) from error
     listener.setblocking(False)
     return listener
@@ -42,14 +42,14 @@ def bind(config: ServingConfig) -> socket.socket:
 def listen(
     app: ASGIApp, listener: socket.socket, config: ServingConfig, on_exit: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until told to end; ``on_exit`` is called when that is."""
+    """Serve until told to stop; ``on_exit`` is called at that moment."""
     server = Server(options_of(app, config))
     server.on_exit = on_exit
     server.run(sockets=[listener])
 
 
 def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
-    """How uvicorn runs it."""
+    """Uvicorn's settings for the application."""
 
     class Connection(BoundedConnection):
         read_timeout_s = config.read_timeout_s
@@ -61,49 +61,50 @@ def options_of(app: ASGIApp, config: ServingConfig) -> uvicorn.Config:
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection that must bring the head of each request within ``read_timeout_s`` and `MAX_HEAD_BYTES`.
+    """A connection on which each request's headers must arrive within ``read_timeout_s`` and `MAX_HEAD_BYTES`.
 
-    Uvicorn waits for ever, and keeps whatever comes: a client that sends a byte a second would hold a socket for good.
+    Uvicorn itself waits for ever and buffers everything: a client that sends a byte a second would hold a socket for
+    good.
     """
 
     read_timeout_s = 10.0
 
     def connection_made(self, transport: Any) -> None:
-        """The first head is due."""
+        """Start the clock for the first request's headers."""
         super().connection_made(transport)
         self._num_head_bytes = 0
         self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is due any more."""
+        """Stop the clock."""
         self._due.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what belongs to no whole head yet."""
+        """Count bytes of headers that are not complete yet."""
         self._num_head_bytes += len(data)
         super().data_received(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._close(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
-        """A head has begun; on a connection that was kept, this is what starts its clock."""
+        """Start the clock for a further request's headers on a connection that is kept alive."""
         super().on_message_begin()
         if self._due.cancelled():
             self._due = self.loop.call_later(self.read_timeout_s, self._expire)
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Stop the clock: the headers are complete."""
         self._due.cancel()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """The gate bounds bodies."""
+        """Do not count bodies, which the gate limits."""
         self._num_head_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The next head is counted from here."""
+        """Start counting the next request's headers."""
         self._num_head_bytes = 0
         super().on_message_complete()
 
@@ -117,18 +118,18 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that ends with status 0 when it was asked to end: SIGTERM and SIGINT are not raised again after."""
+    """Uvicorn that exits with status 0 when asked to stop, instead of raising SIGTERM or SIGINT again."""
 
     on_exit: Callable[[], None] = staticmethod(lambda: None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Tell whoever would go on for ever, then end as uvicorn does."""
+        """Tell endless streams to stop, then shut down as uvicorn does."""
         self.on_exit()
         super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop accepting and finish what is in flight at the first signal; do not wait at the second."""
+        """At the first signal stop accepting, and finish requests in flight; at the second do not wait for them."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)

@@ -1,8 +1,8 @@
 """The bodies of requests and answers; `serving.openapi` describes the same types.
 
-Unknown fields are refused everywhere: a misspelt option must not pass for a default. Of a key that stands twice in an
-object the last value counts, as in most JSON parsers. The ``expected`` of a type is what `serving.validation` tells
-whoever sent something else.
+Unknown fields are refused everywhere: a misspelt option must not silently fall back to its default. If a key occurs
+twice in an object, the last value counts, as in most JSON parsers. `serving.validation` reports the ``expected`` of a
+type to clients that sent something else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-MAX_KEY = 512
+MAX_KEY, MAX_EXPLAINED, MAX_REASONS = 512, 100, 50
 _INTEGER, _STRING = Meta(ge=-(2**63), le=2**63 - 1), Meta(min_length=1, max_length=MAX_KEY)
 Id = Annotated[
     Annotated[int, _INTEGER] | Annotated[str, _STRING],
@@ -31,7 +31,7 @@ class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class HistoryEntry(_Request, frozen=True, kw_only=True):
-    """One interaction of a history that comes with the request."""
+    """One interaction of a history sent with the request."""
 
     item: Id
     action: Annotated[
@@ -48,8 +48,8 @@ class _Asking(_Request, frozen=True, kw_only=True):
     history: Annotated[
         list[HistoryEntry] | None, Meta(description="interactions to answer from, instead of `user`")
     ] = None
-    domain: Annotated[Id | None, Meta(description="the domain asked for; none: the history's last")] = None
-    timestamp: Annotated[Milliseconds | None, Meta(description="the moment asked about; none: now")] = None
+    domain: Annotated[Id | None, Meta(description="the domain to recommend for; none: the history's last")] = None
+    timestamp: Annotated[Milliseconds | None, Meta(description="the moment to answer for; none: now")] = None
 
     def __post_init__(self) -> None:
         if (self.user is None) == (self.history is None):
@@ -61,13 +61,14 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
 
     k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
     exclude_seen: Annotated[
-        bool | None, Meta(description="leave out what the history contains; none: where the stream has no repeats")
+        bool | None,
+        Meta(description="leave out items that the history contains; none: only if the stream has hardly any repeats"),
     ] = None
-    allow: Annotated[list[Id] | None, Meta(description="choose among these items alone")] = None
+    allow: Annotated[list[Id] | None, Meta(description="choose only among these items")] = None
     deny: Annotated[list[Id], Meta(description="leave these items out")] = []
     domains: Annotated[
         Annotated[list[Id], Meta(max_length=64)] | None,
-        Meta(description="choose among items that were last seen in one of these alone"),
+        Meta(description="choose only among items that were last seen in one of these domains"),
     ] = None
 
 
@@ -78,38 +79,60 @@ class RankRequest(_Asking, frozen=True, kw_only=True):
 
 
 class RecommendBatchRequest(_Request, frozen=True, kw_only=True):
-    """Several questions at once, answered by one version."""
+    """Several requests at once, answered by one version."""
 
     requests: Annotated[list[RecommendRequest], Meta(min_length=1, description="at most `serving.max_requests`")]
 
 
 class RankBatchRequest(_Request, frozen=True, kw_only=True):
-    """Several questions at once, answered by one version."""
+    """Several requests at once, answered by one version."""
 
     requests: Annotated[list[RankRequest], Meta(min_length=1, description="at most `serving.max_requests`")]
 
 
 class SimilarRequest(_Request, frozen=True, kw_only=True):
-    """Which items are like this one?"""
+    """Which items are similar to this one?"""
 
     item: Id
     k: Annotated[Positive, Meta(description="how many items, at most `serving.max_k`")] = 10
 
 
 class ItemsRequest(_Request, frozen=True, kw_only=True):
-    """What is known of these items?"""
+    """What is known about these items?"""
 
     items: Annotated[list[Id], Meta(min_length=1, description="at most `serving.max_candidates`")]
 
 
+class ExplainRequest(_Asking, frozen=True, kw_only=True):
+    """Why these items?"""
+
+    items: Annotated[
+        Annotated[list[Id], Meta(min_length=1, max_length=MAX_EXPLAINED)] | None,
+        Meta(description="items to explain; none: what would be recommended"),
+    ] = None
+    k: Annotated[
+        int, Meta(ge=1, le=MAX_EXPLAINED, description="without `items`: how many to recommend and explain",
+                  extra={"expected": f"an integer from 1 to {MAX_EXPLAINED}"}),
+    ] = 10  # fmt: skip
+    exclude_seen: Annotated[bool | None, Meta(description="as /recommend")] = None
+    reasons: Annotated[
+        int, Meta(ge=0, le=MAX_REASONS, description="interactions to name for each item, those that weigh most first",
+                  extra={"expected": f"an integer from 0 to {MAX_REASONS}"}),
+    ] = 3  # fmt: skip
+    network: Annotated[
+        bool,
+        Meta(description="measure what the newest interactions mean to the network, which costs some milliseconds"),
+    ] = True
+
+
 class ActionRequest(_Request, frozen=True, kw_only=True):
-    """An action to send through Kafka, as a producer would; the server adds the time and an id."""
+    """An action to send through Kafka, as a producer would; the server adds a timestamp and an id."""
 
     user: Id
     item: Id
     action: Annotated[
         Kind | Annotated[list[Kind], Meta(min_length=1, max_length=64)],
-        Meta(description="one of the kinds that the model knows, or several",
+        Meta(description="one or several of the kinds that the model knows",
              extra={"expected": "a kind of action, or a list of kinds"}),
     ]  # fmt: skip
     value: float | None = None
@@ -117,14 +140,14 @@ class ActionRequest(_Request, frozen=True, kw_only=True):
 
 
 class VersionName(Struct, frozen=True):
-    """Which weights answered."""
+    """The version that answered."""
 
     epoch: int
     number: int
 
 
 class ScoredItem(Struct, frozen=True, gc=False):
-    """An item and its score: higher is better; comparable within one answer only."""
+    """An item and its score: higher is better; comparable only within one answer."""
 
     item: int | str
     score: float
@@ -134,19 +157,19 @@ class _Answer(Struct, frozen=True, kw_only=True):
     version: VersionName
     freshness_s: Annotated[float, Meta(description="age of the newest action that these weights have learned from")]
     cold: Annotated[
-        bool, Meta(description="true: nothing is known of the user; the answer is what is popular, or a first guess")
+        bool, Meta(description="true: nothing is known about the user; the answer is what is popular, or a first guess")
     ]
-    num_history: Annotated[int, Meta(description="interactions that the answer used")]
+    num_history: Annotated[int, Meta(description="how many interactions the answer is based on")]
 
 
 class RecommendAnswer(_Answer, frozen=True, kw_only=True):
-    """Items, best first; fewer than k where the catalogue has no more."""
+    """Items, best first; fewer than k if no more can be recommended."""
 
     items: list[ScoredItem]
 
 
 class RankedItem(Struct, frozen=True, gc=False):
-    """One candidate: the probability of each kind of action, and whether the model knows the item."""
+    """A candidate: the probability of each kind of action, and whether the model knows the item."""
 
     item: int | str
     known: bool
@@ -154,58 +177,97 @@ class RankedItem(Struct, frozen=True, gc=False):
 
 
 class RankAnswer(_Answer, frozen=True, kw_only=True):
-    """The candidates, in the order that they came."""
+    """The candidates, in the order of the request."""
 
     items: list[RankedItem]
 
 
 class RecommendBatchAnswer(Struct, frozen=True):
-    """One answer for each request, in their order."""
+    """An answer for each request, in the same order."""
 
     answers: list[RecommendAnswer]
 
 
 class RankBatchAnswer(Struct, frozen=True):
-    """One answer for each request, in their order."""
+    """An answer for each request, in the same order."""
 
     answers: list[RankAnswer]
 
 
 class SimilarAnswer(Struct, frozen=True, kw_only=True):
-    """Items whose embeddings point the same way, most alike first; none where the model does not know the item."""
+    """Items with the most similar embeddings, the most similar first; none if the model does not know the item."""
 
     version: VersionName
     known: bool
-    items: Annotated[list[ScoredItem], Meta(description="the score is the cosine")]
+    items: Annotated[list[ScoredItem], Meta(description="the score is the cosine similarity")]
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """One interaction of the history, and what it adds to an item's score."""
+
+    item: int | str
+    title: str | None
+    timestamp: int
+    memory: Annotated[float, Meta(description="what it adds by the memory; exact")]
+    network: Annotated[
+        float | None,
+        Meta(description="how much less the network's part would be without it; none where that was not measured"),
+    ]
+    after: Annotated[float, Meta(description="how often users chose the explained item after this one; decayed counts")]
+    before: Annotated[float, Meta(description="how often before it")]
+
+
+class ExplainedItem(Struct, frozen=True, kw_only=True):
+    """An item's score and its parts: `standing`, `memory`, `network` and `second_look` add up to it."""
+
+    item: int | str
+    title: str | None
+    known: bool
+    left_out: Annotated[
+        bool, Meta(description="would not be recommended, as the user has met it or it is not known; the score is what "
+                   "it would be")
+    ]  # fmt: skip
+    score: Annotated[float | None, Meta(description="as /recommend gives it; none for an item that is not known")]
+    standing: Annotated[float | None, Meta(description="the item itself, whoever asks: how popular and how new it is")]
+    memory: Annotated[float | None, Meta(description="what users chose after and before the items of the history")]
+    network: Annotated[float | None, Meta(description="the network's logit, weighted")]
+    second_look: Annotated[float | None, Meta(description="what the comparison of the best items with each other adds")]
+    reasons: list[Reason]
+
+
+class ExplainAnswer(_Answer, frozen=True, kw_only=True):
+    """The items, best first, or in the order that they came."""
+
+    items: list[ExplainedItem]
 
 
 class ItemFacts(Struct, frozen=True, gc=False):
-    """What is known of one item."""
+    """What is known about an item."""
 
     item: int | str
-    known: Annotated[bool, Meta(description="whether the model has an embedding of its own for it")]
+    known: Annotated[bool, Meta(description="whether the item has an embedding of its own")]
     title: Annotated[str | None, Meta(description="from `serving.titles_file`")] = None
 
 
 class ItemsAnswer(Struct, frozen=True, kw_only=True):
-    """The items, in the order that they came."""
+    """The items, in the order of the request."""
 
     version: VersionName
     items: list[ItemFacts]
 
 
 class SentAction(Struct, frozen=True):
-    """Where the broker put it."""
+    """The action's id, and where the broker stored it."""
 
     id: str
     partition: int
     offset: int
     timestamp: int
-    record_ms: Annotated[int, Meta(description="the record's own timestamp, as `newest_record_ms` of /version counts")]
+    record_ms: Annotated[int, Meta(description="the record's Kafka timestamp; compare `newest_record_ms` of /version")]
 
 
 class PastInteraction(Struct, frozen=True, gc=False):
-    """One interaction of a user's: the item, and every kind of action that came for it."""
+    """One of a user's interactions: the item, and all kinds of action that have arrived for it."""
 
     item: int | str
     title: str | None
@@ -214,7 +276,7 @@ class PastInteraction(Struct, frozen=True, gc=False):
 
 
 class HistoryAnswer(Struct, frozen=True, kw_only=True):
-    """What the server knows of a user, newest first: what the next answer will go by."""
+    """What the server knows about a user, newest first: the next answer will be based on it."""
 
     user: str
     num_history: int
@@ -222,55 +284,55 @@ class HistoryAnswer(Struct, frozen=True, kw_only=True):
 
 
 class UsersAnswer(Struct, frozen=True):
-    """Users that were seen last, newest first."""
+    """The users that acted most recently, newest first."""
 
     users: list[str]
 
 
 class About(Struct, frozen=True, kw_only=True):
-    """What the page may show and do here."""
+    """What the page may show and do on this server."""
 
-    kinds: Annotated[list[str], Meta(description="kinds of action that the model knows; none before a first version")]
+    kinds: Annotated[list[str], Meta(description="kinds of action that the model knows; none before the first version")]
     allow_actions: bool
     objective_s: Annotated[float, Meta(description="`serving.freshness_objective_s`")]
 
 
 class VersionAnswer(Struct, frozen=True, kw_only=True):
-    """The version that answers now."""
+    """The version that answers at present."""
 
     version: VersionName
     model_id: str
     freshness_s: float
-    age_s: Annotated[float, Meta(description="since this server swapped to it")]
+    age_s: Annotated[float, Meta(description="time since this server swapped to it")]
     num_items: int
     num_interactions: Annotated[int, Meta(description="interactions that these weights have learned from")]
-    newest_record_ms: Annotated[int, Meta(description="Kafka timestamp of the newest action that they have learned")]
+    newest_record_ms: Annotated[int, Meta(description="Kafka timestamp of the newest action that they learned from")]
 
 
 class Health(Struct, frozen=True):
-    """Alive; or failed, right before the process ends: it no longer follows its topics."""
+    """``alive``; or ``failed``, shortly before the process ends, because it no longer follows its topics."""
 
     status: Literal["alive", "failed"] = "alive"
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
-    """What the server has of what it needs."""
+    """Which of its preconditions the server has met."""
 
     ready: bool
     version: VersionName | None
-    histories: Annotated[bool, Meta(description="the sequences topic was read to the end that it had at start")]
-    broker: Annotated[bool, Meta(description="the broker answers; if not, answers come from the last version")]
+    histories: Annotated[bool, Meta(description="the sequences topic was read up to the end that it had at startup")]
+    broker: Annotated[bool, Meta(description="whether the broker answers; if not, the last version keeps answering")]
     broker_away_s: float
     freshness_s: float | None
     pinned: Annotated[
-        VersionName | None, Meta(description="the version that somebody pinned; none: the newest good one answers")
+        VersionName | None, Meta(description="the version pinned by an operator; none: the newest good one answers")
     ] = None
-    held: Annotated[VersionName | None, Meta(description="a newer, or the pinned, version that does not answer")] = None
-    why: Annotated[str, Meta(description="why `held` does not")] = ""
+    held: Annotated[VersionName | None, Meta(description="a newer or pinned version that is held back")] = None
+    why: Annotated[str, Meta(description="why it is held back")] = ""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """One thing that was wrong with a request."""
+    """One thing that is wrong with a request."""
 
     field: str
     expected: str
@@ -279,6 +341,6 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class Refusal(Struct, frozen=True):
-    """Why there is no answer: the first 20 problems."""
+    """Why the request was refused: the first 20 problems."""
 
     detail: list[Problem]

@@ -1,4 +1,4 @@
-"""What a server tells Prometheus: counted as it happens, or read when it is asked."""
+"""A server's Prometheus metrics: counted as requests are answered, or read when they are scraped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Reading = tuple[str, str, float]
 
 
 class _Readings:
-    """Values that live elsewhere."""
+    """A collector of values kept elsewhere."""
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self._read = read
@@ -30,7 +30,7 @@ class _Readings:
 
 
 class ServerMetrics:
-    """Requests counted here, everything else read through ``read``. Called by the event loop's thread alone."""
+    """Requests are counted here, everything else is read through ``read``. For the event loop's thread only."""
 
     def __init__(self, read: Callable[[], list[Reading]]) -> None:
         self.registry = CollectorRegistry()
@@ -47,7 +47,7 @@ class ServerMetrics:
         self._children: dict[tuple[str, int], Histogram] = {}
 
     def observe(self, path: str, status: int, seconds: float) -> None:
-        """One request was answered."""
+        """Count a request that was answered."""
         self.num_requests += 1
         known = path if path in BY_PATH else "other"
         child = self._children.get((known, status))
@@ -56,7 +56,7 @@ class ServerMetrics:
         child.observe(seconds)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

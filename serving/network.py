@@ -1,7 +1,7 @@
-"""The model of one version as a server computes it: tokens in, cached keys and values kept, outputs out (M-FALCON).
+"""One version's model as a server computes it: new tokens on top of cached keys and values (M-FALCON).
 
-The formulas are the trainer's (`model.hstu.HSTU`) and the kernels'; what is here is the order of work that caching
-allows. "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.4: keys and values of a history are
+The formulas are the trainer's (`model.hstu.HSTU`) and the kernels'; this module orders the work so that caching is
+possible. "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.4: the keys and values of a history are
 computed once, and many candidates are scored against them.
 """
 
@@ -21,6 +21,7 @@ from kernels.layer import hstu_layer_output, hstu_layer_project
 from model.config import ModelConfig
 from model.hstu import HSTU, Layer
 from model.tokens import ITEMS, side_inputs, unpack_kinds
+from serving.columns import Columns
 from serving.tables import Derive, TableSet, tensor_of
 from wire.weights import Manifest
 
@@ -40,11 +41,11 @@ class KeysValues:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory in use."""
         return sum(tensor.nbytes for tensor in (*self.k, *self.v, self.times))
 
     def narrow(self, start: int, stop: int, *, copy: bool = False) -> KeysValues:
-        """Tokens start … stop - 1; with ``copy`` in memory of their own."""
+        """Tokens start … stop - 1; with ``copy``, in their own memory."""
 
         def cut(x: Tensor) -> Tensor:
             return x[start:stop].clone() if copy else x[start:stop]
@@ -61,42 +62,8 @@ class KeysValues:
         return KeysValues(k, v, torch.cat([part.times for part in parts]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Columns:
-    """What a user (or several, one after the other) did, as the model takes it: columns of n interactions."""
-
-    item_n: Int64
-    bits_n: NDArray[np.uint32]
-    time_ms_n: Int64
-    domain_n: Int64
-    value_n: NDArray[np.float32]
-    features: Int64
-    user_features: Int64
-
-    def __len__(self) -> int:
-        return len(self.item_n)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that they take."""
-        return sum(getattr(self, name).nbytes for name in Columns.__slots__)
-
-    def num_same(self, other: Columns) -> int:
-        """How many of the first interactions are the same, bit by bit, in all that their tokens are made of."""
-        num = min(len(self), len(other))
-        same_n = np.ones(num, np.bool_)
-        for name in Columns.__slots__:
-            ours, theirs = getattr(self, name)[:num], getattr(other, name)[:num]
-            if ours.shape != theirs.shape:
-                return 0
-            if name == "value_n":  # absent ones are NaN
-                ours, theirs = ours.view(np.int32), theirs.view(np.int32)
-            same_n &= ours == theirs if ours.ndim == 1 else (ours == theirs).all(axis=1)
-        return num if same_n.all() else int(same_n.argmin())
-
-
 class Network:
-    """The dense weights of one version, ready to compute. Never changed after `build`."""
+    """The dense weights of one version, ready to compute with. Never changed after `build`."""
 
     def __init__(self, model: HSTU, device: torch.device, backend: str) -> None:
         self.config, self.model, self.device, self.backend = model.config, model, device, backend
@@ -106,7 +73,7 @@ class Network:
 
     @staticmethod
     def build(manifest: Manifest, dense: Mapping[str, NDArray[Any]], device: torch.device, backend: str) -> Network:
-        """The network of a version. Raises ConfigError or RuntimeError where weights and configuration do not fit."""
+        """A version's network. Raises ConfigError or RuntimeError if weights and configuration do not fit together."""
         model = HSTU(ModelConfig.from_dict(manifest.model_config))
         state = {name: tensor_of(array, device).float() for name, array in dense.items()}
         model.load_state_dict(state, strict=True, assign=True)
@@ -114,7 +81,7 @@ class Network:
 
     @torch.inference_mode()
     def warm(self) -> None:
-        """Compute something small: what the kernels load at their first call (seconds) must not fall on a request."""
+        """Compute something small, so that no request pays for what the kernels load at their first call (seconds)."""
         x_SM, one = torch.zeros((1, self.config.model_width), device=self.device), torch.ones(1, dtype=torch.int64)
         zero, bounds = self.tensor(np.zeros(1, np.int64)), self.tensor(np.arange(2))
         y_SM, _ = self.extend(x_SM, one.to(self.device), one.to(self.device), bounds, self.nothing(), zero, zero)
@@ -135,7 +102,7 @@ class Network:
         return tensor_of(np.ascontiguousarray(array), self.device)
 
     def item_tokens(self, tables: TableSet, columns: Columns) -> Tensor:
-        """(n, M) the item tokens of n interactions (of candidates: items asked about)."""
+        """(n, M) the item tokens of n interactions, or of candidates."""
         rows_nD = tables[ITEMS].rows[self.tensor(tables[ITEMS].lookup(columns.item_n))]
         return self.model.item_inputs(rows_nD, self._side(tables, columns))
 
@@ -145,7 +112,7 @@ class Network:
         return self.model.action_inputs(item_nM, kinds_nK, self.tensor(columns.value_n))
 
     def _side(self, tables: TableSet, columns: Columns) -> Tensor | None:
-        """(n, M) sum of domain and feature rows, of the tables in use."""
+        """(n, M) the sum of domain and feature rows; None if there are none."""
 
         def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
             if name not in tables or tables[name].num_rows <= 1:
@@ -158,7 +125,7 @@ class Network:
 
     def extend(self, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor, past: KeysValues,
                past_start_B: Tensor, past_len_B: Tensor) -> tuple[Tensor, KeysValues]:  # fmt: skip
-        """New tokens of B users through all layers, on the past of each: outputs (S, M), and their keys and values.
+        """Put new tokens of B users through all layers, each after its user's past: outputs (S, M), keys and values.
 
         User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them).
         """
@@ -174,11 +141,11 @@ class Network:
         return x_SM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
 
     def score_candidates(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
-        """C candidates through all layers: outputs (C, M).
+        """Put C candidates through all layers: outputs (C, M).
 
-        Each stands right behind ``past``, is asked about at ``now_ms``, and sees the past and itself. Places of one
-        sequence differ, places of candidates must not: so the bias enters as a function of how far back a key is from
-        them all, position's and time's together, through the door of the time bias.
+        Each comes right after ``past``, is asked about at ``now_ms``, and sees the past and itself. Tokens of one
+        sequence have different positions, but all candidates must have the same one. So the biases of position and time
+        are added up as a function of how far back a key is, and passed to the kernel as its time bias.
         """
         num, length = len(x_CM), len(past)
         back = torch.arange(length + 1, device=self.device)
@@ -186,7 +153,7 @@ class Network:
         bucket = self.model.time_buckets.bucket(now_ms - times)
         one = torch.full((1,), length, dtype=torch.int64, device=self.device)
         here = one.expand(num).contiguous()
-        # The same tensors for every layer: the cache of buckets knows them by identity.
+        # The same tensor objects for every layer: the bucket cache recognises them by identity.
         offsets, start, everyone = self.tensor(np.array([0, num])), torch.zeros_like(one), torch.full_like(one, num)
         key_back, cache = back[:-1], BucketCache(in_order=True)
         buckets = TimeBuckets(torch.arange(1, length + 1))
@@ -202,7 +169,7 @@ class Network:
 
     def _through(self, index: int, x_SM: Tensor, past: KeysValues, offsets_B1: Tensor, past_start_B: Tensor,
                  past_len_B: Tensor, **pairs: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """New tokens through one layer: (S, M), and their keys and values. ``pairs``: biases, times and masks."""
+        """Put new tokens through one layer: (S, M), and their keys and values. ``pairs``: biases, times and masks."""
         params, c = self._params[index], self.config
         u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
         attended = delta_attention(

@@ -1,4 +1,4 @@
-"""/openapi.json, made of the table of operations and the messages' own types and limits."""
+"""/openapi.json, generated from the table of operations and from the messages' types and limits."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from serving.config import ServingConfig
 from serving.messages import MAX_KEY, Readiness, Refusal
 from serving.operations import Operation, limits
 
-DESCRIPTION = """Recommendations that are seconds old. Every answer names the version of the weights that it comes from
-and how old the newest action is that they have learned; every refusal lists what was expected, what came, and what to
-do. Identifiers are the producer's own: `5` and `"5"` are the same item, `"05"` is another."""
+DESCRIPTION = """Recommendations from a model that is seconds old. Every answer names the version of the weights that it
+comes from, and the age of the newest action that they have learned from; every refusal lists what was expected, what
+came, and what to do. Identifiers are the producers' own: `5` and `"5"` are the same item, `"05"` is another."""
 MEANINGS = {
-    400: "The head of the request is no HTTP",
+    400: "The request is not valid HTTP",
     401: "No token, or an unknown one",
-    403: "The token may do less than this",
-    408: "The body did not come within serving.read_timeout_s",
+    403: "The token's role does not allow this",
+    408: "The body did not arrive within serving.read_timeout_s",
     413: "The body is larger than serving.max_body_bytes",
-    415: "The body is not said to be JSON",
-    422: "Something in the request is not as it should be",
-    500: "A fault of the server's; its log says which",
-    503: "No version yet, or too much is waiting: ask again after Retry-After seconds",
+    415: "The content type is not JSON",
+    422: "Something in the request is invalid",
+    500: "An internal error; see the server's log",
+    503: "No version yet, or too many requests are waiting: try again after Retry-After seconds",
 }
 _GIVEN, _ABSENT = {"not": {"type": "null"}}, {"type": "null"}
 ONE_OF = [
     {"required": ["user"], "properties": {"user": _GIVEN, "history": _ABSENT}},
     {"required": ["history"], "properties": {"user": _ABSENT, "history": _GIVEN}},
 ]
-"""Either a user or a history, which a type alone cannot say."""
+"""Either a user or a history, which types cannot express."""
 
 
 def openapi(operations: Sequence[Operation], config: ServingConfig) -> dict[str, Any]:
-    """The document (OpenAPI 3.1) of these operations under this configuration."""
+    """The OpenAPI 3.1 document of these operations, with this configuration's limits."""
     kinds = [kind for each in operations for kind in (each.request, each.answer) if kind is not None]
     _, components = msgspec.json.schema_components([*kinds, Refusal], ref_template="#/components/schemas/{name}")
     for schema in components.values():
@@ -54,11 +54,11 @@ def openapi(operations: Sequence[Operation], config: ServingConfig) -> dict[str,
 
 
 def _bound(schema: dict[str, Any], config: ServingConfig) -> None:
-    """Add what the types do not know: the configured limits, and that a user excludes a history."""
+    """Add what types do not express: the configured limits, and that a user excludes a history."""
     properties = schema.get("properties", {})
     if "user" in properties and "history" in properties:
         schema["oneOf"] = ONE_OF
-    if schema.get("additionalProperties") is not False:  # answers go by no limits
+    if schema.get("additionalProperties") is not False:  # answers have no limits
         return
     for name, (most, _) in limits(config).items():
         for part in (properties.get(name, {}), *properties.get(name, {}).get("anyOf", ())):

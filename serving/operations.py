@@ -1,4 +1,4 @@
-"""Every operation of the server's HTTP: one table that the routes, the bounds, the tokens and /openapi.json go by."""
+"""All HTTP operations of the server, in one table used for routes, limits, tokens and /openapi.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from serving.config import ServingConfig
 from serving.messages import (
     About,
     ActionRequest,
+    ExplainAnswer,
+    ExplainRequest,
     Health,
     HistoryAnswer,
     ItemsAnswer,
@@ -36,7 +38,7 @@ from serving.validation import Limit
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """``role``: what a token must reach as far as; empty: none is needed. ``statuses``: beside 200 and the usual."""
+    """``role``: the least role that a token needs; empty: no token needed. ``statuses``: beyond the usual ones."""
 
     method: str
     path: str
@@ -50,7 +52,7 @@ class Operation:
     example: Mapping[str, Any] = field(default_factory=dict)
     statuses: tuple[int, ...] = ()
     parameter: str = ""
-    """A required one, in the query."""
+    """Name of a required query parameter."""
 
 
 _HISTORY = [{"item": 318, "action": "click", "timestamp": 1_700_000_000_000}]
@@ -58,70 +60,77 @@ OPERATIONS = (
     Operation(
         "POST", "/recommend", "Answers", "Which items next?", RecommendAnswer, RecommendRequest, statuses=(503,),
         example={"user": "u1", "k": 10, "deny": [50]},
-        text="From the history that the server keeps of `user`, or from one that comes with the request. A user of "
-        "whom nothing is known is answered too, and the answer says `cold`.",
+        text="From the history that the server keeps of `user`, or from one sent with the request. A user about whom "
+        "nothing is known gets an answer too, marked `cold`.",
     ),
     Operation(
         "POST", "/recommend/batch", "Answers", "Which items next, for many?", RecommendBatchAnswer,
         RecommendBatchRequest, statuses=(503,), example={"requests": [{"user": "u1"}, {"history": _HISTORY, "k": 5}]},
-        text="Every answer is of the same version.",
+        text="All answers come from the same version.",
     ),
     Operation(
         "POST", "/rank", "Answers", "How likely is each action on these items?", RankAnswer, RankRequest,
         statuses=(503,), example={"user": "u1", "items": [318, 50, "never seen"]},
-        text="Each candidate alone, as if it were the next: a score does not depend on its place in the list.",
+        text="Each candidate is scored by itself, as if it came next: its probabilities do not depend on its place in "
+        "the list.",
     ),
     Operation(
         "POST", "/rank/batch", "Answers", "How likely is each action, for many?", RankBatchAnswer, RankBatchRequest,
         statuses=(503,), example={"requests": [{"user": "u1", "items": [318]}, {"user": "u2", "items": [50]}]},
-        text="Every answer is of the same version.",
+        text="All answers come from the same version.",
     ),
     Operation(
-        "POST", "/similar", "Answers", "Which items are like this one?", SimilarAnswer, SimilarRequest,
-        statuses=(503,), example={"item": 318, "k": 5}, text="By the cosine of their embeddings.",
+        "POST", "/similar", "Answers", "Which items are similar to this one?", SimilarAnswer, SimilarRequest,
+        statuses=(503,), example={"item": 318, "k": 5}, text="By cosine similarity of their embeddings.",
     ),
     Operation(
-        "POST", "/items", "Answers", "What is known of these items?", ItemsAnswer, ItemsRequest, statuses=(503,),
+        "POST", "/items", "Answers", "What is known about these items?", ItemsAnswer, ItemsRequest, statuses=(503,),
         example={"items": [318, "never seen"]}, text="Titles come from `serving.titles_file`.",
     ),
-    Operation("GET", "/version", "State", "Which weights answer now?", VersionAnswer, statuses=(503,)),
-    Operation("GET", "/healthz", "State", "Alive?", Health, role=""),
     Operation(
-        "GET", "/readyz", "State", "Has it what it needs to answer?", Readiness, role="", statuses=(503,),
-        text="200 when there is a version and the histories were read; 503, with the same body, before.",
+        "POST", "/explain", "Answers", "Why these items?", ExplainAnswer, ExplainRequest, statuses=(503,),
+        example={"user": "u1", "k": 3, "reasons": 2},
+        text="The parts of each score, which add up to it, and the interactions of the history that weigh most. The "
+        "memory's share of each is exact; the network's is measured by leaving the interaction out.",
     ),
-    Operation("GET", "/metrics", "State", "For Prometheus", None, media="text/plain"),
+    Operation("GET", "/version", "State", "Which version answers at present?", VersionAnswer, statuses=(503,)),
+    Operation("GET", "/healthz", "State", "Is the server alive?", Health, role=""),
+    Operation(
+        "GET", "/readyz", "State", "Is the server ready to answer?", Readiness, role="", statuses=(503,),
+        text="200 once there is a version and the histories were read; until then 503, with the same body.",
+    ),
+    Operation("GET", "/metrics", "State", "Metrics for Prometheus", None, media="text/plain"),
 )  # fmt: skip
 ACTIONS = Operation(
     "POST", "/actions", "Page", "Send an action through Kafka", SentAction, ActionRequest, role="admin",
     statuses=(503,), example={"user": "u1", "item": 318, "action": "click"},
-    text="As a producer of your own would: it takes the way of every action. With `serving.allow_actions` alone.",
+    text="As your own producer would: the action takes the same path as any other. Only with `serving.allow_actions`.",
 )  # fmt: skip
 PAGE = (
-    Operation("GET", "/about", "Page", "What may the page do here?", About),
+    Operation("GET", "/about", "Page", "What may the page show and do?", About),
     Operation(
         "GET", "/events", "Page", "The pipeline, second by second", None, media="text/event-stream", statuses=(503,),
-        text="Server-sent events: first `points` (the last quarter of an hour), then a `point` a second.",
+        text="Server-sent events: first `points` (the last 15 minutes), then one `point` a second.",
     ),
-    Operation("GET", "/users", "Page", "Who was seen last?", UsersAnswer),
+    Operation("GET", "/users", "Page", "Which users acted most recently?", UsersAnswer),
     Operation(
         "GET", "/history", "Page", "What did a user do?", HistoryAnswer, parameter="user", statuses=(422, 503),
-        text="The newest interactions, as the next answer will go by them.",
+        text="The newest interactions, on which the next answer will be based.",
     ),
     ACTIONS,
 )  # fmt: skip
-"""What `serving.page` adds."""
+"""The operations that `serving.page` adds."""
 BY_PATH = {each.path: each for each in (*OPERATIONS, *PAGE)}
 
 
 def operations_of(config: ServingConfig) -> tuple[Operation, ...]:
-    """Those that this configuration offers."""
+    """The operations that this configuration offers."""
     page = tuple(each for each in PAGE if config.allow_actions or each is not ACTIONS) if config.page else ()
     return (*OPERATIONS, *page)
 
 
 def limits(config: ServingConfig) -> dict[str, Limit]:
-    """By the field's name: how many, or how much, there may be, and which key says so."""
+    """By name of a field: the most that it may be, or have, and the setting that says so."""
     candidates = (config.max_candidates, "serving.max_candidates")
     return {
         "k": (config.max_k, "serving.max_k"), "items": candidates, "allow": candidates, "deny": candidates,

@@ -1,4 +1,4 @@
-"""The page's files and its stream of events. Files are those of the folder ``page``, read once, by name."""
+"""The page's files and its stream of events. The files are those of the folder ``page``, read once at startup."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SAFE = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
-"""Nothing of the page comes from, or goes to, another host."""
+"""The page loads nothing from other hosts, and sends nothing to them."""
 MAX_STREAMS = 64
 LOOK_EVERY_S = 0.2
 encode = msgspec.json.Encoder().encode
 
 
 class Files:
-    """What the folder holds, in memory: a path from outside is a key of a dictionary, never of a file system."""
+    """The folder's files, in memory: a requested path is looked up in a dictionary, never in the file system."""
 
     def __init__(self) -> None:
         self._files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in KINDS}
         self._tags = {name: f'"{hashlib.sha256(body).hexdigest()[:16]}"' for name, body in self._files.items()}
 
     def response(self, name: str, request: Request) -> Response:
-        """The file, or 304 where the browser has it."""
+        """The file, or 304 if the browser already has it."""
         tag = self._tags[name]
         headers = {**SAFE, "etag": tag}
         if request.headers.get("if-none-match") == tag:
@@ -47,7 +47,7 @@ class Files:
         return Response(self._files[name], media_type=KINDS[Path(name).suffix], headers=headers)
 
     def routes(self, *, with_page: bool) -> list[Route]:
-        """``/`` and ``/docs``, and ``/page/NAME`` for what they load."""
+        """``/`` and ``/docs``, and ``/page/NAME`` for the files that they load."""
 
         def route(path: str, name: str) -> Route:
             async def answer(request: Request) -> Response:
@@ -60,15 +60,15 @@ class Files:
 
 
 class EventStream:
-    """``GET /events``: what is known, then a point a second, until the client or the server ends."""
+    """``GET /events``: the points so far, then one a second, until the client disconnects or the server stops."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._num_open = service, 0
 
     async def open(self, _request: Request) -> Response:
-        """One stream. Raises `OverloadedError` when there are too many."""
+        """Open a stream. Raises `OverloadedError` if there are too many."""
         if self._num_open >= MAX_STREAMS:
-            raise OverloadedError(f"{MAX_STREAMS} pages are open already; close one", 10.0)
+            raise OverloadedError(f"{MAX_STREAMS} pages are already open; close one", 10.0)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._events(), media_type="text/event-stream", headers=headers)
 

@@ -1,4 +1,4 @@
-"""A server as a process: bind, connect, listen; and end in good order when told to."""
+"""The server process: bind, connect, listen; and shut down cleanly when told to."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from wire.topics import Topics
 logger = logging.getLogger(__name__)
 PULSE_CONNECT_S = 5.0
 SWITCH_INTERVAL_S = 0.0005
-"""How long a computing thread may keep the interpreter while the event loop wants it (Python's default: 5 ms)."""
+"""How long a computing thread may hold the interpreter while the event loop waits for it (Python's default: 5 ms)."""
 FOLLOWING = {"auto_offset_reset": "none", "metadata_max_age_ms": 5000}
-"""A follower places itself, and learns soon which broker leads its partitions now."""
+"""Followers choose their own positions, and soon learn of a change of partition leaders."""
 
 
 def tune_interpreter() -> None:
-    """What keeps answers from waiting for the interpreter: see `SWITCH_INTERVAL_S`; and what is loaded by now is no
-    garbage, so it need not be looked through (for 50 ms and more, every few hundred requests)."""
+    """Keep answers from waiting for the interpreter: see `SWITCH_INTERVAL_S`; and exempt everything loaded so far from
+    garbage collection, which would traverse it for 50 ms or more every few hundred requests."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
@@ -54,7 +54,10 @@ def tune_interpreter() -> None:
 
 
 def run_server(settings: Any) -> int:
-    """Serve until told to end; 0. Raises `StartError`. ``settings``: has ``serving``, ``sequence`` and ``kafka``."""
+    """Serve until told to stop; returns the exit status. Raises `StartError`.
+
+    ``settings``: the configuration, with sections ``serving``, ``sequence`` and ``kafka``.
+    """
     config, kafka = settings.serving, settings.kafka
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
@@ -72,8 +75,8 @@ def run_server(settings: Any) -> int:
                 listen(app, listener, config, on_exit=service.stopping.set)
             if service.failure is not None:
                 raise StartError(
-                    f"a follower of the topics has ended ({service.failure!r}), and answers would only get older: "
-                    "start the server again; the lines before say where it happened"
+                    f"a thread that follows the topics has failed ({service.failure!r}), and answers would only get "
+                    "older: start the server again; the log lines before this one say where it happened"
                 ) from service.failure
     return 0
 
@@ -82,7 +85,7 @@ def run_server(settings: Any) -> int:
 def connected(
     config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
 ) -> Iterator[Service]:
-    """A service that follows its topics until the block ends. Raises `BrokerUnavailable` when no broker answers."""
+    """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
     topics = Topics.under(kafka.prefix)
     holder = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)

@@ -1,7 +1,7 @@
-"""The state of the whole pipeline, second by second, for the page: followed from the topics that everybody writes to.
+"""The state of the whole pipeline, second by second, for the page, followed from the topics that all processes write.
 
-A thread with a consumer of its own reads the lag, status and dead-letter topics, and once a second condenses what it
-knows into a `Point`. The last quarter of an hour is kept, so that a page that is opened shows where things come from.
+A thread with its own consumer reads the lag, status and dead-letter topics, and once a second condenses what it knows
+into a `Point`. The last 15 minutes are kept, so that a newly opened page can show them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from wire.cluster import ClusterState
 from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, ends
 from wire.kafka.retry import StoppedError, wait_for_partitions
+from wire.lag import decode_lag, measure
 from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -29,20 +30,20 @@ EVERY_S = 1.0
 NUM_KEPT = 900
 SILENT_S = 10.0
 NUM_LETTERS = 1000
-"""So many of the newest dead letters are looked at for their reasons when a server starts."""
+"""How many of the newest dead letters are read for their reasons when a server starts."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
 
 class StagePoint(msgspec.Struct, frozen=True, gc=False):
-    """How far one stage is behind: records, and seconds of the slowest partition."""
+    """How far behind one stage is: in records, and in seconds of the slowest partition."""
 
     records: int = 0
     seconds: float = 0.0
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One second of the pipeline's life. Rates are a second; ``quality`` is windowed HR@10 by ranker."""
+    """The pipeline's state at one second. Rates are per second; ``quality`` is windowed HR@10 by ranker."""
 
     time_ms: int
     status: str
@@ -65,7 +66,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server knows of itself at a moment: the version it answers from, and how much it has done."""
+    """The server's own state: the version that it answers from, and how much it has done."""
 
     epoch: int = -1
     number: int = -1
@@ -77,13 +78,13 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates:
-    """Counters to rates over the last `RATE_OVER_S`; a counter that jumps back starts anew."""
+    """Turns counters into rates over the last `RATE_OVER_S`; a counter that falls is taken as restarted."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[tuple[float, float]]] = {}
 
     def rate(self, name: str, now_s: float, value: float) -> float:
-        """A second, of late."""
+        """The counter's recent rate per second."""
         seen = self._seen.setdefault(name, deque())
         if seen and value < seen[-1][1]:
             seen.clear()
@@ -94,17 +95,8 @@ class Rates:
         return round((value - seen[0][1]) / span_s, 2) if span_s > 0 else 0.0
 
 
-class _Counted(msgspec.Struct):
-    """What is counted with of a message of the lag topic: somebody else's record may be anything."""
-
-    num_items: int | None = None
-    num_interactions: int | None = None
-    num_servers: int | None = None
-    time_ms: int | None = None
-
-
 class Pulse:
-    """What is known, and the points made of it. Fed and sampled by one thread, read by any."""
+    """What is known about the pipeline, and the points made of it. Fed and sampled by one thread, read by any."""
 
     def __init__(self, objective_s: float) -> None:
         self._objective_s, self._rates = objective_s, Rates()
@@ -118,39 +110,40 @@ class Pulse:
 
     def note_lag(self, value: bytes | None) -> None:
         """A message of the lag topic."""
-        try:
-            msgspec.json.decode(value or b"", type=_Counted)
-            self._lag = msgspec.json.decode(value or b"", type=dict)
-        except msgspec.MsgspecError:
-            logger.debug("a lag message cannot be read")
+        self._lag = decode_lag(value) or self._lag
 
     def note_status(self, value: bytes) -> None:
-        """A message of the status topic."""
+        """An earlier message of the status topic."""
         self.cluster.note(value)
 
+    def hear_status(self, value: bytes, now_ms: int) -> None:
+        """One that has just come."""
+        self.cluster.hear(value, now_ms)
+
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
-        """A dead letter."""
+        """Count a dead letter."""
         reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
         self._reasons[reason.decode(errors="replace")[:40]] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
-        """So many came before those that are looked at."""
+        """Count dead letters that are not read, being older."""
         self._num_letters = num
 
     def sample(self, served: Served, now_ms: int) -> Point:
-        """The point of this moment; it is kept."""
+        """Make and keep the point of this moment."""
         lag = self._lag
         stages = {name: _stage(lag, name) for name in STAGES}
         rates, now_s = self._measure(served, now_ms), now_ms / 1000
         fresh = round(max(0.0, now_s - served.newest_record_ms / 1000), 3) if served.newest_record_ms > 0 else None
-        ranking = _dict(_dict(lag, "metrics", "ranking_window"), "all")
+        ranking = ("metrics", "ranking_window", "all")
         version = lag.get("num_items")
         point = Point(
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
             newest_record_ms=served.newest_record_ms, epoch=served.epoch, number=served.number,
             swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
-            quality=_quality(lag), entropy=ranking.get("ne"), entropy_baseline=ranking.get("ne_baseline"),
+            quality=_quality(lag), entropy=measure(lag, *ranking, "ne"),
+            entropy_baseline=measure(lag, *ranking, "ne_baseline"),
             num_items=int(version or 0), num_interactions=int(lag.get("num_interactions") or 0),
             num_servers=int(lag.get("num_servers") or 0), dead_letters=self._num_letters, reasons=dict(self._reasons),
         )  # fmt: skip
@@ -159,7 +152,7 @@ class Pulse:
         return point
 
     def _bottleneck(self, stages: Mapping[str, StagePoint]) -> str:
-        """The stage that was furthest behind twice running: one record on its way is no bottleneck."""
+        """The stage that was furthest behind twice in a row: a single record on its way is not a bottleneck."""
         before, self._behind = self._behind, bottleneck(stages)
         return self._behind if self._behind == before else ""
 
@@ -176,7 +169,7 @@ class Pulse:
 
     def _status(self, served: Served, fresh: float | None, stages: Mapping[str, StagePoint], rates: Mapping[str, float],
                 now_ms: int) -> str:  # fmt: skip
-        """One word: waiting, away, silent, idle, fresh, behind or stale."""
+        """The status as one word: waiting, away, silent, idle, fresh, behind or stale."""
         if served.epoch < 0 or fresh is None:
             return "waiting"
         if not served.broker:
@@ -191,7 +184,7 @@ class Pulse:
 
 
 def bottleneck(stages: Mapping[str, StagePoint]) -> str:
-    """The stage that is furthest behind, by seconds; empty where none is by more than one."""
+    """The stage that is furthest behind, in seconds; empty if none is behind by more than one second."""
     worst = max(stages, key=lambda name: stages[name].seconds)
     return worst if stages[worst].seconds > 1.0 and stages[worst].records else ""
 
@@ -203,8 +196,8 @@ def _stage(lag: Mapping[str, Any], name: str) -> StagePoint:
 
 def _quality(lag: Mapping[str, Any]) -> dict[str, float]:
     rankers = _dict(lag, "metrics", "retrieval_window")
-    told = {name: _dict(rankers, name).get("hr10") for name in rankers}
-    return {name: round(float(value), 4) for name, value in told.items() if isinstance(value, int | float)}
+    told = {name: measure(rankers, name, "hr10") for name in rankers}
+    return {name: round(value, 4) for name, value in told.items() if value is not None}
 
 
 def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -216,7 +209,7 @@ def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
 
 
 class PulseFollower(threading.Thread):
-    """Feeds a `Pulse` from the topics and samples it. A broker that is away leaves the last it said."""
+    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled."""
 
     def __init__(self, connect: Callable[[], KafkaConsumer], topics: Topics, pulse: Pulse,
                  served: Callable[[], Served]) -> None:  # fmt: skip
@@ -224,6 +217,8 @@ class PulseFollower(threading.Thread):
         self._connect, self._topics, self._pulse, self._served = connect, topics, pulse, served
         self._stopping = threading.Event()
         self._due_s = 0.0
+        self._ends: dict[str, int] = {}
+        """Where the topics ended when they were first looked at; what is before that is the past."""
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -231,6 +226,7 @@ class PulseFollower(threading.Thread):
 
     def run(self) -> None:
         """Follow until stopped."""
+        told = ""
         while not self._stopping.is_set():
             try:
                 consumer = self._connect()
@@ -241,8 +237,12 @@ class PulseFollower(threading.Thread):
             except StoppedError:
                 return
             except (KafkaError, OSError, HeadraceError) as error:
-                logger.warning("the page's topics cannot be followed now (%s); trying again", error)
+                level, told = logging.DEBUG if str(error) == told else logging.WARNING, str(error)
+                logger.log(level, "the page's topics cannot be followed now (%s); trying again", error)
                 self._sample()
+                self._stopping.wait(EVERY_S)
+            except Exception:
+                logger.exception("following the page's topics failed, and begins again")
                 self._stopping.wait(EVERY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
@@ -252,6 +252,7 @@ class PulseFollower(threading.Thread):
             each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
         ]
         first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
+        self._ends = {each.topic: offset for each, offset in end.items()}
         for each in placed:
             start = max(first[each], end[each] - kept[each.topic])
             consumer.seek(each, start)
@@ -272,7 +273,10 @@ class PulseFollower(threading.Thread):
         if record.topic == self._topics.lag:
             self._pulse.note_lag(record.value)
         elif record.topic == self._topics.status and record.value is not None:
-            self._pulse.note_status(record.value)
+            if record.offset < self._ends[record.topic]:
+                self._pulse.note_status(record.value)
+            else:
+                self._pulse.hear_status(record.value, int(time.time() * 1000))
         elif record.topic == self._topics.dead_letters:
             self._pulse.note_letter(record.headers)
 

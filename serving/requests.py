@@ -1,4 +1,4 @@
-"""From a request to what the engine is asked: the user's history, the moment, the items that may be answered."""
+"""Turns HTTP requests into engine requests: the user's history, the moment, the items that may be recommended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serving.engine import Request
 from serving.errors import RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.messages import HistoryEntry, RankRequest, RecommendRequest
+from serving.messages import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
 
@@ -23,13 +23,13 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RequestBuilder:
-    """Knows what it takes to turn a request into a `Request`. For any number of threads."""
+    """Builds a `Request` from the body of an HTTP request. Safe for any number of threads."""
 
     config: ServingConfig
     histories: Histories
 
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Request:
-        """Raises `RequestError`, as `rank` does."""
+        """A request for ``k`` items. Raises `RequestError`."""
         allow = hashes(request.allow) if request.allow is not None else None
         if request.domains is not None:
             inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
@@ -39,10 +39,14 @@ class RequestBuilder:
                            deny=hashes(request.deny))  # fmt: skip
 
     def rank(self, version: HeldVersion, request: RankRequest) -> Request:
-        """The candidates, in their order."""
+        """A request to rank candidates, in the given order. Raises `RequestError`."""
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
-    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest, *, k: int,
+    def explain(self, version: HeldVersion, request: ExplainRequest) -> Request:
+        """What would be recommended."""
+        return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen)
+
+    def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest | ExplainRequest, *, k: int,
                exclude_seen: bool | None, candidates: Int64 | None = None, allow: Int64 | None = None,
                deny: Int64 | None = None) -> Request:  # fmt: skip
         max_context = version.network.config.max_context
@@ -61,7 +65,7 @@ class RequestBuilder:
         return Request(user, past, features, now_ms, domain, candidates, k, exclude_seen, allow, deny)
 
     def now_ms(self, version: HeldVersion) -> int:
-        """What "now" is where a request does not say: see `ServingConfig.clock`."""
+        """What "now" means for a request without a timestamp: see `ServingConfig.clock`."""
         wall_ms = int(time.time() * 1000)
         event_ms = max(self.histories.clock_ms, version.manifest.newest_event_ms)
         if self.config.clock == "wall" or event_ms <= 0:
@@ -76,7 +80,7 @@ def hashes(items: list[Key]) -> Int64:
 
 
 def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: int) -> Interactions:
-    """The last ``max_context`` interactions of a history that came with a request, in the order of their times."""
+    """The last ``max_context`` interactions of a history sent with a request, in the order of their timestamps."""
     bit_of = {kind: 1 << bit for bit, kind in enumerate(kinds)}
     bits = [bit_of.get(entry.action) if isinstance(entry.action, str) else _bits(entry.action, bit_of)
             for entry in history]  # fmt: skip
@@ -96,7 +100,7 @@ def past_of(history: list[HistoryEntry], kinds: tuple[str, ...], max_context: in
 
 
 def _bits(action: list[str], bit_of: Mapping[str, int]) -> int | None:
-    """All kinds of a list; None where one is unknown."""
+    """The bits of all kinds in a list; None if one is unknown."""
     bits = 0
     for kind in action:
         if kind not in bit_of:

@@ -1,8 +1,8 @@
 """The best items for several users at once: the network's logits and the memory's evidence in one exact pass.
 
-On the host that pass is one kernel, which scores the table tile by tile and keeps the best rows alone
-(`kernels.memory.memory_best`). With the tables on a GPU the logits of all rows are made there, and the memory, which
-lives on the host, turns them into scores.
+On a CPU that pass is one kernel, which scores the table tile by tile and keeps only the best rows
+(`kernels.memory.memory_best`). If the tables are on a GPU, the logits of all rows are computed there, and the memory,
+which is always on the host, turns them into scores.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from serving.holder import HeldVersion
 
 Int64 = NDArray[np.int64]
 OUT = np.float32(-1e30)
-"""The score of what does not compete."""
+"""The score of a row that does not compete."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """What one user is to be answered: ``k`` items; ``past_rows`` (n,) and ``bits_n``: the table's rows and the kinds
-    of what he did, which is no answer where it ``leaves_out_past``; ``denied_rows``: no answers either;
-    ``allowed_rows``: the only ones (None: all)."""
+    """What to find for one user: ``k`` items. ``past_rows`` (n,) and ``bits_n``: rows and kinds of the user's
+    interactions, which are not recommended if ``leaves_out_past``; nor are ``denied_rows``. ``allowed_rows``: the only
+    ones to recommend (None: all)."""
 
     k: int
     past_rows: Int64
@@ -42,7 +42,7 @@ class Wanted:
 def best_items(
     version: HeldVersion, output_RM: Tensor, wanted: Sequence[Wanted]
 ) -> list[tuple[Int64, NDArray[np.float32]]]:
-    """For each user (rows of the table, scores), best first; ``output_RM``: the network's, at their last tokens."""
+    """For each user (rows of the table, scores), best first; ``output_RM``: the network's outputs at the last token."""
     query_RD = version.network.model.retrieval_query(output_RM)
     events = _events(version, wanted)
     if version.standing is None:
@@ -57,7 +57,7 @@ def best_items(
 
 
 def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
-    """What the memory is asked: what follows each history."""
+    """The memory's events: what follows each history."""
     starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
     events = events_of(
         np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
@@ -83,7 +83,7 @@ def _by_scores(
 
 
 def best_rows(score_V: NDArray[np.float32], k: int, allowed: Int64 | None) -> Int64:
-    """The ``k`` best rows that compete, of the allowed ones (None: all); best first, equal scores by row."""
+    """The ``k`` best competing rows among those allowed (None: all); best first, equal scores by row."""
     rows = np.flatnonzero(score_V > OUT / 2)
     rows = rows if allowed is None else np.intersect1d(rows, allowed)
     k = min(k, len(rows))

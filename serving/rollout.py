@@ -1,7 +1,8 @@
-"""What an operator, or this server's configuration, says about which version answers; and what came of it."""
+"""Which version should answer, as an operator or this server's configuration has decided; and which is held back."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -10,15 +11,16 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.control import PIN_KEY, Pin, Which, decode_pin, parse_version
-from wire.errors import HeadraceError, VersionError
+from wire.errors import ClientRefused, HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
+from wire.kafka.refusal import refusal
 
 logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 
 
 class Rollout:
-    """One object, shared by whoever decides, follows and reports. ``known``: what is ordered was read once."""
+    """Shared by the threads that decide, follow and report. ``known``: the operator's pin has been read."""
 
     def __init__(self, own: str = "") -> None:
         self.own: Which | None = parse_version(own, "serving.pin") if own else None
@@ -27,28 +29,28 @@ class Rollout:
         self.known.set()
         self.num_held = 0
         self.held: Which | None = None
-        """The newest version, while it does not answer; None while it does."""
+        """The newest or pinned version while it is held back; None while it answers."""
         self.why = ""
-        """Why it does not."""
+        """Why it is held back."""
 
     @property
     def wanted(self) -> Which | None:
-        """The version to answer from; None for the newest good one. A server's own pin goes before everybody's."""
+        """The version to answer from; None for the newest good one. The server's own pin takes precedence."""
         return self.own or (self.ordered.which if self.ordered is not None else None)
 
     def hold(self, which: Which, why: str) -> None:
-        """A version stays out of service."""
+        """Note that a version is held back."""
         if self.held != which:
             self.num_held += 1
         self.held, self.why = which, why
 
     def release(self) -> None:
-        """The newest version answers."""
+        """Note that no version is held back."""
         self.held, self.why = None, ""
 
 
 class PinFollower(threading.Thread):
-    """Follows the control topic into a `Rollout`. A deployment without that topic has no pins."""
+    """Keeps a `Rollout` up to date with the control topic. A deployment without that topic has no pins."""
 
     def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
         super().__init__(name="control", daemon=True)
@@ -61,21 +63,23 @@ class PinFollower(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        """Follow until stopped; begin again whenever the broker was away."""
+        """Follow until stopped; begin again whenever the broker was away, or anything else happened."""
+        is_told = False
         while not self._stopping.is_set():
             try:
-                consumer = self._make()
-            except HeadraceError:
-                self._stopping.wait(RETRY_S)
-                continue
-            try:
-                self._follow(consumer)
+                with contextlib.closing(self._make()) as consumer:
+                    self._follow(consumer)
             except (KafkaError, HeadraceError) as error:
-                logger.debug("control topic: %s", error)
-                self._rollout.known.set()
-                self._stopping.wait(RETRY_S)
-            finally:
-                consumer.close()
+                refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
+                level = logging.ERROR if refused and not is_told else logging.DEBUG
+                is_told = is_told or refused
+                logger.log(level, "control topic: no pin can be read: %s", error)
+            except Exception:
+                logger.exception(
+                    "control topic: following it failed, and begins again; a new pin is not seen until then"
+                )
+            self._rollout.known.set()
+            self._stopping.wait(RETRY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
         (partition,) = partitions_of(consumer, self._topic)

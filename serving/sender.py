@@ -1,4 +1,4 @@
-"""Actions sent from the page, as a producer of the user's own would: to the actions topic, by the user's partition."""
+"""Sends actions from the page as any producer would: to the actions topic, partitioned by user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 10.0
 
 
 class ActionSender:
-    """A producer that is made at the first action, and made again after a failure. For any number of threads."""
+    """Creates its producer at the first action, and again after a failure. Safe for any number of threads."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka, self._topic = kafka, Topics.under(kafka.prefix).actions
@@ -30,7 +30,7 @@ class ActionSender:
         self._client: KafkaProducer | None = None
 
     def send(self, request: ActionRequest, timestamp_ms: int) -> SentAction:
-        """Send and wait for the broker. Raises `NotReadyError` when it does not answer."""
+        """Send an action and wait for the broker. Raises `NotReadyError` if it does not answer."""
         name = uuid.uuid4().hex
         action: dict[str, Any] = {
             "id": name, "user": request.user, "item": request.item, "action": request.action, "timestamp": timestamp_ms,
@@ -51,7 +51,7 @@ class ActionSender:
                           record_ms=placed.timestamp)  # fmt: skip
 
     def close(self) -> None:
-        """End the producer, if there is one."""
+        """Close the producer, if there is one."""
         client, self._client = self._client, None
         if client is not None:
             client.close(timeout=1)

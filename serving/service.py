@@ -1,4 +1,4 @@
-"""What a server knows and does, apart from HTTP: requests to jobs, and how things stand."""
+"""What a server knows and does, apart from HTTP: turns requests into jobs, and reports its state."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
-from serving.jobs import HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
+from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.messages import (
     MAX_KEY,
     About,
     ActionRequest,
+    ExplainRequest,
     ItemsRequest,
     RankBatchRequest,
     RankRequest,
@@ -48,36 +49,36 @@ NUM_USERS = 50
 Answer = Callable[[Any], Awaitable[bytes]]
 """A request → the JSON of its answer."""
 HELP = {
-    "headrace_freshness_seconds": "Age of the newest action that the served weights have learned from.",
-    "headrace_version_epoch": "Epoch of the version served; -1 before the first.",
-    "headrace_version_number": "Number of the version served; -1 before the first.",
+    "headrace_freshness_seconds": "Age of the newest action that the weights in service have learned from.",
+    "headrace_version_epoch": "Epoch of the version in service; -1 before the first.",
+    "headrace_version_number": "Number of the version in service; -1 before the first.",
     "headrace_version_swaps_total": "Versions that came into service.",
-    "headrace_version_copies_total": "Swaps that paid for a copy of the tables, because a request held an old version.",
-    "headrace_versions_dropped_total": "Torn, corrupt, fenced or repeated versions that were not served.",
-    "headrace_versions_unlinked_total": "Deltas whose base was not here.",
+    "headrace_version_copies_total": "Swaps that had to copy the tables, because a request still held an old version.",
+    "headrace_versions_dropped_total": "Torn, corrupt, fenced or repeated versions that were dropped.",
+    "headrace_versions_unlinked_total": "Deltas that do not build on the version held here.",
     "headrace_versions_refused_total": "Versions that do not fit this build.",
-    "headrace_versions_held_total": "Versions that stayed out of service: worse than the last good ones, or missing.",
-    "headrace_version_held": "1 while the newest version, or the pinned one, does not answer.",
-    "headrace_version_pinned": "1 while the version is decided by a pin.",
+    "headrace_versions_held_total": "Versions held back: worse than the last good ones, or pinned but missing.",
+    "headrace_version_held": "1 while the newest or the pinned version is held back.",
+    "headrace_version_pinned": "1 while a version is pinned.",
     "headrace_broker_up": "1 while the broker answers.",
-    "headrace_histories": "Users whose history is here.",
-    "headrace_history_bytes": "Memory of the histories.",
+    "headrace_histories": "Users whose history is stored.",
+    "headrace_history_bytes": "Memory used by histories.",
     "headrace_histories_forgotten_total": "Histories dropped to stay within serving.history_bytes.",
     "headrace_requests_waiting": "Requests that no worker has taken yet.",
-    "headrace_requests_shed_total": "Requests answered 503 at once, because too much was waiting.",
-    "headrace_expected_wait_seconds": "How long a short request would wait now, as measured.",
-    "headrace_cache_bytes": "Memory of cached keys and values.",
+    "headrace_requests_shed_total": "Requests answered 503 at once, because too many were waiting.",
+    "headrace_expected_wait_seconds": "How long a short request would wait at present, as measured.",
+    "headrace_cache_bytes": "Memory used by cached keys and values.",
     "headrace_cache_hits_total": "Requests that could use cached keys and values.",
-    "headrace_cache_misses_total": "Requests that could not.",
-    "headrace_cache_reused_total": "Requests that used those of an earlier version.",
-    "headrace_cache_error": "The largest difference that those make to a score, measured by answering some both ways.",
-    "headrace_cache_is_exact": "1 while only those of the same version are used.",
+    "headrace_cache_misses_total": "Requests that could not use cached keys and values.",
+    "headrace_cache_reused_total": "Requests that used keys and values cached under an earlier version.",
+    "headrace_cache_error": "Largest score difference that reuse across versions makes, measured on real requests.",
+    "headrace_cache_is_exact": "1 while only keys and values of the same version are used.",
 }
 
 
 @dataclass(eq=False)
 class Service:
-    """All parts of a server, wired. Nothing here needs a broker, so that tests and benchmarks can do without."""
+    """All parts of a server, wired together. None of this needs a broker, so tests and benchmarks can do without."""
 
     config: ServingConfig
     holder: WeightsManager
@@ -89,9 +90,9 @@ class Service:
     titles: Titles = field(default_factory=Titles)
     sender: ActionSender | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when the server is told to end: streams that would go on for ever end then."""
+    """Set when the server is told to stop, so that endless streams end."""
     failure: BaseException | None = None
-    """What ended a thread that follows a topic: answers get older from then on, so the process is to end."""
+    """The error that ended a thread that follows a topic. Answers would only get older, so the process must end."""
     on_failure: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Service:
         self._builder = RequestBuilder(c, self.histories)
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
-        """Have the cache ready for a version before it answers."""
+        """Compute cache entries for a version before it comes into service; the function returned stores them."""
         entries = self.engine.warm(version, self.config.warm_s)
 
         def put() -> None:
@@ -116,28 +117,28 @@ class Service:
         return put
 
     def fail(self, error: BaseException) -> None:
-        """A follower has ended, though nobody asked it to: no longer alive, nor ready."""
+        """Note that a follower has failed: the server is no longer alive, nor ready."""
         self.failure = error
         self.on_failure()
 
     def close(self) -> None:
-        """Finish what waits."""
+        """Answer the requests that are waiting, and stop."""
         self.batcher.close()
 
     def version(self) -> HeldVersion:
-        """The version in use. Raises `NotReadyError`."""
+        """The version in service. Raises `NotReadyError`."""
         current = self.holder.current
         if current is None:
             raise NotReadyError("no version of the weights has arrived yet; wait until /readyz says so")
         return current
 
     def count_requests(self) -> int:
-        """Requests answered so far."""
+        """How many requests were answered so far."""
         return self.metrics.num_requests if self.metrics is not None else 0
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a version, the histories were read to the end that they had at start, and both go on."""
+        """Whether there is a version, the histories were read to the end of that time, and no follower has failed."""
         return self.failure is None and self.holder.current is not None and self.histories_ready.is_set()
 
     async def recommend(self, request: RecommendRequest) -> bytes:
@@ -164,6 +165,10 @@ class Service:
         """`ItemsAnswer` as JSON."""
         return await self.batcher.answer(ItemsJob(self.titles, request))
 
+    async def explain(self, request: ExplainRequest) -> bytes:
+        """`ExplainAnswer` as JSON."""
+        return await self.batcher.answer(ExplainJob(self._builder, self.engine, self.titles, request))
+
     async def history(self, user: str) -> bytes:
         """`HistoryAnswer` as JSON. Raises `RequestError`."""
         if not 0 < len(user) <= MAX_KEY:
@@ -185,18 +190,18 @@ class Service:
         return msgspec.json.encode(await asyncio.to_thread(sender.send, request, timestamp_ms))
 
     def users(self) -> UsersAnswer:
-        """Who was seen last."""
+        """The users that acted most recently."""
         return UsersAnswer(self.histories.newest_users(NUM_USERS))
 
     def about(self) -> About:
-        """What the page may show and do."""
+        """What the page may show and do on this server."""
         current = self.holder.current
         kinds = list(current.network.config.kinds) if current else []
         return About(kinds=kinds, allow_actions=self.config.allow_actions,
                      objective_s=self.config.freshness_objective_s)  # fmt: skip
 
     def served(self) -> Served:
-        """What the pulse is told of this server."""
+        """This server's state, for the pulse."""
         current, broker = self.holder.current, self.contact.is_up
         swaps, requests = self.holder.num_swaps, self.count_requests()
         if current is None:
@@ -207,7 +212,7 @@ class Service:
         )  # fmt: skip
 
     def version_answer(self) -> VersionAnswer:
-        """Which weights answer now. Raises `NotReadyError`."""
+        """The version in service, described. Raises `NotReadyError`."""
         current = self.version()
         return VersionAnswer(
             version=name_of(current), model_id=current.manifest.model_id, freshness_s=current.freshness_s,
@@ -217,7 +222,7 @@ class Service:
         )  # fmt: skip
 
     def readiness(self) -> Readiness:
-        """What there is of what it takes."""
+        """Which of its preconditions the server has met."""
         current = self.holder.current
         return Readiness(
             ready=self.is_ready, version=name_of(current) if current else None,
@@ -228,7 +233,7 @@ class Service:
         )  # fmt: skip
 
     def readings(self) -> list[Reading]:
-        """For Prometheus."""
+        """Values for Prometheus."""
         current, cache, counters = self.holder.current, self.engine.cache, self.counters
         epoch, number = current.which if current else (-1, -1)
         values: dict[str, float] = {"headrace_freshness_seconds": current.freshness_s} if current else {}

@@ -1,4 +1,4 @@
-"""Items whose embeddings point the same way: cosine over the table that recommendations are scored with."""
+"""Items with similar embeddings, by cosine over the table that recommendations are scored with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from serving.holder import HeldVersion
 
 @torch.inference_mode()
 def similar_items(version: HeldVersion, row: int, k: int) -> list[tuple[int, float]]:
-    """(hash, cosine) of the ``k`` live items most like that of ``row``, without itself; best first."""
+    """(hash, cosine) of the ``k`` live items most similar to that of ``row``, without itself; best first."""
     table, network = version.tables[ITEMS], version.network
     query_1D = table.derived[row : row + 1].clone()
-    query_1D[:, -1] = 0.0  # the last column is the item's bias, which has no say in what it is like
+    query_1D[:, -1] = 0.0  # the last column is the item's bias, which does not count for similarity
     k = min(k, table.num_rows)
     scores_1k, rows_1k = top_k(
         query_1D, table.derived, k, normalize=False, valid_V=table.live,

@@ -1,4 +1,4 @@
-"""Whether a version's numbers are finite: asked before it comes into service, whatever its trainer has let through."""
+"""Whether a version's numbers are finite: checked before it comes into service, in case its trainer did not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wire.weights import Version
 
 NUM_PROBED = 4
 PROBE_TOLERANCE = 0.02
-"""Precisions and devices differ by less."""
+"""Results of different precisions and devices differ by less."""
 
 
 @torch.inference_mode()
 def check_sound(version: Version, network: Network) -> None:
-    """Raise `VersionError` for weights that are not finite, or that predict nothing finite of a few of their items."""
+    """Raise `VersionError` if weights or predictions for a few items are not finite, or if the probe differs."""
     snapshot = version.snapshot
     for name, array in snapshot.dense.items():
         if not np.isfinite(array).all():
@@ -35,7 +35,7 @@ def check_sound(version: Version, network: Network) -> None:
 
 
 def _check_few_items(version: Version, network: Network) -> None:
-    """That the model predicts something finite of a few of a version's own items."""
+    """Check that predictions from a few of the version's own items are finite."""
     snapshot = version.snapshot
     rows_ND = network.tensor(snapshot.tables[ITEMS].rows[:NUM_PROBED].astype(np.float32))
     num = len(rows_ND)
@@ -47,17 +47,17 @@ def _check_few_items(version: Version, network: Network) -> None:
     y_SM, _ = network.extend(item_nM, times, times, bounds, network.nothing(), zero, zero)
     scores = model.retrieval_query(y_SM) @ model.retrieval_table(rows_ND).T
     if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM, None)).all()):
-        raise VersionError("what these weights predict is not finite")
+        raise VersionError("predictions from these weights are not finite")
 
 
 def _check_probe(version: Version, network: Network) -> None:
-    """That these weights say here what they said to the trainer."""
+    """Check that these weights give the same outputs here as at the trainer (`model.probe`)."""
     expected = np.array(version.manifest.quality.probe)
     if not len(expected):
         return
     got = np.array(probe_outputs(network.model, network.backend))
     if got.shape != expected.shape or not np.allclose(got, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
         raise VersionError(
-            f"to fixed inputs the trainer's weights said {expected[:4].tolist()}..., here they say "
+            f"for fixed inputs the trainer's weights gave {expected[:4].tolist()}..., here they give "
             f"{got[:4].tolist()}...: the builds differ, or the weights do"
         )

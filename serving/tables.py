@@ -1,7 +1,7 @@
 """The tables of a version, held twice, so that a new version costs its changed rows and not a copy of the table.
 
 Two `TableSet`s take turns. Requests read one; the other catches up with what it missed, takes the new version's rows,
-and becomes the one that is read. The set that was read before is touched again only when no request holds it any more
+and then becomes the one that is read. The former one is changed again only when no request holds it any more
 (`serving.holder` counts them). Row numbers are the trainer's; row 0 is the cold row.
 """
 
@@ -23,16 +23,16 @@ from wire.weights import Snapshot, TableRows
 
 Int64 = NDArray[np.int64]
 Derive = Callable[[Tensor], Tensor]
-"""Rows (N, D) → what is kept beside them (N, D'), row by row."""
+"""Rows (N, D) → what is derived from them (N, D'), row by row."""
 
 
 def tensor_of(array: NDArray[Any], device: torch.device | None = None) -> Tensor:
-    """A tensor of an array's contents; copied only where the array may not be written to."""
+    """An array as a tensor; copied only if the array is read-only."""
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device or torch.device("cpu"))
 
 
 class RowTable:
-    """One table: ``rows`` (V, D), what is ``derived`` from them, ``live`` (V,), and key ↔ row. Grows by doubling."""
+    """A table: ``rows`` (V, D), ``derived`` values of them, ``live`` (V,), and key ↔ row. Grows by doubling."""
 
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device, backend: str) -> None:
         self._map = IdMap(1024, backend="reference" if backend == "reference" else "auto")
@@ -51,12 +51,12 @@ class RowTable:
 
     @property
     def derived(self) -> Tensor:
-        """(V, D') what was derived from the rows; the rows themselves where nothing is."""
+        """(V, D') what is derived from the rows; the rows themselves if nothing is."""
         return self.rows if self._derived is None else self._derived[: self.num_rows]
 
     @property
     def live(self) -> Tensor:
-        """(V,) bool: rows that a key has; never the cold row."""
+        """(V,) bool: rows that belong to a key; never the cold row."""
         return self._live[: self.num_rows]
 
     @property
@@ -69,14 +69,14 @@ class RowTable:
         return self._keys[rows_N]
 
     def lookup(self, keys_N: Int64) -> Int64:
-        """(N,) rows; 0 (the cold row) for keys that have none."""
+        """(N,) rows; 0 (the cold row) for keys without one."""
         slots = self._map.lookup(keys_N)
         if not len(self._row_of_slot):
             return np.zeros(len(keys_N), np.int64)
         return np.where(slots < 0, 0, self._row_of_slot[slots])
 
     def apply(self, change: TableRows, derive: Derive | None = None) -> None:
-        """Tombstones first (their rows may have been given to the new keys), then the changed rows, in place."""
+        """Apply tombstones first (new keys may have got their rows), then the changed rows, in place."""
         self._bury(change.tombstones)
         if not len(change.row_index):
             return
@@ -124,7 +124,7 @@ class RowTable:
         self.num_rows = max(self.num_rows, num_rows)
 
     def contents(self) -> TableRows:
-        """Everything in the table, as a base would bring it. Only reads."""
+        """Everything in the table, in the form of a base. Does not change the table."""
         live = self.live.cpu().numpy().copy()
         live[:1] = True
         rows = np.flatnonzero(live)
@@ -148,7 +148,7 @@ class TableSet:
         return name in self.tables
 
     def apply(self, change: Snapshot, derive: Mapping[str, Derive], config: ModelConfig, *, is_base: bool) -> None:
-        """A version's rows; a base replaces everything."""
+        """Apply what a version carries; a base replaces everything."""
         if is_base:
             self.tables = {}
         self.apply_rows(change.tables, derive)
@@ -158,7 +158,7 @@ class TableSet:
         self.rates.apply(change.rates, is_base=is_base)
 
     def apply_rows(self, changes: Mapping[str, TableRows], derive: Mapping[str, Derive]) -> None:
-        """The embedding rows of a version."""
+        """Apply the embedding rows of a version."""
         for name, change in changes.items():
             if name not in self.tables:
                 dtype = tensor_of(change.rows[:0]).dtype
@@ -166,7 +166,7 @@ class TableSet:
             self.tables[name].apply(change, derive.get(name))
 
     def copy(self, derive: Mapping[str, Derive]) -> TableSet:
-        """Another set with the same contents. Only reads this one."""
+        """Another set with the same contents. Does not change this one."""
         other = TableSet(self.device, self.backend)
         other.apply_rows({name: table.contents() for name, table in self.tables.items()}, derive)
         other.memory = self.memory.copy() if self.memory is not None else None

@@ -1,4 +1,4 @@
-"""What people call items: a file of ``id<TAB>title`` lines, read once at start."""
+"""Titles of items, from a file of ``id<TAB>title`` lines that is read once at startup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Titles:
 
     @staticmethod
     def read(path: str) -> Titles:
-        """The titles of a file, none where ``path`` is empty. Raises `StartError`."""
+        """The titles in a file; none if ``path`` is empty. Raises `StartError`."""
         if not path:
             return Titles()
         try:

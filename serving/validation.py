@@ -1,7 +1,7 @@
-"""Bodies to requests. A right body costs one pass in C; a wrong one is looked at again, to say what to change.
+"""Decodes bodies into requests. A valid body takes one pass in C; an invalid one is checked again, to say what to fix.
 
-The second look stops at `MAX_PROBLEMS`, and a list that is too long is refused for its length before any of its
-elements is looked at: so what a body can cost is bounded by its bytes, whatever is in it.
+The second pass stops at `MAX_PROBLEMS`, and a list that is too long is refused for its length, before its elements are
+checked: so the cost of a body is bounded by its size, whatever it contains.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ EXPECTED: dict[type, str] = {
     inspect.NoneType: "null",
 }
 Limit = tuple[int, str]
-"""The most there may be, and the key of the configuration that says so."""
+"""The most that is allowed, and the setting that says so."""
 
 
 class Decoder:
-    """Decodes bodies of one kind. ``limits``: by the field's name, of a list's length or of a number."""
+    """Decodes bodies of one kind. ``limits``: by name of a field, on a list's length or on a number."""
 
     def __init__(self, kind: type[T], limits: Mapping[str, Limit]) -> None:
         self.kind, self._limits = kind, limits
@@ -52,7 +52,7 @@ class Decoder:
         return request
 
     def _beyond(self, request: msgspec.Struct, at: str) -> Iterator[Problem]:
-        """The limits that a request of the right types goes beyond."""
+        """The limits that a request of the right types exceeds."""
         for name, limit in self._limits.items():
             value = getattr(request, name, None)
             num = value if isinstance(value, int) else len(value) if isinstance(value, list) else 0
@@ -65,10 +65,7 @@ class Decoder:
     def _explain(self, body: bytes, error: msgspec.ValidationError) -> list[Problem]:
         try:
             value = msgspec.json.decode(body)
-        except (
-            msgspec.DecodeError,
-            RecursionError,
-        ) as unreadable:  # what is wrong goes deeper than anything is looked at
+        except (msgspec.DecodeError, RecursionError) as unreadable:  # the schema's check stops before the bad part
             return [_no_json(unreadable)]
         found = list(islice(self._problems(value, self._type, "", ""), MAX_PROBLEMS))
         return found or [Problem(field="body", expected="a request as in /openapi.json", do=f"correct it: {error}")]
@@ -101,7 +98,7 @@ class Decoder:
             elif field.required:
                 before = True
                 yield Problem(field=_join(at, name), expected="a value", do="add it")
-        if not before and not _converts(value, kind):  # each field is fine: what is wrong is how they go together
+        if not before and not _converts(value, kind):  # each field is valid, but not their combination
             both = "both" if value.get("user") is not None else "neither"
             yield Problem(field=at or "body", expected="either user or history", got=both, do="send one of them")
 
@@ -124,7 +121,9 @@ def _too_much(at: str, got: int, limit: Limit) -> Problem:
 
 def _no_json(error: Exception) -> Problem:
     why = (
-        "it is nested too deep" if isinstance(error, RecursionError) else str(error).removeprefix("JSON is malformed: ")
+        "it is nested too deeply"
+        if isinstance(error, RecursionError)
+        else str(error).removeprefix("JSON is malformed: ")
     )
     return Problem(field="body", expected="JSON", do=f"correct it: {why}")
 
@@ -144,7 +143,7 @@ def _fits(value: Any, kind: inspect.Type) -> bool:
 
 
 def _converts(value: Any, kind: inspect.Type) -> bool:
-    """Whether a value is of that type, ranges and lengths included."""
+    """Whether a value has the type, including limits on ranges and lengths."""
     if isinstance(kind, inspect.UnionType):
         return any(_converts(value, _plain(each)) for each in kind.types)
     if isinstance(kind, inspect.IntType):
@@ -176,7 +175,7 @@ def _expected(kind: inspect.Type) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The value as JSON can carry it, cut where it is long."""
+    """The value in a form that JSON can represent, shortened if it is long."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):

@@ -1,1 +1,1 @@
-"""What an action, an interaction and an example are; their bytes; the topics; and the store that keeps sequences."""
+"""Users' interleaved sequences: the state machine that builds them, and the RocksDB store and outbox that keep them."""

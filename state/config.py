@@ -18,11 +18,12 @@ STORE_LIMITS: dict[str, Limit] = {
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where a worker keeps its partitions' databases, and how carefully.
+    """Where a worker keeps its partitions' databases, and how durably.
 
     Every batch goes through RocksDB's write-ahead log, so a killed process loses nothing. ``fsync`` also survives a
-    machine that loses power, at the price of one disk flush a batch; without it such a machine restores what it lost
-    from Kafka. ``max_cached_users`` of each partition stay decoded in memory (about 10 kB each with 200 of context).
+    power failure, at the cost of one disk flush per batch; without it, what a power failure takes is restored from
+    Kafka. Up to ``max_cached_users`` users of each partition stay decoded in memory (about 10 kB each at a context of
+    200).
     """
 
     path: Path = Path("data/state")

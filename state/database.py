@@ -19,7 +19,8 @@ _CORRUPT = ("Corruption", "checksum", "corrupted", "No such file")
 
 
 class Database:
-    """One RocksDB folder. A write either happens whole or raises, and after a failed one only `close` works."""
+    """One RocksDB folder, to be opened with `open`. A write is applied as a whole or raises; after a failed one, only
+    `close` works."""
 
     def __init__(self, path: Path, config: StoreConfig) -> None:
         self.path = path
@@ -27,7 +28,16 @@ class Database:
         self._sync = WriteOptions()
         self._sync.sync = config.fsync
         self._db: Rdict | None = None
-        self._open()
+
+    def open(self) -> None:
+        """Open the folder; create it if necessary. Raises `StoreError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._db = Rdict(str(self.path), _options(self._config))
+        except OSError as error:
+            raise StoreError(f"{self.path}: expected a folder to keep state in, got {error}; set store.path") from None
+        except Exception as error:  # noqa: BLE001
+            self._raise(error)
 
     def require_open(self) -> None:
         """Raise `StoreClosed` after `close`, or after a write that failed."""
@@ -54,7 +64,7 @@ class Database:
         return values
 
     def under(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Every (key, value) whose key starts with ``prefix``, in order of keys."""
+        """Every (key, value) whose key starts with ``prefix``, in key order."""
         try:
             for key, value in self._live().items(from_key=prefix):
                 if not key.startswith(prefix):
@@ -66,7 +76,7 @@ class Database:
             self._raise(error)
 
     def write(self, batch: WriteBatch) -> None:
-        """Make a batch durable (`StoreConfig.fsync`), whole or not at all."""
+        """Write a batch, all of it or nothing (`StoreConfig.fsync` says how durably)."""
         try:
             self._live().write(batch, write_opt=self._sync)
         except StoreError:
@@ -76,26 +86,17 @@ class Database:
             self._raise(error)
 
     def wipe(self) -> None:
-        """Remove everything, and start empty."""
+        """Remove everything and start empty."""
         self.close()
         shutil.rmtree(self.path)
-        self._open()
+        self.open()
 
     def close(self) -> None:
-        """Give the folder back. Idempotent; what was written is safe already, so a failing flush is no news."""
+        """Release the folder. Idempotent. Writes are in the log already, so a failing flush does not matter."""
         db, self._db = self._db, None
         if db is not None:
             with suppress(Exception):
                 db.close()
-
-    def _open(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(self.path), _options(self._config))
-        except OSError as error:
-            raise StoreError(f"{self.path}: expected a folder to keep state in, got {error}; set store.path") from None
-        except Exception as error:  # noqa: BLE001
-            self._raise(error)
 
     def _live(self) -> Rdict:
         if self._db is None:
@@ -105,11 +106,11 @@ class Database:
     def _raise(self, error: Exception) -> NoReturn:
         text, path = str(error), self.path
         if any(mark in text for mark in _LOCKED):
-            raise StoreLocked(f"{path}: expected to be alone here, another worker holds it; stop that one") from error
+            raise StoreLocked(f"{path}: expected exclusive use, another worker holds it; stop that one") from error
         if any(mark in text for mark in _FULL):
-            raise StoreFull(f"{path}: expected room to write, got {text!r}; free some, then start again") from error
+            raise StoreFull(f"{path}: expected free space, got {text!r}; free some, then start again") from error
         if any(mark in text for mark in _CORRUPT):
-            message = f"{path}: expected intact files, got {text!r}; remove the folder, it is restored from Kafka"
+            message = f"{path}: expected intact files, got {text!r}; remove the folder: it will be restored from Kafka"
             raise StoreCorrupt(message) from error
         raise StoreError(f"{path}: expected RocksDB to work, got {text!r}; see {path / 'LOG'}") from error
 
@@ -117,7 +118,7 @@ class Database:
 def _options(config: StoreConfig) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
-    # A torn tail of the log is a crash; what lies before it is a consistent state of some moment.
+    # A torn tail of the log means a crash; everything before it is a consistent earlier state.
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
     options.set_write_buffer_size(config.write_buffer_bytes)
     options.set_keep_log_file_num(2)

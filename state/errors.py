@@ -24,7 +24,7 @@ class StoreLocked(StoreError):
 
 
 class StoreFull(StoreError):
-    """The write did not fit on the disk. Nothing of it is visible."""
+    """The write did not fit on the disk. None of it is visible."""
 
 
 class StoreCorrupt(StoreError):
@@ -32,7 +32,7 @@ class StoreCorrupt(StoreError):
 
 
 class StoreMismatch(StoreError):
-    """The database was written under a configuration that gives other sequences."""
+    """The database was written under a configuration that yields different sequences."""
 
 
 class StoreClosed(StoreError):

@@ -1,8 +1,9 @@
-"""What a partition's database says of itself: where it is, and under which configuration its bytes were written."""
+"""A partition's metadata: its position, and the configuration under which its bytes were written."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,12 +15,12 @@ LAYOUT = 3
 
 
 class Shape(msgspec.Struct, array_like=True):
-    """What of the configuration is in the bytes. Field order is the layout."""
+    """The part of the configuration that the stored bytes depend on. Field order is the layout."""
 
     layout: int
     partition: int
     num_partitions: int
-    """0 where nobody said."""
+    """0 if unknown."""
     segment_len: int
     kinds: list[str]
     features: list[str]
@@ -28,7 +29,7 @@ class Shape(msgspec.Struct, array_like=True):
 
     @classmethod
     def of(cls, partition: int, num_partitions: int | None, action: ActionConfig, sequence: SequenceConfig) -> Shape:
-        """The shape that this configuration gives."""
+        """The shape that this configuration yields."""
         return cls(
             LAYOUT, partition, num_partitions or 0, sequence.segment_len, list(action.kinds), list(action.features),
             list(action.user_features), sequence.num_slots,
@@ -40,13 +41,28 @@ class Shape(msgspec.Struct, array_like=True):
             was, now = getattr(stored, field), getattr(self, field)
             if was != now and not (field == "kinds" and now[: len(was)] == was):
                 raise StoreMismatch(
-                    f"{path}: expected {field} {was!r} as it was written, got {now!r}; "
-                    "put the configuration back, or use another store.path and kafka.prefix"
+                    f"{path}: expected {field} {was!r}, as when it was written, got {now!r}; "
+                    "restore that configuration, or use another store.path and kafka.prefix"
                 )
 
 
+class Position(NamedTuple):
+    """How far a partition has come."""
+
+    applied_offset: int = -1
+    """The highest action offset applied; -1 before any."""
+    applied_record_ms: int = -1
+    """Kafka timestamp of that record."""
+    newest_event_ms: int = -1
+    counted_offset: int = -1
+    """``counts`` are those of the actions up to here; after a restore, that is ahead of ``applied_offset``."""
+    counts: Counts = ZERO_COUNTS
+    next_number: int = 0
+    writer_epoch: int = 0
+
+
 class Meta(msgspec.Struct, array_like=True):
-    """Where the partition is. Field order is the layout."""
+    """What the database holds under one key: `Position`, and the state of the outbox. Field order is the layout."""
 
     shape: Shape
     applied_offset: int = -1
@@ -61,7 +77,12 @@ class Meta(msgspec.Struct, array_like=True):
     relayed_number: int = -1
     sequences_offset: int = 0
     dead: dict[str, int] = {}
-    """Reason → dead letters, since the database was made."""
+    """Reason → dead letters, since the database was created."""
+
+    @property
+    def position(self) -> Position:
+        """The fields of the position."""
+        return Position(*(getattr(self, name) for name in Position._fields))
 
 
 def encode_meta(meta: Meta) -> bytes:
@@ -74,10 +95,10 @@ def decode_meta(stored: bytes, path: Path) -> Meta:
     try:
         return msgspec.msgpack.decode(stored, type=Meta)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise corrupt(path, "its description", str(error)) from error
+        raise corrupt(path, "its metadata", str(error)) from error
 
 
 def corrupt(path: Path, what: str, got: str) -> StoreCorrupt:
-    """The error for bytes that RocksDB took for intact and that are not."""
-    advice = "remove the folder, it is restored from Kafka"
-    return StoreCorrupt(f"{path}: expected intact state, {what} is damaged ({got}); {advice}")
+    """The error for bytes that RocksDB considers intact but that are not."""
+    advice = "remove the folder: it will be restored from Kafka"
+    return StoreCorrupt(f"{path}: expected intact state, but {what} is damaged ({got}); {advice}")

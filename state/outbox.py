@@ -1,8 +1,8 @@
-"""What waits in a partition's outbox: examples and dead letters, in the order in which they go out.
+"""A partition's outbox: examples and dead letters that wait to be produced, in order.
 
 Its keys in the partition's database are
 
-    x <index:8>     an entry, big-endian; which of them wait, `state.meta.Meta` says
+    x <index:8>     an entry, by its big-endian index; `state.meta.Meta` says which are waiting
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from wire.topics import example_key
 
 MAX_RECENT_BYTES = 4 << 20
 RECENT_OVERHEAD_BYTES = 300
-"""Of an entry in memory, beside its value."""
+"""Of an entry in memory, besides its value."""
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """One record to produce. ``number``: the example's, -1 for a dead letter. ``record_ms``: Kafka time of the newest
-    action behind it. ``headers`` only of dead letters."""
+    """One record to produce. ``number``: the example's, -1 for a dead letter. ``record_ms``: Kafka timestamp of the
+    newest action that it comes from. Only dead letters have ``headers``."""
 
     index: int
     is_example: bool
@@ -68,7 +68,7 @@ def stored_dead_letter(rejection: Rejection, topic: str, partition: int, offset:
 
 
 def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> OutboxEntry:
-    """The record to produce, an example under its present writer's epoch. Raises CodecError, msgspec.DecodeError."""
+    """The record to produce; an example gets the current ``writer_epoch``. Raises CodecError, msgspec.DecodeError."""
     if stored[:1] == _DEAD_LETTER:
         letter = _decoder.decode(memoryview(stored)[1:])
         return OutboxEntry(index, False, letter.key, letter.value, letter.headers, -1, letter.record_ms)
@@ -81,13 +81,13 @@ def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> Ou
 
 
 class Outbox:
-    """The entries of one database, by index. What is written goes into the caller's batch."""
+    """The entries of one database, by index. Writes go into the caller's batch."""
 
     def __init__(self, db: Database, num_slots: int) -> None:
         self._db = db
         self._num_slots = num_slots
         self._recent: dict[int, OutboxEntry] = {}
-        """The newest entries, so that most are not read back; under ``_recent_epoch``."""
+        """The newest entries, written under ``_recent_epoch``, so that most need not be read back."""
         self._recent_epoch = -1
         self._recent_bytes = 0
 
@@ -106,12 +106,12 @@ class Outbox:
         batch.put(_key(index), stored)
 
     def forget(self) -> None:
-        """Read everything from the database."""
+        """Drop the entries in memory; from now on, they are read from the database."""
         self._recent.clear()
         self._recent_bytes = 0
 
     def delete(self, batch: WriteBatch, indices: range) -> None:
-        """They have gone out."""
+        """Delete entries that the broker has acknowledged."""
         for index in indices:
             batch.delete(_key(index))
             entry = self._recent.pop(index, None)
@@ -119,7 +119,7 @@ class Outbox:
                 self._recent_bytes -= len(entry.value or b"") + RECENT_OVERHEAD_BYTES
 
     def read(self, indices: range, writer_epoch: int) -> list[OutboxEntry]:
-        """These entries, but for an example and all that follows it where a dead letter comes just before it."""
+        """These entries, up to the first example that directly follows a dead letter."""
         if writer_epoch != self._recent_epoch:
             self.forget()
         recent = self._recent
@@ -134,7 +134,7 @@ class Outbox:
         return entries
 
     def newest_number(self, indices: range, writer_epoch: int) -> int:
-        """The number of the last example among these entries; -1 where there is none."""
+        """The number of the last example among these entries; -1 if there is none."""
         for index in reversed(indices):
             entry = self._recent.get(index) or self._entry(index, self._db.get(_key(index)), writer_epoch)
             if entry.is_example:

@@ -1,34 +1,36 @@
 """Why a restored store equals one that was never interrupted, and the part of it that reads examples.
 
-Let the sequences topic hold the partition's examples up to number n, all of them or, after compaction, the newest of
-each key (`wire.example.Address`). A user's actions that changed anything are told in runs, in their order, each run of
-them in one example; let A(u) be the last action of his newest example.
+Let the sequences topic hold the partition's examples up to number n: all of them or, after compaction, the newest of
+each key (`wire.example.Address`). A user's actions that changed anything are emitted in runs, in order, one example
+per run; let A(u) be the last action of user u's newest example.
 
-1.  Put into place in the order of the topic, the examples give the user as he was after A(u). Take an interaction that
-    he keeps, at place p of segment s, and the example E of the last run that touched it. E holds it, and so does every
-    example that takes E's place under its key, as long as that one is of segment s too: the key of a full segment has
-    all of it, and the key of place k of a growing one has everything from k on, which only becomes more. So the newest
-    of them tells the interaction as it stands, and nothing of s behind it tells otherwise. Only a record of a later
-    segment can end that, and before there is one, the run that filled s has told all of it under the key of s.
-2.  That key is a slot's: segment s makes way for segment s + ``num_slots``. When that one begins, the user stops
-    keeping s; nothing joins it, and none of its ids counts. So what compaction takes is what the user has forgotten.
-    Places of a growing segment may outlive it under their keys. Such a record is older than the one that tells all of
-    its segment, so it never has the last word; and whatever comes behind a later segment's record is whole.
+1.  Put in place in the order of the topic, the examples give the user's state after A(u). Take an interaction that the
+    user still keeps, at place p of segment s, and the example E of the last run that touched it. E holds it, and so
+    does every example that replaces E under its key, as long as that one is of segment s too: the key of a whole
+    segment has all of it, and under the key of place k of a growing one, each record holds at least what the one before
+    held (`User.cover`), unless all of s was emitted in between. So the newest of them shows the interaction as it
+    stands, and nothing of s after it says otherwise. Only a record of a later segment can end that, and before there is
+    one, all of s has been emitted under the key of s.
+2.  That key is a slot's: segment s gives way to segment s + ``num_slots``. When that one begins, the user no longer
+    keeps s: nothing joins it, and none of its ids counts. So compaction removes only what the user has forgotten.
+    Pieces of a growing segment may outlive it under their keys. Such a record is older than the one that holds the
+    whole segment, so it never has the last word; and whatever is written of s after a later segment has taken over its
+    pieces' keys is whole.
 3.  Each example holds the ids of its interactions, as many as the user remembers, and the user's latest features. An
-    action that brings an id changes its interaction, even if it changes nothing else, so it is told. What is not told
-    changed nothing: it would change nothing again, because the user whom it meets is the same.
+    action with an id changes its interaction, if only by that id, so it is emitted. An action that was not emitted
+    changed nothing, and would change nothing again, because it meets the user in the same state.
 4.  What becomes of an action depends on its user alone: not on other users, nor on where batches begin. So it is enough
-    that, after the restore, each user meets his actions behind A(u), each once, in their order. He does: the replay
-    starts at `replay_from_offset` of example n, which is at most the first action that no example tells (that of the
-    batch, unless n is its last), and actions up to (`user_offset`, `user_index`) are skipped.
-5.  An example numbered n + 1 or more tells runs behind A(u). Interaction k of a user is therefore the same in both
-    lives and is new in one accepted example; so is each kind that came to it later. Only the cut into runs may differ.
-6.  Counts: example n carries them as of `counted_offset`, the end of its batch. They are taken over, and replayed
-    records up to that offset are not counted again.
-7.  Dead letters of replayed records are written again, with the same topic, partition, offset and index, which is what
-    makes them one: who counts dead letters counts those. None is lost: `outbox` never hands out an example together
-    with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
-8.  Names: those of the examples at hand are known; others are sent again when their items are seen again.
+    that, after the restore, each user meets the actions after A(u), each once and in order. That holds: the replay
+    starts at `replay_from_offset` of example n, which is at most the first action that no example covers (the first of
+    its batch, unless n is the batch's last), and actions up to (`user_offset`, `user_index`) are skipped.
+5.  An example numbered n + 1 or higher covers runs after A(u). So interaction k of a user is the same in both lives and
+    is new in one accepted example; so is each kind that is added to it later. Only the division into runs may differ.
+6.  Counts: example n carries them as of `counted_offset`, the end of its batch. They are adopted, and replayed records
+    up to that offset are not counted again.
+7.  Dead letters of replayed records are written again, with the same topic, partition, offset and index. These identify
+    a dead letter, so whoever counts them by identity counts each once. None is lost: `outbox` never returns an example
+    together with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
+8.  Names: those in the examples are known; others are sent again when their items are next seen.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from dataclasses import dataclass
 from rocksdict import WriteBatch
 
 from state.database import Database
+from state.meta import Position
 from state.sequencer import Sequencer
 from state.user import User
 from state.user_store import UserStore
@@ -58,8 +61,8 @@ class Restored:
 
 
 def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) -> Restored:
-    """Put what accepted examples hold in its place. Takes as much memory as one write batch."""
-    log, restored = ExampleLog(None, allow_holes=True), Restored()
+    """Put the content of the accepted examples in place. Takes as much memory as one write batch."""
+    log, restored = ExampleLog(None, allow_gaps=True), Restored()
     held, names = dict[str, User](), set[int]()
     for example in examples:
         if log.feed(example) is not Verdict.ACCEPT:
@@ -87,15 +90,17 @@ def _save(db: Database, users: UserStore, held: dict[str, User], names: set[int]
 
 
 def rewind(sequencer: Sequencer, restored: Restored) -> None:
-    """Put the partition to just before the first action that has to be replayed."""
+    """Set the position to just before the first action that has to be replayed."""
     newest = restored.newest
     if newest is not None:
         sequencer.resume(
-            applied_offset=newest.replay_from_offset - 1,
-            applied_record_ms=newest.newest_record_ms,
-            newest_event_ms=newest.newest_event_ms,
-            counted_offset=newest.counted_offset,
-            counts=newest.counts,
-            next_number=newest.number + 1,
-            writer_epoch=restored.writer_epoch,
+            Position(
+                applied_offset=newest.replay_from_offset - 1,
+                applied_record_ms=newest.newest_record_ms,
+                newest_event_ms=newest.newest_event_ms,
+                counted_offset=newest.counted_offset,
+                counts=newest.counts,
+                next_number=newest.number + 1,
+                writer_epoch=restored.writer_epoch,
+            )
         )

@@ -1,24 +1,13 @@
-"""A segment of a user's sequence: in memory as columns that grow, at rest as the bytes that also go on the wire.
+"""A segment of a user's sequence in memory, as columns that grow. `state.segment_codec` has its stored form.
 
-Ids of actions lie in the order of their interactions, and within one in the order in which they came.
-
-What is stored of a segment, little-endian:
-
-    0   8   timestamp of its first interaction
-    8   2   n, interactions
-    10  2   action ids
-    12  1   flags (`wire.example_codec`: LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, IDS)
-    13  1   bytes of an interaction's action bits
-    14  4   the segment's number, its lower 32 bits
-    18      columns of the n interactions, then the ids, as `wire.example_codec` lays them out
+Action ids are kept in the order of their interactions, and within an interaction in the order of arrival.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from array import array
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,53 +15,13 @@ from numpy.typing import NDArray
 from wire.action import Action
 from wire.config import MAX_IDS
 from wire.example import Example
-from wire.example_codec import DOMAINS, FEATURES, IDS, LONG_TIMES, SESSIONS, VALUES
+from wire.example_codec import DOMAINS, FEATURES, IDS, SESSIONS, VALUES
 
-_HEAD = struct.Struct("<qHHBBI")
-_NUMBER = struct.Struct("<I")
-_NUMBER_AT = 14
-COLUMNS_START = _HEAD.size
 _ALL = DOMAINS | SESSIONS | VALUES | FEATURES
-_BITS_CODES = {1: "B", 2: "H", 4: "I"}
-_NO_HASH, _NO_VALUE = bytes(8), array("f", (math.nan,)).tobytes()
-
-
-class Cut(NamedTuple):
-    """Interactions of a segment as the codec lays them out: the time of the first one, how many they are, their ids,
-    flags, bytes of the bits; and the columns, ids among them."""
-
-    first_ms: int
-    num: int
-    num_ids: int
-    flags: int
-    bits_width: int
-    columns: bytes
-
-
-def describe(stored: bytes) -> tuple[int, int, int, int, int, int]:
-    """(first timestamp, interactions, ids, flags, bytes of the bits, lower half of the number) of a stored segment."""
-    return _HEAD.unpack_from(stored)
-
-
-def is_segment(stored: bytes | None, index: int) -> bool:
-    """Whether these bytes are segment ``index``, not another one of its slot."""
-    return stored is not None and _NUMBER.unpack_from(stored, _NUMBER_AT)[0] == index & 0xFFFF_FFFF
-
-
-def ids_of(stored: bytes) -> bytes:
-    """The column of ids of a stored segment."""
-    num_ids: int = _HEAD.unpack_from(stored)[2]
-    return stored[len(stored) - 8 * num_ids :]
-
-
-def may_hold(stored: bytes, item: bytes) -> bool:
-    """Whether a stored segment has an interaction on the item, or, rarely, only bytes that look like it."""
-    num: int = _HEAD.unpack_from(stored)[1]
-    return stored.find(item, COLUMNS_START, COLUMNS_START + 8 * num) >= 0
 
 
 def holds(column: bytes | bytearray, key: bytes) -> bool:
-    """Whether a column of hashes holds this one."""
+    """Whether a column of hashes contains this one."""
     at = column.find(key)
     while at >= 0 and at % 8:
         at = column.find(key, at + 1)
@@ -80,7 +29,7 @@ def holds(column: bytes | bytearray, key: bytes) -> bool:
 
 
 class Segment:
-    """Interactions ``index · segment_len`` … of a user's lifetime. A column that holds nothing yet is left empty."""
+    """Interactions of a user's lifetime from ``index * segment_len`` on. A column stays empty while none has it."""
 
     __slots__ = (
         "bits", "domains", "features", "flags", "id_counts", "ids", "index", "items", "num_features", "packed",
@@ -107,7 +56,7 @@ class Segment:
         return len(self.times)
 
     def find(self, item: bytes, timestamp_ms: int, window_ms: int, session_hash: int) -> int:
-        """Place of the newest interaction on ``item`` within the window, and of the session if one is named; or -1."""
+        """Place of the newest interaction on ``item`` within the window, and in the session if one is named; or -1."""
         items, times = self.items, self.times
         at = items.rfind(item)
         while at >= 0:
@@ -115,7 +64,7 @@ class Segment:
                 place = at // 8
                 distance_ms = timestamp_ms - times[place]
                 if distance_ms > window_ms:
-                    return -1  # and what lies before it is older still
+                    return -1  # those before it are older still
                 if distance_ms >= -window_ms and (not session_hash or self._session(place) == session_hash):
                     return place
             at = items.rfind(item, 0, at + 7)
@@ -151,7 +100,7 @@ class Segment:
             self.id_counts.append(0)
 
     def join(self, place: int, action: Action) -> tuple[int, bool]:
-        """Add an action to an interaction: the kinds that are new to it, and whether anything of it has changed."""
+        """Add an action to an interaction. Returns the kinds that are new to it, and whether anything has changed."""
         old_bits = self.bits[place]
         new_bits = action.bits & ~old_bits
         changed = bool(new_bits)
@@ -171,7 +120,7 @@ class Segment:
         return new_bits, changed
 
     def remember(self, place: int, id_hash: bytes) -> None:
-        """An action with this id is in the interaction at ``place``; beyond `MAX_IDS` its oldest one is forgotten."""
+        """Add an action's id to the interaction at ``place``. Beyond `MAX_IDS`, the oldest is forgotten."""
         self.packed = None
         counts, ids = self.id_counts, self.ids
         if not self.flags & IDS:
@@ -190,99 +139,19 @@ class Segment:
             first = end - 8 * (MAX_IDS + 1)
             del ids[first : first + 8]
 
-    def pack(self) -> bytes:
-        """The stored form."""
-        if self.packed is None:
-            first_ms, num, num_ids, flags, width, columns = self.cut(0, len(self))
-            self.packed = _HEAD.pack(first_ms, num, num_ids, flags, width, self.index & 0xFFFF_FFFF) + columns
-        return self.packed
-
-    def cut(self, first: int, end: int) -> Cut:
-        """The interactions at the places ``first`` … ``end - 1``, of which there is at least one."""
-        times, bits, flags = self.times[first:end], self.bits[first:end], self.flags
-        num, first_ms, long_times = len(times), times[0], 0
-        if num == 1:
-            time_column, width = b"\0\0\0\0", _width(bits[0])
-        else:
-            width = _width(max(bits))
-            try:
-                time_column = array("I", [time_ms - first_ms for time_ms in times]).tobytes()
-            except OverflowError:
-                long_times, time_column = LONG_TIMES, times.tobytes()
-        bits_column = bits.tobytes() if width == 4 else array(_BITS_CODES[width], bits.tolist()).tobytes()
-        if num == len(self.times):  # each column that is there holds something
-            num_ids = len(self.ids) // 8
-            columns = b"".join((
-                self.items, time_column, bits_column, self.domains, self.values, self.features, self.sessions,
-                self.id_counts, self.ids,
-            ))  # fmt: skip
-            return Cut(first_ms, num, num_ids, flags | long_times, width, columns)
-        parts: list[bytes | bytearray] = [self.items[8 * first : 8 * end], time_column, bits_column]
-        given, width_F = long_times, self.num_features
-        for flag, column, row_len, nothing in (
-            (DOMAINS, self.domains, 1, _NO_HASH), (VALUES, self.values, 1, _NO_VALUE),
-            (FEATURES, self.features, width_F, _NO_HASH * width_F), (SESSIONS, self.sessions, 1, _NO_HASH),
-        ):  # fmt: skip
-            if flags & flag:
-                rows = column[first * row_len : end * row_len].tobytes()
-                if rows != nothing * num:
-                    given |= flag
-                    parts.append(rows)
-        num_ids = 0
-        if flags & IDS:
-            counts = self.id_counts[first:end]
-            num_ids = sum(counts)
-            if num_ids:
-                given |= IDS
-                stop = len(self.ids) - 8 * sum(self.id_counts[end:])
-                parts += [counts.tobytes(), self.ids[stop - 8 * num_ids : stop]]
-        return Cut(first_ms, num, num_ids, given, width, b"".join(parts))
-
-    @classmethod
-    def unpack(cls, index: int, stored: bytes, num_features: int) -> Segment:
-        """From the stored form. Raises ValueError or struct.error for bytes that are none."""
-        segment = cls(index, num_features)
-        first_ms, num, num_ids, flags, width, _ = _HEAD.unpack_from(stored)
-        segment.flags = flags & ~LONG_TIMES
-        at = COLUMNS_START + 8 * num
-        segment.items += stored[COLUMNS_START:at]
-        if flags & LONG_TIMES:
-            segment.times.frombytes(stored[at : at + 8 * num])
-        else:
-            shifted = array("I", stored[at : at + 4 * num])
-            segment.times.extend([first_ms + offset_ms for offset_ms in shifted])
-        at += (8 if flags & LONG_TIMES else 4) * num
-        segment.bits.fromlist(array(_BITS_CODES[width], stored[at : at + width * num]).tolist())
-        at += width * num
-        optional: tuple[tuple[int, array[Any], int], ...] = (
-            (DOMAINS, segment.domains, 8), (VALUES, segment.values, 4), (FEATURES, segment.features, 8 * num_features),
-            (SESSIONS, segment.sessions, 8), (IDS, segment.id_counts, 1),
-        )  # fmt: skip
-        for flag, column, row_bytes in optional:
-            if flags & flag:
-                column.frombytes(stored[at : at + row_bytes * num])
-                at += row_bytes * num
-        segment.ids += stored[at:]
-        if not num or len(stored) != at + 8 * num_ids or sum(segment.id_counts) != num_ids:
-            raise ValueError(f"expected {at + 8 * num_ids} bytes, got {len(stored)}")
-        if not is_segment(stored, index):
-            raise ValueError(f"expected segment {index}, got another one")
-        segment.packed = stored
-        return segment
-
     @classmethod
     def of(cls, example: Example) -> Segment:
-        """What an example holds of its segment, as if nothing came before."""
+        """A segment of only what an example holds."""
         segment = cls(example.segment, example.interactions.feature_hash.shape[1])
         segment.put(example)
         return segment
 
     def put(self, example: Example) -> None:
-        """Take over an example's interactions. Places before them that have not come hold item 0 until they do."""
+        """Put an example's interactions in place. Earlier places that have not arrived hold item 0 until they do."""
         first, rows = example.first, example.interactions
         end = first + len(rows)
         self.packed = None
-        self._reach(end)
+        self._extend(end)
         self.items[8 * first : 8 * end] = rows.item_hash.tobytes()
         self.times[first:end] = array("q", rows.timestamp_ms.tobytes())
         self.bits[first:end] = array("I", rows.action_bits.tobytes())
@@ -308,8 +177,8 @@ class Segment:
         self.ids[start:stop] = example.action_ids.tobytes()
         counts[first:end] = array("B", example.id_counts.tobytes() or bytes(end - first))
 
-    def _reach(self, num: int) -> None:
-        """Have room for ``num`` interactions."""
+    def _extend(self, num: int) -> None:
+        """Make room for ``num`` interactions."""
         missing = num - len(self)
         if missing <= 0:
             return
@@ -331,7 +200,7 @@ class Segment:
         return True
 
     def _fill(self, flags: int) -> None:
-        """Columns that are too short so far get an entry for every interaction."""
+        """Begin the columns of ``flags``: every column gets an entry for each interaction."""
         num, begun = len(self), flags & ~self.flags
         self.flags = flags
         if begun & DOMAINS:
@@ -344,7 +213,3 @@ class Segment:
             self.values.extend([math.nan] * (num - len(self.values)))
         if begun & IDS:
             self.id_counts.frombytes(bytes(num - len(self.id_counts)))
-
-
-def _width(most: int) -> int:
-    return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4

@@ -1,13 +1,12 @@
-"""One partition's sequences on disk: what the sequencer computes, made durable in one write batch a call.
+"""One partition's sequences on disk: what the sequencer computes, made durable in one write batch per call.
 
-One RocksDB a partition. Besides what `state.user_store` keeps of users, its keys are
+Each partition has its own RocksDB. Its keys are those of `state.user_store`, those of `state.outbox`, and
 
-    m               `state.meta.Meta`: where the partition is; absent until something was applied, restored or claimed
-    t               ids of the topics that offsets here are of, with spaces between
+    m               `state.meta.Meta`; absent until something has been applied, restored or claimed
+    t               ids of the topics that the offsets here belong to, separated by spaces
 
-and those of `state.outbox`. A batch changes users, names, outbox and ``m`` together or not at all. Sequences on
-disk never disagree with the outbox or with the applied offset, whenever the process dies. `state.restore` says what
-happens when the disk is lost.
+A batch changes users, names, outbox and ``m`` together or not at all, so sequences on disk never disagree with the
+outbox or with the applied offset, whenever the process dies. `state.restore` says what happens when the disk is lost.
 """
 
 from __future__ import annotations
@@ -16,22 +15,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from rocksdict import WriteBatch
 
 from state.config import StoreConfig
 from state.database import Database
+from state.emitter import Draft
+from state.intake import Intake
 from state.meta import Meta, Shape, decode_meta, encode_meta
 from state.names import Names
-from state.outbox import Outbox, OutboxEntry, stored_dead_letter
+from state.outbox import Outbox, OutboxEntry
 from state.restore import adopt_newest, rewind
-from state.sequencer import Draft, Sequencer
+from state.sequencer import Sequencer
 from state.user_store import UserStore
-from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.example_codec import pack
-from wire.partitioner import partition_of
 from wire.status import PartitionStatus
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
@@ -44,19 +42,19 @@ _TOPIC_IDS = b"t"
 
 @dataclass(frozen=True)
 class ApplyResult:
-    """What one `PartitionStore.apply` did. ``num_skipped`` counts records that were applied before."""
+    """What one `PartitionStore.apply` did. ``num_skipped`` counts records that had been applied before."""
 
     num_records: int
     num_skipped: int
     num_examples: int
     num_dead: int
     counts: Counts
-    """The partition's, in all."""
+    """The partition's totals."""
     applied_offset: int
 
 
 class PartitionStore:
-    """A partition's sequences and outbox. For one thread at a time; one process holds it."""
+    """A partition's sequences and outbox, made by `open`. For one thread at a time, in one process."""
 
     def __init__(
         self,
@@ -68,7 +66,6 @@ class PartitionStore:
         num_partitions: int | None,
         topic: str,
     ) -> None:
-        check_sizes(action, sequence)
         self.path = path
         self.partition = partition
         self._action = action
@@ -77,18 +74,10 @@ class PartitionStore:
         self._num_partitions = num_partitions
         self._topic = topic
         self._shape = Shape.of(partition, num_partitions, action, sequence)
-        self._meta = Meta(self._shape)
-        self._sequencer = Sequencer(action, sequence, partition)
         self._is_new = True
-        self._dead: dict[str, int] = {}
         self._db = Database(path, store)
         self._users = UserStore(self._db, partition, action, sequence)
         self._outbox = Outbox(self._db, sequence.num_slots)
-        try:
-            self._start()
-        except BaseException:
-            self._db.close()
-            raise
 
     @classmethod
     def open(
@@ -102,55 +91,61 @@ class PartitionStore:
         num_partitions: int | None = None,
         topic: str = "headrace.actions.v1",
     ) -> PartitionStore:
-        """Open the database in the folder ``path``, made if it is not there.
+        """Open the database in the folder ``path``; create it if necessary.
 
         With ``num_partitions``, users that do not hash to ``partition`` are refused. ``topic`` names the source in dead
-        letters. Raises `wire.errors.StoreError` (its children say what is the matter).
+        letters. Raises `state.errors.StoreError`; its subclasses say what is wrong.
         """
-        return cls(
-            Path(path), partition, action or ActionConfig(), sequence or SequenceConfig(), store or StoreConfig(),
-            num_partitions, topic,
-        )  # fmt: skip
+        action, sequence = action or ActionConfig(), sequence or SequenceConfig()
+        check_sizes(action, sequence)
+        opened = cls(Path(path), partition, action, sequence, store or StoreConfig(), num_partitions, topic)
+        try:
+            opened._db.open()
+            opened._start()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
-    # Where the partition is
+    # Position and status
 
     @property
     def is_new(self) -> bool:
-        """Nothing was ever applied, restored or claimed here."""
+        """Whether nothing has ever been applied, restored or claimed here."""
         return self._is_new
 
     @property
     def applied_offset(self) -> int:
-        """Highest offset applied; -1 before any. After `restore` the replay goes on behind it."""
+        """Highest offset applied; -1 before any. After `restore`, the replay continues from the next one."""
         return self._sequencer.applied_offset
 
     @property
     def counts(self) -> Counts:
-        """What the partition's actions came to."""
+        """What became of the partition's actions."""
         return self._sequencer.counts
 
     @property
     def next_number(self) -> int:
-        """The number of the example to come."""
+        """The number of the next example."""
         return self._sequencer.next_number
 
     @property
     def writer_epoch(self) -> int:
-        """Under which the outbox goes out."""
+        """The epoch under which the outbox is produced."""
         return self._sequencer.writer_epoch
 
     @property
     def outbox_len(self) -> int:
-        """Records that wait."""
+        """Records waiting to be produced."""
         return self._meta.outbox_next - self._meta.outbox_first
 
     @property
     def sequences_offset(self) -> int:
-        """As last given to `ack`: where in the sequences partition reading goes on."""
+        """As last given to `ack`: where reading of the sequences partition continues."""
         return self._meta.sequences_offset
 
     def status(self) -> PartitionStatus:
-        """The partition's part of a worker's status."""
+        """This partition's part of a worker's status."""
         waiting = self.outbox(limit=1) if self.outbox_len else []
         counts = self.counts._asdict()
         return PartitionStatus(
@@ -160,17 +155,17 @@ class PartitionStore:
             oldest_outbox_record_ms=waiting[0].record_ms if waiting else -1,
             relayed_number=self._meta.relayed_number,
             writer_epoch=self.writer_epoch,
-            dead=dict(self._dead),
+            dead=dict(self._intake.dead),
             **counts,
         )
 
     @property
     def topic_ids(self) -> tuple[str, ...]:
-        """As given to `set_topic_ids`; none before."""
+        """As given to `set_topic_ids`; a single empty one before that."""
         return tuple((self._db.get(_TOPIC_IDS) or b"").decode().split(" "))
 
     def set_topic_ids(self, ids: tuple[str, ...]) -> None:
-        """The broker's own ids of the topics that offsets in this store are of (empty where it gives none)."""
+        """Record the broker's ids of the topics that this store's offsets belong to (empty if it gives none)."""
         batch = WriteBatch(raw_mode=True)
         batch.put(_TOPIC_IDS, " ".join(ids).encode())
         self._db.write(batch)
@@ -178,13 +173,13 @@ class PartitionStore:
     # Applying
 
     def apply(self, records: Iterable[Record]) -> ApplyResult:
-        """Apply records in the order of their offsets, in one write batch: after a crash all of it happened, or none.
+        """Apply records in the order of their offsets, in one write batch: all of it survives a crash, or none.
 
-        Records at or below the applied offset are skipped, so giving them again does no harm. A record that is no
-        action becomes a dead letter. Raises `StoreError`; the store is closed then, because memory is ahead of the
+        Records at or below the applied offset are skipped, so repeating them does no harm. A record that is not an
+        action becomes a dead letter. Raises `StoreError` and closes the store, because memory is then ahead of the
         disk: open it again.
         """
-        # First of all: memory may be ahead of the disk, and would call lost records applied.
+        # First of all: after a failure, memory is ahead of the disk, and lost records would count as applied.
         self._db.require_open()
         before, num_records, num_skipped = self.counts, 0, 0
         dead: list[bytes] = []
@@ -194,7 +189,7 @@ class PartitionStore:
                     num_skipped += 1
                     continue
                 num_records += 1
-                self._apply_record(offset, record_ms, value, dead)
+                self._intake.apply(offset, record_ms, value, dead)
             drafts = self._sequencer.drain_drafts()
             if num_records or drafts:
                 self._commit(drafts, dead)
@@ -203,37 +198,6 @@ class PartitionStore:
             raise
         num_dead = self.counts.num_dead - before.num_dead
         return ApplyResult(num_records, num_skipped, len(drafts), num_dead, self.counts, self.applied_offset)
-
-    def _apply_record(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> None:
-        sequencer, users = self._sequencer, self._sequencer.users
-        decoded = decode_record(value, record_ms, self._action)
-        sequencer.advance(offset, record_ms)
-        for index, one in enumerate(decoded):
-            if type(one) is Action:
-                if one.user in users or self._is_ours(one.user):
-                    sequencer.apply(one, offset, record_ms, index)
-                    continue
-                one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
-            assert isinstance(one, Rejection)
-            sequencer.reject()
-            if offset > sequencer.counted_offset:
-                self._dead[one.reason] = self._dead.get(one.reason, 0) + 1
-            dead.append(stored_dead_letter(one, self._topic, self.partition, offset, record_ms))
-
-    def _is_ours(self, user: str) -> bool:
-        return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self.partition
-
-    def _wrong_partition(self, action: Action, value: bytes, index: int) -> Rejection:
-        home = partition_of(action.user.encode(), self._num_partitions or 1)
-        if value.lstrip()[:1] == b"[":
-            index = max(index, 0)
-            value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
-        message = (
-            f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, got {self.partition}; "
-            "use the user as key and Kafka's murmur2 partitioner (librdkafka's default is another: set its option "
-            "partitioner to murmur2_random)"
-        )
-        return Rejection("wrong_partition", message, index, value)
 
     def _commit(self, drafts: Sequence[Draft], dead: Iterable[bytes]) -> None:
         batch = WriteBatch(raw_mode=True)
@@ -253,7 +217,7 @@ class PartitionStore:
         self._forget()
 
     def _forget(self) -> None:
-        """Bound what memory holds, the longest unused first."""
+        """Bound what memory holds: the least recently used users go first."""
         sequencer, users = self._sequencer, self._sequencer.users
         for name in sequencer.changed:
             users.move_to_end(name)
@@ -268,15 +232,15 @@ class PartitionStore:
     def outbox(self, start: int | None = None, limit: int = 1000) -> list[OutboxEntry]:
         """Up to ``limit`` records to produce, oldest first, from index ``start`` on; examples carry `writer_epoch`.
 
-        An example never comes in the same answer as a dead letter before it: acknowledge an answer before you ask for
-        the next, and an example in the topic proves that the dead letters before it are in theirs.
+        No result contains an example after a dead letter. So if each result is acknowledged before the next is asked
+        for, an example in its topic proves that the dead letters before it are in theirs.
         """
         first = max(start or 0, self._meta.outbox_first)
         return self._outbox.read(range(first, min(self._meta.outbox_next, first + limit)), self.writer_epoch)
 
     def ack(self, upto: int, sequences_offset: int = 0) -> None:
-        """The broker has every entry up to index ``upto``: delete them. ``sequences_offset``: where in the sequences
-        partition a reader of what others write goes on."""
+        """Delete the entries up to index ``upto``: the broker has them. ``sequences_offset``: where in the sequences
+        partition to continue looking for other writers' records."""
         meta = self._meta
         done = range(meta.outbox_first, min(upto + 1, meta.outbox_next))
         number = self._outbox.newest_number(done, self.writer_epoch)
@@ -289,7 +253,7 @@ class PartitionStore:
         self._db.write(batch)
 
     def set_writer_epoch(self, writer_epoch: int) -> None:
-        """The partition is ours under this epoch, from now on and for what waits in the outbox."""
+        """Write under this epoch from now on, including what waits in the outbox."""
         self._sequencer.writer_epoch = writer_epoch
         batch = WriteBatch(raw_mode=True)
         self._put_meta(batch)
@@ -299,11 +263,11 @@ class PartitionStore:
     # Restoring
 
     def restore(self, examples: Iterable[Example]) -> int:
-        """Start again from the partition's records in the sequences topic, read from its beginning: wipe the database,
-        take each key's newest example. Returns how many were accepted (`wire.example_log.ExampleLog`).
+        """Wipe the database and rebuild it from the partition's records in the sequences topic, read from its start.
+        Returns how many were accepted (`wire.example_log.ExampleLog`).
 
-        Afterwards apply the actions behind `applied_offset`, which lies before what the lost store had reached. Takes
-        as much memory as one write batch. A crash in the middle leaves a store that `is_new`.
+        Afterwards, apply the actions after `applied_offset`, which is lower than the lost store's was. Takes as much
+        memory as one write batch. A crash in the middle leaves a store that `is_new`.
         """
         self._db.wipe()
         self._start()
@@ -319,22 +283,22 @@ class PartitionStore:
         return restored.num_examples
 
     def refresh(self, addresses: Iterable[Address]) -> int:
-        """Put examples of what lies under these addresses' keys into the outbox, though nothing in them is new: the
-        answer to `ExampleLog.overwritten`. Returns under how many of them anything does."""
+        """Put examples of what lies under these addresses' keys into the outbox again, with nothing new in them, as
+        `ExampleLog.overwritten` requires. Returns under how many of the keys anything lies."""
         num_written = sum(map(self._sequencer.refresh, addresses))
         if num_written:
             self._commit(self._sequencer.drain_drafts(), ())
         return num_written
 
     def read_user(self, name: str) -> list[Example]:
-        """A user as he is now: his segments, oldest first, as examples that teach nothing."""
+        """A user's current segments, oldest first, as examples that teach nothing."""
         user = self._sequencer.users.get(name) or self._users.load(name)
         return [] if user is None else self._sequencer.kept(user)
 
     # Opening and closing
 
     def close(self) -> None:
-        """Give the folder back. Idempotent."""
+        """Release the folder. Idempotent."""
         self._db.close()
 
     def _start(self) -> None:
@@ -344,31 +308,21 @@ class PartitionStore:
             self._shape.check(meta.shape, self.path)
         self._is_new = meta is None
         if meta is None and next(self._db.under(b""), None) is not None:
-            self._db.wipe()  # a restore that did not end
+            self._db.wipe()  # an interrupted restore
         self._meta = meta or Meta(self._shape)
-        self._dead = dict(self._meta.dead)
         self._outbox.forget()
         names = Names(self._users.is_named)
         self._sequencer = Sequencer(self._action, self._sequence, self.partition, stored=self._users, names=names)
-        self._sequencer.resume(
-            applied_offset=self._meta.applied_offset,
-            applied_record_ms=self._meta.applied_record_ms,
-            newest_event_ms=self._meta.newest_event_ms,
-            counted_offset=self._meta.counted_offset,
-            counts=self._meta.counts,
-            next_number=self._meta.next_number,
-            writer_epoch=self._meta.writer_epoch,
+        self._sequencer.resume(self._meta.position)
+        self._intake = Intake(
+            self._sequencer, self._action, self.partition, self._num_partitions, self._topic, self._meta.dead
         )
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
-        sequencer, old = self._sequencer, self._meta
+        old = self._meta
         waiting = {
             name: changes.get(name, getattr(old, name))
             for name in ("outbox_first", "outbox_next", "relayed_number", "sequences_offset")
         }
-        self._meta = Meta(
-            self._shape, sequencer.applied_offset, sequencer.applied_record_ms, sequencer.newest_event_ms,
-            sequencer.counted_upto, sequencer.counts, sequencer.next_number, sequencer.writer_epoch, **waiting,
-            dead=self._dead,
-        )  # fmt: skip
+        self._meta = Meta(self._shape, *self._sequencer.position, **waiting, dead=self._intake.dead)
         batch.put(_META, encode_meta(self._meta))

@@ -1,4 +1,4 @@
-"""One user in memory: the segment that grows, the older ones at rest, and the run of actions that is not told yet."""
+"""One user in memory: the growing segment, the older ones in stored form, and the run of actions not yet emitted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import struct
 from array import array
 from collections.abc import Iterable
 
-from state.segment import Segment, describe, holds, ids_of, may_hold
+from state.segment import Segment, holds
+from state.segment_codec import describe, ids_of, may_hold, pack, unpack
 from wire.example import NUM_OPEN, Example
 
 _HEAD = struct.Struct("<qqiqHB")
@@ -14,14 +15,15 @@ _PIECES = struct.Struct("<qH")
 
 
 class User:
-    """Segments ``first_segment`` … ``tail.index`` of a lifetime.
+    """Segments ``first_segment`` to ``tail.index`` of a lifetime.
 
-    A *run* is what the present batch did to one segment and no example tells yet: segment ``run``, of which it touched
-    interactions from ``run_first`` up to ``run_end``, from ``run_start`` on new, with ``feedback`` for those before.
+    A *run* is what the current batch did to one segment and no example holds yet: of segment ``run`` it touched the
+    interactions from ``run_first`` to before ``run_end``; those from ``run_start`` on are new, the others got
+    ``feedback``.
 
-    *Pieces* are what examples have told of a segment in part since one told all of it: place of each piece that holds
-    more than one interaction → how many. A later piece at that place must hold them too, because it takes the place of
-    the earlier one in the compacted topic. Only the last `NUM_OPEN` segments are told in pieces.
+    *Pieces* are the examples of parts of a segment since one held all of it: place of each piece that holds more than
+    one interaction → how many. A later piece at that place must hold them too, because it replaces the earlier one in
+    the compacted topic. Only the last `NUM_OPEN` segments are written in pieces.
     """
 
     __slots__ = (
@@ -35,27 +37,27 @@ class User:
         self.tail = tail
         self.first_segment = tail.index
         self.older: dict[int, bytes] = {}
-        """Segment → its stored form, of those before the tail."""
+        """Segment → its stored form, for those before the tail."""
         self.is_whole = True
         """Whether ``older`` is loaded."""
         self.old_ids: bytes | None = b""
-        """The ids of ``older``; None until somebody asks."""
+        """The ids of ``older``; None until they are needed."""
         self.dirty: set[int] = set()
         """Segments before the tail that have changed since the owner last wrote them."""
         self.user_features = user_features
         self.offset = self.index = -1
         """The last action that changed anything: its offset, and its place in that record."""
         self.skip_offset = self.skip_index = -1
-        """Actions up to here were in what was loaded. Behind it nothing can come twice."""
+        """Actions up to here are in what was loaded; after that, none can come twice."""
         self.run = -1
         self.run_start = self.run_first = self.run_end = 0
         self.run_changed = False
         self.run_record_ms = -1
         self.feedback: dict[int, int] = {}
         self.pieces: dict[int, dict[int, int]] = {}
-        """Segment → its pieces; not of a segment that the newest examples tell whole."""
+        """Segment → its pieces, unless the newest example of the segment holds all of it."""
         self.names: dict[int, str | int] = {}
-        """Of items that the partition had not named when this user met them, since his last example."""
+        """Items met since the user's last example whose names the partition had not sent then."""
 
     def knows(self, id_hash: bytes) -> bool:
         """Whether an action with this id is in a kept segment."""
@@ -67,7 +69,7 @@ class User:
     def find_older(
         self, item: bytes, timestamp_ms: int, window_ms: int, session_hash: int
     ) -> tuple[Segment, int] | None:
-        """The newest interaction before the tail that an action joins (`Segment.find`). Needs ``is_whole``."""
+        """The newest interaction before the tail that an action joins (`Segment.find`). Requires ``is_whole``."""
         for index in range(self.tail.index - 1, self.first_segment - 1, -1):
             stored = self.older[index]
             if may_hold(stored, item):
@@ -80,25 +82,25 @@ class User:
         return None
 
     def opened(self, index: int) -> Segment:
-        """A segment as columns. What changes of an older one counts after `close_older`."""
+        """A segment as columns. Changes to an older one take effect with `close_older`."""
         if index == self.tail.index:
             return self.tail
-        return Segment.unpack(index, self.older[index], self.tail.num_features)
+        return unpack(index, self.older[index], self.tail.num_features)
 
     def close_older(self, segment: Segment) -> None:
-        """Put a changed segment before the tail back."""
-        self.older[segment.index] = segment.pack()
+        """Put back a changed segment before the tail."""
+        self.older[segment.index] = pack(segment)
         self.old_ids = None
         self.dirty.add(segment.index)
 
     def stored(self, index: int) -> bytes:
         """The stored form of a segment."""
-        return self.tail.pack() if index == self.tail.index else self.older[index]
+        return pack(self.tail) if index == self.tail.index else self.older[index]
 
     def roll(self, num_slots: int) -> None:
-        """Begin the next segment; forget the oldest where there are too many."""
+        """Begin the next segment; forget the oldest if there are too many."""
         full = self.tail
-        self.older[full.index] = full.pack()
+        self.older[full.index] = pack(full)
         self.old_ids = None
         self.dirty.add(full.index)
         self.tail = Segment(full.index + 1, full.num_features)
@@ -114,8 +116,8 @@ class User:
         self.first_segment = first
 
     def cover(self, index: int, first: int, end: int, length: int) -> tuple[int, int]:
-        """What the example has to hold that tells the places ``first`` … ``end - 1`` of a segment; ``length``: that of
-        a full one."""
+        """The places, first and end, that an example of the places ``first`` to ``end - 1`` of a segment must hold.
+        ``length``: that of a full segment."""
         if index <= self.tail.index - NUM_OPEN:
             return 0, length
         pieces = self.pieces.get(index)
@@ -129,7 +131,7 @@ class User:
         return first, first + num
 
     def replace_features(self, given: Iterable[int]) -> bool:
-        """Take over the user features that an action brings; whether any was another one."""
+        """Adopt an action's user features. Returns whether any has changed."""
         changed, features = False, self.user_features
         for column, feature_hash in enumerate(given):
             if feature_hash and features[column] != feature_hash:
@@ -138,7 +140,7 @@ class User:
         return changed
 
     def adopt(self, example: Example, num_slots: int) -> None:
-        """Put what was read from Kafka in its place. Needs what has come in part of a segment in ``older``."""
+        """Put what was read from Kafka in place. If it is part of an older segment, ``older`` must hold the rest."""
         index, tail, num = example.segment, self.tail, len(example.interactions)
         if index < tail.index:
             segment = self.opened(index) if index in self.older else Segment(index, tail.num_features)
@@ -162,18 +164,18 @@ class User:
         self.keep(num_slots)
 
     def encode(self) -> bytes:
-        """What the store keeps under the user's name: all but the older segments."""
+        """What the store keeps under the user's name: everything but the older segments."""
         head = _HEAD.pack(
             self.tail.index, self.offset, self.index, self.first_segment, len(self.user_features), len(self.pieces)
         )
         parts = [head]
         for index, pieces in self.pieces.items():
             parts += [_PIECES.pack(index, len(pieces)), array("H", [*pieces, *pieces.values()]).tobytes()]
-        return b"".join((*parts, self.user_features, self.tail.pack()))
+        return b"".join((*parts, self.user_features, pack(self.tail)))
 
     @classmethod
     def decode(cls, name: str, stored: bytes, num_features: int) -> User:
-        """A user whose older segments are still to be loaded. Raises ValueError or struct.error."""
+        """A user whose older segments are not loaded. Raises ValueError or struct.error."""
         index, offset, last_index, first_segment, num_user_features, num_pieces = _HEAD.unpack_from(stored)
         at, pieces = _HEAD.size, {}
         for _ in range(num_pieces):
@@ -183,7 +185,7 @@ class User:
             places = array("H", stored[start:at])
             pieces[segment] = dict(zip(places[:num], places[num:], strict=True))
         start, at = at, at + 8 * num_user_features
-        tail = Segment.unpack(index, stored[at:], num_features)
+        tail = unpack(index, stored[at:], num_features)
         user = cls(name, tail, array("q", stored[start:at]))
         user.pieces = pieces
         user.first_segment = first_segment

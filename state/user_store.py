@@ -1,10 +1,10 @@
-"""Users on disk: each with the segment that grows, older segments beside him, names of items.
+"""Users on disk: each with the growing segment, the older segments under keys of their own; and names of items.
 
 Keys (integers in keys are big-endian):
 
-    u <user>             `state.user.User.encode`: his offsets, his features and his last segment
-    s <user> <slot:4>    a segment before that, slot = segment % num_slots (`state.segment`); written when it is full
-                         and again when an action joins it, until the segment ``num_slots`` later takes its place
+    u <user>             `state.user.User.encode`: the user's offsets, features and last segment
+    s <user> <slot:4>    an older segment, slot = segment % num_slots (`state.segment`); written when it is full and
+                         again when an action joins it, until the segment ``num_slots`` later takes its place
     n <item hash:8>      the item has been named in an example
 """
 
@@ -19,7 +19,8 @@ from rocksdict import WriteBatch
 from state.database import Database
 from state.errors import StoreMismatch
 from state.meta import corrupt
-from state.segment import Segment, is_segment
+from state.segment import Segment
+from state.segment_codec import is_segment, unpack
 from state.user import User
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
@@ -35,7 +36,7 @@ class UserStore:
         self._num_slots = sequence.num_slots
 
     def load(self, name: str) -> User | None:
-        """A user without his older segments (`complete`); None where there is none. Raises `StoreCorrupt`."""
+        """A user without the older segments (see `complete`); None if unknown. Raises `StoreCorrupt`."""
         stored = self._db.get(b"u" + name.encode())
         if stored is None:
             return None
@@ -45,13 +46,13 @@ class UserStore:
             raise corrupt(self._db.path, f"user {name!r}", str(error)) from error
 
     def complete(self, user: User) -> None:
-        """Load what is missing of a user's older segments. Raises `StoreCorrupt`."""
+        """Load the missing ones of a user's older segments. Raises `StoreCorrupt`."""
         key = user.name.encode()
         missing = [index for index in range(user.first_segment, user.tail.index) if index not in user.older]
         found = self._db.get_many([self._key(key, index) for index in missing]) if missing else []
         for index, stored in zip(missing, found, strict=True):
             try:
-                Segment.unpack(index, stored or b"", self._num_features)
+                unpack(index, stored or b"", self._num_features)
             except (ValueError, KeyError, struct.error) as error:
                 raise corrupt(self._db.path, f"segment {index} of user {user.name!r}", str(error)) from error
             assert stored is not None
@@ -60,7 +61,7 @@ class UserStore:
         user.is_whole, user.old_ids = True, None
 
     def save(self, batch: WriteBatch, user: User) -> None:
-        """Put what has changed of a user."""
+        """Write what has changed of a user."""
         key = user.name.encode()
         batch.put(b"u" + key, user.encode())
         if user.dirty:
@@ -69,7 +70,7 @@ class UserStore:
             user.dirty.clear()
 
     def adopt(self, user: User | None, example: Example) -> User:
-        """The user (None: nobody yet) with what an example holds in its place. Raises `StoreMismatch`."""
+        """The user (None: not seen yet) with an example's content put in place. Raises `StoreMismatch`."""
         self._check_shape(example)
         if user is None:
             user = User(example.user, Segment(example.segment, self._num_features), array("q"))
@@ -80,7 +81,7 @@ class UserStore:
         return user
 
     def _load_open(self, user: User, example: Example) -> None:
-        """Load what has come so far of a segment before the tail, where an example brings a piece of it."""
+        """If an example holds part of a segment before the tail, load what has arrived of that segment so far."""
         index = example.segment
         if index < user.tail.index and index not in user.older and len(example.interactions) < example.segment_len:
             stored = self._db.get(self._key(user.name.encode(), index))
@@ -89,7 +90,7 @@ class UserStore:
                 user.older[index] = stored
 
     def save_names(self, batch: WriteBatch, item_hashes: Iterable[int]) -> None:
-        """These items have been named."""
+        """Record that these items have been named."""
         for item_hash in item_hashes:
             batch.put(_name_key(item_hash), b"")
 

@@ -1,1 +1,1 @@
-"""The Faust app and its agent, restore, relay, and producers. Read `app`, then `partition`, `restore` and `relay`."""
+"""The Faust app and its agent, the outbox relay, and producers. Read `app`, then `partition`, `claim` and `relay`."""

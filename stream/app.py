@@ -1,9 +1,9 @@
 """The Faust app: one agent over the raw bytes of the actions topic.
 
-Faust runs at least once. The agent hands batches to `Router.take`, and whoever applied a batch acknowledges its events
-after the write batch that holds them. What Faust commits is only a hint: after a rebalance it also acknowledges events
-that nobody processed (a stream that meets an event of an older generation skips *and* acknowledges it), so a partition
-compares every offset with its store's own and reads what is missing with a plain consumer (`stream.partition`).
+Faust delivers at least once. The agent passes batches to `Router.take`, and a partition acknowledges events only after
+the write batch that holds them. What Faust commits is only a hint: after a rebalance it also acknowledges events that
+were never processed (a stream that meets an event of an older generation skips *and* acknowledges it). So a partition
+compares every offset with its store's own, and reads what is missing with a plain consumer (`stream.partition`).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Record(NamedTuple):
 
 
 class Router(Protocol):
-    """Where events and assignments go."""
+    """Receives events and assignments."""
 
     async def take(self, events: list[Any]) -> None:
-        """Take a batch of Faust events; each is acknowledged later, when it is in a store."""
+        """Take a batch of Faust events; each is acknowledged later, once it is in a store."""
 
     async def assign(self, partitions: set[int]) -> None:
-        """From now on exactly these partitions are ours."""
+        """From now on, exactly these partitions are assigned to this worker."""
 
     def fail(self, error: BaseException) -> None:
-        """The agent met an error that nobody expected."""
+        """The agent met an unexpected error."""
 
 
 def group_of(kafka: KafkaConfig, stream: StreamConfig) -> str:
@@ -50,7 +50,7 @@ def group_of(kafka: KafkaConfig, stream: StreamConfig) -> str:
 
 
 def consumer_options(kafka: KafkaConfig, stream: StreamConfig) -> dict[str, Any]:
-    """Arguments of the consumer that Faust reads with (aiokafka's words); ``kafka.client`` goes over ours."""
+    """Arguments of Faust's consumer, by aiokafka's names; ``kafka.client`` overrides ours."""
     ours = {
         "group_id": group_of(kafka, stream),
         "group_instance_id": stream.component or None,
@@ -70,16 +70,16 @@ def consumer_options(kafka: KafkaConfig, stream: StreamConfig) -> dict[str, Any]
 
 
 def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir: Path) -> Any:
-    """A Faust app of one agent, not started. A new one is needed after a crash.
+    """A Faust app of one agent, not started. After a crash, a new one is needed.
 
-    ``datadir``: where Faust makes its folder, which stays empty; else it would make one in the current folder. Raises
-    `StoreError` where that cannot be.
+    ``datadir``: where Faust creates its folder, which stays empty; by default it would be in the current folder. Raises
+    `StoreError` if it cannot be created.
     """
     try:
         datadir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            f"store.path: cannot make {datadir} ({error.strerror}); name a folder on a disk with room"
+            f"store.path: cannot create {datadir} ({error.strerror}); name a folder on a disk with room"
         ) from error
     app = WorkerApp(
         group_of(kafka, stream),
@@ -88,9 +88,9 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
         datadir=str(datadir),
         autodiscover=False,
         web_enabled=False,
-        topic_disable_leader=True,  # the leader topic is for Faust's own timers on one worker
-        topic_allow_declare=False,  # `wire.kafka.admin` makes topics
-        stream_wait_empty=False,  # an event of a lost partition will never be acknowledged, and need not be
+        topic_disable_leader=True,  # the leader topic is for timers that run on one worker only
+        topic_allow_declare=False,  # `wire.kafka.admin` creates topics
+        stream_wait_empty=False,  # events of a lost partition are never acknowledged, and need not be
         stream_recovery_delay=0.0,
         stream_buffer_maxsize=2 * stream.max_batch,
         broker_commit_interval=stream.commit_interval_s,
@@ -108,7 +108,7 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
             try:
                 await router.take(events)
             except Exception as error:
-                # Faust would start the agent again and leave these events behind.
+                # Faust would restart the agent and skip these events.
                 router.fail(error)
                 raise
 
@@ -121,6 +121,6 @@ def build_app(kafka: KafkaConfig, stream: StreamConfig, router: Router, datadir:
 
 
 def record_of(event: Any) -> Record:
-    """What a store needs of a Faust event."""
+    """The part of a Faust event that a store needs."""
     message = event.message
     return Record(message.offset, round(message.timestamp * 1000), message.key, message.value)

@@ -1,9 +1,9 @@
-"""History before live traffic: a file is put at the start of the actions topic, once, and the log says where it ends.
+"""History before live traffic: put a file at the start of the actions topic, once, and report the offsets at its end.
 
 Each partition of the topic must begin with that partition's share of the file, action by action in the file's order.
-What is there already is compared with the file and not sent again, so a backfill that was killed goes on where the log
-ends. The hand-over is the offset after the last action of the file: what is live begins there. An action that is not
-the file's before that offset is a mistake that no order can mend, and is said with its offset.
+What is there already is compared with the file and not sent again, so a backfill that was killed continues where the
+log ends. The hand-over is the offset after the last action of the file: live traffic begins there. If an action that
+is not from the file comes before it, no reordering can help, and the error names the offset.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from stream.errors import BackfillError
 from stream.files import read_actions
 from stream.producer import ActionProducer, placed
 from wire.config import KafkaConfig
+from wire.errors import CodecError
+from wire.json_value import decode_json
 from wire.kafka.admin import ensure_topics
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
@@ -27,8 +29,8 @@ from wire.topics import Topics
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Where history ends. ``offsets``: partition → the first offset that is not history. ``num_actions``: the file's.
-    ``num_sent``: by this run."""
+    """Where history ends. ``offsets``: partition → the first offset that is not history. ``num_actions``: of the file.
+    ``num_sent``: sent by this run."""
 
     offsets: dict[int, int]
     num_actions: int
@@ -37,7 +39,7 @@ class HandOver:
 
 @dataclass(slots=True)
 class _Log:
-    """What a partition holds: how many actions of the file, and the offset after the record of the last of them."""
+    """What a partition holds: how many of the file's actions, and the offset after the last one's record."""
 
     num_actions: int = 0
     end: int = 0
@@ -69,7 +71,7 @@ def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig) -> HandOv
 
 
 def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[str, Any]]]) -> dict[int, _Log]:
-    """How much of each partition's share is there. What comes after the whole share is live, and is not looked at."""
+    """How much of each partition's share is there. What follows the complete share is live, and is not checked."""
     consumer = connect(kafka)
     try:
         held = spans(consumer, topic)
@@ -78,8 +80,7 @@ def _compared(kafka: KafkaConfig, topic: str, shares: Mapping[int, list[Mapping[
             if span.first:
                 raise BackfillError(
                     f"{topic}, partition {partition}: expected its first record at offset 0, got {span.first}: "
-                    "retention has taken the start, so nobody can tell what came first; give the deployment a new "
-                    "kafka.prefix"
+                    "retention has removed the start, so it cannot be checked; give the deployment a new kafka.prefix"
                 )
         for record in read(consumer, topic, held):
             _compare(topic, record, shares[record.partition], logs[record.partition])
@@ -92,16 +93,17 @@ def _compare(topic: str, record: Any, share: list[Mapping[str, Any]], log: _Log)
     if log.num_actions == len(share):
         return
     try:
-        content = msgspec.json.decode(record.value)
-    except msgspec.DecodeError:
+        content: Any = decode_json(record.value)
+    except CodecError:
         content = None
     found = content if isinstance(content, list) else [content]
     expected = [_plain(action) for action in share[log.num_actions : log.num_actions + len(found)]]
     if found != expected:
         raise BackfillError(
-            f"{topic}, partition {record.partition}, offset {record.offset}: expected actions {log.num_actions:,} and "
-            f"following of the file's {len(share):,} there, got others: live traffic began before history was "
-            "whole, or the file has changed. Give the deployment a new kafka.prefix, backfill, then start the producers"
+            f"{topic}, partition {record.partition}, offset {record.offset}: expected the file's "
+            f"actions from number {log.num_actions:,} of {len(share):,} on, got others: live traffic began before the "
+            "history was complete, or the file has changed. Give the deployment a new kafka.prefix, backfill, then "
+            "start the producers"
         )
     log.num_actions += len(found)
     log.end = record.offset + 1
@@ -112,7 +114,7 @@ def _plain(action: Mapping[str, Any]) -> Any:
 
 
 def run(settings: Settings, path: Path) -> int:
-    """Backfill a file and say where live traffic begins; returns the exit status. Raises `BackfillError`, and
+    """Backfill a file and print where live traffic begins; returns the exit status. Raises `BackfillError` and
     `stream.errors.FileError`."""
     actions = list(read_actions(path, settings.action))
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)

@@ -1,8 +1,8 @@
-"""Taking a partition: fence off whoever wrote before, then make the store agree with the sequences topic.
+"""Claiming a partition: fence off the previous writer, then make the store agree with the sequences topic.
 
-The topic is the truth. A store whose last known position is followed only by its own writings goes on as it is (its
-outbox is relayed again; readers drop the repeats). A store that somebody else has overtaken, or one on a wiped disk, is
-rebuilt from each key's newest example. Everything here runs in a thread, on a plain consumer.
+The topic is the source of truth. A store whose last known position is followed only by its own records is used as it is
+(its outbox is relayed again; readers drop the repeats). A store that another writer has overtaken, or one on a wiped
+disk, is rebuilt from each key's newest example. Everything here runs in a thread, on a plain consumer.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.identity import check_same
-from wire.shape import SHAPE, disagreement, encode_shape
+from wire.shape import SHAPE, disagreement, encode_shape, shape_of
 from wire.topics import Topics, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
 WriteFence = Callable[[int, bytes, bytes, Headers], int]
-"""Writes (partition, key, value, headers) to the sequences topic and returns the offset that the broker gave it."""
+"""Writes (partition, key, value, headers) to the sequences topic and returns the record's offset."""
 ACTIONS_ID = "actions"
-"""Header of a fence: the id of the actions topic whose offsets are in the examples behind it."""
+"""Header of a fence: the id of the actions topic that offsets in the examples after it refer to."""
 
 
 class TopicIds(NamedTuple):
-    """The broker's ids of the topics that offsets of a store are in; empty where it gives none."""
+    """The broker's ids of the topics that a store's offsets refer to; empty if it gives none."""
 
     actions: str
     sequences: str
 
 
 class Overtaken(Exception):
-    """The topic holds examples of this partition that the store does not know."""
+    """The topic holds examples of this partition that the store did not write."""
 
 
 class Abandoned(Exception):
-    """The partition was given to another worker while it was claimed."""
+    """The partition was assigned to another worker while it was being claimed."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A partition that is ours: under ``log.writer_epoch``, from ``position`` in the sequences partition on."""
+    """A claimed partition: ours under ``log.writer_epoch``, from ``position`` in the sequences partition on."""
 
     store: PartitionStore
     position: int
@@ -63,7 +63,7 @@ class Claim:
 
 
 def open_store(settings: Settings, number: int) -> PartitionStore:
-    """This worker's database of a partition, made if it is not there."""
+    """This worker's database of a partition, created if necessary."""
     kafka = settings.kafka
     return PartitionStore.open(
         store_path(settings, number), number, settings.action, settings.sequence, settings.store,
@@ -84,11 +84,11 @@ def claim(
     write_fence: WriteFence,
     closing: threading.Event,
 ) -> Claim:
-    """Take a partition; ``store`` is the one already open, or None. Blocks: run it in a thread, which ends early when
+    """Claim a partition; ``store`` is the one already open, or None. Blocks, so run it in a thread; it ends early when
     ``closing`` is set.
 
-    Raises `wire.errors.StoreError` for a database that cannot be used, `wire.errors.TopicReplaced` where its offsets
-    are not of these topics, ``KafkaError`` when the broker is away.
+    Raises `state.errors.StoreError` for a database that cannot be used, `wire.errors.TopicReplaced` if its offsets
+    refer to other topics, ``KafkaError`` when the broker is away.
     """
 
     def reader(start: int) -> _Reader:
@@ -113,13 +113,13 @@ def claim(
 
 
 def remedies(settings: Settings) -> dict[str, str]:
-    """What to do where a topic is another one, by its name."""
+    """Topic → what to do if it has been replaced by another one of that name."""
     topics = Topics.under(settings.kafka.prefix)
     anew = (
-        "Users' sequences remember offsets of the old one. Begin anew under another kafka.prefix; or stop every "
+        "Users' sequences refer to offsets of the old one. Start over under another kafka.prefix; or stop every "
         f"process, delete all topics of this deployment, {settings.store.path} and the trainer's checkpoints, and start"
     )
-    again = f"Stop the workers and remove {settings.store.path}: sequences are then made again from the actions"
+    again = f"Stop the workers and remove {settings.store.path}: sequences are then rebuilt from the actions"
     return {topics.actions: anew, topics.sequences: again}
 
 
@@ -134,7 +134,7 @@ def _position(store: PartitionStore) -> str:
 
 
 def _check_end(settings: Settings, store: PartitionStore) -> None:
-    """Refuse an actions topic that ends before what was applied: offsets would be met again, and passed over."""
+    """Refuse an actions topic that ends before what was applied: new records at those offsets would be skipped."""
     topic = Topics.under(settings.kafka.prefix).actions
     where = TopicPartition(topic, store.partition)
     consumer = make_consumer(settings.kafka)
@@ -144,13 +144,13 @@ def _check_end(settings: Settings, store: PartitionStore) -> None:
         consumer.close()
     if end <= store.applied_offset:
         raise TopicReplaced(
-            f"topic {topic}: expected it to reach behind {_position(store)}, it ends at {end}: records were lost, or "
-            f"it is another topic. {remedies(settings)[topic]}"
+            f"topic {topic}: expected it to reach beyond {_position(store)}, but it ends at {end}: records were lost, "
+            f"or it is another topic. {remedies(settings)[topic]}"
         )
 
 
 def _resume(store: PartitionStore, reader: _Reader) -> Claim:
-    reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_holes=True)
+    reader.log = ExampleLog(None, writer_epoch=store.writer_epoch, allow_gaps=True)
     ours = store.writer_epoch
     for example in reader.examples():
         if example.writer_epoch != ours or example.number >= store.next_number:
@@ -167,13 +167,13 @@ def _restore(store: PartitionStore, reader: _Reader) -> Claim:
 
 def _claimed(store: PartitionStore, reader: _Reader, *, was_restored: bool) -> Claim:
     store.set_writer_epoch(reader.log.writer_epoch)
-    # Compaction would keep a ghost's record or a repeat of these segments, and drop the one that counts.
+    # Compaction would keep a fenced writer's record, or a repeat, and drop the record that counts.
     store.refresh(sorted(reader.log.overwritten))
     return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch), was_restored)
 
 
 class _Reader:
-    """Reads a sequences partition from an offset to a fence of our own, which it writes on the way."""
+    """Reads a sequences partition from an offset up to a fence of our own, which it writes on the way."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class _Reader:
         write_fence: WriteFence,
         closing: threading.Event,
     ) -> None:
-        self.log = ExampleLog(None, allow_holes=True)
+        self.log = ExampleLog(None, allow_gaps=True)
         self.position = start
         self._config = settings.kafka
         self._num_slots = settings.sequence.num_slots
@@ -193,11 +193,11 @@ class _Reader:
         self._write_fence = write_fence
         self._closing = closing
         self._actions_id = self._otherwise = ""
-        self._action = settings.action
+        self._shape = shape_of(settings.action, settings.sequence)
         self._decoder = ExampleReader(self._key.topic)
 
     def examples(self) -> Iterator[Example]:
-        """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is behind our fence."""
+        """The accepted examples. Afterwards ``log.writer_epoch`` is ours and ``position`` is just after our fence."""
         consumer = make_consumer(self._config)
         try:
             consumer.assign([self._key])
@@ -207,15 +207,15 @@ class _Reader:
             while True:
                 epoch = self.log.writer_epoch + 1
                 value = encode_example(fence(self._key.partition, epoch))
-                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._action))]
+                headers = [(ACTIONS_ID, self._ids.actions.encode()), (SHAPE, encode_shape(self._shape))]
                 ours = self._write_fence(self._key.partition, fence_key(epoch), value, headers)
                 if ours < self.position:
                     raise StoreMismatch(
                         f"partition {self._key.partition}: expected {self._key.topic} to reach {self.position}, "
-                        f"it ends at {ours}: not the topic that this store wrote; remove the store's folder"
+                        f"but it ends at {ours}: not the topic that this store wrote to; remove the store's folder"
                     )
                 yield from self._read_to(consumer, ours)
-                # Somebody else may have written a fence of this epoch just before: then the epoch is theirs.
+                # Another worker may have written a fence of this epoch just before: then the epoch is theirs.
                 if self.log.writer_epoch < epoch:
                     self.log.writer_epoch, self.position = epoch, ours + 1
                     return
@@ -223,22 +223,22 @@ class _Reader:
             consumer.close()
 
     def _check_actions(self) -> None:
-        """The last fence says of which actions topic the offsets in these examples are."""
+        """The last fence says which actions topic the offsets in these examples refer to."""
         topic = Topics.under(self._config.prefix).actions
-        where = f"what the sequences of partition {self._key.partition} tell"
+        where = f"what the sequences of partition {self._key.partition} cover"
         check_same(topic, self._actions_id, self._ids.actions, where, self._remedy)
         if self._otherwise:
             raise StoreMismatch(
-                f"{self._key.topic} partition {self._key.partition}: {self._otherwise} before; put that back (kinds "
+                f"{self._key.topic} partition {self._key.partition}: {self._otherwise} before; restore that (kinds "
                 "may only be appended), or use a new kafka.prefix"
             )
 
     def _read_to(self, consumer: KafkaConsumer, stop: int) -> Iterator[Example]:
-        """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves holes in offsets."""
+        """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves gaps in the offsets."""
         consumer.seek(self._key, self.position)
         while consumer.position(self._key) < stop:
             if self._closing.is_set():
-                raise Abandoned(f"partition {self._key.partition} was lost while it was claimed")
+                raise Abandoned(f"partition {self._key.partition} was lost while it was being claimed")
             for record in consumer.poll(500).get(self._key, ()):
                 if record.offset >= stop:
                     break
@@ -248,17 +248,17 @@ class _Reader:
                 if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
                     headers = dict(record.headers)
                     self._actions_id = (headers.get(ACTIONS_ID) or b"").decode()
-                    self._otherwise = disagreement(headers.get(SHAPE), self._action)
+                    self._otherwise = disagreement(headers.get(SHAPE), self._shape)
                 if self.log.feed(example) is Verdict.ACCEPT:
                     self._check_key(example, record.key)
                     yield example
         self.position = max(self.position, stop)
 
     def _check_key(self, example: Example, key: bytes | None) -> None:
-        """With another number of slots, compaction would take segments that are still kept."""
+        """With another number of slots, compaction would remove segments that are still kept."""
         expected = example_key(example.address, self._num_slots)
         if key != expected:
             raise StoreMismatch(
                 f"{self._key.topic}: expected key {expected!r} of segment {example.segment}, got {key!r}: it was "
-                "written with another sequence.max_context; put that back, or use a new kafka.prefix"
+                "written with another sequence.max_context; restore that, or use a new kafka.prefix"
             )

@@ -1,7 +1,7 @@
-"""Columns of a table of actions or ratings: which is which by its name, and what a cell of it means.
+"""Columns of a table of actions or ratings: which is which by its name, and what its cells mean.
 
-A cell is text (a delimited file) or a value (Parquet). Each is checked as the worker would check it, so that a file is
-refused before any of it is sent.
+A cell is text (in a delimited file) or a value (in Parquet). Each is checked as the worker would check it, so that a
+bad file is refused before any of it is sent.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "session": ("session", "session_id", "sessionid", "user_session"),
     "domain": ("domain",),
 }  # fmt: skip
-"""What a column is → the names that say so, in lower case; the first that a table has is taken."""
+"""Role of a column → the names for it, in lower case; the first that a table has is used."""
 _LIKE, _LOVE = 4.0, 5.0
 _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
-"""What programs write where there is no value."""
+"""What programs write for a missing value."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_UTC = re.compile(r" ?(UTC|GMT)$")
+"""As some databases write it behind a time."""
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 
@@ -46,7 +48,7 @@ _NO_MORE: dict[str, Any] = {}
 
 
 class BadCell(ValueError):
-    """A cell, or a line of names, that cannot be: what was expected, what came, what to do."""
+    """An unusable cell or header: what was expected, what came, what to do."""
 
 
 class Row(NamedTuple):
@@ -73,7 +75,7 @@ def rating_kinds(rating: float) -> list[str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where in a row everything is; -1 for what the table does not have."""
+    """Where each role's cell is in a row; -1 for those that the table does not have."""
 
     place: Mapping[str, int]
     features: Mapping[str, int] = field(default_factory=dict)
@@ -111,11 +113,12 @@ class Columns:
 
 
 POSITIONS = Columns({**dict.fromkeys(ALIASES, -1), "user": 0, "item": 1, "rating": 2, "timestamp": 3})
-"""MovieLens without a line of names: user, item, rating, time."""
+"""MovieLens without a header: user, item, rating, time."""
 
 
 def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
-    """The columns of a table with these names; None where they are no such names. Raises `BadCell` where some are."""
+    """The columns of a table with these names; None if none is a user's or an item's. Raises `BadCell` if others that
+    are needed are missing."""
     plain = [_plain(name) for name in names]
     known = [_squeezed(name) for name in plain]
     found = {
@@ -138,6 +141,9 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
     place = {role: known.index(alias) if alias else -1 for role, alias in found.items()}
     taken = set(place.values())
     free = {name: at for at, name in enumerate(plain) if at not in taken}
+    for name in (*config.features, *config.user_features):
+        if plain.count(name.lower()) > 1:
+            raise BadCell(f"expected one column {name}, got several; rename or drop the others")
     return Columns(place, _features(config.features, free), _features(config.user_features, free))
 
 
@@ -146,7 +152,7 @@ def _plain(name: str) -> str:
 
 
 def _squeezed(name: str) -> str:
-    """userId, user_id, "User ID" and user-id are one name."""
+    """userId, user_id, "User ID" and user-id are the same name."""
     return name.replace("_", "").replace("-", "").replace(" ", "")
 
 
@@ -154,16 +160,20 @@ def _features(names: Sequence[str], free: Mapping[str, int]) -> dict[str, int]:
     return {name: free[name.lower()] for name in names if name.lower() in free}
 
 
+class Milliseconds(int):
+    """A time since 1970 whose unit is known."""
+
+
 class Clock:
-    """Reads times, all of a file in the unit of its first (seconds, milliseconds, microseconds, nanoseconds), or as
-    ISO 8601, in UTC where no zone is given."""
+    """Reads times: all of a file in the unit of its first (seconds, milliseconds, microseconds or nanoseconds), or as
+    ISO 8601, in UTC if no zone is given."""
 
     def __init__(self, config: ActionConfig, now_ms: int) -> None:
         self._config = config
         self._latest_ms = min(now_ms + config.max_future_ms, MAX_TIMESTAMP_MS)
         self._unit: Unit | None = None
         self._usual = (math.inf, -math.inf, 1.0)
-        """Numbers from the first to the second need no further look; the third makes them milliseconds."""
+        """Numbers from the first to the second need no further check; the third converts them to milliseconds."""
 
     def read(self, cell: Any) -> int:
         """Milliseconds since 1970. Raises `BadCell`."""
@@ -183,7 +193,7 @@ class Clock:
             since, until = iso_of(self._config.min_timestamp_ms), iso_of(self._latest_ms)
             raise BadCell(
                 f"timestamp: expected a time from {since} (action.min_timestamp_ms) to {until} (now, and "
-                f"action.max_future_s), got {cell!s:.40}, which would be {iso_of(timestamp_ms)}; mend or drop the row"
+                f"action.max_future_s), got {cell!s:.40}, which would be {iso_of(timestamp_ms)}; fix or drop the row"
             )
         return timestamp_ms
 
@@ -193,6 +203,8 @@ class Clock:
                 number = float(cell)
             except ValueError:
                 return _ms_of(_iso(cell))
+        elif isinstance(cell, Milliseconds):
+            return int(cell)
         elif isinstance(cell, datetime):
             return _ms_of(cell)
         elif isinstance(cell, date):
@@ -200,9 +212,9 @@ class Clock:
         elif isinstance(cell, int | float | Decimal) and not isinstance(cell, bool):
             number = float(cell)
         else:
-            raise BadCell(f"timestamp: expected a time, got {_shown(cell)}; mend or drop the row")
+            raise BadCell(f"timestamp: expected a time, got {_shown(cell)}; fix or drop the row")
         if not math.isfinite(number):
-            raise BadCell(f"timestamp: expected a time, got {cell!s:.40}; mend or drop the row")
+            raise BadCell(f"timestamp: expected a time, got {cell!s:.40}; fix or drop the row")
         return round(number * self._unit_for(number, cell).in_ms)
 
     def _unit_for(self, number: float, cell: Any) -> Unit:
@@ -224,7 +236,7 @@ class Clock:
 
 def _iso(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text.strip())
+        return datetime.fromisoformat(_UTC.sub("+00:00", text.strip().upper()))
     except ValueError:
         raise BadCell(
             f"timestamp: expected seconds, milliseconds, microseconds or nanoseconds since 1970, or ISO 8601 such as "
@@ -247,25 +259,33 @@ def _key(cell: Any, field: str) -> str | int:
     if type(cell) is str:
         return _key_of_text(cell, field)
     if isinstance(cell, bytes):
-        return _key_of_text(cell.decode("utf-8", "replace"), field)
-    if isinstance(cell, float) and cell.is_integer():
+        try:
+            return _key_of_text(cell.decode(), field)
+        except UnicodeDecodeError:
+            raise BadCell(f"{field}: expected text in UTF-8, got {_shown(cell)}; write it as text") from None
+    if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)
     if isinstance(cell, bool) or not isinstance(cell, int):
         raise BadCell(f"{field}: expected text or an integer, got {_shown(cell)}; fill it, or drop the row")
     if not -MAX_INT - 1 <= cell <= MAX_INT:
-        raise BadCell(f"{field}: expected an integer of 64 bits, got {cell}; write it as text")
+        raise BadCell(f"{field}: expected a 64-bit integer, got {cell}; write it as text")
     return cell
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number.is_finite() and number == number.to_integral_value()
 
 
 @lru_cache(maxsize=1 << 17)
 def _key_of_text(text: str, field: str) -> str | int:
+    text = text.strip(" ")  # as in a table that is written in columns; before a cell the reader passes over them
     if _is_nothing(text):
-        raise BadCell(f"{field}: expected an id, got {text!r}, which says that there is none; fill it, or drop the row")
+        raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
     if len(text) > MAX_KEY_LEN:
         raise BadCell(f"{field}: expected at most {MAX_KEY_LEN} characters, got {len(text)}: {text[:40]!r}; shorten it")
-    # A column of integers in which one is missing is often written 5.0.
+    # Integers in a column with missing values are often written 5.0.
     digits = text.removesuffix(".0")
-    # "05" is another key than "5", so only what reads back the same becomes a number.
+    # "05" is not the same key as "5", so only what reads back the same becomes a number.
     return (
         int(digits)
         if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits
@@ -274,7 +294,7 @@ def _key_of_text(text: str, field: str) -> str | int:
 
 
 def _number(cell: Any, field: str) -> float | None:
-    """A finite number that fits 32 bits, None for an empty cell. Raises `BadCell`."""
+    """A finite number that fits into 32 bits; None for an empty cell. Raises `BadCell`."""
     try:
         number = math.nan if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell) else float(cell)
     except (ValueError, TypeError, OverflowError):
@@ -284,14 +304,14 @@ def _number(cell: Any, field: str) -> float | None:
     if _is_nothing(cell) and not (isinstance(cell, str) and cell.strip()):
         return None
     is_comma = isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()) is not None
-    remedy = "write it with a point" if is_comma else "mend or drop the row"
+    remedy = "use a decimal point" if is_comma else "fix or drop the row"
     raise BadCell(f"{field}: expected a finite number, got {_shown(cell)}; {remedy}")
 
 
 def _kinds(cell: Any) -> list[str]:
     names = cell.split("|") if isinstance(cell, str) else cell
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadCell(f"action: expected a kind, or several with | between, got {_shown(cell)}; name what happened")
+        raise BadCell(f"action: expected a kind, or several separated by |, got {_shown(cell)}; name what happened")
     kinds = [name.strip() for name in names]
     if not kinds or any(name.lower() in _NOTHING for name in kinds):
         raise BadCell(f"action: expected a kind, got {_shown(cell)}; name what happened, or drop the row")

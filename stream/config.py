@@ -12,7 +12,7 @@ from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 MAX_S = 2_000_000
 
 
-_SECONDS = Number(0, MAX_S, open_low=True, advice="Kafka counts them in milliseconds of 32 bits")
+_SECONDS = Number(0, MAX_S, open_low=True, advice="Kafka holds them as 32-bit milliseconds")
 STREAM_LIMITS: dict[str, Limit] = {
     "group": Text(),
     "component": Text(),
@@ -27,40 +27,41 @@ STREAM_LIMITS: dict[str, Limit] = {
     "recover_timeout_s": _SECONDS,
     "stop_timeout_s": _SECONDS,
     "metrics_host": Text(r".+", "a host name or an address", "0.0.0.0 listens on every interface"),
-    "metrics_port": Number(0, 65_535, whole=True, advice="0 switches metrics off"),
+    "metrics_port": Number(0, 65_535, whole=True, advice="0 turns metrics off"),
 }
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """The worker's own settings; what an action is and where state lives are `wire.config`'s."""
+    """The worker's own settings; `wire.config` says what an action is, `state.config` where state lives."""
 
     group: str = ""
     """Consumer group; empty means ``<kafka.prefix>-stream``."""
     component: str = ""
     """This worker's name in the status topic; empty means ``worker-<host>-<pid>``. A name given here also makes it a
-    static member of the group: started again under it, it has its partitions back at once, not after a session."""
+    static member of the group: restarted under that name, it gets its partitions back at once instead of after a
+    session timeout."""
     max_batch: int = 500
-    """Most records in one write batch."""
+    """Maximum records in one write batch."""
     max_wait_s: float = 0.02
-    """Longest wait for a batch to fill."""
+    """Maximum wait for a batch to fill."""
     max_outbox: int = 20_000
-    """Unsent examples of a partition above which it takes no more actions until the broker has caught up."""
+    """With more unsent examples than this, a partition takes no more actions until the broker has caught up."""
     commit_interval_s: float = 1.0
     session_timeout_s: float = 10.0
-    """A worker not heard of for this long loses its partitions."""
+    """A worker not heard from for this long loses its partitions."""
     heartbeat_s: float = 2.0
     rebalance_timeout_s: float = 10.0
     start_timeout_s: float = 30.0
-    """A broker that does not answer for this long at start ends the worker."""
+    """If the broker does not answer for this long at startup, the worker ends."""
     recover_timeout_s: float = 600.0
-    """A broker that goes away later is waited for this long."""
+    """How long to wait for a broker that goes away later."""
     stop_timeout_s: float = 15.0
-    """An orderly stop that takes longer is cut short (nothing is lost by it)."""
+    """An orderly stop that takes longer is cut short (nothing is lost)."""
     metrics_host: str = "127.0.0.1"
-    """Address that the metrics listen on; 0.0.0.0 where Prometheus is on another host or in another container."""
+    """Address to serve metrics on; 0.0.0.0 if Prometheus is on another host or in another container."""
     metrics_port: int = 9101
-    """Port of the Prometheus metrics; 0 switches them off."""
+    """Port of the Prometheus metrics; 0 turns them off."""
 
     def __post_init__(self) -> None:
         check_fields(self, "stream", STREAM_LIMITS)
@@ -74,7 +75,7 @@ class StreamConfig:
 
 
 class Settings(Protocol):
-    """What this room needs of a process's configuration (`headrace.config.Settings` has it)."""
+    """The part of a process's configuration that this room needs (`headrace.config.Settings` has it)."""
 
     @property
     def action(self) -> ActionConfig:

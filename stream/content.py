@@ -1,7 +1,8 @@
-"""The content of a file: read whole, decompressed and decoded, or refused in one line before anybody uses any of it.
+"""The content of a file: read whole, decompressed and decoded; or refused with one line before any of it is used.
 
-Compression is told by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz. Text is UTF-8, or UTF-16
-where a byte order mark says so; a line ends at a newline (``\\n`` or ``\\r\\n``) and nowhere else.
+Compression is recognised by the file's first bytes, not by its name: gzip, zstandard, bzip2, xz, also one inside
+another. Text is UTF-8, or UTF-16 if a byte order mark says so; lines end at a newline (``\\n`` or ``\\r\\n``) and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -18,34 +19,50 @@ from typing import Any
 from stream.errors import FileError
 
 PIPE_WAIT_S = 10.0
-"""How long a named pipe may stay without a writer."""
+"""How long to wait for a writer on a named pipe."""
 GZIP, ZSTD, BZIP2, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00", b"PAR1"
 _OTHERS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"SQLite format": "a SQLite file", b"ORC": "an ORC file", b"Obj\x01": "an Avro file",
-    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"ARROW1": "an Arrow file", b"\xd0\xcf\x11\xe0": "a spreadsheet", b"PK\x05\x06": "an empty zip archive",
+    b"\x04\x22\x4d\x18": "an lz4 file", b"\xff\x06\x00\x00sNaPpY": "a snappy file", b"\x1f\x9d": "a .Z file",
+    b"Rar!": "a RAR archive", b"%PDF": "a PDF", b"<!DOCTYPE": "a web page", b"<html": "a web page",
+    b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file", b"\x80\x04\x95": "a pickle",
+    b"version https://git-lfs": "a pointer of Git LFS", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32",
 }  # fmt: skip
+_MOST_LAYERS = 3
+_TAR_AT = 257
+_SKIPPABLE = tuple(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))
+"""How a frame of zstandard begins that holds nothing of the content; parallel compressors write one first."""
+_LARGEST_WINDOW = 1 << 31
+"""Of zstandard: ``--long=31``."""
 
 
 def read_bytes(path: Path) -> bytes:
     """All of the file, decompressed. Raises `FileError`."""
     content = _read(path)
     try:
-        return _decompress(content)
+        for _ in range(_MOST_LAYERS):
+            unpacked = _decompress(content)
+            if unpacked is content:
+                break
+            content = unpacked
     except ImportError:
         raise FileError(f"{path}: expected the package zstandard, which is missing; install it") from None
     except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error, _Truncated) as error:
         raise FileError(
             f"{path}: expected {_name_of(content)} data, got a damaged file ({error}); fetch it again"
         ) from None
+    return content
 
 
 def read_text(path: Path, content: bytes | None = None) -> str:
-    """The text of a file; ``content`` are its bytes, where the caller has them already. Raises `FileError`."""
+    """The text of a file; ``content``: its bytes, if the caller has read them. Raises `FileError`."""
     content = read_bytes(path) if content is None else content
-    for magic, name in _OTHERS.items():
-        if content.startswith(magic):
-            raise FileError(f"{path}: expected text, got {name}; unpack or export it first")
+    other = next((name for magic, name in _OTHERS.items() if content.startswith(magic)), "")
+    other = "a tar archive" if content[_TAR_AT : _TAR_AT + 5] == b"ustar" else other
+    if other:
+        raise FileError(f"{path}: expected text, got {other}; unpack or export it first, as text in UTF-8")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -56,11 +73,11 @@ def read_text(path: Path, content: bytes | None = None) -> str:
         raise FileError(
             f"{path}:{number}: expected text, got a NUL byte; if it is UTF-16 without a mark, convert it to UTF-8"
         )
-    return text if "\n" in text else text.replace("\r", "\n")  # as Macs once wrote them
+    return text if "\n" in text else text.replace("\r", "\n")  # as Macs wrote them before 2001
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, without their ends. Unlike `str.splitlines`, U+2028, NEL and their like end none."""
+    """The lines of a text, without line ends. Unlike in `str.splitlines`, U+2028, NEL and the like end none."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -75,9 +92,9 @@ def _read(path: Path) -> bytes:
             raise FileError(f"{path}: expected a file, got {wanted}; name the file itself")
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileError(f"{path}: expected a file, there is none; check the path") from None
+        raise FileError(f"{path}: expected a file, but there is none; check the path") from None
     except OSError as error:
-        raise FileError(f"{path}: expected a file that can be read, got {error.strerror}; check its rights") from None
+        raise FileError(f"{path}: expected a readable file, got {error.strerror}; check its permissions") from None
 
 
 def _read_pipe(path: Path) -> bytes:
@@ -102,33 +119,34 @@ def _decompress(content: bytes) -> bytes:
         return _all_members(content, BZIP2, bz2.BZ2Decompressor)
     if content.startswith(XZ):
         return _all_members(content, XZ, lzma.LZMADecompressor)
-    if content.startswith(ZSTD):
+    if content.startswith((ZSTD, *_SKIPPABLE)):
         import zstandard
 
         try:
-            return _all_members(content, ZSTD, zstandard.ZstdDecompressor().decompressobj)
+            unpack = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj
+            return _all_members(content, (ZSTD, *_SKIPPABLE), unpack)
         except zstandard.ZstdError as error:
             raise _Truncated(str(error)) from None
     return content
 
 
-def _all_members(content: bytes, magic: bytes, make: Any) -> bytes:
-    """Such files may be several compressed ones in a row; each has to come to its own end."""
+def _all_members(content: bytes, magic: bytes | tuple[bytes, ...], make: Any) -> bytes:
+    """A file may be a series of compressed members; each must be complete."""
     found: list[bytes] = []
     while content:
         if not content.startswith(magic):
-            raise _Truncated(f"{len(content)} bytes behind its end that belong to nothing")
+            raise _Truncated(f"{len(content)} stray bytes after its end")
         member = make()
         found.append(member.decompress(content))
         if not member.eof:
-            raise _Truncated("it breaks off")
+            raise _Truncated("it is truncated")
         content = member.unused_data.lstrip(b"\0")  # tapes and some tools pad with zeros
     return b"".join(found)
 
 
 def _name_of(content: bytes) -> str:
     names = {GZIP: "gzip", ZSTD: "zstandard", BZIP2: "bzip2", XZ: "xz"}
-    return next(name for magic, name in names.items() if content.startswith(magic))
+    return next((name for magic, name in names.items() if content.startswith(magic)), "zstandard")
 
 
 def _not_utf8(path: Path, content: bytes, error: UnicodeDecodeError) -> str:

@@ -1,4 +1,4 @@
-"""Tables in text: rows with the line that each begins on, whatever separates their cells, quoted or not."""
+"""Text tables: rows, each with the line it begins on, for any separator, quoted or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stream.errors import FileError
 DOUBLE_COLON = "::"
 SEPARATORS = (DOUBLE_COLON, "\t", ";", ",", "|")
 _LONGEST_CELL = 1 << 20
-"""Python's csv module refuses cells beyond 128 KiB; a quote that is never closed would otherwise read on for ever."""
+"""Python's csv module refuses cells above 128 KiB by default. Without a limit, an unclosed quote would read on."""
 
 Row = tuple[int, list[str]]
 """The line on which a row begins, and its cells."""
@@ -22,14 +22,14 @@ Row = tuple[int, list[str]]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written: what separates its cells, and whether quotes mean anything."""
+    """How a table is written: what separates its cells, and whether they may be quoted."""
 
     separator: str
     is_quoted: bool = True
 
 
 def first_line(text: str) -> str:
-    """The first line that is not blank; empty where there is none."""
+    """The first line that is not blank; empty if there is none."""
     return next((line for line in text.split("\n") if line.strip()), "").rstrip("\r")
 
 
@@ -41,14 +41,15 @@ def split_line(line: str, dialect: Dialect) -> list[str]:
 
 
 def rows_of(path: Path, text: str, dialect: Dialect) -> Iterator[Row]:
-    """All rows but blank ones, in order; each must have as many cells as the first. Raises `FileError`."""
+    """All rows except blank ones, in order; each must have as many cells as the first. Raises `FileError`."""
     num_cells = 0
     for number, cells in _rows(path, text, dialect):
         num_cells = num_cells or len(cells)
         if len(cells) != num_cells:
             raise FileError(
-                f"{path}:{number}: expected {num_cells} cells between {dialect.separator!r} as in the first line, got "
-                f"{len(cells)}: {_shown(cells, dialect)}; mend the line, or quote the cell that holds the separator"
+                f"{path}:{number}: expected {num_cells} cells separated by {dialect.separator!r} as in the first "
+                f"line, got {len(cells)}: {_shown(cells, dialect)}; fix the line, or quote the cell that contains the "
+                "separator"
             )
         yield number, cells
 
@@ -66,8 +67,8 @@ def _rows(path: Path, text: str, dialect: Dialect) -> Iterator[Row]:
             number = reader.line_num + 1
     except csv.Error as error:
         raise FileError(
-            f"{path}:{number}: expected cells between {dialect.separator!r}, got {lines[number - 1][:60]!r} ({error}); "
-            'close the quote, or write one inside a quoted cell twice ("")'
+            f"{path}:{number}: expected cells separated by {dialect.separator!r}, got {lines[number - 1][:60]!r} "
+            f'({error}); close the quote, or double a quote inside a quoted cell ("")'
         ) from None
 
 

@@ -2,11 +2,11 @@
 
 ::
 
-    FileError           an action file that cannot be read
+    FileError           an action file cannot be read
     ProducerError       records were not acknowledged
-    MetricsPortTaken    the port of the metrics is in use
-    BackfillError       the actions topic does not begin with the history that was to be there
-    NameTaken           another worker lives under this one's name
+    MetricsPortTaken    the metrics port is in use
+    BackfillError       the actions topic does not begin with the expected history
+    NameTaken           another live worker has this one's name
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from wire.errors import HeadraceError
 
 
 class FileError(HeadraceError):
-    """An action file that is missing, of no known format, or damaged."""
+    """An action file is missing, of unknown format, or damaged."""
 
 
 class ProducerError(HeadraceError):
@@ -23,12 +23,12 @@ class ProducerError(HeadraceError):
 
 
 class MetricsPortTaken(HeadraceError, OSError):
-    """The port of the metrics is in use."""
+    """The metrics port is in use."""
 
 
 class BackfillError(HeadraceError):
-    """The actions topic does not begin with the history that was to be there."""
+    """The actions topic does not begin with the expected history."""
 
 
 class NameTaken(HeadraceError):
-    """Another worker lives under this one's name (`stream.component`)."""
+    """Another live worker has this one's name (`stream.component`)."""

@@ -1,19 +1,20 @@
-"""Files of actions and ratings, told apart by content; every line is checked before anything is sent.
+"""Files of actions and ratings, recognised by content; every line is checked before anything is sent.
 
     ratings.dat     user::item::rating::seconds
-    u.data          user item rating seconds, tabs between
-    *.csv, *.tsv    a line of names, then cells between commas, semicolons, tabs or |, quoted where need be
-    *.inter         RecBole: user_id:token, item_id:token, rating:float, timestamp:float, tabs between
-    JSON            an action on each line, or one list of actions (`schema/action.schema.json`)
-    *.parquet       columns named as in a csv (needs pyarrow)
+    u.data          user, item, rating, seconds, separated by tabs
+    *.csv, *.tsv    a header, then cells separated by commas, semicolons, tabs or |, quoted where necessary
+    *.inter         RecBole: user_id:token, item_id:token, rating:float, timestamp:float, separated by tabs
+    JSON            one action per line, or one list of actions (`schema/action.schema.json`)
+    *.parquet       columns named as in a csv (requires pyarrow)
 
-Columns may stand in any order (`stream.columns.ALIASES` has their names). With a column ``action`` rows are actions
-(several kinds as ``click|like``), else ratings: a rating r becomes one action, "rate", with "like" from 4 on and "love"
-at 5, and value r. Times of a table are seconds, milliseconds, microseconds or nanoseconds since 1970, all in the unit
-of the first, or ISO 8601, in UTC where it names no zone; JSON takes milliseconds alone, as the actions topic does.
+Columns may be in any order (`stream.columns.ALIASES` has their names). With a column ``action``, rows are actions
+(several kinds as ``click|like``), otherwise ratings: a rating r becomes one action with the kind "rate", "like" from 4
+on and "love" at 5, and with value r. Times in a table are seconds, milliseconds, microseconds or nanoseconds since
+1970, all in the unit of the first, or ISO 8601, in UTC if no zone is given. In JSON they are milliseconds, as on the
+actions topic.
 
-Any file may be compressed (gzip, zstandard, bzip2, xz). Actions come in the order of time; among equal times in the
-order of the file, which carries meaning: half of MovieLens-1M's consecutive ratings of a user share a second.
+Any file may be compressed (gzip, zstandard, bzip2, xz). Actions are returned in order of time, and among equal times in
+file order, which carries meaning: half of the consecutive ratings of MovieLens-1M's users share a second.
 """
 
 from __future__ import annotations
@@ -25,11 +26,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from stream.columns import POSITIONS, RATING_KINDS, BadCell, Clock, Columns, Row, columns_named, rating_kinds
+from stream.columns import (
+    POSITIONS,
+    RATING_KINDS,
+    BadCell,
+    Clock,
+    Columns,
+    Milliseconds,
+    Row,
+    columns_named,
+    rating_kinds,
+)
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
@@ -37,14 +48,14 @@ from wire.action import Action, Rejection, decode_record
 from wire.config import ActionConfig
 
 __all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
-FORMATS = "ratings.dat (a::b::c::d), u.data (tabs), .csv with a line of names, RecBole .inter, JSON lines, .parquet"
+FORMATS = "ratings.dat (a::b::c::d), u.data (tabs), .csv with a header, RecBole .inter, JSON lines, .parquet"
 
 
 def read_actions(path: Path | str, config: ActionConfig | None = None) -> Iterator[dict[str, Any]]:
-    """The file's actions, ready for JSON, in the order of time.
+    """The file's actions, ready for JSON, in order of time.
 
-    All of it is read and checked first, as a worker of this ``config`` would; without one any kind will do. Raises
-    `FileError`, which names the line.
+    First, all of it is read and checked as a worker with this ``config`` would check it; without one, any kind is
+    accepted. Raises `FileError`, which names the line.
     """
     path, now_ms = Path(path), time.time_ns() // 1_000_000
     lenient = config or _AnyKind()
@@ -75,7 +86,7 @@ class _EveryKind(dict[str, int]):
 
 
 class _AnyKind(ActionConfig):
-    """A configuration of defaults for whoever decides on the kinds later."""
+    """Default configuration, for callers that decide on the kinds later."""
 
     @property
     def bit_of(self) -> Mapping[str, int]:
@@ -86,17 +97,17 @@ def _some(
     path: Path, found: Sequence[Any], actions: Iterator[dict[str, Any]] | None = None
 ) -> Iterator[dict[str, Any]]:
     if not found:
-        raise FileError(f"{path}: expected actions, got none (no more than a line of names); give a file with some")
+        raise FileError(f"{path}: expected actions, got none (at most a header); give a file that has some")
     return iter(found) if actions is None else actions
 
 
 def _unknown_kinds(unknown: Sequence[str], config: ActionConfig) -> str:
     joined = next((kind for kind in unknown if "," in kind), None)
     if joined is not None:
-        return f"expected one kind, or several with | between, got {joined!r}; write it as {joined.replace(',', '|')!r}"
+        return f"expected one kind, or several separated by |, got {joined!r}; write it as {joined.replace(',', '|')!r}"
     is_ratings = set(unknown) <= set(RATING_KINDS)
     wanted = RATING_KINDS if is_ratings else (*config.kinds, *unknown)
-    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete as it comes)" if is_ratings else ""
+    window = " and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0 (a rating is complete when it arrives)" if is_ratings else ""
     return (
         f"expected actions among {', '.join(config.kinds)}, got {', '.join(unknown)}, which the worker would refuse; "
         f"set HEADRACE_ACTION__KINDS={','.join(wanted)}{window} for every process, or the same in their file"
@@ -113,7 +124,12 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 raise FileError(f"{place}: {_said(outcome, config)}")
-        content = msgspec.json.decode(raw)
+        try:
+            content = msgspec.json.decode(raw)
+        except msgspec.ValidationError as error:  # in a field that nobody reads
+            raise FileError(
+                f"{place}: expected numbers that a double can hold, got {error}; leave that field out"
+            ) from None
         actions = content if isinstance(content, list) else [content]
         found += [_plain(one, action) for one, action in zip(outcomes, actions, strict=True) if isinstance(one, Action)]
     found.sort(key=itemgetter("timestamp"))
@@ -121,7 +137,7 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
 
 
 def _plain(outcome: Action, action: dict[str, Any]) -> dict[str, Any]:
-    """The same action with its integers as such: 5.0 is 5."""
+    """The same action with integers written as such: 5.0 is 5."""
     user = action["user"]
     if isinstance(user, float) or not isinstance(action["timestamp"], int):
         return {**action, "user": int(user) if isinstance(user, float) else user, "timestamp": outcome.timestamp_ms}
@@ -129,8 +145,8 @@ def _plain(outcome: Action, action: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_values(path: Path, text: str) -> Iterator[tuple[str, bytes]]:
-    """Where each JSON value stands, and its bytes: those of one list, or those of the lines, each an action or a list.
-    How long a list is does not matter: the producer makes records of its own."""
+    """Each JSON value's place and bytes: the elements of one list, or the lines, each an action or a list. Lists may be
+    of any length: the producer makes records of its own."""
     if text.lstrip()[0] == "[" and not _is_json(first_line(text)):
         yield from _elements(str(path), path, text)
         return
@@ -146,7 +162,7 @@ def _elements(place: str, path: Path, text: str) -> Iterator[tuple[str, bytes]]:
         elements = msgspec.json.decode(text, type=list[msgspec.Raw])
     except (msgspec.DecodeError, RecursionError) as error:
         number = _line_of(error, text)
-        raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; mend it") from None
+        raise FileError(f"{path}:{number}: expected a list of actions as JSON, got {error}; fix it") from None
     if not elements:
         yield place, b"[]"
     yield from ((f"{place}: element {number}", bytes(raw)) for number, raw in enumerate(elements, 1))
@@ -168,7 +184,7 @@ def _line_of(error: Exception, text: str) -> int:
 def _said(rejection: Rejection, config: ActionConfig) -> str:
     if rejection.reason == "malformed":
         got = rejection.message.removeprefix("expected JSON in UTF-8, got ").rpartition(";")[0]
-        return f"expected an action as JSON, got {got}; write each on a line of its own, or all as one list"
+        return f"expected an action as JSON, got {got}; write each on its own line, or all as one list"
     if rejection.reason == "unknown_action":
         action = msgspec.json.decode(rejection.raw)["action"]
         kinds = [action] if isinstance(action, str) else action
@@ -182,13 +198,17 @@ def _said(rejection: Rejection, config: ActionConfig) -> str:
 def _read_table(path: Path, text: str, config: ActionConfig, now_ms: int) -> tuple[list[Row], bool]:
     dialect, columns, has_names = _layout(path, first_line(text), config)
     table = rows_of(path, text, dialect)
-    if has_names:
-        next(table, None)
-    return _read_rows(f"{path}:", table, columns, config, now_ms), columns.is_ratings
+    names = next(table, (0, []))[1] if has_names else []
+    return _read_rows(f"{path}:", table, columns, config, now_ms, names), columns.is_ratings
 
 
 def _read_rows(
-    prefix: str, table: Iterable[tuple[int, Sequence[Any]]], columns: Columns, config: ActionConfig, now_ms: int
+    prefix: str,
+    table: Iterable[tuple[int, Sequence[Any]]],
+    columns: Columns,
+    config: ActionConfig,
+    now_ms: int,
+    names: Sequence[str] = (),
 ) -> list[Row]:
     clock, rows = Clock(config, now_ms), list[Row]()
     for number, cells in table:
@@ -197,7 +217,9 @@ def _read_rows(
             if row.kinds is not None:
                 _check_row(row.kinds, config)
         except BadCell as error:
-            raise FileError(f"{prefix}{number}: {error}") from None
+            is_again = bool(names) and [str(cell).lstrip("\ufeff") for cell in cells] == list(names)
+            what = "expected a row, got the line of names again; remove it" if is_again else error
+            raise FileError(f"{prefix}{number}: {what}") from None
         rows.append(row)
     return rows
 
@@ -209,7 +231,7 @@ def _check_row(kinds: Sequence[str], config: ActionConfig) -> None:
 
 
 def _layout(path: Path, first: str, config: ActionConfig) -> tuple[Dialect, Columns, bool]:
-    """How the table is written, its columns, and whether its first line holds their names."""
+    """How the table is written, its columns, and whether its first line is a header."""
     named: BadCell | None = None
     for separator in SEPARATORS:
         dialect = Dialect(separator, is_quoted=not _is_recbole(first, separator))
@@ -230,8 +252,8 @@ def _layout(path: Path, first: str, config: ActionConfig) -> tuple[Dialect, Colu
     if not first:
         raise FileError(f"{path}: expected actions, got an empty file; formats: {FORMATS}")
     raise FileError(
-        f"{path}:1: expected a known format, got a first line of {first[:60]!r}; formats: {FORMATS}. A table without a "
-        "line of names needs one: user_id,item_id,rating,timestamp"
+        f"{path}:1: expected a known format, got a first line of {first[:60]!r}; formats: {FORMATS}. A table needs a "
+        "header such as user_id,item_id,rating,timestamp"
     )
 
 
@@ -251,14 +273,14 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise FileError(f"{path}: expected the package pyarrow for .parquet, it is missing; install it") from None
+        raise FileError(f"{path}: expected the package pyarrow for .parquet, which is missing; install it") from None
     try:
         table = parquet.read_table(io.BytesIO(content))
         columns = columns_named(table.column_names, config)
-        cells: list[Any] = [column.to_pylist() for column in table.columns]
+        cells = [_cells_of(column) for column in table.columns]
     except BadCell as error:
         raise FileError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
     if columns is None:
@@ -266,3 +288,17 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
         raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
     table_rows = enumerate(zip(*cells, strict=True), 1)
     return _read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings
+
+
+_PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
+
+
+def _cells_of(column: Any) -> list[Any]:
+    """A column of Parquet as Python has it; times as `Milliseconds`, since Python has no nanoseconds, and an end."""
+    import pyarrow as pa
+
+    if not pa.types.is_timestamp(column.type):
+        return cast("list[Any]", column.to_pylist())
+    times, per = _PER_MS[column.type.unit]
+    ticks = column.cast(pa.int64()).to_pylist()
+    return [None if tick is None else Milliseconds((tick * times + per // 2) // per) for tick in ticks]

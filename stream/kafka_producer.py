@@ -16,7 +16,7 @@ from wire.topics import max_letter_bytes
 
 
 class Producer:
-    """An aiokafka producer, replaced by a new one after an error: a failed batch leaves the old one unusable."""
+    """An aiokafka producer that is replaced after an error: a failed batch leaves the old one unusable."""
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
@@ -25,7 +25,7 @@ class Producer:
         self.generation = 0
 
     async def start(self) -> None:
-        """Connect; idempotent where the broker can be."""
+        """Connect; as an idempotent producer if the broker supports it."""
         options: dict[str, Any] = {
             "acks": "all", "max_batch_size": 512_000, "enable_idempotence": True,
             "max_request_size": max(8 << 20, max_letter_bytes(self._config)),
@@ -46,7 +46,7 @@ class Producer:
                 self.generation += 1
 
     async def send(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None, **more: Any) -> Any:
-        """Put a record on its way; the future gives its metadata."""
+        """Begin to send a record. Returns a future of its metadata."""
         if self._producer is None:
             raise KafkaError("the producer is stopped")
         return await self._producer.send(topic, value, key=key, partition=partition, **more)
@@ -54,8 +54,8 @@ class Producer:
     async def send_all(
         self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]
     ) -> AsyncIterator[tuple[Any, int]]:
-        """Put (key, value) records on their way, in order, in as few batches as hold them. Of each batch that is on its
-        way: the future of its metadata, whose offset is that of its first record; and how many records it has."""
+        """Begin to send (key, value) records, in order, in as few batches as possible. Yields, for each batch, a future
+        of its metadata, whose offset is that of its first record, and its number of records."""
         producer = self._producer
         if producer is None:
             raise KafkaError("the producer is stopped")
@@ -70,7 +70,7 @@ class Producer:
             yield await producer.send_batch(batch, topic, partition=partition), batch.record_count()
 
     async def stop(self) -> None:
-        """Disconnect without waiting for what was not acknowledged: it is in an outbox."""
+        """Disconnect without waiting for unacknowledged records: they are in an outbox."""
         producer, self._producer = self._producer, None
         if producer is not None:
             with suppress(KafkaError, asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""Send the actions of a simulated world: as fast as it goes in the world's own time, or live, at a rate, in ours."""
+"""Send the actions of a simulated world: as fast as possible in the world's own time, or live at a given rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def simulate(
 ) -> int:
     """Send ``num_actions`` (None: until interrupted) of a world's actions; returns the exit status.
 
-    With ``rate`` (actions/s) the world's time is moved to now: joining, lag and freshness are those of live traffic.
+    With ``rate`` (actions/s), the world begins now: joining, lag and freshness are those of live traffic.
     """
     known = tuple(kind for kind in settings.action.kinds if kind in KINDS)
     world = world or WorldConfig(seed=seed, kinds=known, actions_per_s=rate or WorldConfig.actions_per_s)
@@ -39,7 +39,7 @@ def simulate(
 
 
 def moved_to_now(actions: Iterable[dict[str, Any]], start_ms: int) -> Iterator[dict[str, Any]]:
-    """The same actions as if the world had begun when the first of them is taken; none lies in the future."""
+    """The same actions, as if the world had begun when the first of them is taken; none is in the future."""
     began_ms = time.time_ns() // 1_000_000
     for action in actions:
         now_ms = time.time_ns() // 1_000_000

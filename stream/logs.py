@@ -1,4 +1,4 @@
-"""The stream's logger; `headrace.logs` says how its lines look."""
+"""The stream's logger; `headrace.logs` configures its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's Prometheus metrics: base units, ``_total`` on counters, one label a partition."""
+"""A worker's Prometheus metrics: base units, ``_total`` on counters, gauges labelled by partition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wire.status import PartitionStatus
 
 
 class WorkerMetrics:
-    """Metrics of one worker, in a registry of their own."""
+    """Metrics of one worker, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -24,13 +24,13 @@ class WorkerMetrics:
             "headrace_worker_dead_letters", "Dead letters, by reason.", ("reason",), registry=registry
         )
         self.gone = Counter(
-            "headrace_worker_gone_records", "Records that retention took before they were read.", registry=registry
+            "headrace_worker_gone_records", "Records that retention removed before they were read.", registry=registry
         )
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)
         self.batch_seconds = Histogram(
-            "headrace_worker_batch_seconds", "Time of one write batch.", registry=registry,
+            "headrace_worker_batch_seconds", "Duration of one write batch.", registry=registry,
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         )  # fmt: skip
         self._lag = self._gauge("ingest_lag_records", "Records of the actions topic not applied yet.")
@@ -42,14 +42,14 @@ class WorkerMetrics:
         return Gauge(f"headrace_worker_{name}", text, ("partition",), registry=self.registry)
 
     def count(self, num_records: int, before: Counts, after: Counts) -> None:
-        """A write batch took the partition's counts from ``before`` to ``after``."""
+        """Count a write batch that took the partition's counts from ``before`` to ``after``."""
         self.records.inc(num_records)
         for name, was, now in zip(Counts._fields, before, after, strict=True):
             if now > was:
                 self.actions.labels(name.removeprefix("num_")).inc(now - was)
 
     def show(self, partition: int, status: PartitionStatus, lag_records: int) -> None:
-        """Publish where a partition is."""
+        """Set a partition's gauges."""
         label = str(partition)
         self._lag.labels(label).set(lag_records)
         self._outbox.labels(label).set(status.outbox_len)
@@ -57,7 +57,7 @@ class WorkerMetrics:
         self._epoch.labels(label).set(status.writer_epoch)
 
     def forget(self, partition: int) -> None:
-        """The partition is another worker's now."""
+        """Remove the gauges of a partition that is no longer ours."""
         for gauge in (self._lag, self._outbox, self._applied, self._epoch):
             try:
                 gauge.remove(str(partition))
@@ -65,7 +65,7 @@ class WorkerMetrics:
                 continue
 
     def serve(self, host: str, port: int) -> None:
-        """Answer Prometheus on ``port`` until the process ends; 0 does nothing."""
+        """Serve Prometheus on ``port`` until the process ends; 0 does nothing. Raises `MetricsPortTaken`."""
         if port == 0:
             return
         try:

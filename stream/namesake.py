@@ -1,8 +1,8 @@
-"""Whether another worker lives under this one's name: the group would give the name's partitions to each in turn.
+"""Whether another live worker has this one's name: the group would give the name's partitions to each in turn.
 
-A worker with a name of its own (`stream.component`) is a static member of the group: whoever joins under that name
-takes its place. So before it joins, a worker looks whether somebody on another disk still reports under its name. An
-earlier life of its own has the same disk, whose lock this process holds, and is not waited for.
+A worker with a configured name (`stream.component`) is a static member of the group: another one that joins under that
+name takes its place. So before it joins, a worker checks whether one on another disk still reports under its name. A
+previous process on the same disk is not waited for: this process holds the disk's lock.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer
 
 from stream.errors import NameTaken
 from wire.config import KafkaConfig
+from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.status import WorkerStatus, decode_status
 from wire.topics import Topics
 
 NUM_LOOKED_AT = 1_000
-"""Newest reports of all processes that are looked through: several seconds of them."""
+"""How many of the newest reports of all processes are searched: several seconds of them."""
 SILENCE_S = 3.0
-"""Three reports: who says nothing for so long is gone."""
+"""Three reports: a worker that is silent for so long is gone."""
 
 
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
-    """Raise `NameTaken` while another worker of this name is alive. Raises KafkaError when no broker answers."""
+    """Raise `NameTaken` if another worker of this name is alive. Raises KafkaError when no broker answers."""
     consumer = make_consumer(kafka, **PROMPT)
     try:
         [where] = partitions_of(consumer, Topics.under(kafka.prefix).status)
@@ -41,9 +41,9 @@ def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:
         later = _newest(consumer, component, until=lambda: time.monotonic() > deadline_s, once=True)
         if later is not None and later.disk != disk:
             raise NameTaken(
-                f"stream.component {component!r}: expected a name that no other worker has, one on another disk "
-                f"reports under it ({len(later.partitions)} partitions are its); give this worker a name and a disk of "
-                "its own, or stop that one"
+                f"stream.component {component!r}: expected a unique name, but a worker on another disk reports "
+                f"under it and has {len(later.partitions)} partitions; give this worker a name and a disk of its own, "
+                "or stop that one"
             )
     finally:
         consumer.close()
@@ -64,7 +64,7 @@ def _report(record: Any, component: str) -> WorkerStatus | None:
     if record.key != component.encode():
         return None
     try:
-        status = decode_status(record.value or b"")
-    except msgspec.DecodeError:
+        status = decode_status(record.value)
+    except CodecError:
         return None
     return status if isinstance(status, WorkerStatus) else None

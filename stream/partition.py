@@ -1,8 +1,8 @@
 """One partition of the actions topic, from its assignment to its loss.
 
-Two tasks: one claims the partition (`stream.claim`) and relays the store's outbox, again and again after errors; the
-other applies what Faust delivers. Both take turns by one lock. Offsets decide, not Faust: a record at or below the
-store's applied offset is skipped, and records missing before one are read with a plain consumer.
+Of two tasks, one claims the partition (`stream.claim`) and relays the store's outbox, and starts over after errors; the
+other applies what Faust delivers. They take turns under one lock. Offsets decide, not Faust: records at or below the
+store's applied offset are skipped, and missing records are read with a plain consumer.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from wire.topics import Topics
 
 RETRY_S = 1.0
 STALL_S = 1.5
-"""Records that are there and were not applied for this long are read without Faust."""
+"""Records that have been available but not applied for this long are read without Faust."""
 MAX_BATCH_BYTES = 600_000
-"""One write batch holds the event loop: about three thousand actions are enough."""
+"""A write batch blocks the event loop: about three thousand actions are enough."""
 MAX_WAITING = 4
-"""Batches that wait for a store before Faust has to."""
+"""Batches that may wait for a store before Faust has to wait."""
 
 
 def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Record]]:
-    """``records`` in order, cut so that a batch stays below both bounds (or is a single record)."""
+    """``records`` in order, divided so that each batch stays within both bounds (or is a single record)."""
     batch: list[Record] = []
     num_bytes = 0
     for record in records:
@@ -57,20 +57,20 @@ def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BA
 
 @dataclass(frozen=True)
 class Shared:
-    """What the partitions of a worker have in common."""
+    """What a worker's partitions share."""
 
     settings: Settings
     topics: Topics
     metrics: WorkerMetrics
     producer: Producer
     ids: TopicIds
-    """Of the topics that this worker began with."""
+    """Of the topics as they were when this worker started."""
     fail: Callable[[BaseException], None]
-    """Ends the worker because of an error that nobody here can mend."""
+    """Ends the worker because of an error that cannot be handled here."""
 
 
 class Partition:
-    """An assigned partition; its tasks run from the start until `close`."""
+    """An assigned partition; its tasks run from construction until `close`."""
 
     def __init__(self, number: int, shared: Shared) -> None:
         self.number = number
@@ -78,26 +78,26 @@ class Partition:
         self._store: PartitionStore | None = None
         self._relay: OutboxRelay | None = None
         self._turn = asyncio.Lock()
-        """Held by whoever changes the store."""
+        """Held while the store is changed."""
         self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_WAITING)
         self._claimed = asyncio.Event()
         self._fresh_s = time.monotonic()
         """When a record was last applied."""
         self._read_to = 0
-        """Offset below which nothing is left to read: behind the last record there may be a transaction's markers."""
+        """Offset below which nothing is left to read. Transaction markers may follow the last applied record."""
         self._num_gone = 0
-        """Offsets that retention took before this worker read them."""
+        """Offsets that retention removed before this worker read them."""
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
         self._tasks = [asyncio.create_task(self._guard(self._own())), asyncio.create_task(self._guard(self._apply()))]
 
     async def offer(self, events: list[Any]) -> None:
-        """Take Faust events, in order; waits while the partition is behind."""
+        """Accept Faust events, in order; waits while the partition is behind."""
         await self._waiting.put(events)
 
     async def close(self) -> None:
-        """Stop, and close the store. What was not applied or relayed is the next owner's."""
+        """Stop, and close the store. What was not applied or relayed is left to the next owner."""
         self._closing.set()
         tasks = [*self._tasks, *([self._catching_up] if self._catching_up else [])]
         for task in tasks:
@@ -111,7 +111,7 @@ class Partition:
             await asyncio.to_thread(store.close)
 
     async def _guard(self, work: Any) -> None:
-        """Errors that nobody here can mend end the worker."""
+        """End the worker on errors that cannot be handled here."""
         try:
             await work
         except Exception as error:  # noqa: BLE001
@@ -135,15 +135,15 @@ class Partition:
                 await self._relay.run()
             except Fenced as error:
                 self._lose_claim()
-                # Either the group gave the partition to another worker and we shall hear of it within a session, or
-                # the other one is a late ghost and the partition is still ours after that.
+                # Either the group has given the partition to another worker, and we will hear of it within a session
+                # timeout; or the other one no longer owns it, and the partition is still ours after that.
                 shared.metrics.fenced.inc()
                 log.warning("fenced off", partition=self.number, why=str(error))
                 await asyncio.sleep(shared.settings.stream.session_timeout_s)
             except BROKER_ERRORS as error:
                 self._give_up_if_refused(error)
                 self._lose_claim()
-                log.warning("relay failed and starts again", partition=self.number, error=repr(error))
+                log.warning("the relay failed and will be restarted", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
                 await self._renew(generation)
 
@@ -164,7 +164,7 @@ class Partition:
         self._claiming = asyncio.ensure_future(
             asyncio.to_thread(claim, shared.settings, self.number, store, shared.ids, write_fence, self._closing)
         )
-        # A thread cannot be cancelled: `close` asks it to end, waits for it and closes what it has opened.
+        # A thread cannot be cancelled: `close` asks it to end, waits for it, and closes the store that it opened.
         taken = await asyncio.shield(self._claiming)
         self._store = taken.store
         shared.metrics.restores.inc(taken.was_restored)
@@ -181,7 +181,7 @@ class Partition:
         return int((await sent).offset)
 
     async def _renew(self, generation: int) -> None:
-        """A new producer; the broker may stay away for long."""
+        """Replace the producer, however long the broker is away."""
         while True:
             try:
                 await self._shared.producer.renew(generation)
@@ -197,12 +197,12 @@ class Partition:
             events = await self._waiting.get()
             records = [record_of(event) for event in events]
             while not await self._take_turn(records):  # noqa: ASYNC110
-                await asyncio.sleep(RETRY_S)  # a broker is waited for: there is nothing to be woken by
+                await asyncio.sleep(RETRY_S)  # the broker is away: nothing would wake us
             for event in events:
                 event.ack()
 
     async def _take_turn(self, records: Sequence[Record]) -> bool:
-        """Apply ``records``; False when that has to be tried again."""
+        """Apply ``records``; False if it has to be retried."""
         await self._claimed.wait()
         async with self._turn:
             store = self._store
@@ -214,12 +214,12 @@ class Partition:
                     await self._fill(store, fresh[0].offset)
             except BROKER_ERRORS as error:
                 self._give_up_if_refused(error)
-                log.warning("reading a gap failed and starts again", partition=self.number, error=repr(error))
+                log.warning("reading a gap failed and will be retried", partition=self.number, error=repr(error))
                 return False
             return await self._write(store, [record for record in fresh if record.offset > store.applied_offset])
 
     async def _fill(self, store: PartitionStore, stop: int) -> None:
-        """Apply what lies between the store and ``stop``: Faust will not deliver it, or not soon."""
+        """Apply the records between the store and ``stop``: Faust will not deliver them, or not soon."""
         start, num_records = self._next_offset(store), 0
         async for batch in read_range(
             self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop, self._note_gone
@@ -228,23 +228,23 @@ class Partition:
             if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
                 return
         self._read_to = max(self._read_to, stop)
-        if num_records:  # a transaction's markers leave gaps too, in which there is nothing
+        if num_records:  # transaction markers leave gaps too, but empty ones
             log.info("read a gap", partition=self.number, offsets=[start, stop], num_records=num_records)
 
     def _note_gone(self, first: int) -> None:
-        """The partition begins at ``first``, behind what was to be read: retention was faster than this worker."""
+        """The partition begins at ``first``, after what should be read next: retention has overtaken this worker."""
         assert self._store is not None
         start = self._next_offset(self._store)
         self._read_to = max(self._read_to, first)
         if start == 0:
-            log.warning("the topic begins behind its first record; what was before is not known here",
+            log.warning("the topic no longer begins at offset 0; what came before is unknown to this worker",
                         topic=self._shared.topics.actions, partition=self.number, first_offset=first)  # fmt: skip
             return
         num_gone = max(0, first - start)
         self._num_gone += num_gone
         self._shared.metrics.gone.inc(num_gone)
         log.error(
-            "actions are gone: retention took them before a worker read them; raise kafka.actions_retention_s, and "
+            "actions were lost: retention removed them before a worker read them; raise kafka.actions_retention_s, and "
             "watch the ingest lag", topic=self._shared.topics.actions, partition=self.number,
             offsets=[start, first - 1], num_records=num_gone,
         )  # fmt: skip
@@ -254,7 +254,7 @@ class Partition:
         return max(store.applied_offset + 1, self._read_to)
 
     async def _write(self, store: PartitionStore, records: Sequence[Record]) -> bool:
-        """Apply in write batches of a bounded size; False when the partition was lost on the way."""
+        """Apply in write batches of bounded size; False if the partition was lost meanwhile."""
         for batch in batches(records, self._shared.settings.stream.max_batch):
             if not await self._room(store):
                 return False
@@ -269,7 +269,7 @@ class Partition:
         return True
 
     async def _room(self, store: PartitionStore) -> bool:
-        """Wait until the outbox is not too long; False when the partition was lost meanwhile."""
+        """Wait until the outbox is not too long; False if the partition was lost meanwhile."""
         while store.outbox_len > self._shared.settings.stream.max_outbox and self._claimed.is_set():
             relay = self._relay
             assert relay is not None
@@ -277,10 +277,10 @@ class Partition:
             await relay.drained.wait()
         return self._claimed.is_set()
 
-    # What the worker asks once a second
+    # Called by the worker once a second
 
     def look(self, end: int) -> None:
-        """Given the end of the actions partition: catch up where Faust does not."""
+        """Given the end of the actions partition, catch up if Faust does not."""
         store, idle_s = self._store, time.monotonic() - self._fresh_s
         if store is None or not self._claimed.is_set() or idle_s <= STALL_S:
             return
@@ -300,7 +300,7 @@ class Partition:
                     log.warning("catching up failed", partition=self.number, error=repr(error))
 
     def status(self) -> PartitionStatus:
-        """Where the partition is; all unknown while it is being claimed. Offsets that hold nothing count as applied."""
+        """The partition's position; unknown while it is being claimed. Offsets without a record count as applied."""
         store = self._store
         if store is None:
             return PartitionStatus()

@@ -1,8 +1,7 @@
 """A producer of actions that batches them into list records.
 
-A record costs the worker about as much as ten actions in it, so busy producers put many actions of one partition into
-one record. The key of a list record is its first action's user: the Kafka partition is the one that every user in it
-hashes to.
+A record costs the worker about as much as ten actions, so busy producers put many actions of one partition into one
+record. The key of such a record is its first action's user; all of its users hash to its partition.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import msgspec
 from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
+from wire.checks import Limit, Number, check_fields
 from wire.config import KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
@@ -27,24 +27,27 @@ BULK = {
     "linger_ms": 5, "batch_size": 500_000, "enable_idempotence": True,
     "request_timeout_ms": 30_000, "delivery_timeout_ms": 120_000, "max_block_ms": 60_000,
 }  # fmt: skip
-"""Many records, each once, and a broker that may be away for a while: nobody sends these actions again."""
+"""Many records, each exactly once, and patience with the broker: these actions will not be sent again."""
+
+
+BATCH_LIMITS: dict[str, Limit] = {
+    "max_actions": Number(1, whole=True, advice="1 sends every action alone"),
+    "max_bytes": Number(1, whole=True, advice="1 sends every action alone"),
+    "linger_s": Number(0, advice="0 sends at once"),
+}
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """When a partition's actions become a record."""
+    """When a partition's pending actions become a record."""
 
     max_actions: int = 500
     max_bytes: int = 250_000
     linger_s: float = 0.05
-    """Longest time that an action waits for company."""
+    """Longest time that an action waits for others."""
 
     def __post_init__(self) -> None:
-        for name in ("max_actions", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; 1 sends every action alone")
-        if self.linger_s < 0:
-            raise ValueError(f"linger_s: expected 0 or more seconds, got {self.linger_s}; 0 sends at once")
+        check_fields(self, "batch", BATCH_LIMITS)
 
 
 def _user_of(action: Mapping[str, Any]) -> str:
@@ -56,12 +59,12 @@ def _user_of(action: Mapping[str, Any]) -> str:
 
 
 def placed(action: Mapping[str, Any], num_partitions: int) -> int:
-    """The partition that an action belongs to. Raises `ProducerError` where it has no usable user."""
+    """The partition that an action belongs to. Raises `ProducerError` if it has no usable user."""
     return partition_of(_user_of(action).encode(), num_partitions)
 
 
 class _Pending:
-    """The actions of one partition that wait."""
+    """The pending actions of one partition."""
 
     __slots__ = ("bodies", "key", "num_bytes", "since_s")
 
@@ -73,9 +76,9 @@ class _Pending:
 
 
 class ActionProducer:
-    """Sends actions to the actions topic. Safe to use from several threads; `close` (or ``with``) flushes.
+    """Sends actions to the actions topic. Thread-safe; `close` (or ``with``) flushes.
 
-    ``num_actions`` and ``num_records`` count what was handed over; `flush` raises `ProducerError` if any of it failed.
+    ``num_actions`` and ``num_records`` count what was sent; `flush` raises `ProducerError` if any of it failed.
     """
 
     def __init__(
@@ -98,8 +101,8 @@ class ActionProducer:
             self._ticker.start()
 
     def send(self, action: Mapping[str, Any]) -> None:
-        """Hand over one action (a mapping that JSON can hold, with ``user``). Raises `ProducerError` where there is no
-        usable user: nobody could say which partition it belongs to."""
+        """Send one action (a mapping that can be JSON, with ``user``). Raises `ProducerError` if there is no usable
+        user, because then it belongs to no partition."""
         key, partition = self._placed(_user_of(action))
         body = self._encode(action)
         with self._lock:
@@ -115,7 +118,7 @@ class ActionProducer:
                 self._send(partition)
 
     def flush(self, timeout_s: float = 60.0) -> None:
-        """Return when the broker has acknowledged everything; `ProducerError` otherwise."""
+        """Wait until the broker has acknowledged everything. Raises `ProducerError` otherwise."""
         with self._lock:
             for partition in range(self.num_partitions):
                 self._send(partition)

@@ -1,4 +1,4 @@
-"""What the worker refuses, told to people: a counter for each reason, and a warning now and then."""
+"""How the worker reports what it refuses: a counter per reason, and occasional warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARN_EVERY_S = 30.0
 
 
 class Refusals:
-    """Counts dead letters by reason and warns of each reason at once, then every `WARN_EVERY_S` at most."""
+    """Counts dead letters by reason, and warns of each reason at once, then at most every `WARN_EVERY_S`."""
 
     def __init__(self, metrics: WorkerMetrics, every_s: float = WARN_EVERY_S) -> None:
         self._metrics, self._every_s = metrics, every_s
@@ -22,7 +22,7 @@ class Refusals:
         self._warned_s: dict[str, float] = {}
 
     def note(self, letters: Iterable[OutboxEntry]) -> None:
-        """These dead letters have reached the broker."""
+        """Count dead letters that have reached the broker."""
         latest: dict[str, dict[str, str]] = {}
         for letter in letters:
             headers = {name: value.decode("utf-8", "replace") for name, value in letter.headers}

@@ -1,9 +1,9 @@
-"""The relay: what a store's outbox holds goes to the broker in order, and is deleted after the broker has it.
+"""The relay: sends the entries of a store's outbox to the broker in order, and deletes them once the broker has them.
 
-Nothing is deleted on an acknowledgement alone. The partition of the sequences topic is ours alone while we are its
-writer, so the acknowledged offsets are consecutive; where they are not, somebody else wrote in between, and the relay
-reads what it was. A fence of a higher epoch there means that readers drop what we wrote behind it: then the entries
-stay in the outbox.
+An acknowledgement alone is not enough to delete them. While we are the only writer of our partition of the sequences
+topic, acknowledged offsets are consecutive; where they are not, another writer came in between, and the relay reads
+what it wrote. If that is a fence of a higher epoch, readers drop what we wrote after it, so the entries stay in the
+outbox.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from wire.kafka.async_consumer import read_range
 from wire.topics import Topics
 
 MAX_ENTRIES = 1_000
-"""Most entries on their way at once."""
+"""Maximum entries in flight."""
 CUT_BYTES = 500_000
-"""What is kept of a dead letter that the broker finds too large."""
+"""How much is kept of a dead letter that is too large for the broker."""
 
 
 class Fenced(Exception):
@@ -39,7 +39,7 @@ class Fenced(Exception):
 
 
 def _result(outcome: Any) -> Any:
-    """The metadata of what went; raises the error of what did not."""
+    """The metadata of a sent record or batch; raises the error of a failed one."""
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
@@ -64,15 +64,15 @@ class OutboxRelay:
         self._metrics = metrics
         self._refusals = Refusals(metrics)
         self._position = position
-        """Offset in the sequences partition up to which everything is known."""
+        """Offset in the sequences partition below which everything is known."""
         self._log = examples
         self._decoder = ExampleReader(self._topics.sequences)
         self._wake = asyncio.Event()
         self.drained = asyncio.Event()
-        """Set whenever entries left the outbox."""
+        """Set whenever entries have left the outbox."""
 
     def wake(self) -> None:
-        """There is something in the outbox."""
+        """Notify the relay that the outbox has entries."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -98,7 +98,7 @@ class OutboxRelay:
         self.drained.set()
 
     async def _send_examples(self, examples: Sequence[OutboxEntry]) -> list[tuple[int, int]]:
-        """(first offset, records) of each batch that the broker has."""
+        """(first offset, number of records) of each acknowledged batch."""
         sent: list[Any] = []
         nums: list[int] = []
         records = ((entry.key, entry.value) for entry in examples)
@@ -106,7 +106,7 @@ class OutboxRelay:
             async for future, num in self._producer.send_all(self._topics.sequences, self._store.partition, records):
                 sent.append(future)
                 nums.append(num)
-        finally:  # what was sent must be waited for in any case
+        finally:  # wait for what was sent in any case
             done = await asyncio.gather(*sent, return_exceptions=True)
         return [(_result(outcome).offset, num) for outcome, num in zip(done, nums, strict=True)]
 
@@ -116,7 +116,7 @@ class OutboxRelay:
             for letter in letters:
                 try:
                     sent.append(await self._send_letter(letter, letter.value, letter.headers))
-                except MessageSizeTooLargeError:  # the client itself refuses
+                except MessageSizeTooLargeError:  # refused by the client itself
                     sent.append(await self._send_cut(letter))
         finally:
             done = await asyncio.gather(*sent, return_exceptions=True)
@@ -130,17 +130,17 @@ class OutboxRelay:
         return await self._producer.send(self._topics.dead_letters, 0, entry.key, value, headers=headers)
 
     async def _send_cut(self, entry: OutboxEntry) -> Any:
-        """A dead letter that the topic does not take: its beginning."""
+        """Send the beginning of a dead letter that is too large for the topic."""
         value = entry.value or b""
         return await self._send_letter(entry, value[:CUT_BYTES], [*entry.headers, ("cut", str(len(value)).encode())])
 
     async def _check(self, batches: Sequence[tuple[int, int]]) -> None:
-        """Make sure that readers take these (first offset, records); raises `Fenced` if they do not."""
+        """Make sure that readers accept these (first offset, number of records); raises `Fenced` if they do not."""
         if not batches:
             return
         first, stop = min(batches)[0], sum(max(batches))
         if first < self._position:
-            # An offset that the broker does not remember: it says -1 of a retry that had arrived already.
+            # For a retry of a batch that had already arrived, the broker may not know the offset and answers -1.
             await self._look(None)
         elif stop - self._position != sum(num for _, num in batches):
             await self._look(stop)
@@ -148,7 +148,7 @@ class OutboxRelay:
             self._position = stop
 
     async def _look(self, stop: int | None) -> None:
-        """Somebody else wrote between our records: a ghost of an older epoch, or our own retry, or a new owner."""
+        """Read what was written between our records: by a fenced writer, by our own retry, or by a new owner."""
         partition, ours, start = self._store.partition, self._log.writer_epoch, self._position
         async for records in read_range(self._config, self._topics.sequences, partition, start, stop):
             for record in records:
@@ -161,4 +161,4 @@ class OutboxRelay:
         self._position = max(self._position, stop or 0)
         self._store.refresh(sorted(self._log.overwritten))
         self._log.overwritten.clear()
-        log.info("another writer's records passed by", partition=partition, offsets=[start, self._position])
+        log.info("read another writer's records", partition=partition, offsets=[start, self._position])

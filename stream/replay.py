@@ -1,4 +1,4 @@
-"""Send a file of actions through Kafka: at a rate, or as fast as it goes."""
+"""Send a file of actions through Kafka, at a given rate or as fast as possible."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
 
 PACE_S = 0.02
-"""At a rate, actions go out in steps of this length."""
+"""With a rate, actions are sent in bursts this far apart."""
 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What was sent. ``last_timestamp_ms``: the latest event time, -1 where nothing was sent;
-    ``is_whole``: whether it was not interrupted."""
+    """What was sent. ``last_timestamp_ms``: the latest event time, -1 if nothing was sent; ``is_whole``: whether it was
+    not interrupted."""
 
     num_actions: int
     num_records: int
@@ -42,7 +42,7 @@ def send_actions(
     batch: BatchConfig | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayReport:
-    """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as it goes.
+    """Send ``actions`` in order; ``rate`` in actions/s, None for as fast as possible.
 
     Ctrl-C ends it early. Raises `stream.producer.ProducerError` if the broker refused any of it.
     """
@@ -65,12 +65,12 @@ def send_actions(
 
 
 def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable[Mapping[str, Any]]:
-    """The same actions, no more of them than ``rate`` allows by now; never catching up by a burst after a stall."""
+    """The same actions, no faster than ``rate``, and without a burst to catch up after a stall."""
     if rate is None:
         yield from actions
         return
     if not rate > 0:
-        raise ValueError(f"rate: expected more than 0 actions/s, got {rate}; leave it out to send as fast as it goes")
+        raise ValueError(f"rate: expected more than 0 actions/s, got {rate}; leave it out to send as fast as possible")
     began_s = time.monotonic()
     for num_sent, action in enumerate(actions):
         ahead_s = num_sent / rate - (time.monotonic() - began_s)
@@ -82,9 +82,9 @@ def _paced(actions: Iterable[Mapping[str, Any]], rate: float | None) -> Iterable
 
 
 def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: int | None = None) -> int:
-    """Send the actions of a file (`stream.files`) and say how it went; returns the exit status.
+    """Send the actions of a file (`stream.files`) and print a report; returns the exit status.
 
-    Nothing is sent of a file of which the worker would refuse a line: that raises `stream.errors.FileError`.
+    If the worker would refuse any line, nothing is sent: raises `stream.errors.FileError`.
     """
     actions = read_actions(path, settings.action)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
@@ -96,12 +96,12 @@ def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: 
 
 
 def show_progress(num_actions: int) -> None:
-    """A counter that stays on its line."""
+    """Show a counter that stays on its line."""
     print(f"\r{num_actions:,} actions ", end="\r", file=sys.stderr, flush=True)
 
 
 def print_report(report: ReplayReport, kafka: KafkaConfig) -> int:
-    """One line on what was sent; returns the exit status."""
+    """Print one line about what was sent; returns the exit status."""
     rate = report.num_actions / max(report.elapsed_s, 1e-9)
     start = "sent" if report.is_whole else "interrupted: sent"
     print(

@@ -1,8 +1,8 @@
-"""A seeded, non-stationary world that makes actions: to try Headrace on, and to test it with.
+"""A seeded, non-stationary world that generates actions, for trying Headrace and for testing it.
 
-Items are born and die, popularity fades with an item's age, tastes drift, sessions have an interest of their own (so
-that a sequence model has something to learn), and feedback comes late: a click after its impression, a like after its
-click, and some feedback much later. The same seed and configuration always give the same actions.
+Items are born and die, popularity fades with an item's age, tastes drift, each session has its own interest (so that a
+sequence model has something to learn), and feedback arrives late: a click after its impression, a like after its click,
+and some feedback much later. The same seed and configuration always give the same actions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Names, Number, check_fields, expect
+from wire.config import MAX_KINDS
+
 Action = dict[str, Any]
 """One action as its JSON object (`schema/action.schema.json`)."""
 
 KINDS = ("impression", "click", "like", "share", "hide")
-"""The kinds that this world knows; a simulation makes those of them that it was told."""
+"""The kinds that this world knows; a simulation generates those that it is configured for."""
 
 FLOAT = NDArray[np.float64]
+
+WORLD_LIMITS: dict[str, Limit] = {
+    "seed": FROM_0,
+    **dict.fromkeys(("num_users", "num_items", "num_domains", "num_tastes"), AT_LEAST_1),
+    "kinds": Names(MAX_KINDS, least=0),
+    "start_ms": FROM_0,
+    **dict.fromkeys(("actions_per_s", "item_lifetime_s", "feedback_delay_s"), ABOVE_0),
+    "session_length": Number(1),
+    "taste_drift": Number(0),
+    "late_share": Number(0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -44,23 +58,16 @@ class WorldConfig:
     item_lifetime_s: float = 6 * 3600.0
     """Mean time from an item's birth to its death."""
     taste_drift: float = 0.05
-    """Step of a user's taste, a session."""
+    """How far a user's taste moves per session."""
     feedback_delay_s: float = 4.0
     """Mean time from an impression to its click."""
     late_share: float = 0.02
     """Share of feedback that arrives a hundred times later."""
 
     def __post_init__(self) -> None:
-        for name in ("num_users", "num_items", "num_domains", "num_tastes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}; ask for at least one")
-        for name in ("actions_per_s", "session_length", "item_lifetime_s", "feedback_delay_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}; give a positive number")
-        if not 0 <= self.late_share <= 1:
-            raise ValueError(f"late_share: expected 0 to 1, got {self.late_share}; give a share")
-        if not set(self.kinds) & set(KINDS):
-            raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, got {self.kinds}; configure one of them")
+        check_fields(self, "world", WORLD_LIMITS)
+        known = bool(set(self.kinds) & set(KINDS))
+        expect(known, "world.kinds", f"some of {', '.join(KINDS)}", self.kinds, "add one of them to action.kinds")
 
 
 class Catalogue:
@@ -78,7 +85,7 @@ class Catalogue:
         self.appeal = np.empty(num)
         self.num_born = 0
         for slot in range(num):
-            # The world did not begin with everything new: ages are spread over a lifetime.
+            # Not everything is new when the world begins: ages are spread over a lifetime.
             self._bear(slot, -float(random.uniform(0, config.item_lifetime_s)))
 
     def _bear(self, slot: int, now_s: float) -> None:
@@ -91,17 +98,17 @@ class Catalogue:
         self.num_born += 1
 
     def advance(self, now_s: float) -> None:
-        """Let the dead be replaced by the newborn."""
+        """Replace the items that have died with new ones."""
         for slot in np.flatnonzero(self.death_s <= now_s):
             self._bear(int(slot), now_s)
 
     def pull(self, now_s: float) -> FLOAT:
-        """(num_items,) how much each item is pushed and wanted now: its appeal, faded by its age."""
+        """(num_items,) how popular each item is now: its appeal, faded by its age."""
         return np.asarray(self.appeal * np.exp(-(now_s - self.birth_s) / self._config.item_lifetime_s))
 
 
 class World:
-    """The world itself; iterate `actions`."""
+    """The world itself; iterate over `actions`."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -118,10 +125,10 @@ class World:
         self._num_actions = 0
 
     def actions(self) -> Iterator[Action]:
-        """Actions without end, in the order of their arrival (late feedback carries an earlier timestamp's item)."""
+        """Actions without end, in order of arrival (late feedback is about an item shown earlier)."""
         pending: list[tuple[float, int, Action]] = []
         now_s, order = 0.0, 0
-        # About 1.6 actions come of an impression.
+        # An impression leads to about 1.6 actions, itself included.
         mean_wait_s = self.config.session_length * 1.6 / self.config.actions_per_s
         while True:
             now_s += float(self._random.exponential(mean_wait_s))
@@ -136,7 +143,7 @@ class World:
         return {**action, "id": f"{self.config.seed}-{self._num_actions}"}
 
     def _refresh(self, now_s: float) -> None:
-        """Births, deaths and fading popularity are seen once a minute: each session would cost too much."""
+        """Apply births, deaths and fading once a minute: for each session it would cost too much."""
         if now_s < self._refreshed_s + 60.0:
             return
         self._refreshed_s = now_s
@@ -170,7 +177,7 @@ class World:
         return made
 
     def _shown(self, domain: int, interest: FLOAT) -> int:
-        """What is shown: the best for this interest (with noise) of a few that popularity put forward."""
+        """The item shown: of a few drawn by popularity, the best for this interest, with noise."""
         slots, chances = self._by_domain[domain]
         drawn = np.minimum(np.searchsorted(chances, self._random.random(8)), len(slots) - 1)
         candidates = slots[drawn]
@@ -180,7 +187,7 @@ class World:
     def _impression(
         self, made: list[tuple[float, Action]], shared: dict[str, Any], slot: int, interest: FLOAT, now_s: float
     ) -> bool:
-        """One impression and what came of it, appended to ``made`` with the times of arrival."""
+        """Append one impression and its feedback to ``made``, with times of arrival. Returns whether it was clicked."""
         random = self._random
         strongest = int(np.argmax(self._catalogue.taste[slot]))
         item = {"item": int(self._catalogue.item_id[slot]), "features": {"taste": f"t{strongest}"}}
@@ -200,7 +207,7 @@ class World:
         return bool(clicked)
 
     def _delivery_s(self, kind: str) -> float:
-        """How long an action travels before it is sent; some feedback is very late."""
+        """The delay between an action and its sending; some feedback is very late."""
         if kind == "impression" or self._random.random() >= self.config.late_share:
             return float(self._random.exponential(0.2))
         return float(self._random.exponential(100 * self.config.feedback_delay_s))

@@ -1,7 +1,7 @@
-"""Faust's Kafka transport with a consumer that takes every option of ours.
+"""Faust's Kafka transport, with a consumer that takes all of our options.
 
-Faust itself passes credentials on and nothing else: no timeouts, no isolation level, no word about topics that are not
-there. Its producer is never started: the worker writes with one of its own (`stream.kafka_producer`).
+Faust itself passes on credentials and nothing else: no timeouts, no isolation level, nothing about missing topics. Its
+producer is never started: the worker has its own (`stream.kafka_producer`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class _Thread(AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:  # noqa: ARG002
         self._assignor = RoundRobinPartitionAssignor
-        return AIOKafkaConsumer(partition_assignment_strategy=[self._assignor], **self.app.consumer_options)
+        consumer = AIOKafkaConsumer(partition_assignment_strategy=[self._assignor], **self.app.consumer_options)
+        self.app.kafka_consumer = consumer
+        return consumer
 
 
 class _Consumer(Consumer):
@@ -38,13 +40,21 @@ class _WithoutProducer(BootStrategy):
 
 
 class WorkerApp(faust.App):
-    """A Faust app whose consumer is made of ``consumer_options`` (aiokafka's words)."""
+    """A Faust app whose consumer is made with ``consumer_options`` (by aiokafka's names)."""
 
     BootStrategy = _WithoutProducer
 
     def __init__(self, name: str, consumer_options: Mapping[str, Any], **settings: Any) -> None:
         self.consumer_options = dict(consumer_options)
+        self.kafka_consumer: AIOKafkaConsumer | None = None
         super().__init__(name, **settings)
+
+    @property
+    def complaint(self) -> BaseException | None:
+        """What keeps the consumer from joining its group. It tells whoever polls next, but Faust does not poll before
+        it has partitions."""
+        coordinator = self.kafka_consumer._coordinator if self.kafka_consumer is not None else None  # noqa: SLF001
+        return getattr(coordinator, "_pending_exception", None)
 
     def _new_transport(self) -> Transport:
         return _Transport(self.conf.broker_consumer, self)

@@ -1,7 +1,7 @@
-"""The worker process: starts Faust, owns the partitions that it is assigned, reports, stops in order.
+"""The worker process: starts Faust, owns the partitions that it is assigned, reports, and stops in an orderly way.
 
-Exit status: 0 after a stop that was asked for; 1 after an error that a person must mend (one line on stderr says
-which). Faust is started again in place when the broker went away under it; the stores stay as they are.
+Exit status: 0 after a requested stop; 1 after an error that a person must fix (one line on stderr describes it). If the
+broker goes away, Faust is restarted within the process; the stores stay open.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kafka.errors import KafkaError
 
@@ -44,9 +44,9 @@ from wire.status import PartitionStatus, WorkerStatus, encode_status
 from wire.topics import Topics, topics_of
 
 BEAT_S = 1.0
-"""How often the worker says where it is."""
+"""How often the worker reports its position."""
 ANSWER_S = 5.0
-"""A broker that takes longer to answer is away."""
+"""A broker that takes longer to answer counts as away."""
 
 
 class Worker:
@@ -60,14 +60,14 @@ class Worker:
         self.producer = Producer(settings.kafka)
         self._ids, self._disk = TopicIds("", ""), ""
         self._reached: dict[int, int] = {}
-        """Partition → the offset that was last applied here; also of those that went with their topic."""
+        """Partition → the last offset applied here, including partitions that disappeared with their topic."""
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._assigning = asyncio.Lock()
 
     async def run(self) -> None:
-        """Work until `stop`; raises what a person must mend."""
+        """Work until `stop`; raises errors that a person must fix."""
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
@@ -83,18 +83,18 @@ class Worker:
         patiently(look, "looking for another worker of this name", kafka, threading.Event())
 
     def _find_topics(self) -> TopicWatch:
-        """What the topics are that this worker begins with. Raises `TopicMissing`."""
+        """The identities of the topics as this worker starts. Raises `TopicMissing`."""
         kafka, topics = self.settings.kafka, self.topics
         positioned, others = (topics.actions, topics.sequences), (topics.dead_letters, topics.status)
         names = (*positioned, *others)
         found = patiently(lambda: identities(kafka, names), "finding the topics", kafka, threading.Event())
         for name in names:
             if name not in found:
-                raise TopicMissing(f"topic {name}: expected it on the broker, got none; is somebody deleting topics?")
+                raise TopicMissing(f"topic {name}: expected on the broker, it is missing; is someone deleting topics?")
         self._ids = TopicIds(*(found[name].id for name in positioned))
-        # Nobody has a position in these, so another one of the name will do.
+        # These hold no positions, so another topic of that name will do.
         found |= {name: found[name]._replace(id="") for name in others}
-        again = dict.fromkeys(others, "Make it again: headrace topics --create; then start the workers")
+        again = dict.fromkeys(others, "Create it again: headrace topics --create; then start the workers")
         return TopicWatch(kafka, found, remedies(self.settings) | again)
 
     async def _work(self, watch: TopicWatch) -> None:
@@ -104,7 +104,7 @@ class Worker:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.producer.start()
-            tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch(watch))]
+            tasks = [asyncio.create_task(self._guard(work)) for work in (self._beat(), self._watch(watch))]
             while not self._stop.is_set():
                 await self._run_faust()
                 if not self._stop.is_set():
@@ -121,41 +121,51 @@ class Worker:
             raise self.failure
         log.info("worker stopped", component=self.component)
 
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that ends by itself ends the worker: nobody would hear of it, or of its topics, any more."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            log.error("a task of the worker failed", error=repr(error))
+            self.fail(error)
+
     def stop(self) -> None:
-        """Ask for an orderly stop."""
+        """Request an orderly stop."""
         self._stop.set()
 
     def fail(self, error: BaseException) -> None:
-        """Stop because of an error that is not ours to mend."""
+        """Stop because of an error that cannot be handled here."""
         if self.failure is None:
             self.failure = error
         self._stop.set()
 
     async def _run_faust(self) -> None:
-        """One life of the Faust app: until a stop is asked for, or until it crashes."""
+        """Run one Faust app until a stop is requested, or until it crashes."""
         app = build_app(self.settings.kafka, self.settings.stream, self, Path(self.settings.store.path) / "faust")
         starting = asyncio.ensure_future(app.start())
         try:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), 0.2)
+                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
+                    self.fail(refused)
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
                 if refused := refusal(error, self.settings.kafka.bootstrap):
                     self.fail(refused)
                 else:
-                    log.warning("faust stopped by itself and is started again", error=repr(error))
+                    log.warning("faust stopped by itself and will be restarted", error=repr(error))
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await self._stop_faust(app)
 
     async def _stop_faust(self, app: Any) -> None:
-        # A crashed app has stopped some of its services only; and one whose broker is away waits for it.
+        # A crashed app has stopped only some of its services, and one whose broker is away would wait for it.
         try:
             await asyncio.wait_for(app.stop(), self.settings.stream.stop_timeout_s)
-        except Exception as error:  # noqa: BLE001 whatever Faust says on its way out changes nothing
-            log.info("faust did not stop in order", error=repr(error))
+        except Exception as error:  # noqa: BLE001 the app is discarded in any case
+            log.info("faust did not stop in an orderly way", error=repr(error))
 
     async def take(self, events: list[Any]) -> None:
         """Give each partition its events of this batch."""
@@ -168,7 +178,7 @@ class Worker:
                 await partition.offer(own)
 
     async def assign(self, partitions: set[int]) -> None:
-        """Own exactly these partitions: close those that went, open those that came, keep the others as they are."""
+        """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""
         async with self._assigning:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
@@ -181,7 +191,7 @@ class Worker:
                 log.info("partitions assigned", partitions=sorted(partitions))
 
     async def _beat(self) -> None:
-        """Each second: look at the ends of the partitions, catch up where they stand still, say where we are."""
+        """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
         away_since_s: float | None = None
         while True:
             try:
@@ -205,7 +215,7 @@ class Worker:
                 self._give_up_after(away_since_s)
 
     async def _watch(self, watch: TopicWatch) -> None:
-        """Every few seconds: are the topics still the ones that this worker began with?"""
+        """Every few seconds, check that the topics are still those that this worker started with."""
         while True:
             await asyncio.sleep(LOOK_S)
             places = ", ".join(f"{number} to {offset}" for number, offset in sorted(self._reached.items())) or "none"
@@ -218,9 +228,7 @@ class Worker:
     def _give_up_after(self, away_since_s: float) -> None:
         patience_s = self.settings.stream.recover_timeout_s
         if time.monotonic() - away_since_s > patience_s:
-            self.fail(
-                BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} stayed away for {patience_s:g} s")
-            )
+            self.fail(BrokerUnavailable(f"the broker at {self.settings.kafka.bootstrap} was away for {patience_s:g} s"))
 
     def _look_after(self, ends: dict[int, int]) -> None:
         for number, end in ends.items():
@@ -237,43 +245,58 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may be lost: another one follows in a second.
+        # It may get lost: the next one follows in a second. But if one is refused, all of them will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
-        sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+        sent.add_done_callback(self._note_refusal)
+
+    def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+            self.fail(refused)
 
 
 def warn_of_drift(kafka: KafkaConfig) -> None:
-    """Say which topics have other settings than the configuration: sequences without compaction cannot restore a disk
-    for ever, and a shorter retention takes what a trainer may still want."""
+    """Warn about topics whose settings differ from the configuration: without compaction, sequences cannot restore a
+    disk for ever, and a shorter retention removes what a trainer may still need."""
     with suppress(KafkaError):
         for topic, broker in config_drift(kafka).items():
             configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
-            log.warning("a topic has other settings than configured; set them with kafka-configs.sh, or configure them",
+            log.warning("a topic's settings differ from the configuration; change one or the other (kafka-configs.sh)",
                         topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
 
 
 @contextmanager
 def alone_on(folder: Path, prefix: str) -> Iterator[str]:
-    """Hold a disk for one worker of a deployment; gives the disk's name. Each database has a lock too, but two workers
-    that split the partitions between them would meet at one only when they move. The kernel lets go of it with the
-    process."""
+    """Lock a disk for one worker of a deployment; yields the disk's name. Each database has a lock too, but two workers
+    that share the partitions would collide only when one moves. The kernel releases the lock when the process
+    ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = (folder / f"{prefix}.lock").open("a+")
     except OSError as error:
-        raise StoreError(f"store.path: expected a folder to write to, got {folder} ({error}); give another") from error
+        raise StoreError(f"store.path: expected a writable folder, got {folder} ({error}); use another") from error
     with held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreLocked(f"{folder}: expected to be alone here, another worker holds it; stop that one") from error
+            raise StoreLocked(f"{folder}: expected exclusive use, another worker holds it; stop that one") from error
+        yield _name_of(held, folder)
+
+
+def _name_of(held: TextIO, folder: Path) -> str:
+    """The disk's name, which its lock file holds."""
+    try:
         held.seek(0)
         disk = held.read().strip()
         if not disk:
             disk = uuid.uuid4().hex
             held.write(disk)
             held.flush()
-        yield disk
+    except OSError as error:
+        with suppress(OSError):  # what could not be written is tried once more
+            held.close()
+        raise StoreError(f"{folder}: expected room to write, got {error.strerror}; free some, then start") from error
+    return disk
 
 
 async def _run(settings: Settings) -> None:

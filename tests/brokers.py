@@ -1,4 +1,4 @@
-"""Brokers for tests: real Apache Kafka where Java and Maven are present, else the embedded one.
+"""Brokers for tests: real Apache Kafka if Java and Maven are present, otherwise the embedded one.
 
 `start_broker` gives a `Broker`: ``bootstrap``, ``kind``, ``durable``, ``kill()`` (SIGKILL), ``restart()`` on the same
 port (on the same data, if it is durable) and ``stop()``. ``HEADRACE_REQUIRE_KAFKA=1`` makes anything but real Kafka an
@@ -76,8 +76,8 @@ class Broker(Protocol):
 def free_port() -> int:
     """A TCP port that nothing on this machine listens on.
 
-    From below the range that the kernel gives to outgoing connections, and from a part of it that belongs to this
-    process of pytest-xdist: between here and its use, neither a client nor a test beside this one takes the port.
+    It is below the range that the kernel uses for outgoing connections, and in a part that belongs to this process of
+    pytest-xdist, so neither a client nor a concurrent test takes the port before it is used.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
     for _ in range(100):
@@ -89,9 +89,9 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
-    """Poll ``condition`` until it holds; AssertionError naming ``what`` when it does not within ``timeout_s``.
+    """Poll ``condition`` until it holds. Raises AssertionError, naming ``what``, if it does not within ``timeout_s``.
 
-    The time is that of an idle machine: while others use its processors too, the wait grows with the load.
+    The timeout is for an idle machine: it grows with the load.
     """
     waited_s, last_s = 0.0, time.monotonic()
     while not condition():
@@ -103,7 +103,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every
 
 
 def crowding() -> float:
-    """How many processes share a processor now, at least 1."""
+    """How many processes share a processor at present, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -115,7 +115,7 @@ def kafka_version() -> str:
 
 
 def missing_for_kafka() -> str | None:
-    """What keeps real Kafka from running here, or None."""
+    """Why real Kafka cannot run here, or None."""
     java = shutil.which("java")
     if java is None:
         return "no java on PATH"
@@ -133,7 +133,7 @@ def _jars_marker() -> Path:
 
 
 def kafka_jars() -> Path:
-    """The folder of Kafka's jars, fetched by Maven once a version (several test runs may ask at once)."""
+    """The folder of Kafka's jars, fetched by Maven once per version (several test runs may ask at once)."""
     marker = _jars_marker()
     marker.parent.mkdir(parents=True, exist_ok=True)
     with (marker.parent.parent / ".lock").open("w") as lock:
@@ -149,7 +149,7 @@ def kafka_jars() -> Path:
 
 
 def broker_in_use() -> str:
-    """One line for people: which broker the tests will run on, and why if it is not the real one."""
+    """One line saying which broker the tests will run on, and why if it is not the real one."""
     missing = missing_for_kafka()
     if missing is None:
         return f"Apache Kafka {kafka_version()} (KRaft, single node)"
@@ -167,7 +167,7 @@ def start_broker(folder: Path) -> Broker:
 
 
 def _dies_with_us() -> list[str]:
-    """A prefix that makes a child end when this process does, however it ends (Linux)."""
+    """A command prefix that makes a child end when this process does, however it ends (Linux)."""
     return ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 
 
@@ -187,7 +187,7 @@ class ApacheKafka:
         self._process: subprocess.Popen[bytes] | None = None
         ports = {"port": self.port, "controller_port": free_port()}
         text = SERVER_PROPERTIES.format(**ports, data=folder / "data")
-        # Of a setting that stands twice the last counts.
+        # If a setting occurs twice, the last one counts.
         more = [f"{name}={value.format(**ports)}\n" for name, value in settings.items()]
         self._properties.write_text(text + "".join(more))
         self._format()
@@ -225,11 +225,11 @@ class ApacheKafka:
         wait_until(answers, 120, f"Kafka at {self.bootstrap}")
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would (the page cache survives)."""
+        """SIGKILL; unlike in a power cut, the page cache survives."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End for good. SIGKILL too: nobody reads the data again, and an orderly stop takes seconds."""
+        """End for good, also by SIGKILL: the data are not needed again, and an orderly stop takes seconds."""
         self.kill()
         shutil.rmtree(self.folder / "data", ignore_errors=True)
 
@@ -265,14 +265,14 @@ class EmbeddedKafka:
 
 
 def forget_refused_sockets() -> None:
-    """Collect the sockets that kafka-python leaves open where a connection was refused; they are no test's fault."""
+    """Collect the sockets that kafka-python leaves open when a connection is refused; no test is to blame for them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
 
 def _answers(bootstrap: str) -> bool:
-    """Whether a broker is there and takes part in its cluster."""
+    """Whether a broker answers and has joined its cluster."""
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
@@ -294,7 +294,7 @@ def _answers(bootstrap: str) -> bool:
 
 
 if __name__ == "__main__":
-    # A broker to play with: `python -m tests.brokers FOLDER` runs one until it is interrupted.
+    # A broker for experiments: `python -m tests.brokers FOLDER` runs one until it is interrupted.
     broker = start_broker(Path(sys.argv[1]))
     print(f"{broker_in_use()} at {broker.bootstrap}", flush=True)
     try:

@@ -12,8 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Idle OpenMP threads spin for milliseconds by default, which a broker and a trainer beside them pay for
-# (`headrace.command`). Before torch is loaded.
+# By default, idle OpenMP threads spin for milliseconds, which slows down a broker and a trainer beside them
+# (`headrace.commands.processes`). Set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from tests.brokers import Broker, broker_in_use, forget_refused_sockets, start_broker
@@ -25,7 +25,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a broker, by the fixtures that it asks for."""
+    """Mark tests that need a broker, by the fixtures that they request."""
     for item in items:
         if {"kafka", "eager"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _plain_float32() -> None:
-    """PyTorch's default for every test: a trainer in an earlier one may have asked for less precision."""
+    """PyTorch's default for every test: a trainer in an earlier one may have set a lower precision."""
     if torch := sys.modules.get("torch"):
         torch.set_float32_matmul_precision("highest")
 
@@ -51,7 +51,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """One broker for the whole run; tests keep apart by `topic_prefix`."""
+    """One broker for the whole run; tests are separated by `topic_prefix`."""
     broker = start_broker(tmp_path_factory.mktemp("kafka"))
     forget_refused_sockets()
     yield broker
@@ -60,7 +60,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture
 def durable_kafka(kafka: Broker) -> Iterator[Broker]:
-    """The same broker, for tests that kill it; running again when the test is over."""
+    """The same broker, for tests that kill it; it is running again when the test is over."""
     if not kafka.durable:
         pytest.skip("needs a broker that keeps its records over a kill: real Apache Kafka (java 17+ and mvn)")
     yield kafka

@@ -1,6 +1,6 @@
-"""Processes that start in no time: ``python -m tests.<room>.process_factory`` imports everything once, then forks.
+"""Processes that start instantly: ``python -m tests.<room>.process_factory`` imports everything once, then forks.
 
-Each child is a process of its own (to be stopped, continued, killed with -9) that runs the room's ``__main__``.
+Each child is a separate process (to be stopped, continued, killed with -9) that runs the room's ``__main__``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.brokers import REPOSITORY, wait_until
 
 PR_SET_PDEATHSIG = 1
 Live = Callable[[Sequence[str], Sequence[str], str], int]
-"""A child's life by its arguments, broken builds and point; the exit status."""
+"""Runs a child with its arguments, broken builds and point; returns the exit status."""
 
 
 class Child:
-    """One process, and what it says."""
+    """One process and its log."""
 
     def __init__(self, pid: int, log_path: Path, exit_path: Path) -> None:
         self.pid, self.log_path, self._exit_path = pid, log_path, exit_path
@@ -35,7 +35,7 @@ class Child:
         return int(self._exit_path.read_text()) if self._exit_path.exists() else None
 
     def log(self) -> str:
-        """What this life has said so far."""
+        """The log of this process so far."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def send(self, signal_number: signal.Signals) -> None:
@@ -43,28 +43,28 @@ class Child:
             os.kill(self.pid, signal_number)
 
     def kill(self) -> None:
-        """SIGKILL; returns when it is gone."""
+        """SIGKILL; returns when the process is gone."""
         self.send(signal.SIGKILL)
         self.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """SIGTERM; returns the exit status."""
         self.send(signal.SIGTERM)
         return self.wait(30)
 
     def wait(self, timeout_s: float = 30) -> int:
-        """Exit status, when it ends by itself."""
+        """Wait until it ends by itself; returns the exit status."""
         self._until(lambda: self.status is not None, timeout_s, "its end")
         assert self.status is not None
         return self.status
 
     def is_stopped(self) -> bool:
-        """Whether it has halted with SIGSTOP."""
+        """Whether it has stopped itself with SIGSTOP."""
         assert self.status is None, self.log()
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def wait_for(self, text: str, timeout_s: float = 30) -> None:
-        """Until its log says ``text``."""
+        """Wait until its log says ``text``."""
         self._until(lambda: text in self.log(), timeout_s, repr(text))
 
     def _until(self, condition: Any, timeout_s: float, what: str) -> None:
@@ -75,7 +75,7 @@ class Child:
 
 
 class ProcessFactory:
-    """The parent of the children, as the test sees it."""
+    """The test's handle on the parent of the children."""
 
     def __init__(self, folder: Path, room: str, environment: Mapping[str, str] | None = None) -> None:
         self._folder, self._num = folder, 0
@@ -90,9 +90,9 @@ class ProcessFactory:
         self, arguments: Sequence[str], broken: Sequence[str] = (), point: str = "",
         environment: Mapping[str, str] | None = None, log: Path | None = None,
     ) -> Child:  # fmt: skip
-        """A child with this command line. ``broken``, ``point``: the room's own (`tests.trainer.process_factory`).
+        """Start a child with this command line. ``broken``, ``point``: see `tests.trainer.process_factory`.
 
-        ``environment`` is added to the factory's own; the child appends what it says to ``log``.
+        ``environment`` is added to the factory's own; the child appends to ``log``.
         """
         self._num += 1
         log, ended = log or self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
@@ -119,12 +119,12 @@ class ProcessFactory:
                 pipe.close()
 
 
-# What every command loads on its way.
+# What every command imports when it runs.
 COMMAND_MODULES = ("encodings.idna", "headrace.config", "headrace.logs", "numpy.random", "typer._adapters")
 
 
 def serve_children(live: Live) -> None:
-    """Fork a child for each line of stdin; note in a file how each ends."""
+    """Fork a child for each line of stdin; write to a file how each ends."""
     for name in COMMAND_MODULES:
         import_module(name)
     exits: dict[int, Path] = {}

@@ -1,6 +1,6 @@
 """One pass over the stream: predict, learn, checkpoint, publish.
 
 Read first: ``step.py`` (what happens to a batch), ``loop.py`` (where batches come from and what follows a step),
-``model.py`` (the HSTU), ``checkpoint.py`` with ``journal.py`` (how a killed trainer resumes bit-equal), ``version.py``
-(what servers get).
+``checkpoint.py`` with ``journal.py`` (how a killed trainer resumes bit-equal), ``publisher.py`` with ``snapshot.py``
+(what servers get); and ``model/hstu.py`` for the model.
 """

@@ -1,7 +1,7 @@
-"""What a trainer must beat, on the same stream and under the same rules: popularity (and an item's own rate,
-`model.rates`).
+"""The popularity baseline, which a trainer must beat on the same stream under the same rules (the other baseline, an
+item's own rate, is in `model.rates`).
 
-Each is asked before it is told, batch by batch, as the model is.
+Like the model, it predicts each batch before it learns it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Int64 = NDArray[np.int64]
 
 
 class PopularityBaseline:
-    """Most popular so far: ranks a target by how often items were met, among all items and among those not excluded."""
+    """Ranks a target by how often items have occurred so far, among all items and among those not excluded."""
 
     def __init__(self) -> None:
         self.count_V = np.zeros(64, np.int64)
@@ -39,7 +39,7 @@ class PopularityBaseline:
     ) -> tuple[Int64, Int64]:
         """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
 
-        Ties count half, rounded up, as in `kernels.rank_of_target`. ``ordered``: of the live items, if it is known.
+        Ties count half, rounded up, as in `kernels.rank_of_target`. ``ordered``: `ordered` of ``live_V``, if known.
         """
         ordered = self.ordered(live_V) if ordered is None else ordered
         count_V = np.where(live_V, self.count_V[: len(live_V)], -1)
@@ -54,11 +54,11 @@ class PopularityBaseline:
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
 
     def learn(self, rows_R: Int64) -> None:
-        """These items were met."""
+        """Count one occurrence of each of these rows."""
         if len(rows_R):
             self._grow(int(rows_R.max()) + 1)
             self.count_V += np.bincount(rows_R, minlength=len(self.count_V))
 
     def forget(self, rows_N: Int64) -> None:
-        """These rows were evicted."""
+        """Clear rows that were evicted."""
         self.count_V[rows_N[rows_N < len(self.count_V)]] = 0

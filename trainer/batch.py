@@ -1,11 +1,11 @@
-"""A jagged batch: what the examples of one step teach, one sequence a user, no padding, no loop over interactions.
+"""A jagged batch: what the examples of one step teach, one sequence per user, without padding.
 
-Examples bring pieces: an interaction that is new, with the kinds that it has, or later kinds of an earlier one. A step
-folds its examples into the users' histories, in their order, and lays out one sequence of each user that has a piece:
-the interactions before his first one, up to ``max_context``, and all from there to his last. Attention is causal, so
-that what stands behind a target tells it nothing. Several pieces of one interaction in a step are one target.
+Examples bring pieces: a new interaction with its kinds, or later kinds of an earlier one. A step folds its examples
+into the users' histories, in order, and lays out one sequence for each user with a piece: up to ``max_context``
+interactions before the first piece, and all from there to the last. Attention is causal, so a target sees nothing of
+what comes after it. Several pieces of one interaction in a step are one target.
 
-Shapes: B users, n interactions of all of them, T = 2n tokens (item, action, item, action, …), R targets.
+Shapes: B users, n interactions in all, T = 2n tokens (item, action, item, action, …), R targets.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import query_times, unpack_kinds
 from wire.example import Example
+from wire.hashing import key_hash
 from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
+_SPREAD = np.int64(0x1E3779B97F4A7C15)
+"""Odd: users' keys times it stay apart, and far apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,12 +36,12 @@ class JaggedBatch:
 
     ``starts_B1`` (B+1,) int64: user b has interactions ``starts_B1[b]:starts_B1[b+1]``. ``target_R`` (R,) int64: index
     of each target among the n, ascending. ``previous_R`` (R,) int64: index of the interaction before it in the same
-    sequence, or -1 when there is none. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: it is new;
-    else it is an earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings;
-    ``previous_bits_R``: those that it had before. ``is_wanted_R``: the step makes it a choice (`model.kinds`),
-    which is what retrieval predicts. ``query_time_n``: when the next item was asked for (the next interaction's time;
-    for the last, its own).
-    ``seed_B``: a number of the user's first example in the step.
+    sequence, or -1. ``age_R`` (R,) int64: its place in the user's lifetime. ``is_new_R``: whether it is new, or an
+    earlier one that got feedback. ``learned_bits_R``: the kinds that the step brings; ``previous_bits_R``: those that
+    it had before. ``is_wanted_R``: whether the step makes it a choice (`model.kinds`), which is what retrieval
+    predicts. ``query_time_n``: when the next item was asked for (the next interaction's time; for the last one, its
+    own). ``seed_B``: a number derived from the user's first example in the step. ``user_key_B``: the hash of each
+    user's name.
     """
 
     starts_B1: Int64
@@ -59,7 +62,13 @@ class JaggedBatch:
     previous_bits_R: Bits
     is_wanted_R: Bools
     seed_B: Int64
+    user_key_B: Int64
     num_kinds: int
+
+    @property
+    def key_R(self) -> Int64:  # noqa: N802  (shape suffix)
+        """A number of each target's interaction, the same in every step that has a piece of it."""
+        return self.user_key_B[self.owner_n[self.target_R]] * _SPREAD + self.age_R
 
     @property
     def num_targets(self) -> int:
@@ -73,22 +82,23 @@ class JaggedBatch:
 
     @property
     def kinds_nK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
-        """What was done with each interaction, as far as is known."""
+        """(n, K) the kinds that each interaction has, as far as is known."""
         return unpack_kinds(self.bits_n, self.num_kinds)
 
     @property
     def learned_RK(self) -> NDArray[np.float32]:  # noqa: N802  (shape suffix)
-        """The kinds that the step brings of each target."""
+        """(R, K) the kinds that the step brings for each target."""
         return unpack_kinds(self.learned_bits_R, self.num_kinds)
 
 
 @dataclass(slots=True, eq=False)
 class _Pieces:
-    """What the step's examples bring: of each user his history and a seed; of each piece its owner, its place in his
-    lifetime, kinds, and whether the interaction is new."""
+    """What the step's examples bring: for each user a history, a seed and a key; for each piece its user, its place in
+    that user's lifetime, its kinds, and whether the interaction is new."""
 
     histories: list[History]
     seeds: list[int]
+    user_keys: list[int]
     owner_P: Int64
     place_P: Int64
     bits_P: Bits
@@ -96,7 +106,7 @@ class _Pieces:
 
 
 def build_batch(examples: Sequence[Example], histories: Histories, config: ModelConfig) -> JaggedBatch:
-    """Fold the examples into ``histories``, in the order given, and lay out what they teach. Numpy only."""
+    """Fold the examples into ``histories``, in the order given, and lay out what they teach."""
     touched = [histories.gather(example) for example in examples]
     teaching = [at for at, example in enumerate(examples) if example.num_new or example.num_feedback]
     batch = _lay_out(_pieces([(examples[at], touched[at]) for at in teaching]), config) if teaching else None
@@ -107,13 +117,14 @@ def build_batch(examples: Sequence[Example], histories: Histories, config: Model
 
 def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
     number_of: dict[str, int] = {}
-    users, seeds = list[History](), list[int]()
+    users, seeds, keys = list[History](), list[int](), list[int]()
     owners, places, bits, is_new = list[int](), list[int](), list[int](), list[bool]()
     for example, history in pairs:
         number = number_of.setdefault(example.user, len(users))
         if number == len(users):
             users.append(history)
             seeds.append((example.partition << 40) + example.number)
+            keys.append(key_hash(example.user))
         first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
         if num_feedback:
             places += (first + example.feedback_index).tolist()
@@ -127,6 +138,7 @@ def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
     return _Pieces(
         users,
         seeds,
+        keys,
         np.array(owners, np.int64),
         np.array(places, np.int64),
         np.array(bits, np.uint32),
@@ -135,7 +147,7 @@ def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
 
 
 def _merge(pieces: _Pieces) -> tuple[Int64, Int64, Bits, Bools]:
-    """Pieces of one interaction as one: owners, places, kinds, and whether it is new; by owner and place."""
+    """Merge the pieces of each interaction: owners, places, kinds, and whether it is new, sorted by owner and place."""
     order = np.lexsort((pieces.place_P, pieces.owner_P))
     owner, place = pieces.owner_P[order], pieces.place_P[order]
     differs = np.ones(len(order), np.bool_)
@@ -177,15 +189,16 @@ def _lay_out(pieces: _Pieces, config: ModelConfig) -> JaggedBatch:
         previous_bits_R=previous_bits_R,
         is_wanted_R=becomes_chosen(previous_bits_R, learned_R, config),
         seed_B=np.array(pieces.seeds, np.int64),
+        user_key_B=np.array(pieces.user_keys, np.int64),
         num_kinds=len(config.kinds),
     )
     present_n = batch.item_n != 0
-    # What was lost before this reader came (`trainer.on_gap`) has left rows without items.
+    # Examples that were lost before they were read (`trainer.on_gap`) leave rows without items.
     return batch if present_n.all() else take_interactions(batch, np.flatnonzero(present_n))
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    """Rows of one type, one behind the other: as plain bytes, or NumPy compares all their fields, part by part."""
+    """Rows of one type, concatenated as plain bytes: otherwise NumPy compares the fields of each part's type."""
     layout = parts[0].dtype
     return np.concatenate([part.view(f"V{layout.itemsize}") for part in parts]).view(layout)
 
@@ -212,6 +225,7 @@ def nothing_learned(config: ModelConfig) -> JaggedBatch:
         previous_bits_R=no_bits,
         is_wanted_R=no_bools,
         seed_B=none,
+        user_key_B=none,
         num_kinds=len(config.kinds),
     )
 

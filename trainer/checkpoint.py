@@ -1,8 +1,8 @@
-"""Everything a trainer is, in one folder made visible by one rename.
+"""The trainer's whole state, in a folder that one rename makes visible.
 
 ``checkpoint-<steps>/arrays.safetensors`` (all tensors) and ``meta.json`` (the rest, with the checksum of the arrays
-and, in its last line, of itself). The newest two are kept: one that cannot be read is passed over for the one before,
-aloud.
+and, in its last line, its own). The newest two are kept: if one cannot be read, the one before is used, and the damage
+is logged.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from trainer.errors import CheckpointError
 
 FORMAT = 1
 NUM_KEPT = 2
+NUM_DIGITS = 12
+"""Of the numbers in names of files."""
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """``arrays``: nested state flattened with dots. ``meta``: plain JSON."""
+    """``arrays``: nested state, with names joined by dots. ``meta``: plain JSON."""
 
     step: int
     arrays: Arrays
@@ -46,14 +48,14 @@ class CheckpointFolder:
         self._lock: IO[str] | None = None
 
     def open(self) -> Self:
-        """Take the folder's lock, and clear away what a kill left half written. Raises `CheckpointError`."""
+        """Take the folder's lock, and remove what a kill left half written. Raises `CheckpointError`."""
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / "lock").open("w")
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write"
+                f"checkpoint_dir {path}: cannot be used ({error.strerror}); name a folder that this user may write to"
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,17 +70,17 @@ class CheckpointFolder:
         return self
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def steps(self) -> list[int]:
-        """Step counts of the checkpoints present, oldest first."""
-        return sorted(int(each.name.removeprefix("checkpoint-")) for each in self.path.glob("checkpoint-*"))
+        """Step counts of the existing checkpoints, oldest first."""
+        return numbered(self.path, "checkpoint")
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Write, sync, rename; then drop all but the newest two. On failure nothing visible has changed."""
+        """Write, sync, rename; then remove all but the newest two. If it fails, nothing visible has changed."""
         temporary = self.path / f"tmp-{checkpoint.step:012d}"
         final = self.path / f"checkpoint-{checkpoint.step:012d}"
         try:
@@ -102,30 +104,36 @@ class CheckpointFolder:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
-                f"checkpoint {final}: cannot be written ({error.strerror}); free space or fix the rights, and "
-                "start again: the checkpoint before is intact"
+                f"checkpoint {final}: cannot be written ({error.strerror}); free some space or fix the permissions, "
+                "and start again: the previous checkpoint is intact"
             ) from error
         for step in self.steps()[:-NUM_KEPT]:
             shutil.rmtree(self.path / f"checkpoint-{step:012d}", ignore_errors=True)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read; None without any. Raises when all that are there are damaged."""
+        """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged."""
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return read_checkpoint(self.path / f"checkpoint-{step:012d}")
             except CheckpointError as error:
-                self._on_damage(f"{error}; falling back to the one before")
+                self._on_damage(f"{error}; falling back to the previous one")
         if steps:
             raise CheckpointError(
                 f"checkpoint_dir {self.path}: none of its {len(steps)} checkpoints can be read; restore one, or "
-                "name an empty folder to train anew from the topic"
+                "name an empty folder to train from scratch"
             )
         return None
 
 
+def numbered(folder: Path, kind: str) -> list[int]:
+    """The numbers behind ``kind-`` of what is there, ascending; what somebody else put beside it is passed over."""
+    found = (each.name.removeprefix(f"{kind}-") for each in folder.glob(f"{kind}-*"))
+    return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint, verified. Raises `CheckpointError`."""
+    """Read and verify one checkpoint. Raises `CheckpointError`."""
     try:
         text, _, digest = (path / "meta.json").read_bytes().strip().rpartition(b"\n")
         if xxhash.xxh3_128_hexdigest(text).encode() != digest:

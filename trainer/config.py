@@ -1,4 +1,4 @@
-"""The trainer's configuration: how it learns, keeps and publishes the model."""
+"""The trainer's configuration: how it learns, stores and publishes the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "model_id": Word(),
     "device": Word(DEVICES, "use auto"),
     "backend": Word(BACKENDS, "use auto"),
-    "seed": Number(0, 2**32 - 1, whole=True, advice="any such number does"),
+    "seed": Number(0, 2**32 - 1, whole=True, advice="any such number will do"),
     "float32_matmul_precision": Word(PRECISIONS, "use high, or highest for plain float32"),
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
@@ -77,17 +77,18 @@ TRAINER_LIMITS: dict[str, Limit] = {
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
-    """How the model is learned, kept and published. Times in seconds, ages in days, sizes as named.
+    """How the model is learned, stored and published. Times in seconds, ages in days, sizes as named.
 
-    ``float32_matmul_precision``: of `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply a
+    ``float32_matmul_precision``: see `torch.set_float32_matmul_precision`. At "high" and "medium" the kernels multiply
     float32 as two bfloat16 terms (about 16 bits) on a CPU with AMX, and as TF32 (11 bits) on a GPU; elsewhere it
-    changes nothing. ``max_train_context``: interactions before a user's first target that a step computes.
-    ``context_gradient``: whether gradients go through all that the layers make of them, or (false) through the last
-    layer's keys and values and the targets' own tokens alone, which halves a live step. ``exclude_seen``: whether items
-    that a user has met are left out of what he is predicted (and recommended): "always" (or true), "never" (or false),
-    or "auto", where the stream has no repeats. ``cuda_graphs``, on a GPU alone: replays a step's passes as graphs
-    (`trainer.graph_step`; the layers' alone where not the whole catalogue competes), which pays where a step waits for
-    its launches: small models, small batches."""
+    changes nothing. ``max_train_context``: how many interactions before a user's first target a step computes.
+    ``context_gradient``: whether gradients flow through the whole context, or (false) only through the last layer's
+    keys and values and the targets' own tokens, which halves the time of a live step. ``exclude_seen``: whether items
+    that a user has met are left out of predictions and recommendations: "always" (or true), "never" (or false), or
+    "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
+    (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
+    launches: small models, small batches.
+    """
 
     model_id: str = "headrace"
     device: str = "auto"
@@ -135,7 +136,7 @@ class TrainerConfig:
     exclude_seen: str | bool = "auto"
     metric_share: float = 1.0
     metric_window: int = 10_000
-    # What outlives the process
+    # Checkpoints and versions
     checkpoint_dir: str = "checkpoints"
     checkpoint_every_s: float = 60.0
     checkpoint_every_steps: int = 0
@@ -146,9 +147,9 @@ class TrainerConfig:
     chunk_bytes: int = 900_000
     on_gap: str = "stop"
     max_buffered_examples: int = 4096
-    # Who leads, where several run
+    # Leadership, if several trainers run
     takeover_after_s: float = 10.0
-    # What tells about it
+    # Lag and metrics
     lag_every_s: float = 1.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
@@ -175,7 +176,7 @@ class TrainerConfig:
         )
 
     def learning_dict(self) -> dict[str, Any]:
-        """The values that decide the weights: a replay must use the same ones."""
+        """The settings that determine the weights: a replay must use the same ones."""
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 

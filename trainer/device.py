@@ -1,4 +1,4 @@
-"""Which device a trainer computes on, with how many threads, and how strictly."""
+"""The trainer's device, number of threads, precision and determinism."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.config import TrainerConfig
 
 
 def choose_device(config: TrainerConfig) -> torch.device:
-    """`model.device.choose_device` by ``trainer.device``. Sets the process's threads, precision and determinism too."""
+    """`model.device.choose_device` for ``trainer.device``; also sets the process's threads, precision, determinism."""
     chosen = device.choose_device(config.device, "trainer.device")
     if config.num_threads > 0:
         torch.set_num_threads(config.num_threads)

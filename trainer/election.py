@@ -1,15 +1,15 @@
-"""Which trainer leads: one claims an epoch in the weights topic, any others wait as standbys.
+"""Leader election: one trainer claims an epoch in the weights topic, all others wait as standbys.
 
-The claim with the highest epoch says who leads (the first claim of an epoch wins); the leader's heartbeats in the
-status topic say that it lives. A trainer that finds a leader waits until
+The claim with the highest epoch decides which trainer leads (the first claim of an epoch wins); the leader's heartbeats
+in the status topic show that it is alive. A trainer that finds a leader waits until
 
-- the leader has released its claim, as one that is stopped in order does;
-- or the leader was an earlier process on this very checkpoint folder, whose lock this process holds now;
-- or the leader has sent no heartbeat for ``trainer.takeover_after_s`` (at least three heartbeats, which come every
-  ``lag_every_s``), during which the broker answered this trainer: silence is measured by the standby's own clock, and
-  an outage of the broker is nobody's silence.
+- the leader has released its claim, as a trainer does that is stopped normally;
+- or the leader was an earlier process on the same checkpoint folder, whose lock this process now holds;
+- or the leader has sent no heartbeat for ``trainer.takeover_after_s`` (at least three heartbeats, which are sent every
+  ``lag_every_s``) while the broker answered this trainer: the standby measures silence by its own clock, and an outage
+  of the broker does not count as silence.
 
-So a live leader is never fenced off, unless a person asks for it (``--take-over``).
+So a live leader is never fenced off, unless an operator asks for it (``--take-over``).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from trainer.config import TrainerConfig
+from trainer.errors import CheckpointError
 from trainer.weights_log import ClaimLog, read_manifests
 from wire.config import KafkaConfig
+from wire.errors import CodecError
 from wire.kafka.consumer import PROMPT, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
@@ -40,43 +42,49 @@ from wire.weights import CLAIM_HEADERS, CLAIM_KEY, Claim, Manifest
 
 log = structlog.get_logger("trainer")
 LOOK_S = 0.5
-"""How often a standby looks whether the leader is still there."""
+"""How often a standby checks whether the leader is still there."""
 ANSWER_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """A trainer as its claims name it: ``place`` is the checkpoint folder's own, over all processes on it."""
+    """A trainer's name in its claims: ``place`` identifies the checkpoint folder, for all processes that use it."""
 
     place: str
     process: str
 
     @staticmethod
     def on(folder: Path | None) -> Claimant:
-        """This process on a checkpoint folder, which it holds the lock of (None: it has no folder)."""
+        """This process, on a checkpoint folder whose lock it holds (None: it has no folder)."""
         process = f"{os.getpid()}/{uuid.uuid4().hex[:8]}"
         if folder is None:
             return Claimant(f"{platform.node()}/{uuid.uuid4().hex[:8]}", process)
         path = folder / "identity"
-        if not path.exists():
-            temporary = folder / "tmp-identity"
-            temporary.write_text(uuid.uuid4().hex[:8])
-            temporary.rename(path)
-        return Claimant(f"{platform.node()}/{folder.resolve()}/{path.read_text().strip()}", process)
+        try:
+            if not path.exists():
+                temporary = folder / "tmp-identity"
+                temporary.write_text(uuid.uuid4().hex[:8])
+                temporary.rename(path)
+            name = path.read_text().strip()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free space or fix the rights"
+            ) from error
+        return Claimant(f"{platform.node()}/{folder.resolve()}/{name}", process)
 
     @property
     def name(self) -> str:
-        """As written into a claim."""
+        """The name written into a claim."""
         return f"{self.place}/{self.process}"
 
     def is_earlier_life(self, name: str) -> bool:
-        """Whether a claim was made by an earlier process on the same folder: it has lost the lock, so it has ended."""
+        """Whether an earlier process on the same folder made the claim: we hold the lock, so that one has ended."""
         return name.startswith(f"{self.place}/")
 
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """An epoch that is this process's own, the offset behind its claim, and the versions that came before it."""
+    """This process's epoch, the offset after its claim, and the versions published before it."""
 
     epoch: int
     next_offset: int
@@ -84,7 +92,7 @@ class Leadership:
 
 
 class Election:
-    """Makes this process the leader, as soon as there is no other. One `lead` per process."""
+    """Makes this process the leader, once no other trainer leads. One `lead` per process."""
 
     def __init__(
         self,
@@ -101,10 +109,11 @@ class Election:
         self._patience_s = max(config.takeover_after_s, 3 * config.lag_every_s)
 
     def lead(self, enough: Callable[[list[Manifest]], bool], *, at_once: bool = False) -> Leadership:
-        """Wait for this process's turn, and claim the next epoch; the manifests before it, as far back as ``enough``.
+        """Wait until no other trainer leads, and claim the next epoch; returns the manifests before it, read backwards
+        until ``enough`` holds.
 
-        ``at_once``: fence off whoever leads now. Raises `wire.kafka.retry.StoppedError` once the process is asked to
-        end.
+        ``at_once``: fence off the present leader. Raises `wire.kafka.retry.StoppedError` if the process is asked to
+        stop.
         """
         return patiently(
             lambda: self._lead(enough, at_once), "claiming an epoch in the weights topic", self._kafka, self._stop
@@ -132,7 +141,7 @@ class Election:
     def _claim(
         self, reader: KafkaConsumer, writer: KafkaProducer, epoch: int, enough: Callable[[list[Manifest]], bool]
     ) -> Leadership | None:
-        """Claim an epoch; None where another trainer's claim of it came first."""
+        """Claim an epoch; None if another trainer's claim of it came first."""
         claim = Claim(epoch=epoch, claimant=self._claimant.name)
         sent = send_claim(writer, self._where.topic, claim)
         manifests, taken = read_manifests(reader, self._where, enough, end=sent.offset)
@@ -142,13 +151,13 @@ class Election:
         return Leadership(epoch, sent.offset + 1, manifests)
 
     def _wait_for_turn(self, claims: ClaimLog) -> None:
-        """Return when nobody leads, or who does is gone."""
+        """Return once there is no leader, or the leader is gone."""
         if self._is_over(claims.newest):
             return
         leader = claims.newest
         assert leader is not None
         log.warning(
-            "standby: another trainer leads; this one takes over when that one is gone",
+            "standby: another trainer leads; this one takes over when it is gone",
             leader=leader.claimant, epoch=leader.epoch, after_silence_s=self._patience_s,
         )  # fmt: skip
         self._on_standby()
@@ -189,13 +198,13 @@ class Election:
 
 def _is_of(value: bytes | None, claim: Claim) -> bool:
     try:
-        status = decode_status(value or b"")
-    except msgspec.DecodeError:
+        status = decode_status(value)
+    except CodecError:
         return False
     return isinstance(status, TrainerStatus) and status.claimant == claim.claimant and not status.is_standby
 
 
 def send_claim(writer: KafkaProducer, topic: str, claim: Claim) -> Any:
-    """Write a claim; returns what the broker says of it. Raises KafkaError."""
+    """Write a claim; returns the broker's record metadata. Raises KafkaError."""
     value = msgspec.json.encode(claim)
     return writer.send(topic, key=CLAIM_KEY, value=value, headers=CLAIM_HEADERS, partition=0).get(ANSWER_S)

@@ -1,4 +1,4 @@
-"""What the trainer refuses or stops for."""
+"""The errors that stop a trainer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wire.errors import HeadraceError
 
 
 class TrainerError(HeadraceError):
-    """Anything the trainer refuses or stops for. The message says what was expected, what came and what to do.
+    """Anything that stops the trainer. The message says what was expected, what came and what to do.
 
     TrainerError
     ├── SourceError          examples are missing, damaged or do not fit the model
@@ -14,6 +14,7 @@ class TrainerError(HeadraceError):
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     ├── UnsoundError         learning leaves numbers that are not finite
+    ├── ReporterError        nobody hears of this trainer any more
     └── FencedError          another trainer has taken over
     """
 
@@ -35,7 +36,11 @@ class JournalError(TrainerError):
 
 
 class UnsoundError(TrainerError):
-    """What was learned is not finite, and setting single steps aside does not help."""
+    """Learning leaves numbers that are not finite, and setting single steps aside does not help."""
+
+
+class ReporterError(TrainerError):
+    """The thread that reports lag and heartbeats has ended."""
 
 
 class FencedError(TrainerError):

@@ -1,4 +1,4 @@
-"""How good a prediction was, counted before anything is learned from its outcome."""
+"""Scores predictions, before anything is learned from their outcomes."""
 
 from __future__ import annotations
 
@@ -16,62 +16,62 @@ from model.rates import Rates
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
-from trainer.metrics import RANKERS, Predictions, PrequentialMetrics, outcomes
+from trainer.metrics import RANKERS, Predictions, PrequentialMetrics
 
 Int64 = NDArray[np.int64]
 NEW_ITEM_SIGHTINGS = 10
 NEW_USER_INTERACTIONS = 10
 HEAD_SHARE = 0.2
 MOST_STAMPS = 1 << 20
-"""Of keys that are looked through without being sorted."""
+"""Up to this many distinct keys, first sightings are found through an array instead of by sorting."""
 
 
 @dataclass(slots=True, eq=False)
 class Leaf:
-    """Rows of a table that a step reads, and what it learns of them."""
+    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed beside it."""
 
     table: EmbeddingTable
     rows_U: Int64
     values_UD: Tensor
     place_nF: Tensor | None = None
     """Which of them are summed into each interaction's side inputs."""
-    gradient_UD: Tensor | None = None
+    direct_UD: Tensor | None = None
 
     @property
-    def slope_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
-        """The gradient, where there is one: autograd's, unless it was computed beside that."""
-        return self.gradient_UD if self.gradient_UD is not None else self.values_UD.grad
+    def gradient_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
+        """None where nothing depended on them."""
+        return self.values_UD.grad if self.direct_UD is None else self.direct_UD
 
 
 @dataclass(slots=True, eq=False)
 class Forward:
-    """What the losses and the metrics need of one forward pass: of R targets, S of which are retrieved."""
+    """What losses and metrics need from one forward pass: R targets, S of which are retrieval targets (choices)."""
 
     query_SD: Tensor
-    """Without a gradient, as the table."""
+    """Without gradient, like the table."""
     table_UD: Tensor
     is_whole: bool
-    """Row u of the table is row u of the items: all are there."""
+    """Whether the table has all items: row u is then row u of the item table."""
     logits_RK: Tensor
     target_row_R: Int64
     retrieval_loss: Tensor
-    """Mean over those whose item has a row."""
+    """Mean over the choices whose item has a row."""
     leaves: list[Leaf]
     ranking_loss: Tensor | None = None
-    """Mean over the targets, where it is known already."""
+    """Mean over the targets, if already computed."""
     logit_SV: Tensor | None = None
-    """Of each query and each row, where they are known already."""
+    """Of each choice over the whole catalogue, if already computed; then there is no table."""
     has_gradients: bool = False
-    """The leaves and the weights have theirs already."""
+    """Whether weights and leaves have theirs already."""
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor."""
+    """An array as a tensor on a device."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 class Evaluator:
-    """Compares a batch's predictions, and the baselines', with what came."""
+    """Compares a batch's predictions, and the baselines', with the outcomes."""
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class Evaluator:
     ) -> None:
         """Add a batch's predictions to the metrics.
 
-        ``recalled``: of the retrieved targets, each asked before the next was counted. Among the baselines only rows
-        known before the batch compete.
+        ``recalled``: the memory's outcomes of the choices, each predicted before the next was counted. For the
+        baselines only rows known before the batch compete.
         """
         target_R = seen_rows_n[batch.target_R]
         wanted = np.flatnonzero(batch.is_wanted_R)
@@ -121,9 +121,11 @@ class Evaluator:
                 slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, ordered),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
+                key_R=batch.key_R,
                 probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
                 baseline_RK=self._rates.predict(target_R),
-                outcome_RK=outcomes(batch.learned_RK, batch.is_new_R),
+                done_RK=batch.learned_RK > 0,
+                is_new_R=batch.is_new_R,
             )
         )
 
@@ -148,7 +150,7 @@ class Evaluator:
 
 
 def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
-    """(n,) whether a key, of those below ``num_keys``, stands here for the first time."""
+    """(n,) whether each key is the first of its value; keys are below ``num_keys``."""
     if num_keys > MOST_STAMPS:
         first_n = np.zeros(len(key_n), np.bool_)
         first_n[np.unique(key_n, return_index=True)[1]] = True
@@ -159,7 +161,7 @@ def first_sightings(key_n: Int64, num_keys: int) -> NDArray[np.bool_]:
 
 
 def seen_before(batch: JaggedBatch, rows_n: Int64, target_C: Int64) -> tuple[Int64, Int64]:
-    """Distinct known rows that the user of each of C interactions met before it, within the batch: flat rows and
+    """For each of C interactions, the distinct known rows that its user met before it within the batch: flat rows and
     (C+1,) offsets."""
     width = int(rows_n.max(initial=0)) + 1
     first_n = first_sightings(batch.owner_n * width + rows_n, (len(batch.starts_B1) - 1) * width)

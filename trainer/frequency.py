@@ -1,8 +1,8 @@
-"""How often each item is met in the stream: decayed counts, for the correction of sampled negatives.
+"""How often each item occurs in the stream: decayed counts, for the correction of sampled negatives.
 
-A count halves every ``half_life`` targets, lazily: a row stores its count and the clock at which it was right. After
-"Sampling-bias-corrected neural modeling" (Yi et al., RecSys 2019), with a decayed count in place of the moving average
-of gaps: it is exact for many sightings within one batch.
+A count halves every ``half_life`` targets, lazily: a row stores its count and the clock at which it was exact. After
+"Sampling-bias-corrected neural modeling" (Yi et al., RecSys 2019), with a decayed count instead of the moving average
+of gaps, which is exact for several sightings in one batch too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FrequencyEstimator:
             self._count_V, self._clock_V = np.append(self._count_V, more), np.append(self._clock_V, more)
 
     def add(self, rows_N: NDArray[np.int64]) -> None:
-        """These rows were met once each (they may repeat)."""
+        """Count one sighting of each of these rows (they may repeat)."""
         if not len(rows_N):
             return
         rows, counts = np.unique(rows_N, return_counts=True)
@@ -41,7 +41,7 @@ class FrequencyEstimator:
         self._total *= float(np.exp(-self._rate * len(rows_N)))
 
     def share(self, rows_N: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N,) share of the stream that each row has; 0 for a row never met."""
+        """(N,) each row's share of the stream; 0 for a row never seen."""
         if self._total <= 0.0 or not len(self._count_V):
             return np.zeros(len(rows_N), np.float64)
         known = rows_N < len(self._count_V)
@@ -50,7 +50,7 @@ class FrequencyEstimator:
         return np.asarray(np.where(known, self._count_V[rows] * decay / self._total, 0.0))
 
     def forget(self, rows_N: NDArray[np.int64]) -> None:
-        """These rows were evicted and will mean something else."""
+        """Clear rows that were evicted and will be reused."""
         rows = rows_N[rows_N < len(self._count_V)]
         self._count_V[rows] = 0.0
 

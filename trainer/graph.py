@@ -1,12 +1,12 @@
-"""The encoder on a GPU as CUDA graphs: a launch forward and one backward, instead of some thirty a layer.
+"""The encoder on a GPU as CUDA graphs: one launch forward and one backward, instead of some thirty a layer.
 
-A graph replays fixed shapes on fixed memory, and batches are jagged. So a batch is padded at its end to one of a few
-sizes: the tokens beyond the last offset belong to nobody, see only themselves, and get no gradient; offsets beyond the
-last user are users without tokens. The sizes that matter, where users begin, are read on the device, so that one graph
-serves every batch of its size. What real tokens give is what they give without padding; sums over all tokens (the
-gradients of weights) run over other tiles, and may differ in their last bits.
+A graph replays fixed shapes on fixed memory, but batches are jagged. So a batch is padded at its end to one of a few
+sizes: tokens beyond the last offset belong to no user, see only themselves and get no gradient; offsets beyond the last
+user are users without tokens. The kernels read where users begin on the device, so one graph serves every batch of its
+size. Outputs of real tokens are the same as without padding; sums over all tokens (the gradients of weights) are taken
+over other tiles, and may differ in their last bits.
 
-Memory of one graph is shared by all: only one step is under way at a time, and none looks back at the one before.
+All graphs share one memory pool: only one step runs at a time, and none needs the memory of the step before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEAST_USERS = 16
 
 
 def padded_size(n: int, least: int) -> int:
-    """The smallest of least · 2^k and 1.5 · least · 2^k that holds n: at most half of it more than is needed."""
+    """The smallest of least · 2^k and 1.5 · least · 2^k that is at least n: from ``least`` on, below 1.5 n."""
     size = least
     while size < n:
         if size * 3 // 2 >= n:
@@ -40,31 +40,31 @@ def padded_size(n: int, least: int) -> int:
 
 
 def times_in_order(key_time_T: Int64, starts_B1: Int64) -> bool:
-    """Whether no user's keys go back in time: known here, the device need not be asked."""
+    """Whether every user's key times never decrease: computed on the host, so the device need not be asked."""
     back = np.flatnonzero(key_time_T[1:] < key_time_T[:-1]) + 1
     return bool(np.isin(back, starts_B1).all())
 
 
 class PaddedTail:
-    """A `kernels.Tail` by a mask (T,) of the tokens that are read, as a graph can be told of it; all are returned."""
+    """A `kernels.Tail` given as a mask (T,) of the tokens read, whose shape a graph can fix; returns all tokens."""
 
     def __init__(self, is_read_T: Tensor) -> None:
         self._is_read_T = is_read_T
 
     def of(self, y_TM: Tensor) -> Tensor:
-        """All."""
+        """All tokens."""
         return y_TM
 
     def alone_varies(self, y_TM: Tensor) -> Tensor:
-        """The same, of which only what is read takes gradients."""
+        """All tokens; only those that are read take gradients."""
         return torch.where(self._is_read_T[:, None], y_TM, y_TM.detach())
 
 
 def _joined(
     size: tuple[int, int], offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
 ) -> Int64:
-    """Times of queries, of keys, what is read, and offsets, each repeated at its end to the padded number of tokens or
-    users."""
+    """Query times, key times, what is read, and offsets, each padded with its last value to the padded number of tokens
+    or users."""
     num_tokens, num_offsets = size[0], size[1] + 1
     joined = np.empty(3 * num_tokens + num_offsets, np.int64)
     parts = np.split(joined, [num_tokens, 2 * num_tokens, 3 * num_tokens])
@@ -75,7 +75,7 @@ def _joined(
 
 
 class _Layers(nn.Module):
-    """What a graph is made of: it owns the layers' weights and no others."""
+    """The module that is captured: it owns the layers' weights and no others."""
 
     def __init__(self, model: HSTU, context_gradient: bool, backend: str) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Layers(nn.Module):
         self._backend = backend
 
     def forward(self, x_TM: Tensor, batch: Tensor) -> Tensor:
-        """``batch``: times of queries, times of keys, what is read, offsets, one behind the other."""
+        """``batch``: query times, key times, what is read and offsets, concatenated."""
         size = len(x_TM)
         query_time_T, key_time_T, is_read_T = batch[: 3 * size].view(3, size)
         return self._encode[0](
@@ -94,9 +94,9 @@ class _Layers(nn.Module):
 
 
 class Captures:
-    """Graphs of modules, one for each size, sharing one memory; or the modules themselves, if ``wanted`` is False.
+    """Graphs of modules, one for each size, in one memory pool; or the modules themselves, if ``wanted`` is False.
 
-    A capture that fails is told once, and from then on all run without graphs.
+    If a capture fails, that is reported once, and from then on everything runs without graphs.
     """
 
     def __init__(self, device: torch.device, *, wanted: bool) -> None:
@@ -106,18 +106,18 @@ class Captures:
         self._pool: Any = None
 
     def replay(self, size: Any, plain: nn.Module, arguments: Sequence[Tensor]) -> Any:
-        """What ``plain`` makes of the arguments; the same ``size``, the same module and shapes."""
+        """The outputs of ``plain`` for the arguments; the same ``size`` must mean the same module and shapes."""
         if size not in self._known:
             self._known[size] = self._captured(plain, arguments) if self._wanted and self.works else plain
         return self._known[size](*arguments)
 
     @property
     def num_sizes(self) -> int:
-        """Sizes met so far."""
+        """How many sizes have occurred."""
         return len(self._known)
 
     def on_device(self, values: NDArray[Any]) -> Tensor:
-        """One copy, from memory that the GPU reads by itself: the host does not wait for it."""
+        """Copy to the device, from pinned memory so that the host does not wait for it."""
         host = torch.from_numpy(values)
         return host.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else host
 
@@ -130,13 +130,13 @@ class Captures:
         except RuntimeError as failure:
             self.works = False
             self._known.clear()
-            warnings.warn(f"trainer.cuda_graphs: going on without, as a capture failed: {failure}", stacklevel=2)
+            warnings.warn(f"trainer.cuda_graphs: going on without graphs: a capture failed: {failure}", stacklevel=2)
             return plain
         return cast("Callable[..., Any]", graphed)
 
 
 class PaddedEncoder:
-    """`HSTU.encode` without dropout, for batches whose times are in order."""
+    """`HSTU.encode` without dropout, for batches whose key times are in order."""
 
     def __init__(
         self, model: HSTU, captures: Captures, *, context_gradient: bool = True, backend: str = "auto"
@@ -147,7 +147,7 @@ class PaddedEncoder:
     def __call__(
         self, x_TM: Tensor, offsets_B1: Int64, query_time_T: Int64, key_time_T: Int64, is_read_T: NDArray[np.bool_]
     ) -> Tensor:  # fmt: skip
-        """(T, M) → (T, M); all but x on the host, where padding costs no launch; they travel together."""
+        """(T, M) → (T, M). All but x are on the host, where padding costs no launch; they are copied together."""
         num_tokens, num_users = len(x_TM), len(offsets_B1) - 1
         if num_tokens == 0:
             return x_TM

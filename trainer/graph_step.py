@@ -1,11 +1,11 @@
 # mypy: allow-untyped-calls
 """A step's forward and backward pass on a GPU as two CUDA graphs: from item rows to both losses, over all items.
 
-What `trainer.graph` does for the layers, for everything between the tables and the optimiser: a live step of a few
-dozen targets is hundreds of small launches, and little else. A batch is padded to one of a few sizes and travels in two
-copies, one of integers and one of floats; losses are weighted sums, and padding weighs nothing. The catalogue is as
-long as the item table's memory, at least; rows that no item has do not compete. So a step learns what it learns without
-graphs, but for the last bits of sums over other tiles.
+This does for everything between the tables and the optimiser what `trainer.graph` does for the layers: a live step of a
+few dozen targets is hundreds of small launches and little else. A batch is padded to one of a few sizes and copied as
+two arrays, one of integers and one of floats; losses are weighted sums, in which padding has weight zero. The catalogue
+has at least as many rows as the item table has memory for; rows without an item do not compete. So a step learns the
+same as without graphs, but for the last bits of sums over other tiles.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LEAST_ROWS = 4096
 
 @dataclass(slots=True, eq=False)
 class StepInputs:
-    """What a step computes from, of n interactions, B users, R targets, S of which are retrieved.
+    """A step's inputs: n interactions of B users, R targets, S of which are retrieval targets (choices).
 
-    ``before_S``: the interaction before each retrieved target, -1 where there is none; ``learned_row_S``: its row, 0
-    where it has none and is not learned. ``is_read_T``: the tokens whose outputs are. ``live_V``: who competes, of the
-    table's memory.
+    ``before_S``: the interaction before each retrieval target, -1 if there is none; ``learned_row_S``: the target's
+    row, 0 if it has none and is not learned. ``is_read_T``: the tokens whose outputs are used. ``live_V``: which of the
+    table's rows compete.
     """
 
     row_n: Int64
@@ -59,17 +59,17 @@ class StepInputs:
 
     @property
     def size(self) -> Size:
-        """What it is padded to."""
+        """The size that the step is padded to."""
         most = max(len(self.starts_B1) - 1, len(self.target_R), len(self.before_S))
         return Size(
             padded_size(len(self.row_n), LEAST_INTERACTIONS), padded_size(most, LEAST_USERS),
-            max(LEAST_ROWS, len(self.live_V)),            self.kinds_nK.shape[1], self.prior_RPK.shape[1],
+            max(LEAST_ROWS, len(self.live_V)), self.kinds_nK.shape[1], self.prior_RPK.shape[1],
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Interactions; users, targets and retrieved ones, as many of each; rows of the table; kinds and priors."""
+    """``users``: how many users, targets and retrieval targets each are padded to; ``rows``: of the item table."""
 
     interactions: int
     users: int
@@ -79,13 +79,13 @@ class Size:
 
     @property
     def integers(self) -> list[int]:
-        """Lengths of what `pack` joins, in its order."""
+        """Lengths of the integer arrays that `pack` concatenates, in its order."""
         tokens = 2 * self.interactions
         return [self.interactions, tokens, tokens, self.users + 1, self.users, self.users, self.users]
 
     @property
     def floats(self) -> list[int]:
-        """The same of the floats."""
+        """The same for the float arrays."""
         each = [self.users] * 3
         return [
             self.interactions * self.kinds, self.interactions, self.users * self.priors * self.kinds,
@@ -95,7 +95,7 @@ class Size:
 
 @dataclass(slots=True, eq=False)
 class StepOutputs:
-    """Both losses, with gradients to the table's rows, the sides and the weights; and predictions, without."""
+    """Both losses, with gradients to the table's rows, the side inputs and the weights; predictions, without them."""
 
     retrieval: Tensor
     ranking: Tensor
@@ -105,7 +105,7 @@ class StepOutputs:
 
 
 def _fill(parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence[float], dtype: Any) -> NDArray[Any]:
-    """The parts, flat, one behind the other, each filled up to its length with its rest."""
+    """The parts, flattened and concatenated, each padded to its length with its value of ``rests``."""
     joined = np.empty(sum(lengths), dtype)
     start = 0
     for part, length, rest in zip(parts, lengths, rests, strict=True):
@@ -117,7 +117,7 @@ def _fill(parts: Sequence[NDArray[Any]], lengths: Sequence[int], rests: Sequence
 
 
 def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
-    """Integers and floats, as `_Step.forward` takes them apart."""
+    """The inputs as one array of integers and one of floats, which `_Step.forward` splits again."""
     time_n, query_time_n = inputs.time_n, inputs.query_time_n
     last, start = 2 * int(inputs.starts_B1[-1]), 2 * size.interactions
     before = np.where(inputs.before_S >= 0, 2 * inputs.before_S + 1, start)
@@ -137,7 +137,7 @@ def pack(inputs: StepInputs, size: Size) -> tuple[Int64, Float32]:
 
 
 class _Step(nn.Module):
-    """What a graph is made of: all the model's weights, and one size."""
+    """The module that is captured: all of the model's weights, and one size."""
 
     def __init__(self, model: HSTU, size: Size, rules: tuple[str, bool], backend: str) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class _Step(nn.Module):
         self._feedback, self._context_gradient = rules
 
     def forward(self, row_VD: Tensor, integers: Tensor, floats: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
-        """Both losses and `StepOutputs`' predictions; ``sides``: the sides (n, M), where there are any."""
+        """Both losses and the predictions of `StepOutputs`; ``sides``: the side inputs (n, M), if there are any."""
         size, model = self._size, self.model
         row_n, query_time_T, time_T, offsets_B1, target_R, before_S, learned_S = integers.split(size.integers)
         kinds, value_n, prior, learned, is_new_R, weight_R, weight_S, is_read_T, live_V = floats.split(size.floats)
@@ -166,7 +166,7 @@ class _Step(nn.Module):
 
 
 class PaddedStep:
-    """Forward and backward of steps whose times are in order and whose loss is over the whole catalogue."""
+    """Forward and backward passes of steps whose key times are in order and whose loss is over the whole catalogue."""
 
     def __init__(
         self, model: HSTU, captures: Captures, *, feedback: str, context_gradient: bool, backend: str = "auto"
@@ -176,11 +176,11 @@ class PaddedStep:
 
     @property
     def works(self) -> bool:
-        """Whether no capture failed."""
+        """Whether no capture has failed."""
         return self._captures.works
 
     def __call__(self, row_VD: Tensor, inputs: StepInputs, side_nM: Tensor | None) -> StepOutputs:
-        """``row_VD``: a leaf of `Size.rows` rows, those of the table's memory and others that nobody has."""
+        """``row_VD``: a leaf of `Size.rows` rows: the item table's, then rows that belong to no item."""
         size = inputs.size
         integers, floats = (self._captures.on_device(each) for each in pack(inputs, size))
         arguments = [row_VD, integers, floats]

@@ -1,9 +1,9 @@
-"""Users' histories as a trainer keeps them: of bounded bytes, and the same again after a restart.
+"""Users' histories as a trainer keeps them: bounded in bytes, and the same after a restart.
 
 A trainer folds examples in the order of its steps (`wire.history`). Beyond ``max_bytes`` the users that have been quiet
-longest are forgotten; one who acts again begins with the segment that he acts in. Who is forgotten is decided by the
-steps alone, so a replay forgets the same users. A resumed trainer reads the topic again, which tells it of everybody;
-so a checkpoint says whom the trainer knew, and from which example on.
+longest are forgotten; the history of one who returns starts with the segment of the new action. Only the steps decide
+which users are forgotten, so a replay forgets the same ones. A resumed trainer reads the topic again, which has all
+users; so a checkpoint says which users the trainer knew, and from which example on.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from wire.example import Example
 from wire.history import OVERHEAD_BYTES, Histories, History, row_type
 
 LEFT_SHARE = 0.9
-"""Of the bound, after users were forgotten: so that not every step has to look for them."""
+"""Forgetting stops at this share of the bound, so that not every step has to forget users."""
 
 
 class TrainedHistories(Histories):
-    """`Histories`, of which a step's examples come by `gather`, and those before a checkpoint by `restore`."""
+    """`Histories` that take a step's examples by `gather`, and those from before a checkpoint by `restore`."""
 
     def __init__(self, max_context: int, max_bytes: int, num_features: int) -> None:
         super().__init__(max_context)
         self._max_bytes, self._row_bytes = max_bytes, row_type(num_features).itemsize
         self._num_rows = 0
         self._born: dict[str, int] = {}
-        """User → number of the first example of him that is in his history."""
+        """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
-        """User → when he acted last, in examples of everybody."""
+        """User → when they last acted, counted in examples of all users."""
         self._num_touches = 0
         self._is_resumed = False
 
     @property
     def num_kept_bytes(self) -> int:
-        """What the rows of all users need, whatever room they have: a function of the steps."""
+        """Bytes that the rows of all users need, not those allocated: a function of the steps."""
         return self._num_rows * self._row_bytes + len(self.users) * OVERHEAD_BYTES
 
     def gather(self, example: Example) -> History:
-        """See `Histories.gather`; the user has acted."""
+        """See `Histories.gather`; notes that the user has acted."""
         self._num_touches += 1
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
@@ -69,7 +69,7 @@ class TrainedHistories(Histories):
         del self._born[user], self._touched[user]
 
     def bound(self) -> int:
-        """Forget users until what is left fits; how many. After each step."""
+        """Forget users until the rest fits; returns how many. To be called after each step."""
         if self.num_kept_bytes <= self._max_bytes:
             return 0
         num_before = len(self.users)
@@ -80,17 +80,17 @@ class TrainedHistories(Histories):
         return num_before - len(self.users)
 
     def restore(self, example: Example) -> None:
-        """An example that was trained before the checkpoint, in the order of its partition."""
+        """Take an example that was trained before the checkpoint, in the order of its partition."""
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
                 return
-        else:  # a line of training of its own, behind what others have trained
+        else:  # a new line of training, which starts after examples that another one has trained
             self._born.setdefault(example.user, 0)
             self._touched.setdefault(example.user, 0)
         self.settle(self._counted(example))
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Whom the trainer knows, for a checkpoint. Not what they did: the source tells that."""
+        """Which users the trainer knows, for a checkpoint; what they did comes from the source."""
         users = sorted(self._born)
         return {
             "users": np.frombuffer(json.dumps(users, ensure_ascii=False).encode(), np.uint8),
@@ -100,7 +100,7 @@ class TrainedHistories(Histories):
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """From here on, `restore` takes what the trainer knew at the checkpoint."""
+        """Have `restore` take exactly what the trainer knew at the checkpoint."""
         users = json.loads(state["users"].tobytes())
         self._born = dict(zip(users, state["born"].tolist(), strict=True))
         self._touched = dict(zip(users, state["touched"].tolist(), strict=True))

@@ -1,9 +1,9 @@
-"""The plan of steps since the checkpoint, on disk before each step is trained.
+"""The plan of steps since the checkpoint; each step is on disk before it is trained.
 
 One line per step: ``<xxh3-64 of the JSON, hex> <JSON [step, [[partition, first, last], …]]>``; ``[step, null]`` says
-that a step is set aside. Each checkpoint begins a new file (``journal-<first step>``), which replaces whatever older
-files say of its steps; files that end before the oldest checkpoint kept are removed. A torn last line was never trained
-and is dropped. A write survives kill -9; with ``fsync`` it also survives a power cut.
+that a step is set aside. Each checkpoint starts a new file (``journal-<first step>``), which replaces what older files
+say about its steps; files that end before the oldest checkpoint kept are removed. A torn last line was never trained
+and is dropped. A write survives kill -9; with ``fsync`` it also survives a power failure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import xxhash
 
+from trainer.checkpoint import numbered
 from trainer.errors import JournalError
 from trainer.plan import Plan, parse_steps
 from wire.weights import PlanStep
@@ -29,7 +30,7 @@ class Journal:
         self._descriptor = -1
 
     def start(self, first_step: int, steps: Sequence[PlanStep] = (), set_aside: Collection[int] = ()) -> None:
-        """Begin a new file with what is already planned from ``first_step`` on; it replaces files of later steps."""
+        """Start a new file with what is already planned from ``first_step`` on; it replaces files of later steps."""
         self.close()
         path, temporary = self._folder / f"journal-{first_step:012d}", self._folder / "tmp-journal"
         try:
@@ -45,7 +46,7 @@ class Journal:
                 (self._folder / f"journal-{later:012d}").unlink(missing_ok=True)
 
     def append(self, step: int, plan: PlanStep | None) -> None:
-        """Record one step, or (None) that it is set aside. Returns when it would survive a kill of this process."""
+        """Record one step, or (None) that it is set aside. On return the record survives a kill of this process."""
         line = encode_line(step, plan)
         try:
             written = os.write(self._descriptor, line)
@@ -61,14 +62,14 @@ class Journal:
         return read_journal(self._folder, from_step)
 
     def prune(self, oldest_step: int) -> None:
-        """Remove files whose steps all lie before ``oldest_step`` (the oldest checkpoint kept)."""
+        """Remove files whose steps are all before ``oldest_step`` (the oldest checkpoint kept)."""
         starts = sorted(journal_starts(self._folder))
         for start, following in itertools.pairwise(starts):
             if following <= oldest_step:
                 (self._folder / f"journal-{start:012d}").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """No more steps."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -76,14 +77,14 @@ class Journal:
 
 def _unwritable(path: Path, error: OSError) -> JournalError:
     return JournalError(
-        f"journal {path}: cannot be written ({error.strerror}); free space or fix the rights, and start "
+        f"journal {path}: cannot be written ({error.strerror}); free some space or fix the permissions, and start "
         "again: nothing that was trained is lost"
     )
 
 
 def journal_starts(folder: Path) -> list[int]:
-    """First steps of the journal files present."""
-    return [int(path.name.removeprefix("journal-")) for path in folder.glob("journal-*")]
+    """First steps of the existing journal files."""
+    return numbered(folder, "journal")
 
 
 def encode_line(step: int, plan: PlanStep | None) -> bytes:
@@ -111,7 +112,11 @@ def read_journal(folder: Path, from_step: int) -> Plan:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, PlanStep | None]]:
-    for line in path.read_bytes().split(b"\n"):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"journal {path}: cannot be read ({error.strerror}); fix the rights, or the disk") from error
+    for line in content.split(b"\n"):
         digest, _, text = line.partition(b" ")
         if xxhash.xxh3_64_hexdigest(text).encode() != digest:
             return

@@ -1,4 +1,4 @@
-"""Examples from ``headrace.sequences.v1``: every partition, own offsets, each number once."""
+"""Examples from ``headrace.sequences.v1``: all partitions, from the trainer's own offsets, each number once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from trainer.errors import HoleError, SourceError
 from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
-from wire.config import ActionConfig, KafkaConfig
+from wire.config import KafkaConfig
 from wire.errors import TopicMissing
 from wire.example import Example
 from wire.example_log import ExampleLog, Verdict
@@ -19,7 +19,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
 from wire.kafka.retry import patiently
-from wire.shape import SHAPE, disagreement
+from wire.shape import SHAPE, Shape, disagreement
 from wire.topics import Topics
 from wire.weights import PlanStep
 
@@ -27,12 +27,12 @@ log = structlog.get_logger("trainer")
 METADATA_MS = 5_000
 REMEDY = (
     "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
-    "topic from its beginning; or without it, to train anew"
+    "topic from its beginning; or without that option, to train from scratch"
 )
 
 
 class KafkaSource:
-    """Reads on from ``positions``; holds a partition back while ``max_buffered`` of its examples wait to be trained."""
+    """Reads from ``positions`` on; pauses a partition while ``max_buffered`` of its examples wait to be trained."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class KafkaSource:
         on_gap: str,
         max_buffered: int,
         stop: threading.Event,
-        action: ActionConfig | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self._topic = Topics.under(kafka.prefix).sequences
-        self._action = action
+        self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
@@ -74,23 +74,23 @@ class KafkaSource:
 
     @property
     def positions(self) -> dict[int, Position]:
-        """Behind the last trained example of each partition."""
+        """After the last trained example of each partition."""
         return self._marks.positions
 
     @property
     def exhausted(self) -> bool:
-        """A stream never is."""
+        """Never: a stream has no end."""
         return False
 
     def restore(self, histories: TrainedHistories) -> None:
-        """Read the topic from its start up to the positions, and fold each segment as it was there.
+        """Read the topic from its start up to the positions, and fold each example into ``histories``.
 
-        A record that was superseded behind a position is still in front of it unless compaction has run in between: so
-        the histories are those of the checkpoint for as long as the trainer is less than
-        ``kafka.min_compaction_lag_s`` behind, as it must be to miss no example. 25 µs a record.
+        A record that was superseded after a position is still there before it, unless compaction has run in between: so
+        the histories are those of the checkpoint as long as the trainer is less than ``kafka.min_compaction_lag_s``
+        behind, as it must be to miss no example. Takes 25 µs a record.
         """
         behind = {where: self.positions[where.partition].next_offset for where in self._partitions}
-        logs = {where: ExampleLog(None, allow_holes=True) for where in self._partitions}
+        logs = {where: ExampleLog(None, allow_gaps=True) for where in self._partitions}
         reading = [where for where in self._partitions if behind[where] > 0]
         self._consumer.seek_to_beginning(*reading) if reading else None
         self._consumer.pause(*(where for where in self._partitions if where not in reading))
@@ -110,7 +110,7 @@ class KafkaSource:
         log.info("histories restored", users=len(histories), bytes=histories.num_bytes)
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """What has arrived; waits at most ``timeout_s`` for something."""
+        """The examples that have arrived; waits up to ``timeout_s`` for some."""
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
@@ -128,8 +128,8 @@ class KafkaSource:
         return examples
 
     def _check_topic(self) -> None:
-        """Raise where the topic was deleted and created again since the trainer began to read it, or was given more
-        partitions, which nobody would read."""
+        """Raise if the topic was deleted and created again since the trainer began to read it, or has been given more
+        partitions, which no trainer would read."""
         known = self._consumer.partitions_for_topic(self._topic) or self._partitions
         check_partitions(self._topic, len(self._partitions), len(known))
         before, self._topic_id = self._topic_id, topic_id_of(self._consumer, self._topic) or self._topic_id
@@ -140,16 +140,16 @@ class KafkaSource:
             )
 
     def _tell_lost(self) -> None:
-        """Once reading pauses: what was lost in all, in one line."""
+        """Log the total lost in one line, once no more examples arrive."""
         if self._num_holes > max(1, self._num_told):
             log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
         self._num_told = self._num_holes
 
     def _read(self, partition: int, record: Any) -> Example | None:
-        """Raises `SourceError` where a worker's fence says that its bits and columns mean other things than ours."""
+        """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
         example = self._decoder.read(partition, record.offset, record.value)
-        if example is not None and example.is_fence and self._action is not None:
-            otherwise = disagreement(dict(record.headers).get(SHAPE), self._action)
+        if example is not None and example.is_fence and self._shape is not None:
+            otherwise = disagreement(dict(record.headers).get(SHAPE), self._shape)
             if otherwise:
                 raise SourceError(
                     f"{self._topic} partition {partition} offset {record.offset}: {otherwise}; give every process of a "
@@ -162,34 +162,34 @@ class KafkaSource:
         if example is None:
             return None
         verdict = self._logs[partition].feed(example)
-        if verdict is Verdict.HOLE:
+        if verdict is Verdict.GAP:
             self._meet_hole(partition, offset, example)
-        return example if verdict in (Verdict.ACCEPT, Verdict.HOLE) else None
+        return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
 
     def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
-        hole = self._logs[partition].hole
-        assert hole is not None
+        gap = self._logs[partition].gap
+        assert gap is not None
         what = (
-            f"{self._topic} partition {partition} offset {offset}: expected example {hole.expected}, got {hole.got}; "
-            f"{hole.got - hole.expected} were compacted or deleted before this trainer read them"
+            f"{self._topic} partition {partition} offset {offset}: expected example {gap.expected}, got {gap.got}; "
+            f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
             raise HoleError(
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"
             )
-        self.num_lost += hole.got - hole.expected
+        self.num_lost += gap.got - gap.expected
         self._num_holes += 1
         if self._num_holes == 1:
             log.error("examples lost, going on without them", what=what)
         self._logs[partition].take(example)
 
     def trained(self, step: PlanStep) -> None:
-        """Move the positions behind a step's examples."""
+        """Move the positions past a step's examples."""
         self._marks.trained(step)
         for partition, first, last in step:
             self._num_waiting[partition] -= last - first + 1
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._consumer.close()

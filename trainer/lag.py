@@ -1,7 +1,7 @@
-"""How far each stage is behind, as one message; ``schema/lag.schema.json`` says what it is.
+"""How far behind each stage is, as one message, described by ``schema/lag.schema.json``.
 
-Every age is taken from a moment that is known, when the message is made: what nobody reports any more gets older, it
-does not stand still. A stage is at least as far behind as what is known of it is old.
+Ages are computed when the message is made, from recorded times: what is no longer reported keeps growing older instead
+of standing still. A stage is at least as far behind as the newest report on it is old.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from wire.status import PartitionStatus
 
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 STALE_S = 3.0
-"""Processes report every second: news older than this is no news."""
+"""Processes report every second; a report older than this is stale."""
 Lag = tuple[int, float]
 """(records, seconds)."""
 
 
 def ingest_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
-    """Actions in the topic that no worker has applied; the age of the newest applied one, while any are left."""
+    """Actions in the topic that no worker has applied; the age of the newest one applied, if any are left."""
     lags: dict[int, Lag] = {}
     for partition, end in around.action_ends.items():
         worker = around.workers.get(partition, PartitionStatus())
@@ -30,7 +30,7 @@ def ingest_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
 
 
 def sequence_lag(around: ClusterState, now_ms: int) -> dict[int, Lag]:
-    """Examples that wait in workers' outboxes; the age of the oldest."""
+    """Examples waiting in workers' outboxes; the age of the oldest."""
     return {
         partition: (worker.outbox_len, age_s(now_ms, worker.oldest_outbox_record_ms) if worker.outbox_len else 0.0)
         for partition, worker in around.workers.items()
@@ -48,7 +48,7 @@ def train_lag(around: ClusterState, progress: Progress, now_ms: int) -> dict[int
 
 
 def publish_lag(progress: Progress, now_ms: int) -> dict[int, Lag]:
-    """Examples trained that no acknowledged version contains; since when there are any."""
+    """Trained examples that no acknowledged version contains; how long there have been any."""
     covered = progress.published.covered if progress.published is not None else {}
     seconds = age_s(now_ms, progress.unpublished_since_ms)
     lags: dict[int, Lag] = {}
@@ -59,7 +59,7 @@ def publish_lag(progress: Progress, now_ms: int) -> dict[int, Lag]:
 
 
 def serve_lag(around: ClusterState, progress: Progress, now_ms: int) -> Lag:
-    """Versions that the furthest live server is behind; how long ago the newest was acknowledged, while it is."""
+    """How many versions the slowest live server is behind; if any, how long ago the newest was acknowledged."""
     published = progress.published
     if published is None:
         return 0, 0.0
@@ -75,7 +75,7 @@ def serve_lag(around: ClusterState, progress: Progress, now_ms: int) -> Lag:
 def freshness(around: ClusterState, now_ms: int) -> dict[str, float | None]:
     """Age of the newest action in the weights of the live server that is furthest behind: now, and when it swapped.
 
-    Where no server is live, of the one that was heard last: it may be answering still.
+    If no server is live, of the one last heard from: it may still be answering.
     """
     known = sorted(around.servers.values(), key=lambda server: server.time_ms)
     servers = [server for server in around.live_servers(now_ms) or known[-1:] if server.newest_record_ms > 0]
@@ -89,7 +89,7 @@ def freshness(around: ClusterState, now_ms: int) -> dict[str, float | None]:
 
 
 def stage(lags: dict[int, Lag]) -> dict[str, Any]:
-    """A stage of the message: records in all, seconds of the slowest partition, and each partition."""
+    """A stage of the message: records in total, seconds of the slowest partition, and both for each partition."""
     return {
         "lag_records": sum(records for records, _ in lags.values()),
         "lag_s": max((seconds for _, seconds in lags.values()), default=0.0),
@@ -101,7 +101,7 @@ def stage(lags: dict[int, Lag]) -> dict[str, Any]:
 
 
 def as_old_as(lags: dict[int, Lag], silent_s: dict[int, float]) -> dict[int, Lag]:
-    """Lags that are no younger than the news that they come from, where that is stale."""
+    """The lags, at least as old as the reports that they come from, if those are stale."""
     return {
         partition: (records, max(seconds, silent_s.get(partition, 0.0)))
         if silent_s.get(partition, 0.0) > STALE_S
@@ -111,7 +111,7 @@ def as_old_as(lags: dict[int, Lag], silent_s: dict[int, float]) -> dict[int, Lag
 
 
 def build_message(progress: Progress, around: ClusterState, throughput: dict[str, Any], now_ms: int) -> dict[str, Any]:
-    """One message, as ``schema/lag.schema.json`` says."""
+    """One message, as described by ``schema/lag.schema.json``."""
     retrieval, ranking, published = progress.retrieval_loss, progress.ranking_loss, progress.published
     total = None if retrieval is None or ranking is None else retrieval + ranking
     return {

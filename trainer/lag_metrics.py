@@ -1,4 +1,4 @@
-"""The lag as Prometheus metrics, computed when they are asked for: an age that nobody renews goes on growing."""
+"""The lag as Prometheus metrics, computed when they are scraped: the age of a stale report keeps growing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_NUMBER = float("nan")
 
 
 class LagMetrics(Collector):
-    """Metrics of the message that ``tell`` gives, in a registry of their own."""
+    """Metrics from the message that ``tell`` returns, in a registry of their own."""
 
     def __init__(self, tell: Callable[[], dict[str, Any]]) -> None:
         self._tell = tell
@@ -23,7 +23,7 @@ class LagMetrics(Collector):
         ProcessCollector(registry=self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, as things stand now."""
+        """All metrics, as of now."""
         message = self._tell()
         yield from _lags(message)
         yield from _processes(message)
@@ -31,7 +31,7 @@ class LagMetrics(Collector):
         yield from self._counters(message)
 
     def _counters(self, message: dict[str, Any]) -> Iterator[Metric]:
-        """Of this process: what was learned before it began is not counted."""
+        """Counters of this process: what was learned before it started is not counted."""
         now = (message["num_interactions"], message["num_steps"])
         if message["epoch"] >= 0 and self._first is None:
             self._first = now
@@ -39,8 +39,8 @@ class LagMetrics(Collector):
         for name, words, num in (
             ("headrace_trainer_interactions", "Interactions trained by this process", now[0] - first[0]),
             ("headrace_trainer_steps", "Steps taken by this process", now[1] - first[1]),
-            ("headrace_trainer_set_aside", "Interactions in steps that left nothing finite", message["num_set_aside"]),
-            ("headrace_trainer_lost", "Examples that were gone before they were read", message["num_lost"]),
+            ("headrace_trainer_set_aside", "Interactions in steps that were set aside", message["num_set_aside"]),
+            ("headrace_trainer_lost", "Examples removed from the topic before they were read", message["num_lost"]),
         ):
             yield CounterMetricFamily(name, words, value=max(0, num))
 
@@ -56,12 +56,12 @@ def _lags(message: dict[str, Any]) -> Iterator[Metric]:
     stages = message["stages"]
     seconds = {name: told["lag_s"] for name, told in stages.items()}
     records = {name: told["lag_records"] for name, told in stages.items()}
-    yield _gauge("headrace_stage_lag_seconds", "Age of what waits at a stage", "stage", seconds)
-    yield _gauge("headrace_stage_lag_records", "Records that wait at a stage", "stage", records)
+    yield _gauge("headrace_stage_lag_seconds", "Age of what is waiting at a stage", "stage", seconds)
+    yield _gauge("headrace_stage_lag_records", "Records waiting at a stage", "stage", records)
     fresh = message["freshness"]["now_s"]
     yield GaugeMetricFamily(
         "headrace_freshness_seconds",
-        "Age of the newest action in the weights served",
+        "Age of the newest action in the weights being served",
         value=NO_NUMBER if fresh is None else fresh,
     )
     rates = message["throughput"]
@@ -74,17 +74,17 @@ def _lags(message: dict[str, Any]) -> Iterator[Metric]:
     catch_up = rates["catch_up_s"]
     yield GaugeMetricFamily(
         "headrace_trainer_catch_up_seconds",
-        "Until nothing waits to be learned, at these rates; infinite where the trainer falls behind",
+        "Time until nothing waits to be learned, at these rates; infinite if the trainer falls behind",
         value=float("inf") if catch_up is None else catch_up,
     )
 
 
 def _processes(message: dict[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
-        "headrace_broker_silence_seconds", "Since the broker last answered", value=message["broker_silent_s"]
+        "headrace_broker_silence_seconds", "Time since the broker last answered", value=message["broker_silent_s"]
     )
     family = GaugeMetricFamily(
-        "headrace_process_silence_seconds", "Since a process last said something", labels=["role", "component"]
+        "headrace_process_silence_seconds", "Time since a process last reported", labels=["role", "component"]
     )
     for each in message["processes"]:
         family.add_metric([each["role"], each["component"]], each["silent_s"])
@@ -96,7 +96,7 @@ def _learning(message: dict[str, Any]) -> Iterator[Metric]:
     window = message["metrics"].get("retrieval_window", {})
     hits = {ranker: report["hr10"] for ranker, report in window.items() if isinstance(report, dict)}
     entropy = message["metrics"].get("ranking_window", {}).get("all", {})
-    yield _gauge("headrace_trainer_loss", "Loss of the newest step, before learning it", "loss", message["loss"])
+    yield _gauge("headrace_trainer_loss", "Loss of the newest step, before it was learned", "loss", message["loss"])
     yield _gauge("headrace_trainer_hr10_ratio", "Prequential HR@10 of the newest targets", "ranker", hits)
     yield _gauge(
         "headrace_trainer_normalized_entropy_ratio",
@@ -106,4 +106,4 @@ def _learning(message: dict[str, Any]) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily("headrace_trainer_items", "Items in the vocabulary", value=message["num_items"])
     version = message["version"] or {}
-    yield _gauge("headrace_trainer_version", "Newest version acknowledged", "part", dict(version))
+    yield _gauge("headrace_trainer_version", "Newest acknowledged version", "part", dict(version))

@@ -1,7 +1,7 @@
-"""The single pass: source → step → metrics, journalled before each step, checkpointed and published behind it.
+"""The single pass: source → step → metrics, with each step journalled before it, checkpoints and versions after it.
 
-At start the trainer is put back where its line of training stands (`trainer.recovery`) and repeats the steps recorded
-behind the checkpoint exactly; only then does it decide on steps of its own. A step that leaves numbers that are not
+At startup the trainer continues its line of training where it stands (`trainer.recovery`): it first repeats exactly the
+steps recorded after the checkpoint, and only then decides on steps of its own. A step that leaves numbers that are not
 finite is set aside: the trainer goes back to the checkpoint and repeats everything but that step.
 """
 
@@ -37,15 +37,15 @@ from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
 MAX_SET_ASIDE = 3
-"""So many steps in a row that leave nothing finite are no fault of their examples: the trainer stops."""
+"""If so many steps in a row leave numbers that are not finite, the examples are not to blame: the trainer stops."""
 
 
 class Trainer:
-    """One trainer process's state and order of business: `run`, or `start`, `turn` by turn, `finish` and `close`.
+    """One trainer process: `run`; or step by step, `start`, any number of `turn`, `finish` and `close`.
 
-    ``make_source`` gets the positions to read on from; ``identity`` tells what decides the examples, which is kept with
-    the positions and compared when they are resumed. ``take_over``: lead at once, whoever leads. ``from_published``:
-    where there is no checkpoint, start from the last published version instead of the first step.
+    ``make_source`` gets the positions to read on from. ``identity`` returns what the examples depend on; it is stored
+    with the positions, and compared when they are resumed. ``take_over``: lead at once, even if another trainer leads.
+    ``from_published``: without a checkpoint, start from the last published version instead of the first step.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Trainer:
         self.stop = stop or threading.Event()
         self.publisher = publisher
         self.publication = Publication(publisher) if publisher is not None else None
-        self.folder = CheckpointFolder(checkpoint_dir, _say_damage) if checkpoint_dir else None
+        self.folder = CheckpointFolder(checkpoint_dir, _log_damage) if checkpoint_dir else None
         self.journal = Journal(checkpoint_dir, fsync=config.journal_fsync) if checkpoint_dir else None
         self.source: Source | None = None
         self.scheduler = self._new_scheduler()
@@ -81,7 +81,7 @@ class Trainer:
         self._set_aside: set[int] = set()
         self._num_set_aside = 0
         self._sound_until = 0
-        """While a step is being looked for: the learner is checked after each step before this one."""
+        """The learner is checked after each step before this one, to find the step that spoilt it."""
         self._last_report: StepReport | None = None
         self._checkpoint_at_s = self._metrics_at_s = 0.0
         self._checkpoint_step = 0
@@ -98,9 +98,9 @@ class Trainer:
     # Start
 
     def start(self) -> None:
-        """Take the checkpoint folder, become the leader, recover, and open the source.
+        """Lock the checkpoint folder, become the leader, recover, and open the source.
 
-        Raises `wire.kafka.retry.StoppedError` when the process is asked to end before that is done.
+        Raises `wire.kafka.retry.StoppedError` if the process is asked to stop before that is done.
         """
         if self.folder is not None:
             self.folder.open()
@@ -126,7 +126,7 @@ class Trainer:
         self.progress = Progress(is_standby=True, claimant=self.claimant.name if self.claimant else "")
 
     def _resume(self, resumed: Resumed) -> None:
-        """Go on where ``resumed`` says, the learner being there already."""
+        """Go on from ``resumed``; the learner is there already."""
         num_steps = self.learner.num_steps
         self._lineage, self._parent = resumed.lineage, resumed.parent
         self._set_aside = resumed.plan.set_aside
@@ -151,7 +151,7 @@ class Trainer:
     # The pass
 
     def run(self) -> None:
-        """Train until the source is exhausted or ``stop`` is set; then checkpoint, publish what is left, and close."""
+        """Train until the source is exhausted or ``stop`` is set; then checkpoint, publish the rest, and close."""
         try:
             self.start()
             while not self.stop.is_set() and self.turn():
@@ -161,7 +161,7 @@ class Trainer:
             self.close()
 
     def turn(self) -> bool:
-        """One round: fetch, train a step if there is one, then what is due. False when nothing will ever come."""
+        """One round: fetch, train a step if there is one, then do what is due. False once the source is exhausted."""
         ready = self._next_step()
         if ready is not None and not self._train(*ready):
             return True
@@ -198,7 +198,7 @@ class Trainer:
         return None if examples is None else (self._planned.pop(0), examples)
 
     def _train(self, step: PlanStep, examples: list[Example]) -> bool:
-        """Learn a step, or pass it over if it is set aside; False when it had to be undone."""
+        """Learn a step, or skip it if it is set aside; False if it had to be undone."""
         number = self.learner.num_steps
         if self.journal is not None and number >= self._recorded_until:
             self.journal.append(number, step)
@@ -206,7 +206,7 @@ class Trainer:
             pass_over(self.learner, examples)
             self._num_set_aside += sum(example.num_new for example in examples)
         elif (problem := self._learn(examples)) is not None:
-            # The step before may have spoilt it, unless that was looked at: then go back, and look at each.
+            # An earlier step may be to blame, unless each was checked: then go back, and check each.
             self._undo(problem, number if number < self._sound_until else None)
             return False
         self._open_source.trained(step)
@@ -224,13 +224,13 @@ class Trainer:
             return problem
         return unsound_learner(self.learner) if self.learner.num_steps <= self._sound_until else None
 
-    # What is not finite
+    # Numbers that are not finite
 
     def _is_sound(self, *, changed_only: bool = False) -> bool:
-        """Whether the learner may be kept and shown; otherwise goes back to find the step that spoilt it.
+        """Whether the learner may be stored and published; otherwise go back to find the step that spoilt it.
 
-        Behind a step that was set aside nothing is, until another one was learned: where none can be, the steps are not
-        to blame (`_give_up_if_hopeless`).
+        False right after a step that was set aside, until another one is learned: if none can be, it is not the steps'
+        fault (`_give_up_if_hopeless`).
         """
         if self.learner.num_steps - 1 in self._set_aside:
             return False
@@ -240,24 +240,24 @@ class Trainer:
         return problem is None
 
     def _undo(self, problem: Unsound, step: int | None) -> None:
-        """Set ``step`` aside (None: look for it) and go back to the checkpoint, to repeat everything but that step."""
+        """Set ``step`` aside (None: find it) and go back to the checkpoint, to repeat everything but that step."""
         if self.folder is None or self.journal is None:
             raise UnsoundError(
-                f"step {self.learner.num_steps}: {problem.what}; without a checkpoint_dir no step can be undone. Lower "
-                "trainer.dense_lr and trainer.table_lr, or look for values out of all proportion in the data"
+                f"step {self.learner.num_steps}: not finite: {problem.what}; without a checkpoint_dir no step can be "
+                "undone. Lower trainer.dense_lr and trainer.table_lr, or look for extreme values in the data"
             )
         until = self.learner.num_steps + 1
         if step is not None:
             self._set_aside.add(step)
             self._give_up_if_hopeless(step, problem)
             self.journal.append(step, None)
-            log.error("a step is set aside: what it left is not finite", step=step, what=problem.what)
+            log.error("a step is set aside: it left numbers that are not finite", step=step, what=problem.what)
         else:
-            log.error("not finite: going back to the checkpoint to find the step that did it", what=problem.what)
+            log.error("not finite: going back to the checkpoint to find the step to blame", what=problem.what)
         self._open_source.close()
         self.learner = self._new_learner()
         resumed = Recovery(self.folder, self._identity).from_disk(self.learner)
-        if resumed.is_fresh:  # there is always one, written at the start
+        if resumed.is_fresh:  # there is always one, written at startup
             raise UnsoundError(f"checkpoint_dir {self.folder.path}: its checkpoints are gone; put them back")
         self._resume(resumed)
         self._sound_until = max(self._sound_until, until)
@@ -265,7 +265,7 @@ class Trainer:
             self.publication.rewind(self._set_aside)
 
     def _give_up_if_hopeless(self, step: int, problem: Unsound) -> None:
-        """Raise where the steps before were set aside too; what they hold is kept for a trainer that can learn it."""
+        """Raise if the steps before were set aside too; the journal keeps them, for a trainer that can learn them."""
         run = {step - back for back in range(MAX_SET_ASIDE)}
         if not run <= self._set_aside:
             return
@@ -275,9 +275,9 @@ class Trainer:
         recorded = self.journal.read(first)
         self.journal.start(first, recorded.steps, recorded.set_aside - run)
         raise UnsoundError(
-            f"steps {min(run)} to {max(run)}: each left numbers that are not finite ({problem.what}). Nothing of them "
-            f"is kept, and the checkpoint at step {first} is good. Lower trainer.dense_lr and trainer.table_lr and "
-            "name an empty trainer.checkpoint_dir; or look for values out of all proportion in the data"
+            f"steps {min(run)} to {max(run)}: each left numbers that are not finite ({problem.what}). Their results "
+            f"are discarded, and the checkpoint at step {first} is good. Lower trainer.dense_lr and trainer.table_lr "
+            "and name an empty trainer.checkpoint_dir; or look for extreme values in the data"
         )
 
     # What is due
@@ -305,9 +305,9 @@ class Trainer:
             publication.offer(self.learner, self._open_source.positions)
 
     def finish(self) -> None:
-        """Checkpoint and publish what is left."""
+        """Checkpoint and publish the rest."""
         is_sound = self._is_sound()
-        while self._planned and not is_sound and not self.stop.is_set():  # a file has ended: repair it first
+        while self._planned and not is_sound and not self.stop.is_set():  # the source has ended: repair first
             self.turn()
             is_sound = not self._planned and self._is_sound()
         if is_sound and self.folder is not None and self.learner.num_steps > self._checkpoint_step:
@@ -319,7 +319,7 @@ class Trainer:
         self._has_finished = True
 
     def close(self) -> None:
-        """Let go of broker, source and disk."""
+        """Close the connections, the source and the files."""
         if self.publisher is not None:
             self.publisher.close(release=self._has_finished)
         for part in (self.source, self.journal, self.folder):
@@ -355,7 +355,7 @@ class Trainer:
             metrics=self._metrics,
         )
 
-    # What outlives the process
+    # Checkpoints
 
     def _checkpoint(self) -> None:
         self._write_checkpoint(self._open_source.positions)
@@ -384,5 +384,5 @@ class Trainer:
         self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
 
-def _say_damage(what: str) -> None:
+def _log_damage(what: str) -> None:
     log.error("checkpoint damaged", what=what)

@@ -1,4 +1,4 @@
-"""The two losses: which item comes next, and what is done with it."""
+"""The two losses: which item comes next (retrieval), and what is done with it (ranking)."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def sampled_retrieval_loss(
     log_draws_S: Tensor,
     backend: str,
 ) -> Tensor:
-    """(R,) cross entropy against shared negatives, each weighed by one over how often it was expected among them.
+    """(R,) cross entropy against shared negatives, each weighted by the inverse of its expected number of draws.
 
-    The target itself is not drawn: it is there once, always, and keeps its own weight of one. So the denominator is
-    the whole vocabulary's in expectation, and the loss approaches the exact one as draws increase (Bengio & Senécal,
-    IEEE TNN 2008; Blanc & Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018). Subtracting the
-    target's log Q too, as for a target that is one of the draws (Yi et al., RecSys 2019), multiplies all its negatives
-    by its own expected draws: below one a rare target costs too little, above one a frequent target too much.
+    The target is not drawn: it is always there exactly once, with weight one. So the denominator is in expectation that
+    of the whole vocabulary, and the loss approaches the exact one as draws increase (Bengio & Senécal, IEEE TNN 2008;
+    Blanc & Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018). Subtracting the target's log Q
+    too, as for a target that is one of the draws (Yi et al., RecSys 2019), would multiply all its negatives by its own
+    expected draws: below one a rare target costs too little, above one a frequent target too much.
     """
     return sampled_softmax(
         query_RD,
@@ -52,16 +52,16 @@ def sampled_retrieval_loss(
 
 
 def draw_negatives(live_rows_V: Int64, num_negatives: int, seed: int, step: int) -> Int64:
-    """(S,) rows drawn uniformly from the vocabulary, with replacement; a function of seed and step alone."""
+    """(S,) rows drawn uniformly from the vocabulary, with replacement; determined by vocabulary, seed and step."""
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
     return live_rows_V[generator.integers(0, len(live_rows_V), num_negatives)]
 
 
 def pick_in_batch(target_row_R: Int64, most: int, seed: int, step: int) -> Int64:
-    """The batch's own targets as negatives; of more than ``most``, so many of them drawn without replacement.
+    """The batch's own targets as negatives; if there are more than ``most``, a sample of that size without replacement.
 
-    Bounds the loss of a long step, which is targets × negatives: 21,000 targets against all of themselves took 1.9 of a
-    step's 2.4 s.
+    Bounds the cost of a long step's loss, which is targets × negatives: 21,000 targets against all of themselves took
+    1.9 s of a step's 2.4 s.
     """
     if len(target_row_R) <= most:
         return target_row_R
@@ -72,10 +72,10 @@ def pick_in_batch(target_row_R: Int64, most: int, seed: int, step: int) -> Int64
 def log_expected_draws(
     share_N: NDArray[np.float64], num_in_batch: int, num_targets: int, num_uniform: int, num_live: int
 ) -> NDArray[np.float32]:
-    """log of how often a row is expected among a target's negatives: other targets of the batch plus uniform draws.
+    """log of each row's expected count among a target's negatives: other targets of the batch plus uniform draws.
 
-    ``num_in_batch`` of the ``num_targets`` are negatives. A target meets itself among them with the probability of
-    any other, and does not compete with itself.
+    ``num_in_batch`` of the ``num_targets`` are negatives. A target is among them with the same probability as any
+    other, and does not compete with itself.
     """
     num_others = num_in_batch * (1 - 1 / max(1, num_targets))
     expected = share_N * num_others + num_uniform / max(1, num_live)
@@ -83,25 +83,25 @@ def log_expected_draws(
 
 
 def ranking_loss(logits_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback: str) -> Tensor:
-    """(R,) binary cross entropy of what each target's step brings, summed over kinds.
+    """(R,) binary cross entropy of the kinds that the step brings for each target, summed over kinds.
 
-    A new interaction teaches the kinds that it has as 1 and the others as 0, for now. A kind that comes to an earlier
-    one has been taught as 0; ``feedback`` says how that is mended:
+    A new interaction teaches 1 for the kinds that it has and, for now, 0 for the others. A kind that arrives later has
+    been taught as 0; ``feedback`` says how that is corrected:
 
-    - ``vanilla``: it is taught as 1 as well, and the 0 stays.
-    - ``fnw``: both are weighed so that the 0s of what is still to come are expected to cancel ("fake negative
-      weighted", Ktena et al., "Addressing delayed feedback for continuous training", RecSys 2019). It takes every kind
-      to be late.
-    - ``reversal``: it is taught as 1, and the 0 is taken back: -log p + log(1 - p), whose gradient by the logit is -1
-      whatever p is. Together with the first sighting's that is the gradient of the outcome, had it been known at once,
-      whichever share of a kind comes late.
+    - ``vanilla``: it is taught as 1 too, and the 0 stays.
+    - ``fnw``: both are weighted so that the 0s of kinds still to come cancel in expectation ("fake negative weighted",
+      Ktena et al., "Addressing delayed feedback for continuous training", RecSys 2019). Assumes that every kind is
+      late.
+    - ``reversal``: it is taught as 1, and the 0 is reversed: -log p + log(1 - p), whose gradient with respect to the
+      logit is -1 for any p. Together with the gradient of the first sighting, that is the gradient of the final
+      outcome, whatever share of a kind arrives late.
     """
     loss_R: Tensor = _RankingLoss.apply(logits_RK, kinds_RK, is_new_R, feedback)
     return loss_R
 
 
 class _RankingLoss(torch.autograd.Function):
-    """`ranking_loss`, with its gradient written out: it is short, and its derivation is thirty small operations."""
+    """`ranking_loss`, with its gradient written out: it is short, and autograd would run thirty small operations."""
 
     @staticmethod
     def forward(ctx: Any, logits_RK: Tensor, kinds_RK: Tensor, is_new_R: Tensor, feedback: str) -> Tensor:
@@ -125,5 +125,5 @@ class _RankingLoss(torch.autograd.Function):
 
 
 def mean_or_zero(loss_R: Tensor) -> Tensor:
-    """Mean of a loss; zero (with a gradient) where there is nothing."""
+    """The mean of a loss; zero (with a gradient) if there are no targets."""
     return loss_R.mean() if loss_R.numel() else torch.sum(loss_R)

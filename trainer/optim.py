@@ -1,6 +1,6 @@
-"""How dense weights move: AdamW on one flat vector, and the learning-rate schedules.
+"""The dense weights' optimiser: AdamW on one flat vector, and the learning-rate schedules.
 
-Flat, because a small model has some forty tensors and a step must not cost forty small updates each of six operations.
+Flat, because a small model has some forty tensors, and a step must not cost forty small updates of six operations each.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from trainer.config import TrainerConfig
 
 
 class AdamW:
-    """Decoupled weight decay Adam (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector.
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector.
 
-    Takes the parameters over: they become views of ``flat``, and their gradients gather in views of ``gradient``.
+    Takes over the parameters: they become views of ``flat``, and their gradients accumulate in views of ``gradient``.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainerConfig) -> None:
@@ -51,17 +51,17 @@ class AdamW:
         return {**{name: flat.cpu().numpy() for name, flat in flats.items()}, "num_steps": np.array([self.num_steps])}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `state_dict`; the parameters follow, being views."""
+        """The inverse of `state_dict`; the parameters, being views, change with it."""
         for name, flat in (("flat", self.flat), ("mean", self.mean), ("square", self.square)):
             flat.copy_(torch.from_numpy(np.ascontiguousarray(state[name])))
         self.num_steps = int(state["num_steps"][0])
 
 
 def lr_scale(config: TrainerConfig, step: int) -> float:
-    """What the learning rates are multiplied by at a step (from 0).
+    """The factor on the learning rates at a step (counted from 0).
 
-    ``constant``: 1 after ``warmup_steps`` of linear warm-up. ``wsa``: warm up, stay, then anneal by a half cosine to
-    ``final_lr_ratio`` and remain there (Warmup-Stable-Annealing, for a backfill that turns into a stream; CPRec 2025).
+    ``constant``: 1 after ``warmup_steps`` of linear warm-up. ``wsa``: warm up, stay, then anneal along a half cosine to
+    ``final_lr_ratio`` and stay there (Warmup-Stable-Annealing, for a backfill that turns into a stream; CPRec 2025).
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

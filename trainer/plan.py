@@ -12,7 +12,7 @@ from wire.weights import PlanStep
 class Plan:
     """Recorded steps of one lineage by number, without gaps from ``first_step`` on.
 
-    ``set_aside``: numbers of steps that are passed over, because what they did to the weights was not finite.
+    ``set_aside``: numbers of steps that are skipped, because they left weights that are not finite.
     """
 
     def __init__(self, first_step: int) -> None:
@@ -28,16 +28,16 @@ class Plan:
     def merge(
         self, first_step: int, steps: Sequence[PlanStep], *, set_aside: Collection[int] = (), fixed_below: int = 0
     ) -> None:
-        """Add steps recorded elsewhere, later: from the first one that differs on, they replace what is known.
+        """Add steps from a later record: from the first one that differs, they replace those known so far.
 
         Steps before the plan's first are ignored. Raises `JournalError` for steps that would leave a gap, and for a
-        difference below ``fixed_below``: those steps are learned already.
+        difference below ``fixed_below``, where the steps are already learned.
         """
         skip = max(0, self.first_step - first_step)
         first_step, steps = first_step + skip, list(steps)[skip:]
         if steps and first_step > self.next_step:
             raise JournalError(
-                f"plan: expected step {self.next_step} next, got {first_step}: the steps between are recorded nowhere. "
+                f"plan: expected step {self.next_step} next, got {first_step}: the steps between were not recorded. "
                 "Start from the last published version with --from-published"
             )
         for step, recorded in enumerate(steps, start=first_step):
@@ -54,10 +54,10 @@ class Plan:
         self.set_aside |= {each for each in set_aside if self.first_step <= each < self.next_step}
 
     def after(self, step: int) -> list[PlanStep]:
-        """Steps from number ``step`` on."""
+        """The steps from number ``step`` on."""
         return self.steps[max(0, step - self.first_step) :]
 
 
 def parse_steps(steps: Iterable[Any]) -> list[PlanStep]:
-    """Steps as JSON gives them → lists of tuples."""
+    """Steps as decoded from JSON → lists of tuples."""
     return [[(int(partition), int(first), int(last)) for partition, first, last in step] for step in steps]

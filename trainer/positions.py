@@ -1,4 +1,4 @@
-"""Whether positions fit the topic that they are resumed in: it is still the same one, and still reaches so far."""
+"""Whether positions fit the topic in which they are resumed: it must be the same one, and reach as far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wire.weights import TOPIC_ID
 
 
 def topic_id(kafka: KafkaConfig, topic: str) -> str:
-    """The broker's own id of a topic; empty where it gives none. Raises KafkaError, also where there is no topic."""
+    """The broker's id of a topic; empty if it has none. Raises KafkaError, also if there is no such topic."""
     admin = make_admin(kafka)
     try:
         found = admin.describe_topics([topic])
@@ -33,14 +33,14 @@ def topic_id(kafka: KafkaConfig, topic: str) -> str:
 
 
 def sequences_identity(kafka: KafkaConfig, stop: threading.Event) -> dict[str, Any]:
-    """What decides which examples the numbers of the sequences topic are."""
+    """What determines which examples the numbers in the sequences topic stand for."""
     topic = Topics.under(kafka.prefix).sequences
     found = patiently(lambda: topic_id(kafka, topic), "finding the sequences topic", kafka, stop)
     return {"kafka.prefix": kafka.prefix, **({TOPIC_ID: found} if found else {})}
 
 
 def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], stop: threading.Event) -> None:
-    """Raise `SourceError` where a position lies behind the end of its partition."""
+    """Raise `SourceError` if a position lies beyond the end of its partition."""
     if any(position.next_offset for position in positions.values()):
         topic = Topics.under(kafka.prefix).sequences
         reached = patiently(
@@ -49,14 +49,14 @@ def check_ends(kafka: KafkaConfig, positions: Mapping[int, Position], stop: thre
         for partition, position in sorted(positions.items()):
             if position.next_offset > reached[partition]:
                 raise SourceError(
-                    f"{topic} partition {partition}: expected it to reach to offset {position.next_offset}, where the "
-                    f"checkpoint would read on (example {position.next_number}), but it ends at {reached[partition]}: "
+                    f"{topic} partition {partition}: expected it to reach offset {position.next_offset}, where the "
+                    f"checkpoint resumes (example {position.next_number}), but it ends at {reached[partition]}: "
                     f"records were lost, or it is another topic. {REMEDY}"
                 )
 
 
 def _ends(kafka: KafkaConfig, topic: str, positions: Mapping[int, Position]) -> dict[int, int]:
-    """Where each partition ends; 0 for one that is not there."""
+    """The end of each partition; 0 for one that does not exist."""
     reader = make_consumer(kafka, auto_offset_reset="none")
     try:
         known = [each for each in partitions_of(reader, topic) if each.partition in positions]

@@ -1,4 +1,4 @@
-"""What a trainer process does from start to end: on the stream, or again from the topics."""
+"""What a trainer process does from start to end: train on the stream, or replay the topics."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import structlog
 
 from model.config import ModelConfig
 from trainer.config import TrainerConfig
+from trainer.errors import ReporterError
 from trainer.kafka_source import KafkaSource
 from trainer.loop import Trainer
 from trainer.positions import check_ends, sequences_identity
@@ -20,10 +21,11 @@ from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.kafka.retry import StoppedError
+from wire.shape import shape_of
 
 log = structlog.get_logger("trainer")
 COLLECT_AFTER = (50_000, 20, 20)
-"""Of `gc.set_threshold`."""
+"""Arguments of `gc.set_threshold`."""
 
 
 class Settings(Protocol):
@@ -37,7 +39,7 @@ class Settings(Protocol):
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set: the trainer ends its step, keeps and publishes what it has, and exits 0."""
+    """An event set by SIGTERM and SIGINT: the trainer then ends its step, saves and publishes the rest, and exits 0."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -45,9 +47,9 @@ def stop_on_signals() -> threading.Event:
 
 
 def spare_the_collector() -> None:
-    """Have the garbage collector pass over what is loaded by now, and look less often at the rest.
+    """Have the garbage collector ignore everything that exists by now, and run less often for the rest.
 
-    torch alone is half a million objects that live as long as the process; walking over them took a tenth of a small
+    torch alone is half a million objects that live as long as the process; traversing them took a tenth of a small
     step's time.
     """
     gc.collect()
@@ -63,7 +65,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         check_ends(kafka, positions, stop)
         return KafkaSource(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
-            action=settings.action,
+            shape=shape_of(settings.action, settings.sequence),
         )  # fmt: skip
 
     trainer = Trainer(
@@ -77,21 +79,24 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         take_over=take_over,
         from_published=from_published,
     )
-    reporter = LagReporter(kafka, config, lambda: trainer.progress)
+    reporter = LagReporter(kafka, config, lambda: trainer.progress, on_failure=stop.set)
     reporter.start()
     spare_the_collector()
     try:
         trainer.run()
     except StoppedError:
-        return 0
+        if reporter.failure is None:
+            return 0
     finally:
         reporter.stop()
+    if reporter.failure is not None:
+        raise ReporterError(f"the reporter of lag and heartbeats has ended: {reporter.failure}") from reporter.failure
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
     return 0
 
 
 def replay_topics(settings: Settings) -> int:
-    """Train again what was published, from the sequences topic by the published steps; compare the weights."""
+    """Train on the sequences topic again by the published steps, and compare the weights with the published ones."""
     from trainer.replay import replay
 
     return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals())

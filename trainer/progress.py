@@ -1,4 +1,4 @@
-"""Where a trainer is, as it tells other threads."""
+"""A trainer's progress, as other threads see it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from wire.weights import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the trainer is, for other threads to look at: replaced whole, never changed. Times in ms, wall clock."""
+    """A trainer's progress, for other threads: replaced as a whole, never changed. Times in ms, wall clock."""
 
     time_ms: int = 0
-    """When this was so; 0 before the trainer has begun."""
+    """When this was true; 0 before the trainer has begun."""
     num_steps: int = 0
     num_interactions: int = 0
     num_set_aside: int = 0
     """Interactions in steps that were set aside because what they left was not finite."""
     num_lost: int = 0
-    """Examples that compaction or retention took before this process read them."""
+    """Examples that compaction or retention removed before this process read them."""
     is_recovering: bool = False
     is_standby: bool = False
     """Another trainer leads; this one waits."""
     claimant: str = ""
-    """This trainer, as its claims name it."""
+    """This trainer's name in its claims."""
     positions: dict[int, Position] = field(default_factory=dict)
     oldest_waiting_ms: dict[int, int] = field(default_factory=dict)
     newest_record_ms: int = 0

@@ -1,4 +1,4 @@
-"""What is learned and not yet published: when the next version is due, and what its manifest says."""
+"""What has been learned but not published: when the next version is due, and what its manifest says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLUSH_S = 15.0
 
 
 class Publication:
-    """Counts the steps since the newest acknowledged version, and offers the next one. The training thread's own."""
+    """Keeps the steps since the newest acknowledged version, and offers the next one. For the training thread only."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -30,34 +30,34 @@ class Publication:
         self._source: dict[str, Any] = {}
         self._set_aside: set[int] = set()
         self._offered: int | None = None
-        """First step that the version on its way does not contain."""
+        """First step that is not in the version on its way."""
         self._has_published = False
         self._due_s = 0.0
         self.first_step = 0
         """Number of the first of ``steps``."""
         self.steps: list[PlanStep] = []
         self.since_ms = 0
-        """Since when there is something to publish (wall clock); 0 while there is nothing."""
+        """Since when there has been something to publish (ms, wall clock); 0 if there is nothing."""
 
     def resume(self, resumed: Resumed, learner: Learner, source: dict[str, Any]) -> None:
-        """Go on behind what is published. ``source``: the identity of what the examples come from."""
+        """Go on after what is published. ``source``: the identity of what the examples come from."""
         self._lineage, self._parent, self._source = resumed.lineage, resumed.parent, source
         self._set_aside = resumed.plan.set_aside
         self.first_step, self.steps = resumed.unpublished_first, resumed.unpublished(learner)
 
     def rewind(self, set_aside: set[int]) -> None:
-        """The learner went back and does without some steps: the next version is a base."""
+        """Note that the learner went back, and skips the steps ``set_aside``: the next version is a base."""
         self._set_aside = set_aside
         self._publisher.need_base()
 
     def learned(self, number: int, step: PlanStep) -> None:
-        """A step is learned, perhaps for the second time."""
+        """Note a step that was learned, perhaps for the second time."""
         if number == self.first_step + len(self.steps):
             self.steps.append(step)
             self.since_ms = self.since_ms or int(time.time() * 1000)
 
     def note_acknowledged(self) -> None:
-        """Forget what the broker has. Raises whatever has ended the publishing thread."""
+        """Forget the steps that the broker has acknowledged. Raises the error that ended the publishing thread."""
         self._publisher.check()
         if self._offered is None or not self._publisher.idle:
             return
@@ -87,7 +87,7 @@ class Publication:
         self._due_s = time.monotonic() + learner.config.publish_every_s
 
     def finish(self, learner: Learner, positions: dict[int, Position]) -> None:
-        """Publish what is left, within `FLUSH_S`."""
+        """Publish the rest; waits for at most `FLUSH_S` at a time."""
         self._publisher.flush(FLUSH_S)
         self.note_acknowledged()
         self._due_s = 0.0

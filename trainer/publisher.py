@@ -1,8 +1,8 @@
-"""Sends versions to ``headrace.weights.v1`` from a thread of its own, beside the training.
+"""Sends versions to ``headrace.weights.v1`` from a thread of its own, beside training.
 
 The training thread hands over a snapshot (`Publisher.offer`) once the last one is acknowledged; this thread encodes it,
-sends the chunks, then the manifest, and tries again for as long as the broker is away. A process that finds a claim of
-a higher epoch stops: another trainer leads now.
+sends the chunks, then the manifest, and retries for as long as the broker is away. A process that finds a claim with a
+higher epoch stops: another trainer leads now.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from wire.weights import (
 
 log = structlog.get_logger("trainer")
 FENCE_CHECK_S = 2.0
-"""How often a trainer that has nothing to publish looks whether another one has taken over."""
+"""How often a trainer that has nothing to publish checks whether another one has taken over."""
 
 
 MakeManifest = Callable[..., Manifest]
-"""Makes a version's manifest, given what only the publisher knows of it."""
+"""Makes a version's manifest, given the fields that only the publisher knows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A version that the broker has acknowledged: its manifest, and when that was (ms, wall clock)."""
+    """A version that the broker has acknowledged: its manifest, and when it did (ms, wall clock)."""
 
     manifest: Manifest
     acknowledged_ms: int
@@ -69,7 +69,7 @@ class _Offer:
 
 
 class Publisher:
-    """One epoch's versions. `lead` first; then `start` the thread, and `offer` from the training thread."""
+    """Publishes one epoch's versions. `lead` first; then `start` the thread, and `offer` from the training thread."""
 
     def __init__(
         self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event, clock: Callable[[], float] = time.time
@@ -102,7 +102,7 @@ class Publisher:
         at_once: bool = False,
         on_standby: Callable[[], None] = lambda: None,
     ) -> list[Manifest]:
-        """Become the leader, waiting for as long as another trainer is (`trainer.election`); the versions before it.
+        """Become the leader, waiting while another trainer leads (`trainer.election`); returns the versions before it.
 
         Raises `wire.kafka.retry.StoppedError` once ``stop`` is set.
         """
@@ -112,7 +112,7 @@ class Publisher:
         return led.manifests
 
     def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
-        """The newest weights that a reader can reach, of the versions before this epoch; None without any."""
+        """The newest weights that a reader can reach among the versions before this epoch; None if there are none."""
         if not manifests:
             return None
         return patiently(
@@ -122,7 +122,7 @@ class Publisher:
     def _read_weights(self, start: int) -> Weights | None:
         reader, _ = self._clients()
         first = reader.beginning_offsets([self._topic])[self._topic]
-        for each in (max(start, first), first):  # that base may be damaged
+        for each in (max(start, first), first):  # from the topic's start if the last base is damaged
             weights, _ = newest_weights(
                 read(reader, self._topic.topic, {self._topic.partition: Span(each, self._checked_offset)})
             )
@@ -148,31 +148,31 @@ class Publisher:
 
     @property
     def idle(self) -> bool:
-        """Whether the version offered last is acknowledged."""
+        """Whether the version last offered is acknowledged."""
         return self._pending is None
 
     @property
     def wants_base(self) -> bool:
-        """Whether the next version is to carry everything."""
+        """Whether the next version should be a base."""
         return self._needs_base or self.base_is_old or self.next_number % self._config.base_every == 0
 
     def need_base(self) -> None:
-        """The next version is a base, whatever is due: the weights are not what the last delta left."""
+        """Make the next version a base: the weights no longer follow from the last delta."""
         self._needs_base = True
 
     @property
     def base_is_old(self) -> bool:
         """Whether the newest base has used up its share of the topic's retention.
 
-        Once it is gone, no server can start from the deltas behind it; so a trainer that learns little, or nothing,
-        publishes another in time.
+        Once it is gone, no server can start from the deltas after it; so a trainer that learns little, or nothing,
+        publishes another one in time.
         """
         return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
 
     def offer(self, kind: str, snapshot: Snapshot, make_manifest: MakeManifest) -> None:
-        """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that concern the wire."""
+        """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that the publisher knows."""
         with self._wake:
-            assert self._pending is None, "a version was offered while another is on its way"
+            assert self._pending is None, "a version was offered while another one was on its way"
             self._pending = _Offer(self.next_number, kind, snapshot, make_manifest)
             self.next_number += 1
             if kind == "base":
@@ -180,26 +180,26 @@ class Publisher:
             self._wake.notify_all()
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the publishing thread."""
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what ended the thread, if anything did."""
+        """Raise the error that ended the thread, if one did."""
         if self.error is not None:
             raise self.error
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything offered is acknowledged; False when it takes longer."""
+        """Wait until everything offered is acknowledged; False if that takes longer than ``timeout_s``."""
         with self._wake:
             self._wake.wait_for(lambda: self._pending is None or self.error is not None, timeout_s)
         self.check()
         return self.idle
 
     def close(self, *, release: bool = False) -> None:
-        """End the thread and the connections; what is not acknowledged is left to the next process's base.
+        """Stop the thread and close the connections; the next process's base covers what is not acknowledged.
 
-        ``release``: tell standbys that this trainer has ended, so that they need not wait until it is silent.
+        ``release``: tell standbys that this trainer has ended, so that they need not wait for its silence.
         """
         self._stop.set()
         with self._wake:
@@ -210,7 +210,7 @@ class Publisher:
             try:
                 send_claim(self._clients()[1], self._topic.topic, self._claim(released=True))
             except (KafkaError, OSError) as error:
-                log.warning("the epoch could not be released: a standby waits for silence instead", error=repr(error))
+                log.warning("the epoch could not be released: standbys wait for silence instead", error=repr(error))
         for client in (self._producer, self._consumer):
             if client is not None:
                 client.close()
@@ -243,7 +243,7 @@ class Publisher:
         chunks = split_blob(blob, self._config.chunk_bytes)
         key = version_key(self.epoch, offer.number)
         self._patiently(self._check_fence, "looking for another trainer")
-        if offer.kind == "base":  # with each one, so that retention never takes the claim of a trainer that lives
+        if offer.kind == "base":  # with each one, so that retention never removes the claim of a live trainer
             self._patiently(self._send_claim, "renewing the claim of this epoch")
         first_offset = self._patiently(lambda: self._send_chunks(key, chunks), "publishing a version's chunks")
         if offer.kind == "base":
@@ -268,7 +268,7 @@ class Publisher:
             self._wake.notify_all()
 
     def _send_claim(self) -> None:
-        if self._base != (-1, -1):  # the claim itself is fresh
+        if self._base != (-1, -1):  # before the first base, the claim is fresh
             send_claim(self._clients()[1], self._topic.topic, self._claim())
 
     def _send_chunks(self, key: bytes, chunks: list[bytes]) -> int:
@@ -289,7 +289,7 @@ class Publisher:
         try:
             return send.get(20)
         except KafkaError:
-            # The producer may hold the broken batch; a fresh one starts clean. Readers take repeated chunks by index.
+            # The producer may still hold the failed batch; a new one starts clean. Readers ignore repeated chunks.
             if self._producer is not None:
                 self._producer.close(timeout=0)
                 self._producer = None

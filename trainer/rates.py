@@ -1,4 +1,4 @@
-"""How fast the trainer learns, beside how fast there is something to learn."""
+"""How fast the trainer learns, and how fast examples arrive."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trainer.progress import Progress
 from wire.cluster import ClusterState
 
 WINDOW_S = 15.0
-"""Over how long a rate is taken."""
+"""The window over which rates are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Counts at a moment."""
+    """Counts at one moment."""
 
     at_s: float
     num_interactions: int
@@ -26,19 +26,19 @@ class _Sample:
 
 
 class Rates:
-    """Rates over the last `WINDOW_S`, from samples taken with each message. Examples are counted by their numbers."""
+    """Rates over the last `WINDOW_S`, from a sample for each message. Examples are counted by their numbers."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque()
 
     def sample(self, progress: Progress, around: ClusterState, now_s: float | None = None) -> dict[str, Any]:
-        """The ``throughput`` of a message: rates, and how long until what waits is learned (None: never)."""
+        """The ``throughput`` of a message: rates, and the time until the backlog is learned (None: never)."""
         learned, arrived = num_examples(progress, around)
         now_s = time.monotonic() if now_s is None else now_s
         newest = _Sample(now_s, progress.num_interactions, progress.num_steps, learned, arrived)
         samples = self._samples
         if samples and (newest.num_learned < samples[-1].num_learned or newest.num_arrived < samples[-1].num_arrived):
-            samples.clear()  # the trainer went back, or a partition is new
+            samples.clear()  # the trainer went back, or a worker's report is missing
         samples.append(newest)
         while len(samples) > 2 and now_s - samples[1].at_s >= WINDOW_S:
             samples.popleft()
@@ -56,7 +56,7 @@ class Rates:
 
 
 def num_examples(progress: Progress, around: ClusterState) -> tuple[int, int]:
-    """Examples learned, and examples that workers have delivered, over all partitions that the trainer reads."""
+    """How many examples are learned, and how many the workers have delivered, over all partitions of the trainer."""
     learned = sum(position.next_number for position in progress.positions.values())
     arrived = sum(
         max(position.next_number, around.workers[partition].relayed_number + 1)
@@ -68,7 +68,7 @@ def num_examples(progress: Progress, around: ClusterState) -> tuple[int, int]:
 
 
 def catch_up_s(num_waiting: int, learning_per_s: float, arriving_per_s: float) -> float | None:
-    """Seconds until nothing waits, at these rates; None where the trainer falls behind, or does not move."""
+    """Seconds until nothing waits, at these rates; None if the trainer falls behind or stands still."""
     if num_waiting == 0:
         return 0.0
     gain = learning_per_s - arriving_per_s

@@ -1,7 +1,7 @@
-"""Where a trainer goes on: the checkpoint, then the steps recorded behind it, in the journal and in published versions.
+"""Where a trainer resumes: at the checkpoint, then the steps recorded after it in the journal and published versions.
 
-Whatever interrupts a trainer, and however often, also while it repeats recorded steps: the plan always begins at the
-checkpoint's own step, so nothing between that and what was published is forgotten.
+However often a trainer is interrupted, even while it repeats recorded steps, the plan always begins at the checkpoint's
+own step, so no step between that one and the last one published is forgotten.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = structlog.get_logger("trainer")
 
 @dataclass(slots=True)
 class Resumed:
-    """Where training goes on. ``plan``: recorded steps, from the learner's next one, or the first unpublished, on."""
+    """Where training resumes. ``plan``: recorded steps from the learner's next one, or the first unpublished one."""
 
     lineage: str
     plan: Plan
@@ -48,7 +48,7 @@ class Resumed:
     """No checkpoint was found."""
 
     def planned(self, learner: Learner) -> list[PlanStep]:
-        """Recorded steps that are still to be repeated."""
+        """Recorded steps that must still be repeated."""
         return self.plan.after(learner.num_steps)
 
     def unpublished(self, learner: Learner) -> list[PlanStep]:
@@ -58,13 +58,13 @@ class Resumed:
 
 
 class Recovery:
-    """Reads what earlier processes left. ``identity``: what decides the examples of the source, compared at resume."""
+    """Reads what earlier processes left. ``identity``: what the source's examples depend on; compared on resuming."""
 
     def __init__(self, folder: CheckpointFolder | None, identity: dict[str, Any]) -> None:
         self._folder, self._identity = folder, identity
 
     def from_disk(self, learner: Learner) -> Resumed:
-        """Make a fresh learner what the newest checkpoint says, and read the journal behind it."""
+        """Restore the newest checkpoint into a new learner, and read the journal after it."""
         checkpoint = self._folder.load() if self._folder is not None else None
         if checkpoint is None:
             return Resumed(lineage=uuid.uuid4().hex, plan=Plan(0), is_fresh=True)
@@ -72,7 +72,7 @@ class Recovery:
         check_identity(self._identity, checkpoint)
         restore_learner(learner, checkpoint)
         meta = checkpoint.meta
-        # A checkpoint that was written while recorded steps were repeated is older than what is published.
+        # A checkpoint written while recorded steps were being repeated is older than the last published version.
         plan = Plan(min(checkpoint.step, meta["unpublished_first"]))
         plan.merge(meta["unpublished_first"], parse_steps(meta["unpublished"]), set_aside=meta.get("set_aside", ()))
         recorded = read_journal(self._folder.path, checkpoint.step)
@@ -102,15 +102,15 @@ class Recovery:
         from_published: bool = False,
         on_standby: Callable[[], None] = lambda: None,
     ) -> None:
-        """Become the leader, and go on from what earlier versions of this line of training contain.
+        """Become the leader, and add the steps in earlier versions of this line of training.
 
-        ``from_published``: where there is no checkpoint, go on from the newest version's weights and positions, in a
-        line of training of its own. Raises `CheckpointError` where none is published that fits.
+        ``from_published``: without a checkpoint, start a new line of training from the newest version's weights and
+        positions. Raises `CheckpointError` if no version that fits is published.
         """
         published = _Published(learner, resumed, self._identity)
         starts_anew = from_published and resumed.is_fresh
         if from_published and not starts_anew:
-            log.warning("going on from the checkpoint: --from-published is for a checkpoint_dir that has none")
+            log.warning("resuming from the checkpoint: --from-published is for a checkpoint_dir without one")
         enough = bool if starts_anew else published.is_enough
         manifests = publisher.lead(claimant, enough, stop, at_once=take_over, on_standby=on_standby)
         if not starts_anew:
@@ -120,13 +120,13 @@ class Recovery:
 
 
 class _Published:
-    """The published steps of one line of training, merged into what disk says."""
+    """Merges the published steps of one line of training into those found on disk."""
 
     def __init__(self, learner: Learner, resumed: Resumed, source: dict[str, Any]) -> None:
         self._learner, self._resumed, self._source = learner, resumed, source
 
     def is_enough(self, found: list[Manifest]) -> bool:
-        """Whether these manifests reach back to the first step that is wanted, or none of them is of use."""
+        """Whether these manifests reach back to the first step needed, or none of them is of use."""
         resumed = self._resumed
         if found and resumed.is_fresh and not self._is_ours(found[-1]):
             return True
@@ -134,7 +134,7 @@ class _Published:
         return any(each.lineage == lineage and each.first_step <= resumed.plan.first_step for each in found)
 
     def merge(self, manifests: list[Manifest]) -> None:
-        """Follow the newest line of training where there is no checkpoint, or that of the checkpoint."""
+        """Follow the checkpoint's line of training, or without a checkpoint the newest one."""
         resumed, num_steps = self._resumed, self._learner.num_steps
         if resumed.is_fresh and manifests and self._is_ours(manifests[-1]):
             lineage = manifests[-1].lineage
@@ -150,12 +150,12 @@ class _Published:
             resumed.unpublished_first = max(resumed.unpublished_first, ours[-1].next_step)
         if resumed.plan.next_step < resumed.unpublished_first:
             raise JournalError(
-                f"plan: steps {resumed.plan.next_step} to {resumed.unpublished_first - 1} are published, but recorded "
-                "nowhere any more. Start from the last published version with --from-published"
+                f"plan: steps {resumed.plan.next_step} to {resumed.unpublished_first - 1} are published, but no longer "
+                "recorded anywhere. Start from the last published version with --from-published"
             )
 
     def start_from(self, weights: Weights | None) -> None:
-        """Become what the newest version says, optimisers and statistics aside; its positions included."""
+        """Take over the newest version, with its positions but without optimisers' state and statistics."""
         if weights is None:
             raise CheckpointError(
                 "--from-published: expected a version in the weights topic, got none; start without it, to train from "
@@ -170,14 +170,14 @@ class _Published:
         if is_same_source(manifest.source, self._source):
             resumed.positions = msgspec.convert(manifest.positions, dict[int, Position], strict=False)
             log.warning(
-                "starting from the last published version; optimisers and statistics begin anew",
+                "starting from the last published version; optimisers and statistics start from scratch",
                 version=name, step=manifest.next_step, interactions=manifest.num_interactions,
                 next_examples={partition: each.next_number for partition, each in resumed.positions.items()},
             )  # fmt: skip
         else:
             log.warning(
                 "starting from the last published version, and from the beginning of the sequences topic: it is not "
-                "the one that the version has learned from",
+                "the topic that the version has learned from",
                 version=name, step=manifest.next_step, learned_from=manifest.source, now=self._source,
             )  # fmt: skip
 
@@ -192,7 +192,7 @@ class _Published:
 
 
 def check_settings(learner: Learner, manifest: Manifest) -> None:
-    """Raise `CheckpointError` where a version was learned with settings that these weights cannot go on with."""
+    """Raise `CheckpointError` if a version was trained with settings that differ from the configured ones."""
     pairs = (
         ("model", learner.model_config.as_dict(), manifest.model_config),
         ("trainer", learner.config.learning_dict(), manifest.learning),
@@ -201,18 +201,18 @@ def check_settings(learner: Learner, manifest: Manifest) -> None:
         for key, value in ours.items():
             if theirs.get(key) != value:
                 raise CheckpointError(
-                    f"{section}.{key}: the published weights were learned with {theirs.get(key)!r}, now configured is "
-                    f"{value!r}; put it back, or start without --from-published to train anew"
+                    f"{section}.{key}: the published weights were trained with {theirs.get(key)!r}, the configuration "
+                    f"now says {value!r}; restore it, or start without --from-published to train from scratch"
                 )
 
 
 def is_same_source(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    """Whether numbers of examples mean the same; what is not known of one of them is not compared."""
+    """Whether example numbers mean the same in both; a key that one of them lacks is not compared."""
     return all(ours[key] == value for key, value in theirs.items() if key in ours)
 
 
 def check_identity(ours: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` where the source is not the one that the checkpoint's positions are in."""
+    """Raise `CheckpointError` if the source is not the one that the checkpoint's positions refer to."""
     for key, recorded in checkpoint.meta.get("source", {}).items():
         if key in ours and ours[key] != recorded and key == TOPIC_ID:
             places = "; ".join(
@@ -220,11 +220,11 @@ def check_identity(ours: dict[str, Any], checkpoint: Checkpoint) -> None:
                 for partition, each in sorted(checkpoint.meta["positions"].items())
             )
             raise CheckpointError(
-                f"sequences topic: expected the one with id {recorded}, which the checkpoint's position is in, got one "
-                f"with id {ours[key]}: it was deleted and created again. Position: {places}. {REMEDY}"
+                f"sequences topic: expected the one with id {recorded}, which the checkpoint's position refers to, got "
+                f"one with id {ours[key]}: it was deleted and created again. Position: {places}. {REMEDY}"
             )
         if key in ours and ours[key] != recorded:
             raise CheckpointError(
-                f"{key}: the checkpoint's position belongs to {recorded!r}, now it is {ours[key]!r}: other examples "
-                "would have those numbers. Put it back, or name an empty trainer.checkpoint_dir to train anew"
+                f"{key}: the checkpoint's position belongs to {recorded!r}, now it is {ours[key]!r}, where the numbers "
+                "stand for other examples. Restore it, or name an empty trainer.checkpoint_dir to train from scratch"
             )

@@ -1,4 +1,4 @@
-"""Train again what was published: the same examples by the same steps, then compare the weights bit by bit."""
+"""Repeats the published training: the same examples in the same steps; then compares the weights bit by bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = structlog.get_logger("trainer")
 
 
 def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
-    """All records of the weights topic → the newest weights that a reader can reach, and the manifests that count."""
+    """All records of the weights topic → the newest weights that a reader can reach, and the valid manifests."""
     weights, manifests = newest_weights(records)
     if weights is None:
         raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
@@ -39,7 +39,7 @@ def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
 
 
 def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
-    """Every step of these weights' lineage, from the first. Raises `JournalError` where the topic lost them."""
+    """Every step of these weights' lineage, from the first. Raises `JournalError` if the topic has lost some."""
     lineage = weights.manifest.lineage
     plan = Plan(0)
     for manifest in (each for each in manifests if each.lineage == lineage):
@@ -53,7 +53,7 @@ def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
 
 
 def differences(published: Weights, learner: Learner) -> list[str]:
-    """Names of what is not bit-equal between published weights and a learner."""
+    """Names of the arrays that are not bit-equal between published weights and a learner."""
     ours = weights_snapshot(learner, everything=True)
     wrong = [name for name, array in ours.dense.items() if not same_bits(array, published.dense.get(name))]
     for name, rows in ours.tables.items():
@@ -77,7 +77,7 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
 
 
 def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
-    """Exit status 0 when the weights are bit-equal to the newest published version."""
+    """Repeat the training; exit status 0 if the weights are bit-equal to the newest published version."""
     reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
     partitions_of(reader, where.topic)
@@ -124,6 +124,6 @@ def _check_settings(model: ModelConfig, config: TrainerConfig, published: Manife
         for key, value in ours.items():
             if theirs.get(key) != value:
                 raise SourceError(
-                    f"{section}.{key}: the published weights were learned with {theirs.get(key)!r}, the configuration "
+                    f"{section}.{key}: the published weights were trained with {theirs.get(key)!r}, the configuration "
                     f"says {value!r}; a replay needs the same"
                 )

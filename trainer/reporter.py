@@ -1,7 +1,7 @@
-"""Reports the lag once a second: to ``headrace.trainer.lag.v1``, and whenever it is asked for as Prometheus metrics.
+"""Reports the lag once a second to ``headrace.trainer.lag.v1``, and as Prometheus metrics whenever they are scraped.
 
-A thread with clients of its own. It looks at the trainer's `Progress` and at what the others say in the status topic,
-and sends the trainer's own heartbeat there; the training never waits for it.
+A thread with its own clients. It combines the trainer's `Progress` with the other processes' reports in the status
+topic, and sends the trainer's own heartbeat there; training never waits for it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from trainer.progress import Progress
 from trainer.rates import Rates
 from wire.cluster import ClusterState
 from wire.config import KafkaConfig
-from wire.errors import ConfigError, TopicMissing
+from wire.errors import ConfigError, HeadraceError, TopicMissing
 from wire.kafka.consumer import PROMPT, ends, make_consumer, partitions_of
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.status import TrainerStatus, encode_status
 from wire.topics import LAG_KEY, Topics
 
@@ -34,24 +35,34 @@ log = structlog.get_logger("trainer")
 
 
 class LagReporter(threading.Thread):
-    """Writes a message every ``lag_every_s`` until `stop`; a standby's only sign is its heartbeat."""
+    """Writes a message every ``lag_every_s`` until `stop`; a standby only sends heartbeats."""
 
-    def __init__(self, kafka: KafkaConfig, config: TrainerConfig, progress: Callable[[], Progress]) -> None:
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        config: TrainerConfig,
+        progress: Callable[[], Progress],
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="lag", daemon=True)
+        self._on_failure = on_failure
+        self.failure: BaseException | None = None
+        """What ended the thread, if nobody asked it to end. Without its heartbeats a standby would take over."""
         self._kafka, self._config, self._progress = kafka, config, progress
         self._topics = Topics.under(kafka.prefix)
         self._stopped = threading.Event()
+        self._refused: HeadraceError | None = None
         self._around = ClusterState()
         self._rates = Rates()
         self._throughput = self._rates.sample(Progress(), self._around)
         self.metrics = LagMetrics(self.message)
 
     def message(self) -> dict[str, Any]:
-        """How things stand now."""
+        """The lag message as of now."""
         return build_message(self._progress(), self._around, self._throughput, int(time.time() * 1000))
 
     def start(self) -> None:
-        """Begin; with the metrics, where there is a port for them. Raises `ConfigError` where it is taken."""
+        """Start; serve the metrics too, if a port is configured. Raises `ConfigError` if it is taken."""
         if self._config.metrics_port:
             self._serve(self._config.metrics_port)
         super().start()
@@ -66,17 +77,29 @@ class LagReporter(threading.Thread):
             ) from error
 
     def run(self) -> None:
-        """Report; connect again whenever the broker was away."""
-        while not self._stopped.is_set():
-            connections: list[KafkaConsumer | KafkaProducer] = []
-            try:
-                self._report(connections)
-            except (KafkaError, OSError, TopicMissing) as error:
-                log.warning("lag cannot be reported now, trying again", error=repr(error))
-                self._stopped.wait(self._config.lag_every_s)
-            finally:
-                for connection in connections:
-                    connection.close()
+        """Report until `stop`."""
+        try:
+            while not self._stopped.is_set():
+                self._report_while_it_answers()
+        except BaseException as error:
+            self.failure = error
+            self._on_failure()
+            if not isinstance(error, HeadraceError):
+                log.exception("the reporter ended")
+
+    def _report_while_it_answers(self) -> None:
+        """Report; return when the broker is away. Raises `ClientRefused` where no new connection would help."""
+        connections: list[KafkaConsumer | KafkaProducer] = []
+        try:
+            self._report(connections)
+        except (KafkaError, OSError, TopicMissing) as error:
+            if refused := refusal(error, self._kafka.bootstrap):
+                raise refused from error
+            log.warning("lag cannot be reported now, trying again", error=repr(error))
+            self._stopped.wait(self._config.lag_every_s)
+        finally:
+            for connection in connections:
+                connection.close()
 
     def _report(self, connections: list[KafkaConsumer | KafkaProducer]) -> None:
         connections.append(reader := make_consumer(self._kafka))
@@ -86,20 +109,21 @@ class LagReporter(threading.Thread):
         status = partitions_of(reader, self._topics.status)
         reader.assign(status)
         reader.seek_to_beginning(*status)
-        is_last = False
+        is_last, note = False, self._around.note  # what the topic holds by now, then what comes
         while not is_last:
             is_last = self._stopped.is_set()
             deadline_s = time.monotonic() + self._config.lag_every_s
             self._beat(writer)
-            self._look(reader, ends(asker, actions))
+            self._look(reader, ends(asker, actions), note)
+            note = self._hear
             self._throughput = self._rates.sample(self._progress(), self._around)
-            if self._progress().epoch >= 0:  # what a standby has to say is its heartbeat
+            if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
-                writer.send(self._topics.lag, key=LAG_KEY, value=value, partition=0)
+                self._send(writer, self._topics.lag, LAG_KEY, value)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
 
     def _beat(self, writer: KafkaProducer) -> None:
-        """The heartbeat that standbys listen for; a standby's own shows that there is one."""
+        """Send the heartbeat: standbys listen for the leader's; their own show that there are standbys."""
         progress = self._progress()
         if not progress.claimant:
             return
@@ -112,18 +136,32 @@ class LagReporter(threading.Thread):
             num_steps=progress.num_steps,
         )
         key, value = status.component.encode(), encode_status(status)
-        writer.send(self._topics.status, key=key, value=value, partition=0)
+        self._send(writer, self._topics.status, key, value)
 
-    def _look(self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int]) -> None:
+    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes) -> None:
+        """Nobody waits for it: the next message says it all. But one that was refused, all of them will be."""
+        if self._refused is not None:
+            raise self._refused
+        writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)
+
+    def _note_refusal(self, error: BaseException) -> None:
+        self._refused = refusal(error, self._kafka.bootstrap) or self._refused
+
+    def _hear(self, value: bytes | None) -> None:
+        self._around.hear(value, int(time.time() * 1000))
+
+    def _look(
+        self, reader: KafkaConsumer, action_ends: dict[TopicPartition, int], note: Callable[[bytes | None], None]
+    ) -> None:
         self._around.heard_s = time.monotonic()
         self._around.action_ends = {where.partition: end for where, end in action_ends.items()}
         while batches := reader.poll(timeout_ms=50):
             for record in (record for records in batches.values() for record in records):
                 if record.value is not None:
-                    self._around.note(record.value)
+                    note(record.value)
 
     def stop(self) -> None:
-        """Say the last state once more, and end."""
+        """Report the last state once more, and stop."""
         self._stopped.set()
         if self.ident is not None:
             self.join(10)

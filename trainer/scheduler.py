@@ -1,9 +1,9 @@
-"""Which examples make up a step: a new batch of what has arrived, or a recorded one repeated.
+"""Which examples make up a step: a new batch of those that have arrived, or a recorded step again.
 
-A step names contiguous numbers per partition. Within a partition, examples go in the order of their numbers; across
-partitions the oldest goes first, so that no partition waits behind another's backlog. What has arrived is a matter of
-timing, so each step is a decision: it is journalled before it is trained (`trainer.journal`) and published with the
-weights (`wire.weights`).
+A step names contiguous numbers per partition. Within a partition, examples are taken in the order of their numbers;
+across partitions the oldest goes first, so that no partition waits behind another's backlog. Which examples have
+arrived depends on timing, so each step is a decision: it is journalled before it is trained (`trainer.journal`) and
+published with the weights (`wire.weights`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Scheduler:
             self.num_targets += num_pieces(example)
 
     def oldest_record_ms(self) -> dict[int, int]:
-        """Partition → `newest_record_ms` of the example that has waited longest; only partitions where one waits."""
+        """Partition → ``newest_record_ms`` of the example that has waited longest; only partitions that have any."""
         return {partition: queue[0].newest_record_ms for partition, queue in self._waiting.items() if queue}
 
     def next_batch(self) -> tuple[PlanStep, list[Example]] | None:
-        """The next step and its examples: as many as fit the budget, at least one; None when nothing waits."""
+        """The next step and its examples: as many as fit the budget, at least one; None if nothing waits."""
         taken, users = dict[int, list[Example]](), set[str]()
         num_tokens = num_targets = 0
         while (partition := self._next_partition()) is not None:
@@ -53,7 +53,7 @@ class Scheduler:
         return ranges(examples), examples
 
     def _tokens(self, example: Example, is_known: bool) -> int:
-        """About what an example adds to a step, which gives each user one sequence."""
+        """Roughly how many tokens an example adds to a step, in which each user has one sequence."""
         pieces = num_pieces(example)
         context = 0 if is_known or not pieces else min(example.first_new_index, self._max_context)
         return 2 * (context + pieces)
@@ -69,7 +69,7 @@ class Scheduler:
         return example
 
     def replay_batch(self, step: PlanStep) -> list[Example] | None:
-        """The examples of a recorded step, or None while some of them have not arrived."""
+        """The examples of a recorded step, or None if some of them have not arrived yet."""
         for partition, _, last in step:
             queue = self._waiting.get(partition)
             if not queue or queue[-1].number < last:
@@ -93,7 +93,7 @@ def num_pieces(example: Example) -> int:
 
 
 def ranges(examples: Sequence[Example]) -> PlanStep:
-    """Runs of numbers, in the order given."""
+    """The examples' numbers as runs, in the order given."""
     step: PlanStep = []
     for example in examples:
         if step and step[-1][0] == example.partition and step[-1][2] + 1 == example.number:

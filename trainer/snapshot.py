@@ -1,4 +1,4 @@
-"""A learner as arrays: all of it for a checkpoint, what servers need for a version; and back again."""
+"""A learner as arrays, and back: all of it for a checkpoint, what servers need for a version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCALARS = ("num_steps", "num_interactions", "num_feedback", "newest_event_ms", 
 
 
 def learner_arrays(learner: Learner) -> Arrays:
-    """Everything that a learner is, besides its configuration."""
+    """The whole state of a learner, except its configuration."""
     parts: dict[str, dict[str, Any]] = {
         "optimiser": learner.optimiser.state_dict(),
         "frequency": learner.frequency.state_dict(),
@@ -35,7 +35,7 @@ def learner_arrays(learner: Learner) -> Arrays:
 
 
 def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
-    """Make a fresh learner of the same configuration what it was at the checkpoint."""
+    """Restore the state at the checkpoint into a new learner of the same configuration. Raises `CheckpointError`."""
     _check_config(learner, checkpoint.meta)
     arrays = checkpoint.arrays
     learner.optimiser.load_state_dict(part_of(arrays, "optimiser"))
@@ -54,8 +54,8 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
 
 
 def restore_published(learner: Learner, weights: Weights) -> None:
-    """Make a fresh learner predict as a published version does. What is published with no version begins anew: the
-    optimisers' state, counts of frequencies and baselines, metrics."""
+    """Make a new learner predict as a published version does. What is not published starts from scratch: the
+    optimisers' state, frequency counts, the popularity baseline and metrics."""
     manifest = weights.manifest
     for name, parameter in learner.model.named_parameters():
         parameter.data.copy_(torch.from_numpy(weights.dense[name]))
@@ -70,8 +70,8 @@ def restore_published(learner: Learner, weights: Weights) -> None:
 
 
 def _table_state(table: Table, admit_after: int, seen_ms: int) -> dict[str, Any]:
-    """A published table as the state of an `EmbeddingTable`, every key seen last at ``seen_ms``."""
-    rows = np.flatnonzero(table.live)[1:]  # but the cold row
+    """A published table as the state of an `EmbeddingTable`, with every key last seen at ``seen_ms``."""
+    rows = np.flatnonzero(table.live)[1:]  # without the cold row
     none = np.zeros(0, np.int64)
     return {
         "weight": table.rows.astype(np.float32), "state": np.zeros(len(table.live), np.float32), "live": table.live,
@@ -87,8 +87,8 @@ def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
         for key, value in ours.items():
             if meta[section].get(key) != value:
                 raise CheckpointError(
-                    f"{section}.{key}: the checkpoint was learned with {meta[section].get(key)!r}, now configured is "
-                    f"{value!r}; put it back, or name an empty trainer.checkpoint_dir to train anew"
+                    f"{section}.{key}: the checkpoint was trained with {meta[section].get(key)!r}, the configuration "
+                    f"now says {value!r}; restore it, or name an empty trainer.checkpoint_dir to train from scratch"
                 )
 
 
@@ -101,9 +101,9 @@ def _unpack(packed: Any) -> dict[int, str | int]:
 
 
 def weights_snapshot(learner: Learner, *, everything: bool) -> Snapshot:
-    """What a version carries: dense weights, and all rows and names or those changed since the last call.
+    """What a version carries: dense weights, and all rows and names, or those changed since the last call.
 
-    The caller owns the delivery: from here on, changes count towards the next version.
+    The caller must deliver it: from here on, changes count towards the next version.
     """
     dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
     tables = {}

@@ -1,7 +1,7 @@
-"""Whether a learner's numbers are finite: asked before anything of it is kept or shown to others.
+"""Whether a learner's numbers are finite: checked before they are stored or published.
 
-A loss that is not finite tells at once that a step went wrong. Weights can also be finite and still useless (1e30 is a
-float32, its square is not); so a short sequence of the learner's own items is put through the model as well.
+A loss that is not finite shows at once that a step went wrong. But weights can be finite and still useless (1e30 is a
+float32, its square is not); so a short sequence of the learner's own items is put through the model too.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ NUM_PROBED = 4
 
 @dataclass(frozen=True, slots=True)
 class Unsound:
-    """What is not finite, in words."""
+    """Describes what is not finite."""
 
     what: str
 
 
 def unsound_step(report: StepReport) -> Unsound | None:
-    """The losses of a step, computed before it changed anything."""
+    """Check a step's losses, which are computed before the step changes anything."""
     for name, loss in (("retrieval loss", report.retrieval_loss), ("ranking loss", report.ranking_loss)):
         if not math.isfinite(loss):
             return Unsound(f"{name} {loss}")
@@ -36,7 +36,7 @@ def unsound_step(report: StepReport) -> Unsound | None:
 
 
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
-    """Go past a step that is set aside: histories and names go on with it, the model learns nothing of it."""
+    """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
     for example in examples:
         learner.histories.fold(example)
         learner.names.update(example.names)
@@ -47,9 +47,9 @@ def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
 
 @torch.no_grad()
 def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound | None:
-    """Dense weights, tables, and what the model predicts with them.
+    """Check the dense weights, the tables, the memory, and what the model predicts with them.
 
-    ``changed_only``: of the tables, the rows that no version has yet. A million rows of 64 take 30 ms, read whole.
+    ``changed_only``: check only those rows of the tables that are in no version yet; a million rows of 64 take 30 ms.
     """
     for name, parameter in learner.model.named_parameters():
         if not _is_finite(parameter):
@@ -68,12 +68,12 @@ def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound 
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """By one sum, which any NaN or infinity spoils: no array of booleans."""
+    """Check by one sum, which any NaN or infinity spoils, without an array of booleans."""
     return math.isfinite(float(values.sum()))
 
 
 def _probe(learner: Learner) -> torch.Tensor:
-    """Every number that the model predicts from a few of its own items, seen a second after each other."""
+    """Everything that the model predicts from a few of its own items, one second apart."""
     model, device = learner.model, learner.device
     rows = torch.from_numpy(np.append(np.zeros(1, np.int64), learner.items.live_rows()[-NUM_PROBED:])).to(device)
     kinds_nK = torch.ones((len(rows), len(learner.model_config.kinds)), device=device)

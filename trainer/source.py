@@ -1,4 +1,4 @@
-"""Where examples come from: what a source offers the trainer, and how trained examples become positions."""
+"""Where examples come from: what a source must offer the trainer, and how trained examples become positions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wire.weights import PlanStep
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where to go on in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
-    the action offset up to which everything is in trained examples."""
+    """Where to resume in a partition: the next example number, the Kafka offset to read from, the writer's epoch, and
+    the last action offset up to which all actions are in trained examples."""
 
     next_number: int = 0
     next_offset: int = 0
@@ -24,32 +24,32 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Gives examples, each once, in the order of numbers within a partition."""
+    """Yields each example once, in the order of their numbers within a partition."""
 
     @property
     def positions(self) -> dict[int, Position]:
-        """Behind the last trained example of each partition."""
+        """After the last trained example of each partition."""
 
     def restore(self, histories: TrainedHistories) -> None:
-        """Fold what was trained before ``positions`` into ``histories``, which are empty. Before the first `poll`."""
+        """Fold what was trained before ``positions`` into the empty ``histories``. Called before the first `poll`."""
 
     def poll(self, timeout_s: float) -> list[Example]:
         """What has arrived; waits at most ``timeout_s`` for something."""
 
     @property
     def exhausted(self) -> bool:
-        """Nothing more will ever come."""
+        """Whether there will never be any more examples."""
 
     def trained(self, step: PlanStep) -> None:
-        """These examples are learned: move ``positions`` behind them."""
+        """Move ``positions`` past a step's examples, which are learned."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where an example that is not trained yet stands in its topic."""
+    """Where an example that is not trained yet is in its topic."""
 
     number: int
     offset: int
@@ -58,19 +58,19 @@ class Mark:
 
 
 class Marks:
-    """Turns trained numbers into positions."""
+    """Turns the numbers of trained examples into positions."""
 
     def __init__(self, positions: dict[int, Position]) -> None:
         self.positions = positions
         self._marks: dict[int, deque[Mark]] = {}
 
     def add(self, example: Example, offset: int) -> None:
-        """An example that was given out, and its offset."""
+        """Note an example that was handed to the trainer, and its offset."""
         mark = Mark(example.number, offset, example.writer_epoch, example.replay_from_offset - 1)
         self._marks.setdefault(example.partition, deque()).append(mark)
 
     def trained(self, step: PlanStep) -> None:
-        """Move the positions behind a step's examples."""
+        """Move the positions past a step's examples."""
         for partition, _, last in step:
             marks = self._marks[partition]
             while marks and marks[0].number <= last:

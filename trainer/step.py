@@ -1,14 +1,14 @@
-"""One batch: predict it, count how well, then learn it.
+"""One training step: predict a batch, score the predictions, then learn from it.
 
-The order matters and is fixed: rows of items are looked up before the batch's own items enter the vocabulary, so what
-is predicted of a target can only rest on interactions before it and on weights of the batches before this one. A
-target's own row (new or not) is used by the loss alone.
+The order is fixed: the rows of items are looked up before the batch's own items enter the vocabulary, so the prediction
+of a target rests only on the interactions before it and on the weights that earlier batches left. A target's own row
+(new or not) is used by the loss alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,46 +20,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Tail, stochastic_length
-from kernels.heads import HeadInputs
 from kernels.length import kept_length
-from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory import MemoryOutcome, MemoryRules
 from model.config import ModelConfig
-from model.direct import DirectInputs, DirectPass
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
-from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.memory import Memory
 from model.rates import Rates, done_before
 from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
+from trainer.direct_step import DirectStep, output_places
 from trainer.evaluator import Evaluator, Forward, Leaf, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
 from trainer.histories import TrainedHistories
-from trainer.losses import (
-    draw_negatives,
-    exact_retrieval_loss,
-    log_expected_draws,
-    mean_or_zero,
-    pick_in_batch,
-    ranking_loss,
-    sampled_retrieval_loss,
-)
+from trainer.losses import mean_or_zero, ranking_loss
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
+from trainer.recall import Recall
+from trainer.retrieval import RetrievalRows
 from wire.example import Example
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
-MOST_DIRECT_LOGITS = 1 << 22
-"""Of a step that is computed beside autograd, whose logits are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step did. Losses are means over targets, before learning."""
+    """What a step did. Losses are means over targets, with the weights before the step."""
 
     step: int
     num_targets: int
@@ -71,27 +62,39 @@ class StepReport:
 
 
 class Learner:
-    """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it."""
+    """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it.
 
-    def __init__(self, model: ModelConfig, trainer: TrainerConfig, device: torch.device | str = "cpu") -> None:
+    ``memory_thread``: run the memory on a thread of its own, beside the network; None: where the network is on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        trainer: TrainerConfig,
+        device: torch.device | str = "cpu",
+        *,
+        memory_thread: bool | None = None,
+    ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
-        # Dropout's seed is a new number each step, which a graph would replay as it was.
+        # Dropout takes a new seed in each step; a graph would replay the one that it was captured with.
         graphs = trainer.cuda_graphs and self.device.type == "cuda" and trainer.dropout == 0
         captures = Captures(self.device, wanted=True)
         through = trainer.context_gradient
         self._graphs = PaddedEncoder(self.model, captures, context_gradient=through) if graphs else None
-        self._step_graphs = (
+        self.step_graphs = (
             PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
         )
-        self._direct = self._direct_pass()
-        self._aside = ThreadPoolExecutor(1, "memory") if self.device.type == "cuda" else None
+        self._direct = self._direct_step()
+        beside = self.device.type == "cuda" if memory_thread is None else memory_thread
+        self._memory_thread = ThreadPoolExecutor(1, "memory") if beside else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
         rules = MemoryRules(seen_half_life=trainer.memory_half_life, exclude=str(trainer.exclude_seen))
         self.memory = Memory(model, rules, backend=trainer.backend)
+        self.recall = Recall(self.memory, self.items, self.model)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
@@ -100,21 +103,17 @@ class Learner:
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.rates, self.metrics)
         self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
-        """Users' interactions as the steps so far leave them. A checkpoint says whose: its source restores them."""
+        """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
         self.num_interactions = 0
         self.num_feedback = 0
         self.newest_event_ms = 0
         self.newest_record_ms = 0
 
-    def _direct_pass(self) -> DirectPass | None:
-        config = self.config
-        if self.device.type != "cpu" or config.backend != "auto":
-            return None
-        return DirectPass(
-            self.model, rank_share=config.rank_weight, feedback=config.feedback,
-            context_gradient=config.context_gradient, dropout=config.dropout,
-        )  # fmt: skip
+    def _direct_step(self) -> DirectStep | None:
+        """The way of steps that fit it, where there is one: on the CPU, with the kernels."""
+        is_possible = self.device.type == "cpu" and self.config.backend == "auto"
+        return DirectStep(self.model, self.config) if is_possible else None
 
     def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
         return EmbeddingTable(
@@ -129,14 +128,14 @@ class Learner:
 
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
-        """All embedding tables by the name that they are published under."""
+        """All embedding tables, by the names under which they are published."""
         return {ITEMS: self.items, DOMAINS: self.domains, FEATURES: self.features}
 
     def step(self, examples: Sequence[Example]) -> StepReport:
-        """Predict, count, learn. Examples that bring nothing to learn are fine; an empty list is not."""
+        """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
         whole = build_batch(examples, self.histories, self.model_config)
-        if not whole.num_targets:  # momentum alone would move the weights
+        if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
             return self._report(started, 0, 0)
         batch = self._thin(shorten(whole, self.max_context))
@@ -150,9 +149,10 @@ class Learner:
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         loss = retrieval + self.config.rank_weight * ranking
-        if self._aside is not None and forward.is_whole:
-            # The memory computes while the GPU is told what to learn; neither sees what the other changes.
-            pending = self._aside.submit(self._answer, whole, list(self._ask(whole, forward, seen_rows_n)))
+        if self._memory_thread is not None and forward.is_whole:
+            # The memory runs while this thread launches the backward pass; neither reads what the other changes.
+            asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
+            pending = self._memory_thread.submit(self.recall.answer, whole, asked)
             self._learn(forward, loss)
             self.evaluator.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
         else:
@@ -165,7 +165,7 @@ class Learner:
 
     @property
     def max_context(self) -> int:
-        """Interactions before a user's first target that a step computes."""
+        """How many interactions before a user's first target a step computes."""
         kept = self.model_config.max_context
         return min(self.config.max_train_context, kept) if self.config.max_train_context else kept
 
@@ -176,53 +176,14 @@ class Learner:
         return StepReport(step, num_targets, num_tokens, *losses, time.perf_counter() - started)
 
     def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
-        """The memory meets the new interactions and predicts, learns and counts the choices, in the order of their
-        times; what came of the choices. ``seen_rows_n``: the items' rows before the batch."""
-        return self._answer(batch, self._ask(batch, forward, seen_rows_n))
-
-    @torch.no_grad()
-    def _ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Iterator[tuple[MemoryEvents, Tensor]]:
-        """What the memory is told and asked, with the network's logits of the choices: as many at a time as fit."""
-        num_rows = self.items.num_rows
-        self.memory.grow(num_rows)
-        told = _told(batch)
-        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
-        rows_n[unseen] = self.items.lookup(batch.item_n[unseen])
-        events = events_of(
-            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
-            batch.target_R[told], self.model_config, is_chosen_R=batch.is_wanted_R[told],
-        )  # fmt: skip
-        every = -(-num_rows // MOST_PREDICTED_ROWS)
-        if every > 1:
-            events.chosen_R[(self.num_interactions + np.arange(len(told))) % every > 0] *= 2
-        table_VD = None
-        if forward.logit_SV is None:
-            whole = forward.is_whole
-            table_VD = forward.table_UD if whole else self.model.retrieval_table(self.items.weight[:num_rows])
-        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
-        size = max(1, MOST_LOGITS // num_rows)
-        for part in (slice(start, start + size) for start in range(0, len(told), size)):
-            asked = query_R[part][events.chosen_R[part] == 1]
-            yield events[part], self._logits(forward, asked, table_VD)
-
-    def _logits(self, forward: Forward, asked: Int64, table_VD: Tensor | None) -> Tensor:
-        """(A, V) the network's logits of some of the queries."""
-        if table_VD is not None:
-            return forward.query_SD[self._tensor(asked)] @ table_VD.T
-        assert forward.logit_SV is not None
-        return forward.logit_SV.index_select(0, torch.from_numpy(asked))
-
-    def _answer(self, batch: JaggedBatch, parts: Iterable[tuple[MemoryEvents, Tensor]]) -> MemoryOutcome:
-        done = [self.memory.learn(events, logit_AV.detach().cpu().numpy()) for events, logit_AV in parts]
-        told = _told(batch)
-        wanted = batch.is_wanted_R[told]
-        return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
+        """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.recall`)."""
+        return self.recall.answer(batch, self.recall.ask(batch, forward, seen_rows_n, self.num_interactions))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
 
     def _thin(self, batch: JaggedBatch) -> JaggedBatch:
-        """Stochastic length over the context; all from a user's first target on stays."""
+        """Stochastic length: thin the context; everything from a user's first target on stays."""
         alpha = self.config.stochastic_length_alpha
         if alpha == 0.0:
             return batch
@@ -240,51 +201,35 @@ class Learner:
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
         """Predictions for a batch's targets, and what learning from them needs. Admits their items to the tables.
 
-        ``whole``: the same targets with all that is known of their users, where ``batch`` has less: rates are of that.
+        ``whole``: the same targets with all that is known of their users, if ``batch`` has less; rates are computed
+        from it.
         """
         input_rows_n = self.items.lookup(batch.item_n)
         target_row_R = self._target_rows(batch, now_ms)
         wanted = np.flatnonzero(batch.is_wanted_R)
         learned_S = target_row_R[wanted] > 0
-        live_rows = self.items.live_rows()
-        exact = len(live_rows) <= self.config.full_softmax_max_items
-        negatives = (
-            live_rows
-            if exact
-            else draw_negatives(live_rows, self.config.num_negatives, self.config.seed, self.num_steps)
-        )
-        rows_U = (
-            np.arange(self.items.num_rows)
-            if exact
-            else np.unique(np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives]))
-        )
-        if exact and self._step_graphs is not None and self._step_graphs.works:
+        chosen = RetrievalRows.choose(self.items, self.config, self.num_steps, input_rows_n, target_row_R)
+        rows_U, exact = chosen.rows_U, chosen.exact
+        if exact and self.step_graphs is not None and self.step_graphs.works:
             inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
-        if exact and self._direct is not None and len(wanted) * len(rows_U) <= MOST_DIRECT_LOGITS:
+        if exact and self._direct is not None and self._direct.fits(batch, len(rows_U)):
             return self._direct_forward(batch, whole or batch, input_rows_n, target_row_R, rows_U, now_ms)
         leaf_UD = self.items.gather(rows_U)
         leaves = [Leaf(self.items, rows_U, leaf_UD)]
-        place_n = input_rows_n if exact else np.searchsorted(rows_U, input_rows_n)
         side_nM = self._side_inputs(batch, leaves, now_ms)
         kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
-        x_TM = self.model.tokens(leaf_UD, self._tensor(place_n), kinds_nK, value_n, side_nM)
+        x_TM = self.model.tokens(leaf_UD, self._tensor(chosen.places(input_rows_n)), kinds_nK, value_n, side_nM)
         tail = _tail(batch)
         y_SM = self._encode(batch, x_TM, tail)
         item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
         table_UD = self.model.retrieval_table(leaf_UD)
-        learned_row = target_row_R[wanted][learned_S]
-        loss_S = self._retrieval_loss(
-            query_SD if learned_S.all() else query_SD[self._tensor(learned_S)],
-            table_UD,
-            learned_row if exact else np.searchsorted(rows_U, learned_row),
-            learned_row,
-            rows_U,
-            negatives,
-            exact,
-        )
+        loss_S = chosen.loss(
+            query_SD if learned_S.all() else query_SD[self._tensor(learned_S)], table_UD,
+            target_row_R[wanted][learned_S], self.items, self.frequency, self.config, self.num_steps,
+        )  # fmt: skip
         logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(whole or batch, target_row_R)))
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
@@ -294,42 +239,13 @@ class Learner:
         self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64, rows_V: Int64,
         now_ms: int,
     ) -> Forward:  # fmt: skip
-        """`forward` beside autograd; where that is on, with all gradients."""
         assert self._direct is not None
         leaves = [Leaf(self.items, rows_V, self.items.weight[: len(rows_V)])]
         with torch.no_grad():
             side_nM = self._side_inputs(batch, leaves, now_ms)
-        tail, time_T = _tail(batch), token_times(batch.time_ms_n, batch.query_time_n)
-        wanted = np.flatnonzero(batch.is_wanted_R)
-        rest = (
-            leaves[0].values_UD,
-            torch.from_numpy(self.items.live[: len(rows_V)] & (rows_V > 0)),
-            torch.from_numpy(target_row_R[wanted]),
-            torch.from_numpy(self._prior(whole, target_row_R)),
-            torch.from_numpy(batch.learned_RK),
-            torch.from_numpy(batch.is_new_R),
-        )
-
-        def head(y_SM: Tensor) -> HeadInputs:
-            places = torch.from_numpy(_output_places(batch, wanted, tail))
-            return HeadInputs(y_SM, places[: batch.num_targets], places[batch.num_targets :], *rest)
-
-        out = self._direct(
-            DirectInputs(
-                leaves[0].values_UD, torch.from_numpy(input_rows_n), torch.from_numpy(batch.kinds_nK),
-                torch.from_numpy(batch.value_n), side_nM, torch.from_numpy(2 * batch.starts_B1),
-                torch.from_numpy(time_T[1]), torch.from_numpy(time_T[0]), tail, self.num_steps, head,
-            ),
-            wants_gradients=torch.is_grad_enabled(),
-        )  # fmt: skip
-        leaves[0].gradient_UD = out.heads.d_table_VD
-        if out.d_side_nM is not None:
-            for leaf in leaves[1:]:
-                leaf.gradient_UD = _gathered(leaf, out.d_side_nM)
-        return Forward(
-            out.heads.query_QD, torch.zeros((0, 0)), False, out.heads.logit_RK, target_row_R,
-            torch.tensor(out.heads.retrieval), leaves, torch.tensor(out.heads.ranking), out.heads.logit_QV,
-            has_gradients=True,
+        prior_RPK = self._prior(whole, target_row_R)
+        return self._direct(
+            batch, _tail(batch), leaves, side_nM, input_rows_n, target_row_R, prior_RPK, self.num_steps
         )  # fmt: skip
 
     def _step_inputs(
@@ -347,25 +263,25 @@ class Learner:
     def _graphed_forward(
         self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64, now_ms: int
     ) -> Forward:  # fmt: skip
-        assert self._step_graphs is not None
+        assert self.step_graphs is not None
         num_more = inputs.size.rows - len(self.items.weight)
         leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
         leaves = [Leaf(self.items, rows_U, leaf_VD)]
         side_nM = self._side_inputs(batch, leaves, now_ms)
-        out = self._step_graphs(leaf_VD, inputs, side_nM)
+        out = self.step_graphs(leaf_VD, inputs, side_nM)
         return Forward(
             out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
             out.ranking,
         )  # fmt: skip
 
     def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
-        """(R, 2, K) what rates alone say of each target."""
+        """(R, 2, K) each target's prior from rates alone (`Rates.prior`)."""
         target_R = batch.target_R
         done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
         return self.rates.prior(target_row_R, done_RK, num_R)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
-        """(R,) rows of the targets' items. New interactions are sightings; feedback is of an item sighted before."""
+        """(R,) rows of the targets' items. A new interaction counts as a sighting, feedback does not."""
         items_R, is_new_R = batch.item_n[batch.target_R], batch.is_new_R
         rows_R = np.zeros(len(items_R), np.int64)
         rows_R[is_new_R] = self.items.insert(items_R[is_new_R], now_ms, self.num_steps)
@@ -373,7 +289,7 @@ class Learner:
         return rows_R
 
     def _encode(self, batch: JaggedBatch, x_TM: Tensor, tail: Tail) -> Tensor:
-        """(S, M) what the layers make of the tail's tokens."""
+        """(S, M) outputs of the layers at the tail's tokens."""
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         offsets_B1 = 2 * batch.starts_B1
         in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
@@ -393,10 +309,9 @@ class Learner:
         )
 
     def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """(R, M) at each target's item; (S, M) at the action before each retrieved one (the learnt start where there is
-        none)."""
+        """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
         with_start = torch.cat([y_SM, self.model.start_M[None]])
-        places = _output_places(batch, wanted, tail)
+        places = output_places(batch, wanted, tail)
         places[places < 0] = len(y_SM)
         both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
@@ -424,40 +339,13 @@ class Learner:
         leaves.append(leaf)
         return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
 
-    def _retrieval_loss(
-        self,
-        query_RD: Tensor,
-        table_UD: Tensor,
-        target_U: Int64,
-        target_row_R: Int64,
-        rows_U: Int64,
-        negatives: Int64,
-        exact: bool,
-    ) -> Tensor:
-        backend, target = self.config.backend, self._tensor(target_U)
-        if exact:
-            live_U = self._tensor(self.items.live[: self.items.num_rows] & (rows_U > 0))
-            return exact_retrieval_loss(query_RD, table_UD, target, live_U, backend)
-        in_batch = pick_in_batch(target_row_R, self.config.num_negatives, self.config.seed, self.num_steps)
-        drawn = np.concatenate([in_batch, negatives])
-        share = self.frequency.share(drawn)
-        log_draws = log_expected_draws(share, len(in_batch), len(target_row_R), len(negatives), self.items.num_live)
-        return sampled_retrieval_loss(
-            query_RD,
-            table_UD,
-            target,
-            self._tensor(np.searchsorted(rows_U, drawn)),
-            self._tensor(log_draws),
-            backend,
-        )
-
     def _learn(self, forward: Forward, loss: Tensor) -> None:
         if not forward.has_gradients:
             torch.autograd.backward(loss)
         scale = lr_scale(self.config, self.num_steps)
         for leaf in forward.leaves:
-            if (gradient := leaf.slope_UD) is not None:
-                leaf.table.learn(leaf.rows_U, gradient[: len(leaf.rows_U)], self.config.table_lr * scale)
+            if (gradient_UD := leaf.gradient_UD) is not None:
+                leaf.table.learn(leaf.rows_U, gradient_UD[: len(leaf.rows_U)], self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:
@@ -488,44 +376,19 @@ class Learner:
 
 
 def _tail(batch: JaggedBatch) -> Tail:
-    """The tokens that are read: from the action before each user's first target on."""
+    """The tokens whose outputs are used: from the action before each user's first target on."""
     first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
     num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
     return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
 
 
-def _output_places(batch: JaggedBatch, wanted: Int64, tail: Tail) -> Int64:
-    """Where among the tail's tokens each target's item stands, then the action before each retrieved one (-1: there is
-    none)."""
-    previous_S = batch.previous_R[wanted]
-    tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
-    places = np.searchsorted(tail.rows_S.numpy(), tokens)
-    places[batch.num_targets :][previous_S < 0] = -1
-    return places
-
-
-def _gathered(leaf: Leaf, d_side_nM: Tensor) -> Tensor:
-    """(U, M) the gradient of rows that were summed into side inputs."""
-    assert leaf.place_nF is not None
-    gradient_UM = d_side_nM.new_zeros((len(leaf.rows_U), d_side_nM.shape[1]))
-    for column in leaf.place_nF.unbind(dim=1):
-        gradient_UM.index_add_(0, column, d_side_nM)
-    return gradient_UM
-
-
 def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
-    """(T,) which tokens the tail has."""
+    """(T,) which tokens belong to the tail."""
     is_read_T = np.zeros(num_tokens, np.bool_)
     is_read_T[tail.rows_S.numpy()] = True
     return is_read_T
 
 
-def _told(batch: JaggedBatch) -> Int64:
-    """The targets that the memory is told of, new ones and choices, in the order of their times."""
-    told = np.flatnonzero(batch.is_new_R | batch.is_wanted_R)
-    return told[np.argsort(batch.time_ms_n[batch.target_R[told]], kind="stable")]
-
-
 def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
-    """Whether any key was ever met, this batch's included."""
+    """Whether the table has any rows of its own, counting this batch's."""
     return table.num_rows > 1 or bool(keys.any())

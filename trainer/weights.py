@@ -1,4 +1,4 @@
-"""A version's weights as a reader holds them: a base, and the deltas that followed it."""
+"""A version's weights as a reader holds them: a base with the deltas after it applied."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Table:
 
     @staticmethod
     def of(rows: TableRows) -> Table:
-        """A table of these rows alone."""
+        """A table of only these rows."""
         nothing = np.zeros((0, rows.rows.shape[1]), rows.rows.dtype)
         return Table(np.zeros(0, np.int64), nothing, np.zeros(0, np.bool_)).apply(rows)
 
     def apply(self, change: TableRows) -> Table:
-        """This table after a change; ``self`` stays as it is."""
+        """The table after a change; ``self`` stays as it is."""
         num_rows = max(len(self.ids), int(change.row_index.max(initial=-1)) + 1)
         ids, rows = np.zeros(num_rows, np.int64), np.zeros((num_rows, change.rows.shape[1]), change.rows.dtype)
         live = np.zeros(num_rows, np.bool_)
@@ -82,11 +82,11 @@ class Weights:
         )
 
     def accepts(self, version: Version) -> bool:
-        """Whether `apply` can take the version: any newer base, or the delta on exactly this one."""
+        """Whether `apply` can take the version: a newer base, or the delta onto exactly this version."""
         return version.manifest.follows(self.manifest)
 
     def apply(self, version: Version) -> Weights:
-        """These weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
+        """The weights after a newer version; ``self`` stays as it is. Raises `VersionError` if it does not follow."""
         if not self.accepts(version):
             raise VersionError(
                 f"version {_name(version.manifest)} ({version.manifest.kind} onto {version.manifest.onto_number})"
@@ -103,7 +103,7 @@ class Weights:
 
 
 def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:
-    """Records of the weights topic, from a base on → the newest weights in them, and the manifests that count."""
+    """Records of the weights topic, from a base on → the newest weights in them, and the valid manifests."""
     assembler, weights, manifests = VersionAssembler(), None, list[Manifest]()
     for record in records:
         version = assembler.feed(record.key, record.headers, record.value)

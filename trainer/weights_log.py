@@ -1,7 +1,7 @@
-"""What the weights topic says: which versions count, which steps they contain, who leads.
+"""What the weights topic says: which versions are valid, which steps they contain, which trainer leads.
 
-Reads the topic's tail, in windows that grow towards its beginning, until the wanted step is found: a long-lived topic
-is never read whole to start a trainer.
+Reads the topic's tail, in windows that grow towards its beginning, until the wanted step is found: starting a trainer
+never requires reading all of a long-lived topic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FIRST_WINDOW = 256
 
 
 class ClaimLog:
-    """The claims in the weights topic: which one counts now, and the highest epoch met (in versions too)."""
+    """The claims in the weights topic: the one that is in force, and the highest epoch seen, in versions too."""
 
     def __init__(self, consumer: KafkaConsumer, where: TopicPartition) -> None:
         self._consumer, self._where = consumer, where
@@ -27,7 +27,7 @@ class ClaimLog:
         self._next_offset = -1
 
     def refresh(self) -> None:
-        """Read on: at first back from the topic's end until there is a claim, then only what is new."""
+        """Read on: at first backwards from the topic's end until there is a claim, later only new records."""
         if self._next_offset >= 0:
             self._note(read_from(self._consumer, self._where, self._next_offset))
             return
@@ -61,7 +61,7 @@ class ClaimLog:
 def read_manifests(
     consumer: KafkaConsumer, where: TopicPartition, enough: Callable[[list[Manifest]], bool], end: int | None = None
 ) -> tuple[list[Manifest], int]:
-    """Manifests that count, in log order, back to where ``enough`` holds (or all); and the highest epoch met."""
+    """Valid manifests in log order, from far enough back that ``enough`` holds (or all); the highest epoch seen."""
     first = consumer.beginning_offsets([where])[where]
     end = ends(consumer, [where])[where] if end is None else end
     window = FIRST_WINDOW

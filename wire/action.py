@@ -209,10 +209,9 @@ def _refuse_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> NoR
         since = iso_of(config.min_timestamp_ms)
         wanted = f"milliseconds since 1970, no earlier than {since} (action.min_timestamp_ms)"
         refuse("bad_time", f"timestamp: expected {wanted}, got {describe(timestamp_ms)}")
-    if (
-        not config.min_timestamp_ms <= record_ms <= MAX_TIMESTAMP_MS
-    ):  # set by a producer, perhaps in the same wrong unit
-        wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, so that the future can be told"
+    # A producer may set the record's own time too, perhaps in the same wrong unit.
+    if not config.min_timestamp_ms <= record_ms <= MAX_TIMESTAMP_MS:
+        wanted = "a record whose own Kafka timestamp is in milliseconds since 1970, to compare with"
         refuse("future", f"timestamp: expected {wanted}, got {describe(record_ms)}")
     ahead_s = (timestamp_ms - record_ms) / 1000
     limit = f"at most {config.max_future_s:g} s after the record's own time (action.max_future_s)"

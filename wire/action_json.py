@@ -119,7 +119,7 @@ def _check_number(entry: Any) -> float | None:
     if entry is None:
         return None
     if isinstance(entry, bool) or not isinstance(entry, int | float):
-        refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out where there is none")
+        refuse("wrong_type", f"value: expected a number, got {_name(entry)}; leave it out if there is none")
     try:
         return float(entry)
     except OverflowError:
@@ -139,4 +139,4 @@ def _integral(entry: Any) -> Any:
 
 
 def _name(entry: Any) -> str:
-    return _NAMES.get(type(entry), "a number that no double holds")
+    return _NAMES.get(type(entry), "a number that no double can hold")

@@ -1,10 +1,14 @@
-"""The limits of configuration values: type and range, checked with a message that says what would be right."""
+"""The limits of configuration values: type and range, checked with a message that says what would be right.
+
+Besides its own limit, every value has to be one that Kafka, a clock and 32 bits can hold, and text that can be printed:
+anything else would be a traceback hours later, in a client's library.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +17,14 @@ from wire.errors import ConfigError
 
 SHOWN_CHARACTERS = 200
 DEFAULT = "leave it out to get the default"
+MAX_WHOLE = 2**53
+"""Above this, a double loses units."""
+MAX_FLOAT = 3.4e38
+"""The most that 32 bits hold."""
+MAX_S = 1e9
+"""Thirty years."""
+MAX_DAYS = 1e5
+MAX_CHARACTERS = 4_000
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
@@ -137,4 +149,39 @@ ABOVE_0 = Number(0, open_low=True)
 def check_fields(config: Any, section: str, limits: Mapping[str, Limit]) -> None:
     """Check every field of a dataclass against its limit. A field without a limit is a programming error."""
     for each in fields(config):
-        limits[each.name].check(f"{section}.{each.name}", getattr(config, each.name))
+        key, value = f"{section}.{each.name}", getattr(config, each.name)
+        limits[each.name].check(key, value)
+        for place, entry in _leaves(key, value):
+            _check_plausible(place, entry)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, tuple):
+        yield from ((key, entry) for entry in value)
+    elif isinstance(value, Mapping):
+        yield from ((f"{key}.{name}", entry) for name, entry in value.items())
+    else:
+        yield key, value
+
+
+def _check_plausible(key: str, value: Any) -> None:
+    if isinstance(value, str | Path):
+        text = str(value)
+        expected = f"at most {MAX_CHARACTERS} characters, none of them a control character"
+        expect(len(text) <= MAX_CHARACTERS and text.isprintable(), key, expected, text, "remove what is too much")
+        is_host = not key.endswith("host") or _is_host(text)
+        expect(is_host, key, "a host name or an address", text, "127.0.0.1 is this machine, 0.0.0.0 any address of it")
+    elif isinstance(value, bool):
+        return
+    elif isinstance(value, int):
+        expect(abs(value) <= MAX_WHOLE, key, f"at most {MAX_WHOLE}", value, "give a smaller number")
+    elif isinstance(value, float):
+        most = MAX_S if key.endswith("_s") else MAX_DAYS if key.endswith("_days") else MAX_FLOAT
+        expect(abs(value) <= most, key, f"at most {most:g}", value, "give a smaller number")
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:
+        return False

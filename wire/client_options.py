@@ -8,6 +8,7 @@ a process that waits for its broker cannot tell a wrong option from a broker tha
 from __future__ import annotations
 
 import difflib
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,39 @@ def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> No
     protocol = client.get("security_protocol", "PLAINTEXT")
     if "SASL" in protocol:
         _check_sasl(client, section)
+    _check_files(client, section)
     for start, word in (("sasl_", "SASL"), ("ssl_", "SSL")):
         unread = [name for name in client if name.startswith(start) and word not in protocol]
-        key, advice = f"{section}.security_protocol", f"nobody would read {', '.join(unread)}: add it, or remove them"
+        key, advice = f"{section}.security_protocol", f"nothing would use {', '.join(unread)}: add it, or remove them"
         expect(not unread, key, f"SASL_SSL or {'SSL' if word == 'SSL' else 'SASL_PLAINTEXT'}", protocol, advice)
+
+
+def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """What these options make of TLS; None without it. Raises OSError, of which ``ssl.SSLError`` is one."""
+    if "SSL" not in client.get("security_protocol", "PLAINTEXT"):
+        return None
+    context = ssl.create_default_context(cafile=client.get("ssl_cafile"))
+    context.check_hostname = client.get("ssl_check_hostname", True)
+    if "ssl_certfile" in client:
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(client["ssl_certfile"], client.get("ssl_keyfile"), client.get("ssl_password", ""))
+    if "ssl_crlfile" in client:
+        context.load_verify_locations(client["ssl_crlfile"])
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+def _check_files(client: Mapping[str, Any], section: str) -> None:
+    """The files together: a key that fits its certificate and opens with its password, certificates in PEM."""
+    keyed = "ssl_certfile" in client or not {"ssl_keyfile", "ssl_password"} & client.keys()
+    expect(keyed, f"{section}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
+    try:
+        tls_context(client)
+    except OSError as error:
+        names = [name for name in FILES if name in client]
+        advice = "check that they are PEM, that the key is the certificate's, and ssl_password"
+        expect(False, f"{section}.{names[0] if names else 'ssl_cafile'}", f"{', '.join(names)} that OpenSSL takes",
+               f"{type(error).__name__}: {error}", advice)  # fmt: skip
 
 
 def _check_sasl(client: Mapping[str, Any], section: str) -> None:

@@ -1,19 +1,21 @@
 """The last report of every worker, server and trainer, folded from the status topic by one rule.
 
-After a partition has moved, its old owner may still report it, and a report may be read twice. So the newest report of
-a partition is the one with the highest writer epoch and, within an epoch, the latest by the reporter's clock. For
-servers and trainers, it is simply the latest.
+After a partition has moved, its old owner may still report it. So the newest report of a partition is the last in the
+topic of those with the highest writer epoch; of a server or a trainer it is the last. The reporters' clocks decide
+nothing: what one that stands an hour ahead says is a report like any other, and as old as it is since it was heard.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
+from wire.errors import CodecError
 from wire.status import PartitionStatus, ServerStatus, TrainerStatus, WorkerStatus, decode_status
 
 SILENT_MS = 10_000
@@ -38,28 +40,35 @@ class ClusterState:
     """When the broker last answered (monotonic); set by the reader of the reports."""
 
     def note(self, value: bytes | None) -> None:
-        """Add one record of the status topic. Unreadable ones are ignored: another build may have written them."""
+        """Add one record of the status topic's past, in order: its own word for when that was, unless that is to come.
+        Unreadable ones are ignored: another build may have written them."""
+        self._keep(value, lambda told_ms: min(told_ms, time.time_ns() // 1_000_000))
+
+    def hear(self, value: bytes | None, now_ms: int) -> None:
+        """Add one that has just come, at ``now_ms`` by this process's own clock."""
+        self._keep(value, lambda _: now_ms)
+
+    def _keep(self, value: bytes | None, when: Callable[[int], int]) -> None:
         try:
-            status = decode_status(value or b"")
-        except msgspec.DecodeError:
+            status = decode_status(value)
+        except CodecError:
             return
+        status = msgspec.structs.replace(status, time_ms=when(status.time_ms))
         if isinstance(status, WorkerStatus):
             self._note_worker(status)
         elif isinstance(status, ServerStatus):
-            _keep_latest(self.servers, status)
+            self.servers[status.component] = status
         else:
-            _keep_latest(self.trainers, status)
+            self.trainers[status.component] = status
 
     def _note_worker(self, status: WorkerStatus) -> None:
         for partition, reported in status.partitions.items():
-            before = self.worker_of.get(partition)
-            known = (-1, -1) if before is None else (self.workers[partition].writer_epoch, before.time_ms)
-            if (reported.writer_epoch, status.time_ms) >= known:
+            if reported.writer_epoch >= self.workers.get(partition, PartitionStatus(writer_epoch=-1)).writer_epoch:
                 self.workers[partition], self.worker_of[partition] = reported, status
 
     @property
     def worker_ms(self) -> int:
-        """When a worker that owns a partition last reported, by its own clock; 0 before any did."""
+        """When a worker that owns a partition was last heard; 0 before any was."""
         return max((each.time_ms for each in self.worker_of.values()), default=0)
 
     def broker_silent_s(self) -> float:
@@ -95,14 +104,6 @@ class ClusterState:
             for role, each in roles
             if now_ms - each.time_ms < FORGOTTEN_MS
         ]
-
-
-Report = TypeVar("Report", ServerStatus, TrainerStatus)
-
-
-def _keep_latest(known: dict[str, Report], status: Report) -> None:
-    if status.component not in known or status.time_ms >= known[status.component].time_ms:
-        known[status.component] = status
 
 
 def age_s(now_ms: int, then_ms: int) -> float:

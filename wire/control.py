@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from wire.errors import VersionError
+from wire.errors import CodecError, VersionError
+from wire.json_value import Whole, decode_json
 
 PIN_KEY = b"pin"
 Which = tuple[int, int]
@@ -15,11 +16,11 @@ Which = tuple[int, int]
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer from this version and no other. ``made_ms``: wall clock; ``made_by``: who said so, on which machine."""
+    """Answer from this version and no other. ``made_ms``: wall clock; ``made_by``: user and machine."""
 
-    epoch: int
-    number: int
-    made_ms: int
+    epoch: Whole
+    number: Whole
+    made_ms: Whole
     made_by: str = ""
     reason: str = ""
 
@@ -37,9 +38,10 @@ def encode_pin(pin: Pin) -> bytes:
 def decode_pin(value: bytes) -> Pin:
     """JSON → `Pin`. Raises `VersionError`."""
     try:
-        return msgspec.json.decode(value, type=Pin)
-    except msgspec.MsgspecError as error:
-        raise VersionError(f"pin: expected the JSON of one, got {value[:80]!r} ({error})") from error
+        pin: Pin = decode_json(value, Pin)
+    except CodecError as error:
+        raise VersionError(f"pin: {error}") from error
+    return pin
 
 
 def parse_version(text: str, what: str = "version") -> Which:

@@ -9,7 +9,7 @@
     ├── BrokerUnavailable (also ConnectionError)  no broker answered in time
     ├── ClientRefused                        a Kafka client cannot work with its options, however often it tries
     ├── TopicMissing                         the broker has no such topic
-    ├── TopicReplaced                        a topic is not the one that a position is in
+    ├── TopicReplaced                        a topic is not the one that a position refers to
     └── TopicsMismatch                       a topic has a different number of partitions than configured
 
 The rooms derive their own: `state.errors`, `stream.errors`, `trainer.errors`, `serving.errors`. Each message says what
@@ -48,7 +48,7 @@ class TopicMissing(HeadraceError):
 
 
 class TopicReplaced(HeadraceError):
-    """A topic is another one than that in which a position was reached, or does not reach so far any more."""
+    """A topic is not the one that a position refers to, or no longer reaches that far."""
 
 
 class TopicsMismatch(HeadraceError):

@@ -1,11 +1,11 @@
-"""What goes from the worker to the trainer and the servers: what has changed of one user's sequence.
+"""What the worker sends to the trainer and the servers: what has changed in one user's sequence.
 
-A user's sequence is the list of his interactions in the order in which they began. It is cut into segments of
-``segment_len``: segment s holds interactions [s·segment_len, (s+1)·segment_len) of his lifetime. A record of
-``headrace.sequences.v1`` holds interactions of one segment as they stand after a run of his actions that touched no
-other one: those that the run has touched, or the whole segment once the user has come two segments further. Whoever
-folds the records in their order, or the newest of each key (`Address`), has all there is to know; and each record says
-by itself what was learned by it.
+A user's sequence is the list of the user's interactions in the order in which they began. It is divided into segments
+of ``segment_len``: segment s holds interactions [s·segment_len, (s+1)·segment_len) of the user's lifetime. A record of
+``headrace.sequences.v1`` holds interactions of one segment as they are after a run of the user's actions that touched
+no other segment: those that the run has touched, or the whole segment once the user is two segments further. A reader
+that folds all records in order, or the newest of each key (`Address`), has the complete state; and each record says by
+itself what it teaches.
 
 Shapes: n interactions of the record, F configured item features, f pieces of feedback, i ids of actions.
 """
@@ -62,16 +62,16 @@ def no_interactions(num_features: int = 0) -> Interactions:
 
 
 NUM_OPEN = 2
-"""A user's last segments that are written in pieces. Most feedback comes to what lies in them."""
+"""How many of a user's last segments are written in pieces. Most feedback is about interactions in them."""
 PIECE = -1
-"""In an `Address`: no whole segment."""
+"""In an `Address`: part of a segment."""
 
 
 class Address(NamedTuple):
     """What a record's key stands for: compaction keeps the newest record of each.
 
-    A whole segment has an address of its own. A piece of one has that of its first interaction's place in a ring of
-    ``NUM_OPEN`` segments, and holds at least what the piece there before it held of the same segment (`state.user`).
+    A whole segment has its own address. A piece of one has that of its first interaction's place in a ring of
+    ``NUM_OPEN`` segments, and holds at least what an earlier piece of the same segment held there (`state.user`).
     """
 
     user: str
@@ -101,12 +101,12 @@ class Example:
     partition: int
     writer_epoch: int
     number: int
-    """The partition's outbox number: 0, 1, 2, … without holes."""
+    """The partition's outbox number: 0, 1, 2, … without gaps."""
     segment: int
     """The number of the segment in the user's lifetime."""
     segment_len: int
     interactions: Interactions
-    """Interactions of the segment as they stand, from place ``first`` in it on; empty only in a fence."""
+    """Interactions of the segment in their present state, from place ``first`` on; empty only in a fence."""
     num_new: int
     """0 if the example only brings feedback, or only writes a record again (`ExampleLog.overwritten`)."""
     feedback_index: Int64
@@ -114,20 +114,20 @@ class Example:
     session_hash: Int64
     """(n,) the session of each interaction, 0 if none was given. Used for joining, not for training."""
     action_ids: Int64
-    """(i,) hashes of the ids of the actions in these interactions, where ids were given: by interaction, and of each
+    """(i,) hashes of the ids of the actions in these interactions, if ids were given: by interaction, and within each
     the oldest first."""
     user_feature_hash: Int64
     """(F_user,) int64, the user's latest categorical features; 0 where absent."""
     user_offset: int
-    """Highest action offset of this user in this record or an earlier one. 0 or more actions of the record at that
-    offset may be missing still: ``user_index`` says up to which."""
+    """Highest action offset of this user in this example or an earlier one. Later actions of the record at that offset
+    may still be missing: see ``user_index``."""
     user_index: int
-    """Position, in the list of actions at ``user_offset``, of the last one that is in."""
+    """Position, in the list of actions at ``user_offset``, of the last one that is included."""
     applied_offset: int
     """The highest action offset of the partition that has been applied."""
     replay_from_offset: int
-    """Where a restoring worker must begin to apply actions again once it has all examples up to this number: all
-    before is in examples up to this one (`state.restore`)."""
+    """Where a restoring worker that has all examples up to this number must begin to apply actions again: examples up
+    to this one cover everything before (`state.restore`)."""
     newest_event_ms: int
     """The newest event time among the partition's applied actions."""
     newest_record_ms: int
@@ -155,7 +155,7 @@ class Example:
 
     @property
     def first_new_index(self) -> int:
-        """Place of the first new interaction in the user's lifetime; those of a user's examples tile his lifetime."""
+        """Place of the first new interaction in the user's lifetime. A user's examples cover each place once."""
         return self.first_index + len(self.interactions) - self.num_new
 
     @property
@@ -165,7 +165,7 @@ class Example:
 
 
 def fence(partition: int, writer_epoch: int, number: int = -1) -> Example:
-    """The mark of a new writer. ``number``: the next example number that it will write; -1 while it does not know."""
+    """The mark of a new writer. ``number``: the next example number that it will write; -1 if it does not know yet."""
     none = np.empty(0, np.int64)
     return Example(
         user="", partition=partition, writer_epoch=writer_epoch, number=number, segment=0, segment_len=1,

@@ -15,7 +15,7 @@ domain_hash, (n,) float32 value, (n, F) int64 feature_hash, (n,) int64 session_h
 follows the last one.
 
 A reader refuses any other magic, version, length or checksum: damaged bytes never become an example. Layouts 1 (whole
-contexts, keyed by user) and 2 (whole segments) are refused too: their deployments' sequences are made again under a new
+contexts, keyed by user) and 2 (whole segments) are refused too: sequences in them have to be rebuilt under a new
 ``kafka.prefix``.
 """
 
@@ -45,12 +45,12 @@ Number = TypeVar("Number", bound=np.generic)
 _UINTS: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 if sys.byteorder != "little":  # pragma: no cover
-    raise ImportError("wire: expected a little-endian machine: columns are used as they lie in the bytes")
+    raise ImportError("wire: expected a little-endian machine: columns are used in place")
 
 
 class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Everything of an example that is no column. Field order is the layout: what the records of a batch have in common
-    stands together, so that compression finds it as one piece."""
+    """All of an example except its columns. Field order is the layout: what the records of a batch have in common is
+    adjacent, so that compression finds it as one piece."""
 
     partition: int
     writer_epoch: int
@@ -102,9 +102,9 @@ def unpack(value: bytes) -> tuple[Header, int]:
         raise CodecError(f"example: expected at least {_PREFIX.size} bytes, got {len(value)}; the record is cut off")
     magic, layout, checksum, header_len = _PREFIX.unpack_from(value)
     if magic != MAGIC:
-        raise CodecError(f"example: expected bytes that start with {MAGIC!r}, got {magic!r}; this is no example")
+        raise CodecError(f"example: expected bytes that start with {MAGIC!r}, got {magic!r}; this is not an example")
     if layout != LAYOUT:
-        raise CodecError(f"example: expected layout {LAYOUT}, got {layout}; read it with the build that knows it")
+        raise CodecError(f"example: expected layout {LAYOUT}, got {layout}; read it with a build that supports it")
     digest = crc32(memoryview(value)[_BODY_START:])
     if digest != checksum:
         raise CodecError(f"example: expected checksum {checksum:#010x}, got {digest:#010x}; the record is damaged")
@@ -229,7 +229,7 @@ def _check_ids(id_counts: NDArray[np.uint8], num_ids: int) -> None:
 
 
 def restamp(value: bytes, writer_epoch: int) -> bytes:
-    """The same example under another writer epoch: what waits in an outbox goes out under its present owner."""
+    """The same example under another writer epoch: entries waiting in an outbox are sent under the current owner's."""
     header, start = unpack(value)
     if header.writer_epoch == writer_epoch:
         return value

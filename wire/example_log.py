@@ -1,12 +1,12 @@
 """How to read a partition of ``headrace.sequences.v1``: which records count, and whether any is missing.
 
-A partition may hold records that a reader must not use: repeats (a relay that was killed between the broker's
-acknowledgement and its own note sends again) and the writings of a worker that lost the partition without knowing. The
-latter is what fences are for: a fence raises the partition's writer epoch, and whatever a lower epoch writes behind it
-is stale. Fences have a key for each epoch (`wire.topics.fence_key`), so compaction keeps all of them.
+A partition may hold records that a reader must not use: repeats (from a relay that was killed after the broker's
+acknowledgement, before it had recorded that) and records of a worker that has lost the partition without knowing it.
+Fences deal with the latter: a fence raises the partition's writer epoch, and whatever a lower epoch writes after it is
+stale. Each epoch's fence has its own key (`wire.topics.fence_key`), so compaction keeps all of them.
 
-Compaction knows nothing of this: where a stale record or a repeat is a key's last, it will keep that one and drop the
-one that counts. `ExampleLog.overwritten` names what these keys stand for; the partition's owner writes it again
+Compaction knows nothing of this: if a stale record or a repeat is a key's last, it will keep that one and drop the one
+that counts. `ExampleLog.overwritten` says what these keys stand for; the partition's owner writes it again
 (`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
 """
 
@@ -32,12 +32,12 @@ class Verdict(Enum):
     """Written by a worker that had lost the partition: skip it."""
     FENCE = "fence"
     """A new writer's mark; it carries no data."""
-    HOLE = "hole"
-    """Records are missing before it (`ExampleLog.hole`): something was lost. The log does not advance."""
+    GAP = "gap"
+    """Records are missing before it (`ExampleLog.gap`): something was lost. The log does not advance."""
 
 
 @dataclass(frozen=True)
-class Hole:
+class Gap:
     """Example number ``expected`` was due, but number ``got`` came."""
 
     expected: int
@@ -47,17 +47,17 @@ class Hole:
 class ExampleLog:
     """A filter for one partition. Feed it every record in offset order.
 
-    ``next_number`` is where to go on (None: from whatever comes first). ``allow_holes`` is for readers of a compacted
+    ``next_number`` is where to continue (None: with whatever comes first). ``allow_gaps`` is for readers of a compacted
     topic that want each key's newest state, not every example: they take any number above the highest seen.
     """
 
-    def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_holes: bool = False) -> None:
+    def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_gaps: bool = False) -> None:
         self.next_number = next_number
         self.writer_epoch = writer_epoch
         self.example_epoch = -1
         """Writer epoch of the last accepted example; -1 before any."""
-        self.hole: Hole | None = None
-        self.allow_holes = allow_holes
+        self.gap: Gap | None = None
+        self.allow_gaps = allow_gaps
         self.overwritten: set[Address] = set()
         """The addresses whose last record does not count."""
 
@@ -76,9 +76,9 @@ class ExampleLog:
         if self.next_number is not None:
             if example.number < self.next_number:
                 return self._drop(example, Verdict.DUPLICATE)
-            if example.number > self.next_number and not self.allow_holes:
-                self.hole = Hole(self.next_number, example.number)
-                return Verdict.HOLE
+            if example.number > self.next_number and not self.allow_gaps:
+                self.gap = Gap(self.next_number, example.number)
+                return Verdict.GAP
         self.take(example)
         return Verdict.ACCEPT
 
@@ -87,19 +87,19 @@ class ExampleLog:
         self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
         self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1
-        self.hole = None
+        self.gap = None
         if self.overwritten:
             self.overwritten.discard(example.address)
 
     def take_run(self, numbers: NDArray[np.int64], writer_epochs: NDArray[np.int64]) -> bool:
-        """Accept a run of examples of which `feed` would accept each, for a reader that allows holes; False (and
-        nothing is accepted) where it might not."""
+        """Accept a run of examples if `feed` would accept each, for a reader that allows gaps; otherwise accept nothing
+        and return False."""
         due = -1 if self.next_number is None else self.next_number
-        if not self.allow_holes or len(numbers) == 0 or numbers[0] < due or (np.diff(numbers) <= 0).any():
+        if not self.allow_gaps or len(numbers) == 0 or numbers[0] < due or (np.diff(numbers) <= 0).any():
             return False
         if (writer_epochs != self.writer_epoch).any():
             return False
-        self.example_epoch, self.next_number, self.hole = self.writer_epoch, int(numbers[-1]) + 1, None
+        self.example_epoch, self.next_number, self.gap = self.writer_epoch, int(numbers[-1]) + 1, None
         self.overwritten.clear()
         return True
 

@@ -1,8 +1,8 @@
-"""Records of the sequences topic as examples. What is none of its partition is skipped, counted and told.
+"""Decodes records of the sequences topic. What is not an example of its partition is skipped, counted and logged.
 
-Anybody may write to a topic. A record that does not start like an example, is damaged, or names another partition, is
-no reason to stop: where one of ours was damaged, its number is missing, and whoever needs all of them notices that. A
-record of another layout is another matter: everything here would be, so `CodecError` is raised.
+Anyone may write to a topic. A record that does not start like an example, is damaged, or names another partition is no
+reason to stop: if it was one of ours, its number is missing, and readers that need all of them notice. A record with
+another layout is different: all the others would have it too, so `CodecError` is raised.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from wire.example import Example
 from wire.example_codec import LAYOUT, MAGIC, decode_example
 
 log = structlog.get_logger("wire")
-NUM_TOLD = 10
-"""So many foreign records are told one by one; then one in a thousand."""
+NUM_LOGGED = 10
+"""This many foreign records are logged one by one; after that, one in a thousand."""
 
 
 class ExampleReader:
-    """Decodes what is read of one topic."""
+    """Decodes the records of one topic."""
 
     def __init__(self, topic: str) -> None:
         self.topic = topic
         self.num_foreign = 0
 
     def read(self, partition: int, offset: int, value: bytes | None) -> Example | None:
-        """The example, or None for what is none. Raises `CodecError` for one of another layout."""
+        """The example, or None for anything else. Raises `CodecError` for another layout."""
         if value is None:  # a tombstone
             return None
         try:
@@ -43,8 +43,8 @@ class ExampleReader:
 
     def _skip(self, partition: int, offset: int, why: str) -> None:
         self.num_foreign += 1
-        if self.num_foreign <= NUM_TOLD or self.num_foreign % 1000 == 0:
+        if self.num_foreign <= NUM_LOGGED or self.num_foreign % 1000 == 0:
             log.warning(
-                "a foreign record is skipped; find out who writes there", topic=self.topic, partition=partition,
+                "skipped a foreign record; find out who writes to the topic", topic=self.topic, partition=partition,
                 offset=offset, why=why, num_so_far=self.num_foreign,
             )  # fmt: skip

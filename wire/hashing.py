@@ -26,4 +26,4 @@ def key_hash(key: Key) -> int:
 
 
 item_hash = lru_cache(maxsize=1 << 16, typed=True)(key_hash)
-"""`key_hash` of keys that come again and again."""
+"""`key_hash` of keys that recur."""

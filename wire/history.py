@@ -1,10 +1,10 @@
-"""Users' histories as a reader of ``headrace.sequences.v1`` keeps them: segments folded into one array a user.
+"""Users' histories as a reader of ``headrace.sequences.v1`` keeps them: segments folded into one array per user.
 
-Fold every accepted example, in the order of the log (or of the steps that train it), and a user's array holds his last
-interactions exactly as the worker has them. Reading the compacted topic from its start gives the same, since it keeps
-the newest record of each interaction (`state.restore` has the proof).
+Fold every accepted example, in the order of the log (or of the steps that train it), and a user's array holds the
+user's last interactions exactly as the worker has them. Reading the compacted topic from its start gives the same,
+since it keeps the newest record of each interaction (`state.restore` has the proof).
 
-One row an interaction, 32 bytes and 8 more a feature; item_hash 0 marks a row that has not come.
+One row per interaction, 32 bytes plus 8 per feature; item_hash 0 marks a row that has not arrived.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wire.example import Example, Int64, Interactions, no_interactions
 Rows = NDArray[np.void]
 """(n,) structured: item, time, domain, bits, value, features (`row_type`)."""
 OVERHEAD_BYTES = 400
-"""What a user costs beside his rows: objects and a place in a dictionary."""
+"""What a user takes besides the rows: objects and a place in a dictionary."""
 
 
 def row_type(num_features: int) -> np.dtype[np.void]:
@@ -29,7 +29,7 @@ def row_type(num_features: int) -> np.dtype[np.void]:
 
 
 class History:
-    """One user's last interactions: places ``start`` … ``end - 1`` of his lifetime."""
+    """One user's last interactions: places ``start`` to ``end - 1`` of the user's lifetime."""
 
     __slots__ = ("_max_context", "_rows", "_segment_len", "end", "start", "user_features")
 
@@ -46,23 +46,23 @@ class History:
 
     @property
     def room(self) -> Rows:
-        """The array that the rows lie in; another one once it has become too small."""
+        """The array that holds the rows; replaced when it becomes too small."""
         return self._rows
 
     def window(self, first: int, last: int) -> tuple[int, Rows]:
-        """Those of the places ``first`` … ``last - 1`` that are kept, and the first one's place; a view. Rows that have
-        not come are among them, with item 0."""
+        """The kept rows among the places ``first`` to ``last - 1``, as a view, and the first one's place. Rows that
+        have not arrived are included, with item 0."""
         first, last = max(first, self.start), min(last, self.end)
         return first, self._rows[first - self.start : max(first, last) - self.start]
 
     def rows(self, first: int, last: int) -> Rows:
-        """Those of the places ``first`` … ``last - 1`` that are here, oldest first. A view where nothing is missing."""
+        """The rows of the places ``first`` to ``last - 1`` that are here, oldest first. A view if none is missing."""
         chosen = self.window(first, last)[1]
         present = chosen["item"] != 0
         return chosen if present.all() else chosen[present]
 
     def fold(self, example: Example) -> None:
-        """Put an example's interactions in their place. What is kept stays until `forget`."""
+        """Put an example's interactions in place. Nothing is dropped until `forget`."""
         num, source = len(example.interactions), example.interactions
         if not num:
             return
@@ -75,11 +75,11 @@ class History:
         self.user_features = example.user_feature_hash
 
     def put(self, first: int, rows: Rows) -> None:
-        """Put rows at the places from ``first`` on. What is kept stays until `forget`."""
+        """Put rows at the places from ``first`` on. Nothing is dropped until `forget`."""
         self._reach(first, len(rows))[:] = rows
 
     def overwrite(self, first: int, rows: Rows) -> bool:
-        """`put`, where there is room already; False where there is not."""
+        """`put` if there is room already; otherwise return False."""
         at, num, held = first - self.start, len(rows), self._rows
         end = at + num
         if at < 0 or end > len(held) or at > self.end - self.start:
@@ -102,7 +102,7 @@ class History:
 
     @property
     def kept_from(self) -> int:
-        """The first place that is kept: that of as many segments as hold ``max_context`` interactions anyhow."""
+        """The first place that is kept: segments enough for ``max_context`` interactions, however full the last is."""
         num_slots = -(-self._max_context // self._segment_len) + 1
         return max(0, (self.end - 1) // self._segment_len - num_slots + 1) * self._segment_len
 
@@ -112,7 +112,7 @@ class History:
             self._span(self.kept_from, self.end)
 
     def _span(self, start: int, end: int) -> None:
-        """Make room for ``start`` … ``end - 1``, keeping the present rows."""
+        """Make room for ``start`` to ``end - 1``, keeping the present rows."""
         if start == self.start and end - start <= len(self._rows):
             self.end = end
             return
@@ -126,7 +126,7 @@ class History:
 
 
 class Histories:
-    """User → `History`. ``max_context`` interactions are kept of each, and the segments that they lie in."""
+    """User → `History`. Of each, the segments that hold the last ``max_context`` interactions are kept."""
 
     def __init__(self, max_context: int) -> None:
         self._max_context = max_context
@@ -143,7 +143,7 @@ class Histories:
         return history
 
     def gather(self, example: Example) -> History:
-        """`fold`, without forgetting what is old by now: until `settle`, several examples of a user are there whole."""
+        """`fold`, but nothing is dropped until `settle`, so that several examples of a user are all there."""
         history = self.users.get(example.user)
         if history is None:
             num_features = example.interactions.feature_hash.shape[1]
@@ -156,7 +156,7 @@ class Histories:
         return history
 
     def put(self, user: str, segment_len: int, first: int, rows: Rows, user_features: Int64) -> None:
-        """Put rows in their place, as `fold` does with an example's interactions."""
+        """Put rows in place, as `fold` does with an example's interactions."""
         history = self.users.get(user)
         if history is None:
             num_features = rows.dtype["features"].shape[0]

@@ -37,7 +37,7 @@ def unit_of(number: float) -> Unit | None:
     return next((unit for unit in UNITS if RECENT_MS[0] <= number * unit.in_ms < RECENT_MS[1]), None)
 
 
-def describe(entry: int | float | str) -> str:  # noqa: PYI041 an int is shown otherwise
+def describe(entry: int | float | str) -> str:  # noqa: PYI041 an int is shown differently
     """What came instead of a usable time, the unit that it looks like, and the remedy."""
     if isinstance(entry, str):
         return _describe_text(entry)

@@ -1,44 +1,83 @@
-"""What the bits and columns of examples mean, as their worker says it in a header of its fence.
+"""What the bits and columns of examples mean and by which rules they came about, as a worker says it in its fence.
 
 Bits are numbers of kinds, columns are those of features: a reader that is configured otherwise would take a click for a
-like, and nothing in an example could tell.
+like, and nothing in an example could tell. Rules may change in a deployment's life; whoever counts again needs to know
+that others held before.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from wire.config import ActionConfig
+from wire.config import ActionConfig, SequenceConfig
+from wire.errors import CodecError
+from wire.json_value import decode_json
 
 SHAPE = "shape"
 """The header's name."""
+_KEPT = ("sequence.segment_len", "sequence.num_slots")
+"""Rules that readers of examples share with their writer: how much is kept of a user."""
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """Kinds by bit, features by column."""
+    """Kinds by bit, features by column; ``rules`` by their keys in the configuration."""
 
     kinds: tuple[str, ...]
     features: tuple[str, ...]
     user_features: tuple[str, ...]
+    rules: dict[str, float] = {}
+
+    def changed(self, now: Shape) -> dict[str, tuple[float, float]]:
+        """Rules that are others now: what they were, what they are."""
+        return {
+            key: (was, now.rules[key]) for key, was in self.rules.items() if key in now.rules and now.rules[key] != was
+        }
 
 
-def encode_shape(action: ActionConfig) -> bytes:
+def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
+    """What a worker of this configuration says."""
+    rules: dict[str, float] = {
+        "action.max_future_s": action.max_future_s,
+        "action.min_timestamp_ms": action.min_timestamp_ms,
+        "action.max_record_bytes": action.max_record_bytes,
+        "action.max_actions_per_record": action.max_actions_per_record,
+        "sequence.join_window_s": sequence.join_window_s,
+        "sequence.deduplicate": int(sequence.deduplicate),
+        "sequence.segment_len": sequence.segment_len,
+        "sequence.num_slots": sequence.num_slots,
+    }
+    return Shape(action.kinds, action.features, action.user_features, rules)
+
+
+def encode_shape(shape: Shape) -> bytes:
     """The header's value."""
-    return msgspec.json.encode(Shape(action.kinds, action.features, action.user_features))
+    return msgspec.json.encode(shape)
 
 
-def disagreement(said: bytes | None, action: ActionConfig) -> str:
-    """What a worker says otherwise than ``action``: "" where nothing, or where it says nothing that can be read. Kinds
-    may have been appended, by either."""
+def decode_shape(said: bytes | None) -> Shape | None:
+    """What a header says; None where it says nothing that can be read."""
     try:
-        theirs = msgspec.json.decode(said or b"", type=Shape)
-    except msgspec.DecodeError:
+        shape: Shape = decode_json(said, Shape)
+    except CodecError:
+        return None
+    return shape
+
+
+def disagreement(said: bytes | None, ours: Shape) -> str:
+    """What a worker says otherwise than ``ours``: "" where nothing, or where it says nothing that can be read. Kinds
+    may have been appended, by either."""
+    theirs = decode_shape(said)
+    if theirs is None:
         return ""
-    num = min(len(theirs.kinds), len(action.kinds))
-    if theirs.kinds[:num] != action.kinds[:num]:
-        return f"action.kinds: expected {action.kinds}, got examples of a worker with {theirs.kinds}"
+    num = min(len(theirs.kinds), len(ours.kinds))
+    if theirs.kinds[:num] != ours.kinds[:num]:
+        return f"action.kinds: expected {ours.kinds}, got examples of a worker with {theirs.kinds}"
     for name in ("features", "user_features"):
-        ours, got = getattr(action, name), getattr(theirs, name)
-        if ours != got:
-            return f"action.{name}: expected {ours}, got examples of a worker with {got}"
+        expected, got = getattr(ours, name), getattr(theirs, name)
+        if expected != got:
+            return f"action.{name}: expected {expected}, got examples of a worker with {got}"
+    for key, (was, now) in theirs.changed(ours).items():
+        if key in _KEPT:
+            name = "sequence.segment_len" if key == "sequence.segment_len" else "sequence.max_context (in segments)"
+            return f"{name}: expected {now:g}, got examples of a worker with {was:g}"
     return ""

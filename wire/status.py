@@ -4,52 +4,54 @@ from __future__ import annotations
 
 import msgspec
 
+from wire.json_value import Whole, decode_json
+
 
 class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one partition of a worker. Offsets are those of the actions topic; -1 if there is none yet."""
 
-    applied_offset: int = -1
-    applied_record_ms: int = -1
-    outbox_len: int = 0
-    oldest_outbox_record_ms: int = -1
+    applied_offset: Whole = -1
+    applied_record_ms: Whole = -1
+    outbox_len: Whole = 0
+    oldest_outbox_record_ms: Whole = -1
     """`newest_record_ms` of the oldest example waiting in the outbox; -1 if it is empty."""
-    relayed_number: int = -1
+    relayed_number: Whole = -1
     """The highest example number that the broker has acknowledged."""
-    writer_epoch: int = 0
-    num_accepted: int = 0
-    num_duplicate: int = 0
-    num_dead: int = 0
-    num_late: int = 0
-    num_gone: int = 0
-    """Offsets of the actions topic that retention took before the worker read them, since it took the partition."""
-    dead: dict[str, int] = {}
-    """Reason → dead letters, since the worker's store was made: after a wiped disk they are fewer than ``num_dead``."""
+    writer_epoch: Whole = 0
+    num_accepted: Whole = 0
+    num_duplicate: Whole = 0
+    num_dead: Whole = 0
+    num_late: Whole = 0
+    num_gone: Whole = 0
+    """Offsets of the actions topic that retention removed before the worker read them, since it took the partition."""
+    dead: dict[str, Whole] = {}
+    """Reason → dead letters, since the worker's store was created; after a disk was wiped, fewer than ``num_dead``."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="worker", tag_field="role"):
     """A stream worker. ``component`` is its name and the record's key; ``time_ms`` is its wall clock."""
 
     component: str
-    time_ms: int
+    time_ms: Whole
     partitions: dict[int, PartitionStatus] = {}
     disk: str = ""
-    """A name of its disk, over all processes on it."""
+    """The name of its disk, the same for every process that uses it."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_field="role"):
     """A server: the version it answers with, and how fresh that is."""
 
     component: str
-    time_ms: int
-    epoch: int = -1
-    number: int = -1
-    newest_record_ms: int = -1
-    swapped_ms: int = -1
-    num_requests: int = 0
-    pinned: list[int] = []
-    """[epoch, number] that it answers from because somebody said so; none: it follows the newest good one."""
-    held: list[int] = []
-    """[epoch, number] of the newest version where that is held back, or pinned and not to be had."""
+    time_ms: Whole
+    epoch: Whole = -1
+    number: Whole = -1
+    newest_record_ms: Whole = -1
+    swapped_ms: Whole = -1
+    num_requests: Whole = 0
+    pinned: list[Whole] = []
+    """[epoch, number] that it is pinned to; empty if it follows the newest good one."""
+    held: list[Whole] = []
+    """[epoch, number] of the newest version if that is held back, or of the pinned one if that is not available."""
     why: str = ""
 
 
@@ -57,15 +59,14 @@ class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", ta
     """A trainer's heartbeat. ``claimant``: as its claim in the weights topic names it. A standby has no epoch (-1)."""
 
     component: str
-    time_ms: int
+    time_ms: Whole
     claimant: str
-    epoch: int = -1
+    epoch: Whole = -1
     is_standby: bool = False
-    num_steps: int = 0
+    num_steps: Whole = 0
 
 
 Status = WorkerStatus | ServerStatus | TrainerStatus
-_decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
 
 
 def encode_status(status: Status) -> bytes:
@@ -73,6 +74,7 @@ def encode_status(status: Status) -> bytes:
     return msgspec.json.encode(status)
 
 
-def decode_status(value: bytes) -> Status:
-    """Raises msgspec.DecodeError (or its child ValidationError) for anything that is not a status."""
-    return _decoder.decode(value)
+def decode_status(value: bytes | None) -> Status:
+    """Raises `wire.errors.CodecError` for anything that is not a status."""
+    status: Status = decode_json(value, Status)
+    return status

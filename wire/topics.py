@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wire.config import KafkaConfig
 from wire.example import PIECE, Address
@@ -11,6 +11,10 @@ from wire.example import PIECE, Address
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
 LAG_KEY = b"lag"
+BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
+"""Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
+nothing because a clock stood years behind, nothing is refused because one is an hour ahead, and "the future" is what
+lies ahead of the broker."""
 LETTER_BYTES = 64 << 10
 """Room in a dead letter for what it says about its record: key and headers take less than 2 kB."""
 
@@ -83,7 +87,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
     }
     copies = config.replication_factor
-    return (
+    topics = (
         Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
         Topic(names.dead_letters, 1, copies, forever),
         Topic(names.sequences, config.partitions, copies, compacted),
@@ -92,3 +96,4 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
         Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
     )
+    return tuple(replace(topic, settings={**topic.settings, **BROKERS_TIME}) for topic in topics)

@@ -34,7 +34,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from wire.errors import VersionError
+from wire.errors import CodecError, VersionError
+from wire.json_value import decode_json
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
@@ -48,9 +49,9 @@ TOPIC_ID = "topic id"
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trainer knows of how good a version is, predicted before it was learned: over its newest ``num_targets``
-    targets HR@10 and, of all kinds, normalised entropy and calibration (what was predicted over what came); None where
-    nothing was counted. ``probe``: what the weights say to the fixed inputs of `model.probe`."""
+    """How good a version is, measured by the trainer on predictions made before learning: over its newest
+    ``num_targets`` targets HR@10 and, over all kinds, normalised entropy and calibration (predicted over actual); None
+    if nothing was counted. ``probe``: the weights' outputs for the fixed inputs of `model.probe`."""
 
     num_targets: int = 0
     hr10: float | None = None
@@ -92,7 +93,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: dict[str, Any] = {}
     """Where the examples came from: a topic's identity. In another topic, the same numbers mean other examples."""
     positions: dict[int, dict[str, int]] = {}
-    """Where the trainer would read on, by partition (`trainer.source.Position`)."""
+    """Where the trainer would continue reading, by partition (`trainer.source.Position`)."""
     parent: str = ""
     """The lineage whose weights at ``first_step`` this one began from (``--from-published``)."""
     set_aside: list[int] = []
@@ -217,12 +218,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest)
 
 
-def decode_manifest(value: bytes) -> Manifest:
+def decode_manifest(value: bytes | None) -> Manifest:
     """JSON → `Manifest`; raises `VersionError`."""
     try:
-        return msgspec.json.decode(value, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise VersionError(f"manifest: expected the JSON of a version, got {value[:80]!r} ({error})") from error
+        manifest: Manifest = decode_json(value, Manifest)
+    except CodecError as error:
+        raise VersionError(f"manifest: {error}") from error
+    return manifest
 
 
 def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
@@ -231,7 +233,7 @@ def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
 
 
 def manifest_of(record: Any) -> Manifest | None:
-    """The manifest in a Kafka record, or None where it is none that can be read."""
+    """The manifest in a Kafka record; None if it has no readable one."""
     if record_kind(record.headers) != "manifest":
         return None
     try:
@@ -241,13 +243,14 @@ def manifest_of(record: Any) -> Manifest | None:
 
 
 def claim_of(record: Any) -> Claim | None:
-    """The claim in a Kafka record, or None where it is none that can be read."""
+    """The claim in a Kafka record; None if it has no readable one."""
     if record_kind(record.headers) != "claim":
         return None
     try:
-        return msgspec.json.decode(record.value or b"", type=Claim)
-    except msgspec.MsgspecError:
+        claim: Claim = decode_json(record.value, Claim)
+    except CodecError:
         return None
+    return claim
 
 
 @dataclass(slots=True)
@@ -283,9 +286,9 @@ class VersionAssembler:
 
     def _raise_floor(self, value: bytes) -> None:
         try:
-            claim = msgspec.json.decode(value, type=Claim)
-        except msgspec.MsgspecError as error:
-            self.on_drop(f"claim dropped: expected an epoch and a claimant, got {value[:80]!r} ({error})")
+            claim: Claim = decode_json(value, Claim)
+        except CodecError as error:
+            self.on_drop(f"claim dropped: {error}")
             return
         self.epoch_floor = max(self.epoch_floor, claim.epoch)
         self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}

@@ -1,8 +1,8 @@
-"""What Headrace must beat: every model of the field, each in a few settings, asked before it is told, in one pass.
+"""What Headrace must beat: the field's models, each in a few settings, in one pass that predicts before it learns.
 
-A rival of **retrieval** scores each choice of a step by what the events before have taught it, then learns it; one of
-**ranking** gives each target of a step the probability of every kind. `bench.events` decides what is asked and what
-came before; `bench.judging` what came of it.
+A rival for **retrieval** scores each choice of a step by what it has learned from earlier events, then learns it; one
+for **ranking** predicts the probability of every kind for each target of a step. `bench.events` decides what is
+predicted from which events; `bench.judging` evaluates the predictions.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Counter(Protocol):
         """(V,) a score of every row."""
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
-        """The user chose ``row``."""
+        """Learn that the user chose ``row``."""
 
 
 class EventByEvent:
-    """A counter as a retriever: it learns each choice before it is asked for the next."""
+    """Makes a counter a retriever: it learns each choice before it scores the next."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -76,8 +76,8 @@ class EventByEvent:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to run a rival. ``size``: targets a step; None: event by event, in Headrace's steps. ``is_seeded``: the
-    seed matters."""
+    """One way to run a rival. ``size``: targets per step; None: event by event, in Headrace's steps. ``is_seeded``:
+    whether the seed matters."""
 
     make: Callable[[Stage, int], Retriever | Ranker]
     size: int | None = None
@@ -86,7 +86,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a rival is told of a stream before it begins: how many items it will have, and the model's configuration
+    """What a rival knows of a stream before it begins: how many items it will have, and the model's configuration
     (kinds, features)."""
 
     num_rows: int
@@ -112,9 +112,9 @@ def retrievers() -> dict[str, dict[str, Setting]]:
             f"{lags} lags, {decay}": Setting(partial(_cooccurrence, lags, decay))
             for lags, decay in ((20, 0.9), (10, 0.8), (5, 0.6), (40, 0.95))
         },
-        "SASRec": _sequence_settings(_sasrec),
-        "GRU4Rec": _sequence_settings(_gru4rec),
-        "BERT4Rec": _sequence_settings(_bert4rec),
+        "SASRec": _sequence_settings(partial(_sequence, SASRec, Gradient)),
+        "GRU4Rec": _sequence_settings(partial(_sequence, GRU4Rec, Gradient)),
+        "BERT4Rec": _sequence_settings(partial(_sequence, BERT4Rec, Cloze)),
         "Transformer++": _sequence_settings(_transformer),
     }
 
@@ -144,7 +144,7 @@ Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
 
 
 def _sequence_settings(make: Maker) -> dict[str, Setting]:
-    """Adam's rate for the network and for the items, targets a step, and inner products or cosines (temperature)."""
+    """Adam's rates for the network and the items, targets per step, and inner products or cosines (temperature)."""
     tried: list[dict[str, Any]] = [
         {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
         {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},
@@ -165,34 +165,11 @@ def _sequence_settings(make: Maker) -> dict[str, Setting]:
 WIDTH, CONTEXT = 64, 50
 
 
-def _sasrec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Gradient(
-        SASRec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
-        way["lr"],
-        stage.kinds,
-        seed,
-        way["table_lr"],
-    )
-
-
-def _gru4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Gradient(
-        GRU4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
-        way["lr"],
-        stage.kinds,
-        seed,
-        way["table_lr"],
-    )
-
-
-def _bert4rec(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:
-    return Cloze(
-        BERT4Rec(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"]),
-        way["lr"],
-        stage.kinds,
-        seed,
-        way["table_lr"],
-    )
+def _sequence(
+    network: Callable[..., Any], learner: Callable[..., Retriever], stage: Stage, seed: int, way: dict[str, Any]
+) -> Retriever:
+    model = network(stage.num_rows, WIDTH, CONTEXT, seed, cosine=way["cosine"])
+    return learner(model, way["lr"], stage.kinds, seed, way["table_lr"])
 
 
 def _transformer(stage: Stage, seed: int, way: dict[str, Any]) -> Retriever:

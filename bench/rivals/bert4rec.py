@@ -1,6 +1,6 @@
-"""BERT4Rec (Sun et al., CIKM 2019): attention in both directions, taught to fill in what was masked.
+"""BERT4Rec (Sun et al., CIKM 2019): attention in both directions, trained to fill in masked items.
 
-In one pass, what is masked is the choice at the end of each history, and a share of the items before it.
+In one pass, the choice at the end of each history is masked, and a share of the items before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.rivals.sequences import Sequences, sequences
 
 
 class BERT4Rec(SequenceModel):
-    """One sequence a choice: what came before it, and a mask in its place."""
+    """One sequence per choice: what came before it, and a mask in its place."""
 
     def __init__(
         self, num_rows: int, width: int, context: int, seed: int, num_layers: int = 2, num_heads: int = 2,

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 DENSE_ROWS = 8192
-"""Up to so many items the counts are a matrix, above that a dictionary a row."""
+"""Up to this many items, the counts are a matrix; above that, a dictionary per row."""
 
 
 class Cooccurrence:
-    """Exact counts, without a bound on neighbours."""
+    """Exact counts, without a limit on neighbours."""
 
     def __init__(self, num_rows: int, lags: int, decay: float) -> None:
         self.counts: Matrix | Dictionaries = (Matrix if num_rows < DENSE_ROWS else Dictionaries)(num_rows + 1)
@@ -24,20 +24,20 @@ class Cooccurrence:
         self._weight_L = decay ** np.arange(lags, dtype=np.float32)
 
     def score(self, past: NDArray[np.int32]) -> NDArray[Any]:
-        """Decayed cosines with the last items."""
+        """Scores: decayed cosines with the last items."""
         last = past[::-1][: len(self._weight_L)]
         weight = self._weight_L[: len(last)] / np.sqrt(np.maximum(self._seen_V[last], 1e-6))
         return np.asarray(self.counts.sum(last, weight) / np.sqrt(np.maximum(self._seen_V, 1e-6)))
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
-        """Count the item beside each of the last ones."""
+        """Count the item with each of the last ones."""
         last = past[::-1][: len(self._weight_L)]
         self.counts.add(row, last, self._weight_L[: len(last)] * (last != row))
         self._seen_V[row] += 1.0
 
 
 class Matrix:
-    """(V, V); memory is touched only where something was counted."""
+    """(V, V); memory is used only where something was counted."""
 
     def __init__(self, num_rows: int) -> None:
         self._count_VV = np.zeros((num_rows, num_rows), np.float32)
@@ -53,7 +53,7 @@ class Matrix:
 
 
 class Dictionaries:
-    """The same of a large catalogue."""
+    """The same for a large catalogue."""
 
     def __init__(self, num_rows: int) -> None:
         self._num_rows = num_rows

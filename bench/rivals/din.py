@@ -1,7 +1,7 @@
 """DIN + DCN: attention over the user's history by the item in question (Zhou et al., "Deep interest network", KDD
-2018), then a cross network beside a deep one (Wang et al., "DCN V2", WWW 2021): what HSTU's authors rank against.
+2018), then a cross network beside a deep one (Wang et al., "DCN V2", WWW 2021): HSTU's authors' rival for ranking.
 
-The item's and the user's rates so far are given to it as numbers.
+The item's and the user's rates so far are inputs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainer.losses import ranking_loss
 
 TABLE_BITS = 18
 NUM_SINGLE = 7
-"""Of the hashed columns, those that are one thing alone, before the features (`targets.columns`)."""
+"""How many of the hashed columns are single values; the features follow (`targets.columns`)."""
 
 
 class DIN(nn.Module):
-    """Embeddings of who, what, where and when; attention; cross and deep."""
+    """Embeddings of user, item, domain and time; attention; cross and deep networks."""
 
     def __init__(self, num_rows: int, config: ModelConfig, width: int, context: int, seed: int) -> None:
         super().__init__()
@@ -49,8 +49,7 @@ class DIN(nn.Module):
     def forward(
         self, row_R: Tensor, place_RF: Tensor, past_RL: Tensor, done_RLK: Tensor, prior_RPK: Tensor
     ) -> Tensor:  # fmt: skip
-        """(R, K) logits. ``past_RL``: rows that the user met before, 0 where there is none; ``done_RLK``: with what
-        kinds."""
+        """(R, K) logits. ``past_RL``: rows that the user met before, 0 if there is none; ``done_RLK``: their kinds."""
         item_RD = self.item_VD(row_R)
         past_RLD = self.item_VD(past_RL) + self.kind(done_RLK)
         asked_RLD = item_RD[:, None].expand_as(past_RLD)
@@ -67,7 +66,7 @@ class DIN(nn.Module):
 
 
 class LearnedRanker:
-    """A network of ranking that learns as it goes, by Adam (rows of tables that a step does not touch stay)."""
+    """A ranking network that learns online, by Adam (table rows that a step does not touch stay the same)."""
 
     def __init__(self, model: DIN, lr: float) -> None:
         self.model, self.rates = model, Rates(model.prior_PK.shape[1])
@@ -99,7 +98,7 @@ class LearnedRanker:
 
 
 def history(step: Step, context: int) -> tuple[Tensor, Tensor]:
-    """(R, L) rows before each target, newest first, and (R, L, K) what was done with them."""
+    """(R, L) rows before each target, newest first, and (R, L, K) their kinds."""
     batch = step.batch
     first_R = batch.starts_B1[batch.owner_n[batch.target_R]]
     length = max(1, min(context, int((batch.target_R - first_R).max(initial=0))))

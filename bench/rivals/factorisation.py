@@ -13,7 +13,7 @@ FACTOR_BITS = 18
 
 
 class FactorisationMachine(Logistic):
-    """Vectors are kept in a table of their own, a quarter of the weights'."""
+    """Vectors have their own table, a quarter of the weights' in size."""
 
     def __init__(self, num_kinds: int, rate: float, seed: int) -> None:
         super().__init__(num_kinds, rate)

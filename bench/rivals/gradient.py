@@ -1,8 +1,8 @@
-"""What sequence models share: one pass, each step predicted before it is learned, the loss that Headrace's network has.
+"""What sequence models share: one pass, each step predicted before it is learned, and the loss of Headrace's network.
 
 A model turns a step's sequences into a query for each choice; scores are inner products with the items' rows, or their
-cosines, plus a bias an item. The loss is the exact softmax over known items up to ``EXACT`` of them, above that against
-drawn negatives, weighed as Headrace weighs them (`trainer.losses`). Optimised by Adam, as published for all of them.
+cosines, plus a bias per item. The loss is the exact softmax over known items up to ``EXACT`` of them, above that the
+sampled one, with Headrace's weights (`trainer.losses`). Optimised by Adam, as published for all of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ EXACT, NUM_NEGATIVES = 10_000, 1024
 
 
 class SequenceModel(nn.Module):
-    """A network over sequences of items. ``choices_only``: it reads what was chosen alone."""
+    """A network over sequences of items. ``choices_only``: it reads only what was chosen."""
 
     choices_only = True
 
     def __init__(self, num_rows: int, width: int, context: int, seed: int, *, cosine: float = 0.0) -> None:
-        """``cosine``: 0 for inner products, else the temperature of cosines (and what a dot product is there)."""
+        """``cosine``: 0 for inner products, otherwise the temperature of cosines."""
         super().__init__()
         torch.manual_seed(seed)
         self.width, self.context, self.cosine = width, context, cosine
@@ -38,7 +38,7 @@ class SequenceModel(nn.Module):
         self.start_D = nn.Parameter(torch.randn(width) * 0.02)
 
     def encode(self, seqs: Sequences) -> Tensor:
-        """(B, L, width): what is known after each interaction."""
+        """(B, L, width): the state after each interaction."""
         raise NotImplementedError
 
     def queries(self, seqs: Sequences) -> Tensor:
@@ -59,10 +59,10 @@ class SequenceModel(nn.Module):
 
 
 class Gradient:
-    """A sequence model that learns as it goes."""
+    """A sequence model that learns online."""
 
     def __init__(self, model: SequenceModel, lr: float, kinds: tuple[int, int], seed: int, table_lr: float = 0) -> None:
-        """``kinds``: bits that are positive, and negative. ``table_lr``: the items' own rate; 0: the same."""
+        """``kinds``: positive and negative bits. ``table_lr``: the items' learning rate; 0: ``lr``."""
         self.model, self.kinds, self.seed, self.num_steps = model, kinds, seed, 0
         tables = [model.item_VD, model.bias_V]
         others = [each for each in model.parameters() if all(each is not table for table in tables)]
@@ -71,7 +71,7 @@ class Gradient:
         self.frequency = FrequencyEstimator(1_000_000.0)
 
     def over(self, step: Step) -> NDArray[np.float32]:
-        """(A, 1 + rows known after the step): scores of each choice by what the steps before have taught."""
+        """(A, 1 + rows known after the step): scores of each choice by what was learned from earlier steps."""
         num_rows = step.num_known + 1
         if not len(step.asked):
             return np.zeros((0, num_rows), np.float32)

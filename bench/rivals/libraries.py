@@ -1,5 +1,5 @@
-"""Online logistic regression of other people's making, where it is installed: River and Vowpal Wabbit. They read the
-same columns as ours, with the log-odds of the item's and the user's rates.
+"""Online logistic regression by other libraries, if installed: River and Vowpal Wabbit. They read the same columns as
+ours, and the log-odds of the item's and the user's rates.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from model.rates import Rates
 
 
 def installed() -> tuple[str, ...]:
-    """Which of the two are."""
+    """Which of the two are installed."""
     return tuple(name for name in ("river", "vowpalwabbit") if find_spec(name) is not None)
 
 
 class OneAKind:
-    """A learner a kind, each asked before it is told. A kind that comes late is told as a 1: they unlearn no 0."""
+    """One learner per kind, predicting before it learns. A late kind is learned as a 1; its 0 is not unlearned."""
 
     def __init__(self, num_kinds: int) -> None:
         self.rates = Rates(num_kinds)
@@ -37,7 +37,7 @@ class OneAKind:
         return found_RK
 
     def one(self, kind: int, places: Sequence[int], priors: Sequence[float], label: bool | None) -> float:
-        """The probability, and then what came; None: nothing is told."""
+        """Predict the probability, then learn the outcome unless it is None."""
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ class River(OneAKind):
 
 
 class VowpalWabbit(OneAKind):
-    """Its own updates: adaptive, normalised, invariant to weights."""
+    """With its own updates: adaptive, normalised, importance-invariant."""
 
     def __init__(self, num_kinds: int, rate: float) -> None:
         super().__init__(num_kinds)

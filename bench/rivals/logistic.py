@@ -1,4 +1,4 @@
-"""Online logistic regression over hashed features, as Vowpal Wabbit and River do it: Adagrad, event by event, with the
+"""Online logistic regression over hashed features, as in Vowpal Wabbit and River: Adagrad, event by event, with the
 log-odds of the item's and the user's smoothed rates as two more features (without them it loses to the rate alone)."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_LOGIT = 30.0
 
 
 class Logistic:
-    """One weight a hashed feature and kind. ``rate``: Adagrad's."""
+    """One weight per hashed feature and kind. ``rate``: Adagrad's learning rate."""
 
     def __init__(self, num_kinds: int, rate: float) -> None:
         self.rate, self.rates = rate, Rates(num_kinds)
@@ -30,7 +30,7 @@ class Logistic:
         for target, places_F, prior_PK in told(step, self.rates):
             logit_K = self.logit(places_F, prior_PK)
             found_K = 1.0 / (1.0 + np.exp(-np.clip(logit_K, -MOST_LOGIT, MOST_LOGIT)))
-            # A later kind takes back the 0 that was learned: together, the gradient of the outcome.
+            # A later kind takes back the 0 that was learned; together they are the gradient of the outcome.
             self.learn(places_F, prior_PK, found_K - target.kinds_K if target.is_new else -target.kinds_K.astype(float))
             found_RK[target.at] = found_K
         return found_RK

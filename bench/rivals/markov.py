@@ -1,4 +1,4 @@
-"""What followed the user's last item most often; among equals the more popular."""
+"""What followed the user's last item most often; ties are broken by popularity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Markov(Popular):
         return np.asarray(score_V)
 
     def learn(self, row: int, past: NDArray[np.int32]) -> None:
-        """One more transition."""
+        """Count a transition."""
         super().learn(row, past)
         if len(past):
             self._next[int(past[-1])][row] += 1

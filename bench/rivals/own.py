@@ -1,4 +1,4 @@
-"""The user's own most frequent items; among equals the more popular."""
+"""The user's own most frequent items; ties are broken by popularity."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bench.rivals.popular import Popular
 
 
 class Own(Popular):
-    """How often the user chose it, of his last choices that a model sees; then how often everybody did."""
+    """How often the user chose an item among the choices that a model sees, then how often all users did."""
 
     def score(self, past: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Own counts before everybody's."""
+        """Own counts, then everyone's."""
         score_V: NDArray[np.float64] = self.count_V / (1.0 + self.count_V.sum())
         np.add.at(score_V, past, 1.0)
         return np.asarray(score_V)

@@ -1,4 +1,4 @@
-"""What ranking starts from: the rate over all, and the item's own, counted event by event."""
+"""The baselines of ranking: the overall rate, and the item's own, counted event by event."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from bench.rivals.targets import Target, targets
 
 
 class Constant:
-    """How often each kind came so far."""
+    """The overall rate of each kind so far."""
 
     def __init__(self, num_kinds: int) -> None:
         self.shown, self.done_K = 0.0, np.zeros(num_kinds)
 
     @property
     def rate_K(self) -> NDArray[np.float64]:  # noqa: N802  (shape suffix)
-        """(K,) over all, as if one of two more had had each kind."""
+        """(K,) the overall rates, as if there were two more interactions, one with each kind."""
         return np.asarray((self.done_K + 1.0) / (self.shown + 2.0))
 
     def over(self, step: Step) -> NDArray[np.float64]:
@@ -34,13 +34,13 @@ class Constant:
         return self.rate_K
 
     def learn(self, target: Target) -> None:
-        """One more interaction, or kinds that came to an earlier one."""
+        """Count an interaction, or later kinds of an earlier one."""
         self.shown += target.is_new
         self.done_K += target.kinds_K
 
 
 class ItemRate(Constant):
-    """The same of each item, smoothed towards that over all by ``strength`` interactions' worth."""
+    """Each item's rate, smoothed towards the overall one by ``strength`` interactions."""
 
     def __init__(self, num_rows: int, num_kinds: int, strength: float) -> None:
         super().__init__(num_kinds)

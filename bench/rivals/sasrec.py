@@ -11,7 +11,7 @@ from bench.rivals.gradient import SequenceModel
 from bench.rivals.sequences import Sequences
 
 MOST_TARGETS = 512
-"""Positions beyond the context that a step's own choices may take."""
+"""Positions beyond the context, for a step's own choices."""
 
 
 class SASRec(SequenceModel):

@@ -1,4 +1,4 @@
-"""A step's users as padded sequences, for models that read them: oldest first, from column 0 on."""
+"""A step's users as padded sequences: oldest first, from column 0 on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequences:
-    """B sequences of at most L interactions. ``row_BL``: 0 where there is none. ``kinds_BLK``: what was done, as far as
-    is known. ``gap_BL``: seconds since the interaction before. ``owner_A``, ``last_A``: choice a follows column
-    ``last_A[a]`` of sequence ``owner_A[a]``; -1: it is the first that is known of its user. ``target_A``: its row."""
+    """B sequences of at most L interactions. ``row_BL``: 0 where there is none. ``kinds_BLK``: their kinds, as far as
+    known. ``gap_BL``: seconds since the interaction before. ``owner_A``, ``last_A``: choice a follows column
+    ``last_A[a]`` of sequence ``owner_A[a]``; -1: its user has no earlier interaction. ``target_A``: its row."""
 
     row_BL: Tensor
     kinds_BLK: Tensor
@@ -35,9 +35,9 @@ class Sequences:
 
 
 def sequences(step: Step, most: int, kinds: tuple[int, int] | None = None, *, choices_only: bool) -> Sequences:
-    """The users of a step's choices, each with at most ``most`` interactions before his first one.
+    """The users of a step's choices, each with at most ``most`` interactions before the first one.
 
-    ``choices_only``: what was met and not chosen is left out. ``kinds``: (positive, negative) bits, for that alone.
+    ``choices_only``: leave out what was met and not chosen. ``kinds``: (positive, negative) bits, used only for that.
     """
     batch = step.batch
     where_A = batch.target_R[step.told_E[step.asked]]

@@ -1,4 +1,4 @@
-"""A step's targets one by one, as online learners of ranking meet them, and their features as hashed columns."""
+"""A step's targets one by one, for online learners of ranking, and their features as hashed columns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Target(NamedTuple):
-    """``at``: its place in the step. ``row``: its item's. ``kinds_K``: what the step brings. ``is_new``: else it is
-    an earlier interaction that got more kinds."""
+    """``at``: its place in the step. ``row``: its item's. ``kinds_K``: its kinds in this step. ``is_new``: False if
+    it is an earlier interaction that got more kinds."""
 
     at: int
     row: int
@@ -33,7 +33,7 @@ def in_order(step: Step) -> Int64:
 
 
 def targets(step: Step) -> Iterator[Target]:
-    """Each of them, in that order."""
+    """Each target, in that order."""
     batch = step.batch
     rows, kinds_RK, is_new = step.row_n[batch.target_R].tolist(), batch.learned_RK, batch.is_new_R.tolist()
     for index in in_order(step).tolist():
@@ -42,7 +42,7 @@ def targets(step: Step) -> Iterator[Target]:
 
 def told(step: Step, rates: Rates) -> Iterator[tuple[Target, Int64, NDArray[np.float32]]]:
     """Each target in that order, with its (F,) columns and its (P, K) log-odds by ``rates``, which count it after it
-    was asked and told."""
+    was predicted and learned."""
     batch = step.batch
     place_RF, where = columns(step), batch.target_R
     done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[where], where)
@@ -53,8 +53,8 @@ def told(step: Step, rates: Rates) -> Iterator[tuple[Target, Int64, NDArray[np.f
 
 
 def columns(step: Step) -> Int64:
-    """(R, F) hashed features of each target, places in a table of 2**HASH_BITS: who, what, when, what he did last, and
-    pairs of them."""
+    """(R, F) hashed features of each target, indices into a table of 2**HASH_BITS: user, item, time, the user's last
+    item, and pairs of them."""
     batch = step.batch
     where, before = batch.target_R, np.maximum(batch.previous_R, 0)
     has_before = batch.previous_R >= 0

@@ -1,5 +1,5 @@
-"""Transformer++: what HSTU's authors compare it with, of Headrace's size: rotary positions, SwiGLU, RMSNorm, no biases
-(Touvron et al., "LLaMA", 2023), over items with what was done with them and how long ago the one before was."""
+"""Transformer++: HSTU's authors' rival, in Headrace's size: rotary positions, SwiGLU, RMSNorm, no biases
+(Touvron et al., "LLaMA", 2023), over items, their kinds and the time since the one before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_GAPS = 24
 
 
 class TransformerPP(SequenceModel):
-    """Reads every interaction, not choices alone."""
+    """Reads every interaction, not only choices."""
 
     choices_only = False
 

@@ -1,4 +1,4 @@
-"""Row-wise Adagrad: one accumulator a table row, and only touched rows cost anything.
+"""Row-wise Adagrad: one accumulator per table row, and only touched rows cost anything.
 
 Source: Adagrad, Duchi et al., JMLR 2011, with the mean of a row's squared gradient as its only state, as embedding
 tables of recommenders use it (Mudigere et al., ISCA 2022).

@@ -16,7 +16,7 @@ def rowwise_adagrad_(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One state a row, touched rows only; see `kernels.rowwise_adagrad_`."""
+    """See `kernels.rowwise_adagrad_`."""
     compute = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
     keep_N = rows_N >= 0
     rows_U, place_N = torch.unique(rows_N[keep_N], return_inverse=True)

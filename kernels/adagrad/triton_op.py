@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Row-wise Adagrad on CUDA tensors: one sort of the rows, then one pass over what they touch."""
+"""Row-wise Adagrad on CUDA tensors: one sort of the rows, then one pass over the table rows that they touch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.triton_shared import next_power, require_device
 
 MOST_ROWS = 32
-"""A program's places. More are no faster (an H200, widths 16 to 512), and a warp's worth needs no exchange of masks."""
+"""Places per program. More are no faster (H200, widths 16 to 512), and with one warp's worth no masks are exchanged."""
 
 
 @triton.jit(do_not_specialize=["num_sorted", "num_rows"])
@@ -19,11 +19,11 @@ def adagrad_kernel(
     weight_ptr, state_ptr, sorted_ptr, order_ptr, grad_ptr, num_sorted, num_rows, lr, eps, weight_decay,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """A program has ROWS places of the sorted rows and updates the rows that begin there.
+    """Each program has ROWS places of the sorted rows, and updates the rows that begin there.
 
-    A row's gradients lie in consecutive places, in the order they came; they are added in it, AHEAD loads at a time.
-    Whether any is left is a number when the loop asks: a condition that reduces a tile which the loop carries and does
-    not return ends Triton 3.6 in an assertion.
+    A row's gradients are in consecutive places, in their original order; they are added in that order, AHEAD loads at a
+    time. The loop's condition is a plain number: one that reduces a tile which the loop carries but does not return
+    fails an assertion in Triton 3.6.
     """
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(sorted_ptr + place, mask=place < num_sorted, other=-1)
@@ -59,7 +59,7 @@ def adagrad_kernel(
 
 
 def sort_rows(rows_N: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Rows in order, equal ones as they came, and where each came from; 32-bit keys where they fit halve the sort."""
+    """Rows in stable order, and where each came from; 32-bit keys, if they fit, halve the time of the sort."""
     ordered = torch.sort(rows_N.to(torch.int32) if num_rows < 2**31 else rows_N, stable=True)
     return ordered.values, ordered.indices
 

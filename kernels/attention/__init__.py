@@ -40,10 +40,9 @@ def hstu_attention(
     strides with the last dimension contiguous; ``offsets_B1`` (B+1,) int64. ``norm_len``: a constant of the
     configuration. ``pos_bias_GP``: distances from P-1 on share the last entry. ``time_bias_GK`` needs
     ``time_buckets`` and the times of queries and keys (T,) int64 in one unit; differences must fit 64 bits.
-    ``num_context_B``: a user's first tokens that see each other both ways; ``num_targets_B``: a user's last tokens
-    that see the history and themselves, not each other (int64, (B,)). ``bucket_cache``: one per batch, shared by its
-    layers.
-    Gradients: q, k, v and both biases. Returns (T, H, E) in q's dtype.
+    ``num_context_B``: how many of a user's first tokens see each other in both directions; ``num_targets_B``: how many
+    of a user's last tokens see the history and themselves, but not each other (int64, (B,)). ``bucket_cache``: one per
+    batch, shared by its layers. Gradients: q, k, v and both biases. Returns (T, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets), `KernelUnavailable`.
     """

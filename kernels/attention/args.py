@@ -12,13 +12,13 @@ from kernels import library
 
 
 class TensorArg(ctypes.Structure):
-    """``HeadraceTensor``: (rows, heads, width) with the width contiguous; strides in elements."""
+    """``HeadraceTensor``: (rows, heads, width), contiguous along the width; strides in elements."""
 
     _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("head", ctypes.c_int64)]
 
     @classmethod
     def of(cls, tensor: Tensor | None) -> TensorArg:
-        """Points to a (rows, heads, width) tensor; NULL for None."""
+        """A pointer to a (rows, heads, width) tensor; NULL for None."""
         if tensor is None:
             return cls(None, 0, 0)
         return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
@@ -65,7 +65,7 @@ def inner_contiguous(tensor: Tensor) -> Tensor:
 
 
 def require_supported(tensor: Tensor, op: str) -> None:
-    """The C++ kernels take float32 and bfloat16."""
+    """Raise ValueError unless the dtype is one that the C++ kernels take: float32 or bfloat16."""
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"{op}: expected float32 or bfloat16 for backend 'cpp', got {tensor.dtype}; use backend='reference'"
@@ -80,7 +80,7 @@ def table(bias: Tensor | None) -> Tensor | None:
 
 
 def run(name: str, *args: ctypes.Structure) -> None:
-    """Calls a kernel of the level in use, for the type of its tensors."""
+    """Call a kernel of the level in use, for the dtype of its tensors. Raises MemoryError."""
     dtype = torch.bfloat16 if getattr(args[0], "is_bf16", 0) else torch.float32
     if library.function(name, dtype)(*(ctypes.byref(one) for one in args)) != 0:
-        raise MemoryError(f"{name}: no memory for its scratch; use smaller batches or fewer threads")
+        raise MemoryError(f"{name}: no memory for temporary buffers; use smaller batches or fewer threads")

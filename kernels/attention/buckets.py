@@ -1,4 +1,4 @@
-"""How a time difference becomes an index of the time bias: exact integer thresholds, the same on every backend."""
+"""How a time difference becomes an index into the time bias: exact integer thresholds, the same on every backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, eq=False)
 class TimeBuckets:
-    """``bucket(dt)`` = number of thresholds ≤ dt, so one more bucket than thresholds; below the first one it is 0.
+    """``bucket(dt)`` = number of thresholds ≤ dt: there is one more bucket than thresholds, and bucket 0 is below all.
 
     ``thresholds_K1``: (K-1,) int64, not decreasing, in the unit of the times.
     """
@@ -28,7 +28,7 @@ class TimeBuckets:
                 f"thresholds_K1: expected a (K-1,) int64 tensor, got {tuple(thresholds.shape)} {thresholds.dtype}"
             )
         if bool((thresholds[1:] < thresholds[:-1]).any()):
-            raise ValueError("thresholds_K1: expected values that do not decrease, got one that does; sort them")
+            raise ValueError("thresholds_K1: expected non-decreasing values, got one that decreases; sort them")
 
     @property
     def num_buckets(self) -> int:
@@ -56,11 +56,11 @@ class TimeBuckets:
         return cls(torch.tensor([math.ceil(unit_ms * base**k) for k in range(1, num_buckets)], dtype=torch.int64))
 
     def bucket(self, delta: Tensor) -> Tensor:
-        """Buckets (int64) of int64 time differences, any shape."""
+        """Buckets (int64) of int64 time differences of any shape."""
         return torch.bucketize(delta, self.on(delta.device), right=True)
 
     def on(self, device: torch.device) -> Tensor:
-        """The thresholds on a device (kept)."""
+        """The thresholds on a device (copied once)."""
         if device == self.thresholds_K1.device:
             return self.thresholds_K1
         key = str(device)
@@ -75,11 +75,11 @@ class TimeBuckets:
 
 @dataclass(eq=False)
 class BucketCache:
-    """Buckets of one batch, computed by the first layer and shared by all of them. Make one per batch.
+    """Buckets of one batch, computed by the first layer and shared by all layers. Make one per batch.
 
-    A backend keeps what suits it under ``key``; the key names the inputs, so a cache given with other inputs is
-    recomputed, never wrong. ``in_order``: whether no user's keys go back in time, where the caller knows it; else a
-    GPU is asked once, which waits for it. Told wrongly, results are wrong.
+    Each backend stores its own kind of ``value`` under ``key``, which identifies the inputs: with other inputs the
+    cache is recomputed, never wrong. ``in_order``: whether every user's key times never decrease, if the caller knows;
+    else it is read from the GPU once, which stalls. If it is wrong, results are wrong.
     """
 
     key: tuple[object, ...] = ()

@@ -9,21 +9,21 @@ from kernels.attention.buckets import TimeBuckets
 
 
 def check_offsets(offsets_B1: Tensor, num_tokens: int, name: str = "offsets_B1") -> None:
-    """Jagged offsets: int64, from 0 to the number of tokens, not decreasing."""
+    """Check jagged offsets: int64, from 0 to the number of tokens, not decreasing."""
     if offsets_B1.dtype != torch.int64 or offsets_B1.dim() != 1 or len(offsets_B1) < 1:
         raise ValueError(f"{name}: expected a (B+1,) int64 tensor, got {tuple(offsets_B1.shape)} {offsets_B1.dtype}")
     if offsets_B1.device.type != "cpu":
-        return  # reading them back would stall the GPU
+        return  # reading them would stall the GPU
     offsets = offsets_B1.numpy()
     if offsets[0] != 0 or offsets[-1] != num_tokens or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(
             f"{name}: expected offsets that start at 0, do not decrease and end at {num_tokens} tokens, got "
-            f"{int(offsets_B1[0])}…{int(offsets_B1[-1])}; cumulate the users' lengths"
+            f"{int(offsets_B1[0])}…{int(offsets_B1[-1])}; pass the cumulative sum of the users' lengths"
         )
 
 
 def check_heads(q_THD: Tensor, k_THD: Tensor, v_THE: Tensor) -> None:
-    """Shapes and dtypes of queries, keys and values."""
+    """Check shapes and dtypes of queries, keys and values."""
     for name, tensor in (("q", q_THD), ("k", k_THD), ("v", v_THE)):
         if tensor.dim() != 3:
             raise ValueError(f"{name}: expected (tokens, heads, width), got {tuple(tensor.shape)}")
@@ -39,7 +39,7 @@ def check_heads(q_THD: Tensor, k_THD: Tensor, v_THE: Tensor) -> None:
 
 
 def check_bias(bias: Tensor | None, num_heads: int, name: str) -> None:
-    """A bias table is (1 or H, at least one entry)."""
+    """Check a bias table: (1 or H, at least one entry)."""
     if bias is None:
         return
     if bias.dim() != 2 or bias.shape[0] not in (1, num_heads) or bias.shape[1] < 1 or not bias.is_floating_point():
@@ -57,12 +57,12 @@ def check_times(
     num_queries: int,
     num_keys: int,
 ) -> None:
-    """A time bias comes with its buckets and with both times; times are int64."""
+    """Check that a time bias comes with its buckets and with both times, which are int64."""
     if time_bias_GK is None:
         return
     if time_buckets is None or query_time is None or key_time is None:
         raise ValueError(
-            "time_bias_GK: expected time_buckets, query times and key times with it, got a part; pass all or none"
+            "time_bias_GK: expected time_buckets, query times and key times with it, got only some; pass all or none"
         )
     if time_bias_GK.shape[1] != time_buckets.num_buckets:
         raise ValueError(
@@ -75,7 +75,7 @@ def check_times(
 
 
 def check_counts(counts_B: Tensor | None, offsets_B1: Tensor, name: str) -> None:
-    """Numbers of context or target tokens: int64, one a user, within the user's length."""
+    """Check numbers of context or target tokens: int64, one per user, within the user's length."""
     if counts_B is None:
         return
     if counts_B.dtype != torch.int64 or counts_B.shape != (len(offsets_B1) - 1,):
@@ -90,6 +90,6 @@ def check_counts(counts_B: Tensor | None, offsets_B1: Tensor, name: str) -> None
 
 
 def check_norm(norm_len: float) -> None:
-    """The divisor of attention's weights."""
+    """Check the divisor of attention's weights."""
     if not norm_len > 0:
         raise ValueError(f"norm_len: expected a positive constant of the configuration, got {norm_len}")

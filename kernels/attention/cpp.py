@@ -41,8 +41,8 @@ def make_buckets(
     cache_start, cache_len, cache_time = cache if cache is not None else (None, None, None)
     keys = queries if cache_len is None else queries + cache_len.numpy()
     num_pairs = int((queries * ((keys + 63) // 64 * 64)).sum())
-    # Rows, a byte a user, and an int32 a query (csrc/attention.h). Columns that no row sees stay unwritten: the kernels
-    # mask them.
+    # Rows, a byte per user, and an int32 per query (csrc/attention.h). Columns that no row sees stay unwritten; the
+    # kernels mask them.
     num_bytes = num_pairs * dtype.itemsize + len(queries) + 4 + 4 * len(query_time)
     buckets = torch.empty(-(-num_bytes // dtype.itemsize), dtype=dtype)
     thresholds = time_buckets.on(torch.device("cpu")).contiguous()
@@ -76,14 +76,14 @@ def cached_buckets(
     num_context_B: Tensor | None,
     cache: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The buckets of a batch (`make_buckets`): from its cache when that holds the same tensors, unchanged since."""
+    """The buckets of a batch (`make_buckets`), from its cache if that was made from the same, unchanged tensors."""
     inputs = (offsets_B1, time_buckets.thresholds_K1, query_time, key_time, num_context_B, *(cache or ()))
-    # An inference tensor keeps no version; it cannot be changed in place outside inference mode either.
+    # Inference tensors have no version counter, but they cannot be changed in place outside inference mode either.
     key = tuple(None if x is None else (id(x), 0 if x.is_inference() else x._version) for x in inputs)  # noqa: SLF001
     if bucket_cache is not None and bucket_cache.key == key and isinstance(bucket_cache.value, Tensor):
         return bucket_cache.value
     buckets = make_buckets(offsets_B1, time_buckets, query_time, key_time, num_context_B, cache)
-    if bucket_cache is not None:  # holds the inputs too, so that their ids stay theirs
+    if bucket_cache is not None:  # it also holds the inputs, so that their ids are not reused
         bucket_cache.key, bucket_cache.value, bucket_cache.inputs = key, buckets, inputs
     return buckets
 
@@ -98,7 +98,7 @@ def fill_args(
     num_context_B: Tensor | None,
     num_targets_B: Tensor | None,
 ) -> None:
-    """The part of the arguments that forward and backward share (tables as `args.table` gives them)."""
+    """Fill the arguments that forward and backward passes share (bias tables as `args.table` returns them)."""
     args.num_users = len(offsets_B1) - 1
     args.num_threads = library.num_threads()
     args.scale = 1.0 / norm_len
@@ -113,14 +113,14 @@ def fill_args(
 
 
 def fill_heads(args: AttentionArgs, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Queries, keys and values."""
+    """Fill in queries, keys and values."""
     args.num_heads, args.qk_dim, args.v_dim = q.shape[1], q.shape[2], v.shape[2]
     args.is_bf16 = q.dtype == torch.bfloat16
     args.q, args.k, args.v = TensorArg.of(q), TensorArg.of(k), TensorArg.of(v)
 
 
 def fill_cache(args: AttentionArgs, cache: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """Delta attention's cache (keys, values, start, len), or nothing; returns what must stay alive."""
+    """Fill in delta attention's cache (keys, values, start, len), if any; returns the tensors to keep alive."""
     cache_k, cache_v, start, length = cache
     if cache_k is None or cache_v is None or start is None or length is None:
         return []
@@ -183,7 +183,7 @@ def _backward(
     cache_start: Tensor | None,
     cache_len: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of both biases (float32; empty where there is no bias)."""
+    """Gradients of q, k, v and of both biases (float32; empty if there is no bias)."""
     grad, q, k, v = inner_contiguous(grad), inner_contiguous(q), inner_contiguous(k), inner_contiguous(v)
     offsets, pos, time = offsets.contiguous(), table(pos_bias), table(time_bias)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))

@@ -14,8 +14,8 @@ from kernels.attention.buckets import TimeBuckets
 def visible(length: int, num_context: int, num_targets: int, device: torch.device) -> Tensor:
     """(length, length) bool: which key (column) a query (row) sees.
 
-    Everyone sees itself and what came before; the first ``num_context`` tokens also see each other both ways; the last
-    ``num_targets`` tokens see the history and themselves, not each other.
+    Every token sees itself and those before it; the first ``num_context`` tokens also see each other in both
+    directions; the last ``num_targets`` tokens see the history and themselves, but not each other.
     """
     query = torch.arange(length, device=device)[:, None]
     key = torch.arange(length, device=device)[None, :]
@@ -67,7 +67,7 @@ def attention(
     num_context_B: Tensor | None = None,
     num_targets_B: Tensor | None = None,
 ) -> Tensor:
-    """`kernels.hstu_attention`, as its formula reads."""
+    """`kernels.hstu_attention`, computed literally."""
     bounds = offsets_B1.tolist()
     num_context = num_context_B.tolist() if num_context_B is not None else [0] * (len(bounds) - 1)
     num_targets = num_targets_B.tolist() if num_targets_B is not None else [0] * (len(bounds) - 1)

@@ -1,7 +1,8 @@
-"""What attention's kernels take, in groups: a kernel's list of arguments stays short, and an absent group is a None.
+"""The arguments of attention's kernels, in groups: argument lists stay short, and an absent group is None.
 
-Triton passes the fields of a named tuple one by one and compiles what is None away. It also compiles anew for integers
-that are 1 or a multiple of 16, in a tuple always: so what varies from batch to batch stays outside.
+Triton passes the fields of a named tuple one by one and removes those that are None at compile time. It also compiles
+again for integers that are 1 or a multiple of 16, which cannot be disabled within a tuple: so values that vary from
+batch to batch are passed outside.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class Operand(NamedTuple):
-    """A (tokens, heads, width) tensor whose width is contiguous; strides in elements."""
+    """A (tokens, heads, width) tensor, contiguous along the width; strides in elements."""
 
     pointer: Any
     stride: int
@@ -20,18 +21,18 @@ class Operand(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A batch's tokens, as `kernels.attention.triton_plan.Plan` has them; None where nobody has context or targets."""
+    """A batch's tokens, from `kernels.attention.triton_plan.Plan`; None if no user has context or targets."""
 
     start: Any
     stop: Any
     context: Any
     history: Any
     order: Any
-    """Of the blocks that a kernel's programs take."""
+    """The order in which programs take the blocks."""
 
 
 class Positions(NamedTuple):
-    """Halves of rab^p, of `make_position_table`; ``grouped``: whether each head has a row of its own."""
+    """rab^p / 2 from `make_position_table`; ``grouped``: whether each head has its own row."""
 
     table: Any
     grouped: bool
@@ -52,7 +53,7 @@ class Times(NamedTuple):
 
 
 class BiasSums(NamedTuple):
-    """Each program's sums by diagonal and by level of time, in rows; and its notes on one tile of queries."""
+    """Each program's sums by diagonal and by time level, one row each; and its notes on one tile of queries."""
 
     diagonals: Any
     levels: Any

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 # ruff: noqa: SIM102 (a kernel's compile-time conditions stand one in another)
-"""HSTU attention's backward pass: queries' and biases' gradients in one kernel, keys' and values' in another.
+"""HSTU attention's backward pass: gradients of queries and biases in one kernel, of keys and values in another.
 
-Each tile's gradients are summed by the program that owns it; the biases', as `triton_bias_gradient` says.
+Each tile's gradients are summed by the program that owns the tile; those of the biases as in `triton_bias_gradient`.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from kernels.triton_shared import tanh, through_silu
 
 @triton.jit
 def there_and_back(place, num_tiles, stride):
-    """The tile in a program's place: turns alternate, since a user's tiles follow each other with less and less work.
+    """The tile for a program in one turn: turns alternate in direction, because a user's tiles have less and less work.
 
-    Who had the most in one turn has the least in the next.
+    The program with the most work in one turn has the least in the next.
     """
     turn = place // stride
     back = (turn % 2 == 1) & ((turn + 1) * stride <= num_tiles)
@@ -59,7 +59,7 @@ def query_gradient_kernel(
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SORTED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, and each program's own sums for the biases. Programs keep to one head and stride over its tiles."""
+    """dQ, and each program's private sums for the biases. Each program keeps to one head and strides over its tiles."""
     if other_order(times, SORTED):
         return
     program = tl.program_id(0).to(tl.int64)
@@ -142,7 +142,7 @@ def query_gradient_kernel(
 
 @triton.jit
 def seen_from(tokens, num_tokens, n0, BM: tl.constexpr, BN: tl.constexpr):
-    """Of keys n0…: (start, end, context, history) (BN, 1), the range of queries, and of those that see all of them."""
+    """For keys n0…: (start, end, context, history) (BN, 1), the range of queries that see any, and that see all."""
     key = n0 + tl.arange(0, BN)
     inside = key < num_tokens
     start = tl.load(tokens.start + key, mask=inside, other=2147483647)
@@ -182,7 +182,7 @@ def key_gradient_kernel(
     D: tl.constexpr, E: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SORTED: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one tile of keys of one head; scores transposed, so that they feed the products from registers."""
+    """dK and dV of one tile of keys of one head; with transposed scores, which can feed the products from registers."""
     if other_order(times, SORTED):
         return
     head = tl.program_id(0) % num_heads

@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 # ruff: noqa: SIM102 (a kernel's compile-time conditions stand one in another)
-"""rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), added to their product.
+"""rab^p and rab^t of one tile of scores, halved (SiLU takes s / 2), and added to the product of queries and keys.
 
-rab^p is Toeplitz: entry (i, j) depends on i - j. Tables are looked up straight into the layout of the product's result:
-a tile of bias that is loaded the usual way passes through shared memory, with a barrier at each step of it; and one
-that a product starts from makes its instructions wait for each other.
+rab^p is Toeplitz: entry (i, j) depends on i - j. Tables are looked up directly in the layout of the product's result: a
+tile of bias that is loaded the usual way goes through shared memory, with a barrier at each step; and one that the
+product is accumulated onto makes its instructions wait for each other.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from kernels.triton_shared import look_up, saturating_sum
 
 MARGIN = 256
-"""Entries beyond both ends of a position table: a tile may hang over by its height and width."""
+"""Entries added at both ends of a position table: a tile may extend beyond it by its height and width."""
 
 
 @triton.jit
 def position_table_kernel(bias_ptr, table_ptr, num_positions, bias_stride, BLOCK: tl.constexpr):
-    """table[y] = bias[y - MARGIN] / 2, the index held at the ends."""
+    """table[y] = bias[y - MARGIN] / 2, with the index clamped."""
     group = tl.program_id(1)
     y = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     entry = tl.minimum(tl.maximum(y - 256, 0), num_positions - 1)
@@ -42,15 +42,15 @@ def make_position_table(pos_bias_GP: Tensor) -> Tensor:
 
 @triton.jit
 def position_tile(positions, num_positions, head, m0, n0, y, x, BN: tl.constexpr):
-    """Halves of rab^p for queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile; 0 without.
+    """rab^p / 2 for queries m0 + ``y`` and keys n0 + ``x``, one of them a column of the tile; 0 without a bias.
 
-    A tile beyond an end of the table is moved back to where the margin holds that end's value: no branch.
+    A tile beyond an end of the table is moved back into the margin, which repeats that end's value: no branch.
     """
     value = 0.0
     if positions.table is not None:
         first = tl.minimum(tl.maximum(m0 - n0 + 257 - BN, 0), num_positions + 256)
-        # Counted from the last key, and in 64 bits, offsets are sums of what a thread and what an entry adds: all of a
-        # thread's entries then have one address and constants beside it, and those on one diagonal one load.
+        # Counted from the last key, and in 64 bits, an offset is the sum of a part per thread and a constant per entry:
+        # all of a thread's entries then share one address register, and those on one diagonal share one load.
         offset = y.to(tl.int64) + (BN - 1 - x).to(tl.int64)
         row = positions.grouped * head * (num_positions + 512)
         value = look_up(positions.table + row + first + offset)
@@ -59,13 +59,13 @@ def position_tile(positions, num_positions, head, m0, n0, y, x, BN: tl.constexpr
 
 @triton.jit
 def range_at(row, place):
-    """An entry of `kernels.attention.triton_times`' ranges; ``place`` may be beyond both ends."""
+    """An entry of the ranges of `kernels.attention.triton_times`; ``place`` may be beyond either end."""
     return look_up(row + tl.minimum(tl.maximum(place, 0), 511))
 
 
 @triton.jit
 def bucket_range(times, m0, n0, BN: tl.constexpr):
-    """Least bucket + largest · 2^16 that can occur between the block of queries around m0 and keys n0…."""
+    """Least bucket + largest bucket · 2^16 that can occur between the block of queries around m0 and keys n0…."""
     place = 2 * (m0 // 128) + 2 - n0 // 64
     row = times.ranges + (m0 // 128).to(tl.int64) * 512
     both = range_at(row, place)
@@ -77,13 +77,13 @@ def bucket_range(times, m0, n0, BN: tl.constexpr):
 
 @triton.jit
 def is_near(m0, n0):
-    """Whether the near table holds these keys for these queries."""
+    """Whether the near table has these keys for these queries."""
     return (n0 >= m0 // 128 * 128 - 128) & (n0 < m0 // 128 * 128 + 128)
 
 
 @triton.jit
 def range_ahead(times, m0, n0, BN: tl.constexpr):
-    """`bucket_range`, to be asked for two tiles ahead of its use."""
+    """`bucket_range`, to be loaded two tiles ahead of its use."""
     both = m0 * 0
     if times.bias is not None:
         both = bucket_range(times, m0, n0, BN)
@@ -99,7 +99,7 @@ def near_buckets(times, m0, n0, y, x, BN: tl.constexpr):
 
 @triton.jit
 def bounds_of(times, k, m0, num_tokens):
-    """Where the bounds of queries m0… for threshold k lie; rows are padded to a whole block of queries."""
+    """Addresses of the bounds of queries m0… for threshold k; rows are padded to a whole block of queries."""
     return times.bounds + tl.cast(k, tl.int64) * ((num_tokens + 127) // 128 * 128) + m0
 
 
@@ -123,7 +123,7 @@ def time_row(times, num_thresholds, head):
 
 @triton.jit
 def bounds_ahead(times, num_thresholds, both, m0, num_tokens, BM: tl.constexpr, SORTED: tl.constexpr):
-    """Bounds (BM,) of a tile's first threshold, if it has one and they are any."""
+    """Bounds (BM,) of a tile's first threshold, if it has one and there are bounds."""
     row = tl.arange(0, BM)
     bound = row * 0
     if times.bias is not None:
@@ -140,8 +140,8 @@ def foresee(
 ):  # fmt: skip
     """A tile's range (0 if it is near), rab^t of its least bucket and of the next, and the bounds (BM,) between them.
 
-    To be asked for a tile ahead, and nothing computed from it before that tile: each of these loads would be waited
-    for. Where times are not in order, there are no bounds.
+    To be loaded one tile ahead; nothing may be computed from it before that tile, which would wait for the loads. If
+    times are not in order, there are no bounds.
     """
     first = 0.0
     second = 0.0
@@ -160,13 +160,13 @@ def foresee(
 
 @triton.jit
 def left_of(bound, x):
-    """1 where x < bound, else 0, float32: two operations without a predicate, of which there are few."""
+    """1 where x < bound, else 0, as float32: two operations that need no predicate register, which are scarce."""
     return saturating_sum(bound.to(tl.float32), -x.to(tl.float32))
 
 
 @triton.jit
 def bias_ahead(position, times, both, first, second, bound, m0, n0, x, SORTED: tl.constexpr):
-    """What of half the bias is known before the product: rab^p (``position``), and rab^t as far as `foresee` told."""
+    """The part of the halved bias known before the product: rab^p (``position``), and what `foresee` has of rab^t."""
     ahead = position
     if times.bias is not None:
         ahead += tl.where(is_near(m0, n0), 0.0, 0.5 * first)
@@ -180,15 +180,15 @@ def bias_ahead(position, times, both, first, second, bound, m0, n0, x, SORTED: t
 def add_time_bias(
     half, times, num_thresholds, both, head, m0, n0, y, x, num_tokens, BN: tl.constexpr, SORTED: tl.constexpr
 ):
-    """Halves of the scores with what `bias_ahead` leaves: a near tile's buckets, a far tile's further thresholds.
+    """Halved scores plus what `bias_ahead` leaves out: a near tile's buckets, a far tile's further thresholds.
 
-    Scores go through the branch and the loop rather than a tile of bias: they bring the layout of the product along.
+    The branch and the loop carry the scores, rather than a tile of bias, because scores have the product's layout.
     """
     bias = time_row(times, num_thresholds, head)
     if is_near(m0, n0):
         half += 0.5 * look_up(bias + near_buckets(times, m0, n0, y, x, BN).to(tl.uint32))
     next_one = (both & 65535) + SORTED
-    if next_one < (both >> 16):  # a loop that stands in a loop by itself keeps Triton from pipelining the outer
+    if next_one < (both >> 16):  # an inner loop outside of a branch keeps Triton from pipelining the outer loop
         for k in range(next_one, both >> 16):
             step = 0.5 * (tl.load(bias + k + 1) - tl.load(bias + k))
             far = beyond(times, k, m0, n0, y, x, num_tokens, SORTED)

@@ -1,13 +1,13 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Gradients of rab^p and rab^t: sums that a program of dQ keeps while it has a tile's slopes, and what adds them up.
+"""Gradients of rab^p and rab^t: the sums that each dQ program keeps while it has a tile's slopes, and their reduction.
 
-Sums lie in memory of a program's own, each number added to by one thread, always the same, until the last kernels here
-add programs in a fixed order: `tl.atomic_add` is an addition in the L2 cache there, which nobody waits for. Repeated
-runs agree to the bit.
+Each program has its sums in private memory, where each number is always added to by the same thread; the last kernels
+below add the programs in a fixed order. `tl.atomic_add` is used as an addition in the L2 cache that no thread waits
+for. Repeated runs agree to the bit.
 
-Keys of a user are in the order of time, so the keys at least as far from a query as a threshold are those before a
-bound, and their slopes sum to the query's running sum at the bound: the threshold's *level*. A program notes a level
-once for each query and threshold, instead of summing for each bucket in each tile; a bucket is the difference of two.
+A user's keys are in the order of time, so the keys at least a threshold away from a query are those before a bound, and
+their slopes sum to the query's running sum at that bound: the threshold's *level*. A program notes each level once per
+query and threshold, instead of summing each bucket in each tile; a bucket is the difference of two levels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kernels.triton_shared import add_to, look_up, put_down
 
 @triton.jit
 def diagonals_of_blocks(DTYPE: tl.constexpr):
-    """(64, 16): which entry of an 8 x 8 block lies on which of its diagonals; the last column is empty."""
+    """(64, 16): which entry of an 8 x 8 block is on which of its diagonals; the last column is empty."""
     entry = tl.arange(0, 64)[:, None]
     return (entry // 8 - entry % 8 + 7 == tl.arange(0, 16)[None, :]).to(tl.float32).to(DTYPE)
 
@@ -32,8 +32,8 @@ def add_diagonals(
 ):  # fmt: skip
     """Add a tile's sums by distance to those of its program.
 
-    The matrix units sum the diagonals of its blocks of 8 x 8, in the dtype of dQ's product; `unfold_kernel` knows which
-    distance they are.
+    The matrix units sum the diagonals of its 8 x 8 blocks, in the dtype of dQ's product; `unfold_kernel` assigns them
+    to distances.
     """
     STEP: tl.constexpr = min(BM, BN)
     BLOCKS: tl.constexpr = BM * BN // 64
@@ -45,7 +45,7 @@ def add_diagonals(
 
 @triton.jit
 def add_ends(sums_ptr, before_start, beyond_end, BM: tl.constexpr):
-    """Add a tile of queries' sums (BM,) over tiles that lie wholly beyond the table's ends: one distance each."""
+    """Add a query tile's sums (BM,) over tiles wholly beyond an end of the table: a single distance for each end."""
     place = sums_ptr + tl.arange(0, BM)
     tl.atomic_add(place, before_start, sem="relaxed")
     tl.atomic_add(place + BM, beyond_end, sem="relaxed")
@@ -53,7 +53,7 @@ def add_ends(sums_ptr, before_start, beyond_end, BM: tl.constexpr):
 
 @triton.jit
 def note_level(notes_ptr, k, slope, total, bound, n0, x, BM: tl.constexpr, BN: tl.constexpr):
-    """Threshold k's level, for the queries whose bound (BM,) lies in a tile."""
+    """Note threshold k's level, for the queries whose bound (BM,) is in this tile."""
     bound = bound - n0
     level = total + tl.sum(slope * left_of(bound[:, None], x), 1)
     put_down(notes_ptr + (256 + k) * BM + tl.arange(0, BM), level, (bound >= 0) & (bound <= BN))
@@ -70,11 +70,11 @@ def note_levels(
     notes_ptr, times, slope, total, both, bound, last_least, earlier, m0, n0, y, x, num_tokens,
     BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What a tile tells of its queries' levels; ``total`` (BM,) are their sums over the tiles before.
+    """Note the levels that a tile determines; ``total`` (BM,): its queries' sums over the tiles before.
 
-    A far tile has the bounds of a threshold or two (``bound``: of the first), and of those between it and the tile
-    before (``last_least``: that one's least bucket): their levels are noted. A near one has too many: the levels of all
-    places are noted, for `add_levels` to choose from. The matrix units sum them, as they do `add_diagonals`' sums.
+    A far tile has the bounds of a threshold or two (``bound``: of the first), and of those between it and the previous
+    tile (``last_least``: that one's least bucket): their levels are noted. A near tile has too many: its running sums
+    at all places are noted, for `add_levels` to choose from. The matrix units compute them, as in `add_diagonals`.
     """
     near = is_near(m0, n0)
     if near:
@@ -96,14 +96,14 @@ def add_levels(
     sums_ptr, notes_ptr, times, num_thresholds, total, start, m0, end, num_tokens, BM: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """Add a tile of queries' levels to those of its program, once it has seen all its keys before ``end``.
+    """Add a query tile's levels to those of its program, once all keys before ``end`` are done.
 
-    ``total`` (BM,): the queries' sums over all keys, which is the first level; ``start`` (BM,): below it nothing is
-    seen. Many levels at once: what this waits for are loads.
+    ``total`` (BM,): the queries' sums over all keys, which is the first level; ``start`` (BM,): no key below it is
+    seen. Many levels at once, because the time goes into waiting for loads.
     """
     row = tl.arange(0, BM)[None, :]
     begin = m0 // 128 * 128 - 128
-    tl.debug_barrier()  # the notes are other threads'
+    tl.debug_barrier()  # the notes were written by other threads
     for first in range(0, num_thresholds + 1, LEVELS):
         level = first + tl.arange(0, LEVELS)[:, None]
         k = level - 1
@@ -116,14 +116,14 @@ def add_levels(
         value = tl.where((bound >= end) & (k < num_thresholds), total[None, :], value)
         level = first + tl.arange(0, LEVELS)
         tl.atomic_add(sums_ptr + level, tl.sum(value, 1), mask=level <= num_thresholds, sem="relaxed")
-    tl.debug_barrier()  # before the next tile's
+    tl.debug_barrier()  # before the next tile overwrites them
 
 
 @triton.jit
 def add_buckets(
     sums_ptr, times, slope, m0, n0, y, x, num_tokens, BN: tl.constexpr
 ):  # fmt: skip
-    """Where times go back there are no bounds: add a tile's sums by bucket, slowly."""
+    """Without bounds, because times are out of order: add a tile's sums by bucket, slowly."""
     both = bucket_range(times, m0, n0, BN)
     if is_near(m0, n0):
         bucket = near_buckets(times, m0, n0, y, x, BN)
@@ -144,9 +144,9 @@ def time_gradient_kernel(
     sums_ptr, unsorted_ptr, grad_ptr, stride, num_buckets, num_programs, step, grad_stride, scale,
     PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Buckets' gradients, from the sums of programs group, group + step, …: a bucket is its level less the next one.
+    """Gradients by bucket, from the sums of programs group, group + step, …: a bucket is its level minus the next one.
 
-    Where times go back, sums are buckets' own.
+    If times are out of order, the sums already are by bucket.
     """
     group = tl.program_id(1)
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -168,7 +168,7 @@ def bias_gradient_kernel(
     sums_ptr, grad_ptr, sums_stride, width, num_programs, num_heads, grad_stride, scale,
     GROUPED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the programs' private sums, in the order of programs; with groups, only those of the group's head."""
+    """Add up the programs' private sums, in the order of programs; with groups, only those of the group's head."""
     group = tl.program_id(1)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
@@ -186,9 +186,9 @@ def bias_gradient_kernel(
 def unfold_kernel(
     diagonals_ptr, sums_ptr, num_positions, num_tiles, BM: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Sums by distance, as `fold_positions_kernel` takes them, from those of `add_diagonals`, ``num_tiles`` tiles long.
+    """Sums by distance, for `fold_positions_kernel`, from those of `add_diagonals` of ``num_tiles`` tiles.
 
-    Block (i, j) of the tile m0 - n0 has its diagonal e, from 0, at distance m0 - n0 + 8 (i - j) + e - 7.
+    Diagonal e (from 0) of block (i, j) of the tile at m0 - n0 has the distance m0 - n0 + 8 (i - j) + e - 7.
     """
     STEP: tl.constexpr = min(BM, BN)
     BLOCKS: tl.constexpr = BM * BN // 64
@@ -212,7 +212,7 @@ def unfold_kernel(
 
 @triton.jit
 def fold_positions_kernel(sums_ptr, grad_ptr, num_positions, BLOCK: tl.constexpr):
-    """Sums by distance (512 longer than the bias) to the bias's gradient: what lies outside belongs to the ends."""
+    """Sums by distance (512 longer than the bias) to the bias's gradient: distances outside belong to its ends."""
     group = tl.program_id(1)
     sums = sums_ptr + group * (num_positions + 512)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

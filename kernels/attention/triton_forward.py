@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 
-"""HSTU attention's forward pass: one tile of queries of one head a program, longest first."""
+"""HSTU attention's forward pass: each program computes one tile of queries of one head, the longest first."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kernels.attention.triton_bias import (
 from kernels.triton_shared import silu_of_half
 
 VARYING = ("num_tokens", "num_positions", "num_thresholds", "num_heads")
-"""No reason to compile anew."""
+"""Arguments whose values must not cause another compilation."""
 
 
 @triton.jit
 def seen_by(tokens, num_tokens, m0, BM: tl.constexpr, BN: tl.constexpr):
-    """Of queries m0…: (start, context, history) (BM, 1), the range of keys, and of those that all of them see."""
+    """For queries m0…: (start, context, history) (BM, 1), the range of keys that any sees, and that all see."""
     row = m0 + tl.arange(0, BM)
     inside = row < num_tokens
     start = tl.load(tokens.start + row, mask=inside, other=2147483647)
@@ -54,7 +54,7 @@ def visible(tokens, m0, n0, y, x, start, context, history):
 
 @triton.jit
 def at_head(operand, head):
-    """Where a head's rows begin."""
+    """The address of a head's rows."""
     return operand.pointer + head.to(tl.int64) * operand.head_stride
 
 
@@ -80,7 +80,7 @@ def load_tile(pointer, first, stride, num_rows, width, ROWS: tl.constexpr, WIDTH
 
 @triton.jit
 def load_rows(rows, operand, head, first, num_rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """`load_tile` of a head, by the copy engine where ``rows`` describes the tensor to it: no addresses, no masks."""
+    """`load_tile` of a head; by the copy engine, without addresses and masks, if ``rows`` is a tensor descriptor."""
     if rows is not None:
         tile = rows.load([first, head * operand.head_stride])
     else:
@@ -97,7 +97,7 @@ def store_tile(pointer, tile, first, stride, num_rows, width, ROWS: tl.constexpr
 
 @triton.jit
 def other_order(times, SORTED: tl.constexpr):
-    """Whether the batch's times are not of the kind that this version is for: the other one works then."""
+    """Whether the batch's times are not of the kind that this version is for: then the other version does the work."""
     other = False
     if times.bias is not None:
         other = (tl.load(times.unsorted) == 0) != SORTED
@@ -113,8 +113,8 @@ def attention_forward_kernel(
 ):  # fmt: skip
     """(T, H, E); see the module.
 
-    Queries are multiplied as they come and the scores halved: scaled queries would be registers, which the matrix unit
-    waits for, instead of a place in shared memory.
+    The scores are halved instead of the queries: scaled queries would be in registers, for which the matrix unit waits,
+    instead of in shared memory.
     """
     if other_order(times, SORTED):
         return

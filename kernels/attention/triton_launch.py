@@ -1,4 +1,4 @@
-"""HSTU attention on a GPU: what to launch, with which arguments, forward and backward."""
+"""HSTU attention on a GPU: what to launch with which arguments, forward and backward."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from kernels.triton_shared import INTERPRETED, architecture, dot_precision, fast
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What attention knows of its batch apart from queries, keys, values and biases; the same for every layer."""
+    """What attention needs to know of its batch besides queries, keys, values and biases; the same for every layer."""
 
     plan: Plan
     times: TimeTables | None
     has_context: bool
     has_targets: bool
     orders: tuple[bool, ...]
-    """Which versions start: for times in order, for times that go back; both where the host does not know."""
+    """Which versions are launched: for times in order, or not; both if the host does not know."""
     mean_length: int
-    """Tokens of a user, on average."""
+    """Average number of tokens of a user."""
 
 
 def prepare(
@@ -50,7 +50,7 @@ def prepare(
     num_targets_B: Tensor | None,
     cache: BucketCache | None,
 ) -> Batch:
-    """The batch's tables, from the cache where it holds these very inputs."""
+    """The batch's tables, from the cache if they were made from the same inputs."""
     inputs = (offsets_B1, query_time_T, key_time_T, num_context_B, num_targets_B)
     key = ("triton", num_tokens, id(time_buckets), *map(_identity, inputs))
     if cache is not None and cache.key == key and isinstance(cache.value, Batch):
@@ -62,8 +62,8 @@ def prepare(
         times = make_time_tables(thresholds_K1, query_time_T.contiguous(), key_time_T.contiguous(), plan)
     orders: tuple[bool, ...] = (True,)
     if times is not None:
-        # Layers that share a cache are worth one look at the device; a single call starts both versions instead, and
-        # the one that does not suit ends at once.
+        # For layers that share a cache, reading the flag from the device once pays off; a single call launches both
+        # versions instead, and the one that does not apply returns at once.
         known = cache.in_order if cache is not None else None
         if known is None and cache is not None:
             known = int(times.unsorted_1) == 0
@@ -76,7 +76,7 @@ def prepare(
 
 
 def _identity(tensor: Tensor | None) -> tuple[int, int] | None:
-    """Which values: where they lie, and how often they were written in place."""
+    """Identifies a tensor's values: its address, and how often it was changed in place."""
     if tensor is None:
         return None
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
@@ -128,13 +128,13 @@ def _options(q: Tensor, v: Tensor, tile: Tile) -> dict[str, Any]:
 
 
 MANY_TOKENS = 8192
-"""From so many on, a launch's time on the host does not count, and the copy engine's descriptors are worth it."""
+"""From this size on, the launch time on the host does not matter, and the copy engine's descriptors pay off."""
 LEAST_WIDTH = 64
-"""Of a head for the copy engine: 128 bytes a row."""
+"""Largest width of a head for the copy engine: 128 bytes a row."""
 
 
 def _rows(first: Tensor, second: Tensor, num_rows: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
-    """Both tensors' tiles of so many rows for Hopper's copy engine, or two Nones where it cannot read them."""
+    """Descriptors of both tensors' tiles for Hopper's copy engine, or two Nones if it cannot read them."""
     pair = first, second
     if len(first) < MANY_TOKENS or architecture(first) < 90 or not all(map(_is_described, pair)):
         return None, None
@@ -148,7 +148,8 @@ def _rows(first: Tensor, second: Tensor, num_rows: int) -> tuple[TensorDescripto
 
 
 def _is_described(x: Tensor) -> bool:
-    """bfloat16 of a power of two's width, everything at multiples of 16 bytes. (The interpreter knows no bfloat16.)"""
+    """Whether the tensor is bfloat16, its width a power of two, and everything aligned to 16 bytes. (In the interpreter
+    there is no bfloat16.)"""
     return (
         (x.dtype == torch.bfloat16 or INTERPRETED)
         and x.shape[2] >= LEAST_WIDTH and x.shape[2] == next_power(x.shape[2]) and x.stride(2) == 1
@@ -160,7 +161,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None, num_positions: int,
     time_bias_GK: Tensor | None, tile: Tile | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(T, H, E), in ``out`` if given. ``position_table``: of `make_position_table`."""
+    """(T, H, E), in ``out`` if given. ``position_table``: from `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
     if out is None:
         out = torch.empty(num_tokens, num_heads, v.shape[2], dtype=q.dtype, device=q.device)
@@ -183,7 +184,7 @@ def backward_queries(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None,
     pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, q_grad: Tensor, tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Writes dQ (T, H, D); returns the gradients of the biases."""
+    """Write dQ (T, H, D); returns the gradients of the biases."""
     num_tokens, num_heads = q.shape[:2]
     tile = tile or query_gradient_tile(_shape(q, v, time_bias_GK, batch))
     num_tiles = triton.cdiv(num_tokens, BLOCK) * (BLOCK // tile.queries)
@@ -207,14 +208,14 @@ def backward_queries(
 
 
 def _num_diagonals(num_positions: int, tile: Tile) -> int:
-    """Tiles that lie differently to the diagonal; the first holds what lies beyond the table's ends."""
+    """How many distances from the diagonal a tile can have; the first one holds what is beyond the table's ends."""
     return (num_positions + tile.queries + tile.keys) // min(tile.queries, tile.keys) + 1
 
 
 def _bias_sums(
     like: Tensor, num_programs: int, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None, tile: Tile
 ) -> tuple[BiasSums, int]:
-    """Zeros for each program to add to, a level a bucket, and room for its notes; from one program's to the next's."""
+    """Zeros for each program to add to, one level per bucket, and room for its notes; the strides between programs."""
     width = num_buckets = 0
     if pos_bias_GP is not None:
         width = _num_diagonals(pos_bias_GP.shape[1], tile) * tile.queries * tile.keys // 4
@@ -263,7 +264,7 @@ def fold_positions(sums: Tensor, pos_bias_GP: Tensor) -> Tensor:
 
 
 def add_programs(sums: Tensor, num_groups: int, num_heads: int, scale: float) -> Tensor:
-    """Private sums (programs, width) of programs that keep to one head, to (groups, width)."""
+    """Private sums (programs, width) of programs that keep to one head → (groups, width)."""
     width = sums.shape[1]
     total = torch.empty(num_groups, width, dtype=torch.float32, device=sums.device)
     bias_gradient_kernel[(triton.cdiv(width, 64), num_groups)](
@@ -277,7 +278,7 @@ def backward_keys(
     q: Tensor, k: Tensor, v: Tensor, grad: Tensor, batch: Batch, norm_len: float, position_table: Tensor | None,
     num_positions: int, time_bias_GK: Tensor | None, k_grad: Tensor, v_grad: Tensor, tile: Tile | None = None,
 ) -> None:  # fmt: skip
-    """Writes dK (T, H, D) and dV (T, H, E). ``position_table``: of `make_position_table`."""
+    """Write dK (T, H, D) and dV (T, H, E). ``position_table``: from `make_position_table`."""
     num_tokens, num_heads = q.shape[:2]
     tile = tile or key_gradient_tile(_shape(q, v, time_bias_GK, batch))
     tokens = _tokens(batch, batch.plan.key_order)
@@ -292,7 +293,7 @@ def backward_keys(
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """The tensor, copied only where its last dimension is not contiguous."""
+    """The tensor, copied only if its last dimension is not contiguous."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
@@ -301,7 +302,7 @@ def backward(
     time_bias_GK: Tensor | None, table: Tensor | None,
     q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Writes the gradients of q, k, v and returns both biases'; ``table`` of `make_position_table`."""
+    """Write the gradients of q, k, v; returns those of both biases. ``table``: from `make_position_table`."""
     num_positions = pos_bias_GP.shape[1] if pos_bias_GP is not None else 0
     backward_keys(q, k, v, grad, batch, norm_len, table, num_positions, time_bias_GK, k_grad, v_grad)
     return backward_queries(q, k, v, grad, batch, norm_len, table, pos_bias_GP, time_bias_GK, q_grad)

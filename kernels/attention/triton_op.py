@@ -21,7 +21,7 @@ class Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos_bias_GP: Tensor | None, time_bias_GK: Tensor | None,
         batch: Batch, norm_len: float,
     ) -> Tensor:  # fmt: skip
-        """The output; what the gradients need is kept."""
+        """The output; saves what the gradients need."""
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         time_bias_GK = time_bias_GK.contiguous() if time_bias_GK is not None else None
         table = make_position_table(dense_rows(pos_bias_GP)) if pos_bias_GP is not None else None
@@ -61,7 +61,7 @@ def attention(
     num_targets_B: Tensor | None = None,
     bucket_cache: BucketCache | None = None,
 ) -> Tensor:
-    """`kernels.hstu_attention` on a GPU (or any tensors in Triton's interpreter)."""
+    """`kernels.hstu_attention` on a GPU (or on any tensors in Triton's interpreter)."""
     require_device(q_THD, "hstu_attention")
     num_tokens = q_THD.shape[0]
     batch = None

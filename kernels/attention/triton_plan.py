@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""What a batch's kernels need to know of its users, computed once a batch on the device, without waiting for it.
+"""What the kernels need to know about a batch's users, computed once per batch on the device, without waiting for it.
 
-Tiles are cut from the batch's token axis, not from each user: a tile may hold the end of one user and the whole of
-several short ones, so short users are packed for free, and the grid is known without reading lengths back. Tokens
-beyond the last offset belong to nobody and see only themselves: a batch may be padded at its end (CUDA graphs).
+Tiles are cut from the batch's token axis, not from each user: a tile may hold the end of one user and several short
+users, so short users are packed for free, and the grid is known without reading lengths back. Tokens beyond the last
+offset belong to no user and see only themselves: a batch may be padded at its end (for CUDA graphs).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch import Tensor
 from kernels.triton_shared import count_at_most, empty_rows
 
 BLOCK = 128
-"""Tokens a row block; tiles of kernels divide it."""
+"""Tokens of a row block; the kernels' tiles divide it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Per token, int32: its user's first token, end, end of context, first target; and the order of blocks.
 
-    Longest users first, and a user's blocks together, most work first: what runs at one time reads the same keys and
-    values, from the L2 cache (all users' longest blocks at once would read them from memory, again and again).
+    The longest users first, and each user's blocks together, those with the most work first: programs that run at the
+    same time then read the same keys and values, from the L2 cache. (With all users' longest blocks first, they would
+    be read from memory again and again.)
     """
 
     start_T: Tensor
@@ -39,7 +40,7 @@ class Plan:
 
 @triton.jit
 def rank(start, stop, work):
-    """Orders blocks by the length of their user, his place, and their work: 21 bits each."""
+    """A block's rank, by its user's length, the user's place, and the block's work: 21 bits each."""
     length = tl.minimum(stop - start, 2097151).to(tl.int64)
     return (length * 2097152 + start // 128) * 2097152 + tl.minimum(work, 2097151)
 
@@ -62,7 +63,7 @@ def plan_kernel(
     HAS_TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """See `Plan`; and the ranks of the block, of queries by its first token's user, of keys by its last token's."""
+    """The columns of `Plan`, and the block's ranks: for queries by its first token's user, for keys by its last's."""
     block = tl.program_id(0)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
@@ -93,7 +94,7 @@ def plan_kernel(
 
 @triton.jit(do_not_specialize=["num_blocks", "stride", "order_stride"])
 def order_blocks_kernel(rank_ptr, order_ptr, num_blocks, stride, order_stride, BLOCK: tl.constexpr):
-    """Blocks by falling rank, equal ones as they come: each counts those that go before it."""
+    """Blocks by descending rank, equal ones in order: each block counts those that come before it."""
     ranks = rank_ptr + tl.program_id(1) * stride
     block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(ranks + block, mask=block < num_blocks, other=0)[:, None]
@@ -107,7 +108,7 @@ def order_blocks_kernel(rank_ptr, order_ptr, num_blocks, stride, order_stride, B
 
 
 def make_plan(offsets_B1: Tensor, num_tokens: int, num_context_B: Tensor | None, num_targets_B: Tensor | None) -> Plan:
-    """Two small kernels."""
+    """A batch's plan, by two small kernels."""
     num_blocks = triton.cdiv(num_tokens, BLOCK)
     per_token = empty_rows(4, num_tokens, torch.int32, offsets_B1.device)
     ranks = empty_rows(2, num_blocks, torch.int64, offsets_B1.device)

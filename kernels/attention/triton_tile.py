@@ -1,8 +1,8 @@
-"""Shapes of the kernels' tiles: the fastest of a sweep where one was measured.
+"""Shapes of the kernels' tiles: the fastest of a sweep, where one was measured.
 
 Measured (H200, Triton 3.6, bfloat16, keys and values by the copy engine; B 32, N 4096, H 4; B 64, N 1024; B 256 and
 512, N 128 for short users): tiles of 32 to 128 queries and keys, 4 and 8 warps, 2 to 4 stages, with and without a limit
-of registers. `bench/gpu_tiles.py` measures them again; bench/NOTES.md has what came of it.
+on registers. `bench/gpu_tiles.py` repeats the sweep; bench/NOTES.md has the results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kernels.triton_shared import INTERPRETED
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries and keys of a tile, warps of a program, how many loads ahead are pipelined, registers at most."""
+    """Queries and keys of a tile, warps of a program, how many loads ahead are pipelined, the limit on registers."""
 
     queries: int
     keys: int
@@ -27,9 +27,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tile is chosen by: ``width`` of the wider of a query's and a value's head; ``architecture``: 80 is Ampere,
-    90 Hopper; ``timed``: whether there is a time bias (one of position alone costs what none does); ``length``: tokens
-    of a user, on average."""
+    """What a tile is chosen by: ``width``, of the wider of a query and a value head; ``architecture``: 80 is Ampere, 90
+    Hopper; ``timed``: whether there is a time bias (a position bias alone costs nothing extra); ``length``: average
+    number of tokens of a user."""
 
     dtype: torch.dtype
     width: int
@@ -39,7 +39,7 @@ class Shape:
 
 
 EXACT = Tile(32, 32, 4, 1)
-"""Of float32 on a GPU: its products run on the FP32 pipe, from registers. The interpreter takes bfloat16's tiles."""
+"""For float32 on a GPU, whose products run on the FP32 pipe, from registers. The interpreter uses bfloat16's tiles."""
 
 #                          plain                  with a time bias
 FORWARD = {
@@ -58,7 +58,7 @@ KEYS = {
     256: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
 }
 SHORT = 256
-"""Users of fewer tokens have no far tiles: more programs a processor, to wait for more loads at a time."""
+"""Users with fewer tokens have no far tiles: run more programs per processor, to have more loads in flight."""
 SHORT_FORWARD = {
     64: (Tile(64, 32, 4, 3), Tile(64, 32, 4, 3, 128)),
     128: (Tile(64, 32, 4, 3, 168), Tile(64, 64, 4, 3)),
@@ -66,7 +66,7 @@ SHORT_FORWARD = {
 SHORT_QUERIES = {128: (Tile(64, 64, 4, 2), Tile(64, 32, 4, 3))}
 SHORT_KEYS = {64: (Tile(32, 64, 4, 3, 168), Tile(32, 64, 4, 3, 168))}
 AMPERE = {"forward": Tile(64, 32, 4, 2), "queries": Tile(128, 32, 8, 2), "keys": Tile(32, 64, 8, 2)}
-"""Others spill, where heads are wider than 64."""
+"""Other tiles spill if heads are wider than 64."""
 
 Tiles = dict[int, tuple[Tile, Tile]]
 
@@ -81,15 +81,15 @@ def _choose(table: Tiles, short: Tiles, kernel: str, shape: Shape) -> Tile:
 
 
 def forward_tile(shape: Shape) -> Tile:
-    """Of the forward kernel."""
+    """The tile of the forward kernel."""
     return _choose(FORWARD, SHORT_FORWARD, "forward", shape)
 
 
 def query_gradient_tile(shape: Shape) -> Tile:
-    """Of the kernel for dQ and the biases."""
+    """The tile of the kernel for dQ and the biases."""
     return _choose(QUERIES, SHORT_QUERIES, "queries", shape)
 
 
 def key_gradient_tile(shape: Shape) -> Tile:
-    """Of the kernel for dK and dV."""
+    """The tile of the kernel for dK and dV."""
     return _choose(KEYS, SHORT_KEYS, "keys", shape)

@@ -1,16 +1,17 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Buckets of time differences, prepared once a batch so that a tile of scores costs a few operations.
+"""Buckets of time differences, prepared once per batch so that they cost few operations for each tile of scores.
 
 Three tables, all exact for any int64 times:
 
-* near: the bucket itself, a byte, for a query and the 256 keys of its own and the preceding block of 128, last first;
+* near: the bucket itself, as a byte, for a query and the 256 keys of its own and the preceding block of 128, last
+  first;
 * range: for a block of queries and a block of 64 keys, the least and largest bucket that can occur; old history has one
-  bucket or two, so a far tile is a constant and at most a few comparisons. The first entry of a row stands for all
-  blocks behind the queries' own, the last for all that are farther than the row: any bucket;
+  or two buckets, so a far tile needs a constant and at most a few comparisons. The first entry of a row stands for all
+  blocks after the queries' own, the last for all that are farther back than the row: any bucket;
 * bound: for a query and a threshold, the first key of its user that is nearer than the threshold. Times of a user's
-  keys do not decrease, so "at least this far" is "left of this key": a column's index is compared, whatever the times.
+  keys never decrease, so "at least this far away" means "left of this key": only column indices are compared.
 
-Where some user's key times do decrease, a flag on the device sends the work to kernels that compare times themselves.
+If some user's key times do decrease, a flag on the device sends the work to kernels that compare the times themselves.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from kernels.triton_shared import count_at_most, empty_rows
 
 KEY_BLOCK = 64
 NUM_RANGES = 512
-"""Entries of a query block; key blocks that are farther back look at every threshold."""
+"""Entries per query block; key blocks that are farther back check every threshold."""
 NEAR = 2 * BLOCK
 
 
 @dataclass(frozen=True, eq=False)
 class TimeTables:
-    """See the module; ``unsorted_1`` (1,) int32 on the device, ``thresholds`` and the times themselves beside."""
+    """See the module; also ``unsorted_1`` (1,) int32 on the device, ``thresholds`` and the times themselves."""
 
     near: Tensor
     ranges: Tensor
@@ -46,7 +47,7 @@ class TimeTables:
 
 @triton.jit
 def saturating_difference(a, b):
-    """a - b of int64, held at the ends: tiles span users, whose times may be anything."""
+    """a - b of int64, saturating: tiles span users, whose times may be arbitrary."""
     d = a - b
     overflow = ((a ^ b) & (a ^ d)) < 0
     end = tl.where(a < 0, -9223372036854775807, 9223372036854775807)
@@ -65,7 +66,7 @@ def extremes_kernel(
     num_blocks,
     BLOCK: tl.constexpr,
 ):
-    """Least and largest time of a half block of queries and of keys; and whether some user's keys go back in time."""
+    """Least and largest time of a half block of queries and of keys; and whether some user's key times decrease."""
     block = tl.program_id(0)
     token = block * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
@@ -128,7 +129,7 @@ def near_kernel(
     COLUMNS: tl.constexpr,
     NEAR: tl.constexpr,
 ):
-    """(query, last near key - key): the bucket, for keys of the query's block and of the one before."""
+    """(query, last near key - key): the bucket, for keys of the query's block and of the preceding one."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     after = (tl.program_id(0) * ROWS) // BLOCK * BLOCK + BLOCK
@@ -173,14 +174,14 @@ def bounds_kernel(
 
 
 def make_time_tables(thresholds_K1: Tensor, query_time_T: Tensor, key_time_T: Tensor, plan: Plan) -> TimeTables:
-    """Four small kernels; all layers of a model share what they make."""
+    """The tables, by four small kernels; all layers of a model share them."""
     device, num_tokens, num_thresholds = query_time_T.device, len(query_time_T), len(thresholds_K1)
     num_blocks, num_half_blocks = triton.cdiv(num_tokens, BLOCK), triton.cdiv(num_tokens, KEY_BLOCK)
     steps = num_thresholds.bit_length()
     query_ends, key_ends = empty_rows(2, 2 * num_half_blocks, torch.int64, device)
     ranges = torch.empty(num_blocks, NUM_RANGES, dtype=torch.int32, device=device)
     near_dtype = torch.uint8 if num_thresholds < 256 else torch.int16
-    # Zeros: what no user needs is still read, masked, and must be a bucket; rows to the end of the last tile, too.
+    # Zeros: entries that no user needs, up to the last tile's end, are read too (and masked), so must be valid buckets.
     near = torch.zeros(num_blocks * BLOCK, NEAR, dtype=near_dtype, device=device)
     bounds = torch.empty(max(num_thresholds, 1), num_blocks * BLOCK, dtype=torch.int32, device=device)
     unsorted_1 = torch.zeros(1, dtype=torch.int32, device=device)

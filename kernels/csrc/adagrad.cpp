@@ -1,6 +1,6 @@
-// Row-wise Adagrad, the part that needs no vectors: each thread takes the rows that hash to it, sorts their positions by
-// (row, position) and hands them to the level's update. A row's gradients are added in the order of positions whatever the
-// number of threads, and no two threads touch one row.
+// Row-wise Adagrad, the part without vectors: each thread takes the rows that hash to it, sorts their positions by (row,
+// position) and hands them to the level's update. A row's gradients are added in the order of positions for any number of
+// threads, and no two threads touch the same row.
 #include <omp.h>
 #include <stdint.h>
 
@@ -40,7 +40,7 @@ uint64_t* sort_by_row(uint64_t* from, uint64_t* to, int64_t num, int64_t num_row
 
 }  // namespace
 
-// Rows outside [0, num_rows) are skipped. Needs num and num_rows below 2^32. Returns 1 when memory ran out.
+// Rows outside [0, num_rows) are skipped. num and num_rows must be below 2^32. Returns 1 if out of memory.
 HEADRACE_API int adagrad(Update update, void* weight_VD, int weight_type, float* state_V, int64_t num_rows, int64_t width,
                          const int64_t* rows_N, int64_t num, const void* grad_ND, int grad_type, float lr, float eps,
                          float weight_decay, int num_threads) {

@@ -1,5 +1,5 @@
-// Memory that will be read or written soon, asked for a few lines at a time while the core computes: a batch's tensors lie in
-// the third cache or behind it, and whole users at once would fill the queue of misses.
+// Prefetches memory that will be read or written soon, a few lines at a time while the core computes: a batch's tensors are in
+// the L3 cache or beyond, and prefetching whole users at once would fill the queue of misses.
 #pragma once
 
 #include "rows.h"
@@ -29,7 +29,7 @@ class Ahead {
     void add_cached(const HeadraceAttention& a, const HeadraceTensor& cache, const Item& item, int64_t width) {
         if (item.cached) add(rows_of<T>(cache, a.cache_start[item.user], item.head), cache.row * sizeof(T), width * sizeof(T), item.cached);
     }
-    // What is left, in so many steps.
+    // The rest, in so many steps.
     void pace(int64_t steps) {
         for (int n = 0; n < num; ++n) ranges[n].share = ranges[n].rows / steps + 1;
     }
@@ -55,7 +55,7 @@ Ahead ahead_of_inputs(const HeadraceAttention& a, const Item& next) {
     return ahead;
 }
 
-// What the forward pass reads of the item to come and writes of its own.
+// What the forward pass reads for the next item and writes for its own.
 template <typename T>
 Ahead ahead_of_forward(const HeadraceAttention& a, const Item& item, const Item& next) {
     Ahead ahead = ahead_of_inputs<T>(a, next);

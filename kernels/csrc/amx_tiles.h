@@ -1,12 +1,12 @@
-// Matrix products of floats on AMX tiles, each operand as a sum of TERMS bfloat16: 1 for inputs that are bfloat16
-// themselves, 2 (16 bits, three products: high by high, high by low, low by high) where float32 is promised.
+// Matrix products of floats on AMX tiles, each operand as a sum of TERMS bfloat16: 1 for inputs that are bfloat16 themselves,
+// 2 (16 bits; three products: high by high, high by low, low by high) for float32.
 //
-// A tile product is C[16, 16] += A[16, 32] B[32, 16]; both operands lie as whole tiles of 16 rows of 16 words. A word holds
-// two members of the sum, in an order that is free as long as both sides keep it: sums over columns pair column j with j + 16,
-// sums over rows as their left operand does.
+// A tile product is C[16, 16] += A[16, 32] B[32, 16]; both operands are stored as whole tiles of 16 rows of 16 words. A word
+// holds two terms of the sum, in an order that is arbitrary as long as both sides have the same: sums over columns pair column
+// j with j + 16, sums over rows follow their left operand.
 //
-// Packing reads a source once, whatever is made of it: `row_words<TERMS>(to, apart, r, d)` stores the 16 words of row r's
-// columns d .. d + 31.
+// Packing reads a source once, however many forms are made of it: `row_words<TERMS>(to, apart, r, d)` stores the 16 words of
+// row r's columns d .. d + 31.
 #pragma once
 
 #include <immintrin.h>
@@ -35,7 +35,7 @@ struct TileRegisters {  // the thread's: all 16 rows of 64 bytes
 HEADRACE_INLINE vu load_words(const word* p) { return (vu)_mm512_load_si512(p); }
 HEADRACE_INLINE void store(word* p, vu v) { _mm512_store_si512(p, (__m512i)v); }
 
-// The order that pairs column j with j + 16, of 32 bfloat16 as they lie.
+// From 32 consecutive bfloat16, the order that pairs column j with j + 16.
 HEADRACE_INLINE __m512i apart_words() {
     const vu low = (vu)iota();
     return (__m512i)(low | (low + 16u) << 16);
@@ -43,9 +43,9 @@ HEADRACE_INLINE __m512i apart_words() {
 
 constexpr uint32_t HIGH = 0xffff0000u;
 
-// A term in the high halves, rounded to nearest; what lies below it is to be cut off.
+// A term in the high halves, rounded to nearest; the low halves are to be cut off.
 HEADRACE_INLINE vu term(vf x) { return (vu)x + 0x8000u; }
-// What a first term leaves for the second. A NaN stays one here, whatever the first term made of it.
+// What the first term leaves for the second. A NaN stays a NaN here, whatever the first term made of it.
 HEADRACE_INLINE vf rest(vf x, vu high) { return x - (vf)(high & HIGH); }
 // The low halves of one and the high halves of the other.
 HEADRACE_INLINE vu halves(vu low, vu high) { return (vu)_mm512_mask_blend_epi16(0xaaaaaaaau, (__m512i)low, (__m512i)high); }
@@ -67,7 +67,7 @@ struct Operand {
     Operand at(int64_t which, int64_t step) const { return {tiles + which * next + step * TILE, next, apart}; }
 };
 
-// 16 rows of 16 words, turned: words are moved as floats, not computed with.
+// 16 rows of 16 words, transposed: words are moved as floats, but not computed with.
 inline void transpose(const word* from, word* to) { transpose_block(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16); }
 
 struct PaddedRows {  // floats, rows of whole tiles
@@ -87,7 +87,7 @@ struct Words {
     int64_t apart, r, d;
 };
 
-// ---- forms of an operand: each takes one term's words, wherever the rows were read to ----
+// ---- forms of an operand: each takes one term's words, wherever the rows were read into ----
 
 // Left operand of a sum over columns: tiles (row / 16, column / 32).
 struct LeftRows {
@@ -95,7 +95,7 @@ struct LeftRows {
     Words room(int64_t r, int64_t d) const { return {to.at(r / 16, d / DEPTH).tiles, to.at(r / 16 + 1, d / DEPTH).tiles, to.apart, r, d}; }
 };
 
-// Right operand of the rows, transposed, in a sum over columns: tiles (row / 16, column / 32), turned.
+// Right operand of the rows, transposed, in a sum over columns: tiles (row / 16, column / 32), transposed.
 struct RightTurned {
     Operand to;
     void take(const Words& x, int64_t term) const {
@@ -104,7 +104,7 @@ struct RightTurned {
     }
 };
 
-// Row j pairs with j + 16 where the other operand's columns do (APART), row 2j with 2j + 1 where its rows do.
+// Row j pairs with j + 16 if the other operand's columns do (APART), row 2j with 2j + 1 if its rows do.
 enum Pairing { APART, NEIGHBOURS };
 HEADRACE_INLINE void pair_rows(const word* one, const word* other, word* left_half, word* right_half) {
     const vu a = load_words(one), b = load_words(other);
@@ -152,7 +152,7 @@ inline void pack_by_way_of(const Source& x, int64_t num_rows, int64_t num_column
         }
 }
 
-// A source in one form or several; num_rows and num_columns are the forms', multiples of 32: the source knows where it ends.
+// A source in one or several forms; num_rows and num_columns are those of the forms, multiples of 32: the source pads itself.
 template <int TERMS, typename Source, typename... Forms>
 inline void pack(const Source& x, int64_t num_rows, int64_t num_columns, const Forms&... forms) {
     alignas(64) word words[TERMS * 2 * TILE];
@@ -165,7 +165,7 @@ inline void pack(const Source& x, int64_t num_rows, int64_t num_columns, const L
     pack_by_way_of<TERMS>(x, num_rows, num_columns, room, others...);
 }
 
-// The compiler does not know that a tile's load reads memory.
+// The compiler does not know that loading a tile reads memory.
 HEADRACE_INLINE void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
 // Four tiles of C, two by two, += the product along `steps` tiles.
@@ -200,8 +200,8 @@ HEADRACE_INLINE void multiply_tiles(const Operand& left, const Operand& right, i
     }
 }
 
-// C (16 m, 16 n) = or += A B, `steps` tiles along the sum; m and n even. C's four tiles of a block lie `ldc` floats a row
-// apart, and its blocks where `row` and `column` floats lead from one tile to the next.
+// C (16 m, 16 n) = or += A B, `steps` tiles along the sum; m and n even. Rows within a tile of C are `ldc` floats apart, and
+// tiles `row` and `column` floats.
 template <int TERMS, bool ADD>
 HEADRACE_INLINE void multiply_to(int64_t m, int64_t n, int64_t steps, const Operand& a, const Operand& b, float* c, int64_t ldc, int64_t row,
                                  int64_t column) {

@@ -1,8 +1,8 @@
 // One (user, head) of HSTU attention, forward and backward: shared by level/attention.cpp and level/layer.cpp.
 //
-// An item is cut into tiles of ROWS queries x COLS keys. It packs its operands once (rows padded to whole vectors; keys and
+// An item is cut into tiles of ROWS queries x COLS keys. Its operands are packed once (rows padded to whole vectors; keys and
 // values also transposed, tile by tile), so that all seven products are the same register-blocked loop of simd.h. Groups of
-// MR rows skip what they cannot see, so the upper triangle costs next to nothing.
+// MR rows skip keys that they cannot see, so the upper triangle costs next to nothing.
 #pragma once
 
 #include "ahead.h"
@@ -46,7 +46,7 @@ struct Scratch {
     }
 };
 
-// Rows of a tensor into a packed array of whole vectors, the rest of a row zero.
+// Copies rows of a tensor into a packed array of whole vectors, padded with zeros.
 template <typename T>
 void pack_rows(const T* source, int64_t stride, int64_t count, int64_t width, float* to, int64_t pad) {
     for (int64_t i = 0; i < count; ++i)
@@ -96,7 +96,7 @@ HEADRACE_INLINE void weigh_rows(const B& biases, const Group& group, float* scor
     }
 }
 
-// A group's scores → weights, in their place.
+// A group's scores → weights, in place.
 inline void weigh(const Item& item, const BiasTables& tables, const Group& group, float* scores, int64_t vectors) {
     with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) { weigh_rows(biases, group, scores, vectors); });
 }
@@ -128,7 +128,7 @@ HEADRACE_INLINE void slope_rows(const B& biases, const Item& item, const Group& 
     }
 }
 
-// A group's scores and products of gradients → weights and slopes, in their places.
+// A group's scores and products of gradients → weights and slopes, in place.
 inline void weigh_backward(const Item& item, const BiasTables& tables, const Group& group, float* weights, float* slopes, int64_t vectors,
                            const BiasScratch& scratch) {
     with_biases(item, tables, group, [&](const auto& biases) __attribute__((always_inline)) {
@@ -142,7 +142,7 @@ template <typename T, int TERMS>
 void forward_item(const HeadraceAttention& a, const Item& item, const BiasTables& tables, Scratch& s, Ahead& ahead) {
     const int64_t qk_pad = round_up(a.qk_dim, W), v_pad = round_up(a.v_dim, W);
     const int64_t rows = round_up(item.queries, ROWS), cols = round_up(item.keys, COLS);
-    float* keys = s.q;  // the keys' rows are needed only to be turned: the queries take their place
+    float* keys = s.q;  // the keys' rows are only needed for transposing: the queries overwrite them
     pack_keys<T>(a, item, a.cache_k, a.k, a.qk_dim, keys, qk_pad, cols);
     turn(keys, qk_pad, cols, s.k_turned);
     pack_keys<T>(a, item, a.cache_v, a.v, a.v_dim, s.v, v_pad, cols);
@@ -230,7 +230,7 @@ void backward_item(const HeadraceAttention& a, const Item& item, const BiasTable
 }
 
 Shape widest(const HeadraceAttention& a, const Plan& plan, int64_t) {
-    // Row groups may reach past the last tile's keys: one tile more than the longest user.
+    // Row groups may extend past the last tile's keys: one more tile than the longest user has.
     const int64_t rows = round_up(plan.most_queries, ROWS), cols = round_up(plan.most_keys, COLS);
     return {max64(rows, cols), cols, round_up(a.qk_dim, W), round_up(a.v_dim, W)};
 }

@@ -1,10 +1,10 @@
-// One (user, head) of HSTU attention on AMX tiles; what attend.h is for vectors, with the same names.
+// One (user, head) of HSTU attention on AMX tiles: the counterpart of attend.h, with the same names.
 //
-// Operands are sums of TERMS bfloat16 (amx_tiles.h): one where the model is bfloat16, two where it is float32. Scores,
-// activations and sums are float32. An item packs its operands once. The forward pass takes ROWS queries at a time and keeps
-// their weights over all keys, so that the output is summed in registers. The backward pass takes COLS keys at a time and keeps
-// the weights and slopes of all queries, so that the gradients of keys and values are, too; they are summed transposed, which
-// makes the weights a right operand as they stand.
+// Operands are sums of TERMS bfloat16 (amx_tiles.h): one if the model is bfloat16, two if it is float32. Scores, activations
+// and sums are float32. An item's operands are packed once. The forward pass takes ROWS queries at a time and keeps their
+// weights for all keys, so that the output is summed in registers. The backward pass takes COLS keys at a time and keeps the
+// weights and slopes of all queries, so that the gradients of keys and values are summed in registers too; they are summed
+// transposed, so that the weights can be a right operand without being rearranged.
 #pragma once
 
 #include "ahead.h"
@@ -66,7 +66,7 @@ struct Scratch {
     }
 };
 
-// ---- sources of operands: rows of a tensor, perhaps behind those of a cache; zeros past their end ----
+// ---- sources of operands: rows of a tensor, perhaps after those of a cache; zeros past their end ----
 
 template <typename T>
 struct TensorRows {

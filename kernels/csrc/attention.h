@@ -1,4 +1,4 @@
-// The arguments of HSTU attention, forward and backward, over jagged users; delta attention is the same with a cache in front.
+// The arguments of HSTU attention, forward and backward, over jagged users; delta attention also has a cache.
 // Mirrored field by field in kernels/attention/cpp.py: every field is eight bytes.
 #pragma once
 
@@ -19,12 +19,12 @@ struct HeadraceAttention {
     const int64_t *num_context, *num_targets;  // (B,) or null
     const float *pos_bias, *time_bias;         // (pos_heads, num_pos), (time_heads, num_buckets) or null
     int64_t num_pos, pos_heads, num_buckets, time_heads;
-    // Per user room for (queries, round_up(keys, 64)) of uint8 or uint16, filled from its start; then one byte a user, 1 =
-    // monotone; then, from `bucket_index_at` on, one int32 a query: its row in its user's room.
+    // For each user, space for (queries, round_up(keys, 64)) of uint8 or uint16, filled from its start; then one byte per
+    // user, 1 = monotone; then, from `bucket_index_at` on, one int32 per query: its row in its user's space.
     const void* buckets;
     int64_t bucket_bytes;
     HeadraceTensor grad, dq, dk, dv;  // backward
-    int64_t cache_grad;               // 1: the cached keys' gradients are wanted too, in the rows of dk and dv before the new ones'
+    int64_t cache_grad;               // 1: also gradients of the cached keys, in the rows of dk and dv before those of the new ones
     float *dpos, *dtime;              // of the shapes of the biases, written
 };
 

@@ -1,4 +1,4 @@
-// What is added to a score: the biases of the position and of the time that lie between two tokens.
+// What is added to a score: the biases for the distance in position and in time between two tokens.
 #pragma once
 
 #include "plan.h"
@@ -25,7 +25,7 @@ struct BiasTables {
         }
         if (a.time_bias) {
             time_heads = a.time_heads;
-            time_size = round_up(a.num_buckets, 16) + 144;  // windows may reach past the end
+            time_size = round_up(a.num_buckets, 16) + 144;  // windows may extend past the end
             time = static_cast<float*>(calloc(static_cast<size_t>(time_size * time_heads), sizeof(float)));
             if (!time) return false;
             for (int64_t g = 0; g < time_heads; ++g) memcpy(time + g * time_size, a.time_bias + g * a.num_buckets, sizeof(float) * a.num_buckets);
@@ -43,7 +43,7 @@ struct BiasTables {
     }
 };
 
-// ---- time bias of W neighbours: a table in registers where the tile's buckets allow it, else loads one by one ----
+// ---- time bias of W neighbours: a table in registers if the tile's buckets allow it, else loads one by one ----
 
 enum TimeMode { NO_TIME, TABLE_32, TABLE_64, TABLE_128, ANY };
 
@@ -74,7 +74,7 @@ inline TimeView<T> look(const Item& item, const Group& group, int64_t num_bucket
     return view;
 }
 
-// The buckets of a tile to come, while another is worked on.
+// Prefetches the buckets of the next tile.
 inline void prefetch_buckets(const Item& item, const BiasTables& tables, int64_t i0, int64_t j0, int64_t rows) {
     if (!tables.time || j0 >= item.keys || j0 > item.position(i0 + rows - 1)) return;
     for (int64_t r = i0; r < min64(i0 + rows, item.queries); ++r)
@@ -127,7 +127,7 @@ struct TimeTable {
         return (vf)_mm512_i32gather_ps(index, all, 4);
 #else
         vf x;
-        for (int l = 0; l < W; ++l) x[l] = all[buckets[l] < num_buckets ? buckets[l] : 0];  // columns never seen hold anything
+        for (int l = 0; l < W; ++l) x[l] = all[buckets[l] < num_buckets ? buckets[l] : 0];  // columns never seen hold arbitrary values
         return x;
 #endif
     }
@@ -135,7 +135,7 @@ struct TimeTable {
 
 // ---- both biases of a group ----
 
-// Where a group's biases lie: a row's pointers. Rows that do not exist read the last one that does.
+// Pointers to a group's biases, by row. Rows that do not exist read the last one that does.
 template <bool POS, int MODE, typename B>
 struct Biases {
     const Item& item;
@@ -159,7 +159,7 @@ struct Biases {
     }
 };
 
-// Calls `body` with the group's biases and whether anything is masked, all as constants.
+// Calls `body` with the group's biases and whether anything is masked, all known at compile time.
 template <bool POS, typename B, typename Body>
 HEADRACE_INLINE void with_time(const Item& item, const BiasTables& tables, const Group& group, const Body& body) {
     const TimeView<B> view = look<B>(item, group, tables.num_buckets);

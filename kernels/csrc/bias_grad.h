@@ -16,7 +16,7 @@ struct BiasScratch {
     }
 };
 
-// Where one item's bias gradients go: its chunk's sums, of its bias head.
+// Where an item's bias gradients go: the sums of its chunk and bias head.
 struct BiasGrads {
     float* pos_sum;   // (pos_heads, num_pos) or null
     float* time_sum;  // (time_heads, num_buckets, W) or null
@@ -29,7 +29,7 @@ struct BiasGrads {
         if (!pos_sum) return;
         for (int64_t c = 0; c < COPIES; ++c) memset(scratch.pos + c * scratch.pos_size, 0, sizeof(float) * (span(item) + 64));
     }
-    // Distance of table entry c: keys - 1 - c. A copy's entries are `shift` further on, so that every tile's are aligned.
+    // Distance of table entry c: keys - 1 - c. A copy's entries are shifted by `shift`, so that every tile's are aligned.
     static int64_t shift(const Item& item, int64_t query) { return (query + 1 - item.queries) & (COPIES - 1); }
     static float* row(const BiasScratch& scratch, const Item& item, int64_t query, int64_t j0) {
         return scratch.pos + query % COPIES * scratch.pos_size + shift(item, query) + item.keys - 1 - item.position(query) + j0;
@@ -75,7 +75,7 @@ struct BiasGradChunks {
 
 // ---- time ----
 
-// Adds W slopes to the sums of their buckets, lanes of one bucket at once: neighbours mostly share one, or lie in two.
+// Adds W slopes to the sums of their buckets, lanes of one bucket at once: neighbours mostly share a bucket, or have two.
 template <typename T>
 HEADRACE_INLINE void scatter_time(const T* buckets, vf slope, float* sums, int32_t num_buckets) {
 #if defined(__AVX512F__)
@@ -145,9 +145,9 @@ HEADRACE_INLINE void scatter_columns(const uint8_t* buckets, uint64_t columns, c
     }
 }
 
-// The same for a tile of up to 64 columns of one byte. A row is compared with the row before in one step, and only the columns
-// whose bucket changes are scattered: mostly a few, at the borders of buckets. Columns that nobody sees have slopes of zero,
-// whatever their bytes.
+// The same for a tile of up to 64 columns of one byte. A row is compared with the previous row in one step, and only the
+// columns whose bucket changes are scattered: mostly a few, at the boundaries of buckets. Columns that no row sees have slopes
+// of zero, whatever their bytes.
 inline void time_gradient_of_bytes(const Item& item, int64_t i0, int64_t j0, int64_t rows, int64_t cols, const float* slope, int64_t ld, float* sums) {
     const uint8_t* row = item.buckets_of<uint8_t>(i0) + j0;
     const int64_t vectors = (cols + W - 1) / W;

@@ -1,4 +1,4 @@
-// What the layer does to a block of tokens: LayerNorm, products with padded weights, dropout, sums of gradients.
+// The layer's operations on a block of tokens: LayerNorm, products with padded weights, dropout, sums of gradients.
 #pragma once
 
 #include "layer.h"
@@ -7,7 +7,7 @@
 HEADRACE_BEGIN
 
 constexpr int64_t DEPTHS = 32;  // columns that a product may begin and end at: a step of AMX, whole vectors elsewhere
-constexpr int64_t BLOCK = 96;  // tokens that go through the layer's products together
+constexpr int64_t BLOCK = 96;  // tokens that the layer's products process together
 #if defined(HEADRACE_LEVEL_AMX)
 constexpr int64_t PAD = 32;  // of widths: two tiles
 #else
@@ -25,8 +25,8 @@ inline word* operand_room(int64_t size) {
 
 inline TensorRows<float> matrix(const float* x, int64_t stride, int64_t rows, int64_t width) { return {nullptr, x, 0, stride, 0, rows, width}; }
 
-// C[rows, n] = or += A[rows, k] B[k, n], where A's element (r, p) lies at a[r * a_row + p * a_step] and one of the two is 1. Both
-// sides are made operands here (B perhaps before: `ready`); C has room for whole tiles.
+// C[rows, n] = or += A[rows, k] B[k, n], where A's element (r, p) is at a[r * a_row + p * a_step] and one of the two is 1. Both
+// sides are packed here (B perhaps earlier: `ready`); C has room for whole tiles.
 template <int TERMS>
 inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
                      int64_t n, bool add, const Operand* ready) {
@@ -43,7 +43,7 @@ inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows
     else multiply_rows<TERMS, false>(m_pad / 16, n_pad / 16, k_pad / DEPTH, left, right, c, ldc);
 }
 
-// A weight's matrix made an operand once a call.
+// A weight matrix packed once per call.
 template <int TERMS>
 inline Operand operand(Arena& arena, const float* from, int64_t ld, int64_t k, int64_t n) {
     const int64_t k_pad = round_up(k, DEPTH), n_pad = round_up(n, DEPTH), size = k_pad * n_pad / 2;
@@ -59,7 +59,7 @@ struct Operand {};
 inline Operand across(const Operand&, int64_t) { return {}; }
 inline Operand along(const Operand&, int64_t) { return {}; }
 
-// C[rows, n] = or += A[rows, k] B[k, n], panel by panel so that B's stays in the first cache.
+// C[rows, n] = or += A[rows, k] B[k, n], panel by panel, so that B's panel stays in the L1 cache.
 template <int TERMS>
 inline void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t rows, const float* b, int64_t ldb, int64_t k, float* c, int64_t ldc,
                      int64_t n, bool add, const Operand*) {
@@ -91,17 +91,17 @@ HEADRACE_INLINE vf inside(int64_t column, int64_t width, vf x) {  // zero past t
     return column + W <= width ? x : keep(iota() + static_cast<int32_t>(column) < static_cast<int32_t>(width), x);
 }
 
-// What LayerNorm makes of rows: (x - mean) / sqrt(variance + eps), that times the weight plus the bias, and 1 / sqrt(...).
-// Each may be null.
+// The outputs of LayerNorm: (x - mean) / sqrt(variance + eps), that times the weight plus the bias, and 1 / sqrt(...). Each
+// may be null.
 struct Normalized {
     float *normed, *affine, *inverse;
     const float *weight, *bias;
     int64_t pad;
 };
 
-constexpr int64_t MOST_WIDTH = 4096;  // of a row that is normalized; kernels/layer/args.py refuses more
+constexpr int64_t MOST_WIDTH = 4096;  // of a row to normalize; kernels/layer/args.py refuses more
 
-// N vectors a row, kept in registers; 0: any number.
+// N vectors per row, kept in registers; 0: any number.
 template <int N, typename T>
 void normalize_rows(const T* x, int64_t stride, int64_t count, int64_t width, float eps, const Normalized& to) {
     constexpr int64_t MOST = N > 0 ? N : MOST_WIDTH / W;
@@ -190,7 +190,7 @@ struct Sums {  // one chunk's gradients of the weights
 void add_up(float* chunks, int64_t num_chunks, int64_t rows, int64_t columns, int64_t width, float* weight, float* bias, float* norm_weight,
             float* norm_bias) {
     const int64_t size = Sums::size(rows, columns, width), ld = round_up(columns, PAD);
-    for (int64_t c = 1; c < num_chunks; ++c)  // in their order, into the first
+    for (int64_t c = 1; c < num_chunks; ++c)  // in order, into the first
         for (int64_t at = 0; at < size; at += W) store(chunks + at, load(chunks + at) + load(chunks + c * size + at));
     const Sums at(chunks, rows, columns, width);
     for (int64_t r = 0; r < rows; ++r) memcpy(weight + r * columns, at.weight + r * ld, sizeof(float) * columns);

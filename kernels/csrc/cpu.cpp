@@ -8,7 +8,7 @@
 
 namespace {
 
-// Linux gives a process its AMX tile registers only on request.
+// Linux lets a process use the AMX tile registers only on request.
 bool amx_permitted() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
@@ -37,3 +37,6 @@ HEADRACE_API int headrace_cpu_level() { return 0; }
 #endif
 
 HEADRACE_API int headrace_built_level() { return HEADRACE_BUILT_LEVEL; }
+
+// What the library was built from (see kernels/sources.py).
+HEADRACE_API const char* headrace_sources() { return HEADRACE_SOURCES; }

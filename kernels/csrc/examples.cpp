@@ -1,4 +1,4 @@
-// Records of the sequences topic as columns: what `wire.example_codec` decodes one by one, a Kafka batch at a time.
+// Decodes records of the sequences topic into columns, a Kafka batch at a time (`wire.example_codec` decodes them one by one).
 
 #include <array>
 #include <cmath>
@@ -47,7 +47,7 @@ uint32_t crc32(const uint8_t* at, int64_t num) {
   return ~c;
 }
 
-// Reads what lies between two addresses; once something did not fit, `ok` is false and zeros come.
+// Reads the bytes between two addresses; once something does not fit, `ok` is false and every read returns zero.
 struct Reader {
   const uint8_t* at;
   const uint8_t* end;
@@ -139,7 +139,7 @@ struct Rows {
   int64_t width() const { return 32 + 8 * num_features; }
 };
 
-// One value. Fills its head and rows; false where the codec has to say what it is.
+// Decodes one value into its head and rows; false if it is left to the codec.
 bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* head, Rows& rows) {
   if (size < 10 || std::memcmp(value, "HRE\x03", 4) != 0) return false;
   if (crc32(value + 8, size - 8) != load<uint32_t>(value + 4)) return false;
@@ -168,7 +168,7 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
   const int64_t width = in.integer();
   const int64_t user_len = head[kUserLen] = in.text();
   const uint8_t* user = in.take(user_len);
-  if (!in.ok || in.at >= in.end) return false;  // the names, which nobody here needs, begin there
+  if (!in.ok || in.at >= in.end) return false;  // the names, which are not needed here, begin there
   head[kUserAt] = user - origin;
   if (num_features != rows.num_features || flags & 32) return false;
   constexpr int64_t kMost = 1 << 20;
@@ -218,8 +218,8 @@ bool decode(const uint8_t* value, int64_t size, const uint8_t* origin, int64_t* 
 
 }  // namespace
 
-// The records of batches (format 2, not compressed any more) that lie one behind another; of each batch (base offset,
-// records). Writes heads (records, 18) and rows; returns how many rows there are, or -1 for bytes that are no batches.
+// Decodes consecutive batches of records (format 2, uncompressed), given (base offset, records) of each. Writes heads (records,
+// 18) and rows; returns the number of rows, or -1 if the bytes are not batches.
 HEADRACE_API int64_t headrace_decode_examples(const uint8_t* data, int64_t size, int64_t num_batches, const int64_t* batches,
                                               int64_t num_features, int64_t* heads, uint8_t* rows_at, int64_t capacity) {
   Reader in{data, data + size};

@@ -1,6 +1,6 @@
 // 64-bit ids → rows. Open addressing over buckets of one cache line (five ids with their rows), so that a look-up costs one
-// miss, and a batch's misses overlap by prefetch. A bucket that ever overflowed into the next says so; rows are a function
-// of the order of calls alone, never of the hash.
+// cache miss, and a batch's misses overlap by prefetching. A bucket records whether it ever overflowed into the next. Rows
+// depend only on the order of calls, never on the hash.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,7 @@
 namespace {
 
 constexpr int SLOTS = 5;
-constexpr int64_t AHEAD = 24;        // ids whose buckets are on their way
+constexpr int64_t AHEAD = 24;        // ids whose buckets are being prefetched
 constexpr int64_t BLOCK = 64;        // ids of an insert whose rows are looked up before any is changed
 constexpr double FULLEST = 0.75;     // of the slots
 constexpr int64_t MAX_ROWS = INT32_MAX;
@@ -35,10 +35,10 @@ struct alignas(64) Bucket {
 static_assert(sizeof(Bucket) == 64, "a bucket is a cache line");
 
 constexpr int64_t SMALL = 4096;      // buckets: a table of fewer grows at once
-constexpr int64_t MOVED_AN_ID = 2;   // buckets that move for each id that comes while a table grows
+constexpr int64_t MOVED_AN_ID = 2;   // buckets that move for each id inserted while a table grows
 
-// A table of buckets, all zero at first. A large one is memory straight from the system, which clears a page when it is first
-// touched, and on huge pages where that can be had: with small ones each look-up would also miss the page tables.
+// A table of buckets, all zero at first. A large one is mapped memory, whose pages the system clears when they are first
+// touched, on huge pages if available: with small pages each look-up would also miss the TLB.
 class Buckets {
 public:
     Buckets() = default;
@@ -87,7 +87,7 @@ private:
     int64_t num_ = 0;
 };
 
-// What a vector is, for plain values: a large one grows without being copied, because realloc moves its pages.
+// Like std::vector, for plain values: a large one grows without being copied, because realloc moves its pages.
 template <class T>
 class Column {
 public:
@@ -170,7 +170,7 @@ public:
         }
     }
 
-    // Ids and rows of those evicted, by row; the arrays have room for num_live().
+    // Writes the evicted ids and their rows, by row; the arrays have room for num_live().
     int64_t evict(int64_t before_ms, int64_t* ids, int64_t* rows) {
         int64_t count = 0;
         for (int64_t row = 0; row < num_rows(); ++row) {
@@ -218,7 +218,7 @@ public:
 
     const Column<int64_t>& id_of_row() const { return id_of_row_; }
 
-    // Into an empty map; false if an id comes twice.
+    // Loads into an empty map; false if an id occurs twice.
     bool load_live(int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids, const int64_t* last_seen_ms) {
         reserve(num);
         id_of_row_.assign(num_rows, 0);
@@ -255,8 +255,8 @@ private:
             static_cast<unsigned __int128>(mix(static_cast<uint64_t>(id))) * static_cast<uint64_t>(table.num());
         return static_cast<int64_t>(wide >> 64);
     }
-    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id is where its
-    // place in the old table says.
+    // While a table grows, the buckets of `old_` from `start_` on move to `table_`, whole chains at a time: an id's place in the
+    // old table says which table it is in.
     const Buckets& table_of(int64_t id) const {
         if (!old_.num()) return table_;
         const int64_t behind = place_in(old_, id) - start_;
@@ -289,7 +289,7 @@ private:
         return slot.bucket ? slot.bucket->place[slot.index] : ABSENT;
     }
 
-    // The id must be absent, and there must be room.
+    // The id must not be in the map, and there must be room.
     void place(int64_t id, int32_t where) {
         put(table_of(id), id, where);
         ++num_used_;
@@ -331,7 +331,7 @@ private:
             std::max<int64_t>(16, static_cast<int64_t>(static_cast<double>(capacity) / (FULLEST * SLOTS)) + 1));
     }
 
-    // A larger table, to which the ids move little by little as others come; a small one, or one for many ids, at once.
+    // Makes a larger table, to which the ids move gradually as others are inserted; at once if it is small, or for many ids.
     void grow(int64_t more) {
         move(old_.num());
         const int64_t border = table_.num() < SMALL || more > BLOCK ? -1 : first_border();
@@ -352,8 +352,8 @@ private:
         return -1;
     }
 
-    // At least so many buckets of the old table, up to the end of a chain. What has moved is emptied: a chain that later runs
-    // round the end of the table, into buckets that moved first, is then followed there.
+    // Moves at least so many buckets of the old table, up to the end of a chain. Moved buckets are emptied: a chain that later
+    // wraps around the end of the table, into buckets that moved first, is then followed there.
     void move(int64_t num) {
         bool within_chain = false;
         for (; old_.num() && (num > 0 || within_chain); --num) {
@@ -376,7 +376,7 @@ private:
         num_erased_ = 0;
     }
 
-    // Finds where the ids are now, with the misses overlapped, and brings in what that points to.
+    // Finds where the ids are now, with overlapping misses, and prefetches what that points to.
     void warm(const int64_t* ids, int64_t num, int32_t* places) const {
         for (int64_t i = 0; i < num; ++i) __builtin_prefetch(home(ids[i]), 1);
         for (int64_t i = 0; i < num; ++i) {
@@ -461,7 +461,7 @@ int64_t guarded(Work work) {
     try {
         return work();
     } catch (...) {
-        return -1;  // out of memory: nothing else is thrown
+        return -1;  // out of memory: the only exception thrown
     }
 }
 
@@ -476,7 +476,7 @@ HEADRACE_API void* id_map_new(int64_t capacity_hint, int64_t admit_after) {
 }
 HEADRACE_API void id_map_delete(void* map) { delete static_cast<IdMap*>(map); }
 
-// Live ids, rows ever given, pending ids.
+// Live ids, rows ever assigned, pending ids.
 HEADRACE_API void id_map_sizes(const void* map, int64_t* sizes) {
     const IdMap& m = *static_cast<const IdMap*>(map);
     sizes[0] = m.num_live(), sizes[1] = m.num_rows(), sizes[2] = m.num_pending();
@@ -484,7 +484,7 @@ HEADRACE_API void id_map_sizes(const void* map, int64_t* sizes) {
 HEADRACE_API void id_map_lookup(const void* map, const int64_t* ids, int64_t num, int64_t* rows) {
     static_cast<const IdMap*>(map)->lookup(ids, num, rows);
 }
-// The others return -1 when memory ran out.
+// The others return -1 if out of memory.
 HEADRACE_API int64_t id_map_insert(void* map, const int64_t* ids, int64_t num, int64_t now_ms, int64_t* rows) {
     return guarded([&] { return static_cast<IdMap*>(map)->insert(ids, num, now_ms, rows), int64_t{0}; });
 }
@@ -501,7 +501,7 @@ HEADRACE_API void id_map_ids(const void* map, int64_t* ids) {
     const auto& id_of_row = static_cast<const IdMap*>(map)->id_of_row();
     std::copy(id_of_row.begin(), id_of_row.end(), ids);
 }
-// The loads return -2 when an id comes twice.
+// The loads return -2 if an id occurs twice.
 HEADRACE_API int64_t id_map_load_live(void* map, int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids,
                                       const int64_t* last_seen_ms) {
     return guarded([&] {

@@ -1,4 +1,4 @@
-// Which tokens of long contexts to keep: integer keys, the smallest win (kernels/length/reference.py says what and why).
+// Which tokens of long contexts to keep: those with the smallest integer keys (see kernels/length/reference.py).
 #include <stdint.h>
 
 #include <algorithm>
@@ -46,7 +46,7 @@ inline int64_t units_kept(const Rule& rule, uint64_t mixed_seed, int64_t num_uni
     return rule.sometimes_whole && keeps_all(mixed_seed, num_units, rule.max_units) ? num_units : rule.max_units;
 }
 
-// Writes the tokens kept of a context that starts at `start`; returns how many.
+// Writes the tokens kept from a context that starts at `start`; returns how many.
 int64_t thin(const Rule& rule, uint64_t mixed_seed, int64_t start, int64_t num_units, std::vector<uint64_t>& keys, int64_t* kept) {
     keys.resize(num_units);
     for (int64_t index = 0; index < num_units; ++index) {
@@ -66,7 +66,7 @@ int64_t thin(const Rule& rule, uint64_t mixed_seed, int64_t start, int64_t num_u
 
 }  // namespace
 
-// First call, with kept null: fills new_offsets. Second call: fills kept. Returns 1 when memory ran out.
+// First call, with kept null: fills new_offsets. Second call: fills kept. Returns 1 if out of memory.
 HEADRACE_API int stochastic_length(const int64_t* offsets, const int64_t* seeds, const int64_t* must_keep_last, int64_t num_users,
                                    int64_t max_kept, int64_t unit, int recency, int sometimes_whole, int64_t* new_offsets,
                                    int64_t* kept, int num_threads) {

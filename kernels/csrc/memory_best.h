@@ -1,31 +1,31 @@
-// The best rows of a few queries, exactly, in one pass over the table: included by csrc/level/memory.cpp alone.
+// The exact best rows for a few queries, in one pass over the table; included only by csrc/level/memory.cpp.
 //
-// What of a score depends on the row and the length of the history alone (`base`: the standing features under each bucket's
-// gains) is made once for a memory that no longer changes. A tile of scores is then one product: the table's rows with the
-// queries, and the rows' bases with the queries' buckets as one-hot columns. What a history adds (evidence, or OUT for what was
-// met) touches a few thousand rows a query. A small table is one tile, to which it is added at once; of a large one it is
-// sorted by tile first. The best rows are then looked at again (shortlist.h), which may move them behind some that are not, so
-// a few more than asked for are kept until then.
+// The part of a score that depends only on the row and the length of the history (`base`: the standing features weighted by
+// each bucket's gains) is computed once for a memory that no longer changes. A tile of scores is then one product: the table's
+// rows with the queries, and the rows' bases with the queries' buckets as one-hot columns. What a history adds (evidence, or
+// OUT for what was met) affects a few thousand rows per query. A small table is one tile, to which it is added at once; for a
+// large one it is sorted by tile first. The best rows are then rescored (shortlist.h), which may move them behind rows that
+// are not, so a few more than asked for are kept until then.
 #pragma once
 
-// The argument, as the caller lays it out (kernels/memory/cpp.py).
+// The argument, laid out as in kernels/memory/cpp.py.
 struct StandCall {
     MemoryCall memory;
     float *base_VB, *root_V;
 };
 
 struct BestCall {
-    MemoryCall memory;                  // of its events the past counts, and what was met, which is no answer
+    MemoryCall memory;                  // of its events only the past is used, and what was met, which is left out
     const float *base_VB, *root_V;      // of memory_stand
     const float *query_RD, *table_VD;
     int64_t width, most;                // D; the rows that there is room for in the answer of a query
     const int64_t* k_R;
-    const int32_t* out_rows;            // no answers either, though they are looked at
+    const int32_t* out_rows;            // left out too, but may be in the shortlist
     const int64_t* out_begin_R1;
-    const int32_t* allowed_rows;        // the only answers, of the queries that are limited to some
+    const int32_t* allowed_rows;        // the only answers for queries that are limited
     const int64_t* allowed_begin_R1;
     const uint8_t* limited_R;
-    int32_t* row_RK;                    // -1 behind the last
+    int32_t* row_RK;                    // -1 after the last
     float* score_RK;
 };
 
@@ -36,7 +36,7 @@ constexpr int64_t MOST_QUERIES = 64;    // of one pass
 constexpr int64_t SMALL_TILE = 512 << 10;  // floats: what may be one tile
 static_assert(BEST_CHUNK % MR == 0 && MOST_QUERIES % W == 0, "tiles are whole blocks");
 
-// The base of rows under each bucket's gains, and one over the root of how often they were seen.
+// The base of rows with each bucket's gains, and one over the square root of `seen`.
 inline bool stand_all(const StandCall& call) {
     const MemoryCall& m = call.memory;
     const int64_t num_buckets = m.num_buckets;
@@ -73,7 +73,7 @@ inline bool stand_all(const StandCall& call) {
     return true;
 }
 
-// A thread's per-row scratch, which every call leaves as it found it: all zero.
+// A thread's per-row scratch memory, which every call leaves as it found it: all zero.
 struct Blank {
     float* evidence = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
@@ -104,7 +104,7 @@ struct Candidate {
     int32_t row;
 };
 
-// A heap with the worst of the best at its root; of equal scores the later row is worse.
+// A heap with the worst of the best rows at its root; of equal scores the later row is worse.
 struct Best {
     Candidate* at;
     int64_t k;
@@ -170,7 +170,7 @@ inline int64_t most_extras(const BestCall& call, int64_t first, int64_t num) {
     return total;
 }
 
-// How many of the best by the weighted sum are needed: a query of limited answers needs those that are looked at again.
+// How many of the best by the weighted sum are needed: for a query with limited answers, those of the shortlist.
 inline int64_t num_kept(const BestCall& call, int64_t r) {
     if (call.k_R[r] == 0) return 0;
     const int64_t more = call.limited_R[r] ? 0 : call.k_R[r] + call.out_begin_R1[r + 1] - call.out_begin_R1[r];
@@ -246,7 +246,7 @@ inline void multiply(BestPass& p, const float* rows, const float* bases, int64_t
     }
 }
 
-// The weighted sums of the rows that one query may choose among, wherever they are, offered but for those that were met.
+// Offers the weighted sums of the rows that a limited query may choose among, except those that were met.
 inline void offer_allowed(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
     const MemoryCall& m = call.memory;
@@ -285,7 +285,7 @@ inline int64_t fill_tile(BestPass& p, int64_t from) {
     return num;
 }
 
-// The standing features of the rows that are listed, side by side.
+// The standing features of the listed rows, side by side.
 inline void stand_listed(BestPass& p, int64_t num) {
     const MemoryCall& m = p.call.memory;
     float seen[LISTED], heat[NUM_HEAT * LISTED];
@@ -301,7 +301,7 @@ inline void stand_listed(BestPass& p, int64_t num) {
     stand(few, p.s, 0, LISTED);
 }
 
-// The best few, best first, looked at again while the evidence is there; then what may be answered.
+// The best few, best first, rescored while their evidence is there; then those that may be answered.
 inline void answer(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
     const MemoryCall& m = call.memory;
@@ -343,7 +343,7 @@ inline void answer(BestPass& p, int64_t q) {
     for (int64_t k = out_from; k < out_to; ++k) p.barred[call.out_rows[k]] = 1;
     p.answer.k = call.k_R[r];
     p.answer.start();
-    if (call.limited_R[r]) {  // those that are looked at again are offered below, and no others of the list
+    if (call.limited_R[r]) {  // rescored rows are offered below, and no others of the list
         for (int64_t k = call.allowed_begin_R1[r]; k < call.allowed_begin_R1[r + 1]; ++k) p.barred[call.allowed_rows[k]] |= 2;
         for (int64_t c = 0; c < list.num; ++c) {
             uint8_t& state = p.barred[list.row[c]];
@@ -362,7 +362,7 @@ inline void answer(BestPass& p, int64_t q) {
     p.answer.write(call.row_RK + r * call.most, call.score_RK + r * call.most, call.most);
 }
 
-// What a history adds to which row: to the one tile, or noted for many. Its evidence stays.
+// What a history adds to which rows: added to a single tile, or noted for many tiles. Its evidence is kept.
 inline void note_history(BestPass& p, int64_t q) {
     const MemoryCall& m = p.call.memory;
     const int64_t r = p.first + q;

@@ -1,4 +1,4 @@
-// Who sees whom: one head of one user, groups of its queries against tiles of its keys, and the order of the work.
+// Visibility and scheduling: one head of one user, groups of its queries against tiles of its keys, and the order of the work.
 #pragma once
 
 #include "attention.h"
@@ -6,13 +6,13 @@
 
 HEADRACE_BEGIN
 
-constexpr int64_t MAX_CHUNKS = 64;  // of items whose bias gradients are summed together; more threads than this find no work
+constexpr int64_t MAX_CHUNKS = 64;  // of items whose bias gradients are summed together; more threads than that have no work
 
 // One head of one user.
 struct Item {
     int64_t user, head, first, queries, keys, cached, context, targets;
     const void* buckets;        // rows of bucket_stride
-    const int32_t* bucket_row;  // of each query: neighbours of equal times share one
+    const int32_t* bucket_row;  // of each query: neighbours with equal times share one
     int64_t bucket_stride;
     bool monotone;
 
@@ -21,7 +21,7 @@ struct Item {
     const T* buckets_of(int64_t query) const { return static_cast<const T*>(buckets) + bucket_row[query] * bucket_stride; }
 };
 
-// Groups of MR rows against tiles of so many columns that an item has, about.
+// Roughly how many groups of MR rows against tiles of so many columns an item has.
 inline int64_t num_groups(const Item& item, int64_t cols) { return item.queries * (item.keys + item.cached + 1) / (2 * MR * cols) + 1; }
 
 // MR query rows against one tile of keys, in the tile's coordinates.
@@ -50,7 +50,7 @@ inline void see(const Item& item, int64_t query, int64_t j0, int64_t cols, Group
     group.j0 = j0;
     group.valid = static_cast<int32_t>(max64(0, min64(MR, item.queries - query)));
     const int64_t position = item.position(query), end = item.keys - item.targets;
-    if (group.valid == MR && item.context <= position && position + MR <= end) {  // every row sees what is before it, and itself
+    if (group.valid == MR && item.context <= position && position + MR <= end) {  // every row sees what comes before it, and itself
         const auto seen = [&](int64_t r) { return max64(0, min64(cols, position + r + 1 - j0)); };
         group.width = seen(MR - 1);
         group.whole = static_cast<int32_t>(seen(0));
@@ -81,7 +81,7 @@ HEADRACE_INLINE vf keep_seen(const Group& group, int r, int64_t column, vf x) {
 
 struct Plan {
     struct Entry { int64_t cost, item; };
-    Entry* entries = nullptr;       // items by falling cost
+    Entry* entries = nullptr;       // items by descending cost
     int64_t* chunked = nullptr;     // items, chunk by chunk
     int64_t* bucket_starts = nullptr;
     int64_t chunk_starts[MAX_CHUNKS + 1];
@@ -115,7 +115,7 @@ struct Plan {
         return true;
     }
 
-    // Longest first, each to the lightest chunk: a function of the lengths alone.
+    // Longest first, each to the lightest chunk: depends only on the lengths.
     void chunk() {
         num_chunks = min64(limit, num_items);
         int64_t load_of[MAX_CHUNKS] = {}, count_of[MAX_CHUNKS] = {};

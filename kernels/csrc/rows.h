@@ -18,12 +18,12 @@ void unpack(const HeadraceTensor& tensor, const Item& item, int64_t from, int64_
         for (int64_t d = 0; d < width; d += W) store_some(to + i * stride + d, load(rows + i * pad + d) * scale, width - d);
 }
 
-// SiLU's slopes where q, k and v are activations, (rows, heads, width) as they are: the layer's.
+// SiLU's slopes if q, k and v are activations, in the same shape (rows, heads, width): used by the layer.
 struct Through {
     HeadraceTensor q, k, v;
 };
 
-// Queries [first, first + count) of a gradient, divided by norm_len; times the slopes of SiLU where there are some.
+// Queries [first, first + count) of a gradient, divided by norm_len, and multiplied by SiLU's slopes if there are any.
 template <typename T>
 void unpack_grad(const HeadraceAttention& a, const HeadraceTensor& tensor, const HeadraceTensor* slopes, const Item& item, int64_t first,
                  int64_t count, int64_t width, const float* rows, int64_t pad) {

@@ -1,6 +1,6 @@
-// The best few rows of an event, looked at again by a small network of one hidden layer (`Shortlist` in
-// kernels/memory/reference.py is the definition). Feature by feature, a lane for each listed row. Included by
-// csrc/level/memory.cpp alone.
+// Rescores the best few rows of an event by a small network with one hidden layer (defined by `_Shortlist` in
+// kernels/memory/reference.py). Feature by feature, with a lane for each listed row. Included only by
+// csrc/level/memory.cpp.
 #pragma once
 
 #include <math.h>
@@ -11,7 +11,7 @@
 HEADRACE_BEGIN
 
 constexpr int LISTED = 64, HIDDEN = 16;
-constexpr int POOLED = 4 * LISTED;  // rows that are collected before the best of them are kept
+constexpr int POOLED = 4 * LISTED;  // rows collected before the best of them are selected
 constexpr float LEAK = .1f, FURTHEST = 4.0f, LEAST_VARIANCE = 1e-4f, LAST_LEAD = -20.0f;
 constexpr float LISTS_REMEMBERED = 2000.0f;
 constexpr float UNLISTED = -1e30f;
@@ -25,7 +25,7 @@ HEADRACE_INLINE uint64_t key_of(float score, int64_t row) {
 }
 HEADRACE_INLINE int32_t row_of(uint64_t key) { return (int32_t)(0xffffffffu - (uint32_t)key); }
 
-// The `kept` largest of distinct keys to the front (Hoare's selection).
+// Moves the `kept` largest of distinct keys to the front (Hoare's selection).
 inline void select_largest(uint64_t* key, int64_t num, int64_t kept) {
     int64_t from = 0, to = num - 1;
     while (from < to) {
@@ -45,8 +45,8 @@ inline void select_largest(uint64_t* key, int64_t num, int64_t kept) {
     }
 }
 
-// Of NUM_SEEN features of a row. Its weights lie one after the other: NUM_SEEN of the linear part, HIDDEN x NUM_SEEN,
-// HIDDEN biases, HIDDEN of the output. `norm`: means, variances, and how many lists they are of.
+// Takes NUM_SEEN features per row. Its weights, concatenated: NUM_SEEN of the linear part, HIDDEN x NUM_SEEN, HIDDEN biases,
+// HIDDEN of the output. `norm`: means, variances, and over how many lists they were taken.
 template <int NUM_SEEN>
 struct Shortlist {
     static constexpr int IN = NUM_SEEN, BIAS = IN + HIDDEN * IN, OUT_OF = BIAS + HIDDEN, NUM_WEIGHTS = OUT_OF + HIDDEN;
@@ -85,7 +85,7 @@ struct Shortlist {
         }
     }
 
-    // `raw` is filled: what the network makes of it, into `out`.
+    // Writes the network's output for `raw` into `out`.
     void look(const float* weight, const float* norm) {
         for (int f = 0; f < IN; ++f) {
             const vf mean = splat(norm[f]), scale = splat(1.0f / sqrtf(norm[IN + f] + LEAST_VARIANCE));
@@ -108,7 +108,7 @@ struct Shortlist {
         }
     }
 
-    // What every `out` gains so that the list has as much of the softmax as it had by `score`; `push`: its own softmax.
+    // The shift of every `out` with which the list keeps the share of the softmax that it had by `score`; `push`: its own softmax.
     float shift() {
         vf best = splat(UNLISTED), best_score = splat(UNLISTED);
         for (int c = 0; c < LISTED; c += W) best = larger(best, load(out + c)), best_score = larger(best_score, load(score + c));
@@ -126,7 +126,7 @@ struct Shortlist {
         return (top + logf(sum(mass))) - (best_out + logf(all));
     }
 
-    // One step towards the listed row `target`; nothing where it is not listed.
+    // One step towards the row `target`, if it is listed.
     void learn(int32_t target, float* weight, float* square, float rate, float decay) {
         int64_t at = 0;
         while (at < num && row[at] != target) ++at;
@@ -156,7 +156,7 @@ struct Shortlist {
         }
     }
 
-    // Means and variances follow the lists: an average of all, then of the last ones.
+    // Means and variances follow the lists: first an average of all, later of the last ones.
     void settle(float* norm) {
         const float lists = norm[2 * IN] + 1.0f;
         const float share = 1.0f / (lists < LISTS_REMEMBERED ? lists : LISTS_REMEMBERED), each = 1.0f / (float)num;

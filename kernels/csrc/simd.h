@@ -1,5 +1,5 @@
-// What the attention and the layer add to lanes.h: SiLU's gate, rows that are no whole vectors, register-blocked products,
-// scratch memory. Included by csrc/level/*.cpp and csrc/amx/*.cpp only (see export.h for the rules there).
+// What attention and layer need beyond lanes.h: SiLU's gate, rows that are not whole vectors, register-blocked products,
+// scratch memory. Included only by csrc/level/*.cpp and csrc/amx/*.cpp (see export.h for the rules there).
 #pragma once
 
 #include <stdint.h>
@@ -81,7 +81,7 @@ HEADRACE_INLINE vf exp2(vf x) {
 
 HEADRACE_INLINE vf sigmoid(vf x) { return reciprocal(1.0f + exp2<5>(smaller(x * -1.44269504f, splat(126.0f)))); }
 
-// To 1e-4, for what is rounded to bfloat16 next.
+// To 1e-4, for values that are then rounded to bfloat16.
 HEADRACE_INLINE vf rough_sigmoid(vf x) {
 #if defined(__AVX512F__)
     return (vf)_mm512_rcp14_ps((__m512)(1.0f + exp2<3>(x * -1.44269504f)));
@@ -90,7 +90,7 @@ HEADRACE_INLINE vf rough_sigmoid(vf x) {
 #endif
 }
 
-// The slope of SiLU, x * gate, where `activated` is that and `gate` the sigmoid of x.
+// The slope of SiLU, given `activated` = x * gate and `gate` = sigmoid(x).
 HEADRACE_INLINE vf silu_slope(vf gate, vf activated) { return gate + activated - activated * gate; }
 
 // W consecutive elements, or fewer (the rest zero): rows need not be whole vectors.
@@ -116,12 +116,12 @@ inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A thread's block of memory, kept for the next call: fresh pages cost more than the work of a small batch.
+// A thread's block of memory, kept for the next call: new pages cost more than the work of a small batch.
 struct Kept {
     char* base = nullptr;
     int64_t size = 0;
     ~Kept() { free(base); }
-    // At least so many bytes, aligned to a cache line; null when memory ran out. What was in them is lost when they grow.
+    // At least so many bytes, aligned to a cache line; null if out of memory. Their content is lost when they grow.
     char* at_least(int64_t bytes) {
         if (bytes > size) {
             free(base);
@@ -133,14 +133,14 @@ struct Kept {
     }
 };
 
-// Scratch memory of a call, handed out in aligned pieces of the thread's block. An arena without memory only counts.
+// A call's scratch memory: aligned pieces of the thread's block. An arena without memory only counts.
 struct Arena {
     char* base = nullptr;
     int64_t used = 0;
     template <typename T>
     T* get(int64_t count) {
         T* piece = reinterpret_cast<T*>(base + used);
-        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;  // apart: rows of equal size must not alias in L1
+        used += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;  // spaced, so that rows of equal size do not alias in L1
         return piece;
     }
     bool allocate() {
@@ -151,7 +151,7 @@ struct Arena {
     }
 };
 
-// C[MR, NV*W] (+)= A[MR, k] B[k, NV*W]; A's element (m, p) lies at a[m * a_row + p * a_step]: transposed or not costs the same.
+// C[MR, NV*W] (+)= A[MR, k] B[k, NV*W]; A's element (m, p) is at a[m * a_row + p * a_step]: transposed or not costs the same.
 template <int NV>
 HEADRACE_INLINE void gemm_block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t ldb, int64_t k, float* c,
                                 int64_t ldc, bool add) {

@@ -1,5 +1,5 @@
-// What the shared-negatives losses are made of, whichever way their products are computed: a block of queries from unit rows
-// to losses and the query's gradient, and the negatives made ready.
+// The parts of the losses with shared negatives that do not depend on how products are computed: a block of queries, from unit
+// rows to losses and the queries' gradients, and the prepared negatives.
 #pragma once
 
 #include <math.h>
@@ -31,7 +31,7 @@ struct Loss {
     float* grad_negative_SD;     // small: or null
 };
 
-// Negatives ready for products: unit rows, panels of them over the temperature, ids, and what is added to scores.
+// Negatives prepared for products: unit rows, panels of them divided by the temperature, ids, and what is added to scores.
 struct Negatives {
     int64_t num, num_padded;
     float *unit, *panels, *bias;
@@ -59,7 +59,7 @@ inline void prepare_negatives(const Loss& loss, const Negatives& n, int64_t firs
                 n.panels + first * loss.table.width);
 }
 
-// A block of queries on its way.
+// A block of queries being processed.
 struct Block {
     int64_t first, num;
     float* unit;     // (MAX_BLOCK, stride)
@@ -85,7 +85,7 @@ inline void begin_block(const Loss& loss, Block& b) {
     }
 }
 
-// Adds the biases, drops hits; returns the largest of what came before and the row.
+// Adds the biases, drops hits; returns the maximum of the row and of the previous maximum.
 HEADRACE_INLINE float finish_scores(float* score, const float* bias, const int32_t* id, int64_t num, int32_t target, float before) {
     const vi hit = splat(target);
     const vf dropped = splat(-INFINITY);

@@ -1,4 +1,4 @@
-// The argument of the softmax losses, as the caller lays it out (kernels/softmax/cpp_loss.py).
+// The argument of the softmax losses, laid out as in kernels/softmax/cpp_loss.py.
 #pragma once
 
 #include <stdint.h>
@@ -14,7 +14,7 @@ struct SoftmaxCall {
     float *loss_R;
     float *coefficient_R;      // probability of the target - 1: for the target row's gradient
     float *log_sum_R;          // log of the sum over target and negatives of e^score
-    float *grad_query_RD, *grad_negative_SD, *grad_table_UD;  // each may be null: not wanted
+    float *grad_query_RD, *grad_negative_SD, *grad_table_UD;  // each may be null: not needed
     float inverse_temperature, eps;
     int32_t type, normalize, mask_hits, num_threads;  // type: 0 float, 1 bfloat16
 };

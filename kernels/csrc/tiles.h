@@ -1,7 +1,7 @@
-// What the softmax ops share: rows brought to unit length, small matrix products over them, scratch memory.
+// What the softmax ops share: rows normalised to unit length, small matrix products of them, scratch memory.
 //
-// A product's element is one chain of multiply-adds in the order of k, wherever it lies in a tile: equal rows give equal
-// scores, bit for bit, which is what counting ties needs.
+// An element of a product is one chain of multiply-adds in the order of k, wherever it is in a tile: equal rows give equal
+// scores, bit for bit, which counting ties requires.
 #pragma once
 
 #include <stdlib.h>
@@ -19,7 +19,7 @@ constexpr int PANEL = 2 * LANES;  // columns of a packed panel
 
 HEADRACE_INLINE int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Freed when it goes out of scope; `p` is null when memory ran out.
+// Freed when it goes out of scope; `p` is null if out of memory.
 template <class T>
 struct Scratch {
     T* p = nullptr;
@@ -53,7 +53,7 @@ HEADRACE_INLINE void widen(const T* x, int64_t width, float* out) {
     if (d < width) store(out + d, load_first(x + d, (int)(width - d)));
 }
 
-// Row `index` as floats, zero-padded to the stride, divided by max(length, eps) if so asked.
+// Row `index` as floats, zero-padded to the stride, divided by max(length, eps) if requested.
 inline Length unit_row(const Rows& rows, int64_t index, float* out) {
     if (rows.type == 0)
         widen((const float*)rows.data + index * rows.width, rows.width, out);
@@ -81,7 +81,7 @@ HEADRACE_INLINE void add_scaled(float* out, const float* x, float scale, int64_t
     for (int64_t d = 0; d < stride; d += LANES) store(out + d, fma(s, load(x + d), load(out + d)));
 }
 
-// The gradient of a unit row becomes that of the row: (g - u (u·g)) / length.
+// Turns the gradient of a unit row into that of the row: (g - u (u·g)) / length.
 HEADRACE_INLINE void gradient_through_length(float* g, const float* unit, Length length, int64_t stride) {
     const float along = length.clamped ? 0.0f : dot(g, unit, stride);
     const vf minus = splat(-along), inverse = splat(length.inverse);

@@ -1,5 +1,5 @@
 // Scores to weights, and to slopes, as operands of the next products (amx_tiles.h): ROWS queries by COLS keys at a time.
-// Neither is divided by norm_len here: what is summed of them is, on its way out.
+// Neither is divided by norm_len here; their sums are, when they are written.
 #pragma once
 
 #include "amx_tiles.h"
@@ -11,14 +11,14 @@ constexpr int64_t ROWS = 32;
 constexpr int64_t COLS = 64;
 constexpr int64_t GROUPS = ROWS / MR;
 
-// SiLU's gate to within what TERMS of bfloat16 can tell.
+// SiLU's gate, to the precision of TERMS bfloat16.
 template <int TERMS>
 HEADRACE_INLINE vf gate_of(vf s) {
     if constexpr (TERMS == 2) return sigmoid(s);
     return rough_sigmoid(s);
 }
 
-// Eight rows of the block from i0 on, and what they see; returns the columns that any of the block's rows sees.
+// Eight rows of the block from i0 on, and what they see; returns how many columns any of the block's rows sees.
 inline int64_t see_block(const Item& item, int64_t i0, int64_t j0, Group* groups) {
     if (item.context <= item.position(i0) && item.position(i0) + ROWS <= j0) return 0;
     int64_t width = 0;

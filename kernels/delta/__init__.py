@@ -1,7 +1,7 @@
 """Delta attention: new tokens against a cache of older keys and values, and against themselves.
 
-Serving a user whose history grew by a few events, or scoring candidates, needs attention for the new rows alone
-(M-FALCON in Zhai et al., ICML 2024); the cache is read where it lies.
+Serving a user whose history has grown by a few events, or scoring candidates, needs attention only for the new rows
+(M-FALCON in Zhai et al., ICML 2024); the cache is read in place.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def delta_attention(
 
     ``q_SHD``, ``k_SHD`` (S, H, D), ``v_SHE`` (S, H, E): the new tokens of all users, ``delta_offsets_B1`` (B+1,)
     int64. User b's cache is rows cache_start_B[b] … + cache_len_B[b] of ``cache_k_CHD``, ``cache_v_CHE`` (users may
-    share rows); its new token s stands at position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``:
-    the last new tokens of a user that see history and themselves, not each other. ``bucket_cache``: one per batch,
-    shared by its layers: C++ keeps the buckets there, Triton what it knows of the new tokens. Gradients: q, k, v and
-    the biases; none to the cache. Returns (S, H, E) in q's dtype.
+    share rows); new token s has position cache_len_B[b] + s. Times (S,) and (C,) int64. ``num_targets_B``: how many of
+    a user's last new tokens see the history and themselves, but not each other. ``bucket_cache``: one per batch, shared
+    by its layers; C++ keeps buckets there, Triton its tables of the new tokens. Gradients: q, k, v and the biases, but
+    not the cache. Returns (S, H, E) in q's dtype.
 
     Raises ValueError (shapes, dtypes, offsets, a cache range outside the cache), `KernelUnavailable`.
     """
@@ -108,7 +108,7 @@ def _check_cache(cache_start_B: Tensor, cache_len_B: Tensor, num_users: int, num
         if tensor.dtype != torch.int64 or tensor.shape != (num_users,):
             raise ValueError(f"{name}: expected ({num_users},) int64, got {tuple(tensor.shape)} {tensor.dtype}")
     if cache_start_B.device.type != "cpu":
-        return  # reading them back would stall the GPU
+        return  # reading them would stall the GPU
     outside = (cache_len_B < 0) | (cache_start_B < 0) | (cache_start_B + cache_len_B > num_cached)
     if bool(outside.any()):
         raise ValueError(

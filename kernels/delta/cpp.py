@@ -1,4 +1,4 @@
-"""Delta attention in C++: the same operator as attention, with the cache read where it lies."""
+"""Delta attention in C++: the same operator as attention, with the cache read in place."""
 
 from __future__ import annotations
 

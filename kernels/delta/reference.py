@@ -30,7 +30,7 @@ def delta_attention(
     cache_time_C: Tensor | None = None,
     num_targets_B: Tensor | None = None,
 ) -> Tensor:
-    """`kernels.delta_attention`, as its formula reads."""
+    """`kernels.delta_attention`, computed literally."""
     bounds = delta_offsets_B1.tolist()
     num_targets = num_targets_B.tolist() if num_targets_B is not None else [0] * (len(bounds) - 1)
     outputs = [v_SHE[:0]]

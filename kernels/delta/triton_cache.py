@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""New queries against cached keys and values: the part of delta attention that plain attention does not know.
+"""New queries against cached keys and values: the part of delta attention that plain attention does not have.
 
-A work item is a tile of one user's new tokens; key blocks are dealt to ``num_splits`` programs, whose parts add up
-because there is no softmax. All cached keys are visible to all of their user's new tokens.
+A work item is a tile of one user's new tokens; its key blocks are distributed over ``num_splits`` programs, whose
+results can simply be added, because there is no softmax. All cached keys are visible to all of their user's new tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from kernels.attention.triton_forward import load_tile
 from kernels.triton_shared import count_at_most, silu_of_half, tanh, through_silu
 
 VARYING = ("time_group", "num_thresholds", "threshold_steps")
-"""A server's question has as many buckets as the user has tokens: no reason to compile anew."""
+"""A server's request has as many buckets as its user has tokens, which must not cause another compilation."""
 
 
 @triton.jit
 def find_work(tile, tiles_ptr, offsets_ptr, num_users, num_steps, BM: tl.constexpr):
-    """(user, first row, end of its rows) of a tile; ``tiles`` (B,): how many tiles users up to b have. Beyond: B."""
+    """(user, first row, end of its rows) of a tile; ``tiles`` (B,): how many tiles users up to b have. User B: none."""
     user = count_at_most(tiles_ptr, num_users, tl.zeros([1], tl.int64) + tile, num_steps)
     user = tl.max(user, 0)
     safe = tl.minimum(user, num_users - 1)
@@ -36,7 +36,7 @@ def cache_bias(
     num_thresholds, num_steps,
     BM: tl.constexpr, BN: tl.constexpr, HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr,
 ):  # fmt: skip
-    """Half the bias of a tile, and its buckets (zeros without a time bias)."""
+    """The halved bias of a tile, and its buckets (zeros without a time bias)."""
     half = tl.zeros([BM, BN], tl.float32)
     bucket = tl.zeros([BM, BN], tl.int32)
     if HAS_POSITION:
@@ -99,8 +99,8 @@ def cache_forward_kernel(
 def add_diagonals(buffer_ptr, slope, m0, n0, num_positions, BM: tl.constexpr, BN: tl.constexpr):
     """Add the sums of a tile's diagonals to a private row of sums by distance (entry 256 is distance 0).
 
-    Row y of the skewed tile holds the entries with (row - column) mod BM = y: distances m0 - n0 + y and, for each fold
-    below, BM less. An entry belongs to another thread in the next tile: a barrier parts them.
+    Row y of the skewed tile has the entries with (row - column) mod BM = y: distance m0 - n0 + y, and BM less for each
+    further fold. In the next tile an entry belongs to another thread: a barrier separates them.
     """
     if m0 - n0 - BN + 2 >= num_positions:
         entry = buffer_ptr + num_positions + 511
@@ -129,7 +129,7 @@ def cache_gradient_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
     HAS_POSITION: tl.constexpr, HAS_TIME: tl.constexpr, FAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q_grad = own_grad (from the new keys) + what the cached keys add; and private sums for the biases."""
+    """q_grad = own_grad (from the new keys) + the part from the cached keys; and private sums for the biases."""
     head = tl.program_id(0) % num_heads
     index = tl.arange(0, WIDTH_K)
     time_sums = tl.zeros([WIDTH_K], tl.float32)
@@ -187,7 +187,7 @@ def cache_gradient_kernel(
 
 @triton.jit(do_not_specialize=["num_parts", "num_values"])
 def add_parts_kernel(parts_ptr, out_ptr, num_parts, num_values, BLOCK: tl.constexpr):
-    """Sum of (parts, values) float32, in a fixed order."""
+    """The sum of (parts, values) float32, in a fixed order."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for part in range(num_parts):

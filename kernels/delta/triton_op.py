@@ -1,4 +1,4 @@
-"""Delta attention on CUDA tensors: attention among the new tokens, plus what the cache adds."""
+"""Delta attention on CUDA tensors: attention among the new tokens, plus the part from the cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS = 64
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Cached keys and values, which rows are whose, and their times."""
+    """Cached keys and values, each user's range of rows, and their times."""
 
     k: Tensor
     v: Tensor
@@ -33,12 +33,12 @@ class Cache:
     key_time: Tensor | None
 
     def arguments(self, tiles_B: Tensor) -> tuple[Tensor, ...]:
-        """Who has which work."""
+        """The kernels' arguments that distribute the work."""
         return (tiles_B, self.offsets_B1, self.start_B, self.len_B)
 
 
 def _rows(num_tokens: int, num_users: int) -> int:
-    """Rows of a tile: 16 for a few new events a user, more for many candidates."""
+    """Rows of a tile: 16 for a few new events per user, more for many candidates."""
     return 16 if INTERPRETED or num_tokens <= 32 * num_users else 64
 
 
@@ -56,7 +56,7 @@ def _options(q: Tensor, v: Tensor, rows: int, pos_bias: Any, time_bias: Any) -> 
 
 
 def _group_stride(bias: Tensor | None) -> int:
-    """From one head's row of a bias to the next's; 0 where all heads share one."""
+    """The stride from one head's row of a bias to the next; 0 if all heads share one."""
     return 0 if bias is None or bias.shape[0] == 1 else bias.stride(0)
 
 
@@ -75,7 +75,7 @@ class DeltaAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None, time_bias: Tensor | None,
         batch: Batch, cache: Cache, norm_len: float,
     ) -> Tensor:  # fmt: skip
-        """The output; what the gradients need is kept."""
+        """The output; saves what the gradients need."""
         q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
         pos_bias = pos_bias.contiguous() if pos_bias is not None else None
         time_bias = time_bias.contiguous() if time_bias is not None else None
@@ -122,7 +122,7 @@ def _cache_gradient(
     q: Tensor, v: Tensor, grad: Tensor, own_grad: Tensor, q_grad: Tensor, pos_bias: Tensor | None,
     time_bias: Tensor | None, cache: Cache, norm_len: float,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Writes q_grad; returns the cache's share of the biases' gradients."""
+    """Write q_grad; returns the cache's part of the biases' gradients."""
     num_tokens, num_heads = q.shape[:2]
     rows, num_users = _rows(num_tokens, len(cache.len_B)), len(cache.len_B)
     num_tiles = triton.cdiv(num_tokens, rows) + num_users

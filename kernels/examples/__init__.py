@@ -1,7 +1,7 @@
-"""Records of the sequences topic as columns, Kafka batches at a time, in C++.
+"""Decodes records of the sequences topic into columns, whole Kafka batches at a time, in C++.
 
-The definition is `wire.example_codec`, which decodes one record; what these columns cannot hold (a fence, another
-layout, damaged bytes) is left to it.
+The definition is `wire.example_codec`, which decodes single records; it is also used for what these columns cannot hold
+(fences, other layouts, damaged bytes).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ HEAD = np.dtype([
         "partition",
     )
 ])  # fmt: skip
-"""What is known of a record. ``…_at``: where in the batch's bytes; ``rows_at``: in the rows."""
+"""What is known about a record. ``…_at``: offset in the batch's bytes; ``rows_at``: in the rows."""
 BYTES_OF_A_ROW = 13
-"""An interaction takes at least so many in a record."""
+"""The least number of bytes of an interaction in a record."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """``heads`` (records,) `HEAD`; ``rows`` (n,) of the caller's type, those of the `GOOD` records, in their order."""
+    """``heads`` (records,) of type `HEAD`; ``rows`` (n,) of the caller's type, of the `GOOD` records, in order."""
 
     data: bytes
     heads: NDArray[np.void]
@@ -44,9 +44,9 @@ class Block:
 
 
 def decode_block(batches: Sequence[tuple[int, int, bytes | bytearray]], row_type: np.dtype[np.void]) -> Block:
-    """Decode batches of records, each (offset that theirs are counted from, records, bytes, not compressed any more).
+    """Decode batches of records, each (base offset, number of records, uncompressed bytes).
 
-    ``row_type``: as `wire.history.row_type` lays out. Raises ValueError for bytes that are no batch,
+    ``row_type``: as `wire.history.row_type` makes it. Raises ValueError for bytes that are not a batch,
     `KernelUnavailable` without compiled kernels.
     """
     data = b"".join([each[2] for each in batches])

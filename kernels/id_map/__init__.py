@@ -1,7 +1,7 @@
-"""Id map: 64-bit ids of a vocabulary that comes and goes → rows of a table that only grows.
+"""Id map: 64-bit ids of a changing vocabulary → rows of a table that only grows.
 
-Collisionless (two ids never share a row), deterministic in the order of calls, so that a replay gives every id the
-same row. Ids may be any int64.
+Collisionless (two ids never share a row), and determined by the order of calls, so a replay gives every id the same
+row. Ids may be any int64.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _Table(Protocol):
 class IdMap:
     """Rows for ids. ``len(map)`` is how many ids have one.
 
-    ``capacity_hint``: ids to make room for at once (it grows anyway). ``admit_after``: an id gets its row at its k-th
-    sighting. ``backend``: "cpp" ("auto") or "reference". Not for concurrent writers.
+    ``capacity_hint``: how many ids to make room for at once (the map grows beyond that). ``admit_after``: how many
+    sightings an id needs to get a row. ``backend``: "cpp" ("auto") or "reference". Not safe for concurrent writers.
     """
 
     def __init__(self, capacity_hint: int = 0, *, admit_after: int = 1, backend: str = "auto") -> None:
@@ -63,28 +63,28 @@ class IdMap:
 
     @property
     def admit_after(self) -> int:
-        """Sightings until an id gets its row."""
+        """How many sightings an id needs to get a row."""
         return self._admit_after
 
     @property
     def num_rows(self) -> int:
-        """One above the highest row ever given: how many rows a table must have."""
+        """One above the highest row ever assigned: how many rows a table must have."""
         return self._table.num_rows
 
     @property
     def num_pending(self) -> int:
-        """Ids seen, but not often enough for a row."""
+        """How many ids were seen, but not often enough to get a row."""
         return self._table.num_pending
 
     def lookup(self, ids_N: Ids) -> Ids:
-        """(N,) rows, -1 for an id without one. Counts nothing."""
+        """(N,) rows, -1 for an id without one. Does not count as a sighting."""
         return self._table.lookup(_checked_ids(ids_N))
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
-        """See the ids, in order; (N,) rows, -1 for those not admitted yet (a repeat in N counts again).
+        """Count one sighting of each id, in order, also of repeats; (N,) rows, -1 for ids not admitted yet.
 
-        A new row is the lowest freed one, else the next. ``now_ms`` refreshes when an id was last seen; an earlier
-        time than before changes nothing.
+        A new row is the lowest freed one, else the next. ``now_ms`` becomes the time at which the ids were last seen,
+        unless that is later already.
         """
         return self._table.insert(_checked_ids(ids_N), _checked_ms(now_ms, "now_ms"))
 
@@ -97,9 +97,9 @@ class IdMap:
         return self._table.live()[0]
 
     def ids_of_rows(self, rows_N: Ids | None = None) -> Ids:
-        """(N,) ids of rows, of all ``num_rows`` rows if None; 0 for a free row (see `live_rows`).
+        """(N,) ids of rows, or of all ``num_rows`` rows; 0 for a free row (see `live_rows`).
 
-        Raises IndexError for a row that was never given.
+        Raises IndexError for a row that was never assigned.
         """
         id_of_row = self._table.ids()
         if rows_N is None:
@@ -110,7 +110,7 @@ class IdMap:
         return id_of_row[rows_N]
 
     def state_dict(self) -> dict[str, Ids]:
-        """Everything, as int64 arrays; equal maps give equal arrays, whatever led to them."""
+        """The whole state as int64 arrays; equal maps give equal arrays, whatever their history."""
         columns = dict(zip(_STATE_KEYS, (*self._table.live(), *self._table.pending()), strict=True))
         return {
             **columns,

@@ -67,7 +67,7 @@ class CppTable:
 
     @property
     def num_rows(self) -> int:
-        """One above the highest row ever given."""
+        """One above the highest row ever assigned."""
         return int(self._sizes()[1])
 
     @property
@@ -76,7 +76,7 @@ class CppTable:
         return int(self._sizes()[2])
 
     def lookup(self, ids_N: Ids) -> Ids:
-        """Rows, -1 where unknown."""
+        """Rows, -1 for unknown ids."""
         rows_N = np.empty_like(ids_N)
         self._c.id_map_lookup(self._map, ids_N, len(ids_N), rows_N)
         return rows_N
@@ -88,25 +88,25 @@ class CppTable:
         return rows_N
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
-        """Ids and rows dropped, by row."""
+        """The ids and rows dropped, by row."""
         ids, rows = np.empty(len(self), dtype=np.int64), np.empty(len(self), dtype=np.int64)
         count = _checked(self._c.id_map_evict(self._map, before_ms, ids, rows))
         return ids[:count].copy(), rows[:count].copy()
 
     def live(self) -> Columns:
-        """Rows in use ascending, their ids, when each was last seen."""
+        """Rows in use, ascending, with their ids and when each was last seen."""
         rows, ids, last_seen = (np.empty(len(self), dtype=np.int64) for _ in range(3))
         self._c.id_map_live(self._map, rows, ids, last_seen)
         return rows, ids, last_seen
 
     def pending(self) -> Columns:
-        """Ids without a row ascending, sightings, when each was last seen."""
+        """Ids without a row, ascending, with their sightings and when each was last seen."""
         ids, counts, last_seen = (np.empty(self.num_pending, dtype=np.int64) for _ in range(3))
         _checked(self._c.id_map_pending(self._map, ids, counts, last_seen))
         return ids, counts, last_seen
 
     def ids(self) -> Ids:
-        """The id of every row ever given, 0 for a free one."""
+        """The id of every row ever assigned, 0 for a free one."""
         ids = np.empty(self.num_rows, dtype=np.int64)
         self._c.id_map_ids(self._map, ids)
         return ids

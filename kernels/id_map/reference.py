@@ -14,7 +14,7 @@ class ReferenceTable:
     """Known ids with rows, and ids seen too few times to have one; the work behind `kernels.IdMap`."""
 
     def __init__(self, capacity_hint: int, admit_after: int) -> None:
-        del capacity_hint  # dicts grow as they please
+        del capacity_hint  # dicts grow by themselves
         self._admit_after = admit_after
         self._num_rows = 0
         self._row_of: dict[int, int] = {}
@@ -28,7 +28,7 @@ class ReferenceTable:
 
     @property
     def num_rows(self) -> int:
-        """One above the highest row ever given."""
+        """One above the highest row ever assigned."""
         return self._num_rows
 
     @property
@@ -37,7 +37,7 @@ class ReferenceTable:
         return len(self._pending)
 
     def lookup(self, ids_N: Ids) -> Ids:
-        """Rows, -1 where unknown."""
+        """Rows, -1 for unknown ids."""
         return np.array([self._row_of.get(i, -1) for i in ids_N.tolist()], dtype=np.int64)
 
     def insert(self, ids_N: Ids, now_ms: int) -> Ids:
@@ -65,7 +65,7 @@ class ReferenceTable:
         return row
 
     def evict(self, before_ms: int) -> tuple[Ids, Ids]:
-        """Ids and rows dropped, by row."""
+        """The ids and rows dropped, by row."""
         rows = sorted(row for row, seen in self._last_seen.items() if seen < before_ms)
         ids = [self._id_of.pop(row) for row in rows]
         for key, row in zip(ids, rows, strict=True):
@@ -75,7 +75,7 @@ class ReferenceTable:
         return np.array(ids, dtype=np.int64), np.array(rows, dtype=np.int64)
 
     def live(self) -> tuple[Ids, Ids, Ids]:
-        """Rows in use ascending, their ids, when each was last seen."""
+        """Rows in use, ascending, with their ids and when each was last seen."""
         rows = sorted(self._id_of)
         return (
             np.array(rows, dtype=np.int64),
@@ -84,7 +84,7 @@ class ReferenceTable:
         )
 
     def pending(self) -> tuple[Ids, Ids, Ids]:
-        """Ids without a row ascending, sightings, when each was last seen."""
+        """Ids without a row, ascending, with their sightings and when each was last seen."""
         ids = sorted(self._pending)
         return (
             np.array(ids, dtype=np.int64),
@@ -93,7 +93,7 @@ class ReferenceTable:
         )
 
     def ids(self) -> Ids:
-        """The id of every row ever given, 0 for a free one."""
+        """The id of every row ever assigned, 0 for a free one."""
         return np.array([self._id_of.get(row, 0) for row in range(self._num_rows)], dtype=np.int64)
 
     def load(self, live: tuple[Ids, Ids, Ids], pending: tuple[Ids, Ids, Ids], num_rows: int) -> None:

@@ -56,15 +56,15 @@ def hstu_layer(
     arguments. The dropout mask is a function of (``seed``, token, column): see `kernels.layer.dropout`. Gradients: x,
     every tensor of ``params`` and both biases. Returns (T, M) in x's dtype.
 
-    ``tail``: the tokens whose outputs are read; of what comes before them only keys and values are made.
-    Returns their rows (S, M) if ``only_tail``; else all (T, M), of which only the tail's take gradients. Not with
-    ``num_context_B``. A GPU computes all either way.
+    ``tail``: the tokens whose outputs are needed; for the others only keys and values are computed. Returns the tail's
+    rows (S, M) if ``only_tail``; else all (T, M), of which only the tail's take gradients. Not with
+    ``num_context_B``. A GPU computes all rows in any case.
 
     Raises ValueError (shapes, dtypes, offsets, dropout outside [0, 1)), `KernelUnavailable`.
     """
     _check_input(x_TM, params, num_heads)
     if tail is not None and num_context_B is not None:
-        raise ValueError("tail: expected no num_context_B beside it, got one; leave one of them out")
+        raise ValueError("tail: expected no num_context_B with it, got one; leave one of them out")
     check_offsets(offsets_B1, x_TM.shape[0])
     check_norm(norm_len)
     check_bias(pos_bias_GP, num_heads, "pos_bias_GP")
@@ -73,7 +73,7 @@ def hstu_layer(
     check_counts(num_context_B, offsets_B1, "num_context_B")
     check_counts(num_targets_B, offsets_B1, "num_targets_B")
     if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout: expected a share in [0, 1), got {dropout}")
+        raise ValueError(f"dropout: expected a fraction in [0, 1), got {dropout}")
     chosen = choose(backend, x_TM.device)
     pairs: dict[str, Any] = {
         "pos_bias_GP": pos_bias_GP,
@@ -111,7 +111,7 @@ def hstu_layer_project(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The layer's first half: (u_THE, v_THE, q_THD, k_THD) of x (T, M), for cached inference.
 
-    No gradients but in the reference; views of one tensor in the C++ version.
+    Only the reference has gradients; the C++ version returns views of one tensor.
     """
     _check_input(x_TM, params, num_heads)
     chosen = choose(backend, x_TM.device)
@@ -128,7 +128,7 @@ def hstu_layer_output(
 ) -> Tensor:
     """The layer's second half: y (T, M) from x, the attention's output and U; for cached inference.
 
-    No dropout, and no gradients but in the reference.
+    No dropout; only the reference has gradients.
     """
     _check_input(x_TM, params, u_THE.shape[1])
     chosen = choose(backend, x_TM.device)

@@ -21,11 +21,11 @@ WEIGHTS = (
     "out_weight",
     "out_bias",
 )
-"""In the order of `LayerParams`."""
+"""The weights, in the order of `LayerParams`."""
 
 
 MAX_WIDTH = 4096
-"""Of a row that is normalized, in blocks.h."""
+"""The widest row that blocks.h normalises."""
 
 
 class LayerArgs(ctypes.Structure):
@@ -47,14 +47,14 @@ class LayerArgs(ctypes.Structure):
     def of(
         cls, x_TM: Tensor, weights: list[Tensor | None], *, dropout: float = 0.0, seed: int = 0, eps: float
     ) -> LayerArgs:
-        """The sizes, the weights (as `table` gives them; the caller keeps them alive) and the dropout."""
+        """Sizes, weights (as `table` returns them; the caller keeps them alive) and dropout."""
         uvqk, out = weights[2], weights[6]
         assert uvqk is not None
         assert out is not None
         value = out.shape[0]
         if max(x_TM.shape[1], value) > MAX_WIDTH:
             raise KernelUnavailable(
-                f"hstu_layer in C++: expected a model and values of up to {MAX_WIDTH} columns, got {x_TM.shape[1]} and "
+                f"hstu_layer in C++: expected model and values of at most {MAX_WIDTH} columns, got {x_TM.shape[1]} and "
                 f"{value}; use fewer, or ask for backend='reference'"
             )
         args = cls(
@@ -75,11 +75,11 @@ class LayerArgs(ctypes.Structure):
         return args
 
     def receive(self, gradients: list[Tensor | None]) -> None:
-        """Where the gradients of the weights go (float32, in the order of `LayerParams`)."""
+        """Set where the gradients of the weights go (float32, in the order of `LayerParams`)."""
         for name, gradient in zip(WEIGHTS, gradients, strict=True):
             setattr(self, f"d_{name}", library.address(gradient))
 
 
 def _signed(seed: int) -> int:
-    """A seed's low 64 bits as a signed number, as ctypes wants them."""
+    """A seed's low 64 bits as a signed number, for ctypes."""
     return (seed + 2**63) % 2**64 - 2**63

@@ -1,7 +1,7 @@
-"""The C++ layer as one autograd node: it keeps x and the attention's output.
+"""The C++ layer as one autograd node, which saves x and the attention's output.
 
-With a tail (`kernels.layer.tail`) the forward pass takes all tokens, or the tail's with the tokens before them as keys
-and values; the backward pass always the latter.
+With a tail (`kernels.layer.tail`) the forward pass computes all tokens, or only the tail's, with those before them as
+keys and values; the backward pass always the latter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kernels.layer.tail import Tail
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a layer's pass takes beside x and weights. Buckets: of all tokens, and of the tail's."""
+    """What a layer's pass takes besides x and weights. Buckets: of all tokens, and of the tail's."""
 
     num_heads: int
     norm_len: float
@@ -40,8 +40,8 @@ class Batch:
     def args(
         self, x: Tensor, weights: list[Tensor | None], tables: list[Tensor | None], tail: Tail | None
     ) -> tuple[LayerArgs, AttentionArgs]:
-        """The kernel's arguments; with a tail, only its tokens have outputs. Operands of the attention inside a layer
-        live in the kernel's scratch."""
+        """The kernel's arguments; with a tail, only its tokens have outputs. The operands of the attention inside a
+        layer are in the kernel's temporary memory."""
         uvqk, out = weights[2], weights[6]
         assert uvqk is not None
         assert out is not None
@@ -89,9 +89,9 @@ def backward_pass(
 
 
 class _Layer(torch.autograd.Function):
-    """x, the eight weights, both biases and a `Batch` → y. The weights' gradients are float32 inside.
+    """x, the eight weights, both biases and a `Batch` → y. The weights' gradients are accumulated in float32.
 
-    Not an operator of `torch.library`: a small step waits longer for the dispatcher than for the kernel.
+    Not an operator of `torch.library`: in a small step the dispatcher takes longer than the kernel.
     """
 
     @staticmethod

@@ -4,8 +4,8 @@
     h = mix(h + high32(seed) + 0xC2B2AE3D)
     kept where h >> 8 >= round(dropout * 2**24), and scaled by 1 / (1 - dropout)
 
-with mix(h): h ^= h >> 16; h *= 0x7FEB352D; h ^= h >> 15; h *= 0x846CA68B; h ^= h >> 16 (a published 32-bit finaliser
-of low bias, by Chris Wellons, "Prospecting for Hash Functions", 2018).
+with mix(h): h ^= h >> 16; h *= 0x7FEB352D; h ^= h >> 15; h *= 0x846CA68B; h ^= h >> 16 (a 32-bit finaliser with low
+bias, from Chris Wellons, "Prospecting for Hash Functions", 2018).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 def threshold(dropout: float) -> int:
-    """Hashes below it are dropped (24 bits)."""
+    """The 24-bit threshold: entries with smaller hashes are dropped."""
     return round(dropout * 2**24)
 
 

@@ -28,7 +28,7 @@ class LayerParams:
     """(M,)"""
 
     def widths(self, num_heads: int) -> tuple[int, int, int]:
-        """(M, E, D); raises ValueError where the shapes do not agree."""
+        """(M, E, D). Raises ValueError if the shapes do not agree."""
         model, uvqk = self.uvqk_weight.shape
         value, model_out = self.out_weight.shape
         rest = uvqk - 2 * value

@@ -58,7 +58,7 @@ def layer(
     eps: float,
     **pairs: Any,
 ) -> Tensor:
-    """`kernels.hstu_layer`, as its formula reads; ``pairs``: the bias, time and mask arguments of attention."""
+    """`kernels.hstu_layer`, computed literally; ``pairs``: the bias, time and mask arguments of attention."""
     u, v, q, k = project(x_TM, params, num_heads=num_heads, eps=eps)
     attended = attention_reference.attention(q, k, v, offsets_B1, norm_len=norm_len, **pairs)
     return output(x_TM, attended, u, params, dropout=dropout, seed=seed, eps=eps)

@@ -1,4 +1,4 @@
-"""A user's last tokens, of which alone outputs are wanted."""
+"""The last tokens of each user, the only ones whose outputs are needed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kernels.attention.check import check_counts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tail:
-    """The tokens behind the first ``num_silent_B`` of each user: S of the batch's T. Make one per batch.
+    """The tokens after the first ``num_silent_B`` of each user: S of the batch's T. Make one per batch.
 
-    ``offsets_B1``: where each user's lie among the S. ``rows_S``: which of the T they are, ascending.
+    ``offsets_B1``: the users' offsets among the S. ``rows_S``: which of the T they are, ascending.
     """
 
     num_silent_B: Tensor
@@ -26,9 +26,9 @@ class Tail:
 
     @classmethod
     def behind(cls, num_silent_B: Tensor, offsets_B1: Tensor) -> Tail:
-        """The tail of users whose tokens lie at ``offsets_B1``; both int64, on the CPU.
+        """The tail of users with tokens at ``offsets_B1``; both arguments int64, on the CPU.
 
-        Raises ValueError where a count lies outside of its user's tokens.
+        Raises ValueError if a count is outside its user's number of tokens.
         """
         check_counts(num_silent_B, offsets_B1, "num_silent_B")
         silent, offsets = num_silent_B.numpy(), offsets_B1.numpy()
@@ -47,6 +47,6 @@ class Tail:
         return y_TM.index_select(0, self.rows_S.to(y_TM.device))
 
     def alone_varies(self, y_TM: Tensor) -> Tensor:
-        """The same (T, M), of which only the tail's rows take gradients."""
+        """(T, M) all rows, of which only the tail's take gradients."""
         rows_S = self.rows_S.to(y_TM.device)
         return y_TM.detach().index_copy(0, rows_S, y_TM.index_select(0, rows_S))

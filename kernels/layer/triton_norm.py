@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""LayerNorm of a layer's input, and LayerNorm ⊙ U of its attention, forward and backward, a few rows a program.
+"""LayerNorm of a layer's input, and LayerNorm ⊙ U of its attention, forward and backward, a few rows per program.
 
-U comes as the projection left it: its SiLU and the gradient of that are taken here, where its values pass anyway.
-Backward programs stride over the rows and keep their own sums for the weights' gradients, each kernel's beside the
-others'; `add_programs_kernel` adds them all in order.
+U is passed as the projection left it: its SiLU and the gradient of that are computed here, where its values are loaded
+anyway. Backward programs stride over the rows and keep private sums for the weights' gradients, next to those of other
+kernels; `add_programs_kernel` adds them all in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def silu(x, FAST: tl.constexpr):
 
 @triton.jit
 def silu_slope(x, FAST: tl.constexpr):
-    """SiLU's slope: (1 + t) / 2 · (1 + h - h t), of h = x / 2 and its tanh t."""
+    """The derivative of SiLU: (1 + t) / 2 · (1 + h - h t), with h = x / 2 and t = tanh h."""
     half = 0.5 * x
     t = tanh(half, FAST)
     return (0.5 + 0.5 * t) * (1.0 + half - half * t)
@@ -53,7 +53,7 @@ def standardize(x, column, width, eps):
 
 @triton.jit
 def standardize_gradient(grad, normal, rstd, width):
-    """Gradient of x from that of its standardised rows."""
+    """The gradient of x from that of its standardised rows."""
     mean = tl.sum(grad, 1) / width
     along = tl.sum(grad * normal, 1) / width
     return (grad - mean[:, None] - normal * along[:, None]) * rstd[:, None]
@@ -80,7 +80,7 @@ def norm_gradient_kernel(
     x_stride, grad_stride, residual_stride, x_grad_stride, normed_stride, sums_stride, num_rows, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dx = LayerNorm's gradient + the residual's; once more the normalised rows; sums for weight, then for bias."""
+    """dx = LayerNorm's gradient + the residual's; the normalised rows again; sums for weight, then for bias."""
     column = tl.arange(0, WIDTH)
     weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=column < width, other=0.0).to(tl.float32)
@@ -108,7 +108,7 @@ def gate_kernel(
     attended_ptr, u_ptr, weight_ptr, bias_ptr, out_ptr, attended_stride, u_stride, out_stride, num_rows, width, eps,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ACTIVATED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(attended) ⊙ U; ``u`` before its SiLU, or after it if ACTIVATED."""
+    """LayerNorm(attended) ⊙ U; ``u`` is before its SiLU, or after it if ACTIVATED."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     normal, _ = standardize(load_rows(attended_ptr, row, attended_stride, column, num_rows, width), column, width, eps)
@@ -126,9 +126,9 @@ def gate_gradient_kernel(
     attended_stride, u_stride, grad_stride, gated_stride, attended_grad_stride, u_grad_stride, sums_stride,
     num_rows, width, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of attended and of U before its SiLU, and once more the product itself.
+    """Gradients of attended and of U before its SiLU, and the product again.
 
-    Sums for weight, for bias, and if the projection HAS_BIAS, for U's share of that.
+    Sums for weight, for bias, and if the projection HAS_BIAS, for U's part of that bias.
     """
     column = tl.arange(0, WIDTH)
     weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)

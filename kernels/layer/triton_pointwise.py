@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""What of a layer is one value at a time: SiLU after the projection, and the residual with dropout at the end."""
+"""The elementwise parts of a layer: SiLU after the projection, and the residual with dropout at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def silu_gradient_kernel(
     x_ptr, grad_ptr, sums_ptr, x_stride, grad_stride, sums_stride, num_rows, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """In place, the gradient of SiLU's output becomes that of its input; and each program's column sums."""
+    """Turn the gradient of SiLU's output into that of its input, in place; and each program's column sums."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], tl.float32)
     for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):
@@ -81,7 +81,7 @@ def residual_gradient_kernel(
     scale,
     HAS_BIAS: tl.constexpr, HAS_DROPOUT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Dropout's gradient, and each program's sums for the bias."""
+    """The gradient through dropout, and each program's sums for the bias."""
     column = tl.arange(0, WIDTH)
     bias_sum = tl.zeros([WIDTH], tl.float32)
     for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):

@@ -1,4 +1,4 @@
-"""Stochastic length: thin long contexts by a seeded choice, the same on every machine.
+"""Stochastic length: thin long contexts by a seeded random choice that is the same on every machine.
 
 Source: "Actions Speak Louder than Words" (Zhai et al., ICML 2024), section 3.3: of N tokens, keep N^(α/2).
 """
@@ -36,14 +36,14 @@ def stochastic_length(
 ) -> tuple[Tensor, Tensor]:
     """Which tokens of a jagged batch to keep: (T',) int64 token indices, ascending, and their (B + 1,) offsets.
 
-    ``offsets_B1`` (B + 1,) int64 token offsets; ``seeds_B`` (B,) int64, one an example. The last
-    ``must_keep_last_B`` (B,) int64 tokens of a user (None: none) are always kept; those before are its context. A
-    context of more than ``max_kept`` tokens is thinned to ``max_kept``, in whole groups of ``unit`` tokens (2: an item
-    and its action). Counts of tokens must be multiples of ``unit``. ``mode``: "uniform", or "recency", which draws
+    ``offsets_B1`` (B + 1,) int64 token offsets; ``seeds_B`` (B,) int64, one per user. The last ``must_keep_last_B``
+    (B,) int64 tokens of a user (None: none) are always kept; those before them are its context. A context of more than
+    ``max_kept`` tokens is thinned to ``max_kept``, in whole groups of ``unit`` tokens (2: an item and its action).
+    Counts of tokens must be multiples of ``unit``. ``mode``: "uniform", or "recency", which draws
     without replacement with weight 1 / (age + 1), age in units from the context's end.
     ``sometimes_whole``: as in the paper, a long context of n units stays whole with probability (kept / n)².
 
-    The choice is a function of (seed, context length, the arguments) alone: no state, the same on every backend.
+    The choice depends only on the seed, the context's length and the arguments; it is the same on every backend.
     Raises ValueError for shapes, dtypes, and contexts of more than 2^20 units.
     """
     must_keep_last_B = torch.zeros_like(seeds_B) if must_keep_last_B is None else must_keep_last_B
@@ -83,7 +83,7 @@ def _check_lengths(offsets_B1: Tensor, must_keep_last_B: Tensor, unit: int) -> N
     length_B = offsets_B1.diff()
     context_B = length_B - must_keep_last_B
     if int(offsets_B1[0]) != 0 or bool((length_B < 0).any()):
-        raise ValueError(f"offsets_B1: expected to rise from 0, got {offsets_B1.tolist()[:8]}…")
+        raise ValueError(f"offsets_B1: expected offsets rising from 0, got {offsets_B1.tolist()[:8]}…")
     if bool(((must_keep_last_B < 0) | (context_B < 0)).any()):
         raise ValueError("must_keep_last_B: expected 0 to the user's number of tokens, got one outside")
     if bool((context_B % unit != 0).any()):

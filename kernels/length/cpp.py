@@ -37,7 +37,7 @@ def stochastic_length(
             c_int(num_threads()),
         )
         if failed:
-            raise MemoryError(f"stochastic_length: no memory for the keys of {len(seeds_B)} users")
+            raise MemoryError(f"stochastic_length: no memory for the keys of {len(seeds_B)} users; use smaller batches")
 
     call(None)
     kept = torch.empty(int(new_offsets_B1[-1]), dtype=torch.int64)

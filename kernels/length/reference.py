@@ -3,7 +3,7 @@
 A unit (the tokens of one interaction) gets a key from its user's seed, its index and its age; the units with the
 smallest keys are kept. Uniform: the key is random. Recency: the key is an exponential variate times ``age + 1``, which
 samples without replacement with weights ``1 / (age + 1)`` (Efraimidis & Spirakis, 2006). The exponential variate is
-``-log2`` of a 33-bit uniform in 16-bit fixed point, computed by repeated squaring: no float, hence no rounding that
+``-log2`` of a 33-bit uniform in 16-bit fixed point, computed by repeated squaring: without floats, so no rounding
 depends on the machine. Age 0 is the youngest unit of the context.
 """
 
@@ -46,7 +46,7 @@ def exponential(bits: Tensor) -> Tensor:
         log2 += torch.where(large, step, 0)
         mantissa = torch.where(large, mantissa >> step, mantissa)
     mantissa = (_shift_right(bits, 32) << 1) | 1
-    # To 31 bits, so that its square fits: [2^30, 2^31).
+    # Normalised to 31 bits, [2^30, 2^31), so that its square fits.
     mantissa = torch.where(log2 > 30, mantissa >> (log2 - 30).clamp(min=0), mantissa << (30 - log2).clamp(min=0))
     for _ in range(16):
         mantissa = (mantissa * mantissa) >> 30

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Stochastic length on CUDA tensors: keys in one kernel, two sorts, a running count; the reference's integers."""
+"""Stochastic length on CUDA tensors: keys in one kernel, two sorts, a running count; the same integers as reference."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def key_kernel(
     offsets_ptr, seeds_ptr, must_ptr, key_ptr, user_ptr, kept_ptr, num_tokens, num_users, num_steps, max_units,
     UNIT: tl.constexpr, RECENCY: tl.constexpr, SOMETIMES_WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Per token: its user; whether it is kept come what may; the key of a unit that it leads, else the largest."""
+    """Per token: its user; whether it is always kept; the key of the unit whose first token it is, else the largest."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     user = count_at_most(offsets_ptr, num_users + 1, token.to(tl.int64), num_steps) - 1
@@ -89,7 +89,7 @@ def key_kernel(
 def choose_kernel(
     offsets_ptr, order_ptr, user_ptr, key_ptr, kept_ptr, num_tokens, max_units, UNIT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Marks the tokens of the ``max_units`` smallest keys of each user; ``order``: tokens by user, then key."""
+    """Mark the tokens of the ``max_units`` smallest keys of each user; ``order``: tokens by user, then key."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_tokens
     token = tl.load(order_ptr + place, mask=inside, other=0)
@@ -105,7 +105,7 @@ def choose_kernel(
 def compact_kernel(
     kept_ptr, count_ptr, offsets_ptr, tokens_ptr, new_offsets_ptr, num_tokens, num_offsets, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Kept tokens in order, and the users' new offsets; ``count``: kept tokens up to each one."""
+    """Kept tokens in order, and the users' new offsets; ``count``: number of kept tokens up to each one."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     kept = tl.load(kept_ptr + token, mask=token < num_tokens, other=0) != 0
     target = tl.load(count_ptr + token, mask=kept, other=1) - 1
@@ -125,7 +125,7 @@ def stochastic_length(
     must_keep_last_B: Tensor,
     sometimes_whole: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.stochastic_length` on a GPU; waits for the device twice, for sizes that only it knows."""
+    """`kernels.stochastic_length` on a GPU; waits for the device twice, for sizes computed there."""
     device, num_users = offsets_B1.device, len(seeds_B)
     num_tokens = int(offsets_B1[-1])
     if num_tokens == 0:

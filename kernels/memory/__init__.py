@@ -1,14 +1,14 @@
 """The memory: which items follow which, counted event by event, and mixed with the network's logits into one score.
 
-Counting learns from one sighting what gradients learn from hundreds; gradients generalise where counts are empty. A
-score is a weighted sum of features: decayed counts of the items that the user chose before (several windows and ways to
-normalise them, and learned weights of the same neighbours, after Ning & Karypis, "SLIM", ICDM 2011), how popular an
-item has been lately, the user's own repeats, and the network's logit. The weights ("gains") are learned online on the
-softmax over all items, event by event (Adagrad; Duchi et al., JMLR 2011), shared and by the length of the user's
-history: with a gain at zero a feature does no harm. The best rows of that sum are looked at again by a small network
-that sees the same features together.
+Counting learns from one sighting what gradients learn from hundreds; gradients generalise where there are no counts. A
+score is a weighted sum of features: decayed counts of what followed the items that the user chose before (with several
+windows and normalisations, and learned weights of the same neighbours, after Ning & Karypis, "SLIM", ICDM 2011), the
+item's recent popularity, the user's own repeats, and the network's logit. The weights ("gains") are learned online,
+event by event, on the softmax over all items (Adagrad; Duchi et al., JMLR 2011); there is a shared set and one for each
+length of the user's history. A feature whose gain is zero does no harm. The best rows of that sum, the shortlist, are
+rescored by a small network that sees the same features together.
 
-Arrays are NumPy's: the memory lives on the host, whatever the network runs on.
+The arrays are NumPy arrays: the memory is on the host, wherever the network runs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.shares import MemoryShares, memory_shares
 
 __all__ = [
     "EVIDENCE",
@@ -42,10 +43,12 @@ __all__ = [
     "MemoryEvents",
     "MemoryOutcome",
     "MemoryRules",
+    "MemoryShares",
     "MemoryStanding",
     "memory_best",
     "memory_learn",
     "memory_scores",
+    "memory_shares",
     "memory_stand",
 ]
 EXCLUDE = ("never", "always", "auto")
@@ -62,9 +65,10 @@ def memory_learn(
 ) -> MemoryOutcome:
     """Predict, learn and count each event, in order; changes ``memory``.
 
-    ``num_rows``: rows in use, of which the first is no item's. ``logit_AV`` (A, at least ``num_rows``) float32: the
-    network's logits, a row for each event that is asked (1 in ``events.chosen_R``). Raises ValueError (shapes, dtypes),
-    IndexError (a row outside), `KernelUnavailable`."""
+    ``num_rows``: rows in use, of which the first belongs to no item. ``logit_AV`` (A, at least ``num_rows``) float32:
+    the network's logits, a row for each event to predict (1 in ``events.chosen_R``). Raises ValueError (shapes,
+    dtypes), IndexError (a row outside), `KernelUnavailable`.
+    """
     _check(memory, num_rows, events, logit_AV, int((events.chosen_R == 1).sum()))
     if rules.exclude not in EXCLUDE:
         raise ValueError(f"exclude: expected one of {EXCLUDE}, got {rules.exclude!r}")
@@ -75,17 +79,17 @@ def memory_learn(
 def memory_scores(
     memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, *, backend: str = "auto"
 ) -> None:
-    """Turn the network's logits into scores, a row for each event, in place; rows that were never met score below
-    -1e29. Changes nothing else.
+    """Turn the network's logits into scores in place, a row for each event; rows never met score below -1e29.
 
-    Of ``events`` only the past counts, and what was met, which scores as low. Errors as `memory_learn`.
+    Of ``events`` only the past is used, and what was met, whose rows score as low. Changes nothing else. Errors as in
+    `memory_learn`.
     """
     _check(memory, num_rows, events, logit_AV, len(events))
     _version(backend).memory_scores(memory, num_rows, events, logit_AV)
 
 
 def memory_stand(memory: MemoryArrays, num_rows: int, *, backend: str = "auto") -> MemoryStanding:
-    """What `memory_best` needs of a memory that will not change any more: made once, for any number of queries."""
+    """What `memory_best` needs of a memory that no longer changes: computed once, for any number of queries."""
     if not 1 <= num_rows <= memory.capacity:
         raise ValueError(f"num_rows: expected 1 to the memory's {memory.capacity}, got {num_rows}; grow it first")
     standing: MemoryStanding = _version(backend).memory_stand(memory, num_rows)
@@ -102,11 +106,11 @@ def memory_best(
     *,
     backend: str = "auto",
 ) -> tuple[Int32, Float32]:
-    """The rows that `memory_scores` would score best, without the scores of all: one pass over the table.
+    """The rows that `memory_scores` would score best, in one pass over the table that does not store all scores.
 
-    ``query_RD`` and ``table_VD`` (a row for each of the memory's, or more): their products are the network's logits.
-    Returns (R, K) rows, best first, equal scores by row, -1 behind the last; and their scores. K: the largest of
-    ``answers.k_R``. A row that was never met is no answer. Errors as `memory_learn`.
+    The products of ``query_RD`` and ``table_VD`` (at least a row for each of the memory's) are the network's logits.
+    Returns (R, K) rows, best first, equal scores by row, -1 after the last; and their scores. K: the largest of
+    ``answers.k_R``. Rows never met are left out. Errors as in `memory_learn`.
     """
     num, num_rows = len(events), len(standing.root_V)
     _check(memory, num_rows, events, None)
@@ -129,7 +133,7 @@ def _version(backend: str) -> ModuleType:
     if backend == "reference":
         return reference
     if backend not in ("auto", "cpp"):
-        raise ValueError(f"backend: expected auto, cpp or reference, got {backend!r}; the memory lives on the host")
+        raise ValueError(f"backend: expected auto, cpp or reference, got {backend!r}; the memory is on the host")
     return load("memory", "cpp")
 
 

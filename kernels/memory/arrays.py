@@ -1,4 +1,4 @@
-"""What the memory is made of: arrays that grow with the catalogue, and what happens to them."""
+"""The memory's arrays, which grow with the catalogue, and the types that its operations take and return."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
-"""Features of an item that do not depend on who asks."""
+"""Features of an item that are the same for all users."""
 EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "own_count", "own_recency")
-"""Features of an item in the light of the user's history."""
+"""Features of an item given the user's history."""
 FEATURES = (*STANDING, *EVIDENCE, "model")
-"""What a score is the weighted sum of; the last one is the network's logit."""
+"""The features of which a score is the weighted sum; the last one is the network's logit."""
 SEEN_AGAIN = (*FEATURES, "lead", "is_own", "length")
-"""What the second look at the best rows sees of each: the features, how far its score is behind the best, whether the
-user chose it before, and how long his history is."""
+"""The shortlist network's inputs for each row: the features, how far its score is below the best, whether the user
+chose it before, and the length of the user's history."""
 LISTED, HIDDEN = 64, 16
-"""How many rows get a second look, and how wide its hidden layer is."""
+"""How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
-"""Where the gains start: what they come to on any stream, roughly, so that the first predictions are not blind."""
+"""Initial gains: roughly what they become on any stream, so that the first predictions are sensible."""
 
 FIRST_SQUARE = 1e-2
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
-"""A stream has repeats from this share of the choices on; it starts with so many that were none."""
+"""A stream counts as one with repeats from this share of the choices on; the prior is so many choices without any."""
 
 
 @dataclass(slots=True, eq=False)
 class MemoryArrays:
     """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
 
-    ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: which rows were met beside this one; ``after`` and
-    ``before`` (V, N): decayed counts of how often it came after this one, and before; ``weight`` (V, N): what was
-    learned on top. ``seen`` (V,): decayed sightings. ``heat`` (3, V): the same by shorter half-lives. ``first`` and
-    ``last`` (V,) int64: the event of the first choice and of the newest; without a choice, the first meeting and -1; -1
-    both for a row that was not met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the features,
-    shared and by the length of the history, and their Adagrad state. ``shortlist_weight`` and ``shortlist_square``
-    (P,): the network of the second look (`first_weights`), and its Adagrad state; ``shortlist_norm`` (3, `SEEN_AGAIN`):
-    mean and variance of what it sees, and of how many lists they are. ``clock`` (7,) float64 by `CLOCK`. ``dirty`` (V,)
-    uint8: the rows that have changed since it was cleared; ``moved`` (V, N/8 rounded up) uint8: of their neighbours,
-    those that are new or counted anew (little-endian bits), whatever became of their ``weight``.
+    ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: the rows chosen shortly before or after this one;
+    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``weight``
+    (V, N): learned weights. ``seen`` (V,): decayed choices. ``heat`` (3, V): the same with shorter half-lives.
+    ``first`` and ``last`` (V,) int64: the events of the first and of the newest choice; without a choice, the first
+    meeting and -1; both -1 for a row never met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the
+    features, shared and by length of the history, and their Adagrad state. ``shortlist_weight`` and
+    ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its Adagrad state; ``shortlist_norm``
+    (3, `SEEN_AGAIN`): mean and variance of its inputs, and over how many lists. ``clock`` (7,) float64 by `CLOCK`.
+    ``dirty`` (V,) uint8: rows that changed since it was cleared; ``moved`` (V, N/8 rounded up) uint8: those of their
+    neighbours that are new or whose counts changed (little-endian bits), regardless of their ``weight``.
 
-    Counts are kept in a unit that grows with every event, which is how they decay: `CLOCK`'s scales say what one is
-    worth."""
+    Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
+    """
 
     neighbour_row: Int32
     num_neighbours: Int32
@@ -75,7 +75,7 @@ class MemoryArrays:
 
     @staticmethod
     def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
-        """A memory of nothing."""
+        """An empty memory."""
 
         def rows(kind: type, width: int | None = None) -> NDArray[Any]:
             return np.zeros(capacity if width is None else (capacity, width), kind)
@@ -117,24 +117,24 @@ class MemoryArrays:
 
     @property
     def num_buckets(self) -> int:
-        """Lengths of history that have gains of their own."""
+        """How many lengths of history have gains of their own."""
         return len(self.gain) - 1
 
     @property
     def leaves_out_repeats(self) -> bool:
-        """Whether hardly any choice so far was of an item that the user had met before."""
+        """Whether hardly any of the choices so far was of an item that the user had met before."""
         repeats, choices = self.clock[-2:]
         return bool(repeats < FEW_REPEATS * (choices + PRIOR_CHOICES))
 
     def copy(self) -> MemoryArrays:
-        """The same, elsewhere."""
+        """A copy that shares nothing."""
         return MemoryArrays(*(getattr(self, each.name).copy() for each in fields(self)))
 
 
 def first_weights() -> Float32:
-    """(P,) one after the other: the linear part (F,), hidden weights (H, F), their biases (H,), the output's (H,).
+    """(P,) concatenated: the linear part (F,), hidden weights (H, F), hidden biases (H,), output weights (H,).
 
-    Of the features nothing comes through at first: the linear part and the output begin at zero.
+    The linear part and the output weights start at zero, so at first the network changes no score.
     """
     num, rng = len(SEEN_AGAIN), np.random.Generator(np.random.Philox(key=1))
     hidden = rng.standard_normal((HIDDEN, num)) / np.sqrt(num)
@@ -146,11 +146,12 @@ def first_weights() -> Float32:
 class MemoryEvents:
     """R events in the order in which they happened, and what came before each.
 
-    ``target_R`` (R,) int32: the row met, 0 for an item without one, which nothing is known of. ``chosen_R`` (R,) uint8:
-    1 for a choice, which is predicted, learned and counted; 2 for one that is only counted; 0 for what was only met.
-    ``past_rows`` int32: what users had chosen, oldest first; that of event r is
-    ``past_rows[past_begin_R[r]:past_end_R[r]]``. ``met_rows``: the same of everything they had met, which is left out
-    where the stream has no repeats. Rows are above 0."""
+    ``target_R`` (R,) int32: the row met, 0 for an item without one. ``chosen_R`` (R,) uint8: 1 for a choice, which is
+    predicted, learned and counted; 2 for one that is only counted; 0 for an item that was only met. ``past_rows``
+    int32: what users had chosen, oldest first; for event r it is ``past_rows[past_begin_R[r]:past_end_R[r]]``.
+    ``met_rows``: likewise everything that they had met, which is left out if the stream has no repeats. Rows are above
+    0.
+    """
 
     target_R: Int32
     chosen_R: NDArray[np.uint8]
@@ -165,7 +166,7 @@ class MemoryEvents:
         return len(self.target_R)
 
     def __getitem__(self, part: slice) -> MemoryEvents:
-        """Some of them; the rows are shared."""
+        """Some of the events; the rows are shared."""
         shared = ("past_rows", "met_rows")
         return MemoryEvents(
             **{each.name: getattr(self, each.name)[() if each.name in shared else part] for each in fields(self)}
@@ -174,9 +175,9 @@ class MemoryEvents:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryStanding:
-    """What a memory that does not change scores its rows by, whoever asks: ``base_VB`` (V, buckets) float32, the
-    standing features under the gains of each length of history (below -1e29 for a row that was never met), and
-    ``root_V`` (V,) float32, one over the root of how often each was seen."""
+    """The part of the scores that is the same for all users while the memory does not change: ``base_VB`` (V, buckets)
+    float32, the standing features weighted by the gains of each length of history (below -1e29 for a row never met),
+    and ``root_V`` (V,) float32, one over the square root of ``seen``."""
 
     base_VB: Float32
     root_V: Float32
@@ -185,8 +186,8 @@ class MemoryStanding:
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryAnswers:
     """What may be answered to each of R queries: ``k_R`` (R,) int64, the most answers; ``out_rows`` int32, rows that
-    are none: those of query r are ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 where
-    the rows of ``allowed_rows`` (the same way, none twice) are the only ones."""
+    are left out: for query r ``out_rows[out_begin_R1[r]:out_begin_R1[r + 1]]``; ``limited_R`` (R,) uint8: 1 if only the
+    rows of ``allowed_rows`` (laid out likewise, none twice) may be answered."""
 
     k_R: Int64
     out_rows: Int32
@@ -197,7 +198,7 @@ class MemoryAnswers:
 
     @staticmethod
     def of(ks: Sequence[int], out: Sequence[Int64], allowed: Sequence[Int64 | None]) -> MemoryAnswers:
-        """From a list of rows a query; ``allowed``: None for all."""
+        """From a list of rows for each query; ``allowed``: None for all rows."""
         none = np.zeros(0, np.int64)
         limits = [none if rows is None else np.unique(rows) for rows in allowed]
         limits = [rows[rows > 0] for rows in limits]
@@ -218,8 +219,9 @@ def _jagged(lists: Sequence[Int64]) -> tuple[Int32, Int64]:
 class MemoryRules:
     """How fast the memory learns and forgets. Half-lives in events.
 
-    ``exclude``: whether what a user has met is left out: "never", "always", or "auto": where at most 2% of the choices
-    are repeats."""
+    ``exclude``: whether items that a user has met are left out: "never", "always", or "auto": if at most 2% of the
+    choices are repeats.
+    """
 
     seen_half_life: float = 1_000_000.0
     heat_half_lives: tuple[float, float, float] = (100.0, 3_000.0, 30_000.0)
@@ -234,9 +236,9 @@ class MemoryRules:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MemoryOutcome:
-    """What came of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 where nothing was
-    asked: by the whole score, by the network alone, and by counts alone (`follows`). ``loss_R``: cross entropy over
-    what competed, NaN where nothing was predicted."""
+    """The outcomes of R events. Ranks (R,) int32, 1 is best, 0 for a choice that was not known, -1 for an event that
+    was not predicted: by the whole score, by the network alone, and by counts alone (``follows``). ``loss_R``: cross
+    entropy over what competed, NaN if nothing was predicted."""
 
     rank_R: Int32
     model_rank_R: Int32
@@ -245,11 +247,11 @@ class MemoryOutcome:
 
     @staticmethod
     def join(parts: Sequence[MemoryOutcome]) -> MemoryOutcome:
-        """What came of one part of the events after the other."""
+        """The outcomes of consecutive parts, joined."""
         columns = [[getattr(part, each.name) for part in parts] for each in fields(MemoryOutcome)]
         empty = (np.zeros(0, np.int32),) * 3 + (np.zeros(0, np.float32),)
         return MemoryOutcome(*(np.concatenate([none, *column]) for none, column in zip(empty, columns, strict=True)))
 
     def ordered(self, index_R: Int64) -> MemoryOutcome:
-        """The same events in another order."""
+        """The same outcomes in another order."""
         return MemoryOutcome(*(getattr(self, each.name)[index_R] for each in fields(self)))

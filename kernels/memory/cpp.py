@@ -1,4 +1,4 @@
-"""The memory in C++, called as its reference is."""
+"""The memory in C++, with the same signatures as its reference."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _BestCall(ctypes.Structure):
 
 
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
-    """The argument, and what must outlive it."""
+    """The argument, and the arrays that must outlive it."""
     kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
     target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end = map(_pointer, kept)
     call = _Call(
@@ -100,7 +100,7 @@ def _pointer(array: NDArray[Any]) -> int:
 
 def _run(call: ctypes.Structure, num_rows: int, name: str = "memory_events") -> None:
     if function(name)(ctypes.byref(call)):
-        raise MemoryError(f"memory: no room to work with {num_rows} rows")
+        raise MemoryError(f"{name}: no memory for temporary buffers of {num_rows} rows; evict items, or add memory")
 
 
 def memory_learn(

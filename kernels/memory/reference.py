@@ -1,4 +1,4 @@
-"""The definition of the memory in plain NumPy: one event after the other, one feature after the other."""
+"""The definition of the memory in plain NumPy: one event at a time, one feature at a time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kernels.memory.arrays import (
     Float32,
     Float64,
     Int32,
+    Int64,
     MemoryAnswers,
     MemoryArrays,
     MemoryEvents,
@@ -26,7 +27,7 @@ from kernels.memory.arrays import (
     MemoryStanding,
 )
 
-# (lags, decay a lag): how many of the user's last choices count, and how much less each than the one after it.
+# (lags, decay per lag): how many of the user's last choices count, and by what factor each less than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
 LEARNED, COUNTED = (40, 0.95), (20, 0.9)
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
@@ -35,6 +36,8 @@ REFRESH_EVENTS = 16
 RESCALE_AT = 1e12
 OUT = -1e30
 _EVENTS, _SEEN, _HEAT, _REPEATS, _CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
+SEEN_UNIT = _SEEN
+"""Where the clock says what one sighting is worth in the counts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,10 +125,15 @@ def memory_best(
 
 def _standing(memory: MemoryArrays, num_rows: int) -> Float64:
     """(standing features, V)."""
-    seen = memory.seen[:num_rows] / memory.clock[_SEEN]
-    heat = memory.heat[:, :num_rows] / memory.clock[_HEAT : _HEAT + NUM_HEATS, None]
-    now, was_chosen = memory.clock[_EVENTS], memory.last[:num_rows] >= 0
-    since = [np.where(was_chosen, now - when[:num_rows], 0.0) for when in (memory.first, memory.last)]
+    return standing_of(memory, slice(num_rows))
+
+
+def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
+    """(standing features, rows)."""
+    seen = memory.seen[rows] / memory.clock[_SEEN]
+    heat = memory.heat[:, rows] / memory.clock[_HEAT : _HEAT + NUM_HEATS, None]
+    now, was_chosen = memory.clock[_EVENTS], memory.last[rows] >= 0
+    since = [np.where(was_chosen, now - when[rows], 0.0) for when in (memory.first, memory.last)]
     return np.stack(
         [
             np.log1p(seen),
@@ -166,11 +174,19 @@ def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, wi
         total_V[ids] += value * decay**lag
 
 
+def _bucket(memory: MemoryArrays, num_past: int) -> int:
+    return 1 + min(memory.num_buckets - 1, int(np.log2(1 + num_past) + 0.5))
+
+
+def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
+    """(features,) the gains for a user with so many past choices."""
+    return np.asarray(memory.gain[0].astype(float) + memory.gain[_bucket(memory, num_past)])
+
+
 def _mix(
     memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
 ) -> _Prediction:
-    bucket = 1 + min(memory.num_buckets - 1, int(np.log2(1 + len(past)) + 0.5))
-    gain_F = memory.gain[0].astype(float) + memory.gain[bucket]
+    bucket, gain_F = _bucket(memory, len(past)), gains_of(memory, len(past))
     feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
@@ -212,8 +228,8 @@ def _predict_and_learn(
 
 
 class _Shortlist:
-    """The best rows of a prediction, looked at again: what they are together decides more than a sum of features can
-    say. One hidden layer, learned on the softmax over the list (which keeps the share that it had of the whole)."""
+    """Rescores the best rows of a prediction: their features together say more than a weighted sum can. One hidden
+    layer, learned on the softmax over the list, which keeps its share of the whole softmax."""
 
     def __init__(self, memory: MemoryArrays, done: _Prediction) -> None:
         score_V = np.where(done.competes_V, done.score_V, -np.inf)
@@ -235,12 +251,12 @@ class _Shortlist:
         return np.asarray(np.maximum(self.hidden_HC, LEAK * self.hidden_HC))
 
     def rescore(self, score_V: Float64) -> None:
-        """The list's scores, moved together so that it keeps its share."""
+        """Replace the list's scores, shifted together so that the list keeps its share."""
         if len(self.row_C):
             score_V[self.row_C] = self.out_C + _log_sum(self.score_C) - _log_sum(self.out_C)
 
     def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules) -> None:
-        """One step towards ``target``, where it is listed; what is seen is counted in any case."""
+        """One step towards ``target``, if it is listed; the inputs' statistics are updated in any case."""
         if target in self.row_C:
             push_C = np.exp(self.out_C - _log_sum(self.out_C)) - (self.row_C == target)
             back_HC = self.given_H[:, None] * np.where(self.hidden_HC > 0, 1.0, LEAK) * push_C
@@ -310,10 +326,10 @@ def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules:
 
 
 def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float) -> None:
-    """One more sighting of ``other`` beside ``row``.
+    """Count one more sighting of ``other`` beside ``row``.
 
-    A full row's weakest neighbour is worn down, and gives way to one that outweighs what is left of it (Misra & Gries,
-    1982, for the weakest alone).
+    If the row is full, its weakest neighbour is reduced, and replaced by one that outweighs what is left of it (Misra &
+    Gries, 1982, but only for the weakest).
     """
     memory.dirty[row] = 1
     num = int(memory.num_neighbours[row])
@@ -345,7 +361,7 @@ def _mark(memory: MemoryArrays, row: int, at: int) -> None:
 
 
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
-    """Before the unit of a count outgrows a float."""
+    """Rescale counts before their unit outgrows a float."""
     if memory.clock[_SEEN] > RESCALE_AT:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]

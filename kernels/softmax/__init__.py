@@ -1,8 +1,8 @@
 """Softmax over items: sampled and full cross entropy, ranks and best rows; logits never exist in memory.
 
 Scores are ``cos(query, row)`` (``normalize=True``, ``x / max(|x|, eps)``) or the plain inner product. Cross entropy
-divides them by ``temperature`` and, for a sampled one, subtracts ``log_q``, the log of the expected count with which a
-row is drawn (logQ correction: Bengio & Senecal 2008; Yi et al., RecSys 2019).
+divides them by ``temperature`` and, if it is sampled, subtracts ``log_q``, the log of a row's expected number of draws
+(logQ correction: Bengio & Senecal 2008; Yi et al., RecSys 2019).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def sampled_softmax(
     """Cross entropy of each row's target against the target and its negatives.
 
     ``query_RD`` (R, D) and ``table_UD`` (U, D): float32 or bfloat16, same dtype; gradients flow to both (the table's
-    is dense, (U, D): pass the gathered unique rows of a large table, not the table). ``target_R`` (R,) int64 rows of
-    the table. ``negatives`` int64: (S,) shared by all queries, or (R, S) one list a query; ``target_R`` itself for
-    in-batch negatives; an entry of -1 is an empty slot. ``log_q_target_R`` (R,) and ``log_q_negatives`` (the shape of
-    ``negatives``) float32 come together or not at all. ``mask_hits``: a negative equal to the row's target does not
-    compete. Returns (R,) losses, float32, 0 where nothing competes.
+    is dense, (U, D): for a large table, pass only the distinct rows needed). ``target_R`` (R,) int64 rows of the table.
+    ``negatives`` int64: (S,) shared by all queries, or (R, S), a list per query; ``target_R`` itself for in-batch
+    negatives; -1 is an empty slot. ``log_q_target_R`` (R,) and ``log_q_negatives`` (the shape of ``negatives``)
+    float32, both or neither. ``mask_hits``: a negative equal to the query's target does not compete. Returns (R,)
+    losses, float32, 0 if nothing competes.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside the table), `KernelUnavailable`.
     """
@@ -117,12 +117,12 @@ def rank_of_target(
     exclude_offsets_R1: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Where each query's target stands among the rows that compete: (R,) int64, 1 is best. No gradient.
+    """The rank of each query's target among the rows that compete: (R,) int64, 1 is best. No gradient.
 
     Rows compete if valid (``valid_V`` (V,) bool; None: all) and not among the query's excluded rows:
-    ``exclude_rows[exclude_offsets_R1[r]:exclude_offsets_R1[r + 1]]`` (int64, repeats allowed). The target is judged
-    even if invalid or excluded. Rows with a score equal to the target's count half, rounded up, so a scorer that
-    says the same of everything gets the middle rank, not the first; a NaN does not compete, and ranks a target last.
+    ``exclude_rows[exclude_offsets_R1[r]:exclude_offsets_R1[r + 1]]`` (int64, repeats allowed). The target is ranked
+    even if invalid or excluded. Rows whose score equals the target's count half, rounded up, so a scorer that gives all
+    rows the same score gets the middle rank, not the first. A NaN does not compete, and ranks a target last.
     """
     _check_pair(query_RD, table_VD, "table_VD")
     _check_rows(target_R, (query_RD.shape[0],), "target_R", query_RD.device)
@@ -158,8 +158,8 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """The best rows for each query: (R, k) float32 scores and (R, k) int64 rows, best first. No gradient.
 
-    Rows with equal scores come in row order. ``valid_V`` and the excluded rows as in `rank_of_target`. Where fewer
-    than k rows compete the rest is score -inf, row -1. k must not exceed the table.
+    Rows with equal scores are in row order. ``valid_V`` and the excluded rows as in `rank_of_target`. If fewer than k
+    rows compete, the rest is score -inf, row -1. k must not exceed the number of rows.
     """
     _check_pair(query_RD, table_VD, "table_VD")
     _check_valid(valid_V, table_VD)
@@ -200,7 +200,7 @@ def _check_pair(query_RD: Tensor, table_UD: Tensor, name: str) -> None:
             f"got {query_RD.dtype} and {table_UD.dtype}"
         )
     if query_RD.device != table_UD.device:
-        raise ValueError(f"{name}: expected on {query_RD.device} as query_RD is, got {table_UD.device}")
+        raise ValueError(f"{name}: expected the device of query_RD, {query_RD.device}, got {table_UD.device}")
 
 
 def _check_rows(rows: Tensor, shape: tuple[int, ...], name: str, device: torch.device) -> None:
@@ -208,7 +208,7 @@ def _check_rows(rows: Tensor, shape: tuple[int, ...], name: str, device: torch.d
     if rows.dtype != torch.int64:
         raise ValueError(f"{name}: expected int64, got {rows.dtype}")
     if rows.device != device:
-        raise ValueError(f"{name}: expected on {device} as query_RD is, got {rows.device}")
+        raise ValueError(f"{name}: expected the device of query_RD, {device}, got {rows.device}")
 
 
 def _check_shape(x: Tensor, shape: tuple[int, ...], name: str) -> None:
@@ -242,6 +242,6 @@ def _check_excluded(rows: Tensor | None, offsets_R1: Tensor | None, query_RD: Te
     check_range(rows, table_VD.shape[0], "exclude_rows", lowest=0)
     if int(offsets_R1[0]) != 0 or int(offsets_R1[-1]) != rows.numel() or bool((offsets_R1.diff() < 0).any()):
         raise ValueError(
-            f"exclude_offsets_R1: expected to rise from 0 to {rows.numel()} (the length of exclude_rows), "
+            f"exclude_offsets_R1: expected offsets rising from 0 to {rows.numel()} (the length of exclude_rows), "
             f"got {int(offsets_R1[0])} to {int(offsets_R1[-1])}"
         )

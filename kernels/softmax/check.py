@@ -1,4 +1,4 @@
-"""Whether rows lie in a table."""
+"""Checks that rows are within a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_range(rows: Tensor, num_rows: int, name: str, *, lowest: int) -> None:
-    """Raise IndexError unless all ``rows`` lie in [lowest, num_rows). Rows on a GPU are not read: it would wait."""
+    """Raise IndexError unless all ``rows`` are in [lowest, num_rows). Rows on a GPU are not read: that would stall."""
     if rows.numel() == 0 or rows.is_cuda:
         return
     least, most = (int(x) for x in torch.aminmax(rows))

@@ -1,4 +1,4 @@
-"""The softmax ops in C++, called as their references are."""
+"""The softmax ops in C++, with the same signatures as their references."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernels.softmax.cpp_loss import loss
 from kernels.softmax.cpp_loss import loss as sampled_softmax
 
 CHECKS_LISTS = True
-"""Lists of negatives are checked while they are read: looking through them first costs a tenth of the loss."""
+"""Lists of negatives are checked while they are read: a separate pass would cost a tenth of the loss's time."""
 
 __all__ = ["full_softmax", "rank_of_target", "sampled_softmax", "top_k"]
 

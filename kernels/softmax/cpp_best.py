@@ -57,7 +57,7 @@ def _run(
         **{key: address(x) for key, x in kept.items()},
     )
     if function(f"softmax_{name}")(ctypes.byref(call)):
-        raise MemoryError(f"softmax_{name}: no memory for its scratch; use fewer queries at a time")
+        raise MemoryError(f"softmax_{name}: no memory for temporary buffers; use fewer queries at a time")
 
 
 def _sorted_lists(rows: Tensor | None, offsets_R1: Tensor | None, num_rows: int) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The softmax losses in C++.
 
-The forward also makes the gradients of the mean loss; a backward that asks for just that takes the query's as it is,
-one that weighs losses alike (a sum) scales them. Losses weighed each in its own way cost another pass.
+The forward pass also computes the gradients of the mean loss; the backward pass of the mean uses the query's as it is,
+and one with equal weights (a sum) scales them. Different weights for the losses cost another pass.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from kernels.library import address, function, num_threads
 from kernels.softmax.check import check_range
 
 SMALL = 4096
-"""Shared negatives up to here keep the scores of a block of queries in the cache."""
+"""With at most so many shared negatives, the scores of a block of queries fit into the processor's cache."""
 _MAX_WIDTH = 4096
-_OUTSIDE = 2  # what a function returns for a list that names rows outside the table
+_OUTSIDE = 2  # what a function returns for a list with rows outside the table
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _POINTERS = (
     "target_R",
@@ -58,7 +58,7 @@ class _Call(ctypes.Structure):
 
 
 class Problem:
-    """The inputs of a loss, contiguous and kept alive, and calls on them."""
+    """The inputs of a loss, contiguous and kept alive, and calls of the C++ functions on them."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Problem:
         }
 
     def run(self, name: str, **tensors: Tensor | None) -> None:
-        """One C++ function over these inputs and ``tensors`` (float32, contiguous)."""
+        """Call a C++ function on these inputs and ``tensors`` (float32, contiguous)."""
         pointers = {key: address(tensor) for key, tensor in {**self._inputs, **tensors}.items()}
         call = _Call(
             query_RD=address(self.query_RD),
@@ -117,7 +117,7 @@ class Problem:
         if failure == _OUTSIDE and (negatives := self._inputs["negatives"]) is not None:
             check_range(negatives, len(self.table_UD), "negatives", lowest=-1)
         if failure:
-            raise MemoryError(f"softmax_{name}: no memory for its scratch; use fewer queries or rows at a time")
+            raise MemoryError(f"softmax_{name}: no memory for temporary buffers; use fewer queries or rows at a time")
 
     def new(self, *shape: int) -> Tensor:
         """A float32 tensor to be filled."""
@@ -143,11 +143,10 @@ def _forward(
     with_query: bool,
     with_table: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(R,) losses, then what the backward needs: query gradient, coefficient, log sum, gradient of negatives or table.
+    """(R,) losses, then what the backward pass needs: query gradient, coefficient, log sum, gradient of negatives or
+    table. The gradients are those of the mean loss.
 
-    Gradients are those of the mean loss.
-
-    ``negatives`` None: the whole table. ``with_query``, ``with_table``: which gradients will be asked for.
+    ``negatives`` None: the whole table. ``with_query``, ``with_table``: which gradients will be needed.
     """
     problem = Problem(
         query_RD, table_UD, target_R, negatives, valid_V, log_q_target_R, log_q_negatives,
@@ -184,11 +183,11 @@ def _forward(
 
 
 class _Loss(torch.autograd.Function):
-    """Losses with their gradients. Not an operator of `torch.library`, whose dispatcher a small step waits for."""
+    """Losses with gradients. Not an operator of `torch.library`, whose dispatcher takes long in a small step."""
 
     @staticmethod
     def forward(ctx: Any, query_RD: Tensor, table_UD: Tensor, *arguments: Any) -> Tensor:
-        """Losses, and what the gradients need; the last arguments of `_forward` say which those are."""
+        """The losses; saves what the gradients need, as the last arguments of `_forward` say."""
         loss_R, *kept = _forward(query_RD, table_UD, *arguments)
         ctx.save_for_backward(query_RD, table_UD, *arguments[:5], *kept)
         ctx.scalars = arguments[5:-2]
@@ -215,7 +214,7 @@ class _Loss(torch.autograd.Function):
 def _table_gradient(
     problem: Problem, weight_R: Tensor, coefficient_R: Tensor, log_sum_R: Tensor, extra: Tensor
 ) -> Tensor:
-    """(U, D) float32, losses weighed by ``weight_R``."""
+    """(U, D) float32, with the losses weighted by ``weight_R``."""
     alike = problem.num_queries > 0 and bool((weight_R == weight_R[0]).all())
     times_mean = weight_R[0] * problem.num_queries if alike else None
     if problem.per_row:

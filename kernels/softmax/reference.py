@@ -1,4 +1,4 @@
-"""The definition of the softmax ops in plain PyTorch: obvious, differentiable, and as large as the logits."""
+"""The definition of the softmax ops in plain PyTorch: simple and differentiable, but with all logits in memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What scores are computed in: float64 for float64 inputs (the yardstick), else float32."""
+    """The dtype of the scores: float64 for float64 inputs (to compare others with), else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def unit_rows(x_RD: Tensor, normalize: bool, eps: float) -> Tensor:
-    """``x / max(|x|, eps)`` a row, or ``x`` itself; in the accumulation dtype."""
+    """``x / max(|x|, eps)`` by row, or ``x`` itself; in the accumulation dtype."""
     x_RD = x_RD.to(accumulation_dtype(x_RD.dtype))
     if not normalize:
         return x_RD
@@ -108,7 +108,7 @@ def rank_of_target(
     mask_RV = mask_RV.scatter(1, target_R[:, None], False)
     num_better = ((score_RV > target_score_R1) & mask_RV).sum(1)
     num_equal = ((score_RV == target_score_R1) & mask_RV).sum(1)
-    undefined_R = target_score_R1[:, 0].isnan()  # must not be taken for the best
+    undefined_R = target_score_R1[:, 0].isnan()  # must not rank as the best
     return 1 + torch.where(undefined_R, mask_RV.sum(1), num_better + (num_equal + 1) // 2)
 
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Ranks of targets and best rows over a whole table, tile by tile; scores never exist together."""
+"""Ranks of targets and best rows over a whole table, tile by tile; the scores are never all in memory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def rank_kernel(
     num_queries, num_rows, num_splits, eps, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     NORMALIZE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_EXCLUDED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One query: the splits' counts, less those of its excluded rows (sorted: query · num_rows + row)."""
+    """For one query: the splits' counts, minus those of its excluded rows (sorted: query · num_rows + row)."""
     one = tl.program_id(0)
     query_row = one + tl.zeros([ROWS], tl.int32)
     better = 0
@@ -101,7 +101,7 @@ def rank_kernel(
 def excluded_key_kernel(
     excluded_ptr, offsets_ptr, key_ptr, num_excluded, num_queries, num_rows, num_steps, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """query · num_rows + row of each excluded row; one outside the table becomes its query's first key less one."""
+    """query · num_rows + row of each excluded row; for one outside the table, its query's first key minus one."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     query = count_at_most(offsets_ptr, num_queries + 1, place.to(tl.int64), num_steps) - 1
     row = tl.load(excluded_ptr + place, mask=place < num_excluded, other=-1)
@@ -115,7 +115,7 @@ def score_key_kernel(
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr, HAS_VALID: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """key[query, row - first_row]: the score's order in the high 32 bits, the row's, reversed, in the low ones."""
+    """key[query, row - first_row]: the score's order in the high 32 bits, the reversed row number in the low ones."""
     query_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = query_row < num_queries
     query = load_vectors(query_ptr, query_row, inside, D, WIDTH)
@@ -139,7 +139,7 @@ def score_key_kernel(
 def exclude_kernel(
     excluded_ptr, offsets_ptr, key_ptr, num_excluded, num_queries, first_row, chunk, num_steps, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Gives the excluded rows of a chunk the key of what does not compete."""
+    """Give the excluded rows of a chunk the key of a row that does not compete."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     query = count_at_most(offsets_ptr, num_queries + 1, place.to(tl.int64), num_steps) - 1
     row = tl.load(excluded_ptr + place, mask=place < num_excluded, other=-1) - first_row
@@ -161,7 +161,7 @@ def decode_kernel(key_ptr, score_ptr, row_ptr, num_keys, BLOCK: tl.constexpr):
 
 
 MAX_GRID = 65_535
-"""Programs along a grid's second and third side (CUDA)."""
+"""The most programs along a grid's second and third dimension (CUDA)."""
 
 
 def _options(query: Tensor, normalize: bool, valid: Tensor | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sampled and full cross entropy on CUDA tensors: launches, and one autograd node for both."""
+"""Sampled and full cross entropy on CUDA tensors: kernel launches, and one autograd node for both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kernels.triton_shared import INTERPRETED, dot_precision, empty_rows, next_p
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """What competes: ``rows`` (S,) shared or (R, S) own, None for the whole table; its mask and log q."""
+    """What competes: ``rows`` (S,) shared or (R, S) per query, None for the whole table; their mask and log q."""
 
     rows: Tensor | None
     valid: Tensor | None
@@ -35,7 +35,7 @@ class Slots:
 
     @property
     def own(self) -> bool:
-        """One list a query."""
+        """Whether each query has its own list."""
         return self.rows is not None and self.rows.dim() == 2
 
 
@@ -49,12 +49,12 @@ class Scale:
 
     @property
     def arguments(self) -> tuple[float, float]:
-        """As the kernels take them."""
+        """The values in the form that kernels take."""
         return self.inverse_temperature, self.eps
 
 
 def shape_options(query: Tensor) -> dict[str, Any]:
-    """Width of a row, and how many rows a tile of it has."""
+    """The width of a row, and how many rows a tile has."""
     width = next_power(query.shape[1])
     rows = 16 if INTERPRETED else max(16, min(64, 16384 // width))
     if query.dtype == torch.float32:
@@ -80,7 +80,7 @@ def _row_options(query: Tensor, slots: Slots, scale: Scale) -> dict[str, Any]:
 
 
 def _splits(query: Tensor, tiles: int, work: int) -> int:
-    """Programs that share one tile's loop, so that the GPU is full."""
+    """How many programs share one tile's loop, to fill the GPU."""
     return max(1, min(work, 2 * num_processors(query) // tiles, 64))
 
 
@@ -127,7 +127,7 @@ def _query_parts(
         return parts
     options = _tile_options(query, slots, scale)
     tiles = triton.cdiv(num_rows, options["ROWS"])
-    if options["WIDTH"] >= 256:  # the accumulator takes the registers that a wider tile of scores would need
+    if options["WIDTH"] >= 256:  # the accumulator needs the registers that a wider tile of scores would take
         options["SLOTS"] //= 2
     splits = min(8, _splits(query, tiles, triton.cdiv(slots.num_slots, options["SLOTS"])))
     parts = torch.empty(splits, num_rows, width, dtype=torch.float32, device=query.device)
@@ -141,7 +141,7 @@ def _query_parts(
 def _slot_gradients(
     query: Tensor, table: Tensor, target: Tensor, log_sum: Tensor, grad: Tensor, slots: Slots, scale: Scale
 ) -> Tensor:
-    """(S, D): gradients of the shared slots' rows; the whole table's, in its dtype, where there is no list."""
+    """(S, D): gradients of the shared slots' rows; without a list, of the whole table, in its dtype."""
     if slots.num_slots == 0:
         return query.new_empty(0, query.shape[1], dtype=torch.float32)
     options = _tile_options(query, slots, scale)
@@ -165,11 +165,11 @@ def _slot_gradients(
 
 
 MOST_COUNTED = 16_384
-"""Names that are put in order by counting, whose work grows with their square; more are sorted."""
+"""At most so many slots are ordered by counting, whose work grows with their square; more are sorted."""
 
 
 def _in_order(slots: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows in order, their places) of slots and targets, equal rows as they come."""
+    """(rows, their places) of slots and targets, in stable order of rows."""
     num_names = len(slots) + len(target)
     if num_names > MOST_COUNTED:
         ordered = torch.sort(torch.cat([slots, target]), stable=True)
@@ -182,7 +182,7 @@ def _in_order(slots: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_slots(slots: Tensor, slot_grad: Tensor, target: Tensor, target_grad: Tensor, out: Tensor, add: bool) -> None:
-    """out[row] (+)= sums of the slots' and targets' gradients that name it, in their order."""
+    """out[row] (+)= the sum of the gradients of the slots and targets with that row, in order."""
     rows, order = _in_order(slots, target)
     width = next_power(out.shape[1])
     add_slots_kernel[(out.shape[0],)](
@@ -215,11 +215,11 @@ def _table_gradient(
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Saves its inputs and one number a query."""
+    """Saves its inputs and one number per query."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, table: Tensor, target: Tensor, slots: Slots, scale: Scale) -> Tensor:
-        """The output; what the gradients need is kept."""
+        """The output; saves what the gradients need."""
         query, table, target = query.contiguous(), table.contiguous(), target.contiguous()
         num_rows = query.shape[0]
         both: tuple[Tensor, ...] = empty_rows(2, num_rows, torch.float32, query.device).unbind()

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Cross entropy against each query's own negatives: a program a query forward, a program a table row backward."""
+"""Cross entropy against each query's own negatives: a program per query forward, a program per table row backward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def own_scores(
     table_ptr, slots_ptr, log_q_ptr, query, scale, target, row, slot, num_slots, eps,
     D: tl.constexpr, WIDTH: tl.constexpr, NORMALIZE: tl.constexpr, HAS_LOG_Q: tl.constexpr, MASK_HITS: tl.constexpr,
 ):  # fmt: skip
-    """(rows, 1/norms, scores) of some of a query's slots; -inf where none competes."""
+    """(rows, 1/norms, scores) of some of a query's slots; -inf for slots that do not compete."""
     place = row.to(tl.int64) * num_slots + slot
     item = tl.load(slots_ptr + place, mask=slot < num_slots, other=-1)
     counts = item >= 0
@@ -62,7 +62,7 @@ def own_query_gradient_kernel(
     inverse_temperature, eps, D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, NORMALIZE: tl.constexpr,
     HAS_LOG_Q: tl.constexpr, MASK_HITS: tl.constexpr,
 ):  # fmt: skip
-    """parts[row] (D,): gradient of the unit query from its slots."""
+    """parts[row] (D,): the gradient of the unit query from its slots."""
     row = tl.program_id(0)
     one = row + tl.arange(0, 1)
     query = load_vectors(query_ptr, one, one >= 0, D, WIDTH).to(tl.float32)
@@ -88,7 +88,7 @@ def own_table_gradient_kernel(
     D: tl.constexpr, WIDTH: tl.constexpr, PAIRS: tl.constexpr, NORMALIZE: tl.constexpr, HAS_LOG_Q: tl.constexpr,
     MASK_HITS: tl.constexpr,
 ):  # fmt: skip
-    """out[table row] = its gradient from all slots that name it; ``sorted`` rows and ``order``, their (query, slot)."""
+    """out[table row] = its gradient from all slots with it; ``sorted``: rows, ``order``: their (query, slot)."""
     item = tl.program_id(0)
     one = item + tl.arange(0, 1)
     rows = load_vectors(table_ptr, one, one >= 0, D, WIDTH).to(tl.float32)

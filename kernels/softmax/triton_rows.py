@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""Rows of a table as unit vectors, and sums over the slots that name a row: what all softmax kernels share."""
+"""What all softmax kernels share: rows of a table as unit vectors, and sums over the slots with the same row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.triton_shared import count_at_most
 
 @triton.jit
 def load_vectors(pointer, row, wanted, D: tl.constexpr, WIDTH: tl.constexpr):
-    """(rows, WIDTH) of a contiguous (·, D) matrix; zero where not wanted."""
+    """(rows, WIDTH) of a contiguous (·, D) matrix; zero where not ``wanted``."""
     column = tl.arange(0, WIDTH)
     place = pointer + row.to(tl.int64)[:, None] * D + column[None, :]
     return tl.load(place, mask=wanted[:, None] & (column < D)[None, :], other=0.0)
@@ -27,7 +27,7 @@ def inverse_norm(x, eps, NORMALIZE: tl.constexpr):
 
 @triton.jit
 def through_norm(grad, x, inverse, eps, NORMALIZE: tl.constexpr):
-    """Gradient of a row from that of its unit vector (float32)."""
+    """The gradient of a row from that of its unit vector (float32)."""
     if NORMALIZE:
         unit = x.to(tl.float32) * inverse[:, None]
         along = tl.sum(unit * grad, 1)
@@ -41,7 +41,7 @@ def through_norm(grad, x, inverse, eps, NORMALIZE: tl.constexpr):
 
 @triton.jit
 def named_row(slots_ptr, targets_ptr, place, num_slots, num_names):
-    """The row that a place of (slots, then targets) names, int32."""
+    """The row at a place of (slots, then targets), int32."""
     is_slot = place < num_slots
     slot = tl.load(slots_ptr + place, mask=is_slot, other=0)
     target = tl.load(targets_ptr + place - num_slots, mask=(place >= num_slots) & (place < num_names), other=0)
@@ -52,7 +52,7 @@ def named_row(slots_ptr, targets_ptr, place, num_slots, num_names):
 def order_kernel(
     slots_ptr, targets_ptr, sorted_ptr, order_ptr, num_slots, num_names, BLOCK: tl.constexpr, CHUNK: tl.constexpr
 ):  # fmt: skip
-    """A stable sort of few names, by counting for each those that go before it: one launch instead of a sort's seven.
+    """A stable sort of few rows, by counting for each those that come before it: one launch instead of a sort's seven.
 
     ``sorted`` int32 rows, ``order`` int32 places.
     """
@@ -73,7 +73,7 @@ def add_slots_kernel(
     sorted_ptr, order_ptr, slot_grad_ptr, target_grad_ptr, out_ptr, num_slots, num_names, num_steps,
     D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """out[row] (+)= the sum of the slots' and targets' gradients that name the row, in their order."""
+    """out[row] (+)= the sum of the gradients of the slots and targets with that row, in order."""
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     ends = row - 1 + tl.arange(0, 2)

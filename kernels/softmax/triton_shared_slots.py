@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Cross entropy against negatives that all queries share (or the whole table): tiles of scores on the matrix units.
 
-Passes keep a running maximum and sum, or recompute the scores; a score never leaves its tile.
+The passes keep a running maximum and sum, or recompute the scores; no score leaves its tile.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def shared_forward_kernel(
     GATHER: tl.constexpr, HAS_VALID: tl.constexpr, HAS_LOG_Q: tl.constexpr, MASK_HITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts[split, row] = log-sum-exp over this split's slots; -inf where there is none."""
+    """parts[split, row] = log-sum-exp over this split's slots; -inf if there are none."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     query = load_vectors(query_ptr, row, row < num_rows, D, WIDTH)
     scale = inverse_norm(query, eps, NORMALIZE) * inverse_temperature
@@ -90,7 +90,7 @@ def loss_kernel(
     inverse_temperature, eps, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, NORMALIZE: tl.constexpr,
     HAS_LOG_Q: tl.constexpr,
 ):  # fmt: skip
-    """Adds the target to the splits' sums: log_sum (R,) over everything that competes, loss = log_sum - score."""
+    """Add the target to the splits' sums: log_sum (R,) over everything that competes, loss = log_sum - score."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     _, _, _, _, _, score = target_scores(
         query_ptr, table_ptr, target_ptr, log_q_target_ptr, row, num_rows, inverse_temperature, eps,

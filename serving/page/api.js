@@ -1,4 +1,4 @@
-// Calls to the server, with the token where it asks for one; and its stream of events.
+// Calls to the server, with a token if it requires one; and its stream of events.
 "use strict";
 
 function authorization() {
@@ -19,7 +19,7 @@ function askForToken() {
   });
 }
 
-// An answer's JSON; an Error whose message is what the server said was wrong.
+// The answer's JSON; throws an Error with the server's message.
 async function call(path, body) {
   const options = { headers: authorization() };
   if (body !== undefined) {
@@ -37,7 +37,7 @@ async function call(path, body) {
   return told;
 }
 
-// Follow /events for ever. fetch and not EventSource, which cannot send a token.
+// Follow /events for ever. With fetch, because EventSource cannot send a token.
 async function follow(onEvent, onLost) {
   for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
     try {
@@ -48,7 +48,7 @@ async function follow(onEvent, onLost) {
         await readEvents(answer.body.getReader(), onEvent);
       }
     } catch (error) {
-      // The server is away: said below, tried again.
+      // The server is away: reported and retried below.
     }
     onLost();
     await new Promise((done) => setTimeout(done, wait));

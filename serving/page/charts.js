@@ -1,11 +1,11 @@
-// The three charts, drawn by uPlot and described in words for who does not see them.
+// The three charts, drawn by uPlot and described in words for screen readers.
 "use strict";
 
 const STROKES = ["--s1", "--s2", "--s3", "--s4", "--s5"];
 const STAGES = { ingest: "actions", sequence: "sequences", train: "trainer", publish: "weights", serve: "serving" };
 const RANKERS = {
-  model: "model", popular: "most popular", popular_unseen: "most popular unseen", counter: "item counter",
-  frozen: "an hour ago",
+  model: "model", popular: "most popular", popular_unseen: "most popular unseen", network: "network only",
+  counts: "counts only",
 };
 const MAX_TICKS = 120;
 
@@ -25,7 +25,7 @@ class Chart {
     if (this.plot && width > 0) this.plot.setSize({ width, height: this.box.clientHeight });
   }
 
-  // times: seconds; lines: [name, values]. What is drawn is made anew when the lines or the colours change.
+  // times: seconds; lines: [name, values]. The plot is created again when the lines or the colours change.
   draw(times, lines, say, swapTimes = []) {
     this.swapTimes = swapTimes.slice(-MAX_TICKS);
     const names = lines.map(([name]) => name).join() + document.documentElement.dataset.theme;

@@ -1,4 +1,4 @@
-// /openapi.json as people read it, with a form to try each operation.
+// /openapi.json in readable form, with a form to try each operation.
 "use strict";
 
 let described = null;

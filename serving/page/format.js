@@ -1,4 +1,4 @@
-// Numbers and elements: how the page writes them.
+// Formatting of numbers, and creation of elements.
 "use strict";
 
 const whole = new Intl.NumberFormat("en");
@@ -22,7 +22,7 @@ function count(value, one, many) {
   return `${whole.format(value)} ${value === 1 ? one : many}`;
 }
 
-// element("p", { class: "muted", text: "…" }, child, …): text is never read as HTML.
+// element("p", { class: "muted", text: "…" }, child, …): text is never parsed as HTML.
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -33,7 +33,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// Text in which `code` stands between backticks.
+// Text with `code` between backticks.
 function prose(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", { text: part }) : part));
 }

@@ -1,9 +1,9 @@
-// The page: theme, headline, and what each event changes.
+// The page: theme, headline, and updates on each event.
 "use strict";
 
 const KEPT = 900;
 const WORDS = {
-  waiting: "waiting for a first version", away: "broker away: answering from the last version", silent: "trainer silent",
+  waiting: "waiting for the first version", away: "broker away: answering from the last version", silent: "trainer silent",
   idle: "idle: everything is learned", fresh: "fresh", behind: "behind", stale: "stale", lost: "server away",
 };
 const state = { points: [], theme: null };
@@ -33,7 +33,7 @@ function setStatus(status) {
   }
 }
 
-// Between swaps the newest learned action grows older: shown as it is, not as it was at the last event.
+// Between events the newest learned action keeps growing older: show its present age.
 function tickHeadline() {
   const last = state.points.at(-1);
   if (!last || last.newest_record_ms <= 0) return;
@@ -57,7 +57,7 @@ function showVocabulary(point) {
   const earlier = state.points.find((each) => each.time_ms >= point.time_ms - 60000 && each.num_items > 0) || point;
   const facts = [["items", whole.format(point.num_items)],
     ["in the last minute", (point.num_items >= earlier.num_items ? "+" : "−") + whole.format(Math.abs(point.num_items - earlier.num_items))],
-    ["log loss against guessing (NE)", point.entropy === null ? "–" : point.entropy.toFixed(3)]];
+    ["normalised entropy (NE)", point.entropy === null ? "–" : point.entropy.toFixed(3)]];
   byId("vocabulary").replaceChildren(...facts.map(([term, value]) => element("div", {},
     element("dt", { text: term }), element("dd", { text: value }))));
 }
@@ -73,7 +73,7 @@ function showLetters(point) {
     element("thead", {}, element("tr", {}, element("th", { scope: "col", text: "Reason" }), element("th", { scope: "col", text: "Newest" }))),
     element("tbody", {}, ...rows.map(([reason, num]) => element("tr", {},
       element("td", { text: reason.replaceAll("_", " ") }), element("td", { text: whole.format(num) }))))),
-  element("p", { class: "muted", text: `${whole.format(point.dead_letters)} in all` }));
+  element("p", { class: "muted", text: `${whole.format(point.dead_letters)} in total` }));
 }
 
 let charts = null;

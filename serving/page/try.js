@@ -1,11 +1,12 @@
-// Try it: a user's history beside the top 10; a click sends an action through Kafka, and the list follows.
+// Try it: a user's history beside the top 10; a click sends an action through Kafka, and the list is updated.
 "use strict";
 
 const NUM = 10;
 const LOOK_EVERY_MS = 250;
 const GIVE_UP_MS = 90000;
+const NUM_REASONS = 2;
 const titles = new Map();
-const trying = { user: "", items: [], about: null, sent: null };
+const trying = { user: "", items: [], about: null, sent: null, why: new Map() };
 
 function say(text, kind = "") {
   const told = byId("told");
@@ -28,10 +29,12 @@ async function showUser(user) {
   trying.user = user;
   trying.items = [];
   trying.sent = null;
+  trying.why = new Map();
   byId("user").value = user;
   say("");
   try {
     await refresh();
+    await explain();
   } catch (error) {
     say(error.message, "wrong");
   }
@@ -47,6 +50,35 @@ async function refresh() {
   showRecommended(answer);
   showHistory(history);
   return { answer, history };
+}
+
+// Why: the parts of each score, asked for once the list stands still.
+async function explain() {
+  const user = trying.user;
+  const answer = await call("/explain", { user, k: NUM, reasons: NUM_REASONS });
+  if (user !== trying.user) return;
+  trying.why = new Map(answer.items.map((each) => [String(each.item), whyOf(each)]));
+  for (const why of document.querySelectorAll("#recommended .why")) showWhy(why);
+}
+
+function showWhy(why) {
+  const known = trying.why.get(why.dataset.item);
+  why.textContent = known ? known.short : "";
+  why.title = known ? known.long : "";
+}
+
+// In one line: what was chosen before it, or that it is popular, or that the network thinks so.
+function whyOf(each) {
+  const named = each.reasons.filter((reason) => reason.memory + (reason.network || 0) > 0)
+    .map((reason) => reason.title || String(reason.item));
+  const parts = [["popular", each.standing], ["history", each.memory], ["network", each.network], ["compared", each.second_look]];
+  const long = parts.filter(([, share]) => share !== null).map(([part, share]) => `${part} ${signed(share)}`).join(" · ");
+  const short = named.length ? `because of ${named.join(" and ")}` : "popular of late";
+  return { short, long: `${signed(each.score)} = ${long}` };
+}
+
+function signed(number) {
+  return (number < 0 ? "−" : "+") + Math.abs(number).toFixed(2);
 }
 
 function showRecommended(answer) {
@@ -74,8 +106,9 @@ function recommendedItem(each, index, moved, share) {
   const parts = [
     element("span", { class: "place", text: String(index + 1) }), element("span", { class: "title", text: title, title }),
     element("span", { class: "score" }, ...(moved ? [element("span", { class: `move ${moved[0]}`, text: moved[1] }), " "] : []),
-      each.score.toFixed(2)), bar,
+      each.score.toFixed(2)), element("span", { class: "why", "data-item": String(each.item) }), bar,
   ];
+  showWhy(parts[3]);
   if (!trying.about?.allow_actions) return element("div", { class: "item" }, ...parts);
   const button = element("button", { class: "item", type: "button", "data-item": String(each.item) }, ...parts);
   button.addEventListener("click", () => act(each.item));
@@ -93,7 +126,7 @@ function showHistory(history) {
   }));
 }
 
-// Send the action, then look until the history has it, and until a version that has learned as new an action answers.
+// Send the action, then poll until the history has it, and until a version answers that has learned from it.
 async function act(item) {
   const user = trying.user, kind = byId("kind").value, began = performance.now();
   const since = () => ((performance.now() - began) / 1000).toFixed(1);
@@ -101,7 +134,7 @@ async function act(item) {
     say(`Sending ${kind} on ${titleOf(item)} …`);
     const sent = await call("/actions", { user, item, action: kind });
     trying.sent = { item };
-    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for it to be learned …`);
+    say(`Kafka has it (partition ${sent.partition}, offset ${sent.offset}); waiting for the history …`);
     let inHistory = "";
     while (performance.now() - began < GIVE_UP_MS && user === trying.user) {
       await new Promise((done) => setTimeout(done, LOOK_EVERY_MS));
@@ -115,10 +148,11 @@ async function act(item) {
       }
       if (there && version.newest_record_ms >= sent.record_ms) {
         say(`In the history after ${inHistory} s; version ${name(version.version)} has learned it and answers after ${since()} s.`, "news");
+        await explain();
         return;
       }
     }
-    if (user === trying.user) say(`Not learned after ${since()} s: an action stays open until its join window is over.`);
+    if (user === trying.user) say(`Not learned after ${since()} s: see which stage is behind, above.`);
   } catch (error) {
     say(error.message, "wrong");
   }
@@ -137,7 +171,7 @@ async function loadUsers() {
 async function startTrying() {
   trying.about = await call("/about");
   if (!trying.about.kinds.length) {
-    say("Waiting for a first version of the weights.");
+    say("Waiting for the first version of the weights.");
     setTimeout(startTrying, 2000);
     return;
   }

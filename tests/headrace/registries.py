@@ -1,4 +1,4 @@
-"""The Prometheus registries of the three processes, as they make them."""
+"""The Prometheus registries of the three processes, as the processes create them."""
 
 from prometheus_client import CollectorRegistry
 

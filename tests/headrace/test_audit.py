@@ -1,4 +1,4 @@
-"""The audit compares its evidence: what never came is found once nothing is on its way any more, and not before."""
+"""The audit compares its evidence: what never arrived is found once nothing is in flight, and not before."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ NUM_ACTIONS = 6
 
 @pytest.fixture
 def evidence() -> Evidence:
-    """Six actions and a record that is none, all applied; the example of the last two actions never came."""
+    """Six actions and a malformed record, all applied; the example of the last two actions never arrived."""
     recount = Recount(ACTION, SEQUENCE, 0, 1)
     recount.watch_users = {"a": (2, 0), "b": (3, 0)}
     for batch in range(3):
@@ -44,20 +44,20 @@ def evidence() -> Evidence:
     ],
     ids=["settled", "in the outbox", "not applied", "no worker"],
 )
-def test_interactions_that_never_came_are_found_when_nothing_is_on_its_way(
+def test_interactions_that_never_arrived_are_found_once_nothing_is_in_flight(
     evidence: Evidence, status: PartitionStatus | None, num_lost: int
 ) -> None:
     evidence.statuses = {} if status is None else {0: status}
     check = evidence.content()
     assert check.violations.num == num_lost
-    assert all("1 interactions never came" in words for words in check.violations)
+    assert all("1 interactions never arrived" in words for words in check.violations)
 
 
 COLUMNS = ("item_hash", "action_bits", "timestamp_ms", "domain_hash", "value")
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_an_interaction_that_came_otherwise_is_found(evidence: Evidence, column: str) -> None:
+def test_an_interaction_that_arrived_changed_is_found(evidence: Evidence, column: str) -> None:
     def checked(stream: list[Example]) -> int:
         evidence.ledgers = {0: ledger_of(stream)}
         return evidence.content().violations.num
@@ -73,7 +73,7 @@ def test_an_interaction_that_came_otherwise_is_found(evidence: Evidence, column:
 
 
 @pytest.mark.parametrize(("outbox_len", "num_lost"), [(0, 1), (1, 0)])
-def test_a_dead_letter_that_never_came_is_found_when_nothing_is_on_its_way(
+def test_a_dead_letter_that_never_arrived_is_found_once_nothing_is_in_flight(
     evidence: Evidence, outbox_len: int, num_lost: int
 ) -> None:
     evidence.statuses = {0: PartitionStatus(applied_offset=NUM_ACTIONS, outbox_len=outbox_len)}

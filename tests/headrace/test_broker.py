@@ -37,7 +37,7 @@ def test_it_answers_when_start_returns_and_is_gone_when_stop_does() -> None:
         os.kill(pid, 0)
 
 
-def test_a_port_in_use_is_said_and_what_to_do() -> None:
+def test_a_port_in_use_is_reported_with_a_remedy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(BrokerError, match=rf"port {port} is in use; .* --bootstrap"):
@@ -53,7 +53,7 @@ def test_a_broker_that_ends_at_start_is_quoted(monkeypatch: pytest.MonkeyPatch, 
         EmbeddedBroker(log_path=tmp_path / "log").start()
 
 
-def test_a_binary_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_binary_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_TANSU", "/nowhere/tansu")
     with pytest.raises(BrokerError, match="HEADRACE_TANSU: expected the path of an executable, got '/nowhere/tansu'"):
         find_binary()

@@ -1,4 +1,4 @@
-"""The command's help reads well, and what cannot be is one line and a status."""
+"""The command's help reads well, and impossible requests are one line and a status."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_every_command_has_help_that_fits_eighty_columns(command: str, tmp_path:
     assert done.returncode == 0, done.stderr
     assert f"Usage: headrace {command} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "…" not in done.stdout, "a column was too narrow for its words"
+    assert "…" not in done.stdout, "a column was too narrow for its text"
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=" ".join)

@@ -1,4 +1,4 @@
-"""Whatever docker-compose.yml, the Dockerfile, Prometheus and Grafana name has to exist in the code."""
+"""Everything that docker-compose.yml, the Dockerfile, Prometheus and Grafana name exists in the code."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from headrace.command import COMMANDS
 from headrace.config import Settings, read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-# Found without importing the package: it wants another version of click than Faust does, and only its file matters.
+# Located without importing the package: it needs a different version of click than Faust, and only its file matters.
 _package = importlib.util.find_spec("check_jsonschema")
 assert _package is not None
 assert _package.origin is not None
@@ -40,11 +40,11 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["docker-compose.yml", "ops/docker-compose.gpu.yml"])
-def test_the_file_fits_the_compose_specification(path: str) -> None:
+def test_the_file_matches_the_compose_specification(path: str) -> None:
     specification().validate(load(path))
 
 
-def test_a_wrong_file_does_not_fit_it(compose: dict[str, Any]) -> None:
+def test_a_wrong_file_does_not_match_it(compose: dict[str, Any]) -> None:
     wrong = {**compose, "services": {**compose["services"], "trainer": {"comand": ["trainer"]}}}
     assert not specification().is_valid(wrong)
 
@@ -90,13 +90,13 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 def filled(values: dict[str, str], given: dict[str, str]) -> dict[str, str]:
-    """What Compose makes of ``${NAME:-default}`` where ``given`` is its environment."""
+    """The value of ``${NAME:-default}`` in Compose, with ``given`` as its environment."""
     return {
         key: VARIABLE.sub(lambda found: given.get(found[1], found[3] or ""), value) for key, value in values.items()
     }
 
 
-def test_live_actions_are_accepted_by_default_and_ratings_where_they_are_asked_for(compose: dict[str, Any]) -> None:
+def test_live_actions_are_accepted_by_default_and_ratings_on_request(compose: dict[str, Any]) -> None:
     environment = compose["services"]["stream"]["environment"]
     live = filled(environment, {})
     assert live["HEADRACE_ACTION__KINDS"].split(",") == list(Settings().action.kinds)
@@ -107,7 +107,7 @@ def test_live_actions_are_accepted_by_default_and_ratings_where_they_are_asked_f
     assert ratings["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] == "0"
 
 
-def test_nothing_listens_beyond_this_machine_unless_that_is_asked_for(compose: dict[str, Any]) -> None:
+def test_nothing_listens_beyond_this_machine_unless_requested(compose: dict[str, Any]) -> None:
     ports = {port for service in compose["services"].values() for port in service.get("ports", [])}
     assert ports
     for port in filled({each: each for each in ports}, {}).values():
@@ -118,7 +118,7 @@ def test_nothing_listens_beyond_this_machine_unless_that_is_asked_for(compose: d
     assert "OUTSIDE://192.0.2.7:29092" in filled(broker["environment"], elsewhere)["KAFKA_ADVERTISED_LISTENERS"]
 
 
-def test_grafana_starts_with_no_password_that_everybody_knows(compose: dict[str, Any]) -> None:
+def test_grafana_starts_without_a_well_known_password(compose: dict[str, Any]) -> None:
     environment = compose["services"]["grafana"]["environment"]
     assert VARIABLE.fullmatch(environment["GF_SECURITY_ADMIN_PASSWORD"]).group(1, 2) == ("GRAFANA_PASSWORD", "?")  # type: ignore[union-attr]
     assert "GF_AUTH_ANONYMOUS_ENABLED" not in environment
@@ -179,7 +179,7 @@ def test_state_that_must_outlive_a_container_is_in_named_volumes(compose: dict[s
         mounts = dict(reversed(mount.split(":")[:2]) for mount in compose["services"][name]["volumes"])
         assert mounts[folder] in compose["volumes"], name
     assert compose["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"] == "/var/lib/kafka/data"
-    # Without a name each of several workers has its own: two never share a folder of databases.
+    # An anonymous volume: each of several workers has its own, so two never share a folder of databases.
     assert compose["services"]["stream"]["volumes"] == ["/data"]
 
 
@@ -311,7 +311,7 @@ def queries() -> list[str]:
 
 
 def metric_names() -> set[str]:
-    """Every name that the processes expose, from their registries themselves."""
+    """Every metric that the processes expose, taken from their registries."""
     from tests.headrace.registries import registries
 
     names: set[str] = set()

@@ -110,7 +110,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[kafka.client]\nssl_check_hostname = 1\n", ["kafka.client.ssl_check_hostname: expected true or false"]),
         (
             "[kafka.client]\nssl_password = 'x'\n",
-            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nobody would"],
+            ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nothing would use"],
         ),
         (
             "[kafka.client]\nsasl_mechanism = 'PLAIN'\n",
@@ -164,7 +164,7 @@ def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> Non
     assert client["ssl_check_hostname"] is False
 
 
-def test_what_kubernetes_says_of_a_service_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_not_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_SERVING_PORT", "tcp://10.0.0.1:8080")
     assert read_settings().serving.port == 8080
 
@@ -190,7 +190,7 @@ def test_a_file_in_another_encoding_is_refused_in_one_line(content: bytes, said:
     assert "\n" not in str(caught.value)
 
 
-def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read_over(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "headrace.toml").write_bytes(b"\xef\xbb\xbf[kafka]\r\nprefix = 'a'\r\n")
     assert read_settings().kafka.prefix == "a"
 
@@ -225,7 +225,7 @@ def test_what_no_key_can_hold_is_refused(text: str, said: str, tmp_path: Path) -
 
 
 def refusal_of(path: Path) -> str:
-    """What is said of a file; nothing where it is taken."""
+    """The error for a file; empty if it is accepted."""
     try:
         read_settings(path)
     except ConfigError as error:
@@ -243,7 +243,7 @@ def test_a_long_value_makes_no_long_line(section: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5_000])
-def test_a_path_that_none_can_be_is_one_line(path: str) -> None:
+def test_an_impossible_path_is_one_line(path: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot read it: .*; name another with --config"):
         read_settings(path)
 

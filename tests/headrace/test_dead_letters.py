@@ -1,4 +1,4 @@
-"""Dead letters are counted, shown, and sent again once what refused them is mended."""
+"""Dead letters are counted, shown, and sent again once their cause is fixed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def action(user: str, **changed: object) -> dict[str, object]:
 
 @pytest.fixture
 def settings(kafka: Broker, topic_prefix: str) -> Settings:
-    """A deployment of five dead letters: three of an unknown kind, one with a time in seconds, one that is no JSON."""
+    """A deployment of five dead letters: three of an unknown kind, one with a time in seconds, one that is not JSON."""
     config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix, partitions=2)
     ensure_topics(config)
     topics = Topics.under(topic_prefix)
@@ -69,27 +69,27 @@ def test_they_are_counted_by_reason_and_the_newest_shown(
     assert "5 dead letters: unknown_action 3, bad_time 1, malformed 1" in capsys.readouterr().out
 
 
-def test_a_replay_sends_what_is_mended_once_and_says_what_is_not(
+def test_a_replay_sends_what_is_fixed_once_and_reports_what_is_not(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert replay(settings) == 1
-    assert actions_of(settings) == [], "nothing is mended yet"
-    assert "refused still: unknown_action 3" in capsys.readouterr().out
-    mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
-    assert replay(mended, first=0) == 1
+    assert actions_of(settings) == [], "nothing is fixed yet"
+    assert "still refused: unknown_action 3" in capsys.readouterr().out
+    fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    assert replay(fixed, first=0) == 1
     said = capsys.readouterr().out
     assert "sent 3 actions again, of dead letters 0 to 4" in said
-    assert "refused still: bad_time 1, malformed 1; after mending: headrace dead-letters --replay --from 3" in said
+    assert "still refused: bad_time 1, malformed 1; afterwards: headrace dead-letters --replay --from 3" in said
     assert sorted(each["user"] for each in actions_of(settings)) == ["u0", "u1", "u2"]
-    assert replay(mended) == 0
+    assert replay(fixed) == 0
     assert "no new dead letters" in capsys.readouterr().out
     assert len(actions_of(settings)) == 3, "each once"
 
 
 def test_what_is_sent_twice_has_the_same_id_so_that_the_worker_takes_it_once(settings: Settings) -> None:
-    mended = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
-    replay(mended, first=0)
-    replay(mended, first=0)
+    fixed = settings.model_copy(update={"action": ActionConfig(kinds=("click", "buy"))})
+    replay(fixed, first=0)
+    replay(fixed, first=0)
     ids = Counter(each["id"] for each in actions_of(settings))
     topic = Topics.under(settings.kafka.prefix).actions
     assert ids == {f"dead-letter/{topic}/1/{number}/0": 2 for number in range(3)}
@@ -102,7 +102,7 @@ def test_an_action_keeps_the_id_that_it_has_and_those_of_a_list_differ() -> None
     assert [each["id"] for each in acceptable(record, ActionConfig())] == ["mine", "dead-letter/a/2/7/1"]
 
 
-def test_a_bookmark_behind_the_end_of_the_topic_is_of_another_topic(
+def test_a_bookmark_beyond_the_end_of_the_topic_is_of_another_topic(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     topic = Topics.under(settings.kafka.prefix).dead_letters

@@ -1,4 +1,4 @@
-"""Kubernetes manifests and the systemd unit fit their own schemas, and name only what exists here."""
+"""Kubernetes manifests and the systemd unit match their schemas, and name only what exists here."""
 
 import re
 import shutil
@@ -42,11 +42,11 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
 
 
 @pytest.mark.parametrize("manifest", manifests(), ids=lambda each: f"{each['kind']} {each['metadata']['name']}")
-def test_each_manifest_fits_its_schema(manifest: dict[str, Any]) -> None:
+def test_each_manifest_matches_its_schema(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
-def test_a_misspelt_key_does_not_fit() -> None:
+def test_a_misspelt_key_does_not_match() -> None:
     (deployment,) = [each for each in manifests() if each["kind"] == "Deployment"]
     deployment["spec"]["replica"] = 3
     with pytest.raises(kubernetes_validate.ValidationError):

@@ -1,4 +1,4 @@
-"""`headrace doctor`: each fault is seen, with its remedy, and a sound deployment has none."""
+"""`headrace doctor`: each fault is found, with its remedy, and a sound deployment has none."""
 
 import json
 import threading
@@ -40,7 +40,7 @@ def reports(time_ms: int) -> list[Status]:
 
 @contextmanager
 def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
-    """The reports of a worker, a trainer and a server, again and again, by clocks that are ``ahead_ms`` ahead."""
+    """Repeated reports of a worker, a trainer and a server whose clocks are ``ahead_ms`` ahead."""
     topic, stopped = Topics.under(settings.kafka.prefix).status, threading.Event()
     producer = make_producer(settings.kafka)
 
@@ -61,7 +61,7 @@ def reporting(settings: Settings, ahead_ms: int = 0) -> Iterator[None]:
         producer.close()
 
 
-def test_a_broker_that_does_not_answer_is_a_problem_and_the_machine_is_still_looked_at() -> None:
+def test_a_broker_that_does_not_answer_is_a_problem_and_the_machine_is_still_checked() -> None:
     found = by_subject(doctor.findings(Settings(kafka=KafkaConfig("127.0.0.1:1"))))
     assert found["broker"].state == "problem"
     assert "127.0.0.1:1" in found["broker"].words
@@ -84,7 +84,7 @@ def test_other_partitions_and_settings_are_seen(kafka: Broker, topic_prefix: str
     assert doctor.broker(copies).state == "problem"
 
 
-def test_a_deployment_that_nobody_runs_is_told_what_to_start(kafka: Broker, topic_prefix: str) -> None:
+def test_a_deployment_without_processes_lists_what_to_start(kafka: Broker, topic_prefix: str) -> None:
     settings = settings_of(kafka, topic_prefix)
     ensure_topics(settings.kafka)
     found = by_subject(doctor.findings(settings))
@@ -145,7 +145,7 @@ def test_kernels_that_are_not_there_are_a_problem(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", "abacus")
     assert machine.processor().state == "problem"
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", "avx2")
-    assert machine.processor().state in {"note", "problem"}, "a processor without avx2 cannot be told to use it"
+    assert machine.processor().state in {"note", "problem"}, "a processor without avx2 cannot be made to use it"
 
 
 def test_its_exit_status_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The audit's books: each kind of loss, doubling and disorder is found; what compaction took is not called a loss."""
+"""The audit's ledgers: each kind of loss, doubling and disorder is found; what compaction removed is not lost."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ def action(user: str, item: int, time_ms: int) -> Action:
 
 
 def examples() -> list[Example]:
-    """Six of them: two users, three batches."""
+    """Six examples: two users, three batches."""
     sequencer = Sequencer(ACTION, SEQUENCE)
     found = []
     for batch in range(3):
@@ -56,37 +56,37 @@ def manifest(
 
 def test_a_whole_stream_is_in_order() -> None:
     ledger = ledger_of(examples())
-    assert (ledger.num_interactions, ledger.num_feedback, ledger.holes.num, ledger.telling.num) == (6, 0, 0, 0)
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.lost.num, ledger.not_once.num) == (6, 0, 0, 0)
     assert {name: user.num for name, user in ledger.users.items()} == {"a": 3, "b": 3}
 
 
-def test_what_a_relay_repeats_is_left_aside() -> None:
+def test_what_a_relay_repeats_is_ignored() -> None:
     stream = examples()
     ledger = ledger_of(stream[:4] + stream[2:])
-    assert (ledger.num_interactions, ledger.num_duplicates, ledger.holes.num) == (6, 2, 0)
+    assert (ledger.num_interactions, ledger.num_duplicates, ledger.lost.num) == (6, 2, 0)
 
 
-def test_a_missing_example_is_a_hole_and_its_user_is_not_tiled() -> None:
+def test_a_missing_example_is_lost_and_its_user_has_a_gap() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:])
-    assert ledger.holes == ["partition 0: example 2 expected, 3 came"]
-    assert ledger.telling.num == 1
+    assert ledger.lost == ["partition 0: expected example 2, got 3"]
+    assert ledger.not_once.num == 1
 
 
-def test_what_compaction_took_is_no_hole() -> None:
+def test_what_compaction_removed_is_not_lost() -> None:
     stream = examples()
     ledger = ledger_of(stream[:2] + stream[3:], [0, 1, 3, 4, 5])
-    assert (ledger.holes.num, ledger.num_missing, ledger.telling.num) == (0, 1, 0)
+    assert (ledger.lost.num, ledger.num_missing, ledger.not_once.num) == (0, 1, 0)
 
 
 def test_an_interaction_that_is_delivered_twice_under_two_numbers_is_found() -> None:
     stream = examples()
     again = replace(stream[5], number=6)
-    assert ledger_of([*stream, again]).telling.num == 1
+    assert ledger_of([*stream, again]).not_once.num == 1
 
 
 def late_like() -> list[Example]:
-    """An impression, a later like of it, and another impression."""
+    """An impression, a later like for it, and another impression."""
     action = ActionConfig(kinds=("impression", "like"), min_timestamp_ms=0)
     sequencer, found = Sequencer(action, SequenceConfig()), list[Example]()
     for item, kind in ((1, "impression"), (1, "like"), (2, "impression")):
@@ -101,20 +101,20 @@ def late_like() -> list[Example]:
 def test_later_kinds_are_pieces_of_their_own() -> None:
     ledger = ledger_of(late_like())
     assert [tuple(ledger.pieces[number]) for number in range(3)] == [(1, 0), (0, 1), (1, 0)]
-    assert (ledger.num_interactions, ledger.num_feedback, ledger.telling.num) == (2, 1, 0)
+    assert (ledger.num_interactions, ledger.num_feedback, ledger.not_once.num) == (2, 1, 0)
 
 
-@pytest.mark.parametrize("wrong", ["told twice", "not told", "another one's"])
-def test_a_later_kind_that_is_not_told_exactly_once_is_found(wrong: str) -> None:
+@pytest.mark.parametrize("wrong", ["marked twice", "not marked", "another one's"])
+def test_a_later_kind_that_is_not_delivered_exactly_once_is_found(wrong: str) -> None:
     first, like, second = late_like()
-    if wrong == "told twice":
+    if wrong == "marked twice":
         stream = [first, like, replace(like, number=2), replace(second, number=3)]
-    elif wrong == "not told":
+    elif wrong == "not marked":
         none = like.feedback_index[:0]
         stream = [first, replace(like, feedback_index=none, feedback_bits=like.feedback_bits[:0]), second]
     else:
         stream = [first, replace(like, feedback_bits=like.feedback_bits | 1), second]
-    assert ledger_of(stream).telling.num == 1
+    assert ledger_of(stream).not_once.num == 1
 
 
 PLAN = [[(0, 0, 1)], [(0, 2, 2)], [(0, 3, 5)]]
@@ -139,7 +139,7 @@ def test_a_new_epoch_may_publish_steps_again_as_they_were() -> None:
     assert plans.current.num_repeated == 1
 
 
-def test_a_published_step_that_is_trained_otherwise_is_found() -> None:
+def test_a_published_step_that_is_trained_differently_is_found() -> None:
     plans, _, _ = followed(manifest(0, 0, PLAN[:2]), manifest(0, 1, [[(0, 2, 4)], [(0, 5, 5)]], epoch=2))
     assert plans.changes.num == 1
 
@@ -148,7 +148,7 @@ def test_a_published_step_that_is_trained_otherwise_is_found() -> None:
     ("plan", "words"),
     [
         ([[(0, 0, 1)], [(0, 1, 5)]], "again"),
-        ([[(0, 0, 1)], [(0, 3, 5)]], "having left some out"),
+        ([[(0, 0, 1)], [(0, 3, 5)]], "skipping some"),
         ([[(0, 0, 1)], [(0, 2, 6)]], "never held: 6"),
         ([[(1, 0, 0)]], "never held: 0"),
     ],
@@ -160,18 +160,18 @@ def test_training_twice_not_at_all_or_what_is_not_there_is_found(
     assert any(words in each for each in violations)
 
 
-def test_steps_that_nobody_published_are_found() -> None:
+def test_steps_that_were_never_published_are_found() -> None:
     plans, _, _ = followed(manifest(0, 0, PLAN[:1]), manifest(1, 2, PLAN[2:]))
     assert plans.gaps.num == 1
 
 
-def test_another_lineage_starts_anew() -> None:
+def test_another_lineage_starts_over() -> None:
     plans, violations, num = followed(manifest(0, 0, PLAN), manifest(0, 0, PLAN[:1], epoch=2, lineage="two"))
     assert (plans.gaps.num, violations.num, num) == (0, 0, 2)
 
 
 class Record:
-    """As much of a Kafka record as the recount looks at."""
+    """The part of a Kafka record that the recount uses."""
 
     def __init__(self, offset: int, value: bytes | None) -> None:
         self.offset, self.value, self.timestamp = offset, value, 10_000
@@ -190,7 +190,7 @@ def test_the_recount_adds_up_and_names_the_dead_letters() -> None:
     assert recount.num_interactions == 1
 
 
-def test_the_recount_remembers_a_user_as_he_was_behind_a_watched_action() -> None:
+def test_the_recount_remembers_a_user_as_of_a_watched_action() -> None:
     recount = Recount(ACTION, SEQUENCE, 0, 1)
     recount.watch_users = {"a": (1, 1)}
     one = b'{"user":"a","item":%d,"action":"rate","timestamp":%d}'
@@ -223,7 +223,7 @@ def test_a_line_that_began_from_a_published_version_is_audited_with_what_came_be
     assert (found[0].last, found[0].num_interactions, violations.num) == (5, 6, 0)
 
 
-@pytest.mark.parametrize(("next_number", "caught"), [(2, "again"), (4, "having left some out")])
+@pytest.mark.parametrize(("next_number", "caught"), [(2, "again"), (4, "skipping some")])
 def test_a_line_that_began_at_another_place_than_its_version_is_found(next_number: int, caught: str) -> None:
     plans, violations = PlanLedger(), Violations()
     plans.feed(manifest(0, 0, [[(0, 0, 1)], [(0, 2, 2)]]))
@@ -237,4 +237,4 @@ def test_a_plan_that_was_cut_is_found() -> None:
     plans = PlanLedger()
     plans.feed(manifest(0, 0, [[(0, 0, 1)]]))
     plans.feed(manifest(1, 3, [[(0, 4, 5)]]))
-    assert plans.gaps == ["version 1/1 begins with step 3; nobody published steps 1 to 2"]
+    assert plans.gaps == ["version 1/1 begins with step 3; steps 1 to 2 were never published"]

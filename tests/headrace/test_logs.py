@@ -1,4 +1,4 @@
-"""Every process logs alike: JSON lines where nobody looks, whichever room it is and whichever library speaks."""
+"""Every process logs alike, in JSON lines unless on a terminal, whichever room or library the message is from."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ logging.getLogger("uvicorn.error").info("Started server process")
 """
 
 
-def test_our_words_and_the_libraries_are_json_lines_that_begin_alike() -> None:
+def test_our_messages_and_the_libraries_are_json_lines_that_begin_alike() -> None:
     done = subprocess.run([sys.executable, "-c", SPEAK], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     lines = [json.loads(line) for line in done.stderr.splitlines()]

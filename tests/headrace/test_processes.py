@@ -45,7 +45,7 @@ def test_a_child_that_dies_is_quoted(tmp_path: Path) -> None:
             group.wait_until(lambda: False, 10, "nothing")
 
 
-def test_what_was_waited_for_in_vain_is_named(tmp_path: Path) -> None:
+def test_what_was_awaited_in_vain_is_named(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, {}) as group:
         group.start("one", "-c", SLEEP)
         with pytest.raises(DeadlineError, match=r"waited 0 s for: a miracle"):

@@ -33,7 +33,7 @@ def fed() -> Pulse:
         )
     pulse.note_status(encode_status(ServerStatus(component="gone", time_ms=now - 60_000, epoch=1, number=1)))
     pulse.note_letter([("reason", b"future")])
-    for _ in range(2):  # once is no bottleneck
+    for _ in range(2):  # once is not a bottleneck
         pulse.sample(served_of(pulse), now)
     return pulse
 
@@ -46,7 +46,14 @@ def lag(now: int) -> bytes:
     told["train"] = {"lag_records": 12_345, "lag_s": 7.5}
     metrics = {"retrieval_window": {"model": {"hr10": 0.2183}, "popular_unseen": {"hr10": 0.0741}}}
     return msgspec.json.encode(
-        {"time_ms": now, "stages": told, "metrics": metrics, "num_items": 1682, "num_interactions": 99}
+        {
+            "time_ms": now,
+            "stages": told,
+            "metrics": metrics,
+            "num_items": 1682,
+            "num_interactions": 99,
+            "throughput": {"interactions_per_s": 1.0},
+        }
     )
 
 
@@ -61,7 +68,7 @@ def test_the_furthest_behind_of_the_live_servers_counts() -> None:
     assert served_of(Pulse(10.0)).epoch == -1
 
 
-def test_the_bottleneck_stands_out_and_silence_is_said() -> None:
+def test_the_bottleneck_stands_out_and_silence_is_shown() -> None:
     pulse = fed()
     table = shown(stages(pulse.points[-1]))
     assert "12,345" in table

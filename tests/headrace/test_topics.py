@@ -1,4 +1,4 @@
-"""`headrace topics`: what is missing or made otherwise is seen, and is the exit status."""
+"""`headrace topics`: missing topics and differing settings are shown, and set the exit status."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tests.brokers import Broker
 from wire.config import KafkaConfig
 
 
-def test_topics_that_are_missing_or_made_otherwise_are_seen(
+def test_topics_that_are_missing_or_differ_are_shown(
     kafka: Broker, topic_prefix: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -20,7 +20,7 @@ def test_topics_that_are_missing_or_made_otherwise_are_seen(
     assert "headrace topics --create" in capsys.readouterr().out
     assert show(settings, create=True) == 0
     shown = capsys.readouterr().out
-    assert f"{topic_prefix}.trainer.lag.v1" in shown, "names are whole on a terminal of 80 columns"
+    assert f"{topic_prefix}.trainer.lag.v1" in shown, "names are complete on a terminal of 80 columns"
     assert shown.count("as configured") == 7
 
     other = settings.model_copy(update={"kafka": replace(settings.kafka, actions_retention_s=60.0)})

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kernels import build, library
+from kernels import KernelUnavailable, build, library
 from kernels.attention.args import AttentionArgs, BucketsArgs
 from kernels.layer.args import LayerArgs
+from kernels.sources import SOURCES, digest
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
@@ -24,21 +25,40 @@ def test_a_second_build_has_nothing_to_do() -> None:
 
 
 @needs_compiler
-def test_a_source_that_does_not_compile_leaves_the_library_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "csrc" / "level").mkdir(parents=True)
-    (tmp_path / "csrc" / "wrong.cpp").write_text("int f( {\n")
-    target = tmp_path / "build" / "library.so"
+def test_a_source_that_does_not_compile_leaves_the_library_alone(tmp_path: Path) -> None:
+    sources, target = tmp_path / "csrc", tmp_path / "build" / "library.so"
+    sources.mkdir()
+    (sources / "wrong.cpp").write_text("int f( {\n")
     target.parent.mkdir()
     target.write_text("the one before")
-    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
-    monkeypatch.setattr(build, "LIBRARY_PATH", target)
-    monkeypatch.setattr(build, "STAMP_PATH", tmp_path / "build" / "stamp")
     with pytest.raises(build.BuildError, match=r"wrong\.cpp"):
-        build.build()
+        build.build(sources=sources, target=target)
     assert target.read_text() == "the one before"
     assert [path.name for path in target.parent.iterdir()] == ["library.so"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("answer", ["HEADRACE_SOURCES", ""], ids=["other sources", "from before the digest"])
+def test_a_library_of_other_sources_is_refused_with_what_to_run(answer: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "cpu.cpp", tmp_path / "build" / "library.so"
+    source.write_text(f'extern "C" const char* headrace_sources() {{ return {answer}; }}\n' if answer else "int f;\n")
+    build.build(sources=tmp_path, target=target)
+    with pytest.raises(KernelUnavailable, match=r"built from other sources .*; run `python -m kernels\.build`"):
+        library.open_library(target)
+
+
+def test_the_digest_knows_code_from_comments(tmp_path: Path) -> None:
+    header = tmp_path / "level" / "call.h"
+    header.parent.mkdir()
+    seen = []
+    for code in (
+        "struct Call { int a; };\n",
+        "// why\nstruct Call { int a; };  // what\n\n",
+        "struct Call { long a; };\n",
+    ):
+        header.write_text(code)
+        seen.append(digest(tmp_path))
+    assert seen[0] == seen[1] != seen[2]
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +87,7 @@ def test_levels_share_no_code_that_only_some_processors_run() -> None:
     ],
 )
 def test_the_structs_are_mirrored_field_by_field(header: str, name: str, mirror: type[ctypes.Structure]) -> None:
-    source = re.sub(r"//.*", "", (build.SOURCES / header).read_text())
+    source = re.sub(r"//.*", "", (SOURCES / header).read_text())
     body = re.search(rf"struct {name} \{{(.*?)\n\}};", source, re.DOTALL)
     assert body is not None
     declared = [

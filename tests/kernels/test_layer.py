@@ -243,7 +243,7 @@ def test_wide_rows_are_normalized_whatever_their_width_and_too_wide_ones_are_ref
         assert relative_error(results["change"], expected["change"]) <= 1e-5
         assert relative_error(results["dx"], expected["dx"]) <= 1e-4
     case = {"lengths": [2], "heads": 1, "model": 4, "qk": 1, "value": 4097}
-    with pytest.raises(KernelUnavailable, match="up to 4096 columns, got 4 and 4097"):
+    with pytest.raises(KernelUnavailable, match="at most 4096 columns, got 4 and 4097"):
         run(case, torch.float32, "cpp")
 
 
@@ -251,7 +251,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     batch, x, params, options = make_layer([7, 2], heads=2, model=6, qk=4, value=4)
     with pytest.raises(ValueError, match="x_TM: expected"):
         hstu_layer(x[:, :5], params, batch.offsets, **options)
-    with pytest.raises(ValueError, match="dropout: expected a share"):
+    with pytest.raises(ValueError, match="dropout: expected a fraction"):
         hstu_layer(x.float(), params, batch.offsets, **(options | {"dropout": 1.0}))
     with pytest.raises(ValueError, match="LayerParams: expected uvqk_weight"):
         hstu_layer(x.float(), params, batch.offsets, **(options | {"num_heads": 3}))

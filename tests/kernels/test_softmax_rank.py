@@ -146,7 +146,7 @@ def test_bad_arguments_say_what_was_expected() -> None:
     with pytest.raises(ValueError, match="expected both or neither"):
         top_k(query_RD, table_VD, 2, exclude_rows=torch.zeros(0, dtype=torch.int64))
     past_end, whole = torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1])
-    with pytest.raises(ValueError, match="expected to rise from 0 to 1"):
+    with pytest.raises(ValueError, match="expected offsets rising from 0 to 1"):
         rank_of_target(query_RD, table_VD, target_R, exclude_rows=torch.tensor([1]), exclude_offsets_R1=past_end)
     with pytest.raises(IndexError, match="exclude_rows: expected rows 0 to 4, got 5 to 5"):
         rank_of_target(query_RD, table_VD, target_R, exclude_rows=torch.tensor([5]), exclude_offsets_R1=whole)

@@ -50,6 +50,33 @@ def batcher(**options: Any) -> Batcher:
     return Batcher(Engine(Histories(10**6)), HOLDER, **settings)
 
 
+class _Slippery(list[Request]):
+    """Requests that nobody can take out."""
+
+    def __iter__(self) -> Any:
+        raise ValueError("they slip away")
+
+
+class SlipperyJob(PlainJob):
+    """It fails where nobody looks for it."""
+
+    def prepare(self, _version: HeldVersion) -> list[Request]:
+        return _Slippery()
+
+
+def test_a_lane_outlives_whatever_a_job_does_and_everybody_is_answered() -> None:
+    made = batcher()
+
+    async def ask() -> list[Any]:
+        first = await asyncio.wait_for(asyncio.gather(made.answer(SlipperyJob()), return_exceptions=True), 20)
+        return [*first, await asyncio.wait_for(made.answer(PlainJob()), 20)]
+
+    failed, fine = asyncio.run(ask())
+    assert isinstance(failed, ValueError)
+    assert fine == b"3"
+    made.close()
+
+
 def test_a_request_that_fails_takes_no_other_along() -> None:
     made = batcher()
     outcomes = made._short.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])

@@ -134,7 +134,7 @@ def test_weights_that_say_something_else_here_than_to_their_trainer_are_refused(
     base, _, _ = list(versions(World(num_users=2), 3))
     dense = {name: array.copy() for name, array in base.snapshot.dense.items()}
     dense["query_weight"] = np.roll(dense["query_weight"], 1, axis=0)
-    with pytest.raises(VersionError, match="to fixed inputs the trainer's weights said"):
+    with pytest.raises(VersionError, match="for fixed inputs the trainer's weights gave"):
         WeightsManager().stage(Version(base.manifest, replace(base.snapshot, dense=dense)))
 
 

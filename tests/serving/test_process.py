@@ -278,7 +278,7 @@ def test_a_server_whose_follower_has_died_ends_with_one_line(
     finally:
         server.close()
     last = server.process.log().splitlines()[-1]
-    assert "a follower of the topics has ended (RuntimeError('nobody has foreseen this'))" in last
+    assert "a thread that follows the topics has failed (RuntimeError('nobody has foreseen this'))" in last
     assert "start the server again" in last
 
 

@@ -10,6 +10,7 @@ from kafka import KafkaConsumer
 
 from serving.pulse import Point, Pulse, PulseFollower, Rates, Served, StagePoint, bottleneck
 from tests.brokers import Broker, wait_until
+from tests.foreign import FOREIGN
 from tests.serving.wire import Wire
 from wire.kafka.consumer import connect
 from wire.status import PartitionStatus, WorkerStatus, encode_status
@@ -25,7 +26,7 @@ def lag_message(**changes: Any) -> dict[str, Any]:
     window = {"model": {"hr10": 0.25}, "popular": {"hr10": 0.125}}
     metrics = {"retrieval_window": window, "ranking_window": {"all": {"ne": 0.75, "ne_baseline": 1.0}}}
     return {"time_ms": NOW_MS, "stages": stages, "metrics": metrics, "num_items": 40, "num_interactions": 1000,
-            "num_servers": 2, **changes}  # fmt: skip
+            "num_servers": 2, "throughput": {"interactions_per_s": 1.0}, **changes}  # fmt: skip
 
 
 def pulse_of(**changes: Any) -> Pulse:
@@ -148,18 +149,21 @@ def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix
     assert not follower.is_alive()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        None, b"", b"7 bytes", b"{}", b"[]", b"\xff", b'{"stages": 5}', b'{"stages": {"train": null}}',
-        b'{"num_items": "x"}', b'{"version": 5, "metrics": 5, "freshness": 5, "loss": 5, "throughput": 5}',
-        b'{"metrics": {"retrieval_window": 5, "ranking_window": []}, "num_interactions": [1]}',
-    ],
+STRANGE = (
+    b'{"stages": 5}', b'{"stages": {"train": null}}', b'{"num_items": "x"}',
+    b'{"version": 5, "metrics": 5, "freshness": 5, "loss": 5, "throughput": 5}',
+    b'{"metrics": {"retrieval_window": 5, "ranking_window": []}, "num_interactions": [1]}',
+    msgspec.json.encode(lag_message(metrics={"retrieval_window": {"model": {"hr10": "x"}}, "ranking_window": 5})),
+    msgspec.json.encode(lag_message(stages={"train": {"lag_records": 5, "lag_s": "x"}})),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [*FOREIGN, *STRANGE])
 def test_what_somebody_else_writes_to_the_topics_ends_no_thread(value: bytes | None) -> None:
     pulse = Pulse(objective_s=10.0)
     pulse.note_lag(value)
     pulse.note_status(value or b"")
+    pulse.hear_status(value or b"", NOW_MS)
     pulse.note_letter([("reason", value)])  # type: ignore[list-item]
     pulse.note_letter([])
     assert pulse.sample(SERVED, NOW_MS).dead_letters == 2

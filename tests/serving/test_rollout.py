@@ -17,6 +17,7 @@ from serving.holder import WeightsManager
 from serving.rollout import PinFollower, Rollout
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
+from tests.foreign import FOREIGN
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World
 from wire.control import PIN_KEY, Pin, encode_pin, parse_version
@@ -188,7 +189,11 @@ def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     try:
         assert rollout.known.wait(20)
         assert rollout.wanted == (3, 7)
-        producer.send(wire.topics.control, key=PIN_KEY, value=b"nonsense").get(20)
+        for value in FOREIGN:
+            if value is not None:
+                producer.send(wire.topics.control, key=PIN_KEY, value=value)
+        producer.send(wire.topics.control, key=PIN_KEY, value=encode_pin(Pin(epoch=3, number=8, made_ms=0))).get(20)
+        wait_until(lambda: rollout.wanted == (3, 8), 20, "a pin after what is none")
         producer.send(wire.topics.control, key=PIN_KEY, value=None).get(20)
         wait_until(lambda: rollout.wanted is None, 20, "the pin to be gone")
     finally:

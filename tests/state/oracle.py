@@ -1,7 +1,7 @@
-"""What a partition's log means, in the plainest Python that says it: whole log in, whole lives out.
+"""What a partition's log means, in the plainest Python: the whole log in, all users' histories out.
 
-Nothing here is shared with the code under test but hashing. No batches, no bytes, no index: each action is compared
-with every interaction that its user still keeps.
+Only hashing is shared with the code under test. No batches, no bytes, no index: each action is compared with every
+interaction that its user still keeps.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Oracle:
     late: int = 0
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     moments: dict[tuple[str, int, int], Life] | None = None
-    """What each user was after the action at (offset, index), where somebody wants to know."""
+    """Each user's state after the action at (offset, index), where requested."""
 
     def record(self, offset: int, record_ms: int, value: bytes | None) -> None:
         if not value:
@@ -87,7 +87,7 @@ class Oracle:
                 self.moments[user, offset, max(index, 0)] = deepcopy(self.users[user])
 
     def wrong(self, action: Any, record_ms: int) -> str | None:
-        """Only the kinds of wrong that the streams of the tests hold."""
+        """Only the kinds of malformed records that the tests' streams contain."""
         if not isinstance(action, dict):
             return "wrong_type"
         if "item" not in action:
@@ -98,7 +98,7 @@ class Oracle:
         return None if all(name in self.kinds for name in names) else "unknown_action"
 
     def first_kept(self, life: Life) -> int:
-        """The first segment that is kept of a user."""
+        """The user's first kept segment."""
         return max(0, (len(life.tokens) - 1) // self.segment_len - self.num_slots + 1)
 
     def kept(self, life: Life) -> list[Token]:

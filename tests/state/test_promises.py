@@ -1,4 +1,4 @@
-"""Whatever happens to a worker, what the trainer gets is what the oracle says: each piece once, in order."""
+"""Whatever happens to a worker, the trainer gets what the oracle says: each piece once, in order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from state import outbox
 from state.config import StoreConfig
+from state.emitter import Draft, Emitter
 from state.segment import Segment
-from state.sequencer import Draft, Sequencer
+from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
 from tests.state.world import World, stream_of
@@ -33,7 +34,7 @@ SEQUENCES = st.builds(
 )
 EVENTS = ("apply", "apply", "apply", "relay", "relay", "repeat", "crash", "wipe", "ghost")
 EXAMPLES = 300
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times here
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times
 
 
 def live(world: World, rng: random.Random, num_events: int, events: tuple[str, ...] = EVENTS) -> None:
@@ -52,7 +53,7 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
             case "ghost":
                 world.ghost(rng)
     if "wipe" in events and rng.random() < 0.5:
-        # Nothing of the log is left that could bring forgotten users back to mind.
+        # Nothing is left of the log that could restore forgotten users.
         world.store.apply(world.log)
         for _ in range(rng.randrange(world.store.outbox_len + 1)):
             world.relay(1)
@@ -66,7 +67,7 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 @given(sequence=SEQUENCES, seed=st.integers(0, 2**32), num_records=st.integers(1, 60), num_events=st.integers(0, 40))
-def test_each_piece_of_feedback_is_told_once_and_in_order_whatever_happens(
+def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
     sequence: SequenceConfig, seed: int, num_records: int, num_events: int
 ) -> None:
     with TemporaryDirectory(dir=MEMORY) as folder:
@@ -91,7 +92,7 @@ def test_an_event_after_every_batch_changes_nothing(event: str) -> None:
         world.store.close()
 
 
-# Broken builds: each of these has to be caught.
+# Broken builds, each of which has to be caught.
 
 
 def _replay_from_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def _replay_from_behind_the_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Sequencer, "drain_drafts", drain_drafts)
 
 
-def _apply_what_an_example_tells(patch: pytest.MonkeyPatch) -> None:
+def _apply_what_an_example_covers(patch: pytest.MonkeyPatch) -> None:
     decode = User.decode
 
     def decode_without_skipping(name: str, stored: bytes, num_features: int) -> User:
@@ -128,7 +129,7 @@ def _skip_the_rest_of_the_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(User, "decode", decode_without_index)
 
 
-def _tell_nothing_of_old_segments(patch: pytest.MonkeyPatch) -> None:
+def _adopt_nothing_of_old_segments(patch: pytest.MonkeyPatch) -> None:
     adopt = User.adopt
 
     def adopt_newest_only(self: User, example: Example, num_slots: int) -> None:
@@ -143,7 +144,7 @@ def _forget_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 def _leave_segments_in_pieces(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_seal", lambda self, user: None)
+    patch.setattr(Emitter, "seal", lambda self, user, record_ms: None)
 
 
 def _forget_what_a_piece_held(patch: pytest.MonkeyPatch) -> None:
@@ -166,24 +167,22 @@ def _keep_what_has_no_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(User, "keep", lambda self, num_slots: None)
 
 
-def _tell_a_segment_only_at_the_end(patch: pytest.MonkeyPatch) -> None:
-    tell = Sequencer._tell
+def _emit_only_at_the_end_of_a_batch(patch: pytest.MonkeyPatch) -> None:
+    end_run, drain, draining = Emitter.end_run, Emitter.drain, set[Emitter]()
 
-    def tell_late(self: Sequencer, user: User) -> None:
-        if self._ending:
-            tell(self, user)
+    def end_run_late(self: Emitter, user: User) -> None:
+        if self in draining:
+            end_run(self, user)
 
-    def drain_drafts(self: Sequencer) -> list[Draft]:
-        self._ending = True
+    def drain_and_end(self: Emitter) -> list[Draft]:
+        draining.add(self)
         try:
             return drain(self)
         finally:
-            self._ending = False
+            draining.remove(self)
 
-    drain = Sequencer.drain_drafts
-    patch.setattr(Sequencer, "_ending", False, raising=False)
-    patch.setattr(Sequencer, "_tell", tell_late)
-    patch.setattr(Sequencer, "drain_drafts", drain_drafts)
+    patch.setattr(Emitter, "end_run", end_run_late)
+    patch.setattr(Emitter, "drain", drain_and_end)
 
 
 def _forget_feedback(patch: pytest.MonkeyPatch) -> None:
@@ -204,7 +203,7 @@ def _take_in_ghosts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _name_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Sequencer, "_take_names", lambda self, user: {})
+    patch.setattr(Emitter, "_take_names", lambda self, user: {})
 
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
@@ -222,10 +221,10 @@ def _apply_again(patch: pytest.MonkeyPatch) -> None:
 
 
 BROKEN = [
-    _replay_from_behind_the_batch, _apply_what_an_example_tells, _skip_the_rest_of_the_record,
-    _tell_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
+    _replay_from_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,
+    _adopt_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
     _forget_what_a_piece_held, _give_pieces_one_key, _turn_the_ring_too_soon, _keep_what_has_no_slot,
-    _tell_a_segment_only_at_the_end, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
+    _emit_only_at_the_end_of_a_batch, _forget_feedback, _count_a_replay_again, _trust_compaction, _take_in_ghosts,
     _name_nothing, _write_the_outbox_later, _apply_again,
 ]  # fmt: skip
 
@@ -257,6 +256,6 @@ def _one_life(seed: int) -> None:
             world.store.close()
 
 
-def test_the_same_lives_pass_where_nothing_is_broken() -> None:
+def test_the_same_lives_pass_if_nothing_is_broken() -> None:
     for seed in range(15):
         _one_life(seed)

@@ -9,7 +9,11 @@ import struct
 import numpy as np
 import pytest
 
-from state.segment import COLUMNS_START, Segment, describe, holds, may_hold
+from state.emitter import Emitter
+from state.names import Names
+from state.segment import Segment, holds
+from state.segment_codec import COLUMNS_START, cut, describe, may_hold, unpack
+from state.segment_codec import pack as pack_segment
 from state.sequencer import Sequencer
 from tests.state.test_sequencer import ACTION
 from wire.action import Action
@@ -46,40 +50,41 @@ def test_what_a_worker_writes_is_what_the_codec_would_write(seed: int) -> None:
         value = pack(header, columns)
         assert encode_example(decode_example(value)) == value
         segment = Segment.of(view(header, columns))
-        cut = segment.cut(header.first, len(segment))
-        assert columns.startswith(cut.columns)
-        assert (cut.num, cut.num_ids, cut.flags, cut.bits_width) == (
+        part = cut(segment, header.first, len(segment))
+        assert columns.startswith(part.columns)
+        assert (part.num, part.num_ids, part.flags, part.bits_width) == (
             header.num_interactions, header.num_ids, header.flags, header.bits_width,
         )  # fmt: skip
-        stored = segment.pack()
-        assert Segment.unpack(header.segment, stored, 2).pack() == stored
-        again = Segment.unpack(header.segment, stored, 2)
+        stored = pack_segment(segment)
+        assert pack_segment(unpack(header.segment, stored, 2)) == stored
+        again = unpack(header.segment, stored, 2)
         again.packed = None
-        assert again.pack() == stored
+        assert pack_segment(again) == stored
         assert describe(stored)[1] == header.first + header.num_interactions
         with pytest.raises(ValueError, match="another one"):
-            Segment.unpack(header.segment + 1, stored, 2)
+            unpack(header.segment + 1, stored, 2)
 
 
 def test_pieces_put_together_in_any_order_are_the_segment() -> None:
     for seed in range(20):
         rng = random.Random(seed)
-        sequencer = Sequencer(ACTION, SequenceConfig(join_window_s=0, segment_len=40))
+        sequence = SequenceConfig(join_window_s=0, segment_len=40)
+        sequencer = Sequencer(ACTION, sequence)
         for offset in range(30):
             sequencer.apply(action(rng, wide=False), offset, 9)
             if rng.random() < 0.5:
                 sequencer.drain_drafts()
         (user,) = sequencer.users.values()
-        whole = user.tail.pack()
-        pieces = []
+        whole = pack_segment(user.tail)
+        pieces, emitter = [], Emitter(ACTION, sequence, 0, None, Names())
         ends = [0, *sorted(rng.sample(range(1, 30), 5)), 30]
         for first, end in itertools.pairwise(ends):
-            pieces.append(view(*sequencer._draft(user, 0, first, end, 0, 9, {})))
+            pieces.append(view(*emitter.draft(user, 0, first, end, 0, 9, {})))
         rng.shuffle(pieces)
         again = Segment(0, 2)
         for piece in pieces:
             again.put(piece)
-        assert again.pack() == whole
+        assert pack_segment(again) == whole
 
 
 def test_an_interaction_forgets_its_oldest_ids() -> None:
@@ -97,11 +102,11 @@ def test_an_interaction_forgets_its_oldest_ids() -> None:
 
 def test_a_hash_is_found_only_where_one_begins() -> None:
     column = np.array([0x0807060504030201, 0x100F0E0D0C0B0A09], np.int64).tobytes()
-    astride = column[2:10]
-    assert astride in column
-    assert not holds(column, astride)
+    straddling = column[2:10]
+    assert straddling in column
+    assert not holds(column, straddling)
     assert holds(column, column[8:])
-    assert holds(column[2:] + bytes(2) + astride, astride), "its first appearance is astride, its second is not"
+    assert holds(column[2:] + bytes(2) + straddling, straddling), "the first match straddles two entries"
 
 
 def test_an_item_is_found_only_where_one_begins() -> None:
@@ -110,18 +115,18 @@ def test_an_item_is_found_only_where_one_begins() -> None:
     first, second = 0x1111222233334444, 0x5555666677778888
     for number in (first, second):
         segment.append(hash_bytes(number), action(rng, wide=False), 1_000)
-    astride = (hash_bytes(first) + hash_bytes(second))[3:11]
-    assert may_hold(segment.pack(), astride), "a first look may err on this side"
-    assert segment.find(astride, 1_000, 10, 0) == -1
+    straddling = (hash_bytes(first) + hash_bytes(second))[3:11]
+    assert may_hold(pack_segment(segment), straddling), "a quick check may err on this side"
+    assert segment.find(straddling, 1_000, 10, 0) == -1
     assert segment.find(hash_bytes(second), 1_000, 10, 0) == 1
-    assert not may_hold(segment.pack(), hash_bytes(9))
+    assert not may_hold(pack_segment(segment), hash_bytes(9))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, COLUMNS_START, 60])
-def test_bytes_cut_short_are_refused(num_bytes: int) -> None:
+def test_truncated_bytes_are_refused(num_bytes: int) -> None:
     segment = Segment(0, 2)
     rng = random.Random(2)
     for _ in range(4):
         segment.append(hash_bytes(3), action(rng, wide=True), 7)
     with pytest.raises((ValueError, struct.error)):
-        Segment.unpack(0, segment.pack()[:num_bytes], 2)
+        unpack(0, pack_segment(segment)[:num_bytes], 2)

@@ -1,4 +1,4 @@
-"""The rules of joining and telling, one by one."""
+"""The rules of joining and emitting, one by one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEE, CLICK, LIKE = 1, 2, 4
 
 
 class Driver:
-    """Applies actions written short, one record each."""
+    """Applies actions in shorthand, one record each."""
 
     def __init__(self, window_s: float = 0.1, **options: Any) -> None:
         self.sequencer = Sequencer(ACTION, SequenceConfig(join_window_s=window_s, **options))
@@ -32,7 +32,7 @@ class Driver:
         assert isinstance(action, Action)
         return self.sequencer.apply(action, self.sequencer.applied_offset + 1, 5_000 + time_ms)
 
-    def told(self) -> list[str]:
+    def emitted(self) -> list[str]:
         """Examples since the last call, as in ``u0: a1 b2 new c1 feedback 0:4``."""
         return [short(example) for example in self.sequencer.drain()]
 
@@ -53,19 +53,19 @@ def times_of(driver: Driver) -> list[int]:
     return [time_ms for example in driver.sequencer.drain() for time_ms in example.interactions.timestamp_ms.tolist()]
 
 
-def test_an_action_is_told_at_once() -> None:
+def test_an_action_is_emitted_at_once() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
-    assert driver.told() == ["u0: new a1"]
-    assert driver.told() == []
+    assert driver.emitted() == ["u0: new a1"]
+    assert driver.emitted() == []
 
 
 def test_a_click_joins_its_impression_and_is_feedback() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
-    assert driver.told() == ["u0: new a1"]
+    assert driver.emitted() == ["u0: new a1"]
     driver.act("u", "a", "click", 1100)
-    assert driver.told() == ["u0: a3 +2@0"]
+    assert driver.emitted() == ["u0: a3 +2@0"]
 
 
 def test_what_joins_within_a_batch_is_part_of_what_is_new() -> None:
@@ -73,28 +73,28 @@ def test_what_joins_within_a_batch_is_part_of_what_is_new() -> None:
     driver.act("u", "a", "see", 1000)
     driver.act("u", "b", "see", 1010)
     driver.act("u", "a", "click", 1020)
-    assert driver.told() == ["u0: new a3 b1"]
+    assert driver.emitted() == ["u0: new a3 b1"]
 
 
-def test_behind_the_window_an_interaction_of_its_own_begins() -> None:
+def test_after_the_window_a_new_interaction_begins() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
     driver.act("u", "a", "click", 1101)
-    assert driver.told() == ["u0: new a1 a2"]
+    assert driver.emitted() == ["u0: new a1 a2"]
 
 
 def test_without_a_window_nothing_joins() -> None:
     driver = Driver(0.0)
     driver.act("u", "a", "see", 1000)
     driver.act("u", "a", "click", 1000)
-    assert driver.told() == ["u0: new a1 a2"]
+    assert driver.emitted() == ["u0: new a1 a2"]
 
 
 def test_feedback_that_is_older_than_its_impression_joins_it_too() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
     assert driver.act("u", "a", "click", 950) is Outcome.ACCEPTED
-    assert driver.told() == ["u0: new a3"]
+    assert driver.emitted() == ["u0: new a3"]
     assert driver.sequencer.counts.num_late == 0
 
 
@@ -104,7 +104,7 @@ def test_the_newest_interaction_within_the_window_is_joined() -> None:
         driver.act("u", "a", "see", time_ms)
     driver.act("u", "a", "click", 1290)
     driver.act("u", "a", "like", 1050)
-    assert driver.told() == ["u0: new a5 a3 a1"]
+    assert driver.emitted() == ["u0: new a5 a3 a1"]
 
 
 def test_an_action_that_names_a_session_joins_only_there() -> None:
@@ -119,7 +119,7 @@ def test_an_action_that_names_a_session_joins_only_there() -> None:
     assert example.session_hash.tolist() == [item_hash("one"), item_hash("two"), item_hash("three")]
 
 
-def test_a_time_never_falls_and_an_action_that_needed_that_is_late() -> None:
+def test_times_never_decrease_and_an_action_that_needed_that_is_late() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
     assert driver.act("u", "b", "see", 400) is Outcome.LATE
@@ -134,7 +134,7 @@ def test_a_known_id_changes_nothing() -> None:
     assert driver.act("u", "a", "see", 1000, id="x") is Outcome.ACCEPTED
     assert driver.act("u", "a", "click", 1001, id="x") is Outcome.DUPLICATE
     assert driver.act("v", "a", "see", 1001, id="x") is Outcome.ACCEPTED
-    assert driver.told() == ["u0: new a1", "v0: new a1"]
+    assert driver.emitted() == ["u0: new a1", "v0: new a1"]
     assert driver.sequencer.counts == (2, 1, 0, 0)
 
 
@@ -156,7 +156,7 @@ def test_a_segment_forgets_its_oldest_ids() -> None:
     assert driver.act("u", "a", "see", 1000, id=0) is Outcome.ACCEPTED, "the segment keeps eight"
 
 
-def test_ids_count_for_nothing_where_duplicates_are_wanted() -> None:
+def test_ids_are_ignored_if_duplicates_are_wanted() -> None:
     driver = Driver(deduplicate=False)
     driver.act("u", "a", "see", 1000, id="x")
     assert driver.act("u", "a", "click", 1000, id="x") is Outcome.ACCEPTED
@@ -164,7 +164,7 @@ def test_ids_count_for_nothing_where_duplicates_are_wanted() -> None:
     assert (short(example), example.action_ids.tolist()) == ("u0: new a3", [])
 
 
-def test_what_a_joining_action_brings_wins() -> None:
+def test_the_fields_of_a_joining_action_win() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000, value=1, domain="film", features={"genre": "jazz", "maker": 1})
     driver.act("u", "a", "click", 1001, value=2, features={"genre": "rock"})
@@ -176,24 +176,24 @@ def test_what_a_joining_action_brings_wins() -> None:
     assert rows.feature_hash.tolist() == [[item_hash("rock"), item_hash(1)]]
 
 
-def test_what_changes_no_kind_is_told_and_teaches_nothing() -> None:
+def test_what_changes_no_kind_is_emitted_and_teaches_nothing() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
-    driver.told()
+    driver.emitted()
     driver.act("u", "a", "see", 1001, value=2)
-    assert driver.told() == ["u0: a1"]
+    assert driver.emitted() == ["u0: a1"]
     driver.act("u", "a", "see", 1001, id="x")
-    assert driver.told() == ["u0: a1"], "after a restore the id has to be known"
+    assert driver.emitted() == ["u0: a1"], "after a restore the id has to be known"
     driver.act("u", "a", "see", 1001, user_features={"land": "li"})
-    assert driver.told() == ["u0: a1"]
+    assert driver.emitted() == ["u0: a1"]
 
 
-def test_what_changes_nothing_is_not_told() -> None:
+def test_what_changes_nothing_is_not_emitted() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000, value=2, domain="d")
-    driver.told()
+    driver.emitted()
     assert driver.act("u", "a", "see", 1001, value=2, domain="d") is Outcome.ACCEPTED
-    assert driver.told() == []
+    assert driver.emitted() == []
     assert driver.sequencer.counts.num_accepted == 2
 
 
@@ -219,7 +219,7 @@ def test_only_kept_segments_are_joined() -> None:
         driver.act("u", item, "see", 1000)
     driver.act("u", "b", "click", 1001)
     driver.act("u", "a", "click", 1001)
-    assert driver.told()[3:] == ["u1: b3 +2@0", "u3: new a2"]
+    assert driver.emitted()[3:] == ["u1: b3 +2@0", "u3: new a2"]
 
 
 def test_a_name_travels_once() -> None:
@@ -231,7 +231,7 @@ def test_a_name_travels_once() -> None:
     assert (first.names, second.names) == ({item_hash("a"): "a"}, {item_hash("b"): "b"})
 
 
-def test_a_replay_starts_with_the_batch_until_all_of_it_is_told() -> None:
+def test_a_replay_starts_with_the_batch_until_all_of_it_is_emitted() -> None:
     driver = Driver()
     for user in "uvw":
         driver.act(user, "a", "see", 1000)
@@ -243,7 +243,7 @@ def test_a_replay_starts_with_the_batch_until_all_of_it_is_told() -> None:
     assert [(e.applied_offset, e.counted_offset, e.replay_from_offset) for e in examples] == [(9, 9, 3), (9, 9, 10)]
 
 
-def test_an_example_says_when_its_newest_action_came_and_how_far_events_are() -> None:
+def test_an_example_has_the_times_of_its_newest_record_and_of_the_newest_event() -> None:
     driver = Driver()
     driver.act("u", "a", "see", 1000)
     driver.act("u", "a", "click", 1050)
@@ -251,14 +251,14 @@ def test_an_example_says_when_its_newest_action_came_and_how_far_events_are() ->
     assert [(e.newest_event_ms, e.newest_record_ms) for e in driver.sequencer.drain()] == [(1050, 6050), (1050, 6010)]
 
 
-def test_records_that_are_no_actions_are_counted() -> None:
+def test_records_that_are_not_actions_are_counted() -> None:
     driver = Driver()
     driver.sequencer.advance(0, 1)
     driver.sequencer.reject()
     assert driver.sequencer.counts == (0, 0, 1, 0)
 
 
-def test_offsets_have_to_rise() -> None:
+def test_offsets_have_to_increase() -> None:
     driver = Driver()
     driver.sequencer.advance(0, 1)
     with pytest.raises(ValueError, match="expected above 0, got 0"):

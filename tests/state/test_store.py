@@ -1,4 +1,4 @@
-"""The store on a real RocksDB: what it does to records, and what it says when something is in the way."""
+"""The store on a real RocksDB: what it does with records, and what it says when something goes wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_records_become_examples_in_the_outbox(tmp_path: Path) -> None:
     store.close()
 
 
-def test_records_that_come_again_change_nothing(tmp_path: Path) -> None:
+def test_repeated_records_change_nothing(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     records = [(0, 2_000, None, action()), (1, 2_000, None, b"{")]
     store.apply(records)
@@ -58,7 +58,7 @@ def test_records_that_come_again_change_nothing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_reopened_store_continues_where_it_was(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.apply([(0, 2_000, None, action()), (1, 2_000, None, action("v", time_ms=1_001))])
     store.set_writer_epoch(4)
@@ -75,7 +75,7 @@ def test_a_store_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_waits_goes_out_under_the_present_epoch(tmp_path: Path) -> None:
+def test_waiting_entries_are_produced_under_the_current_epoch(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     store.set_writer_epoch(1)
     store.apply([(0, 2_000, None, action())])
@@ -97,7 +97,7 @@ def test_a_dead_letter_says_where_it_came_from(tmp_path: Path) -> None:
     store.close()
 
 
-def test_an_example_is_not_handed_out_with_a_dead_letter_before_it(tmp_path: Path) -> None:
+def test_an_example_is_not_returned_with_a_dead_letter_before_it(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     for offset in range(3):
         store.apply([(2 * offset, 2_000, None, action(item=offset)), (2 * offset + 1, 2_000, None, b"{")])
@@ -197,7 +197,7 @@ def test_a_piece_is_written_again_with_all_that_it_held(tmp_path: Path) -> None:
     examples = [decode_example(entry.value) for entry in store.outbox()]
     assert [(e.segment, e.first, len(e.interactions), e.num_new) for e in examples] == [
         (0, 0, 1, 0), (0, 1, 3, 0), (0, 2, 1, 0), (1, 0, 1, 0), (1, 1, 2, 0),
-    ], "none begins at the last place, where the user has not come"  # fmt: skip
+    ], "none begins at the last place, which the user has not reached"  # fmt: skip
     store.close()
 
 
@@ -207,7 +207,7 @@ def test_an_unknown_user_has_no_segments(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_restore_that_did_not_end_leaves_a_new_store(tmp_path: Path) -> None:
+def test_an_interrupted_restore_leaves_a_new_store(tmp_path: Path) -> None:
     world = World(tmp_path, stream_of(1, 80), SEQUENCE)
     world.finish()
     examples = world.accepted()
@@ -235,7 +235,7 @@ def test_a_restore_from_an_empty_topic_starts_at_the_beginning(tmp_path: Path) -
     store.close()
 
 
-# What is in the way
+# When something goes wrong
 
 
 def test_another_process_that_holds_the_store_is_named(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_another_process_that_holds_the_store_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_stops_the_store_and_loses_nothing_that_it_had(tmp_path: Path) -> None:
-    """A file size limit stands for the disk: the system refuses the write in the same place."""
+    """A file size limit stands in for a full disk: the system refuses the write in the same place."""
     program = """
 import resource, sys
 from state.errors import StoreClosed, StoreFull
@@ -301,7 +301,7 @@ def test_damaged_files_are_refused_with_what_to_do(damage: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("key", [b"u", b"s"])
-def test_a_record_cut_short_is_damage_not_a_shorter_life(key: bytes, tmp_path: Path) -> None:
+def test_a_truncated_record_is_damage_not_a_shorter_history(key: bytes, tmp_path: Path) -> None:
     from rocksdict import WriteBatch
 
     sequence = SequenceConfig(segment_len=1)
@@ -319,7 +319,7 @@ def test_a_record_cut_short_is_damage_not_a_shorter_life(key: bytes, tmp_path: P
         store.apply([(3, 2_000, None, action())])
 
 
-def test_a_missing_segment_is_damage_not_a_shorter_life(tmp_path: Path) -> None:
+def test_a_missing_segment_is_damage_not_a_shorter_history(tmp_path: Path) -> None:
     from rocksdict import WriteBatch
 
     sequence = SequenceConfig(segment_len=1)
@@ -360,7 +360,7 @@ def test_another_number_of_slots_is_refused(tmp_path: Path) -> None:
     store.set_writer_epoch(1)
     store.close()
     PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=195, segment_len=16)).close()
-    with pytest.raises(StoreMismatch, match="expected num_slots 14 "):
+    with pytest.raises(StoreMismatch, match="expected num_slots 14,"):
         PartitionStore.open(tmp_path, 0, sequence=SequenceConfig(max_context=100, segment_len=16))
 
 
@@ -442,10 +442,8 @@ def read(store: PartitionStore, users: set[str]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("seed", [5, 6])
-def test_a_store_restored_from_any_beginning_of_the_topic_reads_like_the_one_that_was_lost(
-    seed: int, tmp_path: Path
-) -> None:
-    """At every length of the topic, which includes every part of a batch, compacted or not."""
+def test_a_store_restored_from_any_prefix_of_the_topic_equals_the_lost_one(seed: int, tmp_path: Path) -> None:
+    """At every length of the topic, so also in the middle of batches, compacted or not."""
     rng = random.Random(seed)
     sequence = SequenceConfig(join_window_s=0.2, max_context=rng.choice((3, 6)), segment_len=2)
     world = World(tmp_path, stream_of(seed, 40), sequence, StoreConfig())

@@ -1,4 +1,4 @@
-"""A process to kill: applies a log to a store and relays it into files, as fast as it can.
+"""A process to kill: applies a log to a store and relays it to files, as fast as it can.
 
     python -m tests.state.victim FOLDER SEED NUM_RECORDS
 
@@ -22,7 +22,7 @@ SEQUENCE = SequenceConfig(join_window_s=0.2, max_context=5, segment_len=4)
 
 
 class Topic:
-    """Records in files with rising names."""
+    """Records in files with increasing names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Topic:
         self._next = len(self.values())
 
     def append(self, value: bytes) -> None:
-        """One record, durable against a kill."""
+        """Write one record so that it survives a kill."""
         (self._folder / "writing").write_bytes(value)
         (self._folder / "writing").rename(self._folder / f"{self._next:08d}")
         self._next += 1
@@ -43,7 +43,7 @@ class Topic:
 def main(folder: Path, seed: int, num_records: int) -> None:
     log, rng = stream_of(seed, num_records), random.Random()
     topic, dead = Topic(folder / "topic"), Topic(folder / "dead")
-    examples = ExampleLog(None, allow_holes=True)
+    examples = ExampleLog(None, allow_gaps=True)
     for value in topic.values():
         examples.feed(decode_example(value))
     store = PartitionStore.open(folder / "db", 0, ACTION, SEQUENCE)
@@ -60,7 +60,7 @@ def main(folder: Path, seed: int, num_records: int) -> None:
 
 
 def relay(store: PartitionStore, topic: Topic, dead: Topic) -> None:
-    """Everything that waits."""
+    """Relay everything that waits."""
     while entries := store.outbox(limit=5):
         for entry in entries:
             (topic if entry.is_example else dead).append(

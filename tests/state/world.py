@@ -1,4 +1,4 @@
-"""A partition's world in a test: a log of records, a store under it, a topic behind it, and what can happen to them."""
+"""A partition in a test: a log of records, a store that applies it, its topic, and what can happen to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracl
 
 
 def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40) -> list[Record]:
-    """A log with joins, duplicates, late ones, lists, jumps of time and records that are no actions."""
+    """A log with joins, duplicates, late actions, lists, jumps in time and records that are not actions."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
@@ -97,7 +97,7 @@ def _action(rng: random.Random, now: int, num_users: int, num_items: int, step_m
 
 
 def _stand_still(store: PartitionStore) -> None:
-    """No compaction while files are copied."""
+    """Prevent compaction while files are copied."""
     database = store._db._db
     assert database is not None
     database.cancel_all_background(True)
@@ -105,7 +105,7 @@ def _stand_still(store: PartitionStore) -> None:
 
 @dataclass
 class World:
-    """The log, a store in a folder, the topic that its relay writes, and a reader that trains on it."""
+    """The log, a store in a folder, the topic that its relay writes to, and a reader that trains on it."""
 
     folder: Path
     log: list[Record]
@@ -116,9 +116,9 @@ class World:
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     num_folders: int = 0
     claimed_at: int = 0
-    """Where in the topic the last claim's fence is."""
+    """The position of the last claim's fence in the topic."""
     settled_at: int = 0
-    """The last of these from which on everything was relayed that the claim wrote again."""
+    """The last claim whose rewritten records have all been relayed."""
 
     def __post_init__(self) -> None:
         self.store = self._open()
@@ -131,12 +131,12 @@ class World:
     # What can happen
 
     def apply(self, num_records: int, overlap: int = 0) -> None:
-        """The next records behind the store's offset, some of them given again."""
+        """Apply the next records after the store's offset, repeating some."""
         first = next((i for i, r in enumerate(self.log) if r[0] > self.store.applied_offset), len(self.log))
         self.store.apply(self.log[max(0, first - overlap) : first + num_records])
 
     def relay(self, num_entries: int, *, acked: bool = True) -> None:
-        """Send some of the outbox; without the note that it went, it goes again some day."""
+        """Send some of the outbox; if that is not recorded, it will be sent again."""
         entries = self.store.outbox(limit=max(1, num_entries))
         for entry in entries:
             if entry.is_example:
@@ -153,7 +153,7 @@ class World:
             self.settled_at = self.claimed_at
 
     def crash(self) -> None:
-        """Lose the process: what is on the disk now is all that is left."""
+        """Lose the process: only what is on the disk is left."""
         old, self.num_folders = self.folder / f"db{self.num_folders}", self.num_folders + 1
         _stand_still(self.store)
         shutil.copytree(old, self.folder / f"db{self.num_folders}")
@@ -163,14 +163,14 @@ class World:
         self.claim()
 
     def wipe(self, rng: random.Random) -> None:
-        """Lose the disk: restore from the topic as compaction left it."""
+        """Lose the disk: restore from the topic, as compacted."""
         self.store.close()
         shutil.rmtree(self.folder / f"db{self.num_folders}")
         self.store = self._open()
         self.claim(restore=self.compacted(rng))
 
     def ghost(self, rng: random.Random) -> None:
-        """A worker that has lost the partition, and does not know, goes on applying and writing."""
+        """A worker that has lost the partition without knowing it continues to apply and write."""
         copy = self.folder / "ghost"
         _stand_still(self.store)
         shutil.copytree(self.folder / f"db{self.num_folders}", copy)
@@ -183,11 +183,11 @@ class World:
         shutil.rmtree(copy)
 
     def claim(self, restore: list[bytes] | None = None) -> None:
-        """Fence off whoever wrote before, and write again what he or a repeat has overwritten."""
+        """Fence off the previous writer, and write again what it or a repeat has overwritten."""
         self.epoch += 1
         self.claimed_at = len(self.topic)
         self.topic.append(("", encode_example(fence(0, self.epoch))))
-        log = ExampleLog(None, allow_holes=True)
+        log = ExampleLog(None, allow_gaps=True)
         if restore is None:
             for _, value in self.topic:
                 log.feed(decode_example(value))
@@ -199,9 +199,9 @@ class World:
         self._settle()
 
     def compacted(self, rng: random.Random) -> list[bytes]:
-        """Up to some point only each key's newest record is left: a point where whatever a ghost or a repeat has
-        overwritten was written again, or has been since, because that is quicker than the compaction lag."""
-        log, points, spoiled, counting = ExampleLog(None, allow_holes=True), [0], set[str](), set[str]()
+        """Keep only each key's newest record up to some point: one by which everything that a ghost or a repeat has
+        overwritten has been written again, since that is quicker than the compaction lag."""
+        log, points, spoiled, counting = ExampleLog(None, allow_gaps=True), [0], set[str](), set[str]()
         for i, (key, value) in enumerate(self.topic):
             verdict = log.feed(decode_example(value))
             if verdict is Verdict.ACCEPT:
@@ -214,31 +214,31 @@ class World:
         return self.left_of(rng.choice(points))
 
     def left_of(self, point: int) -> list[bytes]:
-        """The topic where the records before ``point`` have been compacted."""
+        """The topic after compaction of the records before ``point``."""
         newest = {key: i for i, (key, _) in enumerate(self.topic[:point])}
         return [v for i, (k, v) in enumerate(self.topic) if i >= point or k == "" or newest[k] == i]
 
     def finish(self) -> None:
-        """Apply and relay all that is left."""
+        """Apply and relay everything that is left."""
         self.store.apply(self.log)
         while self.store.outbox_len:
             self.relay(1_000)
 
-    # What came of it
+    # Checks
 
     def accepted(self) -> list[Example]:
-        """What a trainer reads from the topic; holes fail the test."""
+        """What a trainer reads from the topic; a gap fails the test."""
         log, examples = ExampleLog(), []
         for _, value in self.topic:
             example = decode_example(value)
             verdict = log.feed(example)
-            assert verdict is not Verdict.HOLE, log.hole
+            assert verdict is not Verdict.GAP, log.gap
             if verdict is Verdict.ACCEPT:
                 examples.append(example)
         return examples
 
     def check(self) -> None:
-        """Everything that the oracle says, and what each example promises."""
+        """Check everything against the oracle, and what each example promises."""
         oracle = self.check_told()
         self._check_users(oracle)
         counts = self.store.counts
@@ -247,16 +247,16 @@ class World:
         assert self.store.applied_offset == self.log[-1][0]
 
     def check_told(self) -> Oracle:
-        """What the examples say is what the oracle says."""
+        """Check that the examples say what the oracle says."""
         oracle = oracle_for(self.sequence)
         oracle.moments = {}
         for offset, record_ms, _, value in self.log:
             oracle.record(offset, record_ms, value)
-        self._check_told(oracle)
+        self._check_emitted(oracle)
         return oracle
 
-    def _check_told(self, oracle: Oracle) -> None:
-        """Each example is its segment at one moment, and teaches what nobody before it has taught."""
+    def _check_emitted(self, oracle: Oracle) -> None:
+        """Check that each example is its segment at one moment, and teaches what none before it has taught."""
         assert oracle.moments is not None
         learned: dict[str, list[int]] = {}
         names: dict[int, str | int] = {}

@@ -1,4 +1,4 @@
-"""Recount a deployment from its topics: what the actions should have come to, and what the worker wrote."""
+"""Recount a deployment from its topics: what should have become of the actions, and what the worker wrote."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DeadKey = tuple[int, int, int]
 
 @dataclass
 class Recount:
-    """Per user his interactions in order, and the kinds that were told of each; per dead letter its reason; how many
-    actions came to what."""
+    """For each user the interactions in order and the kinds delivered for each; for each dead letter its reason; and
+    how many actions had which outcome."""
 
     rows: dict[str, list[Row]] = field(default_factory=dict)
     told: dict[str, list[int]] = field(default_factory=dict)
@@ -39,12 +39,12 @@ class Recount:
 
 
 def world(seed: int = 0) -> Iterator[dict[str, object]]:
-    """Actions of a small, lively world, without end."""
+    """Endless actions of a small, lively world."""
     return World(WorldConfig(seed=seed, num_users=40, num_items=60, actions_per_s=20.0, late_share=0.05)).actions()
 
 
 def is_idle(deployment: Deployment) -> bool:
-    """Whether every action has been applied and every example has been relayed, as the workers say."""
+    """Whether every action has been applied and every example relayed, according to the workers."""
     ends = deployment.ends(deployment.topics.actions)
     found = [part for status in last_statuses(deployment).values() for part in status.partitions.items()]
     return all(
@@ -54,7 +54,7 @@ def is_idle(deployment: Deployment) -> bool:
 
 
 def expected(deployment: Deployment) -> Recount:
-    """What the actions topic should come to, by the oracle of ``tests/state``: no Kafka, disk, batch or crash."""
+    """What should become of the actions topic, by the oracle of ``tests/state``: no Kafka, disk, batch or crash."""
     recount = Recount()
     for number, records in deployment.read(deployment.topics.actions).items():
         oracle = oracle_for(deployment.sequence, deployment.action)
@@ -71,7 +71,7 @@ def expected(deployment: Deployment) -> Recount:
 
 
 def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -> Iterator[tuple[int, str]]:
-    """Give a record's good actions to the oracle; (index, reason) of the others."""
+    """Give a record's good actions to the oracle; returns (index, reason) of the others."""
     for at, one in enumerate(decode_record(record.value, record.timestamp, deployment.action)):
         if isinstance(one, Rejection):
             yield one.index, one.reason
@@ -85,8 +85,8 @@ def _feed(oracle: Oracle, record: Any, partition: int, deployment: Deployment) -
 
 
 def written(deployment: Deployment) -> Recount:
-    """What readers of the sequences and dead-letter topics see; AssertionError for a hole, a torn user or a kind that
-    is told twice."""
+    """What readers of the sequences and dead-letter topics see. Raises AssertionError for a gap, a torn user or a kind
+    that is delivered twice."""
     recount = Recount()
     for number, records in deployment.read(deployment.topics.sequences).items():
         log = ExampleLog(0)
@@ -94,7 +94,7 @@ def written(deployment: Deployment) -> Recount:
             example = decode_example(record.value)
             verdict = log.feed(example)
             recount.verdicts[verdict.value] += 1
-            assert verdict is not Verdict.HOLE, f"partition {number} offset {record.offset}: {log.hole}"
+            assert verdict is not Verdict.GAP, f"partition {number} offset {record.offset}: {log.gap}"
             if verdict is Verdict.ACCEPT:
                 assert record.key == example_key(example.address, deployment.sequence.num_slots)
                 _take(recount, example)
@@ -106,7 +106,7 @@ def written(deployment: Deployment) -> Recount:
 
 
 def _take(recount: Recount, example: Example) -> None:
-    """Put a segment in its place; add what is told by it."""
+    """Put a segment in place; add the kinds that it delivers."""
     rows, told = recount.rows.setdefault(example.user, []), recount.told.setdefault(example.user, [])
     first, num = example.first_index, len(example.interactions)
     assert example.first_new_index == len(rows) or not example.num_new, f"user {example.user}: {len(rows)}"
@@ -119,7 +119,7 @@ def _take(recount: Recount, example: Example) -> None:
 
 
 def check(deployment: Deployment, num_actions: int) -> Recount:
-    """Promises 1 and 2: nothing lost or doubled, and every sequence as if nothing had happened."""
+    """Check promises 1 and 2: nothing lost or doubled, and every sequence as if nothing had happened."""
     want, got = expected(deployment), written(deployment)
     assert want.num_accepted + want.num_duplicate + len(want.dead) == num_actions
     assert got.dead == want.dead
@@ -131,7 +131,7 @@ def check(deployment: Deployment, num_actions: int) -> Recount:
 
 
 def last_statuses(deployment: Deployment) -> dict[str, WorkerStatus]:
-    """Component → the last that it said."""
+    """Component → its last report."""
     found: dict[str, WorkerStatus] = {}
     for record in _flat(deployment.read(deployment.topics.status)):
         status = decode_status(record.value)

@@ -1,6 +1,6 @@
 """Deliberately broken workers: ``BROKEN=<names> python -m tests.stream.broken worker``. The kill tests must catch each.
 
-The moments at which a break shows are short; those here are long, as on a slow disk or with a slow broker.
+The moments at which a break shows are short; here they are prolonged, as by a slow disk or broker.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import aiokafka.record.default_records
 import stream.claim
 import stream.partition
 import stream.relay
+import stream.worker
 import wire.kafka.identity
 from stream.__main__ import main
 from wire.example_log import Verdict
 
 
 def acks_before_it_writes() -> None:
-    """What Faust committed is believed: events are acknowledged on arrival, and nobody reads a gap."""
+    """Faust's commits are trusted: events are acknowledged on arrival, and gaps are not read."""
     offer = stream.partition.Partition.offer
 
     async def acknowledge_first(self: Any, events: list[Any]) -> None:
@@ -40,12 +41,12 @@ def acks_before_it_writes() -> None:
 
 
 def deletes_before_the_broker_has_it() -> None:
-    """The outbox forgets entries when they are sent."""
+    """The outbox deletes entries as soon as they are sent."""
     pass_on = stream.relay.OutboxRelay._pass_on
 
     async def forget_first(self: Any, entries: Sequence[Any]) -> None:
         self._store.ack(entries[-1].index, self._position)
-        await asyncio.sleep(1.0)  # so long that a kill comes within it
+        await asyncio.sleep(1.0)  # long enough for a kill to happen meanwhile
         await pass_on(self, entries)
 
     stream.relay.OutboxRelay._pass_on = forget_first  # type: ignore[method-assign]
@@ -63,7 +64,7 @@ def relays_slowly() -> None:
 
 
 def takes_without_a_fence() -> None:
-    """A partition is read to its end and written under the epoch that was there."""
+    """A partition is read to its end and written to under the existing epoch."""
 
     def read_only(self: Any) -> Iterator[Any]:
         consumer = stream.claim.KafkaConsumer(bootstrap_servers=self._config.bootstrap, enable_auto_commit=False)
@@ -75,7 +76,7 @@ def takes_without_a_fence() -> None:
 
 
 def forgets_the_disk_is_gone() -> None:
-    """A wiped disk starts anew instead of reading the sequences topic."""
+    """A wiped disk starts empty instead of reading the sequences topic."""
     read_to = stream.claim._Reader._read_to
 
     def yield_nothing(self: Any, consumer: Any, stop: int) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def forgets_the_disk_is_gone() -> None:
 
 
 def knows_no_topic_ids() -> None:
-    """Not broken: a broker that gives topics no ids."""
+    """Not broken: a broker that gives no topic ids."""
     identity = wire.kafka.identity._identity
     wire.kafka.identity._identity = lambda told: identity(told)._replace(id="")
 
@@ -96,6 +97,15 @@ def without_snappy() -> None:
     """Not broken: an installation without a package."""
     aiokafka.codec.has_snappy = lambda: False
     aiokafka.record.default_records.codecs.has_snappy = lambda: False
+
+
+def loses_its_beat() -> None:
+    """Whatever may happen to the task that tells of the worker."""
+
+    def fail(self: Any, ends: dict[int, int]) -> None:
+        raise ValueError("no beat")
+
+    stream.worker.Worker._look_after = fail  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory
 
 @pytest.fixture
 def deployment(kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory) -> Iterator[Deployment]:
-    """Topics and settings of this test alone."""
+    """Topics and settings of this test only."""
     made = Deployment(kafka, topic_prefix, tmp_path, factory=factory)
     made.create_topics()
     yield made

@@ -8,7 +8,7 @@ from tests.process_factory import serve_children
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], _point: str) -> int:
-    """One worker's life; the exit status."""
+    """Run one worker; returns the exit status."""
     import stream.__main__
     from tests.stream import broken as builds
 

@@ -32,7 +32,7 @@ def _live(deployment: Deployment, num: int) -> None:
 
 
 def _split(deployment: Deployment, offsets: dict[int, int]) -> tuple[dict[int, History], dict[int, History]]:
-    """Actions before the offsets, and from there on."""
+    """Actions before the offsets, and from them on."""
     before, after = {0: History(), 1: History()}, {0: History(), 1: History()}
     for number, records in deployment.read(deployment.topics.actions).items():
         for record in records:
@@ -46,7 +46,7 @@ def _shares(actions: History) -> dict[int, History]:
     return {number: [action for action in actions if placed(action, 2) == number] for number in range(2)}
 
 
-def test_before_the_hand_over_stands_the_file_and_behind_it_what_is_live(deployment: Deployment) -> None:
+def test_the_file_comes_before_the_hand_over_and_live_traffic_after_it(deployment: Deployment) -> None:
     history = _history()
     done = backfill(history, deployment.kafka)
     _live(deployment, 50)
@@ -64,7 +64,7 @@ def test_a_second_run_sends_nothing_and_hands_over_at_the_same_offsets(deploymen
 
 
 @pytest.mark.parametrize("num_there", [1, 250, 599])
-def test_a_backfill_that_was_killed_goes_on_where_the_log_ends(deployment: Deployment, num_there: int) -> None:
+def test_a_killed_backfill_continues_where_the_log_ends(deployment: Deployment, num_there: int) -> None:
     history = _history()
     with ActionProducer(deployment.kafka, deployment.topics.actions, BatchConfig(max_actions=11)) as producer:
         for action in history[:num_there]:
@@ -74,19 +74,21 @@ def test_a_backfill_that_was_killed_goes_on_where_the_log_ends(deployment: Deplo
     assert _split(deployment, done.offsets)[0] == _shares(history)
 
 
-def test_live_traffic_that_came_before_its_history_is_said_with_its_offset(deployment: Deployment) -> None:
+def test_live_traffic_before_its_history_is_reported_with_its_offset(deployment: Deployment) -> None:
     _live(deployment, 1)
-    with pytest.raises(BackfillError, match=r"partition \d, offset 0: expected actions 0 and following.*kafka\.prefix"):
+    with pytest.raises(
+        BackfillError, match=r"partition \d, offset 0: expected the file's actions from number 0.*kafka"
+    ):
         backfill(_history(), deployment.kafka)
 
 
-def test_live_traffic_in_the_midst_of_history_is_an_overlap(deployment: Deployment) -> None:
+def test_live_traffic_in_the_middle_of_history_is_an_overlap(deployment: Deployment) -> None:
     history = _history()
     with ActionProducer(deployment.kafka, deployment.topics.actions) as producer:
         for action in history[:300]:
             producer.send(action)
     _live(deployment, 26)
-    with pytest.raises(BackfillError, match="live traffic began before history was whole"):
+    with pytest.raises(BackfillError, match="live traffic began before the history was complete"):
         backfill(history, deployment.kafka)
 
 

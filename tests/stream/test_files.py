@@ -1,14 +1,17 @@
-"""Files of ratings and actions are told apart, ordered by time, and refused with the line that is wrong."""
+"""Files of ratings and actions are recognised, ordered by time, and refused with the line that is wrong."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
+import tarfile
 import threading
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -70,8 +73,24 @@ def test_a_file_of_several_compressed_parts_is_read_to_its_end(suffix: str, tmp_
     assert read(tmp_path / "r.dat") == EXPECTED
 
 
+@pytest.mark.parametrize("outer", COMPRESS)
+def test_a_file_that_was_compressed_twice_is_read(outer: str, tmp_path: Path) -> None:
+    (tmp_path / "r.dat").write_bytes(COMPRESS[outer](gzip.compress(DAT.encode())))
+    assert read(tmp_path / "r.dat") == EXPECTED
+
+
+def test_zstandard_of_other_tools_is_read(tmp_path: Path) -> None:
+    long = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+    compress = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    (tmp_path / "long.zst").write_bytes(compress.compress(DAT.encode()) + compress.flush())
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"more"
+    (tmp_path / "parallel.zst").write_bytes(skipped + zstandard.compress(DAT.encode()) + skipped)
+    for name in ("long.zst", "parallel.zst"):
+        assert read(tmp_path / name) == EXPECTED
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_a_compressed_file_that_breaks_off_or_is_damaged_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_or_damaged_compressed_file_is_refused(suffix: str, tmp_path: Path) -> None:
     whole = COMPRESS[suffix](json_lines(200).encode())
     middle = len(whole) // 2
     damaged = (whole[:-3], whole[:middle], whole[:middle] + b"damage" + whole[middle + 6 :], whole + b"behind it")
@@ -81,7 +100,7 @@ def test_a_compressed_file_that_breaks_off_or_is_damaged_is_refused(suffix: str,
             read_actions(tmp_path / "a.jsonl"), number
 
 
-def test_parquet_is_read_where_pyarrow_is(tmp_path: Path) -> None:
+def test_parquet_is_read_if_pyarrow_is_installed(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({
@@ -126,7 +145,7 @@ def line(**changed: object) -> str:
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
 def test_only_a_newline_ends_a_line(mark: str, tmp_path: Path) -> None:
     item = f"Song{mark}Title"
-    # JSON wants the ASCII controls escaped; in a table they may stand as they are.
+    # JSON requires ASCII controls to be escaped; tables do not.
     escaped = json.dumps({**ACTION, "item": item}, ensure_ascii=ord(mark) < 0x20)
     (tmp_path / "a.jsonl").write_text(escaped + "\n" + line() + "\n")
     assert [action["item"] for action in read_actions(tmp_path / "a.jsonl")] == [item, "i"]
@@ -140,7 +159,7 @@ def test_only_a_newline_ends_a_line(mark: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::"])
-def test_a_table_is_read_whatever_separates_ends_and_encodes_it(
+def test_a_table_is_read_with_any_separator_line_end_and_encoding(
     separator: str, encoding: str, ending: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -168,7 +187,7 @@ def test_quoted_cells_hold_separators_quotes_and_newlines(separator: str, tmp_pa
     assert [action["item"] for action in read_actions(tmp_path / "r.csv")] == [item for item in items if item]
 
 
-def test_an_error_behind_a_quoted_newline_still_names_its_line(tmp_path: Path) -> None:
+def test_an_error_after_a_quoted_newline_still_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text('user,item,rating,timestamp\n1,"a\nb",5,978300760\n\n1,2,x,978300760\n')
     with pytest.raises(FileError, match=r"r\.csv:5: rating: expected a finite number, got 'x'"):
         read_actions(tmp_path / "r.csv")
@@ -195,6 +214,8 @@ def test_a_table_of_actions_keeps_all_that_an_action_may_have(tmp_path: Path) ->
         ("978300760000000000", "978300761000000000"), ("978300760.0", "978300761.0"), ("9.7830076e8", "9.78300761e8"),
         ("2000-12-31T22:12:40Z", "2000-12-31T22:12:41Z"), ("2000-12-31 22:12:40", "2000-12-31 22:12:41"),
         ("2001-01-01T00:12:40+02:00", "2000-12-31T22:12:41.000000+00:00"),
+        ("2000-12-31 22:12:40 UTC", "2000-12-31 22:12:41 GMT"), ("2000-12-31t22:12:40z", "2000-12-31 20:12:41 -0200"),
+        ("2000-12-31T22:12:40.000000001Z", "2000-12-31 22:12:41.000"),
     ],
 )  # fmt: skip
 def test_times_of_a_table_are_read_in_their_own_unit(cells: tuple[str, str], tmp_path: Path) -> None:
@@ -236,6 +257,13 @@ def test_a_column_is_known_however_its_name_is_spelled(names: str, tmp_path: Pat
     assert list(read_actions(tmp_path / "a.csv")) == [{"user": "u", "item": "i", "action": ["see"], "timestamp": NOW}]
 
 
+def test_spaces_around_a_cell_are_no_part_of_an_id(tmp_path: Path) -> None:
+    rows = f" u1 ,two words , see , {NOW} \n5 ,i,see,{NOW}\n"
+    (tmp_path / "a.csv").write_text("user , item , action , timestamp\n" + rows)
+    found = [(each["user"], each["item"]) for each in read_actions(tmp_path / "a.csv")]
+    assert found == [("u1", "two words"), (5, "i")]
+
+
 def test_whole_numbers_written_as_fractions_are_whole(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line(user=5.0, item=7.0) + "\n")
     (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,7.0,5,978300760\n")
@@ -260,6 +288,15 @@ def test_a_pipe_without_a_writer_is_not_waited_for_for_ever(tmp_path: Path, monk
         read_actions(tmp_path / "pipe")
 
 
+def tar_of(content: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        member = tarfile.TarInfo("r.csv")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return made.getvalue()
+
+
 CSV = "user,item,rating,timestamp\n"
 GOOD_ROW = "u,i,4,978300760\n"
 
@@ -271,16 +308,16 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.dat", b"\n\n \n", "got an empty file"),
         ("a.txt", b"hello\n", "a.txt:1: expected a known format, got a first line of 'hello'; formats: ratings.dat"),
         ("a.dat", b"1::2::3::978300760\n1::2::x::978300760\n", "a.dat:2: rating: expected a finite number, got 'x'"),
-        ("a.dat", b"1::2::3::978300760\n1::2\n", "a.dat:2: expected 4 cells between '::' as in the first line, got 2"),
+        ("a.dat", b"1::2::3::978300760\n1::2\n", "a.dat:2: expected 4 cells separated by '::' as in the"),
         ("a.csv", b"userId,movieId,rating,timestamp\n,2,3,978300760\n", "a.csv:2: user: expected an id, got ''"),
         ("a.csv", b"a,b,c\n1,2,3\n", "a.csv:1: expected a known format"),
-        ("a.csv", b"1,2,3.0,978300760\n", "A table without a line of names needs one: user_id"),
+        ("a.csv", b"1,2,3.0,978300760\n", "A table needs a header such as user_id"),
         ("a.csv", CSV.encode(), "a.csv: expected actions, got none"),
         ("a.csv", b"user,item,rating\n1,2,3\n", "a.csv:1: expected a column for the timestamp"),
         ("a.csv", b"user,item,timestamp\n1,2,978300760\n", "a.csv:1: expected a column named action or rating"),
         ("a.csv", b"user,user,item,rating,timestamp\n1,2,3,4,978300760\n", "expected one column user, got user, user"),
         ("a.csv", f'{CSV}u,"i,4,978300760\n{GOOD_ROW}'.encode(), "a.csv:2: expected cells .* close the quote"),
-        ("a.csv", f'{CSV}u,"i"x,4,978300760\n'.encode(), "a.csv:2: expected cells between ','"),
+        ("a.csv", f'{CSV}u,"i"x,4,978300760\n'.encode(), "a.csv:2: expected cells separated by ','"),
         ("a.csv", f"{CSV}{GOOD_ROW}u,a, b,4,978300760\n".encode(), "a.csv:3: expected 4 cells .* quote the cell"),
         ("a.csv", f"{CSV}{GOOD_ROW}u,i,nan,978300760\n".encode(), "a.csv:3: rating: expected a finite number, got"),
         ("a.csv", f"{CSV}{GOOD_ROW}u,i,inf,978300760\n".encode(), "a.csv:3: rating: expected a finite"),
@@ -305,8 +342,16 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.dat", b"\xff\xfe\x00", "a.dat: expected text in UTF-8 or UTF-16, got other bytes"),
         ("a.dat", b"1::2::3::978300760\n\0\0\0\0", "a.dat:2: expected text, got a NUL byte"),
         ("a.zip", b"PK\x03\x04junk", "expected text, got a zip archive or a spreadsheet; unpack or export it first"),
+        ("a.zip", b"PK\x05\x06" + bytes(18), "expected text, got an empty zip archive"),
+        ("a.tgz", gzip.compress(tar_of(GOOD_ROW.encode())), "a.tgz: expected text, got a tar archive; unpack"),
+        ("a.lz4", b"\x04\x22\x4d\x18" + bytes(9), "expected text, got an lz4 file"),
+        ("a.csv", f"{CSV}{GOOD_ROW}".encode("utf-32"), "expected text, got UTF-32"),
+        ("a.csv", b"<!DOCTYPE html><p>404</p>", "expected text, got a web page"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "expected text, got a pointer of Git LFS"),
+        ("a.csv", f"{CSV}{GOOD_ROW}\ufeff{CSV}{GOOD_ROW}".encode(), "a.csv:3: expected a row, got the line of names"),
+        ("a.csv", b"user,item,action,timestamp,genre,genre\nu,i,see,9,a,b\n", "expected one column genre, got several"),
         ("a.dat.gz", b"\x1f\x8bno gzip", "a.dat.gz: expected gzip data, got a damaged file"),
-        ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected an action as JSON, got .* a line"),
+        ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected an action as JSON, got .* line"),
         ("a.jsonl", b'{"user": 1}\n', "a.jsonl:1: item: expected in every action, got none; add it"),
         ("a.jsonl", b'{\n"user": 1}\n', "a.jsonl:1: expected an action as JSON"),
         ("a.jsonl", f"{line()}\n1,2,3,4\n".encode(), "a.jsonl:2: expected"),
@@ -316,7 +361,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.json", f"[{line()},\n{line()},\n".encode(), "a.json:.*: expected a list of actions as JSON"),
         ("a.jsonl", b"[]\n", "a.jsonl:1: expected at least one action in the list"),
         ("a.csv", b"user,item,action,timestamp\nu,i,\"see,click\",978300760\n", r"write it as 'see\|click'"),
-        ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; write it with a point"),
+        ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; use a decimal point"),
         ("a.csv", f"{CSV}u,i,1_0,978300760\n".encode(), "a.csv:2: rating: expected a finite number, got '1_0'"),
         ("a.csv", b"user id,userid,item,rating,timestamp\n1,2,3,4,9\n", "one column user id, got user id, userid"),
         *(
@@ -353,25 +398,25 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("missing.parquet", None, "there is none"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_sent_says_so_in_one_line(
+def test_what_cannot_be_sent_is_refused_in_one_line(
     name: str, content: bytes | None, message: str, tmp_path: Path
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(FileError, match=message) as caught:
-        read_actions(tmp_path / name, ActionConfig(kinds=("see", "click")))
+        read_actions(tmp_path / name, ActionConfig(kinds=("see", "click"), features=("genre",)))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
 
 
-def test_a_folder_or_a_device_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_or_a_device_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="expected a file, got a folder; name the file itself"):
         read_actions(tmp_path)
     with pytest.raises(FileError, match="expected a file, got a device or a socket"):
         read_actions("/dev/null")
 
 
-def test_ratings_are_refused_where_their_kinds_are_not_configured(tmp_path: Path) -> None:
+def test_ratings_are_refused_if_their_kinds_are_not_configured(tmp_path: Path) -> None:
     (tmp_path / "r.dat").write_text(DAT)
     with pytest.raises(
         FileError, match=r"got rate, love, .*KINDS=rate,like,love and HEADRACE_SEQUENCE__JOIN_WINDOW_S=0"
@@ -409,14 +454,37 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
         ({"rating": [float("inf"), 1.0]}, "row 1: rating: expected a finite number, got inf"),
         ({"timestamp": [NOW, None]}, "row 2: timestamp: expected a time, got an empty cell"),
         ({"timestamp": [NOW, 5]}, "row 2: timestamp: expected a time from 1990"),
+        ({"user": [b"u", b"\xff"]}, r"row 2: user: expected text in UTF-8, got b'\\xff'"),
+        ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
 )
-def test_a_cell_of_parquet_that_cannot_be_is_named_by_its_row(
+def test_an_unusable_cell_of_parquet_is_named_by_its_row(
     changed: dict[str, list[object]], message: str, tmp_path: Path
 ) -> None:
     columns: dict[str, object] = {"user": [1, 2], "item": [3, 4], "rating": [4, 5], "timestamp": [NOW, NOW]}
     path = parquet_file(tmp_path / "a.parquet", **{**columns, **changed})
     with pytest.raises(FileError, match=message):
+        read_actions(path)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "Europe/Vienna"])
+def test_times_of_parquet_are_read_in_every_unit(unit: str, zone: str | None, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    a_ms = {"s": 1e-3, "ms": 1, "us": 1000, "ns": 1_000_000}[unit]
+    ticks = [round(NOW * a_ms) + (unit == "ns"), round((NOW + 1000) * a_ms)]
+    path = parquet_file(
+        tmp_path / "a.parquet", user=[Decimal(7), Decimal(8)], item=[3, 4], rating=[4, 5],
+        timestamp=arrow.array(ticks, arrow.timestamp(unit, zone)),
+    )  # fmt: skip
+    assert [(action["user"], action["timestamp"]) for action in read_actions(path)] == [(7, NOW), (8, NOW + 1000)]
+
+
+def test_a_time_of_parquet_beyond_the_calendar_is_named_by_its_row(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    times = arrow.array([NOW * 1000, 1 << 62], arrow.timestamp("us"))
+    path = parquet_file(tmp_path / "a.parquet", user=[1, 2], item=[3, 4], rating=[4, 5], timestamp=times)
+    with pytest.raises(FileError, match="row 2: timestamp: expected a time from 1990"):
         read_actions(path)
 
 

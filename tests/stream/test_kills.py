@@ -21,7 +21,7 @@ Make = Callable[..., WorkerProcess]
 
 
 class Replay:
-    """A replay that goes on until `stop`; then `num_actions` says how much it was."""
+    """A replay that runs until `stop`; then `num_actions` says how much it sent."""
 
     def __init__(self, deployment: Deployment, rate: float = 500.0) -> None:
         self.num_actions = -1
@@ -44,7 +44,7 @@ class Replay:
 
 @contextmanager
 def replaying(deployment: Deployment) -> Iterator[Replay]:
-    """A replay that goes on meanwhile, and is over afterwards."""
+    """A replay that runs during the block."""
     replay = Replay(deployment)
     try:
         yield replay
@@ -53,7 +53,7 @@ def replaying(deployment: Deployment) -> Iterator[Replay]:
 
 
 def num_examples(deployment: Deployment) -> int:
-    """Records in the sequences topic."""
+    """The number of records in the sequences topic."""
     return sum(deployment.ends(deployment.topics.sequences).values())
 
 
@@ -64,7 +64,7 @@ def wait_for_more(deployment: Deployment, num_more: int) -> None:
 
 
 def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kills: int, seed: int) -> None:
-    """SIGKILL at random moments; every second time the disk is lost too."""
+    """SIGKILL at random moments; every other time, the disk is lost too."""
     chance = random.Random(seed)
     process.start()
     for number in range(num_kills):
@@ -82,8 +82,8 @@ def settle(deployment: Deployment, replay: Replay) -> Recount:
 
 
 def is_caught(deployment: Deployment, replay: Replay, *processes: WorkerProcess) -> None:
-    """The recount itself finds a broken worker, which may never finish: it gets some seconds to do so. It is broken as
-    it should be, and not by an error in the breaking."""
+    """Check that the recount finds a broken worker. It may never finish, so it gets only some seconds; and it must be
+    broken as intended, not by an error in the breaking."""
     with suppress(AssertionError):
         wait_until(lambda: is_idle(deployment), 4, "the workers to finish", 0.2)
     with pytest.raises(AssertionError) as caught:
@@ -99,7 +99,7 @@ def test_a_worker_killed_at_random_points_loses_and_doubles_nothing(deployment: 
         kill_again_and_again(deployment, process, num_kills=5, seed=1)
     recount = settle(deployment, replay)
     assert process.num_kills == 5
-    # How much is sent by the last kill depends on the machine; each kill waited for progress, so it is never little.
+    # How much is sent by the last kill depends on the machine; each kill waits for progress, so it is not little.
     assert sum(len(rows) for rows in recount.rows.values()) > 500
 
 
@@ -116,7 +116,7 @@ def test_the_kill_test_catches(broken: str, deployment: Deployment, worker: Make
 
 
 def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[WorkerProcess, WorkerProcess, Replay]:
-    """One worker sleeps while it has much to say, until another has taken its partitions, and wakes without knowing."""
+    """Stop one worker while its outbox is full, until another has taken its partitions; it wakes without knowing."""
     deployment.environment["BROKEN"] = ",".join(name for name in ("relays_slowly", broken) if name)
     ghost = worker("ghost")
     deployment.environment["BROKEN"] = broken
@@ -134,7 +134,7 @@ def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[Worke
 
 
 def waiting(deployment: Deployment) -> int:
-    """Entries in the outboxes, as the workers say."""
+    """Entries in the outboxes, according to the workers."""
     parts = [part for status in last_statuses(deployment).values() for part in status.partitions.values()]
     return min((part.outbox_len for part in parts), default=0)
 
@@ -144,7 +144,7 @@ def test_a_worker_that_slept_through_the_loss_of_its_partitions_is_fenced_off(
 ) -> None:
     ghost, _, replay = haunt(deployment, worker)
     recount = settle(deployment, replay)
-    # The ghost did write: that is what the fence is for.
+    # The ghost did write: fences are for that.
     assert recount.verdicts["stale"] > 0
     assert "fenced off" in ghost.log()
 

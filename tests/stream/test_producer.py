@@ -102,7 +102,7 @@ def test_ratings_are_not_sent_to_a_worker_that_would_refuse_them(tmp_path: Path)
         replay(settings, tmp_path / "ratings.dat")  # type: ignore[arg-type]
 
 
-def test_nothing_is_sent_of_a_file_of_which_one_line_is_wrong(deployment: Deployment, tmp_path: Path) -> None:
+def test_nothing_is_sent_of_a_file_with_one_wrong_line(deployment: Deployment, tmp_path: Path) -> None:
     lines = [msgspec.json.encode(_action("u", number)).decode() for number in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, lines[0].replace('"u"', "null")]) + "\n")
     with pytest.raises(FileError, match=r"a\.jsonl:101: user: expected a string or an integer, got null"):
@@ -141,7 +141,7 @@ def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
     assert 0.35 < report.elapsed_s < 5.0
 
 
-def test_topics_are_created_once_and_a_wrong_count_is_refused(deployment: Deployment) -> None:
+def test_topics_are_created_once_and_a_wrong_number_of_partitions_is_refused(deployment: Deployment) -> None:
     config = replace(deployment.kafka, prefix=deployment.prefix + "x")
     assert len(ensure_topics(config)) == len(topics_of(config))
     assert ensure_topics(config) == []
@@ -168,7 +168,7 @@ def test_a_topic_with_other_settings_than_configured_is_found(deployment: Deploy
     assert config_drift(deployment.kafka) == {}
     other = replace(deployment.kafka, actions_retention_s=60.0)
     found = config_drift(other)
-    assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was made"
+    assert found[deployment.topics.actions] == {"retention.ms": "604800000"}, "as it was created"
     assert deployment.topics.sequences not in found, "compacted, as before"
 
 

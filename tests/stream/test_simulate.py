@@ -1,4 +1,4 @@
-"""The simulated world: the same from the same seed, and not the same for ever."""
+"""The simulated world: the same from the same seed, and changing over time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_ids_are_unique() -> None:
 def test_items_are_born_and_die() -> None:
     actions = _actions(20_000, item_lifetime_s=20.0)
     first, last = ({action["item"] for action in part} for part in (actions[:2_000], actions[-2_000:]))
-    # Late feedback may still name an item that is gone.
+    # Late feedback may name an item that is gone.
     assert len(first & last) < 0.1 * len(last)
 
 
@@ -52,11 +52,11 @@ def test_feedback_follows_its_impression() -> None:
             shown.add(key)
         elif key not in shown:
             late += 1
-    # Impressions travel too; few arrive after their click.
+    # Impressions are delayed too; few arrive after their click.
     assert late < 150
 
 
-def test_the_world_makes_several_kinds_and_only_those_it_was_told() -> None:
+def test_the_world_makes_several_kinds_and_only_configured_ones() -> None:
     counts = Counter(action["action"] for action in _actions(5_000))
     assert set(counts) == set(KINDS)
     assert counts["impression"] > counts["click"] > counts["like"] > counts["share"]

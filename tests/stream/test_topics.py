@@ -1,4 +1,4 @@
-"""Topics that change under a worker, or while none runs: one line and a status, nothing passed over in silence."""
+"""Topics that change under a worker, or while none runs: one line and a status, nothing ignored silently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wire.partitioner import partition_of
 
 START_MS = 1_700_000_000_000
 Make = Callable[..., WorkerProcess]
-BEGIN_ANEW = "Begin anew under another kafka.prefix"
+START_OVER = "Start over under another kafka.prefix"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def admin(deployment: Deployment) -> KafkaAdminClient:
 
 
 def produce(deployment: Deployment, num: int, first: int = 0) -> int:
-    """So many clicks of one user; the partition that they are in."""
+    """Send this many clicks of one user; returns their partition."""
     home = partition_of(b"u1", deployment.partitions)
     clicks = [
         {"user": "u1", "item": item, "action": "click", "timestamp": START_MS + item}
@@ -41,7 +41,7 @@ def produce(deployment: Deployment, num: int, first: int = 0) -> int:
 
 
 def work_off(deployment: Deployment, process: WorkerProcess) -> None:
-    """Let it finish, and stop it."""
+    """Let the worker finish, and stop it."""
     process.start()
     wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
     process.stop()
@@ -55,7 +55,7 @@ def make_again(deployment: Deployment, admin: KafkaAdminClient, topic: str) -> N
 
 
 def last_line(process: WorkerProcess) -> str:
-    """What an end by itself says."""
+    """The last line of a worker that ends by itself."""
     assert process.process.wait(40) == 1, process.log()[-2000:]
     assert "Traceback" not in process.log()
     return process.log().splitlines()[-1]
@@ -73,7 +73,7 @@ def test_partitions_that_are_added_while_it_runs_end_the_worker(
     )
 
 
-def test_an_actions_topic_that_is_made_again_while_it_runs_ends_the_worker(
+def test_an_actions_topic_that_is_recreated_while_it_runs_ends_the_worker(
     deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
     process = worker().start()
@@ -84,23 +84,23 @@ def test_an_actions_topic_that_is_made_again_while_it_runs_ends_the_worker(
     assert line.startswith(f"headrace stream: topic {deployment.topics.actions}: expected the one with id "), line
     assert f"{home} to 19" in line
     assert "it was deleted and created again" in line
-    assert BEGIN_ANEW in line
+    assert START_OVER in line
 
 
 @pytest.mark.parametrize("loses_disk", [False, True])
-def test_an_actions_topic_that_was_made_again_while_none_ran_is_not_taken_for_the_old_one(
+def test_an_actions_topic_that_was_recreated_while_none_ran_is_not_taken_for_the_old_one(
     loses_disk: bool, deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
     process = worker()
     produce(deployment, 20)
     work_off(deployment, process)
     make_again(deployment, admin, deployment.topics.actions)
-    produce(deployment, 30, first=100)  # beyond what was applied: only the topic's id tells
+    produce(deployment, 30, first=100)  # beyond what was applied: only the topic's id shows it
     if loses_disk:
         process.wipe()
     line = last_line(process.start())
     assert f"topic {deployment.topics.actions}: expected the one with id " in line
-    assert BEGIN_ANEW in line
+    assert START_OVER in line
 
 
 def test_an_actions_topic_that_ends_before_what_was_applied_is_refused(
@@ -113,11 +113,11 @@ def test_an_actions_topic_that_ends_before_what_was_applied_is_refused(
     work_off(deployment, process)
     make_again(deployment, admin, deployment.topics.actions)
     line = last_line(process.start())
-    assert f"expected it to reach behind partition {home}, applied up to offset 19, it ends at 0: records were" in line
-    assert BEGIN_ANEW in line
+    assert f"expected it to reach beyond partition {home}, applied up to offset 19, but it ends at 0:" in line
+    assert START_OVER in line
 
 
-def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions_once_the_disk_is_removed(
+def test_a_recreated_sequences_topic_is_reported_and_rebuilt_from_the_actions_once_the_disk_is_removed(
     deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
     process = worker()
@@ -127,7 +127,7 @@ def test_a_sequences_topic_that_was_made_again_is_said_and_made_from_the_actions
     make_again(deployment, admin, deployment.topics.sequences)
     line = last_line(process.start())
     assert f"topic {deployment.topics.sequences}: expected the one with id " in line
-    assert f"remove {process.store_path}: sequences are then made again from the actions" in line
+    assert f"remove {process.store_path}: sequences are then rebuilt from the actions" in line
     process.wipe()
     process.start()
     wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
@@ -141,10 +141,10 @@ def test_a_topic_that_is_deleted_ends_the_worker(
     process = worker().start()
     process.wait_for("partition claimed", times=2)
     admin.delete_topics([topic])
-    assert f"topic {topic}: expected it to be there still, with " in last_line(process)
+    assert f"topic {topic}: expected it to exist still, with " in last_line(process)
 
 
-def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
+def test_actions_that_retention_removes_before_they_are_read_are_counted_and_reported(
     deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
     process = worker()
@@ -155,14 +155,14 @@ def test_actions_that_retention_takes_before_they_are_read_are_counted_and_told(
     process.start()
     wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
     assert len(written(deployment).rows["u1"]) == 27
-    [line] = [line for line in process.log().splitlines() if "actions are gone" in line]
+    [line] = [line for line in process.log().splitlines() if "actions were lost" in line]
     for words in (deployment.topics.actions, "[20, 32]", '"num_records": 13', "kafka.actions_retention_s"):
         assert words in line, line
     [status] = last_statuses(deployment).values()
     assert status.partitions[home].num_gone == 13
 
 
-def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: Deployment, worker: Make) -> None:
+def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: Deployment, worker: Make) -> None:
     from kafka import KafkaProducer
 
     process = worker()
@@ -176,9 +176,9 @@ def test_foreign_records_among_the_sequences_are_skipped_and_named(deployment: D
     process.start()
     wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
     process.stop()
-    told = [line for line in process.log().splitlines() if "a foreign record is skipped" in line]
+    told = [line for line in process.log().splitlines() if "skipped a foreign record" in line]
     assert len(told) == 5, "each but the tombstone, once"
     assert all(deployment.topics.sequences in line for line in told)
     process.wipe()
     process.start().wait_for("partition claimed", times=6)
-    assert process.log().count("a foreign record is skipped") == 10
+    assert process.log().count("skipped a foreign record") == 10

@@ -1,4 +1,4 @@
-"""The worker on a broker, undisturbed: what goes in comes out, whatever it is."""
+"""The worker on a broker, undisturbed: everything that goes in comes out."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_bad_records_of_every_kind_are_dead_letters_and_the_stream_goes_on(
 
 
 def letter_of(value: bytes, deployment: Deployment, worker: Make, compression: str | None = None) -> Any:
-    """The dead letter of a bad record, once the record behind it has gone through."""
+    """The dead letter of a bad record, once the record after it has gone through."""
     home = partition_of(b"u1", deployment.partitions)
     good = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
     deployment.produce([(home, None, value)], compression)
@@ -142,7 +142,7 @@ def test_a_bad_element_of_a_list_does_not_take_the_others_along(deployment: Depl
     check(deployment, 5)
 
 
-def test_an_action_is_told_before_its_join_window_is_over_and_feedback_on_it_later(
+def test_an_action_is_emitted_before_its_join_window_is_over_and_its_feedback_later(
     deployment: Deployment, worker: Make
 ) -> None:
     deployment.environment["HEADRACE_SEQUENCE__JOIN_WINDOW_S"] = "100000"
@@ -165,7 +165,7 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     deployment.environment["HEADRACE_SEQUENCE__MAX_CONTEXT"] = "12"
     second = worker("second").start()
     assert second.process.wait(30) == 1
-    assert "put that back, or use a new kafka.prefix" in second.log().splitlines()[-1]
+    assert "restore that, or use a new kafka.prefix" in second.log().splitlines()[-1]
 
 
 def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Deployment, worker: Make) -> None:
@@ -177,7 +177,7 @@ def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Dep
     assert second.process.wait(40) == 1
     line = second.log().splitlines()[-1]
     assert "action.kinds: expected ('click', 'impression'" in line, line
-    assert "put that back (kinds may only be appended), or use a new kafka.prefix" in line
+    assert "restore that (kinds may only be appended), or use a new kafka.prefix" in line
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -207,7 +207,7 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
 
 
-def test_refusals_are_counted_by_reason_and_warned_of_once(deployment: Deployment, worker: Make) -> None:
+def test_refusals_are_counted_by_reason_and_warned_about_once(deployment: Deployment, worker: Make) -> None:
     import httpx
 
     port = free_port()
@@ -232,7 +232,7 @@ def test_refusals_are_counted_by_reason_and_warned_of_once(deployment: Deploymen
     assert any("looks like seconds; multiply by 1000" in line for line in warnings)
 
 
-def test_metrics_are_there(deployment: Deployment, worker: Make) -> None:
+def test_metrics_are_served(deployment: Deployment, worker: Make) -> None:
     import httpx
 
     port = free_port()
@@ -271,7 +271,7 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
 
 
-def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployment: Deployment, worker: Make) -> None:
+def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deployment: Deployment, worker: Make) -> None:
     first = worker("w").start()
     first.wait_for("partition claimed", times=2)
     wait_until(lambda: bool(last_statuses(deployment)), 20, "the first to report", 0.2)
@@ -282,7 +282,9 @@ def test_a_second_worker_of_the_same_name_says_so_and_the_first_goes_on(deployme
     finally:
         second.end()
     line = second.log().splitlines()[-1]
-    assert line.startswith("headrace stream: stream.component 'w': expected a name that no other worker has"), line
+    assert line.startswith(
+        "headrace stream: stream.component 'w': expected a unique name, but a worker on another disk reports"
+    ), line
     assert "or stop that one" in line
     home = partition_of(b"u1", deployment.partitions)
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
@@ -313,7 +315,7 @@ def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_t
 
 
 def write_in_transactions(deployment: Deployment, actions: list[dict[str, Any]]) -> None:
-    """Twenty to a transaction; behind each that is committed one of garbage that is aborted."""
+    """Twenty per transaction; after each committed one, an aborted one with garbage."""
 
     async def write() -> None:
         producer = AIOKafkaProducer(bootstrap_servers=deployment.broker.bootstrap, transactional_id=deployment.prefix)
@@ -334,7 +336,7 @@ def write_in_transactions(deployment: Deployment, actions: list[dict[str, Any]])
 
 
 def applied(deployment: Deployment) -> dict[int, int]:
-    """Partition → the offset behind what the worker says that it has applied."""
+    """Partition → the offset after the last that the worker reports as applied."""
     statuses = last_statuses(deployment).values()
     return {number: part.applied_offset + 1 for status in statuses for number, part in status.partitions.items()}
 
@@ -361,3 +363,12 @@ def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Depl
     last = process.log().splitlines()[-1]
     assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
     assert "install the packages cramjam" in last
+
+
+def test_a_worker_that_nobody_would_hear_of_ends(deployment: Deployment, worker: Make) -> None:
+    deployment.environment["BROKEN"] = "loses_its_beat"
+    process = worker()
+    process.module = "tests.stream.broken"
+    process.start()
+    assert process.process.wait(30) == 1
+    assert "a task of the worker failed" in process.log()

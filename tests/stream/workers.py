@@ -30,7 +30,7 @@ KINDS = ("impression", "click", "like", "share", "hide")
 
 @dataclass
 class Deployment:
-    """One test's topics and configuration; has what `stream.config.Settings` asks for."""
+    """One test's topics and configuration; a `stream.config.Settings`."""
 
     broker: Broker
     prefix: str
@@ -54,7 +54,7 @@ class Deployment:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def create_topics(self) -> None:
-        """Make them; workers would too."""
+        """Create the topics, as workers would."""
         ensure_topics(self.kafka)
 
     def toml(self, store_path: Path) -> str:
@@ -93,7 +93,7 @@ class Deployment:
         keys = [TopicPartition(topic, number) for number in numbers]
         if self.broker.kind == "apache":
             return {key.partition: end for key, end in self.consumer.end_offsets(keys).items()}
-        # The embedded broker says of an end only where the last batch begins.
+        # For the end, the embedded broker returns the start of the last batch.
         self.consumer.assign(keys)
         self.consumer.seek_to_beginning(*keys)
         while self.consumer.poll(300):
@@ -101,7 +101,7 @@ class Deployment:
         return {key.partition: self.consumer.position(key) for key in keys}
 
     def read(self, topic: str) -> dict[int, list[Any]]:
-        """Every record of a topic as it is now, by partition."""
+        """Every record that a topic holds now, by partition."""
         ends = {TopicPartition(topic, number): end for number, end in self.ends(topic).items()}
         self.consumer.assign(list(ends))
         self.consumer.seek_to_beginning(*ends)
@@ -117,7 +117,7 @@ class Deployment:
             self.consumer.close()
 
     def worker(self, name: str = "w") -> WorkerProcess:
-        """A worker with a disk of its own, not started."""
+        """A worker with its own disk, not started."""
         assert self.factory is not None
         return WorkerProcess(self, name, self.factory)
 
@@ -129,7 +129,7 @@ def _toml(value: Any) -> str:
 
 
 class Forked:
-    """A child of the process factory, in the words of `subprocess.Popen`."""
+    """A child of the process factory, with the interface of `subprocess.Popen`."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -155,7 +155,7 @@ class Forked:
 
 
 class WorkerProcess:
-    """``python -m stream worker`` (or a broken build of it) with a disk of its own.
+    """``python -m stream worker`` (or a broken build of it) with its own disk.
 
     It is forked from a process that has loaded everything, unless it has a ``prefix``: a command to run it under.
     """
@@ -203,12 +203,12 @@ class WorkerProcess:
         self.num_kills += 1
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """SIGTERM; returns the exit status."""
         self.process.terminate()
         return self.process.wait(30)
 
     def pause(self) -> None:
-        """SIGSTOP: a worker that the group gives up, and that does not know."""
+        """SIGSTOP: the group gives the worker up, and it does not know."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -220,7 +220,7 @@ class WorkerProcess:
         shutil.rmtree(self.store_path, ignore_errors=True)
 
     def log(self) -> str:
-        """What it said."""
+        """Its log."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def wait_for(self, text: str, timeout_s: float = 30.0, times: int = 1) -> None:
@@ -240,7 +240,7 @@ class WorkerProcess:
             raise AssertionError(f"{error}\n{self.log()[-3000:]}") from None
 
     def end(self) -> None:
-        """Make sure that nothing is left running."""
+        """Kill it if it is still running."""
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGCONT)

@@ -1,6 +1,7 @@
 """Builds that break a promise on purpose: ``python -m tests.system.broken NAME worker --config F``.
 
-Each is the real worker with one line of thought changed. The audit has to notice.
+Each is the real worker with one thing broken; or, by a name of `tests.trainer.broken` and ``train``, the real trainer.
+The audit has to notice.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import state.emitter
+import state.intake
 import state.sequencer
 import state.store
-import stream.__main__
+from headrace.command import run
 
 
 def loses_actions() -> None:
-    """Every hundredth action is acknowledged and forgotten."""
+    """Every hundredth action is acknowledged and then lost."""
     apply, count = state.sequencer.Sequencer.apply, iter(range(1 << 60))
 
     def forgetful(self: Any, action: Any, offset: int, record_ms: int, index: int) -> Any:
@@ -26,14 +29,14 @@ def loses_actions() -> None:
 
 
 def keeps_feedback_to_itself() -> None:
-    """Kinds that come to an interaction later are in its segment, and nobody is told that they are new."""
-    tell = state.sequencer.Sequencer._tell
+    """Kinds that an interaction gets later are in its segment, but no example says that they are new."""
+    end_run = state.emitter.Emitter.end_run
 
     def silent(self: Any, user: Any) -> None:
         user.feedback.clear()
-        tell(self, user)
+        end_run(self, user)
 
-    state.sequencer.Sequencer._tell = silent  # type: ignore[method-assign]
+    state.emitter.Emitter.end_run = silent  # type: ignore[method-assign]
 
 
 def forgets_examples() -> None:
@@ -48,7 +51,7 @@ def forgets_examples() -> None:
 
 
 def swallows_dead_letters() -> None:
-    """What is malformed is counted and dropped."""
+    """Malformed records are counted and dropped."""
     outbox = state.store.PartitionStore.outbox
 
     def tidy(self: Any, start: int | None = None, limit: int = 1000) -> Any:
@@ -60,12 +63,12 @@ def swallows_dead_letters() -> None:
 
 def mixes_up_users() -> None:
     """Within a record, the later action of a user comes first."""
-    decode = state.store.decode_record
+    decode = state.intake.decode_record
 
     def backwards(value: bytes | None, record_ms: int, config: Any) -> Any:
         return decode(value, record_ms, config)[::-1]
 
-    state.store.decode_record = backwards
+    state.intake.decode_record = backwards
 
 
 BUILDS = {
@@ -77,7 +80,11 @@ BUILDS = {
 
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    if name != "sound":
+    name, command, *arguments = sys.argv[1:]
+    if command == "train":
+        import tests.trainer.broken
+
+        getattr(tests.trainer.broken, name)()
+    elif name != "sound":
         BUILDS[name]()
-    sys.exit(stream.__main__.main(arguments))
+    sys.exit(run("headrace", arguments=[command, *arguments]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,21 @@ class Loop:
         self.server = Server(f"http://127.0.0.1:{port}")
         ensure_topics(self.settings.kafka)
 
-    def start(self, *names: str) -> dict[str, Child]:
-        """Start these processes by name: worker, trainer, server."""
-        rooms = {"worker": ("stream", "worker"), "trainer": ("trainer",), "server": ("serving",)}
+    def start(self, *names: str, broken: Mapping[str, str] | None = None) -> dict[str, Child]:
+        """Start these processes by name: worker, trainer, server; some as broken builds (`tests.system.broken`)."""
+        rooms: dict[str, tuple[str, ...]] = {
+            "worker": ("stream", "worker"),
+            "trainer": ("trainer",),
+            "server": ("serving",),
+        }
         config = ("--config", str(self.path))
+        commands = {"worker": "worker", "trainer": "train"}
+        for name, build in (broken or {}).items():
+            rooms[name] = ("tests.system.broken", build, commands[name])
         return {name: self.group.start(name, "-m", *rooms[name], *config) for name in names}
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Poll; a child that dies by itself or a deadline fails the test with the ends of the logs."""
+        """Poll a condition; if a child dies by itself or time runs out, fail the test with the ends of the logs."""
         self.group.wait_until(condition, timeout_s, what)
 
     def audit_when(self, condition: Callable[[Report], bool], timeout_s: float) -> Report:
@@ -83,14 +90,14 @@ class Loop:
 
 
 def is_learned(report: Report) -> bool:
-    """Nothing is on its way any more."""
+    """Whether nothing is in flight any more."""
     sums = report.sums
     all_new = 0 < sums["num_interactions"] == sums["num_delivered"] == sums["num_trained"]
     return all_new and sums["num_feedback_delivered"] == sums["num_feedback_trained"]
 
 
 def explain(report: Report) -> str:
-    """For the message of a failed assertion."""
+    """The ends of the logs, for the message of a failed assertion."""
     lines = [f"{check.name}: {check.found}; {check.violations.num} violations" for check in report.checks]
     return "\n".join(
         [*lines, *(f"  {words}" for check in report.checks for words in check.violations), str(report.sums)]
@@ -98,7 +105,7 @@ def explain(report: Report) -> str:
 
 
 class Watcher(threading.Thread):
-    """Asks the server for its version all the time, and keeps what it answered in order. A context manager."""
+    """Keeps asking the server for its version, and records the answers in order. A context manager."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(name="watcher", daemon=True)
@@ -114,7 +121,7 @@ class Watcher(threading.Thread):
         self.stop()
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Ask until `stop`."""
         while not self._stopped.wait(0.05):
             version = self._server.version().get("version")
             if version:

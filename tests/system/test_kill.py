@@ -27,7 +27,7 @@ AT_WORK = {"worker": "partition claimed", "trainer": '"event": "training"', "ser
 
 
 def world(over: threading.Event) -> Iterator[dict[str, Any]]:
-    """A world's actions until it is over; every fiftieth comes twice, as from a client that tries again."""
+    """A world's actions until its end; every fiftieth is sent twice, as by a client that retries."""
     config = WorldConfig(seed=7, num_users=150, num_items=300, kinds=tuple(KINDS), actions_per_s=50.0)
     for index, action in enumerate(World(config).actions()):
         if over.is_set():
@@ -38,13 +38,13 @@ def world(over: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 class Victim:
-    """A process that is killed only when it is at work again since the last time."""
+    """A process that is killed only once it is at work again after the last time."""
 
     def __init__(self, loop: Loop, child: Child) -> None:
         self.loop, self.child, self._seen = loop, child, 0
 
     def kill(self, chance: random.Random) -> None:
-        """kill -9 at some moment of its work, and start it again."""
+        """kill -9 at some moment of its work, and restart it."""
         self.loop.wait_until(self._is_at_work, 60, f"{self.child.name} to be at work")
         time.sleep(chance.uniform(0.0, 2.0))
         self.child.kill()
@@ -85,7 +85,7 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
         order = list(KILLS)
         chance.shuffle(order)
         for victim in order:
-            # When, not whether, is left to chance; the replay goes on all the while.
+            # Only the moment is left to chance; the replay goes on meanwhile.
             kills[victim] += 1
             if victim == "broker":
                 time.sleep(chance.uniform(0.0, 2.0))

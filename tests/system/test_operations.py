@@ -1,4 +1,4 @@
-"""Every command of docs/operations.md, on a deployment that runs."""
+"""Every command of docs/operations.md, on a running deployment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 NUM_ACTIONS = 500
 RUNS_ON = {"worker": "partitions", "train": "standby"}
-"""Commands that run until they are told to end, and a word of what they say when they are at work."""
+"""Commands that run until they are stopped, and a word that they print when they are at work."""
 SAYS = {
     "doctor": "live: 1 worker, 1 trainer, 1 server", "lag": "interactions/s learned", "topics": "as configured",
     "versions": "version", "audit": "nothing is lost",
@@ -46,7 +46,7 @@ def loop(kafka: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 
 
 def environment(loop: Loop, words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """A shell's: NAME=value before the command are its environment."""
+    """As in a shell, NAME=value before the command are its environment."""
     given = dict(itertools.takewhile(lambda pair: len(pair) == 2, (word.split("=", 1) for word in words)))
     ours = {"HEADRACE_CONFIG": str(loop.path), "COLUMNS": "200", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **ours, **given}, words[len(given) :]
@@ -66,7 +66,7 @@ def test_a_command_of_the_page_does_what_it_says(line: str, loop: Loop) -> None:
 
 
 def said_before_its_end(command: list[str], given: dict[str, str], folder: Path, word: str) -> str:
-    """Its output up to the word, after which it is told to end, and ends in order."""
+    """The output up to the word; then the command is stopped, and ends in an orderly way."""
     with subprocess.Popen(
         command, env=given, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

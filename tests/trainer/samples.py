@@ -201,7 +201,7 @@ def taught(
     return learner, world
 
 
-def twin(learner: Learner, kind: type[Learner] = Learner) -> Learner:
+def twin(learner: Learner, kind: Callable[..., Learner] = Learner) -> Learner:
     """Another learner with the same state, sharing nothing with the first."""
     arrays = {name: array.copy() for name, array in learner_arrays(learner).items()}
     other = kind(learner.model_config, learner.config, learner.device)

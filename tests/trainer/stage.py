@@ -248,7 +248,7 @@ class Stage:
             recount.num_records += 1
             kind = record_kind(record.headers)
             # Foreign records may claim to be either.
-            with suppress(msgspec.MsgspecError, TypeError, ValueError, AttributeError):
+            with suppress(msgspec.MsgspecError, TypeError, ValueError, AttributeError, RecursionError):
                 if kind == "claim":
                     recount.claims.append(msgspec.json.decode(record.value, type=Claim))
                 elif kind == "manifest":

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_
 from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
+from trainer.journal import Journal, read_journal
 from trainer.loop import Trainer
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.step import Learner
@@ -103,6 +104,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
+    "metrics.first_key",
     "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
@@ -122,11 +124,54 @@ def test_the_comparison_finds_a_checkpoint_without(part: str, folder: Checkpoint
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFolder) -> None:
     kept = checkpoint_of(Learner(MODEL, TRAINER))
-    with pytest.raises(CheckpointError, match=r"trainer\.table_lr: the checkpoint was learned with 0\.2, .* 0\.5"):
+    with pytest.raises(CheckpointError, match=r"trainer\.table_lr: the checkpoint was trained with 0\.2, .* 0\.5"):
         restore_learner(Learner(MODEL, replace(TRAINER, table_lr=0.5)), kept)
     with pytest.raises(CheckpointError, match=r"model\.norm_len: .* name an empty trainer\.checkpoint_dir"):
         restore_learner(Learner(replace(MODEL, norm_len=9.0), TRAINER), kept)
     restore_learner(Learner(MODEL, replace(TRAINER, publish_every_s=9.0, metric_share=0.5)), kept)
+
+
+OTHERS: dict[str, object] = {
+    "feedback": "vanilla", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
+    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000,
+}  # fmt: skip
+BY_MACHINE = {"device", "backend", "cuda_graphs", "deterministic", "num_threads"}
+"""Where and by which kernels a step is computed: a checkpoint may move to another machine."""
+
+
+def changed(name: str) -> TrainerConfig:
+    """`TRAINER` with another value of one setting."""
+    now = getattr(TRAINER, name)
+    other = OTHERS.get(name) or (
+        not now if isinstance(now, bool) else now + 1 if isinstance(now, int) else now / 2 or 0.25
+        if isinstance(now, float) else f"{now}-other"
+    )  # fmt: skip
+    more = {"warmup_steps": 5} if name == "schedule" else {}
+    return replace(TRAINER, **{name: other}, **more)
+
+
+@pytest.mark.parametrize("name", sorted(TRAINER.learning_dict()))
+def test_every_setting_that_decides_the_weights_is_compared(name: str) -> None:
+    kept = checkpoint_of(Learner(MODEL, TRAINER))
+    with pytest.raises(CheckpointError, match=r"trainer\.\w+: the checkpoint was trained with "):
+        restore_learner(Learner(MODEL, changed(name)), kept)
+
+
+OTHER_SETTINGS = {each.name for each in fields(TrainerConfig)} - set(TRAINER.learning_dict()) - BY_MACHINE
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_SETTINGS))
+def test_a_setting_that_is_not_compared_changes_no_weight(name: str) -> None:
+    world, ours, theirs = World(5), Learner(MODEL, TRAINER), Learner(MODEL, changed(name))
+    for _ in range(4):
+        batch = world.examples(6)
+        ours.step(batch)
+        theirs.step(batch)
+    arrays = [
+        {key: array for key, array in learner_arrays(learner).items() if not key.startswith("metrics.")}
+        for learner in (ours, theirs)
+    ]
+    assert_same_arrays(*arrays)
 
 
 # The folder
@@ -178,7 +223,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_aloud(
     assert kept.step == 1
     assert len(damage) == 1
     assert "checkpoint-000000000002" in damage[0]
-    assert damage[0].endswith("falling back to the one before")
+    assert damage[0].endswith("falling back to the previous one")
 
 
 def test_when_all_are_damaged_it_says_so_instead_of_starting_anew(folder: CheckpointFolder, damage: list[str]) -> None:
@@ -255,8 +300,8 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     ran = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
     first, second = ran.stdout.splitlines()
     assert first.startswith("refused: checkpoint ")
-    assert "cannot be written (File too large); free space" in first
-    assert "the checkpoint before is intact" in first
+    assert "cannot be written (File too large); free some space" in first
+    assert "the previous checkpoint is intact" in first
     assert second.startswith("refused: journal ")
     folder = CheckpointFolder(tmp_path, damage.append).open()
     kept = folder.load()
@@ -268,6 +313,22 @@ def test_a_full_disk_is_a_clear_error_and_leaves_what_there_was(tmp_path: Path, 
     assert len(steps) > 100
     assert steps == [[(0, 0, 0)], *([(0, step, step)] for step in range(2, len(steps) + 1))]
     folder.close()
+
+
+def test_what_somebody_else_puts_beside_the_checkpoints_is_passed_over(folder: CheckpointFolder) -> None:
+    learner = Learner(MODEL, TRAINER)
+    folder.write(checkpoint_of(learner))
+    for name in ("checkpoint-old", "checkpoint-000000000000.bak", "journal-copy", "checkpoint-7"):
+        (folder.path / name).mkdir()
+    assert folder.steps() == [0]
+    folder.write(Checkpoint(5, learner_arrays(learner), checkpoint_of(learner).meta))
+    folder.write(Checkpoint(6, learner_arrays(learner), checkpoint_of(learner).meta))
+    assert folder.steps() == [5, 6]
+    assert (folder.path / "checkpoint-old").exists()
+    journal = Journal(folder.path)
+    journal.start(6)
+    journal.close()
+    assert read_journal(folder.path, 6).steps == []
 
 
 # The loop on a file

@@ -38,7 +38,7 @@ REFUSED_TRAINER = [
     ({"schedule": "wsa", "warmup_steps": 5, "anneal_steps": -1}, r"trainer\.anneal_steps: expected"),
     ({"final_lr_ratio": 1.5}, r"trainer\.final_lr_ratio: expected a number, 0 to 1, got 1\.5; 0\.1 is usual"),
     ({"on_gap": "ignore"}, r"trainer\.on_gap: expected one of \('stop', 'skip'\), got 'ignore'; use stop"),
-    ({"seed": -1}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got -1; any such number does"),
+    ({"seed": -1}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got -1; any such number will do"),
     ({"seed": 10**400}, r"trainer\.seed: expected a whole number, 0 to 4294967295, got 1"),
     ({"seed": 1.5}, r"trainer\.seed: expected a whole number"),
     ({"seed": True}, r"trainer\.seed: expected a whole number, .* got True"),

@@ -183,5 +183,5 @@ def test_a_checkpoint_of_another_model_is_refused(stage: Make, key: str) -> None
     made.config_path.write_text(text.replace(before, f"{key} = 2"))
     child = made.start()
     assert child.wait() == 1
-    assert f"model.{key}: the checkpoint was learned with" in child.log()
-    assert "put it back, or name an empty trainer.checkpoint_dir" in child.log()
+    assert f"model.{key}: the checkpoint was trained with" in child.log()
+    assert "restore it, or name an empty trainer.checkpoint_dir" in child.log()

@@ -105,7 +105,7 @@ def test_a_later_decision_about_a_step_counts(journal: Journal, tmp_path: Path) 
 
 def test_a_journal_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    with pytest.raises(JournalError, match=r"cannot be written .*free space or fix the rights"):
+    with pytest.raises(JournalError, match=r"cannot be written .*free some space or fix the permissions"):
         journal.append(0, step(0))
     with pytest.raises(JournalError, match=r"cannot be written .No such file or directory"):
         Journal(tmp_path / "missing").start(0)
@@ -188,7 +188,7 @@ def test_what_was_published_counts_over_what_was_only_written_down() -> None:
     assert plan.after(5) == [step(50), step(60)]
     plan.merge(5, [step(5)])  # another: what followed it does not
     assert (plan.after(4), plan.next_step) == ([step(4), step(5)], 6)
-    with pytest.raises(JournalError, match="expected step 6 next, got 7: the steps between are recorded nowhere"):
+    with pytest.raises(JournalError, match="expected step 6 next, got 7: the steps between were not recorded"):
         plan.merge(7, [step(7)])
     with pytest.raises(JournalError, match="step 5 of the checkpoint differs from the published one"):
         plan.merge(5, [step(51)], fixed_below=6)

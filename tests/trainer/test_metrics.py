@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics import LATER, RANKERS, SLICES, Predictions, PrequentialMetrics, Ring, outcomes, rank_gains
+from trainer.kind_metrics import KindMetrics
+from trainer.metrics import RANKERS, SLICES, Predictions, PrequentialMetrics, rank_gains
+from trainer.ring import Ring
 
 KINDS = ("view", "like")
 PARTS = ("probability_RK", "baseline_RK")
@@ -29,9 +31,11 @@ def predictions(rng: np.random.Generator, num: int) -> Predictions:
         slice_XS=slices,
         domain_S=rng.integers(0, 4, num),
         log_loss_S=log_loss_S,
+        key_R=rng.integers(-(1 << 62), 1 << 62, num),
         probability_RK=rng.random((num, 2)),
         baseline_RK=rng.random((num, 2)),
-        outcome_RK=(rng.random((num, 2)) < (0.3, 0.8)).astype(np.float32),
+        done_RK=rng.random((num, 2)) < (0.3, 0.8),
+        is_new_R=np.ones(num, np.bool_),
     )
 
 
@@ -104,7 +108,7 @@ def test_normalised_entropy_and_auc_are_those_of_the_formulas(seed: int) -> None
     for name, newest in (("ranking", 91), ("ranking_window", 50)):
         totals = np.zeros(3)
         for place, kind in enumerate(KINDS):
-            labels = (joined(batches, "outcome_RK")[-newest:, place] > 0.5).tolist()
+            labels = joined(batches, "done_RK")[-newest:, place].tolist()
             model, base = (
                 joined(batches, part)[-newest:, place].tolist() for part in ("probability_RK", "baseline_RK")
             )
@@ -129,14 +133,9 @@ def test_the_log_perplexity_is_the_mean_over_known_items() -> None:
 
 
 def test_predicting_the_average_rate_has_a_normalised_entropy_of_one() -> None:
-    metrics, kinds = PrequentialMetrics(("view",), 100), np.zeros((40, 1), np.float32)
-    kinds[:10] = 1
-    rng = np.random.default_rng(0)
-    flat = np.full((40, 1), 0.25)
-    some = predictions(rng, 40)
-    metrics.add(
-        Predictions(some.rank_KS, some.ranked_S, some.slice_XS, some.domain_S, some.log_loss_S, flat, flat, kinds)
-    )
+    metrics, kinds = PrequentialMetrics(("view",), 100), np.arange(40)[:, None] < 10
+    flat, some = np.full((40, 1), 0.25), predictions(np.random.default_rng(0), 40)
+    metrics.add(replace(some, probability_RK=flat, baseline_RK=flat, done_RK=kinds))
     report = metrics.summary()["ranking"]["view"]
     assert report["ne"] == pytest.approx(1.0)
     assert report["auc"] == 0.5
@@ -144,11 +143,10 @@ def test_predicting_the_average_rate_has_a_normalised_entropy_of_one() -> None:
 
 
 def test_what_is_predicted_twice_as_often_as_it_comes_is_calibrated_as_two() -> None:
-    kinds, some = np.zeros((40, 1), np.float32), predictions(np.random.default_rng(0), 40)
-    kinds[:10] = 1
+    kinds, some = np.arange(40)[:, None] < 10, predictions(np.random.default_rng(0), 40)
     half = np.full((40, 1), 0.5)
     metrics = PrequentialMetrics(("view",), 100)
-    metrics.add(replace(some, probability_RK=half, baseline_RK=half, outcome_RK=kinds))
+    metrics.add(replace(some, probability_RK=half, baseline_RK=half, done_RK=kinds))
     summary = metrics.summary()
     assert summary["ranking"]["view"]["calibration"] == summary["ranking_window"]["view"]["calibration"] == 2.0
 
@@ -161,28 +159,72 @@ def test_nothing_counted_is_no_number_at_all() -> None:
     assert summary["ranking"]["all"] == {"ne": None, "ne_baseline": None}
 
 
-def test_an_outcome_says_what_came_and_what_is_still_to_come() -> None:
-    learned = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    found = outcomes(learned, np.array([True, False, False]))
-    np.testing.assert_array_equal(found, [[1, 0], [LATER, np.nan], [np.nan, LATER]])
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_kinds_that_come_late_count_as_if_they_had_been_there_at_once(seed: int) -> None:
+    """Against the prediction that was made when the interaction was new, not against a later one."""
     rng = np.random.default_rng(seed)
     whole = predictions(rng, 60)
-    is_late = (whole.outcome_RK > 0.5) & (rng.random((60, 2)) < 0.5)
-    first = replace(whole, outcome_RK=np.where(is_late, 0, whole.outcome_RK))
-    again = replace(predictions(rng, 60), probability_RK=whole.probability_RK, baseline_RK=whole.baseline_RK)
-    later = replace(again, outcome_RK=np.where(is_late, LATER, np.nan).astype(np.float32))
-    at_once, in_pieces = PrequentialMetrics(KINDS, 1000), PrequentialMetrics(KINDS, 1000)
+    is_late = whole.done_RK & (rng.random((60, 2)) < 0.5)
+    first, late = replace(whole, done_RK=whole.done_RK & ~is_late), rng.permutation(60)
+    again = replace(
+        predictions(rng, 60), key_R=whole.key_R[late], done_RK=is_late[late], is_new_R=np.zeros(60, np.bool_)
+    )
+    at_once, in_pieces = PrequentialMetrics(KINDS, 50), PrequentialMetrics(KINDS, 50)
+    for metrics in (in_pieces, at_once):
+        metrics.add(predictions(np.random.default_rng(seed + 9), 70))
     at_once.add(whole)
-    for part in (first, later):
+    for part in (first, again, again):  # what comes twice counts once
         in_pieces.add(part)
+    for kind in (*KINDS, "all"):
+        assert_close(in_pieces.summary()["ranking"][kind], at_once.summary()["ranking"][kind])
+    assert in_pieces.summary()["num_targets"] == 130
+
+
+def test_the_window_leaves_out_interactions_whose_kinds_are_still_to_come() -> None:
+    """Every kind comes forty interactions later: a window of the newest would see the last forty without any."""
+    rng, metrics = np.random.default_rng(0), PrequentialMetrics(("view",), 100)
+    keys, coming, half = np.arange(1, 401), rng.random(400) < 0.5, np.full((20, 1), 0.5)
+    for start in range(0, 400, 20):
+        new = keys[start : start + 20]
+        metrics.ranking.add(new, half, half, np.zeros((20, 1), np.bool_), np.ones(20, np.bool_))
+        late = keys[max(0, start - 40) : max(0, start - 20)]
+        late = late[coming[late - 1]]
+        guess = np.full((len(late), 1), 0.9)
+        metrics.ranking.add(late, guess, guess, np.ones((len(late), 1), np.bool_), np.zeros(len(late), np.bool_))
+    assert 55 <= metrics.ranking.window_lag <= 60
+    expected = 50 / coming[400 - 100 - metrics.ranking.window_lag : 400 - metrics.ranking.window_lag].sum()
+    assert metrics.ranking.window_calibration() == pytest.approx(expected)
+
+
+def test_no_entropy_is_negative_though_a_model_has_learned_what_came_by_the_time_it_comes() -> None:
+    """Each kind comes a batch later, and by then the model is sure of it."""
+    rng, metrics = np.random.default_rng(0), PrequentialMetrics(("view",), 1000)
+    before, done = np.zeros(0, np.int64), np.zeros((0, 1), np.bool_)
+    for _ in range(20):
+        keys, coming = rng.integers(1 << 62, size=50), rng.random((50, 1)) < 0.3
+        probability = np.concatenate([np.full((len(before), 1), 0.99), np.full((50, 1), 0.3)])
+        metrics.ranking.add(
+            np.concatenate([before, keys]),
+            probability,
+            probability,
+            np.concatenate([done, np.zeros((50, 1), np.bool_)]),
+            np.arange(len(before) + 50) >= len(before),
+        )
+        before, done = keys[coming[:, 0]], np.ones((int(coming.sum()), 1), np.bool_)
     for name in ("ranking", "ranking_window"):
-        for kind in KINDS:
-            assert_close(in_pieces.summary()[name][kind], at_once.summary()[name][kind], abs_=1e-5)
-    assert in_pieces.summary()["num_targets"] == 60
+        assert metrics.summary()[name]["view"]["ne"] == pytest.approx(1.0, abs=0.02)
+        assert metrics.summary()[name]["view"]["calibration"] == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_kind_of_a_forgotten_interaction_is_counted_as_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.kind_metrics.MOST_REMEMBERED", 8)
+    metrics, half = KindMetrics(("view",), 4), np.full((1, 1), 0.5)
+    for key in range(16):
+        metrics.add(np.array([key]), half, half, np.zeros((1, 1), np.bool_), np.ones(1, np.bool_))
+    for key in (3, 4):
+        metrics.add(np.array([key]), half, half, np.ones((1, 1), np.bool_), np.zeros(1, np.bool_))
+    assert metrics.num_too_late == 1
+    assert metrics.report()["view"]["rate"] == pytest.approx(1 / 16)
 
 
 def test_a_miss_gains_nothing() -> None:
@@ -203,13 +245,16 @@ def test_a_ring_keeps_the_newest_rows(size: int, batches: list[int]) -> None:
 
 
 def test_metrics_go_on_where_they_were_saved() -> None:
-    metrics, _ = fed(1, (30, 20), window=16)
-    resumed = PrequentialMetrics(KINDS, 16)
+    metrics, batches = fed(1, (30, 20), window=16)
+    resumed, before = PrequentialMetrics(KINDS, 16), batches[-1]
     resumed.load_state_dict({name: array.copy() for name, array in metrics.state_dict().items()})
     for more in (5, 40, 3):
         batch = predictions(np.random.default_rng(more), more)
-        metrics.add(batch)
-        resumed.add(batch)
+        late = replace(before, is_new_R=np.zeros(len(before.key_R), np.bool_), done_RK=before.done_RK[:, ::-1])
+        for each in (batch, late):
+            metrics.add(each)
+            resumed.add(each)
+        before = batch
         assert metrics.summary() == resumed.summary()
 
 

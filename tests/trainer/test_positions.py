@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from headrace.audit import audit
+from tests.foreign import FOREIGN
 from tests.process_factory import Child
 from tests.trainer.stage import NUM_PARTITIONS, Stage, admin_of, weights_of
 from trainer.device import choose_device
@@ -18,7 +20,8 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
-from wire.shape import SHAPE, encode_shape
+from wire.example_reader import NUM_TOLD
+from wire.shape import SHAPE, encode_shape, shape_of
 
 Make = Callable[..., Stage]
 FROM_PUBLISHED = ((), "", "--from-published")
@@ -117,8 +120,8 @@ def test_a_position_behind_the_end_of_its_topic_is_one_line_too(stage: Make) -> 
     assert made.children[-1].stop() == 0
     made.replace_topic()
     last = ends_with_one_line(made.start(broken=("knows_no_topic_ids",)))
-    assert f"{made.topics.sequences} partition 0: expected it to reach to offset" in last
-    assert "where the checkpoint would read on (example " in last
+    assert f"{made.topics.sequences} partition 0: expected it to reach offset" in last
+    assert "where the checkpoint resumes (example " in last
     assert "start with --from-published" in last
 
 
@@ -200,7 +203,7 @@ def test_other_settings_than_the_published_ones_are_refused(stage: Make) -> None
     lose_the_checkpoint(made, 0.0)
     made.config_path.write_text(made.config_path.read_text().replace("model_width = 8", "model_width = 16"))
     last = ends_with_one_line(made.start("a", *FROM_PUBLISHED))
-    assert "model.model_width: the published weights were learned with 8, now configured is 16" in last
+    assert "model.model_width: the published weights were trained with 8, the configuration now says 16" in last
 
 
 def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: Make) -> None:
@@ -219,14 +222,15 @@ def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: M
 def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> None:
     made = stage()
     made.feed(60)
+    damaged = MAGIC + bytes([LAYOUT]) + bytes(47)
     for topic in (made.topics.sequences, made.topics.weights, made.topics.status, made.topics.lag):
-        damaged = MAGIC + bytes([LAYOUT]) + bytes(47)
-        for value in (b"7 bytes", b"", None, b"HRE", damaged, b"{}", b'{"role":1}', b"\xff" * 99):
+        for value in (*FOREIGN, damaged):
             made.send_raw(topic, value)
     child = made.start()
     made.feed(60)
     made.wait_published()
-    for value in (b"7 bytes", b"", None, b"{}"):
+    for value in FOREIGN:
+        made.send_raw(made.topics.status, value)
         for kind in (b"claim", b"manifest", b"chunk", b"other", None):
             made.send_raw(made.topics.weights, value, [("record", kind)] if kind else [])
     made.feed(20)
@@ -235,8 +239,9 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made.start()
     made.feed(20)
     made.finish()
-    told = [line for line in child.log().splitlines() if "a foreign record is skipped" in line]
-    assert len(told) == 7
+    told = [line for line in child.log().splitlines() if "skipped a foreign record" in line]
+    assert len(told) == NUM_TOLD
+    assert "Traceback" not in child.log()
     assert all(made.topics.sequences in line for line in told)
 
 
@@ -245,16 +250,22 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     [
         ({"kinds": ("click", "see", "like")}, "action.kinds: expected ('see', 'click', 'like'), got examples of a"),
         ({"features": ()}, "action.features: expected ('genre',), got examples of a worker with ()"),
+        ({"segment_len": 5}, "sequence.segment_len: expected "),
+        ({"max_context": 999}, "sequence.max_context (in segments): expected "),
         ({"kinds": ("see", "click", "like", "buy")}, ""),
+        ({"max_future_s": 5.0, "join_window_s": 1.5}, ""),
     ],
-    ids=["other kinds", "other features", "a kind appended"],
+    ids=["other kinds", "other features", "other segments", "another context", "a kind appended", "other rules"],
 )
 def test_a_worker_of_another_configuration_is_one_line_and_no_mix_up(
-    changed: dict[str, tuple[str, ...]], words: str, stage: Make
+    changed: dict[str, Any], words: str, stage: Make
 ) -> None:
     made = stage()
     made.feed(30)
-    said = encode_shape(replace(made.settings.action, **changed))
+    action, sequence = made.settings.action, made.settings.sequence
+    of_action = {name: value for name, value in changed.items() if hasattr(action, name)}
+    of_sequence = {name: value for name, value in changed.items() if hasattr(sequence, name)}
+    said = encode_shape(shape_of(replace(action, **of_action), replace(sequence, **of_sequence)))
     made.send_raw(made.topics.sequences, encode_example(fence(0, 1)), [(SHAPE, said)])
     child = made.start()
     if words:

@@ -54,7 +54,7 @@ def test_a_replay_refuses_other_settings(stage: Make) -> None:
     run_once(made, num_versions=1)
     child = replay(made, trainer={**SECTIONS["trainer"], "dense_lr": 0.5})
     assert child.wait() == 1
-    assert "trainer.dense_lr: the published weights were learned with 0.003, the configuration says 0.5" in lines(child)
+    assert "trainer.dense_lr: the published weights were trained with 0.003, the configuration says 0.5" in lines(child)
 
 
 def test_a_replay_names_what_a_trainer_that_forgets_dirty_rows_got_wrong(stage: Make) -> None:

@@ -90,7 +90,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over_aloud(stage: Make, part: str
     made.finish()
     assert f"{newest(made.checkpoints()).parent}/checkpoint-" in child.log()
     assert f"{part} is damaged" in child.log()
-    assert "falling back to the one before" in child.log()
+    assert "falling back to the previous one" in child.log()
 
 
 def test_when_all_checkpoints_are_corrupt_it_says_so_and_stops(stage: Make) -> None:

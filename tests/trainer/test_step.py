@@ -1,18 +1,18 @@
-"""One step: predict with the weights before it, count, then learn from the new interactions alone."""
+"""One step: predict with the weights before it, score, then learn only from the new interactions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import trainer.step
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
+from model.embedding import EmbeddingTable
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -34,7 +34,9 @@ from tests.trainer.samples import (
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
+from trainer.direct_step import DirectStep
 from trainer.evaluator import Forward
+from trainer.frequency import FrequencyEstimator
 from trainer.losses import (
     draw_negatives,
     exact_retrieval_loss,
@@ -44,8 +46,10 @@ from trainer.losses import (
     sampled_retrieval_loss,
 )
 from trainer.metrics import RANKERS, Predictions
+from trainer.recall import Recall
+from trainer.retrieval import RetrievalRows
 from trainer.snapshot import learner_arrays
-from trainer.step import Learner
+from trainer.step import Learner, StepReport
 from wire.example import Example, Int64, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +58,7 @@ DAY_MS = 86_400_000
 
 
 def past_of(learner: Learner, examples: Sequence[Example], piece: Piece) -> tuple[Any, Any]:
-    """The rows of the user's history before the piece, as far as a step looks back; and the piece's own."""
+    """The rows of the user's history before the piece, as far back as a step looks; and the piece's own."""
     history = folded(learner, examples).users[piece.user]
     first_target = min(each.place for each in pieces_of(examples) if each.user == piece.user)
     rows = history.rows(max(0, first_target - learner.model_config.max_context), piece.place + 1)
@@ -62,8 +66,8 @@ def past_of(learner: Learner, examples: Sequence[Example], piece: Piece) -> tupl
 
 
 def recalled_slowly(before: Learner, examples: Sequence[Example]) -> MemoryOutcome:
-    """What the memory says of each choice, by its definition, one after the other in the order of time; each from what
-    its user did before, and from the network's answer to that alone. Changes ``before``."""
+    """The memory's outcomes of the choices by its definition, one by one in the order of time, each from what its user
+    did before and the network's logits for that alone. Changes ``before``."""
     said = predict_slowly(before, examples)
     pasts = [past_of(before, examples, one.piece) for one in said]
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
@@ -83,7 +87,7 @@ def recalled_slowly(before: Learner, examples: Sequence[Example]) -> MemoryOutco
 
 
 def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> MemoryEvents:
-    """One target as the memory is asked about it."""
+    """One target as an event of the memory."""
     rows = learner.items.lookup(np.append(past["item"], own["item"])).astype(np.int32)
     met = [place for place in range(len(past)) if rows[place] > 0]
     chosen = [place for place in met if past["bits"][place] > 0]  # all kinds of this world are positive
@@ -95,7 +99,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
 
 
 def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
-    """Events one after the other."""
+    """Events, concatenated."""
     columns = {name: [getattr(part, name) for part in parts] for name in MemoryEvents.__slots__}
     for kind in ("past", "met"):
         before = np.cumsum([0, *(len(rows) for rows in columns[f"{kind}_rows"])])
@@ -106,7 +110,7 @@ def joined(parts: Sequence[MemoryEvents]) -> MemoryEvents:
 
 
 def assert_predicted_before_learned(learner: Learner, examples: Sequence[Example]) -> Predictions:
-    """What the step counts is what the weights before it, and the memory before each target, say."""
+    """Assert that a step scores the predictions of the weights before it, and of the memory before each target."""
     before = twin(learner, Learner)
     said = predictions_of(learner, examples)
     slowly = predict_slowly(before, examples)
@@ -137,7 +141,7 @@ def test_a_batch_is_predicted_with_the_weights_before_it(config: TrainerConfig, 
 
 
 class LearnsFirst(Learner):
-    """Broken: it has learned a batch when it predicts it."""
+    """Broken: it learns a batch before it predicts it."""
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
         forward = super().forward(batch, now_ms, whole)
@@ -146,9 +150,9 @@ class LearnsFirst(Learner):
 
 
 class InsertsFirst(Learner):
-    """Broken: a batch's own items are known, and counted, when it is predicted."""
+    """Broken: a batch's own items are in the vocabulary when it is predicted."""
 
-    def step(self, examples: Sequence[Example]) -> trainer.step.StepReport:
+    def step(self, examples: Sequence[Example]) -> StepReport:
         for each in examples:
             fresh = np.ascontiguousarray(each.interactions.item_hash[len(each.interactions) - each.num_new :])
             self.items.insert(fresh, 0, self.num_steps)
@@ -156,7 +160,7 @@ class InsertsFirst(Learner):
 
 
 class RemembersBackwards(Learner):
-    """Broken: the memory meets a batch's newest targets first, so the older ones are predicted from what came later."""
+    """Broken: the memory takes a batch's newest targets first, and predicts older ones from what came later."""
 
     def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         return super()._recall(replace(batch, time_ms_n=-batch.time_ms_n), forward, seen_rows_n)
@@ -172,10 +176,9 @@ def test_the_check_finds_a_learner_that_peeks(kind: type[Learner]) -> None:
 
 
 def test_a_memory_that_learns_beside_the_network_changes_no_bit() -> None:
-    """As it does on a GPU: predictions, counts and everything learned."""
+    """As on a GPU: the same predictions, counts and everything learned."""
     learner, world = taught(num_steps=2)
-    beside = twin(learner)
-    beside._aside = ThreadPoolExecutor(1)
+    beside = twin(learner, partial(Learner, memory_thread=True))
     for _ in range(3):
         examples = world.examples(8)
         reports = [each.step(examples) for each in (learner, beside)]
@@ -200,7 +203,7 @@ def test_the_retrieval_loss_is_the_cross_entropy_of_choices_over_all_items() -> 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) -> None:
-    """As many rows gathered as there are items, but other ones."""
+    """As many rows are gathered as there are items, but not the same ones."""
     config = replace(TRAINER, seed=seed, full_softmax_max_items=1, num_negatives=1)
     learner, sealed = Learner(MODEL, config), columns(np.random.default_rng(seed), 6, 30)
     a, b, new = 7919, 2 * 7919, 3 * 7919
@@ -210,16 +213,16 @@ def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) ->
     assert_recalled_in_order(predictions_of(learner, examples), before, examples)
 
 
-def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits never fill more than they may, which changes little; every choice is counted, predicted or not."""
+def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share() -> None:
+    """The logits never exceed their bound, which changes little; every choice is counted, predicted or not."""
     learner, world = taught()
     examples = world.examples(12)
     whole, parts, shared = (twin(learner) for _ in range(3))
     said = predictions_of(whole, examples)
-    monkeypatch.setattr(trainer.step, "MOST_LOGITS", 1)
+    parts.recall = Recall(parts.memory, parts.items, parts.model, most_logits=1)
     in_parts = predictions_of(parts, examples)
     np.testing.assert_allclose(in_parts.log_loss_S, said.log_loss_S, rtol=0.05)
-    monkeypatch.setattr(trainer.step, "MOST_PREDICTED_ROWS", 10)
+    shared.recall = Recall(shared.memory, shared.items, shared.model, most_logits=1, most_predicted_rows=10)
     some = predictions_of(shared, examples)
     assert 0 < some.ranked_S.sum() < said.ranked_S.sum()
     np.testing.assert_array_equal(shared.memory.arrays.seen, whole.memory.arrays.seen)
@@ -305,7 +308,7 @@ def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
 class ByAutograd(Learner):
     """Leaves every gradient to autograd."""
 
-    def _direct_pass(self) -> None:
+    def _direct_step(self) -> None:
         return None
 
 
@@ -333,18 +336,21 @@ def test_what_is_computed_beside_autograd_is_what_autograd_computes(changes: dic
         learner.step(examples)
 
 
+class AutogradWhereMuch(Learner):
+    """Takes every step for one with too many logits."""
+
+    def _direct_step(self) -> DirectStep:
+        return DirectStep(self.model, self.config, most_logits=0)
+
+
 def test_a_step_with_too_many_logits_to_keep_is_left_to_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, world = taught()
     examples, asked = world.examples(12), list[bool]()
-    monkeypatch.setattr(trainer.step, "MOST_DIRECT_LOGITS", 0)
-    large = twin(learner)
     monkeypatch.setattr(torch.autograd, "backward", lambda _: asked.append(True))
-    large.step(examples)
-    assert asked
-    monkeypatch.setattr(trainer.step, "MOST_DIRECT_LOGITS", 1 << 22)
-    asked.clear()
+    twin(learner, AutogradWhereMuch).step(examples)
+    assert asked == [True]
     twin(learner).step(examples)
-    assert not asked
+    assert asked == [True]
 
 
 # Losses
@@ -352,7 +358,7 @@ def test_a_step_with_too_many_logits_to_keep_is_left_to_autograd(monkeypatch: py
 
 @pytest.mark.parametrize("share_late", [0.0, 0.4, 1.0])
 def test_a_kind_that_comes_late_has_in_all_the_gradient_of_one_that_was_known_at_once(share_late: float) -> None:
-    """At the same weights; whichever share of the interactions gets it late."""
+    """At the same weights; for any share of the interactions that gets it late."""
     generator = torch.Generator().manual_seed(0)
     logits_RK = torch.randn(50, 3, generator=generator, dtype=torch.float64)
     final_RK = (torch.rand(50, 3, generator=generator) < 0.4).double()
@@ -385,26 +391,19 @@ def test_late_feedback_is_learned_as_the_configuration_says() -> None:
         torch.testing.assert_close(ranking_loss(logits_RK, kinds, later, feedback)[0], then)
 
 
-def test_few_items_take_the_exact_loss_and_many_the_sampled_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[str] = []
-
-    def counted(name: str, loss: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def call(*arguments: Any) -> torch.Tensor:
-            used.append(name)
-            return loss(*arguments)
-
-        return call
-
-    for name in ("exact_retrieval_loss", "sampled_retrieval_loss"):
-        monkeypatch.setattr(trainer.step, name, counted(name, getattr(trainer.step, name)))
-    config = replace(TRAINER, full_softmax_max_items=20, backend="reference")
-    learner, world = Learner(MODEL, config), World()
-    for _ in range(6):
-        num_before = learner.items.num_live
-        learner.step(world.examples(4))
-        assert used[-1] == ("exact" if learner.items.num_live <= 20 else "sampled") + "_retrieval_loss"
-        assert learner.items.num_live >= num_before
-    assert set(used) == {"exact_retrieval_loss", "sampled_retrieval_loss"}
+def test_few_items_take_the_exact_loss_and_many_the_sampled_one() -> None:
+    config = replace(TRAINER, full_softmax_max_items=20, num_negatives=16)
+    items, frequency = EmbeddingTable(4, init_std=0.1, seed=0, salt=1), FrequencyEstimator(1000.0)
+    for num_items in (20, 21):
+        rows = items.insert(1 + np.arange(num_items), now_ms=0, step=num_items)
+        chosen = RetrievalRows.choose(items, config, num_items, rows[:2], rows[1:3])
+        query_RD, table_UD = torch.randn(2, 4), items.gather(chosen.rows_U)
+        loss_R = chosen.loss(query_RD, table_UD, rows[1:3], items, frequency, config, num_items)
+        exact_R = exact_retrieval_loss(
+            query_RD, items.weight[: items.num_rows], torch.from_numpy(rows[1:3]),
+            torch.arange(items.num_rows) > 0, "auto",
+        )  # fmt: skip
+        assert torch.allclose(loss_R, exact_R) == chosen.exact == (num_items == 20)
 
 
 def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
@@ -421,9 +420,9 @@ def test_every_item_drawn_once_makes_the_sampled_loss_the_exact_one() -> None:
 
 
 def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, num_batches: int) -> torch.Tensor:
-    """(batches, targets) probability of a target under the exact loss over that under the sampled one, in float64.
+    """(batches, targets) probability of a target under the exact loss, over that under the sampled one, in float64.
 
-    Targets come by the popularity that the correction is told, of 50 items that are scored with no regard to it.
+    Targets are drawn by the popularity given to the correction, from 50 items whose scores do not depend on it.
     """
     generator = torch.Generator().manual_seed(num_targets)
     query_RD = torch.randn(num_targets, 8, generator=generator, dtype=torch.float64)
@@ -450,7 +449,7 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     "num_draws", [(64, 64, 10), (64, 16, 100), (64, 64, 0), (2, 2, 500), (1, 1, 50), (64, 64, 4000)]
 )
 def test_the_sampled_denominator_is_the_exact_one_in_expectation(num_draws: tuple[int, int, int]) -> None:
-    # From a fifth of a draw an item to eighty; each target alone, or its mates as negatives too.
+    # From a fifth of a draw per item to eighty; each target alone, or the others as negatives too.
     ratios = sampled_over_exact(*num_draws, num_batches=4000 // num_draws[0] + 60)
     error = float(ratios.std()) / ratios.numel() ** 0.5
     assert abs(float(ratios.mean()) - 1) < 5 * error + 0.01
@@ -462,19 +461,14 @@ def test_the_sampled_loss_approaches_the_exact_one_as_draws_increase() -> None:
     assert errors[-1] < 0.03
 
 
-def test_targets_are_negatives_of_each_other_under_one_correction_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, world = taught(replace(SAMPLED, num_negatives=200))
-    caught: list[tuple[torch.Tensor, ...]] = []
-
-    def catch(query_RD: torch.Tensor, table_UD: torch.Tensor, *rest: Any) -> torch.Tensor:
-        caught.append(rest[:3])
-        return sampled_retrieval_loss(query_RD, table_UD, *rest)
-
-    monkeypatch.setattr(trainer.step, "sampled_retrieval_loss", catch)
-    learner.step(world.examples(8))
-    target_R, negative_S, log_draws_S = caught[0]
+def test_targets_are_negatives_of_each_other_under_one_correction_an_item() -> None:
+    config = replace(SAMPLED, num_negatives=200)
+    learner, _ = taught(config)
+    target_R = learner.items.live_rows()[[0, 1, 2, 1, 0]]
+    chosen = RetrievalRows.choose(learner.items, config, 7, target_R, target_R)
+    negative_S, log_draws_S = chosen.draws(target_R, learner.items, learner.frequency, config, 7)
     assert len(negative_S) == len(log_draws_S) == len(target_R) + 200
-    assert torch.equal(negative_S[: len(target_R)], target_R)
+    np.testing.assert_array_equal(negative_S[: len(target_R)], target_R)
     correction = dict(zip(negative_S.tolist(), log_draws_S.tolist(), strict=True))
     assert [correction[row] for row in negative_S.tolist()] == log_draws_S.tolist()
     assert len(set(correction.values())) > 3
@@ -506,7 +500,7 @@ def test_the_expected_draws_of_a_mixture_add_up() -> None:
     np.testing.assert_allclose(alone, [3], rtol=1e-6)
 
 
-# What a step does besides
+# Other effects of a step
 
 
 def test_items_are_learned_from_their_kth_sighting_on() -> None:
@@ -582,7 +576,7 @@ def test_a_learner_learns_what_follows_what() -> None:
     assert hits[0] < 0.5
 
 
-# The same again
+# Determinism
 
 
 @pytest.fixture

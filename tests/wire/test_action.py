@@ -1,4 +1,4 @@
-"""What becomes of a record: the schema decides, and the reasons are right."""
+"""What becomes of a record: the schema decides, and refusals have the right reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ACTIONS = st.fixed_dictionaries(
 
 @st.composite
 def spoiled(draw: st.DrawFn) -> Any:
-    """An action with one field gone or replaced."""
+    """An action with one field removed or replaced."""
     action = draw(ACTIONS)
     field = draw(st.sampled_from(sorted(action)))
     if draw(st.booleans()):
@@ -79,7 +79,7 @@ def kinds_of(content: Any) -> bool:
 @example({**GOOD, "more": 3})
 @example({**GOOD, "features": {"x": 1.5}})
 @example([{"user": "u"}])
-def test_a_record_is_accepted_where_the_schema_says_so(content: Any) -> None:
+def test_a_record_is_accepted_if_the_schema_says_so(content: Any) -> None:
     if not kinds_of(content):
         return
     decoded = decode_record(json.dumps(content).encode(), FAR, CONFIG)
@@ -88,7 +88,7 @@ def test_a_record_is_accepted_where_the_schema_says_so(content: Any) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ACTIONS | spoiled(), min_size=1, max_size=5))
-def test_each_element_of_a_list_fares_as_it_would_alone(contents: list[Any]) -> None:
+def test_each_element_of_a_list_is_treated_as_it_would_be_alone(contents: list[Any]) -> None:
     together = decode_record(json.dumps(contents).encode(), NOW, CONFIG)
     assert len(together) == len(contents)
     for index, (content, one) in enumerate(zip(contents, together, strict=True)):
@@ -130,7 +130,7 @@ def test_no_bytes_make_it_raise(value: bytes) -> None:
         ({name: GOOD[name] for name in ("user", "item", "timestamp")}, "missing_field"),
     ],
 )  # fmt: skip
-def test_each_wrong_gets_its_reason(content: Any, reason: str) -> None:
+def test_each_fault_gets_its_reason(content: Any, reason: str) -> None:
     value = json.dumps(content).encode() if isinstance(content, dict) else content
     (rejection,) = decode_record(value, NOW, CONFIG)
     assert isinstance(rejection, Rejection)
@@ -190,7 +190,7 @@ NOW_MS = 1_760_000_000_000
         (NOW_MS + 300_001, "future", ["action.max_future_s", "got 300.001 s"]),
     ],
 )
-def test_a_time_that_cannot_be_is_refused_with_the_unit_that_it_looks_like(
+def test_an_impossible_time_is_refused_with_the_unit_that_it_looks_like(
     timestamp: Any, reason: str, parts: list[str]
 ) -> None:
     content = {**GOOD, "timestamp": timestamp}

@@ -17,7 +17,7 @@ from wire.topics import Topics
 
 
 @pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "snappy"])
-def test_batches_hold_every_record_and_move_the_position_behind_them(compression: str, kafka: Broker) -> None:
+def test_batches_hold_every_record_and_move_the_position_past_them(compression: str, kafka: Broker) -> None:
     config = KafkaConfig(
         bootstrap=kafka.bootstrap, prefix=f"batches{time.time_ns()}", partitions=1, compression=compression
     )

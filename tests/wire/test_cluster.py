@@ -1,9 +1,14 @@
-"""One rule says which report of a partition is the newest: the writer epoch, then the reporter's clock."""
+"""One rule says which report of a partition is the newest: the writer epoch, then the topic's order."""
 
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Iterator
 
+import pytest
+
+from tests.foreign import FOREIGN
 from wire.cluster import ClusterState
 from wire.status import PartitionStatus, ServerStatus, WorkerStatus, encode_status
 
@@ -13,7 +18,7 @@ def worker(component: str, time_ms: int, partition: int, epoch: int, applied: in
     return encode_status(WorkerStatus(component=component, time_ms=time_ms, partitions=partitions))
 
 
-def test_a_partitions_old_owner_is_not_believed_however_late_its_report_comes() -> None:
+def test_a_partitions_old_owner_is_not_believed_however_late_its_report_arrives() -> None:
     reports = [
         worker("old", 1000, 0, epoch=3, applied=10),
         worker("old", 9000, 0, epoch=3, applied=11),
@@ -23,21 +28,59 @@ def test_a_partitions_old_owner_is_not_believed_however_late_its_report_comes() 
     ]
     for seed in range(10):
         cluster = ClusterState()
-        for report in random.Random(seed).sample(reports, len(reports)):
+        for report in interleaved(random.Random(seed), reports[:2], reports[2:4], reports[4:]):
             cluster.note(report)
         assert {number: each.applied_offset for number, each in cluster.workers.items()} == {0: 13, 1: 7}
         assert cluster.worker_ms == 5002
 
 
+def interleaved(chance: random.Random, *logs: list[bytes]) -> Iterator[bytes]:
+    """What several processes write to one topic: each in its order, in any mixture."""
+    waiting = [list(log) for log in logs]
+    while any(waiting):
+        yield chance.choice([log for log in waiting if log]).pop(0)
+
+
+def server(component: str, time_ms: int, number: int) -> bytes:
+    return encode_status(ServerStatus(component=component, time_ms=time_ms, epoch=0, number=number))
+
+
 def test_a_servers_newest_report_counts_and_a_silent_server_is_gone() -> None:
     cluster = ClusterState()
-    for component, time_ms, number in (("a", 20_000, 5), ("a", 19_000, 4), ("b", 1000, 9)):
-        cluster.note(encode_status(ServerStatus(component=component, time_ms=time_ms, epoch=0, number=number)))
+    for report in (server("a", 19_000, 4), server("a", 20_000, 5), server("b", 1000, 9)):
+        cluster.note(report)
     assert [(each.component, each.number) for each in cluster.live_servers(21_000)] == [("a", 5)]
 
 
-def test_what_cannot_be_read_is_passed_over() -> None:
+HOUR_MS = 3_600_000
+NOW_MS = 1_700_000_000_000
+
+
+@pytest.mark.parametrize("off_ms", [-2 * HOUR_MS, -1, 0, 2 * HOUR_MS])
+def test_a_process_is_as_live_as_it_is_heard_whatever_its_clock_says(off_ms: int) -> None:
     cluster = ClusterState()
-    for value in (None, b"", b"no json", b'{"role": "something else", "component": "x", "time_ms": 1}'):
+    cluster.note(server("a", NOW_MS + HOUR_MS, 1))
+    for second in range(3):
+        now_ms = NOW_MS + 1000 * second
+        cluster.hear(server("a", now_ms + off_ms, 2 + second), now_ms)
+        cluster.hear(worker("w", now_ms + off_ms, 0, epoch=1, applied=second), now_ms)
+    assert [each.number for each in cluster.live_servers(NOW_MS + 2000)] == [4]
+    assert cluster.workers[0].applied_offset == 2
+    assert cluster.worker_silent_s(0, NOW_MS + 7000) == 5.0
+    assert cluster.live_servers(NOW_MS + 13_000) == []
+
+
+def test_a_report_of_the_past_is_never_younger_than_now() -> None:
+    cluster = ClusterState()
+    now_ms = time.time_ns() // 1_000_000
+    cluster.note(server("a", now_ms + 5 * HOUR_MS, 1))
+    assert cluster.live_servers(now_ms)
+    assert not cluster.live_servers(now_ms + 60_000)
+
+
+def test_what_cannot_be_read_is_ignored() -> None:
+    cluster = ClusterState()
+    for value in FOREIGN:
         cluster.note(value)
+        cluster.hear(value, NOW_MS)
     assert (cluster.workers, cluster.servers) == ({}, {})

@@ -1,4 +1,4 @@
-"""Ranges of a topic are read whole on every broker, the embedded one with its understated ends included."""
+"""Ranges of a topic are read completely on every broker, including the embedded one with its understated ends."""
 
 from __future__ import annotations
 

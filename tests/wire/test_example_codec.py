@@ -1,4 +1,4 @@
-"""An example comes back as it went, its bytes stay what they are, and damaged ones are refused."""
+"""An example survives the round trip, its bytes never change, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def same(one: object, other: object) -> bool:
         return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
     if isinstance(one, np.ndarray):
         assert isinstance(other, np.ndarray)
-        equal_nan = one.dtype.kind == "f"  # a NaN is a NaN, whatever its other bits
+        equal_nan = one.dtype.kind == "f"  # any NaN equals any other
         return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=equal_nan)
     return type(one) is type(other) and one == other
 
 
 @settings(max_examples=200, deadline=None)
 @given(examples())
-def test_an_example_comes_back_as_it_went(example: Example) -> None:
+def test_an_example_survives_the_round_trip(example: Example) -> None:
     value = encode_example(example)
     assert same(decode_example(value), example)
     assert encode_example(decode_example(value)) == value
@@ -109,12 +109,12 @@ GOLDEN = (
 
 
 def test_the_bytes_of_this_layout_are_what_they_were() -> None:
-    """Topics outlive builds: if this fails, the layout's version has to go up, and the old one be read or refused."""
+    """Topics outlive builds: if this fails, increase the layout's version, and read or refuse the old one."""
     assert encode_example(golden()).hex() == GOLDEN
     assert same(decode_example(bytes.fromhex(GOLDEN)), golden())
 
 
-def test_columns_that_hold_nothing_take_no_room() -> None:
+def test_empty_columns_take_no_space() -> None:
     full, none = golden(), np.zeros(3, np.int64)
     rows = replace(
         full.interactions, domain_hash=none, value=np.full(3, np.nan, np.float32), feature_hash=none.reshape(3, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wire.example import NUM_OPEN, PIECE, Example, address_of, fence
-from wire.example_log import ExampleLog, Hole, Verdict
+from wire.example_log import ExampleLog, Gap, Verdict
 from wire.topics import example_key
 
 
@@ -21,13 +21,13 @@ def test_numbers_in_order_are_accepted_and_repeats_dropped() -> None:
     assert log.last_number == 2
 
 
-def test_a_hole_is_reported_until_somebody_decides_to_go_on() -> None:
+def test_a_gap_is_reported_until_the_reader_decides_to_continue() -> None:
     log = ExampleLog(5)
-    assert log.feed(numbered(7)) is Verdict.HOLE
-    assert log.hole == Hole(5, 7)
-    assert log.feed(numbered(7)) is Verdict.HOLE
+    assert log.feed(numbered(7)) is Verdict.GAP
+    assert log.gap == Gap(5, 7)
+    assert log.feed(numbered(7)) is Verdict.GAP
     log.take(numbered(7))
-    assert log.hole is None
+    assert log.gap is None
     assert log.feed(numbered(8)) is Verdict.ACCEPT
 
 
@@ -49,8 +49,8 @@ def test_an_example_of_a_higher_epoch_fences_as_well() -> None:
     assert log.feed(numbered(5, epoch=1)) is Verdict.STALE
 
 
-def test_a_reader_of_a_compacted_topic_steps_over_holes() -> None:
-    log = ExampleLog(None, allow_holes=True)
+def test_a_reader_of_a_compacted_topic_skips_gaps() -> None:
+    log = ExampleLog(None, allow_gaps=True)
     assert [log.feed(numbered(n)) for n in (3, 9, 4)] == [Verdict.ACCEPT, Verdict.ACCEPT, Verdict.DUPLICATE]
 
 
@@ -67,7 +67,7 @@ def test_keys_whose_last_record_does_not_count_are_named() -> None:
     assert log.overwritten == {("b", PIECE, 4)}, "a piece of a later segment took the place"
 
 
-def test_a_whole_segment_and_its_pieces_lie_apart() -> None:
+def test_a_whole_segment_and_its_pieces_have_different_keys() -> None:
     assert [address_of("u", 5, first, num, 4) for first, num in ((0, 4), (0, 3), (3, 1))] == [
         ("u", 5, 0), ("u", PIECE, 5 % NUM_OPEN * 4), ("u", PIECE, 5 % NUM_OPEN * 4 + 3),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Keys, hashes and partitions agree with what every producer in the world computes."""
+"""Keys, hashes and partitions agree with what producers in other languages compute."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_murmur2_gives_the_values_of_kafkas_java_client(key: bytes, value: int) 
 
 
 @given(st.binary(max_size=20), st.integers(1, 100))
-def test_a_partition_is_one_of_those_there_are(key: bytes, num_partitions: int) -> None:
+def test_a_partition_is_below_their_number(key: bytes, num_partitions: int) -> None:
     assert 0 <= partition_of(key, num_partitions) < num_partitions
 
 
@@ -54,7 +54,7 @@ def test_an_item_hash_is_xxh3_as_signed_and_never_zero(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [True, 1.5, None, b"x"])
-def test_other_types_are_no_keys(key: object) -> None:
+def test_other_types_are_not_keys(key: object) -> None:
     with pytest.raises(TypeError, match="expected a string or an integer"):
         canonical(key)  # type: ignore[arg-type]
 
@@ -110,11 +110,12 @@ def test_topics_have_their_names_and_settings() -> None:
     assert topics[names.sequences].settings["cleanup.policy"] == "compact"
     assert int(topics[names.sequences].settings["min.compaction.lag.ms"]) == 86_400_000
     assert topics[names.dead_letters].num_partitions == 1
+    assert {topic.settings["message.timestamp.type"] for topic in topics.values()} == {"LogAppendTime"}
     room = [int(topics[name].settings["max.message.bytes"]) for name in (names.actions, names.dead_letters)]
     assert room == [1_048_588, 1_048_588 + 65_536]
 
 
-def test_each_epoch_has_a_fence_key_of_its_own_that_no_user_can_have() -> None:
+def test_each_epoch_has_its_own_fence_key_that_no_user_can_have() -> None:
     assert fence_key(1) != fence_key(2)
     [refused] = decode_record(b'{"user":"\\u0000fence/7","item":1,"action":"click","timestamp":1}', 1, ActionConfig())
     assert isinstance(refused, Rejection)
@@ -128,5 +129,5 @@ def test_each_epoch_has_a_fence_key_of_its_own_that_no_user_can_have() -> None:
         ServerStatus(component="s", time_ms=5, epoch=1, number=2),
     ],
 )
-def test_a_status_comes_back_as_it_went(status: WorkerStatus | ServerStatus) -> None:
+def test_a_status_survives_the_round_trip(status: WorkerStatus | ServerStatus) -> None:
     assert decode_status(encode_status(status)) == status

@@ -1,4 +1,4 @@
-"""Every client reads every codec and committed records alone, and none of them makes topics. On real Kafka."""
+"""Every client reads every codec and only committed records, and none creates topics. On real Kafka."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_we_write_is_compressed(codec: str, config: KafkaConfig, where: Top
 
 
 class Transactions:
-    """A transactional producer, driven step by step from a test without a loop of its own."""
+    """A transactional producer, driven step by step from a test that has no event loop."""
 
     def __init__(self, config: KafkaConfig, where: TopicPartition) -> None:
         self._where, self._runner = where, asyncio.Runner()
@@ -176,7 +176,7 @@ def test_a_log_that_ends_with_markers_or_aborted_records_is_read_to_its_end(
     assert read_asynchronously(config, where) == VALUES[:1]
 
 
-def test_an_open_transaction_is_no_backlog_and_nobody_waits_for_it(
+def test_an_open_transaction_is_no_backlog_and_is_not_waited_for(
     config: KafkaConfig, where: TopicPartition, transactions: Transactions
 ) -> None:
     transactions.write(VALUES[0])
@@ -199,7 +199,7 @@ def test_an_open_transaction_is_no_backlog_and_nobody_waits_for_it(
 
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """A broker that makes every topic that somebody asks about, as brokers do by default."""
+    """A broker that creates every topic that a client asks about, as brokers do by default."""
     if missing_for_kafka() is not None:
         pytest.skip("needs real Apache Kafka (java 17+ and mvn)")
     broker = ApacheKafka(tmp_path_factory.mktemp("eager"), **{"auto.create.topics.enable": "true"})
@@ -215,7 +215,7 @@ def topics_of(broker: ApacheKafka) -> set[str]:
         admin.close()
 
 
-def test_no_client_makes_a_topic(eager: ApacheKafka) -> None:
+def test_no_client_creates_a_topic(eager: ApacheKafka) -> None:
     config = KafkaConfig(bootstrap=eager.bootstrap, prefix="nobody")
 
     async def ask() -> None:
@@ -238,7 +238,7 @@ def test_no_client_makes_a_topic(eager: ApacheKafka) -> None:
         producer.send("nobody.d", b"x").get(3)
     producer.close()
     assert topics_of(eager) == set()
-    # The canary: a client as it comes would make one.
+    # The canary: a client with default options would create one.
     careless = KafkaProducer(bootstrap_servers=eager.bootstrap)
     careless.send("careless", b"x").get(20)
     careless.close()
@@ -246,7 +246,7 @@ def test_no_client_makes_a_topic(eager: ApacheKafka) -> None:
 
 
 @pytest.mark.parametrize("errors", [kafka.errors, aiokafka.errors], ids=["kafka-python", "aiokafka"])
-def test_an_error_that_no_retry_mends_is_told_from_a_broker_that_is_away(errors: Any) -> None:
+def test_an_error_that_no_retry_fixes_is_distinguished_from_a_broker_that_is_away(errors: Any) -> None:
     for name in ("UnsupportedCodecError", "TopicAuthorizationFailedError", "GroupAuthorizationFailedError"):
         refused = refusal(getattr(errors, name)("as it\nsays"), "here:1")
         assert refused is not None, name
@@ -288,7 +288,7 @@ def test_every_option_reaches_every_client(tmp_path: Path) -> None:
 
 
 def test_faust_reads_with_the_same_options(tmp_path: Path) -> None:
-    """In a process of its own: an app of Faust's binds to the running loop."""
+    """In a separate process: a Faust app binds to the running loop."""
     program = """
 import asyncio, sys
 from pathlib import Path

@@ -43,7 +43,7 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
             if time.monotonic() >= deadline or not error.retriable:
                 raise BrokerUnavailable(
                     f"the broker at {config.bootstrap} could not say which topics it has or create them: {error!r}; "
-                    "see its log, and the rights of this client"
+                    "see its log, and this client's permissions"
                 ) from error
             time.sleep(0.2)
 
@@ -79,10 +79,10 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
     admin = make_admin(config)
     try:
         asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
-        told = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+        reported = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
     finally:
         admin.close()
-    found = {name: _differing(settings, told.get(name, {})) for name, settings in wanted.items()}
+    found = {name: _differing(settings, reported.get(name, {})) for name, settings in wanted.items()}
     return {name: settings for name, settings in found.items() if settings}
 
 
@@ -95,8 +95,8 @@ def delete_topics(config: KafkaConfig) -> None:
         admin.close()
 
 
-def _differing(wanted: Mapping[str, str], told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    has = {key: str(told[key]["value"]) for key in wanted if key in told}
+def _differing(wanted: Mapping[str, str], reported: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    has = {key: str(reported[key]["value"]) for key in wanted if key in reported}
     return {key: value for key, value in has.items() if value != wanted[key]}
 
 
@@ -126,7 +126,7 @@ def _check(wanted: tuple[Topic, ...], existing: Mapping[str, int]) -> None:
 
 
 def check_partitions(name: str, expected: int, num_partitions: int) -> None:
-    """Raise `TopicsMismatch` where a topic has another number of partitions than it should."""
+    """Raise `TopicsMismatch` if a topic has another number of partitions than it should."""
     if num_partitions != expected:
         raise partitions_mismatch(name, expected, num_partitions)
 

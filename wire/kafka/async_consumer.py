@@ -47,8 +47,8 @@ async def read_range(
 
     An explicit ``stop`` must have been delivered or acknowledged. It is not compared with the end, which the embedded
     broker understates (it returns the last batch's first offset). Records that compaction or retention has removed are
-    simply missing, so the first one may come after ``start``. Where the partition itself begins after ``start``,
-    ``on_gone`` is given its first offset.
+    simply missing, so the first one may come after ``start``. If the partition itself begins after ``start``,
+    ``on_gone`` is called with its first offset.
     """
     key = TopicPartition(topic, partition)
     async with plain_consumer(config) as consumer:

@@ -1,7 +1,7 @@
-"""Reading a topic by whole batches, as the producer made them: for whoever decodes their records many at a time.
+"""Reading a topic by whole batches, as the producer made them, for callers that decode many records at a time.
 
-kafka-python makes several objects of each record, which takes longer than anything else that reads a topic. `by_batch`
-makes a consumer hand out one record a batch instead: its value is the batch's records, decompressed and checked, its
+kafka-python creates several objects per record, which takes longer than everything else in reading a topic. `by_batch`
+makes a consumer return one record per batch instead: its value is the batch's records, decompressed and checked, its
 offset that of the last of them.
 """
 
@@ -79,7 +79,7 @@ class _Range(Fetcher.PartitionRecords):
 
 
 def by_batch(consumer: KafkaConsumer) -> KafkaConsumer:
-    """Let a consumer hand out batches: `Batch` is the value of a record. (One of an older format comes record by
-    record, with bytes for a value.) A first batch may begin before the position that was asked for."""
+    """Make a consumer return batches: the value of each record is a `Batch`. (Those of an older format come record by
+    record, with bytes as values.) The first batch may begin before the requested position."""
     consumer._fetcher.PartitionRecords = _Range  # noqa: SLF001
     return consumer

@@ -7,8 +7,10 @@ lies between belongs to an open transaction and cannot be read yet.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +67,24 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
     except (KafkaError, OSError) as error:
         if refused := refusal(error, kafka.bootstrap):
             raise refused from error
+        remedy = (
+            "it accepts connections, so check that kafka.client.security_protocol is that of its listener, and its log"
+            if accepts_connections(kafka)
+            else "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
+        )
         raise BrokerUnavailable(
-            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); "
-            "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
+            f"no Kafka broker answers at {kafka.bootstrap} within {timeout_s:g} s ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def accepts_connections(kafka: KafkaConfig) -> bool:
+    """Whether anything listens at any of the addresses: a broker of another protocol accepts, and says nothing."""
+    for server in kafka.bootstrap.split(","):
+        host, _, port = server.strip().rpartition(":")
+        with suppress(OSError, ValueError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+            return True
+    return False
 
 
 def topic_id_of(consumer: KafkaConsumer, topic: str) -> str:
@@ -86,7 +102,8 @@ def partitions_of(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
         raise TopicMissing(
-            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create"
+            f"topic {topic}: expected it on the broker, got none; start a worker, or: headrace topics --create; "
+            "if it is there, give this client's user the right to describe it"
         )
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 

@@ -17,20 +17,20 @@ from wire.kafka.admin import check_partitions, make_admin
 from wire.kafka.refusal import refusal
 
 LOOK_S = 5.0
-"""How often a process looks whether its topics are still the same."""
+"""How often a process checks that its topics are still the same."""
 MISSES = 2
-"""A broker that has just started may not know of a topic yet: so often in a row, and it is gone."""
+"""A topic that is missing this often in a row is gone. (A broker that has just started may not know it yet.)"""
 
 
 class Identity(NamedTuple):
-    """A topic's id (empty where the broker gives none), and its number of partitions."""
+    """A topic's id (empty if the broker gives none), and its number of partitions."""
 
     id: str
     num_partitions: int
 
 
 def identities(kafka: KafkaConfig, names: Iterable[str]) -> dict[str, Identity]:
-    """Those of the topics that there are. Raises KafkaError or OSError."""
+    """The identities of those topics that exist. Raises KafkaError or OSError."""
     admin = make_admin(kafka)
     try:
         return _ask(admin, names)
@@ -40,25 +40,25 @@ def identities(kafka: KafkaConfig, names: Iterable[str]) -> dict[str, Identity]:
 
 def _ask(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, Identity]:
     found = {}
-    for told in admin.describe_topics(list(names)):
-        if told["error_code"] not in (0, UnknownTopicOrPartitionError.errno):
-            raise for_code(told["error_code"])(told["name"])
-        if told["partitions"]:
-            found[told["name"]] = _identity(told)
+    for described in admin.describe_topics(list(names)):
+        if described["error_code"] not in (0, UnknownTopicOrPartitionError.errno):
+            raise for_code(described["error_code"])(described["name"])
+        if described["partitions"]:
+            found[described["name"]] = _identity(described)
     return found
 
 
-def _identity(told: Mapping[str, object]) -> Identity:
-    given, partitions = str(told.get("topic_id") or ""), told["partitions"]
+def _identity(described: Mapping[str, object]) -> Identity:
+    given, partitions = str(described.get("topic_id") or ""), described["partitions"]
     assert isinstance(partitions, list)
     return Identity(given if given.strip("0-") else "", len(partitions))
 
 
 def check_same(name: str, before: str, now: str, where: str, remedy: str) -> None:
-    """Raise `TopicReplaced` where a topic is another one than positions (``where``) are in; unknown ids pass."""
+    """Raise `TopicReplaced` if a topic is not the one that a position (``where``) refers to; unknown ids pass."""
     if before and now and before != now:
         raise TopicReplaced(
-            f"topic {name}: expected the one with id {before}, which {where} is of, got one with id {now}: it was "
+            f"topic {name}: expected the one with id {before}, which {where} refers to, got one with id {now}: it was "
             f"deleted and created again. {remedy}"
         )
 
@@ -72,8 +72,8 @@ class TopicWatch:
         self._admin: KafkaAdminClient | None = None
 
     def look(self, where: str) -> None:
-        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` where a topic is not what it was; ``where`` says
-        which position is in it. A broker that is away is no answer."""
+        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` if a topic is not what it was; ``where`` names the
+        position that refers to it. While the broker is away, nothing is known and nothing raised."""
         try:
             self._admin = self._admin or make_admin(self._kafka)
             found = _ask(self._admin, self._known)
@@ -90,7 +90,7 @@ class TopicWatch:
                 check_partitions(name, before.num_partitions, now.num_partitions)
             elif self._num_misses >= MISSES:
                 raise TopicMissing(
-                    f"topic {name}: expected it to be there still, with {where}; it is gone. {self._remedies[name]}"
+                    f"topic {name}: expected it to exist still, with {where}, but it is gone. {self._remedies[name]}"
                 )
 
     def close(self) -> None:

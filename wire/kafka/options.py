@@ -1,7 +1,7 @@
 """Options of the Kafka clients (kafka-python, aiokafka, and Faust's, which is aiokafka's) from one `KafkaConfig`.
 
 ``kafka.client`` holds options that `wire.client_options` lists, by kafka-python's names; each of them reaches every
-client. aiokafka takes TLS as a context, which is created here.
+client. aiokafka takes TLS as a context (`wire.client_options.tls_context`).
 
 No client creates topics implicitly: they would get the broker's settings instead of those of `wire.topics`. Every
 consumer reads only committed records.
@@ -16,17 +16,19 @@ from typing import Any
 
 import aiokafka.client
 from aiokafka.errors import KafkaError as AsyncKafkaError
-from aiokafka.helpers import create_ssl_context
 from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
 from kafka.errors import KafkaError as SyncKafkaError
 from kafka.net.compat import KafkaNetClient
 
+from wire.client_options import tls_context
 from wire.config import KafkaConfig
+from wire.kafka.refusal import TlsRefused
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
 """What the clients raise while a broker is away. Callers try again, unless `wire.kafka.refusal` says it is useless."""
+_REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, TlsRefused)
 MAX_CUT = 3
-"""So many connections that end in the middle of authentication are a refusal, not a broker that goes away."""
+"""This many connections that end during authentication mean a refusal, not a broker that goes away."""
 ISOLATION = "read_committed"
 
 
@@ -56,15 +58,19 @@ class _Client(KafkaNetClient):
         return connection
 
     def _note_refusal(self, connection: Any, error: BaseException) -> None:
-        """Have the next attempt at this broker raise what no attempt can mend. A broker that refuses a password closes
-        the connection so soon behind its answer that the client often sees no more than the end."""
+        """Make the next attempt at this broker raise an error that no retry can fix. A broker that refuses a password
+        closes the connection so soon after its answer that the client often sees only the end."""
         if connection.is_authenticating and isinstance(error, KafkaConnectionError):
             self._num_cut[connection.node_id] += 1
             if self._num_cut[connection.node_id] >= MAX_CUT:
                 error = SaslAuthenticationFailedError("the broker ends the connection while it authenticates")
+        if isinstance(error, KafkaConnectionError) and "alert" in str(error):
+            self._num_cut[connection.node_id] += 1
+            if self._num_cut[connection.node_id] >= MAX_CUT:
+                error = TlsRefused(f"the broker ends the TLS handshake ({error})")
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             error.__cause__ = error.__context__
-        if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError) or error.__cause__:
+        if isinstance(error, _REFUSALS) or error.__cause__:
             self._refusals[connection.node_id] = error
 
 
@@ -82,21 +88,8 @@ def sync_options(config: KafkaConfig) -> dict[str, Any]:
 def async_options(config: KafkaConfig) -> dict[str, Any]:
     """For aiokafka's clients, including Faust's consumer."""
     options = {name: value for name, value in config.client.items() if not name.startswith("ssl_")}
-    context = _tls_context(config)
+    context = tls_context(config.client)
     return {"bootstrap_servers": config.bootstrap, **options} | ({"ssl_context": context} if context else {})
-
-
-def _tls_context(config: KafkaConfig) -> ssl.SSLContext | None:
-    client = config.client
-    if "SSL" not in client.get("security_protocol", "PLAINTEXT"):
-        return None
-    names = {"ssl_cafile": "cafile", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile", "ssl_password": "password"}
-    context: ssl.SSLContext = create_ssl_context(**{to: client[name] for name, to in names.items() if name in client})
-    context.check_hostname = client.get("ssl_check_hostname", True)
-    if "ssl_crlfile" in client:
-        context.load_verify_locations(client["ssl_crlfile"])
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    return context
 
 
 # aiokafka has no option for it, unlike kafka-python's allow_auto_create_topics: any topic that it asks a broker about

@@ -6,8 +6,14 @@ import ssl
 
 import aiokafka.errors
 import kafka.errors
+from kafka.errors import KafkaConnectionError
 
 from wire.errors import ClientRefused
+
+
+class TlsRefused(KafkaConnectionError):
+    """The broker ends every TLS handshake with an alert."""
+
 
 _REMEDIES = {
     "UnsupportedCodecError": "install the packages cramjam, lz4, python-snappy and zstandard",
@@ -23,6 +29,12 @@ _REMEDIES = {
     "UnsupportedVersionError": "use a broker of Kafka 2.1 or newer",
     "IncompatibleBrokerVersion": "use a broker of Kafka 2.1 or newer",
     "KafkaConfigurationError": "correct it under kafka.client",
+    "InvalidTimestampError": "set this machine's clock by NTP: it is further from the broker's than a topic's "
+    "message.timestamp.after.max.ms allows",
+    "MessageSizeTooLargeError": "raise max.message.bytes of the topic to Kafka's default, 1048588, or more",
+    "RecordListTooLargeError": "raise the topic's segment.bytes",
+    "PolicyViolationError": "have the broker's policy allow it",
+    "InvalidTopicError": "choose a kafka.prefix that Kafka allows in a topic's name",
 }
 """Names of errors in kafka-python or aiokafka (most are in both) → what a person can do."""
 _FATAL = {
@@ -30,7 +42,10 @@ _FATAL = {
     for name, remedy in _REMEDIES.items()
     for module in (kafka.errors, aiokafka.errors)
     if isinstance(kind := getattr(module, name, None), type)
-} | {ssl.SSLCertVerificationError: "check kafka.client.ssl_cafile and the name of the broker in its certificate"}
+} | {
+    TlsRefused: "give kafka.client.ssl_certfile and ssl_keyfile of a certificate that the broker trusts",
+    ssl.SSLCertVerificationError: "check kafka.client.ssl_cafile and the name of the broker in its certificate",
+}
 
 
 def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:

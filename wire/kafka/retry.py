@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from typing import TypeVar
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, TopicMissing
-from wire.kafka.consumer import partitions_of
+from wire.kafka.consumer import accepts_connections, partitions_of
 from wire.kafka.refusal import refusal
 
 RETRY_S = 1.0
@@ -39,7 +38,7 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
             if refused := refusal(error, kafka.bootstrap):
                 raise refused from error
             if not is_away:
-                log.warning("broker away, trying again", what=what, broker=kafka.bootstrap, error=repr(error))
+                log.warning("broker away, trying again", what=what, broker=kafka.bootstrap, error=_told(error, kafka))
             is_away = True
             if stop.wait(RETRY_S):
                 raise StoppedError(what) from error
@@ -49,18 +48,16 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
         return result
 
 
+def _told(error: Exception, kafka: KafkaConfig) -> str:
+    if isinstance(error, KafkaTimeoutError) and accepts_connections(kafka):
+        return f"{error!r}; it accepts connections: is kafka.client.security_protocol that of its listener?"
+    return repr(error)
+
+
 def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
     """Return when any bootstrap server accepts a connection. Raises `BrokerUnavailable` after ``timeout_s``."""
-    servers = config.bootstrap.split(",")
     deadline = time.monotonic() + timeout_s
-    while True:
-        for server in servers:
-            host, _, port = server.strip().rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-            except (OSError, ValueError):
-                continue
-            return
+    while not accepts_connections(config):
         if time.monotonic() >= deadline:
             raise BrokerUnavailable(
                 f"no Kafka broker answered at {config.bootstrap} within {timeout_s:g} s; "
@@ -72,10 +69,13 @@ def wait_for_broker(config: KafkaConfig, timeout_s: float) -> None:
 def wait_for_partitions(
     consumer: KafkaConsumer, topic: str, stop: threading.Event, every_s: float = 0.2
 ) -> list[TopicPartition]:
-    """The topic's partitions; waits until the topic exists. Raises `StoppedError` once ``stop`` is set."""
+    """The topic's partitions; waits until the topic exists. Raises `StoppedError` once ``stop`` is set, and
+    `ClientRefused` if no retry would help."""
     while not stop.is_set():
         try:
             return partitions_of(consumer, topic)
-        except (KafkaError, TopicMissing):
+        except (KafkaError, TopicMissing) as error:
+            if refused := refusal(error, str(consumer.config["bootstrap_servers"])):
+                raise refused from error
             stop.wait(every_s)
     raise StoppedError(f"finding topic {topic}")

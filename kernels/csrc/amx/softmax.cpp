@@ -1,6 +1,6 @@
-// Cross entropy against shared negatives, up to a few thousand, with all three products on AMX tiles; what `shared_small` of
-// level/softmax.cpp is for vectors. Everything but products is computed in float32. The negatives' gradient is summed
-// transposed, so that the exponentials are a right operand as they stand.
+// Cross entropy against up to a few thousand shared negatives, with all three products on AMX tiles: the counterpart of
+// `shared_small` in level/softmax.cpp. Everything but products is computed in float32. The negatives' gradient is summed
+// transposed, so that the exponentials can be a right operand without being rearranged.
 #include <omp.h>
 
 #include "amx_tiles.h"
@@ -8,7 +8,7 @@
 
 HEADRACE_BEGIN
 
-// Negatives ready for products: over the temperature for scores, as they are for the queries' gradient.
+// Negatives prepared for products: divided by the temperature for scores, unscaled for the queries' gradient.
 struct NegativeTiles {
     int64_t num, num_padded, stride;
     Operand scored, summed;
@@ -72,7 +72,7 @@ inline void score_block(const NegativeTiles& n, Block& b, const BlockTiles& t) {
         exponentials_to_tiles<TERMS>(b.score + i * t.ldc, t.ldc, n.num_padded, b.largest + i, i, t, b.total + i);
 }
 
-// (dimension, negative) tiles of all groups, summed in their order, to rows of negatives [first, first + 16).
+// (dimension, negative) tiles of all groups, summed in order, to rows of negatives [first, first + 16).
 inline void write_negatives(const Loss& loss, const NegativeTiles& n, float* partial, int64_t num_groups, int64_t first, float* rows) {
     const int64_t columns = n.num_padded / 16, size = n.num_padded * n.stride;
     for (int64_t d = 0; d < n.stride; d += 16) {
@@ -109,7 +109,7 @@ inline int shared_small(const Loss& loss, int num_threads) {
     {
         TileRegisters registers;
         BlockTiles t;
-        t.ldc = num_padded + 16;  // rows a power of two apart would share a few lines of the cache
+        t.ldc = num_padded + 16;  // rows a power of two apart would compete for a few cache lines
         const int64_t query_size = size * stride / 2, score_size = size * num_padded / 2;
         Scratch<float> scratch(size * (3 * stride + t.ldc));
         Scratch<word> operands(2 * TERMS * (query_size + score_size));

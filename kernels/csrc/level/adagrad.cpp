@@ -3,7 +3,7 @@
 
 HEADRACE_BEGIN
 
-constexpr int AHEAD = 8;      // rows to prefetch ahead: about the latency of memory over the time of a row
+constexpr int AHEAD = 8;      // rows to prefetch ahead: roughly memory latency divided by the time per row
 
 struct Rates {
     float lr, eps, weight_decay;

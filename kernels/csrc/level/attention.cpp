@@ -1,8 +1,8 @@
 // HSTU attention, forward and backward: in float32 arithmetic (bfloat16 tensors are widened while packing), or on AMX tiles
 // as one bfloat16 term (bfloat16 tensors) or two (float32 tensors).
 //
-// Nothing here depends on the number of threads: a (user, head) is computed by one thread, and gradients of the biases are
-// summed per chunk of them, the chunks in their order.
+// No result depends on the number of threads: each (user, head) is computed by one thread, and the biases' gradients are
+// summed per chunk of them, and the chunks in order.
 #include <omp.h>
 
 #if defined(HEADRACE_LEVEL_AMX)

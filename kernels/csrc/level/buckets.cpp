@@ -59,8 +59,8 @@ struct User {
                !__builtin_sub_overflow(query_time[0], key_time[num_keys - 1], &unused);
     }
 
-    // Rows of sorted times; keys past the row's visible end are never looked at. `due[k]` is the query time at which cut[k]
-    // moves on: one comparison tells that a threshold has nothing to do.
+    // Rows of sorted times; keys past the row's visible end are never examined. `due[k]` is the query time at which cut[k] moves
+    // on: one comparison shows that a threshold has nothing to do.
     void walk(int64_t first_position, int64_t num_context, int64_t* cut, int64_t* due, int64_t* next) const {
         for (int64_t j = num_keys - 1; j >= 0; --j) next[j] = j + 1 < num_keys && key_time[j + 1] == key_time[j] ? next[j + 1] : j + 1;
         int64_t active = 0;  // thresholds below it have been reached by some key
@@ -97,7 +97,7 @@ struct User {
         }
     }
 
-    // Of eight cuts, those below the one before: where a run ends.
+    // Of eight cuts, those below the previous one: where a run ends.
     static uint32_t lower_than_before(const int64_t* cut) {
 #if defined(__AVX512F__)
         return _mm512_cmplt_epi64_mask(_mm512_loadu_si512(cut), _mm512_loadu_si512(cut - 1));
@@ -108,7 +108,7 @@ struct User {
 #endif
     }
 
-    // Kernels look at whole vectors, and compare them: what lies past a row's visible end must not be left to chance.
+    // Kernels compare whole vectors: values past a row's visible end must not be arbitrary.
     static void finish(T* row, int64_t end) { fill<T>(row, end, round_up(end, 16), T(0)); }
 
     int64_t due_time(int64_t key, int64_t k) const {
@@ -127,7 +127,7 @@ struct User {
             for (; moved; moved &= moved - 1) {
                 const int64_t k = k0 + __builtin_ctz(moved);
                 if (k >= active) break;
-                // After a long pause many thresholds pass the same keys: try where the one before came to.
+                // After a long pause many thresholds pass the same keys: try the place where the previous one stopped.
                 if (k > 0 && cut[k - 1] > cut[k] + 1 && now - key_time[cut[k - 1] - 1] >= thresholds[k]) {
                     cut[k] = cut[k - 1];
                     due[k] = due_time(cut[k], k);
@@ -167,7 +167,7 @@ int build(const HeadraceBuckets& args) {
 #pragma omp parallel num_threads(args.num_threads) reduction(|| : failed)
     {
         int64_t* room = static_cast<int64_t*>(malloc(sizeof(int64_t) * (2 * round_up(args.num_thresholds + 8, 8) + 2 * most_keys + 2)));
-        int64_t* cut = room + 1;  // read eight at a time, and the one before
+        int64_t* cut = room + 1;  // read eight at a time, with the one before
         int64_t* due = cut + round_up(args.num_thresholds + 8, 8);  // read eight at a time too
         int64_t* next = due + round_up(args.num_thresholds + 8, 8);  // the first key with a later time
         int64_t* joined = next + most_keys;
@@ -178,7 +178,7 @@ int build(const HeadraceBuckets& args) {
             if (!room) continue;
             const int64_t first = args.offsets[b], queries = args.offsets[b + 1] - first, cached = args.cache_len ? args.cache_len[b] : 0;
             const int64_t* key_time = args.key_time + first;
-            if (cached) {  // cache and new keys in one line
+            if (cached) {  // cached and new keys, concatenated
                 memcpy(joined, args.cache_time + args.cache_start[b], sizeof(int64_t) * cached);
                 memcpy(joined + cached, key_time, sizeof(int64_t) * queries);
                 key_time = joined;

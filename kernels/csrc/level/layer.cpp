@@ -1,11 +1,10 @@
 // The HSTU layer: LayerNorm -> U, V, Q, K -> SiLU -> attention -> LayerNorm * U -> projection -> dropout -> + x, and back.
 //
-// A user goes through the whole layer at once, so that nothing but x, y and the attention's output (kept for the backward
-// pass) travels to memory: projections, norms and activations live in the second cache, and the backward pass recomputes
-// them there. Gradients of weights are summed per chunk of users, the chunks in their order: the same bits for any number of
-// threads.
+// Each user goes through the whole layer at once, so that only x, y and the attention's output (saved for the backward pass)
+// go to memory: projections, norms and activations stay in the L2 cache, and the backward pass recomputes them there.
+// Gradients of weights are summed per chunk of users, and the chunks in order: the same bits for any number of threads.
 //
-// Where only a user's last tokens have outputs, those before are silent: keys and values, and nothing else is made of them.
+// If only a user's last tokens have outputs, those before are silent: only keys and values are computed for them.
 #if defined(HEADRACE_LEVEL_AMX)
 #include "attend_amx.h"
 #else
@@ -57,7 +56,7 @@ Columns columns_of(const Weights<TERMS>& w, bool silent) {
 }
 
 struct UserScratch {
-    float *z, *attended;              // the whole user: (L, c_pad); his outputs: (L, v_pad)
+    float *z, *attended;              // the whole user: (L, c_pad); the outputs: (L, v_pad)
     float *slopes, *dz, *dattended;   // backward; slopes: of SiLU at z
     float *in_normed, *in_affine, *in_inverse;  // backward: x normalized; (L, m_pad), (L,)
     float *normed, *affine, *wide, *inverse;    // a block
@@ -65,7 +64,7 @@ struct UserScratch {
 
     template <int TERMS>
     void lay_out(Arena& arena, const Weights<TERMS>& w, int64_t most_tokens, const HeadraceAttention& attend, const Plan& plan, bool backward) {
-        // Products write whole groups of rows: a user's last block may begin anywhere, and end behind his last token.
+        // Products write whole groups of rows: a user's last block may begin anywhere, and extend past the last token.
         const int64_t rows = round_up(most_tokens, BLOCK) + BLOCK, widest_row = max64(w.m_pad, w.v_pad);
         z = arena.get<float>(rows * w.c_pad);
         attended = arena.get<float>(rows * w.v_pad);
@@ -126,7 +125,7 @@ void output_block(const HeadraceLayer& a, const Weights<TERMS>& w, int64_t token
 
 constexpr int64_t AT_FIRST[] = {0};
 
-// The attention of one user on its scratch: the item's outputs start at row 0, its silent tokens are cached keys.
+// The attention of one user in its scratch memory: the item's outputs start at row 0, its silent tokens are cached keys.
 template <int TERMS>
 HeadraceAttention on_scratch(const HeadraceAttention& attend, const Weights<TERMS>& w, const UserScratch& s, Item& item) {
     HeadraceAttention local = attend;
@@ -165,7 +164,7 @@ void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const
     });
     const HeadraceAttention local = on_scratch(attend, w, s, item);
     for (item.head = 0; item.head < attend.num_heads; ++item.head) {
-        Ahead nothing;  // all of it is at hand
+        Ahead nothing;  // everything is in the cache
         forward_item<float, TERMS>(local, item, tables, s.attention, nothing);
     }
     T* attended = static_cast<T*>(const_cast<void*>(a.attended)) + row * w.value;
@@ -178,10 +177,10 @@ void forward_user(const HeadraceLayer& a, const HeadraceAttention& attend, const
     }
 }
 
-// Where outputs lie: the first one's token and row of y in the batch, and its token and row among its user's.
+// Positions of outputs: the first one's token and row of y in the batch, and its token and row among its user's.
 struct Outputs { int64_t token, row, own_token, own_row, count; };
 
-// dy -> the attention's gradient and dz's U columns; adds to the output weights' sums.
+// dy -> the attention's gradient and the U columns of dz; adds to the output weights' sums.
 template <typename T, int TERMS>
 void output_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, const Outputs& at, const UserScratch& s, Sums& sums) {
     const int64_t count = at.count, own = at.own_token;
@@ -211,7 +210,7 @@ void output_backward_block(const HeadraceLayer& a, const Weights<TERMS>& w, cons
     normalize_backward(s.normed, s.inverse, count, w.value, d_value, w.v_pad);
 }
 
-// Zeros in place of the gradients of a silent token's U and Q.
+// Zeros for the gradients of a silent token's U and Q.
 template <int TERMS>
 void clear_others(const Weights<TERMS>& w, float* dz) {
     memset(dz, 0, sizeof(float) * w.value);
@@ -307,7 +306,7 @@ int layer_forward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     return failed ? 1 : 0;
 }
 
-// The gradient of users without outputs, whom no plan has.
+// The gradient of users without outputs, who are in no plan.
 template <typename T>
 void clear_unread(const HeadraceLayer& a, const HeadraceAttention& attend) {
     for (int64_t b = 0; a.token_offsets && b < attend.num_users; ++b)
@@ -325,10 +324,10 @@ int layer_backward(const HeadraceLayer& a, const HeadraceAttention& attend) {
     BiasTables tables;
     BiasGradChunks pairs;
     clear_unread<T>(a, attend);
-    // At most 64 MB of sums, and no more of them than tokens pay for: each is cleared, and added up.
+    // At most 64 MB of sums, and not too many for the number of tokens, because each must be cleared and added up.
     plan.limit = max64(2, min64(min64(MAX_CHUNKS, a.tokens / 256), (int64_t{16} << 20) / (in_size + out_size)));
     if (!plan.make(users) || !tables.make(attend, plan) || !pairs.make(attend, plan)) return 1;
-    const int64_t num_sums = max64(1, plan.num_chunks);  // zeros where there is nobody
+    const int64_t num_sums = max64(1, plan.num_chunks);  // zeros if there are no users
     float* chunks = static_cast<float*>(calloc(static_cast<size_t>(num_sums * (in_size + out_size)), sizeof(float)));
     if (!chunks) return 1;
     float* out_chunks = chunks + num_sums * in_size;

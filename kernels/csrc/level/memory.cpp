@@ -1,16 +1,16 @@
-// The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). One thread: each
-// event is predicted by what the one before it left behind.
+// The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). Single-threaded: each
+// event is predicted from the state that the previous one left.
 //
-// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats a row; rows that got some are
-// listed in `touched`, turned into features in place, and cleared when the event is done. What does not depend on the query
-// (`standing`) is a dense matrix, made anew every REFRESH events and kept right for the row that an event has just changed.
-// The best rows by the weighted sum are looked at again by a small network (shortlist.h).
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row; rows that have some
+// are listed in `touched`, turned into features in place, and cleared when the event is done. The features that do not depend
+// on the query (`standing`) are a dense matrix, recomputed every REFRESH events and kept exact for the row that an event has
+// just changed. The best rows by the weighted sum are rescored by a small network (shortlist.h).
 #include <math.h>
 #include <string.h>
 
 #include "shortlist.h"
 
-// The argument, as the caller lays it out (kernels/memory/cpp.py).
+// The argument, laid out as in kernels/memory/cpp.py.
 struct MemoryCall {
     // The memory: `stride` rows of `width` neighbours each.
     int64_t stride, num_rows, width, num_buckets;
@@ -32,11 +32,11 @@ struct MemoryCall {
     float* logit_AV;              // a row for each event that is asked
     int32_t *rank_R, *model_rank_R, *count_rank_R;
     float* loss_R;
-    // How.
+    // The rules.
     double seen_growth, heat_growth[3], repeat_decay;
     float gain_rate, gain_decay, weight_rate, shortlist_rate, shortlist_decay;
-    int32_t exclude;              // 0 never, 1 always, 2 where the stream has no repeats
-    int32_t learn;                // 0: every event is asked, and only logit_AV filled with the scores
+    int32_t exclude;              // 0 never, 1 always, 2 if the stream has no repeats
+    int32_t learn;                // 0: every event is scored, and only logit_AV changes: it becomes the scores
 };
 
 HEADRACE_BEGIN
@@ -154,7 +154,7 @@ HEADRACE_INLINE void touch(Scratch& s, int32_t row) {
     s.marked[row] = 1;
 }
 
-// Eight rows of eight floats, columns for rows.
+// Transposes eight rows of eight floats.
 HEADRACE_INLINE void transpose8(v8* x) {
     v8 y[8];
     const i8 low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
@@ -176,7 +176,7 @@ HEADRACE_INLINE void transpose8(v8* x) {
     for (int i = 0; i < 8; ++i) x[i] = y[i];
 }
 
-// What the neighbours of one past row add, `lag` steps back: eight neighbours at a time, each with one addition to its eight.
+// Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add each.
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
     const float root = s.inverse_root[row], inverse = root * root;
@@ -238,7 +238,7 @@ inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     return 1 + bucket;
 }
 
-// Scores of all rows, and the largest. Rows out of the running get OUT.
+// Scores of all rows, and the largest. Rows that do not compete get OUT.
 inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
     for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
     for (int64_t i = 0; i < s.padded; i += W) {
@@ -278,7 +278,7 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
     return (int32_t)(1 + better + (equal + 1) / 2);
 }
 
-// The best rows of the weighted sum, and what the second look makes of their scores. Returns by how much it moves all.
+// The best rows by the weighted sum, and their new scores by the shortlist's network. Returns by how much all are shifted.
 inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     list.pick(s.score, s.padded);
@@ -356,8 +356,8 @@ inline void mark(const MemoryCall& m, int32_t row, int64_t at) {
     m.moved_VB[row * ((m.width + 7) / 8) + at / 8] |= (uint8_t)(1 << at % 8);
 }
 
-// One more sighting of `other` beside `row`. A full row's weakest neighbour is worn down by newcomers, and gives way to one
-// that outweighs what is left of it (Misra and Gries, 1982, for the weakest alone).
+// Counts one more sighting of `other` beside `row`. If the row is full, its weakest neighbour is reduced, and replaced by one
+// that outweighs what is left of it (Misra and Gries, 1982, but only for the weakest).
 inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before) {
     const int64_t base = row * m.width;
     int32_t* id = m.neighbour_row + base;
@@ -468,7 +468,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     bool is_repeat = false;
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
-    if (excludes && is_repeat) {  // the target competes even where it is left out
+    if (excludes && is_repeat) {  // the target competes even if it is left out
         float own = s.gain[MODEL] * logit[target] + sum8(load8(s.evidence + (int64_t)target * NUM_EVIDENCE) * load8(s.gain + NUM_STANDING));
         for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
         s.score[target] = own;
@@ -518,7 +518,7 @@ inline void score_all(const MemoryCall& m, Scratch& s) {
 
 HEADRACE_END
 
-// Returns 1 when memory ran out.
+// Returns 1 if out of memory.
 HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
     using namespace headrace::HEADRACE_LEVEL;
     const MemoryCall& m = *call;

@@ -1,9 +1,9 @@
 // Cross entropy of queries against a target each and negatives shared by all (sampled, or the whole table).
 //
-// With few negatives one pass does everything (`shared_small`): scores of a block of queries stay in the cache, and the
-// gradient of the negatives is summed in a fixed number of groups of queries, then over the groups in order. With many
-// (`shared_large`) scores come in chunks with a running maximum, as in flash attention, and the negatives' gradient is a
-// second pass over chunks of negatives. Neither depends on the number of threads.
+// With few negatives one pass does everything (`shared_small`): the scores of a block of queries stay in the cache, and the
+// negatives' gradient is summed over a fixed number of groups of queries, then over the groups in order. With many
+// (`shared_large`) scores are computed in chunks with a running maximum, as in flash attention, and the negatives' gradient
+// in a second pass over chunks of negatives. Neither depends on the number of threads.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -129,7 +129,7 @@ inline int shared_large_gradient(const Loss& loss, int num_threads) {
         for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
             if (!scratch.p || !id.p) continue;
             const int64_t first = chunk * CHUNK, some = num_padded - first < CHUNK ? num_padded - first : CHUNK;
-            // As if the arrays began `first` negatives earlier.
+            // Pointers as if the arrays began `first` negatives earlier.
             const Negatives n = {num, num_padded, unit - first * stride, panels - first * width, bias - first, id.p - first};
             prepare_negatives(loss, n, first, some);
             memset(sums, 0, some * stride * sizeof(float));

@@ -1,6 +1,6 @@
-// Cross entropy of queries against a target and a list of negatives each. A chunk of queries at a time: their probabilities
-// (queries in parallel), then the table's gradient (every thread adds to the rows that are its own, in the order of
-// queries and lists, so that the result does not depend on the number of threads).
+// Cross entropy of queries, each against a target and its own list of negatives. A chunk of queries at a time: first their
+// probabilities (queries in parallel), then the table's gradient (every thread adds to its own rows, in the order of queries
+// and lists, so that the result does not depend on the number of threads).
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -87,8 +87,8 @@ struct PerRow {
     int32_t* id_QS;
 };
 
-// Ids of a query's list, and what is added to its scores: -infinity where nothing competes. Returns whether all of them are
-// rows of the table, or -1; none that is not is followed.
+// Ids of a query's list, and what is added to its scores: -infinity for slots that do not compete. Returns whether all are rows
+// of the table or -1; other ids are never dereferenced.
 inline bool load_list(const PerRow& p, int64_t r, float* bias, int32_t* id) {
     const SoftmaxCall& c = p.call;
     const int64_t* negatives = c.negatives + r * c.num_negatives;
@@ -133,7 +133,7 @@ inline float score_query(const PerRow& p, const float* unit, float* score, const
     }
 }
 
-// Returns whether its list is one.
+// Returns whether its list is valid.
 inline bool one_query(const PerRow& p, int64_t r, int64_t place) {
     const SoftmaxCall& c = p.call;
     float *unit = p.unit_QD + place * p.stride, *weight = p.weight_QS + place * p.num_padded;
@@ -171,7 +171,7 @@ HEADRACE_INLINE bool owns(int64_t row, uint32_t me, uint32_t team) {
     return team == 1 || (uint32_t)((((uint64_t)row * 0x9E3779B97F4A7C15ull >> 32) * team) >> 32) == me;
 }
 
-// sum rows += weight * unit, for a query's negatives that are the thread's; VECTORS of a row (0: any number).
+// sum rows += weight * unit, for those of a query's negatives that belong to the thread; VECTORS per row (0: any number).
 template <int VECTORS>
 HEADRACE_INLINE void add_to_negatives(const PerRow& p, const float* unit, const float* weight, const int32_t* id, uint32_t me,
                                       uint32_t team) {

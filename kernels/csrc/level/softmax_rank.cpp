@@ -1,13 +1,13 @@
-// Ranks of targets and best rows over a whole table, chunk by chunk: no logits, no sorting of the catalogue. A row that
-// does not compete for a query gets the score NaN, which is neither above, nor equal to, nor below anything. Threads own
-// chunks of the table; counts are integers and the order of rows is total, so their number changes nothing.
+// Ranks of targets and best rows over a whole table, chunk by chunk, without storing logits or sorting the catalogue. A row
+// that does not compete for a query gets the score NaN, which is neither above, nor equal to, nor below anything. Threads own
+// chunks of the table; counts are integers and the order of rows is total, so the number of threads changes nothing.
 #include <math.h>
 #include <omp.h>
 #include <string.h>
 
 #include "tiles.h"
 
-// The argument of both, as the caller lays it out (kernels/softmax/cpp_best.py).
+// The argument of both, laid out as in kernels/softmax/cpp_best.py.
 struct RankCall {
     const void *query_RD, *table_VD;
     int64_t num_queries, num_rows, width, k;
@@ -32,7 +32,7 @@ struct Catalogue {
     float* unit_RD;
 };
 
-// What a thread works with: a chunk of the table as panels, scores of a block of queries.
+// A thread's working memory: a chunk of the table as panels, scores of a block of queries.
 struct Chunk {
     int64_t first, num, num_padded;
     float *unit, *panels, *score;
@@ -83,7 +83,7 @@ inline void score_block(const Catalogue& c, const Chunk& chunk, int64_t first, i
     }
 }
 
-// The same chain of multiply-adds as a tile's, so that an equal row has an equal score.
+// The same chain of multiply-adds as in a tile, so that an equal row has an equal score.
 inline float chain(const float* a, const float* b, int64_t width) {
     vf total = {};
     for (int64_t k = 0; k < width; ++k) total = fma(splat(a[k]), splat(b[k]), total);
@@ -100,7 +100,7 @@ struct Counts {
     int64_t above, equal;
 };
 
-// Whatever their scores: valid rows, less the query's excluded ones and its target.
+// The number of rows that may compete: valid rows, minus the query's excluded ones and its target.
 inline int64_t num_competitors(const RankCall& call, int64_t r) {
     const int64_t target = call.target_R[r];
     int64_t num = 0;
@@ -185,7 +185,7 @@ inline int rank(const RankCall& call) {
     return failed;
 }
 
-// A heap with the worst of the best at its root.
+// A heap with the worst of the best rows at its root.
 struct Entry {
     float score;
     int32_t row;
@@ -224,7 +224,7 @@ inline void offer_scores(Entry* heap, int64_t k, const float* score, int64_t num
     }
 }
 
-// Best first: the worst goes to the end again and again.
+// Best first: repeatedly moves the worst to the end.
 inline void write_sorted(Entry* heap, int64_t k, float* scores, int64_t* rows) {
     for (int64_t size = k; size > 0; --size) {
         scores[size - 1] = heap[0].score;

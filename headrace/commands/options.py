@@ -1,0 +1,35 @@
+"""Options that several commands have, and the configuration that they lead to."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The TOML file; else $HEADRACE_CONFIG, else ./headrace.toml."),
+]
+Bootstrap = Annotated[
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker; overrides the file.")
+]
+Actions = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
+]
+
+
+def read_settings(config: Path | None, bootstrap: str | None, **trainer: Any) -> Settings:
+    """The configuration, with the command line overriding the file. ``trainer``: fields of that section."""
+    from headrace.config import load_settings
+
+    settings, changed = load_settings(config), dict[str, Any]()
+    if bootstrap:
+        changed["kafka"] = dataclasses.replace(settings.kafka, bootstrap=bootstrap)
+    if trainer:
+        changed["trainer"] = dataclasses.replace(settings.trainer, **trainer)
+    return settings.model_copy(update=changed)

@@ -1,0 +1,112 @@
+"""What a score is made of: for a few rows, what each feature and each of the user's past choices adds.
+
+A score is a sum of features times gains (`kernels.memory`), so the parts add up. Those features of the history that are
+logarithms of sums over its choices are shared among them in proportion to the summands. The second look at the best
+rows is no sum; what it adds is the served score less the sum here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
+from kernels.memory.reference import (
+    CHAIN,
+    COSINE_SCALE,
+    FOLLOWS,
+    FOLLOWS_SCALE,
+    LEARNED,
+    NEAR,
+    SEEN_UNIT,
+    WIDE,
+    gains_of,
+    standing_of,
+)
+
+_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED}
+_LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
+               "own_count": 1.0}  # fmt: skip
+"""Features that are log(1 + scale x sum)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryShares:
+    """The parts of C rows' scores, for a user with P past choices.
+
+    ``standing_C``: the item itself, whoever asks (popularity, age). ``past_PC``: each past choice, oldest first.
+    ``model_C``: the network's logit. They add up to the score before the second look, ``total`` (C,). ``model_gain``:
+    what a unit of logit adds. ``after_PC`` and ``before_PC``: how often, decayed, users chose the row after that past
+    choice, and before it.
+    """
+
+    standing_C: Float64
+    past_PC: Float64
+    model_C: Float64
+    model_gain: float
+    after_PC: Float64
+    before_PC: Float64
+
+    @property
+    def total(self) -> Float64:
+        """All parts together."""
+        return np.asarray(self.standing_C + self.past_PC.sum(axis=0) + self.model_C)
+
+
+def memory_shares(
+    memory: MemoryArrays, past: Int32, row_C: Int64, logit_C: Float32 | NDArray[np.float64]
+) -> MemoryShares:
+    """``past`` (P,): rows of what the user chose, oldest first; ``row_C``: the rows asked about, none twice."""
+    gain_F = gains_of(memory, len(past))
+    num_standing, (gain_model,) = len(STANDING), gain_F[[FEATURES.index("model")]].tolist()
+    pairs = [_pair(memory, int(row), row_C) for row in past[::-1].tolist()]  # the newest first: by lag
+    shape = (len(past), len(row_C))
+    raw = {name: np.zeros(shape) for name in EVIDENCE}
+    after_LC, before_LC = np.zeros(shape), np.zeros(shape)
+    for lag, ((after_C, before_C, weight_C), row) in enumerate(zip(pairs, past[::-1].tolist(), strict=True)):
+        after_LC[lag], before_LC[lag] = after_C, before_C
+        both_C, seen = after_C + 0.5 * before_C, float(memory.seen[row])
+        root_C = np.sqrt(np.maximum(seen * memory.seen[row_C].astype(float), np.finfo(float).tiny))
+        found = {
+            "follows": both_C / seen if seen > 0 else both_C, "chain": 0.1 * np.log1p(COSINE_SCALE * both_C / root_C),
+            "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
+        }  # fmt: skip
+        for name, (lags, decay) in _WINDOWS.items():
+            if lag < lags:
+                raw[name][lag] = found[name] * decay**lag
+        is_own_C = (row_C == row).astype(float)
+        raw["own_count"][lag], raw["own_recency"][lag] = is_own_C, is_own_C / (1.0 + 0.1 * lag)
+    share_LC = np.zeros(shape)
+    for name, raw_LC in raw.items():
+        share_LC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_LC)
+    standing_C = gain_F[:num_standing] @ standing_of(memory, row_C)
+    unit = float(memory.clock[SEEN_UNIT])
+    return MemoryShares(
+        standing_C, share_LC[::-1], gain_model * np.asarray(logit_C, float), gain_model, after_LC[::-1] / unit,
+        before_LC[::-1] / unit,
+    )  # fmt: skip
+
+
+def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float64, Float64]:
+    """What a row's neighbourhood holds of others: counts after and before, and the learned weight."""
+    num = int(memory.num_neighbours[row])
+    is_it_NC = memory.neighbour_row[row, :num, None] == row_C
+    after_C, before_C, weight_C = (
+        getattr(memory, name)[row, :num].astype(float) @ is_it_NC for name in ("after", "before", "weight")
+    )
+    return after_C, before_C, weight_C
+
+
+def _shared(name: str, raw_LC: Float64) -> Float64:
+    """A feature's value, divided among the choices that it comes from."""
+    if name == "own_recency":  # that of the newest sighting alone
+        return (
+            np.where(np.arange(len(raw_LC))[:, None] == raw_LC.argmax(axis=0), raw_LC, 0.0) if len(raw_LC) else raw_LC
+        )
+    if name not in _LOG_SCALES:
+        return raw_LC
+    total_C = raw_LC.sum(axis=0)
+    value_C = np.log1p(_LOG_SCALES[name] * total_C)
+    return np.asarray(raw_LC * np.divide(value_C, total_C, out=np.zeros_like(total_C), where=total_C > 0))

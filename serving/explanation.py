@@ -1,0 +1,124 @@
+"""Why an item is recommended: the parts of its score, and which interactions of the history weigh in each.
+
+The memory's part of a score is a sum, so what each past choice adds is exact (`kernels.memory.memory_shares`). The
+network's part is none: what an interaction means to it is measured, by leaving the interaction out and looking again,
+for the newest `NUM_PROBED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.memory import MemoryShares, memory_shares
+from model.kinds import chosen
+from model.tokens import ITEMS
+from serving.engine import Engine, Request
+from serving.holder import HeldVersion
+from wire.example import Interactions
+
+NUM_PROBED = 16
+"""So many of the newest interactions are left out, one after the other."""
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """Of C items (hashes), in their order, for a history of n interactions.
+
+    ``score_C``: as served; NaN where the item is not known. ``is_left_out_C``: it would not be recommended, and the
+    score is the one that it would have. ``standing_C``, ``network_C``, ``second_look_C`` and the sum of ``memory_nC``
+    over the history add up to the score. ``without_nC``: how much less the network's part would be without that
+    interaction; NaN where that was not measured. ``after_nC``, ``before_nC``: how often, decayed, users chose the item
+    after that interaction's item, and before it.
+    """
+
+    item_C: Int64
+    is_known_C: NDArray[np.bool_]
+    is_left_out_C: NDArray[np.bool_]
+    score_C: Float64
+    standing_C: Float64
+    network_C: Float64
+    second_look_C: Float64
+    memory_nC: Float64
+    without_nC: Float64
+    after_nC: Float64
+    before_nC: Float64
+
+
+@torch.inference_mode()
+def explain(engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None, *, probes: bool) -> Explanation:
+    """Explain ``items``, or what ``ask`` would be answered (None). ``version`` is the caller's, and held."""
+    item_C, score_C, is_left_out_C = _scored(engine, version, ask, items)
+    table = version.tables[ITEMS]
+    row_C, past_n = table.lookup(item_C), table.lookup(np.ascontiguousarray(ask.past.item_hash))
+    known = np.flatnonzero(row_C > 0)
+    counts_n = np.flatnonzero(chosen(ask.past.action_bits, version.network.config) & (past_n > 0))
+    probed = range(max(0, len(ask.past) - NUM_PROBED), len(ask.past)) if probes else range(0)
+    logit_RC = _logits(engine, version, [ask, *(_without(ask, place) for place in probed)], row_C[known])
+    shares = memory_shares(version.memory.arrays, past_n[counts_n].astype(np.int32), row_C[known], logit_RC[0])
+    without_nC = np.full((len(ask.past), len(known)), np.nan)
+    for place, logit_C in zip(probed, logit_RC[1:], strict=True):
+        without_nC[place] = shares.model_gain * (logit_RC[0] - logit_C)
+    return _spread(item_C, known, score_C, is_left_out_C, shares, counts_n, without_nC)
+
+
+def _spread(
+    item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
+    counts_n: Int64, without_nC: Float64,
+) -> Explanation:  # fmt: skip
+    """What was found of the known items, at the places of all items and of the whole history."""
+    num, num_items = len(without_nC), len(item_C)
+
+    def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:
+        whole = np.zeros((num, num_items))
+        whole[np.arange(num)[rows][:, None], known] = part
+        return whole
+
+    def along(part_C: Float64) -> Float64:
+        whole = np.full(num_items, np.nan)
+        whole[known] = part_C
+        return whole
+
+    is_known_C = np.zeros(num_items, np.bool_)
+    is_known_C[known] = True
+    return Explanation(
+        item_C, is_known_C, is_left_out_C, score_C, along(shares.standing_C), along(shares.model_C),
+        along(score_C[known] - shares.total), wide(shares.past_PC, counts_n), wide(without_nC),
+        wide(shares.after_PC, counts_n), wide(shares.before_PC, counts_n),
+    )  # fmt: skip
+
+
+def _scored(
+    engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None
+) -> tuple[Int64, Float64, NDArray[np.bool_]]:
+    """Items, their scores, and which would not be recommended."""
+    if items is None:
+        (found,) = engine.answer(version, [ask])
+        return found.items, found.scores.astype(float), np.zeros(len(found.items), np.bool_)
+    asked = replace(ask, k=len(items), allow=items)
+    allowed, whatever = engine.answer(version, [asked, replace(asked, exclude_seen=False, deny=None)])
+    score_of = dict(zip(whatever.items.tolist(), whatever.scores.tolist(), strict=True))
+    would = dict(zip(allowed.items.tolist(), allowed.scores.tolist(), strict=True))
+    scores = [would.get(item, score_of.get(item, np.nan)) for item in items.tolist()]
+    return items, np.array(scores, float), np.array([item not in would for item in items.tolist()], np.bool_)
+
+
+def _logits(engine: Engine, version: HeldVersion, asks: Sequence[Request], row_C: Int64) -> Float64:
+    """(R, C) the network's logits of these rows, for each ask."""
+    network = version.network
+    query_RD = network.model.retrieval_query(engine.outputs(version, asks))
+    table_CD = version.tables[ITEMS].derived[network.tensor(row_C)]
+    return (query_RD @ table_CD.T).cpu().numpy().astype(float)
+
+
+def _without(ask: Request, place: int) -> Request:
+    """The same question, of a history that lacks one interaction."""
+    past = ask.past
+    rows = Interactions(*(np.delete(getattr(past, name), place, axis=0) for name in Interactions.__slots__))
+    return replace(ask, past=rows)

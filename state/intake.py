@@ -1,0 +1,64 @@
+"""Records of the actions topic, decoded into a sequencer; what is refused becomes a dead letter."""
+
+from __future__ import annotations
+
+import msgspec
+
+from state.outbox import stored_dead_letter
+from state.sequencer import Sequencer
+from wire.action import Action, Rejection, decode_record
+from wire.config import ActionConfig
+from wire.partitioner import partition_of
+
+
+class Intake:
+    """Feeds one partition's sequencer. ``num_partitions``: None takes every user. ``topic``: named in dead letters."""
+
+    def __init__(
+        self,
+        sequencer: Sequencer,
+        action: ActionConfig,
+        partition: int,
+        num_partitions: int | None,
+        topic: str,
+        dead: dict[str, int],
+    ) -> None:
+        self._sequencer = sequencer
+        self._action = action
+        self._partition = partition
+        self._num_partitions = num_partitions
+        self._topic = topic
+        self.dead = dict(dead)
+        """Reason → dead letters, since the database was created."""
+
+    def apply(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> None:
+        """Apply one record's actions, and append the dead letters of those that are refused to ``dead``, as stored."""
+        sequencer, users = self._sequencer, self._sequencer.users
+        decoded = decode_record(value, record_ms, self._action)
+        sequencer.advance(offset, record_ms)
+        for index, one in enumerate(decoded):
+            if type(one) is Action:
+                if one.user in users or self._is_ours(one.user):
+                    sequencer.apply(one, offset, record_ms, index)
+                    continue
+                one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
+            assert isinstance(one, Rejection)
+            sequencer.reject()
+            if offset > sequencer.counted_offset:
+                self.dead[one.reason] = self.dead.get(one.reason, 0) + 1
+            dead.append(stored_dead_letter(one, self._topic, self._partition, offset, record_ms))
+
+    def _is_ours(self, user: str) -> bool:
+        return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition
+
+    def _wrong_partition(self, action: Action, value: bytes, index: int) -> Rejection:
+        home = partition_of(action.user.encode(), self._num_partitions or 1)
+        if value.lstrip()[:1] == b"[":
+            index = max(index, 0)
+            value = bytes(msgspec.json.decode(value, type=list[msgspec.Raw])[index])
+        message = (
+            f"user {action.user[:40]!r}: expected in partition {home} of {self._num_partitions}, "
+            f"got {self._partition}; use the user as the key and Kafka's murmur2 partitioner (librdkafka has another "
+            "default: set its option partitioner to murmur2_random)"
+        )
+        return Rejection("wrong_partition", message, index, value)

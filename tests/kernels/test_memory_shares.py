@@ -1,0 +1,70 @@
+"""The parts of a score: they add up to it, and each is what the definition makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.memory import MemoryEvents, MemoryRules, memory_learn, memory_scores, memory_shares, reference, shares
+from tests.kernels.test_memory import Stream, flat, learned
+
+
+def sums(memory: object, num_rows: int, past: np.ndarray, logit_V: np.ndarray) -> np.ndarray:
+    """The definition's scores before the second look."""
+    standing_FV = reference._standing(memory, num_rows)  # type: ignore[arg-type]
+    return reference._mix(memory, num_rows, standing_FV, past, past[:0], 0, logit_V).score_V  # type: ignore[arg-type]
+
+
+@given(
+    seed=st.integers(0, 10_000), num_events=st.integers(0, 80), repeats=st.booleans(),
+    past=st.lists(st.integers(1, 11), max_size=70),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_the_parts_add_up_to_the_score(seed: int, num_events: int, repeats: bool, past: list[int]) -> None:
+    stream = Stream(num_events=num_events, repeats=repeats, seed=seed)
+    memory, _ = learned(stream)
+    rows, logit_V = np.array(past, np.int32), np.random.default_rng(seed).normal(size=12).astype(np.float32)
+    asked = np.random.default_rng(seed).permutation(np.arange(1, 12))[:5]
+    found = memory_shares(memory, rows, asked, logit_V[asked])
+    np.testing.assert_allclose(found.total, sums(memory, 12, rows, logit_V)[asked], rtol=1e-5, atol=1e-6)
+    assert found.past_PC.shape == found.after_PC.shape == (len(past), len(asked))
+
+
+def test_the_sum_is_the_kernels_own_score_of_what_gets_no_second_look() -> None:
+    stream = Stream(num_rows=90, num_events=400, num_users=6)
+    memory, _ = learned(stream, width=80)
+    past, met = [1, 5, 7], list[int]()
+    events = MemoryEvents(np.zeros(1, np.int32), np.zeros(1, np.uint8), *flat([past]), *flat([met]))
+    logits = np.random.default_rng(3).normal(size=(1, 90)).astype(np.float32)
+    scores = logits.copy()
+    memory_scores(memory, 90, events, scores)
+    asked = np.flatnonzero(scores[0] > -1e29)
+    found = memory_shares(memory, np.array(past, np.int32), asked, logits[0, asked])
+    unlisted = np.argsort(-found.total)[reference.LISTED :]
+    assert len(unlisted) > 5
+    np.testing.assert_allclose(scores[0, asked][unlisted], found.total[unlisted], rtol=1e-4, atol=1e-4)
+
+
+def test_a_choice_that_nobody_follows_up_adds_nothing_and_one_that_everybody_does_adds_most() -> None:
+    memory, _ = learned(Stream(num_events=0))
+    pairs = [([1], 2)] * 8 + [([3], 4)]
+    events = MemoryEvents(
+        np.array([1, 3, *(target for _, target in pairs)], np.int32), np.ones(2 + len(pairs), np.uint8),
+        *flat([[], [], *(past for past, _ in pairs)]), *flat([[] for _ in range(2 + len(pairs))]),
+    )  # fmt: skip
+    memory_learn(memory, 12, events, np.zeros((len(events), 12), np.float32), MemoryRules())
+    found = memory_shares(memory, np.array([3, 1], np.int32), np.array([2]), np.zeros(1))
+    assert found.past_PC[0, 0] == 0.0
+    assert found.past_PC[1, 0] > 0.5
+    assert found.after_PC[1, 0] == pytest.approx(8, rel=0.01)
+    assert found.before_PC[1, 0] == 0.0
+
+
+def test_a_build_that_gives_the_newest_choice_all_the_credit_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "_shared", lambda name, raw_LC: np.log1p(raw_LC))
+    memory, _ = learned(Stream(num_events=80))
+    past, logit_V = np.array([1, 2, 3, 4, 5], np.int32), np.zeros(12, np.float32)
+    found = memory_shares(memory, past, np.arange(1, 12), logit_V[1:])
+    assert not np.allclose(found.total, sums(memory, 12, past, logit_V)[1:], rtol=1e-3)

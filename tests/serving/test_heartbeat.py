@@ -1,0 +1,40 @@
+"""A server that answers is heard of, whatever happens to the thread that tells of it."""
+
+from __future__ import annotations
+
+import itertools
+
+from serving.heartbeat import Heartbeat
+from serving.holder import WeightsManager
+from tests.brokers import Broker
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect, follow
+from wire.status import ServerStatus, decode_status
+from wire.topics import Topics
+
+
+def test_a_heartbeat_that_fails_once_goes_on(kafka: Broker, topic_prefix: str) -> None:
+    config, topic = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix), Topics.under(topic_prefix).status
+    ensure_topics(config)
+    told = itertools.count(1)
+
+    def count() -> int:
+        """How many requests there were; nobody knows at the third time."""
+        if (num := next(told)) == 3:
+            raise ValueError("nobody knows")
+        return num
+
+    heartbeat = Heartbeat(config, topic, "here", WeightsManager(), count, 0.05)
+    consumer = connect(config, 20)
+    heartbeat.start()
+    try:
+        for record in follow(consumer, topic):
+            status = decode_status(record.value) if record is not None else None
+            if isinstance(status, ServerStatus) and status.num_requests > 3:
+                break
+    finally:
+        heartbeat.stop()
+        heartbeat.join(20)
+        consumer.close()
+    assert not heartbeat.is_alive()

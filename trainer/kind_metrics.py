@@ -1,0 +1,243 @@
+"""Ranking metrics of outcomes that arrive late: each interaction is predicted once, when it is new, and what comes of
+it is compared with that prediction, whenever it comes.
+
+Normalised entropy (log loss over the entropy of the average rate; He et al., ADKDD 2014), AUC and calibration (how
+often a kind was predicted, over how often it came) of each kind, in all and over the newest interactions. A kind that
+has not come counts as absent until it comes; then the sums become what they would be, had it been there at once. The
+window ends where most late kinds have come (`NUM_LAGS`, `COME_BY_THEN`), or it would show a model as too hopeful that
+is right about what is still to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.ring import Ring
+
+Int64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+NUM_AUC_BINS = 2048
+MOST_REMEMBERED = 1 << 17
+"""So many of the newest interactions can still get a kind that counts."""
+NUM_LAGS, COME_BY_THEN = 1000, 95
+"""The window leaves out the newest interactions: as many as came before this percentage of the last late kinds."""
+_SUMS = ("entropy", "calibration", "auc_bins")
+
+
+def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] | np.bool_) -> Float64:
+    """Natural-log loss, safe at 0 and 1."""
+    clipped = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    return np.asarray(-np.where(label, np.log(clipped), np.log1p(-clipped)))
+
+
+class FirstPredictions:
+    """What was predicted of the newest interactions when they were new, and the kinds that they have by now."""
+
+    def __init__(self, most: int, num_kinds: int) -> None:
+        self.key = np.zeros(most, np.int64)
+        self.model = np.zeros((most, num_kinds), np.float32)
+        self.baseline = np.zeros((most, num_kinds), np.float32)
+        self.done = np.zeros((most, num_kinds), np.bool_)
+        self.next = self.filled = 0
+        self._row_of: dict[int, int] = {}
+
+    def extend(self, key_R: Int64, model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> None:
+        """Append interactions, forgetting the oldest."""
+        most = len(self.key)
+        first = max(0, len(key_R) - most)
+        rows = (self.next + np.arange(len(key_R) - first)) % most
+        self._forget(rows[rows < self.filled])
+        self._row_of.update(zip(key_R[first:].tolist(), rows.tolist(), strict=True))
+        self.key[rows], self.done[rows] = key_R[first:], done_RK[first:]
+        self.model[rows], self.baseline[rows] = model_RK[first:], baseline_RK[first:]
+        self.next = int((self.next + len(rows)) % most)
+        self.filled = min(most, self.filled + len(rows))
+
+    def _forget(self, rows: Int64) -> None:
+        for key, row in zip(self.key[rows].tolist(), rows.tolist(), strict=True):
+            if self._row_of.get(key) == row:
+                del self._row_of[key]
+
+    def find(self, key_R: Int64) -> Int64:
+        """The row of each interaction; -1 where it is forgotten."""
+        return np.array([self._row_of.get(key, -1) for key in key_R.tolist()], np.int64)
+
+    def newest(self, num: int, lag: int = 0) -> Int64:
+        """The rows of the last ``num`` interactions before the newest ``lag``, the newest first."""
+        return (self.next - 1 - np.arange(min(lag, self.filled), min(lag + num, self.filled))) % len(self.key)
+
+    def lag_of(self, rows: Int64) -> Int64:
+        """How many interactions are newer than those."""
+        return (self.next - 1 - rows) % len(self.key)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """The rows in use, for a checkpoint."""
+        names = ("key", "model", "baseline", "done")
+        return {f"first_{name}": getattr(self, name)[: self.filled] for name in names} | {
+            "first_places": np.array([self.next, self.filled])
+        }
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`."""
+        self.next, self.filled = state["first_places"].tolist()
+        for name in ("key", "model", "baseline", "done"):
+            getattr(self, name)[: self.filled] = state[f"first_{name}"]
+        oldest_first = self.newest(self.filled)[::-1]
+        self._row_of = dict(zip(self.key[oldest_first].tolist(), oldest_first.tolist(), strict=True))
+
+
+class KindMetrics:
+    """Sums over everything, and a window of the newest ``window`` interactions."""
+
+    def __init__(self, kinds: tuple[str, ...], window: int) -> None:
+        self.kinds, self._window = kinds, window
+        self.entropy = np.zeros((len(kinds), 4))  # count, done, model's loss, baseline's loss
+        self.calibration = np.zeros((len(kinds), 2))  # expected, done
+        self.auc_bins = np.zeros((len(kinds), 2, NUM_AUC_BINS), np.int64)
+        self.num_too_late = 0
+        self.first = FirstPredictions(window + MOST_REMEMBERED, len(kinds))
+        self.lags = Ring(NUM_LAGS, 1)
+
+    @property
+    def num(self) -> int:
+        """Interactions counted."""
+        return int(self.entropy[0, 0])
+
+    def add(self, key_R: Int64, model_RK: Float64, baseline_RK: Float64, done_RK: Bools, is_new_R: Bools) -> None:
+        """Count a batch: new interactions with the kinds that they have, and kinds that came to earlier ones.
+
+        ``key_R`` names an interaction; the predictions of earlier ones are not looked at.
+        """
+        new = np.flatnonzero(is_new_R)
+        model, baseline = model_RK[new].astype(np.float32), baseline_RK[new].astype(np.float32)
+        self.entropy += _entropy_sums(model, baseline, done_RK[new])
+        self.calibration += _expected_and_done(model, done_RK[new])
+        _count_auc_bins(self.auc_bins, model, done_RK[new], np.ones_like(done_RK[new]))
+        self.first.extend(key_R[new], model, baseline, done_RK[new])
+        late = np.flatnonzero(~is_new_R)
+        if len(late):
+            self._add_late(self.first.find(key_R[late]), done_RK[late])
+
+    def _add_late(self, row_R: Int64, done_RK: Bools) -> None:
+        self.num_too_late += int((row_R < 0).sum())
+        rows, done_RK = row_R[row_R >= 0], done_RK[row_R >= 0]
+        model, baseline, came_RK = self.first.model[rows], self.first.baseline[rows], done_RK & ~self.first.done[rows]
+        self.first.done[rows] |= done_RK
+        self.lags.extend(self.first.lag_of(rows[came_RK.any(axis=1)])[:, None])
+        num_came_K = came_RK.sum(axis=0)
+        self.entropy[:, 1] += num_came_K
+        self.calibration[:, 1] += num_came_K
+        for column, part in ((2, model), (3, baseline)):
+            change = binary_log_loss(part, np.True_) - binary_log_loss(part, np.False_)
+            self.entropy[:, column] += np.where(came_RK, change, 0.0).sum(axis=0)
+        _count_auc_bins(self.auc_bins, model, np.ones_like(came_RK), came_RK)
+        _count_auc_bins(self.auc_bins, model, np.zeros_like(came_RK), came_RK, sign=-1)
+
+    def report(self) -> dict[str, Any]:
+        """Everything so far: see `_report`."""
+        aucs = [_binned_auc(bins) for bins in self.auc_bins]
+        return _report(self.kinds, self.entropy, self.calibration, aucs)
+
+    def window_report(self) -> dict[str, Any]:
+        """The same of the newest interactions."""
+        model, baseline, done = self._newest()
+        bins = np.zeros((len(self.kinds), 2, NUM_AUC_BINS), np.int64)
+        _count_auc_bins(bins, model, done, np.ones_like(done))
+        aucs = [_binned_auc(each) for each in bins]
+        return _report(self.kinds, _entropy_sums(model, baseline, done), _expected_and_done(model, done), aucs)
+
+    def window_calibration(self) -> float | None:
+        """Predicted over observed, of all kinds of the newest interactions; None before anything was observed."""
+        model, _, done = self._newest()
+        expected, came = _expected_and_done(model, done).sum(axis=0).tolist()
+        return _ratio(expected, came)
+
+    @property
+    def window_lag(self) -> int:
+        """How many of the newest interactions the window leaves out."""
+        lags = self.lags.view()
+        return min(MOST_REMEMBERED, int(np.percentile(lags, COME_BY_THEN))) if len(lags) else 0
+
+    def _newest(self) -> tuple[Float32, Float32, Bools]:
+        rows = self.first.newest(self._window, self.window_lag)
+        return self.first.model[rows], self.first.baseline[rows], self.first.done[rows]
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Arrays for a checkpoint."""
+        sums = {name: getattr(self, name) for name in _SUMS}
+        counts = np.array([self.num_too_late, self.lags.next, self.lags.filled])
+        return {**sums, "late_counts": counts, "late_lags": self.lags.rows, **self.first.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `state_dict`.
+
+        A checkpoint of a build that kept no first predictions counted late kinds otherwise: what it counted is left.
+        """
+        if "first_key" not in state:
+            return
+        for name in _SUMS:
+            setattr(self, name, state[name].copy())
+        self.num_too_late, self.lags.next, self.lags.filled = state["late_counts"].tolist()
+        self.lags.rows = state["late_lags"].copy()
+        if len(state["first_key"]) <= len(self.first.key):
+            self.first.load_state_dict(state)
+
+
+def _entropy_sums(model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> Float64:
+    """(K, 4) how many interactions, how many have the kind, and the two predictions' losses."""
+    num, num_kinds = done_RK.shape
+    losses = [binary_log_loss(part, done_RK).sum(axis=0) for part in (model_RK, baseline_RK)]
+    return np.stack([np.full(num_kinds, float(num)), done_RK.sum(axis=0, dtype=np.float64), *losses], axis=1)
+
+
+def _expected_and_done(model_RK: Float32, done_RK: Bools) -> Float64:
+    """(K, 2) how many interactions were expected to have each kind when they were new, and how many have it by now."""
+    return np.stack([model_RK.sum(axis=0, dtype=np.float64), done_RK.sum(axis=0, dtype=np.float64)], axis=1)
+
+
+def _count_auc_bins(bins_K2B: Int64, model_RK: Float32, done_RK: Bools, counts_RK: Bools, sign: int = 1) -> None:
+    """Add to the bins of probabilities, without and with each kind, those that count."""
+    bins_RK = np.minimum((model_RK.astype(np.float64) * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
+    places_RK = (2 * np.arange(model_RK.shape[1]) + done_RK) * NUM_AUC_BINS + bins_RK
+    np.add.at(bins_K2B.reshape(-1), places_RK[counts_RK], sign)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def _binned_auc(bins: Int64) -> float | None:
+    """AUC from counts of negatives and positives by score bin; ties within a bin count half."""
+    negative, positive = bins.astype(np.float64)
+    below = np.cumsum(negative) - negative
+    pairs = positive.sum() * negative.sum()
+    return _ratio(float((positive * (below + negative / 2)).sum()), float(pairs))
+
+
+def _report(
+    kinds: tuple[str, ...], sums_K4: Float64, calibration_K2: Float64, aucs: list[float | None]
+) -> dict[str, Any]:
+    """By kind, and ``all``: summed losses over summed entropies of the kinds that were done sometimes, not always."""
+    report: dict[str, Any] = {}
+    total = np.zeros(3)
+    for index, (kind, auc) in enumerate(zip(kinds, aucs, strict=True)):
+        num, done, model, base = sums_K4[index].tolist()
+        expected, came = calibration_K2[index].tolist()
+        rate = done / num if num else 0.0
+        entropy = -num * (rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0.0 < rate < 1.0 else 0.0
+        report[kind] = {
+            "rate": _ratio(done, num),
+            "ne": _ratio(model, entropy),
+            "ne_baseline": _ratio(base, entropy),
+            "auc": auc,
+            "calibration": _ratio(expected, came),
+        }
+        total += (model, base, entropy) if entropy > 0 else (0.0, 0.0, 0.0)
+    report["all"] = {"ne": _ratio(total[0], total[2]), "ne_baseline": _ratio(total[1], total[2])}
+    return report

@@ -1,0 +1,93 @@
+"""Messages of ``headrace.trainer.lag.v1`` as their readers rely on them; ``schema/lag.schema.json`` has all of it.
+
+Whoever reads the topic gets a plain dict whose fields have the types below, or nothing: records of others are passed
+over, and fields that another build does not write have the defaults of `complete`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from wire.errors import CodecError
+from wire.json_value import Whole, decode_json
+
+
+class _Lag(msgspec.Struct):
+    lag_records: Whole
+    lag_s: float
+
+
+class _Stage(_Lag):
+    partitions: dict[str, _Lag] = {}
+
+
+class _Throughput(msgspec.Struct):
+    interactions_per_s: float
+    steps_per_s: float = 0.0
+    examples_per_s: float = 0.0
+    arriving_examples_per_s: float = 0.0
+    catch_up_s: float | None = 0.0
+
+
+class _Loss(msgspec.Struct):
+    total: float | None = None
+
+
+class _Process(msgspec.Struct):
+    role: str
+    component: str
+    silent_s: float
+
+
+class _Version(msgspec.Struct):
+    epoch: Whole
+    number: Whole
+
+
+class _Freshness(msgspec.Struct):
+    now_s: float | None = None
+    at_swap_s: float | None = None
+
+
+class _Message(msgspec.Struct):
+    """What readers use."""
+
+    time_ms: Whole
+    stages: dict[str, _Stage]
+    throughput: _Throughput
+    loss: _Loss = msgspec.field(default_factory=_Loss)
+    metrics: dict[str, Any] = {}
+    num_interactions: Whole = 0
+    num_steps: Whole = 0
+    num_lost: Whole = 0
+    num_dead_letters: Whole = 0
+    num_gone: Whole = 0
+    num_items: Whole = 0
+    num_servers: Whole = 0
+    processes: list[_Process] = []
+    dead_letters: dict[str, Whole] = {}
+    epoch: Whole = -1
+    version: _Version | None = None
+    freshness: _Freshness = msgspec.field(default_factory=_Freshness)
+
+
+def decode_lag(value: bytes | None) -> dict[str, Any] | None:
+    """A message of the lag topic as it was written, with what is missing added; None for what is none."""
+    try:
+        known: _Message = decode_json(value, _Message)
+        told: dict[str, Any] = decode_json(value, dict)
+    except CodecError:
+        return None
+    return {"num_servers": known.num_servers, "num_interactions": known.num_interactions, **told}
+
+
+def measure(tree: Any, *path: str) -> float | None:
+    """A finite number in a tree of dicts (the message's ``metrics``, which are the trainer's own); None where the path
+    leads to none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    is_number = isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree)
+    return float(tree) if is_number else None
