@@ -16,6 +16,7 @@ from bench.events import rank
 from kernels.memory import MemoryEvents
 from model.embedding import EmbeddingTable
 from model.memory import events_of
+from model.rates import probability
 from trainer.batch import JaggedBatch, shorten
 from trainer.checkpoint import Checkpoint
 from trainer.snapshot import learner_arrays, restore_learner
@@ -57,7 +58,8 @@ class Frozen(Learner):
             score_V = score_SV[s, :num_rows]
             if 0 < row < len(score_V) and score_V[row] > KNOWN:
                 ranks[s] = rank(score_V, row, ())
-        return ranks, torch.sigmoid(forward.logits_RK).double().cpu().numpy()
+        odds = self.rates.score(self.odds_events(batch, forward.target_row_R, forward.logits_RK))
+        return ranks, probability(odds)
 
     def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
         del now_ms

@@ -12,7 +12,6 @@ has removed is left out, and the report says what share could be checked.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -24,6 +23,7 @@ from headrace.ledger import SequenceLedger
 from headrace.recount import Recount
 from headrace.report import Report, print_report
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
@@ -87,13 +87,12 @@ class Reader:
         held, reasons = spans(self._consumer, self._topics.dead_letters), self._found.reasons_before(self._shape)
         self._found.dead_before = sum(span.first for span in held.values())
         for record in read(self._consumer, self._topics.dead_letters, held):
-            headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-            if headers.get("topic") == self._topics.actions:
-                with suppress(KeyError, ValueError):  # somebody else's
-                    place = int(headers["partition"]), int(headers["offset"]), int(headers["index"])
-                    self._found.dead.add(place)
-                    if headers.get("reason") in reasons:
-                        self._found.refused_before.add(place)
+            letter = read_headers(record.headers)
+            if letter.topic == self._topics.actions and min(letter.partition, letter.offset) >= 0:
+                place = letter.partition, letter.offset, letter.index
+                self._found.dead.add(place)
+                if letter.reason in reasons:
+                    self._found.refused_before.add(place)
 
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)

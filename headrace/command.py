@@ -59,7 +59,7 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
 
 
 def _refused(error: Exception) -> Exception | None:
-    """What to do about an error of Kafka's, where somebody can do something."""
+    """The error to show for one of Kafka's that a person can fix; None for any other."""
     from wire.errors import HeadraceError
     from wire.kafka.refusal import refusal
 

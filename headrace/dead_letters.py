@@ -16,6 +16,7 @@ from headrace.config import Settings
 from stream.producer import ActionProducer
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
+from wire.dead_letter import read_headers
 from wire.errors import CodecError
 from wire.json_value import decode_json
 from wire.kafka.consumer import Span, connect, ends, read, spans
@@ -90,7 +91,7 @@ def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
         return []
     try:
         content: Any = decode_json(record.value)
-    except CodecError:  # a number that no double holds, in a field that nobody reads
+    except CodecError:  # a number that no double can hold, in a field that is not used
         return []
     letter = _described(record)
     actions = content if isinstance(content, list) else [content]
@@ -107,13 +108,13 @@ def _letters(consumer: KafkaConsumer, topic: str, first: int) -> Iterator[Any]:
 
 
 def _described(record: Any) -> dict[str, Any]:
-    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
+    letter = read_headers(record.headers)
     return {
         "offset": record.offset,
-        "reason": headers.get("reason", "unknown"),
-        "message": headers.get("message", ""),
-        "from": f"{headers.get('topic')}/{headers.get('partition')}/{headers.get('offset')}",
-        "index": int(index) if (index := headers.get("index", "")).isdecimal() else -1,
+        "reason": letter.reason,
+        "message": letter.message,
+        "from": letter.place,
+        "index": letter.index,
         "value": (record.value or b"").decode("utf-8", "replace")[:SHOWN_CHARACTERS],
     }
 

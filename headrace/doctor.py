@@ -17,6 +17,7 @@ from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import CodecError, HeadraceError
 from wire.kafka.admin import config_drift, make_admin, partition_counts
 from wire.kafka.consumer import Span, connect, follow, read, spans
@@ -191,10 +192,7 @@ def dead_letters(settings: Settings, consumer: KafkaConsumer) -> Finding:
     held = spans(consumer, topic)
     newest = {number: Span(max(span.first, span.end - NUM_LETTERS), span.end) for number, span in held.items()}
     num_all = sum(span.end - span.first for span in held.values())
-    reasons = Counter(
-        (dict(record.headers).get("reason") or b"unknown").decode("utf-8", "replace")
-        for record in read(consumer, topic, newest)
-    )
+    reasons = Counter(read_headers(record.headers).reason for record in read(consumer, topic, newest))
     if not reasons:
         return ok("dead letters", "none")
     words = f"{num_all:,}; of the newest {reasons.total():,}: " + ", ".join(

@@ -120,7 +120,9 @@ def disk(subject: str, folder: Path) -> Finding:
 
 
 def size(num_bytes: float) -> str:
-    """A number of bytes for people: 812 MB, 3.1 GB."""
+    """A number of bytes for people: 640 B, 812 MB, 3.1 GB."""
+    if num_bytes < 1e4:
+        return f"{num_bytes:.0f} B"
     for limit, unit, name in ((1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
         if num_bytes < limit:
             return f"{num_bytes / unit:.3g} {name}"

@@ -32,7 +32,7 @@ class Recount:
         self.num_produced = 0
         """Actions, and records that should have been one."""
         self.refused_before: set[tuple[int, int]] = set()
-        """(offset, index) of what an earlier configuration refused, whatever this one would say of it."""
+        """(offset, index) of what an earlier configuration refused, even if this one would not."""
         self.num_refused_before = 0
         self.dead: set[tuple[int, int]] = set()
         """(offset, index) of everything that should be a dead letter."""

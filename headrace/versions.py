@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
+from headrace.machine import size
 from wire.errors import VersionError
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
@@ -59,17 +60,13 @@ def _table(listed: list[Manifest], bootstrap: str) -> Table:
             f"{each.epoch}/{each.number}",
             each.kind,
             f"{each.epoch}/{each.onto_number}" if each.onto_number >= 0 else "–",
-            _size(each.num_bytes),
+            size(each.num_bytes),
             f"{each.num_interactions:,}",
             str(len(each.plan)),
             duration((now_ms - each.created_ms) / 1000),
             duration((each.created_ms - each.newest_record_ms) / 1000) if each.newest_record_ms > 0 else "–",
         )
     return table
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.2f} MB" if num_bytes >= 10_000 else f"{num_bytes} B"
 
 
 def duration(seconds: float) -> str:

@@ -1,56 +1,83 @@
-"""How often each kind is done with an item, and by a user: the prior that ranking starts from.
+"""How often each kind is done with an item, by a user, in a domain and with a feature: what ranking starts from.
 
-An item's rate is known after a few sightings, long before gradients have learned it. So every logit includes the item's
-log-odds, smoothed towards those of all items, and those of the user's own history; the network learns what they leave
-unexplained.
+An item's rate is known after a few sightings, long before gradients have found it. So its log-odds, smoothed towards
+those of all items, are a part of each of the network's logits, beside those of the user's own history. What is finally
+said of a kind rests on more counts, with the network's logit as one voice among them: `kernels.odds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
+from model.config import ModelConfig
+from model.tokens import DOMAINS, FEATURES
+from wire.errors import VersionError
+
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
 """How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
 NUM_PRIORS = 2
+TABLES = ("item", "domain", "feature")
+_WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
+_HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
+
+
+class Rows(Protocol):
+    """A table of keys."""
+
+    def lookup(self, keys_N: Int64, /) -> Int64:
+        """(N,) rows, 0 for keys without one."""
 
 
 class Rates:
-    """Counts by row of the item table: ``shown_V`` (V,) interactions, ``done_VK`` (V, K) those that had each kind.
+    """Counts by row of the items', domains' and features' tables, and the weights of what is made of them.
 
-    Row 0 counts all items without a row of their own.
+    Row 0 gathers what has no row. Deterministic in the order of calls; one writer.
     """
 
-    def __init__(self, num_kinds: int) -> None:
-        self.shown_V = np.zeros(64)
-        self.done_VK = np.zeros((64, num_kinds))
-        self.dirty_V = np.zeros(64, np.bool_)
-        self.total_shown, self.total_done_K = 0.0, np.zeros(num_kinds)
-
-    def _grow(self, num_rows: int) -> None:
-        more = max(num_rows, 2 * len(self.shown_V)) - len(self.shown_V)
-        if num_rows > len(self.shown_V):
-            self.shown_V = np.append(self.shown_V, np.zeros(more))
-            self.dirty_V = np.append(self.dirty_V, np.zeros(more, np.bool_))
-            self.done_VK = np.vstack([self.done_VK, np.zeros((more, self.done_VK.shape[1]))])
+    def __init__(self, config: ModelConfig, rules: OddsRules | None = None, *, backend: str = "auto") -> None:
+        self._rules, self._backend = rules or OddsRules(), "reference" if backend == "reference" else "auto"
+        num_features = config.num_features + config.num_user_features
+        self.arrays = OddsArrays.empty(len(config.kinds), int(config.use_domain), num_features)
 
     @property
-    def overall_K(self) -> Float64:  # noqa: N802  (shape suffix)
+    def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
+        """(V,) interactions with each item."""
+        return self.arrays.item_VC[:, 0]
+
+    @property
+    def done_VK(self) -> Float32:  # noqa: N802
+        """(V, K) those that had each kind."""
+        return self.arrays.item_VC[:, 1 : 1 + self.arrays.num_kinds]
+
+    @property
+    def overall_K(self) -> Float64:  # noqa: N802
         """(K,) rates over all items."""
-        return np.asarray((self.total_done_K + 1.0) / (self.total_shown + 2.0))
+        total_C = self.arrays.total_C
+        return np.asarray((total_C[1:] + 1.0) / (total_C[0] + 2.0))
+
+    def grow(self, table: str, num_rows: int) -> None:
+        """Make room for rows below ``num_rows`` of one of `TABLES`."""
+        counts = getattr(self.arrays, f"{table}_VC")
+        more = max(num_rows, 2 * len(counts)) - len(counts)
+        if num_rows > len(counts):
+            dirty = getattr(self.arrays, f"{table}_dirty_V")
+            setattr(self.arrays, f"{table}_VC", np.vstack([counts, np.zeros((more, counts.shape[1]), np.float32)]))
+            setattr(self.arrays, f"{table}_dirty_V", np.append(dirty, np.zeros(more, np.uint8)))
 
     def predict(self, rows_R: Int64) -> Float64:
-        """(R, K) smoothed rates."""
-        self._grow(int(rows_R.max(initial=0)) + 1)
-        done_RK = self.done_VK[rows_R] + ITEM_STRENGTH * self.overall_K
-        return np.asarray(done_RK / (self.shown_V[rows_R] + ITEM_STRENGTH)[:, None])
+        """(R, K) smoothed rates of items."""
+        self.grow("item", int(rows_R.max(initial=0)) + 1)
+        count_RC = self.arrays.item_VC[rows_R, : 1 + self.arrays.num_kinds].astype(np.float64)
+        return np.asarray((count_RC[:, 1:] + ITEM_STRENGTH * self.overall_K) / (count_RC[:, :1] + ITEM_STRENGTH))
 
     def prior(self, rows_R: Int64, user_done_RK: Float64, user_num_R: Float64) -> Float32:
         """(R, 2, K) log-odds of the item's rates, and how far the log-odds of the user's are above the overall ones.
@@ -62,61 +89,117 @@ class Rates:
         odds = [log_odds(self.predict(rows_R)), log_odds(user_RK) - log_odds(overall_K)]
         return np.stack(odds, axis=1).astype(np.float32)
 
-    def learn(self, rows_R: Int64, kinds_RK: Float32, is_new_R: Bools) -> None:
-        """Count the kinds done with these items; ``is_new_R``: the interaction was not counted before."""
-        if len(rows_R):
-            self._grow(int(rows_R.max()) + 1)
-            np.add.at(self.shown_V, rows_R, is_new_R)
-            np.add.at(self.done_VK, rows_R, kinds_RK)
-            self.dirty_V[rows_R] = True
-            self.total_shown += float(is_new_R.sum())
-            self.total_done_K = self.total_done_K + kinds_RK.sum(axis=0)
+    def learn(self, events: OddsEvents) -> Float32:
+        """(R, K) logits: predict, learn and count events, in their order."""
+        self._make_room(events)
+        return odds_learn(self.arrays, events, self._rules, backend=self._backend)
+
+    def score(self, events: OddsEvents) -> Float32:
+        """(R, K) logits of what may come; rows that nothing was counted of are as row 0 of an empty table."""
+        self._make_room(events)
+        return odds_predict(self.arrays, events, backend=self._backend)
+
+    def _make_room(self, events: OddsEvents) -> None:
+        domains_RA, features_RA = np.split(events.attribute_RA, [self.arrays.num_domains], axis=1)
+        for table, rows in zip(TABLES, (events.row_R, domains_RA, features_RA), strict=True):
+            self.grow(table, int(rows.max(initial=0)) + 1)
 
     def forget(self, rows_N: Int64) -> None:
-        """Clear rows that were evicted."""
-        rows = rows_N[rows_N < len(self.shown_V)]
-        self.total_shown -= float(self.shown_V[rows].sum())
-        self.total_done_K = self.total_done_K - self.done_VK[rows].sum(axis=0)
-        self.shown_V[rows], self.done_VK[rows], self.dirty_V[rows] = 0.0, 0.0, True
+        """These rows of the item table were evicted."""
+        arrays = self.arrays
+        rows = rows_N[rows_N < len(arrays.item_VC)]
+        arrays.total_C -= arrays.item_VC[rows, : 1 + arrays.num_kinds].sum(axis=0, dtype=np.float64)
+        arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, 1
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
-        """What a version carries: all rows in use, or those that changed since `mark_published`."""
-        met_V = (self.shown_V > 0) | (self.done_VK > 0).any(axis=1)
-        rows = np.flatnonzero(met_V if everything else self.dirty_V)
-        totals = np.append(self.total_shown, self.total_done_K)
-        return {"row_index": rows, "shown": self.shown_V[rows], "done": self.done_VK[rows], "totals": totals}
+        """What a version carries: all rows that were met, or those changed since `mark_published`; and all weights."""
+        found = {name: getattr(self.arrays, name).copy() for name in _WEIGHTS}
+        for table in TABLES:
+            counts = getattr(self.arrays, f"{table}_VC")
+            rows = np.flatnonzero(counts.any(axis=1) if everything else getattr(self.arrays, f"{table}_dirty_V"))
+            found |= {f"{table}_index": rows, f"{table}_VC": counts[rows]}
+        return found
 
     def mark_published(self) -> None:
-        """Start collecting the next changes: the caller delivers what `changes` returned."""
-        self.dirty_V[:] = False
+        """What `changes` gave is on its way."""
+        for table in TABLES:
+            getattr(self.arrays, f"{table}_dirty_V")[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
-        """Take over what a version carries, which may be nothing; a base replaces everything."""
+        """What a version carries (which may be nothing), into a reader's; a base replaces everything. Raises
+        `VersionError` for what another build, or another model, has published."""
         if is_base:
-            self.shown_V[:], self.done_VK[:] = 0.0, 0.0
+            for table in TABLES:
+                getattr(self.arrays, f"{table}_VC")[:] = 0.0
+        self.check(changes)
         if not changes:
             return
-        rows = changes["row_index"]
-        self._grow(int(rows.max(initial=0)) + 1)
-        self.shown_V[rows], self.done_VK[rows] = changes["shown"], changes["done"]
-        self.total_shown, self.total_done_K = float(changes["totals"][0]), changes["totals"][1:].copy()
+        for table in TABLES:
+            rows = changes[f"{table}_index"]
+            self.grow(table, int(rows.max(initial=0)) + 1)
+            getattr(self.arrays, f"{table}_VC")[rows] = changes[f"{table}_VC"]
+        for name in _WEIGHTS:
+            setattr(self.arrays, name, changes[name].copy())
+
+    def check(self, changes: Mapping[str, NDArray[Any]]) -> None:
+        """Whether `apply` can take what a version carries. Raises `VersionError`."""
+        if not changes:
+            return
+        expected = {name: getattr(self.arrays, name).shape for name in _WEIGHTS}
+        got = {name: changes[name].shape for name in _WEIGHTS if name in changes}
+        if got != expected:
+            raise VersionError(
+                f"rates: expected {expected}, got {got or sorted(changes)}; another build has published this version: "
+                "upgrade servers first, then the trainer, and let it publish a base"
+            )
+
+    def adopt(self, published: Rates) -> None:
+        """Go on from what a reader holds: all of it, but how surely the weights are known."""
+        own = {name: getattr(self.arrays, name) for name in _HOW_SURELY}
+        self.arrays = replace(published.arrays.copy(), **own)
+        self.mark_published()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights are; counts only ever grow by one."""
+        return all(bool(np.isfinite(getattr(self.arrays, name)).all()) for name in (*_WEIGHTS, *_HOW_SURELY))
 
     def copy(self) -> Rates:
-        """A copy that shares no mutable state."""
-        other = Rates(self.done_VK.shape[1])
-        other.load_state_dict(self.state_dict())
+        """The same, sharing nothing that changes."""
+        other = object.__new__(Rates)
+        other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
-        totals = np.append(self.total_shown, self.total_done_K)
-        return {"shown": self.shown_V, "done": self.done_VK, "dirty": self.dirty_V, "totals": totals}
+        return {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
-        self.shown_V, self.done_VK = state["shown"].copy(), state["done"].copy()
-        self.dirty_V = state["dirty"].copy()
-        self.total_shown, self.total_done_K = float(state["totals"][0]), state["totals"][1:].copy()
+        self.arrays = OddsArrays(**{name: array.copy() for name, array in state.items()})
+
+
+def attributes_of(
+    tables: Mapping[str, Rows], domain_R: Int64, feature_RF: Int64, config: ModelConfig
+) -> NDArray[np.int32]:
+    """(R, A) rows of what interactions have besides their item: its domain, its features, the user's."""
+    rows = [feature_RF[:, :0]]
+    if config.use_domain:
+        rows.append(_rows_of(tables, DOMAINS, domain_R[:, None]))
+    if feature_RF.shape[1]:
+        rows.append(_rows_of(tables, FEATURES, feature_RF))
+    return np.concatenate(rows, axis=1).astype(np.int32)
+
+
+def _rows_of(tables: Mapping[str, Rows], name: str, key_RA: Int64) -> Int64:
+    if name not in tables:
+        return np.zeros_like(key_RA)
+    return tables[name].lookup(np.ascontiguousarray(key_RA.reshape(-1))).reshape(key_RA.shape)
+
+
+def probability(logit_RK: Float32) -> Float64:
+    """The inverse of `log_odds`."""
+    return np.asarray(1.0 / (1.0 + np.exp(-logit_RK.astype(np.float64))))
 
 
 def log_odds(rate: Float64) -> Float64:

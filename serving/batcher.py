@@ -87,13 +87,16 @@ class _Waiting:
 
 
 class Batcher:
-    """Takes jobs, returns the bytes of their answers. `close` answers those that are waiting."""
+    """Takes jobs, returns the bytes of their answers. `close` answers those that are waiting.
+
+    ``cost``: what is already known about the cost of short requests.
+    """
 
     def __init__(
         self, engine: Engine, holder: WeightsManager, *, num_workers: int, max_batch: int, max_waiting: int,
-        max_wait_s: float = 1.0,
+        max_wait_s: float = 1.0, cost: CostModel | None = None,
     ) -> None:  # fmt: skip
-        self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s)
+        self._short = Lane("short", engine, holder, num_workers, float(max_batch), max_waiting, max_wait_s, cost=cost)
         self._long = Lane("long", engine, holder, 1, LONG_WEIGHT, max_waiting, max_wait_s, after=self._short)
         self._arriving = threading.local()
 
@@ -149,11 +152,12 @@ class Lane:
     """
 
     def __init__(self, name: str, engine: Engine, holder: WeightsManager, num_workers: int, max_batch_weight: float,
-                 max_waiting: int, max_wait_s: float, after: Lane | None = None) -> None:  # fmt: skip
+                 max_waiting: int, max_wait_s: float, *, after: Lane | None = None,
+                 cost: CostModel | None = None) -> None:  # fmt: skip
         self._after = after
         self.name, self.engine, self._holder = name, engine, holder
         self._max_batch_weight, self._max_waiting, self._max_wait_s = max_batch_weight, max_waiting, max_wait_s
-        self._cost, self._num_workers = CostModel(), num_workers
+        self._cost, self._num_workers = cost or CostModel(), num_workers
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
         self._is_closing = False
@@ -237,7 +241,7 @@ class Lane:
             return batch
 
     def _safely(self, batch: Sequence[_Waiting]) -> list[Outcome]:
-        """Whatever happens, everybody is answered, and the thread lives on."""
+        """The batch's outcomes; whatever happens, every request gets one, and the thread survives."""
         try:
             return self.outcomes([each.job for each in batch])
         except Exception as error:

@@ -24,6 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.odds import OddsEvents
+from model.config import ModelConfig
+from model.rates import attributes_of, probability
 from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
 from serving.columns import Columns, user_feature_rows
@@ -114,7 +117,7 @@ class Engine:
 
     @torch.inference_mode()
     def outputs(self, version: HeldVersion, asks: Sequence[Request]) -> Tensor:
-        """(R, M) what the network makes of each history at its end, from the tokens on; the learnt start for none."""
+        """(R, M) the network's output at the end of each history, computed without cache; the learnt start if empty."""
         network = version.network
         started = [
             _Progress(
@@ -234,19 +237,48 @@ class Engine:
         logits = [
             self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
         ]
-        probabilities = torch.sigmoid(torch.cat(logits)).cpu().numpy()
+        probabilities = self._odds(version, done, torch.cat(logits))
         known = version.tables[ITEMS].lookup(candidates) > 0
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
         return Result(candidates, probabilities, known)
 
+    def _odds(self, version: HeldVersion, done: _Progress, logit_CK: Tensor) -> NDArray[np.float32]:
+        """(C, K) what the network's logits and the counts together say of the candidates."""
+        assert done.ask.candidates is not None
+        assert version.tables.rates is not None
+        candidates, config, columns = done.ask.candidates, version.network.config, done.columns
+        num, num_past = len(candidates), len(columns)
+        asked = self._asked(done, config, candidates)
+        features_CF = np.concatenate([asked.features, asked.user_features], axis=1)
+        logits = version.tables.rates.score(
+            OddsEvents(
+                row_R=version.tables[ITEMS].lookup(candidates).astype(np.int32),
+                item_R=candidates,
+                attribute_RA=attributes_of(version.tables.tables, asked.domain_n, features_CF, config),
+                network_RK=logit_CK.float().cpu().numpy(),
+                bits_R=asked.bits_n,
+                is_new_R=np.ones(num, np.uint8),
+                order_R=np.arange(num),
+                past_item_n=np.ascontiguousarray(columns.item_n),
+                past_bits_n=np.ascontiguousarray(columns.bits_n),
+                past_begin_R=np.full(num, max(0, num_past - config.max_context)),
+                past_end_R=np.full(num, num_past),
+            )
+        )
+        return probability(logits).astype(np.float32)
+
+    def _asked(self, done: _Progress, config: ModelConfig, candidates: Int64) -> Columns:
+        """Candidates as interactions that have not happened."""
+        ask, num = done.ask, len(candidates)
+        domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
+        features = self.histories.features_of(candidates, config.num_features)
+        user_features = user_feature_rows(ask.user_features, config, num)
+        return Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
+
     def _rank_some(self, version: HeldVersion, done: _Progress, past: KeysValues, candidates: Int64) -> Tensor:
         """One pass over some candidates: one past, one position, one moment, and none sees another."""
         network, ask, num = version.network, done.ask, len(candidates)
-        domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
-        features = self.histories.features_of(candidates, network.config.num_features)
-        user_features = user_feature_rows(ask.user_features, network.config, num)
-        asked = Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
-        x_CM = network.item_tokens(version.tables, asked)
+        x_CM = network.item_tokens(version.tables, self._asked(done, network.config, candidates))
         y_CM = network.score_candidates(x_CM, ask.now_ms, past)
         assert version.tables.rates is not None
         rows_C, done_K = version.tables[ITEMS].lookup(candidates), done.columns.num_by_kind(len(network.config.kinds))

@@ -1,8 +1,8 @@
-"""Why an item is recommended: the parts of its score, and which interactions of the history weigh in each.
+"""Why an item is recommended: the parts of its score, and which interactions of the history contribute to each.
 
-The memory's part of a score is a sum, so what each past choice adds is exact (`kernels.memory.memory_shares`). The
-network's part is none: what an interaction means to it is measured, by leaving the interaction out and looking again,
-for the newest `NUM_PROBED`.
+The memory's part of a score is a sum, so the contribution of each past choice is exact
+(`kernels.memory.memory_shares`). The network's part is not a sum: the effect of an interaction is measured by leaving
+it out and scoring again, for the newest `NUM_PROBED`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from serving.holder import HeldVersion
 from wire.example import Interactions
 
 NUM_PROBED = 16
-"""So many of the newest interactions are left out, one after the other."""
+"""How many of the newest interactions are left out, one at a time."""
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Of C items (hashes), in their order, for a history of n interactions.
+    """Explains C items (hashes), in order, for a history of n interactions.
 
-    ``score_C``: as served; NaN where the item is not known. ``is_left_out_C``: it would not be recommended, and the
-    score is the one that it would have. ``standing_C``, ``network_C``, ``second_look_C`` and the sum of ``memory_nC``
-    over the history add up to the score. ``without_nC``: how much less the network's part would be without that
-    interaction; NaN where that was not measured. ``after_nC``, ``before_nC``: how often, decayed, users chose the item
-    after that interaction's item, and before it.
+    ``score_C``: as served; NaN for an unknown item. ``is_left_out_C``: the item would not be recommended; its score is
+    the one that it would have. ``standing_C``, ``network_C``, ``second_look_C`` (what the shortlist's network changes)
+    and the sum of ``memory_nC`` over the history add up to the score. ``without_nC``: how much lower the network's part
+    would be without the interaction; NaN if not measured. ``after_nC``, ``before_nC``: decayed counts of how often
+    users chose the item after the interaction's item, and before it.
     """
 
     item_C: Int64
@@ -53,7 +53,7 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None, *, probes: bool) -> Explanation:
-    """Explain ``items``, or what ``ask`` would be answered (None). ``version`` is the caller's, and held."""
+    """Explain ``items``, or (None) those that would be recommended. The caller holds ``version``."""
     item_C, score_C, is_left_out_C = _scored(engine, version, ask, items)
     table = version.tables[ITEMS]
     row_C, past_n = table.lookup(item_C), table.lookup(np.ascontiguousarray(ask.past.item_hash))
@@ -72,7 +72,7 @@ def _spread(
     item_C: Int64, known: Int64, score_C: Float64, is_left_out_C: NDArray[np.bool_], shares: MemoryShares,
     counts_n: Int64, without_nC: Float64,
 ) -> Explanation:  # fmt: skip
-    """What was found of the known items, at the places of all items and of the whole history."""
+    """Put the results for known items and chosen interactions in the places of all items and the whole history."""
     num, num_items = len(without_nC), len(item_C)
 
     def wide(part: Float64, rows: Int64 | slice = slice(None)) -> Float64:
@@ -97,7 +97,7 @@ def _spread(
 def _scored(
     engine: Engine, version: HeldVersion, ask: Request, items: Int64 | None
 ) -> tuple[Int64, Float64, NDArray[np.bool_]]:
-    """Items, their scores, and which would not be recommended."""
+    """The items, their scores, and which of them would not be recommended."""
     if items is None:
         (found,) = engine.answer(version, [ask])
         return found.items, found.scores.astype(float), np.zeros(len(found.items), np.bool_)
@@ -110,7 +110,7 @@ def _scored(
 
 
 def _logits(engine: Engine, version: HeldVersion, asks: Sequence[Request], row_C: Int64) -> Float64:
-    """(R, C) the network's logits of these rows, for each ask."""
+    """(R, C) the network's logits of these rows, for each request."""
     network = version.network
     query_RD = network.model.retrieval_query(engine.outputs(version, asks))
     table_CD = version.tables[ITEMS].derived[network.tensor(row_C)]
@@ -118,7 +118,7 @@ def _logits(engine: Engine, version: HeldVersion, asks: Sequence[Request], row_C
 
 
 def _without(ask: Request, place: int) -> Request:
-    """The same question, of a history that lacks one interaction."""
+    """The same request with a history that lacks one interaction."""
     past = ask.past
     rows = Interactions(*(np.delete(getattr(past, name), place, axis=0) for name in Interactions.__slots__))
     return replace(ask, past=rows)

@@ -52,20 +52,20 @@ class Heartbeat(threading.Thread):
         )  # fmt: skip
 
     def run(self) -> None:
-        """Announce until stopped, whatever happens: a server that answers and is not heard of is taken for dead."""
+        """Report until stopped, whatever happens: a server that answers without reporting would be taken for dead."""
         while not self._stopping.is_set():
             producer = self._connect()
             try:
                 while producer is not None and not self._stopping.wait(self._every_s):
-                    self._announce(producer)
+                    self._report(producer)
             except Exception:
-                logger.exception("status: the heartbeat failed, and begins again")
+                logger.exception("status: the heartbeat failed; starting it again")
                 self._stopping.wait(self._every_s)
             finally:
                 if producer is not None:
                     producer.close(timeout=1)
 
-    def _announce(self, producer: KafkaProducer) -> None:
+    def _report(self, producer: KafkaProducer) -> None:
         try:
             sent = producer.send(self._topic, key=self._component.encode(), value=encode_status(self.status()))
         except (KafkaError, AssertionError) as error:
@@ -74,12 +74,12 @@ class Heartbeat(threading.Thread):
             sent.add_errback(self._note)
 
     def _note(self, error: BaseException) -> None:
-        """Say what nobody but a person can mend, once; all else may be better in a second."""
+        """Log once what only an operator can fix; anything else may be gone in a second."""
         logger.debug("status: not sent (%s)", error)
         refused = refusal(error, self._kafka.bootstrap)
         if refused is not None and not self._is_refused:
             self._is_refused = True
-            logger.error("status: nobody hears of this server: %s", refused)
+            logger.error("status: this server's reports are refused: %s", refused)
 
     def _connect(self) -> KafkaProducer | None:
         while not self._stopping.is_set():

@@ -166,12 +166,12 @@ class ExplainJob:
 
     @property
     def weight(self) -> float:
-        """As many histories as are read; always in the lane of the long ones."""
+        """One for each history that is computed; always enough for the long lane."""
         num = len(self.request.items or ()) or self.request.k
         return 5.0 + NUM_PROBED * self.request.network + num / CANDIDATES_OF_WEIGHT_1
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
-        """None: `explain` asks what it needs."""
+        """Nothing to ask in advance: `explain` asks the engine itself."""
         return []
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
@@ -200,7 +200,7 @@ class ExplainJob:
         )  # fmt: skip
 
     def _reasons(self, version: HeldVersion, ask: Request, found: Explanation, place: int) -> list[Reason]:
-        """The interactions that weigh most, for it or against it."""
+        """The interactions with the largest contributions, positive or negative."""
         memory_n, without_n = found.memory_nC[:, place], found.without_nC[:, place]
         weight_n = np.abs(memory_n) + np.abs(np.nan_to_num(without_n))
         most = np.lexsort((-np.arange(len(weight_n)), -weight_n))[: self.request.reasons]
@@ -214,7 +214,7 @@ class ExplainJob:
 
 
 def _number(value: float) -> float | None:
-    """None for what is not a number."""
+    """The number, or None if it is not finite."""
     return float(value) if np.isfinite(value) else None
 
 

@@ -108,7 +108,7 @@ class ExplainRequest(_Asking, frozen=True, kw_only=True):
 
     items: Annotated[
         Annotated[list[Id], Meta(min_length=1, max_length=MAX_EXPLAINED)] | None,
-        Meta(description="items to explain; none: what would be recommended"),
+        Meta(description="items to explain; none: those that would be recommended"),
     ] = None
     k: Annotated[
         int, Meta(ge=1, le=MAX_EXPLAINED, description="without `items`: how many to recommend and explain",
@@ -116,12 +116,12 @@ class ExplainRequest(_Asking, frozen=True, kw_only=True):
     ] = 10  # fmt: skip
     exclude_seen: Annotated[bool | None, Meta(description="as /recommend")] = None
     reasons: Annotated[
-        int, Meta(ge=0, le=MAX_REASONS, description="interactions to name for each item, those that weigh most first",
+        int, Meta(ge=0, le=MAX_REASONS, description="interactions to list for each item, the largest effects first",
                   extra={"expected": f"an integer from 0 to {MAX_REASONS}"}),
     ] = 3  # fmt: skip
     network: Annotated[
         bool,
-        Meta(description="measure what the newest interactions mean to the network, which costs some milliseconds"),
+        Meta(description="measure the newest interactions' effect on the network, which takes some milliseconds"),
     ] = True
 
 
@@ -203,18 +203,18 @@ class SimilarAnswer(Struct, frozen=True, kw_only=True):
 
 
 class Reason(Struct, frozen=True, kw_only=True):
-    """One interaction of the history, and what it adds to an item's score."""
+    """An interaction of the history, and its effect on an item's score."""
 
     item: int | str
     title: str | None
     timestamp: int
-    memory: Annotated[float, Meta(description="what it adds by the memory; exact")]
+    memory: Annotated[float, Meta(description="its contribution to the memory's part; exact")]
     network: Annotated[
         float | None,
-        Meta(description="how much less the network's part would be without it; none where that was not measured"),
+        Meta(description="how much lower the network's part would be without it; none: not measured"),
     ]
-    after: Annotated[float, Meta(description="how often users chose the explained item after this one; decayed counts")]
-    before: Annotated[float, Meta(description="how often before it")]
+    after: Annotated[float, Meta(description="how often users chose the explained item after it; a decayed count")]
+    before: Annotated[float, Meta(description="how often users chose it before; a decayed count")]
 
 
 class ExplainedItem(Struct, frozen=True, kw_only=True):
@@ -224,19 +224,19 @@ class ExplainedItem(Struct, frozen=True, kw_only=True):
     title: str | None
     known: bool
     left_out: Annotated[
-        bool, Meta(description="would not be recommended, as the user has met it or it is not known; the score is what "
-                   "it would be")
+        bool, Meta(description="would not be recommended, because the user has met it or it is unknown; the score is "
+                   "the one that it would have")
     ]  # fmt: skip
-    score: Annotated[float | None, Meta(description="as /recommend gives it; none for an item that is not known")]
-    standing: Annotated[float | None, Meta(description="the item itself, whoever asks: how popular and how new it is")]
-    memory: Annotated[float | None, Meta(description="what users chose after and before the items of the history")]
+    score: Annotated[float | None, Meta(description="as in /recommend; none for an unknown item")]
+    standing: Annotated[float | None, Meta(description="the part that is the same for all users: popularity and age")]
+    memory: Annotated[float | None, Meta(description="from what users chose after and before the history's items")]
     network: Annotated[float | None, Meta(description="the network's logit, weighted")]
-    second_look: Annotated[float | None, Meta(description="what the comparison of the best items with each other adds")]
+    second_look: Annotated[float | None, Meta(description="what rescoring the best items with each other adds")]
     reasons: list[Reason]
 
 
 class ExplainAnswer(_Answer, frozen=True, kw_only=True):
-    """The items, best first, or in the order that they came."""
+    """The items, best first, or in the order of the request."""
 
     items: list[ExplainedItem]
 

@@ -90,8 +90,8 @@ OPERATIONS = (
     Operation(
         "POST", "/explain", "Answers", "Why these items?", ExplainAnswer, ExplainRequest, statuses=(503,),
         example={"user": "u1", "k": 3, "reasons": 2},
-        text="The parts of each score, which add up to it, and the interactions of the history that weigh most. The "
-        "memory's share of each is exact; the network's is measured by leaving the interaction out.",
+        text="The parts of each score, which add up to it, and the interactions of the history with the largest effect "
+        "on each. The memory's part of an effect is exact; the network's is measured by leaving the interaction out.",
     ),
     Operation("GET", "/version", "State", "Which version answers at present?", VersionAnswer, statuses=(503,)),
     Operation("GET", "/healthz", "State", "Is the server alive?", Health, role=""),

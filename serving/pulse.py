@@ -19,6 +19,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from wire.cluster import ClusterState
+from wire.dead_letter import read_headers
 from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, ends
 from wire.kafka.retry import StoppedError, wait_for_partitions
@@ -31,6 +32,8 @@ NUM_KEPT = 900
 SILENT_S = 10.0
 NUM_LETTERS = 1000
 """How many of the newest dead letters are read for their reasons when a server starts."""
+MAX_REASONS = 50
+"""Reasons of dead letters that are counted apart: anybody may write some of his own."""
 RATE_OVER_S = 5.0
 STAGES = ("ingest", "sequence", "train", "publish", "serve")
 
@@ -109,21 +112,21 @@ class Pulse:
         self.num_points = 0
 
     def note_lag(self, value: bytes | None) -> None:
-        """A message of the lag topic."""
+        """Take a message of the lag topic."""
         self._lag = decode_lag(value) or self._lag
 
     def note_status(self, value: bytes) -> None:
-        """An earlier message of the status topic."""
+        """Take a message that was in the status topic at startup."""
         self.cluster.note(value)
 
     def hear_status(self, value: bytes, now_ms: int) -> None:
-        """One that has just come."""
+        """Take a message that has just arrived in the status topic."""
         self.cluster.hear(value, now_ms)
 
     def note_letter(self, headers: list[tuple[str, bytes]]) -> None:
         """Count a dead letter."""
-        reason = next((value for name, value in headers if name == "reason"), b"?") or b"?"
-        self._reasons[reason.decode(errors="replace")[:40]] += 1
+        reason = read_headers(headers).reason[:40]
+        self._reasons[reason if reason in self._reasons or len(self._reasons) < MAX_REASONS else "others"] += 1
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
@@ -218,7 +221,7 @@ class PulseFollower(threading.Thread):
         self._stopping = threading.Event()
         self._due_s = 0.0
         self._ends: dict[str, int] = {}
-        """Where the topics ended when they were first looked at; what is before that is the past."""
+        """Where the topics ended at first; records before that are not new."""
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -242,7 +245,7 @@ class PulseFollower(threading.Thread):
                 self._sample()
                 self._stopping.wait(EVERY_S)
             except Exception:
-                logger.exception("following the page's topics failed, and begins again")
+                logger.exception("following the page's topics failed; starting again")
                 self._stopping.wait(EVERY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:

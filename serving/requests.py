@@ -43,7 +43,7 @@ class RequestBuilder:
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
     def explain(self, version: HeldVersion, request: ExplainRequest) -> Request:
-        """What would be recommended."""
+        """The request for what would be recommended."""
         return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen)
 
     def _build(self, version: HeldVersion, request: RecommendRequest | RankRequest | ExplainRequest, *, k: int,

@@ -63,7 +63,7 @@ class PinFollower(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        """Follow until stopped; begin again whenever the broker was away, or anything else happened."""
+        """Follow until stopped; start over whenever the broker has been away, or after any other failure."""
         is_told = False
         while not self._stopping.is_set():
             try:
@@ -73,10 +73,10 @@ class PinFollower(threading.Thread):
                 refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
                 level = logging.ERROR if refused and not is_told else logging.DEBUG
                 is_told = is_told or refused
-                logger.log(level, "control topic: no pin can be read: %s", error)
+                logger.log(level, "control topic: pins cannot be read: %s", error)
             except Exception:
                 logger.exception(
-                    "control topic: following it failed, and begins again; a new pin is not seen until then"
+                    "control topic: following it failed; starting again, and until then no new pin is seen"
                 )
             self._rollout.known.set()
             self._stopping.wait(RETRY_S)

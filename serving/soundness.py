@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from model.probe import probe_outputs
+from model.rates import Rates
 from model.tokens import ITEMS
 from serving.network import Network
 from wire.errors import VersionError
@@ -30,6 +31,7 @@ def check_sound(version: Version, network: Network) -> None:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise VersionError(f"{name} of the {part} is not finite")
+    Rates(network.config).check(snapshot.rates)
     _check_few_items(version, network)
     _check_probe(version, network)
 

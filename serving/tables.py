@@ -153,7 +153,7 @@ class TableSet:
             self.tables = {}
         self.apply_rows(change.tables, derive)
         if self.memory is None or self.rates is None or is_base:
-            self.memory, self.rates = Memory(config, backend=self.backend), Rates(len(config.kinds))
+            self.memory, self.rates = Memory(config, backend=self.backend), Rates(config, backend=self.backend)
         self.memory.apply(change.memory, is_base=is_base)
         self.rates.apply(change.rates, is_base=is_base)
 

@@ -120,7 +120,7 @@ class Emitter:
     ) -> Draft:
         """An example of places ``first`` to ``end - 1`` of segment ``index``, with the next number but not counted.
 
-        What is known only at the end of a batch is missing: `state.sequencer.Sequencer` stamps it on.
+        What is known only at the end of a batch is missing: `Sequencer.drain_drafts` adds it.
         """
         if end - first == self._segment_len:
             stored = user.stored(index)

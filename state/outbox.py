@@ -15,6 +15,7 @@ from rocksdict import WriteBatch
 from state.database import Database
 from state.meta import corrupt
 from wire.action import Rejection
+from wire.dead_letter import DeadLetter
 from wire.errors import CodecError
 from wire.example_codec import Header, restamp, unpack
 from wire.topics import example_key
@@ -40,7 +41,7 @@ class OutboxEntry:
     record_ms: int
 
 
-class _DeadLetter(msgspec.Struct, array_like=True):
+class _StoredLetter(msgspec.Struct, array_like=True):
     key: bytes
     value: bytes
     headers: list[tuple[str, bytes]]
@@ -48,23 +49,13 @@ class _DeadLetter(msgspec.Struct, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_DeadLetter)
+_decoder = msgspec.msgpack.Decoder(_StoredLetter)
 
 
 def stored_dead_letter(rejection: Rejection, topic: str, partition: int, offset: int, record_ms: int) -> bytes:
-    """What the store keeps of a rejection: key and headers say where the refused bytes came from."""
-    headers = [
-        ("reason", rejection.reason), ("message", rejection.message), ("topic", topic), ("partition", str(partition)),
-        ("offset", str(offset)), ("index", str(rejection.index)),
-    ]  # fmt: skip
-    return _DEAD_LETTER + _encoder.encode(
-        _DeadLetter(
-            f"{topic}/{partition}/{offset}".encode(),
-            rejection.raw,
-            [(name, text.encode("utf-8", "replace")) for name, text in headers],
-            record_ms,
-        )
-    )
+    """What the store keeps of a rejection."""
+    letter = DeadLetter(rejection.reason, rejection.message, topic, partition, offset, rejection.index)
+    return _DEAD_LETTER + _encoder.encode(_StoredLetter(letter.key, rejection.raw, letter.headers(), record_ms))
 
 
 def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> OutboxEntry:

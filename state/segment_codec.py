@@ -19,7 +19,7 @@ from array import array
 from typing import Any, NamedTuple
 
 from state.segment import Segment
-from wire.example_codec import DOMAINS, FEATURES, IDS, LONG_TIMES, SESSIONS, VALUES
+from wire.example_codec import DOMAINS, FEATURES, IDS, LONG_TIMES, SESSIONS, VALUES, bits_width
 
 _HEAD = struct.Struct("<qHHBBI")
 _NUMBER = struct.Struct("<I")
@@ -77,9 +77,9 @@ def cut(segment: Segment, first: int, end: int) -> Cut:
     times, bits, flags = segment.times[first:end], segment.bits[first:end], segment.flags
     num, first_ms, long_times = len(times), times[0], 0
     if num == 1:
-        time_column, width = b"\0\0\0\0", _width(bits[0])
+        time_column, width = b"\0\0\0\0", bits_width(bits[0])
     else:
-        width = _width(max(bits))
+        width = bits_width(max(bits))
         try:
             time_column = array("I", [time_ms - first_ms for time_ms in times]).tobytes()
         except OverflowError:
@@ -144,7 +144,3 @@ def unpack(index: int, stored: bytes, num_features: int) -> Segment:
         raise ValueError(f"expected segment {index}, got another one")
     segment.packed = stored
     return segment
-
-
-def _width(most: int) -> int:
-    return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4

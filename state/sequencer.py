@@ -28,7 +28,7 @@ from state.user import User
 from wire.action import Action
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Address, Counts, Example
-from wire.example_codec import Header, view
+from wire.example_codec import view
 
 
 class Outcome(Enum):
@@ -174,8 +174,13 @@ class Sequencer:
     def drain_drafts(self) -> list[Draft]:
         """`drain`, for callers that need only the bytes."""
         drafts = self._emitter.drain()
+        counted_offset, counts = self.counted_upto, self.counts
         for header, _ in drafts:
-            self._stamp(header)
+            header.writer_epoch = self.writer_epoch
+            header.applied_offset = self.applied_offset
+            header.replay_from_offset = self._batch_start
+            header.newest_event_ms = self.newest_event_ms
+            header.counted_offset, header.counts = counted_offset, counts
         self._batch_start = self.applied_offset + 1
         if drafts:
             drafts[-1][0].replay_from_offset = self._batch_start
@@ -191,26 +196,6 @@ class Sequencer:
             return False
         self.users[address.user] = user
         return True
-
-    def kept(self, user: User) -> list[Example]:
-        """A user's segments as they are, oldest first, as examples that teach nothing and have no number."""
-        self._emitter.complete(user)
-        examples = []
-        for index in range(user.first_segment, user.tail.index + 1):
-            end = len(user.tail) if index == user.tail.index else self._segment_len
-            header, columns = self._emitter.draft(user, index, 0, end, 0, self.applied_record_ms, {})
-            self._stamp(header)
-            header.number = -1
-            examples.append(view(header, columns))
-        return examples
-
-    def _stamp(self, header: Header) -> None:
-        """Add what is known only at the end of a batch."""
-        header.writer_epoch = self.writer_epoch
-        header.applied_offset = self.applied_offset
-        header.replay_from_offset = self._batch_start
-        header.newest_event_ms = self.newest_event_ms
-        header.counted_offset, header.counts = self.counted_upto, self.counts
 
     # Rules
 

@@ -290,11 +290,6 @@ class PartitionStore:
             self._commit(self._sequencer.drain_drafts(), ())
         return num_written
 
-    def read_user(self, name: str) -> list[Example]:
-        """A user's current segments, oldest first, as examples that teach nothing."""
-        user = self._sequencer.users.get(name) or self._users.load(name)
-        return [] if user is None else self._sequencer.kept(user)
-
     # Opening and closing
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-
 """What programs write for a missing value."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _UTC = re.compile(r" ?(UTC|GMT)$")
-"""As some databases write it behind a time."""
+"""As some databases write it after a time."""
 _SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
 
 

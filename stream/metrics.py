@@ -29,6 +29,10 @@ class WorkerMetrics:
         self.fenced = Counter("headrace_worker_fenced", "Partitions taken by another writer.", registry=registry)
         self.restores = Counter("headrace_worker_restores", "Stores rebuilt from Kafka.", registry=registry)
         self.restarts = Counter("headrace_worker_restarts", "Restarts of the Faust app.", registry=registry)
+        self.held = Gauge(
+            "headrace_worker_held_records", "Records that an open transaction holds back.", ("partition",),
+            registry=registry,
+        )  # fmt: skip
         self.batch_seconds = Histogram(
             "headrace_worker_batch_seconds", "Duration of one write batch.", registry=registry,
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),

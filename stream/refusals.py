@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from state.outbox import OutboxEntry
 from stream.logs import log
 from stream.metrics import WorkerMetrics
+from wire.dead_letter import DeadLetter, read_headers
 
 WARN_EVERY_S = 30.0
 
@@ -23,19 +24,17 @@ class Refusals:
 
     def note(self, letters: Iterable[OutboxEntry]) -> None:
         """Count dead letters that have reached the broker."""
-        latest: dict[str, dict[str, str]] = {}
-        for letter in letters:
-            headers = {name: value.decode("utf-8", "replace") for name, value in letter.headers}
-            reason = headers.get("reason", "unknown")
-            self._metrics.refused.labels(reason).inc()
-            self._since[reason] += 1
-            latest[reason] = headers
+        latest: dict[str, DeadLetter] = {}
+        for entry in letters:
+            letter = read_headers(entry.headers)
+            self._metrics.refused.labels(letter.reason).inc()
+            self._since[letter.reason] += 1
+            latest[letter.reason] = letter
         now_s = time.monotonic()
-        for reason, headers in latest.items():
+        for reason, letter in latest.items():
             if now_s - self._warned_s.get(reason, -self._every_s) >= self._every_s:
                 self._warned_s[reason] = now_s
                 log.warning(
                     "actions are refused; see: headrace dead-letters", reason=reason, num=self._since.pop(reason),
-                    message=headers.get("message"), topic=headers.get("topic"), partition=headers.get("partition"),
-                    offset=headers.get("offset"),
+                    message=letter.message, topic=letter.topic, partition=letter.partition, offset=letter.offset,
                 )  # fmt: skip

@@ -27,6 +27,7 @@ from state.errors import StoreError, StoreLocked
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
+from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
@@ -122,7 +123,7 @@ class Worker:
         log.info("worker stopped", component=self.component)
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """A task that ends by itself ends the worker: nobody would hear of it, or of its topics, any more."""
+        """End the worker if a task ends by itself: its reports or checks would silently stop."""
         try:
             await work
         except Exception as error:  # noqa: BLE001
@@ -192,21 +193,25 @@ class Worker:
 
     async def _beat(self) -> None:
         """Every second: look up the ends of the partitions, make stalled ones catch up, and report."""
+        kafka = self.settings.kafka
         away_since_s: float | None = None
+        held_back = HeldBack(self.topics.actions, self.metrics)
         while True:
             try:
-                async with plain_consumer(self.settings.kafka) as consumer:
+                async with plain_consumer(kafka) as consumer, plain_consumer(kafka, "read_uncommitted") as everything:
                     while True:
                         await asyncio.sleep(BEAT_S)
                         async with asyncio.timeout(ANSWER_S):
-                            ends = await end_offsets(consumer, self.topics.actions, sorted(self.partitions))
+                            numbers = sorted(self.partitions)
+                            ends = await end_offsets(consumer, self.topics.actions, numbers)
+                            held_back.note(ends, await end_offsets(everything, self.topics.actions, numbers))
                             self._look_after(ends)
                             await self._report()
                         if away_since_s is not None:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -245,7 +250,7 @@ class Worker:
         status = WorkerStatus(
             component=self.component, time_ms=time.time_ns() // 1_000_000, partitions=statuses, disk=self._disk
         )
-        # It may get lost: the next one follows in a second. But if one is refused, all of them will be.
+        # It may get lost: the next one follows in a second. But if one is refused, all will be.
         sent = await self.producer.send(self.topics.status, 0, self.component.encode(), encode_status(status))
         sent.add_done_callback(self._note_refusal)
 
@@ -284,7 +289,7 @@ def alone_on(folder: Path, prefix: str) -> Iterator[str]:
 
 
 def _name_of(held: TextIO, folder: Path) -> str:
-    """The disk's name, which its lock file holds."""
+    """The disk's name, which is stored in its lock file."""
     try:
         held.seek(0)
         disk = held.read().strip()
@@ -293,9 +298,9 @@ def _name_of(held: TextIO, folder: Path) -> str:
             held.write(disk)
             held.flush()
     except OSError as error:
-        with suppress(OSError):  # what could not be written is tried once more
+        with suppress(OSError):  # a failed write is tried once more
             held.close()
-        raise StoreError(f"{folder}: expected room to write, got {error.strerror}; free some, then start") from error
+        raise StoreError(f"{folder}: expected free space, got {error.strerror}; free some, then start") from error
     return disk
 
 

@@ -27,7 +27,7 @@ Int64 = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 Bools = NDArray[np.bool_]
 _SPREAD = np.int64(0x1E3779B97F4A7C15)
-"""Odd: users' keys times it stay apart, and far apart."""
+"""Odd, so that distinct users' keys stay distinct when multiplied by it, and far apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ class JaggedBatch:
 
     @property
     def key_R(self) -> Int64:  # noqa: N802  (shape suffix)
-        """A number of each target's interaction, the same in every step that has a piece of it."""
+        """(R,) identifies each target's interaction, in every step that has a piece of it."""
         return self.user_key_B[self.owner_n[self.target_R]] * _SPREAD + self.age_R
 
     @property

@@ -24,10 +24,10 @@ from safetensors.numpy import save as save_tensors
 
 from trainer.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 NUM_KEPT = 2
 NUM_DIGITS = 12
-"""Of the numbers in names of files."""
+"""Digits of the numbers in file names."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -127,7 +127,7 @@ class CheckpointFolder:
 
 
 def numbered(folder: Path, kind: str) -> list[int]:
-    """The numbers behind ``kind-`` of what is there, ascending; what somebody else put beside it is passed over."""
+    """The numbers of files named ``kind-<number>``, ascending; other files are ignored."""
     found = (each.name.removeprefix(f"{kind}-") for each in folder.glob(f"{kind}-*"))
     return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
 

@@ -68,7 +68,7 @@ class Claimant:
             name = path.read_text().strip()
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free space or fix the rights"
+                f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free some space or fix the permissions"
             ) from error
         return Claimant(f"{platform.node()}/{folder.resolve()}/{name}", process)
 

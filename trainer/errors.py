@@ -10,11 +10,11 @@ class TrainerError(HeadraceError):
 
     TrainerError
     ├── SourceError          examples are missing, damaged or do not fit the model
-    │   └── HoleError        numbers are missing from the sequences topic
+    │   └── GapError         numbers are missing from the sequences topic
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     ├── UnsoundError         learning leaves numbers that are not finite
-    ├── ReporterError        nobody hears of this trainer any more
+    ├── ReporterError        the thread that reports lag and heartbeats has failed
     └── FencedError          another trainer has taken over
     """
 
@@ -23,7 +23,7 @@ class SourceError(TrainerError):
     """Examples are missing, damaged, or do not fit the model."""
 
 
-class HoleError(SourceError):
+class GapError(SourceError):
     """Outbox numbers of a partition are missing from the sequences topic."""
 
 
@@ -40,7 +40,7 @@ class UnsoundError(TrainerError):
 
 
 class ReporterError(TrainerError):
-    """The thread that reports lag and heartbeats has ended."""
+    """The thread that reports lag and heartbeats has failed."""
 
 
 class FencedError(TrainerError):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels.memory import MemoryOutcome
 from model.embedding import EmbeddingTable
-from model.rates import Rates
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
@@ -65,6 +64,14 @@ class Forward:
     """Whether weights and leaves have theirs already."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """Of R targets the (R, K) probability of each kind, and what the item's rate alone says."""
+
+    probability_RK: NDArray[np.float64]
+    by_rate_RK: NDArray[np.float64]
+
+
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array as a tensor on a device."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -77,16 +84,14 @@ class Evaluator:
         self,
         config: TrainerConfig,
         popularity: PopularityBaseline,
-        rates: Rates,
         metrics: PrequentialMetrics,
     ) -> None:
-        self._config, self._popularity, self._rates, self._metrics = config, popularity, rates, metrics
+        self._config, self._popularity, self._metrics = config, popularity, metrics
 
-    @torch.no_grad()
     def count(
         self,
         batch: JaggedBatch,
-        forward: Forward,
+        predicted: Ranked,
         recalled: MemoryOutcome,
         known_V: NDArray[np.bool_],
         seen_rows_n: Int64,
@@ -122,8 +127,8 @@ class Evaluator:
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
                 key_R=batch.key_R,
-                probability_RK=torch.sigmoid(forward.logits_RK).double().cpu().numpy(),
-                baseline_RK=self._rates.predict(target_R),
+                probability_RK=predicted.probability_RK,
+                baseline_RK=predicted.by_rate_RK,
                 done_RK=batch.learned_RK > 0,
                 is_new_R=batch.is_new_R,
             )

@@ -115,7 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[int, PlanStep | None]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise JournalError(f"journal {path}: cannot be read ({error.strerror}); fix the rights, or the disk") from error
+        raise JournalError(f"journal {path}: cannot be read ({error.strerror}); fix permissions or disk") from error
     for line in content.split(b"\n"):
         digest, _, text = line.partition(b" ")
         if xxhash.xxh3_64_hexdigest(text).encode() != digest:

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from kafka import TopicPartition
 
-from trainer.errors import HoleError, SourceError
+from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
 from trainer.source import Marks, Position
 from wire.config import KafkaConfig
@@ -59,7 +59,7 @@ class KafkaSource:
         self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
-        self.num_lost = self._num_holes = self._num_told = 0
+        self.num_lost = self._num_gaps = self._num_told = 0
         for where in self._partitions:
             position = self.positions.setdefault(where.partition, Position())
             self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
@@ -141,9 +141,9 @@ class KafkaSource:
 
     def _tell_lost(self) -> None:
         """Log the total lost in one line, once no more examples arrive."""
-        if self._num_holes > max(1, self._num_told):
-            log.error("examples lost so far", num_examples=self.num_lost, num_holes=self._num_holes)
-        self._num_told = self._num_holes
+        if self._num_gaps > max(1, self._num_told):
+            log.error("examples lost so far", num_examples=self.num_lost, num_gaps=self._num_gaps)
+        self._num_told = self._num_gaps
 
     def _read(self, partition: int, record: Any) -> Example | None:
         """Decode a record. Raises `SourceError` if a worker's fence gives its bits and columns another meaning."""
@@ -163,10 +163,10 @@ class KafkaSource:
             return None
         verdict = self._logs[partition].feed(example)
         if verdict is Verdict.GAP:
-            self._meet_hole(partition, offset, example)
+            self._meet_gap(partition, offset, example)
         return example if verdict in (Verdict.ACCEPT, Verdict.GAP) else None
 
-    def _meet_hole(self, partition: int, offset: int, example: Example) -> None:
+    def _meet_gap(self, partition: int, offset: int, example: Example) -> None:
         gap = self._logs[partition].gap
         assert gap is not None
         what = (
@@ -174,13 +174,13 @@ class KafkaSource:
             f"{gap.got - gap.expected} were compacted or deleted before this trainer read them"
         )
         if self._on_gap == "stop":
-            raise HoleError(
+            raise GapError(
                 f'{what}. Raise kafka.min_compaction_lag_s; to go on without them set trainer.on_gap = "skip"; '
                 "without a checkpoint, start with --from-published"
             )
         self.num_lost += gap.got - gap.expected
-        self._num_holes += 1
-        if self._num_holes == 1:
+        self._num_gaps += 1
+        if self._num_gaps == 1:
             log.error("examples lost, going on without them", what=what)
         self._logs[partition].take(example)
 

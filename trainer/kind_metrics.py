@@ -1,11 +1,11 @@
-"""Ranking metrics of outcomes that arrive late: each interaction is predicted once, when it is new, and what comes of
-it is compared with that prediction, whenever it comes.
+"""Ranking metrics with late outcomes: each interaction is predicted once, when it is new, and its kinds are compared
+with that prediction, whenever they arrive.
 
-Normalised entropy (log loss over the entropy of the average rate; He et al., ADKDD 2014), AUC and calibration (how
-often a kind was predicted, over how often it came) of each kind, in all and over the newest interactions. A kind that
-has not come counts as absent until it comes; then the sums become what they would be, had it been there at once. The
-window ends where most late kinds have come (`NUM_LAGS`, `COME_BY_THEN`), or it would show a model as too hopeful that
-is right about what is still to come.
+Normalised entropy (log loss over the entropy of the average rate; He et al., ADKDD 2014), AUC and calibration
+(predicted over observed) of each kind, over everything and over the newest interactions. A kind counts as absent until
+it arrives; then the sums become what they would be if it had been there at once. The window ends where most late kinds
+have arrived (`NUM_LAGS`, `COME_BY_THEN`); otherwise a model that is right about kinds still to come would seem to
+predict too much.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 NUM_AUC_BINS = 2048
 MOST_REMEMBERED = 1 << 17
-"""So many of the newest interactions can still get a kind that counts."""
+"""For how many of the newest interactions a late kind still counts, beyond the window."""
 NUM_LAGS, COME_BY_THEN = 1000, 95
-"""The window leaves out the newest interactions: as many as came before this percentage of the last late kinds."""
+"""The window leaves out as many of the newest interactions as this percentile of the last late kinds' lags."""
 _SUMS = ("entropy", "calibration", "auc_bins")
 
 
@@ -37,7 +37,7 @@ def binary_log_loss(probability: NDArray[np.floating[Any]], label: NDArray[Any] 
 
 
 class FirstPredictions:
-    """What was predicted of the newest interactions when they were new, and the kinds that they have by now."""
+    """The predictions for the newest interactions, made when they were new, and the kinds that they have now."""
 
     def __init__(self, most: int, num_kinds: int) -> None:
         self.key = np.zeros(most, np.int64)
@@ -48,7 +48,7 @@ class FirstPredictions:
         self._row_of: dict[int, int] = {}
 
     def extend(self, key_R: Int64, model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> None:
-        """Append interactions, forgetting the oldest."""
+        """Append interactions, overwriting the oldest."""
         most = len(self.key)
         first = max(0, len(key_R) - most)
         rows = (self.next + np.arange(len(key_R) - first)) % most
@@ -65,7 +65,7 @@ class FirstPredictions:
                 del self._row_of[key]
 
     def find(self, key_R: Int64) -> Int64:
-        """The row of each interaction; -1 where it is forgotten."""
+        """The row of each interaction; -1 if it is forgotten."""
         return np.array([self._row_of.get(key, -1) for key in key_R.tolist()], np.int64)
 
     def newest(self, num: int, lag: int = 0) -> Int64:
@@ -73,7 +73,7 @@ class FirstPredictions:
         return (self.next - 1 - np.arange(min(lag, self.filled), min(lag + num, self.filled))) % len(self.key)
 
     def lag_of(self, rows: Int64) -> Int64:
-        """How many interactions are newer than those."""
+        """How many interactions are newer than those of the rows."""
         return (self.next - 1 - rows) % len(self.key)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -93,7 +93,7 @@ class FirstPredictions:
 
 
 class KindMetrics:
-    """Sums over everything, and a window of the newest ``window`` interactions."""
+    """Sums over all interactions, and a window of ``window`` of the newest."""
 
     def __init__(self, kinds: tuple[str, ...], window: int) -> None:
         self.kinds, self._window = kinds, window
@@ -106,13 +106,13 @@ class KindMetrics:
 
     @property
     def num(self) -> int:
-        """Interactions counted."""
+        """How many interactions were counted."""
         return int(self.entropy[0, 0])
 
     def add(self, key_R: Int64, model_RK: Float64, baseline_RK: Float64, done_RK: Bools, is_new_R: Bools) -> None:
-        """Count a batch: new interactions with the kinds that they have, and kinds that came to earlier ones.
+        """Count a batch: new interactions with the kinds that they have, and late kinds of earlier ones.
 
-        ``key_R`` names an interaction; the predictions of earlier ones are not looked at.
+        ``key_R`` identifies interactions; the batch's predictions for earlier ones are ignored.
         """
         new = np.flatnonzero(is_new_R)
         model, baseline = model_RK[new].astype(np.float32), baseline_RK[new].astype(np.float32)
@@ -140,12 +140,12 @@ class KindMetrics:
         _count_auc_bins(self.auc_bins, model, np.zeros_like(came_RK), came_RK, sign=-1)
 
     def report(self) -> dict[str, Any]:
-        """Everything so far: see `_report`."""
+        """The metrics over everything so far: see `_report`."""
         aucs = [_binned_auc(bins) for bins in self.auc_bins]
         return _report(self.kinds, self.entropy, self.calibration, aucs)
 
     def window_report(self) -> dict[str, Any]:
-        """The same of the newest interactions."""
+        """The metrics over the window."""
         model, baseline, done = self._newest()
         bins = np.zeros((len(self.kinds), 2, NUM_AUC_BINS), np.int64)
         _count_auc_bins(bins, model, done, np.ones_like(done))
@@ -153,7 +153,7 @@ class KindMetrics:
         return _report(self.kinds, _entropy_sums(model, baseline, done), _expected_and_done(model, done), aucs)
 
     def window_calibration(self) -> float | None:
-        """Predicted over observed, of all kinds of the newest interactions; None before anything was observed."""
+        """Predicted over observed, for all kinds together, over the window; None before anything was observed."""
         model, _, done = self._newest()
         expected, came = _expected_and_done(model, done).sum(axis=0).tolist()
         return _ratio(expected, came)
@@ -177,7 +177,7 @@ class KindMetrics:
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`.
 
-        A checkpoint of a build that kept no first predictions counted late kinds otherwise: what it counted is left.
+        Older builds kept no first predictions and counted late kinds differently: their counts are ignored.
         """
         if "first_key" not in state:
             return
@@ -190,19 +190,19 @@ class KindMetrics:
 
 
 def _entropy_sums(model_RK: Float32, baseline_RK: Float32, done_RK: Bools) -> Float64:
-    """(K, 4) how many interactions, how many have the kind, and the two predictions' losses."""
+    """(K, 4) how many interactions, how many have the kind, and the losses of the two predictions."""
     num, num_kinds = done_RK.shape
     losses = [binary_log_loss(part, done_RK).sum(axis=0) for part in (model_RK, baseline_RK)]
     return np.stack([np.full(num_kinds, float(num)), done_RK.sum(axis=0, dtype=np.float64), *losses], axis=1)
 
 
 def _expected_and_done(model_RK: Float32, done_RK: Bools) -> Float64:
-    """(K, 2) how many interactions were expected to have each kind when they were new, and how many have it by now."""
+    """(K, 2) how many interactions were predicted to have each kind when they were new, and how many have it now."""
     return np.stack([model_RK.sum(axis=0, dtype=np.float64), done_RK.sum(axis=0, dtype=np.float64)], axis=1)
 
 
 def _count_auc_bins(bins_K2B: Int64, model_RK: Float32, done_RK: Bools, counts_RK: Bools, sign: int = 1) -> None:
-    """Add to the bins of probabilities, without and with each kind, those that count."""
+    """Add ``sign`` to the bins of probabilities, without and with each kind, where ``counts_RK``."""
     bins_RK = np.minimum((model_RK.astype(np.float64) * NUM_AUC_BINS).astype(np.int64), NUM_AUC_BINS - 1)
     places_RK = (2 * np.arange(model_RK.shape[1]) + done_RK) * NUM_AUC_BINS + bins_RK
     np.add.at(bins_K2B.reshape(-1), places_RK[counts_RK], sign)
@@ -223,7 +223,7 @@ def _binned_auc(bins: Int64) -> float | None:
 def _report(
     kinds: tuple[str, ...], sums_K4: Float64, calibration_K2: Float64, aucs: list[float | None]
 ) -> dict[str, Any]:
-    """By kind, and ``all``: summed losses over summed entropies of the kinds that were done sometimes, not always."""
+    """By kind, and ``all``: summed losses over summed entropies, of kinds whose rate is neither 0 nor 1."""
     report: dict[str, Any] = {}
     total = np.zeros(3)
     for index, (kind, auc) in enumerate(zip(kinds, aucs, strict=True)):

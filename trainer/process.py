@@ -90,7 +90,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
     finally:
         reporter.stop()
     if reporter.failure is not None:
-        raise ReporterError(f"the reporter of lag and heartbeats has ended: {reporter.failure}") from reporter.failure
+        raise ReporterError(f"the reporter of lag and heartbeats has failed: {reporter.failure}") from reporter.failure
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
     return 0
 

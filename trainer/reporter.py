@@ -47,7 +47,7 @@ class LagReporter(threading.Thread):
         super().__init__(name="lag", daemon=True)
         self._on_failure = on_failure
         self.failure: BaseException | None = None
-        """What ended the thread, if nobody asked it to end. Without its heartbeats a standby would take over."""
+        """The error that ended the thread. Without heartbeats, a standby would take over."""
         self._kafka, self._config, self._progress = kafka, config, progress
         self._topics = Topics.under(kafka.prefix)
         self._stopped = threading.Event()
@@ -88,7 +88,7 @@ class LagReporter(threading.Thread):
                 log.exception("the reporter ended")
 
     def _report_while_it_answers(self) -> None:
-        """Report; return when the broker is away. Raises `ClientRefused` where no new connection would help."""
+        """Report; return when the broker is away. Raises `ClientRefused` if a new connection would not help."""
         connections: list[KafkaConsumer | KafkaProducer] = []
         try:
             self._report(connections)
@@ -109,7 +109,7 @@ class LagReporter(threading.Thread):
         status = partitions_of(reader, self._topics.status)
         reader.assign(status)
         reader.seek_to_beginning(*status)
-        is_last, note = False, self._around.note  # what the topic holds by now, then what comes
+        is_last, note = False, self._around.note  # first what the topic already has, then what is new
         while not is_last:
             is_last = self._stopped.is_set()
             deadline_s = time.monotonic() + self._config.lag_every_s
@@ -139,7 +139,7 @@ class LagReporter(threading.Thread):
         self._send(writer, self._topics.status, key, value)
 
     def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes) -> None:
-        """Nobody waits for it: the next message says it all. But one that was refused, all of them will be."""
+        """Send without waiting: the next message has it all. Raises if one was refused, as later ones would be too."""
         if self._refused is not None:
             raise self._refused
         writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)

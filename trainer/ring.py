@@ -1,4 +1,4 @@
-"""The newest rows of something without end."""
+"""A ring buffer of rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 
 class Ring:
-    """The last ``size`` rows of something."""
+    """The last ``size`` of the rows appended."""
 
     def __init__(self, size: int, width: int) -> None:
         self.rows, self.next, self.filled = np.zeros((size, width), np.float32), 0, 0
 
     def extend(self, rows: NDArray[Any]) -> None:
-        """Append rows, forgetting the oldest."""
+        """Append rows, overwriting the oldest."""
         rows = rows[-len(self.rows) :]
         where = (self.next + np.arange(len(rows))) % len(self.rows)
         self.rows[where] = rows

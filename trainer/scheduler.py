@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from trainer.errors import HoleError
+from trainer.errors import GapError
 from wire.example import Example
 from wire.weights import PlanStep
 
@@ -79,7 +79,7 @@ class Scheduler:
     def _take(self, partition: int, first: int, last: int) -> Sequence[Example]:
         examples = [self._pop(partition) for _ in range(last - first + 1)]
         if examples[0].number != first or examples[-1].number != last:
-            raise HoleError(
+            raise GapError(
                 f"plan: expected examples {first} to {last} of partition {partition}, got {examples[0].number} to "
                 f"{examples[-1].number}; the checkpoint belongs to another stream: name an empty "
                 "trainer.checkpoint_dir, or start from the last published version with --from-published"

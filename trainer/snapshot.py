@@ -62,7 +62,7 @@ def restore_published(learner: Learner, weights: Weights) -> None:
     for name, table in learner.tables.items():
         table.load_state_dict(_table_state(weights.tables[name], table.map.admit_after, manifest.newest_event_ms))
     learner.memory.adopt(weights.memory)
-    learner.rates = weights.rates.copy()
+    learner.rates.adopt(weights.rates)
     learner.names, learner.unpublished_names = dict(weights.names), {}
     learner.num_steps, learner.num_interactions = manifest.next_step, manifest.num_interactions
     learner.num_feedback = manifest.num_feedback

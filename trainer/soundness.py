@@ -62,6 +62,8 @@ def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound 
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
+    if not learner.rates.is_finite:
+        return Unsound("the rates")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
     return None

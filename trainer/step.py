@@ -22,17 +22,18 @@ from torch import Tensor
 from kernels import Tail, stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
+from kernels.odds import OddsEvents, OddsRules
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import Memory
-from model.rates import Rates, done_before
+from model.rates import Rates, attributes_of, done_before, probability
 from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
 from trainer.direct_step import DirectStep, output_places
-from trainer.evaluator import Evaluator, Forward, Leaf, to_device
+from trainer.evaluator import Evaluator, Forward, Leaf, Ranked, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
@@ -99,9 +100,9 @@ class Learner:
         self.unpublished_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
-        self.rates = Rates(len(model.kinds))
+        self.rates = Rates(model, OddsRules(feedback=trainer.feedback), backend=trainer.backend)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
-        self.evaluator = Evaluator(trainer, self.popularity, self.rates, self.metrics)
+        self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
         self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
         """Users' interactions as of the last step. A checkpoint only names the users; the source restores the rest."""
         self.num_steps = 0
@@ -154,10 +155,11 @@ class Learner:
             asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
             pending = self._memory_thread.submit(self.recall.answer, whole, asked)
             self._learn(forward, loss)
-            self.evaluator.count(whole, forward, pending.result(), known_V, seen_rows_n, self.num_steps)
+            ranked = self._rank(whole, forward, seen_rows_n)
+            self.evaluator.count(whole, ranked, pending.result(), known_V, seen_rows_n, self.num_steps)
         else:
-            recalled = self._recall(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, forward, recalled, known_V, seen_rows_n, self.num_steps)
+            recalled, ranked = self._recall(whole, forward, seen_rows_n), self._rank(whole, forward, seen_rows_n)
+            self.evaluator.count(whole, ranked, recalled, known_V, seen_rows_n, self.num_steps)
             self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
@@ -178,6 +180,31 @@ class Learner:
     def _recall(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> MemoryOutcome:
         """Let the memory predict, count and learn the batch; the outcomes of the choices (`trainer.recall`)."""
         return self.recall.answer(batch, self.recall.ask(batch, forward, seen_rows_n, self.num_interactions))
+
+    def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
+        """The odds of each kind are asked, learned and counted, in the order of the targets' times."""
+        by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
+        logit_RK = self.rates.learn(self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()))
+        return Ranked(probability(logit_RK), by_rate_RK)
+
+    def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
+        """What the rates are told and asked of a batch's targets."""
+        target_R = batch.target_R
+        owner_R = batch.owner_n[target_R]
+        features_RF = np.concatenate([batch.feature_nF[target_R], batch.user_feature_BF[owner_R]], axis=1)
+        return OddsEvents(
+            row_R=target_row_R.astype(np.int32),
+            item_R=batch.item_n[target_R],
+            attribute_RA=attributes_of(self.tables, batch.domain_n[target_R], features_RF, self.model_config),
+            network_RK=logits_RK.float().cpu().numpy(),
+            bits_R=batch.learned_bits_R,
+            is_new_R=batch.is_new_R.astype(np.uint8),
+            order_R=np.argsort(batch.time_ms_n[target_R], kind="stable"),
+            past_item_n=batch.item_n,
+            past_bits_n=batch.bits_n,
+            past_begin_R=np.maximum(batch.starts_B1[owner_R], target_R - self.model_config.max_context),
+            past_end_R=target_R,
+        )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return to_device(array, self.device)
@@ -354,7 +381,6 @@ class Learner:
             met_S = rows_R[batch.is_wanted_R & (rows_R > 0)]
             self.frequency.add(met_S)
             self.popularity.learn(met_S)
-            self.rates.learn(rows_R, batch.learned_RK, batch.is_new_R)
         self.histories.bound()
         self.num_interactions += sum(example.num_new for example in examples)
         self.num_feedback += sum(example.num_feedback for example in examples)

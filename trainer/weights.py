@@ -69,7 +69,7 @@ class Weights:
             )
         changes = version.snapshot.tables.items()
         config = ModelConfig.from_dict(version.manifest.model_config)
-        memory, rates = Memory(config), Rates(len(config.kinds))
+        memory, rates = Memory(config), Rates(config)
         memory.apply(version.snapshot.memory, is_base=True)
         rates.apply(version.snapshot.rates, is_base=True)
         return Weights(

@@ -145,7 +145,7 @@ def encode_example(example: Example) -> bytes:
     times, bits = rows.timestamp_ms, rows.action_bits
     base_ms = int(times[0]) if num else 0
     long_times = bool(num) and not (int(times.min()) - base_ms >= 0 and int(times.max()) - base_ms < 1 << 32)
-    width = _bits_width(int(bits.max(initial=0)))
+    width = bits_width(int(bits.max(initial=0)))
     flags = FENCE if example.is_fence else 0
     columns = [_bytes_of(rows.item_hash, np.int64)]
     if long_times:
@@ -250,7 +250,8 @@ class _Columns:
         return found
 
 
-def _bits_width(most: int) -> int:
+def bits_width(most: int) -> int:
+    """Bytes per interaction of the action bits, of which ``most`` is the largest."""
     return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
 
 

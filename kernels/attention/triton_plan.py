@@ -69,17 +69,17 @@ def plan_kernel(
     inside = token < num_tokens
     user = count_at_most(offsets_ptr, num_users + 1, token.to(tl.int64), num_steps) - 1
     user = tl.minimum(user, num_users - 1)
-    nobody = token >= tl.load(offsets_ptr + num_users)
+    outside = token >= tl.load(offsets_ptr + num_users)
     start = tl.load(offsets_ptr + user, mask=inside, other=0).to(tl.int32)
     stop = tl.load(offsets_ptr + user + 1, mask=inside, other=0).to(tl.int32)
-    start = tl.where(nobody, token, start)
-    stop = tl.where(nobody, token + 1, stop)
+    start = tl.where(outside, token, start)
+    stop = tl.where(outside, token + 1, stop)
     context = start
     history = stop
     if HAS_CONTEXT:
-        context = start + tl.where(nobody, 0, tl.load(num_context_ptr + user, mask=inside, other=0).to(tl.int32))
+        context = start + tl.where(outside, 0, tl.load(num_context_ptr + user, mask=inside, other=0).to(tl.int32))
     if HAS_TARGETS:
-        history = stop - tl.where(nobody, 0, tl.load(num_targets_ptr + user, mask=inside, other=0).to(tl.int32))
+        history = stop - tl.where(outside, 0, tl.load(num_targets_ptr + user, mask=inside, other=0).to(tl.int32))
     tl.store(start_ptr + token, start, mask=inside)
     tl.store(stop_ptr + token, stop, mask=inside)
     tl.store(context_ptr + token, context, mask=inside)

@@ -1,6 +1,5 @@
-// Rescores the best few rows of an event by a small network with one hidden layer (defined by `_Shortlist` in
-// kernels/memory/reference.py). Feature by feature, with a lane for each listed row. Included only by
-// csrc/level/memory.cpp.
+// Rescores the best few rows of an event by a small network with one hidden layer (kernels/memory/shortlist.py is the
+// definition). Feature by feature, with a lane for each listed row. Included only by csrc/level/memory.cpp.
 #pragma once
 
 #include <math.h>

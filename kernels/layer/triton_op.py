@@ -2,152 +2,34 @@
 """One HSTU layer on CUDA tensors: cuBLAS for the two projections, Triton for the rest, one autograd node.
 
 Saved for the backward pass: the input, the projection before SiLU, the attention's output. The normalised input,
-U, V, Q, K and the gated product are computed again. U never exists after its SiLU: the kernels that take it, take it
-as it was projected.
+U, V, Q, K and the gated product are recomputed. U is never stored after its SiLU: the kernels that need it take it as
+projected.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.attention import triton_launch
 from kernels.attention.buckets import BucketCache, TimeBuckets
 from kernels.attention.triton_bias import make_position_table
-from kernels.layer.dropout import threshold
 from kernels.layer.params import LayerParams
-from kernels.layer.triton_norm import (
-    add_programs_kernel,
-    gate_gradient_kernel,
-    gate_kernel,
-    norm_gradient_kernel,
-    norm_kernel,
+from kernels.layer.triton_launch import (
+    Constants,
+    Sums,
+    add_residual,
+    gate,
+    gate_gradient,
+    norm_gradient,
+    normalize,
+    residual_gradient,
+    silu,
+    silu_gradient,
 )
-from kernels.layer.triton_pointwise import (
-    residual_gradient_kernel,
-    residual_kernel,
-    silu_gradient_kernel,
-    silu_kernel,
-)
-from kernels.triton_shared import fast_math, next_power, num_processors, require_device
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What a layer's kernels take that is no tensor."""
-
-    num_heads: int
-    value: int
-    key: int
-    norm_len: float
-    dropout: float
-    seed: int
-    eps: float
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
-def _dropout_arguments(constants: Constants) -> tuple[int, int, int, float]:
-    seed = constants.seed
-    return (
-        _signed(seed & 0xFFFFFFFF),
-        _signed((seed >> 32) & 0xFFFFFFFF),
-        threshold(constants.dropout),
-        1.0 / (1.0 - constants.dropout),
-    )
-
-
-def _rows(width: int) -> dict[str, int]:
-    """Rows of a program: about 2,048 values, so that several fit a processor."""
-    padded = next_power(width)
-    return {"ROWS": max(1, 2048 // padded), "WIDTH": padded, "num_warps": 4 if padded <= 2048 else 8}
-
-
-def _grid(x: Tensor, options: dict[str, int]) -> tuple[int]:
-    return (triton.cdiv(x.shape[0], options["ROWS"]),)
-
-
-def _column_grid(num_rows: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(num_rows, COLUMN_OPTIONS["ROWS"]), triton.cdiv(width, COLUMN_OPTIONS["COLUMNS"])
-
-
-COLUMN_OPTIONS = {"ROWS": 8, "COLUMNS": 256, "num_warps": 4}
-"""Of kernels that look at values one by one: 16 a thread, two loads of 16 bytes."""
-
-
-class Sums:
-    """Column sums for the gradients of a layer's small weights: each program's in a row, each kernel's in columns.
-
-    One kernel adds them all, whatever made them.
-    """
-
-    def __init__(self, num_rows: int, widths: dict[str, int], like: Tensor) -> None:
-        self.num_programs = min(triton.cdiv(num_rows, 4), 4 * num_processors(like))
-        self._widths, self._dtype = widths, like.dtype
-        self.rows = torch.empty(self.num_programs, sum(widths.values()), dtype=torch.float32, device=like.device)
-
-    @property
-    def stride(self) -> int:
-        """From a program's sums to the next one's."""
-        return self.rows.stride(0)
-
-    def of(self, name: str) -> Tensor:
-        """Where a kernel's columns begin."""
-        names = list(self._widths)
-        return self.rows[:, sum(self._widths[before] for before in names[: names.index(name)]) :]
-
-    def total(self) -> dict[str, Tensor]:
-        """Each kernel's sums over its programs."""
-        total = torch.empty(self.rows.shape[1], dtype=self._dtype, device=self.rows.device)
-        add_programs_kernel[(triton.cdiv(len(total), 32),)](
-            self.rows, total, self.num_programs, len(total), PROGRAMS=64, BLOCK=32
-        )
-        return dict(zip(self._widths, total.split(list(self._widths.values())), strict=True))
-
-
-def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm of the rows."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    options = _rows(x.shape[1])
-    norm_kernel[_grid(x, options)](x, weight, bias, out, x.stride(0), out.stride(0), *x.shape, eps, **options)
-    return out
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU of (rows, columns), rows at any stride."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    silu_kernel[_column_grid(*x.shape)](
-        x, out, x.stride(0), out.stride(0), *x.shape, FAST=fast_math(x.dtype), **COLUMN_OPTIONS
-    )
-    return out
-
-
-def gate(attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, eps: float, activated: bool) -> Tensor:
-    """LayerNorm(attended) ⊙ U; (T, H*E) both, rows at any stride; U after its SiLU (``activated``) or before it."""
-    out = torch.empty(attended.shape, dtype=attended.dtype, device=attended.device)
-    options = _rows(attended.shape[1])
-    gate_kernel[_grid(attended, options)](
-        attended, u, weight, bias, out, attended.stride(0), u.stride(0), out.stride(0), *attended.shape, eps,
-        ACTIVATED=activated, FAST=fast_math(u.dtype), **options,
-    )  # fmt: skip
-    return out
-
-
-def add_residual(x: Tensor, change: Tensor, bias: Tensor | None, constants: Constants) -> Tensor:
-    """x + dropout(change + bias)."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    options = _rows(x.shape[1])
-    residual_kernel[_grid(x, options)](
-        x, change, bias, out, x.stride(0), *x.shape, *_dropout_arguments(constants),
-        HAS_BIAS=bias is not None, HAS_DROPOUT=constants.dropout > 0, **options,
-    )  # fmt: skip
-    return out
+from kernels.triton_shared import require_device
 
 
 def _project(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -156,7 +38,7 @@ def _project(x: Tensor, norm: tuple[Tensor, Tensor], weight: Tensor, bias: Tenso
 
 
 def _split(flat: Tensor, constants: Constants) -> tuple[Tensor, Tensor, Tensor]:
-    """V (T, H, E), Q, K (T, H, D) of what follows U's columns, as views."""
+    """V (T, H, E), Q, K (T, H, D) from the columns after U's, as views."""
     heads, value, key = constants.num_heads, constants.value, constants.key
     v, q, k = flat.split([heads * value, heads * key, heads * key], dim=1)
     return v.unflatten(1, (heads, value)), q.unflatten(1, (heads, key)), k.unflatten(1, (heads, key))
@@ -171,7 +53,7 @@ class Layer(torch.autograd.Function):
         norm_out_weight: Tensor, norm_out_bias: Tensor, out_weight: Tensor, out_bias: Tensor | None,
         pos_bias: Tensor | None, time_bias: Tensor | None, batch: triton_launch.Batch, constants: Constants,
     ) -> Tensor:  # fmt: skip
-        """The output; what the gradients need is kept."""
+        """The output; saves what the gradients need."""
         x = triton_launch.dense_rows(x)
         projected = _project(x, (norm_in_weight, norm_in_bias), weight, bias, constants.eps)
         inner = constants.num_heads * constants.value
@@ -203,8 +85,8 @@ class Layer(torch.autograd.Function):
         widths |= {"out_bias": x.shape[1]} if out_bias is not None else {}
         sums = Sums(len(x), widths | {"norm_in_weight": x.shape[1], "norm_in_bias": x.shape[1]}, x)
         projected_grad = torch.empty_like(projected)
-        change_grad = _residual_gradient(grad, constants, sums, out_bias is not None)
-        gated, attended_grad = _gate_gradient(
+        change_grad = residual_gradient(grad, constants, sums, out_bias is not None)
+        gated, attended_grad = gate_gradient(
             attended, projected[:, :inner], norm_out_weight, norm_out_bias, change_grad @ out_weight.T,
             projected_grad[:, :inner], constants.eps, sums, bias is not None,
         )  # fmt: skip
@@ -214,8 +96,8 @@ class Layer(torch.autograd.Function):
             q, k, v, attended_grad.unflatten(1, (constants.num_heads, constants.value)), ctx.batch, constants.norm_len,
             pos_bias, time_bias, table, q_grad, k_grad, v_grad,
         )  # fmt: skip
-        _silu_gradient(projected, projected_grad, inner, sums, bias is not None)
-        x_grad, normed = _norm_gradient(
+        silu_gradient(projected, projected_grad, inner, sums, bias is not None)
+        x_grad, normed = norm_gradient(
             x, norm_in_weight, norm_in_bias, projected_grad @ weight.T, grad, constants.eps, sums
         )
         totals = sums.total()
@@ -224,52 +106,6 @@ class Layer(torch.autograd.Function):
             totals["norm_out_weight"], totals["norm_out_bias"], gated.T @ change_grad, totals.get("out_bias"),
             pos_grad, time_grad, None, None,
         )  # fmt: skip
-
-
-def _silu_gradient(projected: Tensor, grad: Tensor, inner: int, sums: Sums, has_bias: bool) -> None:
-    """Turns the columns after U's of ``grad`` into the gradient before SiLU."""
-    x, grad = projected[:, inner:], grad[:, inner:]
-    silu_gradient_kernel[(sums.num_programs, triton.cdiv(x.shape[1], COLUMN_OPTIONS["COLUMNS"]))](
-        x, grad, sums.of("bias")[:, inner:] if has_bias else None, x.stride(0), grad.stride(0), sums.stride, *x.shape,
-        HAS_BIAS=has_bias, FAST=fast_math(x.dtype), **COLUMN_OPTIONS,
-    )  # fmt: skip
-
-
-def _residual_gradient(grad: Tensor, constants: Constants, sums: Sums, has_bias: bool) -> Tensor:
-    if constants.dropout == 0 and not has_bias:
-        return grad
-    change_grad = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device) if constants.dropout > 0 else grad
-    residual_gradient_kernel[(sums.num_programs,)](
-        grad, change_grad, sums.of("out_bias") if has_bias else None, grad.stride(0), sums.stride, *grad.shape,
-        *_dropout_arguments(constants), HAS_BIAS=has_bias, HAS_DROPOUT=constants.dropout > 0, **_rows(grad.shape[1]),
-    )  # fmt: skip
-    return change_grad
-
-
-def _gate_gradient(
-    attended: Tensor, u: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, u_grad: Tensor, eps: float, sums: Sums,
-    has_bias: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Writes the gradient of U before its SiLU; returns the product and the attention's gradient."""
-    gated, attended_grad = torch.empty_like(attended), torch.empty_like(attended)
-    gate_gradient_kernel[(sums.num_programs,)](
-        attended, u, weight, bias, grad, gated, attended_grad, u_grad, sums.of("norm_out_weight"),
-        *(t.stride(0) for t in (attended, u, grad, gated, attended_grad, u_grad)), sums.stride, *attended.shape, eps,
-        HAS_BIAS=has_bias, FAST=fast_math(u.dtype), **_rows(attended.shape[1]),
-    )  # fmt: skip
-    return gated, attended_grad
-
-
-def _norm_gradient(
-    x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, residual: Tensor, eps: float, sums: Sums
-) -> tuple[Tensor, Tensor]:
-    """The input's gradient, and the normalised input."""
-    x_grad, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    norm_gradient_kernel[(sums.num_programs,)](
-        x, weight, bias, grad, residual, x_grad, normed, sums.of("norm_in_weight"),
-        *(t.stride(0) for t in (x, grad, residual, x_grad, normed)), sums.stride, *x.shape, eps, **_rows(x.shape[1]),
-    )  # fmt: skip
-    return x_grad, normed
 
 
 def layer(
@@ -291,7 +127,7 @@ def layer(
     num_targets_B: Tensor | None = None,
     bucket_cache: BucketCache | None = None,
 ) -> Tensor:
-    """`kernels.hstu_layer` on a GPU (or any tensors in Triton's interpreter)."""
+    """`kernels.hstu_layer` on a GPU (or on any tensors in Triton's interpreter)."""
     require_device(x_TM, "hstu_layer")
     if x_TM.shape[0] == 0:
         return x_TM.clone()

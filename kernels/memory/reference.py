@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory.arrays import (
     EVIDENCE,
     FEATURES,
-    HIDDEN,
-    LISTED,
     NUM_HEATS,
-    SEEN_AGAIN,
     STANDING,
     Float32,
     Float64,
@@ -26,27 +21,18 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
 # (lags, decay per lag): how many of the user's last choices count, and by what factor each less than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
 LEARNED, COUNTED = (40, 0.95), (20, 0.9)
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
-LENGTH_SCALE, LAST_LEAD, LEAK, FURTHEST, LEAST_VARIANCE, LISTS_REMEMBERED = 0.25, -20.0, 0.1, 4.0, 1e-4, 2000.0
 REFRESH_EVENTS = 16
 RESCALE_AT = 1e12
 OUT = -1e30
 _EVENTS, _SEEN, _HEAT, _REPEATS, _CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
 SEEN_UNIT = _SEEN
 """Where the clock says what one sighting is worth in the counts."""
-
-
-@dataclass(slots=True, eq=False)
-class _Prediction:
-    score_V: Float64
-    feature_FV: Float64
-    competes_V: NDArray[np.bool_]
-    gain_F: Float64
-    bucket: int
 
 
 def memory_learn(
@@ -84,7 +70,7 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
         met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
         done = _mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
         score_V = np.where(done.competes_V, done.score_V, OUT)
-        _Shortlist(memory, done).rescore(score_V)
+        Shortlist(memory, done).rescore(score_V)
         logit_AV[r, :num_rows] = score_V
 
 
@@ -183,15 +169,20 @@ def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
     return np.asarray(memory.gain[0].astype(float) + memory.gain[_bucket(memory, num_past)])
 
 
+def weighted_sum(memory: MemoryArrays, num_rows: int, past: Int32, logit_V: Float32) -> Prediction:
+    """The scores of all rows before the shortlist, for a user with these past choices and nothing left out."""
+    return _mix(memory, num_rows, _standing(memory, num_rows), past, past[:0], 0, logit_V)
+
+
 def _mix(
     memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
-) -> _Prediction:
+) -> Prediction:
     bucket, gain_F = _bucket(memory, len(past)), gains_of(memory, len(past))
     feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
     competes_V[target] |= target > 0
-    return _Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket)
+    return Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket)
 
 
 def _predict_and_learn(
@@ -208,10 +199,10 @@ def _predict_and_learn(
     done = _mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     by_counts = done.feature_FV[FEATURES.index("follows")]
     score_V = np.where(done.competes_V, done.score_V, -np.inf)
-    mass = _log_sum(score_V)
+    mass = log_sum(score_V)
     push_V = np.exp(score_V - mass)
     push_V[target] -= 1.0
-    shortlist = _Shortlist(memory, done)
+    shortlist = Shortlist(memory, done)
     shortlist.rescore(score_V)
     ranks = tuple(_rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
     loss = mass - score_V[target]
@@ -225,61 +216,6 @@ def _predict_and_learn(
     memory.clock[_REPEATS] = memory.clock[_REPEATS] * decay + float(target in met)
     memory.clock[_CHOICES] = memory.clock[_CHOICES] * decay + 1.0
     return (ranks[0], ranks[1], ranks[2]), float(loss)
-
-
-class _Shortlist:
-    """Rescores the best rows of a prediction: their features together say more than a weighted sum can. One hidden
-    layer, learned on the softmax over the list, which keeps its share of the whole softmax."""
-
-    def __init__(self, memory: MemoryArrays, done: _Prediction) -> None:
-        score_V = np.where(done.competes_V, done.score_V, -np.inf)
-        self.row_C = np.argsort(-score_V, kind="stable")[: min(LISTED, int(done.competes_V.sum()))]
-        self.score_C = score_V[self.row_C]
-        feature_FC = done.feature_FV[:, self.row_C]
-        lead_C = np.maximum(self.score_C - score_V.max(initial=-np.inf), LAST_LEAD)
-        is_own_C = feature_FC[FEATURES.index("own_count")] > 0
-        length_C = np.full(len(self.row_C), LENGTH_SCALE * done.bucket)
-        self.raw_FC = np.vstack([feature_FC, lead_C, is_own_C, length_C])
-        mean_F, variance_F, _ = memory.shortlist_norm.astype(float)
-        scaled_FC = (self.raw_FC - mean_F[:, None]) / np.sqrt(variance_F + LEAST_VARIANCE)[:, None]
-        self.seen_FC = np.clip(scaled_FC, -FURTHEST, FURTHEST)
-        linear_F, weight_HF, bias_H, self.given_H = _parts(memory.shortlist_weight.astype(float))
-        self.hidden_HC = bias_H[:, None] + weight_HF @ self.seen_FC
-        self.out_C = self.score_C + linear_F @ self.seen_FC + self.given_H @ self._leaky()
-
-    def _leaky(self) -> Float64:
-        return np.asarray(np.maximum(self.hidden_HC, LEAK * self.hidden_HC))
-
-    def rescore(self, score_V: Float64) -> None:
-        """Replace the list's scores, shifted together so that the list keeps its share."""
-        if len(self.row_C):
-            score_V[self.row_C] = self.out_C + _log_sum(self.score_C) - _log_sum(self.out_C)
-
-    def learn(self, memory: MemoryArrays, target: int, rules: MemoryRules) -> None:
-        """One step towards ``target``, if it is listed; the inputs' statistics are updated in any case."""
-        if target in self.row_C:
-            push_C = np.exp(self.out_C - _log_sum(self.out_C)) - (self.row_C == target)
-            back_HC = self.given_H[:, None] * np.where(self.hidden_HC > 0, 1.0, LEAK) * push_C
-            slopes = self.seen_FC @ push_C, back_HC @ self.seen_FC.T, back_HC.sum(axis=1), self._leaky() @ push_C
-            slope_P = np.concatenate([each.ravel() for each in slopes])
-            memory.shortlist_square[:] = memory.shortlist_square * rules.shortlist_decay + slope_P**2
-            memory.shortlist_weight -= rules.shortlist_rate * slope_P / np.sqrt(memory.shortlist_square)
-        mean_F, variance_F, lists_F = memory.shortlist_norm
-        lists_F += 1.0
-        away_FC, share = self.raw_FC - mean_F[:, None], 1.0 / min(lists_F[0], LISTS_REMEMBERED)
-        mean_F += share * away_FC.mean(axis=1)
-        variance_F += share * ((away_FC**2).mean(axis=1) - variance_F)
-
-
-def _parts(weight_P: Float64) -> tuple[Float64, Float64, Float64, Float64]:
-    """See `kernels.memory.arrays.first_weights`."""
-    num = len(SEEN_AGAIN)
-    linear_F, weight_HF, bias_H, given_H = np.split(weight_P, [num, num * (1 + HIDDEN), num * (1 + HIDDEN) + HIDDEN])
-    return linear_F, weight_HF.reshape(HIDDEN, num), bias_H, given_H
-
-
-def _log_sum(score: Float64) -> float:
-    return float(np.log(np.exp(score - score.max()).sum()) + score.max())
 
 
 def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:

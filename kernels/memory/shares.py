@@ -1,8 +1,8 @@
-"""What a score is made of: for a few rows, what each feature and each of the user's past choices adds.
+"""The parts of a score: for a few rows, the contributions of the features and of each of the user's past choices.
 
-A score is a sum of features times gains (`kernels.memory`), so the parts add up. Those features of the history that are
-logarithms of sums over its choices are shared among them in proportion to the summands. The second look at the best
-rows is no sum; what it adds is the served score less the sum here.
+A score is a sum of features times gains (`kernels.memory`), so the parts add up. Features that are logarithms of sums
+over past choices are divided among the choices in proportion to the summands. The shortlist's network is not a sum; its
+part is the served score minus the total here.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_S
 class MemoryShares:
     """The parts of C rows' scores, for a user with P past choices.
 
-    ``standing_C``: the item itself, whoever asks (popularity, age). ``past_PC``: each past choice, oldest first.
-    ``model_C``: the network's logit. They add up to the score before the second look, ``total`` (C,). ``model_gain``:
-    what a unit of logit adds. ``after_PC`` and ``before_PC``: how often, decayed, users chose the row after that past
-    choice, and before it.
+    ``standing_C``: the part that is the same for all users (popularity, age). ``past_PC``: each past choice, oldest
+    first. ``model_C``: the network's logit. They add up to the score before the shortlist, ``total`` (C,).
+    ``model_gain``: the contribution of one unit of logit. ``after_PC`` and ``before_PC``: decayed counts of how often
+    users chose the row after that past choice, and before it.
     """
 
     standing_C: Float64
@@ -51,14 +51,14 @@ class MemoryShares:
 
     @property
     def total(self) -> Float64:
-        """All parts together."""
+        """The sum of all parts."""
         return np.asarray(self.standing_C + self.past_PC.sum(axis=0) + self.model_C)
 
 
 def memory_shares(
     memory: MemoryArrays, past: Int32, row_C: Int64, logit_C: Float32 | NDArray[np.float64]
 ) -> MemoryShares:
-    """``past`` (P,): rows of what the user chose, oldest first; ``row_C``: the rows asked about, none twice."""
+    """``past`` (P,): rows of the user's choices, oldest first; ``row_C``: the rows to explain, none twice."""
     gain_F = gains_of(memory, len(past))
     num_standing, (gain_model,) = len(STANDING), gain_F[[FEATURES.index("model")]].tolist()
     pairs = [_pair(memory, int(row), row_C) for row in past[::-1].tolist()]  # the newest first: by lag
@@ -90,7 +90,7 @@ def memory_shares(
 
 
 def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float64, Float64]:
-    """What a row's neighbourhood holds of others: counts after and before, and the learned weight."""
+    """A row's counts after and before, and learned weights, for the given other rows."""
     num = int(memory.num_neighbours[row])
     is_it_NC = memory.neighbour_row[row, :num, None] == row_C
     after_C, before_C, weight_C = (
@@ -101,7 +101,7 @@ def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float6
 
 def _shared(name: str, raw_LC: Float64) -> Float64:
     """A feature's value, divided among the choices that it comes from."""
-    if name == "own_recency":  # that of the newest sighting alone
+    if name == "own_recency":  # only from the most recent choice of the row
         return (
             np.where(np.arange(len(raw_LC))[:, None] == raw_LC.argmax(axis=0), raw_LC, 0.0) if len(raw_LC) else raw_LC
         )

@@ -52,7 +52,7 @@ async function refresh() {
   return { answer, history };
 }
 
-// Why: the parts of each score, asked for once the list stands still.
+// Why: the parts of each score, requested once the list no longer changes.
 async function explain() {
   const user = trying.user;
   const answer = await call("/explain", { user, k: NUM, reasons: NUM_REASONS });
@@ -67,13 +67,13 @@ function showWhy(why) {
   why.title = known ? known.long : "";
 }
 
-// In one line: what was chosen before it, or that it is popular, or that the network thinks so.
+// A one-line reason: the interactions with the largest effect, or that the item is popular; the parts as a tooltip.
 function whyOf(each) {
   const named = each.reasons.filter((reason) => reason.memory + (reason.network || 0) > 0)
     .map((reason) => reason.title || String(reason.item));
   const parts = [["popular", each.standing], ["history", each.memory], ["network", each.network], ["compared", each.second_look]];
   const long = parts.filter(([, share]) => share !== null).map(([part, share]) => `${part} ${signed(share)}`).join(" · ");
-  const short = named.length ? `because of ${named.join(" and ")}` : "popular of late";
+  const short = named.length ? `because of ${named.join(" and ")}` : "popular recently";
   return { short, long: `${signed(each.score)} = ${long}` };
 }
 
@@ -189,5 +189,5 @@ async function startTrying() {
     if (users.length) showUser(users[++next % users.length]);
   });
   const users = await loadUsers();
-  await showUser(users[0] || "somebody new");
+  await showUser(users[0] || "new user");
 }

@@ -1,4 +1,4 @@
-"""Tests that need an NVIDIA GPU: `make test-gpu`. Without one they are skipped, and say so."""
+"""Tests that need an NVIDIA GPU: `make test-gpu`. Without one they are skipped with that reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel on the GPU against the float64 reference: both dtypes, larger than the interpreter can."""
+"""Every Triton kernel on the GPU against the float64 reference: both dtypes, sizes too large for the interpreter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU = "cuda"
 
 @pytest.fixture(autouse=True)
 def float32_is_float32() -> None:
-    """A trainer of an earlier test may have allowed TF32."""
+    """Undo what an earlier test's trainer may have set: TF32."""
     torch.set_float32_matmul_precision("highest")
 
 
@@ -50,7 +50,7 @@ def test_attention_and_its_gradients_equal_the_reference(name: str, dtype: torch
 def test_attention_by_the_copy_engine_equals_the_reference(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which large batches alone use."""
+    """Which only large batches use."""
     monkeypatch.setattr(triton_launch, "MANY_TOKENS", 1)
     cases.check_attention(GPU, torch.bfloat16, **ATTENTION[name] | {"qk": width, "value": width})
 
@@ -70,7 +70,7 @@ def test_attention_repeats_to_the_bit() -> None:
 
 
 def test_every_output_is_written() -> None:
-    """Memory that outputs will come from is filled with NaN first."""
+    """The memory that outputs will be allocated from is filled with NaN first."""
     arguments, grad = cases.attention_case([700, 0, 30, 5], qk=64, value=64)
     poison = torch.full((64, 1 << 20), float("nan"), device=GPU)
     del poison
@@ -92,7 +92,7 @@ def test_offsets_beyond_32_bits_of_elements() -> None:
     offsets = torch.arange(0, tokens + 1, length, device=GPU)
     out = hstu_attention(q, q, q, offsets, norm_len=100.0)
     last = hstu_attention(q[-length:], q[-length:], q[-length:], offsets[:2], norm_len=100.0)
-    assert cases.error(out[-length:], last) < 1e-2  # other tiles, so other rounding
+    assert cases.error(out[-length:], last) < 1e-2  # different tiles, so different rounding
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

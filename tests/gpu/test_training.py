@@ -1,4 +1,4 @@
-"""The trainer's own step on the GPU: the same losses as on the CPU, step after step."""
+"""The trainer's step on the GPU: the same losses as on the CPU, step after step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernels import build
 
 @pytest.fixture(scope="module", autouse=True)
 def library() -> None:
-    """The id map is C++; a machine with a GPU and no environment of ours has not compiled it."""
+    """Compile the C++ kernels, which the id map needs: a GPU machine without our environment does not have them."""
     if not build.LIBRARY_PATH.exists():
         subprocess.run([sys.executable, "-m", "kernels.build"], check=True)
 
@@ -28,7 +28,7 @@ def test_a_trainer_on_the_gpu_learns_what_one_on_the_cpu_learns(full_softmax_max
 
     losses = {}
     for device in ("cpu", "cuda"):
-        # Products in float32, whatever another test asked for: `trainer.device` is what sets TF32.
+        # Products in float32, whatever another test has set: `trainer.device` sets TF32.
         torch.set_float32_matmul_precision("highest")
         config = TrainerConfig(
             device=device, exclude_seen=True, full_softmax_max_items=full_softmax_max_items, num_negatives=64
@@ -59,6 +59,6 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
         while batch := list(islice(examples, 16)):
             report = learner.step(batch)
             losses[graphs].append((report.retrieval_loss, report.ranking_loss))
-        assert learner._step_graphs is None or learner._step_graphs.works, "a capture failed; see its warning"
+        assert learner.step_graphs is None or learner.step_graphs.works, "a capture failed; see its warning"
     for ours, theirs in zip(losses[True], losses[False], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

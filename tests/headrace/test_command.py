@@ -1,18 +1,18 @@
 """The command's help reads well, and impossible requests are one line and a status."""
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from headrace.command import COMMANDS, run
 from headrace.dataset import DatasetError, open_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = (
-    "demo", "worker", "train", "serve", "produce", "backfill", "simulate", "lag", "top", "versions", "topics",
-    "dead-letters", "audit", "doctor", "broker",
-)  # fmt: skip
 ROOMS = {
     ("stream", "worker"): "worker",
     ("stream", "produce"): "produce",
@@ -22,32 +22,59 @@ ROOMS = {
 }
 
 
-def headrace(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return module("headrace", *arguments, folder=folder)
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def module(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs a command in this process, in an empty folder, on a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str, main: Callable[[list[str]], int] | None = None) -> Done:
+        capsys.readouterr()
+        status = main(list(arguments)) if main else run("headrace", arguments=list(arguments))
+        return Done(status, *capsys.readouterr())
+
+    return call
+
+
+def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """``headrace`` as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace", *arguments],
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "80", "HOME": str(folder)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
     )
 
 
-def test_help_names_every_command(tmp_path: Path) -> None:
-    done = headrace("--help", folder=tmp_path)
+def finish(process: subprocess.Popen[str]) -> Done:
+    with process:
+        out, err = process.communicate(timeout=60)
+    return Done(process.returncode, out, err)
+
+
+def test_help_names_every_command(command_line: Command) -> None:
+    done = command_line("--help")
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"\n│ {command} " in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_that_fits_eighty_columns(command: str, tmp_path: Path) -> None:
-    done = headrace(command, "--help", folder=tmp_path)
+def test_every_command_has_help_that_fits_eighty_columns(command: str, command_line: Command) -> None:
+    done = command_line(command, "--help")
     assert done.returncode == 0, done.stderr
     assert f"Usage: headrace {command} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -55,8 +82,9 @@ def test_every_command_has_help_that_fits_eighty_columns(command: str, tmp_path:
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=" ".join)
-def test_a_rooms_own_front_door_has_the_same_options(room: tuple[str, ...], tmp_path: Path) -> None:
-    ours, theirs = module(*room, "--help", folder=tmp_path), headrace(ROOMS[room], "--help", folder=tmp_path)
+def test_a_rooms_own_front_door_has_the_same_options(room: tuple[str, ...], command_line: Command) -> None:
+    main = importlib.import_module(f"{room[0]}.__main__").main
+    ours, theirs = command_line(*room[1:], "--help", main=main), command_line(ROOMS[room], "--help")
     assert (ours.returncode, theirs.returncode) == (0, 0)
     assert f"Usage: python -m {' '.join(room)} " in ours.stdout
     assert ours.stdout.splitlines()[2:] == theirs.stdout.splitlines()[2:]
@@ -83,24 +111,26 @@ def test_help_loads_neither_torch_nor_kafka(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = headrace(*arguments, folder=tmp_path)
+def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, command_line: Command) -> None:
+    done = command_line(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["topics", "versions", "audit", "lag", "dead-letters"])
-def test_a_broker_that_is_not_there_is_one_line(command: str, tmp_path: Path) -> None:
-    done = headrace(command, "--bootstrap", "127.0.0.1:1", folder=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "no Kafka broker answers at 127.0.0.1:1" in done.stderr
-    assert "--bootstrap HOST:PORT" in done.stderr
+def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    commands = ("topics", "versions", "audit", "lag", "dead-letters")
+    running = {name: start(name, "--bootstrap", "127.0.0.1:1", folder=tmp_path) for name in commands}
+    for name, process in running.items():
+        done = finish(process)
+        assert done.returncode == 1, name
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "no Kafka broker answers at 127.0.0.1:1" in done.stderr
+        assert "--bootstrap HOST:PORT" in done.stderr
 
 
 def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = headrace("demo", "--dataset", "nothing.dat", folder=tmp_path)
+    done = finish(start("demo", "--dataset", "nothing.dat", folder=tmp_path))
     assert done.returncode == 1
     assert done.stderr.strip() == (
         "headrace demo: --dataset: expected a file, got nothing.dat; "
@@ -165,9 +195,9 @@ def test_a_download_that_fails_says_what_to_do(tmp_path: Path, monkeypatch: pyte
         (b"user,item,rating,timestamp\n", "actions.txt: expected actions, got none"),
     ],
 )
-def test_a_file_that_cannot_be_sent_is_one_line(content: bytes, said: str, tmp_path: Path) -> None:
-    (tmp_path / "actions.txt").write_bytes(content)
-    done = headrace("produce", "actions.txt", "--bootstrap", "127.0.0.1:1", folder=tmp_path)
+def test_a_file_that_cannot_be_sent_is_one_line(content: bytes, said: str, command_line: Command) -> None:
+    Path("actions.txt").write_bytes(content)
+    done = command_line("produce", "actions.txt", "--bootstrap", "127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.startswith(f"headrace produce: {said}"), done.stderr
     assert done.stderr.count("\n") == 1

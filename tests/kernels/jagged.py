@@ -15,7 +15,7 @@ from tests.kernels.yardstick import relative_error
 
 @dataclass(frozen=True)
 class Batch:
-    """What attention takes; biases may be None."""
+    """Attention's arguments; biases may be None."""
 
     q: Tensor
     k: Tensor
@@ -40,7 +40,7 @@ def make_batch(
     num_buckets: int = 40,
     pos_heads: int = 1, time_heads: int = 1, context: int = 0, targets: int = 0, unit_ms: float = 1000.0, seed: int = 0,
 ) -> Batch:  # fmt: skip
-    """Users of these lengths, with sorted bursty times: half of the events share one with the event before."""
+    """Users of these lengths, with sorted bursty times: half of the events have the same time as the previous one."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -68,7 +68,7 @@ def make_batch(
 
 
 def attend(batch: Batch, dtype: torch.dtype, backend: str, **options: Any) -> dict[str, Tensor]:
-    """The output and every gradient, by name. Biases stay float32 beside bfloat16 tokens."""
+    """The output and every gradient, by name. Biases stay float32 when tokens are bfloat16."""
     table_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     inputs: dict[str, Tensor | None] = {
         name: None if tensor is None else tensor.to(to, copy=True).requires_grad_()
@@ -98,6 +98,6 @@ def attend(batch: Batch, dtype: torch.dtype, backend: str, **options: Any) -> di
 
 
 def errors(results: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Relative errors by name; both sides have the same names."""
+    """Relative errors by name; both sides must have the same names."""
     assert results.keys() == expected.keys()
     return {name: relative_error(results[name], expected[name]) for name in expected}

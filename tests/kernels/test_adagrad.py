@@ -22,7 +22,7 @@ def make_inputs(num_rows: int, num: int, width: int, seed: int = 0) -> Inputs:
 
 
 def step(inputs: Inputs, dtype: torch.dtype, backend: str, *, grad_dtype: torch.dtype | None = None) -> Inputs:
-    """Copies of weight and state after a step, and what the weight was."""
+    """Copies of weight and state after a step, and of the weight before it."""
     weight_VD, state_V, rows_N, grad_ND = inputs
     weight_VD = weight_VD.to(dtype, copy=True)
     state_V = state_V.to(torch.float64 if dtype == torch.float64 else torch.float32, copy=True)

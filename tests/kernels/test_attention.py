@@ -42,7 +42,7 @@ def _two_threads() -> Iterator[None]:
 
 
 def assert_right(batch: Batch, backend: str = "cpp") -> None:
-    """Within the limits of float32; where SiLU's slope is next to zero, within twice of what plain float32 can do."""
+    """Assert float32 precision; where SiLU's slope is near zero, at most twice the error of plain float32."""
     expected, results = attend(batch, torch.float64, "reference"), attend(batch, torch.float32, backend)
     for name, error in errors(results, expected).items():
         limit = forward_limit() if name == "out" else 1e-4
@@ -119,7 +119,7 @@ def test_any_times_are_right(kind: str) -> None:
             "extreme": batch.with_times(times * 2**22, torch.where(times % 2 == 0, times, -times) * 2**21),
             "largest": batch.with_times(torch.full_like(times, 2**63 - 1), times),
             "query before key": batch.with_times(times - 10**9, times),
-            # 64-bit differences wrap, as the definition's do.
+            # 64-bit differences wrap, as in the definition.
             "query wraps": batch.with_times(
                 torch.full_like(times, 2**63 - 1), torch.full_like(times, -(2**63)) + times
             ),
@@ -154,7 +154,7 @@ def test_a_kernel_that_returns_zeros_would_fail() -> None:
     expected = attend(make_batch([40, 3]), torch.float64, "reference")
     zeros = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
     assert all(error == 1.0 for error in errors(zeros, expected).values())
-    # ... though an ordinary absolute tolerance would let it pass at a usual norm_len.
+    # ... though at a usual norm_len an ordinary absolute tolerance would let it pass.
     small = attend(replace(make_batch([40, 3]), norm_len=1e7), torch.float64, "reference")["out"]
     assert torch.allclose(torch.zeros_like(small), small, atol=1e-4)
 
@@ -198,7 +198,7 @@ def _poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_neighbours_in_memory_are_left_alone() -> None:
     batch = make_batch([40, 3], heads=2, qk=16, value=24)
-    wide = torch.full((43, 2, 64), float("nan"))  # q, k and v as views: what lies between them is not read
+    wide = torch.full((43, 2, 64), float("nan"))  # q, k and v are views: what is between them must not be read
     q, k, v = wide[:, :, 1:17], wide[:, :, 18:34], wide[:, :, 36:60]
     q.copy_(batch.q), k.copy_(batch.k), v.copy_(batch.v)
     out = hstu_attention(q, k, v, batch.offsets, norm_len=batch.norm_len)
@@ -229,7 +229,7 @@ def test_torch_accepts_the_operator() -> None:
     tensors = [x.float().requires_grad_() for x in (batch.q, batch.k, batch.v)]
     biases = [x.float().requires_grad_() for x in (batch.pos, batch.time)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of opcheck itself, about its own tensors
+        warnings.simplefilter("ignore")  # opcheck warns about its own tensors
         torch.library.opcheck(
             cpp.attention_op, (*tensors, batch.offsets, 10.0, *biases, table, None, None, None, None, None, None)
         )

@@ -1,4 +1,4 @@
-"""The build: up to date here, whole or not at all, and safe on processors that lack what others have."""
+"""The build: up to date, all or nothing, refused when stale, and safe on processors without newer instruction sets."""
 
 from __future__ import annotations
 

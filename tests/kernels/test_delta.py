@@ -1,4 +1,4 @@
-"""Delta attention: the rows that full attention gives, without the rest; nothing flows into the cache."""
+"""Delta attention: only the new rows of full attention; no gradient flows into the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernel runs: the one that was asked for, or a clear error; never another in silence."""
+"""Which kernel runs: the one that was asked for, or a clear error; never silently another one."""
 
 from __future__ import annotations
 

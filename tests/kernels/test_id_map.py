@@ -172,7 +172,7 @@ def test_a_state_with_a_repeat_is_refused_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize("admit_after", [1, 2])
 def test_a_large_map_grows_while_ids_come_and_go(admit_after: int) -> None:
-    """Beyond some thousand buckets a table grows little by little: every call meets it half moved."""
+    """Beyond a few thousand buckets a table grows gradually: every call finds it half moved."""
     fast, slow = IdMap(admit_after=admit_after), IdMap(admit_after=admit_after, backend="reference")
     generator = np.random.Generator(np.random.Philox(4))
     seen = np.zeros(0, np.int64)
@@ -195,7 +195,7 @@ def test_a_large_map_grows_while_ids_come_and_go(admit_after: int) -> None:
 
 
 def test_ids_that_gather_at_the_end_of_the_table_are_found_while_it_grows() -> None:
-    """Long chains run round the end of the table, into buckets that have moved already."""
+    """Long chains wrap around the end of the table, into buckets that have moved already."""
     fast, slow = IdMap(), IdMap(backend="reference")
     generator = np.random.Generator(np.random.Philox(5))
     crowd = np.array([unmixed(2**64 - 1 - each) for each in range(3000)], np.int64)
@@ -207,7 +207,7 @@ def test_ids_that_gather_at_the_end_of_the_table_are_found_while_it_grows() -> N
 
 
 def unmixed(place: int) -> int:
-    """The id that the C++ map's hash (`kernels/csrc/id_map.cpp`) takes to this place."""
+    """The id that the C++ map's hash (`kernels/csrc/id_map.cpp`) maps to this place."""
     mask = 2**64 - 1
     x = place ^ (place >> 32)
     x = x * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask

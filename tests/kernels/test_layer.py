@@ -69,7 +69,7 @@ def make_layer(
 def run(
     case: dict[str, Any], dtype: torch.dtype, backend: str, *, silent: list[int] | None = None, only_tail: bool = True
 ) -> dict[str, Tensor]:
-    """The change (y - x) and every gradient. ``silent``: of each user, how many tokens lie before his tail."""
+    """The change (y - x) and every gradient. ``silent``: how many of each user's tokens are before the tail."""
     batch, x, params, options = make_layer(**case)
     tail = None if silent is None else Tail.behind(torch.tensor(silent), batch.offsets)
     table_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
@@ -167,7 +167,7 @@ def test_bfloat16_is_at_most_twice_as_far_as_plain_pytorch(level: str, monkeypat
 
 
 def _plain_bfloat16(case: dict[str, Any]) -> dict[str, Tensor]:
-    """The definition with every tensor in bfloat16, weights too, as a model cast by ``.bfloat16()`` runs."""
+    """The definition with every tensor in bfloat16, weights too, like a model cast by ``.bfloat16()``."""
     batch, x, params, options = make_layer(**case)
     assert batch.pos is not None
     assert batch.time is not None

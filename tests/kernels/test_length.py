@@ -69,7 +69,7 @@ def test_the_choice_depends_on_nothing_but_the_user() -> None:
 
 
 def test_the_choice_never_changes_from_release_to_release() -> None:
-    # Replays of a log must thin contexts as the first run did: these are part of the format.
+    # Replays of a log must thin contexts as the first run did, so these values are part of the format.
     kept_T, _ = stochastic_length(offsets_of([40, 40]), torch.tensor([1, -1]), max_kept=5, unit=1)
     uniform_T, _ = stochastic_length(offsets_of([40, 40]), torch.tensor([1, -1]), max_kept=5, unit=1, mode="uniform")
     assert kept_T.tolist() == GOLDEN_RECENCY

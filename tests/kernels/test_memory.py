@@ -1,4 +1,4 @@
-"""The memory in C++ against its definition, and what it promises: order, sparing use of room, no harm."""
+"""The memory in C++ against its definition, and its promises: order, bounded room, no harm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RULES = MemoryRules(heat_half_lives=(3.0, 10.0, 40.0), seen_half_life=50.0, excl
 
 @dataclass
 class Stream:
-    """Users who choose, and sometimes only meet, items; later ones more of what came after what they chose."""
+    """Users who choose items, and sometimes only meet them; later ones prefer what followed what they chose."""
 
     num_rows: int = 12
     num_users: int = 3
@@ -65,7 +65,7 @@ def learned(
 
 
 def neighbours(memory: MemoryArrays) -> list[dict[int, tuple[float, float, float]]]:
-    """Of each row, by neighbour: the order in which they lie means nothing."""
+    """Each row's counts and weights by neighbour: the order of neighbours means nothing."""
     return [
         {
             int(memory.neighbour_row[row, j]): (
@@ -116,7 +116,7 @@ def test_any_stream_is_learned_as_the_definition_does(stream: Stream) -> None:
 
 @pytest.mark.parametrize("level", levels())
 def test_of_many_rows_the_best_are_looked_at_again(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    """Many more rows than a list has, in ascending, descending and any order of their scores."""
+    """Many more rows than the shortlist has, in ascending, descending and random order of their scores."""
     force(monkeypatch, level)
     stream = Stream(num_rows=700, num_events=60)
     logits = stream.logits()
@@ -135,7 +135,7 @@ def test_of_many_rows_the_best_are_looked_at_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_second_look_learns_what_no_sum_of_features_says() -> None:
-    """Everybody takes a thing twice, never three times: more is better, and then it is not."""
+    """All users choose an item twice, never three times: more is better only up to a point."""
     rng, rows, taken = np.random.default_rng(0), list[int](), np.zeros(500, int)
     for _ in range(1500):
         once = np.flatnonzero(taken[1:] == 1) + 1
@@ -170,7 +170,7 @@ def test_what_was_met_takes_no_place_on_the_list() -> None:
 
 
 def test_a_full_row_keeps_what_it_meets_most() -> None:
-    """Items 1 and 2 alternate; now and then something passes by that is never met again."""
+    """Items 1 and 2 alternate; now and then comes an item that never comes again."""
     rows = [1 + i % 2 if i % 5 else 3 + i // 5 for i in range(200)]
     memory, events = MemoryArrays.empty(64, 2, NUM_BUCKETS), one_user(rows)
     memory_learn(memory, 64, events, np.zeros((len(rows), 64), np.float32), RULES, backend="cpp")
@@ -184,7 +184,7 @@ def one_user(rows: list[int]) -> MemoryEvents:
 
 
 def test_what_comes_in_pieces_is_learned_as_in_one() -> None:
-    """Cut where what does not depend on the query is made anew in any case: every 16 events."""
+    """Split where the standing features are recomputed anyway: every 16 events."""
     events = one_user(np.random.default_rng(0).integers(1, 12, 64).tolist())
     logits = np.random.default_rng(1).normal(size=(64, 12)).astype(np.float32)
     whole, pieces = MemoryArrays.empty(12, 8, NUM_BUCKETS), MemoryArrays.empty(12, 8, NUM_BUCKETS)
@@ -196,8 +196,7 @@ def test_what_comes_in_pieces_is_learned_as_in_one() -> None:
 
 
 def test_an_event_is_predicted_before_it_is_learned() -> None:
-    """What a prediction says does not depend on what came of it: here two streams that differ in the last event
-    alone."""
+    """A prediction does not depend on its outcome: here, two streams that differ only in the last event."""
     rows = [1, 2, 3, 1, 2, 3, 1, 2]
     losses = []
     for last in (3, 1):
@@ -216,11 +215,11 @@ def test_an_item_is_recommended_after_one_sighting_beside_another() -> None:
     score = np.zeros((1, 32), np.float32)
     memory_scores(memory, 32, asked, score)
     assert np.argmax(score[0]) == 2
-    assert score[0, 0] < -1e29  # nobody's row
+    assert score[0, 0] < -1e29  # the row of no item
 
 
 def test_scores_are_those_that_learning_starts_from() -> None:
-    """The loss of the next event is the cross entropy of the scores that a server would have given."""
+    """The next event's loss is the cross entropy of the scores that a server would have given."""
     rules, events = replace(RULES, exclude="never"), one_user(np.random.default_rng(0).integers(1, 12, 65).tolist())
     memory, logits = MemoryArrays.empty(12, 16, NUM_BUCKETS), np.random.default_rng(1).normal(size=(65, 12))
     logits = logits.astype(np.float32)
@@ -234,12 +233,12 @@ def test_scores_are_those_that_learning_starts_from() -> None:
 
 
 def unmet(events: MemoryEvents) -> MemoryEvents:
-    """The same, with nothing to leave out."""
+    """The same events, with nothing to leave out."""
     return replace(events, met_end_R=events.met_begin_R)
 
 
 def test_a_useless_network_does_no_harm() -> None:
-    """Loud noise as logits, in a stream that counts alone explain: soon the counts decide."""
+    """Large random logits in a stream that counts explain: soon the counts decide."""
     rows = [1 + i % 9 for i in range(3000)]
     logits = 3 * np.random.default_rng(0).normal(size=(len(rows), 16)).astype(np.float32)
     memory = MemoryArrays.empty(16, 16, NUM_BUCKETS)
@@ -262,7 +261,7 @@ def test_a_stream_of_repeats_is_noticed() -> None:
 
 
 def test_counts_fade_and_keep_their_precision() -> None:
-    """Long after the unit was started anew, ratios of counts are what they were."""
+    """Long after the unit was reset, the ratios of counts are what they were."""
     rules = replace(RULES, seen_half_life=1.0, heat_half_lives=(1.0, 1.0, 1.0))
     memory = MemoryArrays.empty(16, 8, NUM_BUCKETS)
     memory_learn(memory, 16, one_user([1 + i % 2 for i in range(300)]), np.zeros((300, 16), np.float32), rules)

@@ -16,7 +16,7 @@ from tests.kernels.yardstick import force, levels
 
 @dataclass
 class World:
-    """A memory that has learned a stream, and queries to it."""
+    """A memory that has learned a stream, and queries for it."""
 
     num_rows: int = 250
     num_queries: int = 5
@@ -53,7 +53,7 @@ def assert_same_answers(world: World) -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
     with np.errstate(invalid="ignore"):
         gap = np.abs(np.diff(expected, axis=1, prepend=np.inf, append=-np.inf))
-    is_clear = ~(np.minimum(gap[:, :-1], gap[:, 1:]) < 2e-3)  # nobody's neighbour by less than rounding
+    is_clear = ~(np.minimum(gap[:, :-1], gap[:, 1:]) < 2e-3)  # further from its neighbours than rounding errors
     np.testing.assert_array_equal(rows[is_clear], expected_rows[is_clear])
 
 
@@ -96,7 +96,7 @@ def test_equal_scores_come_in_the_order_of_rows() -> None:
 
 
 def test_a_call_leaves_nothing_behind_for_the_next() -> None:
-    """What a thread keeps between calls is as blank after one as before it, whatever sizes came in between."""
+    """A thread's scratch memory is blank again after each call, whatever sizes came in between."""
     world = World(seed=3)
     first = world.best()
     World(num_rows=900, num_queries=3, seed=4).best()

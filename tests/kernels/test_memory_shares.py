@@ -1,4 +1,4 @@
-"""The parts of a score: they add up to it, and each is what the definition makes of it."""
+"""The parts of a score: they add up to it, and each equals the definition's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.memory import MemoryEvents, MemoryRules, memory_learn, memory_scores, memory_shares, reference, shares
+from kernels.memory import MemoryEvents, MemoryRules, memory_learn, memory_scores, memory_shares, shares
+from kernels.memory.arrays import LISTED
+from kernels.memory.reference import weighted_sum
 from tests.kernels.test_memory import Stream, flat, learned
 
 
 def sums(memory: object, num_rows: int, past: np.ndarray, logit_V: np.ndarray) -> np.ndarray:
-    """The definition's scores before the second look."""
-    standing_FV = reference._standing(memory, num_rows)  # type: ignore[arg-type]
-    return reference._mix(memory, num_rows, standing_FV, past, past[:0], 0, logit_V).score_V  # type: ignore[arg-type]
+    """The definition's scores before the shortlist."""
+    return weighted_sum(memory, num_rows, past, logit_V).score_V  # type: ignore[arg-type]
 
 
 @given(
@@ -42,7 +43,7 @@ def test_the_sum_is_the_kernels_own_score_of_what_gets_no_second_look() -> None:
     memory_scores(memory, 90, events, scores)
     asked = np.flatnonzero(scores[0] > -1e29)
     found = memory_shares(memory, np.array(past, np.int32), asked, logits[0, asked])
-    unlisted = np.argsort(-found.total)[reference.LISTED :]
+    unlisted = np.argsort(-found.total)[LISTED:]
     assert len(unlisted) > 5
     np.testing.assert_allclose(scores[0, asked][unlisted], found.total[unlisted], rtol=1e-4, atol=1e-4)
 

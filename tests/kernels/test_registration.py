@@ -1,4 +1,4 @@
-"""The C++ kernels as torch operators: what `torch.library.custom_op` promises, without what it costs at a start."""
+"""The C++ kernels as torch operators: everything that `torch.library.custom_op` does, without its cost at startup."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_any_shape_is_close(
     exact = case.run(torch.float64, "reference")
     result = case.run(torch.float32, "cpp")
     for left, right in zip(result, exact, strict=True):
-        # Rounding of terms that cancel (a loss of nearly 0) is judged against the size of the terms.
+        # Rounding errors of terms that cancel (a loss of nearly 0) are compared with the size of the terms.
         torch.testing.assert_close(left.double(), right, rtol=1e-4, atol=1e-5)
 
 

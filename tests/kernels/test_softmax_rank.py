@@ -69,7 +69,7 @@ def test_equal_rows_tie_exactly_after_normalising(monkeypatch: pytest.MonkeyPatc
     query_RD = torch.randn(40, 50)
     table_VD = torch.randn(8, 50).repeat(125, 1)
     rank_R = rank_of_target(query_RD, table_VD, torch.arange(40))
-    # Of 8 kinds of row, 125 of each: 125 for each better kind, and half of the 124 others of the same kind.
+    # 8 kinds of rows, 125 of each: 125 for each better kind, and half of the 124 others of the same kind.
     assert bool(((rank_R - 1 - 62) % 125 == 0).all())
 
 

@@ -1,4 +1,4 @@
-"""How far from float64 a result is, and the instruction sets to be forced."""
+"""How far a result is from float64, and the instruction sets that tests force."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kernels.library import LEVELS, machine_level
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """|result - reference| / |reference| in float64; a NaN anywhere is infinitely far."""
+    """|result - reference| / |reference| in float64; infinite if there is a NaN anywhere."""
     result, reference = result.double(), reference.double()
     if not bool(torch.isfinite(result).all()):
         return float("inf")
@@ -21,17 +21,17 @@ TWO_TERMS = "amx, float32 as two bfloat16 terms"
 
 
 def levels() -> list[str]:
-    """Every instruction set that this machine can run; with AMX, also float32 at less than the highest precision."""
+    """All instruction sets that this machine can run; with AMX, also float32 at less than the highest precision."""
     found = list(LEVELS[: LEVELS.index(machine_level()) + 1])
     return [*found, TWO_TERMS] if "amx" in found else found
 
 
 def force(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    """One of `levels`, for this test."""
+    """Force one of `levels` for this test."""
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", level.split(",", maxsplit=1)[0])
-    torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # tests/conftest.py sets it back
+    torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # tests/conftest.py restores it
 
 
 def forward_limit() -> float:
-    """How far float32 results may be from float64: about 16 bits an operand where it may be two bfloat16 terms."""
+    """How far float32 results may be from float64: about 16 bits per operand if it may be two bfloat16 terms."""
     return 1e-5 if torch.get_float32_matmul_precision() == "highest" else 3e-5

@@ -1,4 +1,4 @@
-"""Tables that grow, admit and evict, against dicts; and their parts in the model."""
+"""Tables that grow, admit and evict, against dicts; and their role in the model."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_loaded_table_is_the_saved_one() -> None:
     ours.mark_published()
     ours.evict(3)
     ours.insert(keys(7, 7, 1000, 1000), 7, 7)
-    other.insert(np.arange(300, 900).repeat(2), 0, 0)  # what was there before is gone
+    other.insert(np.arange(300, 900).repeat(2), 0, 0)  # loading replaces what was there
     other.load_state_dict({name: array.copy() for name, array in ours.state_dict().items()})
     assert_same_arrays(ours.state_dict(), other.state_dict())
     more = np.array([3, 2000, 2000, 9, 1], np.int64)
@@ -136,14 +136,14 @@ def test_a_loaded_table_is_the_saved_one() -> None:
 def test_domains_and_features_get_rows_and_change_predictions_and_are_learned() -> None:
     learner, past = Learner(MODEL, TRAINER), columns(np.random.default_rng(0), 5, 30)
     past = replace(past, domain_hash=keys(71, 71, 0, 72, 72), feature_hash=np.arange(10).reshape(5, 2))
-    for number in range(2):  # the first step teaches ranking to look at the network at all
+    for number in range(2):  # only after the first step does ranking use the network at all
         learner.step([example(past, 5, user=f"user {number}", number=number, user_feature=99)])
     assert set(learner.domains.keys_of(learner.domains.live_rows()).tolist()) == {71, 72}
     assert set(learner.features.keys_of(learner.features.live_rows()).tolist()) == {*range(1, 10), 99}
     for ours in (learner.domains, learner.features):
         assert ours.state[torch.from_numpy(ours.live_rows())].min() > 0  # each got a gradient
         first = ours.weight[torch.from_numpy(ours.live_rows())]
-        assert len(np.unique(first.numpy(), axis=0)) == len(first)  # none begins (or ends) as another's twin
+        assert len(np.unique(first.numpy(), axis=0)) == len(first)  # no two rows are equal
 
 
 def test_domains_are_left_out_when_told_so() -> None:

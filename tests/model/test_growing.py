@@ -1,4 +1,4 @@
-"""Rows that grow in place, and with a copy where the system gives no more room."""
+"""Rows that grow in place, or with a copy if the system gives no more room."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.step
 from model.hstu import HSTU
 from tests.trainer.samples import (
     MODEL,
@@ -17,13 +16,12 @@ from tests.trainer.samples import (
     TRAINER,
     columns,
     example,
-    leaking,
     pieces_of,
     predict_slowly,
     taught,
     twin,
 )
-from trainer.batch import JaggedBatch
+from trainer.batch import JaggedBatch, build_batch
 from trainer.config import TrainerConfig
 from trainer.step import Learner
 from wire.example import Example, Interactions
@@ -31,11 +29,17 @@ from wire.example import Example, Interactions
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def as_built(batch: JaggedBatch) -> JaggedBatch:
+    return batch
+
+
 @torch.no_grad()
-def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, np.ndarray]:
+def answers_of(
+    learner: Learner, examples: list[Example], change: Callable[[JaggedBatch], JaggedBatch] = as_built
+) -> tuple[np.ndarray, np.ndarray]:
     """(R, D) queries and (R, K) logits of a batch, before it is learned; ``learner`` stays as it is."""
     other = twin(learner)
-    batch = vars(trainer.step)["build_batch"](examples, other.histories, other.model_config)
+    batch = change(build_batch(examples, other.histories, other.model_config))
     forward = other.forward(
         replace(batch, is_wanted_R=np.ones(batch.num_targets, np.bool_)), int(batch.time_ms_n.max())
     )
@@ -43,7 +47,7 @@ def answers_of(learner: Learner, examples: list[Example]) -> tuple[np.ndarray, n
 
 
 def strangers(num: int, seed: int = 0) -> list[Example]:
-    """Examples of users whom nobody knows, each with a past and something new."""
+    """Examples of unknown users, each with a past and something new."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(num):
@@ -57,7 +61,7 @@ def with_columns(each: Example, change: Callable[[Interactions], Interactions]) 
 
 
 def changed_behind(past: Interactions, index: int, rng: np.random.Generator) -> Interactions:
-    """What was done with interaction ``index``, and everything about those behind it, is another."""
+    """The interactions with other kinds at ``index``, and other values everywhere after it."""
     items, bits = past.item_hash.copy(), past.action_bits.copy()
     domains, values, features = past.domain_hash.copy(), past.value.copy(), past.feature_hash.copy()
     bits[index:] ^= rng.integers(1, 8, len(bits) - index).astype(np.uint32)
@@ -69,19 +73,21 @@ def changed_behind(past: Interactions, index: int, rng: np.random.Generator) -> 
     return replace(past, item_hash=items, action_bits=bits, domain_hash=domains, value=values, feature_hash=features)
 
 
-def leak_of(learner: Learner, examples: list[Example], seed: int, num_tries: int = 8) -> float:
+def leak_of(
+    learner: Learner, examples: list[Example], seed: int, change: Callable[[JaggedBatch], JaggedBatch] = as_built
+) -> float:
     """How far predictions move when only what comes after them changes: 0 without leakage."""
     rng, worst = np.random.default_rng(seed), 0.0
-    queries, logits = answers_of(learner, examples)
+    queries, logits = answers_of(learner, examples, change)
     first_R = np.cumsum([0, *(each.num_new for each in examples)])
-    for _ in range(num_tries):
+    for _ in range(8):
         which = int(rng.integers(len(examples)))
         each = examples[which]
         nth = int(rng.integers(each.num_new))
         index, target = len(each.interactions) - each.num_new + nth, first_R[which] + nth
         other = list(examples)
         other[which] = replace(each, interactions=changed_behind(each.interactions, index, rng))
-        after_queries, after_logits = answers_of(learner, other)
+        after_queries, after_logits = answers_of(learner, other, change)
         upto = slice(first_R[which], target + 1)
         elsewhere = np.delete(np.arange(len(queries)), np.arange(target, first_R[which + 1]))
         for before, after in ((queries, after_queries), (logits, after_logits)):
@@ -133,7 +139,7 @@ def next_item_for_this_one(batch: JaggedBatch) -> JaggedBatch:
 
 
 def target_one_too_early(batch: JaggedBatch) -> JaggedBatch:
-    """The users' borders are lost: a batch read as one long user, from its end."""
+    """The boundaries between users are lost: the batch becomes one long user."""
     return replace(batch, starts_B1=np.array([0, len(batch.item_n)]), owner_n=np.zeros_like(batch.owner_n))
 
 
@@ -144,13 +150,9 @@ def next_action_for_this_one(batch: JaggedBatch) -> JaggedBatch:
 @pytest.mark.parametrize(
     "leak", [own_action_for_the_query, next_item_for_this_one, target_one_too_early, next_action_for_this_one]
 )
-def test_the_check_for_leakage_finds_a_batch_builder_that_leaks(
-    leak: Callable[[JaggedBatch], JaggedBatch], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_for_leakage_finds_a_batch_builder_that_leaks(leak: Callable[[JaggedBatch], JaggedBatch]) -> None:
     learner, _ = taught()
-    examples = strangers(6)
-    monkeypatch.setattr(trainer.step, "build_batch", leaking(leak))
-    assert leak_of(learner, examples, 0) > 1e-3
+    assert leak_of(learner, strangers(6), 0, leak) > 1e-3
 
 
 def test_an_action_before_the_prediction_does_change_it() -> None:

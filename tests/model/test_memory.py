@@ -1,4 +1,4 @@
-"""The memory beside the item table: it grows, forgets, and is the same for a server as for the trainer."""
+"""The memory beside the item table: it grows, forgets, and is the same at a server as at the trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLICKED = 0b11
 
 
 def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20) -> None:
-    """One user's choices at random."""
+    """Learn one user's random choices."""
     memory.grow(num_rows)
     rows = rng.integers(1, num_rows, num)
     starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
@@ -41,7 +41,7 @@ def scores(memory: Memory, past: list[int]) -> np.ndarray:
     seed=st.integers(0, 1000),
 )
 def test_a_server_scores_as_the_trainer_does(rounds: list[tuple[int, set[int], bool]], seed: int) -> None:
-    """Through arrivals, evictions, bases and deltas; to the bit."""
+    """Through arrivals, evictions, bases and deltas; bit for bit."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(seed)
     num_rows = 10
     for index, (more, gone, is_base) in enumerate([(0, set(), True), *rounds]):
@@ -136,7 +136,7 @@ def test_what_is_kept_is_everything() -> None:
 
 
 def test_a_version_without_a_second_look_is_read() -> None:
-    """As a build before it published them: scores are the weighted sum."""
+    """As older builds publish: scores are the weighted sum."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(0)
     learn(trainer, rng, 30, 100)
     changes = trainer.changes(everything=True)

@@ -1,4 +1,4 @@
-"""The rules that make tokens of interactions, each against a loop that says the same."""
+"""The rules that turn interactions into tokens, each against a plain loop."""
 
 from __future__ import annotations
 

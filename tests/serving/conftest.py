@@ -13,7 +13,7 @@ from tests.serving.wire import server_environment
 
 @pytest.fixture(scope="session")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory]:
-    """Where server processes come from."""
+    """Starts server processes."""
     made = ProcessFactory(tmp_path_factory.mktemp("servers"), "serving", server_environment())
     yield made
     made.close()
@@ -21,5 +21,5 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """The tensors here are tiny: threads would only wait for each other."""
+    """One thread: the tensors here are tiny, and threads would only wait for each other."""
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""HTTP to an application in this process, without a socket."""
+"""An HTTP client for an application in this process, without a socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 
 class Client:
-    """One request after another, from any number of threads."""
+    """Sends one request after another; for any number of threads."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

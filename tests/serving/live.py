@@ -35,7 +35,7 @@ def service_of(holder: WeightsManager, config: ServingConfig) -> Service:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn in a thread that is not the main one, where signals are none of its business."""
+    """Uvicorn in a thread other than the main one, which must not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple[Service, int]]:
-    """The service and its port; everything has ended when the block does."""
+    """A service and its port; everything is stopped when the block ends."""
     service = service or service_of(HOLDER, ServingConfig(**config))
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     server = Server(options_of(build_app(service), service.config))

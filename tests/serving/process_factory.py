@@ -1,4 +1,4 @@
-"""Servers for `tests.process_factory`: ``serving.__main__`` as it is, or with a fault (`FAULTS`)."""
+"""Servers for `tests.process_factory`: ``serving.__main__``, unchanged or with a fault (`FAULTS`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tests.process_factory import serve_children
 
 
 def fail_at_the_second_swap() -> None:
-    """The thread that follows the weights meets what nobody has foreseen."""
+    """The thread that follows the weights fails unexpectedly."""
     import serving.holder
 
     swap = serving.holder.WeightsManager.swap
 
     def failing(self: serving.holder.WeightsManager) -> None:
         if self.num_swaps:
-            raise RuntimeError("nobody has foreseen this")
+            raise RuntimeError("unexpected")
         swap(self)
 
     serving.holder.WeightsManager.swap = failing  # type: ignore[method-assign]
@@ -25,7 +25,7 @@ FAULTS = {"the second swap fails": fail_at_the_second_swap}
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], _point: str) -> int:
-    """One server's life; the exit status."""
+    """Run one server; returns the exit status."""
     import serving.__main__
 
     for name in broken:

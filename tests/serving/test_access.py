@@ -1,4 +1,4 @@
-"""Who may ask: tokens, their roles, what is open to everybody, and a token file that is wrong or changes."""
+"""Access control: tokens, their roles, what is open to everyone, and a token file that is wrong or changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits is answered: beside one that cannot be, beside a long one, and before the end; or refused in time."""
+"""Waiting requests are answered: next to a failing one, next to a long one, and before shutdown; or refused in time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Outcome
+from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Lane
 from serving.engine import Engine, Request, Result
 from serving.errors import OverloadedError
 from serving.heartbeat import Heartbeat
@@ -28,7 +28,7 @@ BROKEN = Request(None, no_interactions(), np.zeros(0, np.int64), 2**40, candidat
 
 @dataclass
 class PlainJob:
-    """A question that is answered with how many items were found."""
+    """A job whose answer is the number of items found."""
 
     ask: Request = FINE
     weight: float = 1.0
@@ -45,20 +45,32 @@ class PlainJob:
         return b"%d" % len(found[0].items)
 
 
-def batcher(**options: Any) -> Batcher:
+class CountingEngine(Engine):
+    """Notes how many requests it is asked at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(Histories(10**6))
+        self.sizes: list[int] = []
+
+    def answer(self, version: HeldVersion, asks: Sequence[Request]) -> list[Result]:
+        self.sizes.append(len(asks))
+        return super().answer(version, asks)
+
+
+def batcher(engine: Engine | None = None, **options: Any) -> Batcher:
     settings: dict[str, Any] = {"num_workers": 1, "max_batch": 4, "max_waiting": 100, **options}
-    return Batcher(Engine(Histories(10**6)), HOLDER, **settings)
+    return Batcher(engine or CountingEngine(), HOLDER, **settings)
 
 
 class _Slippery(list[Request]):
-    """Requests that nobody can take out."""
+    """A list of requests that fails when it is iterated."""
 
     def __iter__(self) -> Any:
-        raise ValueError("they slip away")
+        raise ValueError("cannot be iterated")
 
 
 class SlipperyJob(PlainJob):
-    """It fails where nobody looks for it."""
+    """A job that fails where no error is expected."""
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
         return _Slippery()
@@ -78,11 +90,11 @@ def test_a_lane_outlives_whatever_a_job_does_and_everybody_is_answered() -> None
 
 
 def test_a_request_that_fails_takes_no_other_along() -> None:
-    made = batcher()
-    outcomes = made._short.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])
+    lane = Lane("short", CountingEngine(), HOLDER, 1, 4.0, 100, 1.0)
+    outcomes = lane.outcomes([PlainJob(), PlainJob(BROKEN), PlainJob()])
     assert [isinstance(each, bytes) for each in outcomes] == [True, False, True]
     assert outcomes[0] == b"3"
-    made.close()
+    lane.close()
 
 
 def test_what_waits_is_answered_before_the_end() -> None:
@@ -90,7 +102,7 @@ def test_what_waits_is_answered_before_the_end() -> None:
 
     async def ask_and_close() -> list[bytes]:
         asked = [asyncio.create_task(made.answer(PlainJob())) for _ in range(20)]
-        await asyncio.sleep(0)  # each has run up to where it waits
+        await asyncio.sleep(0)  # each has run up to the point where it waits
         await asyncio.sleep(0)  # and they are handed over
         await asyncio.to_thread(made.close)
         return await asyncio.gather(*asked)
@@ -99,21 +111,15 @@ def test_what_waits_is_answered_before_the_end() -> None:
 
 
 def test_requests_of_one_turn_of_the_loop_are_handed_over_together() -> None:
-    made, sizes = batcher(max_batch=16), []
-    outcomes = made._short.outcomes
-
-    def counting(jobs: Sequence[Any]) -> list[Outcome]:
-        sizes.append(len(jobs))
-        return outcomes(jobs)
-
-    made._short.outcomes = counting  # type: ignore[method-assign]
+    engine = CountingEngine()
+    made = batcher(engine, max_batch=16)
 
     async def ask() -> None:
         await asyncio.gather(*(made.answer(PlainJob()) for _ in range(16)))
 
     asyncio.run(ask())
     made.close()
-    assert sizes == [16]
+    assert engine.sizes == [16]
 
 
 def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
@@ -131,9 +137,10 @@ def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
 
 
 def test_what_would_wait_too_long_is_refused_and_says_for_how_long() -> None:
-    made, started, release = batcher(max_batch=1, max_wait_s=1.0), threading.Event(), threading.Event()
+    started, release, cost = threading.Event(), threading.Event(), CostModel()
     for _ in range(50):
-        made._short._cost.note(1.0, 0.6)  # as if each request took so long
+        cost.note(1.0, 0.6)  # as if each request took so long
+    made = batcher(max_batch=1, max_wait_s=1.0, cost=cost)
 
     async def ask() -> list[bytes]:
         first = asyncio.create_task(made.answer(PlainJob(started=started, release=release)))
@@ -163,7 +170,7 @@ def test_the_cost_of_a_batch_is_told_apart_from_that_of_its_requests() -> None:
 
 def test_a_pause_of_the_machine_turns_nobody_away() -> None:
     cost = CostModel()
-    cost.note(1, 30.0)  # the first one loads what is loaded late
+    cost.note(1, 30.0)  # the first request loads what is loaded lazily
     assert cost.seconds(100, 16) == 0.0
     cost = CostModel()
     for _ in range(100):

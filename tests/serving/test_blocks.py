@@ -1,4 +1,4 @@
-"""Records decoded many at a time in C++ are what the codec says of each, and fold into the same histories."""
+"""Records decoded in batches in C++ equal those decoded one by one, and fold into the same histories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEATURES = len(ACTION.features)
 
 
 def told(seed: int, segment_len: int = 4) -> list[bytes]:
-    """The records that a log makes."""
+    """Records of a made-up log."""
     rng = random.Random(seed)
     sequencer = Sequencer(ACTION, SequenceConfig(join_window_s=0.2, max_context=9, segment_len=segment_len))
     sequencer.writer_epoch = 3
@@ -42,7 +42,7 @@ def told(seed: int, segment_len: int = 4) -> list[bytes]:
 
 
 def batched(values: Sequence[bytes | None], first: int = 0, size: int = 7) -> list[Batch]:
-    """As a broker would hand them out."""
+    """The records in batches, as from a broker."""
     raw = b""
     for at in range(0, len(values), size):
         builder = DefaultRecordBatchBuilder(2, 4, False, -1, -1, -1, 1 << 20)
@@ -108,7 +108,7 @@ def test_bytes_that_are_no_batch_are_refused() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_histories_fed_by_batches_are_those_fed_record_by_record(seed: int, tmp_path: Path) -> None:
     rng, values = random.Random(seed), told(seed)
-    # A new owner, a repeat and a damaged record: what does not count has to be passed over.
+    # A new owner, a repeat and a damaged record: records that do not count must be skipped.
     values[50:50] = [encode_example(fence(0, 4)), values[20], values[30], b"nonsense"]
     values[51:] = [value if value == b"nonsense" else _under(value, 4) for value in values[51:]]
     one, other = Histories(1 << 20, max_context=9), Histories(1 << 20, max_context=9)

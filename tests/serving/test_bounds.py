@@ -14,7 +14,7 @@ import pytest
 from tests.serving.live import live_server
 
 SOON_S = 5.0
-"""Far more than an answer takes; what these bodies cost before they were bounded was 16 s and more."""
+"""Far more than an answer takes; without the bounds these bodies took 16 s and more."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def head(path: str, num_bytes: int) -> bytes:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Until the other side ends, however it ends."""
+    """Read until the other side closes, in any way."""
     found = b""
     try:
         while piece := connection.recv(65536):
@@ -69,7 +69,7 @@ def test_the_first_twenty_problems_are_told(port: int) -> None:
 
 
 def large_body_answer(port: int, num_bytes: int) -> tuple[bytes, int]:
-    """What a client reads that sends the whole body before it looks, and how much of it the server took."""
+    """What a client that first sends its whole body then reads, and how much of the body the server took."""
     with closing(connect(port)) as connection:
         connection.sendall(head("/rank", num_bytes))
         piece, num_sent = b"x" * 65536, 0

@@ -1,4 +1,4 @@
-"""The engine's numbers: the trainer's, with and without cache, alone and in company."""
+"""The engine's numbers equal the trainer's, with and without cache, for one request or several at a time."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def one(item: int, time_ms: int) -> Interactions:
 
 
 def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the trainer predicts of a next interaction on ``item``: a score of every row, the kinds' probabilities."""
+    """The trainer's prediction for a next interaction on ``item``: scores of all rows, probabilities of the kinds."""
     past = slice_of(each.interactions, -MODEL.max_context, None)
     last = int(past.timestamp_ms[-1]) if len(past) else 1_700_000_000_000
     next_one = example(each.user, joined(past, one(item, last + dt_ms)), num_new=1)
@@ -90,8 +90,10 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         )
         learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
         prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
-        ranked = learner.model.rank_logits(item_RM, torch.from_numpy(prior))[-1]
-        return torch.from_numpy(logits[0]), torch.sigmoid(ranked)
+        ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
+        target_row_R = learner.items.lookup(batch.item_n[batch.target_R])
+        odds_RK = learner.rates.score(learner.odds_events(batch, target_row_R, ranked_RK))
+        return torch.from_numpy(logits[0]), torch.sigmoid(torch.from_numpy(odds_RK[-1]))
 
 
 def close_to(found: Result, expected: Result) -> None:
@@ -171,7 +173,7 @@ def test_what_is_cached_is_good_up_to_an_interaction_of_which_more_is_known_now(
 
 
 def test_a_long_history_that_grows_keeps_what_is_cached_of_it(world: World, version: HeldVersion) -> None:
-    """Its oldest interactions leave by the segment, not one by one."""
+    """Its oldest interactions are dropped by whole segments, not one by one."""
     histories, engine = Histories(10**8, MODEL.max_context), engine_of()
     rows = interactions(np.random.default_rng(3), 60)
     for end in range(1, 61):
@@ -216,7 +218,7 @@ def test_what_was_seen_is_left_out_and_nothing_comes_twice(world: World, version
 
 
 def answers_over_versions(engine: Engine, world: World) -> bool:
-    """Ask the same user under version after version; whether each answer is that of an engine without a cache."""
+    """Ask for the same user with one version after another; whether all answers equal those without a cache."""
     holder, right = WeightsManager(), True
     each = example("u0", world.histories["u0"])
     for version in versions(world, 4):
@@ -235,7 +237,7 @@ def test_cached_state_is_never_reused_over_versions() -> None:
 
 
 def reusing(max_error: float, num_versions: int = 60) -> tuple[Engine, list[float]]:
-    """An engine that may reuse, asked under version after version; and how far each answer was from an exact one."""
+    """An engine that may reuse, asked with one version after another; and each answer's distance from the exact one."""
     engine = Engine(Histories(10**8), reuse=ReuseProbe(8, max_error))
     holder, off = WeightsManager(), []
     world = World(seed=4)
@@ -292,10 +294,10 @@ def test_a_new_version_finds_the_cache_ready_for_those_who_ask() -> None:
         ):
             close_to(found, expected)
         assert engine.cache.num_misses == misses + (len(asks) - 1 if len(warmed) == 1 else 0)
-    assert warmed == [0, len(asks) - 1, len(asks) - 1, len(asks) - 1], "those who asked, and nobody else"
+    assert warmed == [0, len(asks) - 1, len(asks) - 1, len(asks) - 1], "only users who asked"
     engine.answer(holder.current, asks[:1])
     assert len(engine.warm(holder.current, 10.0)) == len(asks) - 1
-    assert engine.warm(holder.current, 10.0) == [], "nobody has asked since"
+    assert engine.warm(holder.current, 10.0) == [], "no user has asked since"
 
 
 def test_a_cache_that_forgets_the_version_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_a_cache_that_forgets_the_version_would_be_caught(monkeypatch: pytest.Mo
 def test_a_cache_that_keeps_the_last_actions_token_would_be_caught(
     world: World, version: HeldVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its output depends on when the question is asked: an answer at another moment must not rest on it."""
+    """Its output depends on the time of the request, so an answer at another time must not use it."""
     rows = slice_of(world.histories["u0"], 0, 6)
     before, after = example("u0", slice_of(rows, 0, 5)), example("u0", rows)
 
@@ -393,6 +395,8 @@ def test_domains_and_features_enter_as_they_do_in_the_trainer() -> None:
         model,
     )
     with torch.no_grad():
-        expected = torch.sigmoid(learner.forward(batch, now_ms).logits_RK)[0].numpy()
+        forward = learner.forward(batch, now_ms)
+        events = learner.odds_events(batch, forward.target_row_R, forward.logits_RK)
+        expected = torch.sigmoid(torch.from_numpy(learner.rates.score(events)))[0].numpy()
     assert np.allclose(found[0].scores[0], expected, rtol=TOLERANCE)
     assert found[1].scores.shape == (1, 3)

@@ -1,4 +1,4 @@
-"""Why an item is recommended: parts that add up to the served score, and what each interaction weighs."""
+"""Why an item is recommended: parts that add up to the served score, and the effect of each interaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kernels.memory import reference
+from kernels.memory.reference import weighted_sum
+from kernels.memory.shortlist import Shortlist
 from serving import explanation
 from serving.config import ServingConfig
 from serving.http import build_app
@@ -86,7 +87,7 @@ def test_a_request_for_too_much_is_refused(client: Client) -> None:
 
 
 def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told as what is left of the score, so any fault in the other parts would be in it."""
+    """It is reported as the remainder of the score, so it would contain any error in the other parts."""
     assert HOLDER.current is not None
     version, memory = HOLDER.current, HOLDER.current.memory
     looks: list[float] = []
@@ -96,9 +97,9 @@ def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.
     def watch(arrays: Any, past: Any, row_C: Any, logit_C: Any) -> Any:
         num = memory.num_rows
         logits = (version.tables["items"].derived.numpy() @ queries[0]).ravel()
-        done = reference._mix(arrays, num, reference._standing(arrays, num), past, past[:0], 0, logits)
+        done = weighted_sum(arrays, num, past, logits)
         score_V = done.score_V.copy()
-        reference._Shortlist(arrays, done).rescore(score_V)
+        Shortlist(arrays, done).rescore(score_V)
         looks.extend((score_V - done.score_V)[row_C].tolist())
         return original(arrays, past, row_C, logit_C)
 

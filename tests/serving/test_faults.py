@@ -1,5 +1,5 @@
-"""Promise 5 under seeded faults of the weights topic: whatever became of its records, no version is served that is
-mixed, older than the last, incomplete or changed; and the next good base is.
+"""Promise 5 under seeded faults of the weights topic: whatever happened to its records, no version is served that is
+mixed, older than the last, incomplete or changed; and the next good base is served.
 
 HEADRACE_FAULTS=N tries N seeds instead of the few of the suite.
 """
@@ -29,7 +29,7 @@ from wire.weights import VersionAssembler, decode_manifest, encode_manifest, rec
 
 KINDS = ("base", "delta", "delta", "base", "delta", "delta", "base", "delta")
 NUM_FAULTED = 6
-"""Of the versions; the last base and its delta arrive whole."""
+"""Which versions are damaged; the last base and its delta arrive intact."""
 Versions = list[list[Record]]
 
 
@@ -40,7 +40,7 @@ def clean() -> Versions:
 
 
 def digest(held: HeldVersion) -> str:
-    """Everything that an answer is made of."""
+    """A digest of everything that answers depend on."""
     made = hashlib.blake2b()
     for name in sorted(held.tables.tables):
         table = held.tables[name]
@@ -56,7 +56,7 @@ def digest(held: HeldVersion) -> str:
 
 @cache
 def expected() -> dict[tuple[int, int], str]:
-    """What each version is, read in order from a topic without faults."""
+    """The digest of each version, read in order from a topic without faults."""
     holder, assembler, found = WeightsManager(), VersionAssembler(), dict[tuple[int, int], str]()
     for record in chain.from_iterable(clean()):
         version = assembler.feed(*record)
@@ -111,13 +111,13 @@ def damage(rng: np.random.Generator, versions: Versions) -> None:
 
 
 def compact(rng: np.random.Generator, versions: Versions) -> None:
-    """As a broker would that was told to: of each key the last record."""
+    """Keep only the last record of each key, as a broker with compaction would."""
     for each in versions[: rng.integers(1, NUM_FAULTED + 1)]:
         del each[:-1]
 
 
 def purge(rng: np.random.Generator, versions: Versions) -> None:
-    """The first records are gone, in the middle of a version."""
+    """Remove the first records, up to the middle of a version."""
     at = rng.integers(NUM_FAULTED)
     for each in versions[:at]:
         each.clear()
@@ -130,7 +130,7 @@ FAULTS: tuple[Callable[[np.random.Generator, Versions], None], ...] = (
 
 
 class Topic:
-    """A weights topic of its own."""
+    """A separate weights topic."""
 
     def __init__(self, broker: Broker, name: str) -> None:
         self.kafka, self.name = KafkaConfig(bootstrap=broker.bootstrap), name
@@ -141,7 +141,7 @@ class Topic:
         self.end = 0
 
     def send(self, records: list[Record]) -> None:
-        """With manifests that name the offsets where their bases are now."""
+        """Send the records, with manifests that have the present offsets of their bases."""
         for key, headers, value in records:
             if record_kind(headers) == "manifest":
                 value = self._at_its_place(value)
@@ -168,7 +168,7 @@ class Topic:
 
 
 class Watched(WeightsManager):
-    """Says of each version that comes into service what it is."""
+    """Notes the digest of each version that comes into service."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Watched(WeightsManager):
 
 
 def follow(topic: Topic, then: Callable[[WeightsSubscriber], None]) -> list[tuple[tuple[int, int], str]]:
-    """What a server came to serve; ``then``: done while it follows."""
+    """The versions that a server served; ``then`` is called while it follows."""
     holder = Watched()
     thread = WeightsSubscriber(
         connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, holder, guard=Guard(None)
@@ -204,7 +204,7 @@ def faulted(seed: int) -> Versions:
         FAULTS[rng.integers(len(FAULTS)) if seed % 3 else seed // 3 % len(FAULTS)](rng, versions)
         versions = [list(each) for each in versions if each]
         while len(versions) < len(KINDS):
-            versions.insert(0, list(clean()[0][:1]))  # always so many to choose from
+            versions.insert(0, list(clean()[0][:1]))  # always the same number to choose from
     return versions
 
 
@@ -231,7 +231,7 @@ def test_no_fault_of_the_topic_makes_a_wrong_version_answer(kafka: Broker, topic
 def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     kafka: Broker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Canary: chunks are taken as they come, whatever they add up to."""
+    """Canary: chunks are accepted whatever their checksum."""
     monkeypatch.setattr("wire.weights.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
     monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)
     topic = Topic(kafka, f"{topic_prefix}.weights.canary")

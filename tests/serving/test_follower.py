@@ -1,4 +1,4 @@
-"""The follower of the sequences topic, on a real broker: another topic under the same name, more partitions."""
+"""The follower of the sequences topic on a real broker: a new topic with the same name, more partitions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wire(kafka: Broker, topic_prefix: str) -> Iterator[Wire]:
 
 @pytest.fixture
 def histories(wire: Wire) -> Iterator[Histories]:
-    """Followed by a thread that looks for news of the topics every half a second."""
+    """Histories kept by a thread that refreshes its metadata every half second."""
     kept = Histories(10**8, topic=wire.topics.sequences)
     consumer = connect(wire.kafka, 20, metadata_max_age_ms=500, auto_offset_reset="none")
     thread = HistoryFollower(consumer, wire.topics.sequences, kept)

@@ -1,4 +1,4 @@
-"""A server that answers is heard of, whatever happens to the thread that tells of it."""
+"""A server that answers keeps reporting, whatever happens to the thread that reports."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_a_heartbeat_that_fails_once_goes_on(kafka: Broker, topic_prefix: str) -
     told = itertools.count(1)
 
     def count() -> int:
-        """How many requests there were; nobody knows at the third time."""
+        """The number of requests; fails the third time."""
         if (num := next(told)) == 3:
-            raise ValueError("nobody knows")
+            raise ValueError("unexpected")
         return num
 
     heartbeat = Heartbeat(config, topic, "here", WeightsManager(), count, 0.05)

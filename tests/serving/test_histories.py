@@ -1,4 +1,4 @@
-"""Histories: the newest of each user, within a bound, whatever the topic holds."""
+"""Histories: each user's newest interactions, within a bound, whatever the topic contains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def length_of(histories: Histories, user: str) -> int:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_action_is_in_the_history_as_soon_as_its_record_is(seed: int) -> None:
-    """Segments in any order that the topic may hold them in; the newest record of each is what counts."""
+    """Segments in any order that the topic may have them in; the newest record of each counts."""
     rng, histories = np.random.default_rng(seed), Histories(10**9, 12)
     numbers = itertools.count()
     ends, bits = {"a": 0, "b": 0}, {user: ROWS.action_bits.copy() for user in "ab"}
@@ -39,7 +39,7 @@ def test_an_action_is_in_the_history_as_soon_as_its_record_is(seed: int) -> None
         ends[user] = min(50, ends[user] + 1)
         end = ends[user]
         segments = {(end - 1) // 4}
-        if end > 2 and rng.random() < 0.5:  # what was shown before is clicked now
+        if end > 2 and rng.random() < 0.5:  # an item shown before is clicked now
             bits[user][end - 2] |= 4
             segments = {(end - 2) // 4, (end - 1) // 4}
         for segment in sorted(segments):

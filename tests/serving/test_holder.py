@@ -1,4 +1,4 @@
-"""Versions held twice: each one whole, each one right, whoever reads meanwhile."""
+"""Versions held twice: each one complete and correct, whatever requests read meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wire.weights import TableRows, Version
 
 
 def same_as(held: HeldVersion | None, expected: Weights) -> None:
-    """Every row, key and name of the version is the one that the plain definition gives."""
+    """Assert that every row, key and name of the version equals that of the plain definition."""
     assert held is not None
     assert held.which == expected.which
     for name, table in expected.tables.items():
@@ -79,7 +79,7 @@ def test_a_request_keeps_its_version_through_swaps_however_long_it_takes() -> No
 
 
 def test_swaps_that_did_not_wait_for_readers_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the count of readers the idle side is overwritten under a request."""
+    """Without the count of readers, the idle side is overwritten while a request reads it."""
     holder, all_versions = WeightsManager(swap_wait_s=0.01), list(versions(World(num_users=3), 6))
     follow(holder, all_versions[0], None)
     expected = Weights.from_base(all_versions[0])
@@ -130,7 +130,7 @@ def test_a_version_that_does_not_fit_leaves_the_one_in_use() -> None:
 
 
 def test_weights_that_say_something_else_here_than_to_their_trainer_are_refused() -> None:
-    """A server whose kernels or weights differ answers nothing: here, one weight in the last layer is another."""
+    """A server whose kernels or weights differ serves nothing: here, one weight of the last layer differs."""
     base, _, _ = list(versions(World(num_users=2), 3))
     dense = {name: array.copy() for name, array in base.snapshot.dense.items()}
     dense["query_weight"] = np.roll(dense["query_weight"], 1, axis=0)

@@ -1,4 +1,4 @@
-"""The server's HTTP, in this process: right answers, refusals that help, limits."""
+"""The server's HTTP interface, in this process: correct answers, helpful refusals, limits."""
 
 from __future__ import annotations
 
@@ -316,14 +316,14 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
     service.close()
 
 
-# Bodies are bounded by configuration too, and answered 413: far away here, so that what is tested is the schema.
+# The limit on bodies (413) is set far above what is sent here, so that the schema is what is tested.
 SERVICE = service_of(HOLDER, replace(CONFIG, max_body_bytes=4_000_000))
-SERVICE.stopping.set()  # or a stream would go on for ever
+SERVICE.stopping.set()  # otherwise a stream would never end
 schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(SERVICE))
 
 
 @schema.parametrize()
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_operation_keeps_to_its_schema(case: schemathesis.Case) -> None:
-    # Limits and kinds are configuration, which a schema does not know: what it allows may still be too much.
+    # Limits and kinds are configuration, which the schema does not express: what it allows may still be refused.
     case.call_and_validate(excluded_checks=[positive_data_acceptance])

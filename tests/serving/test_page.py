@@ -1,4 +1,4 @@
-"""The page: its files, what it may load, its stream of events, a user's history, and the actions that it sends."""
+"""The page: its files, what it may load, its event stream, a user's history, and the actions that it sends."""
 
 from __future__ import annotations
 

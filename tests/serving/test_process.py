@@ -1,4 +1,4 @@
-"""The server as a process on a real broker: swaps under load, crashes, an orderly end, a broker that goes away."""
+"""The server process on a real broker: swaps under load, crashes, a clean shutdown, a broker that goes away."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def without_age(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 class Known:
-    """What each version answers, computed here, one request at a time."""
+    """Each version's answers, computed here one request at a time."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -193,7 +193,7 @@ def test_an_orderly_end_answers_what_is_in_flight(wire: Wire, tmp_path: Path, fa
         threads = [threading.Thread(target=rank) for _ in range(3)]
         for thread in threads:
             thread.start()
-        in_flight = "headrace_requests_in_flight 4.0"  # the three, and the one that asks
+        in_flight = "headrace_requests_in_flight 4.0"  # the three, and the request for the metrics
         wait_until(lambda: in_flight in server.client.get("/metrics").text, 30, "the requests to arrive", every_s=0.01)
         server.process.send(signal.SIGTERM)
         for thread in threads:
@@ -278,7 +278,7 @@ def test_a_server_whose_follower_has_died_ends_with_one_line(
     finally:
         server.close()
     last = server.process.log().splitlines()[-1]
-    assert "a thread that follows the topics has failed (RuntimeError('nobody has foreseen this'))" in last
+    assert "a thread that follows the topics has failed (RuntimeError('unexpected'))" in last
     assert "start the server again" in last
 
 

@@ -1,4 +1,4 @@
-"""The pipeline's state for the page: what is said in the topics becomes rates, lags, a bottleneck and a status."""
+"""The pipeline's state for the page: messages in the topics become rates, lags, a bottleneck and a status."""
 
 from __future__ import annotations
 
@@ -114,6 +114,15 @@ def test_what_cannot_be_read_changes_nothing(value: bytes) -> None:
     pulse.note_status(value)
     point = pulse.sample(SERVED, NOW_MS)
     assert (point.bottleneck, point.quality, point.rates["actions"]) == ("", {}, 0.0)
+
+
+def test_reasons_that_others_make_up_take_no_room() -> None:
+    pulse = Pulse(10.0)
+    for number in range(1000):
+        pulse.note_letter([("reason", b"%d" % number)])
+    point = pulse.sample(SERVED, NOW_MS)
+    assert len(point.reasons) <= 51
+    assert sum(point.reasons.values()) == point.dead_letters == 1000
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
-"""Which version answers: what is pinned, and what is held back because it is worse than the last good ones."""
+"""Which version answers: pinned versions, and versions held back because they are worse than the last good ones."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import msgspec
 import numpy as np
@@ -13,7 +13,6 @@ from kafka import KafkaProducer
 
 from serving.config import ServingConfig
 from serving.guard import Band, Guard
-from serving.holder import WeightsManager
 from serving.rollout import PinFollower, Rollout
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
@@ -46,19 +45,8 @@ def publish(wire: Wire, world: World, kind: str = "delta", quality: Quality = GO
     return world.epoch, world.number
 
 
-@contextmanager
-def subscriber(wire: Wire, rollout: Rollout | None = None) -> Iterator[WeightsSubscriber]:
-    thread = WeightsSubscriber(
-        connect(wire.kafka, 20, metadata_max_age_ms=1000), wire.topics.weights, WeightsManager(),
-        rollout=rollout or Rollout(), guard=Guard(Band.of(ServingConfig(guard=True))),
-    )  # fmt: skip
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.stop()
-        thread.join(20)
-        assert thread.failure is None
+def subscriber(wire: Wire, rollout: Rollout | None = None) -> AbstractContextManager[WeightsSubscriber]:
+    return wire.subscriber(rollout, Guard(Band.of(ServingConfig(guard=True))))
 
 
 def answers_from(thread: WeightsSubscriber, which: tuple[int, int]) -> bool:
@@ -169,7 +157,7 @@ def test_a_pin_to_a_version_to_come_is_waited_for_and_not_passed(wire: Wire) -> 
 
 def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> None:
     world = World(num_users=2)
-    world.number = 4  # the first ones are gone
+    world.number = 4  # the first versions are gone
     with subscriber(wire) as thread:
         first = publish(wire, world, "base")
         served(thread, first)

@@ -1,4 +1,4 @@
-"""Promise 5: a server answers from complete versions only, rising, unfenced. Each test on a real topic."""
+"""Promise 5: a server answers only from complete, ascending, unfenced versions. Each test uses a real topic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def corrupt(record: Record) -> Record:
 
 
 def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: list[Record]) -> None:
-    """``bad`` is never served; a delta that builds on it neither; the next base is."""
+    """Assert that ``bad`` is never served, nor a delta that builds on it, but that the next base is."""
     swaps = subscriber.holder.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
@@ -80,7 +80,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
     monkeypatch.setattr("wire.weights.checksum", lambda blob: manifest.checksum)
-    monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)  # it might notice, too
+    monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)  # which might notice too
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
         served(subscriber, (1, 0))
@@ -131,7 +131,7 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
     world = quick_world()
     with wire.subscriber() as subscriber:
         served(subscriber, wire.publish(world))
-        world.records("delta", 0)  # learned, named, never sent
+        world.records("delta", 0)  # learned and numbered, but never sent
         wire.publish(world, "delta")
         wire.publish(world, "delta")
         wait_until(lambda: subscriber.counters.num_unlinked >= 2, 20, "the gap to be seen")

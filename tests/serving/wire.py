@@ -1,4 +1,4 @@
-"""A broker's topics for the server's tests: records sent in order, and threads or processes that follow them."""
+"""Topics for the server's tests: records sent in order, and threads or processes that follow them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 from kafka import KafkaAdminClient, KafkaProducer
 
+from serving.guard import Guard
 from serving.holder import WeightsManager
+from serving.rollout import Rollout
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
@@ -25,7 +27,7 @@ from wire.topics import Topics, example_key
 
 
 class Wire:
-    """The topics of one test."""
+    """One test's topics."""
 
     def __init__(self, broker: Broker, prefix: str) -> None:
         self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=2)
@@ -35,19 +37,19 @@ class Wire:
         self.next_offset = 0
 
     def send(self, records: Iterable[Record]) -> None:
-        """To the weights topic, in order; returns when the broker has them."""
+        """Send to the weights topic, in order; returns when the broker has them."""
         sent = [self._producer.send(self.topics.weights, key=key, value=value, headers=headers, partition=0)
                 for key, headers, value in records]  # fmt: skip
         for each in sent:
             self.next_offset = each.get(20).offset + 1
 
     def publish(self, world: World, kind: str = "base") -> tuple[int, int]:
-        """The world's next version; its name."""
+        """Publish the world's next version; returns its (epoch, number)."""
         self.send(world.records(kind, self.next_offset))
         return world.epoch, world.number
 
     def replace_weights(self) -> None:
-        """The weights topic is deleted and created again."""
+        """Delete the weights topic and create it again."""
         admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
         admin.delete_topics([self.topics.weights])
         wait_until(lambda: self.topics.weights not in admin.list_topics(), 30, "the topic to be gone")
@@ -56,7 +58,7 @@ class Wire:
         self.next_offset = 0
 
     def tell(self, examples: Iterable[Example]) -> None:
-        """To the sequences topic."""
+        """Send to the sequences topic."""
         for each in examples:
             key = example_key(each.address, num_slots=14)
             self._producer.send(self.topics.sequences, encode_example(each), key, partition=each.partition)
@@ -66,11 +68,12 @@ class Wire:
         self._producer.close(timeout=2)
 
     @contextmanager
-    def subscriber(self) -> Iterator[WeightsSubscriber]:
+    def subscriber(self, rollout: Rollout | None = None, guard: Guard | None = None) -> Iterator[WeightsSubscriber]:
         """A subscriber in this process that follows the weights topic."""
         thread = WeightsSubscriber(
-            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, WeightsManager()
-        )
+            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, WeightsManager(),
+            rollout=rollout or Rollout(), guard=guard or Guard(None),
+        )  # fmt: skip
         thread.start()
         try:
             yield thread
@@ -82,7 +85,7 @@ class Wire:
 
 
 def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: float = 30) -> None:
-    """Wait until this version is in use."""
+    """Wait until this version is in service."""
 
     def holds() -> bool:
         current = subscriber.holder.current
@@ -92,14 +95,14 @@ def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: flo
 
 
 def server_environment() -> dict[str, str]:
-    """What a server's process finds around it."""
+    """The environment of a server process."""
     return {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")} | {
         "OMP_NUM_THREADS": "1"
     }
 
 
 def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
-    """A server's configuration file."""
+    """Write a server's configuration file."""
     lines = [f"{key} = {value if not isinstance(value, str) else repr(value)}" for key, value in serving.items()]
     config = folder / f"server-{serving['port']}.toml"
     config.write_text("\n".join(["[kafka]", f"bootstrap = {kafka.bootstrap!r}", f"prefix = {kafka.prefix!r}",
@@ -108,7 +111,7 @@ def server_config(kafka: KafkaConfig, folder: Path, **serving: Any) -> Path:
 
 
 class ServerProcess:
-    """``python -m serving`` as a process of the factory's."""
+    """``python -m serving`` as a process started by the factory."""
 
     def __init__(
         self, factory: ProcessFactory, kafka: KafkaConfig, folder: Path, broken: tuple[str, ...] = (), **serving: Any
@@ -120,7 +123,7 @@ class ServerProcess:
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def ready(self) -> bool:
-        """Whether it answers that it is ready. AssertionError if it has ended."""
+        """Whether it reports that it is ready. AssertionError if it has ended."""
         assert self.process.status is None, self.process.log()
         try:
             return self.client.get("/readyz").status_code == 200
@@ -138,6 +141,6 @@ class ServerProcess:
         )
 
     def close(self) -> None:
-        """Kill it, if it still runs."""
+        """Kill it, if it is still running."""
         self.client.close()
         self.process.kill()

@@ -1,4 +1,4 @@
-"""A small world for the server's tests: examples of users, a real learner, and its versions as records of the topic."""
+"""A small world for the server's tests: users' examples, a real learner, and its versions as records of the topic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ START_MS = 1_700_000_000_000
 
 
 def interactions(rng: np.random.Generator, num: int, num_items: int = 20, start_ms: int = START_MS) -> Interactions:
-    """Random columns."""
+    """Random interactions."""
     return Interactions(
         np.array([item_hash(int(item)) for item in rng.integers(1, num_items + 1, num)], np.int64).reshape(num),
         rng.integers(1, 2 ** len(KINDS), num).astype(np.uint32),
@@ -58,7 +58,7 @@ def interactions(rng: np.random.Generator, num: int, num_items: int = 20, start_
 
 def example(user: str, rows: Interactions, *, num_new: int = 0, number: int = 0, partition: int = 0,
             writer_epoch: int = 1, segment: int = 0, segment_len: int = 1024) -> Example:  # fmt: skip
-    """An example of these interactions, one segment."""
+    """An example of these interactions, in one segment."""
     none = np.empty(0, np.int64)
     newest = int(rows.timestamp_ms[-1]) if len(rows) else START_MS
     return Example(
@@ -72,13 +72,13 @@ def example(user: str, rows: Interactions, *, num_new: int = 0, number: int = 0,
 
 
 def slice_of(rows: Interactions, start: int, stop: int | None) -> Interactions:
-    """Some of the columns' rows."""
+    """A slice of the interactions."""
     return Interactions(*(getattr(rows, name)[start:stop] for name in Interactions.__slots__))
 
 
 @dataclass
 class World:
-    """Users with histories, and a learner that learns them bit by bit; each `publish` is the next version."""
+    """Users with histories, and a learner that learns them step by step; each version is the next one."""
 
     seed: int = 0
     num_users: int = 6
@@ -96,17 +96,17 @@ class World:
         self.histories = {f"u{i}": interactions(self.rng, int(self.rng.integers(3, 30))) for i in range(self.num_users)}
 
     def examples(self, *, partition: int = 0) -> list[Example]:
-        """Each user's newest example, of his last ``max_context`` interactions."""
+        """Each user's newest example, with the last ``max_context`` interactions."""
         return [example(user, slice_of(rows, -self.model.max_context, None), number=number, partition=partition)
                 for number, (user, rows) in enumerate(self.histories.items())]  # fmt: skip
 
     def learn(self) -> None:
-        """One step: on everything at first, then again on every user's last interactions."""
+        """One step: at first on everything, later on every user's last interactions again."""
         most = 2 if self.learner.num_steps else 1000
         self.learner.step([example(user, rows, num_new=min(most, len(rows))) for user, rows in self.histories.items()])
 
     def version(self, kind: str = "base") -> tuple[Manifest, bytes]:
-        """What the learner has become, as the next version."""
+        """The learner's present state, as the next version."""
         is_base, self.number = kind == "base", self.number + 1
         blob = encode_blob(weights_snapshot(self.learner, everything=is_base))
         self.base_number = self.number if is_base else self.base_number
@@ -122,7 +122,7 @@ class World:
         ), blob  # fmt: skip
 
     def records(self, kind: str, next_offset: int, *, chunk_bytes: int = 4000) -> list[Record]:
-        """Learn a little and give the records of the next version; ``next_offset``: where the first will be."""
+        """Learn a little and return the next version's records; ``next_offset``: where the first one will be."""
         self.learn()
         self.base_offset = next_offset if kind == "base" else self.base_offset
         manifest, blob = self.version(kind)
@@ -134,12 +134,12 @@ class World:
 
 
 def claim(epoch: int) -> Record:
-    """A trainer process takes an epoch."""
+    """A trainer's claim of an epoch."""
     return CLAIM_KEY, CLAIM_HEADERS, b'{"epoch":%d,"claimant":"test"}' % epoch
 
 
 def versions(world: World, num: int, *, base_every: int = 4) -> Iterator[Version]:
-    """Versions in memory: a base now and then, deltas between."""
+    """Versions in memory: a base now and then, deltas in between."""
     for index in range(num):
         world.learn()
         manifest, blob = world.version("base" if index % base_every == 0 else "delta")
@@ -147,7 +147,7 @@ def versions(world: World, num: int, *, base_every: int = 4) -> Iterator[Version
 
 
 def encoded(examples: Sequence[Example]) -> list[bytes]:
-    """As they go over the wire."""
+    """The examples as encoded for the topic."""
     return [encode_example(each) for each in examples]
 
 

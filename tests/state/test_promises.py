@@ -229,17 +229,21 @@ BROKEN = [
 ]  # fmt: skip
 
 
+SEEDS = (29, 13, 6, *range(60))
+"""Of the lives that a broken build is tried on. The first three catch what shows only rarely."""
+
+
 @pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__.strip("_"))
 def test_a_broken_build_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    for seed in range(60):
+    for seed in SEEDS:
         try:
             _one_life(seed)
         except (AssertionError, KeyError, ValueError, HeadraceError):
             return
-    pytest.fail("60 lives passed")
+    pytest.fail(f"{len(SEEDS)} lives passed")
 
 
 def _one_life(seed: int) -> None:
@@ -257,5 +261,5 @@ def _one_life(seed: int) -> None:
 
 
 def test_the_same_lives_pass_if_nothing_is_broken() -> None:
-    for seed in range(15):
+    for seed in SEEDS[:10]:
         _one_life(seed)

@@ -17,7 +17,7 @@ from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
 from wire.config import MAX_IDS, ActionConfig, SequenceConfig
 from wire.example import NUM_OPEN, Example, fence
-from wire.example_codec import decode_example, encode_example
+from wire.example_codec import decode_example, encode_example, view
 from wire.example_log import ExampleLog, Verdict
 from wire.hashing import key_hash
 
@@ -101,6 +101,20 @@ def _stand_still(store: PartitionStore) -> None:
     database = store._db._db
     assert database is not None
     database.cancel_all_background(True)
+
+
+def read_user(store: PartitionStore, name: str) -> list[Example]:
+    """A user's current segments, oldest first."""
+    sequencer, emitter = store._sequencer, store._sequencer._emitter
+    user = sequencer.users.get(name) or store._users.load(name)
+    if user is None:
+        return []
+    emitter.complete(user)
+    lengths = {user.tail.index: len(user.tail)}
+    return [
+        view(*emitter.draft(user, index, 0, lengths.get(index, store._sequence.segment_len), 0, -1, {}))
+        for index in range(user.first_segment, user.tail.index + 1)
+    ]
 
 
 @dataclass
@@ -289,7 +303,7 @@ class World:
 
     def _check_users(self, oracle: Oracle) -> None:
         for user, life in oracle.users.items():
-            segments = self.store.read_user(user)
+            segments = read_user(self.store, user)
             assert [example.segment for example in segments] == list(
                 range(oracle.first_kept(life), oracle.first_kept(life) + len(segments))
             )

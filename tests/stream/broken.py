@@ -15,6 +15,7 @@ import aiokafka.codec
 import aiokafka.record.default_records
 
 import stream.claim
+import stream.held_back
 import stream.partition
 import stream.relay
 import stream.worker
@@ -97,6 +98,11 @@ def without_snappy() -> None:
     """Not broken: an installation without a package."""
     aiokafka.codec.has_snappy = lambda: False
     aiokafka.record.default_records.codecs.has_snappy = lambda: False
+
+
+def tells_soon_of_transactions() -> None:
+    """Not broken: it waits one second."""
+    stream.held_back.PATIENCE_S = 1.0
 
 
 def loses_its_beat() -> None:

@@ -75,7 +75,7 @@ def _moves(page: Any) -> None:
 def _follows_a_click(page: Any) -> None:
     """By keyboard: the item is in the history, the list has moved, and the version that learned it is named."""
     page.wait_for_selector("#recommended button")
-    because = re.compile(r"because of \S|popular of late")
+    because = re.compile(r"because of \S|popular recently")
     playwright.expect(page.locator("#recommended li:nth-child(1) .why")).to_have_text(because)
     title = page.text_content("#recommended li:nth-child(2) .title")
     before = page.text_content("#recommended")

@@ -185,7 +185,7 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
         "nobody_in_the_group": ("worker", ACLOperation.READ, ResourceType.GROUP, f"{topic_prefix}-stream",
                                 "give this client's user the right to the group (stream.group)"),
         "writes_no_lag": ("train", ACLOperation.WRITE, ResourceType.TOPIC, topics.lag,
-                          "the reporter of lag and heartbeats has ended: Kafka at"),
+                          "the reporter of lag and heartbeats has failed: Kafka at"),
         "reads_no_weights": ("serve", ACLOperation.READ, ResourceType.TOPIC, topics.weights,
                              "give this client's user the right to the topic"),
     }  # fmt: skip
@@ -210,7 +210,7 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
         list(pool.map(refused, denied))
 
 
-NO_TLS_HERE = "so check that kafka.client.security_protocol is that of its listener"
+NO_TLS_HERE = "check that kafka.client.security_protocol is that of its listener"
 NOT_TRUSTED = "of a certificate that the broker trusts"
 UNKNOWN_BROKER = "check kafka.client.ssl_cafile and the name of the broker in its certificate"
 

@@ -1,4 +1,4 @@
-"""Deliberately broken trainers, by name. The tests beside this must catch each."""
+"""Deliberately broken trainers, by name. The tests in this folder must catch each one."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ import wire.example_log
 
 
 def ignores_the_journal() -> None:
-    """Steps that were decided before a kill are decided anew."""
+    """Steps that were decided before a kill are decided again."""
     trainer.recovery.read_journal = lambda folder, from_step: trainer.plan.Plan(from_step)
 
 
 def ignores_the_plan() -> None:
-    """Steps that were published before a kill are decided anew."""
+    """Steps that were published before a kill are decided again."""
     trainer.plan.Plan.after = lambda self, step: []  # type: ignore[method-assign]
 
 
 def checkpoints_without_positions() -> None:
-    """The covered numbers do not go into the checkpoint."""
+    """Checkpoints lack the positions."""
     write = trainer.loop.Trainer._write_checkpoint
     trainer.loop.Trainer._write_checkpoint = lambda self, positions: write(self, {})  # type: ignore[method-assign]
 
 
 def forgets_what_it_has_yet_to_repeat() -> None:
-    """The plan begins behind what was published, though the checkpoint is older."""
+    """The plan begins after the last published step, though the checkpoint is older."""
     from_disk = trainer.recovery.Recovery.from_disk
 
     def late(self: Any, learner: Any) -> Any:
@@ -50,12 +50,12 @@ def forgets_what_it_has_yet_to_repeat() -> None:
 
 
 def forgets_histories() -> None:
-    """A trainer that starts knows nothing of what users did before its checkpoint."""
+    """A starting trainer does not know what users did before its checkpoint."""
     trainer.kafka_source.KafkaSource.restore = lambda self, histories: None  # type: ignore[method-assign]
 
 
 def folds_what_arrives() -> None:
-    """Histories take in what has arrived, learned or not."""
+    """Examples are folded into histories when they arrive, not when they are learned."""
     arrived = trainer.scheduler.Scheduler.add
 
     def add(self: Any, examples: Any) -> None:
@@ -74,7 +74,7 @@ def folds_what_arrives() -> None:
 
 
 def forgets_dirty_rows() -> None:
-    """What a delta should carry is forgotten before it is acknowledged; the next one starts from there."""
+    """Changes are forgotten before the delta that carries them is acknowledged."""
     original = trainer.snapshot.weights_snapshot
 
     def forgetful(learner: Any, *, everything: bool) -> Any:
@@ -87,7 +87,7 @@ def forgets_dirty_rows() -> None:
 
 
 def trains_what_is_stale() -> None:
-    """Records of a worker that lost its partition, and repeats, count too."""
+    """Repeated records, and those of a worker that has lost its partition, are trained too."""
 
     def feed(self: Any, example: Any) -> wire.example_log.Verdict:
         return wire.example_log.Verdict.FENCE if example.is_fence else wire.example_log.Verdict.ACCEPT
@@ -96,17 +96,17 @@ def trains_what_is_stale() -> None:
 
 
 def claims_nothing() -> None:
-    """Nobody looks whether another trainer has taken over."""
+    """The trainer does not check whether another one has taken over."""
     trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
 
 
 def fences_a_live_leader() -> None:
-    """A second trainer claims an epoch whoever leads."""
+    """A second trainer claims an epoch even if another one leads."""
     trainer.election.Election._wait_for_turn = lambda self, claims: None  # type: ignore[method-assign]
 
 
 def spoils_the_step_of_one_example() -> None:
-    """A kernel that fails on one example: the step that has it leaves a weight that is not a number."""
+    """A kernel fails on one example: the step with it leaves a weight that is NaN."""
     step = trainer.step.Learner.step
 
     def spoiling(self: Any, examples: Any) -> Any:
@@ -119,28 +119,28 @@ def spoils_the_step_of_one_example() -> None:
 
 
 def takes_anything_for_finite() -> None:
-    """Nobody looks at the numbers."""
+    """No number is checked."""
     trainer.loop.unsound_learner = lambda learner, **_: None
     trainer.loop.unsound_step = lambda report: None
 
 
 def knows_no_topic_ids() -> None:
-    """As on a broker that gives none."""
+    """As on a broker without topic ids."""
     trainer.positions.topic_id = lambda kafka, topic: ""
 
 
 def trusts_any_topic() -> None:
-    """Positions are resumed in whatever bears the topic's name."""
+    """Positions are resumed in any topic of the same name."""
     knows_no_topic_ids()
     trainer.process.check_ends = lambda kafka, positions, stop: None  # type: ignore[attr-defined]
 
 
-def passes_over_holes() -> None:
-    """Missing numbers are taken in silence."""
-    meet = trainer.kafka_source.KafkaSource._meet_hole
+def passes_over_gaps() -> None:
+    """Missing numbers are accepted silently."""
+    meet = trainer.kafka_source.KafkaSource._meet_gap
 
     def silent(self: Any, partition: int, offset: int, example: Any) -> None:
         self._on_gap = "skip"
         meet(self, partition, offset, example)
 
-    trainer.kafka_source.KafkaSource._meet_hole = silent  # type: ignore[method-assign]
+    trainer.kafka_source.KafkaSource._meet_gap = silent  # type: ignore[method-assign]

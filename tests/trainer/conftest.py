@@ -15,7 +15,7 @@ from tests.trainer.stage import Stage
 
 @pytest.fixture(scope="session")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory]:
-    """Where trainer processes come from."""
+    """Starts trainer processes."""
     made = ProcessFactory(tmp_path_factory.mktemp("factory"), "trainer")
     yield made
     made.close()
@@ -25,7 +25,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessFactory
 def stage(
     kafka: Broker, topic_prefix: str, tmp_path: Path, factory: ProcessFactory, one_thread: None
 ) -> Iterator[Callable[..., Stage]]:
-    """Makes the topics of this test; sections of the configuration may be given."""
+    """Makes this test's topics; takes sections of the configuration."""
     made: list[Stage] = []
 
     def make(**sections: dict[str, Any]) -> Stage:

@@ -1,7 +1,7 @@
-"""Points in a trainer's life at which a test interrupts it: ``name:nth:kill``, ``name:nth:stop`` (SIGSTOP) or
+"""Points in a trainer's code at which a test interrupts it: ``name:nth:kill``, ``name:nth:stop`` (SIGSTOP) or
 ``name:nth:term`` (SIGTERM).
 
-The real trainer runs up to the point; nothing of it is changed.
+The real trainer runs unchanged up to that point.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTER
 
 
 def install(which: str) -> None:
-    """Make this process end (or halt) when it comes to a point for the nth time."""
+    """Make this process end (or halt) when it reaches a point for the nth time."""
     name, nth, action = which.split(":")
     left = iter(range(int(nth) - 1, -1, -1))
 
@@ -61,7 +61,7 @@ def _after(owner: Any, name: str, reach: Callable[..., None]) -> None:
 
 
 def half_a_journal_line(reach: Callable[..., None]) -> None:
-    """The last line of the journal is torn."""
+    """Leave the journal's last line torn."""
     write = os.write
 
     def wrapped(descriptor: int, content: bytes) -> int:
@@ -73,7 +73,7 @@ def half_a_journal_line(reach: Callable[..., None]) -> None:
 
 
 def half_a_checkpoint(reach: Callable[..., None]) -> None:
-    """A file of a checkpoint is torn."""
+    """Leave a file of a checkpoint torn."""
     original = trainer.checkpoint._write_synced
 
     def wrapped(path: Path, content: bytes) -> None:
@@ -84,7 +84,7 @@ def half_a_checkpoint(reach: Callable[..., None]) -> None:
 
 
 def half_of_the_chunks(reach: Callable[..., None]) -> None:
-    """A version is torn: its first chunk is there."""
+    """Leave a version torn, with only its first chunk."""
     original = trainer.publisher.Publisher._send_chunks
 
     def wrapped(self: Any, key: bytes, chunks: list[bytes]) -> int:

@@ -1,6 +1,6 @@
-"""Trainers for `tests.process_factory`: ``trainer.__main__`` as it is, or as a broken build (`tests.trainer.broken`).
+"""Trainers for `tests.process_factory`: ``trainer.__main__``, unchanged or as a broken build (`tests.trainer.broken`).
 
-It may have a point at which it kills or stops itself (``name:nth:kill``, ``name:nth:stop``: `tests.trainer.points`).
+They may kill or stop themselves at a point (``name:nth:kill``, ``name:nth:stop``: `tests.trainer.points`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.process_factory import serve_children
 
 
 def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
-    """One trainer's life; the exit status."""
+    """Run one trainer; returns the exit status."""
     import trainer.__main__
     from tests.trainer import broken as builds
     from tests.trainer import points
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str], broken: Sequence[str], point: str) -> int:
 
 
 if __name__ == "__main__":
-    # Whatever a trainer loads on its way, once for all of them.
+    # Imports whatever a trainer loads later, once for all of them.
     for name in ("adagrad.cpp", "id_map.cpp", "layer.cpp", "length.cpp", "memory.cpp", "softmax.cpp"):
         import_module(f"kernels.{name}")
     for name in (

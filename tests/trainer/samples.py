@@ -1,4 +1,4 @@
-"""Small streams of examples, small learners, and the slow ways to know what they must say."""
+"""Small streams of examples, small learners, and slow definitions of what they must predict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from trainer.batch import JaggedBatch, build_batch
 from trainer.checkpoint import Checkpoint
 from trainer.config import TrainerConfig
 from trainer.metrics import Predictions
@@ -62,8 +61,8 @@ def example(
     segment_len: int = 4096, feedback: dict[int, int] | None = None, user_feature: int = 0,
     names: dict[int, str | int] | None = None,
 ) -> Example:  # fmt: skip
-    """An example of these interactions, of somebody else each time unless ``user`` is named; what restores a worker is
-    left empty. ``feedback``: place in the segment → kinds that the rows have by it."""
+    """An example of these interactions, of a new user each time unless ``user`` is given; the fields for restoring a
+    worker are empty. ``feedback``: place in the segment → kinds that arrived for it."""
     newest_ms = int(rows.timestamp_ms[-1])
     feedback = feedback or {}
     return Example(
@@ -91,13 +90,13 @@ def example(
 
 
 def cut(interactions: Interactions, part: slice) -> Interactions:
-    """Some of the interactions."""
+    """A slice of the interactions."""
     return Interactions(*(getattr(interactions, name)[part] for name in Interactions.__dataclass_fields__))
 
 
 @dataclass
 class World:
-    """Users with lives; `examples` cuts the next ones, as the worker would: an interaction begins with some of its
+    """Users who act; `examples` makes the next examples, as the worker would: an interaction starts with some of its
     kinds, and may get the others later."""
 
     seed: int = 0
@@ -118,14 +117,14 @@ class World:
         self._waiting: list[Example] = []
 
     def examples(self, num: int, *, max_new: int = 4) -> list[Example]:
-        """The next examples, of users at random; about one in eight writes a segment again and teaches nothing."""
+        """The next examples, of random users; about one in eight only repeats a segment and teaches nothing."""
         while len(self._waiting) < num:
             self._waiting += self._act(max_new)
         found, self._waiting = self._waiting[:num], self._waiting[num:]
         return found
 
     def _act(self, max_new: int) -> list[Example]:
-        """What one user does next: the segments that it touches."""
+        """One user's next actions, as examples of the segments that they touch."""
         user = int(self._rng.integers(self.num_users))
         done = self.done.get(user, 0)
         num_new = int(self._rng.integers(1, max_new + 1)) if not done or self._rng.random() > 0.125 else 0
@@ -159,7 +158,7 @@ class World:
 
 @dataclass
 class Piece:
-    """What a step teaches of one interaction."""
+    """What a step teaches about one interaction."""
 
     user: str
     place: int
@@ -168,7 +167,7 @@ class Piece:
 
 
 def pieces_of(examples: Sequence[Example]) -> list[Piece]:
-    """Users in the order of their first pieces, each one's interactions in theirs."""
+    """Pieces by user, in the order of the users' first pieces; each user's in the order of interactions."""
     found: dict[str, dict[int, Piece]] = {}
     for each in examples:
         new = range(len(each.interactions) - each.num_new, len(each.interactions))
@@ -184,7 +183,7 @@ def pieces_of(examples: Sequence[Example]) -> list[Piece]:
 
 
 def folded(learner: Learner, examples: Sequence[Example]) -> Histories:
-    """The learner's histories with these examples in them, nothing forgotten."""
+    """The learner's histories after these examples, with nothing forgotten."""
     histories = copy.deepcopy(learner.histories)
     for each in examples:
         histories.gather(each)
@@ -212,7 +211,7 @@ def twin(learner: Learner, kind: Callable[..., Learner] = Learner) -> Learner:
 
 
 def predictions_of(learner: Learner, examples: Sequence[Example]) -> Predictions:
-    """What a step predicts (and then learns, in ``learner``)."""
+    """The predictions of a step, which ``learner`` then learns."""
     caught: list[Predictions] = []
     add = learner.metrics.add
 
@@ -229,7 +228,7 @@ def predictions_of(learner: Learner, examples: Sequence[Example]) -> Predictions
 
 
 def assert_same_arrays(left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]]) -> None:
-    """Bit for bit."""
+    """Assert that all arrays are equal, bit for bit."""
     assert left.keys() == right.keys()
     different = [name for name in left if not _same_bits(left[name], right[name])]
     assert not different, f"different: {different}"
@@ -241,7 +240,7 @@ def _same_bits(left: NDArray[Any], right: NDArray[Any]) -> bool:
 
 @dataclass(frozen=True)
 class SlowPrediction:
-    """One target: query (D,), probabilities (K,), its row at prediction, 0 if unknown, and whether it is retrieved."""
+    """One target: query (D,), probabilities (K,), its row when predicted, 0 if unknown, and whether it is a choice."""
 
     query_D: NDArray[np.float32]
     probability_K: NDArray[np.float64]
@@ -252,9 +251,9 @@ class SlowPrediction:
 
 @torch.no_grad()
 def predict_slowly(learner: Learner, examples: Sequence[Example]) -> list[SlowPrediction]:
-    """The targets of a step, one by one, each from its past alone; nothing jagged, nothing fused.
+    """Predict a step's targets one by one, each from its own past; nothing jagged, nothing fused.
 
-    For worlds whose domains and features the learner knows already: a step gives new ones their first rows.
+    For worlds whose domains and features the learner already knows: a step would give new ones their first rows.
     """
     histories, pieces, found = folded(learner, examples), pieces_of(examples), []
     for piece in pieces:
@@ -266,7 +265,7 @@ def predict_slowly(learner: Learner, examples: Sequence[Example]) -> list[SlowPr
 
 
 def prior_of(learner: Learner, past: Interactions) -> torch.Tensor:
-    """(1, 2, K) what rates say of the last of these interactions."""
+    """(1, 2, K) the prior from rates for the last of these interactions."""
     rates, row = learner.rates, int(learner.items.lookup(past.item_hash[-1:])[0])
     overall = (rates.done_VK.sum(axis=0) + 1) / (rates.shown_V.sum() + 2)
     item = (rates.done_VK[row] + 10 * overall) / (rates.shown_V[row] + 10)
@@ -293,7 +292,7 @@ def _predict_one(learner: Learner, past: Interactions, user_features: Any, piece
         time = int(past.timestamp_ms[place])
         tokens += [item_M, action_M]
         times += [(time, time), (int(past.timestamp_ms[min(place + 1, len(past) - 1)]), time)]
-    tokens, times = tokens[:-1], times[:-1]  # the target's action is what is asked
+    tokens, times = tokens[:-1], times[:-1]  # without the target's action, which is to be predicted
     asked, held = (torch.tensor(column) for column in zip(*times, strict=True))
     offsets = torch.tensor([0, len(tokens)])
     y_TM = model.encode(torch.stack(tokens), offsets, asked, held, backend="reference")
@@ -313,8 +312,3 @@ def _side_row(learner: Learner, user_features: Any, past: Interactions, place: i
     for feature in [*past.feature_hash[place].tolist(), *user_features.tolist()]:
         row = row + learner.features.weight[learner.features.lookup(np.array([feature]))[0]]
     return row
-
-
-def leaking(leak: Callable[[JaggedBatch], JaggedBatch]) -> Callable[..., JaggedBatch]:
-    """A batch builder that is wrong by ``leak``."""
-    return lambda *arguments: leak(build_batch(*arguments))

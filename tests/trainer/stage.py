@@ -1,4 +1,4 @@
-"""A sequences topic that a test fills, the trainer's configuration on it, and the recount of what was published."""
+"""A sequences topic that a test fills, a trainer's configuration for it, and a recount of what was published."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from wire.topics import Topics, example_key, fence_key
 from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
 
 NUM_PARTITIONS = 3
-# Small, quick, and with everything that must be repeated bit by bit: drawn negatives, dropout, thinned contexts,
+# Small, fast, and with everything that must be repeated bit by bit: sampled negatives, dropout, thinned contexts,
 # eviction, features.
 SECTIONS: dict[str, dict[str, Any]] = {
     "action": {"kinds": ["see", "click", "like"], "features": ["genre"], "user_features": ["land"]},
@@ -59,7 +59,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def actions(seed: int) -> Any:
-    """An endless stream of actions on a drifting catalogue; every third comes to an earlier interaction."""
+    """An endless stream of actions on a drifting catalogue; every third one joins an earlier interaction."""
     rng, recent = random.Random(seed), deque[tuple[str, int]]([("u0", 0)], maxlen=8)
     for number in range(1 << 30):
         user, item = f"u{rng.randrange(12)}", number // 40 + rng.randrange(30)
@@ -87,21 +87,21 @@ def toml(sections: dict[str, dict[str, Any]]) -> str:
 
 
 def write_config(path: Path, **sections: dict[str, Any]) -> Path:
-    """`SECTIONS` with some keys changed, as a file."""
+    """Write `SECTIONS` to a file, with some keys changed."""
     path.write_text(toml({name: {**SECTIONS.get(name, {}), **sections.get(name, {})} for name in SECTIONS | sections}))
     return path
 
 
 @dataclass
 class Recount:
-    """What the weights topic holds: versions that count, and what a reader dropped."""
+    """What the weights topic holds: valid versions, and what a reader dropped."""
 
     num_records: int = 0
     versions: list[Version] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     stale: list[tuple[int, int]] = field(default_factory=list)
-    """Manifests behind a claim of a higher epoch."""
+    """Manifests after a claim of a higher epoch."""
 
     @property
     def last(self) -> Manifest:
@@ -109,7 +109,7 @@ class Recount:
 
 
 class Stage:
-    """Topics of one test, filled by it, and trainers on them."""
+    """One test's topics, filled by the test, and trainers that read them."""
 
     def __init__(
         self, broker: Broker, prefix: str, folder: Path, factory: ProcessFactory, **sections: dict[str, Any]
@@ -136,10 +136,10 @@ class Stage:
         for number in range(NUM_PARTITIONS):
             self.fence(number, 1)
 
-    # What a worker would do
+    # As a worker
 
     def make(self, num_actions: int) -> list[Example]:
-        """Examples of the next actions, numbered, not sent."""
+        """Examples of the next actions, numbered but not sent."""
         for number in range(num_actions):
             action = decode_record(msgspec.json.encode(next(self._actions)), 1 << 41, self.settings.action)[0]
             assert isinstance(action, Action), action
@@ -148,7 +148,7 @@ class Stage:
         return [example for sequencer in self._sequencers for example in sequencer.drain()]
 
     def send(self, examples: list[Example], *, counted: bool = True) -> None:
-        """To the topic; returns when the broker has them."""
+        """Send to the topic; returns when the broker has them."""
         sends = []
         for example in examples:
             slots = self.settings.sequence.num_slots
@@ -162,23 +162,23 @@ class Stage:
             send.get(30)
 
     def send_raw(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]] | None = None) -> None:
-        """Somebody else's record, in partition 0 of one of our topics."""
+        """Send a foreign record to partition 0 of one of our topics."""
         self._producer.send(topic, value, b"theirs", headers, partition=0).get(20)
 
     def fence(self, partition: int, writer_epoch: int) -> None:
-        """A worker takes the partition."""
+        """Write the fence of a worker that takes the partition."""
         self.send([fence(partition, writer_epoch)])
         self._sequencers[partition].writer_epoch = writer_epoch
 
     def feed(self, num_actions: int) -> None:
-        """Examples of the next actions; now and then a worker is replaced."""
+        """Send examples of the next actions; now and then a worker is replaced."""
         self.send(self.make(num_actions))
         self._num_fed += 1
         if num_actions >= 20 or self._num_fed % 20 == 0:
             self.replace_worker(self._num_fed % NUM_PARTITIONS)
 
     def replace_worker(self, partition: int) -> None:
-        """A successor takes the partition and repeats what may be missing; the old worker still writes."""
+        """Have a successor take the partition and repeat what may be missing, while the old worker still writes."""
         last = self.sent[partition][-2:]
         epoch = self._sequencers[partition].writer_epoch + 1
         self.fence(partition, epoch)
@@ -191,7 +191,7 @@ class Stage:
         return {number: len(examples) - 1 for number, examples in self.sent.items()}
 
     def replace_topic(self) -> None:
-        """The sequences topic is deleted and created again, and so is the worker's disk: numbers begin again."""
+        """Delete the sequences topic and create it again, as after the worker's disk was wiped: numbers start over."""
         with admin_of(self.broker) as admin:
             admin.delete_topics([self.topics.sequences])
             wait_until(lambda: self.topics.sequences not in admin.list_topics(), 30, "the topic to be gone")
@@ -204,11 +204,11 @@ class Stage:
             self.fence(number, 1)
 
     def forget_records(self, share: float) -> None:
-        """Retention takes this share of what the sequences topic holds."""
+        """Delete this share of the sequences topic's records, as retention would."""
         partitions = [TopicPartition(self.topics.sequences, number) for number in range(NUM_PARTITIONS)]
         ends = self._consumer.end_offsets(partitions)
         with admin_of(self.broker) as admin:
-            for policy in ("delete", "compact"):  # records are deleted where the policy says so
+            for policy in ("delete", "compact"):  # records can only be deleted under the first policy
                 changed = ConfigResource(ConfigResourceType.TOPIC, self.topics.sequences, {"cleanup.policy": policy})
                 admin.alter_configs([changed])
                 if policy == "delete":
@@ -217,7 +217,7 @@ class Stage:
     # Trainers
 
     def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
-        """A trainer with a checkpoint folder of its own name."""
+        """Start a trainer with a checkpoint folder of this name."""
         arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
         self.children.append(self.factory.start(arguments, broken, point))
         return self.children[-1]
@@ -226,7 +226,7 @@ class Stage:
         return self.folder / f"checkpoints-{name}"
 
     def note_journal(self, name: str = "a") -> None:
-        """Between two lives: what was decided before must still hold."""
+        """Note what was decided so far, between two runs: it must still hold after the next."""
         folder = self.checkpoints(name)
         for start in journal_starts(folder) if folder.exists() else []:
             for step, decided in enumerate(read_journal(folder, start).steps, start):
@@ -239,10 +239,10 @@ class Stage:
         self._producer.close(timeout=2)
         self._consumer.close()
 
-    # What came of it
+    # Checks
 
     def recount(self) -> Recount:
-        """The weights topic as a reader takes it, up to now."""
+        """The weights topic so far, as a reader takes it."""
         recount = self._recount
         for record in self._read_on():
             recount.num_records += 1
@@ -272,7 +272,7 @@ class Stage:
         return found
 
     def wait_published(self, timeout_s: float = 30) -> None:
-        """Until a version covers everything sent, or no trainer is left that could make one."""
+        """Wait until a version covers everything sent, or no trainer is left to publish one."""
 
         def covers() -> bool:
             ended = self.children[-1].status
@@ -291,7 +291,7 @@ class Stage:
             raise AssertionError(f"{error}\n{self.children[-1].log()[-3000:]}") from None
 
     def live_and_die(self, point: str, broken: tuple[str, ...] = (), name: str = "a") -> None:
-        """One life that ends at a point, while the stream goes on."""
+        """Run a trainer that ends at a point, while the stream goes on."""
         self.feed(40)
         child = self.start(name, broken, point)
         self.feed_until(lambda: child.status is not None, f"{point} is reached")
@@ -299,7 +299,7 @@ class Stage:
         self.note_journal(name)
 
     def feed_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-        """A stream that goes on until something has happened."""
+        """Keep sending until the condition holds."""
 
         def holds() -> bool:
             if not condition():
@@ -310,8 +310,8 @@ class Stage:
         wait_until(holds, timeout_s, what, every_s=0.02)
 
     def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
-        """Wait for the last version, end the trainer, and check all that was promised."""
-        self.feed(3)  # which only the trainer that runs now can publish: it has recovered then
+        """Wait for the last version, stop the trainer, and check every promise."""
+        self.feed(3)  # which only the trainer that runs now can publish, after it has recovered
         self.wait_published(timeout_s)
         child = self.children[-1]
         assert child.stop() == 0, child.log()[-3000:]
@@ -321,14 +321,14 @@ class Stage:
         return recount
 
     def check(self, recount: Recount) -> Learner:
-        """Every number trained once; every version bit-equal to an uninterrupted run of the same plan."""
+        """Check that every number was trained once, and every version equals an uninterrupted run of the plan."""
         assert recount.last.covered == self.covered
         ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]
         plan = plan_of(weights_of(ours), [each.manifest for each in ours])
         for each in ours:
             first, last = each.manifest.first_step, each.manifest.next_step
             told = [[tuple(part) for part in step] for step in each.manifest.plan]
-            assert told == plan.steps[first:last], f"{_name(each)}: published steps were decided anew"
+            assert told == plan.steps[first:last], f"{_name(each)}: published steps were decided again"
         self._check_once(plan.steps)
         learner = self._uninterrupted(plan, ours)
         num_new = sum(example.num_new for examples in self.sent.values() for example in examples)
@@ -349,11 +349,11 @@ class Stage:
             assert numbers == list(range(len(self.sent[partition]))), f"partition {partition}: not each once, in order"
 
     def examples_of(self, step: PlanStep) -> list[Example]:
-        """The examples that a step names."""
+        """The examples of a step."""
         return [self.sent[part[0]][place] for part in step for place in range(part[1], part[2] + 1)]
 
     def _uninterrupted(self, plan: Plan, versions: list[Version]) -> Learner:
-        """A learner that follows the plan without a pause, compared on its way with every version that readers get."""
+        """A learner that follows the plan without interruption, compared with every version on the way."""
         learner = Learner(self.settings.model, self.settings.trainer, choose_device(self.settings.trainer))
         published: Weights | None = None
         waiting = list(versions)
@@ -372,7 +372,7 @@ class Stage:
         return learner
 
     def check_checkpoint(self, learner: Learner, name: str = "a") -> None:
-        """The newest checkpoint is bit-equal to the uninterrupted learner, optimiser, metrics and all."""
+        """Check that the newest checkpoint is bit-equal to the uninterrupted learner, with optimiser and metrics."""
         folder = CheckpointFolder(self.checkpoints(name), on_damage=lambda what: None).open()
         checkpoint = folder.load()
         folder.close()
@@ -381,7 +381,7 @@ class Stage:
 
 
 NOT_LEARNED = ("names.unpublished", ".dirty", ".tombstones")
-"""What depends on when versions were published."""
+"""Arrays that depend on when versions were published."""
 
 
 def unequal(ours: dict[str, Any], theirs: dict[str, Any], but: tuple[str, ...] = NOT_LEARNED) -> list[str]:
@@ -401,7 +401,7 @@ def _take(weights: Weights | None, version: Version) -> Weights:
 
 
 def weights_of(versions: list[Version]) -> Weights:
-    """What a reader of all of these holds."""
+    """The weights of a reader that has applied all of these."""
     weights: Weights | None = None
     for version in versions:
         weights = _take(weights, version)

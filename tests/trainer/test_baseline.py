@@ -1,4 +1,4 @@
-"""The baselines against counting again from the start, every time."""
+"""The baselines against a full recount each time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def slow_rank(counts: Counter[int], target: int, rivals: set[int]) -> int:
-    """1 + those met more often + half of those met as often, rounded up."""
+    """1 + those seen more often + half of those seen equally often, rounded up."""
     others = [counts[row] for row in rivals - {target}]
     return 1 + sum(c > counts[target] for c in others) + (sum(c == counts[target] for c in others) + 1) // 2
 
@@ -24,7 +24,7 @@ def slow_rank(counts: Counter[int], target: int, rivals: set[int]) -> int:
 def test_popularity_ranks_are_those_of_a_recount(seed: int) -> None:
     rng, baseline, history = np.random.default_rng(seed), PopularityBaseline(), Counter[int]()
     for step in range(8):
-        num_rows = 10 + 20 * step  # rows come, beyond what there was room for
+        num_rows = 10 + 20 * step  # more rows than there was room for
         live_V = rng.random(num_rows) < 0.8
         live_V[0] = False
         live = set(np.flatnonzero(live_V).tolist())

@@ -26,7 +26,7 @@ NAMES = [
 def build_slowly(
     examples: Sequence[Example], histories: Histories, config: ModelConfig, left_out: frozenset[int] = frozenset()
 ) -> dict[str, list[object]]:
-    """``left_out``: interactions of the batch, by their index in it, that it should be without."""
+    """The batch as nested loops build it; ``left_out``: indices of its interactions that are dropped."""
     histories = copy.deepcopy(histories)
     for each in examples:
         histories.gather(each)

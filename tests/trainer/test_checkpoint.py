@@ -1,4 +1,4 @@
-"""A checkpoint is everything: what goes on from it is what would have gone on without it, bit for bit."""
+"""A checkpoint is complete: what resumes from it equals an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EVERYTHING = replace(
 
 @pytest.fixture
 def damage() -> list[str]:
-    """What the folder says about damaged checkpoints."""
+    """What the folder reports about damaged checkpoints."""
     return []
 
 
@@ -69,7 +69,7 @@ def continued(
     num_after: int,
     restore: Callable[[Learner, Checkpoint], None] = restore_learner,
 ) -> tuple[Learner, Learner]:
-    """A learner that went on, and one that went on from a checkpoint of the first."""
+    """A learner that continued, and one that continued from a checkpoint of the first."""
     world = World(5)
     whole, told = Learner(MODEL, config), list[Example]()
     for number in range(num_before):
@@ -82,7 +82,7 @@ def continued(
     assert kept is not None
     restore(resumed, kept)
     assert_same_arrays(learner_arrays(whole), learner_arrays(resumed))
-    for each in told:  # what the source of a trainer does
+    for each in told:  # as a trainer's source does
         resumed.histories.restore(each)
     for batch in [world.examples(6) for _ in range(num_after)]:
         for learner in (whole, resumed):
@@ -105,7 +105,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
     "metrics.first_key",
-    "popularity.count", "rates.done", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
+    "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
     meta = json.loads((path / "meta.json").read_bytes().split(b"\n")[0])
     text = json.dumps({**meta, "format": 99}).encode()
     (path / "meta.json").write_bytes(text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="expected format 1, got 99"):
+    with pytest.raises(CheckpointError, match="expected format 2, got 99"):
         read_checkpoint(path)
 
 
@@ -356,7 +356,7 @@ def trainer_on_file(path: Path | None, *, every_steps: int = 4) -> Trainer:
 
 
 def abandon(abandoned: Trainer) -> None:
-    """As a kill leaves it: nothing is finished, only the operating system's locks go."""
+    """Leave a trainer as a kill would: nothing is finished, only the operating system's locks are released."""
     abandoned.close()
 
 

@@ -1,4 +1,4 @@
-"""What the configuration refuses, and how it says so."""
+"""What the configuration refuses, and with which messages."""
 
 from __future__ import annotations
 

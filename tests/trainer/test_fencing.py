@@ -1,4 +1,4 @@
-"""One trainer leads, others wait; a trainer that has lost its place finds out, stops, and is not read any more."""
+"""One trainer leads, others wait; a trainer that has lost the lead notices, stops, and is ignored by readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Make = Callable[..., Stage]
 
 
 def take_over(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
-    """A trainer halts just before it writes a manifest; another takes over and publishes; the first one goes on."""
+    """A trainer halts just before it writes a manifest; another takes over and publishes; then the first continues."""
     old = made.start("old", broken, "fence_checked:3:stop")
     made.feed_until(old.is_stopped, "the first trainer halts")
     new = made.start("new")
@@ -36,7 +36,7 @@ def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None
     assert "has claimed epoch 1; this one stops. Start it again to have it wait as a standby" in last
     assert new.status is None
     recount = made.finish("new")
-    # It had checked, halted, and then writes a manifest, unless its other thread sees the new claim first.
+    # It checked, halted, and now writes a manifest, unless its other thread sees the new claim first.
     assert recount.stale in ([(0, 2)], [])
     fenced_off = [each for each in recount.dropped if "epoch 0 was fenced off by a claim of epoch 1" in each]
     assert bool(fenced_off) or not recount.stale
@@ -56,7 +56,7 @@ def test_a_trainer_that_is_taken_over_by_force_stops_though_it_has_nothing_to_pu
 
 
 def stand_by(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
-    """A trainer that leads, and another one that waits for longer than a silent leader is given."""
+    """A trainer that leads, and another one that waits longer than ``takeover_after_s``."""
     made.feed(20)
     leader = made.start("leader")
     made.wait_published()

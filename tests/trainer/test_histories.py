@@ -1,4 +1,4 @@
-"""Histories of bounded bytes: whom a trainer forgets, and that a resumed one forgets the same users."""
+"""Bounded histories: which users a trainer forgets, and that a resumed one forgets the same users."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_bytes_stay_below_the_bound_and_the_quietest_are_forgotten_first() -> No
 
 
 def restored_by_all(histories: TrainedHistories, example: Example) -> None:
-    """A build that takes whatever the topic tells."""
+    """A build that takes every example in the topic."""
     histories.settle(histories._counted(example))
 
 

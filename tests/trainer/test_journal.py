@@ -1,4 +1,4 @@
-"""The journal: what was decided before it was trained, up to a torn tail; and the plan made of it."""
+"""The journal: steps recorded before they were trained, up to a torn tail; and the plan made from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.samples import columns, example
-from trainer.errors import HoleError, JournalError
+from trainer.errors import GapError, JournalError
 from trainer.journal import Journal, encode_line, journal_starts, read_journal
 from trainer.plan import Plan
 from trainer.scheduler import Scheduler, ranges
@@ -172,10 +172,10 @@ def test_steps_that_are_followed_are_the_steps_that_were_cut(stream: list[tuple[
         assert ranges(followed) == plan
 
 
-def test_a_plan_of_another_stream_is_a_hole() -> None:
+def test_a_plan_of_another_stream_is_a_gap() -> None:
     scheduler = Scheduler(10, 100, 100)
     scheduler.add([arrived(0, 5), arrived(0, 6)])
-    with pytest.raises(HoleError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
+    with pytest.raises(GapError, match="expected examples 4 to 5 of partition 0, got 5 to 6"):
         scheduler.replay_batch([(0, 4, 5)])
 
 
@@ -184,9 +184,9 @@ def test_what_was_published_counts_over_what_was_only_written_down() -> None:
     plan.merge(4, [step(4), step(5), step(6)])
     plan.merge(3, [step(3), step(4), step(50), step(60)])
     assert plan.after(4) == [step(4), step(50), step(60)]
-    plan.merge(4, [step(4)])  # the same: what follows stays
+    plan.merge(4, [step(4)])  # the same step: those after it stay
     assert plan.after(5) == [step(50), step(60)]
-    plan.merge(5, [step(5)])  # another: what followed it does not
+    plan.merge(5, [step(5)])  # a different step: those after it do not
     assert (plan.after(4), plan.next_step) == ([step(4), step(5)], 6)
     with pytest.raises(JournalError, match="expected step 6 next, got 7: the steps between were not recorded"):
         plan.merge(7, [step(7)])

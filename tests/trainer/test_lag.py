@@ -1,4 +1,4 @@
-"""Once a second the trainer says how far each stage is behind; here each is made to be behind by a known amount."""
+"""Once a second the trainer reports how far behind each stage is; here each is behind by a known amount."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Board:
         self.messages: list[dict[str, Any]] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """Every message so far, each valid."""
+        """All messages so far, validated."""
         for records in self._consumer.poll(50).values():
             for record in records:
                 assert record.key == LAG_KEY
@@ -53,7 +53,7 @@ class Board:
         return self.messages
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """The next message that says so."""
+        """The next message for which the condition holds."""
         num_before = len(self.read())
 
         def told() -> bool:
@@ -66,13 +66,13 @@ class Board:
         return next(each for each in self.messages[num_before:] if condition(each))
 
     def act(self, partition: int, num: int) -> None:
-        """Actions that nobody applies."""
+        """Send actions that no worker applies."""
         for _ in range(num):
             self._producer.send(self.made.topics.actions, b"{}", partition=partition)
         self._producer.flush(20)
 
     def say(self, status: WorkerStatus | ServerStatus) -> None:
-        """To the status topic."""
+        """Write to the status topic."""
         value = encode_status(status)
         self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(20)
 
@@ -99,7 +99,7 @@ def now_ms() -> int:
 
 
 def worker(**partitions: PartitionStatus) -> WorkerStatus:
-    # A clock that is ahead: on a crowded machine a test's only report would be stale before it is read.
+    # A clock that is ahead: on a busy machine the test's only report would be stale before it is read.
     return WorkerStatus(
         component="w", time_ms=now_ms() + 60_000, partitions={int(name[1:]): told for name, told in partitions.items()}
     )
@@ -225,7 +225,7 @@ BEHIND = ("ingest", "train", "serve")
 
 
 def gauge(reporter: LagReporter, name: str) -> float:
-    """A metric as Prometheus gets it; ``name/label`` for one of several."""
+    """A metric as Prometheus reads it; ``name/label`` for one of several."""
     wanted, _, label = name.partition("/")
     for family in reporter.metrics.registry.collect():
         for sample in family.samples:

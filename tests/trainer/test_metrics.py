@@ -20,7 +20,7 @@ PARTS = ("probability_RK", "baseline_RK")
 
 
 def predictions(rng: np.random.Generator, num: int) -> Predictions:
-    """Random ones; some misses, some not ranked, some unknown, three domains."""
+    """Random predictions: some misses, some not ranked, some unknown items, three domains."""
     log_loss_S = rng.random(num) * 5
     log_loss_S[rng.random(num) < 0.2] = np.nan
     slices = rng.random((len(SLICES), num)) < 0.5

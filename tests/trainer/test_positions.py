@@ -1,4 +1,4 @@
-"""A position is resumed where it fits, or not at all: the topic is the same one, and has what comes next."""
+"""A position is resumed only where it fits: in the same topic, which still has the next record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
-from wire.example_reader import NUM_TOLD
+from wire.example_reader import NUM_LOGGED
 from wire.shape import SHAPE, encode_shape, shape_of
 
 Make = Callable[..., Stage]
@@ -142,7 +142,7 @@ def test_a_trainer_that_trusts_any_topic_is_caught(stage: Make) -> None:
 
 
 def lose_the_checkpoint(made: Stage, share: float) -> Weights:
-    """A trainer has published and ended; its disk is gone, and so are the first records of the topic."""
+    """Have a trainer publish and end, then lose its disk and the topic's first records."""
     train_and_end(made)
     shutil.rmtree(made.checkpoints())
     made.decided.clear()
@@ -170,7 +170,7 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     made.wait_published()
     recount = made.recount()
     assert "starting from the last published version" in child.log()
-    assert "going on from the checkpoint" in made.children[-1].log(), "the option does no harm later"
+    assert "resuming from the checkpoint" in made.children[-1].log(), "the option does no harm later"
     assert made.children[-1].stop() == 0
 
     ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]
@@ -240,7 +240,7 @@ def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> Non
     made.feed(20)
     made.finish()
     told = [line for line in child.log().splitlines() if "skipped a foreign record" in line]
-    assert len(told) == NUM_TOLD
+    assert len(told) == NUM_LOGGED
     assert "Traceback" not in child.log()
     assert all(made.topics.sequences in line for line in told)
 

@@ -1,4 +1,4 @@
-"""What was published can be trained again from the topics, and gives the published weights bit by bit."""
+"""Published training can be repeated from the topics, and gives the published weights bit by bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DELTAS = {"base_every": 1000}
 
 
 def run_once(made: Stage, broken: tuple[str, ...] = (), num_versions: int = 4) -> None:
-    """A trainer that publishes some versions, the last ones deltas, and ends in order."""
+    """Run a trainer that publishes some versions, the last ones deltas, and ends normally."""
     child = made.start(broken=broken)
     made.feed_until(lambda: len(made.recount().versions) >= num_versions, "versions")
     made.wait_published()
@@ -24,7 +24,7 @@ def run_once(made: Stage, broken: tuple[str, ...] = (), num_versions: int = 4) -
 
 
 def replay(made: Stage, **sections: dict[str, object]) -> Child:
-    """``--replay``, with some keys changed."""
+    """Run ``--replay``, with some keys changed."""
     kafka = {"bootstrap": made.broker.bootstrap, "prefix": made.settings.kafka.prefix, "partitions": 3}
     path = write_config(made.folder / "replay.toml", kafka=kafka, **sections)
     return made.factory.start(["--config", str(path), "--replay"])

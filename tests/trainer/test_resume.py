@@ -1,4 +1,4 @@
-"""A trainer is killed with -9 wherever it may be, and goes on as if it had not been: on the stream, and on a file."""
+"""A trainer killed with -9 at any point continues as if it had not been: on the stream, and on a file."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_broker_that_dies_while_it_trains_loses_nothing(stage: Make, durable_k
 
 
 def decide_slowly_and_die(made: Stage, broken: tuple[str, ...] = ()) -> None:
-    """Steps of little, none of them in a version or a checkpoint; after the kill all of it is there at once."""
+    """Train small steps, none of them in a version or a checkpoint; after the kill all examples are there at once."""
     child = made.start(broken=broken)
     for num_steps in range(1, 7):
         made.feed(2)
@@ -134,7 +134,7 @@ def _num_decided(made: Stage) -> int:
 
 
 def grow_a_plan(made: Stage, num_steps: int = 12) -> None:
-    """A life that publishes so many steps, writes no checkpoint behind its first step, and is killed."""
+    """Run a trainer that publishes so many steps, writes no checkpoint after its first step, and is killed."""
     child = made.start()
     first = made.recount().last.next_step if made.recount().versions else 0
 
@@ -148,7 +148,7 @@ def grow_a_plan(made: Stage, num_steps: int = 12) -> None:
 
 
 def interrupt_recovery(made: Stage, points: list[str], broken: tuple[str, ...] = ()) -> None:
-    """Lives that are each interrupted while they repeat what an earlier one recorded; then one that is not."""
+    """Run trainers that are each interrupted while they repeat recorded steps; then one that is not."""
     for point in points:
         child = made.start(broken=broken, point=point)
         ended = child.wait()
@@ -234,7 +234,7 @@ def test_a_trainer_that_ignores_its_journal_is_caught(stage: Make) -> None:
 def live_broken(made: Stage, broken: str, points: list[str]) -> None:
     for point in points:
         made.live_and_die(point, (broken,))
-    for _ in range(4):  # so that feedback to one step's interactions has arrived when that is trained
+    for _ in range(4):  # so that feedback to a step's interactions has arrived before the step is trained
         made.feed(30)
     made.start(broken=(broken,))
     made.feed(60)
@@ -257,18 +257,18 @@ def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str],
 
 
 def test_a_trainer_that_ignores_the_plan_is_caught(stage: Make) -> None:
-    """What came little by little is all there after the kill: decided anew, it makes other steps."""
+    """Examples that came little by little are all there after the kill: decided again, they make other steps."""
     made = stage(trainer=NO_CHECKPOINTS)
     grow_a_plan(made)
     num_versions = len(made.recount().versions)
     made.start(broken=("ignores_the_plan",))
     made.feed_until(lambda: len(made.recount().versions) > num_versions, "steps behind those that were published")
-    with pytest.raises(AssertionError, match=r"not the plan's weights|decided anew|not each once|was recorded as"):
+    with pytest.raises(AssertionError, match=r"not the plan's weights|decided again|not each once|was recorded as"):
         made.finish()
 
 
-def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
-    """A number is missing; returns a trainer that meets the hole."""
+def leave_a_gap(made: Stage, broken: tuple[str, ...] = ()) -> Child:
+    """Leave out a number; returns a trainer that finds the gap."""
     made.feed(20)
     examples = made.make(30)
     lost = next(index for index, each in enumerate(examples) if each.number > len(made.sent[each.partition]))
@@ -277,9 +277,9 @@ def leave_a_hole(made: Stage, broken: tuple[str, ...] = ()) -> Child:
     return made.start(broken=broken)
 
 
-def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
+def test_a_gap_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     made = stage()
-    child = leave_a_hole(made)
+    child = leave_a_gap(made)
     assert child.wait() == 1
     last = child.log().splitlines()[-1]
     assert last.startswith("headrace train: ")
@@ -287,15 +287,15 @@ def test_a_hole_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     assert 'set trainer.on_gap = "skip"' in last
 
 
-def test_a_trainer_that_passes_over_holes_is_caught(stage: Make) -> None:
+def test_a_trainer_that_passes_over_gaps_is_caught(stage: Make) -> None:
     made = stage()
-    leave_a_hole(made, ("passes_over_holes",))
+    leave_a_gap(made, ("passes_over_gaps",))
     with pytest.raises(AssertionError, match="not each once"):
         made.finish()
 
 
 class FileRun:
-    """``--file`` with checkpoints, again and again."""
+    """Repeated runs of ``--file`` with checkpoints."""
 
     def __init__(self, folder: Path, factory: ProcessFactory) -> None:
         self._factory, self._folder = factory, folder
@@ -310,7 +310,7 @@ class FileRun:
         return self._factory.start([str(each) for each in given], broken, point)
 
     def outcome(self, name: str, child: Child) -> tuple[Checkpoint, dict[str, object]]:
-        """The last checkpoint and the report."""
+        """A run's last checkpoint and report."""
         assert child.wait(60) == 0, child.log()
         report = json.loads(child.log().splitlines()[-1])
         return read_checkpoint(newest(self._folder / name)), report["metrics"]

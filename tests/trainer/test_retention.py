@@ -1,4 +1,4 @@
-"""The weights topic forgets: a server that starts must still find a base, however little the trainer learns."""
+"""Retention of the weights topic: a new server must find a base, however little the trainer learns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
 @contextmanager
 def trainer_of(made: Stage, clock: Clock) -> Iterator[Trainer]:
-    """A trainer in this process, publishing by the test's clock; it trains when the test takes turns."""
+    """A trainer in this process that publishes by the test's clock, and trains when the test takes a turn."""
     kafka, config, stop = made.settings.kafka, made.settings.trainer, threading.Event()
     trainer = Trainer(
         made.settings.model,
@@ -50,7 +50,7 @@ def trainer_of(made: Stage, clock: Clock) -> Iterator[Trainer]:
 
 
 def turn_until(trainer: Trainer, made: Stage, holds: Callable[[Recount], bool]) -> Recount:
-    """Take turns until what is published is as wanted."""
+    """Take turns until the condition holds for what is published."""
     for _ in range(300):
         trainer.turn()
         recount = made.recount()

@@ -1,4 +1,4 @@
-"""How dense weights move: the schedules, and AdamW against torch's."""
+"""The dense weights' optimiser: the schedules, and AdamW against torch's."""
 
 from __future__ import annotations
 

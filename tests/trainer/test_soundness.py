@@ -1,4 +1,4 @@
-"""What is not finite is neither kept nor published: the step that did it is set aside, and the rest is learned."""
+"""Numbers that are not finite are neither stored nor published: the step at fault is set aside, the rest learned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Make = Callable[..., Stage]
 
 
 def live_with_a_step_that_spoils(made: Stage, broken: tuple[str, ...] = (), point: str = "") -> Child:
-    """A trainer whose weights are not finite behind the step that holds one certain example."""
+    """Run a trainer whose weights are not finite after the step that has one certain example."""
     made.feed(60)
     child = made.start(broken=("spoils_the_step_of_one_example", *broken), point=point)
     made.feed(40)

@@ -1,4 +1,4 @@
-"""A trainer whose surroundings are not as they should be."""
+"""A trainer whose environment is not as it should be."""
 
 import signal
 import socket

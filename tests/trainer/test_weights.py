@@ -1,4 +1,4 @@
-"""Versions: what a reader holds is the learner's weights, bit for bit, or an older version of them; never a mix."""
+"""Versions: a reader holds the learner's weights, bit for bit, or an older version of them; never a mix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def manifest(blob: bytes, num_chunks: int, number: int, kind: str, epoch: int = 
 
 
 def records(snapshot: Snapshot, number: int, kind: str, epoch: int = 1, chunk_bytes: int = 3000) -> list[Record]:
-    """A version as it stands in the topic."""
+    """A version as the topic's records."""
     blob = encode_blob(snapshot)
     chunks, key = split_blob(blob, chunk_bytes), version_key(epoch, number)
     out: list[Record] = [(key, chunk_headers(index), chunk) for index, chunk in enumerate(chunks)]
@@ -102,7 +102,7 @@ def values_of(weights: Weights, learner: Learner) -> dict[str, Any]:
 
 
 def memory_of(memory: Memory) -> dict[str, Any]:
-    """Row by row what is in use of it."""
+    """The part in use, row by row."""
     arrays, out = memory.arrays, {"memory.gain": memory.arrays.gain, "memory.clock": memory.arrays.clock}
     for row in np.flatnonzero(arrays.first >= 0).tolist():
         num = arrays.num_neighbours[row]
@@ -114,7 +114,7 @@ def memory_of(memory: Memory) -> dict[str, Any]:
 
 
 def truth_of(learner: Learner) -> dict[str, Any]:
-    """The learner's own weights, without the code of versions."""
+    """The learner's own weights, read without the code under test."""
     out = {f"dense.{name}": value.detach().numpy() for name, value in sorted(learner.model.named_parameters())}
     for name, table in sorted(learner.tables.items()):
         places = {int(key): int(table.lookup(np.array([key]))[0]) for key in table.map.ids_of_rows() if key}
@@ -140,7 +140,7 @@ def test_a_base_and_its_deltas_are_the_learners_weights_bit_for_bit() -> None:
         assert reader.weights.which == (1, number)
         assert_same_arrays(values_of(reader.weights, learner), truth_of(learner))
         assert reader.weights.names == learner.names
-    assert num_evicted > 10  # else the tombstones were not tried
+    assert num_evicted > 10  # otherwise tombstones were not tested
     assert late.weights is not None
     assert_same_arrays(values_of(late.weights, learner), truth_of(learner))
     assert reader.drops == late.drops == []

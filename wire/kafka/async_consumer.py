@@ -15,11 +15,11 @@ MAX_RECORDS = 2_000
 
 
 @asynccontextmanager
-async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]:
+async def plain_consumer(config: KafkaConfig, isolation: str = ISOLATION) -> AsyncIterator[AIOKafkaConsumer]:
     """An aiokafka consumer for manual assignment."""
     own = {
         "enable_auto_commit": False, "auto_offset_reset": "earliest", "request_timeout_ms": 10_000,
-        "isolation_level": ISOLATION,
+        "isolation_level": isolation,
     }  # fmt: skip
     consumer = AIOKafkaConsumer(**{**own, **async_options(config)})
     try:
@@ -30,7 +30,8 @@ async def plain_consumer(config: KafkaConfig) -> AsyncIterator[AIOKafkaConsumer]
 
 
 async def end_offsets(consumer: AIOKafkaConsumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
-    """Partition → the offset of the next record to be written or, while a transaction is open, of its first record."""
+    """Partition → the offset of the next record to be written or, while a transaction is open, of its first record (for
+    a consumer that is "read_uncommitted": of the next record in any case)."""
     found = await consumer.end_offsets([TopicPartition(topic, partition) for partition in partitions])
     return {key.partition: offset for key, offset in found.items()}
 

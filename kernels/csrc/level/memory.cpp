@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "logs.h"
 #include "shortlist.h"
 
 // The argument, laid out as in kernels/memory/cpp.py.
@@ -58,21 +59,6 @@ constexpr float OUT = -1e30f;
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 
-// log x, x > 0, to 2 ulp (Cephes).
-template <typename F, typename I>
-HEADRACE_INLINE F log_of(F x) {
-    const I e = ((I)x - 0x3f3504f3) >> 23;
-    const F f = (F)((I)x - (e << 23)) - 1.0f, z = f * f;
-    F p = 7.0376836292e-2f * f - 1.1514610310e-1f;
-    p = p * f + 1.1676998740e-1f;
-    p = p * f - 1.2420140846e-1f;
-    p = p * f + 1.4249322787e-1f;
-    p = p * f - 1.6668057665e-1f;
-    p = p * f + 2.0000714765e-1f;
-    p = p * f - 2.4999993993e-1f;
-    p = p * f + 3.3333331174e-1f;
-    return f + (p * f * z - .5f * z) + __builtin_convertvector(e, F) * .69314718f;
-}
 HEADRACE_INLINE vf log1p_of(vf x) { return log_of<vf, vi>(x + 1.0f); }
 HEADRACE_INLINE float log1p_one(float x) { return log1p_of(splat(x))[0]; }
 

@@ -1,4 +1,4 @@
-"""bfloat16 for Triton's interpreter, which holds its bits in uint16 and would multiply those instead of the values."""
+"""bfloat16 for Triton's interpreter, which stores the bits as uint16 and would multiply those instead of the values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Handle = interpreter.TensorHandle
 
 
 def values(handle: Any) -> np.ndarray[Any, Any]:
-    """A handle's numbers; bfloat16 as the float32 that it stands for."""
+    """A handle's values; bfloat16 as float32."""
     if handle.dtype.scalar != tl.bfloat16:
         return np.asarray(handle.data)
     return (handle.data.astype(np.uint32) << 16).view(np.float32)
 
 
 def rounded(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bits of the nearest bfloat16, ties to even, as the hardware rounds."""
+    """The bits of the nearest bfloat16, ties to even, as in hardware."""
     bits = np.asarray(x, np.float32).view(np.uint32)
     rounded_up = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(x), 0x7FC0, rounded_up).astype(np.uint16)
 
 
 def install() -> None:
-    """Teach the interpreter of this process products, sums and casts of bfloat16."""
+    """Give this process's interpreter products, sums and casts of bfloat16."""
     builder = interpreter.InterpreterBuilder
 
     def arithmetic(name: str, operation: Callable[..., Any]) -> None:

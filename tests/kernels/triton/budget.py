@@ -1,4 +1,4 @@
-"""The budget of compiled kernels: `python -m tests.kernels.triton.budget` measures it anew, for this Triton."""
+"""The budget of compiled kernels: `python -m tests.kernels.triton.budget` measures it again, for this Triton."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FILE = Path(__file__).with_name("budget.json")
 
 
 def version_key() -> str:
-    """Budgets are kept by minor version of Triton: its compilers differ."""
+    """The key of this Triton's budgets: its minor version, because compilers differ."""
     return ".".join(map(str, triton_version()))
 
 
 def report_of(variant: Variant, architecture: int) -> Report:
-    """Of the one version that the variant's launch compiles."""
+    """The report of the only version that the variant's launch compiles."""
     with compiling_launches(architecture, compiles={variant.kernel}) as seen:
         variant.launch()
     (compiled,) = seen[variant.kernel].values()
@@ -34,7 +34,7 @@ def read() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def exceeded(report: Report, limits: dict[str, int]) -> list[str]:
-    """What got worse: more of what costs, fewer matrix instructions or wide loads."""
+    """What got worse: more of what is costly, fewer matrix instructions or wide loads."""
     costs = ("registers", "stack", "spills", "shared", "waits", "barriers")
     worse = [key for key in costs if getattr(report, key) > limits[key]]
     worse += [key for key in ("wgmma", "mma", "wide_loads") if getattr(report, key) < limits[key]]

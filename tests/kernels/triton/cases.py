@@ -1,7 +1,7 @@
-"""Each op's Triton version against its reference in float64, on any device: for the interpreter's tests and the GPU's.
+"""Each op's Triton version against its reference in float64, on any device: for tests in the interpreter and on a GPU.
 
-Inputs are drawn on the CPU; the op runs where it is told; results come back for comparison. Outputs are judged by
-‖out - ref‖ / ‖ref‖: float32 by a bound, bfloat16 by at most twice the error of PyTorch's own in the same dtype.
+Inputs are drawn on the CPU; the op runs on the given device; results are copied back for comparison. Outputs are judged
+by ‖out - ref‖ / ‖ref‖: float32 by a bound, bfloat16 by at most twice PyTorch's error in the same dtype.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORWARD, GRADIENT = 1e-5, 1e-4
 
 
 def error(result: Tensor, expected: Tensor) -> float:
-    """‖result - expected‖ / ‖expected‖ in float64; anything not finite is infinitely far."""
+    """‖result - expected‖ / ‖expected‖ in float64; infinite if anything is not finite."""
     result, expected = result.detach().double().cpu(), expected.detach().double().cpu()
     if not bool(torch.isfinite(result).all()):
         return float("inf")
@@ -40,7 +40,7 @@ def error(result: Tensor, expected: Tensor) -> float:
 
 
 def move(value: Any, device: str, dtype: torch.dtype) -> Any:
-    """Tensors of floats in ``dtype`` on the device, needing gradients; others moved; layers' weights too."""
+    """Move tensors to the device, those of floats as ``dtype`` and requiring gradients; layers' weights too."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             return value.to(device, dtype).detach().requires_grad_()
@@ -97,7 +97,7 @@ def normal(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tenso
 
 
 def times(generator: torch.Generator, lengths: Sequence[int], ordered: bool = True, span: int = 10**10) -> Tensor:
-    """Milliseconds; half of a user's events share one with the event before, as real ones do."""
+    """Milliseconds; half of a user's events have the same time as the previous one, as in real data."""
     total = sum(lengths)
     if not ordered:
         return torch.randint(0, span, (total,), generator=generator)
@@ -150,7 +150,7 @@ def check_attention(device: str, dtype: torch.dtype = torch.float32, **shape: An
 
 
 def check_thresholds(device: str, num_buckets: int) -> None:
-    """Differences one below, at, and one above each threshold, near and far; the bias shows which bucket was taken."""
+    """Differences one below, at, and one above each threshold, near and far; the bias shows which bucket was used."""
     buckets = TimeBuckets.logarithmic(num_buckets, 1000.0, 2.0)
     generator = torch.Generator().manual_seed(0)
     ends = -buckets.thresholds_K1
@@ -166,7 +166,7 @@ def check_thresholds(device: str, num_buckets: int) -> None:
 
 
 def check_bounds_between_tiles(device: str, num_blocks: int = 5) -> None:
-    """Blocks of 64 keys of one time each: every threshold's bound lies between two tiles, for some rows or for all."""
+    """Blocks of 64 keys with the same time: every threshold's bound is between two tiles, for some rows or for all."""
     g = torch.Generator().manual_seed(0)
     tokens, buckets = 64 * num_blocks, TimeBuckets.logarithmic(24, 1000.0, 2.0)
     key_time = (10 ** (3 + torch.rand(num_blocks, generator=g, dtype=torch.float64) * 4)).long().cumsum(0)

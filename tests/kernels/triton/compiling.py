@@ -1,4 +1,4 @@
-"""What the compiler made of a kernel: registers, spills, shared memory, and the instructions that say most."""
+"""What the compiler made of a kernel: registers, spills, shared memory, and the most telling instructions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Report:
-    """Registers a thread, bytes of stack (where spills go), shared memory, and counts of instructions.
+    """Registers per thread, bytes of stack (for spills), shared memory, and counts of instructions.
 
-    ``waits``: for matrix products under way (Hopper). As many as there are products, and each waits for the one before:
-    the compiler found registers of theirs that something else defines meanwhile.
+    ``waits``: for matrix products in flight (Hopper). If there are as many as products, each waits for the one before,
+    because the compiler found that something else writes their registers in between.
     """
 
     registers: int
@@ -35,7 +35,7 @@ class Report:
 
 
 def read_report(compiled: Any) -> Report:
-    """`cuobjdump --dump-resource-usage` and `nvdisasm`, both from Triton's own wheel."""
+    """The report from `cuobjdump --dump-resource-usage` and `nvdisasm`, both part of Triton's wheel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

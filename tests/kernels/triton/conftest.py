@@ -1,4 +1,4 @@
-"""Compiling and interpreting every kernel takes minutes together: not for the quick set."""
+"""Compiling and interpreting all kernels takes minutes: not part of the quick set."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def triton_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One for this run and all its processes; nothing compiled by another checkout is taken for this one's."""
+    """One cache for this run and all its processes; what another checkout compiled is never used."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -16,7 +16,7 @@ def triton_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all of this folder as slow."""
+    """Mark all tests in this folder as slow."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)

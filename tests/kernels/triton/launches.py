@@ -1,7 +1,7 @@
-"""Every launch that the ops make, compiled for a GPU that is not there instead of run.
+"""Every launch that the ops make, compiled for an absent GPU instead of run.
 
-`compiling_launches` gives Triton a driver of such a GPU and lets it do all that comes before a launch: bind the
-arguments, specialise their types and alignment, compile. Nothing runs; results are whatever memory held.
+`compiling_launches` gives Triton a driver for such a GPU and lets it do everything before a launch: bind the arguments,
+specialise on their types and alignment, compile. Nothing runs; results are whatever is in memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from triton.runtime.jit import JITFunction
 
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
 SHARED_BYTES = {80: 166_912, 90: 232_448, 100: 232_448}
-"""The most that a program may have, by architecture."""
+"""The most shared memory that a program may have, by architecture."""
 _DEVICES = count(1000)
 
 
 class AbsentGPU:
-    """A driver, as far as it is asked before a launch; each with a device of its own, for which nothing is compiled."""
+    """The parts of a driver that are used before a launch; each has its own device, for which nothing is compiled."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture
@@ -44,7 +44,7 @@ class AbsentGPU:
 def compiling_launches(
     architecture: int, compiles: bool | Collection[str] = True
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Within it, launches compile (all, those of the named kernels, or none); yields each kernel's versions."""
+    """Inside the block, launches only compile (all, those of the named kernels, or none); yields kernels' versions."""
     seen: dict[str, dict[str, Any]] = {}
     run, do_compile = JITFunction.run, JITFunction._do_compile
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: registers, spills, shared memory, matrix instructions within budget."""
+"""Kernels compiled for absent GPUs: registers, spills, shared memory and matrix instructions within budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interpreter is chosen when triton is imported, so its tests run in a process of their own."""
+"""Triton's interpreter is selected when triton is imported, so its tests run in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_kernel_equals_its_reference_in_the_interpreter() -> None:
     pytest.importorskip("triton", reason="triton comes with torch on Linux")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TRITON_DEFAULT_FP_FUSION": "1"}
     done = subprocess.run(
-        # Triton 3.6's interpreter makes integers of one-element arrays, which NumPy deprecates.
+        # Triton 3.6's interpreter converts one-element arrays to integers, which NumPy deprecates.
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore:Conversion of an array",
          str(FOLDER)],
         capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900, check=False,

@@ -1,4 +1,4 @@
-"""The arguments that our launchers really pass compile on Hopper: types, absent tensors, constants, every kernel."""
+"""The arguments that our launchers really pass compile for Hopper: types, absent tensors, constants, every kernel."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def tables() -> None:
     rows, grad = torch.zeros(200, dtype=torch.int64), torch.randn(200, 64)
     rowwise_adagrad_(torch.zeros(50, 64), torch.zeros(50), rows, grad, lr=0.1, backend="triton")
     offsets, seeds = torch.tensor([0, 40, 60]), torch.tensor([1, -(2**63)])
-    with suppress(RuntimeError, IndexError, MemoryError):  # its sizes come from results, which are not there
+    with suppress(RuntimeError, IndexError, MemoryError):  # its sizes depend on results, which are missing
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
 def new_versions(seen: dict[str, dict[str, Any]], first: dict[str, set[str]]) -> dict[str, int]:
-    """How many versions each kernel got since."""
+    """How many versions each kernel has got since."""
     return {name: len(set(versions) - first[name]) for name, versions in seen.items() if set(versions) != first[name]}
 
 
@@ -146,7 +146,7 @@ def test_attention_compiles_for_every_head_and_bias_and_its_products_do_not_wait
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
 def test_adagrad_compiles_at_every_width_of_a_table(dtype: torch.dtype) -> None:
-    """128 places a program, as narrow rows once had, ended Triton 3.6 in an assertion."""
+    """With 128 places per program, as narrow rows once had, Triton 3.6 failed an assertion."""
     rows = torch.zeros(500, dtype=torch.int64)
     with compiling_launches(90) as seen:
         for width in (1, 12, 16, 32, 49, 50, 64, 100, 128, 256, 500, 512):
@@ -156,10 +156,10 @@ def test_adagrad_compiles_at_every_width_of_a_table(dtype: torch.dtype) -> None:
 
 
 def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
-    """Compiling takes seconds, and would come in the midst of a stream."""
+    """Compiling takes seconds, and would happen in the middle of a stream."""
     with compiling_launches(90, compiles=False) as seen:
         batches([640, 3])
-        batches([40, 3])  # users who are short on average have tiles of their own
+        batches([40, 3])  # batches whose users are short on average have other tiles
         first = {name: set(versions) for name, versions in seen.items()}
         for length in (640, 641, 642, 644, 656, 704, 3000):
             batches([length, *[2] * (length % 7)])
@@ -168,7 +168,7 @@ def test_batches_of_any_size_need_no_new_versions_of_a_kernel() -> None:
 
 def test_questions_about_users_of_any_length_need_no_new_versions_of_a_kernel() -> None:
     def ask(length: int) -> None:
-        """As a server judges candidates: a bucket for each place of the user's history."""
+        """As a server scores candidates: with a bucket for each place of the user's history."""
         arguments, _ = cases.delta_case([30], [length], qk=32, value=32, buckets=9, targets=30)
         arguments["time_buckets"] = TimeBuckets(torch.arange(1, length + 1))
         arguments["time_bias_GK"] = torch.zeros(2, length + 1)

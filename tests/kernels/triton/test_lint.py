@@ -1,5 +1,5 @@
-"""What Triton accepts and gets wrong, found in the source of our kernels: `and`/`or` of tensors, block pointers, loops
-whose condition is a call."""
+"""Finds in our kernels' sources what Triton accepts but miscompiles: `and`/`or` of tensors, block pointers, loops whose
+condition is a call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_kernel(node: ast.AST) -> bool:
 
 
 def faults(source: str) -> list[str]:
-    """Lines inside @triton.jit functions that Triton takes and then miscompiles, or does not survive."""
+    """Lines in @triton.jit functions that Triton accepts but miscompiles, or that crash it."""
     found = []
     for kernel in filter(is_kernel, ast.walk(ast.parse(source))):
         for node in ast.walk(kernel):

@@ -1,4 +1,4 @@
-"""`python -m bench gpu` may have a GPU for minutes only: its whole course is rehearsed here."""
+"""`python -m bench gpu` may have a GPU only for minutes, so its whole run is rehearsed here."""
 
 from __future__ import annotations
 

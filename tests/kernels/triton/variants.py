@@ -1,4 +1,4 @@
-"""The kernels and shapes whose compiled form is held to a budget: those that training on a GPU spends its time in."""
+"""The kernels and shapes whose compiled form must stay within a budget: those that GPU training spends time in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels import BucketCache, TimeBuckets, delta_attention, rowwise_adagrad_,
 from kernels.attention import triton_launch
 from kernels.attention.triton_bias import make_position_table
 from kernels.attention.triton_tile import Tile
-from kernels.layer import triton_op as layer
+from kernels.layer import triton_launch as layer
 from kernels.softmax import triton_loss  # noqa: F401  (loaded before launches are looked at)
 from tests.kernels.triton import cases
 
@@ -27,7 +27,7 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation: what launches it, the kernel's name, and the GPUs it is compiled for."""
+    """One compilation: what launches it, the kernel's name, and the GPUs that it is compiled for."""
 
     name: str
     kernel: str
@@ -39,8 +39,8 @@ def launch_attention(
     part: str, width: int, position: bool, time: bool, in_order: bool = True, masks: bool = False,
     tile: Tile | None = None, dtype: torch.dtype = BF16, length: int = 9000,
 ) -> None:  # fmt: skip
-    """One of attention's three kernels, as the ops launch it: 64 time buckets, two heads with biases of their own, one
-    long user, whose tensors Hopper's copy engine reads."""
+    """One of attention's three kernels, as the ops launch it: 64 time buckets, two heads with separate biases, one long
+    user, whose tensors Hopper's copy engine reads."""
     q, k, v, grad = (torch.zeros(length, 2, width, dtype=dtype) for _ in range(4))
     offsets, times, counts = torch.tensor([0, length]), torch.arange(length), torch.tensor([2]) if masks else None
     buckets = TimeBuckets.logarithmic(64) if time else None
@@ -81,7 +81,7 @@ def _gate() -> None:
     tensors: list[Tensor] = [torch.zeros(100, 512, dtype=BF16) for _ in range(4)]
     weights = torch.zeros(512, dtype=BF16), torch.zeros(512, dtype=BF16)
     sums = layer.Sums(100, {"norm_out_weight": 512, "norm_out_bias": 512, "bias": 512}, tensors[0])
-    layer._gate_gradient(tensors[0], tensors[1], *weights, tensors[2], tensors[3], 1e-6, sums, has_bias=True)
+    layer.gate_gradient(tensors[0], tensors[1], *weights, tensors[2], tensors[3], 1e-6, sums, has_bias=True)
 
 
 def _adagrad() -> None:

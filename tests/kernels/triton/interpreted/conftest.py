@@ -1,4 +1,4 @@
-"""What the interpreter lacks, for the tests in this folder."""
+"""Adds what the interpreter lacks, for the tests in this folder."""
 
 from __future__ import annotations
 

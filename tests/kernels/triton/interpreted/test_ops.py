@@ -1,6 +1,6 @@
 """Every Triton kernel, forward and backward, in Triton's interpreter: run by `test_interpreter.py` in its own process.
 
-bfloat16 too, by `tests.kernels.triton.bfloat16`: its tolerances are met here before a GPU is asked.
+Also in bfloat16, with `tests.kernels.triton.bfloat16`, so that its tolerances are tested before a GPU is available.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_attention_by_the_copy_engine_equals_the_reference(name: str, monkeypatc
 
 @pytest.mark.parametrize("tile", [(32, 32), (32, 64), (128, 64)], ids=str)
 def test_attention_is_the_same_in_tiles_of_any_shape(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another GPU, another width, another type of numbers takes another."""
+    """The tile depends on the GPU, the width and the dtype."""
     for name in ("forward_tile", "query_gradient_tile", "key_gradient_tile"):
         monkeypatch.setattr(triton_launch, name, lambda _: Tile(*tile, 4, 1))
     shape = {"heads": 1, "groups": 1, "positions": 200, "buckets": 7}

@@ -1,4 +1,4 @@
-"""Batches padded for CUDA graphs, on the same path without graphs: real tokens get what they get without padding."""
+"""Batches padded for CUDA graphs, on the same path without graphs: real tokens give what they give without it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def run(model: HSTU, lengths: list[int], encoder: PaddedEncoder | None, seed: in
 
 
 def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # a GPU's offsets are not read back
-    monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # an interpreter takes its time
+    monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)  # on a GPU, offsets are not read
+    monkeypatch.setattr("trainer.graph.LEAST_TOKENS", 64)  # the interpreter is slow
     model = HSTU(CONFIG)
     captures = Captures(CPU, wanted=False)
     encoder = PaddedEncoder(model, captures, backend="triton")
@@ -58,7 +58,7 @@ def test_padding_changes_nothing_for_real_tokens(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("context_gradient", [False, True])
 def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users of different lengths, first interactions, new items; later losses come from what was learned."""
+    """Users of different lengths, first interactions, new items; later losses depend on what was learned."""
     monkeypatch.setattr("kernels.layer.check_offsets", lambda *_: None)
     monkeypatch.setattr("trainer.graph_step.LEAST_INTERACTIONS", 16)
     monkeypatch.setattr("trainer.graph_step.LEAST_USERS", 4)
@@ -68,7 +68,7 @@ def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeyp
         learner = Learner(CONFIG, TrainerConfig(exclude_seen=False, context_gradient=context_gradient))
         if padded:
             captures = Captures(CPU, wanted=False)
-            learner._step_graphs = PaddedStep(
+            learner.step_graphs = PaddedStep(
                 learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
             )
         examples = synthetic_examples(5, 30, 8, 3, 12)

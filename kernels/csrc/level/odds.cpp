@@ -1,0 +1,251 @@
+// The odds' events, in order: predict, learn, count (kernels/odds/reference.py is the definition). One thread: each event is
+// predicted by what the one before it left behind.
+#include <math.h>
+#include <string.h>
+
+#include "logs.h"
+
+// The argument, as the caller lays it out (kernels/odds/cpp.py).
+struct OddsCall {
+    int64_t num_events, num_kinds, num_domains, num_attributes;
+    // The odds: rows of 1 + num_kinds counts, an item's NUM_BLOCKS times.
+    float *item, *domain, *feature;
+    double* total;
+    float *gain, *gain_square, *hidden, *hidden_square, *out, *out_square, *norm;
+    double* clock;
+    uint8_t *item_dirty, *domain_dirty, *feature_dirty;
+    // The events.
+    const int32_t* row_R;
+    const int64_t* item_R;
+    const int32_t* attribute_RA;
+    const float* network_RK;
+    const uint32_t* bits_R;
+    const uint8_t* is_new_R;
+    const int64_t *order_R, *past_item;
+    const uint32_t* past_bits;
+    const int64_t *past_begin_R, *past_end_R;
+    float* logit_RK;
+    float rate, hidden_rate, decay;
+    int32_t feedback;             // 0 vanilla, 1 fnw, 2 reversal
+    int32_t learn;                // 0: predict alone, in any order
+};
+
+HEADRACE_BEGIN
+
+constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_COUNTED = 9, HIDDEN = 16, NUM_CONFIDENCES = 3;
+constexpr int MOST_KINDS = 32, MOST_COLUMNS = 1 + MOST_KINDS;
+constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f, LATE_STRENGTH = 2.f;
+constexpr float OWN_STRENGTH = 1.f, ATTRIBUTE_STRENGTH = 20.f;
+constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f};
+constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f, KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;
+constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
+
+// What a user did before an event.
+struct Past {
+    int64_t begin = -1, end = -1;
+    float all[MOST_COLUMNS], late[NUM_LATE][MOST_COLUMNS], own[MOST_COLUMNS];
+};
+
+struct Scratch {
+    float *log, *seen, *slope;
+    int64_t num_logs, num_seen;
+    Past past;
+    float hidden[HIDDEN];
+};
+
+inline bool make_scratch(const OddsCall& c, Scratch& s) {
+    s.num_logs = (NUM_COUNTED + c.num_attributes + 1) * c.num_kinds;
+    s.num_seen = s.num_logs + NUM_CONFIDENCES + 1;
+    const int64_t padded = round_up(s.num_seen, W);
+    Arena arena;
+    for (int pass = 0; pass < 2; ++pass) {
+        s.log = arena.get<float>(padded);
+        s.seen = arena.get<float>(padded);
+        s.slope = arena.get<float>(padded);
+        if (pass == 0 && !arena.allocate()) return false;
+    }
+    return true;
+}
+
+HEADRACE_INLINE void add_kinds(float* count, uint32_t bits, float weight) {
+    count[0] += weight;
+    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += weight;
+}
+
+// One user's candidates share what he did; what he did with the item is each one's own.
+inline void recall(const OddsCall& c, Past& past, int64_t r) {
+    const int64_t begin = c.past_begin_R[r], end = c.past_end_R[r], item = c.item_R[r];
+    if (begin != past.begin || end != past.end) {
+        memset(past.all, 0, sizeof past.all);
+        memset(past.late, 0, sizeof past.late);
+        float weight[NUM_LATE] = {1, 1, 1};
+        for (int64_t i = end - 1; i >= begin; --i) {
+            add_kinds(past.all, c.past_bits[i], 1.0f);
+            for (int l = 0; l < NUM_LATE; ++l) {
+                add_kinds(past.late[l], c.past_bits[i], weight[l]);
+                weight[l] *= LATE_DECAYS[l];
+            }
+        }
+        past.begin = begin, past.end = end;
+    }
+    memset(past.own, 0, sizeof past.own);
+    for (int64_t i = begin; i < end; ++i)
+        if (c.past_item[i] == item) add_kinds(past.own, c.past_bits[i], 1.0f);
+}
+
+// A rate, and what is missing to 1, which a float near 1 would lose.
+struct Rate {
+    float rate, rest;
+};
+HEADRACE_INLINE Rate rate_of(float odds) { return {odds / (1.0f + odds), 1.0f / (1.0f + odds)}; }
+
+// The odds of a rate that `strength` sightings of another are added to.
+HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float strength) {
+    const float done = count[1 + k], left = count[0] - done;
+    return (done + strength * to.rate) / ((left > 0 ? left : 0.0f) + strength * to.rest);
+}
+
+// The log-odds of event r, and what the hidden layer sees of them.
+inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
+    const int64_t K = c.num_kinds, columns = 1 + K;
+    const float* block = c.item + c.row_R[r] * NUM_BLOCKS * columns;
+    float* to = s.log;
+    recall(c, s.past, r);
+    for (int64_t k = 0; k < K; ++k) {
+        double overall = (c.total[1 + k] + 1.0) / (c.total[0] + 2.0);
+        overall = overall < LEAST_RATE ? LEAST_RATE : overall > 1.0 - LEAST_RATE ? 1.0 - LEAST_RATE : overall;
+        const Rate rate = {(float)overall, (float)(1.0 - overall)};
+        const float inverse = (float)((1.0 - overall) / overall);
+        const float item = odds_of(block, k, rate, ITEM_STRENGTH), user = odds_of(s.past.all, k, rate, USER_STRENGTH);
+        int f = 0;
+        to[f++ * K + k] = item;
+        to[f++ * K + k] = odds_of(block, k, rate, BOLD_STRENGTH) * inverse;
+        for (int b = 1; b < NUM_BLOCKS; ++b) to[f++ * K + k] = odds_of(block + b * columns, k, rate_of(item), RECENT_STRENGTH) / item;
+        to[f++ * K + k] = user * inverse;
+        for (int l = 0; l < NUM_LATE; ++l) to[f++ * K + k] = odds_of(s.past.late[l], k, rate, LATE_STRENGTH) * inverse;
+        to[f++ * K + k] = odds_of(s.past.own, k, rate_of(user), OWN_STRENGTH) / user;
+        for (int64_t a = 0; a < c.num_attributes; ++a) {
+            const float* table = a < c.num_domains ? c.domain : c.feature;
+            to[f++ * K + k] = odds_of(table + c.attribute_RA[r * c.num_attributes + a] * columns, k, rate, ATTRIBUTE_STRENGTH) * inverse;
+        }
+    }
+    const int64_t num_counted = s.num_logs - K;
+    for (int64_t i = 0; i < num_counted; i += W) store_some(to + i, log_of<vf, vi>(load_some(to + i, num_counted - i)), num_counted - i);
+    memcpy(to + num_counted, c.network_RK + r * K, K * sizeof(float));
+    for (int64_t i = 0; i < s.num_logs; ++i) {
+        const float x = (to[i] - c.norm[i]) / sqrtf(c.norm[s.num_logs + i] + LEAST_VARIANCE);
+        s.seen[i] = x > FURTHEST ? FURTHEST : x < -FURTHEST ? -FURTHEST : x;
+    }
+    float* known = s.seen + s.num_logs;
+    known[0] = KNOWN_SCALE * log1pf(block[0]) + KNOWN_OFFSET;
+    known[1] = KNOWN_SCALE * log1pf(s.past.all[0]) + KNOWN_OFFSET;
+    known[2] = log1pf(s.past.own[0]);
+    known[3] = 1.0f;
+}
+
+HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
+
+inline void predict(const OddsCall& c, Scratch& s, float* logit) {
+    const int64_t K = c.num_kinds, num_features = s.num_logs / K;
+    float hidden[HIDDEN] = {};
+    for (int64_t j = 0; j < s.num_seen; ++j)
+        for (int h = 0; h < HIDDEN; ++h) hidden[h] += s.seen[j] * c.hidden[j * HIDDEN + h];
+    memcpy(s.hidden, hidden, sizeof hidden);
+    for (int64_t k = 0; k < K; ++k) logit[k] = c.gain[s.num_logs + k];
+    for (int64_t f = 0; f < num_features; ++f)
+        for (int64_t k = 0; k < K; ++k) logit[k] += c.gain[f * K + k] * s.log[f * K + k];
+    for (int h = 0; h < HIDDEN; ++h)
+        for (int64_t k = 0; k < K; ++k) logit[k] += leaky(hidden[h]) * c.out[h * K + k];
+}
+
+// The gradient of the loss by a logit.
+HEADRACE_INLINE float slope_of(const OddsCall& c, float logit, bool came, bool is_new) {
+    if (!is_new && !came) return 0.0f;
+    if (!is_new && c.feedback == 2) return -1.0f;
+    const float rate = 1.0f / (1.0f + expf(-logit)), slope = rate - (came ? 1.0f : 0.0f);
+    return c.feedback == 1 ? slope * (came ? 1.0f : 1.0f - rate) * (1.0f + rate) : slope;
+}
+
+HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, int64_t num, float rate, float decay) {
+    for (int64_t i = 0; i < num; ++i) {
+        square[i] = square[i] * decay + slope[i] * slope[i];
+        weight[i] -= rate * slope[i] / sqrtf(square[i]);
+    }
+}
+
+inline void learn(const OddsCall& c, Scratch& s, int64_t r, const float* logit) {
+    const int64_t K = c.num_kinds, num_features = s.num_logs / K;
+    float slope[MOST_KINDS], back[HIDDEN];
+    for (int64_t k = 0; k < K; ++k) slope[k] = slope_of(c, logit[k], c.bits_R[r] >> k & 1, c.is_new_R[r]);
+    for (int h = 0; h < HIDDEN; ++h) {
+        float each = 0, given[MOST_KINDS];
+        for (int64_t k = 0; k < K; ++k) {
+            each += c.out[h * K + k] * slope[k];
+            given[k] = leaky(s.hidden[h]) * slope[k];
+        }
+        back[h] = s.hidden[h] > 0 ? each : LEAK * each;
+        descend(c.out + h * K, c.out_square + h * K, given, K, c.hidden_rate, c.decay);
+    }
+    for (int64_t f = 0; f < num_features; ++f)
+        for (int64_t k = 0; k < K; ++k) s.slope[f * K + k] = s.log[f * K + k] * slope[k];
+    descend(c.gain, c.gain_square, s.slope, s.num_logs, c.rate, c.decay);
+    descend(c.gain + s.num_logs, c.gain_square + s.num_logs, slope, K, c.rate, c.decay);
+    for (int64_t j = 0; j < s.num_seen; ++j) {
+        float each[HIDDEN];
+        for (int h = 0; h < HIDDEN; ++h) each[h] = s.seen[j] * back[h];
+        descend(c.hidden + j * HIDDEN, c.hidden_square + j * HIDDEN, each, HIDDEN, c.hidden_rate, c.decay);
+    }
+    *c.clock += 1.0;
+    const float share = (float)(1.0 / (*c.clock + 1.0 < EVENTS_REMEMBERED ? *c.clock + 1.0 : EVENTS_REMEMBERED));
+    for (int64_t i = 0; i < s.num_logs; ++i) {
+        const float away = s.log[i] - c.norm[i];
+        c.norm[i] += share * away;
+        c.norm[s.num_logs + i] += share * (away * away - c.norm[s.num_logs + i]);
+    }
+}
+
+// One more interaction, or kinds that came to an earlier one.
+HEADRACE_INLINE void come(float* count, uint32_t bits, bool is_new) {
+    count[0] += is_new;
+    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += 1.0f;
+}
+
+inline void count(const OddsCall& c, int64_t r) {
+    const int64_t K = c.num_kinds, columns = 1 + K, row = c.row_R[r];
+    const uint32_t bits = K < 32 ? c.bits_R[r] & ((1u << K) - 1) : c.bits_R[r];
+    const bool is_new = c.is_new_R[r];
+    for (int b = 0; b < NUM_BLOCKS; ++b) {
+        float* block = c.item + (row * NUM_BLOCKS + b) * columns;
+        if (b > 0 && is_new)
+            for (int64_t i = 0; i < columns; ++i) block[i] *= RECENT_DECAYS[b - 1];
+        come(block, bits, is_new);
+    }
+    c.item_dirty[row] = 1;
+    for (int64_t a = 0; a < c.num_attributes; ++a) {
+        const int64_t at = c.attribute_RA[r * c.num_attributes + a];
+        come((a < c.num_domains ? c.domain : c.feature) + at * columns, bits, is_new);
+        (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 1;
+    }
+    c.total[0] += is_new;
+    for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
+}
+
+HEADRACE_END
+
+// Returns 1 when memory ran out.
+HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
+    using namespace headrace::HEADRACE_LEVEL;
+    const OddsCall& c = *call;
+    Scratch s;
+    if (!make_scratch(c, s)) return 1;
+    for (int64_t i = 0; i < c.num_events; ++i) {
+        const int64_t r = c.order_R[i];
+        float* logit = c.logit_RK + r * c.num_kinds;
+        gather(c, s, r);
+        predict(c, s, logit);
+        if (!c.learn) continue;
+        learn(c, s, r, logit);
+        count(c, r);
+    }
+    return 0;
+}

@@ -1,0 +1,105 @@
+"""The odds: how likely each kind of action is, from counts and the network's logit, learned event by event.
+
+A rate is known after a few sightings, long before gradients have found it. So what has been counted of an item (in all,
+and lately), of its domain and features, of the user (in all, and over his last few interactions) and of him with this
+item enters as log-odds, relative to those that it is smoothed towards; the network's logit stands beside them. A kind's
+logit is their weighted sum, and what one hidden layer makes of all of them together. Weights are learned online on the
+log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive weighing of context
+models", 2005): what predicts badly loses its weight.
+
+Arrays are NumPy's: the odds live on the host, whatever the network runs on.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from kernels.dispatch import load
+from kernels.odds import reference
+from kernels.odds.arrays import (
+    COUNTED,
+    HIDDEN,
+    NUM_BLOCKS,
+    Float32,
+    OddsArrays,
+    OddsEvents,
+    OddsRules,
+)
+
+__all__ = [
+    "COUNTED",
+    "HIDDEN",
+    "NUM_BLOCKS",
+    "OddsArrays",
+    "OddsEvents",
+    "OddsRules",
+    "odds_learn",
+    "odds_predict",
+]
+FEEDBACK = ("vanilla", "fnw", "reversal")
+
+
+def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules, *, backend: str = "auto") -> Float32:
+    """(R, K) logits: each event is predicted, learned and counted, in the events' order; changes ``odds``.
+
+    Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`."""
+    _check(odds, events)
+    if rules.feedback not in FEEDBACK:
+        raise ValueError(f"feedback: expected one of {FEEDBACK}, got {rules.feedback!r}")
+    logit_RK: Float32 = _version(backend).odds_learn(odds, events, rules)
+    return logit_RK
+
+
+def odds_predict(odds: OddsArrays, events: OddsEvents, *, backend: str = "auto") -> Float32:
+    """(R, K) logits of events that have not happened: nothing changes, and what they bring is not read. Errors as
+    `odds_learn`."""
+    _check(odds, events)
+    logit_RK: Float32 = _version(backend).odds_predict(odds, events)
+    return logit_RK
+
+
+def _version(backend: str) -> ModuleType:
+    if backend == "reference":
+        return reference
+    if backend not in ("auto", "cpp"):
+        raise ValueError(f"backend: expected auto, cpp or reference, got {backend!r}; the odds live on the host")
+    return load("odds", "cpp")
+
+
+def _check(odds: OddsArrays, events: OddsEvents) -> None:
+    num, num_kinds, past = len(events), odds.num_kinds, len(events.past_item_n)
+    expected = {
+        "row_R": ((num,), np.int32),
+        "attribute_RA": ((num, odds.num_attributes), np.int32),
+        "item_R": ((num,), np.int64),
+        "network_RK": ((num, num_kinds), np.float32),
+        "bits_R": ((num,), np.uint32),
+        "is_new_R": ((num,), np.uint8),
+        "order_R": ((num,), np.int64),
+        "past_item_n": ((past,), np.int64),
+        "past_bits_n": ((past,), np.uint32),
+        "past_begin_R": ((num,), np.int64),
+        "past_end_R": ((num,), np.int64),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = getattr(events, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} {array.shape}")
+    if not num:
+        return
+    _check_rows("row_R", events.row_R, len(odds.item_VC))
+    if odds.num_attributes:
+        _check_rows("attribute_RA", events.attribute_RA[:, : odds.num_domains], len(odds.domain_VC))
+        _check_rows("attribute_RA", events.attribute_RA[:, odds.num_domains :], len(odds.feature_VC))
+    if not (np.bincount(np.clip(events.order_R, 0, num - 1), minlength=num) == 1).all():
+        raise ValueError(f"order_R: expected each of 0 to {num - 1} once")
+    begin, end = events.past_begin_R, events.past_end_R
+    if not (begin.min() >= 0 and (begin <= end).all() and end.max() <= past):
+        raise ValueError(f"past_begin_R, past_end_R: expected ranges within {past} interactions")
+
+
+def _check_rows(name: str, rows: np.ndarray, num: int) -> None:
+    if rows.size and not (rows.min() >= 0 and rows.max() < num):
+        raise IndexError(f"{name}: expected rows 0 to {num - 1}, got {rows.min()} to {rows.max()}; grow it first")

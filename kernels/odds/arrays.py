@@ -1,0 +1,150 @@
+"""What the odds are made of: counts by row, and the weights of what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+
+COUNTED = (
+    "item", "item_boldly", "item_recent", "item_lately", "user", "user_recent", "user_lately", "user_of_late", "own",
+)  # fmt: skip
+"""What is counted of an item and its user. Behind it come attributes (domain, features), then the network."""
+ITEM, BOLDLY, RECENT, USER, OF_LATE, OWN = 0, 1, 2, 4, 5, 8
+ITEM_STRENGTH, BOLD_STRENGTH, RECENT_STRENGTH, USER_STRENGTH, LATE_STRENGTH, OWN_STRENGTH, ATTRIBUTE_STRENGTH = (
+    30.0, 3.0, 2.0, 5.0, 2.0, 1.0, 20.0,
+)  # fmt: skip
+"""So many sightings of the rate that each is smoothed towards: the overall one; for what is recent of an item, the
+item's; for what the user did with this item, his own."""
+RECENT_DECAYS = (0.9, 0.98)
+"""How much less of an item's sightings counts with each one more."""
+LATE_DECAYS = (0.5, 0.8, 0.95)
+"""The same of a user's interactions."""
+NUM_BLOCKS = 1 + len(RECENT_DECAYS)
+"""Counts of an item: in all, and by each decay."""
+HIDDEN, NUM_CONFIDENCES = 16, 3
+"""How wide the hidden layer is; beside the log-odds it sees how much is known of the item, the user, and of both."""
+FIRST_SQUARE = 1.0
+LEAST_RATE = 1e-6
+
+
+@dataclass(slots=True, eq=False)
+class OddsArrays:
+    """Counts of interactions and of each of K kinds: C = 1 + K numbers.
+
+    ``item_VC`` (V, `NUM_BLOCKS` x C) by row of the item table; ``domain_VC`` (·, C) and ``feature_VC`` (·, C) by row of
+    the domains' and features' tables, of which an event has ``attributes`` (2,); row 0 is whatever has
+    no row. ``total_C`` float64: of all. ``gain_FK``: weights of the F = `COUNTED` + attributes + network log-odds, and
+    last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a constant;
+    ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of the F x K
+    log-odds; ``clock`` (1,) float64: events so far. ``*_dirty_V`` uint8: rows changed since somebody cleared it."""
+
+    item_VC: Float32
+    domain_VC: Float32
+    feature_VC: Float32
+    total_C: Float64
+    gain_FK: Float32
+    gain_square_FK: Float32
+    hidden_JH: Float32
+    hidden_square_JH: Float32
+    out_HK: Float32
+    out_square_HK: Float32
+    norm_2I: Float32
+    clock: Float64
+    item_dirty_V: Bytes
+    domain_dirty_V: Bytes
+    feature_dirty_V: Bytes
+    attributes: Int64
+
+    @staticmethod
+    def empty(num_kinds: int, num_domains: int, num_features: int, capacity: int = 64) -> OddsArrays:
+        """Nothing counted: an item's own log-odds have weight 1, all else has none."""
+        columns, num_attributes = 1 + num_kinds, num_domains + num_features
+        num_logs = (len(COUNTED) + num_attributes + 1) * num_kinds
+        gain = np.zeros((len(COUNTED) + num_attributes + 2, num_kinds), np.float32)
+        gain[ITEM] = 1.0
+        num_seen = num_logs + NUM_CONFIDENCES + 1
+        rng = np.random.Generator(np.random.Philox(key=2))
+        hidden = (rng.standard_normal((num_seen, HIDDEN)) / np.sqrt(num_seen)).astype(np.float32)
+        out = np.zeros((HIDDEN, num_kinds), np.float32)
+        norm = np.repeat(np.array([0, 1], np.float32)[:, None], num_logs, axis=1)
+        return OddsArrays(
+            item_VC=np.zeros((capacity, NUM_BLOCKS * columns), np.float32),
+            domain_VC=np.zeros((capacity, columns), np.float32),
+            feature_VC=np.zeros((capacity, columns), np.float32),
+            total_C=np.zeros(columns),
+            gain_FK=gain,
+            gain_square_FK=np.full_like(gain, FIRST_SQUARE),
+            hidden_JH=hidden,
+            hidden_square_JH=np.full_like(hidden, FIRST_SQUARE),
+            out_HK=out,
+            out_square_HK=np.full_like(out, FIRST_SQUARE),
+            norm_2I=norm,
+            clock=np.zeros(1),
+            item_dirty_V=np.zeros(capacity, np.uint8),
+            domain_dirty_V=np.zeros(capacity, np.uint8),
+            feature_dirty_V=np.zeros(capacity, np.uint8),
+            attributes=np.array([num_domains, num_features]),
+        )
+
+    @property
+    def num_kinds(self) -> int:
+        """K."""
+        return len(self.total_C) - 1
+
+    @property
+    def num_domains(self) -> int:
+        """How many of an event's attributes are rows of the domains' table."""
+        return int(self.attributes[0])
+
+    @property
+    def num_attributes(self) -> int:
+        """A."""
+        return int(self.attributes.sum())
+
+    def copy(self) -> OddsArrays:
+        """The same, elsewhere."""
+        return OddsArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OddsEvents:
+    """R interactions, new or with feedback, and what came before each in its user's sequence.
+
+    ``row_R``: rows of the items; ``item_R``: their keys. ``attribute_RA``: rows of domain and features. ``network_RK``:
+    the network's logits. ``bits_R``: the kinds that the event brings; ``is_new_R``: 1 for a new
+    interaction, 0 for kinds that came to an earlier one. ``order_R``: the order in which they happened. The user of
+    event r had met ``past_item_n[past_begin_R[r]:past_end_R[r]]``, oldest first, with the kinds ``past_bits_n``."""
+
+    row_R: Int32
+    item_R: Int64
+    attribute_RA: Int32
+    network_RK: Float32
+    bits_R: NDArray[np.uint32]
+    is_new_R: Bytes
+    order_R: Int64
+    past_item_n: Int64
+    past_bits_n: NDArray[np.uint32]
+    past_begin_R: Int64
+    past_end_R: Int64
+
+    def __len__(self) -> int:
+        return len(self.row_R)
+
+
+@dataclass(frozen=True, slots=True)
+class OddsRules:
+    """How fast the weights are learned: Adagrad's rates, and how much less of its state counts with each event.
+    ``feedback``: as `trainer.losses.ranking_loss`."""
+
+    rate: float = 0.05
+    hidden_rate: float = 0.03
+    decay: float = 0.9999
+    feedback: str = "reversal"
