@@ -9,7 +9,7 @@ users; so a checkpoint says which users the trainer knew, and from which example
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class TrainedHistories(Histories):
         """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
         """User → when they last acted, counted in examples of all users."""
+        self.unsaved: dict[str, None] = {}
+        """Users seen or forgotten since a checkpoint recorded them (`trainer.regions`)."""
         self._num_touches = 0
         self._is_resumed = False
 
@@ -46,6 +48,7 @@ class TrainedHistories(Histories):
         self._num_touches += 1
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
+        self.unsaved[example.user] = None
         return self._counted(example)
 
     def _counted(self, example: Example) -> History:
@@ -67,6 +70,22 @@ class TrainedHistories(Histories):
         self._num_rows -= history.end - history.start
         super().drop(user)
         del self._born[user], self._touched[user]
+        self.unsaved[user] = None
+
+    @property
+    def known(self) -> Collection[str]:
+        """Users that a checkpoint has to name."""
+        return self._born.keys()
+
+    def known_since(self, user: str) -> tuple[int, int] | None:
+        """The user's first example, and when he acted last in examples of everybody; None if he is forgotten."""
+        born = self._born.get(user)
+        return None if born is None else (born, self._touched[user])
+
+    @property
+    def num_touches(self) -> int:
+        """Examples of everybody, so far."""
+        return self._num_touches
 
     def bound(self) -> int:
         """Forget users until the rest fits; returns how many. To be called after each step."""

@@ -8,7 +8,7 @@ of a target rests only on the interactions before it and on the weights that ear
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,7 @@ class Learner:
         self.recall = Recall(self.memory, self.items, self.model)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
+        self.unsaved_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, OddsRules(feedback=trainer.feedback), backend=trainer.backend)
@@ -368,12 +369,16 @@ class Learner:
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
             if example.names:
-                self.names.update(example.names)
-                self.unpublished_names.update(example.names)
+                self.learn_names(example.names)
         self.newest_event_ms = now_ms
         self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
         if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
+
+    def learn_names(self, names: Mapping[int, str | int]) -> None:
+        """What producers call items, for versions and checkpoints."""
+        for known in (self.names, self.unpublished_names, self.unsaved_names):
+            known.update(names)
 
     def _evict(self, before_ms: int) -> None:
         rows = self.items.evict(before_ms)
