@@ -87,7 +87,7 @@ class Soak:
         self.tally = Tally()
 
     def run(self, rounds: list[Round], seconds: float = math.inf) -> Tally:
-        """Run the rounds that begin within so many seconds. Raises AssertionError if a promise does not hold."""
+        """Run the rounds that begin within this many seconds. Raises AssertionError if a promise does not hold."""
         until_s = time.monotonic() + seconds
         with self._loop as loop, ExitStack() as stack:
             self._children = loop.start("worker", "trainer", "server", broken=self._broken)

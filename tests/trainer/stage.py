@@ -381,7 +381,7 @@ class Stage:
         assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
-NOT_LEARNED = ("names.unpublished", ".dirty", ".moved", ".tombstones")
+NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")
 """Arrays that depend on when versions were published."""
 
 

@@ -40,6 +40,18 @@ def test_killed_at_every_point_it_trains_everything_exactly_once(stage: Make) ->
     assert recount.stale == []
 
 
+SLOWLY = ("half_a_piece:9:kill", "checkpoint_hidden:3:kill", "checkpointed:3:kill", "half_of_the_chunks:3:kill")
+
+
+def test_killed_while_slices_are_copied_between_steps_it_trains_everything_exactly_once(stage: Make) -> None:
+    made, slow = stage(), ("copies_little_at_a_time",)
+    for point in SLOWLY:
+        made.live_and_die(point, slow)
+    made.start(broken=slow)
+    made.feed(20)
+    assert made.finish().stale == []
+
+
 def test_killed_at_random_moments_it_trains_everything_exactly_once(stage: Make) -> None:
     made, rng = stage(), random.Random(SEED)
     for _ in range(4):
@@ -248,6 +260,7 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
         ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
         ("folds_what_arrives", [], "not the plan's weights"),
+        ("copies_once", ["checkpointed:3:kill"], "not the plan's weights"),
     ],
 )
 def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:
@@ -316,7 +329,7 @@ class FileRun:
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
-        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(400)))
+        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(800)))
 
     def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
         given = ["--config", config or self._config, "--file", self._data, "--json"]
