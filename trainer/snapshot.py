@@ -41,7 +41,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     learner.optimiser.load_state_dict(part_of(arrays, "optimiser"))
     learner.frequency.load_state_dict(part_of(arrays, "frequency"))
     learner.metrics.load_state_dict(part_of(arrays, "metrics"))
-    learner.popularity.count_V = arrays["popularity.count"].copy()
+    learner.popularity.load(arrays["popularity.count"])
     learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
     learner.histories.load_state_dict(part_of(arrays, "histories"))
