@@ -91,7 +91,7 @@ def acceptable(record: Any, config: ActionConfig) -> list[dict[str, Any]]:
         return []
     try:
         content: Any = decode_json(record.value)
-    except CodecError:  # a number that no double holds, in a field that nobody reads
+    except CodecError:  # a number that no double can hold, in a field that is not used
         return []
     letter = _described(record)
     actions = content if isinstance(content, list) else [content]

@@ -33,7 +33,7 @@ _OTHERS = {
 _MOST_LAYERS = 3
 _TAR_AT = 257
 _SKIPPABLE = tuple(bytes([0x50 + number, 0x2A, 0x4D, 0x18]) for number in range(16))
-"""How a frame of zstandard begins that holds nothing of the content; parallel compressors write one first."""
+"""The start of a zstandard frame without content; parallel compressors write one first."""
 _LARGEST_WINDOW = 1 << 31
 """Of zstandard: ``--long=31``."""
 

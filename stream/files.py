@@ -30,17 +30,9 @@ from typing import Any, cast
 
 import msgspec
 
-from stream.columns import (
-    POSITIONS,
-    RATING_KINDS,
-    BadCell,
-    Clock,
-    Columns,
-    Milliseconds,
-    Row,
-    columns_named,
-    rating_kinds,
-)
+from stream.cells import BadCell
+from stream.clock import Clock, Milliseconds
+from stream.columns import POSITIONS, RATING_KINDS, Columns, Row, columns_named, rating_kinds
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
@@ -126,7 +118,7 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
                 raise FileError(f"{place}: {_said(outcome, config)}")
         try:
             content = msgspec.json.decode(raw)
-        except msgspec.ValidationError as error:  # in a field that nobody reads
+        except msgspec.ValidationError as error:  # in a field that is not used
             raise FileError(
                 f"{place}: expected numbers that a double can hold, got {error}; leave that field out"
             ) from None
@@ -218,7 +210,7 @@ def _read_rows(
                 _check_row(row.kinds, config)
         except BadCell as error:
             is_again = bool(names) and [str(cell).lstrip("\ufeff") for cell in cells] == list(names)
-            what = "expected a row, got the line of names again; remove it" if is_again else error
+            what = "expected a row, got the header again; remove it" if is_again else error
             raise FileError(f"{prefix}{number}: {what}") from None
         rows.append(row)
     return rows
@@ -294,7 +286,8 @@ _PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 
 
 def _cells_of(column: Any) -> list[Any]:
-    """A column of Parquet as Python has it; times as `Milliseconds`, since Python has no nanoseconds, and an end."""
+    """A column of Parquet as Python values; times as `Milliseconds`, since Python's have no nanoseconds and a limited
+    range."""
     import pyarrow as pa
 
     if not pa.types.is_timestamp(column.type):

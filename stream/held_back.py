@@ -1,7 +1,7 @@
-"""Records that an open transaction holds back: nobody may read them yet, and so nobody misses them.
+"""Records that an open transaction holds back: they cannot be read yet, so no reader misses them.
 
-They are no backlog, since a worker cannot do anything about them. But a producer that hangs in the middle of a
-transaction stops its partition for everybody, which looks like peace.
+They do not count as backlog, since a worker cannot do anything about them. But a producer that hangs in the middle of a
+transaction stops its partition for all readers, which would look idle.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 
 PATIENCE_S = 30.0
-"""Transactions take less; one that takes longer is logged, and again after as long."""
+"""Longer than transactions take; one that exceeds it is logged, and again after each such period."""
 
 
 class HeldBack:
-    """Compares, once a second, where each partition can be read to with where it ends."""
+    """Compares, once a second, how far each partition can be read with where it ends."""
 
     def __init__(self, topic: str, metrics: WorkerMetrics, patience_s: float | None = None) -> None:
         self._topic, self._metrics = topic, metrics
         self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._since: dict[int, tuple[int, float]] = {}
-        """Partition → the offset at which it stands still, and since when (monotonic)."""
+        """Partition → the offset at which it is stalled, and since when (monotonic)."""
 
     def note(self, readable: Mapping[int, int], ends: Mapping[int, int], now_s: float | None = None) -> None:
         """``readable``: partition → the offset that can be read up to; ``ends``: partition → its real end."""

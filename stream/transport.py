@@ -51,8 +51,8 @@ class WorkerApp(faust.App):
 
     @property
     def complaint(self) -> BaseException | None:
-        """What keeps the consumer from joining its group. It tells whoever polls next, but Faust does not poll before
-        it has partitions."""
+        """The error that keeps the consumer from joining its group. The consumer raises it at the next poll, but Faust
+        does not poll before it has partitions."""
         coordinator = self.kafka_consumer._coordinator if self.kafka_consumer is not None else None  # noqa: SLF001
         return getattr(coordinator, "_pending_exception", None)
 

@@ -26,6 +26,23 @@ MOST_STAMPS = 1 << 20
 
 
 @dataclass(slots=True, eq=False)
+class Leaf:
+    """Rows of a table that a step reads, and their gradient: autograd's, or one that was computed beside it."""
+
+    table: EmbeddingTable
+    rows_U: Int64
+    values_UD: Tensor
+    place_nF: Tensor | None = None
+    """Which of them are summed into each interaction's side inputs."""
+    direct_UD: Tensor | None = None
+
+    @property
+    def gradient_UD(self) -> Tensor | None:  # noqa: N802  (shape suffix)
+        """None where nothing depended on them."""
+        return self.values_UD.grad if self.direct_UD is None else self.direct_UD
+
+
+@dataclass(slots=True, eq=False)
 class Forward:
     """What losses and metrics need from one forward pass: R targets, S of which are retrieval targets (choices)."""
 
@@ -38,9 +55,13 @@ class Forward:
     target_row_R: Int64
     retrieval_loss: Tensor
     """Mean over the choices whose item has a row."""
-    leaves: list[tuple[EmbeddingTable, Int64, Tensor]]
+    leaves: list[Leaf]
     ranking_loss: Tensor | None = None
     """Mean over the targets, if already computed."""
+    logit_SV: Tensor | None = None
+    """Of each choice over the whole catalogue, if already computed; then there is no table."""
+    has_gradients: bool = False
+    """Whether weights and leaves have theirs already."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,7 @@ def check_client(client: Mapping[str, Any], section: str = "kafka.client") -> No
 
 
 def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """What these options make of TLS; None without it. Raises OSError, of which ``ssl.SSLError`` is one."""
+    """The TLS context of these options; None without TLS. Raises OSError, which includes ``ssl.SSLError``."""
     if "SSL" not in client.get("security_protocol", "PLAINTEXT"):
         return None
     context = ssl.create_default_context(cafile=client.get("ssl_cafile"))
@@ -73,7 +73,7 @@ def tls_context(client: Mapping[str, Any]) -> ssl.SSLContext | None:
 
 
 def _check_files(client: Mapping[str, Any], section: str) -> None:
-    """The files together: a key that fits its certificate and opens with its password, certificates in PEM."""
+    """Check the files together: the key must match its certificate and open with its password; all must be PEM."""
     keyed = "ssl_certfile" in client or not {"ssl_keyfile", "ssl_password"} & client.keys()
     expect(keyed, f"{section}.ssl_certfile", "the certificate of ssl_keyfile", None, "add it")
     try:
@@ -81,7 +81,7 @@ def _check_files(client: Mapping[str, Any], section: str) -> None:
     except OSError as error:
         names = [name for name in FILES if name in client]
         advice = "check that they are PEM, that the key is the certificate's, and ssl_password"
-        expect(False, f"{section}.{names[0] if names else 'ssl_cafile'}", f"{', '.join(names)} that OpenSSL takes",
+        expect(False, f"{section}.{names[0] if names else 'ssl_cafile'}", f"{', '.join(names)} that OpenSSL accepts",
                f"{type(error).__name__}: {error}", advice)  # fmt: skip
 
 

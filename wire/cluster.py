@@ -40,12 +40,12 @@ class ClusterState:
     """When the broker last answered (monotonic); set by the reader of the reports."""
 
     def note(self, value: bytes | None) -> None:
-        """Add one record of the status topic's past, in order: its own word for when that was, unless that is to come.
-        Unreadable ones are ignored: another build may have written them."""
+        """Add an earlier record of the status topic, in order, at its own time unless that is in the future. Unreadable
+        ones are ignored: another build may have written them."""
         self._keep(value, lambda told_ms: min(told_ms, time.time_ns() // 1_000_000))
 
     def hear(self, value: bytes | None, now_ms: int) -> None:
-        """Add one that has just come, at ``now_ms`` by this process's own clock."""
+        """Add a record that has just arrived, at ``now_ms`` by this process's own clock."""
         self._keep(value, lambda _: now_ms)
 
     def _keep(self, value: bytes | None, when: Callable[[int], int]) -> None:
@@ -68,7 +68,7 @@ class ClusterState:
 
     @property
     def worker_ms(self) -> int:
-        """When a worker that owns a partition was last heard; 0 before any was."""
+        """When a worker that owns a partition was last heard from; 0 before any was."""
         return max((each.time_ms for each in self.worker_of.values()), default=0)
 
     def broker_silent_s(self) -> float:

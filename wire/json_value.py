@@ -1,4 +1,4 @@
-"""JSON from topics that anybody may write to: whatever is wrong with it raises one error."""
+"""JSON from topics that anyone may write to: whatever is wrong with it raises one error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from wire.errors import CodecError
 
 Value = TypeVar("Value")
 Whole = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
-"""An integer that every JSON reader can represent, and that sums of a few thousand of leave in 64 bits."""
+"""An integer that every JSON reader can represent; the sum of a few thousand of them fits into 64 bits."""
 
 
 def decode_json(value: bytes | None, kind: type[Value] | Any = Any) -> Value:
-    """JSON as a ``kind``. Raises `CodecError`: for other types, for text that is not UTF-8, for nesting without end."""
+    """JSON as a ``kind``. Raises `CodecError` for other types, text that is not UTF-8, and excessive nesting."""
     try:
         decoded: Value = msgspec.json.decode(value or b"", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -1,7 +1,6 @@
-"""Messages of ``headrace.trainer.lag.v1`` as their readers rely on them; ``schema/lag.schema.json`` has all of it.
+"""What readers of ``headrace.trainer.lag.v1`` rely on; ``schema/lag.schema.json`` has the whole message.
 
-Whoever reads the topic gets a plain dict whose fields have the types below, or nothing: records of others are passed
-over, and fields that another build does not write have the defaults of `complete`.
+Readers get a plain dict whose fields have the types below, or None for any other record.
 """
 
 from __future__ import annotations
@@ -75,18 +74,17 @@ class _Message(msgspec.Struct):
 
 
 def decode_lag(value: bytes | None) -> dict[str, Any] | None:
-    """A message of the lag topic as it was written, with what is missing added; None for what is none."""
+    """A message of the lag topic as it was written, with defaults added; None for anything else."""
     try:
         known: _Message = decode_json(value, _Message)
-        told: dict[str, Any] = decode_json(value, dict)
+        message: dict[str, Any] = decode_json(value, dict)
     except CodecError:
         return None
-    return {"num_servers": known.num_servers, "num_interactions": known.num_interactions, **told}
+    return {"num_servers": known.num_servers, "num_interactions": known.num_interactions, **message}
 
 
 def measure(tree: Any, *path: str) -> float | None:
-    """A finite number in a tree of dicts (the message's ``metrics``, which are the trainer's own); None where the path
-    leads to none."""
+    """A finite number in a tree of dicts, such as the message's ``metrics``; None if the path does not lead to one."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     is_number = isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree)

@@ -1,7 +1,7 @@
-"""What the bits and columns of examples mean and by which rules they came about, as a worker says it in its fence.
+"""What the bits and columns of examples mean, and the rules behind them, stated by their worker in its fence.
 
-Bits are numbers of kinds, columns are those of features: a reader that is configured otherwise would take a click for a
-like, and nothing in an example could tell. Rules may change in a deployment's life; whoever counts again needs to know
+Bits stand for kinds, and columns for features, by number: a reader with a different configuration would take a click
+for a like, and nothing in an example would show it. Rules may change during a deployment's life; an audit needs to know
 that others held before.
 """
 
@@ -16,7 +16,7 @@ from wire.json_value import decode_json
 SHAPE = "shape"
 """The header's name."""
 _KEPT = ("sequence.segment_len", "sequence.num_slots")
-"""Rules that readers of examples share with their writer: how much is kept of a user."""
+"""Rules that readers of examples must share with their writer: how much is kept of a user."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -28,14 +28,14 @@ class Shape(msgspec.Struct, frozen=True):
     rules: dict[str, float] = {}
 
     def changed(self, now: Shape) -> dict[str, tuple[float, float]]:
-        """Rules that are others now: what they were, what they are."""
+        """Rules that have changed: what they were, what they are."""
         return {
             key: (was, now.rules[key]) for key, was in self.rules.items() if key in now.rules and now.rules[key] != was
         }
 
 
 def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
-    """What a worker of this configuration says."""
+    """The shape that a worker with this configuration states."""
     rules: dict[str, float] = {
         "action.max_future_s": action.max_future_s,
         "action.min_timestamp_ms": action.min_timestamp_ms,
@@ -55,7 +55,7 @@ def encode_shape(shape: Shape) -> bytes:
 
 
 def decode_shape(said: bytes | None) -> Shape | None:
-    """What a header says; None where it says nothing that can be read."""
+    """The shape in a header; None if there is none that can be read."""
     try:
         shape: Shape = decode_json(said, Shape)
     except CodecError:
@@ -64,8 +64,8 @@ def decode_shape(said: bytes | None) -> Shape | None:
 
 
 def disagreement(said: bytes | None, ours: Shape) -> str:
-    """What a worker says otherwise than ``ours``: "" where nothing, or where it says nothing that can be read. Kinds
-    may have been appended, by either."""
+    """How what a worker ``said`` contradicts ``ours``; empty if it does not, or cannot be read. Either may have
+    appended kinds."""
     theirs = decode_shape(said)
     if theirs is None:
         return ""

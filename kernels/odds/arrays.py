@@ -44,7 +44,8 @@ class OddsArrays:
     no row. ``total_C`` float64: of all. ``gain_FK``: weights of the F = `COUNTED` + attributes + network log-odds, and
     last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a constant;
     ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of the F x K
-    log-odds; ``clock`` (1,) float64: events so far. ``*_dirty_V`` uint8: rows changed since somebody cleared it."""
+    log-odds; ``clock`` (1,) float64: events so far. ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each
+    reader clears a bit of its own."""
 
     item_VC: Float32
     domain_VC: Float32

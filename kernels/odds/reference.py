@@ -145,9 +145,9 @@ def _count(odds: OddsArrays, events: OddsEvents, r: int, came_K: Float64) -> Non
     blocks = odds.item_VC[row].reshape(-1, odds.num_kinds + 1)
     for block_C, decay in zip(blocks, (1.0, *RECENT_DECAYS), strict=True):
         block_C[:] = block_C * (decay if is_new else 1.0) + come_C
-    odds.item_dirty_V[row] = 1
+    odds.item_dirty_V[row] = 0xFF
     for at, attribute in enumerate(events.attribute_RA[r].tolist()):
         is_domain = at < odds.num_domains
         (odds.domain_VC if is_domain else odds.feature_VC)[attribute] += come_C.astype(np.float32)
-        (odds.domain_dirty_V if is_domain else odds.feature_dirty_V)[attribute] = 1
+        (odds.domain_dirty_V if is_domain else odds.feature_dirty_V)[attribute] = 0xFF
     odds.total_C += come_C

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from headrace import doctor, machine
+from headrace import dead_letters, doctor, lag, machine, versions
+from headrace.audit import audit
 from headrace.config import Settings
 from headrace.findings import Finding
 from tests.brokers import Broker
+from tests.foreign import FOREIGN
 from wire.config import KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.producer import make_producer
@@ -126,6 +128,34 @@ def test_dead_letters_are_explained(kafka: Broker, topic_prefix: str) -> None:
     found = by_subject(doctor.findings(settings))["dead letters"]
     assert "2 wrong_partition" in found.words
     assert "murmur2" in found.remedy
+
+
+def test_what_others_write_to_the_topics_ends_no_command(
+    kafka: Broker, topic_prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, topics = settings_of(kafka, topic_prefix), Topics.under(topic_prefix)
+    ensure_topics(settings.kafka)
+    producer = make_producer(settings.kafka)
+    for value in FOREIGN:
+        for topic in (topics.lag, topics.status, topics.control, topics.sequences, topics.weights):
+            producer.send(topic, value=value, key=b"theirs", partition=0)
+        for reason in (b"\xff", None):
+            producer.send(topics.dead_letters, value=value, headers=[("reason", reason)], partition=0)
+        for kind in (b"manifest", b"claim", b"chunk"):
+            producer.send(topics.weights, value=value, key=b"1/1", headers=[("record", kind)], partition=0)
+    producer.flush()
+    producer.close()
+    with reporting(settings):
+        found = by_subject(doctor.findings(settings))
+    assert found["processes"].state == found["clocks"].state == "ok"
+    assert f"{2 * len(FOREIGN)}; of the newest" in found["dead letters"].words
+    assert versions.show(settings) == 0
+    assert dead_letters.show(settings) == 0
+    assert dead_letters.replay(settings) == 1
+    assert lag.watch(settings, once=True, max_s=1.0) == 1
+    report = audit(settings)
+    assert report.passed, report.as_dict()
+    assert "no version has been published yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

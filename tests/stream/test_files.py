@@ -348,7 +348,7 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.csv", f"{CSV}{GOOD_ROW}".encode("utf-32"), "expected text, got UTF-32"),
         ("a.csv", b"<!DOCTYPE html><p>404</p>", "expected text, got a web page"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "expected text, got a pointer of Git LFS"),
-        ("a.csv", f"{CSV}{GOOD_ROW}\ufeff{CSV}{GOOD_ROW}".encode(), "a.csv:3: expected a row, got the line of names"),
+        ("a.csv", f"{CSV}{GOOD_ROW}\ufeff{CSV}{GOOD_ROW}".encode(), "a.csv:3: expected a row, got the header again"),
         ("a.csv", b"user,item,action,timestamp,genre,genre\nu,i,see,9,a,b\n", "expected one column genre, got several"),
         ("a.dat.gz", b"\x1f\x8bno gzip", "a.dat.gz: expected gzip data, got a damaged file"),
         ("a.jsonl", f"{line()}\n{{broken\n".encode(), "a.jsonl:2: expected an action as JSON, got .* line"),

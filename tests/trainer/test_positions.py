@@ -170,7 +170,7 @@ def test_a_trainer_starts_from_the_last_published_version_bit_for_bit(stage: Mak
     made.wait_published()
     recount = made.recount()
     assert "starting from the last published version" in child.log()
-    assert "going on from the checkpoint" in made.children[-1].log(), "the option does no harm later"
+    assert "resuming from the checkpoint" in made.children[-1].log(), "the option does no harm later"
     assert made.children[-1].stop() == 0
 
     ours = [each for each in recount.versions if each.manifest.lineage == recount.last.lineage]

@@ -68,7 +68,7 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
         if refused := refusal(error, kafka.bootstrap):
             raise refused from error
         remedy = (
-            "it accepts connections, so check that kafka.client.security_protocol is that of its listener, and its log"
+            "it accepts connections: check that kafka.client.security_protocol is that of its listener, and see its log"
             if accepts_connections(kafka)
             else "start it, or name another: kafka.bootstrap, or --bootstrap HOST:PORT"
         )
@@ -78,7 +78,7 @@ def connect(kafka: KafkaConfig, timeout_s: float = 5.0, **options: Any) -> Kafka
 
 
 def accepts_connections(kafka: KafkaConfig) -> bool:
-    """Whether anything listens at any of the addresses: a broker of another protocol accepts, and says nothing."""
+    """Whether anything listens at any address: a broker that expects another protocol accepts, and stays silent."""
     for server in kafka.bootstrap.split(","):
         host, _, port = server.strip().rpartition(":")
         with suppress(OSError, ValueError):

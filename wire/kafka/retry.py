@@ -38,7 +38,9 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
             if refused := refusal(error, kafka.bootstrap):
                 raise refused from error
             if not is_away:
-                log.warning("broker away, trying again", what=what, broker=kafka.bootstrap, error=_told(error, kafka))
+                log.warning(
+                    "broker away, trying again", what=what, broker=kafka.bootstrap, error=_described(error, kafka)
+                )
             is_away = True
             if stop.wait(RETRY_S):
                 raise StoppedError(what) from error
@@ -48,7 +50,7 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
         return result
 
 
-def _told(error: Exception, kafka: KafkaConfig) -> str:
+def _described(error: Exception, kafka: KafkaConfig) -> str:
     if isinstance(error, KafkaTimeoutError) and accepts_connections(kafka):
         return f"{error!r}; it accepts connections: is kafka.client.security_protocol that of its listener?"
     return repr(error)

@@ -230,11 +230,11 @@ inline void count(const OddsCall& c, int64_t r) {
             for (int64_t i = 0; i < columns; ++i) block[i] *= RECENT_DECAYS[b - 1];
         come(block, bits, is_new);
     }
-    c.item_dirty[row] = 1;
+    c.item_dirty[row] = 0xFF;
     for (int64_t a = 0; a < c.num_attributes; ++a) {
         const int64_t at = c.attribute_RA[r * c.num_attributes + a];
         come((a < c.num_domains ? c.domain : c.feature) + at * columns, bits, is_new);
-        (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 1;
+        (a < c.num_domains ? c.domain_dirty : c.feature_dirty)[at] = 0xFF;
     }
     c.total[0] += is_new;
     for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
