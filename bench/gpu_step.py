@@ -144,7 +144,7 @@ def _as_graph(clock: Clock, name: str, shape: Shape, eager_ms: float) -> Iterato
     padded = data.with_padding(padded_size(len(data.items_T), 256))
     step = Step(shape, padded, clock.device, dtype_of(clock))
     apart = abs(float(step.loss(True)[0].detach()) / float(Step.loss(_on(step, data), True)[0].detach()) - 1)
-    note = f"{len(padded.items_T)} tokens of which {len(data.items_T)} somebody's"
+    note = f"{len(padded.items_T)} tokens of which {len(data.items_T)} are real"
     yield row("  error of the padded step's loss", apart, "", 1e-2, note, at_most=True)
     replay: Callable[[Data], None] = partial(_rerun, step) if clock.rehearsal else step.capture()
     ms = clock.median_ms(partial(replay, padded))

@@ -113,15 +113,19 @@ class Demo:
         self.view = LagView(dataset=dataset.name, broker=bootstrap or "an embedded broker")
         self.screen: Screen = open_screen(self.view, plain=as_json)
         self.profile = DatasetProfile()
-        self.profile.add(read_actions(dataset.path))
-        self.view.num_actions = self.profile.num_actions
-        self.settings = self._configure(bootstrap, port)
         self.group = ProcessGroup(folder, {})
-        self.view.page = f"http://127.0.0.1:{self.settings.serving.port}"
-        self.server = Server(self.view.page)
+        self._bootstrap, self._port = bootstrap, port
         self.sent: ReplayReport | None = None
         self._failure: BaseException | None = None
         self._stopping = threading.Event()
+
+    def _prepare(self) -> None:
+        """Read the data set, start the broker if none was named, and write the configuration."""
+        self.profile.add(read_actions(self.dataset.path))
+        self.view.num_actions = self.profile.num_actions
+        self.settings = self._configure(self._bootstrap, self._port)
+        self.view.page = f"http://127.0.0.1:{self.settings.serving.port}"
+        self.server = Server(self.view.page)
 
     def _configure(self, bootstrap: str | None, port: int | None) -> Settings:
         """Start the broker if none was named, and write the file that every process reads."""
@@ -151,6 +155,7 @@ class Demo:
     def run(self, *, stay: bool = False) -> int:
         """From an empty broker to the summary; with ``stay``, keep running until Ctrl-C."""
         view, screen = self.view, self.screen
+        self._prepare()
         ensure_topics(self.settings.kafka)
         self.stack.callback(self._delete_topics)
         self.stack.callback(self.server.close)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import IdMap, rowwise_adagrad_
 from model.growing import GrowingRows
+from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
 
 Int64 = NDArray[np.int64]
 
@@ -41,13 +42,14 @@ class EmbeddingTable:
         self.width = width
         self.map = IdMap(1024, admit_after=admit_after, backend=_map_backend(backend))
         self.weight, self.state = torch.zeros((0, width), device=device), torch.zeros(0, device=device)
-        self._rows = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.bool_)}
+        self._rows = {"live": GrowingRows((), np.bool_), "dirty": GrowingRows((), np.uint8)}
         if self.weight.device.type == "cpu":
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self.tombstones: list[int] = []
+        self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
-        self.live[0] = self.dirty[0] = True
+        self.live[0], self.dirty[0] = True, CHANGED
         self.weight[0] = self._initial_rows(1, step=-1)[0]
 
     @property
@@ -69,14 +71,17 @@ class EmbeddingTable:
     def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
         """Count one sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
         present = keys_N != 0
+        if self._blocked:
+            present &= ~np.isin(keys_N, np.fromiter(self._blocked, np.int64))
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
+        self.dirty[rows] |= UNSAVED  # when it was seen
         arrived = rows[~self.live[rows]]
         if len(arrived):
             if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
                 arrived = np.unique(arrived)
-            self.live[arrived] = self.dirty[arrived] = True
+            self.live[arrived], self.dirty[arrived] = True, CHANGED
             where = torch.from_numpy(arrived).to(self.weight.device)
             self.weight[where] = self._initial_rows(len(arrived), step)
             self.state[where] = 0.0
@@ -110,10 +115,26 @@ class EmbeddingTable:
     def evict(self, before_ms: int) -> Int64:
         """Drop keys last seen before ``before_ms``; returns their rows, which later keys will reuse. The keys are
         published as tombstones."""
-        keys, rows = self.map.evict(before_ms)
+        return self._drop(*self.map.evict(before_ms))
+
+    def block(self, keys_N: Int64) -> Int64:
+        """Drop these keys, as `evict` does, and let them have no row again until `unblock`; their rows."""
+        self._blocked |= set(keys_N.tolist())
+        return self._drop(*self.map.remove(keys_N))
+
+    @property
+    def blocked(self) -> frozenset[int]:
+        """Keys that may have no row."""
+        return frozenset(self._blocked)
+
+    def unblock(self, keys_N: Int64) -> None:
+        """These keys may have rows again."""
+        self._blocked -= set(keys_N.tolist())
+
+    def _drop(self, keys: Int64, rows: Int64) -> Int64:
         rows = rows + 1
         where = torch.from_numpy(rows).to(self.weight.device)
-        self.live[rows] = self.dirty[rows] = False
+        self.live[rows], self.dirty[rows] = False, CHANGED
         self.weight[where] = 0.0
         self.state[where] = 0.0
         self.tombstones.extend(keys.tolist())
@@ -133,7 +154,7 @@ class EmbeddingTable:
             lr=lr,
             backend=self._backend,
         )
-        self.dirty[rows_U] = True
+        self.dirty[rows_U] = CHANGED
 
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""
@@ -141,11 +162,17 @@ class EmbeddingTable:
 
     def keys_of(self, rows_U: Int64) -> Int64:
         """(U,) keys of rows; 0 for the cold row."""
-        return np.concatenate([np.zeros(1, np.int64), self.map.ids_of_rows()])[rows_U]
+        return self.seen(rows_U)[0]
+
+    def seen(self, rows_U: Int64) -> tuple[Int64, Int64]:
+        """(U,) keys of rows and (U,) when each was last seen (ms); zeros for the cold row and for free ones."""
+        keys_U, seen_U, own = np.zeros(len(rows_U), np.int64), np.zeros(len(rows_U), np.int64), rows_U > 0
+        keys_U[own], seen_U[own] = self.map.of_rows(rows_U[own] - 1)
+        return keys_U, seen_U
 
     def changes(self, *, everything: bool) -> tuple[Int64, Int64, NDArray[np.float32], Int64]:
         """(keys, rows, weights, tombstones) to publish: all live rows, or the dirty ones."""
-        chosen = (self.live if everything else self.live & self.dirty)[: self.num_rows]
+        chosen = (self.live if everything else self.live & is_marked(self.dirty, UNPUBLISHED))[: self.num_rows]
         rows = np.flatnonzero(chosen)
         weights = self.weight[torch.from_numpy(rows).to(self.weight.device)].cpu().numpy()
         tombstones = np.zeros(0, np.int64) if everything else np.array(self.tombstones, np.int64)
@@ -153,7 +180,7 @@ class EmbeddingTable:
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""
-        self.dirty[:] = False
+        clear(self.dirty, UNPUBLISHED)
         self.tombstones = []
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -163,8 +190,9 @@ class EmbeddingTable:
             "weight": self.weight[:rows].cpu().numpy(),
             "state": self.state[:rows].cpu().numpy(),
             "live": self.live[:rows],
-            "dirty": self.dirty[:rows],
+            "dirty": self.live[:rows] & is_marked(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
+            "blocked": np.array(sorted(self._blocked), np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},
         }
 
@@ -173,12 +201,13 @@ class EmbeddingTable:
         self.map.load_state_dict({key.removeprefix("map."): value for key, value in state.items() if key[:4] == "map."})
         rows = self.num_rows
         self._grow(rows)
-        self.live[:], self.dirty[:] = False, False
-        self.live[:rows], self.dirty[:rows] = state["live"], state["dirty"]
+        self.live[:], self.dirty[:] = False, 0
+        self.live[:rows], self.dirty[:rows] = state["live"], np.where(state["dirty"], CHANGED, UNSAVED)
         self.weight.zero_(), self.state.zero_()
         self.weight[:rows] = torch.from_numpy(np.ascontiguousarray(state["weight"]))
         self.state[:rows] = torch.from_numpy(np.ascontiguousarray(state["state"]))
         self.tombstones = state["tombstones"].tolist()
+        self._blocked = set(state["blocked"].tolist()) if "blocked" in state else set()
 
 
 def _map_backend(backend: str) -> str:

@@ -27,6 +27,7 @@ from kernels.memory import (
 )
 from model.config import ModelConfig
 from model.kinds import chosen
+from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -131,8 +132,8 @@ class Memory:
                 values = getattr(arrays, name)[row]
                 values[: len(kept)] = values[kept]
             arrays.num_neighbours[row] = len(kept)
-            arrays.dirty[row], arrays.moved[row] = 1, 255
-        arrays.dirty[rows_N] = 1
+            arrays.dirty[row], arrays.moved[row] = CHANGED, 255
+        arrays.dirty[rows_N] = CHANGED
 
     def changes(self, *, everything: bool) -> Arrays:
         """What a version carries: every row in use with all its neighbours, or the dirty ones with the learned weights
@@ -142,28 +143,20 @@ class Memory:
         neighbours: ``slot`` and ``num_moved`` say which ones of each row. Without those two, all are there.
         """
         arrays = self.arrays
-        chosen_V = arrays.first[: self.num_rows] >= 0 if everything else arrays.dirty[: self.num_rows] > 0
+        chosen_V = (
+            arrays.first[: self.num_rows] >= 0 if everything else is_marked(arrays.dirty[: self.num_rows], UNPUBLISHED)
+        )
         rows = np.flatnonzero(chosen_V)
-        used = np.arange(arrays.width) < arrays.num_neighbours[rows, None]
-        moved, slots = used, Arrays()
-        if not everything:
-            bits = np.unpackbits(arrays.moved[rows], axis=1, count=arrays.width, bitorder="little")
-            moved = used & bits.view(np.bool_)
-            slots = {"num_moved": moved.sum(axis=1, dtype=np.int32), "slot": np.nonzero(moved)[1].astype(np.uint16)}
-        return {
-            **slots,
-            "row_index": rows,
-            "size": np.array([self.num_rows, arrays.capacity, arrays.width], np.int64),
-            "heat": arrays.heat[:, rows],
-            **{name: getattr(arrays, name).copy() for name in _LEARNED},
-            **{name: getattr(arrays, name)[rows] for name in _ROWS},
-            **{name: getattr(arrays, name)[rows][moved] for name in _COUNTS},
-            "weight": arrays.weight[rows][used],
-        }
+        columns = {name: getattr(arrays, name)[rows] for name in (*_ROWS, *_NEIGHBOURS, "moved")}
+        size = np.array([self.num_rows, arrays.capacity, arrays.width], np.int64)
+        learned = {name: getattr(arrays, name).copy() for name in _LEARNED}
+        columns["heat"] = arrays.heat[:, rows].T
+        return published_memory(rows, columns, size, learned, everything=everything)
 
     def mark_published(self) -> None:
         """Start collecting the next changes: the caller delivers what `changes` returned."""
-        _clear_changed(self.arrays)
+        clear(self.arrays.dirty, UNPUBLISHED)
+        self.arrays.moved[:] = 0
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """Take over what a version carries, which may be nothing; a base replaces everything."""
@@ -213,12 +206,16 @@ class Memory:
         other.arrays, other.num_rows = self.arrays.copy(), self.num_rows
         return other
 
+    def learned(self) -> Arrays:
+        """What belongs to no row, with its optimiser's state."""
+        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_ADAGRAD)}
+
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
         arrays, num = self.arrays, self.num_rows
         state = {each.name: getattr(arrays, each.name) for each in fields(arrays)}
         cut = {name: state[name][:num] for name in (*_ROWS, *_NEIGHBOURS, *_CHANGED)}
-        return {**state, **cut, "heat": arrays.heat[:, :num]}
+        return {**state, **cut, "heat": arrays.heat[:, :num], "dirty": cut["dirty"] & UNPUBLISHED}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the memory that ``state`` was taken from."""
@@ -230,6 +227,30 @@ class Memory:
         self.arrays.heat[:, :num] = state["heat"]
         for name in {*_LEARNED, *_ADAGRAD} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
+
+
+def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Arrays, *, everything: bool) -> Arrays:
+    """What a version carries of these rows: see `Memory.changes`.
+
+    ``columns``: theirs, (U, …); ``size``: rows, capacity and width of the memory; ``learned``: what is no row's.
+    """
+    width = int(size[2])
+    used = np.arange(width) < columns["num_neighbours"][:, None]
+    moved, slots = used, Arrays()
+    if not everything:
+        bits = np.unpackbits(columns["moved"], axis=1, count=width, bitorder="little")
+        moved = used & bits.view(np.bool_)
+        slots = {"num_moved": moved.sum(axis=1, dtype=np.int32), "slot": np.nonzero(moved)[1].astype(np.uint16)}
+    return {
+        **slots,
+        "row_index": rows_U,
+        "size": size,
+        "heat": np.ascontiguousarray(columns["heat"].T),
+        **{name: learned[name] for name in _LEARNED},
+        **{name: columns[name] for name in _ROWS},
+        **{name: columns[name][moved] for name in _COUNTS},
+        "weight": columns["weight"][used],
+    }
 
 
 def events_of(
@@ -288,4 +309,4 @@ def _keep_strongest(arrays: MemoryArrays, width: int) -> None:
     for name in _NEIGHBOURS:
         setattr(arrays, name, np.take_along_axis(getattr(arrays, name), order, axis=1))
     arrays.num_neighbours = np.minimum(arrays.num_neighbours, width).astype(np.int32)
-    arrays.dirty[arrays.first >= 0] = 1
+    arrays.dirty[arrays.first >= 0] = CHANGED

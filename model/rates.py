@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from model.config import ModelConfig
+from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
 
@@ -109,21 +110,29 @@ class Rates:
         arrays = self.arrays
         rows = rows_N[rows_N < len(arrays.item_VC)]
         arrays.total_C -= arrays.item_VC[rows, : 1 + arrays.num_kinds].sum(axis=0, dtype=np.float64)
-        arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, 1
+        arrays.item_VC[rows], arrays.item_dirty_V[rows] = 0.0, CHANGED
 
     def changes(self, *, everything: bool) -> dict[str, NDArray[Any]]:
         """What a version carries: all rows that were met, or those changed since `mark_published`; and all weights."""
-        found = {name: getattr(self.arrays, name).copy() for name in _WEIGHTS}
+        found = self.weights()
         for table in TABLES:
-            counts = getattr(self.arrays, f"{table}_VC")
-            rows = np.flatnonzero(counts.any(axis=1) if everything else getattr(self.arrays, f"{table}_dirty_V"))
+            counts, marks = getattr(self.arrays, f"{table}_VC"), getattr(self.arrays, f"{table}_dirty_V")
+            rows = np.flatnonzero(counts.any(axis=1) if everything else is_marked(marks, UNPUBLISHED))
             found |= {f"{table}_index": rows, f"{table}_VC": counts[rows]}
         return found
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """A copy of what a version carries whatever has changed."""
+        return {name: getattr(self.arrays, name).copy() for name in _WEIGHTS}
+
+    def small(self) -> dict[str, NDArray[Any]]:
+        """What belongs to no row, for a checkpoint."""
+        return {name: getattr(self.arrays, name) for name in (*_WEIGHTS, *_HOW_SURELY, "attributes")}
 
     def mark_published(self) -> None:
         """What `changes` gave is on its way."""
         for table in TABLES:
-            getattr(self.arrays, f"{table}_dirty_V")[:] = 0
+            clear(getattr(self.arrays, f"{table}_dirty_V"), UNPUBLISHED)
 
     def apply(self, changes: Mapping[str, NDArray[Any]], *, is_base: bool) -> None:
         """What a version carries (which may be nothing), into a reader's; a base replaces everything. Raises
@@ -172,7 +181,8 @@ class Rates:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
-        return {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
+        state = {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
+        return state | {name: marks & UNPUBLISHED for name, marks in state.items() if name.endswith("_dirty_V")}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""

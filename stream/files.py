@@ -30,17 +30,9 @@ from typing import Any, cast
 
 import msgspec
 
-from stream.columns import (
-    POSITIONS,
-    RATING_KINDS,
-    BadCell,
-    Clock,
-    Columns,
-    Milliseconds,
-    Row,
-    columns_named,
-    rating_kinds,
-)
+from stream.cells import BadCell
+from stream.clock import Clock, Milliseconds
+from stream.columns import POSITIONS, RATING_KINDS, Columns, Row, columns_named, rating_kinds
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError

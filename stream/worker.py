@@ -7,26 +7,24 @@ broker goes away, Faust is restarted within the process; the stores stay open.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kafka.errors import KafkaError
 
-from state.errors import StoreError, StoreLocked
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
+from stream.disk import alone_on
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
@@ -268,40 +266,6 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
             configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
             log.warning("a topic's settings differ from the configuration; change one or the other (kafka-configs.sh)",
                         topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
-
-
-@contextmanager
-def alone_on(folder: Path, prefix: str) -> Iterator[str]:
-    """Lock a disk for one worker of a deployment; yields the disk's name. Each database has a lock too, but two workers
-    that share the partitions would collide only when one moves. The kernel releases the lock when the process
-    ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / f"{prefix}.lock").open("a+")
-    except OSError as error:
-        raise StoreError(f"store.path: expected a writable folder, got {folder} ({error}); use another") from error
-    with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreLocked(f"{folder}: expected exclusive use, another worker holds it; stop that one") from error
-        yield _name_of(held, folder)
-
-
-def _name_of(held: TextIO, folder: Path) -> str:
-    """The disk's name, which is stored in its lock file."""
-    try:
-        held.seek(0)
-        disk = held.read().strip()
-        if not disk:
-            disk = uuid.uuid4().hex
-            held.write(disk)
-            held.flush()
-    except OSError as error:
-        with suppress(OSError):  # a failed write is tried once more
-            held.close()
-        raise StoreError(f"{folder}: expected free space, got {error.strerror}; free some, then start") from error
-    return disk
 
 
 async def _run(settings: Settings) -> None:

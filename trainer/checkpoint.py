@@ -1,34 +1,38 @@
 """The trainer's whole state, in a folder that one rename makes visible.
 
-``checkpoint-<steps>/arrays.safetensors`` (all tensors) and ``meta.json`` (the rest, with the checksum of the arrays
-and, in its last line, its own). The newest two are kept: if one cannot be read, the one before is used, and the damage
-is logged.
+``checkpoint-<steps>/arrays.safetensors`` (what is small), ``rows.log`` (pieces of what is large, `trainer.rows`) and
+``meta.json`` (the rest, with the checksums of both files and, in its last line, its own). A checkpoint is **whole**, or
+an **increment**: the rows that changed since another one, which it names by step and by the checksum of its
+``meta.json``. The newest two whole ones are kept, with their increments. If one cannot be read, or builds on one that
+cannot, the one before is used, and the damage is logged.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from trainer.errors import CheckpointError
+from trainer.rows import Arrays, Piece, assembled, decode_pieces, encode_piece
+from wire.tensors import Buffer, Tensors
 
 FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 had whole checkpoints alone, and everything in ``arrays.safetensors``."""
 NUM_KEPT = 2
 NUM_DIGITS = 12
 """Digits of the numbers in file names."""
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +42,36 @@ class Checkpoint:
     step: int
     arrays: Arrays
     meta: dict[str, Any]
+
+
+class Draft:
+    """Pieces of the next checkpoint on their way to disk. Raises OSError where they cannot be written.
+
+    ``onto``: the step of the checkpoint that they are changes of, and its digest; None for a whole one.
+    """
+
+    def __init__(self, path: Path, onto: tuple[int, str] | None) -> None:
+        self.path, self.onto, self.num_bytes = path, onto, 0
+        self._digest = xxhash.xxh3_128()
+        self._file = path.open("wb", buffering=0)
+
+    def append(self, piece: Piece) -> None:
+        """Add a piece."""
+        for buffer in encode_piece(piece):
+            _write_all(self._file, buffer)
+            self._digest.update(buffer)
+            self.num_bytes += len(buffer)
+
+    def close(self) -> str:
+        """Bring it to disk; the checksum of all of it."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._digest.hexdigest()
+
+    def discard(self) -> None:
+        """Nothing comes of it."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
 
 
 class CheckpointFolder:
@@ -79,43 +113,63 @@ class CheckpointFolder:
         """Step counts of the existing checkpoints, oldest first."""
         return numbered(self.path, "checkpoint")
 
-    def write(self, checkpoint: Checkpoint) -> None:
-        """Write, sync, rename; then remove all but the newest two. If it fails, nothing visible has changed."""
+    def draft(self, onto: tuple[int, str] | None) -> Draft:
+        """Begin the rows of a checkpoint; `write` makes it visible. One at a time. Raises OSError."""
+        return Draft(self.path / "tmp-rows", onto)
+
+    def write(self, checkpoint: Checkpoint, draft: Draft | None = None) -> str:
+        """Write, sync, rename; then remove what is no longer needed. Returns the checkpoint's digest, for increments.
+
+        ``draft``: its rows, if ``checkpoint.arrays`` has only what is small. If it fails, nothing visible has changed.
+        """
         temporary = self.path / f"tmp-{checkpoint.step:012d}"
         final = self.path / f"checkpoint-{checkpoint.step:012d}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            blob = save_tensors({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
-            _write_synced(temporary / "arrays.safetensors", blob)
+            blob = Tensors(checkpoint.arrays)
+            _write_synced(temporary / "arrays.safetensors", *blob.parts)
             meta = {
                 "format": FORMAT,
                 "step": checkpoint.step,
-                "arrays_xxh3": xxhash.xxh3_128_hexdigest(blob),
-                "arrays_bytes": len(blob),
+                "arrays_xxh3": blob.checksum(),
+                "arrays_bytes": blob.num_bytes,
+                "rows": None,
                 **checkpoint.meta,
             }
+            if draft is not None:
+                meta["rows"] = {"onto": draft.onto, "bytes": draft.num_bytes, "xxh3": draft.close()}
+                draft.path.rename(temporary / "rows.log")
             text = json.dumps(meta).encode()
-            _write_synced(temporary / "meta.json", text + b"\n" + xxhash.xxh3_128_hexdigest(text).encode() + b"\n")
+            digest = xxhash.xxh3_128_hexdigest(text)
+            _write_synced(temporary / "meta.json", text + b"\n" + digest.encode() + b"\n")
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
             _sync_folder(self.path)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(
-                f"checkpoint {final}: cannot be written ({error.strerror}); free some space or fix the permissions, "
-                "and start again: the previous checkpoint is intact"
-            ) from error
-        for step in self.steps()[:-NUM_KEPT]:
-            shutil.rmtree(self.path / f"checkpoint-{step:012d}", ignore_errors=True)
+            raise unwritable(final, error) from error
+        self._prune()
+        return digest
+
+    def _prune(self) -> None:
+        """Drop what is older than the newest whole checkpoints. Whatever cannot be read counts as whole."""
+        steps = self.steps()
+        whole = [step for step in steps if not _is_increment(self._folder_of(step))]
+        for step in steps:
+            if step < whole[-NUM_KEPT:][0]:
+                shutil.rmtree(self._folder_of(step), ignore_errors=True)
+
+    def _folder_of(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step:012d}"
 
     def load(self) -> Checkpoint | None:
         """The newest readable checkpoint; None if there is none. Raises `CheckpointError` if all are damaged."""
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return read_checkpoint(self.path / f"checkpoint-{step:012d}")
+                return read_checkpoint(self._folder_of(step))
             except CheckpointError as error:
                 self._on_damage(f"{error}; falling back to the previous one")
         if steps:
@@ -132,27 +186,76 @@ def numbered(folder: Path, kind: str) -> list[int]:
     return sorted(int(number) for number in found if len(number) == NUM_DIGITS and number.isdecimal())
 
 
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """What to say where a checkpoint cannot be written."""
+    return CheckpointError(
+        f"checkpoint {path}: cannot be written ({error.strerror}); free some space or fix the permissions, "
+        "and start again: the previous checkpoint is intact"
+    )
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint. Raises `CheckpointError`."""
+    """Read and verify one checkpoint and what it builds on. Raises `CheckpointError`."""
+    meta, _ = _read_meta(path)
+    small = load_tensors(_read_verified(path, "arrays.safetensors", meta["arrays_bytes"], meta["arrays_xxh3"]))
+    if meta.get("rows") is None:
+        return Checkpoint(meta["step"], small, meta)
+    pieces = (piece for content in _row_files(path, meta) for piece in decode_pieces(content))
+    return Checkpoint(meta["step"], assembled(small, pieces), meta)
+
+
+def _is_increment(path: Path) -> bool:
+    try:
+        rows = _read_meta(path)[0].get("rows")
+    except CheckpointError:
+        return False
+    return rows is not None and rows["onto"] is not None
+
+
+def _row_files(path: Path, meta: dict[str, Any]) -> Iterator[bytes]:
+    """The rows of a whole checkpoint, then of its increments up to this one."""
+    chain = [(path, meta)]
+    while (onto := chain[-1][1]["rows"]["onto"]) is not None:
+        step, digest = onto
+        below = path.parent / f"checkpoint-{step:012d}"
+        below_meta, found = _read_meta(below)
+        if found != digest or below_meta.get("rows") is None:
+            raise CheckpointError(
+                f"checkpoint {chain[-1][0]}: builds on another {below.name} than the one that is here"
+            )
+        chain.append((below, below_meta))
+    for each, its_meta in reversed(chain):
+        yield _read_verified(each, "rows.log", its_meta["rows"]["bytes"], its_meta["rows"]["xxh3"])
+
+
+def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint's meta, and its digest."""
     try:
         text, _, digest = (path / "meta.json").read_bytes().strip().rpartition(b"\n")
         if xxhash.xxh3_128_hexdigest(text).encode() != digest:
             raise CheckpointError(f"checkpoint {path}: meta.json is damaged (its checksum does not match)")
         meta = json.loads(text)
-        blob = (path / "arrays.safetensors").read_bytes()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
-    if meta["format"] != FORMAT:
+    if meta["format"] not in READABLE:
         raise CheckpointError(
             f"checkpoint {path}: expected format {FORMAT}, got {meta['format']}; use the build that wrote it, or start "
             "with an empty trainer.checkpoint_dir"
         )
-    if len(blob) != meta["arrays_bytes"] or xxhash.xxh3_128_hexdigest(blob) != meta["arrays_xxh3"]:
+    return meta, digest.decode()
+
+
+def _read_verified(path: Path, name: str, num_bytes: int, digest: str) -> bytes:
+    try:
+        blob = (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
+    if len(blob) != num_bytes or xxhash.xxh3_128_hexdigest(blob) != digest:
         raise CheckpointError(
-            f"checkpoint {path}: arrays.safetensors is damaged (expected {meta['arrays_bytes']} bytes with "
-            f"checksum {meta['arrays_xxh3']}, got {len(blob)} other bytes)"
+            f"checkpoint {path}: {name} is damaged (expected {num_bytes} bytes with checksum {digest}, got "
+            f"{len(blob)} other bytes)"
         )
-    return Checkpoint(meta["step"], load_tensors(blob), meta)
+    return blob
 
 
 def flatten(nested: Mapping[str, Mapping[str, NDArray[Any]]]) -> Arrays:
@@ -165,11 +268,17 @@ def part_of(arrays: Arrays, part: str) -> Arrays:
     return {name[len(part) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{part}.")}
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
+def _write_synced(path: Path, *content: Buffer) -> None:
+    with path.open("wb", buffering=0) as file:
+        for buffer in content:
+            _write_all(file, buffer)
         os.fsync(file.fileno())
+
+
+def _write_all(file: io.FileIO, buffer: Buffer) -> None:
+    view = memoryview(buffer)
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def _sync_folder(path: Path) -> None:

@@ -14,6 +14,7 @@ class TrainerError(HeadraceError):
     ├── CheckpointError      a checkpoint cannot be written or read
     ├── JournalError         the plan of steps cannot be written or followed
     ├── UnsoundError         learning leaves numbers that are not finite
+    ├── UnsoundVersionError  a version was not published, since its rows are not finite
     ├── ReporterError        the thread that reports lag and heartbeats has failed
     └── FencedError          another trainer has taken over
     """
@@ -41,6 +42,10 @@ class UnsoundError(TrainerError):
 
 class ReporterError(TrainerError):
     """The thread that reports lag and heartbeats has failed."""
+
+
+class UnsoundVersionError(UnsoundError):
+    """What a version would have carried is not finite; the message says what."""
 
 
 class FencedError(TrainerError):

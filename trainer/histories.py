@@ -9,13 +9,13 @@ users; so a checkpoint says which users the trainer knew, and from which example
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wire.example import Example
+from wire.example import Example, Mark
 from wire.history import OVERHEAD_BYTES, Histories, History, row_type
 
 LEFT_SHARE = 0.9
@@ -33,8 +33,12 @@ class TrainedHistories(Histories):
         """User → number of the first of their examples that is in the history."""
         self._touched: dict[str, int] = {}
         """User → when they last acted, counted in examples of all users."""
+        self.unsaved: dict[str, None] = {}
+        """Users seen or forgotten since a checkpoint recorded them (`trainer.regions`)."""
         self._num_touches = 0
         self._is_resumed = False
+        self.removed: set[int] = set()
+        """Items that were marked, among what was folded."""
 
     @property
     def num_kept_bytes(self) -> int:
@@ -46,6 +50,7 @@ class TrainedHistories(Histories):
         self._num_touches += 1
         self._touched[example.user] = self._num_touches
         self._born.setdefault(example.user, example.number)
+        self.unsaved[example.user] = None
         return self._counted(example)
 
     def _counted(self, example: Example) -> History:
@@ -67,6 +72,31 @@ class TrainedHistories(Histories):
         self._num_rows -= history.end - history.start
         super().drop(user)
         del self._born[user], self._touched[user]
+        self.unsaved[user] = None
+
+    @property
+    def known(self) -> Collection[str]:
+        """Users that a checkpoint has to name."""
+        return self._born.keys()
+
+    def known_since(self, user: str) -> tuple[int, int] | None:
+        """The user's first example, and when he acted last in examples of everybody; None if he is forgotten."""
+        born = self._born.get(user)
+        return None if born is None else (born, self._touched[user])
+
+    @property
+    def num_touches(self) -> int:
+        """Examples of everybody, so far."""
+        return self._num_touches
+
+    def obey(self, mark: Example) -> None:
+        """Forget a user who is marked."""
+        if mark.mark is Mark.USER and mark.user in self.users:
+            self.drop(mark.user)
+        elif mark.mark is Mark.ITEM:
+            self.removed.add(mark.marked_item)
+        elif mark.mark is Mark.ITEM_BACK:
+            self.removed.discard(mark.marked_item)
 
     def bound(self) -> int:
         """Forget users until the rest fits; returns how many. To be called after each step."""
@@ -81,6 +111,10 @@ class TrainedHistories(Histories):
 
     def restore(self, example: Example) -> None:
         """Take an example that was trained before the checkpoint, in the order of its partition."""
+        if example.mark is not None:
+            if not self._is_resumed or example.mark is not Mark.USER:
+                self.obey(example)
+            return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
                 return

@@ -23,13 +23,15 @@ from trainer.device import choose_device
 from trainer.election import Claimant
 from trainer.errors import UnsoundError
 from trainer.journal import Journal
+from trainer.pace import Pace
 from trainer.progress import Progress
 from trainer.publication import Publication
 from trainer.publisher import Publisher
 from trainer.recovery import Recovery, Resumed
+from trainer.saver import Saver
 from trainer.scheduler import Scheduler
-from trainer.snapshot import learner_arrays
-from trainer.soundness import Unsound, pass_over, unsound_learner, unsound_step
+from trainer.snapshot import small_arrays
+from trainer.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
 from trainer.source import Position, Source
 from trainer.step import Learner, StepReport
 from wire.example import Example
@@ -67,6 +69,8 @@ class Trainer:
         self.publisher = publisher
         self.publication = Publication(publisher) if publisher is not None else None
         self.folder = CheckpointFolder(checkpoint_dir, _log_damage) if checkpoint_dir else None
+        self.saver = Saver(self.folder) if self.folder is not None else None
+        self.pace = Pace()
         self.journal = Journal(checkpoint_dir, fsync=config.journal_fsync) if checkpoint_dir else None
         self.source: Source | None = None
         self.scheduler = self._new_scheduler()
@@ -135,13 +139,16 @@ class Trainer:
         self._recorded_until = num_steps + len(self._planned)
         if self._planned:
             log.info("repeating recorded steps", first_step=num_steps, num_steps=len(self._planned))
-        if self.folder is not None and resumed.is_fresh:
-            self._write_checkpoint(resumed.positions)
+        if self.saver is not None and resumed.is_fresh:
+            self._cut_checkpoint(self.saver, resumed.positions)
+            self.saver.wait()
         if self.journal is not None:
             self.journal.start(num_steps, self._planned, self._set_aside)
         self.scheduler = self._new_scheduler()
         self.source = self._make_source(resumed.positions)
         self.source.restore(self.learner.histories)
+        if removed := self.learner.histories.removed:  # published weights do not say so
+            self.learner.remove_items(removed)
         self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
     @staticmethod
@@ -217,6 +224,7 @@ class Trainer:
     def _learn(self, examples: list[Example]) -> Unsound | None:
         try:
             self._last_report = self.learner.step(examples)
+            self.pace.stepped(self._last_report.seconds)
         except (ArithmeticError, ValueError, IndexError) as error:
             log.exception("a step failed")
             return Unsound(f"{type(error).__name__} ({error})")
@@ -226,15 +234,16 @@ class Trainer:
 
     # Numbers that are not finite
 
-    def _is_sound(self, *, changed_only: bool = False) -> bool:
+    def _is_sound(self, *, rows: bool) -> bool:
         """Whether the learner may be stored and published; otherwise go back to find the step that spoilt it.
 
+        ``rows``: look at every row, too; those of a checkpoint or a version are checked by the thread that writes it.
         False right after a step that was set aside, until another one is learned: if none can be, it is not the steps'
         fault (`_give_up_if_hopeless`).
         """
         if self.learner.num_steps - 1 in self._set_aside:
             return False
-        problem = unsound_learner(self.learner, changed_only=changed_only)
+        problem = unsound_learner(self.learner) if rows else unsound_core(self.learner)
         if problem is not None:
             self._undo(problem, None)
         return problem is None
@@ -255,6 +264,8 @@ class Trainer:
         else:
             log.error("not finite: going back to the checkpoint to find the step to blame", what=problem.what)
         self._open_source.close()
+        assert self.saver is not None
+        self.saver.abandon()
         self.learner = self._new_learner()
         resumed = Recovery(self.folder, self._identity).from_disk(self.learner)
         if resumed.is_fresh:  # there is always one, written at startup
@@ -283,35 +294,69 @@ class Trainer:
     # What is due
 
     def _keep_up(self, *, trained: bool) -> None:
-        if self.publication is not None:
-            self.publication.note_acknowledged()
-        if trained and self._is_checkpoint_due() and self._is_sound():
-            self._checkpoint()
+        self._save(trained=trained)
         self._publish()
         if time.monotonic() >= self._metrics_at_s:
             self._metrics, self._metrics_at_s = self.learner.metrics.summary(), self._in(self.config.lag_every_s)
         self.progress = self._progress()
 
     def _is_checkpoint_due(self) -> bool:
-        every, num_new = self.config.checkpoint_every_steps, self.learner.num_steps - self._checkpoint_step
+        num_new = self.learner.num_steps - self._checkpoint_step
         by_time = time.monotonic() >= self._checkpoint_at_s and num_new > 0
-        return self.folder is not None and (by_time or 0 < every <= num_new)
+        return by_time or self._is_checkpoint_due_by_steps()
+
+    def _is_checkpoint_due_by_steps(self) -> bool:
+        return 0 < self.config.checkpoint_every_steps <= self.learner.num_steps - self._checkpoint_step
+
+    def _save(self, *, trained: bool) -> None:
+        """Begin the checkpoint that is due, go on with it, or end it."""
+        saver = self.saver
+        if saver is None:
+            return
+        if (problem := saver.check()) is not None:
+            self._undo(problem, None)
+            return
+        if trained and self._is_checkpoint_due_by_steps() and not saver.is_copying:
+            saver.wait()  # who counts steps wants each of them
+        if saver.is_idle and trained and self._is_checkpoint_due():
+            self._prune_journal()
+            saver.begin(self.learner)
+        if saver.is_copying and self.pace.copy(saver.advance, self._num_copies) and self._is_sound(rows=False):
+            self._cut_checkpoint(saver, self._open_source.positions)
 
     def _publish(self) -> None:
+        """Begin the version that is due, go on with it, or end it."""
         publication = self.publication
-        if publication is None or self._planned or not publication.is_due(self.learner):
+        if publication is None:
             return
-        if self._is_sound(changed_only=not publication.wants_base):
+        if (problem := publication.note_acknowledged()) is not None:
+            self._undo(problem, None)
+            return
+        if self._planned or not publication.is_due(self.learner):
+            return
+        is_ready = self.pace.copy(lambda budget: publication.collect(self.learner, budget), self._num_copies)
+        if is_ready and self._is_sound(rows=False):
             publication.offer(self.learner, self._open_source.positions)
+
+    @property
+    def _num_copies(self) -> int:
+        """How many share the time for copying."""
+        is_saving = self.saver is not None and self.saver.is_copying
+        is_collecting = self.publication is not None and self.publication.is_collecting
+        return 2 if is_saving and is_collecting else 1
 
     def finish(self) -> None:
         """Checkpoint and publish the rest."""
-        is_sound = self._is_sound()
+        is_sound = self._is_sound(rows=True)
         while self._planned and not is_sound and not self.stop.is_set():  # the source has ended: repair first
             self.turn()
-            is_sound = not self._planned and self._is_sound()
-        if is_sound and self.folder is not None and self.learner.num_steps > self._checkpoint_step:
-            self._checkpoint()
+            is_sound = not self._planned and self._is_sound(rows=True)
+        if is_sound and self.saver is not None:
+            self.saver.wait()
+            if self.learner.num_steps > self._checkpoint_step:
+                self._cut_checkpoint(self.saver, self._open_source.positions)
+                self.saver.wait()
+                self._prune_journal()
         if is_sound and self.publication is not None and not self._planned:
             self.publication.finish(self.learner, self._open_source.positions)
         self._metrics = self.learner.metrics.summary()
@@ -322,7 +367,7 @@ class Trainer:
         """Close the connections, the source and the files."""
         if self.publisher is not None:
             self.publisher.close(release=self._has_finished)
-        for part in (self.source, self.journal, self.folder):
+        for part in (self.source, self.saver, self.journal, self.folder):
             if part is not None:
                 part.close()
 
@@ -357,18 +402,26 @@ class Trainer:
 
     # Checkpoints
 
-    def _checkpoint(self) -> None:
-        self._write_checkpoint(self._open_source.positions)
+    def _cut_checkpoint(self, saver: Saver, positions: dict[int, Position]) -> None:
+        """The checkpoint is of this moment; the writing thread makes it visible."""
+        if not saver.is_copying:
+            saver.begin(self.learner)
+        num_steps = self.learner.num_steps
+        saver.cut(Checkpoint(num_steps, small_arrays(self.learner), self._meta(positions)))
+        self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
+        if self.journal is not None and self.source is not None:
+            self.journal.start(num_steps, self._planned, self._set_aside)
+
+    def _prune_journal(self) -> None:
         assert self.journal is not None
         assert self.folder is not None
-        self.journal.start(self.learner.num_steps, self._planned, self._set_aside)
         self.journal.prune(self.folder.steps()[0])
 
-    def _write_checkpoint(self, positions: dict[int, Position]) -> None:
-        assert self.folder is not None
+    def _meta(self, positions: dict[int, Position]) -> dict[str, Any]:
+        """What a checkpoint says beside its arrays."""
         num_steps, publication = self.learner.num_steps, self.publication
         first = num_steps if publication is None else publication.first_step
-        meta = {
+        return {
             "model": self.model_config.as_dict(),
             "trainer": self.config.learning_dict(),
             "source": self._identity,
@@ -380,8 +433,6 @@ class Trainer:
             "set_aside": sorted(each for each in self._set_aside if each >= min(first, num_steps)),
             "num_set_aside_interactions": self._num_set_aside,
         }
-        self.folder.write(Checkpoint(num_steps, learner_arrays(self.learner), meta))
-        self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
 
 def _log_damage(what: str) -> None:

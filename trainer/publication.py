@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from trainer.collection import Collection
 from trainer.publisher import MakeManifest, Publisher
 from trainer.quality import quality_of
 from trainer.recovery import Resumed
-from trainer.snapshot import weights_snapshot
+from trainer.soundness import Unsound
 from trainer.source import Position
 from trainer.step import Learner
 from wire.weights import Manifest, PlanStep
@@ -31,6 +32,7 @@ class Publication:
         self._set_aside: set[int] = set()
         self._offered: int | None = None
         """First step that is not in the version on its way."""
+        self._collection: Collection | None = None
         self._has_published = False
         self._due_s = 0.0
         self.first_step = 0
@@ -47,7 +49,7 @@ class Publication:
 
     def rewind(self, set_aside: set[int]) -> None:
         """Note that the learner went back, and skips the steps ``set_aside``: the next version is a base."""
-        self._set_aside = set_aside
+        self._set_aside, self._collection = set_aside, None
         self._publisher.need_base()
 
     def learned(self, number: int, step: PlanStep) -> None:
@@ -56,35 +58,52 @@ class Publication:
             self.steps.append(step)
             self.since_ms = self.since_ms or int(time.time() * 1000)
 
-    def note_acknowledged(self) -> None:
-        """Forget the steps that the broker has acknowledged. Raises the error that ended the publishing thread."""
+    def note_acknowledged(self) -> Unsound | None:
+        """Forget the steps that the broker has acknowledged. Raises the error that ended the publishing thread.
+
+        Returns what is not finite in a version that was not published because of it, if anything.
+        """
         self._publisher.check()
         if self._offered is None or not self._publisher.idle:
-            return
+            return None
+        if self._publisher.unsound:
+            self._offered = None
+            return Unsound(self._publisher.unsound)
         self.steps = self.steps[self._offered - self.first_step :]
         self.first_step, self._offered, self._has_published = self._offered, None, True
         self.since_ms = int(time.time() * 1000) if self.steps else 0
+        return None
 
     def is_due(self, learner: Learner) -> bool:
         """Whether the next version should be offered now."""
         publisher = self._publisher
+        if self._collection is not None:
+            return True
         if time.monotonic() < self._due_s or self._offered is not None or not publisher.idle:
             return False
         has_news = bool(self.steps) or not self._has_published
         return learner.num_steps > 0 and (has_news or publisher.base_is_old)
 
     @property
-    def wants_base(self) -> bool:
-        """Whether the next version carries everything."""
-        return self._publisher.wants_base
+    def is_collecting(self) -> bool:
+        """A version is being copied."""
+        return self._collection is not None
+
+    def collect(self, learner: Learner, budget_bytes: int) -> bool:
+        """Copy about so many bytes of the version that is due; True once the rest is small enough to `offer`."""
+        if self._collection is None:
+            self._collection = Collection(learner, whole=self._publisher.wants_base)
+            self._due_s = time.monotonic() + learner.config.publish_every_s
+        return self._collection.advance(budget_bytes)
 
     def offer(self, learner: Learner, positions: dict[int, Position]) -> None:
-        """Hand the next version to the publishing thread."""
-        kind = "base" if self._publisher.wants_base else "delta"
-        snapshot = weights_snapshot(learner, everything=kind == "base")
-        self._publisher.offer(kind, snapshot, self._manifest(learner, positions))
+        """Copy the rest, and hand the version to the publishing thread: it is what the learner is now."""
+        collection = self._collection
+        assert collection is not None, "collect() comes first"
+        self._collection = None
+        kind = "base" if collection.is_whole else "delta"
+        self._publisher.offer(kind, collection.cut(learner), self._manifest(learner, positions))
         self._offered = self.first_step + len(self.steps)
-        self._due_s = time.monotonic() + learner.config.publish_every_s
 
     def finish(self, learner: Learner, positions: dict[int, Position]) -> None:
         """Publish the rest; waits for at most `FLUSH_S` at a time."""
@@ -92,6 +111,7 @@ class Publication:
         self.note_acknowledged()
         self._due_s = 0.0
         if self.is_due(learner):
+            self.collect(learner, 0)
             self.offer(learner, positions)
         if not self._publisher.flush(FLUSH_S):
             log.warning(

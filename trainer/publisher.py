@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,26 +19,24 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
+from trainer.collection import MakeBlob
 from trainer.config import TrainerConfig
 from trainer.election import Claimant, Election, send_claim
-from trainer.errors import FencedError
+from trainer.errors import FencedError, UnsoundVersionError
 from trainer.weights import Weights, newest_weights
 from wire.config import KafkaConfig
 from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
 from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
+from wire.tensors import Tensors
 from wire.topics import Topics
 from wire.weights import (
     MANIFEST_HEADERS,
     Claim,
     Manifest,
-    Snapshot,
-    checksum,
     chunk_headers,
     claim_of,
-    encode_blob,
     encode_manifest,
-    split_blob,
     version_key,
 )
 
@@ -45,6 +44,8 @@ log = structlog.get_logger("trainer")
 FENCE_CHECK_S = 2.0
 """How often a trainer that has nothing to publish checks whether another one has taken over."""
 
+
+MOST_IN_FLIGHT = 16
 
 MakeManifest = Callable[..., Manifest]
 """Makes a version's manifest, given the fields that only the publisher knows."""
@@ -64,7 +65,7 @@ class _Offer:
 
     number: int
     kind: str
-    snapshot: Snapshot
+    make_blob: MakeBlob
     make_manifest: MakeManifest
 
 
@@ -89,6 +90,8 @@ class Publisher:
         self.epoch = -1
         self.next_number = 0
         self.last: Published | None = None
+        self.unsound: str = ""
+        """What is not finite in the version offered last, which was not published."""
         self.error: BaseException | None = None
 
     # Start and end
@@ -169,11 +172,15 @@ class Publisher:
         """
         return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
 
-    def offer(self, kind: str, snapshot: Snapshot, make_manifest: MakeManifest) -> None:
-        """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that the publisher knows."""
+    def offer(self, kind: str, make_blob: MakeBlob, make_manifest: MakeManifest) -> None:
+        """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that the publisher knows.
+
+        If ``make_blob`` raises `UnsoundVersionError`, nothing is published, and `unsound` says why.
+        """
         with self._wake:
             assert self._pending is None, "a version was offered while another one was on its way"
-            self._pending = _Offer(self.next_number, kind, snapshot, make_manifest)
+            self.unsound = ""
+            self._pending = _Offer(self.next_number, kind, make_blob, make_manifest)
             self.next_number += 1
             if kind == "base":
                 self._base_s, self._needs_base = self._clock(), False
@@ -239,13 +246,16 @@ class Publisher:
     def _publish(self) -> None:
         offer = self._pending
         assert offer is not None
-        blob = encode_blob(offer.snapshot)
-        chunks = split_blob(blob, self._config.chunk_bytes)
+        try:
+            blob = offer.make_blob()
+        except UnsoundVersionError as error:
+            self._drop(offer, str(error))
+            return
         key = version_key(self.epoch, offer.number)
         self._patiently(self._check_fence, "looking for another trainer")
         if offer.kind == "base":  # with each one, so that retention never removes the claim of a live trainer
             self._patiently(self._send_claim, "renewing the claim of this epoch")
-        first_offset = self._patiently(lambda: self._send_chunks(key, chunks), "publishing a version's chunks")
+        first_offset = self._patiently(lambda: self._send_chunks(key, blob), "publishing a version's chunks")
         if offer.kind == "base":
             self._base = (offer.number, first_offset)
         base_number, base_offset = self._base
@@ -256,9 +266,9 @@ class Publisher:
             onto_number=-1 if offer.kind == "base" else offer.number - 1,
             base_number=base_number,
             base_offset=base_offset,
-            num_chunks=len(chunks),
-            num_bytes=len(blob),
-            checksum=checksum(blob),
+            num_chunks=max(1, -(-blob.num_bytes // self._config.chunk_bytes)),
+            num_bytes=blob.num_bytes,
+            checksum=blob.checksum(),
             created_ms=int(time.time() * 1000),
         )
         self._patiently(lambda: self._send_manifest(key, manifest), "publishing a version's manifest")
@@ -267,17 +277,28 @@ class Publisher:
             self._pending = None
             self._wake.notify_all()
 
+    def _drop(self, offer: _Offer, problem: str) -> None:
+        with self._wake:
+            self.unsound, self.next_number, self._pending = problem, offer.number, None
+            self._wake.notify_all()
+
     def _send_claim(self) -> None:
         if self._base != (-1, -1):  # before the first base, the claim is fresh
             send_claim(self._clients()[1], self._topic.topic, self._claim())
 
-    def _send_chunks(self, key: bytes, chunks: list[bytes]) -> int:
+    def _send_chunks(self, key: bytes, blob: Tensors) -> int:
+        """The offset of the first one. A few are on their way at a time: the rest waits in the arrays that it is."""
         _, writer = self._clients()
-        sends = [
-            writer.send(self._topic.topic, key=key, value=chunk, headers=chunk_headers(index), partition=0)
-            for index, chunk in enumerate(chunks)
-        ]
-        return int(min(self._acknowledged(send).offset for send in sends))
+        sends, first_offset = deque[Any](), -1
+        for index, chunk in enumerate(blob.chunks(self._config.chunk_bytes)):
+            headers = chunk_headers(index)
+            sends.append(writer.send(self._topic.topic, key=key, value=chunk, headers=headers, partition=0))
+            if index == 0 or len(sends) > MOST_IN_FLIGHT:
+                offset = self._acknowledged(sends.popleft()).offset
+                first_offset = first_offset if index else offset
+        for send in sends:
+            self._acknowledged(send)
+        return int(first_offset)
 
     def _send_manifest(self, key: bytes, manifest: Manifest) -> None:
         self._check_fence()

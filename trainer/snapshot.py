@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.checkpoint import Arrays, Checkpoint, flatten, part_of
+from model.embedding import EmbeddingTable
+from trainer.checkpoint import Checkpoint, flatten, part_of
 from trainer.errors import CheckpointError
+from trainer.regions import count_columns
+from trainer.rows import Arrays
 from trainer.step import Learner
 from trainer.weights import Table, Weights
 from wire.weights import Snapshot, TableRows
@@ -32,6 +35,42 @@ def learner_arrays(learner: Learner) -> Arrays:
         **{name: table.state_dict() for name, table in learner.tables.items()},
     }
     return flatten(parts)
+
+
+def small_arrays(learner: Learner) -> Arrays:
+    """A copy of what is no region's (`trainer.regions`), and how many rows each region has.
+
+    With the rows, it is all of `learner_arrays` (`trainer.rows.assembled`).
+    """
+    memory, counts = learner.memory, count_columns(learner)
+    parts: dict[str, dict[str, Any]] = {
+        "optimiser": learner.optimiser.state_dict(),
+        "frequency": {"scalars": learner.frequency.state_dict()["scalars"]},
+        "metrics": learner.metrics.state_dict(),
+        "rates": learner.rates.small(),
+        "memory": memory.learned(),
+        "histories": {"num_touches": np.array([learner.histories.num_touches], np.int64)},
+        "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
+        "size": {
+            "memory": np.array([memory.num_rows]),
+            **{
+                region: np.array([len(columns[name]) for name in sorted(columns)]) for region, columns in counts.items()
+            },
+            **{name: np.array([table.num_rows]) for name, table in learner.tables.items()},
+        },
+        **{name: _small_of_table(table) for name, table in learner.tables.items()},
+    }
+    return {name: np.array(array) for name, array in flatten(parts).items()}
+
+
+def _small_of_table(table: EmbeddingTable) -> dict[str, Any]:
+    ids, counts, last_seen = table.map.pending()
+    return {
+        "tombstones": np.array(table.tombstones, np.int64),
+        "map.pending_ids": ids, "map.pending_counts": counts, "map.pending_last_seen_ms": last_seen,
+        "map.num_rows": np.array([table.map.num_rows], np.int64),
+        "map.admit_after": np.array([table.map.admit_after], np.int64),
+    }  # fmt: skip
 
 
 def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 
+from trainer.rows import Piece
 from trainer.step import Learner, StepReport
 from wire.example import Example
 
@@ -38,34 +39,48 @@ def unsound_step(report: StepReport) -> Unsound | None:
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
     for example in examples:
+        if example.mark is not None:
+            learner.obey([example])
+            continue
         learner.histories.fold(example)
-        learner.names.update(example.names)
-        learner.unpublished_names.update(example.names)
+        learner.learn_names(example.names)
     learner.histories.bound()
     learner.num_steps += 1
 
 
 @torch.no_grad()
-def unsound_learner(learner: Learner, *, changed_only: bool = False) -> Unsound | None:
-    """Check the dense weights, the tables, the memory, and what the model predicts with them.
-
-    ``changed_only``: check only those rows of the tables that are in no version yet; a million rows of 64 take 30 ms.
-    """
-    for name, parameter in learner.model.named_parameters():
-        if not _is_finite(parameter):
-            return Unsound(f"dense weights {name}")
+def unsound_learner(learner: Learner) -> Unsound | None:
+    """Check the dense weights, the tables, the memory, and what the model predicts with them: everything."""
     for name, table in learner.tables.items():
-        chosen: slice | torch.Tensor = slice(0, table.num_rows)
-        if changed_only:
-            chosen = torch.from_numpy(np.flatnonzero(table.dirty)).to(table.weight.device)
-        if not (_is_finite(table.weight[chosen]) and _is_finite(table.state[chosen])):
+        if not (_is_finite(table.weight[: table.num_rows]) and _is_finite(table.state[: table.num_rows])):
             return Unsound(f"rows of table {name}")
     if not learner.memory.is_finite:
         return Unsound("the memory")
     if not learner.rates.is_finite:
         return Unsound("the rates")
+    return unsound_core(learner)
+
+
+@torch.no_grad()
+def unsound_core(learner: Learner) -> Unsound | None:
+    """Check what belongs to no row, and predictions; rows are checked as they are copied (`unsound_piece`)."""
+    for name, parameter in learner.model.named_parameters():
+        if not _is_finite(parameter):
+            return Unsound(f"dense weights {name}")
+    if not all(bool(np.isfinite(each).all()) for each in learner.memory.learned().values()):
+        return Unsound("the memory")
+    if not learner.rates.is_finite:
+        return Unsound("the rates")
     if not torch.isfinite(_probe(learner)).all():
         return Unsound("predictions from these weights")
+    return None
+
+
+def unsound_piece(piece: Piece) -> Unsound | None:
+    """Check rows that were copied."""
+    for name, column in piece.columns.items():
+        if column.dtype.kind == "f" and not math.isfinite(float(column.sum(dtype=np.float64))):
+            return Unsound(f"{name} of rows of {piece.region}")
     return None
 
 

@@ -8,7 +8,7 @@ of a target rests only on the interactions before it and on the weights that ear
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from trainer.recall import Recall
 from trainer.retrieval import RetrievalRows
-from wire.example import Example
+from wire.example import Example, Mark
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -98,6 +98,7 @@ class Learner:
         self.recall = Recall(self.memory, self.items, self.model)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
+        self.unsaved_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, OddsRules(feedback=trainer.feedback), backend=trainer.backend)
@@ -135,6 +136,9 @@ class Learner:
     def step(self, examples: Sequence[Example]) -> StepReport:
         """Predict, score, learn. Examples may bring nothing to learn, but there must be at least one."""
         started = time.perf_counter()
+        if examples[0].mark is not None:
+            self.obey(examples)
+            return self._report(started, 0, 0)
         whole = build_batch(examples, self.histories, self.model_config)
         if not whole.num_targets:  # a step of the optimiser would move the weights by momentum alone
             self._remember(whole, None, examples, self.newest_event_ms)
@@ -164,6 +168,22 @@ class Learner:
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())
         return self._report(started, whole.num_targets, batch.num_tokens, losses)
+
+    def obey(self, marks: Sequence[Example]) -> None:
+        """Forget the users and items that are marked. What users did stays in the weights and counts that it shaped."""
+        for each in marks:
+            self.histories.obey(each)
+            if each.mark is Mark.ITEM:
+                self.remove_items({each.marked_item})
+            elif each.mark is Mark.ITEM_BACK:
+                self.items.unblock(np.array([each.marked_item], np.int64))
+            self.newest_record_ms = max(self.newest_record_ms, each.newest_record_ms)
+
+    def remove_items(self, item_hashes: Collection[int]) -> None:
+        """Drop these items' rows, with all that is known of them, and learn of none of them again."""
+        gone = sorted(set(item_hashes) - self.items.blocked)
+        self.memory.grow(self.items.num_rows)
+        self._release(self.items.block(np.array(gone, np.int64)))
 
     @property
     def max_context(self) -> int:
@@ -386,15 +406,21 @@ class Learner:
         self.num_feedback += sum(example.num_feedback for example in examples)
         for example in examples:
             if example.names:
-                self.names.update(example.names)
-                self.unpublished_names.update(example.names)
+                self.learn_names(example.names)
         self.newest_event_ms = now_ms
         self.newest_record_ms = max(self.newest_record_ms, *(example.newest_record_ms for example in examples))
         if self.config.evict_after_days > 0 and (self.num_steps + 1) % self.config.evict_every_steps == 0:
             self._evict(now_ms - int(self.config.evict_after_days * MS_PER_DAY))
 
+    def learn_names(self, names: Mapping[int, str | int]) -> None:
+        """What producers call items, for versions and checkpoints."""
+        for known in (self.names, self.unpublished_names, self.unsaved_names):
+            known.update(names)
+
     def _evict(self, before_ms: int) -> None:
-        rows = self.items.evict(before_ms)
+        self._release(self.items.evict(before_ms))
+
+    def _release(self, rows: Int64) -> None:
         self.frequency.forget(rows)
         self.popularity.forget(rows)
         self.rates.forget(rows)

@@ -32,10 +32,10 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from wire.errors import CodecError, VersionError
 from wire.json_value import decode_json
+from wire.tensors import Tensors
 
 CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
@@ -55,6 +55,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
     num_targets: int = 0
     hr10: float | None = None
+    popular_hr10: float | None = None
+    """HR@10, over the same targets, of the most popular items: what the world allows, whatever the model does."""
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []
@@ -158,18 +160,26 @@ class Version:
     snapshot: Snapshot
 
 
-def encode_blob(snapshot: Snapshot) -> bytes:
-    """`Snapshot` → safetensors bytes; the same snapshot always gives the same bytes."""
-    tensors = {f"dense.{name}": np.ascontiguousarray(array) for name, array in snapshot.dense.items()}
+def blob_of(snapshot: Snapshot, names: bytes | None = None) -> Tensors:
+    """`Snapshot` → its blob, whose arrays are the snapshot's own.
+
+    ``names``: the JSON of ``[id, name]`` pairs, where the snapshot has none; of two for an id the later one counts.
+    """
+    tensors = {f"dense.{name}": array for name, array in snapshot.dense.items()}
     for table, rows in snapshot.tables.items():
         for part in ("ids", "row_index", "rows", "tombstones"):
-            tensors[f"{table}.{part}"] = np.ascontiguousarray(getattr(rows, part))
+            tensors[f"{table}.{part}"] = getattr(rows, part)
     for part, arrays in (("memory", snapshot.memory), ("rates", snapshot.rates)):
-        tensors |= {f"{part}.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
-    names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
+        tensors |= {f"{part}.{name}": array for name, array in arrays.items()}
+    if names is None:
+        names = json.dumps(sorted(snapshot.names.items()), ensure_ascii=False, separators=(",", ":")).encode()
     tensors["names"] = np.frombuffer(names, np.uint8)
-    blob: bytes = save_tensors(tensors)
-    return blob
+    return Tensors(tensors)
+
+
+def encode_blob(snapshot: Snapshot) -> bytes:
+    """`Snapshot` → safetensors bytes; the same snapshot always gives the same bytes."""
+    return b"".join(blob_of(snapshot).parts)
 
 
 def decode_blob(blob: bytes) -> Snapshot:

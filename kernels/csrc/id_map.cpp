@@ -218,6 +218,18 @@ public:
 
     const Column<int64_t>& id_of_row() const { return id_of_row_; }
 
+    // Ids of rows and when each was last seen; zeros for a free row.
+    void rows(const int64_t* rows, int64_t num, int64_t* ids, int64_t* last_seen_ms) const {
+        for (int64_t i = 0; i < num; ++i) {
+            if (i + AHEAD < num) {
+                __builtin_prefetch(&id_of_row_[rows[i + AHEAD]]);
+                __builtin_prefetch(&last_seen_ms_[rows[i + AHEAD]]);
+            }
+            ids[i] = id_of_row_[rows[i]];
+            last_seen_ms[i] = live_[rows[i]] ? last_seen_ms_[rows[i]] : 0;
+        }
+    }
+
     // Loads into an empty map; false if an id occurs twice.
     bool load_live(int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids, const int64_t* last_seen_ms) {
         reserve(num);
@@ -500,6 +512,9 @@ HEADRACE_API int64_t id_map_pending(const void* map, int64_t* ids, int64_t* coun
 HEADRACE_API void id_map_ids(const void* map, int64_t* ids) {
     const auto& id_of_row = static_cast<const IdMap*>(map)->id_of_row();
     std::copy(id_of_row.begin(), id_of_row.end(), ids);
+}
+HEADRACE_API void id_map_rows(const void* map, const int64_t* rows, int64_t num, int64_t* ids, int64_t* last_seen_ms) {
+    static_cast<const IdMap*>(map)->rows(rows, num, ids, last_seen_ms);
 }
 // The loads return -2 if an id occurs twice.
 HEADRACE_API int64_t id_map_load_live(void* map, int64_t num_rows, int64_t num, const int64_t* rows, const int64_t* ids,

@@ -32,6 +32,7 @@ class _Table(Protocol):
     def live(self) -> Columns: ...
     def pending(self) -> Columns: ...
     def ids(self) -> Ids: ...
+    def rows(self, rows_N: Ids) -> tuple[Ids, Ids]: ...
     def load(self, live: Columns, pending: Columns, num_rows: int) -> None: ...
 
 
@@ -92,6 +93,16 @@ class IdMap:
         """Forget ids last seen before ``before_ms``; (ids, rows) of those that had a row, by row."""
         return self._table.evict(_checked_ms(before_ms, "before_ms"))
 
+    def remove(self, ids_N: Ids) -> tuple[Ids, Ids]:
+        """Forget these ids, whenever they were seen; (ids, rows) of those that had a row, by row. O(the map)."""
+        state = self.state_dict()
+        gone, gone_pending = (np.isin(state[key], _checked_ids(ids_N)) for key in ("ids", "pending_ids"))
+        found = state["ids"][gone], state["rows"][gone]
+        for key in _STATE_KEYS:
+            state[key] = state[key][~(gone_pending if key.startswith("pending") else gone)]
+        self.load_state_dict(state)
+        return found
+
     def live_rows(self) -> Ids:
         """Rows in use, ascending."""
         return self._table.live()[0]
@@ -101,13 +112,21 @@ class IdMap:
 
         Raises IndexError for a row that was never assigned.
         """
-        id_of_row = self._table.ids()
-        if rows_N is None:
-            return id_of_row
+        return self._table.ids() if rows_N is None else self.of_rows(rows_N)[0]
+
+    def of_rows(self, rows_N: Ids) -> tuple[Ids, Ids]:
+        """(N,) ids of rows and (N,) when each was last seen (ms); zeros for a free row.
+
+        Raises IndexError for a row that was never given.
+        """
         rows_N = _checked_ids(rows_N, "rows_N")
         if len(rows_N) and (rows_N.min() < 0 or rows_N.max() >= self.num_rows):
             raise IndexError(f"rows_N: expected rows 0 to {self.num_rows - 1}, got {rows_N.min()} to {rows_N.max()}")
-        return id_of_row[rows_N]
+        return self._table.rows(rows_N)
+
+    def pending(self) -> Columns:
+        """Ids that have no row yet, ascending; how often each was seen, and when last (ms)."""
+        return self._table.pending()
 
     def state_dict(self) -> dict[str, Ids]:
         """The whole state as int64 arrays; equal maps give equal arrays, whatever their history."""

@@ -30,6 +30,7 @@ def _library() -> CDLL:
         "live": (None, [c_void_p, _POINTER, _POINTER, _POINTER]),
         "pending": (c_int64, [c_void_p, _POINTER, _POINTER, _POINTER]),
         "ids": (None, [c_void_p, _POINTER]),
+        "rows": (None, [c_void_p, _POINTER, c_int64, _POINTER, _POINTER]),
         "load_live": (c_int64, [c_void_p, c_int64, c_int64, _POINTER, _POINTER, _POINTER]),
         "load_pending": (c_int64, [c_void_p, c_int64, _POINTER, _POINTER, _POINTER]),
     }
@@ -110,6 +111,12 @@ class CppTable:
         ids = np.empty(self.num_rows, dtype=np.int64)
         self._c.id_map_ids(self._map, ids)
         return ids
+
+    def rows(self, rows_N: Ids) -> tuple[Ids, Ids]:
+        """Ids of rows and when each was last seen; zeros for a free one."""
+        ids, last_seen = np.empty_like(rows_N), np.empty_like(rows_N)
+        self._c.id_map_rows(self._map, rows_N, len(rows_N), ids, last_seen)
+        return ids, last_seen
 
     def load(self, live: Columns, pending: Columns, num_rows: int) -> None:
         """Fill an empty table."""

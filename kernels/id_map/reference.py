@@ -96,6 +96,12 @@ class ReferenceTable:
         """The id of every row ever assigned, 0 for a free one."""
         return np.array([self._id_of.get(row, 0) for row in range(self._num_rows)], dtype=np.int64)
 
+    def rows(self, rows_N: Ids) -> tuple[Ids, Ids]:
+        """Ids of rows and when each was last seen; zeros for a free one."""
+        ids = [self._id_of.get(row, 0) for row in rows_N.tolist()]
+        last_seen = [self._last_seen[row] if row in self._id_of else 0 for row in rows_N.tolist()]
+        return np.array(ids, dtype=np.int64), np.array(last_seen, dtype=np.int64)
+
     def load(self, live: tuple[Ids, Ids, Ids], pending: tuple[Ids, Ids, Ids], num_rows: int) -> None:
         """Fill an empty table."""
         rows, ids, last_seen = (x.tolist() for x in live)

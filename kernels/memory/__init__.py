@@ -20,6 +20,7 @@ import numpy as np
 from kernels.dispatch import load
 from kernels.memory import reference
 from kernels.memory.arrays import (
+    CHANGED,
     EVIDENCE,
     FEATURES,
     STANDING,
@@ -35,6 +36,7 @@ from kernels.memory.arrays import (
 from kernels.memory.shares import MemoryShares, memory_shares
 
 __all__ = [
+    "CHANGED",
     "EVIDENCE",
     "FEATURES",
     "STANDING",

@@ -26,6 +26,8 @@ chose it before, and the length of the user's history."""
 LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
+CHANGED = 0xFF
+"""What marks a row that has changed: a bit for each of those who copy changed rows."""
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
 
 FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_middle": 0.2, "model": 0.5}
@@ -49,8 +51,9 @@ class MemoryArrays:
     features, shared and by length of the history, and their Adagrad state. ``shortlist_weight`` and
     ``shortlist_square`` (P,): the shortlist's network (`first_weights`) and its Adagrad state; ``shortlist_norm``
     (3, `SEEN_AGAIN`): mean and variance of its inputs, and over how many lists. ``clock`` (7,) float64 by `CLOCK`.
-    ``dirty`` (V,) uint8: rows that changed since it was cleared; ``moved`` (V, N/8 rounded up) uint8: those of their
-    neighbours that are new or whose counts changed (little-endian bits), regardless of their ``weight``.
+    ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears a bit of its own; ``moved``
+    (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts changed (little-endian bits),
+    regardless of their ``weight``.
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """

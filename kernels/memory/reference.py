@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory.arrays import (
+    CHANGED,
     EVIDENCE,
     FEATURES,
     NUM_HEATS,
@@ -231,7 +232,7 @@ def _learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: F
     for lag, row in enumerate(past[::-1][:lags].tolist()):
         num = memory.num_neighbours[row]
         memory.weight[row, :num] -= rate * decay**lag * push_V[memory.neighbour_row[row, :num]]
-        memory.dirty[row] = 1
+        memory.dirty[row] = CHANGED
 
 
 def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
@@ -240,7 +241,7 @@ def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, 
         memory.first[target] = now
     if past is not None:
         memory.last[target] = now
-    memory.dirty[target] = 1
+    memory.dirty[target] = CHANGED
     if past is not None:
         _count(memory, target, past, num_rows, rules)
     memory.clock[_EVENTS] += 1
@@ -267,7 +268,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     If the row is full, its weakest neighbour is reduced, and replaced by one that outweighs what is left of it (Misra &
     Gries, 1982, but only for the weakest).
     """
-    memory.dirty[row] = 1
+    memory.dirty[row] = CHANGED
     num = int(memory.num_neighbours[row])
     found = np.flatnonzero(memory.neighbour_row[row, :num] == other)
     if len(found):
@@ -301,11 +302,11 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     if memory.clock[_SEEN] > RESCALE_AT:
         for counts in (memory.seen, memory.after, memory.before):
             counts *= 1.0 / memory.clock[_SEEN]
-        memory.dirty[:num_rows] = 1
+        memory.dirty[:num_rows] = CHANGED
         memory.moved[:num_rows] = 255
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:
+            memory.dirty[(memory.heat[heat] != 0) & (memory.first >= 0)] = CHANGED
             memory.heat[heat] *= 1.0 / memory.clock[_HEAT + heat]
-            memory.dirty |= memory.first >= 0
             memory.clock[_HEAT + heat] = 1.0

@@ -22,6 +22,7 @@ from kernels.odds.arrays import (
     OddsArrays,
     OddsEvents,
     OddsRules,
+    check_ranges,
 )
 
 LEAK, FURTHEST, LEAST_VARIANCE, EVENTS_REMEMBERED = 0.1, 4.0, 1e-2, 2000.0
@@ -40,6 +41,7 @@ class _Prediction:
 
 def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float32:
     """See `kernels.odds.odds_learn`."""
+    check_ranges(odds, events)
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     for r in events.order_R.tolist():
         done = _predict(odds, events, r)
@@ -52,6 +54,7 @@ def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float3
 
 def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
     """See `kernels.odds.odds_predict`."""
+    check_ranges(odds, events)
     logits = [_predict(odds, events, r).logit_K for r in range(len(events))]
     return np.array(logits, np.float32).reshape(events.network_RK.shape)
 
@@ -142,9 +145,9 @@ def _count(odds: OddsArrays, events: OddsEvents, r: int, came_K: Float64) -> Non
     blocks = odds.item_VC[row].reshape(-1, odds.num_kinds + 1)
     for block_C, decay in zip(blocks, (1.0, *RECENT_DECAYS), strict=True):
         block_C[:] = block_C * (decay if is_new else 1.0) + come_C
-    odds.item_dirty_V[row] = 1
+    odds.item_dirty_V[row] = 0xFF
     for at, attribute in enumerate(events.attribute_RA[r].tolist()):
         is_domain = at < odds.num_domains
         (odds.domain_VC if is_domain else odds.feature_VC)[attribute] += come_C.astype(np.float32)
-        (odds.domain_dirty_V if is_domain else odds.feature_dirty_V)[attribute] = 1
+        (odds.domain_dirty_V if is_domain else odds.feature_dirty_V)[attribute] = 0xFF
     odds.total_C += come_C

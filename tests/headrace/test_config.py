@@ -66,13 +66,13 @@ def test_a_list_in_the_environment_is_written_with_commas_or_as_json(
 
 def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "[kafka.client]\nsecurity_protocol = 'SSL'\nmetadata_max_age_ms = 3\n")
-    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__SSL_CAFILE", str(path))
+    monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__CLIENT_ID", "0012")
     monkeypatch.setenv("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "5000")
     client = dict(read_settings(path).kafka.client)
     assert client == {
         "security_protocol": "SSL",
         "metadata_max_age_ms": 3,
-        "ssl_cafile": str(path),
+        "client_id": "0012",
         "request_timeout_ms": 5000,
     }
 
@@ -109,7 +109,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[kafka.client]\nrequest_timeout_ms = 1.5\n", ["kafka.client.request_timeout_ms: expected a whole number"]),
         ("[kafka.client]\nssl_check_hostname = 1\n", ["kafka.client.ssl_check_hostname: expected true or false"]),
         (
-            "[kafka.client]\nssl_password = 'x'\n",
+            "[kafka.client]\nssl_check_hostname = false\n",
             ["kafka.client.security_protocol: expected SASL_SSL or SSL", "nothing would use"],
         ),
         (

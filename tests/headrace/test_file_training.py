@@ -1,4 +1,4 @@
-"""`headrace train --file`: what cannot be read twice is trained on once, and not promised a restart."""
+"""`headrace train --file`: what cannot be read twice is trained on once, without checkpoints."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _time, _time_ns = time.time, time.time_ns
 
 
 def ahead_s(path: Path) -> float:
-    """What the file says now."""
+    """The current content of the file."""
     changed_ns = path.stat().st_mtime_ns
     if changed_ns != _read["changed_ns"]:
         _read.update(changed_ns=changed_ns, ahead_s=float(path.read_text() or 0.0))
@@ -24,7 +24,7 @@ def ahead_s(path: Path) -> float:
 
 
 def skew(path: Path) -> None:
-    """Every clock that Python asks for the time of day is wrong from now on; those that measure durations are not."""
+    """From now on, Python's time of day is wrong; clocks that measure durations are not."""
     clocks: dict[str, Callable[[], Any]] = {
         "time": lambda: _time() + ahead_s(path),
         "time_ns": lambda: _time_ns() + round(ahead_s(path) * 1e9),

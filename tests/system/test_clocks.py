@@ -1,4 +1,4 @@
-"""Clocks that are hours off, and that step while it runs: nothing is lost, refused or taken for dead."""
+"""Clocks that are hours off, and that jump while it runs: nothing is lost, refused or considered dead."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOURS = 3600.0
 STEPS = ({"worker": 2 * HOURS, "trainer": -2 * HOURS, "server": 2 * HOURS},
          {"worker": -2 * HOURS, "trainer": -2 * HOURS, "server": -5 * HOURS},
          {"worker": 0.0, "trainer": 3 * HOURS, "server": 0.0})  # fmt: skip
-"""By how much each process's clock is ahead, one after the other."""
+"""How far each process's clock is ahead, one value after the other."""
 COMMANDS = {"worker": "worker", "trainer": "train", "server": "serve"}
 
 
@@ -37,7 +37,7 @@ def lag_messages(loop: Loop) -> Iterator[dict[str, Any]]:
 
 
 def is_well(message: dict[str, Any]) -> bool:
-    """Everybody is heard, and nothing is hours behind."""
+    """Whether every process is heard, and nothing is hours behind."""
     behind_s = max(stage["lag_s"] for stage in message["stages"].values())
     silent_s = max(each["silent_s"] for each in message["processes"])
     return message["num_servers"] == 1 and len(message["processes"]) == 3 and max(behind_s, silent_s) < 60.0

@@ -1,4 +1,4 @@
-"""A disk without any room: one line, nothing half written, and a start once there is room again."""
+"""A full disk: one line, nothing half written, and a normal start once there is space again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system.loop import Loop
 NO_ROOM = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (7, 7))  # torch tries its temporary folder with four bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (7, 7))  # torch tests its temporary folder by writing four bytes
 from headrace.command import run
 sys.exit(run("headrace", arguments=sys.argv[1:]))
 """

@@ -35,7 +35,7 @@ from wire.kafka.consumer import connect
 from wire.topics import Topics
 
 SASL_PORT, TLS_PORT, MUTUAL_PORT, ELSEWHERE_PORT = (free_port() for _ in range(4))
-"""Listeners: a password in plain text, a password over TLS, certificates of both sides, and the wrong name in one."""
+"""Listeners: a password in plain text, a password over TLS, mutual TLS, and a certificate with the wrong name."""
 USERS = ("us", "stranger", "nobody_in_the_group", "writes_no_lag", "reads_no_weights")
 JAAS = (
     'org.apache.kafka.common.security.plain.PlainLoginModule required username="us" password="secret" '
@@ -54,7 +54,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
 @dataclass(frozen=True)
 class Secured:
-    """A broker that asks who somebody is, by its listeners; and certificates to show it."""
+    """A broker whose listeners authenticate clients, and the clients' certificates."""
 
     broker: ApacheKafka
     authority: Authority
@@ -62,11 +62,11 @@ class Secured:
 
     @property
     def passwords(self) -> str:
-        """Where a password is enough."""
+        """The address of the listener that requires only a password."""
         return f"127.0.0.1:{SASL_PORT}"
 
     def tls(self, name: str = "client", **changed: Any) -> dict[str, Any]:
-        """Options of a client that trusts the broker's authority and shows a certificate of it."""
+        """Options of a client that trusts the broker's CA and has a certificate from it."""
         pem, key = self.authority.certify(name)
         given = {"security_protocol": "SSL", "ssl_cafile": str(self.authority.pem), "ssl_certfile": str(pem),
                  "ssl_keyfile": str(key), **changed}  # fmt: skip
@@ -179,7 +179,8 @@ def ends_with_one_line(command: str, words: str, config: Path) -> None:
 
 
 def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_prefix: str, tmp_path: Path) -> None:
-    """Of the group, which Faust never hears of; of what nobody waits for; of what is only read."""
+    """Permissions for the group, whose errors Faust does not report; for records that are not awaited; for topics that
+    are only read."""
     topics, anything = Topics.under(topic_prefix), ACLResourcePatternType.LITERAL
     denied = {
         "nobody_in_the_group": ("worker", ACLOperation.READ, ResourceType.GROUP, f"{topic_prefix}-stream",

@@ -10,7 +10,9 @@ import os
 import signal
 from collections.abc import Callable
 from functools import wraps
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trainer.checkpoint
@@ -76,20 +78,34 @@ def half_a_checkpoint(reach: Callable[..., None]) -> None:
     """Leave a file of a checkpoint torn."""
     original = trainer.checkpoint._write_synced
 
-    def wrapped(path: Path, content: bytes) -> None:
-        reach(lambda: path.write_bytes(content[: len(content) // 2]))
-        original(path, content)
+    def wrapped(path: Path, *content: Any) -> None:
+        whole = b"".join(content)
+        reach(lambda: path.write_bytes(whole[: len(whole) // 2]))
+        original(path, *content)
 
     trainer.checkpoint._write_synced = wrapped
+
+
+def half_a_piece(reach: Callable[..., None]) -> None:
+    """A piece of a checkpoint's rows is torn."""
+    original = trainer.checkpoint._write_all
+
+    def wrapped(file: Any, buffer: Any) -> None:
+        if file.name.endswith("tmp-rows"):
+            reach(lambda: original(file, memoryview(buffer)[: len(buffer) // 2]))
+        original(file, buffer)
+
+    trainer.checkpoint._write_all = wrapped
 
 
 def half_of_the_chunks(reach: Callable[..., None]) -> None:
     """Leave a version torn, with only its first chunk."""
     original = trainer.publisher.Publisher._send_chunks
 
-    def wrapped(self: Any, key: bytes, chunks: list[bytes]) -> int:
-        reach(lambda: original(self, key, chunks[:1]))
-        return original(self, key, chunks)
+    def wrapped(self: Any, key: bytes, blob: Any) -> int:
+        first = SimpleNamespace(chunks=lambda size: islice(blob.chunks(size), 1))
+        reach(lambda: original(self, key, first))
+        return original(self, key, blob)
 
     trainer.publisher.Publisher._send_chunks = wrapped  # type: ignore[method-assign]
 
@@ -100,6 +116,7 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "half_a_journal_line": half_a_journal_line,
     "journalled": lambda reach: _before(Learner, "step", reach),
     "learned": lambda reach: _after(Learner, "step", reach),
+    "half_a_piece": half_a_piece,
     "half_a_checkpoint": half_a_checkpoint,
     "checkpoint_hidden": lambda reach: _after(trainer.checkpoint, "_write_synced", reach),
     "checkpoint_visible": lambda reach: _before(trainer.checkpoint, "_sync_folder", reach),
@@ -111,4 +128,4 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "fence_checked": lambda reach: _before(trainer.publisher, "encode_manifest", reach),
     "published": lambda reach: _after(Publisher, "_send_manifest", reach),
 }
-FILE_POINTS = tuple(list(POINTS)[:8])
+FILE_POINTS = tuple(list(POINTS)[:9])

@@ -380,7 +380,7 @@ class Stage:
         assert unequal(checkpoint.arrays, learner_arrays(learner)) == []
 
 
-NOT_LEARNED = ("names.unpublished", ".dirty", ".tombstones")
+NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")
 """Arrays that depend on when versions were published."""
 
 

@@ -16,11 +16,12 @@ import xxhash
 from headrace.file_source import FileSource
 from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
-from trainer.checkpoint import Arrays, Checkpoint, CheckpointFolder, read_checkpoint
+from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.config import TrainerConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal, read_journal
 from trainer.loop import Trainer
+from trainer.rows import Arrays
 from trainer.snapshot import learner_arrays, restore_learner, weights_snapshot
 from trainer.step import Learner
 from wire.config import ActionConfig, SequenceConfig

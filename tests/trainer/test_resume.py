@@ -40,6 +40,18 @@ def test_killed_at_every_point_it_trains_everything_exactly_once(stage: Make) ->
     assert recount.stale == []
 
 
+SLOWLY = ("half_a_piece:9:kill", "checkpoint_hidden:3:kill", "checkpointed:3:kill", "half_of_the_chunks:3:kill")
+
+
+def test_killed_while_slices_are_copied_between_steps_it_trains_everything_exactly_once(stage: Make) -> None:
+    made, slow = stage(), ("copies_little_at_a_time",)
+    for point in SLOWLY:
+        made.live_and_die(point, slow)
+    made.start(broken=slow)
+    made.feed(20)
+    assert made.finish().stale == []
+
+
 def test_killed_at_random_moments_it_trains_everything_exactly_once(stage: Make) -> None:
     made, rng = stage(), random.Random(SEED)
     for _ in range(4):
@@ -248,6 +260,7 @@ def live_broken(made: Stage, broken: str, points: list[str]) -> None:
         ("trains_what_is_stale", [], "not each once|in order|expected examples"),
         ("forgets_histories", ["checkpointed:3:kill"], "not the plan's weights"),
         ("folds_what_arrives", [], "not the plan's weights"),
+        ("copies_once", ["checkpointed:3:kill"], "not the plan's weights"),
     ],
 )
 def test_a_broken_trainer_is_caught(stage: Make, broken: str, points: list[str], caught: str) -> None:
@@ -287,6 +300,20 @@ def test_a_gap_in_the_numbers_stops_it_with_advice(stage: Make) -> None:
     assert 'set trainer.on_gap = "skip"' in last
 
 
+def test_many_gaps_are_counted_and_told_in_two_lines(stage: Make) -> None:
+    made = stage(trainer={"on_gap": "skip"})
+    made.feed(20)
+    examples = made.make(200)
+    lost = set(range(20, len(examples) - 1, 10))
+    made.send([each for index, each in enumerate(examples) if index not in lost], counted=False)
+    child = made.start()
+    wait_until(lambda: "examples lost so far" in child.log(), 60, "what was lost to be summed up", 0.2)
+    assert child.stop() == 0
+    told = [json.loads(line) for line in child.log().splitlines() if '"examples lost' in line]
+    assert 2 <= len(told) <= 4, "not a line for each"
+    assert told[-1]["num_examples"] == told[-1]["num_gaps"] == len(lost)
+
+
 def test_a_trainer_that_passes_over_gaps_is_caught(stage: Make) -> None:
     made = stage()
     leave_a_gap(made, ("passes_over_gaps",))
@@ -302,7 +329,7 @@ class FileRun:
         self._config = write_config(folder / "headrace.toml")
         self._data = folder / "actions.jsonl"
         stream = actions(seed=3)
-        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(400)))
+        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(800)))
 
     def start(self, name: str, point: str = "", broken: tuple[str, ...] = (), config: Path | None = None) -> Child:
         given = ["--config", config or self._config, "--file", self._data, "--json"]

@@ -194,7 +194,7 @@ def test_a_manifest_is_itself_again() -> None:
     original = manifest(b"abc", 1, 3, "delta")
     assert decode_manifest(encode_manifest(original)) == original
     assert original.next_step == 1
-    with pytest.raises(VersionError, match="manifest: expected the JSON of a version"):
+    with pytest.raises(VersionError, match="manifest: expected JSON of a known form"):
         decode_manifest(b'{"epoch": 1}')
 
 
@@ -221,7 +221,7 @@ def damaged(topic: list[Record], what: str) -> list[Record]:
         ("shortened", "corrupt: expected"),
         ("swapped", "corrupt: expected"),
         ("late chunk", "torn: chunks"),
-        ("broken manifest", "manifest: expected the JSON"),
+        ("broken manifest", "manifest: expected JSON"),
     ],
 )
 def test_a_damaged_version_is_dropped_with_the_reason_and_the_one_before_stays(what: str, reason: str) -> None:

@@ -35,7 +35,7 @@ def test_a_partitions_old_owner_is_not_believed_however_late_its_report_arrives(
 
 
 def interleaved(chance: random.Random, *logs: list[bytes]) -> Iterator[bytes]:
-    """What several processes write to one topic: each in its order, in any mixture."""
+    """The reports of several processes in one topic: each in order, interleaved in any way."""
     waiting = [list(log) for log in logs]
     while any(waiting):
         yield chance.choice([log for log in waiting if log]).pop(0)

@@ -52,6 +52,7 @@ constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6,
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
 constexpr int REFRESH = 16;
+constexpr uint8_t CHANGED = 0xFF;  // a bit for each of those who copy changed rows
 constexpr float LENGTH_SCALE = .25f;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
 constexpr float OUT = -1e30f;
@@ -334,7 +335,7 @@ inline void learn_weights(const MemoryCall& m, Scratch& s, const int32_t* past, 
         const int32_t* id = m.neighbour_row + base;
         float* weight = m.weight + base;
         for (int64_t j = 0; j < count; ++j) weight[j] -= rate * s.push[id[j]];
-        m.dirty_V[row] = 1;
+        m.dirty_V[row] = CHANGED;
     }
 }
 
@@ -348,7 +349,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
     const int64_t base = row * m.width;
     int32_t* id = m.neighbour_row + base;
     const int64_t num = m.num_neighbours[row];
-    m.dirty_V[row] = 1;
+    m.dirty_V[row] = CHANGED;
     for (int64_t j = 0; j < num; j += W) {
         if (j + W <= num) {
             const vi same = load(id + j) == other;
@@ -397,7 +398,7 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
             m.seen_V[i] *= unit;
             for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) m.after[j] *= unit, m.before[j] *= unit;
             s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
-            m.dirty_V[i] = 1;
+            m.dirty_V[i] = CHANGED;
         }
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
         m.clock[SEEN_SCALE] = 1;
@@ -406,8 +407,9 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
         double& scale = m.clock[HEAT_SCALE + h];
         if (scale <= RESCALE_AT) continue;
         for (int64_t i = 0; i < m.num_rows; ++i) {
-            m.heat_HV[h * m.stride + i] *= (float)(1 / scale);
-            m.dirty_V[i] |= m.first_V[i] >= 0;
+            float& heat = m.heat_HV[h * m.stride + i];
+            if (heat != 0 && m.first_V[i] >= 0) m.dirty_V[i] = CHANGED;  // what was not met lately has none left
+            heat *= (float)(1 / scale);
         }
         scale = 1;
     }
@@ -480,7 +482,7 @@ inline void meet(const MemoryCall& m, Scratch& s, int64_t r) {
     const int64_t now = (int64_t)m.clock[EVENTS];
     if (m.first_V[target] < 0 || (m.chosen_R[r] && m.last_V[target] < 0)) m.first_V[target] = now;
     if (m.chosen_R[r]) m.last_V[target] = now;
-    m.dirty_V[target] = 1;
+    m.dirty_V[target] = CHANGED;
     s.closed[target] = 0.0f;
     if (m.chosen_R[r]) count(m, s, target, m.past_rows + m.past_begin_R[r], m.past_end_R[r] - m.past_begin_R[r]);
     m.clock[EVENTS] += 1;

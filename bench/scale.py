@@ -1,0 +1,240 @@
+"""`python -m bench scale [--quick]`: what a large catalogue costs a training step while it is kept and published.
+
+A trainer of a million items (100,000 with ``--quick``) makes live steps (32 users, one new interaction each), first
+undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
+What waits is the turn: the step with all that the training thread does beside it. The publisher is the real one but for
+the broker: versions are put together, hashed and cut into chunks, and dropped. For comparison, the same state is copied
+and written at once, on the training thread, as builds before 2026-11-26 did.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save as save_tensors
+
+from bench.feedback import MODEL
+from bench.timing import Row, row
+from trainer.config import TrainerConfig
+from trainer.histories import TrainedHistories
+from trainer.loop import Trainer
+from trainer.process import spare_the_collector
+from trainer.publisher import Publisher
+from trainer.snapshot import learner_arrays, weights_snapshot
+from trainer.source import Position
+from wire.config import KafkaConfig
+from wire.example import Example, Interactions
+from wire.tensors import Tensors
+from wire.weights import Manifest, PlanStep
+
+NUM_USERS, USERS_A_STEP, NUM_BEFORE, SEGMENT_LEN = 2_000, 32, 64, 16
+NUM_ALONE = 60
+"""Turns measured with nothing beside them."""
+CONFIG = TrainerConfig(device="cpu", num_threads=1, checkpoint_every_s=1e9, publish_every_s=1e9, step_linger_s=0.0)
+
+
+class Traffic:
+    """A source of live examples without end, each step's users drawn at random."""
+
+    exhausted = False
+
+    def __init__(self, num_items: int) -> None:
+        self._rng, self._num_items, self._number = np.random.default_rng(0), num_items, 0
+        self._places = np.full(NUM_USERS, NUM_BEFORE)
+        self.positions: dict[int, Position] = {}
+
+    def restore(self, histories: TrainedHistories) -> None:
+        """Users have interactions before the first step."""
+        for user in range(NUM_USERS):
+            for first in range(0, NUM_BEFORE, SEGMENT_LEN):
+                histories.fold(self._example(user, first, SEGMENT_LEN, 0))
+
+    def poll(self, timeout_s: float) -> list[Example]:
+        """A step's worth."""
+        del timeout_s  # something has always arrived
+        users = self._rng.choice(NUM_USERS, USERS_A_STEP, replace=False)
+        self._places[users] += 1
+        return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
+
+    def trained(self, step: PlanStep) -> None:
+        """Positions are of no interest here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _example(self, user: int, first: int, num: int, num_new: int) -> Example:
+        rng, none = self._rng, np.empty(0, np.int64)
+        self._number += 1
+        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, all of it met
+        return Example(
+            user=str(user), partition=0, writer_epoch=1, number=self._number, segment=int(first) // SEGMENT_LEN,
+            first=int(first) % SEGMENT_LEN, segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none,
+            feedback_bits=np.empty(0, np.uint32),
+            interactions=Interactions(
+                (popular + 1) * 7919, rng.integers(1, 8, num).astype(np.uint32),
+                10**12 + 1000 * np.arange(first, first + num),
+                np.zeros(num, np.int64), np.full(num, np.nan, np.float32), np.zeros((num, 1), np.int64),
+            ),
+            session_hash=np.zeros(num, np.int64), action_ids=none, user_feature_hash=none, user_offset=0,
+            user_index=0, applied_offset=0, replay_from_offset=0, newest_event_ms=0, newest_record_ms=0,
+        )  # fmt: skip
+
+
+class Nowhere(Publisher):
+    """Leads at once, and drops what it would send."""
+
+    def lead(self, *_: Any, **__: Any) -> list[Manifest]:
+        """Nobody was there before."""
+        self.epoch = 0
+        return []
+
+    def _check_fence(self) -> None: ...
+
+    def _send_claim(self) -> None: ...
+
+    def _send_chunks(self, key: bytes, blob: Tensors) -> int:
+        del key
+        self.num_bytes = sum(len(chunk) for chunk in blob.chunks(self._config.chunk_bytes))
+        return 0
+
+    def _send_manifest(self, key: bytes, manifest: Manifest) -> None: ...
+
+    def close(self, *, release: bool = False) -> None:
+        """End the thread; there is nobody to tell."""
+        del release
+        super().close(release=False)
+
+
+def fill(trainer: Trainer, num_items: int) -> None:
+    """Give every item a row, with a full neighbourhood in the memory."""
+    learner, rng = trainer.learner, np.random.default_rng(1)
+    for start in range(0, num_items, 100_000):
+        keys = np.arange(start + 1, min(num_items, start + 100_000) + 1) * 7919
+        learner.items.insert(keys, 10**12, 0)
+        learner.names.update((key, f"item {key}") for key in keys.tolist())
+    learner.memory.grow(learner.items.num_rows)
+    arrays, num = learner.memory.arrays, learner.items.num_rows
+    for start in range(1, num, 100_000):
+        part = slice(start, min(num, start + 100_000))
+        shape = arrays.neighbour_row[part].shape
+        arrays.neighbour_row[part] = rng.integers(1, num, shape)
+        arrays.after[part], arrays.before[part] = rng.random(shape), rng.random(shape)
+        arrays.num_neighbours[part] = shape[1]
+    arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
+    arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)
+    arrays.clock[0] = num
+    learner.rates.grow("item", num)
+    learner.rates.arrays.item_VC[:num] = 1.0
+    learner.rates.arrays.item_dirty_V[:num] = 0xFF
+    for table in learner.tables.values():
+        table.dirty[:] = 0xFF
+    arrays.dirty[:num], arrays.moved[:num] = 0xFF, 0xFF
+
+
+def turns(trainer: Trainer, is_over: Callable[[int], bool]) -> list[float]:
+    """Milliseconds of each turn until it is over."""
+    took_ms = list[float]()
+    while not is_over(len(took_ms)):
+        began_s = time.perf_counter()
+        trainer.turn()
+        took_ms.append(1000 * (time.perf_counter() - began_s))
+    return took_ms
+
+
+def waits(name: str, took_ms: list[float], alone_ms: float) -> list[Row]:
+    """How much longer than an undisturbed one turns took."""
+    p99, most = float(np.percentile(took_ms, 99)), max(took_ms)
+    note = f"{len(took_ms)} turns, median {np.median(took_ms):.1f}, p99 {p99:.1f}, longest {most:.1f} ms"
+    return [row(f"{name}: p99 of a turn over the undisturbed median", p99 / alone_ms, "x", 2.0, note, most=True)]
+
+
+def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
+    """What the training thread waited for when it did all by itself."""
+
+    def checkpoint() -> None:
+        (folder / "at-once").write_bytes(save_tensors({k: np.ascontiguousarray(v) for k, v in arrays().items()}))
+
+    def arrays() -> dict[str, Any]:
+        return learner_arrays(trainer.learner)
+
+    rows = []
+    for name, work in (
+        ("checkpoint", checkpoint),
+        ("base", lambda: weights_snapshot(trainer.learner, everything=True)),
+    ):
+        began_s = time.perf_counter()
+        work()
+        took_ms = 1000 * (time.perf_counter() - began_s)
+        rows.append(row(f"a {name} at once on the training thread", took_ms / alone_ms, "x", note=f"{took_ms:.0f} ms"))
+    return rows
+
+
+def measure(num_items: int, folder: Path) -> list[Row]:
+    """All rows of one size."""
+    publisher = Nowhere(KafkaConfig(), CONFIG, threading.Event())
+    traffic = Traffic(num_items)
+    trainer = Trainer(MODEL, CONFIG, lambda _: traffic, checkpoint_dir=folder / "kept", publisher=publisher)
+    trainer.start()
+    assert trainer.saver is not None
+    assert trainer.publication is not None
+    saver, publication = trainer.saver, trainer.publication
+    try:
+        fill(trainer, num_items)
+        spare_the_collector()
+        label, rows = f"{num_items:,} items", list[Row]()
+
+        def is_published(num: int) -> bool:
+            return num > 0 and publisher.idle and not publication.is_collecting
+
+        turns(trainer, is_published)  # the first base, and a warm-up
+        alone = turns(trainer, lambda num: num == NUM_ALONE)
+        alone_ms = float(np.median(alone))
+        rows += [
+            row(f"{label}: an undisturbed turn, median", alone_ms, "ms", note=f"p99 {np.percentile(alone, 99):.1f}")
+        ]
+
+        def kept(name: str) -> None:
+            began_s = time.perf_counter()
+            saver.begin(trainer.learner)
+            rows.extend(waits(f"{label}: {name}", turns(trainer, lambda _: saver.is_idle), alone_ms))
+            newest = max((folder / "kept").glob("checkpoint-*"))
+            num_bytes = sum(each.stat().st_size for each in newest.iterdir())
+            note = f"{time.perf_counter() - began_s:.1f} s from its first slice"
+            rows.append(row(f"{label}: {name}, size", num_bytes / 1e6, "MB", note=note))
+
+        def published(name: str, *, whole: bool) -> None:
+            began_s = time.perf_counter()
+            if whole:
+                publisher.need_base()
+            publication.collect(trainer.learner, 0)
+            rows.extend(waits(f"{label}: {name}", turns(trainer, is_published), alone_ms))
+            note = f"{time.perf_counter() - began_s:.1f} s from its first slice to the last chunk"
+            rows.append(row(f"{label}: {name}, size", publisher.num_bytes / 1e6, "MB", note=note))
+
+        kept("a whole checkpoint")
+        kept("an increment")
+        published("a base", whole=True)
+        turns(trainer, lambda num: num == 30)
+        published("a delta of 30 steps", whole=False)
+        publisher.need_base()
+        publication.collect(trainer.learner, 0)
+        saver.abandon()
+        kept("a whole checkpoint beside a base")
+        turns(trainer, is_published)
+        return rows + at_once(trainer, folder, alone_ms)
+    finally:
+        trainer.close()
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(100_000 if quick else 1_000_000, Path(folder))

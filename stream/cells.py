@@ -1,0 +1,96 @@
+"""Cells of a table: keys, numbers and kinds, checked as the worker would check them."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+from wire.action_json import MAX_INT, MAX_KEY_LEN, MAX_VALUE
+
+_NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
+"""What programs write for a missing value."""
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
+class BadCell(ValueError):
+    """An unusable cell or header: what was expected, what came, what to do."""
+
+
+def is_nothing(cell: Any) -> bool:
+    """Whether a cell stands for a missing value."""
+    if isinstance(cell, str):
+        return cell.strip().lower() in _NOTHING
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def read_key(cell: Any, field: str) -> str | int:
+    """An id: text, or an integer however it is written. Raises `BadCell`."""
+    if type(cell) is str:
+        return _key_of_text(cell, field)
+    if isinstance(cell, bytes):
+        try:
+            return _key_of_text(cell.decode(), field)
+        except UnicodeDecodeError:
+            raise BadCell(f"{field}: expected text in UTF-8, got {shown(cell)}; write it as text") from None
+    if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
+        cell = int(cell)
+    if isinstance(cell, bool) or not isinstance(cell, int):
+        raise BadCell(f"{field}: expected text or an integer, got {shown(cell)}; fill it, or drop the row")
+    if not -MAX_INT - 1 <= cell <= MAX_INT:
+        raise BadCell(f"{field}: expected a 64-bit integer, got {cell}; write it as text")
+    return cell
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number.is_finite() and number == number.to_integral_value()
+
+
+@lru_cache(maxsize=1 << 17)
+def _key_of_text(text: str, field: str) -> str | int:
+    text = text.strip(" ")  # as in a table that is written in columns; before a cell the reader passes over them
+    if is_nothing(text):
+        raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
+    if len(text) > MAX_KEY_LEN:
+        raise BadCell(f"{field}: expected at most {MAX_KEY_LEN} characters, got {len(text)}: {text[:40]!r}; shorten it")
+    # Integers in a column with missing values are often written 5.0.
+    digits = text.removesuffix(".0")
+    # "05" is not the same key as "5", so only what reads back the same becomes a number.
+    return (
+        int(digits)
+        if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits
+        else text
+    )
+
+
+def read_number(cell: Any, field: str) -> float | None:
+    """A finite number that fits into 32 bits; None for an empty cell. Raises `BadCell`."""
+    try:
+        number = math.nan if isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell) else float(cell)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
+    if -MAX_VALUE <= number <= MAX_VALUE:
+        return number
+    if is_nothing(cell) and not (isinstance(cell, str) and cell.strip()):
+        return None
+    is_comma = isinstance(cell, str) and _DECIMAL_COMMA.fullmatch(cell.strip()) is not None
+    remedy = "use a decimal point" if is_comma else "fix or drop the row"
+    raise BadCell(f"{field}: expected a finite number, got {shown(cell)}; {remedy}")
+
+
+def read_kinds(cell: Any) -> list[str]:
+    """The kinds of an action. Raises `BadCell`."""
+    names = cell.split("|") if isinstance(cell, str) else cell
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadCell(f"action: expected a kind, or several separated by |, got {shown(cell)}; name what happened")
+    kinds = [name.strip() for name in names]
+    if not kinds or any(name.lower() in _NOTHING for name in kinds):
+        raise BadCell(f"action: expected a kind, got {shown(cell)}; name what happened, or drop the row")
+    return kinds
+
+
+def shown(cell: Any) -> str:
+    """A cell for a message."""
+    return "an empty cell" if cell is None or cell == "" else repr(cell)[:60]

@@ -1,0 +1,106 @@
+"""Times of a table, in whatever unit they are written."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+from stream.cells import BadCell, shown
+from wire.config import ActionConfig
+from wire.moment import MAX_TIMESTAMP_MS, RECENT_MS, UNITS, Unit, iso_of, unit_of
+
+_UTC = re.compile(r" ?(UTC|GMT)$")
+"""As some databases write it after a time."""
+_SECONDS = next(unit for unit in UNITS if unit.name == "seconds")
+
+
+class Milliseconds(int):
+    """A time since 1970 whose unit is known."""
+
+
+class Clock:
+    """Reads times: all of a file in the unit of its first (seconds, milliseconds, microseconds or nanoseconds), or as
+    ISO 8601, in UTC if no zone is given."""
+
+    def __init__(self, config: ActionConfig, now_ms: int) -> None:
+        self._config = config
+        self._latest_ms = min(now_ms + config.max_future_ms, MAX_TIMESTAMP_MS)
+        self._unit: Unit | None = None
+        self._usual = (math.inf, -math.inf, 1.0)
+        """Numbers from the first to the second need no further check; the third converts them to milliseconds."""
+
+    def read(self, cell: Any) -> int:
+        """Milliseconds since 1970. Raises `BadCell`."""
+        if type(cell) is str:
+            low, high, in_ms = self._usual
+            try:
+                number = float(cell)
+            except ValueError:
+                pass
+            else:
+                if low <= number <= high:
+                    return round(number * in_ms)
+        return self._bounded(cell, self._ms(cell))
+
+    def _bounded(self, cell: Any, timestamp_ms: int) -> int:
+        if not self._config.min_timestamp_ms <= timestamp_ms <= self._latest_ms:
+            since, until = iso_of(self._config.min_timestamp_ms), iso_of(self._latest_ms)
+            raise BadCell(
+                f"timestamp: expected a time from {since} (action.min_timestamp_ms) to {until} (now, and "
+                f"action.max_future_s), got {cell!s:.40}, which would be {iso_of(timestamp_ms)}; fix or drop the row"
+            )
+        return timestamp_ms
+
+    def _ms(self, cell: Any) -> int:
+        if isinstance(cell, str):
+            try:
+                number = float(cell)
+            except ValueError:
+                return _ms_of(_iso(cell))
+        elif isinstance(cell, Milliseconds):
+            return int(cell)
+        elif isinstance(cell, datetime):
+            return _ms_of(cell)
+        elif isinstance(cell, date):
+            return _ms_of(datetime(cell.year, cell.month, cell.day, tzinfo=UTC))
+        elif isinstance(cell, int | float | Decimal) and not isinstance(cell, bool):
+            number = float(cell)
+        else:
+            raise BadCell(f"timestamp: expected a time, got {shown(cell)}; fix or drop the row")
+        if not math.isfinite(number):
+            raise BadCell(f"timestamp: expected a time, got {cell!s:.40}; fix or drop the row")
+        return round(number * self._unit_for(number, cell).in_ms)
+
+    def _unit_for(self, number: float, cell: Any) -> Unit:
+        looks = unit_of(number)
+        if self._unit is None:
+            self._unit = looks or _SECONDS
+            self._usual = self._usual_of(self._unit)
+        if looks is not None and looks != self._unit:
+            raise BadCell(
+                f"timestamp: expected {self._unit.name} as in the first row, got {cell!s:.40}, which looks like "
+                f"{looks.name}; write all of them in one unit"
+            )
+        return self._unit
+
+    def _usual_of(self, unit: Unit) -> tuple[float, float, float]:
+        low_ms, high_ms = max(self._config.min_timestamp_ms, RECENT_MS[0]), min(self._latest_ms, RECENT_MS[1] - 1)
+        return low_ms / unit.in_ms, high_ms / unit.in_ms, unit.in_ms
+
+
+def _iso(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(_UTC.sub("+00:00", text.strip().upper()))
+    except ValueError:
+        raise BadCell(
+            f"timestamp: expected seconds, milliseconds, microseconds or nanoseconds since 1970, or ISO 8601 such as "
+            f"2024-05-06T07:08:09Z, got {text[:40]!r}; convert it"
+        ) from None
+
+
+def _ms_of(moment: datetime) -> int:
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1000)

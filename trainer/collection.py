@@ -1,0 +1,110 @@
+"""The next version in the making: copied in slices between the steps, put together by the publishing thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.marks import UNPUBLISHED
+from model.memory import published_memory
+from trainer.errors import UnsoundVersionError
+from trainer.regions import COUNTS, names_of, regions_of
+from trainer.rows import NO_ROWS, Arrays, Piece
+from trainer.soundness import unsound_piece
+from trainer.step import Learner
+from trainer.sweep import Sweep
+from wire.tensors import Tensors
+from wire.weights import Snapshot, TableRows, blob_of
+
+Int64 = NDArray[np.int64]
+MakeBlob = Callable[[], Tensors]
+
+
+class Collection:
+    """A base (``whole``), or a delta: the rows that no version has as they are. `advance`, then `cut` once."""
+
+    def __init__(self, learner: Learner, *, whole: bool) -> None:
+        self.is_whole = whole
+        self._pieces: list[Piece] = []
+        self._regions = regions_of(learner, for_version=True)
+        entries = [names_of(learner, for_version=True)]
+        self._sweep = Sweep(self._regions, entries, UNPUBLISHED, self._pieces.append, whole=whole)
+
+    def advance(self, budget_bytes: int) -> bool:
+        """Copy about so many bytes; True once the rest is small enough to `cut`."""
+        return self._sweep.advance(budget_bytes)
+
+    def cut(self, learner: Learner) -> MakeBlob:
+        """The learner as it is now: what puts the version together, on any thread.
+
+        From here on, changes count towards the next version. It raises `UnsoundVersionError` where rows are not finite.
+        """
+        self._sweep.finish()
+        # Where nothing has changed, columns of nothing.
+        self._pieces += [Piece(region.name, NO_ROWS, region.take(NO_ROWS)) for region in self._regions]
+        dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
+        tombstones = {}
+        for name, table in learner.tables.items():
+            tombstones[name] = np.array([] if self.is_whole else table.tombstones, np.int64)
+            table.tombstones = []
+        memory, arrays = learner.memory, learner.memory.arrays
+        size = np.array([memory.num_rows, arrays.capacity, arrays.width], np.int64)
+        learned = {name: array.copy() for name, array in memory.learned().items()}
+        return partial(self._blob, dense, tombstones, size, learned, learner.rates.weights())
+
+    # The publishing thread
+
+    def _blob(
+        self, dense: Arrays, tombstones: dict[str, Int64], size: Int64, learned: Arrays, rates: Arrays
+    ) -> Tensors:
+        for piece in self._pieces:
+            if (problem := unsound_piece(piece)) is not None:
+                raise UnsoundVersionError(problem.what)
+        tables = {name: self._table(name, gone) for name, gone in tombstones.items()}
+        snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(rates))
+        lists = [piece.columns["json"].tobytes()[1:-1] for piece in self._of("names")]
+        return blob_of(snapshot, names=b"[" + b",".join(each for each in lists if each) + b"]")
+
+    def _of(self, region: str) -> list[Piece]:
+        return [piece for piece in self._pieces if piece.region == region]
+
+    def _table(self, name: str, tombstones: Int64) -> TableRows:
+        rows, columns = merged(self._of(name))
+        live = columns["live"]
+        return TableRows(columns["ids"][live], rows[live], columns["weight"][live], tombstones)
+
+    def _memory(self, size: Int64, learned: Arrays) -> Arrays:
+        rows, columns = merged(self._of("memory"))
+        if self.is_whole:
+            is_met = columns["first"] >= 0
+            rows, columns = rows[is_met], {name: column[is_met] for name, column in columns.items()}
+        return published_memory(rows, columns, size, learned, everything=self.is_whole)
+
+    def _rates(self, weights: Arrays) -> Arrays:
+        found = dict(weights)
+        for region, table in COUNTS.items():
+            rows, columns = merged(self._of(region))
+            counts = columns[f"rates.{table}_VC"]
+            if self.is_whole:
+                is_met = counts.any(axis=1)
+                rows, counts = rows[is_met], counts[is_met]
+            found |= {f"{table}_index": rows, f"{table}_VC": counts}
+        return found
+
+
+def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
+    """All rows of pieces, ascending, each as the last of them has it; and their columns."""
+    rows = np.unique(np.concatenate([NO_ROWS, *(piece.rows_U for piece in pieces)]))
+    columns: dict[str, NDArray[Any]] = {}
+    for name, like in (pieces[-1].columns if pieces else {}).items():
+        out = np.zeros((len(rows), *like.shape[1:]), like.dtype)
+        for piece in pieces:
+            if piece.columns[name].shape[1:] == like.shape[1:]:  # else every row that counts comes again
+                where, values = np.searchsorted(rows, piece.rows_U), piece.columns[name]
+                out[where] = values if name != "moved" else out[where] | values
+        columns[name] = out
+    return rows, columns

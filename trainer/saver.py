@@ -1,0 +1,156 @@
+"""Checkpoints in the making: copied in slices between the steps, checked and written by a thread of their own.
+
+An increment holds what has changed since the checkpoint before it. The first checkpoint of a process is whole; so is
+one of which more than half has changed, and the next one where the increments have grown as large as what they build
+on: writing stays below twice the changes, loading below twice a whole one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from model.marks import UNSAVED
+from trainer.checkpoint import Checkpoint, CheckpointFolder, Draft, unwritable
+from trainer.regions import names_of, regions_of, users_of
+from trainer.rows import Piece
+from trainer.soundness import Unsound, unsound_piece
+from trainer.step import Learner
+from trainer.sweep import Sweep
+
+MOST_QUEUED_BYTES = 64 << 20
+"""Copied and not yet written; while there is more, no slice is taken."""
+WHOLE_SHARE = 0.5
+MOST_INCREMENTS = 32
+
+
+class Saver:
+    """The training thread's side: `begin`, `advance` until it says so, `cut`; and `check` now and then."""
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._sweep: Sweep | None = None
+        self._is_writing = False
+        self._lock, self._queued_bytes = threading.Lock(), 0
+        # The writing thread's, and the other's while that has nothing to do
+        self._draft: Draft | None = None
+        self._failure: BaseException | None = None
+        self._problem: Unsound | None = None
+        self._last: tuple[int, str] | None = None
+        self._whole_bytes = self._increment_bytes = self._num_increments = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is being copied or written."""
+        return self._sweep is None and not self._is_writing
+
+    @property
+    def is_copying(self) -> bool:
+        """Begun, and not yet `cut`."""
+        return self._sweep is not None
+
+    def begin(self, learner: Learner) -> None:
+        """Start to copy; only when idle."""
+        assert self.is_idle, "a checkpoint was begun while another is being made"
+        regions, entries = (
+            regions_of(learner, for_version=False),
+            [names_of(learner, for_version=False), users_of(learner)],
+        )
+        changes = Sweep(regions, entries, UNSAVED, self._give, whole=False)
+        num_bytes = sum(region.num_rows * region.row_bytes for region in regions)
+        is_whole = (
+            self._last is None
+            or self._num_increments >= MOST_INCREMENTS
+            or self._increment_bytes >= self._whole_bytes
+            or changes.left_bytes() > WHOLE_SHARE * num_bytes
+        )
+        self._sweep = Sweep(regions, entries, UNSAVED, self._give, whole=True) if is_whole else changes
+        self._submit(self._open, None if is_whole else self._last)
+
+    def advance(self, budget_bytes: int) -> bool:
+        """Copy about so many bytes; True once the rest is small enough to `cut`."""
+        assert self._sweep is not None, "begin() comes first"
+        return self._queued_bytes <= MOST_QUEUED_BYTES and self._sweep.advance(budget_bytes)
+
+    def cut(self, checkpoint: Checkpoint) -> None:
+        """Copy the rest: what is written is the learner as it is now. ``checkpoint`` has what is small of it."""
+        assert self._sweep is not None, "begin() comes first"
+        self._sweep.finish()
+        self._sweep, self._is_writing = None, True
+        self._submit(self._finish, checkpoint)
+
+    def check(self) -> Unsound | None:
+        """What is not finite in what was copied, if anything; nothing of it is kept. Raises what the thread met."""
+        if self._failure is not None:
+            raise self._failure
+        problem = self._problem
+        if problem is not None:
+            self.abandon()
+        return problem
+
+    def wait(self) -> Unsound | None:
+        """`check`, once everything is written."""
+        self._thread.submit(lambda: None).result()
+        return self.check()
+
+    def abandon(self) -> None:
+        """Drop what is being copied. What is already `cut` is written, unless something is wrong with it."""
+        self._sweep = None
+        self._thread.submit(self._discard).result()
+        self._is_writing, self._problem, self._last = False, None, None  # the next one is whole
+        self._queued_bytes = 0
+
+    def close(self) -> None:
+        """End the thread; what is not complete is dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._discard()
+
+    # The writing thread
+
+    def _submit(self, work: Callable[..., None], *given: Any) -> None:
+        self._thread.submit(self._guarded, work, *given)
+
+    def _guarded(self, work: Callable[..., None], *given: Any) -> None:
+        if self._failure is not None or self._problem is not None:
+            return
+        try:
+            work(*given)
+        except OSError as error:
+            self._failure = unwritable(self._folder.path, error)
+        except BaseException as error:  # noqa: BLE001  (`check` raises it on the training thread)
+            self._failure = error
+
+    def _give(self, piece: Piece) -> None:
+        with self._lock:
+            self._queued_bytes += piece.num_bytes
+        self._submit(self._append, piece)
+
+    def _open(self, onto: tuple[int, str] | None) -> None:
+        self._draft = self._folder.draft(onto)
+
+    def _append(self, piece: Piece) -> None:
+        assert self._draft is not None
+        with self._lock:
+            self._queued_bytes -= piece.num_bytes
+        self._problem = unsound_piece(piece)
+        if self._problem is None:
+            self._draft.append(piece)
+
+    def _finish(self, checkpoint: Checkpoint) -> None:
+        draft = self._draft
+        assert draft is not None
+        self._last = checkpoint.step, self._folder.write(checkpoint, draft)
+        if draft.onto is None:
+            self._whole_bytes, self._increment_bytes, self._num_increments = draft.num_bytes, 0, 0
+        else:
+            self._increment_bytes += draft.num_bytes
+            self._num_increments += 1
+        self._draft, self._is_writing = None, False
+
+    def _discard(self) -> None:
+        if self._draft is not None:
+            self._draft.discard()
+        self._draft = None

@@ -1,0 +1,130 @@
+"""A copy of a learner in slices, taken between its steps, that ends as if it had been taken at one moment.
+
+Rows are copied a slice at a time while the learner goes on; those that change behind the copying are marked
+(`model.marks`) and copied again, as often as it takes. Once what is left fits into one slice, it is copied between two
+steps, and the copies together are what the learner is at that moment. (Virtual machines move in this way: Clark et al.,
+"Live migration of virtual machines", NSDI 2005.) No row is ever shared between the learner and its copy, and nothing
+has to know beforehand what a step is about to change.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.marks import clear, is_marked
+from trainer.regions import Entries, Region
+from trainer.rows import NO_ROWS, Arrays, Piece
+
+Int64 = NDArray[np.int64]
+MOST_PIECE_BYTES = 1 << 20
+STALLED, GROWTH = 0.9, 1.5
+"""Where a slice leaves more than this share of what there was before it, the next ones are larger by this factor."""
+
+
+class Sweep:
+    """Copies of all rows (``whole``), or of those marked with ``bit``; each piece goes to ``give``, newer ones later.
+
+    One at a time for each bit. `advance` between steps until it says that the rest is small; then `finish`.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        entries: Sequence[Entries],
+        bit: int,
+        give: Callable[[Piece], None],
+        *,
+        whole: bool,
+    ) -> None:
+        self._regions, self._entries, self._bit, self._give = regions, entries, bit, give
+        self._cursors = deque[list[int]]([index, 0] for index in range(len(regions) if whole else 0))
+        self._keys = deque((each, deque(each.start_whole())) for each in entries) if whole else deque()
+        self._left_bytes: int | None = None
+        self._factor = 1.0
+
+    def advance(self, budget_bytes: int) -> bool:
+        """Copy about so many bytes. True once no more than that is left: `finish` then, or between later steps."""
+        budget = int(budget_bytes * self._factor)
+        budget = self._take_whole(budget)
+        if budget <= 0 or self._cursors or self._keys:
+            return False
+        left = self.left_bytes()
+        if left <= budget:
+            return True
+        if self._left_bytes is not None and left > STALLED * self._left_bytes:
+            self._factor *= GROWTH
+        self._left_bytes = left
+        self._take_changed(budget)
+        return False
+
+    def finish(self) -> None:
+        """Copy all that is left. With this, the pieces are what the learner is now."""
+        while self._cursors or self._keys:
+            self._take_whole(1 << 62)
+        self._take_changed(1 << 62)
+
+    def left_bytes(self) -> int:
+        """Bytes of rows and entries that are marked, all of which are to be copied again."""
+        rows = sum(len(rows_U) * region.row_bytes for region, rows_U in self._marked())
+        return rows + sum(each.num_changed * each.ENTRY_BYTES for each in self._entries)
+
+    # The first pass: rows one after the other
+
+    def _take_whole(self, budget: int) -> int:
+        """Go on with the first pass; what is left of the budget."""
+        while budget > 0 and self._cursors:
+            index, start = self._cursors[0]
+            region = self._regions[index]
+            num = max(1, min(budget, MOST_PIECE_BYTES) // region.row_bytes)
+            stop = min(region.num_rows, start + num)
+            budget -= self._take(region, np.arange(start, stop))
+            self._cursors[0][1] = stop
+            if stop == region.num_rows:
+                self._cursors.popleft()
+        while budget > 0 and self._keys:
+            entries, keys = self._keys[0]
+            num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
+            taken = [keys.popleft() for _ in range(min(num, len(keys)))]
+            if taken:
+                self._say(entries.name, NO_ROWS, entries.take(taken))
+            budget -= len(taken) * entries.ENTRY_BYTES
+            if not keys:
+                self._keys.popleft()
+        return budget
+
+    # Then what has changed
+
+    def _marked(self) -> Iterator[tuple[Region, Int64]]:
+        for region in self._regions:
+            yield region, np.flatnonzero(is_marked(region.marks[: region.num_rows], self._bit))
+
+    def _take_changed(self, budget: int) -> None:
+        for region, rows_U in self._marked():
+            size = max(1, MOST_PIECE_BYTES // region.row_bytes)
+            for start in range(0, len(rows_U), size):
+                if budget <= 0:
+                    return
+                budget -= self._take(region, rows_U[start : start + min(size, 1 + budget // region.row_bytes)])
+        for entries in self._entries:
+            while entries.num_changed and budget > 0:
+                num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
+                self._say(entries.name, NO_ROWS, entries.take_changed(num))
+                budget -= num * entries.ENTRY_BYTES
+
+    def _take(self, region: Region, rows_U: Int64) -> int:
+        columns = region.take(rows_U)
+        marks = region.marks
+        if len(rows_U) and rows_U[-1] - rows_U[0] == len(rows_U) - 1:
+            clear(marks[rows_U[0] : rows_U[-1] + 1], self._bit)
+        else:
+            marks[rows_U] &= np.uint8(0xFF ^ self._bit)
+        return self._say(region.name, rows_U, columns)
+
+    def _say(self, region: str, rows_U: Int64, columns: Arrays) -> int:
+        piece = Piece(region, rows_U, columns)
+        self._give(piece)
+        return piece.num_bytes
