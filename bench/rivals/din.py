@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.events import Step
-<<<<<<< HEAD
 from bench.rivals.priors import Priors
-=======
-from bench.rivals.counts import Rates
->>>>>>> main
 from bench.rivals.targets import columns
 from model.config import ModelConfig
 from model.rates import done_before

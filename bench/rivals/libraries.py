@@ -12,11 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-<<<<<<< HEAD
 from bench.rivals.priors import Priors
-=======
-from bench.rivals.counts import Rates
->>>>>>> main
 from bench.rivals.targets import told
 
 

@@ -9,11 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-<<<<<<< HEAD
 from bench.rivals.priors import Priors
-=======
-from bench.rivals.counts import Rates
->>>>>>> main
 from model.rates import done_before
 
 Int64 = NDArray[np.int64]
