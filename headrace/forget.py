@@ -1,4 +1,4 @@
-"""`headrace forget`: have the deployment forget a user or an item, by an order in the actions topic.
+"""`headrace forget`: make the deployment forget a user or an item, by an order in the actions topic.
 
 An order takes the way of every action: the partition's worker obeys it in its place among the others, so that whatever
 is killed, restored or replayed comes to the same. `docs/operations.md` says what is left of a user, where and for how
@@ -26,7 +26,7 @@ SEND_S, LOOK_S = 20.0, 0.2
 
 
 def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
-    """Send the order and wait until the worker has obeyed it. Exit status 1 where that takes longer than ``wait_s``."""
+    """Send the order and wait until the worker has carried it out. Status 1 if that takes longer than ``wait_s``."""
     try:
         order = order_of({"forget": not is_back, what: name})
     except Refused as error:
@@ -61,7 +61,7 @@ def _send(settings: Settings, order: Order, content: dict[str, str | bool]) -> t
 
 
 def _is_obeyed(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
-    """Whether a worker has applied that offset, and what came of it has left its outbox."""
+    """Whether a worker has applied that offset, and the results have left its outbox."""
     topic, until = Topics.under(settings.kafka.prefix).status, time.monotonic() + wait_s
     consumer = connect(settings.kafka)
     try:

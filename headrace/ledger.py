@@ -71,7 +71,7 @@ class SequenceLedger:
         self.num_duplicates = 0
         self.num_stale = 0
         self.num_forgotten = 0
-        """Interactions of users that were forgotten since."""
+        """Interactions of users who have been forgotten since."""
         self.num_missing = 0
         """Numbers that compaction or retention has removed."""
         self.lost = Violations()

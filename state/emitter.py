@@ -33,7 +33,7 @@ class Users(Protocol):
         """Load the user's older segments."""
 
     def order_of(self, item: int) -> Order | None:
-        """The last order for an item, by its hash; None if there was none."""
+        """The last order for an item, by its hash; None if there is none."""
 
 
 class Emitter:
@@ -151,7 +151,7 @@ class Emitter:
         return bool(self._running)
 
     def mark(self, mark: Mark, user: str, offset: int, record_ms: int, names: dict[int, str | int]) -> None:
-        """Say so in an example without interactions. ``offset``: of the order."""
+        """Emit a mark, an example without interactions. ``offset``: of the order."""
         header = Header(
             self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
             -1, record_ms, 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,

@@ -34,7 +34,7 @@ class Intake:
 
     def apply(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Order | None:
         """Apply one record's actions, and append the dead letters of those that are refused to ``dead``, as stored.
-        A record that is an order is returned instead, for the caller to obey; nothing has begun then."""
+        A record that is an order is returned instead, for the caller to carry out; nothing has been applied then."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
         if type(decoded[0]) is Order and (not decoded[0].user or self._is_ours(decoded[0].user)):

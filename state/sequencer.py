@@ -170,7 +170,7 @@ class Sequencer:
         return Outcome.LATE if is_late else Outcome.ACCEPTED
 
     def obey(self, order: Order, record_ms: int) -> bool:
-        """Obey the order that the current record is. `drain` comes before the record: what was done until then is
+        """Carry out the order in the current record. `drain` comes before the record: what was done until then is
         written and learned. Returns whether a user was forgotten; then the owner removes what it stores of the user,
         and the user's examples."""
         assert not self._emitter.is_running, "drain first"
@@ -185,7 +185,7 @@ class Sequencer:
         self.changed.pop(order.user, None)
         if is_known:
             self._emitter.mark(Mark.USER, order.user, self.applied_offset, record_ms, {})
-        # Takes the place of the one that names the user.
+        # Replaces the record that names the user.
         self._emitter.mark(Mark.USER, "", self.applied_offset, record_ms, {})
         return is_known
 
@@ -237,7 +237,7 @@ class Sequencer:
         return order is not None
 
     def knows(self, name: str) -> bool:
-        """Whether there is such a user."""
+        """Whether the user exists."""
         return name in self.users or (self._stored is not None and self._stored.load(name) is not None)
 
     # Rules

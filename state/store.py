@@ -204,8 +204,8 @@ class PartitionStore:
         return ApplyResult(num_records, num_skipped, len(drafts), num_dead, self.counts, self.applied_offset)
 
     def _obey(self, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
-        """Obey an order, in a write batch of its own: a restore that finds the marks goes on at the order, and repeats
-        no action before it."""
+        """Carry out an order, in its own write batch: a restore that finds the marks continues at the order, and
+        repeats no action before it."""
         sequencer = self._sequencer
         self._commit(sequencer.drain_drafts(), dead)
         dead.clear()

@@ -102,7 +102,7 @@ class UserStore:
         return self._db.get(_name_key(item_hash)) is not None
 
     def erase(self, batch: WriteBatch, name: str) -> None:
-        """Remove all of a user."""
+        """Remove everything about a user."""
         key = name.encode()
         batch.delete(b"u" + key)
         for slot in range(self._num_slots):
@@ -114,7 +114,7 @@ class UserStore:
             batch.put(_order_key(item), msgspec.json.encode(order))
 
     def order_of(self, item: int) -> Order | None:
-        """The last order for an item; None where there was none."""
+        """The last order for an item; None if there is none."""
         stored = self._db.get(_order_key(item))
         return None if stored is None else msgspec.json.decode(stored, type=Order)
 

@@ -92,7 +92,7 @@ def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> 
 
 _LIST = ord("[")
 WHOLE = -1
-"""In place of an index: the whole record."""
+"""Instead of an index: the whole record."""
 
 
 def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decoded:

@@ -73,8 +73,8 @@ class _Unrepresentable(msgspec.Struct):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """``{"forget": true, "user": …}`` or ``{"forget": true, "item": …}``: a record of its own, never in a list.
-    ``{"forget": false, "item": …}`` takes an item's back. ``user``: canonical; empty where it is of an item."""
+    """``{"forget": true, "user": …}`` or ``{"forget": true, "item": …}``: in a record of its own, never in a list.
+    ``{"forget": false, "item": …}`` revokes an item's. ``user``: canonical; empty for an item's order."""
 
     user: str
     item: str | int = ""
@@ -82,7 +82,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 def order_of(content: Any) -> Order | None:
-    """The order in a JSON value; None where it is none. Raises `Refused` for one that cannot be obeyed."""
+    """The order in a JSON value; None if it is not one. Raises `Refused` for one that cannot be carried out."""
     if not isinstance(content, dict) or "forget" not in content or "action" in content:
         return None
     forget, fields = content["forget"], [name for name in ("user", "item") if content.get(name) is not None]

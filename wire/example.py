@@ -69,18 +69,18 @@ PIECE = -1
 
 
 MARK_USER, MARK_ITEM = -2, -3
-"""In an `Address`: no segment at all, but a mark."""
+"""In an `Address`: a mark instead of a segment."""
 
 
 class Mark(IntEnum):
-    """What an example without interactions says, in its place among the others. The values are the codec's flags."""
+    """What an example without interactions says, at its place in the order. The values are the codec's flags."""
 
     USER = 128
-    """Forget the user: whatever is known of him. What comes behind it begins his life anew. Without a user: nothing."""
+    """Forget everything about the user; later examples start over. Without a user: nothing."""
     ITEM = 256
-    """Forget the item that is named: it is not recommended, nor learned of, from here on."""
+    """Forget the named item: from here on, it is neither recommended nor learned."""
     ITEM_BACK = 512
-    """Learn of the item that is named again, as of a new one."""
+    """Learn the named item again, as a new one."""
 
 
 class Address(NamedTuple):
@@ -168,7 +168,7 @@ class Example:
 
     @property
     def marked_item(self) -> int:
-        """The hash of a mark's item; 0 where this is no mark of an item."""
+        """The hash of a mark's item; 0 if this is not a mark of an item."""
         return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property

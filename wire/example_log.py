@@ -62,7 +62,7 @@ class ExampleLog:
         self.overwritten: set[Address] = set()
         """The addresses whose last record does not count."""
         self.buried: set[Address] = set()
-        """The addresses whose last record is a tombstone, of which only its writer knew whether it is right."""
+        """The addresses whose last record is a tombstone; only its writer knew whether it is right."""
 
     @property
     def last_number(self) -> int:

@@ -36,7 +36,7 @@ def example_key(address: Address, num_slots: int) -> bytes:
 
 
 def address_of_key(key: bytes) -> Address | None:
-    """What a key of the sequences topic stands for, a segment by its slot; None for a fence's and for foreign ones."""
+    """What a key of the sequences topic stands for, with segments by slot; None for fences and foreign keys."""
     user, _, place = key.rpartition(b"\x00")
     try:
         if key == FORGOTTEN_KEY:

@@ -1,4 +1,4 @@
-"""Rates that rivals of ranking start from: the item's and the user's, as log-odds, counted as events come."""
+"""Rates that rivals of ranking start from: the item's and the user's, as log-odds, counted event by event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Priors:
         return np.stack(odds, axis=1).astype(np.float32)
 
     def learn(self, rows_R: Int64, kinds_RK: NDArray[np.float32], is_new_R: NDArray[np.bool_]) -> None:
-        """What was done with these items, and where that happened for the first time."""
+        """Count the kinds that these items' interactions got, and which interactions are new."""
         if len(rows_R):
             self._grow(int(rows_R.max()) + 1)
             np.add.at(self.shown_V, rows_R, is_new_R)

@@ -1,4 +1,4 @@
-"""The command that has a deployment forget a user or an item."""
+"""The command that makes a deployment forget a user or an item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def forget(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Forget a user (the history, everywhere), or an item (it is recommended no more).
+    """Forget a user (the history, everywhere), or an item (which is no longer recommended).
 
     The order goes through the actions topic, so it holds across kills, restores and replays. It says what is left, and
     for how long.

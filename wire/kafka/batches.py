@@ -21,10 +21,10 @@ FORMAT = 2
 """Of batches. Kafka has written it since 0.11."""
 _HEADER = DefaultRecordBatch.HEADER_STRUCT
 _BEFORE_LENGTH, _BEFORE_CRC = 12, 21
-"""Bytes that a batch's length does not count; and that its checksum does not cover."""
+"""Bytes that a batch's length does not count, and that its checksum does not cover."""
 _ZSTD = DefaultRecordBatch.CODEC_ZSTD
 _PLAIN = frozenset({DefaultRecordBatch.CODEC_NONE, _ZSTD})
-"""Attributes of a batch in no transaction, whoever gave it its times."""
+"""Attributes of a batch outside of transactions, whoever set its times."""
 _MOST_UNKNOWN = 1 << 20
 """Bytes of a batch that does not say how many it has."""
 
