@@ -387,7 +387,7 @@ NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones
 
 def unequal(ours: dict[str, Any], theirs: dict[str, Any], but: tuple[str, ...] = NOT_LEARNED) -> list[str]:
     """Names of arrays that are not bit-equal."""
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() == theirs.keys(), f"in one of them alone: {sorted(ours.keys() ^ theirs.keys())}"
     return [
         name for name, array in ours.items()
         if not name.endswith(but)
