@@ -4,7 +4,7 @@ A trainer of a million items (100,000 with ``--quick``) makes live steps (32 use
 undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
 What waits is the turn: the step with all that the training thread does beside it. The publisher is the real one but for
 the broker: versions are put together, hashed and cut into chunks, and dropped. For comparison, the same state is copied
-and written at once, on the training thread, as builds before 2026-11-26 did.
+and written at once, on the training thread.
 """
 
 from __future__ import annotations
