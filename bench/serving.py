@@ -8,6 +8,7 @@ Histories have the maximum length (200 interactions), and the model its default 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import socket
 import threading
@@ -41,13 +42,14 @@ from trainer.step import Learner
 from wire.example import Example, Interactions
 from wire.example_codec import encode_example
 from wire.hashing import item_hash
-from wire.weights import Manifest, TableRows, Version
+from wire.weights import Manifest, TableRows, Version, decode_blob, encode_blob
 
 NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
 encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 10**9
 SWAPS_PER_S = 2
+NUM_DELTAS = 8
 SERVERS = {
     "cached": {"cache_versions": 0},
     "cached, over versions": {},
@@ -270,11 +272,26 @@ async def _load(
     return taken, wrong, wall_s
 
 
+def _as_published(num_items: int) -> tuple[Version, Iterator[Version]]:
+    """A base, and an endless series of deltas that cost what a subscriber pays: decoding, not what the trainer does."""
+    made = versions(num_items, taught=True)
+    base, deltas = next(made), list(itertools.islice(made, NUM_DELTAS))
+    blobs = [(each.manifest, encode_blob(each.snapshot)) for each in deltas]
+
+    def coming() -> Iterator[Version]:
+        for number, (manifest, blob) in enumerate(itertools.cycle(blobs), 1):
+            named = msgspec.structs.replace(manifest, number=number, onto_number=number - 1)
+            yield Version(named, decode_blob(blob))
+
+    return base, coming()
+
+
 def _serve(pipe: Connection, num_items: int) -> None:
     """The server's process: one listener per configuration; swaps on request."""
     torch.set_num_threads(1)
-    kept, coming, holder = histories(num_items), versions(num_items, taught=True), WeightsManager()
-    holder.stage(next(coming))
+    kept, holder = histories(num_items), WeightsManager()
+    base, coming = _as_published(num_items)
+    holder.stage(base)
     holder.swap()
     ports = {}
     for name, options in SERVERS.items():

@@ -70,6 +70,8 @@ class SequenceLedger:
         self.num_feedback = 0
         self.num_duplicates = 0
         self.num_stale = 0
+        self.num_forgotten = 0
+        """Interactions of users that were forgotten since."""
         self.num_missing = 0
         """Numbers that compaction or retention has removed."""
         self.lost = Violations()
@@ -108,6 +110,10 @@ class SequenceLedger:
         self.pieces[example.number] = Pieces(example.num_new, example.num_feedback)
         self.num_interactions += example.num_new
         self.num_feedback += example.num_feedback
+        if example.mark is not None:
+            gone = self.users.pop(example.user, None)
+            self.num_forgotten += gone.num if gone is not None else 0
+            return
         user = self.users.get(example.user)
         if user is None:
             user = self.users[example.user] = UserLedger(empty_history(example), 0)

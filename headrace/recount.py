@@ -11,6 +11,7 @@ from typing import Any
 from headrace.ledger import empty_history
 from state.sequencer import Sequencer
 from wire.action import Rejection, decode_record
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Counts
 from wire.history import History
@@ -28,7 +29,9 @@ class Recount:
         self.partition = partition
         self.num_partitions = num_partitions
         self.sequencer = Sequencer(action, sequence, partition)
-        self.num_records = 0
+        self.num_records = self.num_forgotten = 0
+        self.forgotten: set[str] = set()
+        """Users who were forgotten, and whose interactions are ``num_forgotten``."""
         self.num_produced = 0
         """Actions, and records that should have been one."""
         self.refused_before: set[tuple[int, int]] = set()
@@ -47,8 +50,10 @@ class Recount:
     def feed(self, record: Any) -> None:
         """Apply one Kafka record."""
         self.num_records += 1
-        self.sequencer.advance(record.offset, record.timestamp)
         decoded = decode_record(record.value, record.timestamp, self.action)
+        if isinstance(decoded[0], Order):
+            self.drain()
+        self.sequencer.advance(record.offset, record.timestamp)
         listed = record.value is not None and record.value.lstrip(b" \t\r\n")[:1] == b"["
         if len(decoded) > 1 and (record.offset, -1) in self.refused_before:
             decoded = [Rejection("oversized", "", -1, b"")]
@@ -62,8 +67,12 @@ class Recount:
                 continue
             if isinstance(each, Rejection):
                 self._refuse(record.offset, each.index)
+            elif isinstance(each, Order) and not each.user:
+                self.sequencer.obey(each, record.timestamp)
             elif partition_of(each.user.encode(), self.num_partitions) != self.partition:
                 self._refuse(record.offset, index if listed else -1)
+            elif isinstance(each, Order):
+                self._forget(each, record.timestamp)
             else:
                 self.sequencer.apply(each, record.offset, record.timestamp, index)
                 if self.watch_users.get(each.user) == (record.offset, index):
@@ -74,6 +83,12 @@ class Recount:
         if record.offset in self.watch:
             self.counts_at[record.offset] = self.sequencer.counts
 
+    def _forget(self, order: Order, record_ms: int) -> None:
+        history = self.users.pop(order.user, None)
+        self.forgotten.add(order.user)
+        self.num_forgotten += history.end if history is not None else 0
+        self.sequencer.obey(order, record_ms)
+
     def _refuse(self, offset: int, index: int) -> None:
         self.sequencer.reject()
         self.dead.add((offset, index))
@@ -81,6 +96,8 @@ class Recount:
     def drain(self) -> None:
         """Collect the examples that are due."""
         for example in self.sequencer.drain():
+            if example.mark is not None:
+                continue
             history = self.users.get(example.user)
             if history is None:
                 history = self.users[example.user] = empty_history(example)
@@ -89,4 +106,4 @@ class Recount:
     @property
     def num_interactions(self) -> int:
         """Interactions that the actions amount to."""
-        return sum(history.end for history in self.users.values())
+        return self.num_forgotten + sum(history.end for history in self.users.values())

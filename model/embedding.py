@@ -47,6 +47,7 @@ class EmbeddingTable:
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self.tombstones: list[int] = []
+        self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
         self.live[0], self.dirty[0] = True, CHANGED
         self.weight[0] = self._initial_rows(1, step=-1)[0]
@@ -70,6 +71,8 @@ class EmbeddingTable:
     def insert(self, keys_N: Int64, now_ms: int, step: int) -> Int64:
         """Count one sighting of each key, in order; (N,) rows, 0 for keys that are not admitted yet."""
         present = keys_N != 0
+        if self._blocked:
+            present &= ~np.isin(keys_N, np.fromiter(self._blocked, np.int64))
         rows = np.zeros(len(keys_N), np.int64)
         rows[present] = self.map.insert(keys_N[present], now_ms) + 1
         self._grow(self.num_rows)
@@ -112,7 +115,23 @@ class EmbeddingTable:
     def evict(self, before_ms: int) -> Int64:
         """Drop keys last seen before ``before_ms``; returns their rows, which later keys will reuse. The keys are
         published as tombstones."""
-        keys, rows = self.map.evict(before_ms)
+        return self._drop(*self.map.evict(before_ms))
+
+    def block(self, keys_N: Int64) -> Int64:
+        """Drop these keys, as `evict` does, and let them have no row again until `unblock`; their rows."""
+        self._blocked |= set(keys_N.tolist())
+        return self._drop(*self.map.remove(keys_N))
+
+    @property
+    def blocked(self) -> frozenset[int]:
+        """Keys that may have no row."""
+        return frozenset(self._blocked)
+
+    def unblock(self, keys_N: Int64) -> None:
+        """These keys may have rows again."""
+        self._blocked -= set(keys_N.tolist())
+
+    def _drop(self, keys: Int64, rows: Int64) -> Int64:
         rows = rows + 1
         where = torch.from_numpy(rows).to(self.weight.device)
         self.live[rows], self.dirty[rows] = False, CHANGED
@@ -173,6 +192,7 @@ class EmbeddingTable:
             "live": self.live[:rows],
             "dirty": self.live[:rows] & is_marked(self.dirty[:rows], UNPUBLISHED),
             "tombstones": np.array(self.tombstones, np.int64),
+            "blocked": np.array(sorted(self._blocked), np.int64),
             **{f"map.{key}": value for key, value in self.map.state_dict().items()},
         }
 
@@ -187,6 +207,7 @@ class EmbeddingTable:
         self.weight[:rows] = torch.from_numpy(np.ascontiguousarray(state["weight"]))
         self.state[:rows] = torch.from_numpy(np.ascontiguousarray(state["state"]))
         self.tombstones = state["tombstones"].tolist()
+        self._blocked = set(state["blocked"].tolist()) if "blocked" in state else set()
 
 
 def _map_backend(backend: str) -> str:

@@ -105,6 +105,7 @@ class HistoryCache:
     def drop(self, user: str) -> None:
         """Forget a user."""
         with self._lock:
+            self._asked.pop(user, None)
             self._drop(user)
 
     def _drop(self, user: str) -> None:

@@ -45,12 +45,15 @@ SERVING_LIMITS: dict[str, Limit] = {
     "guard_ne_rise": ABOVE_0,
     "guard_calibration": Number(1, open_low=True, advice="3 is usual"),
     "guard_min_targets": AT_LEAST_1,
+    "guard_patience_s": Number(0, advice="60 is usual; 0 never gives in"),
+    "guard_new_line_s": Number(0, advice="3600 is usual; 0 never gives in"),
     "access_log": Switch(),
     "tokens_file": Text(),
     "titles_file": Text(),
     "page": Switch(),
     "freshness_objective_s": ABOVE_0,
     "allow_actions": Switch(),
+    "allow_forget": Switch(),
 }
 
 
@@ -126,6 +129,11 @@ class ServingConfig:
     """A rise of normalised entropy by this fraction."""
     guard_calibration: float = 3.0
     """Predicting so many times what is observed, or less than one over that."""
+    guard_patience_s: float = 60.0
+    """After so long the newest version answers all the same, whatever is said of it: it may be the world that has
+    changed, and weights that learn nothing more only get worse. 0: never."""
+    guard_new_line_s: float = 3600.0
+    """The same for a new line of training, which takes its time to become as good as the old one."""
     guard_min_targets: int = 1000
     """A version measured on fewer targets cannot be judged; it is held back only if its line of training is new."""
     access_log: bool = False
@@ -139,6 +147,8 @@ class ServingConfig:
     """How old the newest learned action may be before the page says that the server is behind."""
     allow_actions: bool = False
     """Let the page (and ``POST /actions``) send actions to the actions topic; with tokens, only admins may."""
+    allow_forget: bool = False
+    """Let ``POST /forget`` have users and items forgotten; with tokens, only admins may."""
 
     def __post_init__(self) -> None:
         check_fields(self, "serving", SERVING_LIMITS)

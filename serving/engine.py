@@ -198,13 +198,13 @@ class Engine:
         )
         bounds = _offsets(num_tokens)
         past_len = np.array([len(each.past) for each in progress], np.int64)
-        y_SM, fresh = network.extend(
+        y_BM, fresh = network.extend(
             x_TM[network.tensor(kept)], network.tensor(query_time_T), network.tensor(key_time_T),
             network.tensor(bounds), KeysValues.cat([each.past for each in progress]),
             network.tensor(_offsets(past_len)[:-1]), network.tensor(past_len),
         )  # fmt: skip
         for index, each in enumerate(progress):
-            each.output = y_SM[int(bounds[index + 1]) - 1]
+            each.output = y_BM[index]
             each.fresh = fresh.narrow(int(bounds[index]), int(bounds[index + 1]))
             self._keep(each)
 
@@ -221,7 +221,8 @@ class Engine:
         if not any(each.ask.k for each in progress) or not table.num_rows:
             return [_nothing() for _ in progress]
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
-        wanted = [_wanted(version, each) for each in progress]
+        removed = np.fromiter(self.histories.removed, np.int64)
+        wanted = [_wanted(version, each, removed) for each in progress]
         return [
             Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
             for rows, scores in best_items(version, output_RM, wanted)
@@ -238,7 +239,7 @@ class Engine:
             self._rank_some(version, done, past, candidates[at : at + step]) for at in range(0, len(candidates), step)
         ]
         probabilities = self._odds(version, done, torch.cat(logits))
-        known = version.tables[ITEMS].lookup(candidates) > 0
+        known = (version.tables[ITEMS].lookup(candidates) > 0) & ~self.histories.is_removed(candidates)
         assert probabilities.shape == (len(candidates), len(network.config.kinds))
         return Result(candidates, probabilities, known)
 
@@ -312,14 +313,15 @@ def _times(part: Columns, now_ms: int) -> tuple[Int64, Int64]:
     return token_times(part.time_ms_n, last)
 
 
-def _wanted(version: HeldVersion, done: _Progress) -> Wanted:
+def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
     """Which rows of the table may be recommended."""
     ask, table = done.ask, version.tables[ITEMS]
     past_n = table.lookup(np.ascontiguousarray(done.columns.item_n))
     leaves_out = version.leaves_out_repeats if ask.exclude_seen is None else ask.exclude_seen
-    denied = table.lookup(ask.deny) if ask.deny is not None and len(ask.deny) else past_n[:0]
+    denied = [each for each in (ask.deny, removed) if each is not None and len(each)]
     allowed = None if ask.allow is None else table.lookup(ask.allow)
-    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied, allowed)
+    denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
+    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied_rows, allowed)
 
 
 def _offsets(lengths: Int64) -> Int64:

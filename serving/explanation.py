@@ -56,7 +56,8 @@ def explain(engine: Engine, version: HeldVersion, ask: Request, items: Int64 | N
     """Explain ``items``, or (None) those that would be recommended. The caller holds ``version``."""
     item_C, score_C, is_left_out_C = _scored(engine, version, ask, items)
     table = version.tables[ITEMS]
-    row_C, past_n = table.lookup(item_C), table.lookup(np.ascontiguousarray(ask.past.item_hash))
+    row_C = np.where(engine.histories.is_removed(item_C), 0, table.lookup(item_C))
+    past_n = table.lookup(np.ascontiguousarray(ask.past.item_hash))
     known = np.flatnonzero(row_C > 0)
     counts_n = np.flatnonzero(chosen(ask.past.action_bits, version.network.config) & (past_n > 0))
     probed = range(max(0, len(ask.past) - NUM_PROBED), len(ask.past)) if probes else range(0)

@@ -6,13 +6,16 @@ build on them, and the first of those that is good again comes into service.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from serving.config import ServingConfig
-from wire.weights import Manifest
+from wire.weights import Manifest, Quality
 
+logger = logging.getLogger(__name__)
 NUM_REMEMBERED = 30
 
 
@@ -24,13 +27,18 @@ class Band:
     ne_rise: float
     calibration: float
     min_targets: int
+    patience_s: float
+    new_line_s: float
 
     @staticmethod
     def of(config: ServingConfig) -> Band | None:
         """The configured limits; None if nothing is to be held back."""
         if not config.guard:
             return None
-        return Band(config.guard_hr_drop, config.guard_ne_rise, config.guard_calibration, config.guard_min_targets)
+        return Band(
+            config.guard_hr_drop, config.guard_ne_rise, config.guard_calibration, config.guard_min_targets,
+            config.guard_patience_s, config.guard_new_line_s,
+        )  # fmt: skip
 
 
 class Guard:
@@ -39,15 +47,46 @@ class Guard:
     def __init__(self, band: Band | None) -> None:
         self._band = band
         self._good: deque[Manifest] = deque(maxlen=NUM_REMEMBERED)
+        self._held_since_ms: int | None = None
 
     def problem(self, manifest: Manifest) -> str:
-        """Why this version should be held back; empty if it is good, or cannot be judged."""
+        """Why this version should be held back; empty if it is good, cannot be judged, or has been held for too long.
+
+        While versions are held back, what they are compared with stands still. So nobody waits for ever: after the
+        band's patience, the newest version is what later ones are compared with.
+        """
+        found = self._judged(manifest)
+        if not found:
+            self._held_since_ms = None
+            return ""
+        since_ms = manifest.created_ms if self._held_since_ms is None else self._held_since_ms
+        self._held_since_ms = since_ms
+        held_s, patience_s = (manifest.created_ms - since_ms) / 1000, self._patience_s(manifest)
+        if not 0 < patience_s <= held_s:
+            return found
+        logger.error("version %d/%d answers, although %s: versions have been held back for %.0f s, and what answers "
+                     "only gets older", *manifest.which, found, held_s)  # fmt: skip
+        self._good.clear()
+        self._held_since_ms = None
+        return ""
+
+    def _patience_s(self, manifest: Manifest) -> float:
+        assert self._band is not None
+        return self._band.patience_s if self._is_same_line(manifest) else self._band.new_line_s
+
+    def _is_same_line(self, manifest: Manifest) -> bool:
+        return not self._good or self._good[-1].lineage in (manifest.lineage, manifest.parent)
+
+    def _judged(self, manifest: Manifest) -> str:
         band, good = self._band, [each for each in self._good if self._says_enough(each)]
         if band is None or not good:
             return ""
         if not self._says_enough(manifest):
-            same = manifest.lineage == good[-1].lineage or manifest.parent == good[-1].lineage
-            return "" if same else f"a new line of training, at {manifest.quality.num_targets} targets so far"
+            return (
+                ""
+                if self._is_same_line(manifest)
+                else f"a new line of training, at {manifest.quality.num_targets} targets so far"
+            )
         return "; ".join(_problems(manifest, good, band))
 
     def _says_enough(self, manifest: Manifest) -> bool:
@@ -58,11 +97,20 @@ class Guard:
         self._good.append(manifest)
 
 
+def _world(quality: Quality, before: Sequence[Quality]) -> float:
+    """By how much the most popular items are hit less often than before, at most 1: what nobody could have foreseen."""
+    popular = [each.popular_hr10 for each in before if each.popular_hr10]
+    if not popular or quality.popular_hr10 is None:
+        return 1.0
+    return min(1.0, quality.popular_hr10 / median(popular))
+
+
 def _problems(manifest: Manifest, good: list[Manifest], band: Band) -> list[str]:
     found = []
     quality, before = manifest.quality, [each.quality for each in good]
     hits = [each.hr10 for each in before if each.hr10 is not None]
-    if hits and quality.hr10 is not None and quality.hr10 < (1 - band.hr_drop) * median(hits):
+    expected = median(hits) * _world(quality, before) if hits else 0.0
+    if quality.hr10 is not None and quality.hr10 < (1 - band.hr_drop) * expected:
         found.append(f"HR@10 {quality.hr10:.4f}, {median(hits):.4f} before")
     entropies = [each.ne for each in before if each.ne is not None]
     if entropies and quality.ne is not None and quality.ne > (1 + band.ne_rise) * median(entropies):

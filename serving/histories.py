@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
 from serving.domains import ItemDomains
 from wire import history
-from wire.example import Example, Int64, Interactions
+from wire.example import Example, Int64, Interactions, Mark
+from wire.example_codec import MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.history import Rows, interactions_of, row_type
@@ -49,6 +50,10 @@ class Histories:
         self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
         self._lock = threading.Lock()
         self.num_forgotten = 0
+        self.removed: set[int] = set()
+        """Hashes of items that somebody had removed: no answers any more."""
+        self.on_erased: Callable[[str], None] = lambda _: None
+        """Called with a user whose history somebody had removed."""
         self._num_features: int | None = None
         """Features of an item; known from the first example on."""
         self._decoder = ExampleReader(topic)
@@ -75,8 +80,23 @@ class Histories:
             return
         if len(example.interactions):
             self._num_features = example.interactions.feature_hash.shape[1]
-        if self._log(partition).feed(example) is Verdict.ACCEPT:
+        if self._log(partition).feed(example) is not Verdict.ACCEPT:
+            return
+        if example.mark is None:
             self._keep(example)
+        else:
+            self._obey(example)
+
+    def _obey(self, mark: Example) -> None:
+        if mark.mark is Mark.ITEM:
+            self.removed = self.removed | {mark.marked_item}  # whoever reads the other one may go on
+        elif mark.mark is Mark.ITEM_BACK:
+            self.removed = self.removed - {mark.marked_item}
+        elif mark.user:
+            with self._lock:
+                if mark.user in self._kept.users:
+                    self._kept.drop(mark.user)
+            self.on_erased(mark.user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch], first: int = 0) -> None:
         """Take batches of records in their order, like `feed` for each record; those before ``first`` are skipped."""
@@ -88,6 +108,7 @@ class Histories:
         heads = block.heads
         if (
             (heads["status"] == GOOD).all()
+            and not (heads["flags"] & MARKS).any()
             and (heads["partition"] == partition).all()
             and heads["offset"][0] >= first
             and self._log(partition).take_run(heads["number"], heads["writer_epoch"])
@@ -154,6 +175,7 @@ class Histories:
     def begin_anew(self) -> None:
         """Forget everything, because a new topic has the old one's name: users' histories start over in it."""
         self.forget_partitions()
+        self.removed = set()
         with self._lock:
             for user in list(self._kept.users):
                 self._kept.drop(user)
@@ -167,6 +189,11 @@ class Histories:
                 return None
             rows, features = kept.rows(kept.start, kept.end).copy(), kept.user_features
         return Past(_contiguous(interactions_of(rows)), features)
+
+    def is_removed(self, item_hash_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) which items somebody had removed."""
+        removed = self.removed
+        return np.isin(item_hash_n, np.fromiter(removed, np.int64)) if removed else np.zeros(len(item_hash_n), np.bool_)
 
     def newest_users(self, num: int) -> list[str]:
         """The users that acted most recently, newest first."""

@@ -47,6 +47,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
         "/recommend": service.recommend, "/recommend/batch": service.recommend_batch, "/rank": service.rank,
         "/rank/batch": service.rank_batch, "/similar": service.similar, "/items": service.items,
         "/explain": service.explain, "/actions": service.send_action,
+        "/forget": service.forget,
     }  # fmt: skip
     states: dict[str, Any] = {
         "/version": _version, "/healthz": _healthz, "/readyz": _readyz, "/metrics": _metrics, "/about": _about,

@@ -13,6 +13,7 @@ import numpy as np
 from model.tokens import ITEMS
 from serving.engine import Engine, Request, Result
 from serving.explanation import NUM_PROBED, Explanation, explain
+from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.messages import (
     ExplainAnswer,
@@ -141,6 +142,7 @@ class SimilarJob:
     """Items similar to one item."""
 
     request: SimilarRequest
+    histories: Histories
     weight: float = 1.0
 
     def prepare(self, _version: HeldVersion) -> list[Request]:
@@ -149,8 +151,11 @@ class SimilarJob:
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`SimilarAnswer`."""
-        (row,) = version.tables[ITEMS].lookup(hashes([self.request.item])).tolist()
-        pairs = similar_items(version, row, self.request.k) if row else []
+        key = hashes([self.request.item])
+        (row,) = version.tables[ITEMS].lookup(key).tolist()
+        removed = self.histories.removed
+        row = 0 if int(key[0]) in removed else row
+        pairs = similar_items(version, row, self.request.k, removed) if row else []
         items = [ScoredItem(version.names[key], score) for key, score in pairs if key in version.names]
         return encode(SimilarAnswer(version=name_of(version), known=row > 0, items=items))
 
@@ -254,6 +259,7 @@ class ItemsJob:
 
     titles: Titles
     request: ItemsRequest
+    histories: Histories
 
     @property
     def weight(self) -> float:
@@ -266,7 +272,8 @@ class ItemsJob:
 
     def body(self, version: HeldVersion, _found: Sequence[Result]) -> bytes:
         """`ItemsAnswer`."""
-        known = (version.tables[ITEMS].lookup(hashes(self.request.items)) > 0).tolist()
+        keys = hashes(self.request.items)
+        known = ((version.tables[ITEMS].lookup(keys) > 0) & ~self.histories.is_removed(keys)).tolist()
         items = [
             ItemFacts(item, is_known, self.titles.get(canonical(item)))
             for item, is_known in zip(self.request.items, known, strict=True)

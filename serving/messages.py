@@ -139,6 +139,18 @@ class ActionRequest(_Request, frozen=True, kw_only=True):
     domain: Id | None = None
 
 
+class ForgetRequest(_Request, frozen=True, kw_only=True):
+    """Forget a user, or an item."""
+
+    user: Annotated[Id | None, Meta(description="forget his history, everywhere")] = None
+    item: Annotated[Id | None, Meta(description="recommend it no more, and learn nothing of it")] = None
+    undo: Annotated[bool, Meta(description="of an item: take the order back")] = False
+
+    def __post_init__(self) -> None:
+        if (self.user is None) == (self.item is None) or (self.undo and self.item is None):
+            raise ValueError("expected either user or item, and undo with an item alone")
+
+
 class VersionName(Struct, frozen=True):
     """The version that answered."""
 
@@ -264,6 +276,13 @@ class SentAction(Struct, frozen=True):
     offset: int
     timestamp: int
     record_ms: Annotated[int, Meta(description="the record's Kafka timestamp; compare `newest_record_ms` of /version")]
+
+
+class SentOrder(Struct, frozen=True):
+    """Where the broker put it: it is obeyed when the worker comes there."""
+
+    partition: int
+    offset: int
 
 
 class PastInteraction(Struct, frozen=True, gc=False):

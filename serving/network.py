@@ -84,8 +84,8 @@ class Network:
         """Compute something small, so that no request pays for what the kernels load at their first call (seconds)."""
         x_SM, one = torch.zeros((1, self.config.model_width), device=self.device), torch.ones(1, dtype=torch.int64)
         zero, bounds = self.tensor(np.zeros(1, np.int64)), self.tensor(np.arange(2))
-        y_SM, _ = self.extend(x_SM, one.to(self.device), one.to(self.device), bounds, self.nothing(), zero, zero)
-        query_RD = self.model.retrieval_query(y_SM)
+        y_BM, _ = self.extend(x_SM, one.to(self.device), one.to(self.device), bounds, self.nothing(), zero, zero)
+        query_RD = self.model.retrieval_query(y_BM)
         top_k(
             query_RD, torch.zeros((1, query_RD.shape[1]), device=self.device), 1, normalize=False, backend=self.backend
         )
@@ -125,20 +125,45 @@ class Network:
 
     def extend(self, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor, past: KeysValues,
                past_start_B: Tensor, past_len_B: Tensor) -> tuple[Tensor, KeysValues]:  # fmt: skip
-        """Put new tokens of B users through all layers, each after its user's past: outputs (S, M), keys and values.
+        """Put new tokens of B users through all layers, each after its user's past: the outputs (B, M) of each user's
+        last one, and the keys and values of all.
 
-        User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them).
+        User b's past is ``past_len_B[b]`` tokens of ``past`` from ``past_start_B[b]`` on (users may share them). At
+        least one token each is new. Nobody reads the other tokens' outputs of the last layer, so where no user has a
+        past (what costs most) they are not computed.
         """
         kept_k, kept_v, cache = [], [], BucketCache()
+        is_whole, last_B = not bool(past_len_B.any()), offsets_B1[1:] - 1
         for index, layer in enumerate(self._layers):
-            x_SM, k, v = self._through(
-                index, x_SM, past, offsets_B1, past_start_B, past_len_B, pos_bias_GP=layer.pos_bias_GP,
-                time_bias_GK=layer.time_bias_GK, time_buckets=self.model.time_buckets, query_time_S=query_time_S,
-                key_time_S=key_time_S, cache_time_C=past.times, bucket_cache=cache,
-            )  # fmt: skip
+            biases: dict[str, Any] = {
+                "pos_bias_GP": layer.pos_bias_GP, "time_bias_GK": layer.time_bias_GK,
+                "time_buckets": self.model.time_buckets,
+            }  # fmt: skip
+            if is_whole and index == len(self._layers) - 1:
+                x_SM, k, v = self._end(index, x_SM, query_time_S, key_time_S, offsets_B1, biases)
+            else:
+                x_SM, k, v = self._through(
+                    index, x_SM, past, offsets_B1, past_start_B, past_len_B, **biases, query_time_S=query_time_S,
+                    key_time_S=key_time_S, cache_time_C=past.times, bucket_cache=cache,
+                )  # fmt: skip
             kept_k.append(k)
             kept_v.append(v)
-        return x_SM, KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
+        return x_SM if is_whole else x_SM[last_B], KeysValues(tuple(kept_k), tuple(kept_v), key_time_S)
+
+    def _end(self, index: int, x_SM: Tensor, query_time_S: Tensor, key_time_S: Tensor, offsets_B1: Tensor,
+             biases: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The last layer of users without a past: (B, M) of each one's last token, which sees those before it as a
+        cache; keys and values of all tokens."""
+        params, c, last_B = self._params[index], self.config, offsets_B1[1:] - 1
+        u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
+        each_B1 = torch.arange(len(offsets_B1), dtype=torch.int64, device=self.device)
+        attended = delta_attention(
+            q[last_B], k[last_B], v[last_B], each_B1, k, v, offsets_B1[:-1].contiguous(), last_B - offsets_B1[:-1],
+            norm_len=c.norm_len, query_time_S=query_time_S[last_B], key_time_S=key_time_S[last_B],
+            cache_time_C=key_time_S, bucket_cache=BucketCache(), backend=self.backend, **biases,
+        )  # fmt: skip
+        x_BM = x_SM[last_B]
+        return hstu_layer_output(x_BM, attended, u[last_B], params, eps=c.norm_eps, backend=self.backend), k, v
 
     def score_candidates(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
         """Put C candidates through all layers: outputs (C, M).

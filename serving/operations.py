@@ -14,6 +14,7 @@ from serving.messages import (
     ActionRequest,
     ExplainAnswer,
     ExplainRequest,
+    ForgetRequest,
     Health,
     HistoryAnswer,
     ItemsAnswer,
@@ -28,6 +29,7 @@ from serving.messages import (
     RecommendBatchRequest,
     RecommendRequest,
     SentAction,
+    SentOrder,
     SimilarAnswer,
     SimilarRequest,
     UsersAnswer,
@@ -106,6 +108,11 @@ ACTIONS = Operation(
     statuses=(503,), example={"user": "u1", "item": 318, "action": "click"},
     text="As your own producer would: the action takes the same path as any other. Only with `serving.allow_actions`.",
 )  # fmt: skip
+FORGET = Operation(
+    "POST", "/forget", "Administration", "Forget a user or an item", SentOrder, ForgetRequest, role="admin",
+    statuses=(503,), example={"user": "u1"},
+    text="As `headrace forget`: an order in the actions topic. With `serving.allow_forget` alone.",
+)  # fmt: skip
 PAGE = (
     Operation("GET", "/about", "Page", "What may the page show and do?", About),
     Operation(
@@ -120,13 +127,13 @@ PAGE = (
     ACTIONS,
 )  # fmt: skip
 """The operations that `serving.page` adds."""
-BY_PATH = {each.path: each for each in (*OPERATIONS, *PAGE)}
+BY_PATH = {each.path: each for each in (*OPERATIONS, FORGET, *PAGE)}
 
 
 def operations_of(config: ServingConfig) -> tuple[Operation, ...]:
     """The operations that this configuration offers."""
     page = tuple(each for each in PAGE if config.allow_actions or each is not ACTIONS) if config.page else ()
-    return (*OPERATIONS, *page)
+    return (*OPERATIONS, *((FORGET,) if config.allow_forget else ()), *page)
 
 
 def limits(config: ServingConfig) -> dict[str, Limit]:

@@ -109,7 +109,7 @@ def connected(
     ]  # fmt: skip
     if config.page:
         threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
-    service.sender = ActionSender(kafka) if config.allow_actions else None
+    service.sender = ActionSender(kafka) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()
     try:

@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving.errors import NotReadyError
-from serving.messages import ActionRequest, SentAction
+from serving.messages import ActionRequest, ForgetRequest, SentAction, SentOrder
 from wire.config import KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
@@ -36,19 +36,28 @@ class ActionSender:
             "id": name, "user": request.user, "item": request.item, "action": request.action, "timestamp": timestamp_ms,
         }  # fmt: skip
         action |= {key: value for key in ("value", "domain") if (value := getattr(request, key)) is not None}
-        key = canonical(request.user).encode()
+        placed = self._put(canonical(request.user).encode(), msgspec.json.encode(action))
+        return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
+                          record_ms=placed.timestamp)  # fmt: skip
+
+    def order(self, request: ForgetRequest) -> SentOrder:
+        """Send an order and wait for the broker. Raises `NotReadyError` when it does not answer."""
+        what, name = ("user", request.user) if request.item is None else ("item", request.item)
+        assert name is not None
+        placed = self._put(canonical(name).encode(), msgspec.json.encode({"forget": not request.undo, what: name}))
+        return SentOrder(partition=placed.partition, offset=placed.offset)
+
+    def _put(self, key: bytes, value: bytes) -> Any:
+        """What the broker says of where it put the record."""
         with self._lock:
             try:
                 self._client = client = self._client or self._connect()
                 partition = partition_of(key, len(client.partitions_for(self._topic)))
-                told = client.send(self._topic, key=key, value=msgspec.json.encode(action), partition=partition)
-                placed = told.get(TIMEOUT_S)
+                return client.send(self._topic, key=key, value=value, partition=partition).get(TIMEOUT_S)
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__
-                raise NotReadyError(f"the broker did not take the action ({kind}); try again") from error
-        return SentAction(id=name, partition=placed.partition, offset=placed.offset, timestamp=timestamp_ms,
-                          record_ms=placed.timestamp)  # fmt: skip
+                raise NotReadyError(f"the broker did not take it ({kind}); try again") from error
 
     def close(self) -> None:
         """Close the producer, if there is one."""

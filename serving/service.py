@@ -25,6 +25,7 @@ from serving.messages import (
     About,
     ActionRequest,
     ExplainRequest,
+    ForgetRequest,
     ItemsRequest,
     RankBatchRequest,
     RankRequest,
@@ -102,6 +103,7 @@ class Service:
         self.holder.before_swap.append(self._warm)
         self.batcher = Batcher(self.engine, self.holder, num_workers=c.num_workers, max_batch=c.max_batch,
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
+        self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin)
         self._builder = RequestBuilder(c, self.histories)
@@ -159,11 +161,11 @@ class Service:
 
     async def similar(self, request: SimilarRequest) -> bytes:
         """`SimilarAnswer` as JSON."""
-        return await self.batcher.answer(SimilarJob(request))
+        return await self.batcher.answer(SimilarJob(request, self.histories))
 
     async def items(self, request: ItemsRequest) -> bytes:
         """`ItemsAnswer` as JSON."""
-        return await self.batcher.answer(ItemsJob(self.titles, request))
+        return await self.batcher.answer(ItemsJob(self.titles, request, self.histories))
 
     async def explain(self, request: ExplainRequest) -> bytes:
         """`ExplainAnswer` as JSON."""
@@ -177,17 +179,25 @@ class Service:
 
     async def send_action(self, request: ActionRequest) -> bytes:
         """`SentAction` as JSON. Raises `NotReadyError` or `RequestError`."""
-        version, sender = self.version(), self.sender
+        version, sender = self.version(), self._producing
         kinds = version.network.config.kinds
         for kind in [request.action] if isinstance(request.action, str) else request.action:
             if kind not in kinds:
                 raise RequestError(
                     "action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
                 )
-        if sender is None:
-            raise NotReadyError("this server has no producer; it was started without a broker")
         timestamp_ms = self._builder.now_ms(version) + 1
         return msgspec.json.encode(await asyncio.to_thread(sender.send, request, timestamp_ms))
+
+    async def forget(self, request: ForgetRequest) -> bytes:
+        """`SentOrder` as JSON. Raises `NotReadyError`."""
+        return msgspec.json.encode(await asyncio.to_thread(self._producing.order, request))
+
+    @property
+    def _producing(self) -> ActionSender:
+        if self.sender is None:
+            raise NotReadyError("this server has no producer; it was started without a broker")
+        return self.sender
 
     def users(self) -> UsersAnswer:
         """The users that acted most recently."""

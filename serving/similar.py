@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -11,16 +13,19 @@ from serving.holder import HeldVersion
 
 
 @torch.inference_mode()
-def similar_items(version: HeldVersion, row: int, k: int) -> list[tuple[int, float]]:
-    """(hash, cosine) of the ``k`` live items most similar to that of ``row``, without itself; best first."""
+def similar_items(version: HeldVersion, row: int, k: int, removed: Collection[int] = ()) -> list[tuple[int, float]]:
+    """(hash, cosine) of the ``k`` live items most similar to that of ``row``, without itself and what is ``removed``;
+    best first."""
     table, network = version.tables[ITEMS], version.network
     query_1D = table.derived[row : row + 1].clone()
     query_1D[:, -1] = 0.0  # the last column is the item's bias, which does not count for similarity
     k = min(k, table.num_rows)
+    out = np.unique(np.append(table.lookup(np.fromiter(removed, np.int64)), row))
+    out = out[out > 0]
     scores_1k, rows_1k = top_k(
         query_1D, table.derived, k, normalize=False, valid_V=table.live,
-        exclude_rows=network.tensor(np.array([row], np.int64)),
-        exclude_offsets_R1=network.tensor(np.array([0, 1], np.int64)), backend=network.backend,
+        exclude_rows=network.tensor(out), exclude_offsets_R1=network.tensor(np.array([0, len(out)], np.int64)),
+        backend=network.backend,
     )  # fmt: skip
     rows = rows_1k[0].cpu().numpy()
     found = rows >= 0

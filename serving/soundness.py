@@ -46,9 +46,9 @@ def _check_few_items(version: Version, network: Network) -> None:
     model, zero, bounds = network.model, network.tensor(np.zeros(1, np.int64)), network.tensor(np.array([0, num]))
     times = network.tensor(1000 * np.arange(1, num + 1))
     item_nM = model.item_inputs(rows_ND, None)
-    y_SM, _ = network.extend(item_nM, times, times, bounds, network.nothing(), zero, zero)
-    scores = model.retrieval_query(y_SM) @ model.retrieval_table(rows_ND).T
-    if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_SM, None)).all()):
+    y_BM, _ = network.extend(item_nM, times, times, bounds, network.nothing(), zero, zero)
+    scores = model.retrieval_query(y_BM) @ model.retrieval_table(rows_ND).T
+    if not (torch.isfinite(scores).all() and torch.isfinite(model.rank_logits(y_BM, None)).all()):
         raise VersionError("predictions from these weights are not finite")
 
 

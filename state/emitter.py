@@ -14,8 +14,9 @@ from state.names import Names
 from state.segment import Segment
 from state.segment_codec import COLUMNS_START, cut, describe
 from state.user import User
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS
+from wire.example import NUM_OPEN, PIECE, ZERO_COUNTS, Mark
 from wire.example_codec import LONG_TIMES, MAX_NAMES_BYTES, Header
 
 Draft = tuple[Header, bytes]
@@ -30,6 +31,9 @@ class Users(Protocol):
 
     def complete(self, user: User) -> None:
         """Load the user's older segments."""
+
+    def order_of(self, item: int) -> Order | None:
+        """The last order for an item, by its hash; None if there was none."""
 
 
 class Emitter:
@@ -140,6 +144,20 @@ class Emitter:
             columns.append(array(self._index_code, [place - first for place in places]).tobytes())
             columns.append(array("I", [feedback[place] for place in places]).tobytes())
         return header, b"".join(columns)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether anything has changed since `drain`."""
+        return bool(self._running)
+
+    def mark(self, mark: Mark, user: str, offset: int, record_ms: int, names: dict[int, str | int]) -> None:
+        """Say so in an example without interactions. ``offset``: of the order."""
+        header = Header(
+            self._partition, 0, self._segment_len, self._num_features, self._num_user_features, -1, 0, -1, ZERO_COUNTS,
+            -1, record_ms, 0, offset, 0, self.next_number, 0, 0, 0, 0, 0, 0, mark, 1, user, names,
+        )  # fmt: skip
+        self._drafts.append((header, bytes(8 * self._num_user_features)))
+        self.next_number += 1
 
     def _emit(
         self, user: User, index: int, first: int, end: int, num_new: int, record_ms: int, names: dict[int, str | int]

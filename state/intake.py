@@ -7,6 +7,7 @@ import msgspec
 from state.outbox import stored_dead_letter
 from state.sequencer import Sequencer
 from wire.action import Action, Rejection, decode_record
+from wire.action_json import Order
 from wire.config import ActionConfig
 from wire.partitioner import partition_of
 
@@ -31,10 +32,13 @@ class Intake:
         self.dead = dict(dead)
         """Reason → dead letters, since the database was created."""
 
-    def apply(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> None:
-        """Apply one record's actions, and append the dead letters of those that are refused to ``dead``, as stored."""
+    def apply(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Order | None:
+        """Apply one record's actions, and append the dead letters of those that are refused to ``dead``, as stored.
+        A record that is an order is returned instead, for the caller to obey; nothing has begun then."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
+        if type(decoded[0]) is Order and (not decoded[0].user or self._is_ours(decoded[0].user)):
+            return decoded[0]
         sequencer.advance(offset, record_ms)
         for index, one in enumerate(decoded):
             if type(one) is Action:
@@ -42,16 +46,19 @@ class Intake:
                     sequencer.apply(one, offset, record_ms, index)
                     continue
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
+            elif type(one) is Order:
+                one = self._wrong_partition(one, value or b"", -1)
             assert isinstance(one, Rejection)
             sequencer.reject()
             if offset > sequencer.counted_offset:
                 self.dead[one.reason] = self.dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self._partition, offset, record_ms))
+        return None
 
     def _is_ours(self, user: str) -> bool:
         return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition
 
-    def _wrong_partition(self, action: Action, value: bytes, index: int) -> Rejection:
+    def _wrong_partition(self, action: Action | Order, value: bytes, index: int) -> Rejection:
         home = partition_of(action.user.encode(), self._num_partitions or 1)
         if value.lstrip()[:1] == b"[":
             index = max(index, 0)

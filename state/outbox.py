@@ -25,17 +25,19 @@ RECENT_OVERHEAD_BYTES = 300
 """Of an entry in memory, besides its value."""
 _EXAMPLE = b"\x01"
 _DEAD_LETTER = b"\x02"
+_TOMBSTONE = b"\x03"
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """One record to produce. ``number``: the example's, -1 for a dead letter. ``record_ms``: Kafka timestamp of the
-    newest action that it comes from. Only dead letters have ``headers``."""
+    """One record to produce. ``number``: the example's, -1 for a dead letter and for the tombstone of an example's key,
+    which has no ``value`` and goes where examples go. ``record_ms``: Kafka timestamp of the newest action that it comes
+    from. Only dead letters have ``headers``."""
 
     index: int
     is_example: bool
     key: bytes
-    value: bytes
+    value: bytes | None
     headers: list[tuple[str, bytes]]
     number: int
     record_ms: int
@@ -64,6 +66,8 @@ def entry_of(index: int, stored: bytes, writer_epoch: int, num_slots: int) -> Ou
         letter = _decoder.decode(memoryview(stored)[1:])
         return OutboxEntry(index, False, letter.key, letter.value, letter.headers, -1, letter.record_ms)
     value = stored[1:]
+    if stored[:1] == _TOMBSTONE:
+        return OutboxEntry(index, True, value[8:], None, [], -1, int.from_bytes(value[:8], "big", signed=True))
     header, _ = unpack(value)
     if header.writer_epoch != writer_epoch:
         value = restamp(value, writer_epoch)
@@ -91,6 +95,10 @@ class Outbox:
         key = example_key(header.address, self._num_slots)
         self._recent[index] = OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
         self._recent_bytes += len(value) + RECENT_OVERHEAD_BYTES
+
+    def put_tombstone(self, batch: WriteBatch, index: int, key: bytes, record_ms: int) -> None:
+        """Add the tombstone of an example's key."""
+        batch.put(_key(index), _TOMBSTONE + record_ms.to_bytes(8, "big", signed=True) + key)
 
     def put_dead_letter(self, batch: WriteBatch, index: int, stored: bytes) -> None:
         """Add a `stored_dead_letter`."""
@@ -128,7 +136,7 @@ class Outbox:
         """The number of the last example among these entries; -1 if there is none."""
         for index in reversed(indices):
             entry = self._recent.get(index) or self._entry(index, self._db.get(_key(index)), writer_epoch)
-            if entry.is_example:
+            if entry.number >= 0:
                 return entry.number
         return -1
 

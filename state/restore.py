@@ -30,7 +30,12 @@ per run; let A(u) be the last action of user u's newest example.
 7.  Dead letters of replayed records are written again, with the same topic, partition, offset and index. These identify
     a dead letter, so a count by identity counts each once. None is lost: `outbox` never returns an example
     together with a dead letter before it, so what is in the topic proves that older dead letters were acknowledged.
-8.  Names: those in the examples are known; others are sent again when their items are next seen.
+8.  A user who was forgotten: his mark comes behind the tombstones of his keys, in a write batch of its own. Where the
+    mark is there, nothing of him is left before it, and the replay starts at its action or behind; where it is not,
+    his examples are there still (compaction keeps them for ``min.compaction.lag.ms``), and the replay meets the order
+    again. Tombstones carry no number, and may be written again: what counts and lies under their keys is told again
+    (`ExampleLog.buried`).
+9.  Names: those in the examples are known; others are sent again when their items are next seen.
 """
 
 from __future__ import annotations
@@ -45,7 +50,8 @@ from state.meta import Position
 from state.sequencer import Sequencer
 from state.user import User
 from state.user_store import UserStore
-from wire.example import Example
+from wire.action_json import Order
+from wire.example import Example, Mark
 from wire.example_log import ExampleLog, Verdict
 
 _BATCH_USERS = 500
@@ -67,9 +73,13 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
     for example in examples:
         if log.feed(example) is not Verdict.ACCEPT:
             continue
-        user = held.get(example.user) or users.load(example.user)
-        held[example.user] = users.adopt(user, example)
-        names.update(example.names)
+        if example.mark is not None:
+            held.pop(example.user, None)
+            _obey(db, users, example)
+        else:
+            user = held.get(example.user) or users.load(example.user)
+            held[example.user] = users.adopt(user, example)
+            names.update(example.names)
         if len(held) >= _BATCH_USERS:
             _save(db, users, held, names)
         restored.newest = example
@@ -77,6 +87,16 @@ def adopt_newest(db: Database, users: UserStore, examples: Iterable[Example]) ->
     _save(db, users, held, names)
     restored.writer_epoch = log.writer_epoch
     return restored
+
+
+def _obey(db: Database, users: UserStore, mark: Example) -> None:
+    batch = WriteBatch(raw_mode=True)
+    if mark.mark is Mark.USER:
+        users.erase(batch, mark.user)
+    else:
+        order = Order("", mark.names[mark.marked_item], is_back=mark.mark is Mark.ITEM_BACK)
+        users.save_orders(batch, {mark.marked_item: order})
+    db.write(batch)
 
 
 def _save(db: Database, users: UserStore, held: dict[str, User], names: set[int]) -> None:

@@ -26,9 +26,11 @@ from state.names import Names
 from state.segment import Segment
 from state.user import User
 from wire.action import Action
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import Address, Counts, Example
+from wire.example import MARK_ITEM, MARK_USER, Address, Counts, Example, Mark
 from wire.example_codec import view
+from wire.hashing import item_hash
 
 
 class Outcome(Enum):
@@ -62,6 +64,8 @@ class Sequencer:
         self._emitter = Emitter(action, sequence, partition, stored, self.names)
         self.changed = self._emitter.changed
         """Users that have changed since the owner last emptied this."""
+        self.orders: dict[int, Order] = {}
+        """Item → the last order for it; the owner may empty this if ``stored`` keeps them."""
         self._stored = stored
         self._num_features = len(action.features)
         self._num_user_features = len(action.user_features)
@@ -165,6 +169,30 @@ class Sequencer:
                 user.run_record_ms = record_ms
         return Outcome.LATE if is_late else Outcome.ACCEPTED
 
+    def obey(self, order: Order, record_ms: int) -> bool:
+        """Obey the order that the current record is. `drain` comes before the record: what was done until then is
+        written and learned. Returns whether a user was forgotten; then the owner removes what it stores of the user,
+        and the user's examples."""
+        assert not self._emitter.is_running, "drain first"
+        self.num_accepted += self.applied_offset > self.counted_offset
+        if not order.user:
+            item = item_hash(order.item)
+            self.orders[item] = order
+            self._mark_item(item, order, record_ms)
+            return False
+        is_known = self.knows(order.user)
+        self.users.pop(order.user, None)
+        self.changed.pop(order.user, None)
+        if is_known:
+            self._emitter.mark(Mark.USER, order.user, self.applied_offset, record_ms, {})
+        # Takes the place of the one that names the user.
+        self._emitter.mark(Mark.USER, "", self.applied_offset, record_ms, {})
+        return is_known
+
+    def _mark_item(self, item: int, order: Order, record_ms: int) -> None:
+        mark = Mark.ITEM_BACK if order.is_back else Mark.ITEM
+        self._emitter.mark(mark, "", self.applied_offset, record_ms, {item: order.item})
+
     # Examples
 
     def drain(self) -> list[Example]:
@@ -191,11 +219,26 @@ class Sequencer:
 
     def refresh(self, address: Address) -> bool:
         """Let the next `drain` write again what now lies under the key of this address; False if nothing does."""
+        if address.segment in (MARK_USER, MARK_ITEM):
+            return self._mark_again(address.segment, address.first)
         user = self.users.get(address.user) or (self._stored.load(address.user) if self._stored else None)
         if user is None or not self._emitter.refresh(user, address.segment, address.first, self.applied_record_ms):
             return False
         self.users[address.user] = user
         return True
+
+    def _mark_again(self, segment: int, item: int) -> bool:
+        if segment == MARK_USER:
+            self._emitter.mark(Mark.USER, "", self.applied_offset, self.applied_record_ms, {})
+            return True
+        order = self.orders.get(item) or (self._stored.order_of(item) if self._stored is not None else None)
+        if order is not None:
+            self._mark_item(item, order, self.applied_record_ms)
+        return order is not None
+
+    def knows(self, name: str) -> bool:
+        """Whether there is such a user."""
+        return name in self.users or (self._stored is not None and self._stored.load(name) is not None)
 
     # Rules
 

@@ -27,10 +27,12 @@ from state.outbox import Outbox, OutboxEntry
 from state.restore import adopt_newest, rewind
 from state.sequencer import Sequencer
 from state.user_store import UserStore
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
 from wire.example_codec import pack
 from wire.status import PartitionStatus
+from wire.topics import example_key, keys_of_user
 
 __all__ = ["ApplyResult", "OutboxEntry", "PartitionStore", "Record"]
 
@@ -189,7 +191,9 @@ class PartitionStore:
                     num_skipped += 1
                     continue
                 num_records += 1
-                self._intake.apply(offset, record_ms, value, dead)
+                order = self._intake.apply(offset, record_ms, value, dead)
+                if order is not None:
+                    self._obey(order, offset, record_ms, dead)
             drafts = self._sequencer.drain_drafts()
             if num_records or drafts:
                 self._commit(drafts, dead)
@@ -199,9 +203,29 @@ class PartitionStore:
         num_dead = self.counts.num_dead - before.num_dead
         return ApplyResult(num_records, num_skipped, len(drafts), num_dead, self.counts, self.applied_offset)
 
-    def _commit(self, drafts: Sequence[Draft], dead: Iterable[bytes]) -> None:
+    def _obey(self, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
+        """Obey an order, in a write batch of its own: a restore that finds the marks goes on at the order, and repeats
+        no action before it."""
+        sequencer = self._sequencer
+        self._commit(sequencer.drain_drafts(), dead)
+        dead.clear()
+        sequencer.advance(offset, record_ms)
+        num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
+        is_erased = sequencer.obey(order, record_ms)
+        keys = keys_of_user(order.user, num_slots, segment_len) if is_erased else ()
+        self._commit(sequencer.drain_drafts(), (), erased=order.user if is_erased else "", tombstones=keys)
+
+    def _commit(
+        self, drafts: Sequence[Draft], dead: Iterable[bytes], *, erased: str = "", tombstones: Sequence[bytes] = ()
+    ) -> None:
+        """``erased``: a user who is removed. ``tombstones``: keys of the sequences topic; they go before the drafts."""
         batch = WriteBatch(raw_mode=True)
         sequencer, index = self._sequencer, self._meta.outbox_next
+        if erased:
+            self._users.erase(batch, erased)
+        for key in tombstones:
+            self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
+            index += 1
         for stored in dead:
             self._outbox.put_dead_letter(batch, index, stored)
             index += 1
@@ -211,6 +235,7 @@ class PartitionStore:
         for user in sequencer.changed.values():
             self._users.save(batch, user)
         self._users.save_names(batch, sequencer.names.fresh)
+        self._users.save_orders(batch, sequencer.orders)
         self._put_meta(batch, outbox_next=index)
         self._db.write(batch)
         self._is_new = False
@@ -224,6 +249,7 @@ class PartitionStore:
         while len(users) > self._config.max_cached_users:
             users.popitem(last=False)
         sequencer.changed.clear()
+        sequencer.orders.clear()
         sequencer.names.fresh.clear()
         sequencer.names.shrink()
 
@@ -282,12 +308,17 @@ class PartitionStore:
             raise
         return restored.num_examples
 
-    def refresh(self, addresses: Iterable[Address]) -> int:
+    def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put examples of what lies under these addresses' keys into the outbox again, with nothing new in them, as
-        `ExampleLog.overwritten` requires. Returns under how many of the keys anything lies."""
-        num_written = sum(map(self._sequencer.refresh, addresses))
-        if num_written:
-            self._commit(self._sequencer.drain_drafts(), ())
+        `ExampleLog` requires. Returns under how many of the keys anything lies. What was written over the tombstone of
+        a forgotten user gets another one."""
+        sequencer = self._sequencer
+        overwritten = list(overwritten)
+        strays = [each for each in overwritten if each.user and not sequencer.knows(each.user)]
+        num_written = sum(map(sequencer.refresh, (*overwritten, *buried)))
+        if num_written or strays:
+            keys = [example_key(each, self._sequence.num_slots) for each in strays]
+            self._commit(sequencer.drain_drafts(), (), tombstones=keys)
         return num_written
 
     # Opening and closing

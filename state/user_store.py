@@ -6,14 +6,16 @@ Keys (integers in keys are big-endian):
     s <user> <slot:4>    an older segment, slot = segment % num_slots (`state.segment`); written when it is full and
                          again when an action joins it, until the segment ``num_slots`` later takes its place
     n <item hash:8>      the item has been named in an example
+    r <item hash:8>      the last order for the item, as JSON (`wire.action_json.Order`)
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import msgspec
 from rocksdict import WriteBatch
 
 from state.database import Database
@@ -22,6 +24,7 @@ from state.meta import corrupt
 from state.segment import Segment
 from state.segment_codec import is_segment, unpack
 from state.user import User
+from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 
@@ -98,6 +101,23 @@ class UserStore:
         """Whether the item has been named."""
         return self._db.get(_name_key(item_hash)) is not None
 
+    def erase(self, batch: WriteBatch, name: str) -> None:
+        """Remove all of a user."""
+        key = name.encode()
+        batch.delete(b"u" + key)
+        for slot in range(self._num_slots):
+            batch.delete(self._key(key, slot))
+
+    def save_orders(self, batch: WriteBatch, orders: Mapping[int, Order]) -> None:
+        """The last order for each of these items."""
+        for item, order in orders.items():
+            batch.put(_order_key(item), msgspec.json.encode(order))
+
+    def order_of(self, item: int) -> Order | None:
+        """The last order for an item; None where there was none."""
+        stored = self._db.get(_order_key(item))
+        return None if stored is None else msgspec.json.decode(stored, type=Order)
+
     def _check_shape(self, example: Example) -> None:
         num_features = example.interactions.feature_hash.shape[1]
         got = (example.partition, example.segment_len, num_features, len(example.user_feature_hash))
@@ -110,6 +130,10 @@ class UserStore:
 
     def _key(self, user_key: bytes, index: int) -> bytes:
         return b"s%b%b" % (user_key, (index % self._num_slots).to_bytes(4, "big"))
+
+
+def _order_key(item_hash: int) -> bytes:
+    return b"r" + item_hash.to_bytes(8, "big", signed=True)
 
 
 def _name_key(item_hash: int) -> bytes:

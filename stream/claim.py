@@ -27,7 +27,7 @@ from wire.example_reader import ExampleReader
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.identity import check_same
 from wire.shape import SHAPE, disagreement, encode_shape, shape_of
-from wire.topics import Topics, example_key, fence_key
+from wire.topics import Topics, address_of_key, example_key, fence_key
 
 Headers = Sequence[tuple[str, bytes]]
 WriteFence = Callable[[int, bytes, bytes, Headers], int]
@@ -167,8 +167,8 @@ def _restore(store: PartitionStore, reader: _Reader) -> Claim:
 
 def _claimed(store: PartitionStore, reader: _Reader, *, was_restored: bool) -> Claim:
     store.set_writer_epoch(reader.log.writer_epoch)
-    # Compaction would keep a fenced writer's record, or a repeat, and drop the record that counts.
-    store.refresh(sorted(reader.log.overwritten))
+    # Compaction would keep a fenced writer's record, a repeat or a tombstone, and drop the record that counts.
+    store.refresh(sorted(reader.log.overwritten), sorted(reader.log.buried))
     return Claim(store, reader.position, ExampleLog(None, writer_epoch=reader.log.writer_epoch), was_restored)
 
 
@@ -244,6 +244,8 @@ class _Reader:
                     break
                 example = self._decoder.read(self._key.partition, record.offset, record.value)
                 if example is None:
+                    if record.value is None:
+                        self.log.bury(address_of_key(record.key or b""))
                     continue
                 if example.is_fence and example.writer_epoch >= self.log.writer_epoch:
                     headers = dict(record.headers)

@@ -52,7 +52,7 @@ class Producer:
         return await self._producer.send(topic, value, key=key, partition=partition, **more)
 
     async def send_all(
-        self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes]]
+        self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]
     ) -> AsyncIterator[tuple[Any, int]]:
         """Begin to send (key, value) records, in order, in as few batches as possible. Yields, for each batch, a future
         of its metadata, whose offset is that of its first record, and its number of records."""

@@ -23,7 +23,7 @@ from wire.config import KafkaConfig
 from wire.example_log import ExampleLog
 from wire.example_reader import ExampleReader
 from wire.kafka.async_consumer import read_range
-from wire.topics import Topics
+from wire.topics import Topics, address_of_key
 
 MAX_ENTRIES = 1_000
 """Maximum entries in flight."""
@@ -155,10 +155,13 @@ class OutboxRelay:
                 example = self._decoder.read(partition, record.offset, record.value)
                 if example is not None:
                     self._log.feed(example)
+                elif record.value is None:
+                    self._log.bury(address_of_key(record.key or b""))
                 if self._log.writer_epoch > ours:
                     raise Fenced(partition, ours, self._log.writer_epoch)
                 self._position = record.offset + 1
         self._position = max(self._position, stop or 0)
-        self._store.refresh(sorted(self._log.overwritten))
+        self._store.refresh(sorted(self._log.overwritten), sorted(self._log.buried))
         self._log.overwritten.clear()
+        self._log.buried.clear()
         log.info("read another writer's records", partition=partition, offsets=[start, self._position])

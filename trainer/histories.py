@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wire.example import Example
+from wire.example import Example, Mark
 from wire.history import OVERHEAD_BYTES, Histories, History, row_type
 
 LEFT_SHARE = 0.9
@@ -37,6 +37,8 @@ class TrainedHistories(Histories):
         """Users seen or forgotten since a checkpoint recorded them (`trainer.regions`)."""
         self._num_touches = 0
         self._is_resumed = False
+        self.removed: set[int] = set()
+        """Items that were marked, among what was folded."""
 
     @property
     def num_kept_bytes(self) -> int:
@@ -87,6 +89,15 @@ class TrainedHistories(Histories):
         """Examples of everybody, so far."""
         return self._num_touches
 
+    def obey(self, mark: Example) -> None:
+        """Forget a user who is marked."""
+        if mark.mark is Mark.USER and mark.user in self.users:
+            self.drop(mark.user)
+        elif mark.mark is Mark.ITEM:
+            self.removed.add(mark.marked_item)
+        elif mark.mark is Mark.ITEM_BACK:
+            self.removed.discard(mark.marked_item)
+
     def bound(self) -> int:
         """Forget users until the rest fits; returns how many. To be called after each step."""
         if self.num_kept_bytes <= self._max_bytes:
@@ -100,6 +111,10 @@ class TrainedHistories(Histories):
 
     def restore(self, example: Example) -> None:
         """Take an example that was trained before the checkpoint, in the order of its partition."""
+        if example.mark is not None:
+            if not self._is_resumed or example.mark is not Mark.USER:
+                self.obey(example)
+            return
         if self._is_resumed:
             if example.number < self._born.get(example.user, example.number + 1):
                 return

@@ -147,6 +147,8 @@ class Trainer:
         self.scheduler = self._new_scheduler()
         self.source = self._make_source(resumed.positions)
         self.source.restore(self.learner.histories)
+        if removed := self.learner.histories.removed:  # published weights do not say so
+            self.learner.remove_items(removed)
         self._checkpoint_at_s, self._checkpoint_step = self._in(self.config.checkpoint_every_s), num_steps
 
     @staticmethod

@@ -20,6 +20,7 @@ from trainer.publisher import Publisher
 from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.control import Which
 from wire.kafka.retry import StoppedError
 from wire.shape import shape_of
 
@@ -95,8 +96,9 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
     return 0
 
 
-def replay_topics(settings: Settings) -> int:
-    """Train on the sequences topic again by the published steps, and compare the weights with the published ones."""
+def replay_topics(settings: Settings, version: Which | None = None) -> int:
+    """Train on the sequences topic again by the published steps, and compare the weights with the published ones: those
+    of ``version``, or the newest."""
     from trainer.replay import replay
 
-    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals())
+    return replay(settings.model, settings.trainer, settings.kafka, stop_on_signals(), version)

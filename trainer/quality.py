@@ -15,6 +15,7 @@ def quality_of(learner: Learner, summary: dict[str, Any]) -> Quality:
     return Quality(
         num_targets=window["num"],
         hr10=window["model"]["hr10"],
+        popular_hr10=window["popular_unseen"]["hr10"],
         ne=summary["ranking_window"]["all"]["ne"],
         calibration=learner.metrics.ranking.window_calibration(),
         probe=probe_outputs(learner.model, learner.config.backend),

@@ -22,6 +22,7 @@ from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Table, Weights, newest_weights
 from wire.config import KafkaConfig
+from wire.control import Which
 from wire.kafka.consumer import make_consumer, partitions_of, read_from
 from wire.kafka.retry import patiently
 from wire.topics import Topics
@@ -30,11 +31,18 @@ from wire.weights import Manifest
 log = structlog.get_logger("trainer")
 
 
-def published_weights(records: Iterator[Any]) -> tuple[Weights, list[Manifest]]:
-    """All records of the weights topic → the newest weights that a reader can reach, and the valid manifests."""
-    weights, manifests = newest_weights(records)
+def published_weights(records: Iterator[Any], wanted: Which | None = None) -> tuple[Weights, list[Manifest]]:
+    """All records of the weights topic → the newest weights that a reader can reach, or those of a version, and the
+    valid manifests up to it."""
+    weights, manifests = newest_weights(records, wanted)
     if weights is None:
         raise SourceError("weights topic: expected a base version to compare with, got none; is a trainer publishing?")
+    if wanted is not None and weights.manifest.which != wanted:
+        epoch, number = wanted
+        raise SourceError(
+            f"weights topic: expected version {epoch}/{number} and the base that it builds on, got none (any more); "
+            "`headrace versions` lists what is there"
+        )
     return weights, manifests
 
 
@@ -76,13 +84,15 @@ def same_bits(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any] | None) -
     return theirs is not None and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()
 
 
-def replay(model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event) -> int:
-    """Repeat the training; exit status 0 if the weights are bit-equal to the newest published version."""
+def replay(
+    model: ModelConfig, config: TrainerConfig, kafka: KafkaConfig, stop: threading.Event, wanted: Which | None = None
+) -> int:
+    """Repeat the training up to a published version (None: the newest); exit status 0 if its weights are bit-equal."""
     reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
     where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
     partitions_of(reader, where.topic)
     first = reader.beginning_offsets([where])[where]
-    weights, manifests = published_weights(read_from(reader, where, first))
+    weights, manifests = published_weights(read_from(reader, where, first), wanted)
     reader.close()
     published = weights.manifest
     _check_settings(model, config, published)

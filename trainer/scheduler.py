@@ -41,6 +41,10 @@ class Scheduler:
         num_tokens = num_targets = 0
         while (partition := self._next_partition()) is not None:
             example = self._waiting[partition][0]
+            if example.mark is not None:  # a step of its own
+                if not taken:
+                    taken[partition] = [self._pop(partition)]
+                break
             tokens, targets = self._tokens(example, example.user in users), num_pieces(example)
             if taken and (num_tokens + tokens > self._max_tokens or num_targets + targets > self._max_targets):
                 break

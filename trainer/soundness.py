@@ -39,6 +39,9 @@ def unsound_step(report: StepReport) -> Unsound | None:
 def pass_over(learner: Learner, examples: Sequence[Example]) -> None:
     """Skip a step that is set aside: histories and names take it in, the model learns nothing from it."""
     for example in examples:
+        if example.mark is not None:
+            learner.obey([example])
+            continue
         learner.histories.fold(example)
         learner.learn_names(example.names)
     learner.histories.bound()

@@ -102,8 +102,11 @@ class Weights:
         return Weights(version.manifest, version.snapshot.dense, tables, names, memory, rates)
 
 
-def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifest]]:
-    """Records of the weights topic, from a base on → the newest weights in them, and the valid manifests."""
+def newest_weights(
+    records: Iterable[Any], until: tuple[int, int] | None = None
+) -> tuple[Weights | None, list[Manifest]]:
+    """Records of the weights topic, from a base on → the newest weights in them, and the valid manifests; both up to
+    the version ``until``, if one is given and comes."""
     assembler, weights, manifests = VersionAssembler(), None, list[Manifest]()
     for record in records:
         version = assembler.feed(record.key, record.headers, record.value)
@@ -114,6 +117,8 @@ def newest_weights(records: Iterable[Any]) -> tuple[Weights | None, list[Manifes
             weights = weights.apply(version)
         elif version.manifest.kind == "base":
             weights = Weights.from_base(version)
+        if version.manifest.which == until:
+            break
     return weights, manifests
 
 

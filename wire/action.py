@@ -19,11 +19,13 @@ from wire.action_json import (
     MAX_INT,
     MAX_KEY_LEN,
     MAX_VALUE,
+    Order,
     Reason,
     Refused,
     Wire,
     check,
     decode_free,
+    order_of,
     refuse,
 )
 from wire.config import ActionConfig
@@ -59,14 +61,15 @@ class Rejection(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-Decoded = list[Action | Rejection]
+Decoded = list[Action | Rejection | Order]
 _one = msgspec.json.Decoder(Wire)
 _many = msgspec.json.Decoder(list[Wire])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> Decoded:
-    """The actions of a record in order, with a `Rejection` in place of each refused one. Never raises.
+    """The actions of a record in order, with a `Rejection` in place of each refused one; or its one `Order`. Never
+    raises.
 
     ``record_ms`` is the record's Kafka timestamp: an action more than ``max_future_s`` ahead of it is "future".
     """
@@ -88,12 +91,14 @@ def decode_record(value: bytes | None, record_ms: int, config: ActionConfig) -> 
 
 
 _LIST = ord("[")
+WHOLE = -1
+"""In place of an index: the whole record."""
 
 
 def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decoded:
     try:
         if value.lstrip(b" \t\r\n")[:1] != b"[":
-            return [_decode_element(value, -1, record_ms, config)]
+            return [_decode_element(value, WHOLE, record_ms, config)]
         elements = _raw_list.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return [_malformed(error, -1, value)]
@@ -105,9 +110,12 @@ def _decode_slowly(value: bytes, record_ms: int, config: ActionConfig) -> Decode
     return [_decode_element(bytes(raw), index, record_ms, config) for index, raw in enumerate(elements)]
 
 
-def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection:
+def _decode_element(raw: bytes, index: int, record_ms: int, config: ActionConfig) -> Action | Rejection | Order:
     try:
-        return _action(check(decode_free(raw)), record_ms, config)
+        content = decode_free(raw)
+        if index == WHOLE and (order := order_of(content)) is not None:
+            return order
+        return _action(check(content), record_ms, config)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _malformed(error, index, raw)
     except Refused as refused:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
+from wire.hashing import canonical
 from wire.moment import describe
 
 Reason = Literal[
@@ -69,6 +70,36 @@ def decode_free(raw: bytes) -> Any:
 
 class _Unrepresentable(msgspec.Struct):
     message: str
+
+
+class Order(msgspec.Struct, frozen=True):
+    """``{"forget": true, "user": …}`` or ``{"forget": true, "item": …}``: a record of its own, never in a list.
+    ``{"forget": false, "item": …}`` takes an item's back. ``user``: canonical; empty where it is of an item."""
+
+    user: str
+    item: str | int = ""
+    is_back: bool = False
+
+
+def order_of(content: Any) -> Order | None:
+    """The order in a JSON value; None where it is none. Raises `Refused` for one that cannot be obeyed."""
+    if not isinstance(content, dict) or "forget" not in content or "action" in content:
+        return None
+    forget, fields = content["forget"], [name for name in ("user", "item") if content.get(name) is not None]
+    if not isinstance(forget, bool) or len(fields) != 1:
+        refuse("bad_value", "forget: expected true (or false, for an item), and either user or item; correct the order")
+    key = _check_key(content[fields[0]], fields[0])
+    text = canonical(key)
+    if isinstance(key, int) and not -MAX_INT - 1 <= key <= MAX_INT:
+        refuse("bad_value", f"{fields[0]}: expected an integer of 64 bits, got {text[:40]}; send it as a string")
+    if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
+        refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
+               f"{len(text)}")  # fmt: skip
+    if fields[0] == "item":
+        return Order("", key, is_back=not forget)
+    if not forget:
+        refuse("bad_value", "forget: a user who was forgotten cannot be brought back; leave the order out")
+    return Order(text)
 
 
 def check(content: Any) -> Wire:

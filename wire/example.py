@@ -13,6 +13,7 @@ Shapes: n interactions of the record, F configured item features, f pieces of fe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,21 @@ PIECE = -1
 """In an `Address`: part of a segment."""
 
 
+MARK_USER, MARK_ITEM = -2, -3
+"""In an `Address`: no segment at all, but a mark."""
+
+
+class Mark(IntEnum):
+    """What an example without interactions says, in its place among the others. The values are the codec's flags."""
+
+    USER = 128
+    """Forget the user: whatever is known of him. What comes behind it begins his life anew. Without a user: nothing."""
+    ITEM = 256
+    """Forget the item that is named: it is not recommended, nor learned of, from here on."""
+    ITEM_BACK = 512
+    """Learn of the item that is named again, as of a new one."""
+
+
 class Address(NamedTuple):
     """What a record's key stands for: compaction keeps the newest record of each.
 
@@ -77,6 +93,11 @@ class Address(NamedTuple):
     user: str
     segment: int
     first: int
+
+
+def address_of_mark(mark: int, item_hash: int) -> Address:
+    """The address of a mark: the last one of users, and the last one of each item, are kept."""
+    return Address("", MARK_USER, 0) if mark == Mark.USER else Address("", MARK_ITEM, item_hash)
 
 
 def address_of(user: str, segment: int, first: int, num_interactions: int, segment_len: int) -> Address:
@@ -142,10 +163,19 @@ class Example:
     """The place in the segment of the record's first interaction."""
     id_counts: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     """(n,) how many of ``action_ids`` belong to each interaction; (0,) where there are none."""
+    mark: Mark | None = None
+    """Of a mark, which has no interactions: what it says. It names its item, if it is of one, in ``names``."""
+
+    @property
+    def marked_item(self) -> int:
+        """The hash of a mark's item; 0 where this is no mark of an item."""
+        return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property
     def address(self) -> Address:
         """What the record's key stands for."""
+        if self.mark is not None:
+            return address_of_mark(self.mark, self.marked_item)
         return address_of(self.user, self.segment, self.first, len(self.interactions), self.segment_len)
 
     @property

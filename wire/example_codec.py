@@ -8,6 +8,9 @@
             (i,) int64 action_ids, (u,) int64 user_feature_hash
             (f,) uint8 or uint16 feedback_index (uint16 where segment_len > 256), (f,) uint32 feedback_bits
 
+A **mark** (flags 128, 256 and 512; `wire.example.Mark`) has no interactions: forget a user, forget an item, learn of it
+again. It came later than the layout: a reader that does not know it finds an example of nothing.
+
 Columns of n interactions with F features, in this order: (n,) int64 item_hash; (n,) uint32 timestamp_ms less
 ``base_ms`` (int64, and base 0, with flag LONG_TIMES); (n,) action_bits as uint8, uint16 or uint32, the narrowest that
 holds them (``bits_width`` bytes); then, each only where its flag says that any differs from "none": (n,) int64
@@ -31,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wire.errors import CodecError
-from wire.example import Address, Counts, Example, Int64, Interactions, address_of
+from wire.example import Address, Counts, Example, Int64, Interactions, Mark, address_of, address_of_mark
 
 MAGIC = b"HRE"
 LAYOUT = 3
@@ -39,6 +42,8 @@ MAX_NAMES_BYTES = 60_000
 """An example carries at most this much text of names (a header's length has 16 bits); an item that does not fit is
 named at its next sighting."""
 LONG_TIMES, DOMAINS, VALUES, FEATURES, SESSIONS, FENCE, IDS = 1, 2, 4, 8, 16, 32, 64
+MARKS = Mark.USER | Mark.ITEM | Mark.ITEM_BACK
+"""A record with one of these flags has no interactions."""
 _PREFIX = struct.Struct("<3sBIH")
 _BODY_START = 8
 Number = TypeVar("Number", bound=np.generic)
@@ -81,6 +86,8 @@ class Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     @property
     def address(self) -> Address:
         """What the record's key stands for."""
+        if self.flags & MARKS:
+            return address_of_mark(self.flags & MARKS, next(iter(self.names), 0))
         return address_of(self.user, self.segment, self.first, self.num_interactions, self.segment_len)
 
 
@@ -134,6 +141,8 @@ def _check_sizes(header: Header, num_bytes: int) -> None:
         raise CodecError(f"example: expected {expected} bytes of columns, got {num_bytes}; its writer is wrong")
     if header.num_new > num or header.num_feedback > num - header.num_new or num + header.first > header.segment_len:
         raise CodecError("example: expected no more new interactions and feedback than there are; its writer is wrong")
+    if flags & MARKS and (num or flags & MARKS not in tuple(Mark)):
+        raise CodecError("example: expected one mark and no interactions, or no mark; its writer is wrong")
     if bool(header.num_ids) != bool(flags & IDS):
         raise CodecError("example: expected ids and how many each interaction has, or neither; its writer is wrong")
 
@@ -146,7 +155,7 @@ def encode_example(example: Example) -> bytes:
     base_ms = int(times[0]) if num else 0
     long_times = bool(num) and not (int(times.min()) - base_ms >= 0 and int(times.max()) - base_ms < 1 << 32)
     width = bits_width(int(bits.max(initial=0)))
-    flags = FENCE if example.is_fence else 0
+    flags = (FENCE if example.is_fence else 0) | (example.mark or 0)
     columns = [_bytes_of(rows.item_hash, np.int64)]
     if long_times:
         flags, base_ms = flags | LONG_TIMES, 0
@@ -218,6 +227,7 @@ def view(header: Header, value: bytes, start: int = 0) -> Example:
         header.num_new, index, feedback, session, ids, user_features, header.user_offset, header.user_index,
         header.applied_offset, header.replay_from_offset, header.newest_event_ms, header.newest_record_ms,
         header.names, bool(flags & FENCE), header.counted_offset, header.counts, header.first, id_counts,
+        Mark(flags & MARKS) if flags & MARKS else None,
     )  # fmt: skip
 
 

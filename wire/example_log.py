@@ -5,8 +5,9 @@ acknowledgement, before it had recorded that) and records of a worker that has l
 Fences deal with the latter: a fence raises the partition's writer epoch, and whatever a lower epoch writes after it is
 stale. Each epoch's fence has its own key (`wire.topics.fence_key`), so compaction keeps all of them.
 
-Compaction knows nothing of this: if a stale record or a repeat is a key's last, it will keep that one and drop the one
-that counts. `ExampleLog.overwritten` says what these keys stand for; the partition's owner writes it again
+Compaction knows nothing of this: if a stale record, a repeat or a tombstone is a key's last, it will keep that one and
+drop the one that counts. `ExampleLog.overwritten` and `buried` say what these keys stand for; the partition's owner
+writes it again
 (`state.store.PartitionStore.refresh`), which has to happen within the topic's ``min.compaction.lag.ms``.
 """
 
@@ -60,6 +61,8 @@ class ExampleLog:
         self.allow_gaps = allow_gaps
         self.overwritten: set[Address] = set()
         """The addresses whose last record does not count."""
+        self.buried: set[Address] = set()
+        """The addresses whose last record is a tombstone, of which only its writer knew whether it is right."""
 
     @property
     def last_number(self) -> int:
@@ -88,8 +91,9 @@ class ExampleLog:
         self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1
         self.gap = None
-        if self.overwritten:
+        if self.overwritten or self.buried:
             self.overwritten.discard(example.address)
+            self.buried.discard(example.address)
 
     def take_run(self, numbers: NDArray[np.int64], writer_epochs: NDArray[np.int64]) -> bool:
         """Accept a run of examples if `feed` would accept each, for a reader that allows gaps; otherwise accept nothing
@@ -101,9 +105,17 @@ class ExampleLog:
             return False
         self.example_epoch, self.next_number, self.gap = self.writer_epoch, int(numbers[-1]) + 1, None
         self.overwritten.clear()
+        self.buried.clear()
         return True
+
+    def bury(self, address: Address | None) -> None:
+        """A tombstone: what its key stands for may lie there no longer, though it counts."""
+        if address is not None:
+            self.overwritten.discard(address)
+            self.buried.add(address)
 
     def _drop(self, example: Example, verdict: Verdict) -> Verdict:
         if not example.is_fence:
             self.overwritten.add(example.address)
+            self.buried.discard(example.address)
         return verdict

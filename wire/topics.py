@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from wire.config import KafkaConfig
-from wire.example import PIECE, Address
+from wire.example import MARK_ITEM, MARK_USER, NUM_OPEN, PIECE, Address
 
 FENCE_KEY = b"\x00fence"
 """Start of every fence's key. No user's key starts with a NUL (`schema/action.schema.json`)."""
+FORGOTTEN_KEY, ITEM_KEY = b"\x00forgotten", b"\x00item/"
+"""Of marks (`wire.example.Mark`): the last one that forgets a user, and, with its hash behind it, an item's last."""
 LAG_KEY = b"lag"
 BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 """Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
@@ -26,7 +28,32 @@ def example_key(address: Address, num_slots: int) -> bytes:
     user, segment, first = address
     if segment == PIECE:
         return b"%b\x00.%d" % (user.encode(), first)
+    if segment == MARK_USER:
+        return FORGOTTEN_KEY
+    if segment == MARK_ITEM:
+        return b"%b%d" % (ITEM_KEY, first)
     return b"%b\x00%d" % (user.encode(), segment % num_slots)
+
+
+def address_of_key(key: bytes) -> Address | None:
+    """What a key of the sequences topic stands for, a segment by its slot; None for a fence's and for foreign ones."""
+    user, _, place = key.rpartition(b"\x00")
+    try:
+        if key == FORGOTTEN_KEY:
+            return Address("", MARK_USER, 0)
+        if key.startswith(ITEM_KEY):
+            return Address("", MARK_ITEM, int(key[len(ITEM_KEY) :]))
+        if place.startswith(b"."):
+            return Address(user.decode(), PIECE, int(place[1:]))
+        return Address(user.decode(), int(place), 0) if user else None
+    except ValueError:
+        return None
+
+
+def keys_of_user(user: str, num_slots: int, segment_len: int) -> list[bytes]:
+    """Every key that examples of a user may have."""
+    places = [Address(user, PIECE, place) for place in range(NUM_OPEN * segment_len)]
+    return [example_key(each, num_slots) for each in (*places, *(Address(user, n, 0) for n in range(num_slots)))]
 
 
 def fence_key(writer_epoch: int) -> bytes:

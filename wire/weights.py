@@ -55,6 +55,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
     num_targets: int = 0
     hr10: float | None = None
+    popular_hr10: float | None = None
+    """HR@10, over the same targets, of the most popular items: what the world allows, whatever the model does."""
     ne: float | None = None
     calibration: float | None = None
     probe: list[float] = []

@@ -30,6 +30,28 @@ def worker(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     raise typer.Exit(run_worker(settings))
 
 
+def replay(
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="EPOCH/NUMBER, as `headrace versions` lists them.")
+    ] = None,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Repeat the training of a published version (default: the newest) from the topics, and compare the weights.
+
+    Changes nothing. Exit status 1 if a single bit differs. The topics must still have the examples and the steps.
+    """
+    from wire.control import parse_version
+
+    which = parse_version(version) if version is not None else None
+    _let_idle_threads_sleep()
+    start_logging()
+    settings = read_settings(config, bootstrap)
+    from trainer.process import replay_topics
+
+    raise typer.Exit(replay_topics(settings, which))
+
+
 def train(
     file: Annotated[
         Path | None,
@@ -91,6 +113,7 @@ def _let_idle_threads_sleep() -> None:
 def serve(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     """Answer recommendation requests over HTTP, from the newest weights on the topic."""
     settings = read_settings(config, bootstrap)
+    _let_idle_threads_sleep()
     from serving.process import run_server
 
     start_logging()

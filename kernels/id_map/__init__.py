@@ -93,6 +93,16 @@ class IdMap:
         """Forget ids last seen before ``before_ms``; (ids, rows) of those that had a row, by row."""
         return self._table.evict(_checked_ms(before_ms, "before_ms"))
 
+    def remove(self, ids_N: Ids) -> tuple[Ids, Ids]:
+        """Forget these ids, whenever they were seen; (ids, rows) of those that had a row, by row. O(the map)."""
+        state = self.state_dict()
+        gone, gone_pending = (np.isin(state[key], _checked_ids(ids_N)) for key in ("ids", "pending_ids"))
+        found = state["ids"][gone], state["rows"][gone]
+        for key in _STATE_KEYS:
+            state[key] = state[key][~(gone_pending if key.startswith("pending") else gone)]
+        self.load_state_dict(state)
+        return found
+
     def live_rows(self) -> Ids:
         """Rows in use, ascending."""
         return self._table.live()[0]

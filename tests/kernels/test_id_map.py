@@ -113,6 +113,17 @@ def test_freed_rows_are_given_again_lowest_first() -> None:
     assert table.num_rows == 11
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_removed_ids_are_gone_whenever_they_were_seen(backend: str) -> None:
+    table = IdMap(admit_after=2, backend=backend)
+    table.insert(np.array([5, 5, 6, 6, 7, 7, 8]), 9)
+    ids, rows = table.remove(np.array([6, 8, 99]))
+    assert (ids.tolist(), rows.tolist()) == ([6], [1])
+    assert table.lookup(np.array([5, 6, 7])).tolist() == [0, -1, 2]
+    assert (table.num_pending, len(table)) == (0, 2)
+    assert table.insert(np.array([8, 10, 10]), 10).tolist() == [-1, -1, 1], "8 begins anew; the row is given again"
+
+
 def test_an_id_is_admitted_at_its_kth_sighting_even_within_a_batch() -> None:
     table = IdMap(admit_after=3)
     assert table.insert(np.array([7, 7, 8, 7, 8, 7]), 1).tolist() == [-1, -1, -1, 0, -1, 0]

@@ -22,7 +22,7 @@ from tests.serving.world import Record, World
 from wire.control import PIN_KEY, Pin, encode_pin, parse_version
 from wire.errors import VersionError
 from wire.kafka.consumer import connect
-from wire.weights import Quality, decode_manifest, encode_manifest
+from wire.weights import Manifest, Quality, decode_manifest, encode_manifest
 
 GOOD, RUINED = Quality(num_targets=5000, hr10=0.2, ne=0.9, calibration=1.0), {"hr10": 0.05}
 
@@ -125,6 +125,64 @@ def test_a_new_line_of_training_answers_when_it_is_as_good(wire: Wire) -> None:
             wait_until(lambda: thread.rollout.held == (2, new.number), 20, "the new line to be held back")
             assert answers_from(thread, good)
         served(thread, publish(wire, new))
+
+
+def manifests(num: int, first: int = 0, every_ms: int = 1000, lineage: str = "a", **quality: float) -> list[Manifest]:
+    """Versions that a trainer publishes one after the other."""
+    (record,) = World(num_users=1).records("base", 0)[-1:]
+    made = decode_manifest(record[2])
+    return [
+        msgspec.structs.replace(
+            made, number=number, created_ms=every_ms * number, lineage=lineage,
+            quality=msgspec.structs.replace(GOOD, **quality),
+        )
+        for number in range(first, first + num)
+    ]  # fmt: skip
+
+
+def held_by(guard: Guard, versions: list[Manifest]) -> list[bool]:
+    """What the subscriber does with each."""
+    held = []
+    for each in versions:
+        held.append(bool(guard.problem(each)))
+        if not held[-1]:
+            guard.accept(each)
+    return held
+
+
+def test_versions_are_not_held_back_for_ever_in_a_world_that_has_changed() -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True, guard_patience_s=20)))
+    assert not any(held_by(guard, manifests(30)))
+    held = held_by(guard, manifests(200, 30, hr10=0.05))
+    assert held == [True] * 20 + [False] * 180
+    assert held_by(guard, manifests(3, 230, hr10=0.01)) == [True] * 3, "it still holds back what falls from there"
+
+
+def test_a_guard_without_patience_holds_for_ever() -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True, guard_patience_s=0)))
+    held_by(guard, manifests(30))
+    assert all(held_by(guard, manifests(500, 30, hr10=0.05)))
+
+
+def test_patience_begins_anew_when_a_version_was_good() -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True, guard_patience_s=20)))
+    held_by(guard, manifests(30))
+    for first in (30, 50):
+        assert all(held_by(guard, manifests(15, first, ne=3.0)))
+        assert held_by(guard, manifests(5, first + 15)) == [False] * 5
+
+
+def test_what_the_most_popular_items_have_lost_too_is_not_held_against_a_version() -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True)))
+    held_by(guard, manifests(30, popular_hr10=0.08))
+    assert not any(held_by(guard, manifests(5, 30, hr10=0.08, popular_hr10=0.03)))
+    assert all(held_by(guard, manifests(5, 35, hr10=0.03, popular_hr10=0.08)))
+
+
+def test_a_new_line_of_training_gets_more_time() -> None:
+    guard = Guard(Band.of(ServingConfig(guard=True, guard_patience_s=20, guard_new_line_s=60)))
+    held_by(guard, manifests(30))
+    assert held_by(guard, manifests(100, 30, lineage="b", hr10=0.02)) == [True] * 60 + [False] * 40
 
 
 def test_a_pin_goes_back_stays_and_lets_go(wire: Wire) -> None:

@@ -70,7 +70,10 @@ class Oracle:
         except ValueError:
             self.dead.append((offset, -1, "malformed"))
             return
-        if isinstance(content, list):
+        if isinstance(content, dict) and "forget" in content:
+            self.accepted += 1
+            self.users.pop(content.get("user", ""), None)
+        elif isinstance(content, list):
             for index, action in enumerate(content):
                 self.one(action, offset, index, record_ms)
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -18,11 +20,15 @@ from state.segment import Segment
 from state.sequencer import Sequencer
 from state.store import PartitionStore, Record
 from state.user import User
+from state.user_store import UserStore
 from tests.state.world import World, stream_of
+from wire.action_json import Order
 from wire.config import SequenceConfig
 from wire.errors import HeadraceError
-from wire.example import Example
+from wire.example import Example, Mark
+from wire.example_codec import decode_example
 from wire.example_log import ExampleLog, Verdict
+from wire.hashing import item_hash
 from wire.topics import example_key
 
 SEQUENCES = st.builds(
@@ -80,6 +86,44 @@ def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
             world.check()
         finally:
             world.store.close()
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(sequence=SEQUENCES, seed=st.integers(0, 2**32), num_records=st.integers(1, 60), num_events=st.integers(0, 40))
+def test_users_and_items_that_are_forgotten_stay_forgotten_whatever_happens(
+    sequence: SequenceConfig, seed: int, num_records: int, num_events: int
+) -> None:
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        rng = random.Random(seed)
+        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)), orders=True)
+        config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)))
+        world = World(Path(folder), log, sequence, config)
+        try:
+            live(world, rng, num_events)
+            world.check()
+            nothing_is_left(world)
+        finally:
+            world.store.close()
+
+
+def nothing_is_left(world: World) -> None:
+    """Once the topic is compacted, and nobody else's record was in the way, nobody who was forgotten is in it."""
+    world.claim()
+    world.finish()
+    oracle = world.check_told()
+    left = [decode_example(value) for _, value in world.left_of(len(world.topic)) if value is not None]
+    assert {example.user for example in left} - {""} <= oracle.users.keys()
+    removed = {item_hash(order["item"]): order["forget"] for order in orders_in(world.log) if "item" in order}
+    marks = {example.marked_item: example.mark is Mark.ITEM for example in left if example.marked_item}
+    assert marks == removed
+
+
+def orders_in(log: list[Record]) -> list[dict[str, Any]]:
+    return [json.loads(value) for *_, value in log if value is not None and value.startswith(b'{"forget')]
 
 
 @pytest.mark.parametrize("event", ["crash", "wipe", "ghost", "repeat"])
@@ -195,7 +239,7 @@ def _count_a_replay_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def _trust_compaction(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PartitionStore, "refresh", lambda self, segments: 0)
+    patch.setattr(PartitionStore, "refresh", lambda self, *segments: 0)
 
 
 def _take_in_ghosts(patch: pytest.MonkeyPatch) -> None:
@@ -208,7 +252,7 @@ def _name_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def _write_the_outbox_later(patch: pytest.MonkeyPatch) -> None:
     commit = PartitionStore._commit
-    patch.setattr(PartitionStore, "_commit", lambda self, drafts, dead: commit(self, [], dead))
+    patch.setattr(PartitionStore, "_commit", lambda self, drafts, dead, **rest: commit(self, [], dead, **rest))
 
 
 def _apply_again(patch: pytest.MonkeyPatch) -> None:
@@ -220,6 +264,41 @@ def _apply_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionStore, "apply", apply)
 
 
+def _leave_examples_in_the_topic(patch: pytest.MonkeyPatch) -> None:
+    commit = PartitionStore._commit
+    patch.setattr(
+        PartitionStore, "_commit", lambda self, *parts, erased="", tombstones=(): commit(self, *parts, erased=erased)
+    )
+
+
+def _leave_users_on_the_disk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(UserStore, "erase", lambda self, batch, name: None)
+
+
+def _name_who_was_forgotten(patch: pytest.MonkeyPatch) -> None:
+    mark = Emitter.mark
+    patch.setattr(Emitter, "mark", lambda self, kind, user, *rest: user and mark(self, kind, user, *rest))
+
+
+def _trust_tombstones(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ExampleLog, "bury", lambda self, address: None)
+
+
+def _obey_within_a_batch(patch: pytest.MonkeyPatch) -> None:
+    """Users are forgotten before what they did is told."""
+
+    def obey(self: PartitionStore, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
+        self._sequencer._emitter._running.clear()
+        right(self, order, offset, record_ms, dead)
+
+    right = PartitionStore._obey
+    patch.setattr(PartitionStore, "_obey", obey)
+
+
+BROKEN_ORDERS = [
+    _leave_examples_in_the_topic, _leave_users_on_the_disk, _name_who_was_forgotten, _trust_tombstones,
+    _obey_within_a_batch,
+]  # fmt: skip
 BROKEN = [
     _replay_from_behind_the_batch, _apply_what_an_example_covers, _skip_the_rest_of_the_record,
     _adopt_nothing_of_old_segments, _forget_ids, _leave_segments_in_pieces,
@@ -233,33 +312,35 @@ SEEDS = (29, 13, 6, *range(60))
 """Of the lives that a broken build is tried on. The first three catch what shows only rarely."""
 
 
-@pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__.strip("_"))
+@pytest.mark.parametrize("break_it", [*BROKEN, *BROKEN_ORDERS], ids=lambda function: function.__name__.strip("_"))
 def test_a_broken_build_is_caught(
     break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
     for seed in SEEDS:
         try:
-            _one_life(seed)
+            _one_life(seed, orders=break_it in BROKEN_ORDERS)
         except (AssertionError, KeyError, ValueError, HeadraceError):
             return
     pytest.fail(f"{len(SEEDS)} lives passed")
 
 
-def _one_life(seed: int) -> None:
+def _one_life(seed: int, *, orders: bool = False) -> None:
     rng = random.Random(seed)
     sequence = SequenceConfig(
         join_window_s=rng.choice((0.05, 0.3)), max_context=rng.choice((2, 9)), segment_len=rng.choice((1, 4))
     )
     with TemporaryDirectory(dir=MEMORY) as folder:
-        world = World(Path(folder), stream_of(seed, 150, 2), sequence)
+        world = World(Path(folder), stream_of(seed, 150, 2, orders=orders), sequence)
         try:
             live(world, rng, 80)
             world.check()
+            if orders:
+                nothing_is_left(world)
         finally:
             world.store.close()
 
 
 def test_the_same_lives_pass_if_nothing_is_broken() -> None:
     for seed in SEEDS[:10]:
-        _one_life(seed)
+        _one_life(seed, orders=seed % 3 == 0)

@@ -21,8 +21,9 @@ from state.store import PartitionStore
 from tests.state.victim import SEQUENCE, Topic
 from tests.state.world import ACTION, World, read_user, rows_of, stream_of
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import PIECE, Address
+from wire.example import MARK_ITEM, MARK_USER, PIECE, Address, Mark
 from wire.example_codec import decode_example
+from wire.hashing import item_hash
 from wire.partitioner import partition_of
 
 ROOT = Path(__file__).parents[2]
@@ -177,11 +178,11 @@ def test_a_segment_is_written_again_on_request_with_nothing_new(tmp_path: Path) 
     store.apply([(5, 2_500, None, action("v", item=9))])
     store.ack(5)
     assert store.refresh(Address(*each) for each in [("u", 0, 0), ("u", 3, 0), ("v", 1, 0), ("nobody", 0, 0)]) == 2
-    examples = [decode_example(entry.value) for entry in store.outbox()]
+    examples = [decode_example(entry.value) for entry in store.outbox() if entry.value is not None]
     assert [(e.user, e.number, e.segment, e.num_new, e.num_feedback) for e in examples] == [
         ("u", 6, 4, 0, 0), ("u", 7, 3, 0, 0),
     ], "segment 4 lies where 0 would; nothing lies where the second of v would"  # fmt: skip
-    assert [entry.key for entry in store.outbox()] == [b"u\x000", b"u\x001"]
+    assert [entry.key for entry in store.outbox() if entry.value] == [b"u\x000", b"u\x001"]
     assert [(e.newest_record_ms, e.replay_from_offset, e.user_offset) for e in examples] == [
         (2_500, 6, 4), (2_500, 6, 4),
     ]  # fmt: skip
@@ -467,3 +468,32 @@ def test_a_store_restored_from_any_prefix_of_the_topic_equals_the_lost_one(seed:
         assert world.store.counts == counts
         world.check_told()
     world.store.close()
+
+
+def test_what_a_ghost_writes_of_a_forgotten_user_gets_a_tombstone_again(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path / "db", 0, ACTION)
+    store.apply([(0, 1_000, None, b'{"user":"u","item":1,"action":"see","timestamp":1000}'),
+                 (1, 1_000, None, b'{"forget":true,"user":"u"}')])  # fmt: skip
+    store.ack(store.outbox(limit=1000)[-1].index)
+    address = Address("u", PIECE, 0)
+    assert store.refresh([], [address]) == 0
+    assert not store.outbox(), "a tombstone is there already"
+    assert store.refresh([address]) == 0
+    (entry,) = store.outbox()
+    assert (entry.key, entry.value, entry.is_example) == (b"u\0.0", None, True)
+    store.close()
+
+
+def test_an_order_for_an_item_that_was_overwritten_is_told_again(tmp_path: Path) -> None:
+    store = PartitionStore.open(tmp_path / "db", 0, ACTION)
+    orders = [b'{"forget":true,"item":7}', b'{"forget":true,"item":8}', b'{"forget":false,"item":8}']
+    store.apply([(offset, 1_000, None, order) for offset, order in enumerate(orders)])
+    store.ack(store.outbox(limit=1000)[-1].index)
+    addresses = [Address("", MARK_ITEM, item_hash(item)) for item in (7, 8, 9)]
+    assert store.refresh(addresses) == 2
+    marks = [decode_example(entry.value or b"") for entry in store.outbox()]
+    assert [(each.mark, each.marked_item) for each in marks] == [
+        (Mark.ITEM, item_hash(7)), (Mark.ITEM_BACK, item_hash(8)),
+    ]  # fmt: skip
+    assert store.refresh([Address("", MARK_USER, 0)]) == 1
+    store.close()

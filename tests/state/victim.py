@@ -49,7 +49,7 @@ def main(folder: Path, seed: int, num_records: int) -> None:
     store = PartitionStore.open(folder / "db", 0, ACTION, SEQUENCE)
     topic.append(encode_example(fence(0, examples.writer_epoch + 1)))
     store.set_writer_epoch(examples.writer_epoch + 1)
-    store.refresh(sorted(examples.overwritten))
+    store.refresh(sorted(examples.overwritten), sorted(examples.buried))
     print("ready", flush=True)
     while store.applied_offset < log[-1][0]:
         first = next(i for i, record in enumerate(log) if record[0] > store.applied_offset)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from state.config import StoreConfig
 from state.store import PartitionStore, Record
 from tests.state.oracle import Oracle
 from wire.config import MAX_IDS, ActionConfig, SequenceConfig
-from wire.example import NUM_OPEN, Example, fence
+from wire.example import NUM_OPEN, Example, Mark, fence
 from wire.example_codec import decode_example, encode_example, view
 from wire.example_log import ExampleLog, Verdict
 from wire.hashing import key_hash
+from wire.topics import address_of_key
 
 ACTION = ActionConfig(
     kinds=("see", "click", "like"),
@@ -49,15 +51,20 @@ def oracle_for(sequence: SequenceConfig, action: ActionConfig = ACTION) -> Oracl
     )  # fmt: skip
 
 
-def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40) -> list[Record]:
-    """A log with joins, duplicates, late actions, lists, jumps in time and records that are not actions."""
+def stream_of(
+    seed: int, num_records: int, num_users: int = 4, num_items: int = 5, step_ms: int = 40, *, orders: bool = False
+) -> list[Record]:
+    """A log with joins, duplicates, late actions, lists, jumps in time and records that are not actions; with
+    ``orders`` also some to forget a user or an item."""
     rng = random.Random(seed)
     now, offset, log = 1_000, 0, []
     for _ in range(num_records):
         now += rng.choice((0, 0, 1, rng.randrange(step_ms), rng.randrange(step_ms), 8 * rng.randrange(step_ms)))
         dice = rng.random()
         value: bytes | None
-        if dice < 0.05:
+        if orders and rng.random() < 0.08:
+            value = json.dumps(_order(rng, num_users, num_items)).encode()
+        elif dice < 0.05:
             value = rng.choice((b"", None, b"{nonsense", b'"text"', b"[3]", b'{"user":"u1"}'))
         elif dice < 0.30:
             actions = [_action(rng, now, num_users, num_items, step_ms) for _ in range(rng.randrange(1, 12))]
@@ -67,6 +74,13 @@ def stream_of(seed: int, num_records: int, num_users: int = 4, num_items: int = 
         log.append((offset, now, None, value))
         offset += rng.choice((1, 1, 1, 2, 5))
     return log
+
+
+def _order(rng: random.Random, num_users: int, num_items: int) -> dict[str, Any]:
+    if rng.random() < 0.3:
+        return {"forget": rng.random() < 0.6, "item": rng.randrange(num_items)}
+    user = rng.randrange(num_users)
+    return {"forget": True, "user": rng.choice((f"u{user}", str(user)))}
 
 
 def _action(rng: random.Random, now: int, num_users: int, num_items: int, step_ms: int) -> dict[str, Any]:
@@ -125,8 +139,8 @@ class World:
     log: list[Record]
     sequence: SequenceConfig
     store_config: StoreConfig = field(default_factory=StoreConfig)
-    topic: list[tuple[str, bytes]] = field(default_factory=list)
-    """(key, value), fences included."""
+    topic: list[tuple[str, bytes | None]] = field(default_factory=list)
+    """(key, value), fences and tombstones included."""
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     num_folders: int = 0
     claimed_at: int = 0
@@ -192,32 +206,35 @@ class World:
         ghost = PartitionStore.open(copy, 0, ACTION, self.sequence)
         first = next((i for i, r in enumerate(self.log) if r[0] > ghost.applied_offset), len(self.log))
         ghost.apply(self.log[first : first + rng.randrange(1, 6)])
-        self.topic += [(e.key.decode(), e.value) for e in ghost.outbox(limit=rng.randrange(1, 5)) if e.is_example]
+        most = rng.choice((rng.randrange(1, 5), 1000))
+        self.topic += [(e.key.decode(), e.value) for e in ghost.outbox(limit=most) if e.is_example]
         ghost.close()
         shutil.rmtree(copy)
 
-    def claim(self, restore: list[bytes] | None = None) -> None:
+    def claim(self, restore: list[tuple[str, bytes | None]] | None = None) -> None:
         """Fence off the previous writer, and write again what it or a repeat has overwritten."""
         self.epoch += 1
         self.claimed_at = len(self.topic)
         self.topic.append(("", encode_example(fence(0, self.epoch))))
         log = ExampleLog(None, allow_gaps=True)
         if restore is None:
-            for _, value in self.topic:
-                log.feed(decode_example(value))
+            list(accepted(log, self.topic))
         else:
-            examples = [decode_example(value) for value in [*restore, self.topic[-1][1]]]
-            self.store.restore(example for example in examples if log.feed(example) is Verdict.ACCEPT)
+            self.store.restore(accepted(log, [*restore, self.topic[-1]]))
         self.store.set_writer_epoch(self.epoch)
-        self.store.refresh(sorted(log.overwritten))
+        self.store.refresh(sorted(log.overwritten), sorted(log.buried))
         self._settle()
 
-    def compacted(self, rng: random.Random) -> list[bytes]:
+    def compacted(self, rng: random.Random) -> list[tuple[str, bytes | None]]:
         """Keep only each key's newest record up to some point: one by which everything that a ghost or a repeat has
         overwritten has been written again, since that is quicker than the compaction lag."""
         log, points, spoiled, counting = ExampleLog(None, allow_gaps=True), [0], set[str](), set[str]()
         for i, (key, value) in enumerate(self.topic):
-            verdict = log.feed(decode_example(value))
+            example = None if value is None else decode_example(value)
+            verdict = Verdict.DUPLICATE if example is None else log.feed(example)
+            if verdict is Verdict.ACCEPT and example is not None and example.mark is Mark.USER:
+                gone = {each for each in counting if each.startswith(f"{example.user}\0")}
+                counting, spoiled = counting - gone, spoiled - gone  # as the tombstones before it say
             if verdict is Verdict.ACCEPT:
                 counting.add(key)
                 spoiled.discard(key)
@@ -227,10 +244,10 @@ class World:
                 points.append(i + 1)
         return self.left_of(rng.choice(points))
 
-    def left_of(self, point: int) -> list[bytes]:
+    def left_of(self, point: int) -> list[tuple[str, bytes | None]]:
         """The topic after compaction of the records before ``point``."""
         newest = {key: i for i, (key, _) in enumerate(self.topic[:point])}
-        return [v for i, (k, v) in enumerate(self.topic) if i >= point or k == "" or newest[k] == i]
+        return [(k, v) for i, (k, v) in enumerate(self.topic) if i >= point or k == "" or newest[k] == i]
 
     def finish(self) -> None:
         """Apply and relay everything that is left."""
@@ -243,8 +260,7 @@ class World:
     def accepted(self) -> list[Example]:
         """What a trainer reads from the topic; a gap fails the test."""
         log, examples = ExampleLog(), []
-        for _, value in self.topic:
-            example = decode_example(value)
+        for example in (decode_example(value) for _, value in self.topic if value is not None):
             verdict = log.feed(example)
             assert verdict is not Verdict.GAP, log.gap
             if verdict is Verdict.ACCEPT:
@@ -276,7 +292,11 @@ class World:
         names: dict[int, str | int] = {}
         length = self.sequence.segment_len
         for example in self.accepted():
-            names |= example.names
+            names |= example.names if example.mark is None else {}
+            if example.mark is not None:
+                assert not len(example.interactions)
+                learned.pop(example.user, None)
+                continue
             moment = oracle.moments[example.user, example.user_offset, example.user_index]
             first, rows = example.first_index, rows_of(example)
             assert rows == [token.key() for token in moment.tokens[first : first + len(rows)]]
@@ -302,6 +322,8 @@ class World:
             learned[example.first_index + place] |= new_bits
 
     def _check_users(self, oracle: Oracle) -> None:
+        for user in {each for _, value in self.topic if value for each in [decode_example(value).user]}:
+            assert user in oracle.users or not read_user(self.store, user)
         for user, life in oracle.users.items():
             segments = read_user(self.store, user)
             assert [example.segment for example in segments] == list(
@@ -312,6 +334,15 @@ class World:
                 places = range(example.first_index, example.first_index + len(example.interactions))
                 assert ids_of(example) == [hashed(life.ids.get(place, [])) for place in places]
                 assert example.user_feature_hash.tolist() == [life.user_features.get("land", 0)]
+
+
+def accepted(log: ExampleLog, topic: Iterable[tuple[str, bytes | None]]) -> Iterator[Example]:
+    """What counts, as `stream.claim` reads it."""
+    for key, value in topic:
+        if value is None:
+            log.bury(address_of_key(key.encode()))
+        elif log.feed(example := decode_example(value)) is Verdict.ACCEPT:
+            yield example
 
 
 def ids_of(example: Example) -> list[list[int]]:

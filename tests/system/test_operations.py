@@ -26,7 +26,7 @@ RUNS_ON = {"worker": "partitions", "train": "standby"}
 """Commands that run until they are stopped, and a word that they print when they are at work."""
 SAYS = {
     "doctor": "live: 1 worker, 1 trainer, 1 server", "lag": "interactions/s learned", "topics": "as configured",
-    "versions": "version", "audit": "nothing is lost",
+    "versions": "version", "audit": "nothing is lost", "forget": "learn", "replay": "bit-equal",
 }  # fmt: skip
 
 

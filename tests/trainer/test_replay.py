@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from tests.process_factory import Child
 from tests.trainer.stage import SECTIONS, Recount, Stage, weights_of, write_config
-from trainer.errors import JournalError
+from trainer.errors import JournalError, SourceError
 from trainer.replay import plan_of
+from trainer.replay import replay as repeat
 
 Make = Callable[..., Stage]
 DELTAS = {"base_every": 1000}
@@ -47,6 +49,17 @@ def test_a_replay_after_kills_gives_the_published_bits(stage: Make) -> None:
     assert lines(child) == (
         f"version {last.epoch}/{last.number}, {last.next_step} steps, {last.num_interactions} interactions: bit-equal"
     )
+
+
+def test_any_version_that_the_topic_has_can_be_repeated(stage: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = stage(trainer=DELTAS)
+    run_once(made)
+    settings, (_, earlier, *_) = made.settings, [each.manifest for each in made.recount().versions]
+    parts = (settings.model, settings.trainer, settings.kafka, threading.Event())
+    assert repeat(*parts, earlier.which) == 0
+    assert f"version {earlier.epoch}/{earlier.number}, {earlier.next_step} steps" in capsys.readouterr().out
+    with pytest.raises(SourceError, match="expected version 9/9 and the base that it builds on"):
+        repeat(*parts, (9, 9))
 
 
 def test_a_replay_refuses_other_settings(stage: Make) -> None:

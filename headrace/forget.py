@@ -1,0 +1,95 @@
+"""`headrace forget`: have the deployment forget a user or an item, by an order in the actions topic.
+
+An order takes the way of every action: the partition's worker obeys it in its place among the others, so that whatever
+is killed, restored or replayed comes to the same. `docs/operations.md` says what is left of a user, where and for how
+long.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from kafka.errors import KafkaError
+
+from headrace.config import Settings
+from wire.action_json import Order, Refused, order_of
+from wire.cluster import ClusterState
+from wire.errors import HeadraceError
+from wire.hashing import canonical
+from wire.kafka.consumer import connect, partitions_of, read, spans
+from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
+from wire.topics import Topics
+
+SEND_S, LOOK_S = 20.0, 0.2
+
+
+def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, wait_s: float = 60.0) -> int:
+    """Send the order and wait until the worker has obeyed it. Exit status 1 where that takes longer than ``wait_s``."""
+    try:
+        order = order_of({"forget": not is_back, what: name})
+    except Refused as error:
+        raise HeadraceError(str(error)) from None
+    assert order is not None
+    partition, offset = _send(settings, order, {"forget": not is_back, what: name})
+    if not _is_obeyed(settings, partition, offset, wait_s):
+        print(
+            f"ordered (partition {partition}, offset {offset}), but no worker has obeyed it within {wait_s:.0f} s: it "
+            "will, as soon as one runs; `headrace lag` says which stage is behind"
+        )
+        return 1
+    print(_told(settings, order))
+    return 0
+
+
+def _send(settings: Settings, order: Order, content: dict[str, str | bool]) -> tuple[int, int]:
+    topic, key = Topics.under(settings.kafka.prefix).actions, canonical(order.user or order.item).encode()
+    consumer = connect(settings.kafka)
+    try:
+        num_partitions = len(partitions_of(consumer, topic))  # raises `TopicMissing`, with its remedy
+    finally:
+        consumer.close()
+    producer, partition = make_producer(settings.kafka), partition_of(key, num_partitions)
+    try:
+        placed = producer.send(topic, key=key, value=msgspec.json.encode(content), partition=partition).get(SEND_S)
+    except KafkaError as error:
+        raise HeadraceError(f"the broker did not take the order ({error}); nothing has changed, try again") from error
+    finally:
+        producer.close(timeout=2)
+    return partition, int(placed.offset)
+
+
+def _is_obeyed(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
+    """Whether a worker has applied that offset, and what came of it has left its outbox."""
+    topic, until = Topics.under(settings.kafka.prefix).status, time.monotonic() + wait_s
+    consumer = connect(settings.kafka)
+    try:
+        while time.monotonic() < until:
+            cluster = ClusterState()
+            for record in read(consumer, topic, spans(consumer, topic)):
+                cluster.note(record.value)
+            status = cluster.workers.get(partition)
+            if status is not None and status.applied_offset >= offset and status.outbox_len == 0:
+                return True
+            time.sleep(LOOK_S)
+    finally:
+        consumer.close()
+    return False
+
+
+def _told(settings: Settings, order: Order) -> str:
+    days = settings.kafka.actions_retention_s / 86_400
+    if order.is_back:
+        return f"item {order.item}: learned of again, as of a new one, from its next action on"
+    if not order.user:
+        return (
+            f"item {order.item}: recommended no more, by any server that follows its topics; the trainer drops its row "
+            "and its counts, and learns nothing of it until `headrace forget item ID --undo`"
+        )
+    return (
+        f"user {order.user}: gone from the worker's store and from the servers; his records in the sequences topic "
+        "have tombstones, and go when Kafka compacts it. His actions stay in the actions topic for its retention "
+        f"({days:g} days), and what was refused of them in the dead letters. The weights keep what they learned from "
+        "him, without his name. docs/operations.md has the list"
+    )

@@ -1,0 +1,106 @@
+"""Marks: the orders that make them, their bytes, their keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from wire.action import Rejection, decode_record
+from wire.action_json import Order
+from wire.config import ActionConfig
+from wire.errors import CodecError
+from wire.example import PIECE, Address, Mark, fence
+from wire.example_codec import decode_example, encode_example
+from wire.example_log import ExampleLog, Verdict
+from wire.hashing import item_hash
+from wire.topics import address_of_key, example_key, fence_key, keys_of_user
+
+CONFIG = ActionConfig(kinds=("click",))
+ADDRESSES = [
+    Address("u1", 3, 0), Address("u1", PIECE, 7), Address("a\0b", 0, 0), Address("", -2, 0), Address("", -3, -5),
+]  # fmt: skip
+
+
+def mark_of(mark: Mark, user: str = "", item: Any = None) -> Any:
+    names = {} if item is None else {item_hash(item): item}
+    return replace(fence(0, 1, 5), is_fence=False, mark=mark, user=user, names=names)
+
+
+@pytest.mark.parametrize(
+    ("content", "order"),
+    [
+        ({"forget": True, "user": 5}, Order("5")),
+        ({"forget": True, "user": "u"}, Order("u")),
+        ({"forget": True, "item": 5}, Order("", 5)),
+        ({"forget": False, "item": "x"}, Order("", "x", is_back=True)),
+    ],
+)
+def test_a_record_that_orders_to_forget_is_an_order(content: Any, order: Order) -> None:
+    assert decode_record(msgspec.json.encode(content), 0, CONFIG) == [order]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"forget": True}, {"forget": True, "user": "u", "item": 1}, {"forget": 1, "user": "u"},
+        {"forget": False, "user": "u"}, {"forget": True, "user": ""}, {"forget": True, "item": "\0"},
+        {"forget": True, "user": [1]}, [{"forget": True, "user": "u"}], {"forget": True, "item": 2**70},
+    ],
+)  # fmt: skip
+def test_anything_else_with_the_word_is_a_dead_letter(content: Any) -> None:
+    (one,) = decode_record(msgspec.json.encode(content) if content != {"forget": True, "item": 2**70} else
+                           b'{"forget":true,"item":1180591620717411303424}', 0, CONFIG)  # fmt: skip
+    assert isinstance(one, Rejection)
+
+
+def test_an_action_with_such_a_field_stays_an_action() -> None:
+    content = {"user": "u", "item": 1, "action": "click", "timestamp": 1_700_000_000_000, "forget": True}
+    (one,) = decode_record(msgspec.json.encode(content), 1_700_000_000_000, CONFIG)
+    assert type(one).__name__ == "Action"
+
+
+@pytest.mark.parametrize("mark", [mark_of(Mark.USER, "u"), mark_of(Mark.ITEM, "", 7), mark_of(Mark.ITEM_BACK, "", "x")])
+def test_its_bytes_say_what_it_is(mark: Any) -> None:
+    found = decode_example(encode_example(mark))
+    assert (found.mark, found.user, found.names, found.address) == (mark.mark, mark.user, mark.names, mark.address)
+    assert ExampleLog(5).feed(found) is Verdict.ACCEPT
+    both = bytearray(encode_example(mark))
+    assert decode_example(bytes(both)).num_new == 0
+
+
+def test_a_record_with_two_marks_or_with_interactions_is_refused() -> None:
+    torn = replace(mark_of(Mark.USER, "u"), mark=Mark.USER | Mark.ITEM)
+    with pytest.raises(CodecError, match="one mark and no interactions"):
+        encode_example(torn)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_key_gives_its_address_back(address: Address) -> None:
+    assert address_of_key(example_key(address, 14)) == address
+
+
+def test_keys_that_stand_for_nothing_give_none() -> None:
+    for key in (fence_key(3), b"", b"nobody", b"u\0x", b"\xff\0001"):
+        assert address_of_key(key) is None
+
+
+def test_the_keys_of_a_user_are_all_that_his_examples_can_have() -> None:
+    keys = keys_of_user("u", 5, 4)
+    assert len(set(keys)) == len(keys) == 5 + 8
+    every = {example_key(Address("u", segment, 0), 5) for segment in range(40)}
+    every |= {example_key(Address("u", PIECE, place), 5) for place in range(8)}
+    assert every == set(keys)
+
+
+def test_a_tombstone_is_remembered_until_its_key_is_told_again() -> None:
+    log = ExampleLog(None, allow_gaps=True)
+    assert log.feed(mark_of(Mark.ITEM, "", 7)) is Verdict.ACCEPT
+    log.bury(address_of_key(b"\0item/%d" % item_hash(7)))
+    assert log.buried == {Address("", -3, item_hash(7))}
+    assert log.feed(replace(mark_of(Mark.ITEM, "", 7), number=6)) is Verdict.ACCEPT
+    assert not log.buried
+    assert not log.take_run(np.array([3]), np.array([1]))
