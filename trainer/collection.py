@@ -67,6 +67,7 @@ class Collection:
         tables = {name: self._table(name, gone) for name, gone in tombstones.items()}
         snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(rates))
         lists = [piece.columns["json"].tobytes()[1:-1] for piece in self._of("names")]
+        self._pieces.clear()
         return blob_of(snapshot, names=b"[" + b",".join(each for each in lists if each) + b"]")
 
     def _of(self, region: str) -> list[Piece]:
