@@ -132,6 +132,9 @@ class Importance(Learner):
     share_K: Floats = np.zeros(len(KINDS))
     seen_twice = False
 
+    def _direct_step(self) -> None:
+        """Its loss is not the one that is written out there."""
+
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: torch.Tensor) -> torch.Tensor:
         """`trainer.losses.ranking_loss`, with a weight for each 1 and each 0."""
         p_RK = torch.sigmoid(logits_RK.detach())

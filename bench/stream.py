@@ -2,7 +2,8 @@
 
 Once with a hundred actions per record and once with one: the difference is what Faust costs per record. The whole
 worker runs in this process (Faust, store, relay); the broker shares the machine, so processor time is what counts.
-Beside it, a `faust.Table` that does less (`bench.faust_table`) reads the same records.
+Beside it, a `faust.Table` that does less (`bench.faust_table`), Quix Streams and Bytewax (`bench.stream_peers`) read
+the same records.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from typing import Any
 
 import msgspec
 
+from bench import stream_peers
 from bench.faust_table import processor_seconds
+from bench.stream_peers import PEERS
+from bench.timing import row
 from headrace.logs import configure_logs
 from state.config import StoreConfig
 from state.store import PartitionStore
@@ -74,7 +78,7 @@ async def drain(settings: Any, num_records: int) -> tuple[float, float, int]:
 
 
 def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> dict[str, float]:
-    """Rates per second of the worker, a `faust.Table` on the same records, and the producer (by the wall clock)."""
+    """Rates per second of the worker, of its peers on the same records, and of the producer (by the wall clock)."""
     with _deployment(bootstrap, folder) as settings:
         ensure_topics(settings.kafka)
         actions = list(islice(World(WorldConfig(num_users=2_000)).actions(), num_actions))
@@ -82,9 +86,11 @@ def measure(bootstrap: str, folder: Path, num_actions: int, per_record: int) -> 
         taken_s, share, num_examples = asyncio.run(drain(settings, report.num_records))
         num_table = min(num_actions, MAX_TABLE_ACTIONS)
         table_s = processor_seconds(settings.kafka, num_table)
+        peers_s = {peer: stream_peers.processor_seconds(peer, settings.kafka, num_actions) for peer in PEERS}
     return {
         "producer": num_actions / report.elapsed_s, "worker": share * num_actions / taken_s,
         "faust.Table": num_table / table_s, "examples": num_examples / num_actions,
+        **{peer: num_actions / taken for peer, taken in peers_s.items() if taken is not None},
     }  # fmt: skip
 
 
@@ -127,11 +133,11 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 TARGETS = {"worker, 1 a record": 6_000, "worker, 100 a record": 100_000, "store alone, 1 a record": 12_000}
 """Actions per processor second."""
-MIN_RATIO = 20.0
+MIN_RATIO = {"faust.Table": 20.0, **dict.fromkeys(PEERS, 5.0)}
 
 
 def rows_of(found: dict[str, float]) -> list[dict[str, Any]]:
-    """The report: rates, and how many times the rate of a `faust.Table` the worker reaches."""
+    """The report: rates, and how many times the rate of each peer the worker reaches."""
     rows = []
     for name, value in found.items():
         unit = "an action" if name.startswith("examples") else "actions/s"
@@ -139,8 +145,11 @@ def rows_of(found: dict[str, float]) -> list[dict[str, Any]]:
         target = TARGETS.get(name)
         met = None if target is None else value >= target
         rows.append({"name": name, "value": round(value, 2), "unit": unit, "target": target, "met": met})
-    for label in ("1 a record", "100 a record"):
-        ratio = found[f"worker, {label}"] / found[f"faust.Table, {label}"]
-        row = {"name": f"worker / faust.Table, {label}", "value": round(ratio, 1), "unit": "x", "target": MIN_RATIO}
-        rows.append({**row, "met": ratio >= MIN_RATIO})
+    for peer, least in MIN_RATIO.items():
+        for label in ("1 a record", "100 a record"):
+            name, theirs = f"worker / {peer}, {label}", found.get(f"{peer}, {label}")
+            if theirs is None:
+                rows.append(row(name, None, "x", least, "not installed: pip install headrace[bench]"))
+            else:
+                rows.append(row(name, found[f"worker, {label}"] / theirs, "x", least))
     return rows

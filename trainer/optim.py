@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kernels.adamw import AdamWRules, AdamWState, adamw_
 from trainer.config import TrainerConfig
 
 
@@ -24,7 +25,10 @@ class AdamW:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainerConfig) -> None:
-        self._config = config
+        self._rules = AdamWRules(
+            config.beta1, config.beta2, config.adam_eps, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        )
+        self._backend = config.backend
         self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
         self.num_steps = 0
@@ -35,21 +39,11 @@ class AdamW:
             parameter.grad = self.gradient[part].view_as(parameter)
             start = part.stop
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move all parameters by one step along the clipped gradient, and clear it."""
-        config, gradient = self._config, self.gradient
-        if config.clip_norm > 0:
-            gradient.mul_((config.clip_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0))
         self.num_steps += 1
-        self.mean.lerp_(gradient, 1 - config.beta1)
-        self.square.mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
-        mean_fix, square_fix = 1 - config.beta1**self.num_steps, 1 - config.beta2**self.num_steps
-        if config.weight_decay > 0:
-            self.flat.mul_(1 - lr * config.weight_decay)
-        denominator = (self.square / square_fix).sqrt_().add_(config.adam_eps)
-        self.flat.addcdiv_(self.mean, denominator, value=-lr / mean_fix)
-        gradient.zero_()
+        state = AdamWState(self.flat, self.gradient, self.mean, self.square)
+        adamw_(state, self._rules, lr, self.num_steps, backend=self._backend)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Weights and moments, as arrays."""

@@ -6,7 +6,7 @@ times. The network's logits that it mixes with are those before the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -63,12 +63,20 @@ class Recall:
         every = -(-num_rows // self._most_predicted_rows)
         if every > 1:
             events.chosen_R[(num_before + np.arange(len(told))) % every > 0] *= 2
-        table_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        logits = self._logits(forward, num_rows)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         size = max(1, self._most_logits // num_rows)
         for part in (slice(start, start + size) for start in range(0, len(told), size)):
             asked = query_R[part][events.chosen_R[part] == 1]
-            yield events[part], forward.query_SD[to_device(asked, table_VD.device)] @ table_VD.T
+            yield events[part], logits(asked)
+
+    def _logits(self, forward: Forward, num_rows: int) -> Callable[[Int64], Tensor]:
+        """The network's logits of some of the choices, over the whole catalogue."""
+        known_SV = forward.logit_SV
+        if known_SV is not None:
+            return lambda asked: known_SV.index_select(0, torch.from_numpy(asked))
+        table_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        return lambda asked: forward.query_SD[to_device(asked, table_VD.device)] @ table_VD.T
 
     def answer(self, batch: JaggedBatch, parts: Iterable[tuple[MemoryEvents, Tensor]]) -> MemoryOutcome:
         """Predict, count and learn what `ask` gave; the outcomes of the choices, in the order of the targets."""

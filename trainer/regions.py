@@ -196,7 +196,8 @@ class Entries:
     they are copied.
     """
 
-    ENTRY_BYTES = 64
+    ENTRY_BYTES = 512
+    """As many bytes of rows are copied in the time that an entry takes."""
 
     def __init__(
         self,

@@ -32,7 +32,8 @@ from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
-from trainer.evaluator import Evaluator, Forward, Ranked, to_device
+from trainer.direct_step import DirectStep, output_places
+from trainer.evaluator import Evaluator, Forward, Leaf, Ranked, to_device
 from trainer.frequency import FrequencyEstimator
 from trainer.graph import Captures, PaddedEncoder, times_in_order
 from trainer.graph_step import PaddedStep, StepInputs
@@ -86,6 +87,7 @@ class Learner:
         self.step_graphs = (
             PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
         )
+        self._direct = self._direct_step()
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
         self._memory_thread = ThreadPoolExecutor(1, "memory") if beside else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
@@ -109,6 +111,11 @@ class Learner:
         self.num_feedback = 0
         self.newest_event_ms = 0
         self.newest_record_ms = 0
+
+    def _direct_step(self) -> DirectStep | None:
+        """The way of steps that fit it, where there is one: on the CPU, with the kernels."""
+        is_possible = self.device.type == "cpu" and self.config.backend == "auto"
+        return DirectStep(self.model, self.config) if is_possible else None
 
     def _table(self, width: int, salt: int, admit_after: int = 1) -> EmbeddingTable:
         return EmbeddingTable(
@@ -254,8 +261,10 @@ class Learner:
             inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
                 return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
+        if exact and self._direct is not None and self._direct.fits(batch, len(rows_U)):
+            return self._direct_forward(batch, whole or batch, input_rows_n, target_row_R, rows_U, now_ms)
         leaf_UD = self.items.gather(rows_U)
-        leaves = [(self.items, rows_U, leaf_UD)]
+        leaves = [Leaf(self.items, rows_U, leaf_UD)]
         side_nM = self._side_inputs(batch, leaves, now_ms)
         kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
         x_TM = self.model.tokens(leaf_UD, self._tensor(chosen.places(input_rows_n)), kinds_nK, value_n, side_nM)
@@ -272,6 +281,19 @@ class Learner:
         return Forward(
             query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
         )
+
+    def _direct_forward(
+        self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64, rows_V: Int64,
+        now_ms: int,
+    ) -> Forward:  # fmt: skip
+        assert self._direct is not None
+        leaves = [Leaf(self.items, rows_V, self.items.weight[: len(rows_V)])]
+        with torch.no_grad():
+            side_nM = self._side_inputs(batch, leaves, now_ms)
+        prior_RPK = self._prior(whole, target_row_R)
+        return self._direct(
+            batch, _tail(batch), leaves, side_nM, input_rows_n, target_row_R, prior_RPK, self.num_steps
+        )  # fmt: skip
 
     def _step_inputs(
         self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64
@@ -291,7 +313,7 @@ class Learner:
         assert self.step_graphs is not None
         num_more = inputs.size.rows - len(self.items.weight)
         leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
-        leaves = [(self.items, rows_U, leaf_VD)]
+        leaves = [Leaf(self.items, rows_U, leaf_VD)]
         side_nM = self._side_inputs(batch, leaves, now_ms)
         out = self.step_graphs(leaf_VD, inputs, side_nM)
         return Forward(
@@ -336,10 +358,8 @@ class Learner:
     def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
         """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
         with_start = torch.cat([y_SM, self.model.start_M[None]])
-        previous_S = batch.previous_R[wanted]
-        tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
-        places = np.searchsorted(tail.rows_S.numpy(), tokens)
-        places[batch.num_targets :][previous_S < 0] = len(y_SM)
+        places = output_places(batch, wanted, tail)
+        places[places < 0] = len(y_SM)
         both = F.embedding(self._tensor(places), with_start)
         return both[: batch.num_targets], both[batch.num_targets :]
 
@@ -347,9 +367,7 @@ class Learner:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
 
-    def _side_inputs(
-        self, batch: JaggedBatch, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor | None:
+    def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf], now_ms: int) -> Tensor | None:
         domain_n = batch.domain_n if self.model_config.use_domain else None
         user_feature_nF = batch.user_feature_BF[batch.owner_n]
 
@@ -358,23 +376,23 @@ class Learner:
 
         return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
 
-    def _sum_rows(
-        self, table: EmbeddingTable, keys_nF: Int64, leaves: list[tuple[EmbeddingTable, Int64, Tensor]], now_ms: int
-    ) -> Tensor | None:
+    def _sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf], now_ms: int) -> Tensor | None:
         if not _in_use(table, keys_nF):
             return None
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
-        leaf_UM = table.gather(rows_U)
-        leaves.append((table, rows_U, leaf_UM))
-        return F.embedding(self._tensor(place.reshape(keys_nF.shape)), leaf_UM).sum(dim=1)
+        place_nF = self._tensor(place.reshape(keys_nF.shape))
+        leaf = Leaf(table, rows_U, table.gather(rows_U), place_nF)
+        leaves.append(leaf)
+        return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
 
     def _learn(self, forward: Forward, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+        if not forward.has_gradients:
+            torch.autograd.backward(loss)
         scale = lr_scale(self.config, self.num_steps)
-        for table, rows_U, leaf_UD in forward.leaves:
-            if leaf_UD.grad is not None:
-                table.learn(rows_U, leaf_UD.grad[: len(rows_U)], self.config.table_lr * scale)
+        for leaf in forward.leaves:
+            if (gradient_UD := leaf.gradient_UD) is not None:
+                leaf.table.learn(leaf.rows_U, gradient_UD[: len(leaf.rows_U)], self.config.table_lr * scale)
         self.optimiser.step(self.config.dense_lr * scale)
 
     def _remember(self, batch: JaggedBatch, forward: Forward | None, examples: Sequence[Example], now_ms: int) -> None:

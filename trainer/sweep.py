@@ -87,10 +87,11 @@ class Sweep:
                 self._cursors.popleft()
         while budget > 0 and self._keys:
             entries, keys = self._keys[0]
-            num = max(1, min(budget, MOST_PIECE_BYTES // 8) // entries.ENTRY_BYTES)
+            num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
             taken = [keys.popleft() for _ in range(min(num, len(keys)))]
             if taken:
-                budget -= self._say(entries.name, NO_ROWS, entries.take(taken))
+                self._say(entries.name, NO_ROWS, entries.take(taken))
+            budget -= len(taken) * entries.ENTRY_BYTES
             if not keys:
                 self._keys.popleft()
         return budget
@@ -110,8 +111,9 @@ class Sweep:
                 budget -= self._take(region, rows_U[start : start + min(size, 1 + budget // region.row_bytes)])
         for entries in self._entries:
             while entries.num_changed and budget > 0:
-                num = max(1, min(budget, MOST_PIECE_BYTES // 8) // entries.ENTRY_BYTES)
-                budget -= self._say(entries.name, NO_ROWS, entries.take_changed(num))
+                num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
+                self._say(entries.name, NO_ROWS, entries.take_changed(num))
+                budget -= num * entries.ENTRY_BYTES
 
     def _take(self, region: Region, rows_U: Int64) -> int:
         columns = region.take(rows_U)

@@ -21,7 +21,7 @@ from kernels.layer.tail import Tail
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
+class Batch:
     """What a layer's pass takes besides x and weights. Buckets: of all tokens, and of the tail's."""
 
     num_heads: int
@@ -61,41 +61,52 @@ class _Batch:
         return args, attend
 
 
+def forward_pass(batch: Batch, x: Tensor, held: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """(y, the attention's output) of x (T, M); ``held``: the eight weights and both biases, as `table` gives them."""
+    tail, out_weight = batch.tail if batch.only_tail else None, held[6]
+    assert out_weight is not None
+    num_outputs = len(x) if tail is None else tail.num_outputs
+    y, attended = x.new_empty(num_outputs, x.shape[1]), x.new_empty(num_outputs, out_weight.shape[0])
+    args, attend = batch.args(x, held[:8], held[8:], tail)
+    args.attended, args.y = attended.data_ptr(), y.data_ptr()
+    run("layer_forward", args, attend)
+    return y, attended
+
+
+def backward_pass(
+    batch: Batch, x: Tensor, attended: Tensor, held: list[Tensor | None], dy: Tensor, gradients: list[Tensor | None]
+) -> Tensor:
+    """The gradient of x from that of y; those of ``held`` are written to ``gradients`` (float32)."""
+    if batch.tail is not None and not batch.only_tail:
+        dy, attended = batch.tail.of(dy), batch.tail.of(attended)
+    dx = torch.empty_like(x)
+    args, attend = batch.args(x, held[:8], held[8:], batch.tail)
+    args.receive(gradients[:8])
+    args.attended, args.dy, args.dx = attended.data_ptr(), dy.data_ptr(), dx.data_ptr()
+    attend.dpos, attend.dtime = (0 if each is None else each.data_ptr() for each in gradients[8:])
+    run("layer_backward", args, attend)
+    return dx
+
+
 class _Layer(torch.autograd.Function):
-    """x, the eight weights, both biases and a `_Batch` → y. The weights' gradients are accumulated in float32.
+    """x, the eight weights, both biases and a `Batch` → y. The weights' gradients are accumulated in float32.
 
     Not an operator of `torch.library`: in a small step the dispatcher takes longer than the kernel.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
-        batch: _Batch = rest[10]
-        x, given = x.contiguous(), list(rest[:10])
-        held = [table(tensor) for tensor in given]
-        tail = batch.tail if batch.only_tail else None
-        num_outputs = len(x) if tail is None else tail.num_outputs
-        y, attended = x.new_empty(num_outputs, x.shape[1]), x.new_empty(num_outputs, given[6].shape[0])
-        args, attend = batch.args(x, held[:8], held[8:], tail)
-        args.attended, args.y = attended.data_ptr(), y.data_ptr()
-        run("layer_forward", args, attend)
-        ctx.batch = batch
+        x, given, ctx.batch = x.contiguous(), list(rest[:10]), rest[10]
+        y, attended = forward_pass(ctx.batch, x, [table(tensor) for tensor in given])
         ctx.save_for_backward(x, attended, *given)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, attended, *given = ctx.saved_tensors
-        batch: _Batch = ctx.batch
-        dy, held = grads[0].contiguous(), [table(tensor) for tensor in given]
-        if batch.tail is not None and not batch.only_tail:
-            dy, attended = batch.tail.of(dy), batch.tail.of(attended)
-        dx = torch.empty_like(x)
+        held = [table(tensor) for tensor in given]
         gradients = [None if tensor is None else torch.empty(tensor.shape) for tensor in held]
-        args, attend = batch.args(x, held[:8], held[8:], batch.tail)
-        args.receive(gradients[:8])
-        args.attended, args.dy, args.dx = attended.data_ptr(), dy.data_ptr(), dx.data_ptr()
-        attend.dpos, attend.dtime = (0 if each is None else each.data_ptr() for each in gradients[8:])
-        run("layer_backward", args, attend)
+        dx = backward_pass(ctx.batch, x, attended, held, grads[0].contiguous(), gradients)
         typed = [
             None if gradient is None else gradient.to(tensor.dtype)
             for gradient, tensor in zip(gradients, given, strict=True)
@@ -137,12 +148,30 @@ def layer(
         if tail is not None:
             tail_buckets = _tail_buckets(tail, offsets_B1, time_buckets, query_time_T, key_time_T)
     masks = [None if x is None else x.contiguous() for x in (num_context_B, num_targets_B)]
-    batch = _Batch(
+    batch = Batch(
         num_heads, norm_len, dropout, seed, eps, offsets_B1.contiguous(), buckets, masks[0], masks[1], tail,
         tail_buckets, only_tail,
     )  # fmt: skip
     y: Tensor = _Layer.apply(x_TM, *_weights(params), pos_bias_GP, time_bias_GK, batch)
     return y
+
+
+def make_batch(
+    offsets_B1: Tensor, *, num_heads: int, norm_len: float, time_buckets: TimeBuckets, query_time_T: Tensor,
+    key_time_T: Tensor, eps: float, dropout: float, seeds: list[int], tails: list[Tail | None], only_tail: list[bool],
+) -> list[Batch]:  # fmt: skip
+    """What each of some layers takes beside x and its weights, without validation."""
+    cache, batches = BucketCache(), []
+    for seed, tail, is_only in zip(seeds, tails, only_tail, strict=True):
+        buckets = tail_buckets = None
+        if not is_only:
+            buckets = cached_buckets(cache, offsets_B1, time_buckets, query_time_T, key_time_T, None)
+        if tail is not None:
+            tail_buckets = _tail_buckets(tail, offsets_B1, time_buckets, query_time_T, key_time_T)
+        batches.append(
+            Batch(num_heads, norm_len, dropout, seed, eps, offsets_B1, buckets, None, None, tail, tail_buckets, is_only)
+        )
+    return batches
 
 
 def _tail_buckets(

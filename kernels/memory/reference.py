@@ -307,6 +307,6 @@ def _rescale(memory: MemoryArrays, num_rows: int) -> None:
         memory.clock[_SEEN] = 1.0
     for heat in range(NUM_HEATS):
         if memory.clock[_HEAT + heat] > RESCALE_AT:
+            memory.dirty[(memory.heat[heat] != 0) & (memory.first >= 0)] = CHANGED
             memory.heat[heat] *= 1.0 / memory.clock[_HEAT + heat]
-            memory.dirty[memory.first >= 0] = CHANGED
             memory.clock[_HEAT + heat] = 1.0

@@ -87,19 +87,3 @@ def _check(odds: OddsArrays, events: OddsEvents) -> None:
         array = getattr(events, name)
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {array.dtype} {array.shape}")
-    if not num:
-        return
-    _check_rows("row_R", events.row_R, len(odds.item_VC))
-    if odds.num_attributes:
-        _check_rows("attribute_RA", events.attribute_RA[:, : odds.num_domains], len(odds.domain_VC))
-        _check_rows("attribute_RA", events.attribute_RA[:, odds.num_domains :], len(odds.feature_VC))
-    if not (np.bincount(np.clip(events.order_R, 0, num - 1), minlength=num) == 1).all():
-        raise ValueError(f"order_R: expected each of 0 to {num - 1} once")
-    begin, end = events.past_begin_R, events.past_end_R
-    if not (begin.min() >= 0 and (begin <= end).all() and end.max() <= past):
-        raise ValueError(f"past_begin_R, past_end_R: expected ranges within {past} interactions")
-
-
-def _check_rows(name: str, rows: np.ndarray, num: int) -> None:
-    if rows.size and not (rows.min() >= 0 and rows.max() < num):
-        raise IndexError(f"{name}: expected rows 0 to {num - 1}, got {rows.min()} to {rows.max()}; grow it first")

@@ -149,3 +149,25 @@ class OddsRules:
     hidden_rate: float = 0.03
     decay: float = 0.9999
     feedback: str = "reversal"
+
+
+def check_ranges(odds: OddsArrays, events: OddsEvents) -> None:
+    """Raise IndexError for a row outside of its table, ValueError for a place outside of the events or of the past."""
+    num, past = len(events), len(events.past_item_n)
+    if not num:
+        return
+    domains_RA, features_RA = np.split(events.attribute_RA, [odds.num_domains], axis=1)
+    _check_rows("row_R", events.row_R, len(odds.item_VC))
+    _check_rows("attribute_RA", domains_RA, len(odds.domain_VC))
+    _check_rows("attribute_RA", features_RA, len(odds.feature_VC))
+    if not (events.order_R.min() >= 0 and events.order_R.max() < num):
+        raise ValueError(f"order_R: expected each of 0 to {num - 1} once, got {events.order_R.min()} to "
+                         f"{events.order_R.max()}")  # fmt: skip
+    begin, end = events.past_begin_R, events.past_end_R
+    if not (begin.min() >= 0 and (begin <= end).all() and end.max() <= past):
+        raise ValueError(f"past_begin_R, past_end_R: expected ranges within {past} interactions")
+
+
+def _check_rows(name: str, rows: Int32, num: int) -> None:
+    if rows.size and not (rows.min() >= 0 and rows.max() < num):
+        raise IndexError(f"{name}: expected rows 0 to {num - 1}, got {rows.min()} to {rows.max()}; grow it first")

@@ -22,6 +22,7 @@ from kernels.odds.arrays import (
     OddsArrays,
     OddsEvents,
     OddsRules,
+    check_ranges,
 )
 
 LEAK, FURTHEST, LEAST_VARIANCE, EVENTS_REMEMBERED = 0.1, 4.0, 1e-2, 2000.0
@@ -40,6 +41,7 @@ class _Prediction:
 
 def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float32:
     """See `kernels.odds.odds_learn`."""
+    check_ranges(odds, events)
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     for r in events.order_R.tolist():
         done = _predict(odds, events, r)
@@ -52,6 +54,7 @@ def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float3
 
 def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
     """See `kernels.odds.odds_predict`."""
+    check_ranges(odds, events)
     logits = [_predict(odds, events, r).logit_K for r in range(len(events))]
     return np.array(logits, np.float32).reshape(events.network_RK.shape)
 

@@ -149,6 +149,10 @@ def _cut(events: OddsEvents, first: int) -> OddsEvents:
 def test_what_does_not_fit_is_refused_in_words() -> None:
     stream = Stream()
     odds, events = stream.empty(), stream.events()
+    for backend in ("cpp", "reference"):
+        with pytest.raises(IndexError, match="row_R: expected rows 0 to 63, got -1"):
+            odds_learn(odds, replace(events, row_R=events.row_R - 1), OddsRules(), backend=backend)
+    assert_same(odds, stream.empty())
     with pytest.raises(IndexError, match="row_R: expected rows 0 to 63"):
         odds_predict(odds, replace(events, row_R=events.row_R + 100))
     with pytest.raises(IndexError, match="attribute_RA: expected rows 0 to 63"):
@@ -156,7 +160,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="network_RK: expected float32 of shape"):
         odds_predict(odds, replace(events, network_RK=events.network_RK[:, :2]))
     with pytest.raises(ValueError, match="order_R: expected each of 0 to 59 once"):
-        odds_learn(odds, replace(events, order_R=np.zeros(60, np.int64)), OddsRules())
+        odds_learn(odds, replace(events, order_R=1 + events.order_R), OddsRules())
     with pytest.raises(ValueError, match="ranges within 60 interactions"):
         odds_predict(odds, replace(events, past_end_R=events.past_end_R + 100))
     with pytest.raises(ValueError, match="feedback: expected one of"):

@@ -116,6 +116,9 @@ class Soak:
     def _play(self, each: Round) -> None:
         for name in self._children:
             self._loop.wait_until(lambda name=name: self._is_at_work(name), 120, f"{name} to be at work")
+        before = self._num_served()
+        # Of a trainer that has learned nothing since the last round there is nothing to lose.
+        self._loop.wait_until(lambda: self._num_served() > before, 60, "something new to be learned and served")
         time.sleep(self._chance.uniform(0.0, 1.5))
         self._kill(each.first, each.loses_disk)
         if each.second:
@@ -124,6 +127,9 @@ class Soak:
                 self._loop.wait_until(lambda: self._has_said(each.first, mark), 120, f"{each.first} to come back")
             time.sleep(self._chance.uniform(0.0, 0.3))
             self._kill(each.second, loses_disk=False)
+
+    def _num_served(self) -> int:
+        return int(self._loop.server.version().get("num_interactions") or 0)
 
     def _kill(self, name: str, loses_disk: bool) -> None:
         self.tally.kills[name] += 1

@@ -35,6 +35,7 @@ from tests.trainer.samples import (
 from trainer.batch import JaggedBatch
 from trainer.config import TrainerConfig
 from trainer.device import choose_device
+from trainer.direct_step import DirectStep
 from trainer.evaluator import Forward
 from trainer.frequency import FrequencyEstimator
 from trainer.losses import (
@@ -339,6 +340,54 @@ def test_examples_with_nothing_new_change_nothing_beside_others() -> None:
     with_idle = gradient_of(learner, [example(past, 0), *examples, example(past, 0)])
     for name, gradient in gradient_of(learner, examples).items():
         torch.testing.assert_close(with_idle[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+class ByAutograd(Learner):
+    """Leaves every gradient to autograd."""
+
+    def _direct_step(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"context_gradient": True}, {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2}, {"feedback": "vanilla"}],
+    ids=lambda changes: ", ".join(changes) or "as configured by default",
+)
+@pytest.mark.parametrize("use_value", [True, False])
+def test_what_is_computed_beside_autograd_is_what_autograd_computes(changes: dict[str, Any], use_value: bool) -> None:
+    """Predictions, losses, gradients of all weights, and what the tables learn."""
+    learner, world = taught(replace(TRAINER, **changes), replace(MODEL, use_value=use_value))
+    for _ in range(2):
+        examples = world.examples(12)
+        slow, fast = twin(learner, ByAutograd), twin(learner)
+        expected = gradient_of(slow, examples)
+        for name, gradient in gradient_of(fast, examples).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+        said = [predictions_of(each, examples) for each in (slow, fast)]
+        np.testing.assert_allclose(said[1].probability_RK, said[0].probability_RK, rtol=1e-4)
+        np.testing.assert_allclose(said[1].log_loss_S, said[0].log_loss_S, rtol=1e-3, atol=1e-4)
+        for name, table in fast.tables.items():
+            ours, theirs = table.weight[: table.num_rows], slow.tables[name].weight[: table.num_rows]
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4, msg=name)
+        learner.step(examples)
+
+
+class AutogradWhereMuch(Learner):
+    """Takes every step for one with too many logits."""
+
+    def _direct_step(self) -> DirectStep:
+        return DirectStep(self.model, self.config, most_logits=0)
+
+
+def test_a_step_with_too_many_logits_to_keep_is_left_to_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, world = taught()
+    examples, asked = world.examples(12), list[bool]()
+    monkeypatch.setattr(torch.autograd, "backward", lambda _: asked.append(True))
+    twin(learner, AutogradWhereMuch).step(examples)
+    assert asked == [True]
+    twin(learner).step(examples)
+    assert asked == [True]
 
 
 # Losses

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import time
+from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from tests.brokers import Broker
 from wire.config import COMPRESSIONS, KafkaConfig
 from wire.kafka.admin import ensure_topics
-from wire.kafka.batches import Batch, by_batch
+from wire.kafka.batches import Batch, _Range, _WholeBatches, by_batch
 from wire.kafka.consumer import ends, make_consumer
 from wire.kafka.producer import make_producer
 from wire.topics import Topics
@@ -46,3 +51,56 @@ def test_batches_hold_every_record_and_move_the_position_past_them(compression: 
         sum(batch.num_records for batch in batches[:number]) for number in range(len(batches))
     ]
     assert all(value in b"".join(bytes(batch.data) for batch in batches) for value in values)
+
+
+class Slowly(Fetcher.PartitionRecords):  # type: ignore[misc]  # kafka-python comes without types
+    """Reads every batch by kafka-python's own means."""
+
+    def _unpack_records(self, tp: Any, records: Any, *deserializers: Any) -> Any:
+        return super()._unpack_records(tp, _WholeBatches(records), *deserializers)
+
+
+NONE, GZIP, LZ4, ZSTD = 0, 1, 3, 4
+
+
+def batch_of(first: int, num: int, codec: int, *, in_transaction: bool = False) -> bytes:
+    """As a producer would send it and a broker would keep it."""
+    whose = {"producer_id": 9, "producer_epoch": 0, "base_sequence": first} if in_transaction else {}
+    builder = MemoryRecordsBuilder(2, codec, 1 << 16, transactional=in_transaction, **whose)
+    for number in range(num):
+        builder.append(first + number, b"key", b"value %d " % (first + number) * 9)
+    builder.close()
+    whole = bytearray(builder.buffer())
+    whole[:8] = first.to_bytes(8, "big")
+    return bytes(whole)
+
+
+def read(kind: Any, raw: bytes, first: int = 0, most: int = 1000) -> tuple[list[Any], int]:
+    """(offset, time, records) of each batch that is handed out, and where the next fetch begins."""
+    reader = kind(first, TopicPartition("topic", 0), MemoryRecords(raw), isolation_level=1)
+    told = [
+        (each.offset, each.timestamp, each.value) for _ in range(3) for each in (reader and reader.take(most)) or ()
+    ]
+    plain = [(at, ms, value.base_offset, value.num_records, bytes(value.data)) for at, ms, value in told]
+    return plain, reader.next_fetch_offset
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_plain_batches_are_read_as_kafka_python_reads_them_and_the_others_by_it(seed: int) -> None:
+    rng, raw, first = random.Random(seed), b"", 0
+    for _ in range(rng.randrange(1, 9)):
+        num = rng.randrange(1, 6)
+        raw += batch_of(first, num, rng.choice((NONE, ZSTD, ZSTD, GZIP, LZ4)), in_transaction=rng.random() < 0.1)
+        first += num + rng.randrange(3)  # compaction leaves gaps
+    for cut in (0, 1, 40, 70):
+        for begin in (0, first // 2):
+            assert read(_Range, raw[: len(raw) - cut], begin) == read(Slowly, raw[: len(raw) - cut], begin)
+
+
+def test_a_batch_that_was_damaged_is_refused_behind_those_that_were_not() -> None:
+    damaged = bytearray(batch_of(3, 2, ZSTD))
+    damaged[-1] ^= 1
+    reader = _Range(0, TopicPartition("topic", 0), MemoryRecords(batch_of(0, 3, ZSTD) + bytes(damaged)))
+    assert [each.offset for each in reader.take()] == [2]
+    with pytest.raises(CorruptRecordError, match="failed crc check"):
+        reader.take()

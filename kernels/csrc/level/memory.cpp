@@ -407,8 +407,9 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
         double& scale = m.clock[HEAT_SCALE + h];
         if (scale <= RESCALE_AT) continue;
         for (int64_t i = 0; i < m.num_rows; ++i) {
-            m.heat_HV[h * m.stride + i] *= (float)(1 / scale);
-            if (m.first_V[i] >= 0) m.dirty_V[i] = CHANGED;
+            float& heat = m.heat_HV[h * m.stride + i];
+            if (heat != 0 && m.first_V[i] >= 0) m.dirty_V[i] = CHANGED;  // what was not met lately has none left
+            heat *= (float)(1 / scale);
         }
         scale = 1;
     }

@@ -7,7 +7,7 @@
 
 // The argument, as the caller lays it out (kernels/odds/cpp.py).
 struct OddsCall {
-    int64_t num_events, num_kinds, num_domains, num_attributes;
+    int64_t num_events, num_kinds, num_domains, num_attributes, num_items, num_domain_rows, num_feature_rows, num_past;
     // The odds: rows of 1 + num_kinds counts, an item's NUM_BLOCKS times.
     float *item, *domain, *feature;
     double* total;
@@ -33,7 +33,7 @@ struct OddsCall {
 HEADRACE_BEGIN
 
 constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_COUNTED = 9, HIDDEN = 16, NUM_CONFIDENCES = 3;
-constexpr int MOST_KINDS = 32, MOST_COLUMNS = 1 + MOST_KINDS;
+constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS = MOST_VECTORS * W;
 constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f, LATE_STRENGTH = 2.f;
 constexpr float OWN_STRENGTH = 1.f, ATTRIBUTE_STRENGTH = 20.f;
 constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f};
@@ -67,30 +67,40 @@ inline bool make_scratch(const OddsCall& c, Scratch& s) {
     return true;
 }
 
-HEADRACE_INLINE void add_kinds(float* count, uint32_t bits, float weight) {
-    count[0] += weight;
-    for (; bits; bits &= bits - 1) count[1 + __builtin_ctz(bits)] += weight;
+// Columns g * W ... of an interaction: 1, then 1 for each kind that it has.
+HEADRACE_INLINE vf columns_of(uint32_t bits, int g) {
+    vi lane;
+    for (int l = 0; l < W; ++l) lane[l] = l;
+    const vi shifted = vi{} + (int32_t)(((uint64_t)bits << 1 | 1) >> (g * W));
+    return __builtin_convertvector((shifted >> lane) & 1, vf);
 }
 
 // One user's candidates share what he did; what he did with the item is each one's own.
 inline void recall(const OddsCall& c, Past& past, int64_t r) {
     const int64_t begin = c.past_begin_R[r], end = c.past_end_R[r], item = c.item_R[r];
+    const int num_vectors = (int)((c.num_kinds + W) / W);
     if (begin != past.begin || end != past.end) {
-        memset(past.all, 0, sizeof past.all);
-        memset(past.late, 0, sizeof past.late);
-        float weight[NUM_LATE] = {1, 1, 1};
-        for (int64_t i = end - 1; i >= begin; --i) {
-            add_kinds(past.all, c.past_bits[i], 1.0f);
-            for (int l = 0; l < NUM_LATE; ++l) {
-                add_kinds(past.late[l], c.past_bits[i], weight[l]);
-                weight[l] *= LATE_DECAYS[l];
+        for (int g = 0; g < num_vectors; ++g) {
+            vf all = zero(), late[NUM_LATE] = {};
+            float weight[NUM_LATE] = {1, 1, 1};
+            for (int64_t i = end - 1; i >= begin; --i) {
+                const vf did = columns_of(c.past_bits[i], g);
+                all += did;
+                for (int l = 0; l < NUM_LATE; ++l) {
+                    late[l] += did * weight[l];
+                    weight[l] *= LATE_DECAYS[l];
+                }
             }
+            store(past.all + g * W, all);
+            for (int l = 0; l < NUM_LATE; ++l) store(past.late[l] + g * W, late[l]);
         }
         past.begin = begin, past.end = end;
     }
     memset(past.own, 0, sizeof past.own);
-    for (int64_t i = begin; i < end; ++i)
-        if (c.past_item[i] == item) add_kinds(past.own, c.past_bits[i], 1.0f);
+    for (int64_t i = begin; i < end; ++i) {
+        if (c.past_item[i] != item) continue;
+        for (int g = 0; g < num_vectors; ++g) store(past.own + g * W, load(past.own + g * W) + columns_of(c.past_bits[i], g));
+    }
 }
 
 // A rate, and what is missing to 1, which a float near 1 would lose.
@@ -230,13 +240,28 @@ inline void count(const OddsCall& c, int64_t r) {
     for (int64_t k = 0; k < K; ++k) c.total[1 + k] += bits >> k & 1;
 }
 
+HEADRACE_INLINE bool is_within(int64_t from, int64_t to, int64_t num) { return from >= 0 && from <= to && to <= num; }
+
+inline bool fits(const OddsCall& c) {
+    for (int64_t r = 0; r < c.num_events; ++r) {
+        if (!is_within(c.order_R[r], c.order_R[r] + 1, c.num_events) || !is_within(c.row_R[r], c.row_R[r] + 1, c.num_items)) return false;
+        if (!is_within(c.past_begin_R[r], c.past_end_R[r], c.num_past)) return false;
+        for (int64_t a = 0; a < c.num_attributes; ++a) {
+            const int64_t at = c.attribute_RA[r * c.num_attributes + a];
+            if (!is_within(at, at + 1, a < c.num_domains ? c.num_domain_rows : c.num_feature_rows)) return false;
+        }
+    }
+    return true;
+}
+
 HEADRACE_END
 
-// Returns 1 when memory ran out.
+// Returns 1 when memory ran out, 2 for an index out of range (nothing is done then).
 HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
     using namespace headrace::HEADRACE_LEVEL;
     const OddsCall& c = *call;
     Scratch s;
+    if (!fits(c)) return 2;
     if (!make_scratch(c, s)) return 1;
     for (int64_t i = 0; i < c.num_events; ++i) {
         const int64_t r = c.order_R[i];

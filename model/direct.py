@@ -1,0 +1,129 @@
+"""The model's forward and backward pass beside autograd, on the CPU: from the catalogue's rows to both losses and back.
+
+A live step is a few dozen targets: autograd's bookkeeping and a hundred small operations took more of it than the
+arithmetic. Here a step is six calls of C++, each of which writes the gradients of its own weights where the optimiser
+reads them. What it computes is what `HSTU` and `trainer.losses` define, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import Tail
+from kernels.heads import HeadInputs, HeadOutputs, HeadParams, HeadRules, heads
+from kernels.layer.cpp import Batch, backward_pass, forward_pass, make_batch
+from kernels.tokens import TokenParams, token_gradients, tokens
+from model.hstu import HSTU, Layer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DirectInputs:
+    """A batch of n interactions: their rows of the catalogue, what was done with them, and times of their tokens; and
+    what is read of the layers' outputs (``tail``). ``head``: all but the outputs."""
+
+    table_VD: Tensor
+    place_n: Tensor
+    kinds_nK: Tensor
+    value_n: Tensor
+    side_nM: Tensor | None
+    offsets_B1: Tensor
+    query_time_T: Tensor
+    key_time_T: Tensor
+    tail: Tail
+    seed: int
+    head: Callable[[Tensor], HeadInputs]
+    """Outputs (S, M) → what the heads take."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DirectOutputs:
+    """``heads``: predictions, losses, and the catalogue's gradient, which is whole. ``d_side_nM``: the sides'."""
+
+    heads: HeadOutputs
+    d_side_nM: Tensor | None
+
+
+class DirectPass:
+    """Passes of one model, whose parameters have gradients to be written (``parameter.grad``)."""
+
+    def __init__(
+        self, model: HSTU, *, rank_share: float, feedback: str, context_gradient: bool, dropout: float
+    ) -> None:
+        config = model.config
+        self._config, self._thresholds = config, model.time_buckets
+        self._context_gradient, self._dropout = context_gradient, dropout
+        self._rules = HeadRules(
+            config.temperature, config.bias_scale, config.norm_eps, rank_share=rank_share, feedback=feedback
+        )
+        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        self._layers = [_held(layer, _values) for layer in layers]
+        self._layer_gradients = [_held(layer, _slopes) for layer in layers]
+        self._tokens, self._token_gradients = (_token_params(model, each) for each in (_values, _slopes))
+        self._heads, self._head_gradients = (_head_params(model, each) for each in (_values, _slopes))
+
+    def __call__(self, inputs: DirectInputs, *, wants_gradients: bool) -> DirectOutputs:
+        """Predictions and losses; with gradients, those of all parameters are written."""
+        value_n = inputs.value_n if self._config.use_value else None
+        given = inputs.table_VD, inputs.place_n, inputs.kinds_nK, value_n
+        x_TM = tokens(*given, inputs.side_nM, self._tokens)
+        batches, kept, y_TM = self._batches(inputs), list[tuple[Tensor, Tensor]](), x_TM
+        for batch, held in zip(batches, self._layers, strict=True):
+            before_TM = y_TM
+            y_TM, attended = forward_pass(batch, before_TM, held)
+            kept.append((before_TM, attended))
+        found = heads(inputs.head(y_TM), self._heads, self._rules, self._head_gradients if wants_gradients else None)
+        if found.d_y_SM is None or found.d_table_VD is None:
+            return DirectOutputs(found, None)
+        d_TM = found.d_y_SM
+        for index in reversed(range(len(batches))):
+            before_TM, attended = kept[index]
+            d_TM = backward_pass(
+                batches[index], before_TM, attended, self._layers[index], d_TM, self._layer_gradients[index]
+            )
+        d_side_nM = None if inputs.side_nM is None else torch.empty_like(inputs.side_nM)
+        token_gradients(d_TM, x_TM, *given, self._tokens, self._token_gradients, found.d_table_VD, d_side_nM)
+        return DirectOutputs(found, d_side_nM)
+
+    def _batches(self, inputs: DirectInputs) -> list[Batch]:
+        config, num_layers = self._config, len(self._layers)
+        is_last = [index == num_layers - 1 for index in range(num_layers)]
+        return make_batch(
+            inputs.offsets_B1, num_heads=config.num_heads, norm_len=config.norm_len, time_buckets=self._thresholds,
+            query_time_T=inputs.query_time_T, key_time_T=inputs.key_time_T, eps=config.norm_eps,
+            dropout=self._dropout, seeds=[inputs.seed * 64 + index for index in range(num_layers)],
+            tails=[inputs.tail if last or not self._context_gradient else None for last in is_last], only_tail=is_last,
+        )  # fmt: skip
+
+
+def _values(parameter: Tensor) -> Tensor:
+    return parameter.detach()
+
+
+def _slopes(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "the optimiser gives every parameter a gradient to be written"
+    return parameter.grad
+
+
+def _held(layer: Layer, of: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    params = layer.params()
+    weights = [getattr(params, name) for name in params.__dataclass_fields__]
+    return [of(each) for each in (*weights, layer.pos_bias_GP, layer.time_bias_GK)]
+
+
+def _token_params(model: HSTU, of: Callable[[Tensor], Tensor]) -> TokenParams:
+    value_M = of(model.value_M) if model.config.use_value else None
+    return TokenParams(
+        of(model.item_weight), of(model.action_M), of(model.kind_KM), of(model.action_item_weight), value_M
+    )
+
+
+def _head_params(model: HSTU, of: Callable[[Tensor], Tensor]) -> HeadParams:
+    return HeadParams(
+        start_M=of(model.start_M), query_weight=of(model.query_weight), query_bias=of(model.query_bias),
+        rank_weight=of(model.rank_weight), rank_bias_K=of(model.rank_bias_K), rank_prior_PK=of(model.rank_prior_PK),
+        norm_weight_M=of(model.rank_norm_weight_M), norm_bias_M=of(model.rank_norm_bias_M),
+    )  # fmt: skip

@@ -1,0 +1,99 @@
+"""A step's forward and backward pass on the CPU, beside autograd: `model.direct` on a batch and the item table.
+
+For steps whose loss is over the whole catalogue and whose logits fit into memory; the others are autograd's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import Tail
+from kernels.heads import HeadInputs
+from model.direct import DirectInputs, DirectPass
+from model.hstu import HSTU
+from model.tokens import token_times
+from trainer.batch import JaggedBatch
+from trainer.config import TrainerConfig
+from trainer.evaluator import Forward, Leaf
+
+Int64 = NDArray[np.int64]
+MOST_LOGITS = 1 << 22
+"""Of the choices of a step: each takes a row of the catalogue, which is kept."""
+
+
+class DirectStep:
+    """The passes of ``model``, whose parameters the optimiser has taken over."""
+
+    def __init__(self, model: HSTU, config: TrainerConfig, *, most_logits: int = MOST_LOGITS) -> None:
+        self._most_logits = most_logits
+        self._pass = DirectPass(
+            model, rank_share=config.rank_weight, feedback=config.feedback, context_gradient=config.context_gradient,
+            dropout=config.dropout,
+        )  # fmt: skip
+
+    def fits(self, batch: JaggedBatch, num_rows: int) -> bool:
+        """Whether a batch's logits over so many rows may be kept."""
+        return int(batch.is_wanted_R.sum()) * num_rows <= self._most_logits
+
+    def __call__(
+        self,
+        batch: JaggedBatch,
+        tail: Tail,
+        leaves: list[Leaf],
+        side_nM: Tensor | None,
+        input_rows_n: Int64,
+        target_row_R: Int64,
+        prior_RPK: NDArray[np.float32],
+        seed: int,
+    ) -> Forward:
+        """Predictions and losses; where gradients are enabled, all of these as well: those of the weights where the
+        optimiser reads them, the others in ``leaves``, of which the first is the whole item table."""
+        items, rows_V = leaves[0].table, leaves[0].rows_U
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        answers = (
+            torch.from_numpy(items.live[: len(rows_V)] & (rows_V > 0)),
+            torch.from_numpy(target_row_R[wanted]),
+            torch.from_numpy(prior_RPK),
+            torch.from_numpy(batch.learned_RK),
+            torch.from_numpy(batch.is_new_R),
+        )
+        places = torch.from_numpy(output_places(batch, wanted, tail))
+        output_R, output_Q = places[: batch.num_targets], places[batch.num_targets :]
+        key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
+        inputs = DirectInputs(
+            leaves[0].values_UD, torch.from_numpy(input_rows_n), torch.from_numpy(batch.kinds_nK),
+            torch.from_numpy(batch.value_n), side_nM, torch.from_numpy(2 * batch.starts_B1),
+            torch.from_numpy(query_time_T), torch.from_numpy(key_time_T), tail, seed,
+            lambda y_SM: HeadInputs(y_SM, output_R, output_Q, leaves[0].values_UD, *answers),
+        )  # fmt: skip
+        out = self._pass(inputs, wants_gradients=torch.is_grad_enabled())
+        leaves[0].direct_UD = out.heads.d_table_VD
+        if out.d_side_nM is not None:
+            for leaf in leaves[1:]:
+                leaf.direct_UD = _gathered(leaf, out.d_side_nM)
+        return Forward(
+            out.heads.query_QD, torch.zeros((0, 0)), True, out.heads.logit_RK, target_row_R,
+            torch.tensor(out.heads.retrieval), leaves, torch.tensor(out.heads.ranking), out.heads.logit_QV,
+            has_gradients=True,
+        )  # fmt: skip
+
+
+def output_places(batch: JaggedBatch, wanted: Int64, tail: Tail) -> Int64:
+    """Where among the tail's tokens each target's item stands, then the action before each choice (-1: none)."""
+    previous_S = batch.previous_R[wanted]
+    tokens = np.concatenate([2 * batch.target_R, 2 * previous_S + 1])
+    places = np.searchsorted(tail.rows_S.numpy(), tokens)
+    places[batch.num_targets :][previous_S < 0] = -1
+    return places
+
+
+def _gathered(leaf: Leaf, d_side_nM: Tensor) -> Tensor:
+    """(U, M) the gradient of rows that were summed into side inputs."""
+    assert leaf.place_nF is not None
+    gradient_UM = d_side_nM.new_zeros((len(leaf.rows_U), d_side_nM.shape[1]))
+    for column in leaf.place_nF.unbind(dim=1):
+        gradient_UM.index_add_(0, column, d_side_nM)
+    return gradient_UM
