@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.events import Step
-<<<<<<< HEAD
-from bench.rivals.priors import Priors
-=======
 from bench.rivals.counts import Rates
->>>>>>> main
 from bench.rivals.targets import columns
 from model.config import ModelConfig
 from model.rates import done_before
@@ -74,7 +70,7 @@ class LearnedRanker:
     """A ranking network that learns online, by Adam (table rows that a step does not touch stay the same)."""
 
     def __init__(self, model: DIN, lr: float) -> None:
-        self.model, self.rates = model, Priors(model.prior_PK.shape[1])
+        self.model, self.rates = model, Rates(model.prior_PK.shape[1])
         tables = [model.item_VD.weight, model.hashed_HD.weight]
         for table in (model.item_VD, model.hashed_HD):
             table.sparse = True
@@ -87,7 +83,7 @@ class LearnedRanker:
         batch = step.batch
         where, rows = batch.target_R, step.row_n[batch.target_R]
         done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[where], where)
-        prior_RPK = torch.from_numpy(self.rates.of(rows, done_RK, num_R))
+        prior_RPK = torch.from_numpy(self.rates.prior(rows, done_RK, num_R))
         past_RL, done_RLK = history(step, self.model.context)
         places = torch.from_numpy(columns(step))
         logit_RK = self.model(torch.from_numpy(rows), places, past_RL, done_RLK, prior_RPK)

@@ -12,11 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-<<<<<<< HEAD
-from bench.rivals.priors import Priors
-=======
 from bench.rivals.counts import Rates
->>>>>>> main
 from bench.rivals.targets import told
 
 
@@ -29,7 +25,7 @@ class OneAKind:
     """One learner per kind, predicting before it learns. A late kind is learned as a 1; its 0 is not unlearned."""
 
     def __init__(self, num_kinds: int) -> None:
-        self.rates = Priors(num_kinds)
+        self.rates = Rates(num_kinds)
 
     def over(self, step: Step) -> NDArray[np.float64]:
         """(R, K)."""

@@ -7,11 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-<<<<<<< HEAD
-from bench.rivals.priors import Priors
-=======
 from bench.rivals.counts import Rates
->>>>>>> main
 from bench.rivals.targets import HASH_BITS, told
 
 Float64 = NDArray[np.float64]
@@ -22,7 +18,7 @@ class Logistic:
     """One weight per hashed feature and kind. ``rate``: Adagrad's learning rate."""
 
     def __init__(self, num_kinds: int, rate: float) -> None:
-        self.rate, self.rates = rate, Priors(num_kinds)
+        self.rate, self.rates = rate, Rates(num_kinds)
         self.weight_HK = np.zeros((1 << HASH_BITS, num_kinds), np.float32)
         self.square_HK = np.full((1 << HASH_BITS, num_kinds), 1e-6, np.float32)
         self.prior_PK, self.prior_square_PK = np.zeros((2, num_kinds)), np.full((2, num_kinds), 1e-6)

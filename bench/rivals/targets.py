@@ -9,11 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-<<<<<<< HEAD
-from bench.rivals.priors import Priors
-=======
 from bench.rivals.counts import Rates
->>>>>>> main
 from model.rates import done_before
 
 Int64 = NDArray[np.int64]
@@ -45,7 +41,7 @@ def targets(step: Step) -> Iterator[Target]:
         yield Target(index, rows[index], kinds_RK[index], is_new[index])
 
 
-def told(step: Step, rates: Priors) -> Iterator[tuple[Target, Int64, NDArray[np.float32]]]:
+def told(step: Step, rates: Rates) -> Iterator[tuple[Target, Int64, NDArray[np.float32]]]:
     """Each target in that order, with its (F,) columns and its (P, K) log-odds by ``rates``, which count it after it
     was predicted and learned."""
     batch = step.batch
@@ -53,7 +49,7 @@ def told(step: Step, rates: Priors) -> Iterator[tuple[Target, Int64, NDArray[np.
     done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[where], where)
     for each in targets(step):
         one, row = slice(each.at, each.at + 1), step.row_n[where[each.at : each.at + 1]]
-        yield each, place_RF[each.at], rates.of(row, done_RK[one], num_R[one])[0]
+        yield each, place_RF[each.at], rates.prior(row, done_RK[one], num_R[one])[0]
         rates.learn(row, batch.learned_RK[one], batch.is_new_R[one])
 
 
