@@ -70,6 +70,10 @@ def work(plan: dict[str, Any], folder: Path | None, rehearse: bool) -> int:
     """Run a worker: ``plan`` has the sections to run, the deadline, and whether it only compiles."""
     from bench.gpu_report import Clock, Report
 
+    if rehearse:
+        from bench import quick_interpreter
+
+        quick_interpreter.install()
     clock = Clock("cpu" if rehearse else "cuda", plan["deadline"] - time.time(), compiles_only=plan["warm"])
     file = None if folder is None else folder / RESULT
     report = Report(clock, file, plan["facts"], {} if folder is None else read(folder))

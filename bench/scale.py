@@ -2,9 +2,9 @@
 
 A trainer of a million items (100,000 with ``--quick``) makes live steps (32 users, one new interaction each), first
 undisturbed, then while a checkpoint is written, while a base and deltas are published, and while both happen at once.
-What waits is the turn: the step with all that the training thread does beside it. The publisher is the real one but for
-the broker: versions are put together, hashed and cut into chunks, and dropped. For comparison, the same state is copied
-and written at once, on the training thread, as builds before 2026-11-26 did.
+Measured is the turn: a step with everything else that the training thread does. The publisher is real except for the
+broker: versions are assembled, hashed and split into chunks, then dropped. For comparison, the same state is copied and
+written in one go on the training thread, as earlier builds did.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from wire.weights import Manifest, PlanStep
 
 NUM_USERS, USERS_A_STEP, NUM_BEFORE, SEGMENT_LEN = 2_000, 32, 64, 16
 NUM_ALONE = 60
-"""Turns measured with nothing beside them."""
+"""How many undisturbed turns are measured."""
 CONFIG = TrainerConfig(device="cpu", num_threads=1, checkpoint_every_s=1e9, publish_every_s=1e9, step_linger_s=0.0)
 
 
 class Traffic:
-    """A source of live examples without end, each step's users drawn at random."""
+    """An endless source of live examples, with each step's users drawn at random."""
 
     exhausted = False
 
@@ -51,28 +51,28 @@ class Traffic:
         self.positions: dict[int, Position] = {}
 
     def restore(self, histories: TrainedHistories) -> None:
-        """Users have interactions before the first step."""
+        """Give the users interactions before the first step."""
         for user in range(NUM_USERS):
             for first in range(0, NUM_BEFORE, SEGMENT_LEN):
                 histories.fold(self._example(user, first, SEGMENT_LEN, 0))
 
     def poll(self, timeout_s: float) -> list[Example]:
-        """A step's worth."""
-        del timeout_s  # something has always arrived
+        """One step's examples."""
+        del timeout_s  # there is always something
         users = self._rng.choice(NUM_USERS, USERS_A_STEP, replace=False)
         self._places[users] += 1
         return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
 
     def trained(self, step: PlanStep) -> None:
-        """Positions are of no interest here."""
+        """Positions are not needed here."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
     def _example(self, user: int, first: int, num: int, num_new: int) -> Example:
         rng, none = self._rng, np.empty(0, np.int64)
         self._number += 1
-        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, all of it met
+        popular = (self._num_items * rng.random(num) ** 3).astype(np.int64)  # a long tail, of which every item occurs
         return Example(
             user=str(user), partition=0, writer_epoch=1, number=self._number, segment=int(first) // SEGMENT_LEN,
             first=int(first) % SEGMENT_LEN, segment_len=SEGMENT_LEN, num_new=num_new, feedback_index=none,
@@ -88,10 +88,10 @@ class Traffic:
 
 
 class Nowhere(Publisher):
-    """Leads at once, and drops what it would send."""
+    """Leads at once, and drops what it should send."""
 
     def lead(self, *_: Any, **__: Any) -> list[Manifest]:
-        """Nobody was there before."""
+        """There was no trainer before."""
         self.epoch = 0
         return []
 
@@ -107,7 +107,7 @@ class Nowhere(Publisher):
     def _send_manifest(self, key: bytes, manifest: Manifest) -> None: ...
 
     def close(self, *, release: bool = False) -> None:
-        """End the thread; there is nobody to tell."""
+        """End the thread."""
         del release
         super().close(release=False)
 
@@ -139,7 +139,7 @@ def fill(trainer: Trainer, num_items: int) -> None:
 
 
 def turns(trainer: Trainer, is_over: Callable[[int], bool]) -> list[float]:
-    """Milliseconds of each turn until it is over."""
+    """The milliseconds of each turn until the condition holds."""
     took_ms = list[float]()
     while not is_over(len(took_ms)):
         began_s = time.perf_counter()
@@ -149,14 +149,14 @@ def turns(trainer: Trainer, is_over: Callable[[int], bool]) -> list[float]:
 
 
 def waits(name: str, took_ms: list[float], alone_ms: float) -> list[Row]:
-    """How much longer than an undisturbed one turns took."""
+    """How much longer the turns took than an undisturbed one."""
     p99, most = float(np.percentile(took_ms, 99)), max(took_ms)
     note = f"{len(took_ms)} turns, median {np.median(took_ms):.1f}, p99 {p99:.1f}, longest {most:.1f} ms"
     return [row(f"{name}: p99 of a turn over the undisturbed median", p99 / alone_ms, "x", 2.0, note, most=True)]
 
 
 def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
-    """What the training thread waited for when it did all by itself."""
+    """How long the training thread takes to do everything itself."""
 
     def checkpoint() -> None:
         (folder / "at-once").write_bytes(save_tensors({k: np.ascontiguousarray(v) for k, v in arrays().items()}))
@@ -177,7 +177,7 @@ def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
 
 
 def measure(num_items: int, folder: Path) -> list[Row]:
-    """All rows of one size."""
+    """The rows for one catalogue size."""
     publisher = Nowhere(KafkaConfig(), CONFIG, threading.Event())
     traffic = Traffic(num_items)
     trainer = Trainer(MODEL, CONFIG, lambda _: traffic, checkpoint_dir=folder / "kept", publisher=publisher)

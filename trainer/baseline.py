@@ -10,13 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
+BLOCK = 128
 
 
 class PopularityBaseline:
-    """Ranks a target by how often items have occurred so far, among all items and among those not excluded."""
+    """Ranks a target by how often items have occurred so far, among all items and among those not excluded.
+
+    Beside ``count_V`` it keeps how many items have each count, so that a step costs what it touches, however large the
+    catalogue. Every row with a count is live: whoever evicts a row tells `forget`.
+    """
 
     def __init__(self) -> None:
         self.count_V = np.zeros(64, np.int64)
+        self._with_BC = np.zeros((1, BLOCK), np.int64)
+        """How many rows have a count of 1 + 128 b + c."""
+        self._block_B = np.zeros(1, np.int64)
+
+    def load(self, count_V: Int64) -> None:
+        """Become the baseline that had these counts."""
+        self.count_V = count_V.copy()
+        self._with_BC = np.zeros((1, BLOCK), np.int64)
+        self._move(np.zeros_like(count_V), count_V)
+
+    def _move(self, from_N: Int64, to_N: Int64) -> None:
+        """So many rows had these counts, and have those."""
+        num_blocks = int(to_N.max(initial=0)) // BLOCK + 1
+        if num_blocks > len(self._with_BC):
+            more = max(num_blocks, 2 * len(self._with_BC)) - len(self._with_BC)
+            self._with_BC = np.append(self._with_BC, np.zeros((more, BLOCK), np.int64), axis=0)
+        flat = self._with_BC.reshape(-1)
+        np.subtract.at(flat, from_N[from_N > 0] - 1, 1)
+        np.add.at(flat, to_N[to_N > 0] - 1, 1)
+        self._block_B = self._with_BC.sum(axis=1) if len(self._block_B) != len(self._with_BC) else self._block_B
+        for block in {*((from_N[from_N > 0] - 1) // BLOCK).tolist(), *((to_N[to_N > 0] - 1) // BLOCK).tolist()}:
+            self._block_B[block] = self._with_BC[block].sum()
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.count_V):
@@ -24,31 +51,49 @@ class PopularityBaseline:
                 self.count_V, np.zeros(max(num_rows, 2 * len(self.count_V)) - len(self.count_V), np.int64)
             )
 
-    def ordered(self, live_V: NDArray[np.bool_]) -> Int64:
-        """Counts of all live items, ascending."""
-        self._grow(len(live_V))
-        return np.sort(self.count_V[: len(live_V)][live_V])
+    def count_of(self, rows_R: Int64) -> Int64:
+        """(R,) how often these rows have occurred."""
+        self._grow(int(rows_R.max(initial=0)) + 1)
+        return np.asarray(self.count_V[rows_R])
+
+    def at_share(self, share: float, num_live: int) -> int:
+        """The count that this share of the live items does not reach (0 without items)."""
+        place = int(num_live * share) - (num_live - int(self._block_B.sum()))
+        if not num_live or place < 0:
+            return 0
+        below_B = np.cumsum(self._block_B)
+        block = int(np.searchsorted(below_B, place, side="right"))
+        within_C = np.cumsum(self._with_BC[block]) + below_B[block] - self._block_B[block]
+        return 1 + block * BLOCK + int(np.searchsorted(within_C, place, side="right"))
+
+    def _above_and_with(self, count_R: Int64, num_live: int) -> tuple[Int64, Int64]:
+        """(R,) how many live items have more than each count, and how many have it."""
+        num_counted = int(self._block_B.sum())
+        at_R = np.maximum(count_R - 1, 0)
+        block_R = at_R // BLOCK
+        later_B = num_counted - np.cumsum(self._block_B)
+        in_block_RC = self._with_BC[block_R]
+        above_R = (in_block_RC * (np.arange(BLOCK) > (at_R % BLOCK)[:, None])).sum(axis=1) + later_B[block_R]
+        same_R = self._with_BC[block_R, at_R % BLOCK]
+        is_counted_R = count_R > 0
+        return (
+            np.where(is_counted_R, above_R, num_counted),
+            np.where(is_counted_R, same_R, num_live - num_counted),
+        )
 
     def ranks(
-        self,
-        target_R: Int64,
-        live_V: NDArray[np.bool_],
-        exclude_rows: Int64,
-        exclude_offsets_R1: Int64,
-        ordered: Int64 | None = None,
+        self, target_R: Int64, num_live: int, exclude_rows: Int64, exclude_offsets_R1: Int64
     ) -> tuple[Int64, Int64]:
         """(R,) ranks among all live items, and among those not in the target's excluded rows (distinct per target).
 
-        Ties count half, rounded up, as in `kernels.rank_of_target`. ``ordered``: `ordered` of ``live_V``, if known.
+        Ties count half, rounded up, as in `kernels.rank_of_target`. Targets and excluded rows are live ones.
         """
-        ordered = self.ordered(live_V) if ordered is None else ordered
-        count_V = np.where(live_V, self.count_V[: len(live_V)], -1)
+        self._grow(int(max(target_R.max(initial=0), exclude_rows.max(initial=0))) + 1)
         target_count = self.count_V[target_R]
-        up_to = np.searchsorted(ordered, target_count, side="right")
-        higher = len(ordered) - up_to
-        equal = up_to - np.searchsorted(ordered, target_count, side="left") - live_V[target_R]
+        higher, equal = self._above_and_with(target_count, num_live)
+        equal = equal - 1
         owner = np.repeat(np.arange(len(target_R)), np.diff(exclude_offsets_R1))
-        more = count_V[exclude_rows] - target_count[owner]
+        more = self.count_V[exclude_rows] - target_count[owner]
         num_higher = np.bincount(owner[more > 0], minlength=len(target_R))
         num_equal = np.bincount(owner[(more == 0) & (exclude_rows != target_R[owner])], minlength=len(target_R))
         return 1 + higher + (equal + 1) // 2, 1 + higher - num_higher + (equal - num_equal + 1) // 2
@@ -56,9 +101,15 @@ class PopularityBaseline:
     def learn(self, rows_R: Int64) -> None:
         """Count one occurrence of each of these rows."""
         if len(rows_R):
-            self._grow(int(rows_R.max()) + 1)
-            self.count_V += np.bincount(rows_R, minlength=len(self.count_V))
+            rows_U, num_U = np.unique(rows_R, return_counts=True)
+            self._grow(int(rows_U[-1]) + 1)
+            before_U = self.count_V[rows_U]
+            self.count_V[rows_U] = before_U + num_U
+            self._move(before_U, before_U + num_U)
 
     def forget(self, rows_N: Int64) -> None:
         """Clear rows that were evicted."""
-        self.count_V[rows_N[rows_N < len(self.count_V)]] = 0
+        rows = np.unique(rows_N[rows_N < len(self.count_V)])
+        before = self.count_V[rows]
+        self.count_V[rows] = 0
+        self._move(before, np.zeros_like(before))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,6 @@ from model.config import ModelConfig
 from model.kinds import becomes_chosen
 from model.tokens import query_times, unpack_kinds
 from wire.example import Example
-from wire.hashing import key_hash
 from wire.history import Histories, History, Rows
 
 Int64 = NDArray[np.int64]
@@ -124,7 +124,8 @@ def _pieces(pairs: Sequence[tuple[Example, History]]) -> _Pieces:
         if number == len(users):
             users.append(history)
             seeds.append((example.partition << 40) + example.number)
-            keys.append(key_hash(example.user))
+            # Not `wire.hashing`: this module needs nothing but torch and NumPy.
+            keys.append(int.from_bytes(blake2b(example.user.encode(), digest_size=8).digest(), "little", signed=True))
         first, num_new, num_feedback = example.first_index, example.num_new, example.num_feedback
         if num_feedback:
             places += (first + example.feedback_index).tolist()

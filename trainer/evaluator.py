@@ -108,8 +108,8 @@ class Evaluator:
         ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
-        ordered = self._popularity.ordered(known_V)
-        popular = self._popularity.ranks(target_S[ranked], known_V, rows, offsets_C1, ordered)
+        num_known = int(np.count_nonzero(known_V))
+        popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
@@ -123,7 +123,7 @@ class Evaluator:
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, ordered),
+                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, num_known),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
                 key_R=batch.key_R,
@@ -140,10 +140,9 @@ class Evaluator:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
         return generator.random(num_targets) < self._config.metric_share
 
-    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_], ordered: Int64) -> NDArray[np.bool_]:
-        count_V = self._popularity.count_V[: len(known_V)]
-        head = ordered[int(len(ordered) * (1 - HEAD_SHARE))] if len(ordered) else 0
-        count_S, known_S = count_V[target_S], known_V[target_S]
+    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_], num_known: int) -> NDArray[np.bool_]:
+        head = self._popularity.at_share(1 - HEAD_SHARE, num_known)
+        count_S, known_S = self._popularity.count_of(target_S), known_V[target_S]
         return np.stack(
             [
                 np.ones(len(target_S), np.bool_),

@@ -77,10 +77,11 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint) -> None:
     """Restore the state at the checkpoint into a new learner of the same configuration. Raises `CheckpointError`."""
     _check_config(learner, checkpoint.meta)
     arrays = checkpoint.arrays
+    _check_rates(arrays)
     learner.optimiser.load_state_dict(part_of(arrays, "optimiser"))
     learner.frequency.load_state_dict(part_of(arrays, "frequency"))
     learner.metrics.load_state_dict(part_of(arrays, "metrics"))
-    learner.popularity.count_V = arrays["popularity.count"].copy()
+    learner.popularity.load(arrays["popularity.count"])
     learner.rates.load_state_dict(part_of(arrays, "rates"))
     learner.memory.load_state_dict(part_of(arrays, "memory"))
     learner.histories.load_state_dict(part_of(arrays, "histories"))
@@ -119,6 +120,14 @@ def _table_state(table: Table, admit_after: int, seen_ms: int) -> dict[str, Any]
         "map.pending_ids": none, "map.pending_counts": none, "map.pending_last_seen_ms": none,
         "map.num_rows": np.array([len(table.live) - 1], np.int64), "map.admit_after": np.array([admit_after], np.int64),
     }  # fmt: skip
+
+
+def _check_rates(arrays: Arrays) -> None:
+    if "rates.item_VC" not in arrays:
+        raise CheckpointError(
+            "rates: expected counts with decays and the odds' weights (rates.item_VC), got a checkpoint of a build "
+            "before them; use the build that wrote it, or name an empty trainer.checkpoint_dir to train anew"
+        )
 
 
 def _check_config(learner: Learner, meta: dict[str, Any]) -> None:

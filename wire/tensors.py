@@ -1,7 +1,7 @@
-"""Arrays in the safetensors layout without ever being in one place: a header, then the arrays' own memory.
+"""Arrays in the safetensors layout, without copying them together: a header, then the arrays' own memory.
 
-`safetensors.numpy.save` copies everything twice and holds the interpreter meanwhile: a second for a table of a million
-rows. What is written here is read by `safetensors.numpy.load`.
+`safetensors.numpy.save` copies everything twice and holds the interpreter lock meanwhile: a second for a table of a
+million rows. The bytes are readable by `safetensors.numpy.load`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TYPES = {
 
 
 class Tensors:
-    """Named arrays as one run of bytes. They must not change as long as this is used."""
+    """Named arrays as one sequence of bytes. They must not change while this is in use."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         ordered = sorted(arrays.items(), key=lambda each: (-each[1].dtype.itemsize, each[0]))
@@ -41,7 +41,7 @@ class Tensors:
 
     @property
     def parts(self) -> list[Buffer]:
-        """One after the other, the bytes."""
+        """The parts of the bytes, in order."""
         return self._parts
 
     def checksum(self) -> str:
@@ -52,7 +52,7 @@ class Tensors:
         return digest.hexdigest()
 
     def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
-        """The bytes, cut into pieces of so many; at least one. May be asked for again."""
+        """The bytes in pieces of this size; at least one piece. Can be called again."""
         whole = bytearray()
         for part in self._parts:
             start = 0

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.events import Step
+from bench.rivals.counts import Rates
 from bench.rivals.targets import columns
 from model.config import ModelConfig
-from model.rates import Rates, done_before
+from model.rates import done_before
 from model.tokens import unpack_kinds
 from trainer.losses import ranking_loss
 

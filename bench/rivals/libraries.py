@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
+from bench.rivals.counts import Rates
 from bench.rivals.targets import told
-from model.rates import Rates
 
 
 def installed() -> tuple[str, ...]:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
+from bench.rivals.counts import Rates
 from bench.rivals.targets import HASH_BITS, told
-from model.rates import Rates
 
 Float64 = NDArray[np.float64]
 MOST_LOGIT = 30.0

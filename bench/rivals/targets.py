@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.events import Step
-from model.rates import Rates, done_before
+from bench.rivals.counts import Rates
+from model.rates import done_before
 
 Int64 = NDArray[np.int64]
 HASH_BITS = 20

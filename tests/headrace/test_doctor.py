@@ -139,8 +139,8 @@ def test_what_others_write_to_the_topics_ends_no_command(
     for value in FOREIGN:
         for topic in (topics.lag, topics.status, topics.control, topics.sequences, topics.weights):
             producer.send(topic, value=value, key=b"theirs", partition=0)
-        for reason in (b"\xff", None):
-            producer.send(topics.dead_letters, value=value, headers=[("reason", reason)], partition=0)
+        for headers in ([("reason", b"\xff")], []):
+            producer.send(topics.dead_letters, value=value, key=b"x", headers=headers, partition=0)
         for kind in (b"manifest", b"claim", b"chunk"):
             producer.send(topics.weights, value=value, key=b"1/1", headers=[("record", kind)], partition=0)
     producer.flush()

@@ -377,7 +377,8 @@ class Stage:
         checkpoint = folder.load()
         folder.close()
         assert checkpoint is not None
-        assert unequal(checkpoint.arrays, learner_arrays(learner)) == []
+        wrong = unequal(checkpoint.arrays, learner_arrays(learner))
+        assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
 NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")

@@ -246,6 +246,14 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
         read_checkpoint(path)
 
 
+def test_a_checkpoint_of_a_build_without_odds_is_refused_in_words() -> None:
+    learner = Learner(MODEL, TRAINER)
+    checkpoint = checkpoint_of(learner)
+    older = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("rates.")}
+    with pytest.raises(CheckpointError, match=r"rates: expected .* got a checkpoint of a build before them"):
+        restore_learner(Learner(MODEL, TRAINER), replace(checkpoint, arrays={**older, "rates.shown": np.zeros(3)}))
+
+
 def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path, damage: list[str]) -> None:
     (tmp_path / "tmp-000000000009").mkdir()
     (tmp_path / "tmp-000000000009" / "arrays.safetensors").write_bytes(b"half")

@@ -221,7 +221,7 @@ def damaged(topic: list[Record], what: str) -> list[Record]:
         ("shortened", "corrupt: expected"),
         ("swapped", "corrupt: expected"),
         ("late chunk", "torn: chunks"),
-        ("broken manifest", "manifest: expected JSON"),
+        ("broken manifest", "manifest: expected JSON of a known form"),
     ],
 )
 def test_a_damaged_version_is_dropped_with_the_reason_and_the_one_before_stays(what: str, reason: str) -> None:
