@@ -67,6 +67,7 @@ def _small_of_table(table: EmbeddingTable) -> dict[str, Any]:
     ids, counts, last_seen = table.map.pending()
     return {
         "tombstones": np.array(table.tombstones, np.int64),
+        "blocked": np.array(sorted(table.blocked), np.int64),
         "map.pending_ids": ids, "map.pending_counts": counts, "map.pending_last_seen_ms": last_seen,
         "map.num_rows": np.array([table.map.num_rows], np.int64),
         "map.admit_after": np.array([table.map.admit_after], np.int64),
