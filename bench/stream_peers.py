@@ -1,7 +1,7 @@
 """Other stream processors that do what `bench.faust_table` does, each in a process of its own.
 
-They are extras (`pip install headrace[bench]`). ``HEADRACE_PEERS_PYTHON`` names the interpreter of an environment that
-has them, where this one has not.
+They need packages that are not in the lock (``pip install quixstreams bytewax kafka-python msgspec``): if they are in
+an environment of their own, ``HEADRACE_PEERS_PYTHON`` names its interpreter.
 """
 
 from __future__ import annotations

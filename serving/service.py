@@ -179,7 +179,7 @@ class Service:
 
     async def send_action(self, request: ActionRequest) -> bytes:
         """`SentAction` as JSON. Raises `NotReadyError` or `RequestError`."""
-        version, sender = self.version(), self._producing
+        version = self.version()
         kinds = version.network.config.kinds
         for kind in [request.action] if isinstance(request.action, str) else request.action:
             if kind not in kinds:
@@ -187,7 +187,7 @@ class Service:
                     "action", f"among {', '.join(kinds)}", kind[:200], "send a kind that the model knows"
                 )
         timestamp_ms = self._builder.now_ms(version) + 1
-        return msgspec.json.encode(await asyncio.to_thread(sender.send, request, timestamp_ms))
+        return msgspec.json.encode(await asyncio.to_thread(self._producing.send, request, timestamp_ms))
 
     async def forget(self, request: ForgetRequest) -> bytes:
         """`SentOrder` as JSON. Raises `NotReadyError`."""
