@@ -26,6 +26,8 @@ Float64 = NDArray[np.float64]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
 """How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
 NUM_PRIORS = 2
+MOST_LATE, DELAY_DECAY = 0.05, 0.9999
+"""A kind is late if more than this share of it came late, of what came in the last ten thousand events or so."""
 TABLES = ("item", "domain", "feature")
 _WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
 _HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
@@ -91,14 +93,34 @@ class Rates:
         return np.stack(odds, axis=1).astype(np.float32)
 
     def learn(self, events: OddsEvents) -> Float32:
-        """(R, K) logits: predict, learn and count events, in their order."""
+        """(R, K) logits: predict, learn and count events, in their order. Those of `late_kinds` are the network's."""
         self._make_room(events)
-        return odds_learn(self.arrays, events, self._rules, backend=self._backend)
+        late_K = self.late_kinds
+        logit_RK = odds_learn(self.arrays, events, self._rules, backend=self._backend)
+        self._note_delays(events)
+        return np.where(late_K, events.network_RK, logit_RK)
 
     def score(self, events: OddsEvents) -> Float32:
         """(R, K) logits of what may come; rows that nothing was counted of are as row 0 of an empty table."""
         self._make_room(events)
-        return odds_predict(self.arrays, events, backend=self._backend)
+        return np.where(self.late_kinds, events.network_RK, odds_predict(self.arrays, events, backend=self._backend))
+
+    @property
+    def late_kinds(self) -> NDArray[np.bool_]:
+        """(K,) kinds that often come later than their interaction.
+
+        What the odds see of an interaction is not the same by then: the user's last interactions have got their kinds
+        meanwhile. Taking the earlier 0 back by what is seen now makes them diverge, and leaving it makes them too low;
+        the network, which is taught by reversal, has neither fault.
+        """
+        at_once_K, late_K = np.split(self.arrays.clock[1:], 2)
+        return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
+
+    def _note_delays(self, events: OddsEvents) -> None:
+        did_RK = (events.bits_R[:, None] >> np.arange(self.arrays.num_kinds, dtype=np.uint32)) & 1
+        is_new_R1 = events.is_new_R[:, None] > 0
+        came_2K = np.concatenate([(did_RK * is_new_R1).sum(axis=0), (did_RK * ~is_new_R1).sum(axis=0)])
+        self.arrays.clock[1:] = self.arrays.clock[1:] * DELAY_DECAY ** len(events) + came_2K
 
     def _make_room(self, events: OddsEvents) -> None:
         domains_RA, features_RA = np.split(events.attribute_RA, [self.arrays.num_domains], axis=1)

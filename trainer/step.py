@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels import Tail, stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
-from kernels.odds import OddsEvents, OddsRules
+from kernels.odds import OddsEvents
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
@@ -101,7 +101,7 @@ class Learner:
         self.unsaved_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
-        self.rates = Rates(model, OddsRules(feedback=trainer.feedback), backend=trainer.backend)
+        self.rates = Rates(model, backend=trainer.backend)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
         self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)

@@ -44,8 +44,8 @@ class OddsArrays:
     no row. ``total_C`` float64: of all. ``gain_FK``: weights of the F = `COUNTED` + attributes + network log-odds, and
     last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a constant;
     ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of the F x K
-    log-odds; ``clock`` (1,) float64: events so far. ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each
-    reader clears a bit of its own."""
+    log-odds; ``clock`` (1 + 2K,) float64: events so far; the caller's counts of kinds, at once and late.
+    ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each reader clears a bit of its own."""
 
     item_VC: Float32
     domain_VC: Float32
@@ -88,7 +88,7 @@ class OddsArrays:
             out_HK=out,
             out_square_HK=np.full_like(out, FIRST_SQUARE),
             norm_2I=norm,
-            clock=np.zeros(1),
+            clock=np.zeros(1 + 2 * num_kinds),
             item_dirty_V=np.zeros(capacity, np.uint8),
             domain_dirty_V=np.zeros(capacity, np.uint8),
             feature_dirty_V=np.zeros(capacity, np.uint8),
@@ -148,7 +148,7 @@ class OddsRules:
     rate: float = 0.05
     hidden_rate: float = 0.03
     decay: float = 0.9999
-    feedback: str = "reversal"
+    feedback: str = "vanilla"
 
 
 def check_ranges(odds: OddsArrays, events: OddsEvents) -> None:

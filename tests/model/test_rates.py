@@ -27,8 +27,8 @@ def events_of(rows: np.ndarray, bits: np.ndarray, is_new: np.ndarray, rng: np.ra
     )  # fmt: skip
 
 
-def some(step: int, rng: np.random.Generator) -> OddsEvents:
-    return events_of(rng.integers(0, 20 + 30 * step, 12), rng.integers(0, 4, 12), rng.random(12) < 0.7, rng)
+def some(step: int, rng: np.random.Generator, late: float = 0.0) -> OddsEvents:
+    return events_of(rng.integers(0, 20 + 30 * step, 12), rng.integers(0, 4, 12), rng.random(12) >= late, rng)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -36,7 +36,7 @@ def test_rates_are_those_of_a_recount(seed: int) -> None:
     rng, baseline = np.random.default_rng(seed), Rates(MODEL)
     shown, done = Counter[int](), dict[int, np.ndarray]()
     for step in range(8):
-        events = some(step, rng)
+        events = some(step, rng, late=0.3)
         rows = events.row_R.astype(np.int64)
         total = sum(shown.values())
         prior = (sum(done.values(), np.zeros(2)) + 1) / (total + 2)
@@ -56,6 +56,22 @@ def test_a_users_own_rate_counts_what_he_did_before_the_target() -> None:
     done, num = done_before(bits, 2, np.array([0, 3, 4]), np.array([0, 0, 1]), np.array([0, 2, 3]))
     assert done.tolist() == [[0, 0], [2, 1], [0, 0]]
     assert num.tolist() == [0, 2, 0]
+
+
+def test_a_kind_that_often_comes_late_is_left_to_the_network() -> None:
+    rng, rates = np.random.default_rng(0), Rates(MODEL)
+    for step in range(40):
+        events = some(step % 8, rng, late=0.5)
+        late = events.is_new_R == 0
+        rates.learn(replace(events, bits_R=np.where(late, events.bits_R & 1, events.bits_R & 2).astype(np.uint32)))
+    assert rates.late_kinds.tolist() == [True, False]
+    events = some(0, rng)
+    for said in (rates.score(events), rates.learn(events)):
+        np.testing.assert_array_equal(said[:, 0], events.network_RK[:, 0])
+        assert not (said[:, 1] == events.network_RK[:, 1]).any()
+    for _ in range(3000):  # ten thousand events later it comes at once
+        rates.learn(some(0, rng))
+    assert rates.late_kinds.tolist() == [False, False]
 
 
 def forgets_evicted_rows(trainer: Rates, rows: np.ndarray) -> None:

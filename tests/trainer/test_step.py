@@ -93,7 +93,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     pasts = [past_of(before, examples, one.piece) for one in said]
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
     before.items.insert(np.array(fresh, np.int64), 0, before.num_steps)
-    found_RK = np.zeros((len(said), len(before.model_config.kinds)))
+    found_RK, late_K = np.zeros((len(said), len(before.model_config.kinds))), before.rates.late_kinds
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
         features = [*own["features"].tolist(), *folded(before, examples).users[one.piece.user].user_features.tolist()]
@@ -110,7 +110,7 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
             np.maximum(zero, num - before.model_config.max_context), num,
         )  # fmt: skip
         logit_K = odds_learn(before.rates.arrays, events, OddsRules(), backend="reference")[0]
-        found_RK[nth] = 1 / (1 + np.exp(-logit_K.astype(float)))
+        found_RK[nth] = np.where(late_K, one.probability_K, 1 / (1 + np.exp(-logit_K.astype(float))))
     return found_RK
 
 
