@@ -91,10 +91,12 @@ def written(deployment: Deployment) -> Recount:
     for number, records in deployment.read(deployment.topics.sequences).items():
         log = ExampleLog(0)
         for record in records:
+            where = f"partition {number} offset {record.offset}"
+            assert record.value is not None, f"{where}: a tombstone, and nobody was forgotten"
             example = decode_example(record.value)
             verdict = log.feed(example)
             recount.verdicts[verdict.value] += 1
-            assert verdict is not Verdict.GAP, f"partition {number} offset {record.offset}: {log.gap}"
+            assert verdict is not Verdict.GAP, f"{where}: {log.gap}"
             if verdict is Verdict.ACCEPT:
                 assert record.key == example_key(example.address, deployment.sequence.num_slots)
                 _take(recount, example)
