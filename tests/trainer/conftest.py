@@ -1,4 +1,4 @@
-"""Fixtures of the trainer's process tests."""
+"""Fixtures of the trainer's tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from tests.brokers import Broker
 from tests.process_factory import ProcessFactory
 from tests.trainer.stage import Stage
+from trainer.checkpoint import CheckpointFolder
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,17 @@ def stage(
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def damage() -> list[str]:
+    """What the folder reports about damaged checkpoints."""
+    return []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
+    """An empty folder of checkpoints."""
+    made = CheckpointFolder(tmp_path / "kept", damage.append).open()
+    yield made
+    made.close()

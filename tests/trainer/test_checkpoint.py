@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -42,20 +42,6 @@ EVERYTHING = replace(
     stable_steps=3,
     anneal_steps=4,
 )
-
-
-@pytest.fixture
-def damage() -> list[str]:
-    """What the folder reports about damaged checkpoints."""
-    return []
-
-
-@pytest.fixture
-def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
-    """An empty folder of checkpoints."""
-    made = CheckpointFolder(tmp_path / "kept", damage.append).open()
-    yield made
-    made.close()
 
 
 def checkpoint_of(learner: Learner) -> Checkpoint:

@@ -37,20 +37,6 @@ NOT_KEPT = (".dirty", "dirty_V", ".moved", "names.unpublished")
 
 
 @pytest.fixture
-def damage() -> list[str]:
-    """What the folder says about damaged checkpoints."""
-    return []
-
-
-@pytest.fixture
-def folder(tmp_path: Path, damage: list[str]) -> Iterator[CheckpointFolder]:
-    """An empty folder of checkpoints."""
-    made = CheckpointFolder(tmp_path / "kept", damage.append).open()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def saver(folder: CheckpointFolder) -> Iterator[Saver]:
     """Of that folder."""
     made = Saver(folder)
