@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,6 +68,23 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
     world.finish()
 
 
+@contextmanager
+def lived(
+    sequence: SequenceConfig, seed: int, num_records: int, num_events: int, *, orders: bool = False
+) -> Iterator[World]:
+    """A world after a random life; with ``orders``, to forget users and items too."""
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        rng = random.Random(seed)
+        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)), orders=orders)
+        config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)))
+        world = World(Path(folder), log, sequence, config)
+        try:
+            live(world, rng, num_events)
+            yield world
+        finally:
+            world.store.close()
+
+
 @pytest.mark.slow
 @settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink),
@@ -76,16 +94,8 @@ def live(world: World, rng: random.Random, num_events: int, events: tuple[str, .
 def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
     sequence: SequenceConfig, seed: int, num_records: int, num_events: int
 ) -> None:
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        rng = random.Random(seed)
-        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)))
-        config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)))
-        world = World(Path(folder), log, sequence, config)
-        try:
-            live(world, rng, num_events)
-            world.check()
-        finally:
-            world.store.close()
+    with lived(sequence, seed, num_records, num_events) as world:
+        world.check()
 
 
 @pytest.mark.slow
@@ -97,17 +107,9 @@ def test_each_piece_of_feedback_is_emitted_once_and_in_order_whatever_happens(
 def test_users_and_items_that_are_forgotten_stay_forgotten_whatever_happens(
     sequence: SequenceConfig, seed: int, num_records: int, num_events: int
 ) -> None:
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        rng = random.Random(seed)
-        log = stream_of(seed, num_records, num_users=rng.choice((1, 2, 5)), orders=True)
-        config = StoreConfig(max_cached_users=rng.choice((1, 2, 100)))
-        world = World(Path(folder), log, sequence, config)
-        try:
-            live(world, rng, num_events)
-            world.check()
-            nothing_is_left(world)
-        finally:
-            world.store.close()
+    with lived(sequence, seed, num_records, num_events, orders=True) as world:
+        world.check()
+        nothing_is_left(world)
 
 
 def nothing_is_left(world: World) -> None:
