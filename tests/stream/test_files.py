@@ -282,7 +282,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_pipe_without_a_writer_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.content.PIPE_WAIT_S", 0.05)
+    monkeypatch.setattr("stream.files.content.PIPE_WAIT_S", 0.05)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="expected a writer at the other end of the pipe, got none"):
         read_actions(tmp_path / "pipe")

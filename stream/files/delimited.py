@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stream.content import lines_of
 from stream.errors import FileError
+from stream.files.content import lines_of
 
 DOUBLE_COLON = "::"
 SEPARATORS = (DOUBLE_COLON, "\t", ";", ",", "|")

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from stream.cells import BadCell, is_nothing, read_key, read_kinds, read_number
-from stream.clock import Clock
+from stream.files.cells import BadCell, is_nothing, read_key, read_kinds, read_number
+from stream.files.clock import Clock
 from wire.config import ActionConfig
 
 RATING_KINDS = ("rate", "like", "love")
