@@ -13,9 +13,10 @@ from model.memory import events_of
 from model.tokens import token_times
 from serving import engine as engine_module
 from serving.cache import Born
-from serving.engine import Engine, Request, Result
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.request import Request, Result
 from serving.reuse import ReuseProbe
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
