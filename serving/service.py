@@ -20,6 +20,7 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.intake import Counters
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
 from serving.metrics import Reading, ServerMetrics, readings
 from serving.pulse import Pulse, Served
@@ -39,7 +40,6 @@ from serving.request_builder import RequestBuilder
 from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
-from serving.subscriber import Counters
 from serving.titles import Titles
 
 NUM_USERS = 50

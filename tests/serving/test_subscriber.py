@@ -35,7 +35,7 @@ def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: l
     swaps = subscriber.holder.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
-    wait_until(lambda: subscriber.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
+    wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
     good = wire.publish(world, "base")
     served(subscriber, good)
     assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
@@ -134,7 +134,7 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
         world.records("delta", 0)  # learned and numbered, but never sent
         wire.publish(world, "delta")
         wire.publish(world, "delta")
-        wait_until(lambda: subscriber.counters.num_unlinked >= 2, 20, "the gap to be seen")
+        wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 20, "the gap to be seen")
         assert subscriber.holder.current is not None
         assert subscriber.holder.current.which == (1, 0)
         served(subscriber, wire.publish(world))
@@ -149,7 +149,7 @@ def test_a_server_starts_from_the_topic_alone_wherever_it_stands(wire: Wire) -> 
     wire.send(records[:1])
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 4))
-        assert subscriber.counters.num_applied == 2, "the last base and its delta, not the whole topic"
+        assert subscriber.intake.counters.num_applied == 2, "the last base and its delta, not the whole topic"
         wire.send(records[1:])
         served(subscriber, (1, 5))
 
