@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,12 @@ from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from trainer.recall import Recall
 from trainer.retrieval import RetrievalRows
+from trainer.shard_pass import Network, tail_of
+from trainer.sharding import Sharding, in_use
 from wire.example import Example, Mark
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -66,6 +71,7 @@ class Learner:
     """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it.
 
     ``memory_thread``: run the memory on a thread of its own, beside the network; None: where the network is on a GPU.
+    ``ranks``: those that compute shards of each step.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Learner:
         device: torch.device | str = "cpu",
         *,
         memory_thread: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
@@ -100,6 +107,8 @@ class Learner:
         self.unpublished_names: dict[int, str | int] = {}
         self.unsaved_names: dict[int, str | int] = {}
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
+        network = Network(self.model, self.optimiser, self.tables, trainer, self._direct)
+        self._sharding = Sharding(network, self.frequency, ranks) if trainer.shards > 1 else None
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
@@ -257,6 +266,9 @@ class Learner:
         learned_S = target_row_R[wanted] > 0
         chosen = RetrievalRows.choose(self.items, self.config, self.num_steps, input_rows_n, target_row_R)
         rows_U, exact = chosen.rows_U, chosen.exact
+        if self._sharding is not None:
+            prior_RPK = self._prior(whole or batch, target_row_R)
+            return self._sharding(batch, self.num_steps, now_ms, chosen, input_rows_n, target_row_R, prior_RPK)
         if exact and self.step_graphs is not None and self.step_graphs.works:
             inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
             if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
@@ -268,7 +280,7 @@ class Learner:
         side_nM = self._side_inputs(batch, leaves, now_ms)
         kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
         x_TM = self.model.tokens(leaf_UD, self._tensor(chosen.places(input_rows_n)), kinds_nK, value_n, side_nM)
-        tail = _tail(batch)
+        tail = tail_of(batch)
         y_SM = self._encode(batch, x_TM, tail)
         item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
         query_SD = self.model.retrieval_query(before_SM)
@@ -292,7 +304,7 @@ class Learner:
             side_nM = self._side_inputs(batch, leaves, now_ms)
         prior_RPK = self._prior(whole, target_row_R)
         return self._direct(
-            batch, _tail(batch), leaves, side_nM, input_rows_n, target_row_R, prior_RPK, self.num_steps
+            batch, tail_of(batch), leaves, side_nM, input_rows_n, target_row_R, prior_RPK, self.num_steps
         )  # fmt: skip
 
     def _step_inputs(
@@ -304,7 +316,7 @@ class Learner:
         return StepInputs(
             input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
             batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self._prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, _is_read(_tail(batch), batch.num_tokens), live_V,
+            batch.learned_RK, batch.is_new_R, _is_read(tail_of(batch), batch.num_tokens), live_V,
         )  # fmt: skip
 
     def _graphed_forward(
@@ -377,7 +389,7 @@ class Learner:
         return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
 
     def _sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf], now_ms: int) -> Tensor | None:
-        if not _in_use(table, keys_nF):
+        if not in_use(table, keys_nF):
             return None
         rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
         rows_U, place = np.unique(rows_nF, return_inverse=True)
@@ -427,20 +439,8 @@ class Learner:
         self.memory.forget(rows)
 
 
-def _tail(batch: JaggedBatch) -> Tail:
-    """The tokens whose outputs are used: from the action before each user's first target on."""
-    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
-    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
-    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
-
-
 def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
     """(T,) which tokens belong to the tail."""
     is_read_T = np.zeros(num_tokens, np.bool_)
     is_read_T[tail.rows_S.numpy()] = True
     return is_read_T
-
-
-def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
-    """Whether the table has any rows of its own, counting this batch's."""
-    return table.num_rows > 1 or bool(keys.any())
