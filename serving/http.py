@@ -67,7 +67,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     async def described(_request: Request) -> Response:
         return Body(document)
 
-    routes += [Route("/openapi.json", described), *Files().routes(with_page=config.page)]
+    routes += [Route("/openapi.json", described), *Files.read().routes(with_page=config.page)]
     app = Starlette(routes=routes, middleware=[gate], exception_handlers=ERROR_HANDLERS)
     app.router.redirect_slashes = False
     return app

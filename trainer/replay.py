@@ -98,7 +98,7 @@ def replay(
     _check_settings(model, config, published)
     plan = plan_of(weights, manifests)
     learner = Learner(model, config, choose_device(config))
-    source = KafkaSource(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
+    source = KafkaSource.open(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
     try:
         _follow(learner, source, plan, published.next_step, stop)
     finally:
