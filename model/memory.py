@@ -174,15 +174,22 @@ class Memory:
         moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
         for name in _COUNTS:
             getattr(arrays, name)[moved] = changes[name]
-        arrays.weight[whole] = changes["weight"]
+        if "weight_steps" in changes:
+            arrays.weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"])
+        else:
+            arrays.weight[whole] = changes["weight"]
         for name in set(_LEARNED) & changes.keys():  # older builds publish no shortlist
             setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
-        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off."""
+        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off.
+        Weights that come as steps then start from zero (`trainer.rounding`)."""
         if keep:
+            is_other = width != self.arrays.width
             self._reshape(capacity, width)
+            if is_other:
+                self.arrays.weight[:] = 0.0
         else:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
@@ -251,6 +258,14 @@ def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Array
         **{name: columns[name][moved] for name in _COUNTS},
         "weight": columns["weight"][used],
     }
+
+
+def _numbers_of(planes_Pn: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n,) whole numbers from (P, n) planes of their bytes, lowest first, with the sign in the lowest bit."""
+    coded = np.zeros(planes_Pn.shape[1], np.int64)
+    for plane, bytes_n in enumerate(planes_Pn):
+        coded |= bytes_n.astype(np.int64) << (8 * plane)
+    return ((coded >> 1) ^ -(coded & 1)).astype(np.float32)
 
 
 def events_of(
