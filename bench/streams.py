@@ -3,7 +3,7 @@ Each gives actions in time order.
 
 ``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
 favourites again, in baskets whose next product depends on the last. ``synthetic``: records of a Dirichlet process.
-``world``: `stream.simulate`.
+``world``: `stream.simulate`. Others: `bench.made_streams`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import made_streams
 from headrace.dataset import movielens_100k
 from stream.errors import FileError
 from stream.files import read_actions
@@ -195,6 +196,16 @@ STREAMS: dict[str, Stream] = {
     "news": Stream(news),
     "shop": Stream(shop),
     "synthetic": Stream(synthetic),
+    **{
+        made.__name__: Stream(made)
+        for made in (
+            made_streams.portal,
+            made_streams.series,
+            made_streams.music,
+            made_streams.bazaar,
+            made_streams.reviews,
+        )
+    },
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),
     "kuairand": Stream(kuairand, "kuairand_pure_0425_0508.parquet"),
     "amazon": Stream(amazon, "amazon_food_kitchen.parquet"),

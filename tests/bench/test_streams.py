@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.made_streams import bazaar, music, portal, reviews, series
 from bench.single_pass import settings_for
 from bench.streams import open_stream, synthetic
 from headrace.config import load_settings
@@ -59,3 +60,19 @@ def test_a_record_of_the_synthetic_stream_repeats_itself_and_items_are_released_
 def test_a_stream_whose_file_is_missing_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="--data"):
         open_stream("ml-1m", tmp_path)
+
+
+def test_made_streams_are_the_same_each_time_and_have_their_shapes() -> None:
+    made = {
+        "portal": list(portal(600)), "series": list(series(600)), "music": list(music(600)),
+        "bazaar": list(bazaar(600, num_items=5_000)), "reviews": list(reviews(200, 500)),
+    }  # fmt: skip
+    assert made["portal"] == list(portal(600))
+    assert all(len(actions) >= 600 or name == "reviews" for name, actions in made.items())
+    assert len({action["user"] for action in made["portal"]}) > 100
+    for name, least, most in (("series", 0.0, 0.0), ("music", 0.05, 0.9), ("bazaar", 0.1, 0.6), ("reviews", 0.0, 0.0)):
+        pairs = [(action["user"], action["item"]) for action in made[name]]
+        assert least <= 1 - len(set(pairs)) / len(pairs) <= most, name
+    days = [action["timestamp"] for action in made["reviews"]]
+    assert days == sorted(days)
+    assert all(day % 86_400_000 == days[0] % 86_400_000 for day in days)
