@@ -64,7 +64,7 @@ def test_a_stream_whose_file_is_missing_says_where_it_was_looked_for(tmp_path: P
 
 def test_made_streams_are_the_same_each_time_and_have_their_shapes() -> None:
     made = {
-        "portal": list(portal(600)), "series": list(series(600)), "music": list(music(600)),
+        "portal": list(portal(600)), "series": list(series(600)), "music": list(music(600, num_users=20)),
         "bazaar": list(bazaar(600, num_items=5_000)), "reviews": list(reviews(200, 500)),
     }  # fmt: skip
     assert made["portal"] == list(portal(600))
