@@ -133,6 +133,7 @@ def fill(trainer: Trainer, num_items: int) -> None:
         shape = arrays.neighbour_row[part].shape
         arrays.neighbour_row[part] = rng.integers(1, num, shape)
         arrays.after[part], arrays.before[part] = rng.random(shape), rng.random(shape)
+        arrays.direct[part] = rng.random(shape)
         arrays.num_neighbours[part] = shape[1]
     arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
     arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)

@@ -100,10 +100,10 @@ def histories(num_items: int) -> Histories:
     return kept
 
 
-def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
+def versions(num_items: int, *, taught: bool = False, model: ModelConfig | None = None) -> Iterator[Version]:
     """A base, then an endless series of deltas of `NUM_DIRTY` rows. ``taught``: the base has learned every history
     once."""
-    model, rng = ModelConfig(), np.random.default_rng(1)
+    model, rng = model or ModelConfig(), np.random.default_rng(1)
     learner = Learner(model, TrainerConfig())
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     learner.items.insert(hashes, START_MS, 0)

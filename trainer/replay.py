@@ -16,6 +16,7 @@ from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
 from trainer.plan import Plan
+from trainer.rounding import rounded
 from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
 from trainer.soundness import pass_over
@@ -61,8 +62,10 @@ def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
 
 
 def differences(published: Weights, learner: Learner) -> list[str]:
-    """Names of the arrays that are not bit-equal between published weights and a learner."""
+    """Names of the arrays that are not bit-equal between published weights and a learner's, rounded like them."""
     ours = weights_snapshot(learner, everything=True)
+    if published.manifest.rounding:
+        ours = rounded(ours)
     wrong = [name for name, array in ours.dense.items() if not same_bits(array, published.dense.get(name))]
     for name, rows in ours.tables.items():
         expected, table = published.tables[name], Table.of(rows)
