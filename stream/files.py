@@ -32,11 +32,12 @@ import msgspec
 
 from stream.cells import BadCell
 from stream.clock import Clock, Milliseconds
-from stream.columns import POSITIONS, RATING_KINDS, Columns, Row, columns_named, rating_kinds
+from stream.columns import POSITIONS, RATING_KINDS, Columns, Row, columns_named, rating_kinds, used_of
 from stream.content import PARQUET, lines_of, read_bytes, read_text
 from stream.delimited import SEPARATORS, Dialect, first_line, rows_of, split_line
 from stream.errors import FileError
 from wire.action import Action, Rejection, decode_record
+from wire.action_json import Order
 from wire.config import ActionConfig
 
 __all__ = ["RATING_KINDS", "rating_kinds", "read_actions"]
@@ -116,6 +117,9 @@ def _read_json(path: Path, text: str, config: ActionConfig, now_ms: int) -> list
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 raise FileError(f"{place}: {_said(outcome, config)}")
+            if isinstance(outcome, Order):
+                what = f"user {outcome.user}" if outcome.user else f"item {outcome.item}"
+                raise FileError(f"{place}: expected an action, got an order to forget {what}; use headrace forget")
         try:
             content = msgspec.json.decode(raw)
         except msgspec.ValidationError as error:  # in a field that is not used
@@ -209,7 +213,7 @@ def _read_rows(
             if row.kinds is not None:
                 _check_row(row.kinds, config)
         except BadCell as error:
-            is_again = bool(names) and [str(cell).lstrip("\ufeff") for cell in cells] == list(names)
+            is_again = bool(names) and list(map(str, cells)) == list(names)
             what = "expected a row, got the header again; remove it" if is_again else error
             raise FileError(f"{prefix}{number}: {what}") from None
         rows.append(row)
@@ -267,7 +271,9 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
     except ImportError:
         raise FileError(f"{path}: expected the package pyarrow for .parquet, which is missing; install it") from None
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        file = parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        names = file.schema_arrow.names
+        table = file.read(columns=used_of(names, config))  # the others may be of types that Python does not have
         columns = columns_named(table.column_names, config)
         cells = [_cells_of(column) for column in table.columns]
     except BadCell as error:
@@ -277,7 +283,7 @@ def _read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int)
         raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
     if columns is None:
         wanted = "columns for user_id, item_id, rating or action, and timestamp"
-        raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
+        raise FileError(f"{path}: expected {wanted}, got {names}; rename them")
     table_rows = enumerate(zip(*cells, strict=True), 1)
     return _read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings
 
