@@ -28,6 +28,7 @@ from wire.errors import HeadraceError
 from wire.kafka.consumer import POLL_MS, topic_id_of
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import StoppedError, wait_for_partitions
+from wire.thinned_log import is_told
 from wire.weights import Manifest, Version, VersionAssembler
 
 logger = logging.getLogger(__name__)
@@ -307,7 +308,8 @@ class WeightsSubscriber(threading.Thread):
 
     def _dropped(self, reason: str) -> None:
         self.counters.num_dropped += 1
-        logger.warning("%s", reason)
+        if is_told(self.counters.num_dropped):
+            logger.warning("%s (number %d so far)", reason, self.counters.num_dropped)
 
 
 def _name(which: Which) -> str:
