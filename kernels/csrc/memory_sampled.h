@@ -56,7 +56,7 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
 }
 
 struct Candidates {
-    Scratch s = {};  // of it `touched`, `evidence`, `marked`, `gain` and `shortlist`
+    Scratch s = {};  // of it `touched`, `evidence`, `recency`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0, target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
@@ -87,6 +87,7 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     }
     if (!blank.at_least(m.num_rows)) return false;
     c.s.evidence = blank.evidence;
+    c.s.recency = blank.recency;
     c.s.marked = blank.bytes;
     c.barred = blank.bytes + blank.num_rows;
     return true;
@@ -144,7 +145,6 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
 inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met, float& best_certain) {
     set_gains(m, c.s, bucket);
     const float* gains = c.s.gain;
-    const v8 gain = load8(gains + NUM_STANDING);
     for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
     for (int64_t i = 0; i < c.num; i += W) {
         vf x = load(c.logit + i) * gains[MODEL];
@@ -156,7 +156,7 @@ inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, co
     for (int64_t i = 0; i < c.num; ++i) {
         const int64_t row = c.row[i];
         const bool competes = c.share[i] > 0 && c.first[i] >= 0 && (!c.barred[row] || i == c.target);
-        if (i < c.num_certain) c.score[i] += sum8(load8(c.s.evidence + row * NUM_EVIDENCE) * gain);
+        if (i < c.num_certain) c.score[i] += weighed(c.s, row, gains);
         if (!competes) c.score[i] = OUT;
         best = c.score[i] > best ? c.score[i] : best;
         if (i < c.num_certain) best_certain = best;
@@ -190,13 +190,16 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
+    float recent = 0.0f;
     for (int64_t i = 0; i < c.num_certain; ++i) {
-        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_EVIDENCE;
+        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
+        recent += c.s.recency[c.row[i]] * c.push[i];
         e[0] = c.push[i];  // for its weights as a neighbour; the evidence is not needed any more
     }
     store8(slope + NUM_STANDING, sparse);
-    learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_EVIDENCE);
+    slope[NUM_STANDING + OWN_RECENCY] = recent;
+    learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
     descend(m, slope, bucket);
 }
 
@@ -213,9 +216,8 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
-    const float shift = look_again(m, list, c.standing, c.most, c.logit, bucket, best_certain, [&](int64_t at) {
-        return c.s.evidence + (int64_t)c.row[at] * NUM_EVIDENCE;
-    });
+    const float shift =
+        look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [&](int64_t at) { return (int64_t)c.row[at]; });
     const float mass = push_candidates(c, best);
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
