@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -78,16 +78,23 @@ class Ranks:
         self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
         return whole
 
+    @staticmethod
+    def expected() -> int:
+        """How many processes torchrun has started; 1 without it."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def leave(self) -> None:
+        """Close the connections, once everything has been sent."""
+        with suppress(RuntimeError):  # if the others have left already
+            self._flush()
+        dist.destroy_process_group()
+
     def close(self) -> None:
         """Leave the others. Rank 0 ends them first."""
-        try:
+        with suppress(RanksError):
             if self.rank == 0:
                 self.give([None] * len(self.others))
-                self._flush()
-        except RanksError:
-            pass  # they have ended already
-        finally:
-            dist.destroy_process_group()
+        self.leave()
 
     def _send(self, message: Any, rank: int) -> None:
         content = torch.from_numpy(np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy())
@@ -130,7 +137,7 @@ class Ranks:
 
 def join(timeout_s: float) -> Ranks | None:
     """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = Ranks.expected()
     if size <= 1:
         return None
     rank = int(os.environ.get("RANK", "0"))
