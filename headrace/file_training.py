@@ -31,15 +31,15 @@ FINGERPRINT_BYTES = 1 << 20
 
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
     """Run the training loop over a file. ``keep``: write checkpoints, so that it can be resumed."""
+    ranks = join_ranks(settings.model, settings.trainer)
+    if ranks is not None and ranks.rank > 0:
+        return run_replica(ranks, settings.trainer)
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
     if keep and not path.is_file() and path.exists() and not path.is_dir():
         raise FileError(
             f"{path}: expected a file that can be read again after a restart, for --checkpoint-dir, got a pipe; "
             "write it to a file, or leave --checkpoint-dir out"
         )
-    ranks = join_ranks(settings.model, settings.trainer)
-    if ranks is not None and ranks.rank > 0:
-        return run_replica(ranks, settings.trainer)
     known = settings.action.kinds
     either = (*known, *(kind for kind in RATING_KINDS if kind not in known))[:MAX_KINDS]
     admitted = dataclasses.replace(settings.action, kinds=either)

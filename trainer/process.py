@@ -64,10 +64,11 @@ def spare_the_collector() -> None:
 
 def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
-    stop, config, kafka = stop_on_signals(), settings.trainer, settings.kafka
-    ranks = join_ranks(settings.model, config)
+    config, kafka = settings.trainer, settings.kafka
+    ranks = join_ranks(settings.model, config)  # which a signal may end at any moment
     if ranks is not None and ranks.rank > 0:
         return run_replica(ranks, config)
+    stop = stop_on_signals()
 
     def open_source(positions: dict[int, Position]) -> KafkaSource:
         check_ends(kafka, positions, stop)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -143,7 +144,11 @@ def join(timeout_s: float) -> Ranks | None:
     rank = int(os.environ.get("RANK", "0"))
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout
+        )
     except (RuntimeError, ValueError) as error:
         raise RanksError(
             f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "
@@ -153,7 +158,17 @@ def join(timeout_s: float) -> Ranks | None:
     return Ranks(rank, size, timeout_s)
 
 
+def _life() -> str:
+    """A name of this start of all ranks.
+
+    On one machine torchrun may keep its store over a restart, where ranks could find the addresses of those before. On
+    several it has a new one each time, but may count restarts differently on each of them.
+    """
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_machine else '-'}"
+
+
 def _reason(error: Exception) -> str:
-    """The first line of what torch says, without where in its sources it was said."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rpartition("] ")[2].strip().rstrip(".")
+    """The first sentence of what torch says, without where in its sources it was said."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^(\[\S+\] )+", "", line).partition(". ")[0].strip().rstrip(".")

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.brokers import free_port
+from tests.brokers import REPOSITORY, free_port
 from tests.process_factory import Child, ProcessFactory
 from tests.trainer.points import FILE_POINTS, RANK_POINTS
-from tests.trainer.stage import actions, unequal, write_config
+from tests.trainer.stage import Stage, actions, unequal, write_config
 from trainer.checkpoint import Checkpoint, read_checkpoint
 
+Make = Callable[..., Stage]
 SEED, SHARDS = 5, 4
+
+
+def place_of(size: int) -> Callable[[int], dict[str, str]]:
+    """What torchrun would tell each rank of a new group."""
+    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return lambda rank: {**where, "RANK": str(rank)} if size > 1 else {}
 
 
 class RankRun:
@@ -25,9 +36,9 @@ class RankRun:
     def __init__(self, folder: Path, factory: ProcessFactory, num_actions: int = 600) -> None:
         self._factory, self.folder = factory, folder
         self.config = write_config(folder / "headrace.toml", trainer={"shards": SHARDS, "rank_timeout_s": 20.0})
-        self._data = folder / "actions.jsonl"
+        self.data = folder / "actions.jsonl"
         stream = actions(seed=3)
-        self._data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(num_actions)))
+        self.data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(num_actions)))
 
     def start(
         self, name: str, size: int, points: dict[int, str] | None = None, broken: Sequence[str] = (),
@@ -35,15 +46,13 @@ class RankRun:
     ) -> list[Child]:  # fmt: skip
         """Start a group. ``points``, ``configs``: by rank. ``broken``: all ranks; ``odd``: the last. ``only``: these
         alone are there."""
-        where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        found = []
+        where, found = place_of(size), list[Child]()
         for rank in range(size) if only is None else only:
-            given = ["--config", (configs or {}).get(rank, self.config), "--file", self._data, "--json"]
+            given = ["--config", (configs or {}).get(rank, self.config), "--file", self.data, "--json"]
             given += ["--checkpoint-dir", self.folder / name]
             builds = [*broken, *(odd if rank == size - 1 else ())]
             point = (points or {}).get(rank, "")
-            environment = {**where, "RANK": str(rank)} if size > 1 else {}
-            found.append(self._factory.start([str(each) for each in given], builds, point, environment))
+            found.append(self._factory.start([str(each) for each in given], builds, point, where(rank)))
         return found
 
     def outcome(self, name: str, children: list[Child]) -> tuple[Checkpoint, Any]:
@@ -96,6 +105,26 @@ def test_a_rank_that_comes_to_other_weights_is_found_at_once(run: RankRun) -> No
     children = run.start("2", 2, broken=("learns_its_own_part_alone",))
     assert [child.wait(60) for child in children] == [1, 0], "rank 0 ends the others"
     assert "headrace train: step 1: the weights of rank 1 differ from those of rank 0" in children[0].log()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_all_ranks_after_one_was_killed(run: RankRun) -> None:
+    """The real torchrun, of which rank 1 and then, after its restart, rank 0 are killed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += ["--monitor-interval", "0.1", "--master-port", str(free_port())]
+    command += [str(REPOSITORY / "tests/trainer/rank_main.py"), "1:0:summed:9:kill 0:1:learned:9:kill"]
+    command += ["--config", str(run.config), "--file", str(run.data), "--checkpoint-dir", str(run.folder / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with (run.folder / "torchrun.log").open("wb") as log:
+        done = subprocess.run(
+            command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY, timeout=240, check=False
+        )
+    said = (run.folder / "torchrun.log").read_text()
+    assert done.returncode == 0, said[-5000:]
+    assert said.count("checkpoint loaded") == 2, said[-5000:]
+    killed = read_checkpoint(max((run.folder / "killed").glob("checkpoint-*")))
+    alone, _ = run.outcome("alone", run.start("alone", 1))
+    assert unequal(killed.arrays, alone.arrays, but=()) == []
 
 
 @pytest.mark.slow
@@ -157,3 +186,54 @@ def test_a_rank_that_cannot_reach_the_others_says_so_in_one_line(run: RankRun) -
     assert child.wait(60) == 1
     assert "headrace train: rank 1 of 2: cannot reach the others by way of 127.0.0.1:" in child.log()
     assert "Traceback" not in child.log()
+
+
+# On the stream
+
+
+def start_ranks(made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2) -> list[Child]:
+    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child."""
+    where, found = place_of(size), dict[int, Child]()
+    for rank in reversed(range(size)):
+        found[rank] = made.start(name, (), (points or {}).get(rank, ""), environment=where(rank))
+    return [found[rank] for rank in range(size)]
+
+
+def lose_a_rank(made: Stage, rank: int, point: str) -> None:
+    """Run a group of which one rank is killed while the stream goes on; the others are ended, as torchrun does."""
+    made.feed(40)
+    children = start_ranks(made, {rank: point})
+    made.feed_until(lambda: children[rank].status is not None, f"{point} on rank {rank}")
+    assert children[rank].status == -9, children[rank].log()[-3000:]
+    other = children[1 - rank]
+    other.send(signal.SIGTERM)
+    assert other.wait(60) in (0, 1), other.log()[-3000:]
+    made.note_journal()
+
+
+@pytest.mark.slow
+def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(stage: Make) -> None:
+    made = stage(trainer={"shards": 2})
+    kills = ((1, "taken:6"), (0, "published:2"), (1, "to_be_summed:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
+    for rank, point in kills:
+        lose_a_rank(made, rank, f"{point}:kill")
+    start_ranks(made)
+    made.feed(20)
+    recount = made.finish()
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+    assert recount.stale == []
+
+
+def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
+    made = stage(trainer={"shards": 2})
+    leading = start_ranks(made)
+    made.feed_until(lambda: bool(made.recount().versions), "a version")
+    waiting = start_ranks(made, name="b")
+    waiting[0].wait_for("standby")
+    made.feed(20)
+    for child in leading:
+        child.kill()
+    made.feed(20)
+    recount = made.finish("b")
+    assert recount.last.epoch == 1
+    assert waiting[1].wait(30) == 0
