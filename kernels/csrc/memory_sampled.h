@@ -22,7 +22,7 @@ HEADRACE_BEGIN
 
 constexpr int DRAWN = 512;
 constexpr float LEAST_NORM = 1e-6f;
-constexpr int64_t AHEAD_ROWS = 8;
+constexpr int64_t AHEAD_ROWS = 12;  // how far ahead a row is asked for
 
 // splitmix64 of the event's number and the draw's.
 HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_rows) {
@@ -93,9 +93,23 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     return true;
 }
 
+// Asks for what `collect` reads and writes of the neighbours: each is somewhere else, and nothing else waits for them.
+inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num_past) {
+    for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) {
+        const int64_t row = past[num_past - 1 - lag];
+        for (int64_t j = row * m.width; j < row * m.width + m.num_neighbours[row]; ++j) {
+            const int64_t id = m.neighbour_row[j];
+            __builtin_prefetch(s.evidence + id * NUM_GATHERED, 1);
+            __builtin_prefetch(m.seen_V + id);
+            __builtin_prefetch(s.marked + id, 1);
+        }
+    }
+}
+
 // The event's candidates, with their evidence.
 inline void find_candidates(const MemoryCall& m, Candidates& c, int32_t target, const int32_t* past, int64_t num_past) {
     Scratch& s = c.s;
+    fetch_neighbours(m, s, past, num_past);
     collect(m, s, past, num_past);
     touch(s, target);
     for (int i = 0; i < RECENT; ++i)
@@ -123,7 +137,11 @@ inline void find_candidates(const MemoryCall& m, Candidates& c, int32_t target, 
 inline void look_up(const SampledCall& call, Candidates& c, const float* query) {
     const MemoryCall& m = call.memory;
     for (int64_t i = 0; i < c.num; ++i) {
-        const int64_t row = c.row[i];
+        const int64_t row = c.row[i], ahead = c.row[min64(i + AHEAD_ROWS, c.num - 1)];
+        __builtin_prefetch(m.first_V + ahead);
+        __builtin_prefetch(m.last_V + ahead);
+        __builtin_prefetch(m.seen_V + ahead);
+        for (int h = 0; h < NUM_HEAT; ++h) __builtin_prefetch(m.heat_HV + h * m.stride + ahead);
         c.seen[i] = m.seen_V[row], c.first[i] = m.first_V[row], c.last[i] = m.last_V[row];
         for (int h = 0; h < NUM_HEAT; ++h) c.heat[h * c.most + i] = m.heat_HV[h * m.stride + row];
     }
