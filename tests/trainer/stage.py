@@ -298,8 +298,10 @@ class Stage:
         assert child.status == -9, f"{point}: ended with {child.status}:\n{child.log()[-3000:]}"
         self.note_journal(name)
 
-    def feed_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-        """Keep sending until the condition holds."""
+    def feed_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = 30, every_s: float = 0.04
+    ) -> None:
+        """Keep sending until the condition holds; seldom (``every_s``) where time itself is what is waited for."""
 
         def holds() -> bool:
             if not condition():
@@ -307,7 +309,7 @@ class Stage:
                 return condition()
             return True
 
-        wait_until(holds, timeout_s, what, every_s=0.02)
+        wait_until(holds, timeout_s, what, every_s=every_s)
 
     def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
         """Wait for the last version, stop the trainer, and check every promise."""
@@ -381,7 +383,9 @@ class Stage:
         assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
-NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")
+NOT_KEPT = ("names.unpublished", ".dirty", "dirty_V", ".moved")
+"""Arrays that a checkpoint has no use for: whoever goes on from it publishes everything first."""
+NOT_LEARNED = (*NOT_KEPT, ".tombstones")
 """Arrays that depend on when versions were published."""
 
 
