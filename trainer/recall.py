@@ -16,7 +16,8 @@ from torch import Tensor
 from kernels.memory import MemoryEvents, MemoryOutcome
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
-from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory
+from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, to_device
 
