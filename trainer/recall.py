@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
-from model.memory import MOST_LOGITS, Memory, events_of
+from model.memory import MOST_LOGITS, Memory
+from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, to_device
 
