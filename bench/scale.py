@@ -46,7 +46,8 @@ class Traffic:
 
     exhausted = False
 
-    def __init__(self, num_items: int) -> None:
+    def __init__(self, num_items: int, users_a_step: int = USERS_A_STEP) -> None:
+        self._users_a_step = users_a_step
         self._rng, self._num_items, self._number = np.random.default_rng(0), num_items, 0
         self._places = np.full(NUM_USERS, NUM_BEFORE)
         self.positions: dict[int, Position] = {}
@@ -60,7 +61,7 @@ class Traffic:
     def poll(self, timeout_s: float) -> list[Example]:
         """One step's examples."""
         del timeout_s  # there is always something
-        users = self._rng.choice(NUM_USERS, USERS_A_STEP, replace=False)
+        users = self._rng.choice(NUM_USERS, self._users_a_step, replace=False)
         self._places[users] += 1
         return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
 

@@ -22,6 +22,7 @@ from kernels.memory import (
     MemoryStanding,
     memory_best,
     memory_learn,
+    memory_learn_sampled,
     memory_scores,
     memory_stand,
 )
@@ -39,12 +40,10 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """What each item of a larger catalogue may have at least: with its counts, 512 bytes."""
 FIRST_CAPACITY = 1024
-MOST_PREDICTED_ROWS = 1 << 16
-"""In a catalogue with n times as many rows, only every nth event is predicted and learned from; all are counted."""
 MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
-_ADAGRAD = ("gain_square", "shortlist_square")
+_UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
 _COUNTS = ("neighbour_row", "after", "before", "direct")
 _NEIGHBOURS = (*_COUNTS, "weight")
 _CHANGED = ("dirty", "moved")
@@ -84,7 +83,7 @@ class Memory:
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        for name in (*_LEARNED, *_ADAGRAD):
+        for name in (*_LEARNED, *_UNPUBLISHED):
             setattr(new, name, getattr(old, name))
         self.arrays = new
 
@@ -96,6 +95,14 @@ class Memory:
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         """Predict, learn and count events of rows below ``num_rows``, in order."""
         return memory_learn(self.arrays, self.num_rows, events, logit_AV, self._rules, backend=self._backend)
+
+    def learn_sampled(
+        self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
+    ) -> MemoryOutcome:
+        """The same from a sample of the rows: see `kernels.memory.memory_learn_sampled`."""
+        return memory_learn_sampled(
+            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
+        )
 
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
@@ -195,7 +202,7 @@ class Memory:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from what a reader holds: everything but the gains' Adagrad state."""
+        """Continue from what a reader holds: everything but the gains' Adagrad state and the last choices."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
         _clear_changed(self.arrays)
 
@@ -203,7 +210,7 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*_LEARNED, *_ADAGRAD))
+        learned = (getattr(arrays, name) for name in (*_LEARNED, *_UNPUBLISHED))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
@@ -216,7 +223,7 @@ class Memory:
 
     def learned(self) -> Arrays:
         """What belongs to no row, with its optimiser's state."""
-        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_ADAGRAD)}
+        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_UNPUBLISHED)}
 
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
@@ -233,7 +240,7 @@ class Memory:
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*_LEARNED, *_ADAGRAD} & state.keys():  # older builds have no shortlist
+        for name in {*_LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 

@@ -10,6 +10,7 @@ from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from wire.control import Which
 from wire.errors import HeadraceError
+from wire.thinned_log import is_told
 from wire.weights import Manifest, Version
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class VersionIntake:
     def dropped(self, reason: str) -> None:
         """Note a version that the assembler has dropped."""
         self.counters.num_dropped += 1
-        logger.warning("%s", reason)
+        if is_told(self.counters.num_dropped):
+            logger.warning("%s (number %d so far)", reason, self.counters.num_dropped)
 
 
 def name_of(which: Which) -> str:

@@ -19,7 +19,7 @@ from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
 from wire.checks import Limit, Number, check_fields
-from wire.config import KafkaConfig
+from wire.config import ActionConfig, KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
@@ -49,6 +49,11 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "batch", BATCH_LIMITS)
+
+    @classmethod
+    def within(cls, action: ActionConfig) -> BatchConfig:
+        """Batches that a worker with this configuration accepts."""
+        return cls(min(cls.max_actions, action.max_actions_per_record), min(cls.max_bytes, action.max_record_bytes))
 
 
 def _user_of(action: Mapping[str, Any]) -> str:

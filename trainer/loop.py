@@ -26,6 +26,7 @@ from trainer.pace import Pace
 from trainer.progress import Progress
 from trainer.publication import Publication
 from trainer.publisher import Publisher
+from trainer.ranks import Ranks
 from trainer.recovery import Recovery, Resumed
 from trainer.set_aside import SetAside
 from trainer.soundness import Unsound, pass_over, unsound_core, unsound_learner, unsound_step
@@ -43,6 +44,7 @@ class Trainer:
     ``make_source`` gets the positions to read on from. ``identity`` returns what the examples depend on; it is stored
     with the positions, and compared when they are resumed. ``take_over``: lead at once, even if another trainer leads.
     ``from_published``: without a checkpoint, start from the last published version instead of the first step.
+    ``ranks``: other processes that compute a part of each step.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class Trainer:
         identity: Callable[[], dict[str, Any]] = dict,
         take_over: bool = False,
         from_published: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.model_config = config, model
+        self.config, self.model_config, self._ranks = config, model, ranks
         self.learner = self._new_learner()
         self.stop = stop or threading.Event()
         self.publisher = publisher
@@ -78,7 +81,7 @@ class Trainer:
         self._has_finished = False
 
     def _new_learner(self) -> Learner:
-        return Learner(self.model_config, self.config, choose_device(self.config))
+        return Learner(self.model_config, self.config, choose_device(self.config), ranks=self._ranks)
 
     @property
     def feed(self) -> StepFeed:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import RanksError
 from trainer.shards import TreeSum
@@ -78,16 +81,23 @@ class Ranks:
         self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
         return whole
 
+    @staticmethod
+    def expected() -> int:
+        """How many processes torchrun has started; 1 without it."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def leave(self) -> None:
+        """Close the connections, once everything has been sent."""
+        with suppress(RuntimeError):  # if the others have left already
+            self._flush()
+        dist.destroy_process_group()
+
     def close(self) -> None:
         """Leave the others. Rank 0 ends them first."""
-        try:
+        with suppress(RanksError):
             if self.rank == 0:
                 self.give([None] * len(self.others))
-                self._flush()
-        except RanksError:
-            pass  # they have ended already
-        finally:
-            dist.destroy_process_group()
+        self.leave()
 
     def _send(self, message: Any, rank: int) -> None:
         content = torch.from_numpy(np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy())
@@ -130,13 +140,15 @@ class Ranks:
 
 def join(timeout_s: float) -> Ranks | None:
     """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = Ranks.expected()
     if size <= 1:
         return None
     rank = int(os.environ.get("RANK", "0"))
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group("gloo", store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise RanksError(
             f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "
@@ -146,7 +158,17 @@ def join(timeout_s: float) -> Ranks | None:
     return Ranks(rank, size, timeout_s)
 
 
+def _life() -> str:
+    """A name of this start of all ranks.
+
+    On one machine torchrun may keep its store over a restart, where ranks could find the addresses of those before. On
+    several it has a new one each time, but may count restarts differently on each of them.
+    """
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_machine else '-'}"
+
+
 def _reason(error: Exception) -> str:
-    """The first line of what torch says, without where in its sources it was said."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rpartition("] ")[2].strip().rstrip(".")
+    """The first sentence of what torch says, without where in its sources it was said."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^(\[\S+\] )+", "", line).partition(". ")[0].strip().rstrip(".")

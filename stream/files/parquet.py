@@ -9,7 +9,7 @@ from typing import Any, cast
 from stream.errors import FileError
 from stream.files.cells import BadCell
 from stream.files.clock import Milliseconds
-from stream.files.columns import Row, columns_named
+from stream.files.columns import Row, columns_named, used_of
 from stream.files.table import read_rows
 from wire.config import ActionConfig
 
@@ -23,7 +23,9 @@ def read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) 
     except ImportError:
         raise FileError(f"{path}: expected the package pyarrow for .parquet, which is missing; install it") from None
     try:
-        table = parquet.read_table(io.BytesIO(content))
+        file = parquet.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+        names = file.schema_arrow.names
+        table = file.read(columns=used_of(names, config))  # the others may be of types that Python does not have
         columns = columns_named(table.column_names, config)
         cells = [_cells_of(column) for column in table.columns]
     except BadCell as error:
@@ -33,7 +35,7 @@ def read_parquet(path: Path, content: bytes, config: ActionConfig, now_ms: int) 
         raise FileError(f"{path}: expected a Parquet file, got {said}; fetch or write it again") from None
     if columns is None:
         wanted = "columns for user_id, item_id, rating or action, and timestamp"
-        raise FileError(f"{path}: expected {wanted}, got {table.column_names}; rename them")
+        raise FileError(f"{path}: expected {wanted}, got {names}; rename them")
     table_rows = enumerate(zip(*cells, strict=True), 1)
     return read_rows(f"{path}: row ", table_rows, columns, config, now_ms), columns.is_ratings
 

@@ -45,7 +45,7 @@ def read_rows(
             if row.kinds is not None:
                 check_row(row.kinds, config)
         except BadCell as error:
-            is_again = bool(names) and [str(cell).lstrip("\ufeff") for cell in cells] == list(names)
+            is_again = bool(names) and list(map(str, cells)) == list(names)
             what = "expected a row, got the header again; remove it" if is_again else error
             raise FileError(f"{prefix}{number}: {what}") from None
         rows.append(row)

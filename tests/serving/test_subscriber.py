@@ -195,3 +195,15 @@ def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, mo
         newer = wire.publish(quick_world(epoch=0, seed=1))
         with pytest.raises(AssertionError, match="waited"):
             served(subscriber, newer, 8)
+
+
+def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        wire.send([(b"foreign", [], b"7 bytes")] * 1_500)
+        served(subscriber, wire.publish(world, "delta"))
+    assert subscriber.counters.num_dropped == 1_500
+    told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
+    assert len(told) == 11, "the first ten, and the thousandth"
+    assert told[-1].endswith("(number 1000 so far)")

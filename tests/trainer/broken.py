@@ -14,9 +14,13 @@ import trainer.plan
 import trainer.positions
 import trainer.process
 import trainer.publication
+import trainer.ranks
 import trainer.recovery
+import trainer.replica
 import trainer.saver
 import trainer.scheduler
+import trainer.sharding
+import trainer.shards
 import trainer.snapshot
 import trainer.step
 import trainer.sweep
@@ -172,3 +176,35 @@ def passes_over_gaps() -> None:
         meet(self, partition, offset, example)
 
     trainer.kafka_source.KafkaSource._meet_gap = silent  # type: ignore[method-assign]
+
+
+def adds_up_one_after_the_other() -> None:
+    """Vectors are not added up as a tree, so the order of sums depends on who has which shards."""
+
+    def add(self: Any, flat: Any) -> None:
+        self._branches = [(0, self._branches[0][1].add_(flat) if self._branches else flat)]
+
+    trainer.shards.TreeSum.add = add  # type: ignore[method-assign]
+
+
+def learns_its_own_part_alone() -> None:
+    """Ranks do not exchange their gradients."""
+    trainer.ranks.Ranks.summed = lambda self, flat: flat  # type: ignore[method-assign]
+
+
+def trusts_all_ranks() -> None:
+    """Nobody compares the ranks' weights."""
+    trainer.sharding.Sharding._check = lambda self, step, found, ranks: None  # type: ignore[method-assign]
+
+
+def gives_the_others_rows_without_their_state() -> None:
+    """After a restart, the other ranks learn rows as if they were new."""
+    of = trainer.replica.rows_of
+    trainer.sharding.rows_of = lambda table, rows_U, **_: of(table, rows_U, with_state=False)  # type: ignore[attr-defined]
+
+
+def is_another_build() -> None:
+    """One rank has been upgraded, the others have not."""
+    import trainer.agreement
+
+    trainer.agreement.build_digest = lambda root=None: "another"

@@ -19,6 +19,7 @@ import trainer.checkpoint
 import trainer.journal
 import trainer.loop
 import trainer.publisher
+import trainer.ranks
 import trainer.step
 import trainer.weights_writer
 
@@ -37,7 +38,7 @@ def install(which: str) -> None:
                 half()
             os.kill(os.getpid(), SIGNALS[action])
 
-    POINTS[name](reach)
+    (POINTS | RANK_POINTS)[name](reach)
 
 
 def _before(owner: Any, name: str, reach: Callable[..., None]) -> None:
@@ -131,3 +132,12 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "published": lambda reach: _after(Writer, "send_manifest", reach),
 }
 FILE_POINTS = tuple(list(POINTS)[:9])
+Ranks = trainer.ranks.Ranks
+RANK_POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
+    "given": lambda reach: _after(Ranks, "give", reach),
+    "taken": lambda reach: _after(Ranks, "take", reach),
+    "answered": lambda reach: _after(Ranks, "answer", reach),
+    "to_be_summed": lambda reach: _before(Ranks, "summed", reach),
+    "summed": lambda reach: _after(Ranks, "summed", reach),
+}
+"""Points between processes that train together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -217,10 +217,13 @@ class Stage:
 
     # Trainers
 
-    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
+    def start(
+        self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:  # fmt: skip
         """Start a trainer with a checkpoint folder of this name."""
         arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
-        self.children.append(self.factory.start(arguments, broken, point))
+        self.children.append(self.factory.start(arguments, broken, point, environment))
         return self.children[-1]
 
     def checkpoints(self, name: str = "a") -> Path:
@@ -299,8 +302,10 @@ class Stage:
         assert child.status == -9, f"{point}: ended with {child.status}:\n{child.log()[-3000:]}"
         self.note_journal(name)
 
-    def feed_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-        """Keep sending until the condition holds."""
+    def feed_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = 30, every_s: float = 0.04
+    ) -> None:
+        """Keep sending until the condition holds; seldom (``every_s``) where time itself is what is waited for."""
 
         def holds() -> bool:
             if not condition():
@@ -308,7 +313,7 @@ class Stage:
                 return condition()
             return True
 
-        wait_until(holds, timeout_s, what, every_s=0.02)
+        wait_until(holds, timeout_s, what, every_s=every_s)
 
     def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
         """Wait for the last version, stop the trainer, and check every promise."""
@@ -382,7 +387,9 @@ class Stage:
         assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
-NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")
+NOT_KEPT = ("names.unpublished", ".dirty", "dirty_V", ".moved")
+"""Arrays that a checkpoint has no use for: whoever goes on from it publishes everything first."""
+NOT_LEARNED = (*NOT_KEPT, ".tombstones")
 """Arrays that depend on when versions were published."""
 
 
