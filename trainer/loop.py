@@ -217,7 +217,7 @@ class Trainer:
             )
         until = self.learner.num_steps + 1
         if step is not None:
-            self.set_aside.add(step, problem, checkpoints.journal, checkpoints.folder.steps()[-1])
+            self.set_aside.add(step, problem, checkpoints.journal, checkpoints.folder.present_steps()[-1])
         else:
             log.error("not finite: going back to the checkpoint to find the step to blame", what=problem.what)
         self.feed.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
 from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.config import TrainerConfig
+from trainer.election import Claimant
 from trainer.errors import CheckpointError
 from trainer.journal import Journal, read_journal
 from trainer.loop import Trainer
@@ -220,6 +222,24 @@ def test_when_all_are_damaged_it_says_so_instead_of_starting_anew(folder: Checkp
     with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read; restore one, or name"):
         folder.load()
     assert len(damage) == 2
+
+
+def test_checkpoints_that_disappear_under_a_trainer_are_one_line(folder: CheckpointFolder) -> None:
+    write(folder, 1)
+    assert folder.present_steps() == [1]
+    shutil.rmtree(folder.path / "checkpoint-000000000001")
+    with pytest.raises(CheckpointError, match=r"expected this trainer's checkpoints, they are gone; .* --from-publ"):
+        folder.present_steps()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b"a/b\n\0"])
+def test_a_damaged_name_of_the_folder_is_replaced(damaged: bytes, tmp_path: Path) -> None:
+    first = Claimant.on(tmp_path)
+    assert Claimant.on(tmp_path).place == first.place
+    (tmp_path / "identity").write_bytes(damaged)
+    second = Claimant.on(tmp_path)
+    assert second.place != first.place
+    assert Claimant.on(tmp_path).is_earlier_life(second.name)
 
 
 def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> None:
