@@ -28,12 +28,13 @@ from bench.bad_requests import bad_requests, keep_sending, post
 from bench.timing import Row, row, take_turns
 from model.config import ModelConfig
 from serving.config import ServingConfig
-from serving.engine import Engine, Request
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.process import tune_interpreter
+from serving.request import Request
 from serving.service import Service
 from serving.tables import TableSet
 from trainer.config import TrainerConfig
@@ -99,10 +100,10 @@ def histories(num_items: int) -> Histories:
     return kept
 
 
-def versions(num_items: int, *, taught: bool = False) -> Iterator[Version]:
+def versions(num_items: int, *, taught: bool = False, model: ModelConfig | None = None) -> Iterator[Version]:
     """A base, then an endless series of deltas of `NUM_DIRTY` rows. ``taught``: the base has learned every history
     once."""
-    model, rng = ModelConfig(), np.random.default_rng(1)
+    model, rng = model or ModelConfig(), np.random.default_rng(1)
     learner = Learner(model, TrainerConfig())
     hashes = np.array([item_hash(item) for item in range(num_items)], np.int64)
     learner.items.insert(hashes, START_MS, 0)

@@ -11,24 +11,22 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from kafka import KafkaConsumer
+from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
-from serving.guard import Guard
 from serving.holder import WeightsManager
-from serving.rollout import Rollout
+from serving.intake import VersionIntake, name_of
+from serving.topic_thread import TopicThread
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
+from wire.assembler import VersionAssembler
 from wire.control import Which
-from wire.errors import HeadraceError
-from wire.kafka.consumer import POLL_MS, topic_id_of
+from wire.kafka.consumer import POLL_MS
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import StoppedError, wait_for_partitions
-from wire.weights import Manifest, Version, VersionAssembler
+from wire.weights import Manifest, Version
 
 logger = logging.getLogger(__name__)
 CONTACT_EVERY_S = 1.0
@@ -36,70 +34,37 @@ CONTROL_S = 5.0
 """How long to wait at startup to learn which version is pinned."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """How many versions were applied, dropped (by the assembler), unlinked (no base here) and refused (do not fit)."""
-
-    num_applied: int = 0
-    num_dropped: int = 0
-    num_unlinked: int = 0
-    num_refused: int = 0
-
-
 @dataclass(eq=False)
-class WeightsSubscriber(threading.Thread):
+class WeightsSubscriber(TopicThread):
     """The thread that feeds a `WeightsManager` from the topic."""
 
-    consumer: KafkaConsumer
-    topic: str
-    holder: WeightsManager
+    label: ClassVar[str] = "weights subscriber"
+    intake: VersionIntake
     contact: Contact = field(default_factory=Contact)
-    counters: Counters = field(default_factory=Counters)
-    rollout: Rollout = field(default_factory=Rollout)
-    guard: Guard = field(default_factory=lambda: Guard(None))
-    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
-    """Called when the thread fails."""
 
     def __post_init__(self) -> None:
-        super().__init__(name="weights", daemon=True)
-        self._stopping = threading.Event()
-        self._assembler = VersionAssembler(on_drop=self._dropped)
+        super().__post_init__()
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self._floor = 0
-        self._topic_id = ""
         self._searched_after = -1
         self._pin: Which | None = None
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or cannot be had."""
         self.started_following = threading.Event()
-        self.failure: BaseException | None = None
 
-    def stop(self) -> None:
-        """Ask the thread to end; `join` waits for it."""
-        self._stopping.set()
+    @property
+    def holder(self) -> WeightsManager:
+        """The versions that are held."""
+        return self.intake.holder
 
-    def run(self) -> None:
+    def follow(self, partitions: list[TopicPartition]) -> None:
         """Bootstrap, then follow, until stopped."""
-        try:
-            partition = wait_for_partitions(self.consumer, self.topic, self._stopping)[0]
-            self._follow(WeightsTopic(self.consumer, partition, self._stopping))
-        except StoppedError:
-            pass
-        except BaseException as error:
-            self.failure = error
-            self.on_failure(error)
-            if isinstance(error, HeadraceError):
-                logger.error("the weights subscriber ended: %s", error)
-            else:
-                logger.exception("the weights subscriber ended")
-        finally:
-            self.consumer.close()
-
-    def _follow(self, topic: WeightsTopic) -> None:
-        partition = topic.partition
+        partition = partitions[0]
+        topic = WeightsTopic(self.consumer, partition, self.stopping)
         self.consumer.assign([partition])
-        self.rollout.known.wait(CONTROL_S)
+        self.intake.rollout.known.wait(CONTROL_S)
         searching, asked = True, 0.0
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 searching = self._is_repinned() or searching
                 if searching:
@@ -108,7 +73,7 @@ class WeightsSubscriber(threading.Thread):
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)
                     self._heard()
-                    searching = self._is_replaced() or searching
+                    searching = self._begins_anew() or searching
                     if searching:
                         continue
                 searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
@@ -121,19 +86,18 @@ class WeightsSubscriber(threading.Thread):
                 if self.contact.is_up:
                     logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()
-                self._stopping.wait(POLL_MS / 1000)
+                self.stopping.wait(POLL_MS / 1000)
 
-    def _is_replaced(self) -> bool:
-        """Whether the topic was deleted and created again since the last call; if so, start over."""
-        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
-        if before in ("", self._topic_id):
+    def _begins_anew(self) -> bool:
+        """Start over if the topic was deleted and created again; whether it was."""
+        if not self.is_replaced():
             return False
         logger.warning(
             "%s was deleted and created again: following the new topic from its start, and answering from the last "
             "version until it has a base", self.topic,
         )  # fmt: skip
         self._floor = 0
-        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self.holder.begin_anew()
         return True
 
@@ -146,7 +110,7 @@ class WeightsSubscriber(threading.Thread):
         """Read from the best start point to the topic's present end; whether to follow on from there."""
         begin, end = topic.bounds()
         self._heard()
-        self._swap()
+        self.intake.swap()
         self.holder.discard_staged()
         self._searched_after = self.holder.num_swaps
         if self._pin is not None and not self._awaits_pin(topic, begin, end):
@@ -154,11 +118,13 @@ class WeightsSubscriber(threading.Thread):
             self.started_following.set()
             return True
         for point in itertools.chain(topic.start_points(begin, end), [StartPoint(begin, 0)]):
-            self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
+            self._assembler = VersionAssembler(
+                on_drop=self.intake.dropped, epoch_floor=max(self._floor, point.epoch_floor)
+            )
             if self.holder.current is not None and not self.holder.is_anew:
                 self._assembler.last = self.holder.current.which
             self._feed_quietly(topic.records(point.offset, end))
-            self._swap()
+            self.intake.swap()
             if self.holder.current is not None:
                 break
         self.consumer.seek(topic.partition, end)
@@ -169,13 +135,13 @@ class WeightsSubscriber(threading.Thread):
 
     def _is_repinned(self) -> bool:
         """Whether the wanted version has changed."""
-        wanted = self.rollout.wanted
+        wanted = self.intake.rollout.wanted
         if wanted == self._pin:
             return False
         self._pin, self._is_frozen = wanted, False
-        self.rollout.release()
+        self.intake.rollout.release()
         logger.warning(
-            "answering from %s", "the newest version" if wanted is None else f"version {_name(wanted)} alone"
+            "answering from %s", "the newest version" if wanted is None else f"version {name_of(wanted)} alone"
         )
         return True
 
@@ -202,10 +168,10 @@ class WeightsSubscriber(threading.Thread):
     def _miss(self, why: str) -> None:
         """The pinned version cannot be had: keep what answers now, if anything does."""
         assert self._pin is not None
-        self.rollout.hold(self._pin, f"pinned, but {why}")
+        self.intake.rollout.hold(self._pin, f"pinned, but {why}")
         current = self.holder.current
-        logger.error("version %s is pinned, but %s; answering from %s", _name(self._pin), why,
-                     f"version {_name(current.which)} instead" if current else "none")  # fmt: skip
+        logger.error("version %s is pinned, but %s; answering from %s", name_of(self._pin), why,
+                     f"version {name_of(current.which)} instead" if current else "none")  # fmt: skip
         self._is_frozen = True
 
     def _read_version(self, topic: WeightsTopic, found: tuple[int, Manifest]) -> None:
@@ -215,10 +181,10 @@ class WeightsSubscriber(threading.Thread):
         self.holder.begin_anew()
         for record in topic.records(manifest.base_offset, offset + 1):
             version = assembler.feed(record.key, record.headers, record.value)
-            if version is not None and self.holder.accepts(version.manifest) and not self._put(version):
+            if version is not None and self.holder.accepts(version.manifest) and not self.intake.put(version):
                 break
         if self.holder.staged is not None and self.holder.staged.which == manifest.which:
-            self._swap()
+            self.intake.swap()
         else:
             self.holder.end_anew()
 
@@ -227,7 +193,7 @@ class WeightsSubscriber(threading.Thread):
     def _feed(self, records: list[Any]) -> bool:
         """Take records of the topic, in order; whether to look for a newer base (once after each version served)."""
         is_linked = self._is_frozen or self._feed_quietly(records)
-        self._swap()
+        self.intake.swap()
         if not records:
             self.holder.settle()
         return not is_linked and self._searched_after != self.holder.num_swaps
@@ -251,64 +217,9 @@ class WeightsSubscriber(threading.Thread):
         if self._pin is not None and manifest.which > self._pin:
             self._miss("later versions have arrived without it")
             return True
-        if not self.holder.accepts(manifest):
-            self.counters.num_unlinked += 1
-            what = f"{manifest.kind} onto {manifest.onto_number}"
-            logger.warning("version %s (%s) cannot be applied here; waiting for a base", _name(manifest.which), what)
+        if not self.intake.take(version, is_pinned=self._pin is not None):
             return False
-        problem = self.guard.problem(manifest) if self._pin is None else ""
-        if problem:
-            self._swap()  # the one staged before it is good
-        if self._put(version):
-            self._judge(manifest, problem)
         if manifest.which == self._pin:
-            self._swap()
+            self.intake.swap()
             self._is_frozen = True
         return True
-
-    def _put(self, version: Version) -> bool:
-        """Stage a version; whether it fits this build."""
-        try:
-            self.holder.stage(version)
-        except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            self.counters.num_refused += 1
-            name = _name(version.manifest.which)
-            logger.warning("version %s does not fit this build and is not served: %s", name, error)
-            return False
-        self.counters.num_applied += 1
-        return True
-
-    def _judge(self, manifest: Manifest, problem: str) -> None:
-        """Hold the version back if it has a problem, or let it answer."""
-        if problem:
-            if self.rollout.held is None:
-                logger.error("version %s is held back (%s); answering from the last good one until a newer one is good",
-                             _name(manifest.which), problem)  # fmt: skip
-            self.rollout.hold(manifest.which, problem)
-            return
-        if self.rollout.held is not None:
-            logger.warning("version %s is good again", _name(manifest.which))
-        self.rollout.release()
-        self.guard.accept(manifest)
-
-    def _swap(self) -> bool:
-        before, staged = self.holder.current, self.holder.staged
-        if staged is not None and staged.which == self.rollout.held:
-            return False
-        self.holder.swap()
-        current = self.holder.current
-        if current is before or current is None:
-            return False
-        # A delta every other second is not news; the first version is, and so is a new epoch.
-        is_news = before is None or before.which[0] != current.which[0]
-        logger.log(logging.INFO if is_news else logging.DEBUG, "answering from version %d/%d (%s)", *current.which,
-                   current.manifest.kind)  # fmt: skip
-        return True
-
-    def _dropped(self, reason: str) -> None:
-        self.counters.num_dropped += 1
-        logger.warning("%s", reason)
-
-
-def _name(which: Which) -> str:
-    return f"{which[0]}/{which[1]}"

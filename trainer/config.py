@@ -11,8 +11,9 @@ from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
-FEEDBACK = ("reversal", "vanilla", "fnw")
+FEEDBACK = ("vanilla", "reversal", "fnw")
 PRECISIONS = ("highest", "high", "medium")
+PUBLISHED = ("half", "exact")
 EXCLUDE = ("auto", "always", "never")
 
 
@@ -42,7 +43,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
-    "feedback": Word(FEEDBACK, "use reversal"),
+    "feedback": Word(FEEDBACK, "use vanilla"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
@@ -66,6 +67,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
     "journal_fsync": Switch(),
     "publish_every_s": ABOVE_0,
+    "publish_precision": Word(PUBLISHED, "use half"),
     "base_every": AT_LEAST_1,
     "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
@@ -115,7 +117,7 @@ class TrainerConfig:
     max_train_context: int = 16
     context_gradient: bool = False
     history_bytes: int = 1 << 30
-    feedback: str = "reversal"
+    feedback: str = "vanilla"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0
@@ -150,6 +152,7 @@ class TrainerConfig:
     checkpoint_every_steps: int = 0
     journal_fsync: bool = False
     publish_every_s: float = 1.25
+    publish_precision: str = "half"
     base_every: int = 80
     base_max_age_share: float = 0.5
     chunk_bytes: int = 900_000
@@ -220,6 +223,7 @@ _NOT_LEARNING = frozenset(
         "checkpoint_every_steps",
         "journal_fsync",
         "publish_every_s",
+        "publish_precision",
         "base_every",
         "base_max_age_share",
         "chunk_bytes",

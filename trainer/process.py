@@ -72,7 +72,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
 
     def open_source(positions: dict[int, Position]) -> KafkaSource:
         check_ends(kafka, positions, stop)
-        return KafkaSource(
+        return KafkaSource.open(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
             shape=shape_of(settings.action, settings.sequence),
         )  # fmt: skip

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from model.embedding import EmbeddingTable
+from model.kept import KeptInputs
 from model.marks import Marks
 from model.memory import Memory
 from trainer.rows import Arrays
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
-MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "weight")
+MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "direct", "weight")
 
 
 class Region(Protocol):
@@ -100,7 +101,7 @@ class MemoryRegion:
     @property
     def row_bytes(self) -> int:
         """See `Region`."""
-        return 16 * self._memory.arrays.width + 37
+        return 20 * self._memory.arrays.width + 37
 
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`; ``heat`` as (U, 3). For a version also which neighbours moved since the last one."""
@@ -148,6 +149,30 @@ class CountsRegion:
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`; zeros where a column is not as long yet."""
         return {name: _rows_or_zeros(column, rows_U) for name, column in self._columns.items()}
+
+
+class KeptRegion:
+    """What the odds keep of the newest interactions, by place."""
+
+    name = "kept"
+
+    def __init__(self, kept: KeptInputs) -> None:
+        self._kept = kept
+        self.row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in kept.columns.values())
+
+    @property
+    def num_rows(self) -> int:
+        """See `Region`."""
+        return self._kept.rows.num_used
+
+    @property
+    def marks(self) -> Marks:
+        """See `Region`."""
+        return self._kept.rows.dirty_P
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """See `Region`."""
+        return {name: copied(column, rows_U) for name, column in self._kept.columns.items()}
 
 
 COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
@@ -236,7 +261,8 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
     """All rows of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
     counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
-    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts]
+    kept = [] if for_version else [KeptRegion(learner.rates.kept)]
+    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts, *kept]
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:

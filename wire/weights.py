@@ -1,4 +1,4 @@
-"""A version of the weights on the wire: chunks, then a manifest; and how a reader assembles them.
+"""A version of the weights on the wire: chunks, then a manifest. `wire.assembler` puts them together again.
 
 Records of ``headrace.weights.v1`` (one partition, so they have one order):
 
@@ -13,16 +13,18 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 ========  ==============================  ===================  =========================================
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
-(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
-rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
-has everything; a **delta** has all dense weights and the rows touched since version ``onto_number`` of the same epoch.
-Row 0 of a table (id 0) stands for everything that has no row of its own."""
+(U,) int64, ``<table>.rows`` (U, D) float16 or float32 and ``<table>.tombstones`` (N,) int64 ids that were evicted;
+``memory.<name>``, the rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of
+``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by how many
+``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has another
+width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a **delta** has
+all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands
+for everything that has no row of its own."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +43,6 @@ CLAIM_KEY = b"\x00claim"
 Headers = list[tuple[str, bytes]]
 PlanStep = list[tuple[int, int, int]]
 """One training step: (partition, first number, last number) in the order in which they were batched."""
-logger = logging.getLogger(__name__)
 
 
 TOPIC_ID = "topic id"
@@ -101,6 +102,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
+    rounding: dict[str, float] = {}
+    """By what rounding has changed this version's own numbers most (`trainer.rounding`); empty if they are exact."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -194,9 +197,13 @@ def decode_blob(blob: bytes) -> Snapshot:
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = array
     dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
-    columns = ("ids", "row_index", "rows", "tombstones")
-    tables = {table: TableRows(*(arrays[column] for column in columns)) for table, arrays in sorted(parts.items())}
+    tables = {table: _table_rows(arrays) for table, arrays in sorted(parts.items())}
     return Snapshot(dense, tables, names, memory, rates)
+
+
+def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
+    rows = arrays["rows"].astype(np.float32, copy=False)
+    return TableRows(arrays["ids"], arrays["row_index"], rows, arrays["tombstones"])
 
 
 def checksum(blob: bytes) -> str:
@@ -261,70 +268,3 @@ def claim_of(record: Any) -> Claim | None:
     except CodecError:
         return None
     return claim
-
-
-@dataclass(slots=True)
-class VersionAssembler:
-    """Assembles versions from records in log order; yields only complete, verified ones, increasing in (epoch, number).
-
-    Others (torn, corrupt, older than the last one, of a fenced epoch) are dropped, and the reason goes to ``on_drop``.
-    Yields deltas whether or not the reader holds what they build on (`Manifest.follows`).
-    """
-
-    on_drop: Callable[[str], None] = field(default=logger.warning)
-    epoch_floor: int = 0
-    last: tuple[int, int] = (-1, -1)
-    _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
-
-    def feed(self, key: bytes | None, headers: Iterable[tuple[str, bytes]], value: bytes | None) -> Version | None:
-        """One record of the topic; returns the version that it completes, if any."""
-        kind = record_kind(headers)
-        if key is None or value is None or kind not in ("claim", "chunk", "manifest"):
-            self.on_drop(f"weights record: expected a claim, chunk or manifest, got key {key!r}; it is skipped")
-            return None
-        if kind == "claim":
-            self._raise_floor(value)
-            return None
-        try:
-            if kind == "chunk":
-                self._keep_chunk(key, headers, value)
-                return None
-            return self._complete(decode_manifest(value))
-        except (VersionError, ValueError, KeyError, TypeError) as error:
-            self.on_drop(f"version {key!r} dropped: {error}")
-            return None
-
-    def _raise_floor(self, value: bytes) -> None:
-        try:
-            claim: Claim = decode_json(value, Claim)
-        except CodecError as error:
-            self.on_drop(f"claim dropped: {error}")
-            return
-        self.epoch_floor = max(self.epoch_floor, claim.epoch)
-        self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}
-
-    def _keep_chunk(self, key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> None:
-        epoch, number = (int(part) for part in key.split(b"/"))
-        if epoch >= self.epoch_floor and (epoch, number) > self.last:
-            self._chunks.setdefault((epoch, number), {})[int(dict(headers)["chunk"])] = value
-
-    def _complete(self, manifest: Manifest) -> Version | None:
-        which = (manifest.epoch, manifest.number)
-        if manifest.epoch < self.epoch_floor:
-            raise VersionError(f"epoch {manifest.epoch} was fenced off by a claim of epoch {self.epoch_floor}")
-        if which <= self.last:
-            raise VersionError(f"expected one above {self.last}")
-        chunks = self._chunks.get(which, {})
-        missing = [index for index in range(manifest.num_chunks) if index not in chunks]
-        if missing:
-            raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
-        blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
-        if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
-            raise VersionError(
-                f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
-                f"{len(blob)} with {checksum(blob)}"
-            )
-        version = Version(manifest, decode_blob(blob))
-        self.last = which
-        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
-        return version

@@ -16,7 +16,7 @@ Float64 = NDArray[np.float64]
 
 STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
 """Features of an item that are the same for all users."""
-EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "own_count", "own_recency")
+EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "own_count", "own_recency")
 """Features of an item given the user's history."""
 FEATURES = (*STANDING, *EVIDENCE, "model")
 """The features of which a score is the weighted sum; the last one is the network's logit."""
@@ -26,6 +26,8 @@ chose it before, and the length of the user's history."""
 LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
+RECENT, DRAWN = 512, 512
+"""Where an event is learned from a sample: how many of the last choices compete, and how many rows are drawn."""
 CHANGED = 0xFF
 """What marks a row that has changed: a bit for each of those who copy changed rows."""
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
@@ -44,8 +46,9 @@ class MemoryArrays:
     """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
 
     ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: the rows chosen shortly before or after this one;
-    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``weight``
-    (V, N): learned weights. ``seen`` (V,): decayed choices. ``heat`` (3, V): the same with shorter half-lives.
+    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``direct``
+    (V, N): of how often it was the very next choice; ``weight`` (V, N): learned weights. ``seen`` (V,): decayed
+    choices. ``heat`` (3, V): the same with shorter half-lives.
     ``first`` and ``last`` (V,) int64: the events of the first and of the newest choice; without a choice, the first
     meeting and -1; both -1 for a row never met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the
     features, shared and by length of the history, and their Adagrad state. ``shortlist_weight`` and
@@ -53,7 +56,7 @@ class MemoryArrays:
     (3, `SEEN_AGAIN`): mean and variance of its inputs, and over how many lists. ``clock`` (7,) float64 by `CLOCK`.
     ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears a bit of its own; ``moved``
     (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts changed (little-endian bits),
-    regardless of their ``weight``.
+    regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e chose, at e modulo `RECENT`.
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -62,6 +65,7 @@ class MemoryArrays:
     num_neighbours: Int32
     after: Float32
     before: Float32
+    direct: Float32
     weight: Float32
     seen: Float32
     heat: Float32
@@ -75,6 +79,7 @@ class MemoryArrays:
     clock: Float64
     dirty: NDArray[np.uint8]
     moved: NDArray[np.uint8]
+    recent: Int32
 
     @staticmethod
     def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
@@ -93,6 +98,7 @@ class MemoryArrays:
             num_neighbours=rows(np.int32),
             after=rows(np.float32, num_neighbours),
             before=rows(np.float32, num_neighbours),
+            direct=rows(np.float32, num_neighbours),
             weight=rows(np.float32, num_neighbours),
             seen=rows(np.float32),
             heat=np.zeros((NUM_HEATS, capacity), np.float32),
@@ -106,6 +112,7 @@ class MemoryArrays:
             clock=clock,
             dirty=rows(np.uint8),
             moved=rows(np.uint8, -(-num_neighbours // 8)),
+            recent=np.zeros(RECENT, np.int32),
         )
 
     @property

@@ -18,14 +18,15 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from serving.guard import Guard
 from serving.holder import HeldVersion, WeightsManager
+from serving.intake import VersionIntake
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
+from wire.assembler import VersionAssembler
 from wire.config import KafkaConfig
 from wire.kafka.consumer import connect
-from wire.weights import VersionAssembler, decode_manifest, encode_manifest, record_kind
+from wire.weights import decode_manifest, encode_manifest, record_kind
 
 KINDS = ("base", "delta", "delta", "base", "delta", "delta", "base", "delta")
 NUM_FAULTED = 6
@@ -184,9 +185,7 @@ class Watched(WeightsManager):
 def follow(topic: Topic, then: Callable[[WeightsSubscriber], None]) -> list[tuple[tuple[int, int], str]]:
     """The versions that a server served; ``then`` is called while it follows."""
     holder = Watched()
-    thread = WeightsSubscriber(
-        connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, holder, guard=Guard(None)
-    )
+    thread = WeightsSubscriber(connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, VersionIntake(holder))
     thread.start()
     try:
         then(thread)
@@ -232,7 +231,7 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     kafka: Broker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Canary: chunks are accepted whatever their checksum."""
-    monkeypatch.setattr("wire.weights.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
+    monkeypatch.setattr("wire.assembler.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
     monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)
     topic = Topic(kafka, f"{topic_prefix}.weights.canary")
     key, headers, value = clean()[0][1]
@@ -240,7 +239,7 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     try:
         topic.send([clean()[0][0], (key, headers, wrong), *clean()[0][2:]])
         holder = Watched()
-        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, holder)
+        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, VersionIntake(holder))
         thread.start()
         wait_until(lambda: bool(holder.served), 30, "the damaged version to be served")
         thread.stop()

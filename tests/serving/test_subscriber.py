@@ -11,7 +11,8 @@ from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
-from wire.weights import VersionAssembler, decode_manifest, encode_manifest
+from wire.assembler import VersionAssembler
+from wire.weights import decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: l
     swaps = subscriber.holder.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
-    wait_until(lambda: subscriber.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
+    wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
     good = wire.publish(world, "base")
     served(subscriber, good)
     assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
@@ -79,7 +80,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     world = quick_world()
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
-    monkeypatch.setattr("wire.weights.checksum", lambda blob: manifest.checksum)
+    monkeypatch.setattr("wire.assembler.checksum", lambda blob: manifest.checksum)
     monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)  # which might notice too
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
@@ -134,7 +135,7 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
         world.records("delta", 0)  # learned and numbered, but never sent
         wire.publish(world, "delta")
         wire.publish(world, "delta")
-        wait_until(lambda: subscriber.counters.num_unlinked >= 2, 20, "the gap to be seen")
+        wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 20, "the gap to be seen")
         assert subscriber.holder.current is not None
         assert subscriber.holder.current.which == (1, 0)
         served(subscriber, wire.publish(world))
@@ -149,7 +150,7 @@ def test_a_server_starts_from_the_topic_alone_wherever_it_stands(wire: Wire) -> 
     wire.send(records[:1])
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 4))
-        assert subscriber.counters.num_applied == 2, "the last base and its delta, not the whole topic"
+        assert subscriber.intake.counters.num_applied == 2, "the last base and its delta, not the whole topic"
         wire.send(records[1:])
         served(subscriber, (1, 5))
 
@@ -187,10 +188,22 @@ def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -
 
 
 def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.subscriber.topic_id_of", lambda consumer, topic: "")
+    monkeypatch.setattr("serving.topic_thread.topic_id_of", lambda consumer, topic: "")
     with wire.subscriber() as subscriber:
         served(subscriber, wire.publish(quick_world(epoch=7)))
         wire.replace_weights()
         newer = wire.publish(quick_world(epoch=0, seed=1))
         with pytest.raises(AssertionError, match="waited"):
             served(subscriber, newer, 8)
+
+
+def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        wire.send([(b"foreign", [], b"7 bytes")] * 1_500)
+        served(subscriber, wire.publish(world, "delta"))
+    assert subscriber.counters.num_dropped == 1_500
+    told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
+    assert len(told) == 11, "the first ten, and the thousandth"
+    assert told[-1].endswith("(number 1000 so far)")

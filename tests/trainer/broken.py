@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import trainer.checkpointing
 import trainer.collection
 import trainer.election
 import trainer.kafka_source
@@ -13,7 +14,6 @@ import trainer.plan
 import trainer.positions
 import trainer.process
 import trainer.publication
-import trainer.publisher
 import trainer.ranks
 import trainer.recovery
 import trainer.replica
@@ -24,6 +24,7 @@ import trainer.shards
 import trainer.snapshot
 import trainer.step
 import trainer.sweep
+import trainer.weights_writer
 import wire.example_log
 
 
@@ -39,8 +40,13 @@ def ignores_the_plan() -> None:
 
 def checkpoints_without_positions() -> None:
     """Checkpoints lack the positions."""
-    meta = trainer.loop.Trainer._meta
-    trainer.loop.Trainer._meta = lambda self, positions: meta(self, {})  # type: ignore[method-assign]
+    cut = trainer.checkpointing.Checkpointing.cut
+
+    def without(self: Any, learner: Any, positions: Any, *rest: Any) -> None:
+        del positions
+        cut(self, learner, {}, *rest)
+
+    trainer.checkpointing.Checkpointing.cut = without  # type: ignore[method-assign]
 
 
 def forgets_what_it_has_yet_to_repeat() -> None:
@@ -71,13 +77,13 @@ def folds_what_arrives() -> None:
             self.histories.fold(example)
         arrived(self, examples)
 
-    begin = trainer.loop.Trainer._next_step
+    take = trainer.loop.Trainer.turn
 
-    def next_step(self: Any) -> Any:
-        self.scheduler.histories = self.learner.histories
-        return begin(self)
+    def turn(self: Any) -> bool:
+        self.feed._scheduler.histories = self.learner.histories
+        return take(self)
 
-    trainer.loop.Trainer._next_step = next_step  # type: ignore[method-assign]
+    trainer.loop.Trainer.turn = turn  # type: ignore[method-assign]
     trainer.scheduler.Scheduler.add = add  # type: ignore[method-assign]
 
 
@@ -105,7 +111,7 @@ def trains_what_is_stale() -> None:
 
 def claims_nothing() -> None:
     """The trainer does not check whether another one has taken over."""
-    trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
+    trainer.weights_writer.WeightsWriter.check_fence = lambda self: None  # type: ignore[method-assign]
 
 
 def fences_a_live_leader() -> None:

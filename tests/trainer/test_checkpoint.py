@@ -91,7 +91,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
-    "metrics.first_key",
+    "metrics.first_key", "rates.kept_log", "rates.kept_count",
     "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
@@ -119,8 +119,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
 
 
 OTHERS: dict[str, object] = {
-    "feedback": "vanilla", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
-    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000,
+    "feedback": "reversal", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
+    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000, "publish_precision": "exact",
 }  # fmt: skip
 BY_MACHINE = {"device", "backend", "cuda_graphs", "deterministic", "num_threads"}
 """Where and by which kernels a step is computed: a checkpoint may move to another machine."""
@@ -232,11 +232,11 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
         read_checkpoint(path)
 
 
-def test_a_checkpoint_of_a_build_without_odds_is_refused_in_words() -> None:
+def test_a_checkpoint_of_a_build_before_the_odds_kept_inputs_is_refused_in_words() -> None:
     learner = Learner(MODEL, TRAINER)
     checkpoint = checkpoint_of(learner)
     older = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("rates.")}
-    with pytest.raises(CheckpointError, match=r"rates: expected .* got a checkpoint of a build before them"):
+    with pytest.raises(CheckpointError, match=r"rates: expected .* got a checkpoint of a build before that"):
         restore_learner(Learner(MODEL, TRAINER), replace(checkpoint, arrays={**older, "rates.shown": np.zeros(3)}))
 
 

@@ -13,7 +13,7 @@ import trainer.collection
 import trainer.saver
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, taught
-from tests.trainer.stage import unequal
+from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
 from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.collection import Collection
@@ -32,8 +32,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
 SLICE_BYTES = 3000
 """Of a learner of some 30,000: a copy spans several steps."""
-NOT_KEPT = (".dirty", "dirty_V", ".moved", "names.unpublished")
-"""What a checkpoint has no use for: whoever goes on from it publishes everything first."""
 
 
 @pytest.fixture

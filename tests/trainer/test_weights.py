@@ -18,6 +18,7 @@ from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
 from trainer.weights import Weights
+from wire.assembler import VersionAssembler
 from wire.errors import VersionError
 from wire.weights import (
     CLAIM_HEADERS,
@@ -29,7 +30,6 @@ from wire.weights import (
     Snapshot,
     TableRows,
     Version,
-    VersionAssembler,
     checksum,
     chunk_headers,
     decode_blob,
@@ -106,7 +106,7 @@ def memory_of(memory: Memory) -> dict[str, Any]:
     arrays, out = memory.arrays, {"memory.gain": memory.arrays.gain, "memory.clock": memory.arrays.clock}
     for row in np.flatnonzero(arrays.first >= 0).tolist():
         num = arrays.num_neighbours[row]
-        for name in ("neighbour_row", "after", "before", "weight"):
+        for name in ("neighbour_row", "after", "before", "direct", "weight"):
             out[f"memory.{row}.{name}"] = getattr(arrays, name)[row, :num]
         counts = (arrays.seen[row], *arrays.heat[:, row], arrays.first[row], arrays.last[row])
         out[f"memory.{row}.counts"] = np.array(counts, np.float64)

@@ -9,6 +9,7 @@
 #include "attend_amx.h"
 #else
 #include "attend.h"
+#include "attend_together.h"
 #endif
 
 HEADRACE_BEGIN
@@ -23,15 +24,30 @@ int forward(const HeadraceAttention& a) {
     {
         Arena arena;
         Scratch scratch;
+#if !defined(HEADRACE_LEVEL_AMX)
+        TogetherScratch together;
+#endif
         const Shape shape = widest(a, plan, TERMS);
-        scratch.lay_out(arena, shape, false, a);
+        const auto lay_out = [&] {
+            scratch.lay_out(arena, shape, false, a);
+#if !defined(HEADRACE_LEVEL_AMX)
+            if (a.num_targets && a.cache_len) together.lay_out(arena, plan.most_keys, shape.qk_pad, shape.v_pad);
+#endif
+        };
+        lay_out();
         failed = !arena.allocate();
-        if (!failed) scratch.lay_out(arena, shape, false, a);
+        if (!failed) lay_out();
         [[maybe_unused]] const TileRegisters registers;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t index = 0; index < plan.num_items; ++index) {
             if (failed) continue;
             const Item item = plan.item(a, index);
+#if !defined(HEADRACE_LEVEL_AMX)
+            if (a.num_targets && a.cache_len && is_together(item, tables)) {
+                forward_together<T>(a, item, tables, together);
+                continue;
+            }
+#endif
             Ahead ahead = ahead_of_forward<T>(a, item, plan.item(a, min64(index + omp_get_num_threads(), plan.num_items - 1)));
             forward_item<T, TERMS>(a, item, tables, scratch, ahead);
         }

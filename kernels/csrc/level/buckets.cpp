@@ -43,6 +43,8 @@ inline void fill<uint8_t>(uint8_t* row, int64_t from, int64_t to, uint8_t value)
 #endif
 }
 
+constexpr int64_t FAR = 16;  // keys beyond which a search beats a walk
+
 template <typename T>
 struct User {
     const int64_t *query_time, *key_time, *thresholds;
@@ -116,6 +118,15 @@ struct User {
         return key < num_keys && !__builtin_add_overflow(key_time[key], thresholds[k], &due) ? due : INT64_MAX;
     }
 
+    // The first of the keys [from, to) that is later than `time`, else `to`.
+    int64_t first_later(int64_t time, int64_t from, int64_t to) const {
+        while (from < to) {
+            const int64_t middle = (from + to) / 2;
+            if (key_time[middle] <= time) from = middle + 1; else to = middle;
+        }
+        return from;
+    }
+
     void advance(int64_t now, int64_t active, int64_t* cut, int64_t* due, const int64_t* next) const {
         for (int64_t k0 = 0; k0 < active; k0 += 8) {
 #if defined(__AVX512F__)
@@ -130,6 +141,11 @@ struct User {
                 // After a long pause many thresholds pass the same keys: try the place where the previous one stopped.
                 if (k > 0 && cut[k - 1] > cut[k] + 1 && now - key_time[cut[k - 1] - 1] >= thresholds[k]) {
                     cut[k] = cut[k - 1];
+                    due[k] = due_time(cut[k], k);
+                    continue;
+                }
+                if (k > 0 && cut[k - 1] > cut[k] + FAR) {  // many keys, but no further than the previous one
+                    cut[k] = first_later(now - thresholds[k], cut[k], cut[k - 1]);
                     due[k] = due_time(cut[k], k);
                     continue;
                 }
