@@ -1,4 +1,4 @@
-"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on one thread and on two.
+"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on 1 thread and on 2.
 
 The model is the one that the targets are stated for: 4 layers of width 64 with 4 heads, and a history of 512
 interactions (1,024 tokens), whose keys and values are cached.

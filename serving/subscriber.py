@@ -24,8 +24,8 @@ from serving.holder import WeightsManager
 from serving.rollout import Rollout
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
 from wire.control import Which
-from wire.errors import HeadraceError
-from wire.kafka.consumer import POLL_MS, topic_id_of
+from wire.errors import HeadraceError, TopicMissing
+from wire.kafka.consumer import POLL_MS, partitions_of, topic_id_of
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.weights import Manifest, Version, VersionAssembler
@@ -52,11 +52,14 @@ class WeightsSubscriber(threading.Thread):
 
     consumer: KafkaConsumer
     topic: str
+    """Of the line in `Rollout.line` at startup."""
     holder: WeightsManager
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     rollout: Rollout = field(default_factory=Rollout)
     guard: Guard = field(default_factory=lambda: Guard(None))
+    topic_of: Callable[[str], str] | None = None
+    """Line of training → its weights topic; None if there is only one."""
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
     """Called when the thread fails."""
 
@@ -67,6 +70,8 @@ class WeightsSubscriber(threading.Thread):
         self._floor = 0
         self._topic_id = ""
         self._searched_after = -1
+        self._line = self._missing_line = self.rollout.own_line
+        self._line_due_s = 0.0
         self._pin: Which | None = None
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or cannot be had."""
@@ -101,6 +106,8 @@ class WeightsSubscriber(threading.Thread):
         searching, asked = True, 0.0
         while not self._stopping.is_set():
             try:
+                if (other := self._other_line()) is not None:
+                    topic, partition, searching = other, other.partition, True
                 searching = self._is_repinned() or searching
                 if searching:
                     searching = not self._start_from_base(topic)
@@ -164,6 +171,31 @@ class WeightsSubscriber(threading.Thread):
         self.consumer.seek(topic.partition, end)
         self.started_following.set()
         return True
+
+    def _other_line(self) -> WeightsTopic | None:
+        """The weights topic of another line of training, if an operator has switched to one since the last call. The
+        last version answers until that topic has a base."""
+        line = self.rollout.line
+        if line == self._line or self.topic_of is None or time.monotonic() < self._line_due_s:
+            return None
+        self._line_due_s = time.monotonic() + CONTACT_EVERY_S
+        name = self.topic_of(line)
+        try:
+            partition = partitions_of(self.consumer, name)[0]
+        except TopicMissing as error:
+            if line != self._missing_line:
+                logger.error("line %r: %s; answering from line %r until then", line, error, self._line)
+            self._missing_line = line
+            return None
+        logger.warning("answering from the versions of line %r in %s as soon as it has one", line, name)
+        self._line, self.topic, self._topic_id = line, name, ""
+        self._floor, self._is_frozen, self._pin = 0, False, None
+        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self.guard.forget()
+        self.rollout.release()
+        self.holder.begin_anew()
+        self.consumer.assign([partition])
+        return WeightsTopic(self.consumer, partition, self._stopping)
 
     # Pinned versions
 

@@ -23,6 +23,7 @@ from trainer.collection import MakeBlob
 from trainer.config import TrainerConfig
 from trainer.election import Claimant, Election, send_claim
 from trainer.errors import FencedError, UnsoundVersionError
+from trainer.keeper import VersionKeeper
 from trainer.weights import Weights, newest_weights
 from wire.config import KafkaConfig
 from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
@@ -76,9 +77,10 @@ class Publisher:
         self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event, clock: Callable[[], float] = time.time
     ) -> None:
         self._kafka, self._config, self._stop, self._clock = kafka, config, stop, clock
-        self._topic = TopicPartition(Topics.under(kafka.prefix).weights, 0)
+        self._topic = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
         self._consumer: KafkaConsumer | None = None
         self._producer: KafkaProducer | None = None
+        self._keeper = VersionKeeper(kafka, config.keep_versions)
         self._checked_offset = 0
         self._pending: _Offer | None = None
         self._wake = threading.Condition()
@@ -112,6 +114,7 @@ class Publisher:
         election = Election(self._kafka, self._config, claimant, stop, on_standby)
         led = election.lead(enough, at_once=at_once)
         self.claimant, self.epoch, self._checked_offset = claimant.name, led.epoch, led.next_offset
+        self._keeper.note(led.manifests)
         return led.manifests
 
     def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
@@ -170,7 +173,7 @@ class Publisher:
         Once it is gone, no server can start from the deltas after it; so a trainer that learns little, or nothing,
         publishes another one in time.
         """
-        return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
+        return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.weights_kept_s
 
     def offer(self, kind: str, make_blob: MakeBlob, make_manifest: MakeManifest) -> None:
         """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that the publisher knows.
@@ -276,6 +279,9 @@ class Publisher:
             self.last = Published(manifest, int(time.time() * 1000))
             self._pending = None
             self._wake.notify_all()
+        self._keeper.note([manifest])
+        if offer.kind == "base":
+            self._keeper.trim()
 
     def _drop(self, offer: _Offer, problem: str) -> None:
         with self._wake:
