@@ -4,7 +4,6 @@ version. Users' histories are up to date."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from model.memory import events_of
 from model.rates import probability
 from trainer.batch import JaggedBatch, shorten
 from trainer.checkpoint import Checkpoint
+from trainer.evaluator import Leaf
+from trainer.forward import ForwardPass
 from trainer.snapshot import learner_arrays, restore_learner
 from trainer.step import Learner
 
@@ -32,6 +33,7 @@ class Frozen(Learner):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner.model_config, learner.config, learner.device)
+        self.forward_pass = LookupPass(self.network, self.frequency, self.rates)
         arrays = {name: np.array(array) for name, array in learner_arrays(learner).items()}
         meta = {"model": self.model_config.as_dict(), "trainer": self.config.learning_dict()}
         restore_learner(self, Checkpoint(learner.num_steps, arrays, meta))
@@ -61,14 +63,17 @@ class Frozen(Learner):
         odds = self.rates.score(self.odds_events(batch, forward.target_row_R, forward.logits_RK))
         return ranks, probability(odds)
 
-    def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
-        del now_ms
-        return self.items.lookup(batch.item_n[batch.target_R])
 
-    def _sum_rows(
-        self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Any], now_ms: int
-    ) -> Tensor | None:  # fmt: skip
-        del leaves, now_ms
+class LookupPass(ForwardPass):
+    """Gives no row to what is new."""
+
+    def target_rows(self, batch: JaggedBatch) -> Int64:
+        """(R,) rows of the targets' items."""
+        return self._items.lookup(batch.item_n[batch.target_R])
+
+    def sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf]) -> Tensor | None:
+        """(n, M) the sum of each interaction's rows."""
+        del leaves
         if table.num_rows == 1 and not keys_nF.any():
             return None
         rows_nF = torch.from_numpy(table.lookup(keys_nF.reshape(-1)).reshape(keys_nF.shape))

@@ -29,6 +29,7 @@ from trainer.process import spare_the_collector
 from trainer.publisher import Publisher
 from trainer.snapshot import learner_arrays, weights_snapshot
 from trainer.source import Position
+from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
 from wire.example import Example, Interactions
 from wire.tensors import Tensors
@@ -45,7 +46,8 @@ class Traffic:
 
     exhausted = False
 
-    def __init__(self, num_items: int) -> None:
+    def __init__(self, num_items: int, users_a_step: int = USERS_A_STEP) -> None:
+        self._users_a_step = users_a_step
         self._rng, self._num_items, self._number = np.random.default_rng(0), num_items, 0
         self._places = np.full(NUM_USERS, NUM_BEFORE)
         self.positions: dict[int, Position] = {}
@@ -59,7 +61,7 @@ class Traffic:
     def poll(self, timeout_s: float) -> list[Example]:
         """One step's examples."""
         del timeout_s  # there is always something
-        users = self._rng.choice(NUM_USERS, USERS_A_STEP, replace=False)
+        users = self._rng.choice(NUM_USERS, self._users_a_step, replace=False)
         self._places[users] += 1
         return [self._example(user, self._places[user] - 1, 1, 1) for user in users.tolist()]
 
@@ -87,29 +89,35 @@ class Traffic:
         )  # fmt: skip
 
 
-class Nowhere(Publisher):
-    """Leads at once, and drops what it should send."""
+class Nowhere(WeightsWriter):
+    """Leads epoch 0, and drops what it should send."""
+
+    num_bytes = 0
+    """Of the last version."""
+
+    def check_fence(self) -> None:
+        """There is no other trainer."""
+
+    def send_claim(self, *, released: bool = False) -> None:
+        """Nobody asks."""
+
+    def send_chunks(self, number: int, blob: Tensors) -> int:
+        """Make the chunks, which takes time, and drop them."""
+        del number
+        self.num_bytes = sum(len(chunk) for chunk in blob.chunks(CONFIG.chunk_bytes))
+        return 0
+
+    def send_manifest(self, manifest: Manifest) -> None:
+        """Drop it."""
+
+
+class Leader(Publisher):
+    """Leads at once."""
 
     def lead(self, *_: Any, **__: Any) -> list[Manifest]:
         """There was no trainer before."""
-        self.epoch = 0
+        self._writer.begin("bench", 0, 0)
         return []
-
-    def _check_fence(self) -> None: ...
-
-    def _send_claim(self) -> None: ...
-
-    def _send_chunks(self, key: bytes, blob: Tensors) -> int:
-        del key
-        self.num_bytes = sum(len(chunk) for chunk in blob.chunks(self._config.chunk_bytes))
-        return 0
-
-    def _send_manifest(self, key: bytes, manifest: Manifest) -> None: ...
-
-    def close(self, *, release: bool = False) -> None:
-        """End the thread."""
-        del release
-        super().close(release=False)
 
 
 def fill(trainer: Trainer, num_items: int) -> None:
@@ -126,6 +134,7 @@ def fill(trainer: Trainer, num_items: int) -> None:
         shape = arrays.neighbour_row[part].shape
         arrays.neighbour_row[part] = rng.integers(1, num, shape)
         arrays.after[part], arrays.before[part] = rng.random(shape), rng.random(shape)
+        arrays.direct[part] = rng.random(shape)
         arrays.num_neighbours[part] = shape[1]
     arrays.seen[1:num] = arrays.heat[:, 1:num] = 1.0
     arrays.first[1:num] = arrays.last[1:num] = np.arange(1, num)
@@ -178,13 +187,15 @@ def at_once(trainer: Trainer, folder: Path, alone_ms: float) -> list[Row]:
 
 def measure(num_items: int, folder: Path) -> list[Row]:
     """The rows for one catalogue size."""
-    publisher = Nowhere(KafkaConfig(), CONFIG, threading.Event())
+    kafka = KafkaConfig()
+    nowhere = Nowhere(kafka, CONFIG.chunk_bytes)
+    publisher = Leader(kafka, CONFIG, threading.Event(), writer=nowhere)
     traffic = Traffic(num_items)
     trainer = Trainer(MODEL, CONFIG, lambda _: traffic, checkpoint_dir=folder / "kept", publisher=publisher)
     trainer.start()
-    assert trainer.saver is not None
+    assert trainer.checkpoints is not None
     assert trainer.publication is not None
-    saver, publication = trainer.saver, trainer.publication
+    saver, publication = trainer.checkpoints.saver, trainer.publication
     try:
         fill(trainer, num_items)
         spare_the_collector()
@@ -216,7 +227,7 @@ def measure(num_items: int, folder: Path) -> list[Row]:
             publication.collect(trainer.learner, 0)
             rows.extend(waits(f"{label}: {name}", turns(trainer, is_published), alone_ms))
             note = f"{time.perf_counter() - began_s:.1f} s from its first slice to the last chunk"
-            rows.append(row(f"{label}: {name}, size", publisher.num_bytes / 1e6, "MB", note=note))
+            rows.append(row(f"{label}: {name}, size", nowhere.num_bytes / 1e6, "MB", note=note))
 
         kept("a whole checkpoint")
         kept("an increment")

@@ -28,12 +28,13 @@ from bench.bad_requests import bad_requests, keep_sending, post
 from bench.timing import Row, row, take_turns
 from model.config import ModelConfig
 from serving.config import ServingConfig
-from serving.engine import Engine, Request
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.listener import options_of
 from serving.process import tune_interpreter
+from serving.request import Request
 from serving.service import Service
 from serving.tables import TableSet
 from trainer.config import TrainerConfig

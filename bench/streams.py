@@ -3,7 +3,7 @@ Each gives actions in time order.
 
 ``news``: items appear every few minutes and are read for hours, by each user at most once. ``shop``: users buy their
 favourites again, in baskets whose next product depends on the last. ``synthetic``: records of a Dirichlet process.
-``world``: `stream.simulate`.
+``world``: `stream.simulate`. Others: `bench.made_streams`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import made_streams
 from headrace.dataset import movielens_100k
 from stream.errors import FileError
 from stream.files import read_actions
@@ -26,6 +27,7 @@ from stream.simulate import World, WorldConfig
 Action = dict[str, Any]
 START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
 WORLD_ACTIONS = 130_000
+BATCH_ROWS = 100_000
 
 
 def ml_100k() -> Iterator[Action]:
@@ -173,6 +175,35 @@ def kuairand(path: Path) -> Iterator[Action]:
         }  # fmt: skip
 
 
+YAMBDA_KINDS = {"listen": "shown", "like": "like", "dislike": "dislike"}
+LISTENED_PCT = 50
+"""From this share of a track on, Yambda counts it as listened to."""
+
+
+def yambda(path: Path) -> Iterator[Action]:
+    """Yambda's events of music (Yandex, 2025) as published, ``flat/50m/multi_event.parquet``: columns uid, item_id,
+    timestamp (s, in units of 5), is_organic, played_ratio_pct, event_type. A listen is ``shown``, one of half the
+    track or more also a ``play``, which is a choice; what takes a like or a dislike back is left out. The file is by
+    user; ties keep its order.
+    """
+    import pyarrow.parquet as parquet
+
+    names = ["uid", "item_id", "timestamp", "is_organic", "played_ratio_pct", "event_type"]
+    table = parquet.read_table(path, columns=names)
+    order = np.argsort(table["timestamp"].to_numpy(), kind="stable")
+    for first in range(0, len(order), BATCH_ROWS):
+        for row in table.take(order[first : first + BATCH_ROWS]).to_pylist():
+            kind = YAMBDA_KINDS.get(row["event_type"])
+            if kind is None:
+                continue
+            is_play = kind == "shown" and (row["played_ratio_pct"] or 0) >= LISTENED_PCT
+            yield {
+                "user": row["uid"], "item": row["item_id"], "action": [kind, *(["play"] if is_play else [])],
+                "timestamp": START_MS + 1000 * row["timestamp"],
+                "features": {"organic": str(row["is_organic"])},
+            }  # fmt: skip
+
+
 def _table(path: Path, names: Sequence[str]) -> list[list[Any]]:
     """Columns of a Parquet file (needs pyarrow)."""
     import pyarrow.parquet as parquet
@@ -195,9 +226,20 @@ STREAMS: dict[str, Stream] = {
     "news": Stream(news),
     "shop": Stream(shop),
     "synthetic": Stream(synthetic),
+    **{
+        made.__name__: Stream(made)
+        for made in (
+            made_streams.portal,
+            made_streams.series,
+            made_streams.music,
+            made_streams.bazaar,
+            made_streams.reviews,
+        )
+    },
     "ml-1m": Stream(ml_1m, "ml-1m.ratings.dat.zst"),
     "kuairand": Stream(kuairand, "kuairand_pure_0425_0508.parquet"),
     "amazon": Stream(amazon, "amazon_food_kitchen.parquet"),
+    "yambda": Stream(yambda, "flat/50m/multi_event.parquet"),
 }
 """By name."""
 

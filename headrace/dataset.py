@@ -14,10 +14,10 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stream.columns import ALIASES
-from stream.content import read_bytes, read_text
-from stream.delimited import DOUBLE_COLON, Dialect, first_line, rows_of
 from stream.errors import FileError
+from stream.files.columns import ALIASES
+from stream.files.content import read_bytes, read_text
+from stream.files.delimited import DOUBLE_COLON, Dialect, first_line, rows_of
 from wire.errors import HeadraceError
 
 WHEEL = "recbole==1.2.1"

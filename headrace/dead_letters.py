@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from stream.producer import ActionProducer
+from headrace.foreign_text import foreign
+from stream.producer import ActionProducer, BatchConfig
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
 from wire.dead_letter import read_headers
@@ -56,7 +57,8 @@ def replay(settings: Settings, *, first: int | None = None) -> int:
     try:
         begin = first if first is not None else _bookmark(consumer, where)
         end, first_refused = begin, -1
-        with ActionProducer(settings.kafka, topics.actions, num_partitions=settings.kafka.partitions) as producer:
+        batch = BatchConfig.within(settings.action)
+        with ActionProducer(settings.kafka, topics.actions, batch, settings.kafka.partitions) as producer:
             for record in _letters(consumer, topics.dead_letters, begin):
                 actions = acceptable(record, settings.action)
                 for action in actions:
@@ -124,10 +126,11 @@ def _print(settings: Settings, num_of: Counter[str], last: list[dict[str, Any]])
     if not num_of:
         console.print(f"no dead letters in {Topics.under(settings.kafka.prefix).dead_letters}")
         return
-    table = Table(title=f"{num_of.total():,} dead letters: " + ", ".join(f"{k} {n:,}" for k, n in num_of.most_common()))
+    by_reason = ", ".join(f"{reason} {num:,}" for reason, num in num_of.most_common())
+    table = Table(title=foreign(f"{num_of.total():,} dead letters: {by_reason}"))
     for name in ("offset", "reason", "from", "message", "value"):
         table.add_column(name, overflow="fold")
     for letter in last:
-        table.add_row(*(str(letter[name]) for name in ("offset", "reason", "from", "message", "value")))
+        table.add_row(*(foreign(str(letter[name])) for name in ("offset", "reason", "from", "message", "value")))
     console.print(table)
     console.print("once the cause is fixed, or the configuration: headrace dead-letters --replay")

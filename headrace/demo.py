@@ -34,6 +34,7 @@ from headrace.report import Report, print_report
 from headrace.screen import Screen, open_screen
 from headrace.summary import print_summary, summarise
 from stream.files import read_actions
+from stream.producer import BatchConfig
 from stream.replay import ReplayReport, send_actions
 from wire.kafka.admin import delete_topics, ensure_topics
 
@@ -234,7 +235,10 @@ class Demo:
 
     def _send(self) -> None:
         try:
-            self.sent = send_actions(self._paced(), self.settings.kafka, progress=self.view.note_sent)
+            self.sent = send_actions(
+                self._paced(), self.settings.kafka, batch=BatchConfig.within(self.settings.action),
+                progress=self.view.note_sent,
+            )  # fmt: skip
         except BaseException as error:  # noqa: BLE001 (raised again in the main thread)
             self._failure = error
 
@@ -269,6 +273,6 @@ class Demo:
             int(self.view.served["num_interactions"]) + len(actions),
             min(num_history + len(actions), self.settings.sequence.max_context),
         )
-        send_actions(actions, self.settings.kafka)
+        send_actions(actions, self.settings.kafka, batch=BatchConfig.within(self.settings.action))
         self._until(holds, LEARN_TIMEOUT_S, "learning five new actions", "the new actions to be learned and served")
         return check

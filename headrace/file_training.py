@@ -17,9 +17,10 @@ from headrace.file_source import FileSource
 from model.config import ModelConfig
 from stream.errors import FileError
 from stream.files import RATING_KINDS, read_actions
+from trainer.agreement import join_ranks
 from trainer.config import TrainerConfig
 from trainer.loop import Trainer
-from trainer.process import Settings, stop_on_signals
+from trainer.process import Settings, run_replica, stop_on_signals
 from trainer.source import Position
 from wire.action import Rejection
 from wire.config import MAX_KINDS, ActionConfig, SequenceConfig
@@ -30,6 +31,9 @@ FINGERPRINT_BYTES = 1 << 20
 
 def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> int:
     """Run the training loop over a file. ``keep``: write checkpoints, so that it can be resumed."""
+    ranks = join_ranks(settings.model, settings.trainer)
+    if ranks is not None and ranks.rank > 0:
+        return run_replica(ranks, settings.trainer)
     started, stop, rejected = time.monotonic(), stop_on_signals(), Counter[str]()
     if keep and not path.is_file() and path.exists() and not path.is_dir():
         raise FileError(
@@ -60,8 +64,13 @@ def train_file(settings: Settings, path: Path, *, keep: bool, as_json: bool) -> 
         checkpoint_dir=Path(config.checkpoint_dir) if keep else None,
         stop=stop,
         identity=lambda: file_identity(path, action, sequence, config) if keep else {},
+        ranks=ranks,
     )
-    trainer.run()
+    try:
+        trainer.run()
+    finally:
+        if ranks is not None:
+            ranks.close()
     report = file_report(trainer, time.monotonic() - started, dict(rejected))
     print(_words(report), flush=True)
     if as_json:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headrace.foreign_text import foreign
+
 State = Literal["ok", "note", "problem"]
 STYLES: dict[State, str] = {"ok": "green", "note": "yellow", "problem": "red"}
 
@@ -58,8 +60,8 @@ def table(found: Iterable[Finding]) -> Table:
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
     for each in found:
-        words = Text(each.words)
+        words = foreign(each.words)
         if each.remedy:
             words.append(f"\n→ {each.remedy}", style=STYLES[each.state])
-        rows.add_row(Text(each.state, style=STYLES[each.state]), each.subject, words)
+        rows.add_row(Text(each.state, style=STYLES[each.state]), foreign(each.subject), words)
     return rows

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from headrace.foreign_text import foreign
 from headrace.ledger import Violations
 
 
@@ -69,7 +70,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print(table)
     for check in report.checks:
         for words in check.violations:
-            console.print(f"  {check.name}: {words}", style="red", highlight=False)
+            console.print(foreign(f"  {check.name}: {words}", style="red"))
         if check.violations.num > len(check.violations):
             console.print(f"  {check.name}: and {check.violations.num - len(check.violations):,} more", style="red")
     if not report.passed:

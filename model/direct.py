@@ -8,7 +8,7 @@ reads them. What it computes is what `HSTU` and `trainer.losses` define, up to t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class DirectInputs:
     seed: int
     head: Callable[[Tensor], HeadInputs]
     """Outputs (S, M) → what the heads take."""
+    rank_factor: float = 1.0
+    """Of ranking's part in the gradients."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +77,10 @@ class DirectPass:
             before_TM = y_TM
             y_TM, attended = forward_pass(batch, before_TM, held)
             kept.append((before_TM, attended))
-        found = heads(inputs.head(y_TM), self._heads, self._rules, self._head_gradients if wants_gradients else None)
+        rules = self._rules
+        if inputs.rank_factor != 1.0:
+            rules = replace(rules, rank_share=rules.rank_share * inputs.rank_factor)
+        found = heads(inputs.head(y_TM), self._heads, rules, self._head_gradients if wants_gradients else None)
         if found.d_y_SM is None or found.d_table_VD is None:
             return DirectOutputs(found, None)
         d_TM = found.d_y_SM

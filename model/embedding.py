@@ -47,6 +47,8 @@ class EmbeddingTable:
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
         self.tombstones: list[int] = []
+        self.renewed: list[Int64] | None = None
+        """Rows that a key has got or lost since whoever copies the table last looked; None if nobody does."""
         self._blocked: set[int] = set()
         self._init_std, self._seed, self._salt, self._backend = init_std, seed, salt, backend
         self.live[0], self.dirty[0] = True, CHANGED
@@ -85,7 +87,20 @@ class EmbeddingTable:
             where = torch.from_numpy(arrived).to(self.weight.device)
             self.weight[where] = self._initial_rows(len(arrived), step)
             self.state[where] = 0.0
+            self._note_renewed(arrived)
         return rows
+
+    def _note_renewed(self, rows_U: Int64) -> None:
+        if self.renewed is not None:
+            self.renewed.append(rows_U)
+
+    def put(self, rows_U: Int64, live_U: NDArray[np.bool_], weight_UD: Tensor, state_U: Tensor | None) -> None:
+        """Take these rows over from another table, without their keys. ``state_U``: None if they are new."""
+        self._grow(int(rows_U.max(initial=-1)) + 1)
+        where = torch.from_numpy(rows_U).to(self.weight.device)
+        self.live[rows_U] = live_U
+        self.weight[where] = weight_UD.to(self.weight.device)
+        self.state[where] = 0.0 if state_U is None else state_U.to(self.state.device)
 
     def _grow(self, num_rows: int) -> None:
         if num_rows > len(self.live):
@@ -137,6 +152,7 @@ class EmbeddingTable:
         self.live[rows], self.dirty[rows] = False, CHANGED
         self.weight[where] = 0.0
         self.state[where] = 0.0
+        self._note_renewed(rows)
         self.tombstones.extend(keys.tolist())
         return rows
 

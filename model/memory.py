@@ -28,15 +28,16 @@ from kernels.memory import (
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
+from model.older import upgraded
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
 
 NUM_BUCKETS = 8
-NEIGHBOUR_BYTES = 16
-FREE_BYTES = 64 << 20
+NEIGHBOUR_BYTES = 20
+FREE_BYTES = 80 << 20
 """As long as all neighbours fit into this, each item may have as many as the configuration allows."""
-FEWEST_NEIGHBOURS = 28
+FEWEST_NEIGHBOURS = 23
 """What each item of a larger catalogue may have at least: with its counts, 512 bytes."""
 FIRST_CAPACITY = 1024
 MOST_PREDICTED_ROWS = 1 << 16
@@ -45,7 +46,7 @@ MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
 _ADAGRAD = ("gain_square", "shortlist_square")
-_COUNTS = ("neighbour_row", "after", "before")
+_COUNTS = ("neighbour_row", "after", "before", "direct")
 _NEIGHBOURS = (*_COUNTS, "weight")
 _CHANGED = ("dirty", "moved")
 
@@ -162,6 +163,7 @@ class Memory:
         """Take over what a version carries, which may be nothing; a base replaces everything."""
         if not changes:
             return
+        changes = upgraded(changes)
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, keep=not is_base)
@@ -172,17 +174,24 @@ class Memory:
         used = np.arange(width) < changes["num_neighbours"][:, None]
         whole = np.repeat(rows, changes["num_neighbours"]), np.nonzero(used)[1]
         moved = (np.repeat(rows, changes["num_moved"]), changes["slot"]) if "slot" in changes else whole
-        for name in _COUNTS:
+        for name in set(_COUNTS) & changes.keys():  # older builds publish no direct counts
             getattr(arrays, name)[moved] = changes[name]
-        arrays.weight[whole] = changes["weight"]
+        if "weight_steps" in changes:
+            arrays.weight[whole] += changes["weight_unit"] * _numbers_of(changes["weight_steps"])
+        else:
+            arrays.weight[whole] = changes["weight"]
         for name in set(_LEARNED) & changes.keys():  # older builds publish no shortlist
             setattr(arrays, name, changes[name].copy())
         self.num_rows = num_rows
 
     def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
-        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off."""
+        """Whenever the width changes, every row is published; so it does not matter what a narrower one cuts off.
+        Weights that come as steps then start from zero (`trainer.rounding`)."""
         if keep:
+            is_other = width != self.arrays.width
             self._reshape(capacity, width)
+            if is_other:
+                self.arrays.weight[:] = 0.0
         else:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
@@ -219,9 +228,9 @@ class Memory:
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Become the memory that ``state`` was taken from."""
-        num = len(state["seen"])
+        state, num = upgraded(state), len(state["seen"])
         self.grow(num)
-        for name in (*_ROWS, *_NEIGHBOURS, "dirty"):
+        for name in {*_ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
@@ -251,6 +260,14 @@ def published_memory(rows_U: Int64, columns: Arrays, size: Int64, learned: Array
         **{name: columns[name][moved] for name in _COUNTS},
         "weight": columns["weight"][used],
     }
+
+
+def _numbers_of(planes_Pn: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n,) whole numbers from (P, n) planes of their bytes, lowest first, with the sign in the lowest bit."""
+    coded = np.zeros(planes_Pn.shape[1], np.int64)
+    for plane, bytes_n in enumerate(planes_Pn):
+        coded |= bytes_n.astype(np.int64) << (8 * plane)
+    return ((coded >> 1) ^ -(coded & 1)).astype(np.float32)
 
 
 def events_of(

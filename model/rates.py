@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
+from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
@@ -89,7 +90,9 @@ class Rates:
         """
         overall_K = self.overall_K
         user_RK = (user_done_RK + USER_STRENGTH * overall_K) / (user_num_R + USER_STRENGTH)[:, None]
-        odds = [log_odds(self.predict(rows_R)), log_odds(user_RK) - log_odds(overall_K)]
+        # A kind may come after its item's row was evicted and given again: then more were done than met.
+        item_RK = np.minimum(self.predict(rows_R), 1.0 - LEAST_RATE)
+        odds = [log_odds(item_RK), log_odds(user_RK) - log_odds(overall_K)]
         return np.stack(odds, axis=1).astype(np.float32)
 
     def learn(self, events: OddsEvents) -> Float32:

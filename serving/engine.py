@@ -33,44 +33,14 @@ from serving.columns import Columns, user_feature_rows
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import KeysValues
+from serving.request import Request, Result
 from serving.retrieval import Wanted, best_items
 from serving.reuse import ReuseProbe, difference, log_odds
-from wire.example import Interactions, no_interactions
+from wire.example import no_interactions
 
 Int64 = NDArray[np.int64]
 WARMED_AT_ONCE = 4
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """One request.
-
-    ``user`` names the cache entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to
-    recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment asked about. ``allow``
-    (A,) hashes: recommend only these; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
-    history contains; None: only if the stream has no repeats.
-    """
-
-    user: str | None
-    past: Interactions
-    user_features: Int64
-    now_ms: int
-    domain: int = 0
-    candidates: Int64 | None = None
-    k: int = 10
-    exclude_seen: bool | None = True
-    allow: Int64 | None = None
-    deny: Int64 | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """The answer to a `Request`: item hashes with scores, best first, or (C, kinds) probabilities of the candidates."""
-
-    items: Int64
-    scores: NDArray[np.float32]
-    known: NDArray[np.bool_]
 
 
 @dataclass(slots=True, eq=False)

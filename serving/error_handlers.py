@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.answer_bodies import Problem, Refusal
 from serving.errors import InvalidRequestError, NotReadyError, OverloadedError, UnauthorizedError
-from serving.messages import Problem, Refusal
 
 encode = msgspec.json.Encoder().encode
 Handler = Callable[[Request, Exception], Awaitable[Response]]

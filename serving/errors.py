@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from serving.messages import Problem
+from serving.answer_bodies import Problem
 from wire.errors import HeadraceError
 
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from kernels.memory import MemoryShares, memory_shares
 from model.kinds import chosen
 from model.tokens import ITEMS
-from serving.engine import Engine, Request
+from serving.engine import Engine
 from serving.holder import HeldVersion
+from serving.request import Request
 from wire.example import Interactions
 
 NUM_PROBED = 16

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Access
+from serving.answer_bodies import Problem
 from serving.error_handlers import refusal, response_to
 from serving.errors import UnauthorizedError
-from serving.messages import Problem
 from serving.metrics import ServerMetrics
 from serving.operations import BY_PATH
 

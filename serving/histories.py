@@ -2,7 +2,7 @@
 
 The topic is compacted by segment, so reading it from its start gives every user's present history, and following it
 keeps that up to date: an action is in the history as soon as its record arrives. A user costs 32 bytes per interaction,
-8 more per feature, and about 400 in all besides. Beyond ``max_bytes`` the users that have been quiet longest are
+8 more per feature, and about 250 in all besides. Beyond ``max_bytes`` the users that have been quiet longest are
 forgotten; the history of one who returns starts with the segment of the new action.
 """
 
@@ -11,20 +11,20 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
+from kernels.histories import LAST_OF_DOMAIN, LAST_OF_FEATURES, UserHistories, last_of_items
 from serving.domains import ItemDomains
-from wire import history
 from wire.example import Example, Int64, Interactions, Mark
 from wire.example_codec import MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.history import Rows, interactions_of, row_type
+from wire.history import interactions_of, row_type, rows_of
 from wire.kafka.batches import Batch
 
 MAX_FEATURED_ITEMS = 1_000_000
@@ -43,8 +43,9 @@ class Histories:
     """User → `Past`. Fed by one thread, read by any."""
 
     def __init__(self, max_bytes: int, max_context: int = 200, topic: str = "") -> None:
-        self._max_bytes = max_bytes
-        self._kept = history.Histories(max_context)
+        self._max_bytes, self._max_context = max_bytes, max_context
+        self._kept: UserHistories | None = None
+        """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
         self.domains = ItemDomains()
         self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
@@ -54,19 +55,17 @@ class Histories:
         """Hashes of items that somebody had removed: no answers any more."""
         self.on_erased: Callable[[str], None] = lambda _: None
         """Called with a user whose history somebody had removed."""
-        self._num_features: int | None = None
-        """Features of an item; known from the first example on."""
         self._decoder = ExampleReader(topic)
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._kept) if self._kept is not None else 0
 
     @property
     def num_bytes(self) -> int:
         """Memory used by the histories."""
-        return self._kept.num_bytes
+        return self._kept.num_bytes if self._kept is not None else 0
 
     @property
     def num_foreign(self) -> int:
@@ -78,8 +77,6 @@ class Histories:
         example = self._decoder.read(partition, offset, value)
         if example is None:
             return
-        if len(example.interactions):
-            self._num_features = example.interactions.feature_hash.shape[1]
         if self._log(partition).feed(example) is not Verdict.ACCEPT:
             return
         if example.mark is None:
@@ -94,29 +91,31 @@ class Histories:
             self.removed = self.removed - {mark.marked_item}
         elif mark.user:
             with self._lock:
-                if mark.user in self._kept.users:
+                if self._kept is not None:
                     self._kept.drop(mark.user)
             self.on_erased(mark.user)
 
     def feed_batches(self, partition: int, batches: Sequence[Batch], first: int = 0) -> None:
         """Take batches of records in their order, like `feed` for each record; those before ``first`` are skipped."""
-        if self._num_features is None:
-            for record in range(len((block := decode_block(batches, row_type(0))).heads)):
+        while batches and self._kept is None:  # one by one, until there is an example
+            block = decode_block(batches[:1], row_type(0))
+            for record in range(len(block.heads)):
                 self._feed_one(partition, block, record, first)
+            batches = batches[1:]
+        if not batches or self._kept is None:
             return
-        block = decode_block(batches, row_type(self._num_features))
+        block = decode_block(batches, self._kept.row_type)
         heads = block.heads
-        if (
-            (heads["status"] == GOOD).all()
-            and not (heads["flags"] & MARKS).any()
-            and (heads["partition"] == partition).all()
-            and heads["offset"][0] >= first
-            and self._log(partition).take_run(heads["number"], heads["writer_epoch"])
-        ):
-            self._keep_block(block)
-            return
-        for record in range(len(heads)):
-            self._feed_one(partition, block, record, first)
+        is_plain = (heads["status"] == GOOD) & (heads["flags"] & MARKS == 0) & (heads["offset"] >= first)
+        is_plain &= heads["partition"] == partition
+        edges = [0, *(np.flatnonzero(np.diff(is_plain)) + 1).tolist(), len(heads)]
+        for begin, end in itertools.pairwise(edges):
+            numbers, epochs = heads["number"][begin:end], heads["writer_epoch"][begin:end]
+            if is_plain[begin] and self._log(partition).take_run(numbers, epochs):
+                self._keep_run(block, begin, end)
+                continue
+            for record in range(begin, end):
+                self._feed_one(partition, block, record, first)
 
     def _feed_one(self, partition: int, block: Block, record: int, first: int) -> None:
         if block.heads["offset"][record] >= first and block.heads["status"][record] != TOMBSTONE:
@@ -125,34 +124,27 @@ class Histories:
     def _log(self, partition: int) -> ExampleLog:
         return self._logs.setdefault(partition, ExampleLog(None, allow_gaps=True))
 
-    def _keep_block(self, block: Block) -> None:
+    def _keep_run(self, block: Block, begin: int, end: int) -> None:
         """Fold records that are all valid."""
-        heads, rows, data, users = block.heads, block.rows, block.data, self._kept.users
-        columns = [heads[name].tolist() for name in ("user_at", "user_len", "segment_len", "rows_at", "num")]
-        firsts = (heads["segment"] * heads["segment_len"] + heads["first"]).tolist()
-        features = _user_features(block)
+        assert self._kept is not None
+        heads = block.heads[begin:end]
         with self._lock:
-            for at, size, segment_len, row, num, first, own in zip(*columns, firsts, features, strict=True):
-                user = data[at : at + size].decode()
-                self._kept.put(user, segment_len, first, rows[row : row + num], own)
-                users.move_to_end(user)
-            while self.num_bytes > self._max_bytes and len(users) > 1:
-                self._kept.drop(next(iter(users)))
-                self.num_forgotten += 1
+            self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
         self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
-        named = _newest(rows[rows["domain"] != 0])
-        given = rows[rows["features"].any(axis=1)]
-        self._note_features(interactions_of(_newest(given)))
+        rows = block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]
+        marks = last_of_items(rows)
+        named = rows[marks & LAST_OF_DOMAIN != 0]
+        self._note_features(interactions_of(rows[marks & LAST_OF_FEATURES != 0]))
         self.domains.note(named["item"], named["domain"])
 
     def _keep(self, example: Example) -> None:
-        users = self._kept.users
+        rows = rows_of(example.interactions)
         with self._lock:
-            self._kept.fold(example)
-            users.move_to_end(example.user)
-            while self.num_bytes > self._max_bytes and len(users) > 1:
-                self._kept.drop(next(iter(users)))
-                self.num_forgotten += 1
+            if self._kept is None:
+                self._kept = UserHistories(rows.dtype, self._max_context)
+            self.num_forgotten += self._kept.put(
+                example.user, example.segment_len, example.first_index, rows, example.user_feature_hash, self._max_bytes
+            )
         self.clock_ms = max(self.clock_ms, example.newest_event_ms)
         self._note_features(example.interactions)
         self.domains.note(example.interactions.item_hash, example.interactions.domain_hash)
@@ -177,17 +169,16 @@ class Histories:
         self.forget_partitions()
         self.removed = set()
         with self._lock:
-            for user in list(self._kept.users):
-                self._kept.drop(user)
+            self._kept = None
 
     def get(self, user: str) -> Past | None:
         """A user's history (by canonical key), or None. In whole segments: ``max_context`` interactions and up to a
         segment more, so that keys and values cached for a long history stay valid while it grows."""
         with self._lock:
-            kept = self._kept.users.get(user)
-            if kept is None:
-                return None
-            rows, features = kept.rows(kept.start, kept.end).copy(), kept.user_features
+            found = self._kept.get(user) if self._kept is not None else None
+        if found is None:
+            return None
+        rows, features = found
         return Past(_contiguous(interactions_of(rows)), features)
 
     def is_removed(self, item_hash_n: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -198,28 +189,13 @@ class Histories:
     def newest_users(self, num: int) -> list[str]:
         """The users that acted most recently, newest first."""
         with self._lock:
-            return list(itertools.islice(reversed(self._kept.users), num))
+            return self._kept.newest(num) if self._kept is not None else []
 
     def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
         """(n, F) the features last seen with each item; 0 if none were."""
         nothing = (0,) * num_features
         rows = [self._features.get(key, nothing) if num_features else () for key in item_hash_n.tolist()]
         return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
-
-
-def _newest(rows: Rows) -> Rows:
-    """The last row of each item."""
-    last = np.unique(rows["item"][::-1], return_index=True)[1]
-    return rows[np.sort(len(rows) - 1 - last)]
-
-
-def _user_features(block: Block) -> Iterable[Int64]:
-    """For each record, its user's features."""
-    none, heads = np.empty(0, np.int64), block.heads
-    if not heads["num_user_features"].any():
-        return itertools.repeat(none, len(heads))
-    places = zip(heads["user_features_at"].tolist(), heads["num_user_features"].tolist(), strict=True)
-    return [np.frombuffer(block.data, np.int64, num, at).copy() for at, num in places]
 
 
 def _contiguous(rows: Interactions) -> Interactions:

@@ -17,10 +17,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from serving.access import Access
+from serving.answer_bodies import Health, Problem
 from serving.error_handlers import ERROR_HANDLERS, Body, refusal, response_to
 from serving.errors import InvalidRequestError, ServingError
 from serving.gate import Gate
-from serving.messages import Health, Problem
 from serving.metrics import ServerMetrics
 from serving.openapi import openapi
 from serving.operations import Operation, limits, operations_of
@@ -67,7 +67,7 @@ def build_app(service: Service, access: Access | None = None) -> Starlette:
     async def described(_request: Request) -> Response:
         return Body(document)
 
-    routes += [Route("/openapi.json", described), *Files().routes(with_page=config.page)]
+    routes += [Route("/openapi.json", described), *Files.read().routes(with_page=config.page)]
     app = Starlette(routes=routes, middleware=[gate], exception_handlers=ERROR_HANDLERS)
     app.router.redirect_slashes = False
     return app

@@ -11,31 +11,28 @@ import msgspec
 import numpy as np
 
 from model.tokens import ITEMS
-from serving.engine import Engine, Request, Result
-from serving.explanation import NUM_PROBED, Explanation, explain
-from serving.histories import Histories
-from serving.holder import HeldVersion
-from serving.messages import (
+from serving.answer_bodies import (
     ExplainAnswer,
     ExplainedItem,
-    ExplainRequest,
     HistoryAnswer,
     ItemFacts,
     ItemsAnswer,
-    ItemsRequest,
     PastInteraction,
     RankAnswer,
     RankedItem,
-    RankRequest,
     Reason,
     RecommendAnswer,
-    RecommendRequest,
     ScoredItem,
     SimilarAnswer,
-    SimilarRequest,
     VersionName,
 )
-from serving.requests import RequestBuilder, hashes
+from serving.engine import Engine
+from serving.explanation import NUM_PROBED, Explanation, explain
+from serving.histories import Histories
+from serving.holder import HeldVersion
+from serving.request import Request, Result
+from serving.request_bodies import ExplainRequest, ItemsRequest, RankRequest, RecommendRequest, SimilarRequest
+from serving.request_builder import RequestBuilder, hashes
 from serving.similar import similar_items
 from serving.titles import Titles
 from wire.hashing import canonical

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from serving.answer_bodies import Readiness, Refusal
 from serving.config import ServingConfig
-from serving.messages import MAX_KEY, Readiness, Refusal
 from serving.operations import Operation, limits
+from serving.request_bodies import MAX_KEY
 
 DESCRIPTION = """Recommendations from a model that is seconds old. Every answer names the version of the weights that it
 comes from, and the age of the newest action that they have learned from; every refusal lists what was expected, what

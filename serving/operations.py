@@ -8,32 +8,34 @@ from typing import Any
 
 import msgspec
 
-from serving.config import ServingConfig
-from serving.messages import (
+from serving.answer_bodies import (
     About,
-    ActionRequest,
     ExplainAnswer,
-    ExplainRequest,
-    ForgetRequest,
     Health,
     HistoryAnswer,
     ItemsAnswer,
-    ItemsRequest,
     RankAnswer,
     RankBatchAnswer,
-    RankBatchRequest,
-    RankRequest,
     Readiness,
     RecommendAnswer,
     RecommendBatchAnswer,
-    RecommendBatchRequest,
-    RecommendRequest,
     SentAction,
     SentOrder,
     SimilarAnswer,
-    SimilarRequest,
     UsersAnswer,
     VersionAnswer,
+)
+from serving.config import ServingConfig
+from serving.request_bodies import (
+    ActionRequest,
+    ExplainRequest,
+    ForgetRequest,
+    ItemsRequest,
+    RankBatchRequest,
+    RankRequest,
+    RecommendBatchRequest,
+    RecommendRequest,
+    SimilarRequest,
 )
 from serving.validation import Limit
 

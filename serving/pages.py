@@ -34,9 +34,14 @@ encode = msgspec.json.Encoder().encode
 class Files:
     """The folder's files, in memory: a requested path is looked up in a dictionary, never in the file system."""
 
-    def __init__(self) -> None:
-        self._files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in KINDS}
-        self._tags = {name: f'"{hashlib.sha256(body).hexdigest()[:16]}"' for name, body in self._files.items()}
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+        self._tags = {name: f'"{hashlib.sha256(body).hexdigest()[:16]}"' for name, body in files.items()}
+
+    @classmethod
+    def read(cls) -> Files:
+        """The files as they are now."""
+        return cls({path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in KINDS})
 
     def response(self, name: str, request: Request) -> Response:
         """The file, or 304 if the browser already has it."""

@@ -24,6 +24,7 @@ from serving.heartbeat import Heartbeat
 from serving.histories import Histories
 from serving.holder import WeightsManager
 from serving.http import build_app
+from serving.intake import VersionIntake
 from serving.listener import bind, listen
 from serving.pulse import PulseFollower
 from serving.rollout import PinFollower
@@ -97,8 +98,8 @@ def connected(
     service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences), line=kafka.line)
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
-        weights, topics.weights, holder, contact=service.contact, counters=service.counters, rollout=service.rollout,
-        guard=Guard(Band.of(config)), topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
+        weights, topics.weights, VersionIntake(holder, service.rollout, Guard(Band.of(config)), service.counters),
+        contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail

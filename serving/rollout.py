@@ -15,6 +15,7 @@ from wire.control import LINE_KEY, PIN_KEY, Pin, Switch, Which, decode_pin, deco
 from wire.errors import ClientRefused, HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
+from wire.thinned_log import is_told
 
 logger = logging.getLogger(__name__)
 RETRY_S = 5.0
@@ -69,6 +70,7 @@ class PinFollower(threading.Thread):
         super().__init__(name="control", daemon=True)
         self._make, self._topic, self._rollout = make, topic, rollout
         rollout.known.clear()
+        self._num_foreign = 0
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -111,4 +113,6 @@ class PinFollower(threading.Thread):
                 elif record.key == LINE_KEY:
                     self._rollout.switched = decode_switch(record.value) if record.value else None
             except VersionError as error:
-                logger.warning("control topic: %s", error)
+                self._num_foreign += 1
+                if is_told(self._num_foreign):
+                    logger.warning("control topic: %s (number %d so far)", error, self._num_foreign)

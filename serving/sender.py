@@ -10,8 +10,9 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from serving.answer_bodies import SentAction, SentOrder
 from serving.errors import NotReadyError
-from serving.messages import ActionRequest, ForgetRequest, SentAction, SentOrder
+from serving.request_bodies import ActionRequest, ForgetRequest
 from wire.config import KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from serving.answer_bodies import About, Readiness, UsersAnswer, VersionAnswer, VersionName
 from serving.batcher import Batcher
 from serving.cache import HistoryCache
 from serving.config import ServingConfig
@@ -19,31 +20,26 @@ from serving.engine import Engine
 from serving.errors import NotReadyError, RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.intake import Counters
 from serving.jobs import ExplainJob, HistoryJob, ItemsJob, RankJob, RecommendJob, SimilarJob, name_of
-from serving.messages import (
+from serving.metrics import Reading, ServerMetrics, readings
+from serving.pulse import Pulse, Served
+from serving.request_bodies import (
     MAX_KEY,
-    About,
     ActionRequest,
     ExplainRequest,
     ForgetRequest,
     ItemsRequest,
     RankBatchRequest,
     RankRequest,
-    Readiness,
     RecommendBatchRequest,
     RecommendRequest,
     SimilarRequest,
-    UsersAnswer,
-    VersionAnswer,
-    VersionName,
 )
-from serving.metrics import Reading, ServerMetrics, readings
-from serving.pulse import Pulse, Served
-from serving.requests import RequestBuilder
+from serving.request_builder import RequestBuilder
 from serving.reuse import ReuseProbe
 from serving.rollout import Rollout
 from serving.sender import ActionSender
-from serving.subscriber import Counters
 from serving.titles import Titles
 
 NUM_USERS = 50

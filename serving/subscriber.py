@@ -19,9 +19,8 @@ from kafka import KafkaConsumer
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
-from serving.guard import Guard
 from serving.holder import WeightsManager
-from serving.rollout import Rollout
+from serving.intake import VersionIntake, name_of
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
 from wire.control import Which
 from wire.errors import HeadraceError, TopicMissing
@@ -36,28 +35,15 @@ CONTROL_S = 5.0
 """How long to wait at startup to learn which version is pinned."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """How many versions were applied, dropped (by the assembler), unlinked (no base here) and refused (do not fit)."""
-
-    num_applied: int = 0
-    num_dropped: int = 0
-    num_unlinked: int = 0
-    num_refused: int = 0
-
-
 @dataclass(eq=False)
 class WeightsSubscriber(threading.Thread):
     """The thread that feeds a `WeightsManager` from the topic."""
 
     consumer: KafkaConsumer
     topic: str
-    """Of the line in `Rollout.line` at startup."""
-    holder: WeightsManager
+    """Of the line in `Rollout.own_line`."""
+    intake: VersionIntake
     contact: Contact = field(default_factory=Contact)
-    counters: Counters = field(default_factory=Counters)
-    rollout: Rollout = field(default_factory=Rollout)
-    guard: Guard = field(default_factory=lambda: Guard(None))
     topic_of: Callable[[str], str] | None = None
     """Line of training → its weights topic; None if there is only one."""
     on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
@@ -66,17 +52,22 @@ class WeightsSubscriber(threading.Thread):
     def __post_init__(self) -> None:
         super().__init__(name="weights", daemon=True)
         self._stopping = threading.Event()
-        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self._floor = 0
         self._topic_id = ""
         self._searched_after = -1
-        self._line = self._missing_line = self.rollout.own_line
+        self._line = self._missing_line = self.intake.rollout.own_line
         self._line_due_s = 0.0
         self._pin: Which | None = None
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or cannot be had."""
         self.started_following = threading.Event()
         self.failure: BaseException | None = None
+
+    @property
+    def holder(self) -> WeightsManager:
+        """The versions that are held."""
+        return self.intake.holder
 
     def stop(self) -> None:
         """Ask the thread to end; `join` waits for it."""
@@ -102,7 +93,7 @@ class WeightsSubscriber(threading.Thread):
     def _follow(self, topic: WeightsTopic) -> None:
         partition = topic.partition
         self.consumer.assign([partition])
-        self.rollout.known.wait(CONTROL_S)
+        self.intake.rollout.known.wait(CONTROL_S)
         searching, asked = True, 0.0
         while not self._stopping.is_set():
             try:
@@ -140,7 +131,7 @@ class WeightsSubscriber(threading.Thread):
             "version until it has a base", self.topic,
         )  # fmt: skip
         self._floor = 0
-        self._assembler = VersionAssembler(on_drop=self._dropped)
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self.holder.begin_anew()
         return True
 
@@ -153,7 +144,7 @@ class WeightsSubscriber(threading.Thread):
         """Read from the best start point to the topic's present end; whether to follow on from there."""
         begin, end = topic.bounds()
         self._heard()
-        self._swap()
+        self.intake.swap()
         self.holder.discard_staged()
         self._searched_after = self.holder.num_swaps
         if self._pin is not None and not self._awaits_pin(topic, begin, end):
@@ -161,11 +152,13 @@ class WeightsSubscriber(threading.Thread):
             self.started_following.set()
             return True
         for point in itertools.chain(topic.start_points(begin, end), [StartPoint(begin, 0)]):
-            self._assembler = VersionAssembler(on_drop=self._dropped, epoch_floor=max(self._floor, point.epoch_floor))
+            self._assembler = VersionAssembler(
+                on_drop=self.intake.dropped, epoch_floor=max(self._floor, point.epoch_floor)
+            )
             if self.holder.current is not None and not self.holder.is_anew:
                 self._assembler.last = self.holder.current.which
             self._feed_quietly(topic.records(point.offset, end))
-            self._swap()
+            self.intake.swap()
             if self.holder.current is not None:
                 break
         self.consumer.seek(topic.partition, end)
@@ -175,7 +168,7 @@ class WeightsSubscriber(threading.Thread):
     def _other_line(self) -> WeightsTopic | None:
         """The weights topic of another line of training, if an operator has switched to one since the last call. The
         last version answers until that topic has a base."""
-        line = self.rollout.line
+        line = self.intake.rollout.line
         if line == self._line or self.topic_of is None or time.monotonic() < self._line_due_s:
             return None
         self._line_due_s = time.monotonic() + CONTACT_EVERY_S
@@ -190,9 +183,9 @@ class WeightsSubscriber(threading.Thread):
         logger.warning("answering from the versions of line %r in %s as soon as it has one", line, name)
         self._line, self.topic, self._topic_id = line, name, ""
         self._floor, self._is_frozen, self._pin = 0, False, None
-        self._assembler = VersionAssembler(on_drop=self._dropped)
-        self.guard.forget()
-        self.rollout.release()
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
+        self.intake.guard.forget()
+        self.intake.rollout.release()
         self.holder.begin_anew()
         self.consumer.assign([partition])
         return WeightsTopic(self.consumer, partition, self._stopping)
@@ -201,13 +194,13 @@ class WeightsSubscriber(threading.Thread):
 
     def _is_repinned(self) -> bool:
         """Whether the wanted version has changed."""
-        wanted = self.rollout.wanted
+        wanted = self.intake.rollout.wanted
         if wanted == self._pin:
             return False
         self._pin, self._is_frozen = wanted, False
-        self.rollout.release()
+        self.intake.rollout.release()
         logger.warning(
-            "answering from %s", "the newest version" if wanted is None else f"version {_name(wanted)} alone"
+            "answering from %s", "the newest version" if wanted is None else f"version {name_of(wanted)} alone"
         )
         return True
 
@@ -234,10 +227,10 @@ class WeightsSubscriber(threading.Thread):
     def _miss(self, why: str) -> None:
         """The pinned version cannot be had: keep what answers now, if anything does."""
         assert self._pin is not None
-        self.rollout.hold(self._pin, f"pinned, but {why}")
+        self.intake.rollout.hold(self._pin, f"pinned, but {why}")
         current = self.holder.current
-        logger.error("version %s is pinned, but %s; answering from %s", _name(self._pin), why,
-                     f"version {_name(current.which)} instead" if current else "none")  # fmt: skip
+        logger.error("version %s is pinned, but %s; answering from %s", name_of(self._pin), why,
+                     f"version {name_of(current.which)} instead" if current else "none")  # fmt: skip
         self._is_frozen = True
 
     def _read_version(self, topic: WeightsTopic, found: tuple[int, Manifest]) -> None:
@@ -247,10 +240,10 @@ class WeightsSubscriber(threading.Thread):
         self.holder.begin_anew()
         for record in topic.records(manifest.base_offset, offset + 1):
             version = assembler.feed(record.key, record.headers, record.value)
-            if version is not None and self.holder.accepts(version.manifest) and not self._put(version):
+            if version is not None and self.holder.accepts(version.manifest) and not self.intake.put(version):
                 break
         if self.holder.staged is not None and self.holder.staged.which == manifest.which:
-            self._swap()
+            self.intake.swap()
         else:
             self.holder.end_anew()
 
@@ -259,7 +252,7 @@ class WeightsSubscriber(threading.Thread):
     def _feed(self, records: list[Any]) -> bool:
         """Take records of the topic, in order; whether to look for a newer base (once after each version served)."""
         is_linked = self._is_frozen or self._feed_quietly(records)
-        self._swap()
+        self.intake.swap()
         if not records:
             self.holder.settle()
         return not is_linked and self._searched_after != self.holder.num_swaps
@@ -283,64 +276,9 @@ class WeightsSubscriber(threading.Thread):
         if self._pin is not None and manifest.which > self._pin:
             self._miss("later versions have arrived without it")
             return True
-        if not self.holder.accepts(manifest):
-            self.counters.num_unlinked += 1
-            what = f"{manifest.kind} onto {manifest.onto_number}"
-            logger.warning("version %s (%s) cannot be applied here; waiting for a base", _name(manifest.which), what)
+        if not self.intake.take(version, is_pinned=self._pin is not None):
             return False
-        problem = self.guard.problem(manifest) if self._pin is None else ""
-        if problem:
-            self._swap()  # the one staged before it is good
-        if self._put(version):
-            self._judge(manifest, problem)
         if manifest.which == self._pin:
-            self._swap()
+            self.intake.swap()
             self._is_frozen = True
         return True
-
-    def _put(self, version: Version) -> bool:
-        """Stage a version; whether it fits this build."""
-        try:
-            self.holder.stage(version)
-        except (HeadraceError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            self.counters.num_refused += 1
-            name = _name(version.manifest.which)
-            logger.warning("version %s does not fit this build and is not served: %s", name, error)
-            return False
-        self.counters.num_applied += 1
-        return True
-
-    def _judge(self, manifest: Manifest, problem: str) -> None:
-        """Hold the version back if it has a problem, or let it answer."""
-        if problem:
-            if self.rollout.held is None:
-                logger.error("version %s is held back (%s); answering from the last good one until a newer one is good",
-                             _name(manifest.which), problem)  # fmt: skip
-            self.rollout.hold(manifest.which, problem)
-            return
-        if self.rollout.held is not None:
-            logger.warning("version %s is good again", _name(manifest.which))
-        self.rollout.release()
-        self.guard.accept(manifest)
-
-    def _swap(self) -> bool:
-        before, staged = self.holder.current, self.holder.staged
-        if staged is not None and staged.which == self.rollout.held:
-            return False
-        self.holder.swap()
-        current = self.holder.current
-        if current is before or current is None:
-            return False
-        # A delta every other second is not news; the first version is, and so is a new epoch.
-        is_news = before is None or before.which[0] != current.which[0]
-        logger.log(logging.INFO if is_news else logging.DEBUG, "answering from version %d/%d (%s)", *current.which,
-                   current.manifest.kind)  # fmt: skip
-        return True
-
-    def _dropped(self, reason: str) -> None:
-        self.counters.num_dropped += 1
-        logger.warning("%s", reason)
-
-
-def _name(which: Which) -> str:
-    return f"{which[0]}/{which[1]}"

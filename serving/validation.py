@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
+from serving.answer_bodies import Problem
 from serving.errors import InvalidRequestError
-from serving.messages import Problem
 
 MAX_PROBLEMS = 20
 T = TypeVar("T", bound=msgspec.Struct)

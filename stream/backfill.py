@@ -18,7 +18,7 @@ import msgspec
 from stream.config import Settings
 from stream.errors import BackfillError
 from stream.files import read_actions
-from stream.producer import ActionProducer, placed
+from stream.producer import ActionProducer, BatchConfig, placed
 from wire.config import KafkaConfig
 from wire.errors import CodecError
 from wire.json_value import decode_json
@@ -45,14 +45,14 @@ class _Log:
     end: int = 0
 
 
-def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig) -> HandOver:
+def backfill(actions: Iterable[Mapping[str, Any]], kafka: KafkaConfig, batch: BatchConfig | None = None) -> HandOver:
     """Send what is missing of the file, then read all of it back. Raises `BackfillError`."""
     topic = Topics.under(kafka.prefix).actions
     shares: dict[int, list[Mapping[str, Any]]] = {partition: [] for partition in range(kafka.partitions)}
     for action in actions:
         shares[placed(action, kafka.partitions)].append(action)
     before = _compared(kafka, topic, shares)
-    with ActionProducer(kafka, topic, num_partitions=kafka.partitions) as producer:
+    with ActionProducer(kafka, topic, batch, kafka.partitions) as producer:
         for partition, share in shares.items():
             for action in share[before[partition].num_actions :]:
                 producer.send(action)
@@ -118,7 +118,7 @@ def run(settings: Settings, path: Path) -> int:
     `stream.errors.FileError`."""
     actions = list(read_actions(path, settings.action))
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
-    done = backfill(actions, settings.kafka)
+    done = backfill(actions, settings.kafka, BatchConfig.within(settings.action))
     topic = Topics.under(settings.kafka.prefix).actions
     print(f"history: {done.num_actions:,} actions of {path.name}, {done.num_sent:,} of them sent now")
     for partition, offset in sorted(done.offsets.items()):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from stream.config import Settings
+from stream.producer import BatchConfig
 from stream.replay import print_report, send_actions, show_progress
 from stream.simulate import KINDS, World, WorldConfig
 from wire.kafka.admin import ensure_topics
@@ -32,7 +33,7 @@ def simulate(
     if rate is not None:
         actions = moved_to_now(actions, world.start_ms)
     report = send_actions(
-        actions, settings.kafka, rate=rate, limit=num_actions,
+        actions, settings.kafka, rate=rate, limit=num_actions, batch=BatchConfig.within(settings.action),
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)

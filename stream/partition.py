@@ -1,8 +1,7 @@
 """One partition of the actions topic, from its assignment to its loss.
 
 Of two tasks, one claims the partition (`stream.claim`) and relays the store's outbox, and starts over after errors; the
-other applies what Faust delivers. They take turns under one lock. Offsets decide, not Faust: records at or below the
-store's applied offset are skipped, and missing records are read with a plain consumer.
+other applies what Faust delivers (`stream.applier`). They take turns under one lock.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,40 +18,22 @@ import msgspec
 
 from state.store import PartitionStore
 from stream.app import Record, record_of
+from stream.applier import Applier, give_up_if_refused
 from stream.claim import Claim, Headers, TopicIds, claim
 from stream.config import Settings
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.relay import Fenced, OutboxRelay
-from wire.kafka.async_consumer import read_range
 from wire.kafka.options import BROKER_ERRORS
-from wire.kafka.refusal import refusal
 from wire.status import PartitionStatus
 from wire.topics import Topics
 
 RETRY_S = 1.0
 STALL_S = 1.5
 """Records that have been available but not applied for this long are read without Faust."""
-MAX_BATCH_BYTES = 600_000
-"""A write batch blocks the event loop: about three thousand actions are enough."""
 MAX_WAITING = 4
 """Batches that may wait for a store before Faust has to wait."""
-
-
-def batches(records: Sequence[Record], max_records: int, max_bytes: int = MAX_BATCH_BYTES) -> Iterator[list[Record]]:
-    """``records`` in order, divided so that each batch stays within both bounds (or is a single record)."""
-    batch: list[Record] = []
-    num_bytes = 0
-    for record in records:
-        size = len(record.value or b"")
-        if batch and (len(batch) >= max_records or num_bytes + size > max_bytes):
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(record)
-        num_bytes += size
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)
@@ -75,18 +56,13 @@ class Partition:
     def __init__(self, number: int, shared: Shared) -> None:
         self.number = number
         self._shared = shared
-        self._store: PartitionStore | None = None
-        self._relay: OutboxRelay | None = None
+        self._applier: Applier | None = None
+        """Of the last claim; None while the partition is being claimed."""
+        self._num_gone = 0
         self._turn = asyncio.Lock()
         """Held while the store is changed."""
         self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue(MAX_WAITING)
         self._claimed = asyncio.Event()
-        self._fresh_s = time.monotonic()
-        """When a record was last applied."""
-        self._read_to = 0
-        """Offset below which nothing is left to read. Transaction markers may follow the last applied record."""
-        self._num_gone = 0
-        """Offsets that retention removed before this worker read them."""
         self._catching_up: asyncio.Task[None] | None = None
         self._claiming: asyncio.Future[Claim] | None = None
         self._closing = threading.Event()
@@ -103,7 +79,7 @@ class Partition:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        store, self._store = self._store, None
+        store = self._take_store()
         if store is None and self._claiming is not None:
             with suppress(Exception):
                 store = (await self._claiming).store
@@ -118,9 +94,13 @@ class Partition:
             log.error("partition failed", partition=self.number, error=repr(error))
             self._shared.fail(error)
 
-    def _give_up_if_refused(self, error: BaseException) -> None:
-        if refused := refusal(error, self._shared.settings.kafka.bootstrap):
-            raise refused from error
+    def _take_store(self) -> PartitionStore | None:
+        """The store, which nothing is applied to from here on."""
+        applier, self._applier = self._applier, None
+        if applier is None:
+            return None
+        self._num_gone = applier.num_gone
+        return applier.store
 
     # Claiming and relaying
 
@@ -130,9 +110,8 @@ class Partition:
             generation = shared.producer.generation
             try:
                 async with self._turn:
-                    await self._claim()
-                assert self._relay is not None
-                await self._relay.run()
+                    relay = await self._claim()
+                await relay.run()
             except Fenced as error:
                 self._lose_claim()
                 # Either the group has given the partition to another worker, and we will hear of it within a session
@@ -141,7 +120,7 @@ class Partition:
                 log.warning("fenced off", partition=self.number, why=str(error))
                 await asyncio.sleep(shared.settings.stream.session_timeout_s)
             except BROKER_ERRORS as error:
-                self._give_up_if_refused(error)
+                give_up_if_refused(error, shared.settings)
                 self._lose_claim()
                 log.warning("the relay failed and will be restarted", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
@@ -149,10 +128,10 @@ class Partition:
 
     def _lose_claim(self) -> None:
         self._claimed.clear()
-        if self._relay is not None:
-            self._relay.drained.set()
+        if self._applier is not None:
+            self._applier.lose()
 
-    async def _claim(self) -> None:
+    async def _claim(self) -> OutboxRelay:
         shared = self._shared
         loop = asyncio.get_running_loop()
 
@@ -160,21 +139,21 @@ class Partition:
             writing = self._write_fence(partition, key, value, headers)
             return asyncio.run_coroutine_threadsafe(writing, loop).result(60.0)
 
-        store, self._store = self._store, None
+        store = self._take_store()
         self._claiming = asyncio.ensure_future(
             asyncio.to_thread(claim, shared.settings, self.number, store, shared.ids, write_fence, self._closing)
         )
         # A thread cannot be cancelled: `close` asks it to end, waits for it, and closes the store that it opened.
         taken = await asyncio.shield(self._claiming)
-        self._store = taken.store
         shared.metrics.restores.inc(taken.was_restored)
-        self._relay = OutboxRelay(
+        relay = OutboxRelay(
             taken.store, shared.producer, shared.settings.kafka, shared.metrics, taken.position, taken.log
         )
-        self._fresh_s, self._read_to = time.monotonic(), 0
+        self._applier = Applier(self.number, taken.store, relay, shared.settings, shared.metrics, self._num_gone)
         self._claimed.set()
         log.info("partition claimed", partition=self.number, writer_epoch=taken.log.writer_epoch,
                  applied_offset=taken.store.applied_offset)  # fmt: skip
+        return relay
 
     async def _write_fence(self, partition: int, key: bytes, value: bytes, headers: Headers) -> int:
         sent = await self._shared.producer.send(self._shared.topics.sequences, partition, key, value, headers=headers)
@@ -205,105 +184,30 @@ class Partition:
         """Apply ``records``; False if it has to be retried."""
         await self._claimed.wait()
         async with self._turn:
-            store = self._store
-            if store is None or not self._claimed.is_set():
-                return False
-            fresh = [record for record in records if record.offset > store.applied_offset]
-            try:
-                if fresh and fresh[0].offset > self._next_offset(store):
-                    await self._fill(store, fresh[0].offset)
-            except BROKER_ERRORS as error:
-                self._give_up_if_refused(error)
-                log.warning("reading a gap failed and will be retried", partition=self.number, error=repr(error))
-                return False
-            return await self._write(store, [record for record in fresh if record.offset > store.applied_offset])
-
-    async def _fill(self, store: PartitionStore, stop: int) -> None:
-        """Apply the records between the store and ``stop``: Faust will not deliver them, or not soon."""
-        start, num_records = self._next_offset(store), 0
-        async for batch in read_range(
-            self._shared.settings.kafka, self._shared.topics.actions, self.number, start, stop, self._note_gone
-        ):
-            num_records += len(batch)
-            if not await self._write(store, [Record(one.offset, one.timestamp, one.key, one.value) for one in batch]):
-                return
-        self._read_to = max(self._read_to, stop)
-        if num_records:  # transaction markers leave gaps too, but empty ones
-            log.info("read a gap", partition=self.number, offsets=[start, stop], num_records=num_records)
-
-    def _note_gone(self, first: int) -> None:
-        """The partition begins at ``first``, after what should be read next: retention has overtaken this worker."""
-        assert self._store is not None
-        start = self._next_offset(self._store)
-        self._read_to = max(self._read_to, first)
-        if start == 0:
-            log.warning("the topic no longer begins at offset 0; what came before is unknown to this worker",
-                        topic=self._shared.topics.actions, partition=self.number, first_offset=first)  # fmt: skip
-            return
-        num_gone = max(0, first - start)
-        self._num_gone += num_gone
-        self._shared.metrics.gone.inc(num_gone)
-        log.error(
-            "actions were lost: retention removed them before a worker read them; raise kafka.actions_retention_s, and "
-            "watch the ingest lag", topic=self._shared.topics.actions, partition=self.number,
-            offsets=[start, first - 1], num_records=num_gone,
-        )  # fmt: skip
-
-    def _next_offset(self, store: PartitionStore) -> int:
-        """The lowest offset that may hold a record that is not in the store."""
-        return max(store.applied_offset + 1, self._read_to)
-
-    async def _write(self, store: PartitionStore, records: Sequence[Record]) -> bool:
-        """Apply in write batches of bounded size; False if the partition was lost meanwhile."""
-        for batch in batches(records, self._shared.settings.stream.max_batch):
-            if not await self._room(store):
-                return False
-            metrics, before = self._shared.metrics, store.counts
-            with metrics.batch_seconds.time():
-                applied = store.apply(batch)
-            metrics.count(len(batch), before, applied.counts)
-            self._fresh_s = time.monotonic()
-            if self._relay is not None:
-                self._relay.wake()
-            await asyncio.sleep(0)
-        return True
-
-    async def _room(self, store: PartitionStore) -> bool:
-        """Wait until the outbox is not too long; False if the partition was lost meanwhile."""
-        while store.outbox_len > self._shared.settings.stream.max_outbox and self._claimed.is_set():
-            relay = self._relay
-            assert relay is not None
-            relay.drained.clear()
-            await relay.drained.wait()
-        return self._claimed.is_set()
+            applier = self._applier
+            return applier is not None and self._claimed.is_set() and await applier.apply(records)
 
     # Called by the worker once a second
 
     def look(self, end: int) -> None:
         """Given the end of the actions partition, catch up if Faust does not."""
-        store, idle_s = self._store, time.monotonic() - self._fresh_s
-        if store is None or not self._claimed.is_set() or idle_s <= STALL_S:
+        applier = self._applier
+        if applier is None or not self._claimed.is_set() or time.monotonic() - applier.applied_s <= STALL_S:
             return
-        if end <= self._next_offset(store):
-            return
-        busy = self._catching_up is not None and not self._catching_up.done()
-        if not busy and store.outbox_len <= self._shared.settings.stream.max_outbox:
+        is_busy = self._catching_up is not None and not self._catching_up.done()
+        if end > applier.next_offset and not is_busy and not applier.is_full:
             self._catching_up = asyncio.create_task(self._guard(self._catch_up(end)))
 
     async def _catch_up(self, end: int) -> None:
         async with self._turn:
-            if self._store is not None and self._claimed.is_set():
-                try:
-                    await self._fill(self._store, end)
-                except BROKER_ERRORS as error:
-                    self._give_up_if_refused(error)
-                    log.warning("catching up failed", partition=self.number, error=repr(error))
+            if self._applier is not None and self._claimed.is_set():
+                await self._applier.catch_up(end)
 
     def status(self) -> PartitionStatus:
         """The partition's position; unknown while it is being claimed. Offsets without a record count as applied."""
-        store = self._store
-        if store is None:
+        applier = self._applier
+        if applier is None:
             return PartitionStatus()
         return msgspec.structs.replace(
-            store.status(), applied_offset=self._next_offset(store) - 1, num_gone=self._num_gone
+            applier.store.status(), applied_offset=applier.next_offset - 1, num_gone=applier.num_gone
         )

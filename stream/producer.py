@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from stream.errors import ProducerError
 from wire.checks import Limit, Number, check_fields
-from wire.config import KafkaConfig
+from wire.config import ActionConfig, KafkaConfig
 from wire.hashing import canonical
 from wire.kafka.producer import make_producer
 from wire.partitioner import partition_of
@@ -49,6 +50,11 @@ class BatchConfig:
     def __post_init__(self) -> None:
         check_fields(self, "batch", BATCH_LIMITS)
 
+    @classmethod
+    def within(cls, action: ActionConfig) -> BatchConfig:
+        """Batches that a worker with this configuration accepts."""
+        return cls(min(cls.max_actions, action.max_actions_per_record), min(cls.max_bytes, action.max_record_bytes))
+
 
 def _user_of(action: Mapping[str, Any]) -> str:
     user = action.get("user")
@@ -76,7 +82,7 @@ class _Pending:
 
 
 class ActionProducer:
-    """Sends actions to the actions topic. Thread-safe; `close` (or ``with``) flushes.
+    """Sends actions to the actions topic, once it is `open`. Thread-safe; `close` flushes. ``with`` does both.
 
     ``num_actions`` and ``num_records`` count what was sent; `flush` raises `ProducerError` if any of it failed.
     """
@@ -84,11 +90,12 @@ class ActionProducer:
     def __init__(
         self, kafka: KafkaConfig, topic: str, batch: BatchConfig | None = None, num_partitions: int | None = None
     ) -> None:
-        self._topic = topic
+        self._kafka, self._topic = kafka, topic
         self._batch = batch or BatchConfig()
-        self._client = make_producer(kafka, **BULK)
-        self.num_partitions = num_partitions or len(self._client.partitions_for(topic))
-        self._pending = [_Pending() for _ in range(self.num_partitions)]
+        self._client: KafkaProducer | None = None
+        self.num_partitions = num_partitions or 0
+        """Those of the topic, once open."""
+        self._pending = list[_Pending]()
         self._partition_of_user: dict[str, tuple[bytes, int]] = {}
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.RLock()
@@ -96,9 +103,19 @@ class ActionProducer:
         self._stopped = threading.Event()
         self.num_actions = 0
         self.num_records = 0
-        self._ticker = threading.Thread(target=self._flush_old, name="linger", daemon=True)
+
+    def open(self) -> Self:
+        """Connect to the broker. Raises `KafkaError` if it does not answer."""
+        self._client = make_producer(self._kafka, **BULK)
+        self.num_partitions = self.num_partitions or len(self._client.partitions_for(self._topic))
+        self._pending = [_Pending() for _ in range(self.num_partitions)]
         if self._batch.linger_s > 0 and self._batch.max_actions > 1:
-            self._ticker.start()
+            threading.Thread(target=self._flush_old, name="linger", daemon=True).start()
+        return self
+
+    def _connected(self) -> KafkaProducer:
+        assert self._client is not None, "open() comes first"
+        return self._client
 
     def send(self, action: Mapping[str, Any]) -> None:
         """Send one action (a mapping that can be JSON, with ``user``). Raises `ProducerError` if there is no usable
@@ -123,7 +140,7 @@ class ActionProducer:
             for partition in range(self.num_partitions):
                 self._send(partition)
         try:
-            self._client.flush(timeout_s)
+            self._connected().flush(timeout_s)
         except KafkaError as error:
             raise ProducerError(f"the broker did not acknowledge in {timeout_s:g} s ({error}); is it up?") from error
         if self._failures:
@@ -137,7 +154,7 @@ class ActionProducer:
         try:
             self.flush()
         finally:
-            self._client.close(timeout=5)
+            self._connected().close(timeout=5)
 
     def _placed(self, user: str) -> tuple[bytes, int]:
         known = self._partition_of_user.get(user)
@@ -161,7 +178,7 @@ class ActionProducer:
     def _hand_over(self, partition: int, key: bytes | None, body: bytes) -> None:
         self.num_records += 1
         try:
-            sent = self._client.send(self._topic, value=body, key=key, partition=partition)
+            sent = self._connected().send(self._topic, value=body, key=key, partition=partition)
         except KafkaError as error:
             self._failures.append(error)
         else:
@@ -176,7 +193,7 @@ class ActionProducer:
                         self._send(partition)
 
     def __enter__(self) -> Self:
-        return self
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -89,7 +89,7 @@ def replay(settings: Settings, path: Path, *, rate: float | None = None, limit: 
     actions = read_actions(path, settings.action)
     ensure_topics(settings.kafka, settings.stream.start_timeout_s)
     report = send_actions(
-        actions, settings.kafka, rate=rate, limit=limit,
+        actions, settings.kafka, rate=rate, limit=limit, batch=BatchConfig.within(settings.action),
         progress=show_progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     return print_report(report, settings.kafka)

@@ -50,10 +50,9 @@ class Draft:
     ``onto``: the step of the checkpoint that they are changes of, and its digest; None for a whole one.
     """
 
-    def __init__(self, path: Path, onto: tuple[int, str] | None) -> None:
+    def __init__(self, path: Path, file: io.FileIO, onto: tuple[int, str] | None) -> None:
         self.path, self.onto, self.num_bytes = path, onto, 0
-        self._digest = xxhash.xxh3_128()
-        self._file = path.open("wb", buffering=0)
+        self._digest, self._file = xxhash.xxh3_128(), file
 
     def append(self, piece: Piece) -> None:
         """Add a piece."""
@@ -115,7 +114,8 @@ class CheckpointFolder:
 
     def draft(self, onto: tuple[int, str] | None) -> Draft:
         """Begin the rows of a checkpoint; `write` makes it visible. One at a time. Raises OSError."""
-        return Draft(self.path / "tmp-rows", onto)
+        path = self.path / "tmp-rows"
+        return Draft(path, path.open("wb", buffering=0), onto)
 
     def write(self, checkpoint: Checkpoint, draft: Draft | None = None) -> str:
         """Write, sync, rename; then remove what is no longer needed. Returns the checkpoint's digest, for increments.

@@ -13,6 +13,7 @@ from model.marks import UNPUBLISHED
 from model.memory import published_memory
 from trainer.errors import UnsoundVersionError
 from trainer.regions import COUNTS, names_of, regions_of
+from trainer.rounding import Rounding
 from trainer.rows import NO_ROWS, Arrays, Piece
 from trainer.soundness import unsound_piece
 from trainer.step import Learner
@@ -38,8 +39,8 @@ class Collection:
         """Copy about so many bytes; True once the rest is small enough to `cut`."""
         return self._sweep.advance(budget_bytes)
 
-    def cut(self, learner: Learner) -> MakeBlob:
-        """The learner as it is now: what puts the version together, on any thread.
+    def cut(self, learner: Learner, rounding: Rounding | None = None) -> MakeBlob:
+        """The learner as it is now: what puts the version together, on any thread; exact without ``rounding``.
 
         From here on, changes count towards the next version. It raises `UnsoundVersionError` where rows are not finite.
         """
@@ -54,12 +55,18 @@ class Collection:
         memory, arrays = learner.memory, learner.memory.arrays
         size = np.array([memory.num_rows, arrays.capacity, arrays.width], np.int64)
         learned = {name: array.copy() for name, array in memory.learned().items()}
-        return partial(self._blob, dense, tombstones, size, learned, learner.rates.weights())
+        return partial(self._blob, dense, tombstones, size, learned, learner.rates.weights(), rounding)
 
     # The publishing thread
 
     def _blob(
-        self, dense: Arrays, tombstones: dict[str, Int64], size: Int64, learned: Arrays, rates: Arrays
+        self,
+        dense: Arrays,
+        tombstones: dict[str, Int64],
+        size: Int64,
+        learned: Arrays,
+        rates: Arrays,
+        rounding: Rounding | None,
     ) -> Tensors:
         for piece in self._pieces:
             if (problem := unsound_piece(piece)) is not None:
@@ -68,6 +75,8 @@ class Collection:
         snapshot = Snapshot(dense, tables, {}, self._memory(size, learned), self._rates(rates))
         lists = [piece.columns["json"].tobytes()[1:-1] for piece in self._of("names")]
         self._pieces.clear()
+        if rounding is not None:
+            snapshot = rounding.round(snapshot, is_base=self.is_whole)
         return blob_of(snapshot, names=b"[" + b",".join(each for each in lists if each) + b"]")
 
     def _of(self, region: str) -> list[Piece]:

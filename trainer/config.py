@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
 FEEDBACK = ("reversal", "vanilla", "fnw")
 PRECISIONS = ("highest", "high", "medium")
+PUBLISHED = ("half", "exact")
 EXCLUDE = ("auto", "always", "never")
 
 
@@ -24,6 +26,8 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "deterministic": Switch(),
     "cuda_graphs": Switch(),
     "num_threads": Number(0, whole=True, advice="0 lets torch choose"),
+    "shards": Number(1, 256, whole=True, advice="a power of 2; 1 for a single process"),
+    "rank_timeout_s": ABOVE_0,
     "max_step_tokens": AT_LEAST_1,
     "max_step_targets": AT_LEAST_1,
     "file_take": AT_LEAST_1,
@@ -63,6 +67,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "checkpoint_every_steps": Number(0, whole=True, advice="0 leaves it to checkpoint_every_s"),
     "journal_fsync": Switch(),
     "publish_every_s": ABOVE_0,
+    "publish_precision": Word(PUBLISHED, "use half"),
     "base_every": AT_LEAST_1,
     "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
     "keep_versions": Number(0, whole=True, advice="0 keeps all until the topic's retention"),
@@ -88,7 +93,9 @@ class TrainerConfig:
     that a user has met are left out of predictions and recommendations: "always" (or true), "never" (or false), or
     "auto": only if the stream has hardly any repeats. ``cuda_graphs`` (GPU only): replay a step's passes as CUDA graphs
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
-    launches: small models, small batches.
+    launches: small models, small batches. ``shards``: into how many parts of about equal size a step is cut, whose
+    gradients are added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
+    ``rank_timeout_s``: how long one waits for another.
     """
 
     model_id: str = "headrace"
@@ -99,6 +106,9 @@ class TrainerConfig:
     deterministic: bool = False
     cuda_graphs: bool = False
     num_threads: int = 0
+    # Several processes (torchrun)
+    shards: int = 1
+    rank_timeout_s: float = 60.0
     # One step
     max_step_tokens: int = 8192
     max_step_targets: int = 64
@@ -143,6 +153,7 @@ class TrainerConfig:
     checkpoint_every_steps: int = 0
     journal_fsync: bool = False
     publish_every_s: float = 1.25
+    publish_precision: str = "half"
     base_every: int = 80
     base_max_age_share: float = 0.5
     keep_versions: int = 0
@@ -168,6 +179,13 @@ class TrainerConfig:
             alpha,
             "0 turns it off; from 0 to 1 nothing would be thinned either",
         )
+        expect(
+            self.shards & (self.shards - 1) == 0,
+            "trainer.shards",
+            "a power of 2",
+            self.shards,
+            "4 lets 1, 2 or 4 processes train",
+        )
         wsa_steps = self.warmup_steps + self.stable_steps + self.anneal_steps
         expect(
             self.schedule != "wsa" or wsa_steps > 0,
@@ -182,6 +200,11 @@ class TrainerConfig:
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 
+def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were recorded by any build, with those that it did not have yet as it acted."""
+    return {"shards": 1, **learning}
+
+
 _NOT_LEARNING = frozenset(
     {
         "device",
@@ -189,6 +212,7 @@ _NOT_LEARNING = frozenset(
         "deterministic",
         "cuda_graphs",
         "num_threads",
+        "rank_timeout_s",
         "metric_share",
         "metric_window",
         "model_id",
@@ -201,6 +225,7 @@ _NOT_LEARNING = frozenset(
         "checkpoint_every_steps",
         "journal_fsync",
         "publish_every_s",
+        "publish_precision",
         "base_every",
         "base_max_age_share",
         "keep_versions",

@@ -48,9 +48,11 @@ class DirectStep:
         target_row_R: Int64,
         prior_RPK: NDArray[np.float32],
         seed: int,
+        rank_factor: float = 1.0,
     ) -> Forward:
-        """Predictions and losses; where gradients are enabled, all of these as well: those of the weights where the
-        optimiser reads them, the others in ``leaves``, of which the first is the whole item table."""
+        """Predictions and losses; ranking's gradients are multiplied by ``rank_factor``. Where gradients are enabled,
+        all of these as well: those of the weights where the optimiser reads them, the others in ``leaves``, of which
+        the first is the whole item table."""
         items, rows_V = leaves[0].table, leaves[0].rows_U
         wanted = np.flatnonzero(batch.is_wanted_R)
         answers = (
@@ -67,7 +69,7 @@ class DirectStep:
             leaves[0].values_UD, torch.from_numpy(input_rows_n), torch.from_numpy(batch.kinds_nK),
             torch.from_numpy(batch.value_n), side_nM, torch.from_numpy(2 * batch.starts_B1),
             torch.from_numpy(query_time_T), torch.from_numpy(key_time_T), tail, seed,
-            lambda y_SM: HeadInputs(y_SM, output_R, output_Q, leaves[0].values_UD, *answers),
+            lambda y_SM: HeadInputs(y_SM, output_R, output_Q, leaves[0].values_UD, *answers), rank_factor,
         )  # fmt: skip
         out = self._pass(inputs, wants_gradients=torch.is_grad_enabled())
         leaves[0].direct_UD = out.heads.d_table_VD

@@ -16,6 +16,7 @@ class TrainerError(HeadraceError):
     ├── UnsoundError         learning leaves numbers that are not finite
     ├── UnsoundVersionError  a version was not published, since its rows are not finite
     ├── ReporterError        the thread that reports lag and heartbeats has failed
+    ├── RanksError           the processes that train together do not fit, or have lost each other
     └── FencedError          another trainer has taken over
     """
 
@@ -42,6 +43,10 @@ class UnsoundError(TrainerError):
 
 class ReporterError(TrainerError):
     """The thread that reports lag and heartbeats has failed."""
+
+
+class RanksError(TrainerError):
+    """The processes that train together (torchrun) do not fit together, or have lost each other."""
 
 
 class UnsoundVersionError(UnsoundError):

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import structlog
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
@@ -32,11 +32,15 @@ REMEDY = (
 
 
 class KafkaSource:
-    """Reads from ``positions`` on; pauses a partition while ``max_buffered`` of its examples wait to be trained."""
+    """Reads from ``positions`` on; pauses a partition while ``max_buffered`` of its examples wait to be trained.
+
+    Made by `open`.
+    """
 
     def __init__(
         self,
-        kafka: KafkaConfig,
+        consumer: KafkaConsumer,
+        partitions: list[TopicPartition],
         positions: dict[int, Position],
         *,
         on_gap: str,
@@ -44,19 +48,13 @@ class KafkaSource:
         stop: threading.Event,
         shape: Shape | None = None,
     ) -> None:
-        self._topic = Topics.under(kafka.prefix).sequences
+        self._consumer, self._partitions, self._topic = consumer, partitions, partitions[0].topic
         self._shape = shape
         self._on_gap, self._max_buffered = on_gap, max_buffered
         self._marks = Marks(dict(positions))
         self._stop = stop
         self._topic_id = ""
         self._decoder = ExampleReader(self._topic)
-        self._consumer = patiently(
-            lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
-        )
-        self._partitions = patiently(self._find, "finding the sequences topic", kafka, stop)
-        check_partitions(self._topic, kafka.partitions, len(self._partitions))
-        self._consumer.assign(self._partitions)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
         self.num_lost = self._num_gaps = self._num_told = 0
@@ -64,13 +62,35 @@ class KafkaSource:
             position = self.positions.setdefault(where.partition, Position())
             self._logs[where.partition] = ExampleLog(position.next_number, writer_epoch=position.writer_epoch)
             self._num_waiting[where.partition] = 0
-            self._consumer.seek(where, position.next_offset)
+            consumer.seek(where, position.next_offset)
 
-    def _find(self) -> list[TopicPartition]:
+    @classmethod
+    def open(
+        cls,
+        kafka: KafkaConfig,
+        positions: dict[int, Position],
+        *,
+        on_gap: str,
+        max_buffered: int,
+        stop: threading.Event,
+        shape: Shape | None = None,
+    ) -> KafkaSource:
+        """Connect, and wait until the topic exists. Raises `wire.kafka.retry.StoppedError` once ``stop`` is set, and
+        what `wire.kafka.admin.check_partitions` raises."""
+        topic = Topics.under(kafka.prefix).sequences
+        consumer = patiently(
+            lambda: make_consumer(kafka, metadata_max_age_ms=METADATA_MS), "reading examples", kafka, stop
+        )
         try:
-            return partitions_of(self._consumer, self._topic)
-        except TopicMissing as error:
-            raise ConnectionError(str(error)) from error
+            partitions = patiently(lambda: _find(consumer, topic), "finding the sequences topic", kafka, stop)
+            check_partitions(topic, kafka.partitions, len(partitions))
+            consumer.assign(partitions)
+            return cls(
+                consumer, partitions, positions, on_gap=on_gap, max_buffered=max_buffered, stop=stop, shape=shape
+            )
+        except BaseException:
+            consumer.close()
+            raise
 
     @property
     def positions(self) -> dict[int, Position]:
@@ -193,3 +213,10 @@ class KafkaSource:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+def _find(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    try:
+        return partitions_of(consumer, topic)
+    except TopicMissing as error:
+        raise ConnectionError(str(error)) from error

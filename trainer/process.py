@@ -11,12 +11,16 @@ from typing import Protocol
 import structlog
 
 from model.config import ModelConfig
+from trainer.agreement import join_ranks
 from trainer.config import TrainerConfig
+from trainer.device import choose_device
 from trainer.errors import ReporterError
 from trainer.kafka_source import KafkaSource
 from trainer.loop import Trainer
 from trainer.positions import check_ends, sequences_identity
 from trainer.publisher import Publisher
+from trainer.ranks import Ranks
+from trainer.replica import Replica
 from trainer.reporter import LagReporter
 from trainer.source import Position
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
@@ -60,11 +64,15 @@ def spare_the_collector() -> None:
 
 def train_stream(settings: Settings, *, take_over: bool = False, from_published: bool = False) -> int:
     """Train on ``headrace.sequences.v1`` until a signal. Returns the exit status."""
-    stop, config, kafka = stop_on_signals(), settings.trainer, settings.kafka
+    config, kafka = settings.trainer, settings.kafka
+    ranks = join_ranks(settings.model, config)  # which a signal may end at any moment
+    if ranks is not None and ranks.rank > 0:
+        return run_replica(ranks, config)
+    stop = stop_on_signals()
 
     def open_source(positions: dict[int, Position]) -> KafkaSource:
         check_ends(kafka, positions, stop)
-        return KafkaSource(
+        return KafkaSource.open(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop,
             shape=shape_of(settings.action, settings.sequence),
         )  # fmt: skip
@@ -79,6 +87,7 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
         identity=lambda: sequences_identity(kafka, stop),
         take_over=take_over,
         from_published=from_published,
+        ranks=ranks,
     )
     reporter = LagReporter(kafka, config, lambda: trainer.progress, on_failure=stop.set)
     reporter.start()
@@ -90,9 +99,29 @@ def train_stream(settings: Settings, *, take_over: bool = False, from_published:
             return 0
     finally:
         reporter.stop()
+        if ranks is not None:
+            ranks.close()
     if reporter.failure is not None:
         raise ReporterError(f"the reporter of lag and heartbeats has failed: {reporter.failure}") from reporter.failure
     log.info("stopped", step=trainer.learner.num_steps, interactions=trainer.learner.num_interactions)
+    return 0
+
+
+def run_replica(ranks: Ranks, config: TrainerConfig) -> int:
+    """Compute what rank 0 gives this rank, until rank 0 ends. Returns the exit status.
+
+    Signals are for rank 0: torchrun sends them to all, and what rank 0 has begun must end.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    choose_device(config)
+    log.info("computing for rank 0", rank=ranks.rank, num_ranks=ranks.size)
+    spare_the_collector()
+    try:
+        Replica(ranks).run()
+    finally:
+        ranks.close()
+    log.info("stopped", rank=ranks.rank)
     return 0
 
 

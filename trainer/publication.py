@@ -13,6 +13,7 @@ from trainer.collection import Collection
 from trainer.publisher import MakeManifest, Publisher
 from trainer.quality import quality_of
 from trainer.recovery import Resumed
+from trainer.rounding import Rounding
 from trainer.soundness import Unsound
 from trainer.source import Position
 from trainer.step import Learner
@@ -33,6 +34,7 @@ class Publication:
         self._offered: int | None = None
         """First step that is not in the version on its way."""
         self._collection: Collection | None = None
+        self._rounding = Rounding()
         self._has_published = False
         self._due_s = 0.0
         self.first_step = 0
@@ -102,7 +104,13 @@ class Publication:
         assert collection is not None, "collect() comes first"
         self._collection = None
         kind = "base" if collection.is_whole else "delta"
-        self._publisher.offer(kind, collection.cut(learner), self._manifest(learner, positions))
+        rounding = self._rounding if learner.config.publish_precision == "half" else None
+        manifest = self._manifest(learner, positions)
+
+        def make_manifest(**more: Any) -> Manifest:
+            return manifest(rounding=rounding.errors if rounding is not None else {}, **more)
+
+        self._publisher.offer(kind, collection.cut(learner, rounding), make_manifest)
         self._offered = self.first_step + len(self.steps)
 
     def finish(self, learner: Learner, positions: dict[int, Position]) -> None:

@@ -1,8 +1,8 @@
 """Sends versions to ``headrace.weights.v1`` from a thread of its own, beside training.
 
 The training thread hands over a snapshot (`Publisher.offer`) once the last one is acknowledged; this thread encodes it,
-sends the chunks, then the manifest, and retries for as long as the broker is away. A process that finds a claim with a
-higher epoch stops: another trainer leads now.
+sends the chunks, then the manifest (`trainer.weights_writer`), and retries for as long as the broker is away. A process
+that finds a claim with a higher epoch stops: another trainer leads now.
 """
 
 from __future__ import annotations
@@ -10,43 +10,28 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import structlog
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from trainer.collection import MakeBlob
 from trainer.config import TrainerConfig
-from trainer.election import Claimant, Election, send_claim
-from trainer.errors import FencedError, UnsoundVersionError
+from trainer.election import Claimant, Election
+from trainer.errors import UnsoundVersionError
 from trainer.keeper import VersionKeeper
-from trainer.weights import Weights, newest_weights
+from trainer.weights import Weights
+from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
-from wire.kafka.consumer import PROMPT, Span, make_consumer, partitions_of, read, read_from
-from wire.kafka.producer import make_producer
 from wire.kafka.retry import StoppedError, patiently
-from wire.tensors import Tensors
-from wire.topics import Topics
-from wire.weights import (
-    MANIFEST_HEADERS,
-    Claim,
-    Manifest,
-    chunk_headers,
-    claim_of,
-    encode_manifest,
-    version_key,
-)
+from wire.weights import Manifest
 
 log = structlog.get_logger("trainer")
+Outcome = TypeVar("Outcome")
 FENCE_CHECK_S = 2.0
 """How often a trainer that has nothing to publish checks whether another one has taken over."""
-
-
-MOST_IN_FLIGHT = 16
 
 MakeManifest = Callable[..., Manifest]
 """Makes a version's manifest, given the fields that only the publisher knows."""
@@ -74,27 +59,32 @@ class Publisher:
     """Publishes one epoch's versions. `lead` first; then `start` the thread, and `offer` from the training thread."""
 
     def __init__(
-        self, kafka: KafkaConfig, config: TrainerConfig, stop: threading.Event, clock: Callable[[], float] = time.time
+        self,
+        kafka: KafkaConfig,
+        config: TrainerConfig,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.time,
+        writer: WeightsWriter | None = None,
     ) -> None:
         self._kafka, self._config, self._stop, self._clock = kafka, config, stop, clock
-        self._topic = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
-        self._consumer: KafkaConsumer | None = None
-        self._producer: KafkaProducer | None = None
+        self._writer = writer or WeightsWriter(kafka, config.chunk_bytes)
         self._keeper = VersionKeeper(kafka, config.keep_versions)
-        self._checked_offset = 0
         self._pending: _Offer | None = None
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._base = (-1, -1)
         self._base_s = math.inf
         self._needs_base = False
-        self.claimant = ""
-        self.epoch = -1
         self.next_number = 0
         self.last: Published | None = None
         self.unsound: str = ""
         """What is not finite in the version offered last, which was not published."""
         self.error: BaseException | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is led; -1 before `lead`."""
+        return self._writer.epoch
 
     # Start and end
 
@@ -113,7 +103,7 @@ class Publisher:
         """
         election = Election(self._kafka, self._config, claimant, stop, on_standby)
         led = election.lead(enough, at_once=at_once)
-        self.claimant, self.epoch, self._checked_offset = claimant.name, led.epoch, led.next_offset
+        self._writer.begin(claimant.name, led.epoch, led.next_offset)
         self._keeper.note(led.manifests)
         return led.manifests
 
@@ -121,33 +111,10 @@ class Publisher:
         """The newest weights that a reader can reach among the versions before this epoch; None if there are none."""
         if not manifests:
             return None
-        return patiently(
-            lambda: self._read_weights(manifests[-1].base_offset), "reading the last version", self._kafka, self._stop
-        )
+        base_offset = manifests[-1].base_offset
+        return self._patiently(lambda: self._writer.newest_weights(base_offset), "reading the last version")
 
-    def _read_weights(self, start: int) -> Weights | None:
-        reader, _ = self._clients()
-        first = reader.beginning_offsets([self._topic])[self._topic]
-        for each in (max(start, first), first):  # from the topic's start if the last base is damaged
-            weights, _ = newest_weights(
-                read(reader, self._topic.topic, {self._topic.partition: Span(each, self._checked_offset)})
-            )
-            if weights is not None:
-                return weights
-        return None
-
-    def _claim(self, *, released: bool = False) -> Claim:
-        return Claim(epoch=self.epoch, claimant=self.claimant, released=released)
-
-    def _clients(self) -> tuple[KafkaConsumer, KafkaProducer]:
-        if self._consumer is None:
-            self._consumer = make_consumer(self._kafka, **PROMPT)
-            partitions_of(self._consumer, self._topic.topic)
-        if self._producer is None:
-            self._producer = make_producer(self._kafka)
-        return self._consumer, self._producer
-
-    def _patiently(self, action: Callable[[], Any], what: str) -> Any:
+    def _patiently(self, action: Callable[[], Outcome], what: str) -> Outcome:
         return patiently(action, what, self._kafka, self._stop)
 
     # The training thread
@@ -218,12 +185,10 @@ class Publisher:
             self._thread.join(30)
         if release and self.epoch >= 0 and self.error is None:
             try:
-                send_claim(self._clients()[1], self._topic.topic, self._claim(released=True))
+                self._writer.send_claim(released=True)
             except (KafkaError, OSError) as error:
                 log.warning("the epoch could not be released: standbys wait for silence instead", error=repr(error))
-        for client in (self._producer, self._consumer):
-            if client is not None:
-                client.close()
+        self._writer.close()
 
     # The publishing thread
 
@@ -233,7 +198,7 @@ class Publisher:
                 if self._next() is not None:
                     self._publish()
                 elif not self._stop.is_set():
-                    self._patiently(self._check_fence, "looking for another trainer")
+                    self._patiently(self._writer.check_fence, "looking for another trainer")
         except StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001  (handed to the training thread, which raises it)
@@ -254,11 +219,13 @@ class Publisher:
         except UnsoundVersionError as error:
             self._drop(offer, str(error))
             return
-        key = version_key(self.epoch, offer.number)
-        self._patiently(self._check_fence, "looking for another trainer")
-        if offer.kind == "base":  # with each one, so that retention never removes the claim of a live trainer
-            self._patiently(self._send_claim, "renewing the claim of this epoch")
-        first_offset = self._patiently(lambda: self._send_chunks(key, blob), "publishing a version's chunks")
+        self._patiently(self._writer.check_fence, "looking for another trainer")
+        if offer.kind == "base" and self._base != (-1, -1):  # before the first base, the claim is fresh
+            # With each later one, so that retention never removes the claim of a live trainer.
+            self._patiently(self._writer.send_claim, "renewing the claim of this epoch")
+        first_offset = self._patiently(
+            lambda: self._writer.send_chunks(offer.number, blob), "publishing a version's chunks"
+        )
         if offer.kind == "base":
             self._base = (offer.number, first_offset)
         base_number, base_offset = self._base
@@ -274,7 +241,7 @@ class Publisher:
             checksum=blob.checksum(),
             created_ms=int(time.time() * 1000),
         )
-        self._patiently(lambda: self._send_manifest(key, manifest), "publishing a version's manifest")
+        self._patiently(lambda: self._writer.send_manifest(manifest), "publishing a version's manifest")
         with self._wake:
             self.last = Published(manifest, int(time.time() * 1000))
             self._pending = None
@@ -287,48 +254,3 @@ class Publisher:
         with self._wake:
             self.unsound, self.next_number, self._pending = problem, offer.number, None
             self._wake.notify_all()
-
-    def _send_claim(self) -> None:
-        if self._base != (-1, -1):  # before the first base, the claim is fresh
-            send_claim(self._clients()[1], self._topic.topic, self._claim())
-
-    def _send_chunks(self, key: bytes, blob: Tensors) -> int:
-        """The offset of the first one. A few are on their way at a time: the rest waits in the arrays that it is."""
-        _, writer = self._clients()
-        sends, first_offset = deque[Any](), -1
-        for index, chunk in enumerate(blob.chunks(self._config.chunk_bytes)):
-            headers = chunk_headers(index)
-            sends.append(writer.send(self._topic.topic, key=key, value=chunk, headers=headers, partition=0))
-            if index == 0 or len(sends) > MOST_IN_FLIGHT:
-                offset = self._acknowledged(sends.popleft()).offset
-                first_offset = first_offset if index else offset
-        for send in sends:
-            self._acknowledged(send)
-        return int(first_offset)
-
-    def _send_manifest(self, key: bytes, manifest: Manifest) -> None:
-        self._check_fence()
-        _, writer = self._clients()
-        value = encode_manifest(manifest)
-        self._acknowledged(writer.send(self._topic.topic, key=key, value=value, headers=MANIFEST_HEADERS, partition=0))
-
-    def _acknowledged(self, send: Any) -> Any:
-        try:
-            return send.get(20)
-        except KafkaError:
-            # The producer may still hold the failed batch; a new one starts clean. Readers ignore repeated chunks.
-            if self._producer is not None:
-                self._producer.close(timeout=0)
-                self._producer = None
-            raise
-
-    def _check_fence(self) -> None:
-        reader, _ = self._clients()
-        for record in read_from(reader, self._topic, self._checked_offset):
-            self._checked_offset = record.offset + 1
-            claim = claim_of(record)
-            if claim is not None and claim.epoch > self.epoch:
-                raise FencedError(
-                    f"epoch {self.epoch}: another trainer ({claim.claimant}) has claimed epoch {claim.epoch}; this "
-                    "one stops. Start it again to have it wait as a standby"
-                )

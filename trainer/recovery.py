@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from trainer.checkpoint import Checkpoint, CheckpointFolder
+from trainer.config import complete
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal
@@ -186,7 +187,7 @@ class _Published:
         return (
             is_same_source(manifest.source, self._source)
             and manifest.model_config == self._learner.model_config.as_dict()
-            and manifest.learning == config.learning_dict()
+            and complete(manifest.learning) == config.learning_dict()
             and manifest.model_id == config.model_id
         )
 
@@ -195,7 +196,7 @@ def check_settings(learner: Learner, manifest: Manifest) -> None:
     """Raise `CheckpointError` if a version was trained with settings that differ from the configured ones."""
     pairs = (
         ("model", learner.model_config.as_dict(), manifest.model_config),
-        ("trainer", learner.config.learning_dict(), manifest.learning),
+        ("trainer", learner.config.learning_dict(), complete(manifest.learning)),
     )
     for section, ours, theirs in pairs:
         for key, value in ours.items():

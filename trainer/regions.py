@@ -23,7 +23,7 @@ from trainer.rows import Arrays
 from trainer.step import Learner
 
 Int64 = NDArray[np.int64]
-MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "weight")
+MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "after", "before", "direct", "weight")
 
 
 class Region(Protocol):
@@ -100,7 +100,7 @@ class MemoryRegion:
     @property
     def row_bytes(self) -> int:
         """See `Region`."""
-        return 16 * self._memory.arrays.width + 37
+        return 20 * self._memory.arrays.width + 37
 
     def take(self, rows_U: Int64) -> Arrays:
         """See `Region`; ``heat`` as (U, 3). For a version also which neighbours moved since the last one."""

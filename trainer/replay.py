@@ -11,11 +11,12 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
-from trainer.config import TrainerConfig
+from trainer.config import TrainerConfig, complete
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
 from trainer.plan import Plan
+from trainer.rounding import rounded
 from trainer.scheduler import Scheduler
 from trainer.snapshot import weights_snapshot
 from trainer.soundness import pass_over
@@ -61,8 +62,10 @@ def plan_of(weights: Weights, manifests: list[Manifest]) -> Plan:
 
 
 def differences(published: Weights, learner: Learner) -> list[str]:
-    """Names of the arrays that are not bit-equal between published weights and a learner."""
+    """Names of the arrays that are not bit-equal between published weights and a learner's, rounded like them."""
     ours = weights_snapshot(learner, everything=True)
+    if published.manifest.rounding:
+        ours = rounded(ours)
     wrong = [name for name, array in ours.dense.items() if not same_bits(array, published.dense.get(name))]
     for name, rows in ours.tables.items():
         expected, table = published.tables[name], Table.of(rows)
@@ -98,7 +101,7 @@ def replay(
     _check_settings(model, config, published)
     plan = plan_of(weights, manifests)
     learner = Learner(model, config, choose_device(config))
-    source = KafkaSource(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
+    source = KafkaSource.open(kafka, {}, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop)
     try:
         _follow(learner, source, plan, published.next_step, stop)
     finally:
@@ -128,7 +131,7 @@ def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, s
 def _check_settings(model: ModelConfig, config: TrainerConfig, published: Manifest) -> None:
     pairs = (
         ("model", model.as_dict(), published.model_config),
-        ("trainer", config.learning_dict(), published.learning),
+        ("trainer", config.learning_dict(), complete(published.learning)),
     )
     for section, ours, theirs in pairs:
         for key, value in ours.items():

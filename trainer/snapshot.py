@@ -10,6 +10,7 @@ import torch
 
 from model.embedding import EmbeddingTable
 from trainer.checkpoint import Checkpoint, flatten, part_of
+from trainer.config import complete
 from trainer.errors import CheckpointError
 from trainer.regions import count_columns
 from trainer.rows import Arrays
@@ -132,11 +133,15 @@ def _check_rates(arrays: Arrays) -> None:
 
 
 def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
-    for section, ours in (("model", learner.model_config.as_dict()), ("trainer", learner.config.learning_dict())):
+    sections = (
+        ("model", learner.model_config.as_dict(), meta["model"]),
+        ("trainer", learner.config.learning_dict(), complete(meta["trainer"])),
+    )
+    for section, ours, theirs in sections:
         for key, value in ours.items():
-            if meta[section].get(key) != value:
+            if theirs.get(key) != value:
                 raise CheckpointError(
-                    f"{section}.{key}: the checkpoint was trained with {meta[section].get(key)!r}, the configuration "
+                    f"{section}.{key}: the checkpoint was trained with {theirs.get(key)!r}, the configuration "
                     f"now says {value!r}; restore it, or name an empty trainer.checkpoint_dir to train from scratch"
                 )
 

@@ -11,15 +11,14 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import Tail, stochastic_length
+from kernels import stochastic_length
 from kernels.length import kept_length
 from kernels.memory import MemoryOutcome, MemoryRules
 from kernels.odds import OddsEvents
@@ -27,23 +26,26 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import Memory
-from model.rates import Rates, attributes_of, done_before, probability
-from model.tokens import DOMAINS, FEATURES, ITEMS, side_inputs, token_times
+from model.rates import Rates, attributes_of, probability
+from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
 from trainer.config import TrainerConfig
-from trainer.direct_step import DirectStep, output_places
-from trainer.evaluator import Evaluator, Forward, Leaf, Ranked, to_device
+from trainer.direct_step import DirectStep
+from trainer.evaluator import Evaluator, Forward, Ranked, to_device
+from trainer.forward import ForwardPass
 from trainer.frequency import FrequencyEstimator
-from trainer.graph import Captures, PaddedEncoder, times_in_order
-from trainer.graph_step import PaddedStep, StepInputs
 from trainer.histories import TrainedHistories
 from trainer.losses import mean_or_zero, ranking_loss
 from trainer.metrics import PrequentialMetrics
 from trainer.optim import AdamW, lr_scale
 from trainer.recall import Recall
-from trainer.retrieval import RetrievalRows
+from trainer.shard_pass import Network
+from trainer.sharding import Sharding
 from wire.example import Example, Mark
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
 
 Int64 = NDArray[np.int64]
 MS_PER_DAY = 86_400_000.0
@@ -66,6 +68,7 @@ class Learner:
     """Model, tables, optimiser, baselines and metrics: everything that a checkpoint holds, and what changes it.
 
     ``memory_thread``: run the memory on a thread of its own, beside the network; None: where the network is on a GPU.
+    ``ranks``: those that compute shards of each step.
     """
 
     def __init__(
@@ -75,19 +78,11 @@ class Learner:
         device: torch.device | str = "cpu",
         *,
         memory_thread: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model_config, self.config, self.device = model, trainer, torch.device(device)
         self.model = HSTU(model, seed=trainer.seed).to(self.device)
         self.optimiser = AdamW(list(self.model.parameters()), trainer)
-        # Dropout takes a new seed in each step; a graph would replay the one that it was captured with.
-        graphs = trainer.cuda_graphs and self.device.type == "cuda" and trainer.dropout == 0
-        captures = Captures(self.device, wanted=True)
-        through = trainer.context_gradient
-        self._graphs = PaddedEncoder(self.model, captures, context_gradient=through) if graphs else None
-        self.step_graphs = (
-            PaddedStep(self.model, captures, feedback=trainer.feedback, context_gradient=through) if graphs else None
-        )
-        self._direct = self._direct_step()
         beside = self.device.type == "cuda" if memory_thread is None else memory_thread
         self._memory_thread = ThreadPoolExecutor(1, "memory") if beside else None
         self.items = self._table(model.item_width, salt=1, admit_after=trainer.admit_after)
@@ -102,6 +97,9 @@ class Learner:
         self.frequency = FrequencyEstimator(trainer.frequency_half_life)
         self.popularity = PopularityBaseline()
         self.rates = Rates(model, backend=trainer.backend)
+        self.network = Network(self.model, self.optimiser, self.tables, trainer, self._direct_step())
+        sharding = Sharding(self.network, self.frequency, ranks) if trainer.shards > 1 else None
+        self.forward_pass = ForwardPass(self.network, self.frequency, self.rates, sharding)
         self.metrics = PrequentialMetrics(model.kinds, trainer.metric_window)
         self.evaluator = Evaluator(trainer, self.popularity, self.metrics)
         self.histories = TrainedHistories(model.max_context, trainer.history_bytes, model.num_features)
@@ -246,145 +244,12 @@ class Learner:
         return take_interactions(batch, kept_T.numpy()[::2] // 2)
 
     def forward(self, batch: JaggedBatch, now_ms: int, whole: JaggedBatch | None = None) -> Forward:
-        """Predictions for a batch's targets, and what learning from them needs. Admits their items to the tables.
-
-        ``whole``: the same targets with all that is known of their users, if ``batch`` has less; rates are computed
-        from it.
-        """
-        input_rows_n = self.items.lookup(batch.item_n)
-        target_row_R = self._target_rows(batch, now_ms)
-        wanted = np.flatnonzero(batch.is_wanted_R)
-        learned_S = target_row_R[wanted] > 0
-        chosen = RetrievalRows.choose(self.items, self.config, self.num_steps, input_rows_n, target_row_R)
-        rows_U, exact = chosen.rows_U, chosen.exact
-        if exact and self.step_graphs is not None and self.step_graphs.works:
-            inputs = self._step_inputs(batch, whole or batch, input_rows_n, target_row_R)
-            if times_in_order(inputs.time_n, 2 * inputs.starts_B1):
-                return self._graphed_forward(batch, inputs, rows_U, target_row_R, now_ms)
-        if exact and self._direct is not None and self._direct.fits(batch, len(rows_U)):
-            return self._direct_forward(batch, whole or batch, input_rows_n, target_row_R, rows_U, now_ms)
-        leaf_UD = self.items.gather(rows_U)
-        leaves = [Leaf(self.items, rows_U, leaf_UD)]
-        side_nM = self._side_inputs(batch, leaves, now_ms)
-        kinds_nK, value_n = self._tensor(batch.kinds_nK), self._tensor(batch.value_n)
-        x_TM = self.model.tokens(leaf_UD, self._tensor(chosen.places(input_rows_n)), kinds_nK, value_n, side_nM)
-        tail = _tail(batch)
-        y_SM = self._encode(batch, x_TM, tail)
-        item_RM, before_SM = self._outputs(batch, wanted, y_SM, tail)
-        query_SD = self.model.retrieval_query(before_SM)
-        table_UD = self.model.retrieval_table(leaf_UD)
-        loss_S = chosen.loss(
-            query_SD if learned_S.all() else query_SD[self._tensor(learned_S)], table_UD,
-            target_row_R[wanted][learned_S], self.items, self.frequency, self.config, self.num_steps,
-        )  # fmt: skip
-        logits_RK = self.model.rank_logits(item_RM, self._tensor(self._prior(whole or batch, target_row_R)))
-        return Forward(
-            query_SD.detach(), table_UD.detach(), exact, logits_RK, target_row_R, mean_or_zero(loss_S), leaves
-        )
-
-    def _direct_forward(
-        self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64, rows_V: Int64,
-        now_ms: int,
-    ) -> Forward:  # fmt: skip
-        assert self._direct is not None
-        leaves = [Leaf(self.items, rows_V, self.items.weight[: len(rows_V)])]
-        with torch.no_grad():
-            side_nM = self._side_inputs(batch, leaves, now_ms)
-        prior_RPK = self._prior(whole, target_row_R)
-        return self._direct(
-            batch, _tail(batch), leaves, side_nM, input_rows_n, target_row_R, prior_RPK, self.num_steps
-        )  # fmt: skip
-
-    def _step_inputs(
-        self, batch: JaggedBatch, whole: JaggedBatch, input_rows_n: Int64, target_row_R: Int64
-    ) -> StepInputs:  # fmt: skip
-        time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
-        live_V = self.items.live.copy()
-        live_V[0] = False
-        return StepInputs(
-            input_rows_n, batch.kinds_nK, batch.value_n, batch.starts_B1, query_time_T, time_T, batch.target_R,
-            batch.previous_R[batch.is_wanted_R], target_row_R[batch.is_wanted_R], self._prior(whole, target_row_R),
-            batch.learned_RK, batch.is_new_R, _is_read(_tail(batch), batch.num_tokens), live_V,
-        )  # fmt: skip
-
-    def _graphed_forward(
-        self, batch: JaggedBatch, inputs: StepInputs, rows_U: Int64, target_row_R: Int64, now_ms: int
-    ) -> Forward:  # fmt: skip
-        assert self.step_graphs is not None
-        num_more = inputs.size.rows - len(self.items.weight)
-        leaf_VD = F.pad(self.items.weight, (0, 0, 0, num_more)).requires_grad_()
-        leaves = [Leaf(self.items, rows_U, leaf_VD)]
-        side_nM = self._side_inputs(batch, leaves, now_ms)
-        out = self.step_graphs(leaf_VD, inputs, side_nM)
-        return Forward(
-            out.query_SD, out.table_VD[: len(rows_U)], True, out.logits_RK, target_row_R, out.retrieval, leaves,
-            out.ranking,
-        )  # fmt: skip
-
-    def _prior(self, batch: JaggedBatch, target_row_R: Int64) -> NDArray[np.float32]:
-        """(R, 2, K) each target's prior from rates alone (`Rates.prior`)."""
-        target_R = batch.target_R
-        done_RK, num_R = done_before(batch.bits_n, batch.num_kinds, batch.starts_B1, batch.owner_n[target_R], target_R)
-        return self.rates.prior(target_row_R, done_RK, num_R)
-
-    def _target_rows(self, batch: JaggedBatch, now_ms: int) -> Int64:
-        """(R,) rows of the targets' items. A new interaction counts as a sighting, feedback does not."""
-        items_R, is_new_R = batch.item_n[batch.target_R], batch.is_new_R
-        rows_R = np.zeros(len(items_R), np.int64)
-        rows_R[is_new_R] = self.items.insert(items_R[is_new_R], now_ms, self.num_steps)
-        rows_R[~is_new_R] = self.items.lookup(items_R[~is_new_R])
-        return rows_R
-
-    def _encode(self, batch: JaggedBatch, x_TM: Tensor, tail: Tail) -> Tensor:
-        """(S, M) outputs of the layers at the tail's tokens."""
-        key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
-        offsets_B1 = 2 * batch.starts_B1
-        in_order = times_in_order(key_time_T, offsets_B1) if self.device.type == "cuda" else None
-        if self._graphs is not None and in_order:
-            return tail.of(self._graphs(x_TM, offsets_B1, query_time_T, key_time_T, _is_read(tail, len(x_TM))))
-        return self.model.encode(
-            x_TM,
-            self._tensor(offsets_B1),
-            self._tensor(query_time_T),
-            self._tensor(key_time_T),
-            tail=tail,
-            context_gradient=self.config.context_gradient,
-            dropout=self.config.dropout,
-            seed=self.num_steps,
-            in_order=in_order,
-            backend=self.config.backend,
-        )
-
-    def _outputs(self, batch: JaggedBatch, wanted: Int64, y_SM: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """(R, M) outputs at each target's item; (S, M) at the action before each choice (the learnt start if none)."""
-        with_start = torch.cat([y_SM, self.model.start_M[None]])
-        places = output_places(batch, wanted, tail)
-        places[places < 0] = len(y_SM)
-        both = F.embedding(self._tensor(places), with_start)
-        return both[: batch.num_targets], both[batch.num_targets :]
+        """`ForwardPass` at the next step. ``whole``: if ``batch`` has not all that is known of its users."""
+        return self.forward_pass(batch, whole or batch, self.num_steps, now_ms)
 
     def _ranking_loss(self, batch: JaggedBatch, logits_RK: Tensor) -> Tensor:
         kinds_RK, is_new_R = self._tensor(batch.learned_RK), self._tensor(batch.is_new_R)
         return ranking_loss(logits_RK, kinds_RK, is_new_R, self.config.feedback)
-
-    def _side_inputs(self, batch: JaggedBatch, leaves: list[Leaf], now_ms: int) -> Tensor | None:
-        domain_n = batch.domain_n if self.model_config.use_domain else None
-        user_feature_nF = batch.user_feature_BF[batch.owner_n]
-
-        def sum_rows(name: str, keys_nF: Int64) -> Tensor | None:
-            return self._sum_rows(self.tables[name], keys_nF, leaves, now_ms)
-
-        return side_inputs(domain_n, batch.feature_nF, user_feature_nF, sum_rows)
-
-    def _sum_rows(self, table: EmbeddingTable, keys_nF: Int64, leaves: list[Leaf], now_ms: int) -> Tensor | None:
-        if not _in_use(table, keys_nF):
-            return None
-        rows_nF = table.insert(keys_nF.reshape(-1), now_ms, self.num_steps).reshape(keys_nF.shape)
-        rows_U, place = np.unique(rows_nF, return_inverse=True)
-        place_nF = self._tensor(place.reshape(keys_nF.shape))
-        leaf = Leaf(table, rows_U, table.gather(rows_U), place_nF)
-        leaves.append(leaf)
-        return F.embedding(place_nF, leaf.values_UD).sum(dim=1)
 
     def _learn(self, forward: Forward, loss: Tensor) -> None:
         if not forward.has_gradients:
@@ -425,22 +290,3 @@ class Learner:
         self.popularity.forget(rows)
         self.rates.forget(rows)
         self.memory.forget(rows)
-
-
-def _tail(batch: JaggedBatch) -> Tail:
-    """The tokens whose outputs are used: from the action before each user's first target on."""
-    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
-    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
-    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))
-
-
-def _is_read(tail: Tail, num_tokens: int) -> NDArray[np.bool_]:
-    """(T,) which tokens belong to the tail."""
-    is_read_T = np.zeros(num_tokens, np.bool_)
-    is_read_T[tail.rows_S.numpy()] = True
-    return is_read_T
-
-
-def _in_use(table: EmbeddingTable, keys: Int64) -> bool:
-    """Whether the table has any rows of its own, counting this batch's."""
-    return table.num_rows > 1 or bool(keys.any())

@@ -1,7 +1,7 @@
 """Which JSON is an action: types, limits, and the reasons for refusing anything else.
 
 `Wire` expresses this for a typed decoder, which is fast. `check` applies it to any JSON value and is the definition: it
-finds the reason for a refusal, and accepts integral floats such as ``5.0`` as integers.
+finds the reason for a refusal, and accepts integral floats such as ``5.0`` as integers, up to 2**53.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Reason = Literal[
 ]  # fmt: skip
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
+MAX_EXACT = 1 << 53
+"""Above it, a float stands for several integers: an id that became one is some other id by now."""
 MAX_VALUE = 3.4028234663852886e38
 """The largest float32."""
 _KEY = "a string or an integer"
@@ -135,6 +137,9 @@ def _check_timestamp(entry: Any) -> int:
 
 def _check_key(entry: Any, field: str) -> str | int:
     entry = _integral(entry)
+    if isinstance(entry, float) and abs(entry) > MAX_EXACT:
+        refuse("bad_value", f"{field}: expected {_KEY}, got {entry!r}, a float that stands for several integers; "
+               "send the id as text")  # fmt: skip
     if isinstance(entry, bool) or not isinstance(entry, str | int):
         refuse("wrong_type", f"{field}: expected {_KEY}, got {_name(entry)}; send the id as text")
     return entry
@@ -166,7 +171,7 @@ def _check_features(entry: Any, field: str) -> dict[str, str | int | None] | Non
 
 
 def _integral(entry: Any) -> Any:
-    return int(entry) if isinstance(entry, float) and entry.is_integer() else entry
+    return int(entry) if isinstance(entry, float) and entry.is_integer() and abs(entry) <= MAX_EXACT else entry
 
 
 def _name(entry: Any) -> str:

@@ -12,10 +12,9 @@ import structlog
 from wire.errors import CodecError
 from wire.example import Example
 from wire.example_codec import LAYOUT, MAGIC, decode_example
+from wire.thinned_log import is_told
 
 log = structlog.get_logger("wire")
-NUM_LOGGED = 10
-"""This many foreign records are logged one by one; after that, one in a thousand."""
 
 
 class ExampleReader:
@@ -43,7 +42,7 @@ class ExampleReader:
 
     def _skip(self, partition: int, offset: int, why: str) -> None:
         self.num_foreign += 1
-        if self.num_foreign <= NUM_LOGGED or self.num_foreign % 1000 == 0:
+        if is_told(self.num_foreign):
             log.warning(
                 "skipped a foreign record; find out who writes to the topic", topic=self.topic, partition=partition,
                 offset=offset, why=why, num_so_far=self.num_foreign,

@@ -66,32 +66,8 @@ class History:
         num, source = len(example.interactions), example.interactions
         if not num:
             return
-        target = self._reach(example.first_index, num)
-        target["item"], target["time"] = source.item_hash, source.timestamp_ms
-        target["domain"], target["bits"] = source.domain_hash, source.action_bits
-        target["value"] = source.value
-        if source.feature_hash.shape[1]:
-            target["features"] = source.feature_hash
+        _fill(self._reach(example.first_index, num), source)
         self.user_features = example.user_feature_hash
-
-    def put(self, first: int, rows: Rows) -> None:
-        """Put rows at the places from ``first`` on. Nothing is dropped until `forget`."""
-        self._reach(first, len(rows))[:] = rows
-
-    def overwrite(self, first: int, rows: Rows) -> bool:
-        """`put` if there is room already; otherwise return False."""
-        at, num, held = first - self.start, len(rows), self._rows
-        end = at + num
-        if at < 0 or end > len(held) or at > self.end - self.start:
-            return False
-        if num == 1:
-            held[at] = rows[0]
-        else:
-            held[at:end] = rows
-        if first + num > self.end:
-            self.end = first + num
-            self.forget()
-        return True
 
     def _reach(self, first: int, num: int) -> Rows:
         """A view of ``num`` places, which may be new."""
@@ -155,21 +131,6 @@ class Histories:
             self.num_bytes += history.room.nbytes - before.nbytes
         return history
 
-    def put(self, user: str, segment_len: int, first: int, rows: Rows, user_features: Int64) -> None:
-        """Put rows in place, as `fold` does with an example's interactions."""
-        history = self.users.get(user)
-        if history is None:
-            num_features = rows.dtype["features"].shape[0]
-            history = self.users[user] = History(num_features, self._max_context, segment_len)
-            self.num_bytes += history.num_bytes
-        history.user_features = user_features
-        if history.overwrite(first, rows):
-            return
-        before = history.num_bytes
-        history.put(first, rows)
-        history.forget()
-        self.num_bytes += history.num_bytes - before
-
     def settle(self, history: History) -> None:
         """Drop what lies beyond a user's kept segments."""
         before = history.room
@@ -180,6 +141,21 @@ class Histories:
     def drop(self, user: str) -> None:
         """Forget a user."""
         self.num_bytes -= self.users.pop(user).num_bytes
+
+
+def rows_of(source: Interactions) -> Rows:
+    """The rows of interactions."""
+    rows = np.empty(len(source), row_type(source.feature_hash.shape[1]))
+    _fill(rows, source)
+    return rows
+
+
+def _fill(target: Rows, source: Interactions) -> None:
+    target["item"], target["time"] = source.item_hash, source.timestamp_ms
+    target["domain"], target["bits"] = source.domain_hash, source.action_bits
+    target["value"] = source.value
+    if source.feature_hash.shape[1]:
+        target["features"] = source.feature_hash
 
 
 def interactions_of(rows: Rows) -> Interactions:

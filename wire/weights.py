@@ -13,10 +13,13 @@ manifest  ``epoch/number``                ``record=manifest``  JSON `Manifest`; 
 ========  ==============================  ===================  =========================================
 
 The blob is one safetensors file: ``dense.<name>``; for each table ``<table>.ids`` (U,) int64, ``<table>.row_index``
-(U,) int64, ``<table>.rows`` (U, D) and ``<table>.tombstones`` (N,) int64 ids that were evicted; ``memory.<name>``, the
-rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of ``[id, name]``). A **base**
-has everything; a **delta** has all dense weights and the rows touched since version ``onto_number`` of the same epoch.
-Row 0 of a table (id 0) stands for everything that has no row of its own."""
+(U,) int64, ``<table>.rows`` (U, D) float16 or float32 and ``<table>.tombstones`` (N,) int64 ids that were evicted;
+``memory.<name>``, the rows of the memory as `model.memory` lays them out; and ``names`` (bytes of a JSON list of
+``[id, name]``). Instead of ``memory.weight``, a rounded version has ``memory.weight_steps`` (P, n) uint8: by how many
+``memory.weight_unit`` each weight differs from the version before (from zero in a base, or once the memory has another
+width), as planes of bytes, lowest first, with the sign in the lowest bit. A **base** has everything; a **delta** has
+all dense weights and the rows touched since version ``onto_number`` of the same epoch. Row 0 of a table (id 0) stands
+for everything that has no row of its own."""
 
 from __future__ import annotations
 
@@ -101,6 +104,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: list[int] = []
     """Steps of ``plan`` that taught the model nothing, because they made weights non-finite."""
     quality: Quality = Quality()
+    rounding: dict[str, float] = {}
+    """By what rounding has changed this version's own numbers most (`trainer.rounding`); empty if they are exact."""
 
     @property
     def which(self) -> tuple[int, int]:
@@ -194,9 +199,13 @@ def decode_blob(blob: bytes) -> Snapshot:
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = array
     dense, memory, rates = (parts.pop(part, {}) for part in ("dense", "memory", "rates"))
-    columns = ("ids", "row_index", "rows", "tombstones")
-    tables = {table: TableRows(*(arrays[column] for column in columns)) for table, arrays in sorted(parts.items())}
+    tables = {table: _table_rows(arrays) for table, arrays in sorted(parts.items())}
     return Snapshot(dense, tables, names, memory, rates)
+
+
+def _table_rows(arrays: dict[str, NDArray[Any]]) -> TableRows:
+    rows = arrays["rows"].astype(np.float32, copy=False)
+    return TableRows(arrays["ids"], arrays["row_index"], rows, arrays["tombstones"])
 
 
 def checksum(blob: bytes) -> str:

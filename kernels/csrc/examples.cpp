@@ -6,15 +6,16 @@
 #include <cstring>
 #include <limits>
 
+#include "example_head.h"
 #include "export.h"
 
 namespace {
 
+using namespace headrace::head;
+
 constexpr int kLongTimes = 1, kDomains = 2, kValues = 4, kFeatures = 8, kSessions = 16, kIds = 64;
 constexpr int64_t kHeaderFields = 25, kNumCounts = 4;
 
-enum Head { kStatus, kOffset, kValueAt, kValueLen, kFlags, kEpoch, kNumber, kSegment, kSegmentLen, kFirst, kNum, kRowsAt,
-            kUserAt, kUserLen, kEventMs, kUserFeaturesAt, kNumUserFeatures, kPartition, kNumHeads };
 enum Status { kGood, kTombstone, kOther };
 
 // Slicing by eight; the polynomial of zlib.

@@ -75,21 +75,23 @@ inline bool stand_all(const StandCall& call) {
 
 // A thread's per-row scratch memory, which every call leaves as it found it: all zero.
 struct Blank {
-    float* evidence = nullptr;
+    float *evidence = nullptr, *recency = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
+        free(recency);
         free(bytes);
-        evidence = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = recency = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
-        evidence = static_cast<float*>(calloc(rows * NUM_EVIDENCE, sizeof(float)));
+        evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
+        recency = static_cast<float*>(calloc(rows, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !bytes) return clear(), false;
+        if (!evidence || !recency || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }
@@ -213,6 +215,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
     }
     if (!blank.at_least(m.num_rows)) return false;
     p.s.evidence = blank.evidence;
+    p.s.recency = blank.recency;
     p.s.marked = blank.bytes;
     p.barred = blank.bytes + blank.num_rows;
     p.s.inverse_root = const_cast<float*>(call.root_V);
@@ -251,7 +254,6 @@ inline void offer_allowed(BestPass& p, int64_t q) {
     const BestCall& call = p.call;
     const MemoryCall& m = call.memory;
     const int64_t r = p.first + q, num_buckets = m.num_buckets, end = call.allowed_begin_R1[r + 1];
-    const v8 gain = load8(p.gains(q) + NUM_STANDING);
     for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) p.barred[m.met_rows[k]] |= 4;
     for (int64_t at = call.allowed_begin_R1[r]; at < end; at += BEST_CHUNK) {
         const int64_t num = min64(BEST_CHUNK, end - at);
@@ -264,7 +266,7 @@ inline void offer_allowed(BestPass& p, int64_t q) {
         for (int64_t i = 0; i < num; ++i) {
             const int32_t row = call.allowed_rows[at + i];
             if (p.barred[row] & ~2) continue;
-            p.answer.offer({p.few[i * p.padded + q] + sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain), row});
+            p.answer.offer({p.few[i * p.padded + q] + weighed(p.s, row, p.gains(q)), row});
         }
     }
     for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) p.barred[m.met_rows[k]] &= ~4;
@@ -321,14 +323,15 @@ inline void answer(BestPass& p, int64_t q) {
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
         const int64_t row = is_listed ? p.ranked[c].row : 0;
-        const float* e = p.s.evidence + row * NUM_EVIDENCE;
+        const float* e = p.s.evidence + row * NUM_GATHERED;
         list.row[c] = (int32_t)row;
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
         float logit = 0.0f;
         for (int64_t d = 0; d < call.width; ++d) logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * LISTED + c];
-        for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        list.raw[NUM_STANDING + OWN_RECENCY][c] = used * p.s.recency[row];
         list.raw[MODEL][c] = used * logit;
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
@@ -368,14 +371,13 @@ inline void note_history(BestPass& p, int64_t q) {
     const int64_t r = p.first + q;
     const bool is_one = p.num_chunks == 1;
     collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
-    const v8 gain = load8(p.gains(q) + NUM_STANDING);
     const auto add = [&](int32_t row, float value) {
         if (is_one) p.tile[row * p.padded + q] += value;
         else p.extras[p.num_extras++] = {row, (int32_t)q, value};
     };
     for (int64_t t = 0; t < p.s.num_touched; ++t) {
         const int32_t row = p.s.touched[t];
-        add(row, sum8(load8(p.s.evidence + (int64_t)row * NUM_EVIDENCE) * gain));
+        add(row, weighed(p.s, row, p.gains(q)));
     }
     for (int64_t k = m.met_begin_R[r]; k < m.met_end_R[r]; ++k) add(m.met_rows[k], OUT);
 }

@@ -16,7 +16,7 @@ Float64 = NDArray[np.float64]
 
 STANDING = ("log_seen", "heat_short", "heat_middle", "heat_long", "age", "idle", "rarity")
 """Features of an item that are the same for all users."""
-EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "own_count", "own_recency")
+EVIDENCE = ("follows", "chain", "wide", "after", "before", "learned", "direct", "own_count", "own_recency")
 """Features of an item given the user's history."""
 FEATURES = (*STANDING, *EVIDENCE, "model")
 """The features of which a score is the weighted sum; the last one is the network's logit."""
@@ -44,8 +44,9 @@ class MemoryArrays:
     """``V`` rows (a capacity) of ``N`` neighbours each; row numbers are those of the item table, row 0 is unused.
 
     ``neighbour_row`` (V, N) int32 and ``num_neighbours`` (V,) int32: the rows chosen shortly before or after this one;
-    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``weight``
-    (V, N): learned weights. ``seen`` (V,): decayed choices. ``heat`` (3, V): the same with shorter half-lives.
+    ``after`` and ``before`` (V, N): decayed counts of how often each came after this one, and before; ``direct``
+    (V, N): of how often it was the very next choice; ``weight`` (V, N): learned weights. ``seen`` (V,): decayed
+    choices. ``heat`` (3, V): the same with shorter half-lives.
     ``first`` and ``last`` (V,) int64: the events of the first and of the newest choice; without a choice, the first
     meeting and -1; both -1 for a row never met. ``gain`` and ``gain_square`` (1 + buckets, features): weights of the
     features, shared and by length of the history, and their Adagrad state. ``shortlist_weight`` and
@@ -62,6 +63,7 @@ class MemoryArrays:
     num_neighbours: Int32
     after: Float32
     before: Float32
+    direct: Float32
     weight: Float32
     seen: Float32
     heat: Float32
@@ -93,6 +95,7 @@ class MemoryArrays:
             num_neighbours=rows(np.int32),
             after=rows(np.float32, num_neighbours),
             before=rows(np.float32, num_neighbours),
+            direct=rows(np.float32, num_neighbours),
             weight=rows(np.float32, num_neighbours),
             seen=rows(np.float32),
             heat=np.zeros((NUM_HEATS, capacity), np.float32),

@@ -31,7 +31,7 @@ class _Call(ctypes.Structure):
         *((name, c_int64) for name in ("stride", "num_rows", "width", "num_buckets")),
         *(
             (name, c_void_p)
-            for name in ("neighbour_row", "num_neighbours", "after", "before", "weight", "seen", "heat")
+            for name in ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "heat")
         ),
         *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
         *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),

@@ -26,7 +26,8 @@ from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
 # (lags, decay per lag): how many of the user's last choices count, and by what factor each less than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
-LEARNED, COUNTED = (40, 0.95), (20, 0.9)
+LEARNED, COUNTED, DIRECT = (40, 0.95), (20, 0.9), (4, 0.3)
+DIRECT_COUNT_DECAY = 0.2
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
 REFRESH_EVENTS = 16
 RESCALE_AT = 1e12
@@ -146,9 +147,10 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: Int32) -> Float64:
         _add(total["after"], ids, after / root, lag, NEAR)
         _add(total["before"], ids, before / root, lag, NEAR)
         _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
+        _add(total["direct"], ids, memory.direct[row, :num] / seen if num else both, lag, DIRECT)
         total["own_count"][row] += 1.0
         total["own_recency"][row] = max(total["own_recency"][row], 1.0 / (1.0 + 0.1 * lag))
-    for name, scale in (("follows", FOLLOWS_SCALE), ("own_count", 1.0)):
+    for name, scale in (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("own_count", 1.0)):
         total[name] = np.log1p(scale * total[name])
     for name in ("wide", "after", "before"):
         total[name] = np.log1p(COSINE_SCALE * total[name])
@@ -253,8 +255,8 @@ def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules:
     unit = float(np.float32(memory.clock[_SEEN]))
     for lag, row in enumerate(past[::-1][:lags].tolist()):
         if row != target:
-            _sight(memory, row, target, unit * decay**lag, 0.0)
-            _sight(memory, target, row, 0.0, unit * decay**lag)
+            _sight(memory, row, target, unit * decay**lag, 0.0, unit * DIRECT_COUNT_DECAY**lag)
+            _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
     memory.seen[target] += unit
     memory.clock[_SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)
     for heat, half_life in enumerate(rules.heat_half_lives):
@@ -262,7 +264,7 @@ def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules:
         memory.clock[_HEAT + heat] *= 2.0 ** (1.0 / half_life)
 
 
-def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float) -> None:
+def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: float, direct: float) -> None:
     """Count one more sighting of ``other`` beside ``row``.
 
     If the row is full, its weakest neighbour is reduced, and replaced by one that outweighs what is left of it (Misra &
@@ -274,6 +276,7 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
     if len(found):
         memory.after[row, found[0]] += after
         memory.before[row, found[0]] += before
+        memory.direct[row, found[0]] += direct
         _mark(memory, row, int(found[0]))
         return
     at = num
@@ -284,12 +287,14 @@ def _sight(memory: MemoryArrays, row: int, other: int, after: float, before: flo
             left = 1.0 - (after + before) / float(both[at])
             memory.after[row, at] *= left
             memory.before[row, at] *= left
+            memory.direct[row, at] *= left
             _mark(memory, row, at)
             return
     else:
         memory.num_neighbours[row] += 1
     memory.neighbour_row[row, at] = other
     memory.after[row, at], memory.before[row, at], memory.weight[row, at] = after, before, 0.0
+    memory.direct[row, at] = direct
     _mark(memory, row, at)
 
 
@@ -300,7 +305,7 @@ def _mark(memory: MemoryArrays, row: int, at: int) -> None:
 def _rescale(memory: MemoryArrays, num_rows: int) -> None:
     """Rescale counts before their unit outgrows a float."""
     if memory.clock[_SEEN] > RESCALE_AT:
-        for counts in (memory.seen, memory.after, memory.before):
+        for counts in (memory.seen, memory.after, memory.before, memory.direct):
             counts *= 1.0 / memory.clock[_SEEN]
         memory.dirty[:num_rows] = CHANGED
         memory.moved[:num_rows] = 255

@@ -16,6 +16,7 @@ from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64
 from kernels.memory.reference import (
     CHAIN,
     COSINE_SCALE,
+    DIRECT,
     FOLLOWS,
     FOLLOWS_SCALE,
     LEARNED,
@@ -26,9 +27,10 @@ from kernels.memory.reference import (
     standing_of,
 )
 
-_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED}
+_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
+            "direct": DIRECT}  # fmt: skip
 _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
-               "own_count": 1.0}  # fmt: skip
+               "direct": FOLLOWS_SCALE, "own_count": 1.0}  # fmt: skip
 """Features that are log(1 + scale x sum)."""
 
 
@@ -65,13 +67,14 @@ def memory_shares(
     shape = (len(past), len(row_C))
     raw = {name: np.zeros(shape) for name in EVIDENCE}
     after_LC, before_LC = np.zeros(shape), np.zeros(shape)
-    for lag, ((after_C, before_C, weight_C), row) in enumerate(zip(pairs, past[::-1].tolist(), strict=True)):
+    for lag, ((after_C, before_C, direct_C, weight_C), row) in enumerate(zip(pairs, past[::-1].tolist(), strict=True)):
         after_LC[lag], before_LC[lag] = after_C, before_C
         both_C, seen = after_C + 0.5 * before_C, float(memory.seen[row])
         root_C = np.sqrt(np.maximum(seen * memory.seen[row_C].astype(float), np.finfo(float).tiny))
         found = {
             "follows": both_C / seen if seen > 0 else both_C, "chain": 0.1 * np.log1p(COSINE_SCALE * both_C / root_C),
             "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
+            "direct": direct_C / seen if seen > 0 else direct_C,
         }  # fmt: skip
         for name, (lags, decay) in _WINDOWS.items():
             if lag < lags:
@@ -89,14 +92,14 @@ def memory_shares(
     )  # fmt: skip
 
 
-def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float64, Float64]:
-    """A row's counts after and before, and learned weights, for the given other rows."""
+def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float64, Float64, Float64]:
+    """A row's counts after, before and directly after, and learned weights, for the given other rows."""
     num = int(memory.num_neighbours[row])
     is_it_NC = memory.neighbour_row[row, :num, None] == row_C
-    after_C, before_C, weight_C = (
-        getattr(memory, name)[row, :num].astype(float) @ is_it_NC for name in ("after", "before", "weight")
+    after_C, before_C, direct_C, weight_C = (
+        getattr(memory, name)[row, :num].astype(float) @ is_it_NC for name in ("after", "before", "direct", "weight")
     )
-    return after_C, before_C, weight_C
+    return after_C, before_C, direct_C, weight_C
 
 
 def _shared(name: str, raw_LC: Float64) -> Float64:

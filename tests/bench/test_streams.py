@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench.made_streams import bazaar, music, portal, reviews, series
 from bench.single_pass import settings_for
 from bench.streams import open_stream, synthetic
 from headrace.config import load_settings
+from model.kinds import chosen
 from stream.errors import FileError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -59,3 +62,43 @@ def test_a_record_of_the_synthetic_stream_repeats_itself_and_items_are_released_
 def test_a_stream_whose_file_is_missing_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="--data"):
         open_stream("ml-1m", tmp_path)
+
+
+def test_made_streams_are_the_same_each_time_and_have_their_shapes() -> None:
+    made = {
+        "portal": list(portal(600)), "series": list(series(600)), "music": list(music(600, num_users=20)),
+        "bazaar": list(bazaar(600, num_items=5_000)), "reviews": list(reviews(200, 500)),
+    }  # fmt: skip
+    assert made["portal"] == list(portal(600))
+    assert all(len(actions) >= 600 or name == "reviews" for name, actions in made.items())
+    assert len({action["user"] for action in made["portal"]}) > 80
+    for name, least, most in (("series", 0.0, 0.0), ("music", 0.05, 0.9), ("bazaar", 0.1, 0.6), ("reviews", 0.0, 0.0)):
+        pairs = [(action["user"], action["item"]) for action in made[name]]
+        assert least <= 1 - len(set(pairs)) / len(pairs) <= most, name
+    days = [action["timestamp"] for action in made["reviews"]]
+    assert days == sorted(days)
+    assert all(day % 86_400_000 == days[0] % 86_400_000 for day in days)
+
+
+def test_music_events_as_published_are_shown_played_or_liked_in_order_of_time(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    columns = {
+        "uid": pyarrow.array([10, 10, 20, 20, 20], pyarrow.uint32()),
+        "timestamp": pyarrow.array([50, 95, 5, 50, 100], pyarrow.uint32()),
+        "item_id": pyarrow.array([7, 8, 7, 9, 9], pyarrow.uint32()),
+        "is_organic": pyarrow.array([1, 0, 1, 1, 1], pyarrow.uint8()),
+        "played_ratio_pct": pyarrow.array([100, None, 20, 50, None], pyarrow.uint16()),
+        "track_length_seconds": pyarrow.array([180, None, 200, 210, None], pyarrow.uint32()),
+        "event_type": pyarrow.array(["listen", "like", "listen", "listen", "unlike"]).dictionary_encode(),
+    }
+    (tmp_path / "flat" / "50m").mkdir(parents=True)
+    parquet.write_table(pyarrow.table(columns), tmp_path / "flat" / "50m" / "multi_event.parquet")
+    actions = list(open_stream("yambda", tmp_path))
+    assert [(action["user"], action["item"]) for action in actions] == [(20, 7), (10, 7), (20, 9), (10, 8)]
+    assert [action["action"] for action in actions] == [["shown"], ["shown", "play"], ["shown", "play"], ["like"]]
+    assert [action["features"]["organic"] for action in actions] == ["1", "1", "1", "0"]
+    settings = settings_for(load_settings(), actions)
+    kinds = settings.model.kinds
+    is_choice = chosen(1 << np.arange(len(kinds), dtype=np.uint32), settings.model)
+    assert [kind for kind, each in zip(kinds, is_choice, strict=True) if each] == ["play", "like"]

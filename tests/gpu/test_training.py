@@ -59,6 +59,7 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
         while batch := list(islice(examples, 16)):
             report = learner.step(batch)
             losses[graphs].append((report.retrieval_loss, report.ranking_loss))
-        assert learner.step_graphs is None or learner.step_graphs.works, "a capture failed; see its warning"
+        captured = learner.forward_pass.step_graphs
+        assert captured is None or captured.works, "a capture failed; see its warning"
     for ours, theirs in zip(losses[True], losses[False], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

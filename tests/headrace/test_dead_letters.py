@@ -69,6 +69,25 @@ def test_they_are_counted_by_reason_and_the_newest_shown(
     assert "5 dead letters: unknown_action 3, bad_time 1, malformed 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b"[/red] no tag", "[/red] no tag"),
+        (b"[bold]x :smile:", "[bold]x :smile:"),
+        (b"\x1b[2J\x07x", "\ufffd[2J\ufffdx"),
+    ],
+)
+def test_what_a_letter_holds_is_shown_and_not_obeyed(
+    value: bytes, shown: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    producer = make_producer(settings.kafka)
+    headers = [("reason", value), ("message", value)]
+    producer.send(Topics.under(settings.kafka.prefix).dead_letters, value, partition=0, headers=headers)
+    producer.close()
+    assert show(settings, num_last=1) == 0
+    assert shown in capsys.readouterr().out
+
+
 def test_a_replay_sends_what_is_fixed_once_and_reports_what_is_not(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import KernelUnavailable, rowwise_adagrad_
 from kernels.adagrad.cpp import adagrad_operator
-from tests.kernels.yardstick import force, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, levels, relative_error
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -71,15 +71,7 @@ def test_bfloat16_weights_are_the_float32_step_rounded(monkeypatch: pytest.Monke
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     inputs = make_inputs(1000, 20_000, 24)
-    before = torch.get_num_threads()
-    results = []
-    for num_threads in (1, 2, 3, 7):
-        torch.set_num_threads(num_threads)
-        results.append(step(inputs, torch.float32, "cpp"))
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert torch.equal(results[0][0], other[0])
-        assert torch.equal(results[0][1], other[1])
+    assert_same_bits(lambda: step(inputs, torch.float32, "cpp"), (1, 2, 3, 7))
 
 
 def test_repeats_are_added_in_the_order_of_positions() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kernels import BucketCache, KernelUnavailable, TimeBuckets, hstu_attention
 from kernels.attention import cpp
 from tests.kernels.jagged import Batch, attend, errors, make_batch
-from tests.kernels.yardstick import force, forward_limit, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, forward_limit, levels, relative_error
 
 CASES: dict[str, dict[str, Any]] = {
     "one head, width 50": {"lengths": [5, 0, 1, 100, 164], "heads": 1, "qk": 50, "value": 50, "num_buckets": 64},
@@ -166,12 +166,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     force(monkeypatch, level)
     batch = make_batch([3, 80, 1, 0, 33, 50, 120, 7, 9], num_buckets=64, unit_ms=1.0)
-    results = []
-    for num_threads in (1, 2, 5):
-        torch.set_num_threads(num_threads)
-        results.append(attend(batch, dtype, "cpp"))
-    for other in results[1:]:
-        assert all(torch.equal(other[name], results[0][name]) for name in other)
+    assert_same_bits(lambda: attend(batch, dtype, "cpp"), (1, 2, 5))
 
 
 def test_every_element_of_an_output_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

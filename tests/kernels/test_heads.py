@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.heads import FEEDBACK, HeadInputs, HeadOutputs, HeadParams, HeadRules, heads, reference
-from tests.kernels.yardstick import force, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, levels, relative_error
 
 CASES: dict[str, dict[str, int]] = {
     "a live step": {"outputs": 90, "targets": 30, "queries": 27, "rows": 700, "model": 64, "width": 64, "kinds": 3},
@@ -137,15 +137,9 @@ def test_rows_and_queries_of_any_length_have_the_definitions_gradients(scale: fl
     assert_close(by_kernel(inputs, params, RULES), by_definition(inputs, params, RULES), limit=1e-4)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     inputs, params = make_inputs(**CASES["a live step"]), make_params(64, 64, 3)
-    threads, found = torch.get_num_threads(), []
-    for num in (1, 2, 5):
-        torch.set_num_threads(num)
-        found.append(by_kernel(inputs, params, RULES))
-    torch.set_num_threads(threads)
-    for name, expected in found[0].items():
-        assert all(torch.equal(each[name], expected) for each in found[1:]), name
+    assert_same_bits(lambda: by_kernel(inputs, params, RULES), (1, 2, 5))
 
 
 def test_equal_rows_have_equal_logits() -> None:

@@ -21,7 +21,7 @@ from kernels import (
 )
 from kernels.layer.dropout import keep_mask
 from tests.kernels.jagged import Batch, make_batch
-from tests.kernels.yardstick import force, forward_limit, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, forward_limit, levels, relative_error
 
 CASES: dict[str, dict[str, Any]] = {
     "one head, width 50": {"lengths": [5, 0, 1, 100, 164], "heads": 1, "model": 50, "qk": 50, "value": 50},
@@ -192,12 +192,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     dtype: torch.dtype, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force(monkeypatch, level)
-    results = []
-    for num_threads in (1, 2, 5):
-        torch.set_num_threads(num_threads)
-        results.append(run(CASES["many users, dropout"], dtype, "cpp"))
-    for other in results[1:]:
-        assert all(torch.equal(other[name], results[0][name]) for name in other)
+    assert_same_bits(lambda: run(CASES["many users, dropout"], dtype, "cpp"), (1, 2, 5))
 
 
 def test_the_dropout_mask_depends_on_seed_token_and_column_alone() -> None:

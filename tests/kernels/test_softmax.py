@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import KernelUnavailable, full_softmax, sampled_softmax
 from kernels.softmax import cpp_loss
-from tests.kernels.yardstick import force, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, levels, relative_error
 
 KINDS = ("shared", "in_batch", "per_row", "full")
 
@@ -169,22 +169,17 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     force(monkeypatch, level)
     case = make_case(kind, 300, 80, 40, 90, alike=alike, log_q=True)
-    results = []
-    for num_threads in (1, 2, 3, 5):
-        torch.set_num_threads(num_threads)
-        results.append(case.run(dtype, "cpp"))
-    for other in results[1:]:
-        for left, right in zip(results[0], other, strict=True):
-            assert torch.equal(left, right)
+    assert_same_bits(lambda: case.run(dtype, "cpp"), (1, 2, 3, 5))
+
+
+def test_bits_that_depend_on_the_number_of_threads_are_caught() -> None:
+    with pytest.raises(AssertionError, match="0 on 2 threads"):
+        assert_same_bits(lambda: [torch.tensor(1.0 / torch.get_num_threads())], (1, 2))
 
 
 def test_many_negatives_give_the_same_bits_on_any_number_of_threads() -> None:
     case = make_case("shared", 200, 5000, 16, cpp_loss.SMALL + 100, alike=False)
-    torch.set_num_threads(1)
-    one = case.run(torch.float32, "cpp")
-    torch.set_num_threads(3)
-    for left, right in zip(one, case.run(torch.float32, "cpp"), strict=True):
-        assert torch.equal(left, right)
+    assert_same_bits(lambda: case.run(torch.float32, "cpp"), (1, 3))
 
 
 @pytest.mark.parametrize("level", levels())

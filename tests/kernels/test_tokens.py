@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.tokens import TokenParams, token_gradients, tokens
-from tests.kernels.yardstick import force, levels, relative_error
+from tests.kernels.yardstick import assert_same_bits, force, levels, relative_error
 
 CASES: dict[str, dict[str, Any]] = {
     "a live step": {"num": 560, "rows": 700, "width": 64, "model": 64, "kinds": 3},
@@ -104,15 +104,9 @@ def test_the_tables_gradient_is_added_to() -> None:
     torch.testing.assert_close(d_table, once + 1)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     inputs, params, grad_TM = make(**CASES["many"])
-    threads, found = torch.get_num_threads(), []
-    for num in (1, 2, 5):
-        torch.set_num_threads(num)
-        found.append(by_kernel(inputs, params, grad_TM))
-    torch.set_num_threads(threads)
-    for name, expected in found[0].items():
-        assert all(torch.equal(each[name], expected) for each in found[1:]), name
+    assert_same_bits(lambda: by_kernel(inputs, params, grad_TM), (1, 2, 5))
 
 
 def test_what_does_not_fit_together_is_refused() -> None:

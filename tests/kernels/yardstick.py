@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +32,22 @@ def force(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     """Force one of `levels` for this test."""
     monkeypatch.setenv("HEADRACE_CPU_LEVEL", level.split(",", maxsplit=1)[0])
     torch.set_float32_matmul_precision("high" if level == TWO_TERMS else "highest")  # tests/conftest.py restores it
+
+
+def assert_same_bits(run: Callable[[], Mapping[str, Tensor] | Sequence[Tensor]], threads: Sequence[int]) -> None:
+    """Check that ``run`` gives the same bits on any of these numbers of threads."""
+    before, found = torch.get_num_threads(), list[dict[object, Tensor]]()
+    try:
+        for num_threads in threads:
+            torch.set_num_threads(num_threads)
+            results = run()
+            found.append(dict(results) if isinstance(results, Mapping) else dict(enumerate(results)))
+    finally:
+        torch.set_num_threads(before)
+    for num_threads, other in zip(threads[1:], found[1:], strict=True):
+        assert other.keys() == found[0].keys()
+        for name, expected in found[0].items():
+            assert torch.equal(other[name], expected), f"{name} on {num_threads} threads"
 
 
 def forward_limit() -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.memory import MemoryArrays
+from kernels.memory import FEATURES, MemoryArrays
 from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory, events_of, neighbours_at
@@ -77,7 +77,7 @@ def test_a_delta_carries_the_counts_that_changed_and_no_others() -> None:
     before, delta = server.arrays.copy(), trainer.changes(everything=False)
     server.apply(delta, is_base=False)
     assert 0 < len(delta["after"]) < len(base["after"]) / 4
-    for name in ("neighbour_row", "after", "before", "weight", "num_neighbours"):
+    for name in ("neighbour_row", "after", "before", "direct", "weight", "num_neighbours"):
         np.testing.assert_array_equal(getattr(server.arrays, name)[:60], getattr(trainer.arrays, name)[:60], name)
     rows = np.repeat(delta["row_index"], delta["num_moved"])
     same = [getattr(before, name)[rows, delta["slot"]] == delta[name] for name in ("neighbour_row", "after", "before")]
@@ -99,7 +99,7 @@ def test_an_evicted_row_is_nobodys_neighbour() -> None:
 
 def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
-    monkeypatch.setattr("model.memory.FREE_BYTES", 16 * 16 * 6)
+    monkeypatch.setattr("model.memory.FREE_BYTES", 20 * 16 * 6)
     monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 2)
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 12, 200)
@@ -118,8 +118,31 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
     arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
     by_row = [array.nbytes for name in MemoryArrays.__slots__ if 256 in (array := getattr(arrays, name)).shape[:2]]
-    assert len(by_row) == 11
+    assert len(by_row) == 12
     assert sum(by_row) / 256 <= 512
+
+
+def test_a_memory_of_an_older_build_is_continued() -> None:
+    """Builds before the direct counts published one feature less, and no such counts."""
+    memory, rng = Memory(MODEL), np.random.default_rng(0)
+    learn(memory, rng, 30, 100)
+    at = FEATURES.index("direct")
+    for held in (memory.changes(everything=True), memory.state_dict()):
+        older = {name: array.copy() for name, array in held.items() if name != "direct"}
+        older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
+        older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
+        other = Memory(MODEL)
+        if "row_index" in older:
+            other.apply(older, is_base=True)
+        else:
+            other.load_state_dict(older)
+        np.testing.assert_array_equal(np.delete(other.arrays.gain, at, axis=1), older["gain"])
+        np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
+        assert not other.arrays.gain[:, at].any()
+        assert not other.arrays.direct.any()
+        learn(other, rng, 30, 20)
+        assert other.is_finite
+        assert other.arrays.gain[:, at].any()
 
 
 def test_what_is_kept_is_everything() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batcher import LONG_WEIGHT, Batcher, CostModel, Lane
-from serving.engine import Engine, Request, Result
+from serving.batcher import LONG_WEIGHT, Batcher
+from serving.cost import CostModel
+from serving.engine import Engine
 from serving.errors import OverloadedError
 from serving.heartbeat import Heartbeat
 from serving.histories import Histories
 from serving.holder import HeldVersion
+from serving.lane import Lane
+from serving.request import Request, Result
 from tests.serving.world import World, holder_of, versions
 from wire.config import KafkaConfig
 from wire.example import no_interactions

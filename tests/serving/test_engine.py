@@ -13,9 +13,10 @@ from model.memory import events_of
 from model.tokens import token_times
 from serving import engine as engine_module
 from serving.cache import Born
-from serving.engine import Engine, Request, Result
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.request import Request, Result
 from serving.reuse import ReuseProbe
 from tests.serving.world import MODEL, World, example, holder_of, interactions, slice_of, versions
 from trainer.batch import build_batch
@@ -89,7 +90,7 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
             rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
         )
         learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
-        prior = learner._prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
+        prior = learner.forward_pass.prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
         target_row_R = learner.items.lookup(batch.item_n[batch.target_R])
         odds_RK = learner.rates.score(learner.odds_events(batch, target_row_R, ranked_RK))

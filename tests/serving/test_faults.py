@@ -18,8 +18,8 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from serving.guard import Guard
 from serving.holder import HeldVersion, WeightsManager
+from serving.intake import VersionIntake
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
@@ -184,9 +184,7 @@ class Watched(WeightsManager):
 def follow(topic: Topic, then: Callable[[WeightsSubscriber], None]) -> list[tuple[tuple[int, int], str]]:
     """The versions that a server served; ``then`` is called while it follows."""
     holder = Watched()
-    thread = WeightsSubscriber(
-        connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, holder, guard=Guard(None)
-    )
+    thread = WeightsSubscriber(connect(topic.kafka, 20, metadata_max_age_ms=1000), topic.name, VersionIntake(holder))
     thread.start()
     try:
         then(thread)
@@ -240,7 +238,7 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     try:
         topic.send([clean()[0][0], (key, headers, wrong), *clean()[0][2:]])
         holder = Watched()
-        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, holder)
+        thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, VersionIntake(holder))
         thread.start()
         wait_until(lambda: bool(holder.served), 30, "the damaged version to be served")
         thread.stop()

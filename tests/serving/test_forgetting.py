@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from serving.answer_bodies import SentOrder
 from serving.config import ServingConfig
 from serving.histories import Histories
 from serving.http import build_app
-from serving.messages import ForgetRequest, SentOrder
+from serving.request_bodies import ForgetRequest
 from serving.service import Service
 from tests.serving.inprocess import Client
 from tests.serving.live import HOLDER, service_of

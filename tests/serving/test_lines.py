@@ -39,12 +39,12 @@ def test_a_server_follows_the_line_that_it_is_told_to_and_comes_back(main: Wire,
             last = main.publish(old, kind)
         served(thread, last)
         first = beside.publish(new)
-        thread.rollout.switched = TO_B
+        thread.intake.rollout.switched = TO_B
         served(thread, first)
         assert first < last, "the lines count on their own, and a lower number of the other line may follow"
         behind = main.publish(old, "delta")
         served(thread, beside.publish(new, "delta"))
-        thread.rollout.switched = None
+        thread.intake.rollout.switched = None
         served(thread, behind)
         served(thread, main.publish(old, "delta"))
 
@@ -56,7 +56,7 @@ def test_the_last_version_answers_until_the_other_line_has_one(
     with main.subscriber() as thread:
         served(thread, main.publish(old))
         with caplog.at_level(logging.ERROR):
-            thread.rollout.switched = TO_B
+            thread.intake.rollout.switched = TO_B
             wait_until(lambda: "line 'b': topic" in caplog.text, 20, "the missing topic to be told")
         served(thread, main.publish(old, "delta"))
         other = Wire(kafka, main.kafka.prefix, line="b")
@@ -83,12 +83,12 @@ def test_a_pin_counts_for_its_own_line(main: Wire, beside: Wire) -> None:
     beside.publish(new)
     newest = beside.publish(new, "delta")
     with main.subscriber() as thread:
-        thread.rollout.ordered = Pin(epoch=first[0], number=first[1], made_ms=0)
+        thread.intake.rollout.ordered = Pin(epoch=first[0], number=first[1], made_ms=0)
         served(thread, first)
-        thread.rollout.switched = TO_B
+        thread.intake.rollout.switched = TO_B
         served(thread, newest)
-        assert thread.rollout.wanted is None
-        thread.rollout.switched = None
+        assert thread.intake.rollout.wanted is None
+        thread.intake.rollout.switched = None
         served(thread, first)
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from kafka import KafkaConsumer, TopicPartition
 
-from serving.engine import Engine, Request
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import WeightsManager
+from serving.request import Request
 from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment

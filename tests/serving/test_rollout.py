@@ -76,14 +76,14 @@ def test_a_ruined_version_is_published_and_not_served_until_one_is_good_again(wi
         good = publish(wire, world)
         served(thread, good)
         held = publish(wire, world, kind, ruined)
-        wait_until(lambda: thread.rollout.held == held, 20, "the ruined version to be held back")
+        wait_until(lambda: thread.intake.rollout.held == held, 20, "the ruined version to be held back")
         also = publish(wire, world, "delta", ruined)
-        wait_until(lambda: thread.rollout.held == also, 20, "the one behind it to be held back")
+        wait_until(lambda: thread.intake.rollout.held == also, 20, "the one behind it to be held back")
         assert answers_from(thread, good)
-        assert thread.rollout.num_held == 2
+        assert thread.intake.rollout.num_held == 2
         again = publish(wire, world)
         served(thread, again)
-        assert thread.rollout.held is None
+        assert thread.intake.rollout.held is None
         whole = World(num_users=2)
         for each in range(world.number + 1):
             whole.records("base" if each == 0 else "delta", 0)
@@ -106,8 +106,8 @@ def test_a_server_that_starts_while_the_newest_is_held_back_answers_from_the_las
     ruined = publish(wire, world, "delta", msgspec.structs.replace(GOOD, ne=3.0))
     with subscriber(wire) as thread:
         served(thread, good)
-        wait_until(lambda: thread.rollout.held == ruined, 20, "the newest to be held back")
-        assert "normalised entropy 3.000, 0.900 before" in thread.rollout.why
+        wait_until(lambda: thread.intake.rollout.held == ruined, 20, "the newest to be held back")
+        assert "normalised entropy 3.000, 0.900 before" in thread.intake.rollout.why
 
 
 def test_a_new_line_of_training_answers_when_it_is_as_good(wire: Wire) -> None:
@@ -122,7 +122,7 @@ def test_a_new_line_of_training_answers_when_it_is_as_good(wire: Wire) -> None:
             records = of_quality(new.records(kind, wire.next_offset), quality)
             manifest = msgspec.structs.replace(decode_manifest(records[-1][2]), lineage="b")
             wire.send([*records[:-1], (*records[-1][:2], encode_manifest(manifest))])
-            wait_until(lambda: thread.rollout.held == (2, new.number), 20, "the new line to be held back")
+            wait_until(lambda: thread.intake.rollout.held == (2, new.number), 20, "the new line to be held back")
             assert answers_from(thread, good)
         served(thread, publish(wire, new))
 
@@ -191,14 +191,14 @@ def test_a_pin_goes_back_stays_and_lets_go(wire: Wire) -> None:
         names = [publish(wire, world, kind) for kind in ("base", "delta", "delta", "base", "delta")]
         served(thread, names[-1])
         newest = tables_of(thread)
-        thread.rollout.ordered = Pin(epoch=1, number=2, made_ms=0)
+        thread.intake.rollout.ordered = Pin(epoch=1, number=2, made_ms=0)
         served(thread, (1, 2))
         assert not np.array_equal(tables_of(thread), newest)
         swaps = thread.holder.num_swaps
         publish(wire, world)
         publish(wire, world, "base")
         last = publish(wire, world)
-        thread.rollout.ordered = None
+        thread.intake.rollout.ordered = None
         served(thread, last)
         assert thread.holder.num_swaps == swaps + 1, "nothing came into service while it was pinned"
 
@@ -219,10 +219,10 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
     with subscriber(wire) as thread:
         first = publish(wire, world, "base")
         served(thread, first)
-        thread.rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
-        wait_until(lambda: thread.rollout.held == (1, 1), 20, "the pin to be found missing")
+        thread.intake.rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
+        wait_until(lambda: thread.intake.rollout.held == (1, 1), 20, "the pin to be found missing")
         assert answers_from(thread, first)
-        assert "not in the topic" in thread.rollout.why
+        assert "not in the topic" in thread.intake.rollout.why
 
 
 def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:

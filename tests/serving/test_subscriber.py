@@ -35,7 +35,7 @@ def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: l
     swaps = subscriber.holder.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
-    wait_until(lambda: subscriber.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
+    wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
     good = wire.publish(world, "base")
     served(subscriber, good)
     assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
@@ -134,7 +134,7 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
         world.records("delta", 0)  # learned and numbered, but never sent
         wire.publish(world, "delta")
         wire.publish(world, "delta")
-        wait_until(lambda: subscriber.counters.num_unlinked >= 2, 20, "the gap to be seen")
+        wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 20, "the gap to be seen")
         assert subscriber.holder.current is not None
         assert subscriber.holder.current.which == (1, 0)
         served(subscriber, wire.publish(world))
@@ -149,7 +149,7 @@ def test_a_server_starts_from_the_topic_alone_wherever_it_stands(wire: Wire) -> 
     wire.send(records[:1])
     with wire.subscriber() as subscriber:
         served(subscriber, (1, 4))
-        assert subscriber.counters.num_applied == 2, "the last base and its delta, not the whole topic"
+        assert subscriber.intake.counters.num_applied == 2, "the last base and its delta, not the whole topic"
         wire.send(records[1:])
         served(subscriber, (1, 5))
 
@@ -194,3 +194,15 @@ def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, mo
         newer = wire.publish(quick_world(epoch=0, seed=1))
         with pytest.raises(AssertionError, match="waited"):
             served(subscriber, newer, 8)
+
+
+def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+    world = quick_world()
+    with wire.subscriber() as subscriber:
+        served(subscriber, wire.publish(world))
+        wire.send([(b"foreign", [], b"7 bytes")] * 1_500)
+        served(subscriber, wire.publish(world, "delta"))
+    assert subscriber.counters.num_dropped == 1_500
+    told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
+    assert len(told) == 11, "the first ten, and the thousandth"
+    assert told[-1].endswith("(number 1000 so far)")

@@ -23,8 +23,8 @@ from serving import holder as holder_module
 from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.holder import HeldVersion, WeightsManager
-from serving.messages import RecommendRequest
-from serving.requests import RequestBuilder
+from serving.request_bodies import RecommendRequest
+from serving.request_builder import RequestBuilder
 from serving.service import Service
 from tests.serving.live import WORLD, live_server, service_of
 from tests.serving.world import START_MS, World, holder_of, versions

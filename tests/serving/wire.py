@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 
 from serving.guard import Guard
 from serving.holder import WeightsManager
+from serving.intake import VersionIntake
 from serving.rollout import Rollout
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, free_port, wait_until
@@ -71,8 +72,8 @@ class Wire:
     def subscriber(self, rollout: Rollout | None = None, guard: Guard | None = None) -> Iterator[WeightsSubscriber]:
         """A subscriber in this process that follows the weights topic."""
         thread = WeightsSubscriber(
-            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights, WeightsManager(),
-            rollout=rollout or Rollout(), guard=guard or Guard(None),
+            connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights,
+            VersionIntake(WeightsManager(), rollout or Rollout(), guard or Guard(None)),
             topic_of=lambda line: Topics.under(self.kafka.prefix, line).weights,
         )  # fmt: skip
         thread.start()
@@ -92,7 +93,7 @@ def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: flo
         current = subscriber.holder.current
         return current is not None and current.which == which
 
-    wait_until(holds, timeout_s, f"version {which} to be served ({subscriber.counters})")
+    wait_until(holds, timeout_s, f"version {which} to be served ({subscriber.intake.counters})")
 
 
 def server_environment() -> dict[str, str]:

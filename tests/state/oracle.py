@@ -7,8 +7,7 @@ interaction that its user still keeps.
 from __future__ import annotations
 
 import json
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ import numpy as np
 from wire.hashing import item_hash
 
 
-@dataclass
+@dataclass(frozen=True)
 class Token:
-    """One interaction."""
+    """One interaction, as it is at some moment."""
 
     item: int
     bits: int
@@ -40,6 +39,10 @@ class Life:
     ids: dict[int, list[str]] = field(default_factory=dict)
     """Place of an interaction → ids, oldest first."""
     user_features: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> Life:
+        """The same, unchanged by what this user does next."""
+        return Life(list(self.tokens), {place: list(ids) for place, ids in self.ids.items()}, dict(self.user_features))
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Oracle:
             self.apply(action)
             if self.moments is not None:
                 user = str(action["user"])
-                self.moments[user, offset, max(index, 0)] = deepcopy(self.users[user])
+                self.moments[user, offset, max(index, 0)] = self.users[user].copy()
 
     def wrong(self, action: Any, record_ms: int) -> str | None:
         """Only the kinds of malformed records that the tests' streams contain."""
@@ -123,7 +126,7 @@ class Oracle:
         if place is None:
             place = self.append(life, action)
         else:
-            self.join(life.tokens[place], action)
+            life.tokens[place] = self.join(life.tokens[place], action)
         if name is not None:
             ids = life.ids.setdefault(place, [])
             ids.append(name)
@@ -158,10 +161,11 @@ class Oracle:
         life.tokens.append(Token(item, bits, max(time, last), domain, value, features, session))
         return len(life.tokens) - 1
 
-    def join(self, token: Token, action: dict[str, Any]) -> None:
-        token.bits |= self.bits(action)
-        if "domain" in action:
-            token.domain = item_hash(action["domain"])
-        if "value" in action:
-            token.value = float(np.float32(action["value"]))
-        token.features = [new or old for new, old in zip(self.given(action), token.features, strict=True)]
+    def join(self, token: Token, action: dict[str, Any]) -> Token:
+        return replace(
+            token,
+            bits=token.bits | self.bits(action),
+            domain=item_hash(action["domain"]) if "domain" in action else token.domain,
+            value=float(np.float32(action["value"])) if "value" in action else token.value,
+            features=[new or old for new, old in zip(self.given(action), token.features, strict=True)],
+        )

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from ast import literal_eval
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from state.config import StoreConfig
 from state.errors import StoreClosed, StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreMismatch
 from state.store import PartitionStore
+from tests.brokers import wait_until
 from tests.state.victim import SEQUENCE, Topic
 from tests.state.world import ACTION, World, read_user, rows_of, stream_of
 from wire.config import ActionConfig, SequenceConfig
@@ -395,10 +395,8 @@ def test_a_process_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Pa
         assert victim.stdout is not None
         victim.stdout.readline()
         before = _num_files(tmp_path / "topic")
-        wanted, deadline = before + rng.randrange(20, 120), time.monotonic() + 60
-        while victim.poll() is None and _num_files(tmp_path / "topic") < wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wanted = before + rng.randrange(20, 120)
+        _wait_for_files(victim, tmp_path / "topic", wanted)
         if num_kills < 8 and victim.poll() is None:
             victim.send_signal(signal.SIGKILL)
             num_kills += 1
@@ -409,6 +407,15 @@ def test_a_process_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Pa
         assert code == -signal.SIGKILL
     assert num_kills >= 5
     _check_what_the_killed_left(tmp_path, seed, num_records)
+
+
+def _wait_for_files(victim: subprocess.Popen[bytes], folder: Path, wanted: int) -> None:
+    """Wait until it has written so many, or has ended."""
+
+    def are_there() -> bool:
+        return victim.poll() is not None or _num_files(folder) >= wanted
+
+    wait_until(are_there, 60, f"{wanted} records", every_s=0.001)
 
 
 def _num_files(folder: Path) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import aiokafka.codec
 import aiokafka.record.default_records
 
+import stream.applier
 import stream.claim
 import stream.held_back
 import stream.partition
@@ -34,11 +35,11 @@ def acks_before_it_writes() -> None:
         await asyncio.sleep(0.5)
         await offer(self, events)
 
-    async def fill_nothing(self: Any, store: Any, stop: int) -> None:
+    async def fill_nothing(self: Any, stop: int) -> None:
         return None
 
     stream.partition.Partition.offer = acknowledge_first  # type: ignore[method-assign]
-    stream.partition.Partition._fill = fill_nothing  # type: ignore[method-assign]
+    stream.applier.Applier._fill = fill_nothing  # type: ignore[method-assign]
 
 
 def deletes_before_the_broker_has_it() -> None:

@@ -237,6 +237,27 @@ def test_one_list_of_actions_is_read_like_lines_of_them(tmp_path: Path) -> None:
         assert list(read_actions(tmp_path / name)) == actions
 
 
+def test_files_with_a_byte_order_mark_each_may_be_joined(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    (tmp_path / "r.dat").write_bytes(b"".join(mark + row.encode() for row in DAT.splitlines(keepends=True)))
+    assert read(tmp_path / "r.dat") == EXPECTED
+    (tmp_path / "a.jsonl").write_bytes(2 * (mark + line().encode() + b"\n"))
+    assert list(read_actions(tmp_path / "a.jsonl")) == [ACTION, ACTION]
+
+
+def test_a_table_of_ratings_keeps_all_that_an_action_may_have(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(
+        "user,item,rating,timestamp,domain,session,genre,land,id\nu,i,4,978300760,food,s1,jazz,li,r1\n"
+        "u,j,3,978300761,,,,,\n"
+    )
+    config = ActionConfig(kinds=RATING_KINDS, features=("genre",), user_features=("land",))
+    plain = {"user": "u", "item": "j", "action": ["rate"], "timestamp": 978300761000, "value": 3.0}
+    more = {"domain": "food", "session": "s1", "id": "r1", "features": {"genre": "jazz"},
+            "user_features": {"land": "li"}}  # fmt: skip
+    rated = {"user": "u", "item": "i", "action": ["rate", "like"], "timestamp": 978300760000, "value": 4.0}
+    assert list(read_actions(tmp_path / "r.csv", config)) == [rated | more, plain]
+
+
 def test_a_list_may_be_longer_than_a_record_may(tmp_path: Path) -> None:
     actions = [json.loads(line(timestamp=NOW + n, item=n)) for n in range(2_500)]
     (tmp_path / "one.json").write_text(json.dumps(actions))
@@ -282,7 +303,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_pipe_without_a_writer_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.content.PIPE_WAIT_S", 0.05)
+    monkeypatch.setattr("stream.files.content.PIPE_WAIT_S", 0.05)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="expected a writer at the other end of the pipe, got none"):
         read_actions(tmp_path / "pipe")
@@ -361,6 +382,12 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.json", f"[{line()},\n{line()},\n".encode(), "a.json:.*: expected a list of actions as JSON"),
         ("a.jsonl", b"[]\n", "a.jsonl:1: expected at least one action in the list"),
         ("a.csv", b"user,item,action,timestamp\nu,i,\"see,click\",978300760\n", r"write it as 'see\|click'"),
+        ("a.jsonl", line().encode() + b'\n{"forget": true, "user": "u"}\n',
+         "a.jsonl:2: expected an action, got an order to forget user u; use headrace forget"),
+        ("a.json", b'[{"forget": true, "item": 5}]', "element 1: expected an action, got an order to forget item 5"),
+        ("a.csv", f"{CSV}9007199254740994.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
+        ("a.csv", f"{CSV}u,i,4,978300760\rv,i,4,978300760\n".encode(),
+         r"a.csv:2: .*a carriage return that ends no line\); end lines with a newline"),
         ("a.csv", b"user;item;rating;timestamp\nu;i;4,5;978300760\n", "got '4,5'; use a decimal point"),
         ("a.csv", f"{CSV}u,i,1_0,978300760\n".encode(), "a.csv:2: rating: expected a finite number, got '1_0'"),
         ("a.csv", b"user id,userid,item,rating,timestamp\n1,2,3,4,9\n", "one column user id, got user id, userid"),
@@ -372,6 +399,8 @@ GOOD_ROW = "u,i,4,978300760\n"
                 ({"user": {"id": 1}}, "user: expected a string or an integer, got an object"),
                 ({"user": True}, "user: expected a string or an integer, got a boolean"),
                 ({"user": 5.5}, "user: expected a string or an integer, got a number"),
+                ({"user": 2.0**53 + 2}, "user: expected .* got 9007199254740994.0, a float that stands for several"),
+                ({"item": 1e18}, "item: .* a float that stands for several integers; send the id as text"),
                 ({"user": ""}, "user: expected 1 to 256 characters"),
                 ({"item": None}, "item: expected a string or an integer, got null"),
                 ({"item": False}, "item: expected a string or an integer, got a boolean"),
@@ -454,6 +483,7 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
         ({"rating": [float("inf"), 1.0]}, "row 1: rating: expected a finite number, got inf"),
         ({"timestamp": [NOW, None]}, "row 2: timestamp: expected a time, got an empty cell"),
         ({"timestamp": [NOW, 5]}, "row 2: timestamp: expected a time from 1990"),
+        ({"user": [1.0, 2.0**53 + 2]}, "row 2: user: .* ids were rounded; export the column as integers or as text"),
         ({"user": [b"u", b"\xff"]}, r"row 2: user: expected text in UTF-8, got b'\\xff'"),
         ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
@@ -478,6 +508,38 @@ def test_times_of_parquet_are_read_in_every_unit(unit: str, zone: str | None, tm
         timestamp=arrow.array(ticks, arrow.timestamp(unit, zone)),
     )  # fmt: skip
     assert [(action["user"], action["timestamp"]) for action in read_actions(path)] == [(7, NOW), (8, NOW + 1000)]
+
+
+def test_columns_of_parquet_that_are_of_no_use_may_be_anything(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    odd = {
+        "duration": arrow.array([1], arrow.duration("ns")), "time": arrow.array([1], arrow.time64("ns")),
+        "day": arrow.array([(1 << 31) - 1], arrow.date32()),
+        "zone": arrow.array([[1]], arrow.list_(arrow.timestamp("us", "Mars/Phobos"))),
+    }  # fmt: skip
+    columns = {"event_time": arrow.array([NOW]), "user": arrow.array([7]), "rating": arrow.array([4]), **odd,
+               "item": arrow.array([3])}  # fmt: skip
+    del columns["time"]  # its name would be a time's
+    names = [*columns, "again", "again"]
+    table = arrow.Table.from_arrays([*columns.values(), odd["time"], odd["time"]], names=names)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [(7, 3, ["rate", "like"], NOW, 4)]
+    table = arrow.Table.from_arrays([*columns.values(), columns["user"]], names=[*columns, "user"])
+    parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(FileError, match=r"b\.parquet: expected one column user, got user, user; rename or drop"):
+        read_actions(tmp_path / "b.parquet")
+
+
+def test_a_page_of_parquet_that_was_damaged_is_refused(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"user": ["someone"], "item": ["something"], "rating": [4], "timestamp": [NOW]})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="none", write_page_checksum=True,
+                        write_statistics=False, store_schema=False)  # fmt: skip
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes().replace(b"someone", b"anybody"))
+    with pytest.raises(FileError, match=r"a\.parquet: expected a Parquet file, got .*; fetch or write it again"):
+        read_actions(tmp_path / "a.parquet")
 
 
 def test_a_time_of_parquet_beyond_the_calendar_is_named_by_its_row(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from stream.producer import ActionProducer, BatchConfig
 from stream.replay import replay, send_actions
 from tests.brokers import free_port, wait_until
 from tests.stream.workers import Deployment
+from wire.action import Action, decode_record
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.errors import BrokerUnavailable, TopicsMismatch
 from wire.kafka.admin import config_drift, ensure_topics
 from wire.kafka.retry import wait_for_broker
 from wire.partitioner import partition_of
 from wire.topics import topics_of
+
+NOW = 1_800_000_000_000
 
 
 def _action(user: object, number: int) -> dict[str, object]:
@@ -59,6 +63,18 @@ def test_records_stay_under_their_size_and_number(deployment: Deployment) -> Non
     [records] = [found for found in deployment.read(deployment.topics.actions).values() if found]
     assert max(len(record.value) for record in records) <= 1_000
     assert sum(len(_actions(record.value)) for record in records) == 300
+
+
+def test_a_file_is_sent_in_records_that_the_worker_accepts(deployment: Deployment, tmp_path: Path) -> None:
+    for name, changed in (("many", {"max_actions_per_record": 7}), ("large", {"max_record_bytes": 400})):
+        deployment.action = replace(deployment.action, **changed)
+        actions = [{**_action(f"u{number}", number), "item": name} for number in range(50)]
+        (tmp_path / name).write_text("".join(json.dumps(action) + "\n" for action in actions))
+        assert replay(deployment, tmp_path / name) == 0
+        records = [record for part in deployment.read(deployment.topics.actions).values() for record in part]
+        values = [record.value for record in records if name.encode() in record.value]
+        outcomes = [each for value in values for each in decode_record(value, NOW, deployment.action)]
+        assert [type(outcome) for outcome in outcomes] == [Action] * 50
 
 
 def test_an_action_waits_no_longer_than_the_linger(deployment: Deployment) -> None:

@@ -22,7 +22,7 @@ from tests.system.loop import KINDS, Loop
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 NUM_ACTIONS = 500
-RUNS_ON = {"worker": "partitions", "train": "standby"}
+RUNS_ON = {"worker": "partitions", "train": "standby", "torchrun": "standby"}
 """Commands that run until they are stopped, and a word that they print when they are at work."""
 SAYS = {
     "doctor": "live: 1 worker, 1 trainer, 1 server", "lag": "interactions/s learned", "topics": "as configured",
@@ -55,6 +55,10 @@ def environment(loop: Loop, words: list[str]) -> tuple[dict[str, str], list[str]
 @pytest.mark.parametrize("line", commands())
 def test_a_command_of_the_page_does_what_it_says(line: str, loop: Loop) -> None:
     given, (program, name, *arguments) = environment(loop, shlex.split(line))
+    if program == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", name, *arguments]
+        assert RUNS_ON[program] in said_before_its_end(command, given, loop.folder, RUNS_ON[program], orderly=False)
+        return
     assert program == "headrace"
     command = [sys.executable, "-m", "headrace", name, *arguments]
     if name in RUNS_ON:
@@ -65,8 +69,10 @@ def test_a_command_of_the_page_does_what_it_says(line: str, loop: Loop) -> None:
     assert SAYS[name] in done.stdout
 
 
-def said_before_its_end(command: list[str], given: dict[str, str], folder: Path, word: str) -> str:
-    """The output up to the word; then the command is stopped, and ends in an orderly way."""
+def said_before_its_end(
+    command: list[str], given: dict[str, str], folder: Path, word: str, *, orderly: bool = True
+) -> str:
+    """The output up to the word; then the command is stopped, and ends. ``orderly``: with status 0."""
     with subprocess.Popen(
         command, env=given, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -75,7 +81,7 @@ def said_before_its_end(command: list[str], given: dict[str, str], folder: Path,
             said = "".join(until(process.stdout, word))
             process.send_signal(signal.SIGTERM)
             said += process.stdout.read()
-            assert process.wait(60) == 0, said
+            assert process.wait(60) == 0 or not orderly, said
         finally:
             process.kill()
     return said

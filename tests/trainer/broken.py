@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import trainer.checkpointing
 import trainer.collection
 import trainer.election
 import trainer.kafka_source
@@ -13,13 +14,17 @@ import trainer.plan
 import trainer.positions
 import trainer.process
 import trainer.publication
-import trainer.publisher
+import trainer.ranks
 import trainer.recovery
+import trainer.replica
 import trainer.saver
 import trainer.scheduler
+import trainer.sharding
+import trainer.shards
 import trainer.snapshot
 import trainer.step
 import trainer.sweep
+import trainer.weights_writer
 import wire.example_log
 
 
@@ -35,8 +40,13 @@ def ignores_the_plan() -> None:
 
 def checkpoints_without_positions() -> None:
     """Checkpoints lack the positions."""
-    meta = trainer.loop.Trainer._meta
-    trainer.loop.Trainer._meta = lambda self, positions: meta(self, {})  # type: ignore[method-assign]
+    cut = trainer.checkpointing.Checkpointing.cut
+
+    def without(self: Any, learner: Any, positions: Any, *rest: Any) -> None:
+        del positions
+        cut(self, learner, {}, *rest)
+
+    trainer.checkpointing.Checkpointing.cut = without  # type: ignore[method-assign]
 
 
 def forgets_what_it_has_yet_to_repeat() -> None:
@@ -67,13 +77,13 @@ def folds_what_arrives() -> None:
             self.histories.fold(example)
         arrived(self, examples)
 
-    begin = trainer.loop.Trainer._next_step
+    take = trainer.loop.Trainer.turn
 
-    def next_step(self: Any) -> Any:
-        self.scheduler.histories = self.learner.histories
-        return begin(self)
+    def turn(self: Any) -> bool:
+        self.feed._scheduler.histories = self.learner.histories
+        return take(self)
 
-    trainer.loop.Trainer._next_step = next_step  # type: ignore[method-assign]
+    trainer.loop.Trainer.turn = turn  # type: ignore[method-assign]
     trainer.scheduler.Scheduler.add = add  # type: ignore[method-assign]
 
 
@@ -101,7 +111,7 @@ def trains_what_is_stale() -> None:
 
 def claims_nothing() -> None:
     """The trainer does not check whether another one has taken over."""
-    trainer.publisher.Publisher._check_fence = lambda self: None  # type: ignore[method-assign]
+    trainer.weights_writer.WeightsWriter.check_fence = lambda self: None  # type: ignore[method-assign]
 
 
 def fences_a_live_leader() -> None:
@@ -166,3 +176,35 @@ def passes_over_gaps() -> None:
         meet(self, partition, offset, example)
 
     trainer.kafka_source.KafkaSource._meet_gap = silent  # type: ignore[method-assign]
+
+
+def adds_up_one_after_the_other() -> None:
+    """Vectors are not added up as a tree, so the order of sums depends on who has which shards."""
+
+    def add(self: Any, flat: Any) -> None:
+        self._branches = [(0, self._branches[0][1].add_(flat) if self._branches else flat)]
+
+    trainer.shards.TreeSum.add = add  # type: ignore[method-assign]
+
+
+def learns_its_own_part_alone() -> None:
+    """Ranks do not exchange their gradients."""
+    trainer.ranks.Ranks.summed = lambda self, flat: flat  # type: ignore[method-assign]
+
+
+def trusts_all_ranks() -> None:
+    """Nobody compares the ranks' weights."""
+    trainer.sharding.Sharding._check = lambda self, step, found, ranks: None  # type: ignore[method-assign]
+
+
+def gives_the_others_rows_without_their_state() -> None:
+    """After a restart, the other ranks learn rows as if they were new."""
+    of = trainer.replica.rows_of
+    trainer.sharding.rows_of = lambda table, rows_U, **_: of(table, rows_U, with_state=False)  # type: ignore[attr-defined]
+
+
+def is_another_build() -> None:
+    """One rank has been upgraded, the others have not."""
+    import trainer.agreement
+
+    trainer.agreement.build_digest = lambda root=None: "another"

@@ -19,7 +19,9 @@ import trainer.checkpoint
 import trainer.journal
 import trainer.loop
 import trainer.publisher
+import trainer.ranks
 import trainer.step
+import trainer.weights_writer
 
 Point = Callable[[], bool]
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
@@ -36,7 +38,7 @@ def install(which: str) -> None:
                 half()
             os.kill(os.getpid(), SIGNALS[action])
 
-    POINTS[name](reach)
+    (POINTS | RANK_POINTS)[name](reach)
 
 
 def _before(owner: Any, name: str, reach: Callable[..., None]) -> None:
@@ -100,17 +102,18 @@ def half_a_piece(reach: Callable[..., None]) -> None:
 
 def half_of_the_chunks(reach: Callable[..., None]) -> None:
     """Leave a version torn, with only its first chunk."""
-    original = trainer.publisher.Publisher._send_chunks
+    original = Writer.send_chunks
 
-    def wrapped(self: Any, key: bytes, blob: Any) -> int:
+    def wrapped(self: Any, number: int, blob: Any) -> int:
         first = SimpleNamespace(chunks=lambda size: islice(blob.chunks(size), 1))
-        reach(lambda: original(self, key, first))
-        return original(self, key, blob)
+        reach(lambda: original(self, number, first))
+        return original(self, number, blob)
 
-    trainer.publisher.Publisher._send_chunks = wrapped  # type: ignore[method-assign]
+    Writer.send_chunks = wrapped  # type: ignore[method-assign]
 
 
 Learner, Publisher = trainer.step.Learner, trainer.publisher.Publisher
+Writer = trainer.weights_writer.WeightsWriter
 Folder, Journal = trainer.checkpoint.CheckpointFolder, trainer.journal.Journal
 POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "half_a_journal_line": half_a_journal_line,
@@ -124,8 +127,17 @@ POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
     "journal_started": lambda reach: _after(Journal, "start", reach),
     "claimed": lambda reach: _after(Publisher, "lead", reach),
     "half_of_the_chunks": half_of_the_chunks,
-    "chunks_sent": lambda reach: _after(Publisher, "_send_chunks", reach),
-    "fence_checked": lambda reach: _before(trainer.publisher, "encode_manifest", reach),
-    "published": lambda reach: _after(Publisher, "_send_manifest", reach),
+    "chunks_sent": lambda reach: _after(Writer, "send_chunks", reach),
+    "fence_checked": lambda reach: _before(trainer.weights_writer, "encode_manifest", reach),
+    "published": lambda reach: _after(Writer, "send_manifest", reach),
 }
 FILE_POINTS = tuple(list(POINTS)[:9])
+Ranks = trainer.ranks.Ranks
+RANK_POINTS: dict[str, Callable[[Callable[..., None]], None]] = {
+    "given": lambda reach: _after(Ranks, "give", reach),
+    "taken": lambda reach: _after(Ranks, "take", reach),
+    "answered": lambda reach: _after(Ranks, "answer", reach),
+    "to_be_summed": lambda reach: _before(Ranks, "summed", reach),
+    "summed": lambda reach: _after(Ranks, "summed", reach),
+}
+"""Points between processes that train together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,10 +216,13 @@ class Stage:
 
     # Trainers
 
-    def start(self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str) -> Child:
+    def start(
+        self, name: str = "a", broken: tuple[str, ...] = (), point: str = "", *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:  # fmt: skip
         """Start a trainer with a checkpoint folder of this name."""
         arguments = ["--config", str(self.config_path), "--checkpoint-dir", str(self.checkpoints(name)), *options]
-        self.children.append(self.factory.start(arguments, broken, point))
+        self.children.append(self.factory.start(arguments, broken, point, environment))
         return self.children[-1]
 
     def checkpoints(self, name: str = "a") -> Path:

@@ -90,7 +90,7 @@ def test_older_versions_leave_the_topic_and_any_that_is_left_can_still_be_served
         with wire.subscriber() as thread:
             served(thread, published[-1])
             for which in (published[7], published[6], published[10]):
-                thread.rollout.ordered = Pin(epoch=which[0], number=which[1], made_ms=0)
+                thread.intake.rollout.ordered = Pin(epoch=which[0], number=which[1], made_ms=0)
                 served(thread, which)
     finally:
         producer.close(timeout=2)

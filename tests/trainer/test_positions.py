@@ -20,8 +20,8 @@ from trainer.step import Learner
 from trainer.weights import Weights
 from wire.example import fence
 from wire.example_codec import LAYOUT, MAGIC, encode_example
-from wire.example_reader import NUM_LOGGED
 from wire.shape import SHAPE, encode_shape, shape_of
+from wire.thinned_log import NUM_LOGGED
 
 Make = Callable[..., Stage]
 FROM_PUBLISHED = ((), "", "--from-published")

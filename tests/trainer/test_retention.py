@@ -34,7 +34,7 @@ def trainer_of(made: Stage, clock: Clock) -> Iterator[Trainer]:
     trainer = Trainer(
         made.settings.model,
         config,
-        lambda positions: KafkaSource(
+        lambda positions: KafkaSource.open(
             kafka, positions, on_gap=config.on_gap, max_buffered=config.max_buffered_examples, stop=stop
         ),
         checkpoint_dir=made.checkpoints(),

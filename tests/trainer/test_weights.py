@@ -106,7 +106,7 @@ def memory_of(memory: Memory) -> dict[str, Any]:
     arrays, out = memory.arrays, {"memory.gain": memory.arrays.gain, "memory.clock": memory.arrays.clock}
     for row in np.flatnonzero(arrays.first >= 0).tolist():
         num = arrays.num_neighbours[row]
-        for name in ("neighbour_row", "after", "before", "weight"):
+        for name in ("neighbour_row", "after", "before", "direct", "weight"):
             out[f"memory.{row}.{name}"] = getattr(arrays, name)[row, :num]
         counts = (arrays.seen[row], *arrays.heat[:, row], arrays.first[row], arrays.last[row])
         out[f"memory.{row}.counts"] = np.array(counts, np.float64)

@@ -22,6 +22,7 @@ from kafka.net.compat import KafkaNetClient
 
 from wire.client_options import tls_context
 from wire.config import KafkaConfig
+from wire.kafka.header_names import read_any_header
 from wire.kafka.refusal import TlsRefused
 
 BROKER_ERRORS: tuple[type[BaseException], ...] = (SyncKafkaError, AsyncKafkaError, ConnectionError, TimeoutError)
@@ -95,3 +96,4 @@ def async_options(config: KafkaConfig) -> dict[str, Any]:
 # aiokafka has no option for it, unlike kafka-python's allow_auto_create_topics: any topic that it asks a broker about
 # would be created. It asks only in this module.
 aiokafka.client.MetadataRequest = partial(aiokafka.client.MetadataRequest, allow_auto_topic_creation=False)
+read_any_header()

@@ -19,6 +19,7 @@ def make_producer(kafka: KafkaConfig, **options: Any) -> KafkaProducer:
     """
     ours: dict[str, Any] = {
         "acks": "all",
+        "max_request_size": max(1 << 20, kafka.max_message_bytes),
         "request_timeout_ms": 5_000,
         "delivery_timeout_ms": 15_000,
         "max_block_ms": 10_000,

@@ -1,8 +1,8 @@
 // The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). Single-threaded: each
 // event is predicted from the state that the previous one left.
 //
-// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row; rows that have some
-// are listed in `touched`, turned into features in place, and cleared when the event is done. The features that do not depend
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one more array for
+// the ninth feature, which only a user's own rows have; rows that have some are listed in `touched`, turned into features in place, and cleared when the event is done. The features that do not depend
 // on the query (`standing`) are a dense matrix, recomputed every REFRESH events and kept exact for the row that an event has
 // just changed. The best rows by the weighted sum are rescored by a small network (shortlist.h).
 #include <math.h>
@@ -16,7 +16,7 @@ struct MemoryCall {
     // The memory: `stride` rows of `width` neighbours each.
     int64_t stride, num_rows, width, num_buckets;
     int32_t *neighbour_row, *num_neighbours;
-    float *after, *before, *weight;
+    float *after, *before, *direct, *weight;
     float *seen_V, *heat_HV;
     int64_t *first_V, *last_V;
     float *gain_BF, *square_BF;
@@ -42,14 +42,15 @@ struct MemoryCall {
 
 HEADRACE_BEGIN
 
-constexpr int NUM_STANDING = 7, NUM_EVIDENCE = 8, NUM_HEAT = 3;
+constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_EVIDENCE = NUM_GATHERED + 1, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
 constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, NUM_SEEN = LENGTH + 1;
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
-enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, OWN_COUNT, OWN_RECENCY };
+enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, OWN_COUNT, OWN_RECENCY };
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
-constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20;
+constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20, DIRECT_LAGS = 4;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
+constexpr float DIRECT_DECAY = .3f, DIRECT_COUNT_DECAY = .2f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
 constexpr int REFRESH = 16;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each of those who copy changed rows
@@ -72,7 +73,7 @@ HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v);
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *score, *push, *inverse_root, *closed;
+    float *standing, *evidence, *recency, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
     int64_t num_touched, padded;
@@ -85,7 +86,8 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     Arena arena;
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
-        s.evidence = arena.get<float>(s.padded * NUM_EVIDENCE);
+        s.evidence = arena.get<float>(s.padded * NUM_GATHERED);
+        s.recency = arena.get<float>(s.padded);
         s.score = arena.get<float>(s.padded);
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
@@ -97,7 +99,8 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
         if (pass == 0 && !arena.allocate()) return false;
     }
     memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
-    memset(s.evidence, 0, s.padded * NUM_EVIDENCE * sizeof(float));
+    memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
+    memset(s.recency, 0, s.padded * sizeof(float));
     memset(s.marked, 0, s.padded);
     memset(s.excluded, 0, s.padded);
     for (int64_t i = 0; i < s.padded; ++i) {
@@ -170,15 +173,19 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
     const int32_t* id = m.neighbour_row + base;
     for (int64_t j = 0; j < num; j += 8) {
         const int count = (int)min64(8, num - j);
-        v8 f = {}, b = {}, w = {}, q = {};
+        v8 f = {}, b = {}, d = {}, w = {}, q = {};
         if (m.width - j >= 8) {
             f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
+            if (lag < DIRECT_LAGS) d = load8(m.direct + base + j);
         } else {
-            for (int l = 0; l < count; ++l) f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
+            for (int l = 0; l < count; ++l) {
+                f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
+                if (lag < DIRECT_LAGS) d[l] = m.direct[base + j + l];
+            }
         }
         for (int l = 0; l < count; ++l) q[l] = s.inverse_root[id[j + l]] * root;
         const v8 both = f + b * .5f, similar = both * q;
-        v8 add[NUM_EVIDENCE] = {};
+        v8 add[NUM_GATHERED] = {};
         add[WIDE] = similar * decay[WIDE];
         if (lag < LEARNED_LAGS) add[LEARNED] = w * decay[LEARNED];
         if (lag < CHAIN_LAGS) add[CHAIN] = log_of<v8, i8>(similar * COSINE_SCALE + 1.0f) * (.1f * decay[CHAIN]);
@@ -187,10 +194,11 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
             add[AFTER] = f * q * decay[AFTER];
             add[BEFORE] = b * q * decay[AFTER];
         }
+        if (lag < DIRECT_LAGS) add[DIRECT] = d * (inverse * decay[DIRECT]);
         transpose8(add);
         for (int l = 0; l < count; ++l) {
             touch(s, id[j + l]);
-            float* e = s.evidence + (int64_t)id[j + l] * NUM_EVIDENCE;
+            float* e = s.evidence + (int64_t)id[j + l] * NUM_GATHERED;
             store8(e, load8(e) + add[l]);
         }
     }
@@ -198,25 +206,30 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
 
 inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
     s.num_touched = 0;
-    float decay[NUM_EVIDENCE] = {1, 1, 1, 1, 1, 1, 0, 0};
+    float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 0};
     for (int lag = 0; lag < WIDE_LAGS && lag < num; ++lag) {
         gather(m, s, past[num - 1 - lag], lag, decay);
         decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
-        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY;
+        decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[DIRECT] *= DIRECT_DECAY;
     }
     for (int64_t k = 0; k < num; ++k) {
         touch(s, past[k]);
-        float* e = s.evidence + (int64_t)past[k] * NUM_EVIDENCE;
-        e[OWN_COUNT] += 1.0f;
-        e[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(num - 1 - k));
+        s.evidence[(int64_t)past[k] * NUM_GATHERED + OWN_COUNT] += 1.0f;
+        s.recency[past[k]] = 1.0f / (1.0f + .1f * (float)(num - 1 - k));
     }
-    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, 1, 0};
-    const i8 plain = {0, -1, 0, 0, 0, -1, 0, -1};
+    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, 1};
+    const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        float* e = s.evidence + (int64_t)s.touched[t] * NUM_EVIDENCE;
+        float* e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED;
         const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
         store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
     }
+}
+
+// What a row's evidence is worth with the gains of all features.
+HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
+    const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
+    return sum8(gathered) + s.recency[row] * gain[NUM_STANDING + OWN_RECENCY];
 }
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
@@ -233,11 +246,7 @@ inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
         store(s.score + i, x);
     }
-    const v8 gain = load8(s.gain + NUM_STANDING);
-    for (int64_t t = 0; t < s.num_touched; ++t) {
-        const int64_t row = s.touched[t];
-        s.score[row] += sum8(load8(s.evidence + row * NUM_EVIDENCE) * gain);
-    }
+    for (int64_t t = 0; t < s.num_touched; ++t) s.score[s.touched[t]] += weighed(s, s.touched[t], s.gain);
     for (int64_t k = 0; k < num_met; ++k) s.score[met[k]] = OUT;
     vf best = splat(OUT);
     for (int64_t i = 0; i < s.padded; i += W) best = larger(best, load(s.score + i));
@@ -271,9 +280,10 @@ inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int
     list.pick(s.score, s.padded);
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t row = list.row[c];
-        const float *e = s.evidence + row * NUM_EVIDENCE, used = list.listed[c], lead = s.score[row] - best;
+        const float *e = s.evidence + row * NUM_GATHERED, used = list.listed[c], lead = s.score[row] - best;
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * s.standing[f * s.padded + row];
-        for (int f = 0; f < NUM_EVIDENCE; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
+        list.raw[NUM_STANDING + OWN_RECENCY][c] = used * s.recency[row];
         list.raw[MODEL][c] = used * logit[row];
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
@@ -312,11 +322,14 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
+    float recent = 0.0f;
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
-        sparse += load8(s.evidence + row * NUM_EVIDENCE) * s.push[row];
+        sparse += load8(s.evidence + row * NUM_GATHERED) * s.push[row];
+        recent += s.recency[row] * s.push[row];
     }
     store8(slope + NUM_STANDING, sparse);
+    slope[NUM_STANDING + OWN_RECENCY] = recent;
     for (int part = 0; part < 2; ++part) {
         float *gain = m.gain_BF + part * bucket * NUM_FEATURES, *square = m.square_BF + part * bucket * NUM_FEATURES;
         const float rate = part ? .5f * m.gain_rate : m.gain_rate;
@@ -345,7 +358,7 @@ inline void mark(const MemoryCall& m, int32_t row, int64_t at) {
 
 // Counts one more sighting of `other` beside `row`. If the row is full, its weakest neighbour is reduced, and replaced by one
 // that outweighs what is left of it (Misra and Gries, 1982, but only for the weakest).
-inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before) {
+inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, float before, float direct) {
     const int64_t base = row * m.width;
     int32_t* id = m.neighbour_row + base;
     const int64_t num = m.num_neighbours[row];
@@ -361,6 +374,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
             if (id[l] == other) {
                 m.after[base + l] += after;
                 m.before[base + l] += before;
+                m.direct[base + l] += direct;
                 mark(m, row, l);
                 return;
             }
@@ -378,6 +392,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
             const float left = 1.0f - coming / least;
             m.after[base + at] *= left;
             m.before[base + at] *= left;
+            m.direct[base + at] *= left;
             mark(m, row, at);
             return;
         }
@@ -387,6 +402,7 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
     id[at] = other;
     m.after[base + at] = after;
     m.before[base + at] = before;
+    m.direct[base + at] = direct;
     m.weight[base + at] = 0.0f;
     mark(m, row, at);
 }
@@ -396,7 +412,9 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
         const float unit = (float)(1 / m.clock[SEEN_SCALE]);
         for (int64_t i = 0; i < m.num_rows; ++i) {
             m.seen_V[i] *= unit;
-            for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) m.after[j] *= unit, m.before[j] *= unit;
+            for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) {
+                m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
+            }
             s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
             m.dirty_V[i] = CHANGED;
         }
@@ -418,12 +436,12 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
 inline void count(const MemoryCall& m, Scratch& s, int32_t target, const int32_t* past, int64_t num) {
     rescale(m, s);
     const float unit = (float)m.clock[SEEN_SCALE];
-    float decay = unit;
-    for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY) {
+    float decay = unit, direct = unit;
+    for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
         const int32_t row = past[num - 1 - lag];
         if (row == target) continue;
-        add(m, row, target, decay, 0.0f);
-        add(m, target, row, 0.0f, decay);
+        add(m, row, target, decay, 0.0f, direct);
+        add(m, target, row, 0.0f, decay, 0.0f);
     }
     m.seen_V[target] += unit;
     s.inverse_root[target] = 1.0f / sqrtf(m.seen_V[target]);
@@ -443,7 +461,8 @@ inline void clear(Scratch& s) {
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
         s.marked[row] = 0;
-        store8(s.evidence + row * NUM_EVIDENCE, v8{});
+        store8(s.evidence + row * NUM_GATHERED, v8{});
+        s.recency[row] = 0.0f;
     }
 }
 
@@ -457,7 +476,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
     if (excludes && is_repeat) {  // the target competes even if it is left out
-        float own = s.gain[MODEL] * logit[target] + sum8(load8(s.evidence + (int64_t)target * NUM_EVIDENCE) * load8(s.gain + NUM_STANDING));
+        float own = s.gain[MODEL] * logit[target] + weighed(s, target, s.gain);
         for (int f = 0; f < NUM_STANDING; ++f) own += s.gain[f] * s.standing[f * s.padded + target];
         s.score[target] = own;
         best = own > best ? own : best;
@@ -466,7 +485,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     rescore(s, shift);
     m.rank_R[r] = rank_of(s.score, s.score, 1, s.padded, m.num_rows, target);
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
-    m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_EVIDENCE, s.padded, m.num_rows, target);
+    m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_GATHERED, s.padded, m.num_rows, target);
     m.loss_R[r] = mass - s.score[target];
     learn_weights(m, s, past, num_past);
     learn_gains(m, s, logit, bucket);

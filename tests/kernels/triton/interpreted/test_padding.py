@@ -68,7 +68,7 @@ def test_a_padded_step_learns_what_a_step_learns(context_gradient: bool, monkeyp
         learner = Learner(CONFIG, TrainerConfig(exclude_seen=False, context_gradient=context_gradient))
         if padded:
             captures = Captures(CPU, wanted=False)
-            learner.step_graphs = PaddedStep(
+            learner.forward_pass.step_graphs = PaddedStep(
                 learner.model, captures, feedback="reversal", context_gradient=context_gradient, backend="triton"
             )
         examples = synthetic_examples(5, 30, 8, 3, 12)

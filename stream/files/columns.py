@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from stream.cells import BadCell, is_nothing, read_key, read_kinds, read_number
-from stream.clock import Clock
+from stream.files.cells import BadCell, is_nothing, read_key, read_kinds, read_number
+from stream.files.clock import Clock
 from wire.config import ActionConfig
 
 RATING_KINDS = ("rate", "like", "love")
@@ -30,6 +31,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "domain": ("domain",),
 }  # fmt: skip
 """Role of a column → the names for it, in lower case; the first that a table has is used."""
+_OPTIONAL = ("id", "session", "domain")
 _LIKE, _LOVE = 4.0, 5.0
 
 
@@ -71,6 +73,11 @@ class Columns:
         """Whether rows are ratings, not actions."""
         return self.place["action"] < 0
 
+    @cached_property
+    def _has_more(self) -> bool:
+        named = any(self.place[name] >= 0 for name in _OPTIONAL)
+        return named or bool(self.features) or bool(self.user_features)
+
     def read(self, cells: Sequence[Any], clock: Clock) -> Row:
         """A row's cells as one action. Raises `BadCell`."""
         place = self.place
@@ -80,14 +87,14 @@ class Columns:
             rating = read_number(cells[place["rating"]], "rating")
             if rating is None:
                 raise BadCell("rating: expected a number, got an empty cell; fill it, or drop the row")
-            return Row(timestamp_ms, user, item, None, rating, _NO_MORE)
+            return Row(timestamp_ms, user, item, None, rating, self._more(cells) if self._has_more else _NO_MORE)
         kinds = read_kinds(cells[place["action"]])
         at = place["value"] if place["value"] >= 0 else place["rating"]
         value = read_number(cells[at], "value") if at >= 0 else None
         return Row(timestamp_ms, user, item, kinds, value, self._more(cells))
 
     def _more(self, cells: Sequence[Any]) -> dict[str, Any]:
-        found = {name: cells[self.place[name]] for name in ("id", "session", "domain") if self.place[name] >= 0}
+        found = {name: cells[self.place[name]] for name in _OPTIONAL if self.place[name] >= 0}
         more: dict[str, Any] = {name: read_key(cell, name) for name, cell in found.items() if not is_nothing(cell)}
         for name, places in (("features", self.features), ("user_features", self.user_features)):
             given = {each: cells[at] for each, at in places.items()}
@@ -130,6 +137,16 @@ def columns_named(names: Sequence[str], config: ActionConfig) -> Columns | None:
         if plain.count(name.lower()) > 1:
             raise BadCell(f"expected one column {name}, got several; rename or drop the others")
     return Columns(place, _features(config.features, free), _features(config.user_features, free))
+
+
+def used_of(names: Sequence[str], config: ActionConfig) -> list[str]:
+    """Those of a table's columns that its actions are made of; none if no column is a user's or an item's. Raises
+    `BadCell` as `columns_named` does."""
+    columns = columns_named(names, config)
+    if columns is None:
+        return []
+    places = {*columns.place.values(), *columns.features.values(), *columns.user_features.values()}
+    return [name for place, name in enumerate(names) if place in places]
 
 
 def _plain(name: str) -> str:

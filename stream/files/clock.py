@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from stream.cells import BadCell, shown
+from stream.files.cells import BadCell, shown
 from wire.config import ActionConfig
 from wire.moment import MAX_TIMESTAMP_MS, RECENT_MS, UNITS, Unit, iso_of, unit_of
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from wire.action_json import MAX_INT, MAX_KEY_LEN, MAX_VALUE
+from wire.action_json import MAX_EXACT, MAX_INT, MAX_KEY_LEN, MAX_VALUE
 
 _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
 """What programs write for a missing value."""
@@ -35,6 +35,8 @@ def read_key(cell: Any, field: str) -> str | int:
             return _key_of_text(cell.decode(), field)
         except UnicodeDecodeError:
             raise BadCell(f"{field}: expected text in UTF-8, got {shown(cell)}; write it as text") from None
+    if isinstance(cell, float) and abs(cell) > MAX_EXACT:
+        raise _inexact(cell, field)
     if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)
     if isinstance(cell, bool) or not isinstance(cell, int):
@@ -42,6 +44,13 @@ def read_key(cell: Any, field: str) -> str | int:
     if not -MAX_INT - 1 <= cell <= MAX_INT:
         raise BadCell(f"{field}: expected a 64-bit integer, got {cell}; write it as text")
     return cell
+
+
+def _inexact(cell: Any, field: str) -> BadCell:
+    return BadCell(
+        f"{field}: expected text or an integer, got {shown(cell)}, a float that stands for several integers: ids were "
+        "rounded; export the column as integers or as text"
+    )
 
 
 def _is_whole(number: Decimal) -> bool:
@@ -58,11 +67,11 @@ def _key_of_text(text: str, field: str) -> str | int:
     # Integers in a column with missing values are often written 5.0.
     digits = text.removesuffix(".0")
     # "05" is not the same key as "5", so only what reads back the same becomes a number.
-    return (
-        int(digits)
-        if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits
-        else text
-    )
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits):
+        return text
+    if len(digits) < len(text) and int(digits) > MAX_EXACT:
+        raise _inexact(text, field)
+    return int(digits)
 
 
 def read_number(cell: Any, field: str) -> float | None:

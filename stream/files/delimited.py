@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stream.content import lines_of
 from stream.errors import FileError
+from stream.files.content import lines_of
 
 DOUBLE_COLON = "::"
 SEPARATORS = (DOUBLE_COLON, "\t", ";", ",", "|")
@@ -66,9 +66,12 @@ def _rows(path: Path, text: str, dialect: Dialect) -> Iterator[Row]:
                 yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
+        is_bare = "new-line character" in str(error)
+        what = "a carriage return that ends no line" if is_bare else str(error)
+        remedy = "end lines with a newline" if is_bare else 'close the quote, or double a quote inside a cell ("")'
         raise FileError(
             f"{path}:{number}: expected cells separated by {dialect.separator!r}, got {lines[number - 1][:60]!r} "
-            f'({error}); close the quote, or double a quote inside a quoted cell ("")'
+            f"({what}); {remedy}"
         ) from None
 
 

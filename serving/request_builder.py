@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.config import ServingConfig
-from serving.engine import Request
 from serving.errors import RequestError
 from serving.histories import Histories
 from serving.holder import HeldVersion
-from serving.messages import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
+from serving.request import Request
+from serving.request_bodies import ExplainRequest, HistoryEntry, RankRequest, RecommendRequest
 from wire.example import Interactions, no_interactions
 from wire.hashing import Key, canonical, item_hash
 

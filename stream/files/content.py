@@ -73,6 +73,7 @@ def read_text(path: Path, content: bytes | None = None) -> str:
         raise FileError(
             f"{path}:{number}: expected text, got a NUL byte; if it is UTF-16 without a mark, convert it to UTF-8"
         )
+    text = text.replace("\n\ufeff", "\n")  # files with a byte order mark each, one behind the other
     return text if "\n" in text else text.replace("\r", "\n")  # as Macs wrote them before 2001
 
 

@@ -1,0 +1,138 @@
+"""`python -m bench days [STREAM] [--data FOLDER] [--limit N] [--windows N] [--quick]`: a fixed future day.
+
+The last whole day of a stream is predicted, and not learned, by copies of one learner: as it was after the first days
+of one pass, after more of them, up to the day before. So all are measured on the same choices, and the curve says what
+another day of data is worth (the protocol of MLPerf's DLRMv4 and of Yambda). Users' histories are up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from bench.__main__ import commit, machine, show
+from bench.events import arrivals
+from bench.frozen import Frozen
+from bench.judging import LATELY, kinds_alone, ranking, retrieval
+from bench.records import spoken
+from bench.single_pass import settings_for
+from bench.streams import STREAMS, open_stream
+from headrace.config import Settings, load_settings
+from headrace.file_training import file_configs
+from trainer.batch import JaggedBatch, build_batch
+from trainer.metrics import PrequentialMetrics
+from trainer.step import Learner
+from wire.history import Histories
+
+DAY_MS = 86_400_000
+WINDOWS, QUICK_ACTIONS = 6, 4_000
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """The learner after so many whole days, and what it says of the future day."""
+
+    num_days: int
+    num_learned: int
+    frozen: Frozen
+    metrics: PrequentialMetrics
+    ranks: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def predict(self, batch: JaggedBatch) -> None:
+        """Predict a step of the future day."""
+        ranks, probability_RK = self.frozen.predict(batch)
+        self.ranks.append(ranks)
+        self.metrics.add(kinds_alone(probability_RK, batch))
+
+
+def days_of(actions: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """When the first day begins (ms), and how many whole days there are."""
+    times = [int(action["timestamp"]) for action in actions]
+    return min(times), max(1, (max(times) - min(times)) // DAY_MS)
+
+
+def measure(settings: Settings, actions: list[dict[str, Any]], num_windows: int, seed: int = 1) -> list[Copy]:
+    """Copies after up to ``num_windows`` numbers of days. Raises ValueError if the stream has fewer than two days."""
+    begin_ms, num_days = days_of(actions)
+    if num_days < 2:
+        raise ValueError(f"expected a stream of two whole days or more, got {num_days}; take more of it")
+    ends = {int(end) for end in np.linspace(1, num_days - 1, min(num_windows, num_days - 1)).round()}
+    model = file_configs(settings, actions[0])[2]
+    learner = Learner(model, dataclasses.replace(settings.trainer, seed=seed, metric_window=LATELY))
+    histories, copies = Histories(model.max_context), list[Copy]()
+    done_days = 0
+    for examples in arrivals(settings, actions):
+        batch = build_batch(examples, histories, model)
+        if not batch.num_targets:
+            learner.step(examples)
+            continue
+        day = int(batch.time_ms_n[batch.target_R].max() - begin_ms) // DAY_MS
+        for ended in range(done_days + 1, min(day, num_days - 1) + 1):
+            if ended in ends:
+                kept = PrequentialMetrics(model.kinds, LATELY)
+                copies.append(Copy(ended, learner.num_interactions, Frozen(learner), kept))
+        done_days = max(done_days, min(day, num_days - 1))
+        if day < num_days - 1:
+            learner.step(examples)
+        elif day == num_days - 1:
+            for copy in copies:
+                copy.predict(batch)
+    return copies
+
+
+def rows_of(stream: str, copies: Sequence[Copy]) -> Iterator[dict[str, Any]]:
+    """The table's."""
+    for copy in copies:
+        found, rated = retrieval(np.concatenate(copy.ranks)), ranking(copy.metrics)
+        kinds = {kind: each["ne"] for kind, each in rated["kinds"].items()}
+        ne = "-" if rated["ne"] is None else f"{rated['ne']:.4f}"
+        yield {
+            "name": f"{stream}: the last day, after {copy.num_days} day{'s' * (copy.num_days > 1)}",
+            "value": found["hr10"], "unit": "HR@10", "num": found["num"], "ndcg10": found["ndcg10"],
+            "ne": rated["ne"], "kinds": kinds, "num_learned": copy.num_learned,
+            "note": f"NE {ne}; {found['num']:,} choices; learned {copy.num_learned:,} interactions",
+        }  # fmt: skip
+
+
+def run(
+    *, quick: bool = False, stream: str = "news", data: Path | None = None, limit: int | None = None,
+    num_windows: int = WINDOWS,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of one stream."""
+    limit = limit or (10 * QUICK_ACTIONS if quick else None)
+    actions = list(islice(open_stream(stream, data), limit))
+    return list(rows_of(stream, measure(settings_for(load_settings(), actions), actions, num_windows)))
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench days", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
+    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--windows", type=int, default=WINDOWS, metavar="N", help="numbers of days to compare, at most")
+    parser.add_argument("--out", type=Path, help="write the report to this file")
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    options = parser.parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit,
+               num_windows=options.windows)  # fmt: skip
+    show(rows, f"days on {machine()}, commit {commit()}")
+    report = {"bench": "days", "machine": machine(), "commit": commit(), "command": spoken("days", arguments),
+              "rows": rows}  # fmt: skip
+    if options.out:
+        options.out.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+    return 0

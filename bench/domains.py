@@ -1,0 +1,105 @@
+"""`python -m bench domains [--data FOLDER] [--limit N] [--quick]`: one model of all domains, or one for each?
+
+Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices, by a model that learns
+this domain alone, by one that learns both in order of time at a constant rate, and by one whose rate warms up, stays
+and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn, among all items of their stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from bench.__main__ import commit, machine, show
+from bench.judging import LATELY
+from bench.records import spoken
+from bench.single_pass import OURS, headrace, settings_for
+from bench.streams import open_stream
+from headrace.config import Settings, load_settings
+
+Action = dict[str, Any]
+WARMED, STABLE, FINAL_RATIO = 0.01, 0.7, 0.1
+"""Shares of the steps after which the rate is whole, and after which it anneals; and what it anneals to."""
+QUICK_ACTIONS = 3_000
+
+
+def annealed(settings: Settings, num_actions: int) -> Settings:
+    """The same with a schedule for so many actions."""
+    num_steps = num_actions // settings.trainer.max_step_targets
+    trainer = dataclasses.replace(
+        settings.trainer, schedule="wsa", warmup_steps=round(WARMED * num_steps),
+        stable_steps=round((STABLE - WARMED) * num_steps), anneal_steps=max(1, round((1 - STABLE) * num_steps)),
+        final_lr_ratio=FINAL_RATIO,
+    )  # fmt: skip
+    return settings.model_copy(update={"trainer": trainer})
+
+
+def hits(settings: Settings, actions: list[Action], seed: int) -> NDArray[np.bool_]:
+    """Whether each action, all of which are choices, was among the first ten."""
+    rank_A = headrace(settings, actions, seed).ranks[OURS[0]]
+    if len(rank_A) != len(actions):
+        raise ValueError(f"expected {len(actions)} choices, got {len(rank_A)}; every action must be a choice")
+    return (rank_A > 0) & (rank_A <= 10)
+
+
+def compare(settings: Settings, actions: list[Action], seed: int = 1) -> list[dict[str, Any]]:
+    """A row for each domain and way of learning."""
+    domain_A = np.array([action["domain"] for action in actions])
+    ways = {
+        "both, constant rate": hits(settings, actions, seed),
+        "both, WSA": hits(annealed(settings, len(actions)), actions, seed),
+    }
+    rows = []
+    for domain in np.unique(domain_A).tolist():
+        here_A = domain_A == domain
+        own = [action for action in actions if action["domain"] == domain]
+        alone = hits(settings, own, seed)
+        rows.append(_row(domain, "this domain alone", alone, None))
+        rows += [_row(domain, way, hit_A[here_A], alone) for way, hit_A in ways.items()]
+    return rows
+
+
+def _row(domain: str, way: str, hit_A: NDArray[np.bool_], alone: NDArray[np.bool_] | None) -> dict[str, Any]:
+    target = None if alone is None else round(float(alone.mean()), 5)
+    return {
+        "name": f"{domain}: {way}", "value": round(float(hit_A.mean()), 5), "unit": "HR@10", "target": target,
+        "met": None if target is None else bool(hit_A.mean() > target), "num": len(hit_A),
+        "note": f"{len(hit_A):,} choices; last {LATELY:,}: {hit_A[-LATELY:].mean():.4f}",
+    }  # fmt: skip
+
+
+def run(*, quick: bool = False, data: Path | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of both domains."""
+    actions = list(islice(open_stream("amazon", data), limit or (QUICK_ACTIONS if quick else None)))
+    print(f"domains: {len(actions):,} actions", file=sys.stderr, flush=True)
+    return compare(settings_for(load_settings(), actions), actions)
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench domains", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--data", type=Path, help="the folder of the stream's file")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--out", type=Path, help="write the report to this file")
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    options = parser.parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    rows = run(quick=options.quick, data=options.data, limit=options.limit)
+    show(rows, f"domains on {machine()}, commit {commit()}")
+    report = {"bench": "domains", "machine": machine(), "commit": commit(), "command": spoken("domains", arguments),
+              "rows": rows}  # fmt: skip
+    if options.out:
+        options.out.write_text(json.dumps(report) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+    return 0

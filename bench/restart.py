@@ -1,0 +1,165 @@
+"""How long a server takes to be ready again after a day: it reads the sequences topic from its start.
+
+A share of a day's live traffic goes through the sequencer into a real broker, batched as a worker batches it at that
+rate; then a `serving.follower.HistoryFollower` reads it all. Its time grows with the records, so a whole day takes as
+many times longer as it has more of them. Nothing of the last day is compacted (`kafka.min_compaction_lag_s`); of the
+days before, each key's newest record is left, which is read as well, and reported beside: that is what a user costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.__main__ import commit, machine, show
+from bench.timing import Row, row
+from serving.follower import HistoryFollower
+from serving.histories import Histories
+from state.sequencer import Sequencer
+from stream.kafka_producer import Producer
+from stream.simulate import KINDS, World, WorldConfig
+from tests.brokers import start_broker
+from wire.action import Action, decode_record
+from wire.config import ActionConfig, KafkaConfig, SequenceConfig
+from wire.example_codec import pack
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import make_consumer
+from wire.partitioner import partition_of
+from wire.topics import Topics, example_key
+
+RATE, DAY_S, WINDOW_MS = 300, 86_400, 100
+"""Actions per second; and how much of the traffic a worker writes at a time."""
+USERS_A_DAY = 100_000
+ACTION, SEQUENCE = ActionConfig(kinds=KINDS, features=("taste",)), SequenceConfig()
+QUICK_SHARE, SHARE = 1 / 200, 1 / 24
+TIMEOUT_S = 120.0
+TARGET_S = 60.0
+
+Told = tuple[int, bytes, bytes]
+"""A record of the sequences topic: partition, key, value."""
+
+
+def told(num_actions: int, num_users: int, partitions: int) -> Iterator[list[Told]]:
+    """What the workers write, window by window."""
+    sequencers = [Sequencer(ACTION, SEQUENCE, partition) for partition in range(partitions)]
+    config = WorldConfig(num_users=num_users, actions_per_s=RATE)
+    end_ms = config.start_ms + WINDOW_MS
+    for offset, action in zip(range(num_actions), World(config).actions(), strict=False):
+        if action["timestamp"] >= end_ms:
+            yield _drained(sequencers)
+            end_ms += WINDOW_MS
+        (one,) = decode_record(msgspec.json.encode(action), action["timestamp"], ACTION)
+        assert isinstance(one, Action)
+        sequencers[partition_of(one.user.encode(), partitions)].apply(one, offset, action["timestamp"])
+    yield _drained(sequencers)
+
+
+def _drained(sequencers: list[Sequencer]) -> list[Told]:
+    return [
+        (partition, example_key(header.address, SEQUENCE.num_slots), pack(header, columns))
+        for partition, sequencer in enumerate(sequencers)
+        for header, columns in sequencer.drain_drafts()
+    ]
+
+
+async def write(kafka: KafkaConfig, windows: Iterator[list[Told]]) -> tuple[int, list[Told]]:
+    """Produce them; returns their number, and what compaction would leave of them: the newest of each key."""
+    topic, producer, num, newest = Topics.under(kafka.prefix).sequences, Producer(kafka), 0, dict[bytes, Told]()
+    await producer.start()
+    sent: list[Any] = []
+    for window in windows:
+        for partition in range(kafka.partitions):
+            own = [(key, value) for each, key, value in window if each == partition]
+            async for future, _ in producer.send_all(topic, partition, own):
+                sent.append(future)
+        for record in window:
+            newest.pop(record[1], None)
+            newest[record[1]] = record
+        num += len(window)
+        if len(sent) > 200:
+            await asyncio.gather(*sent)
+            sent.clear()
+    await asyncio.gather(*sent)
+    await producer.stop()
+    return num, list(newest.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What reading took: wall-clock and processor seconds, and the memory of the histories."""
+
+    wall_s: float
+    cpu_s: float
+    num_users: int
+    num_bytes: int
+
+
+def read(kafka: KafkaConfig) -> Taken:
+    """Read the topic as a new server does."""
+    histories = Histories(8 << 30, SEQUENCE.max_context)
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
+    follower = HistoryFollower(make_consumer(kafka), Topics.under(kafka.prefix).sequences, histories)
+    follower.start()
+    ready = follower.caught_up.wait(TIMEOUT_S)
+    taken = Taken(time.monotonic() - began_s, time.process_time() - began_cpu_s, len(histories), histories.num_bytes)
+    follower.stop()
+    follower.join()
+    if follower.failure is not None or not ready:
+        raise RuntimeError(f"not read within {TIMEOUT_S} s") from follower.failure
+    return taken
+
+
+def measure(share: float) -> list[Row]:
+    """The rows of the report, from this share of a day."""
+    num_actions, num_users = round(RATE * DAY_S * share), max(100, round(USERS_A_DAY * share))
+    with tempfile.TemporaryDirectory() as name:
+        broker = start_broker(Path(name) / "kafka")
+        try:
+            kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=f"bench{uuid.uuid4().hex[:8]}")
+            ensure_topics(kafka)
+            num, newest = asyncio.run(write(kafka, told(num_actions, num_users, kafka.partitions)))
+            day = read(kafka)
+            left = KafkaConfig(bootstrap=broker.bootstrap, prefix=f"{kafka.prefix}left")
+            ensure_topics(left)
+            asyncio.run(write(left, iter([newest[at : at + 100] for at in range(0, len(newest), 100)])))
+            compacted = read(left)
+        finally:
+            broker.stop()
+    what = f"1/{1 / share:.0f} of a day: {num_actions:,} actions of {num_users:,} users, {num:,} records"
+    a_day_s = (day.wall_s / share, day.cpu_s / share)
+    return [
+        row("records read", num / day.wall_s, "records/s", note=what),
+        row("a day at 300 actions/s", a_day_s[0], "s", TARGET_S, f"{day.wall_s:.2f} s for the share", most=True),
+        row("a day at 300 actions/s, processor", a_day_s[1], "s"),
+        row("compacted: records read", len(newest) / compacted.wall_s, "records/s", note=f"{len(newest):,} keys"),
+        row("compacted: a million users of earlier days", 1e6 * compacted.wall_s / compacted.num_users, "s",
+            note=f"{len(newest) / compacted.num_users:.1f} records a user"),
+        row("histories", day.num_bytes / day.num_users, "bytes a user"),
+    ]  # fmt: skip
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    return measure(QUICK_SHARE if quick else SHARE)
+
+
+def command(arguments: list[str]) -> int:
+    """``python -m bench restart [--quick] [--share S]``."""
+    parser = argparse.ArgumentParser(prog="python -m bench restart")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--share", type=float, help=f"of a day; default: 1/24, with --quick {QUICK_SHARE:g}")
+    options = parser.parse_args(arguments)
+    rows = measure(options.share or (QUICK_SHARE if options.quick else SHARE))
+    show(rows, f"restart on {machine()}, commit {commit()}")
+    print(json.dumps({"bench": "restart", "machine": machine(), "commit": commit(), "rows": rows}))
+    return 0

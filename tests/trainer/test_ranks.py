@@ -1,0 +1,239 @@
+"""Processes that train together learn what one learns, to the bit, whichever of them is killed, and at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.brokers import REPOSITORY, free_port
+from tests.process_factory import Child, ProcessFactory
+from tests.trainer.points import FILE_POINTS, RANK_POINTS
+from tests.trainer.stage import Stage, actions, unequal, write_config
+from trainer.checkpoint import Checkpoint, read_checkpoint
+
+Make = Callable[..., Stage]
+SEED, SHARDS = 5, 4
+
+
+def place_of(size: int) -> Callable[[int], dict[str, str]]:
+    """What torchrun would tell each rank of a new group."""
+    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return lambda rank: {**where, "RANK": str(rank)} if size > 1 else {}
+
+
+class RankRun:
+    """Groups of processes that train on one file, started as torchrun starts them."""
+
+    def __init__(self, folder: Path, factory: ProcessFactory, num_actions: int = 600) -> None:
+        self._factory, self.folder = factory, folder
+        self.config = write_config(folder / "headrace.toml", trainer={"shards": SHARDS, "rank_timeout_s": 20.0})
+        self.data = folder / "actions.jsonl"
+        stream = actions(seed=3)
+        self.data.write_text("".join(json.dumps(next(stream)) + "\n" for _ in range(num_actions)))
+
+    def start(
+        self, name: str, size: int, points: dict[int, str] | None = None, broken: Sequence[str] = (),
+        configs: dict[int, Path] | None = None, odd: Sequence[str] = (), only: Sequence[int] | None = None,
+    ) -> list[Child]:  # fmt: skip
+        """Start a group. ``points``, ``configs``: by rank. ``broken``: all ranks; ``odd``: the last. ``only``: these
+        alone are there."""
+        where, found = place_of(size), list[Child]()
+        for rank in range(size) if only is None else only:
+            given = ["--config", (configs or {}).get(rank, self.config), "--file", self.data, "--json"]
+            given += ["--checkpoint-dir", self.folder / name]
+            builds = [*broken, *(odd if rank == size - 1 else ())]
+            point = (points or {}).get(rank, "")
+            found.append(self._factory.start([str(each) for each in given], builds, point, where(rank)))
+        return found
+
+    def outcome(self, name: str, children: list[Child]) -> tuple[Checkpoint, Any]:
+        """The last checkpoint of a group that ends by itself, and its metrics."""
+        for child in children:
+            assert child.wait(60) == 0, child.log()[-3000:]
+        report = json.loads(children[0].log().splitlines()[-1])
+        return read_checkpoint(max((self.folder / name).glob("checkpoint-*"))), report["metrics"]
+
+    def die(self, name: str, size: int, rank: int, point: str, broken: Sequence[str] = ()) -> None:
+        """Run a group of which one is killed; all others end by themselves, with one line."""
+        children = self.start(name, size, {rank: point}, broken)
+        assert children[rank].wait(60) == -9, f"rank {rank}, {point}: {children[rank].log()[-3000:]}"
+        for other, child in enumerate(children):
+            if other != rank:
+                assert child.wait(60) in (0, 1), child.log()[-3000:]
+                assert "Traceback" not in child.log(), child.log()[-3000:]
+                if child.status == 1:
+                    assert f"headrace train: rank {other} of {size}: lost the other ranks" in child.log()
+
+
+@pytest.fixture
+def run(tmp_path: Path, factory: ProcessFactory) -> RankRun:
+    return RankRun(tmp_path, factory)
+
+
+def assert_equal(ours: tuple[Checkpoint, Any], theirs: tuple[Checkpoint, Any]) -> None:
+    assert ours[0].step == theirs[0].step
+    assert unequal(ours[0].arrays, theirs[0].arrays, but=()) == []
+    assert ours[1] == theirs[1]
+
+
+def test_any_number_of_ranks_learns_what_one_learns_to_the_bit(run: RankRun) -> None:
+    """With sampled negatives and the exact softmax, dropout, thinned contexts, eviction, features and domains."""
+    alone = run.outcome("1", run.start("1", 1))
+    for size in (2, 4):
+        assert_equal(run.outcome(str(size), run.start(str(size), size)), alone)
+
+
+@pytest.mark.parametrize(
+    "broken", [("adds_up_one_after_the_other",), ("learns_its_own_part_alone", "trusts_all_ranks")]
+)
+def test_ranks_that_do_not_learn_what_one_learns_are_caught(run: RankRun, broken: tuple[str, ...]) -> None:
+    alone = run.outcome("1", run.start("1", 1, broken=broken))
+    with pytest.raises(AssertionError):
+        assert_equal(run.outcome("2", run.start("2", 2, broken=broken)), alone)
+
+
+def test_a_rank_that_comes_to_other_weights_is_found_at_once(run: RankRun) -> None:
+    children = run.start("2", 2, broken=("learns_its_own_part_alone",))
+    assert [child.wait(60) for child in children] == [1, 0], "rank 0 ends the others"
+    assert "headrace train: step 1: the weights of rank 1 differ from those of rank 0" in children[0].log()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_all_ranks_after_one_was_killed(run: RankRun) -> None:
+    """The real torchrun, of which rank 1 and then, after its restart, rank 0 are killed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += ["--monitor-interval", "0.1", "--master-port", str(free_port())]
+    command += [str(REPOSITORY / "tests/trainer/rank_main.py"), "1:0:summed:9:kill 0:1:learned:9:kill"]
+    command += ["--config", str(run.config), "--file", str(run.data), "--checkpoint-dir", str(run.folder / "killed")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with (run.folder / "torchrun.log").open("wb") as log:
+        done = subprocess.run(
+            command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY, timeout=240, check=False
+        )
+    said = (run.folder / "torchrun.log").read_text()
+    assert done.returncode == 0, said[-5000:]
+    assert said.count("checkpoint loaded") == 2, said[-5000:]
+    killed = read_checkpoint(max((run.folder / "killed").glob("checkpoint-*")))
+    alone, _ = run.outcome("alone", run.start("alone", 1))
+    assert unequal(killed.arrays, alone.arrays, but=()) == []
+
+
+@pytest.mark.slow
+def test_whichever_rank_is_killed_at_whatever_point_all_go_on_as_if_it_had_not_been(run: RankRun) -> None:
+    rng = random.Random(SEED)
+    kills = [(0, f"{name}:{rng.randint(1, 4)}:kill") for name in rng.sample(FILE_POINTS, 4)]
+    kills += [(0, f"{name}:{rng.randint(3, 9)}:kill") for name in ("given", "to_be_summed", "summed")]
+    kills += [(1, f"{name}:{rng.randint(3, 9)}:kill") for name in RANK_POINTS if name != "given"]
+    rng.shuffle(kills)
+    for rank, point in kills:
+        run.die("killed", 2, rank, point)
+    killed = run.outcome("killed", run.start("killed", 2))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+
+
+def test_a_checkpoint_goes_on_with_any_other_number_of_ranks(run: RankRun) -> None:
+    for size in (1, 4, 2):
+        run.die("killed", size, 0, "checkpointed:3:kill")
+    killed = run.outcome("killed", run.start("killed", 4))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+
+
+def test_a_restart_that_gives_the_others_less_than_all_is_caught(run: RankRun) -> None:
+    broken = ("gives_the_others_rows_without_their_state", "trusts_all_ranks")
+    run.die("killed", 2, 1, "summed:12:kill", broken)
+    with pytest.raises(AssertionError):
+        assert_equal(
+            run.outcome("killed", run.start("killed", 2, broken=broken)),
+            run.outcome("alone", run.start("alone", 1)),
+        )
+
+
+def test_ranks_that_do_not_fit_say_so_in_one_line(run: RankRun) -> None:
+    other = write_config(run.folder / "other.toml", trainer={"shards": SHARDS, "dense_lr": 0.5})
+    for odd, configs, line in (
+        ((), {1: other}, "headrace train: trainer.dense_lr: rank 0 has 0.003, rank 1 has 0.5"),
+        (("is_another_build",), {}, "headrace train: the build: rank 0 has "),
+    ):
+        children = run.start("2", 2, configs=configs, odd=odd)
+        assert [child.wait(60) for child in children] == [1, 1]
+        for child in children:
+            assert child.log().splitlines()[-1].startswith(line), child.log()
+
+
+def test_more_processes_than_shards_are_refused_in_one_line(run: RankRun) -> None:
+    whole = write_config(run.folder / "whole.toml")
+    children = run.start("2", 2, configs={0: whole, 1: whole})
+    for child in children:
+        assert child.wait(60) == 1
+        last = child.log().splitlines()[-1]
+        assert last.startswith(
+            "headrace train: trainer.shards: expected a multiple of the number of processes, 2, got 1"
+        )
+
+
+def test_a_rank_that_cannot_reach_the_others_says_so_in_one_line(run: RankRun) -> None:
+    lonely = write_config(run.folder / "lonely.toml", trainer={"shards": SHARDS, "rank_timeout_s": 1.0})
+    (child,) = run.start("2", 2, configs={1: lonely}, only=[1])
+    assert child.wait(60) == 1
+    assert "headrace train: rank 1 of 2: cannot reach the others by way of 127.0.0.1:" in child.log()
+    assert "Traceback" not in child.log()
+
+
+# On the stream
+
+
+def start_ranks(made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2) -> list[Child]:
+    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child."""
+    where, found = place_of(size), dict[int, Child]()
+    for rank in reversed(range(size)):
+        found[rank] = made.start(name, (), (points or {}).get(rank, ""), environment=where(rank))
+    return [found[rank] for rank in range(size)]
+
+
+def lose_a_rank(made: Stage, rank: int, point: str) -> None:
+    """Run a group of which one rank is killed while the stream goes on; the others are ended, as torchrun does."""
+    made.feed(40)
+    children = start_ranks(made, {rank: point})
+    made.feed_until(lambda: children[rank].status is not None, f"{point} on rank {rank}")
+    assert children[rank].status == -9, children[rank].log()[-3000:]
+    other = children[1 - rank]
+    other.send(signal.SIGTERM)
+    assert other.wait(60) in (0, 1), other.log()[-3000:]
+    made.note_journal()
+
+
+@pytest.mark.slow
+def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(stage: Make) -> None:
+    made = stage(trainer={"shards": 2})
+    kills = ((1, "taken:6"), (0, "published:2"), (1, "to_be_summed:8"), (0, "half_of_the_chunks:2"), (0, "summed:5"))
+    for rank, point in kills:
+        lose_a_rank(made, rank, f"{point}:kill")
+    start_ranks(made)
+    made.feed(20)
+    recount = made.finish()
+    assert len({each.manifest.lineage for each in recount.versions}) == 1
+    assert recount.stale == []
+
+
+def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
+    made = stage(trainer={"shards": 2})
+    leading = start_ranks(made)
+    made.feed_until(lambda: bool(made.recount().versions), "a version")
+    waiting = start_ranks(made, name="b")
+    waiting[0].wait_for("standby")
+    made.feed(20)
+    for child in leading:
+        child.kill()
+    made.feed(20)
+    recount = made.finish("b")
+    assert recount.last.epoch == 1
+    assert waiting[1].wait(30) == 0

@@ -1,0 +1,174 @@
+"""The processes that train together (`torchrun`): their messages, and sums that have the same bits on all of them.
+
+Rank 0 has the learner; the others compute what it gives them (`trainer.replica`). Messages are pickles between
+processes of one build, which `trainer.agreement` checks. A sum is taken as a balanced binary tree over ranks: each
+adds up one slice of all vectors, then all exchange their slices, so a rank sends twice (N - 1) / N of a vector.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import RanksError
+from trainer.shards import TreeSum
+
+FOR_EVER = timedelta(days=1000)
+"""How long a rank waits for something to do: rank 0 may be a standby, or have nothing to learn."""
+
+
+class Ranks:
+    """This process's place among ``size`` ranks. Anything that fails between them raises `RanksError`.
+
+    ``num_bytes``: what this rank has sent, by purpose.
+    """
+
+    def __init__(self, rank: int, size: int, timeout_s: float) -> None:
+        self.rank, self.size, self._timeout_s = rank, size, timeout_s
+        self.num_bytes = {"messages": 0, "sums": 0}
+        self._sent = list[tuple[dist.Work, Tensor]]()
+
+    @property
+    def others(self) -> range:
+        """The ranks that have no learner."""
+        return range(1, self.size)
+
+    def give(self, messages: Sequence[Any]) -> None:
+        """Rank 0: send each other rank its message; returns before they have it."""
+        with self._told("gave the others something to do"):
+            self._flush()
+            for rank, message in zip(self.others, messages, strict=True):
+                self._send(message, rank)
+
+    def take(self) -> Any:
+        """Another rank: the next message of rank 0, however long that takes."""
+        with self._told("waited for rank 0"):
+            return self._receive(0, FOR_EVER)
+
+    def answer(self, message: Any) -> None:
+        """Another rank: send rank 0 something."""
+        with self._told("answered rank 0"):
+            self._flush()
+            self._send(message, 0)
+
+    def answers(self) -> list[Any]:
+        """Rank 0: what each other rank has sent."""
+        with self._told("waited for the others' answers"):
+            return [self._receive(rank, timedelta(seconds=self._timeout_s)) for rank in self.others]
+
+    def summed(self, flat: Tensor) -> Tensor:
+        """The sum of all ranks' vectors, whose length is a multiple of `size`; the same bits everywhere."""
+        with self._told("added up gradients"):
+            theirs = torch.empty_like(flat)
+            dist.all_to_all_single(theirs, flat)
+            total = TreeSum()
+            for part in theirs.view(self.size, -1):
+                total.add(part)
+            whole = torch.empty_like(flat)
+            dist.all_gather_into_tensor(whole, total.total.contiguous())
+        self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
+        return whole
+
+    @staticmethod
+    def expected() -> int:
+        """How many processes torchrun has started; 1 without it."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def leave(self) -> None:
+        """Close the connections, once everything has been sent."""
+        with suppress(RuntimeError):  # if the others have left already
+            self._flush()
+        dist.destroy_process_group()
+
+    def close(self) -> None:
+        """Leave the others. Rank 0 ends them first."""
+        with suppress(RanksError):
+            if self.rank == 0:
+                self.give([None] * len(self.others))
+        self.leave()
+
+    def _send(self, message: Any, rank: int) -> None:
+        content = torch.from_numpy(np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy())
+        size = torch.tensor([len(content)])
+        for tensor in (size, content):
+            work = dist.isend(tensor, rank)
+            assert work is not None
+            self._sent.append((work, tensor))
+        self.num_bytes["messages"] += len(content) + 8
+
+    def _flush(self) -> None:
+        for work, _ in self._sent:
+            work.wait()
+        self._sent = []
+
+    def _receive(self, rank: int, timeout: timedelta) -> Any:
+        size = torch.zeros(1, dtype=torch.int64)
+        self._wait(size, rank, timeout)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        self._wait(content, rank, timedelta(seconds=self._timeout_s))
+        return pickle.loads(content.numpy().data)  # noqa: S301  (torch does the same)
+
+    @staticmethod
+    def _wait(tensor: Tensor, rank: int, timeout: timedelta) -> None:
+        work = dist.irecv(tensor, rank)
+        assert work is not None
+        work.wait(timeout)
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise RanksError(
+                f"rank {self.rank} of {self.size}: lost the other ranks while it {doing} ({_reason(error)}). One of "
+                f"them has ended, or has not answered for trainer.rank_timeout_s ({self._timeout_s:g} s): its own last "
+                "line says why. torchrun restarts all of them from the checkpoint (--max-restarts)"
+            ) from error
+
+
+def join(timeout_s: float) -> Ranks | None:
+    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`."""
+    size = Ranks.expected()
+    if size <= 1:
+        return None
+    rank = int(os.environ.get("RANK", "0"))
+    where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    try:
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RanksError(
+            f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "
+            f"({timeout_s:g} s): {_reason(error)}. Check that {size} processes were started, that this address can be "
+            "reached, and on machines with several networks that GLOO_SOCKET_IFNAME names the right one"
+        ) from error
+    return Ranks(rank, size, timeout_s)
+
+
+def _life() -> str:
+    """A name of this start of all ranks.
+
+    On one machine torchrun may keep its store over a restart, where ranks could find the addresses of those before. On
+    several it has a new one each time, but may count restarts differently on each of them.
+    """
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    return f"headrace/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if is_one_machine else '-'}"
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of what torch says, without where in its sources it was said."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^(\[\S+\] )+", "", line).partition(". ")[0].strip().rstrip(".")

@@ -1,0 +1,108 @@
+"""What a published version is rounded to, so that it takes a third of the bytes; the trainer itself keeps float32.
+
+Rows of tables are rounded to half precision. The memory's learned weights, most of a delta, lie on a grid of `UNIT`: a
+delta says by how many units each differs from what readers have, in planes of bytes, because most differences are so
+small that the upper planes are zeros and take nothing once the broker's clients have compressed them. Dense weights and
+counts are exact; so is what `model.probe` tells a server.
+
+A reader's weights are the trainer's, rounded: a function of the trainer's alone, whichever versions came between. So a
+replay can still compare every bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import UnsoundVersionError
+from trainer.rows import Arrays
+from wire.weights import Snapshot, TableRows
+
+UNIT = 2.0**-12
+"""Of the memory's weights, of which a score has at most 60 in a sum: each off by up to half a unit, in any direction,
+they change it by .0005."""
+_MOST_UNITS = 1 << 24
+"""Beyond it, float32 has no such grid."""
+Int32 = NDArray[np.int32]
+
+
+class Rounding:
+    """What readers hold of the memory's weights; for the publishing thread only."""
+
+    def __init__(self) -> None:
+        self._held_VN: Int32 = np.zeros((0, 0), np.int32)
+        self.errors: dict[str, float] = {}
+        """By what the last version's rounding changed it most: a row, relative to its length; a weight, as it is."""
+
+    def round(self, snapshot: Snapshot, *, is_base: bool) -> Snapshot:
+        """A base or the next delta as it is published. Raises `UnsoundVersionError` where there is no room for it."""
+        self.errors = {}
+        tables = {name: self._table(name, rows) for name, rows in snapshot.tables.items()}
+        return replace(snapshot, tables=tables, memory=self._memory(snapshot.memory, is_base=is_base))
+
+    def _table(self, name: str, table: TableRows) -> TableRows:
+        rows = halved(table.rows)
+        if not np.isfinite(rows).all():
+            raise UnsoundVersionError(f"rows of table {name} beyond half precision")
+        lengths = np.linalg.norm(table.rows, axis=1)
+        changes = np.linalg.norm(rows.astype(np.float32) - table.rows, axis=1)
+        self.errors[f"{name}.rows"] = float((changes / np.maximum(lengths, 1e-12)).max(initial=0.0))
+        return replace(table, rows=rows)
+
+    def _memory(self, memory: Arrays, *, is_base: bool) -> Arrays:
+        _, capacity, width = memory["size"].tolist()
+        self._resize(capacity, width, keep=not is_base)
+        weights, rows = memory["weight"], memory["row_index"]
+        units = on_grid(weights)
+        used = np.arange(width) < memory["num_neighbours"][:, None]
+        where = np.repeat(rows, memory["num_neighbours"]), np.nonzero(used)[1]
+        steps = units - self._held_VN[where]
+        self._held_VN[where] = units
+        self.errors["memory.weight"] = float(np.abs(_weights_of(units) - weights).max(initial=0.0))
+        exact = {name: array for name, array in memory.items() if name != "weight"}
+        return {**exact, "weight_steps": planes_of(steps), "weight_unit": np.array([UNIT], np.float32)}
+
+    def _resize(self, capacity: int, width: int, *, keep: bool) -> None:
+        """As readers do (`model.memory.Memory.apply`): another width empties what they hold of the weights."""
+        held = self._held_VN
+        if not keep or width != held.shape[1]:
+            self._held_VN = np.zeros((capacity, width), np.int32)
+        elif capacity > len(held):
+            self._held_VN = np.zeros((capacity, width), np.int32)
+            self._held_VN[: len(held)] = held
+
+
+def on_grid(weights: NDArray[np.float32]) -> Int32:
+    """The memory's weights in units. Raises `UnsoundVersionError` for those that no grid of float32 can hold."""
+    units = np.rint(weights / np.float32(UNIT))
+    if not (np.abs(units) < _MOST_UNITS).all():
+        raise UnsoundVersionError(f"the memory's weights beyond {_MOST_UNITS * UNIT:.0f}")
+    return np.asarray(units.astype(np.int32))
+
+
+def _weights_of(units: Int32) -> NDArray[np.float32]:
+    return np.asarray(units.astype(np.float32) * np.float32(UNIT))
+
+
+def halved(rows: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Rows in half precision; infinite where it has no room."""
+    with np.errstate(over="ignore"):
+        return rows.astype(np.float16)
+
+
+def rounded(snapshot: Snapshot) -> Snapshot:
+    """A base of exact weights as readers of a rounded one hold it."""
+    tables = {
+        name: replace(table, rows=halved(table.rows).astype(np.float32)) for name, table in snapshot.tables.items()
+    }
+    weight = _weights_of(on_grid(snapshot.memory["weight"]))
+    return replace(snapshot, tables=tables, memory={**snapshot.memory, "weight": weight})
+
+
+def planes_of(steps_n: Int32) -> NDArray[np.uint8]:
+    """(P, n): numbers with their sign in the lowest bit, byte by byte, in as few planes as hold them."""
+    coded = ((steps_n << 1) ^ (steps_n >> 31)).view(np.uint32)
+    num_planes = max(1, -(-int(coded.max(initial=0)).bit_length() // 8))
+    return np.stack([(coded >> np.uint32(8 * plane)).astype(np.uint8) for plane in range(num_planes)])

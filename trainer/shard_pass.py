@@ -1,0 +1,181 @@
+"""The network's forward and backward pass of one shard: predictions, and the shard's part of the step's gradients.
+
+The same on every rank: in the one that has the learner, and in its replicas (`trainer.replica`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import Tail
+from model.embedding import EmbeddingTable
+from model.hstu import HSTU
+from model.tokens import ITEMS, token_times
+from trainer.batch import JaggedBatch
+from trainer.config import TrainerConfig
+from trainer.direct_step import DirectStep, output_places
+from trainer.evaluator import Leaf, to_device
+from trainer.losses import exact_retrieval_loss, ranking_loss, sampled_retrieval_loss
+from trainer.optim import AdamW, lr_scale
+from trainer.shards import Shard, ShardedStep, ShardOutputs, SummedGradients
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Network:
+    """What gradients change: the dense weights with their optimiser, and the tables."""
+
+    model: HSTU
+    optimiser: AdamW
+    tables: dict[str, EmbeddingTable]
+    config: TrainerConfig
+    direct: DirectStep | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.optimiser.flat.device
+
+
+def apply(network: Network, step: ShardedStep, layout: SummedGradients) -> None:
+    """Learn the summed gradients."""
+    config, scale = network.config, lr_scale(network.config, step.step)
+    for name, gradient_UD in layout.rows(layout.flat).items():
+        network.tables[name].learn(step.rows_of(name), gradient_UD, config.table_lr * scale)
+    network.optimiser.gradient.copy_(layout.dense(layout.flat))
+    network.optimiser.step(config.dense_lr * scale)
+
+
+class ShardPass:
+    """The passes of a step's shards, one after the other."""
+
+    def __init__(self, network: Network, step: ShardedStep, layout: SummedGradients) -> None:
+        self._network, self._step, self._layout = network, step, layout
+        self._leaves = dict[str, Tensor]()
+        self._live_V = network.tables[ITEMS].live[: step.num_rows].copy()
+        self._live_V[:1] = False
+
+    def __call__(self, shard: Shard, flat: Tensor) -> ShardOutputs:
+        """Predictions; losses and gradients are written to ``flat``."""
+        batch, direct, network = shard.batch, self._network.direct, self._network
+        if not batch.num_targets:
+            kinds, width = len(network.model.config.kinds), network.model.config.item_width
+            nothing = torch.zeros((0, width), device=network.device)
+            logit_SV = torch.zeros((0, self._step.num_rows)) if self._step.exact and direct is not None else None
+            return ShardOutputs(nothing, torch.zeros((0, kinds), device=network.device), logit_SV)
+        if self._step.exact and direct is not None and direct.fits(batch, self._step.num_rows):
+            return self._directly(direct, shard, flat)
+        with torch.enable_grad():
+            return self._by_autograd(shard, flat)
+
+    def _directly(self, direct: DirectStep, shard: Shard, flat: Tensor) -> ShardOutputs:
+        """Beside autograd, which computes means over the shard: they are weighed to give sums over the step."""
+        step, network, batch = self._step, self._network, shard.batch
+        items = network.tables[ITEMS]
+        leaves = [Leaf(items, step.rows_of(ITEMS), items.weight[: step.num_rows])]
+        with torch.no_grad():
+            side_nM = self._side_inputs(shard, leaves)
+        num_learned = int(np.count_nonzero(shard.target_row_R[batch.is_wanted_R]))
+        retrieval = num_learned / max(1, step.num_learned)
+        ranking = batch.num_targets / step.num_targets
+        factor = retrieval if num_learned else 1.0
+        with torch.enable_grad():
+            out = direct(
+                batch, tail_of(batch), leaves, side_nM, shard.row_n, shard.target_row_R, shard.prior_RPK, shard.seed,
+                rank_factor=ranking / factor,
+            )  # fmt: skip
+        assert out.ranking_loss is not None
+        self._layout.dense(flat).copy_(network.optimiser.gradient).mul_(factor)
+        rows = self._layout.rows(flat)
+        for name, leaf in zip((ITEMS, *shard.side_nF), leaves, strict=True):
+            if leaf.direct_UD is not None:
+                rows[name].copy_(leaf.direct_UD).mul_(factor)
+        self._note_losses(flat, float(out.retrieval_loss) * retrieval, float(out.ranking_loss) * ranking)
+        return ShardOutputs(out.query_SD, out.logits_RK, out.logit_SV)
+
+    def _by_autograd(self, shard: Shard, flat: Tensor) -> ShardOutputs:
+        step, network, batch = self._step, self._network, shard.batch
+        model, config, device = network.model, network.config, network.device
+        leaf_UD = self._leaf(ITEMS)
+        leaves = [Leaf(network.tables[ITEMS], step.rows_of(ITEMS), leaf_UD)]
+        side_nM = self._side_inputs(shard, leaves)
+        place_n = to_device(step.places(ITEMS, shard.row_n), device)
+        kinds_nK, value_n = to_device(batch.kinds_nK, device), to_device(batch.value_n, device)
+        x_TM, tail = model.tokens(leaf_UD, place_n, kinds_nK, value_n, side_nM), tail_of(batch)
+        key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
+        y_SM = model.encode(
+            x_TM, to_device(2 * batch.starts_B1, device), to_device(query_time_T, device),
+            to_device(key_time_T, device), tail=tail, context_gradient=config.context_gradient, dropout=config.dropout,
+            seed=shard.seed, backend=config.backend,
+        )  # fmt: skip
+        wanted = np.flatnonzero(batch.is_wanted_R)
+        places = output_places(batch, wanted, tail)
+        places[places < 0] = len(y_SM)
+        both = F.embedding(to_device(places, device), torch.cat([y_SM, model.start_M[None]]))
+        query_SD = model.retrieval_query(both[batch.num_targets :])
+        logits_RK = model.rank_logits(both[: batch.num_targets], to_device(shard.prior_RPK, device))
+        retrieval = self._retrieval_loss(query_SD, model.retrieval_table(leaf_UD), shard.target_row_R[wanted])
+        ranking = (
+            ranking_loss(
+                logits_RK, to_device(batch.learned_RK, device), to_device(batch.is_new_R, device), config.feedback
+            ).sum()
+            / step.num_targets
+        )
+        network.optimiser.gradient.zero_()
+        torch.autograd.backward(retrieval + config.rank_weight * ranking)
+        self._layout.dense(flat).copy_(network.optimiser.gradient)
+        rows = self._layout.rows(flat)
+        for name, leaf in zip((ITEMS, *shard.side_nF), leaves, strict=True):
+            if leaf.values_UD.grad is not None:
+                rows[name].copy_(leaf.values_UD.grad)
+                leaf.values_UD.grad = None
+        self._note_losses(flat, float(retrieval.detach()), float(ranking.detach()))
+        return ShardOutputs(query_SD.detach(), logits_RK.detach(), None)
+
+    def _retrieval_loss(self, query_SD: Tensor, table_UD: Tensor, target_row_S: Int64) -> Tensor:
+        step, backend, device = self._step, self._network.config.backend, query_SD.device
+        learned_S = target_row_S > 0
+        if not learned_S.any():
+            return query_SD.sum() * 0.0
+        query_RD = query_SD[to_device(learned_S, device)]
+        target = to_device(step.places(ITEMS, target_row_S[learned_S]), device)
+        if step.exact:
+            loss_R = exact_retrieval_loss(query_RD, table_UD, target, to_device(self._live_V, device), backend)
+        else:
+            negative = to_device(step.places(ITEMS, step.drawn_S), device)
+            log_draws_S = to_device(step.log_draws_S, device)
+            loss_R = sampled_retrieval_loss(query_RD, table_UD, target, negative, log_draws_S, backend)
+        return loss_R.sum() / step.num_learned
+
+    def _leaf(self, name: str) -> Tensor:
+        """The step's rows of a table, which all of its shards read."""
+        if name not in self._leaves:
+            self._leaves[name] = self._network.tables[name].gather(self._step.rows_of(name))
+        return self._leaves[name]
+
+    def _side_inputs(self, shard: Shard, leaves: list[Leaf]) -> Tensor | None:
+        """(n, M) the sum of the other tables' rows; their leaves are added to ``leaves``."""
+        parts = list[Tensor]()
+        for name, rows_nF in shard.side_nF.items():
+            place_nF = to_device(self._step.places(name, rows_nF), self._network.device)
+            leaf = Leaf(self._network.tables[name], self._step.rows_of(name), self._leaf(name), place_nF)
+            leaves.append(leaf)
+            parts.append(F.embedding(place_nF, leaf.values_UD).sum(dim=1))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _note_losses(self, flat: Tensor, retrieval: float, ranking: float) -> None:
+        self._layout.losses(flat).copy_(torch.tensor([retrieval, ranking]))
+
+
+def tail_of(batch: JaggedBatch) -> Tail:
+    """The tokens whose outputs are used: from the action before each user's first target on."""
+    first_B = batch.target_R[np.searchsorted(batch.target_R, batch.starts_B1[:-1])]
+    num_silent_B = np.maximum(2 * (first_B - batch.starts_B1[:-1]) - 1, 0)
+    return Tail.behind(torch.from_numpy(num_silent_B), torch.from_numpy(2 * batch.starts_B1))

@@ -1,0 +1,196 @@
+"""A step in shards: consecutive users of a batch, whose gradients are computed apart and added up in a fixed order.
+
+Several ranks (`trainer.ranks`) compute a step's shards between them. How a batch is cut depends on the batch and on the
+number of shards alone, and gradients are added up as a balanced binary tree of which every rank has a whole branch. So
+the sum has the same bits whether one process computes all shards or each of several its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.embedding import EmbeddingTable
+from model.tokens import ITEMS
+from trainer.batch import JaggedBatch
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """What the network computes of some of a step's users, in rows instead of keys.
+
+    ``row_n``: of the interactions' items; ``target_row_R``: of the targets', 0 where there is none; ``side_nF``: for
+    each other table the rows that are added to an interaction's token. ``seed``: of dropout.
+    """
+
+    seed: int
+    batch: JaggedBatch
+    row_n: Int64
+    target_row_R: Int64
+    prior_RPK: NDArray[np.float32]
+    side_nF: dict[str, Int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardedStep:
+    """What all shards of a step have in common.
+
+    ``num_targets``, ``num_learned``: the targets, and the choices that are learned, of all shards. ``num_rows``: of the
+    item table, all of which compete; 0 if negatives are drawn. ``rows``: which rows of a table the step reads,
+    ascending. ``drawn_S``, ``log_draws_S``: the negatives' rows, and the log of how often each is expected.
+    """
+
+    step: int
+    num_targets: int
+    num_learned: int
+    num_rows: int
+    rows: dict[str, Int64]
+    drawn_S: Int64
+    log_draws_S: NDArray[np.float32]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the whole catalogue competes."""
+        return self.num_rows > 0
+
+    def rows_of(self, table: str) -> Int64:
+        """(U,) the rows that the step reads."""
+        return np.arange(self.num_rows) if table == ITEMS and self.exact else self.rows[table]
+
+    def places(self, table: str, rows_N: Int64) -> Int64:
+        """(N,) where these rows stand in `rows_of`."""
+        return rows_N if table == ITEMS and self.exact else np.searchsorted(self.rows[table], rows_N)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardOutputs:
+    """Predictions of a shard's S choices and R targets. ``logit_SV``: over the whole catalogue, if computed."""
+
+    query_SD: Tensor
+    logits_RK: Tensor
+    logit_SV: Tensor | None
+
+
+class SummedGradients:
+    """A step's losses and gradients as one vector (``flat``): the sum over shards is the sum of vectors.
+
+    The vector's length is a multiple of ``multiple``.
+    """
+
+    NUM_LOSSES = 2
+
+    def __init__(
+        self, step: ShardedStep, tables: dict[str, EmbeddingTable], num_dense: int, multiple: int, device: torch.device
+    ) -> None:
+        shapes = {name: (len(step.rows_of(name)), tables[name].width) for name in _tables_of(step)}
+        length = self.NUM_LOSSES + num_dense + sum(rows * width for rows, width in shapes.values())
+        self.num_row_bytes = 4 * (length - self.NUM_LOSSES - num_dense)
+        self._num_dense, self._shapes = num_dense, shapes
+        self._length, self._device = -(-length // multiple) * multiple, device
+        self.flat = torch.zeros(0)
+
+    def new(self) -> Tensor:
+        """A vector of zeros, for one shard."""
+        return torch.zeros(self._length, device=self._device)
+
+    def losses(self, flat: Tensor) -> Tensor:
+        """(2,) of retrieval and ranking."""
+        return flat[: self.NUM_LOSSES]
+
+    def dense(self, flat: Tensor) -> Tensor:
+        """The dense weights' gradient."""
+        return flat[self.NUM_LOSSES : self.NUM_LOSSES + self._num_dense]
+
+    def rows(self, flat: Tensor) -> dict[str, Tensor]:
+        """(U, D) the gradient of each table's rows."""
+        found, start = dict[str, Tensor](), self.NUM_LOSSES + self._num_dense
+        for name, (num, width) in self._shapes.items():
+            found[name] = flat[start : start + num * width].view(num, width)
+            start += num * width
+        return found
+
+
+def _tables_of(step: ShardedStep) -> list[str]:
+    return [ITEMS, *(name for name in step.rows if name != ITEMS)]
+
+
+class TreeSum:
+    """Adds vectors up as a balanced binary tree, in the order in which they are added; their number is a power of 2."""
+
+    def __init__(self) -> None:
+        self._branches: list[tuple[int, Tensor]] = []
+
+    def add(self, flat: Tensor) -> None:
+        """Add one more; it is overwritten."""
+        size = 1
+        while self._branches and self._branches[-1][0] == size:
+            flat = self._branches.pop()[1].add_(flat)
+            size *= 2
+        self._branches.append((size, flat))
+
+    @property
+    def total(self) -> Tensor:
+        """The sum."""
+        ((_, flat),) = self._branches
+        return flat
+
+
+def bounds_of(batch: JaggedBatch, num_shards: int) -> Int64:
+    """(num_shards + 1,) the first user of each shard, so that all have about as many tokens; some may have no user."""
+    asked = batch.starts_B1[-1] * np.arange(num_shards + 1) // num_shards
+    bounds: Int64 = np.searchsorted(batch.starts_B1, asked)
+    return bounds
+
+
+def take_users(batch: JaggedBatch, first: int, stop: int) -> JaggedBatch:
+    """The batch of the users ``first`` to ``stop`` (exclusive)."""
+    start, end = batch.starts_B1[[first, stop]]
+    targets = slice(*np.searchsorted(batch.target_R, [start, end]))
+    parts = {"n": slice(start, end), "B": slice(first, stop), "R": targets}
+    columns: dict[str, Any] = {}
+    for each in fields(batch):
+        suffix = each.name.rpartition("_")[2]
+        if suffix[0] in parts and each.name != "starts_B1" and isinstance(getattr(batch, each.name), np.ndarray):
+            columns[each.name] = getattr(batch, each.name)[parts[suffix[0]]]
+    previous_R = columns["previous_R"]
+    columns["owner_n"] = columns["owner_n"] - first
+    columns["target_R"] = columns["target_R"] - start
+    columns["previous_R"] = np.where(previous_R < 0, -1, previous_R - start)
+    return replace(batch, starts_B1=batch.starts_B1[first : stop + 1] - start, **columns)
+
+
+def cut(
+    batch: JaggedBatch, step: int, num_shards: int, row_n: Int64, target_row_R: Int64, prior_RPK: NDArray[np.float32],
+    side_nF: dict[str, Int64],
+) -> list[Shard]:  # fmt: skip
+    """The shards of a step, in order."""
+    bounds, shards = bounds_of(batch, num_shards), list[Shard]()
+    for number, (first, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        start, end = batch.starts_B1[[first, stop]]
+        targets = slice(*np.searchsorted(batch.target_R, [start, end]))
+        sides = {name: rows_nF[start:end] for name, rows_nF in side_nF.items()}
+        shards.append(
+            Shard(
+                step * num_shards + number, take_users(batch, first, stop), row_n[start:end], target_row_R[targets],
+                prior_RPK[targets], sides,
+            )
+        )  # fmt: skip
+    return shards
+
+
+def joined(outputs: Sequence[ShardOutputs]) -> ShardOutputs:
+    """The outputs of all shards as those of one."""
+    logits = [each.logit_SV for each in outputs if each.logit_SV is not None]
+    return ShardOutputs(
+        torch.cat([each.query_SD for each in outputs]),
+        torch.cat([each.logits_RK for each in outputs]),
+        torch.cat(logits) if len(logits) == len(outputs) else None,
+    )
