@@ -126,7 +126,7 @@ class OddsArrays:
     @property
     def num_kept(self) -> int:
         """How many numbers are kept of an interaction (`OddsKept`)."""
-        return self.norm_2I.shape[1] + NUM_CONFIDENCES + self.num_kinds
+        return int(self.norm_2I.shape[1]) + NUM_CONFIDENCES + self.num_kinds
 
     def copy(self) -> OddsArrays:
         """The same, elsewhere."""
