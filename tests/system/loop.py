@@ -12,12 +12,11 @@ from typing import Any
 from kafka.errors import KafkaError
 
 from headrace.audit import audit
-from headrace.broker import free_port
 from headrace.config import Settings, read_settings
 from headrace.processes import Child
 from headrace.recommendation import Server
 from headrace.report import Report
-from tests.brokers import crowding, wait_until
+from tests.brokers import crowding, free_port, wait_until
 from tests.system.process_factory import ForkedGroup
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import ensure_topics

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
 from model.embedding import EmbeddingTable
+from model.kept import NUM_LAGS
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -93,7 +95,11 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     pasts = [past_of(before, examples, one.piece) for one in said]
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
     before.items.insert(np.array(fresh, np.int64), 0, before.num_steps)
-    found_RK, late_K = np.zeros((len(said), len(before.model_config.kinds))), before.rates.late_kinds
+    found_RK, kept = np.zeros((len(said), len(before.model_config.kinds))), before.rates.kept
+    places = [kept_at(before, one.piece) for one in said]
+    lags = [(int(kept.rows.count_2[0]) - 1 - place) % len(kept.key_P) for place in places if place >= 0]
+    kept.lags = np.concatenate([kept.lags, np.array(lags, np.int64)])[-NUM_LAGS:]
+    rules = OddsRules(horizon=kept.horizon(before.rates.late_kinds))
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
         features = [*own["features"].tolist(), *folded(before, examples).users[one.piece.user].user_features.tolist()]
@@ -108,10 +114,20 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
             np.array([one.piece.bits], np.uint32), np.array([one.piece.is_new], np.uint8), zero,
             np.ascontiguousarray(past["item"]), np.ascontiguousarray(past["bits"]),
             np.maximum(zero, num - before.model_config.max_context), num,
+            np.array([[own["domain"], *own["features"]]]), np.column_stack([past["domain"], past["features"]]),
+            np.array([places[nth]], np.int32),
         )  # fmt: skip
-        logit_K = odds_learn(before.rates.arrays, events, OddsRules(), backend="reference")[0]
-        found_RK[nth] = np.where(late_K, one.probability_K, 1 / (1 + np.exp(-logit_K.astype(float))))
+        logit_K = odds_learn(before.rates.arrays, kept.rows, events, rules, backend="reference")[0]
+        found_RK[nth] = 1 / (1 + np.exp(-logit_K.astype(float)))
     return found_RK
+
+
+def kept_at(learner: Learner, piece: Piece) -> int:
+    """Where the odds keep what they saw of a piece's interaction; -1: nowhere."""
+    kept, user = learner.rates.kept, blake2b(piece.user.encode(), digest_size=8).digest()
+    key = (int.from_bytes(user, "little", signed=True) * 0x1E3779B97F4A7C15 + piece.place) % 2**64
+    places = np.flatnonzero(kept.key_P[: kept.rows.num_used].view(np.uint64) == np.uint64(key))
+    return int(places[-1]) if len(places) else -1
 
 
 def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> MemoryEvents:
