@@ -135,7 +135,7 @@ class SentAction(Struct, frozen=True):
 
 
 class SentOrder(Struct, frozen=True):
-    """Where the broker put it: it is obeyed when the worker comes there."""
+    """Where the broker stored the order; the worker carries it out when it reaches that offset."""
 
     partition: int
     offset: int
