@@ -34,8 +34,8 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
     partition, offset = _send(settings, order, {"forget": not is_back, what: name})
     if not _is_carried_out(settings, partition, offset, wait_s):
         print(
-            f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will do "
-            "that as soon as one runs; `headrace lag` shows which stage is behind"
+            f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will "
+            "do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1
     print(_told(settings, order))
@@ -83,8 +83,8 @@ def _told(settings: Settings, order: Order) -> str:
         return f"item {order.item}: no longer forgotten; from its next action on it is learned as a new item"
     if not order.user:
         return (
-            f"item {order.item}: no longer recommended by any server that follows its topics; the trainer drops its row "
-            "and its counts, and learns nothing about it until `headrace forget item ID --undo`"
+            f"item {order.item}: no longer recommended by any server that follows its topics; the trainer drops its "
+            "row and its counts, and learns nothing about it until `headrace forget item ID --undo`"
         )
     return (
         f"user {order.user}: removed from the worker's store and from the servers; the records in the sequences topic "
