@@ -30,12 +30,13 @@ from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.action import Action, decode_record
+from wire.assembler import VersionAssembler
 from wire.example import Example, fence
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 from wire.topics import Topics, example_key, fence_key
-from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
+from wire.weights import Claim, Manifest, PlanStep, Version, record_kind
 
 NUM_PARTITIONS = 3
 # Small, fast, and with everything that must be repeated bit by bit: sampled negatives, dropout, thinned contexts,
