@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.embedding import EmbeddingTable
+from model.kept import KeptInputs
 from model.marks import Marks
 from model.memory import Memory
 from trainer.rows import Arrays
@@ -150,6 +151,30 @@ class CountsRegion:
         return {name: _rows_or_zeros(column, rows_U) for name, column in self._columns.items()}
 
 
+class KeptRegion:
+    """What the odds keep of the newest interactions, by place."""
+
+    name = "kept"
+
+    def __init__(self, kept: KeptInputs) -> None:
+        self._kept = kept
+        self.row_bytes = sum(column.itemsize * math.prod(column.shape[1:]) for column in kept.columns.values())
+
+    @property
+    def num_rows(self) -> int:
+        """See `Region`."""
+        return self._kept.rows.num_used
+
+    @property
+    def marks(self) -> Marks:
+        """See `Region`."""
+        return self._kept.rows.dirty_P
+
+    def take(self, rows_U: Int64) -> Arrays:
+        """See `Region`."""
+        return {name: copied(column, rows_U) for name, column in self._kept.columns.items()}
+
+
 COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
 """Regions of counts, and the table of the rates that each is of."""
 
@@ -236,7 +261,8 @@ def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
     """All rows of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
     counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
-    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts]
+    kept = [] if for_version else [KeptRegion(learner.rates.kept)]
+    return [*tables, MemoryRegion(learner.memory, for_version=for_version), *counts, *kept]
 
 
 def names_of(learner: Learner, *, for_version: bool) -> Entries:

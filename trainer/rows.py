@@ -119,6 +119,9 @@ def assembled(small: Arrays, pieces: Iterable[Piece]) -> Arrays:
             out |= _memory(regions[name], size[0])
         elif name.endswith("counts"):
             out |= _counts(regions[name], size)
+        elif name == "kept":
+            kept = regions.get(name, Columns())  # none, if nothing was learned yet
+            out |= {f"rates.kept_{each}": kept.of_length(each, size[0]) for each in kept.names}
         else:
             out |= _table(name, regions[name], size[0])
     out |= _users(entries["users"])

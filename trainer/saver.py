@@ -41,6 +41,8 @@ class Saver:
         self._problem: Unsound | None = None
         self._last: tuple[int, str] | None = None
         self._whole_bytes = self._increment_bytes = self._num_increments = 0
+        self._built_on: list[int] = []
+        """Steps of the checkpoints that the next increment would build on."""
 
     @property
     def is_idle(self) -> bool:
@@ -63,6 +65,7 @@ class Saver:
         num_bytes = sum(region.num_rows * region.row_bytes for region in regions)
         is_whole = (
             self._last is None
+            or not set(self._built_on) <= set(self._folder.steps())  # somebody has removed one
             or self._num_increments >= MOST_INCREMENTS
             or self._increment_bytes >= self._whole_bytes
             or changes.left_bytes() > WHOLE_SHARE * num_bytes
@@ -143,6 +146,7 @@ class Saver:
         draft = self._draft
         assert draft is not None
         self._last = checkpoint.step, self._folder.write(checkpoint, draft)
+        self._built_on = [*(self._built_on if draft.onto else ()), checkpoint.step]
         if draft.onto is None:
             self._whole_bytes, self._increment_bytes, self._num_increments = draft.num_bytes, 0, 0
         else:

@@ -2,10 +2,17 @@
 
 A rate is known after a few sightings, long before gradients have found it. So what has been counted of an item (in all,
 and lately), of its domain and features, of the user (in all, and over his last few interactions) and of him with this
-item enters as log-odds, relative to those that it is smoothed towards; the network's logit stands beside them. A kind's
+item and with those that share its domain or a feature enters as log-odds, relative to those that it is smoothed
+towards; the network's logit stands beside them. A kind's
 logit is their weighted sum, and what one hidden layer makes of all of them together. Weights are learned online on the
 log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive weighing of context
 models", 2005): what predicts badly loses its weight.
+
+Counts change with each event. Weights learn of an interaction when its kinds have come, `OddsRules.horizon`
+interactions later, from what was seen when it was new (`OddsKept`); a kind that comes later still takes back, with the
+same inputs, what its absence has taught. Taught at once instead, and corrected with what is seen by then, they ran
+away: a user's last interactions have got their kinds in the meantime, so nothing kept the inputs of the 0s from ever
+lower odds and those of the 1s from ever higher ones.
 
 Arrays are NumPy's: the odds live on the host, whatever the network runs on.
 """
@@ -25,6 +32,7 @@ from kernels.odds.arrays import (
     Float32,
     OddsArrays,
     OddsEvents,
+    OddsKept,
     OddsRules,
 )
 
@@ -34,21 +42,26 @@ __all__ = [
     "NUM_BLOCKS",
     "OddsArrays",
     "OddsEvents",
+    "OddsKept",
     "OddsRules",
     "odds_learn",
     "odds_predict",
 ]
-FEEDBACK = ("vanilla", "fnw", "reversal")
 
 
-def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules, *, backend: str = "auto") -> Float32:
-    """(R, K) logits: each event is predicted, learned and counted, in the events' order; changes ``odds``.
+def odds_learn(
+    odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules, *, backend: str = "auto"
+) -> Float32:
+    """(R, K) logits: each event is predicted and counted, in the events' order, and the weights learn of those that are
+    old enough; changes ``odds`` and ``kept``. Of earlier interactions the logits are what would be said of them now.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`."""
     _check(odds, events)
-    if rules.feedback not in FEEDBACK:
-        raise ValueError(f"feedback: expected one of {FEEDBACK}, got {rules.feedback!r}")
-    logit_RK: Float32 = _version(backend).odds_learn(odds, events, rules)
+    if kept.log_PI.shape != (len(kept.bits_P), odds.num_kept):
+        raise ValueError(f"log_PI: expected {odds.num_kept} numbers a row, got {kept.log_PI.shape}")
+    if not 0 <= rules.horizon < len(kept.bits_P):
+        raise ValueError(f"horizon: expected 0 to {len(kept.bits_P) - 1} (what is kept), got {rules.horizon}")
+    logit_RK: Float32 = _version(backend).odds_learn(odds, kept, events, rules)
     return logit_RK
 
 
@@ -82,6 +95,9 @@ def _check(odds: OddsArrays, events: OddsEvents) -> None:
         "past_bits_n": ((past,), np.uint32),
         "past_begin_R": ((num,), np.int64),
         "past_end_R": ((num,), np.int64),
+        "alike_RL": ((num, odds.num_alike), np.int64),
+        "past_alike_nL": ((past, odds.num_alike), np.int64),
+        "kept_R": ((num,), np.int32),
     }
     for name, (shape, dtype) in expected.items():
         array = getattr(events, name)

@@ -16,17 +16,21 @@ Bytes = NDArray[np.uint8]
 COUNTED = (
     "item", "item_boldly", "item_recent", "item_lately", "user", "user_recent", "user_lately", "user_of_late", "own",
 )  # fmt: skip
-"""What is counted of an item and its user. Behind it come attributes (domain, features), then the network."""
+"""What is counted of an item and its user. Behind it come, for the domain and each feature of the item, what the user
+did with items that share it (`ALIKE_DECAYS`); then attributes (domain, features), then the network."""
 ITEM, BOLDLY, RECENT, USER, OF_LATE, OWN = 0, 1, 2, 4, 5, 8
-ITEM_STRENGTH, BOLD_STRENGTH, RECENT_STRENGTH, USER_STRENGTH, LATE_STRENGTH, OWN_STRENGTH, ATTRIBUTE_STRENGTH = (
-    30.0, 3.0, 2.0, 5.0, 2.0, 1.0, 20.0,
+ITEM_STRENGTH, BOLD_STRENGTH, RECENT_STRENGTH, USER_STRENGTH, LATE_STRENGTH, OWN_STRENGTH = (
+    30.0, 3.0, 2.0, 5.0, 2.0, 1.0,
 )  # fmt: skip
+ALIKE_STRENGTH, ATTRIBUTE_STRENGTH = 3.0, 20.0
 """So many sightings of the rate that each is smoothed towards: the overall one; for what is recent of an item, the
-item's; for what the user did with this item, his own."""
+item's; for what the user did with this item, or with those like it, his own."""
 RECENT_DECAYS = (0.9, 0.98)
 """How much less of an item's sightings counts with each one more."""
 LATE_DECAYS = (0.5, 0.8, 0.95)
 """The same of a user's interactions."""
+ALIKE_DECAYS = (1.0, 0.98, 0.9)
+"""The same, of those that count because their items are like the one in question."""
 NUM_BLOCKS = 1 + len(RECENT_DECAYS)
 """Counts of an item: in all, and by each decay."""
 HIDDEN, NUM_CONFIDENCES = 16, 3
@@ -40,12 +44,13 @@ class OddsArrays:
     """Counts of interactions and of each of K kinds: C = 1 + K numbers.
 
     ``item_VC`` (V, `NUM_BLOCKS` x C) by row of the item table; ``domain_VC`` (·, C) and ``feature_VC`` (·, C) by row of
-    the domains' and features' tables, of which an event has ``attributes`` (2,); row 0 is whatever has
-    no row. ``total_C`` float64: of all. ``gain_FK``: weights of the F = `COUNTED` + attributes + network log-odds, and
-    last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a constant;
-    ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of the F x K
-    log-odds; ``clock`` (1 + 2K,) float64: events so far; the caller's counts of kinds, at once and late.
-    ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each reader clears a bit of its own."""
+    the domains' and features' tables; row 0 is whatever has no row. ``attributes`` (3,): how many rows of the two an
+    event has, and of how many of both it is counted what the user did with items that share them. ``total_C`` float64:
+    of all. ``gain_FK``: weights of the F log-odds (`COUNTED`, `ALIKE_DECAYS` for each of those, attributes, network),
+    and last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a
+    constant; ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of
+    the F x K log-odds; ``clock`` (1 + 2K,) float64: interactions so far; the caller's counts of kinds, at once and
+    late. ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each reader clears a bit of its own."""
 
     item_VC: Float32
     domain_VC: Float32
@@ -65,11 +70,14 @@ class OddsArrays:
     attributes: Int64
 
     @staticmethod
-    def empty(num_kinds: int, num_domains: int, num_features: int, capacity: int = 64) -> OddsArrays:
+    def empty(
+        num_kinds: int, num_domains: int, num_features: int, num_alike: int = 0, capacity: int = 64
+    ) -> OddsArrays:
         """Nothing counted: an item's own log-odds have weight 1, all else has none."""
         columns, num_attributes = 1 + num_kinds, num_domains + num_features
-        num_logs = (len(COUNTED) + num_attributes + 1) * num_kinds
-        gain = np.zeros((len(COUNTED) + num_attributes + 2, num_kinds), np.float32)
+        num_rates = len(COUNTED) + len(ALIKE_DECAYS) * num_alike + num_attributes + 1
+        num_logs = num_rates * num_kinds
+        gain = np.zeros((num_rates + 1, num_kinds), np.float32)
         gain[ITEM] = 1.0
         num_seen = num_logs + NUM_CONFIDENCES + 1
         rng = np.random.Generator(np.random.Philox(key=2))
@@ -92,7 +100,7 @@ class OddsArrays:
             item_dirty_V=np.zeros(capacity, np.uint8),
             domain_dirty_V=np.zeros(capacity, np.uint8),
             feature_dirty_V=np.zeros(capacity, np.uint8),
-            attributes=np.array([num_domains, num_features]),
+            attributes=np.array([num_domains, num_features, num_alike]),
         )
 
     @property
@@ -108,11 +116,51 @@ class OddsArrays:
     @property
     def num_attributes(self) -> int:
         """A."""
-        return int(self.attributes.sum())
+        return int(self.attributes[:2].sum())
+
+    @property
+    def num_alike(self) -> int:
+        """L."""
+        return int(self.attributes[2])
+
+    @property
+    def num_kept(self) -> int:
+        """How many numbers are kept of an interaction (`OddsKept`)."""
+        return self.norm_2I.shape[1] + NUM_CONFIDENCES + self.num_kinds
 
     def copy(self) -> OddsArrays:
         """The same, elsewhere."""
         return OddsArrays(*(getattr(self, each.name).copy() for each in fields(self)))
+
+
+@dataclass(slots=True, eq=False)
+class OddsKept:
+    """The newest interactions as they were seen when they were new, in a ring of P places.
+
+    ``log_PI``: the log-odds, then `NUM_CONFIDENCES`, then the K probabilities that the weights had for it when they
+    learned of it; ``bits_P``: the kinds that have come; ``count_2`` int64: how many
+    interactions there were, and how many of them the weights have learned (the oldest first); ``dirty_P``: as of rows.
+    """
+
+    log_PI: Float32
+    bits_P: NDArray[np.uint32]
+    count_2: Int64
+    dirty_P: Bytes
+
+    @staticmethod
+    def empty(odds: OddsArrays, most: int) -> OddsKept:
+        """Room for the newest ``most``."""
+        log_PI = np.zeros((most, odds.num_kept), np.float32)
+        return OddsKept(log_PI, np.zeros(most, np.uint32), np.zeros(2, np.int64), np.zeros(most, np.uint8))
+
+    @property
+    def num_used(self) -> int:
+        """Places in use, from the first on."""
+        return min(len(self.bits_P), int(self.count_2[0]))
+
+    def copy(self) -> OddsKept:
+        """The same, elsewhere."""
+        return OddsKept(*(getattr(self, each.name).copy() for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +170,9 @@ class OddsEvents:
     ``row_R``: rows of the items; ``item_R``: their keys. ``attribute_RA``: rows of domain and features. ``network_RK``:
     the network's logits. ``bits_R``: the kinds that the event brings; ``is_new_R``: 1 for a new
     interaction, 0 for kinds that came to an earlier one. ``order_R``: the order in which they happened. The user of
-    event r had met ``past_item_n[past_begin_R[r]:past_end_R[r]]``, oldest first, with the kinds ``past_bits_n``."""
+    event r had met ``past_item_n[past_begin_R[r]:past_end_R[r]]``, oldest first, with the kinds ``past_bits_n``.
+    ``alike_RL``: keys of the item's domain and features, 0 for none; ``past_alike_nL``: those of the items before.
+    ``kept_R``: where an earlier interaction is in `OddsKept`, -1 for nowhere; of new ones it is not read."""
 
     row_R: Int32
     item_R: Int64
@@ -135,6 +185,9 @@ class OddsEvents:
     past_bits_n: NDArray[np.uint32]
     past_begin_R: Int64
     past_end_R: Int64
+    alike_RL: Int64
+    past_alike_nL: Int64
+    kept_R: Int32
 
     def __len__(self) -> int:
         return len(self.row_R)
@@ -143,16 +196,19 @@ class OddsEvents:
 @dataclass(frozen=True, slots=True)
 class OddsRules:
     """How fast the weights are learned: Adagrad's rates, and how much less of its state counts with each event.
-    ``feedback``: as `trainer.losses.ranking_loss`."""
+
+    ``horizon``: the weights learn of an interaction when this many newer ones have come, with the kinds that it has by
+    then; 0: at once."""
 
     rate: float = 0.05
     hidden_rate: float = 0.03
     decay: float = 0.9999
-    feedback: str = "vanilla"
+    horizon: int = 0
 
 
-def check_ranges(odds: OddsArrays, events: OddsEvents) -> None:
-    """Raise IndexError for a row outside of its table, ValueError for a place outside of the events or of the past."""
+def check_ranges(odds: OddsArrays, events: OddsEvents, kept: OddsKept | None = None) -> None:
+    """Raise IndexError for a row outside of its table, ValueError for a place outside of the events, of the past or of
+    what is kept."""
     num, past = len(events), len(events.past_item_n)
     if not num:
         return
@@ -166,6 +222,11 @@ def check_ranges(odds: OddsArrays, events: OddsEvents) -> None:
     begin, end = events.past_begin_R, events.past_end_R
     if not (begin.min() >= 0 and (begin <= end).all() and end.max() <= past):
         raise ValueError(f"past_begin_R, past_end_R: expected ranges within {past} interactions")
+    if kept is not None:
+        place_R = events.kept_R[events.is_new_R == 0]
+        if place_R.size and not (place_R.min() >= -1 and place_R.max() < len(kept.bits_P)):
+            raise ValueError(f"kept_R: expected -1 or one of {len(kept.bits_P)} places, got {place_R.min()} to "
+                             f"{place_R.max()}")  # fmt: skip
 
 
 def _check_rows(name: str, rows: Int32, num: int) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kernels.memory import FEATURES, MemoryArrays
 from model.config import ModelConfig
 from model.kinds import chosen
-from model.memory import Memory, events_of, neighbours_at
+from model.memory import Memory, neighbours_at
+from model.memory_events import events_of
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
 CLICKED = 0b11
