@@ -144,7 +144,7 @@ class Watched(Learner):
         last = int(self.rates.kept.rows.count_2[1])
         for nth in range(first, last):
             bits = int(self.told.bits[self.told.keys[nth]])
-            self.regression.learn(self._seen[nth], (bits >> np.arange(len(KINDS))) & 1.0)
+            self.regression.learn(self._seen[nth], ((bits >> np.arange(len(KINDS))) & 1).astype(np.float64))
         return last
 
 
