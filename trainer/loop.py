@@ -115,7 +115,10 @@ class Trainer:
         if self.publisher is not None:
             self.publisher.start()
         self.progress = self._progress()
-        log.info("training", device=str(self.learner.device), step=self.learner.num_steps, epoch=self._epoch)
+        log.info(
+            "training", device=str(self.learner.device), step=self.learner.num_steps, epoch=self._epoch,
+            num_ranks=self._ranks.size if self._ranks is not None else 1,
+        )  # fmt: skip
 
     def _note_standby(self) -> None:
         self.progress = Progress(is_standby=True, claimant=self.claimant.name if self.claimant else "")
