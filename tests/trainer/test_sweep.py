@@ -31,7 +31,7 @@ from wire.weights import Snapshot, decode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
-SLICE_BYTES = 3000
+SLICE_BYTES = 6000
 """Of a learner of some 30,000: a copy spans several steps."""
 
 
@@ -271,7 +271,7 @@ def test_a_build_that_tears_a_version_is_caught(how: str, monkeypatch: pytest.Mo
     (sliced, world), (at_once, _) = taught(), taught()
     collection = Collection(sliced, whole=True)
     if how == "shares memory":
-        monkeypatch.setattr(Sweep, "_say", shares_memory)
+        monkeypatch.setattr(Sweep, "_emit", shares_memory)
         while not collection.advance(SLICE_BYTES):
             pass
         blob = collection.cut(sliced)
