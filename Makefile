@@ -84,4 +84,4 @@ lock: $(PACKAGES) ## resolve constraints.txt (everything) and constraints-run.tx
 		--custom-compile-command "make lock" --output-file constraints-run.txt
 
 clean: ## remove what setup and the tests made
-	rm -rf $(VENV) build kernels/build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build kernels/build .cache/triton .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

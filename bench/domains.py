@@ -1,8 +1,9 @@
 """`python -m bench domains [--data FOLDER] [--limit N] [--quick]`: one model of all domains, or one for each?
 
-Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices, by a model that learns
-this domain alone, by one that learns both in order of time at a constant rate, and by one whose rate warms up, stays
-and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn, among all items of their stream.
+Amazon's reviews of food and of kitchenware by the same people: HR@10 of each domain's choices among its own items, by a
+model that learns this domain alone, by one that learns both in order of time at a constant rate, and by one whose rate
+warms up, stays and anneals (`trainer.schedule = "wsa"`; CPRec, 2025). All predict before they learn. Which domain a
+choice is of is known, as it is where each domain has pages of its own: the other one's items do not compete.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from bench.records import spoken
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import open_stream
 from headrace.config import Settings, load_settings
+from kernels.memory import MemoryEvents
+from trainer.step import Learner
+from wire.hashing import key_hash
 
 Action = dict[str, Any]
 WARMED, STABLE, FINAL_RATIO = 0.01, 0.7, 0.1
@@ -44,9 +48,45 @@ def annealed(settings: Settings, num_actions: int) -> Settings:
     return settings.model_copy(update={"trainer": trainer})
 
 
+class OwnDomain:
+    """Leaves the items of other domains out of the competition."""
+
+    def __init__(self, actions: list[Action]) -> None:
+        domains = sorted({action["domain"] for action in actions})
+        self._domain_of = {key_hash(action["item"]): domains.index(action["domain"]) for action in actions}
+        self._domain_V = np.zeros(0, np.int64)
+
+    def __call__(self, learner: Learner, events: MemoryEvents) -> MemoryEvents:
+        """The events, with the other domains' rows among what was met."""
+        self._follow(learner)
+        num = len(events)
+        begins, rows = np.zeros(num, np.int64), list[NDArray[np.int32]]()
+        others = [np.flatnonzero((self._domain_V >= 0) & (self._domain_V != each)) for each in range(self._num)]
+        end = 0
+        for r, target in enumerate(events.target_R.tolist()):
+            met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+            rows.append(np.concatenate([met, others[self._domain_V[target]].astype(np.int32)]) if target else met)
+            begins[r], end = end, end + len(rows[-1])
+        ends = np.append(begins[1:], end)
+        return dataclasses.replace(
+            events, met_rows=np.concatenate([events.met_rows[:0], *rows]), met_begin_R=begins, met_end_R=ends[:num]
+        )
+
+    @property
+    def _num(self) -> int:
+        return 1 + max(self._domain_of.values())
+
+    def _follow(self, learner: Learner) -> None:
+        """Learn the domains of rows that are new."""
+        new = np.arange(len(self._domain_V), learner.items.num_rows)
+        keys = learner.items.keys_of(new).tolist()
+        found = [self._domain_of[key] if row else -1 for row, key in zip(new, keys, strict=True)]
+        self._domain_V = np.append(self._domain_V, np.array(found, np.int64))
+
+
 def hits(settings: Settings, actions: list[Action], seed: int) -> NDArray[np.bool_]:
-    """Whether each action, all of which are choices, was among the first ten."""
-    rank_A = headrace(settings, actions, seed).ranks[OURS[0]]
+    """Whether each action, all of which are choices, was among the first ten of its domain."""
+    rank_A = headrace(settings, actions, seed, limit=OwnDomain(actions)).ranks[OURS[0]]
     if len(rank_A) != len(actions):
         raise ValueError(f"expected {len(actions)} choices, got {len(rank_A)}; every action must be a choice")
     return (rank_A > 0) & (rank_A <= 10)
@@ -54,6 +94,8 @@ def hits(settings: Settings, actions: list[Action], seed: int) -> NDArray[np.boo
 
 def compare(settings: Settings, actions: list[Action], seed: int = 1) -> list[dict[str, Any]]:
     """A row for each domain and way of learning."""
+    trainer = dataclasses.replace(settings.trainer, exclude_seen="always")
+    settings = settings.model_copy(update={"trainer": trainer})
     domain_A = np.array([action["domain"] for action in actions])
     ways = {
         "both, constant rate": hits(settings, actions, seed),

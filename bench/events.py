@@ -21,7 +21,7 @@ from headrace.file_training import file_configs
 from kernels.memory import MemoryEvents, MemoryRules
 from kernels.memory.arrays import FEW_REPEATS, PRIOR_CHOICES
 from model.config import ModelConfig
-from model.memory import events_of
+from model.memory_events import events_of
 from trainer.batch import JaggedBatch, build_batch
 from trainer.scheduler import Scheduler
 from wire.example import Example

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.events import rank
 from kernels.memory import MemoryEvents
 from model.embedding import EmbeddingTable
-from model.memory import events_of
+from model.memory_events import events_of
 from model.rates import probability
 from trainer.batch import JaggedBatch, shorten
 from trainer.checkpoint import Checkpoint

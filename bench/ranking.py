@@ -1,4 +1,4 @@
-"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on 1 thread and on 2.
+"""What it costs to rank many candidates after a long history: the engine's time, without HTTP, on one and two threads.
 
 The model is the one that the targets are stated for: 4 layers of width 64 with 4 heads, and a history of 512
 interactions (1,024 tokens), whose keys and values are cached.
@@ -15,9 +15,10 @@ import torch
 from bench.serving import NOW_MS, START_MS, versions
 from bench.timing import Row, row
 from model.config import ModelConfig
-from serving.engine import Engine, Request
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.request import Request
 from wire.example import Interactions
 from wire.hashing import item_hash
 

@@ -19,9 +19,10 @@ from bench.streams import world
 from bench.timing import Row, row
 from headrace.config import Settings
 from headrace.file_source import FileSource
-from serving.engine import Engine, Request, Result
+from serving.engine import Engine
 from serving.histories import Histories
 from serving.holder import HeldVersion, WeightsManager
+from serving.request import Request, Result
 from serving.reuse import ReuseProbe
 from trainer.config import TrainerConfig
 from trainer.snapshot import weights_snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from headrace.file_training import file_configs
 from kernels.memory import MemoryEvents, MemoryOutcome
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
+from trainer.step import Learner
 
 OURS = ("Headrace", "its network alone", "its counts alone")
 
@@ -34,9 +35,13 @@ class Pass:
 
 
 def headrace(
-    settings: Settings, actions: Iterable[dict[str, Any]], seed: int, progress: Progress = lambda _: None
+    settings: Settings,
+    actions: Iterable[dict[str, Any]],
+    seed: int,
+    progress: Progress = lambda _: None,
+    limit: Callable[[Learner, MemoryEvents], MemoryEvents] = lambda _, events: events,
 ) -> Pass:
-    """Train on the stream as `headrace train --file` does."""
+    """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event."""
     stream = iter(actions)
     first = next(stream)
     action, sequence, model = file_configs(settings, first)
@@ -51,7 +56,7 @@ def headrace(
     outcomes, learn = list[MemoryOutcome](), trainer.learner.memory.learn
 
     def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
-        outcomes.append(learn(events, logit_AV))
+        outcomes.append(learn(limit(trainer.learner, events), logit_AV))
         progress(trainer.learner.num_interactions)
         return outcomes[-1]
 

@@ -22,6 +22,7 @@ from headrace.evidence import Evidence
 from headrace.ledger import SequenceLedger
 from headrace.recount import Recount
 from headrace.report import Report, print_report
+from wire.assembler import VersionAssembler
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import CodecError
@@ -29,7 +30,6 @@ from wire.example_reader import ExampleReader
 from wire.kafka.consumer import connect, read, spans, topic_id_of
 from wire.shape import SHAPE, decode_shape, shape_of
 from wire.topics import Topics
-from wire.weights import VersionAssembler
 
 
 class Reader:

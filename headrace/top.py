@@ -14,7 +14,8 @@ from textual.widgets import Footer, Sparkline, Static
 
 from headrace.config import Settings
 from headrace.screen import WHAT, number, seconds
-from serving.pulse import Point, Pulse, PulseFollower, Served
+from serving.pulse import Point, Pulse, Served
+from serving.pulse_follower import PulseFollower
 from wire.cluster import SILENT_MS
 from wire.kafka.consumer import connect
 from wire.topics import Topics

@@ -22,11 +22,11 @@ from kernels.memory import (
     MemoryStanding,
     memory_best,
     memory_learn,
+    memory_learn_sampled,
     memory_scores,
     memory_stand,
 )
 from model.config import ModelConfig
-from model.kinds import chosen
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.older import upgraded
 
@@ -40,12 +40,10 @@ FREE_BYTES = 80 << 20
 FEWEST_NEIGHBOURS = 23
 """What each item of a larger catalogue may have at least: with its counts, 512 bytes."""
 FIRST_CAPACITY = 1024
-MOST_PREDICTED_ROWS = 1 << 16
-"""In a catalogue with n times as many rows, only every nth event is predicted and learned from; all are counted."""
 MOST_LOGITS = 1 << 24
 _ROWS = ("num_neighbours", "seen", "first", "last")
 _LEARNED = ("gain", "shortlist_weight", "shortlist_norm", "clock")
-_ADAGRAD = ("gain_square", "shortlist_square")
+_UNPUBLISHED = ("gain_square", "shortlist_square", "recent")
 _COUNTS = ("neighbour_row", "after", "before", "direct")
 _NEIGHBOURS = (*_COUNTS, "weight")
 _CHANGED = ("dirty", "moved")
@@ -85,7 +83,7 @@ class Memory:
         for name in _NEIGHBOURS:
             getattr(new, name)[:num, :kept] = getattr(old, name)[:, :kept]
         new.heat[:, :num] = old.heat
-        for name in (*_LEARNED, *_ADAGRAD):
+        for name in (*_LEARNED, *_UNPUBLISHED):
             setattr(new, name, getattr(old, name))
         self.arrays = new
 
@@ -97,6 +95,14 @@ class Memory:
     def learn(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         """Predict, learn and count events of rows below ``num_rows``, in order."""
         return memory_learn(self.arrays, self.num_rows, events, logit_AV, self._rules, backend=self._backend)
+
+    def learn_sampled(
+        self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
+    ) -> MemoryOutcome:
+        """The same from a sample of the rows: see `kernels.memory.memory_learn_sampled`."""
+        return memory_learn_sampled(
+            self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
+        )
 
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
@@ -196,7 +202,7 @@ class Memory:
             self.arrays = MemoryArrays.empty(capacity, width, NUM_BUCKETS)
 
     def adopt(self, published: Memory) -> None:
-        """Continue from what a reader holds: everything but the gains' Adagrad state."""
+        """Continue from what a reader holds: everything but the gains' Adagrad state and the last choices."""
         self.arrays, self.num_rows = published.arrays.copy(), published.num_rows
         _clear_changed(self.arrays)
 
@@ -204,7 +210,7 @@ class Memory:
     def is_finite(self) -> bool:
         """Whether all numbers are finite."""
         arrays = self.arrays
-        learned = (getattr(arrays, name) for name in (*_LEARNED, *_ADAGRAD))
+        learned = (getattr(arrays, name) for name in (*_LEARNED, *_UNPUBLISHED))
         numbers = (*learned, arrays.seen, arrays.heat, arrays.weight)
         return all(bool(np.isfinite(each).all()) for each in numbers)
 
@@ -217,7 +223,7 @@ class Memory:
 
     def learned(self) -> Arrays:
         """What belongs to no row, with its optimiser's state."""
-        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_ADAGRAD)}
+        return {name: getattr(self.arrays, name) for name in (*_LEARNED, *_UNPUBLISHED)}
 
     def state_dict(self) -> Arrays:
         """Everything, as arrays."""
@@ -234,7 +240,7 @@ class Memory:
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none
         self.arrays.heat[:, :num] = state["heat"]
-        for name in {*_LEARNED, *_ADAGRAD} & state.keys():  # older builds have no shortlist
+        for name in {*_LEARNED, *_UNPUBLISHED} & state.keys():  # older builds have no shortlist
             setattr(self.arrays, name, state[name].copy())
 
 
@@ -268,43 +274,6 @@ def _numbers_of(planes_Pn: NDArray[np.uint8]) -> NDArray[np.float32]:
     for plane, bytes_n in enumerate(planes_Pn):
         coded |= bytes_n.astype(np.int64) << (8 * plane)
     return ((coded >> 1) ^ -(coded & 1)).astype(np.float32)
-
-
-def events_of(
-    rows_n: Int64,
-    bits_n: NDArray[np.uint32],
-    starts_B1: Int64,
-    owner_R: Int64,
-    asked_R: Int64,
-    config: ModelConfig,
-    *,
-    is_chosen_R: NDArray[np.bool_] | None,
-) -> MemoryEvents:
-    """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
-
-    Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
-    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come.
-    """
-    chosen_n = chosen(bits_n, config)
-    known_n = rows_n > 0
-    first_R = starts_B1[owner_R]
-    past, met = _ranges(chosen_n & known_n, first_R, asked_R), _ranges(known_n, first_R, asked_R)
-    rows = rows_n.astype(np.int32)
-    return MemoryEvents(
-        target_R=rows[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int32),
-        chosen_R=is_chosen_R.astype(np.uint8) if is_chosen_R is not None else np.zeros(len(asked_R), np.uint8),
-        past_rows=rows[chosen_n & known_n],
-        past_begin_R=past[0],
-        past_end_R=past[1],
-        met_rows=rows[known_n],
-        met_begin_R=met[0],
-        met_end_R=met[1],
-    )
-
-
-def _ranges(kept_n: NDArray[np.bool_], first_R: Int64, asked_R: Int64) -> tuple[Int64, Int64]:
-    before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_n)])
-    return before_n1[first_R], before_n1[asked_R]
 
 
 def _clear_changed(arrays: MemoryArrays) -> None:

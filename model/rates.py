@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
+from model.kept import DELAY_DECAY, MOST_LATE, KeptInputs
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
 from wire.errors import VersionError
@@ -27,8 +28,6 @@ Float64 = NDArray[np.float64]
 ITEM_STRENGTH, USER_STRENGTH = 10.0, 5.0
 """How many sightings the rate over all items counts for, where it smooths an item's own rate, or a user's."""
 NUM_PRIORS = 2
-MOST_LATE, DELAY_DECAY = 0.05, 0.9999
-"""A kind is late if more than this share of it came late, of what came in the last ten thousand events or so."""
 TABLES = ("item", "domain", "feature")
 _WEIGHTS = ("total_C", "gain_FK", "hidden_JH", "out_HK", "norm_2I", "clock")
 _HOW_SURELY = ("gain_square_FK", "hidden_square_JH", "out_square_HK")
@@ -49,8 +48,11 @@ class Rates:
 
     def __init__(self, config: ModelConfig, rules: OddsRules | None = None, *, backend: str = "auto") -> None:
         self._rules, self._backend = rules or OddsRules(), "reference" if backend == "reference" else "auto"
-        num_features = config.num_features + config.num_user_features
-        self.arrays = OddsArrays.empty(len(config.kinds), int(config.use_domain), num_features)
+        num_domains, num_features = int(config.use_domain), config.num_features
+        self.arrays = OddsArrays.empty(
+            len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
+        )
+        self.kept = KeptInputs(self.arrays)
 
     @property
     def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
@@ -95,27 +97,25 @@ class Rates:
         odds = [log_odds(item_RK), log_odds(user_RK) - log_odds(overall_K)]
         return np.stack(odds, axis=1).astype(np.float32)
 
-    def learn(self, events: OddsEvents) -> Float32:
-        """(R, K) logits: predict, learn and count events, in their order. Those of `late_kinds` are the network's."""
+    def learn(self, events: OddsEvents, key_R: Int64) -> Float32:
+        """(R, K) logits: predict and count events, in their order, and learn of those whose outcomes are known.
+
+        ``key_R`` identifies interactions; where they are kept is found here."""
         self._make_room(events)
-        late_K = self.late_kinds
-        logit_RK = odds_learn(self.arrays, events, self._rules, backend=self._backend)
+        events = replace(events, kept_R=self.kept.place(events, key_R))
+        rules = replace(self._rules, horizon=self.kept.horizon(self.late_kinds))
+        logit_RK = odds_learn(self.arrays, self.kept.rows, events, rules, backend=self._backend)
         self._note_delays(events)
-        return np.where(late_K, events.network_RK, logit_RK)
+        return logit_RK
 
     def score(self, events: OddsEvents) -> Float32:
         """(R, K) logits of what may come; rows that nothing was counted of are as row 0 of an empty table."""
         self._make_room(events)
-        return np.where(self.late_kinds, events.network_RK, odds_predict(self.arrays, events, backend=self._backend))
+        return odds_predict(self.arrays, events, backend=self._backend)
 
     @property
     def late_kinds(self) -> NDArray[np.bool_]:
-        """(K,) kinds that often come later than their interaction.
-
-        What the odds see of an interaction is not the same by then: the user's last interactions have got their kinds
-        meanwhile. Taking the earlier 0 back by what is seen now makes them diverge, and leaving it makes them too low;
-        the network, which is taught by reversal, has neither fault.
-        """
+        """(K,) kinds that often come later than their interaction."""
         at_once_K, late_K = np.split(self.arrays.clock[1:], 2)
         return np.asarray(late_K > MOST_LATE * (at_once_K + late_K))
 
@@ -152,7 +152,9 @@ class Rates:
 
     def small(self) -> dict[str, NDArray[Any]]:
         """What belongs to no row, for a checkpoint."""
-        return {name: getattr(self.arrays, name) for name in (*_WEIGHTS, *_HOW_SURELY, "attributes")}
+        return {
+            name: getattr(self.arrays, name) for name in (*_WEIGHTS, *_HOW_SURELY, "attributes")
+        } | self.kept.small()
 
     def mark_published(self) -> None:
         """What `changes` gave is on its way."""
@@ -202,16 +204,24 @@ class Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
         other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
+        other.kept = self.kept.copy(other.arrays)
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Arrays for a checkpoint."""
         state = {name: getattr(self.arrays, name) for name in OddsArrays.__slots__}
-        return state | {name: marks & UNPUBLISHED for name, marks in state.items() if name.endswith("_dirty_V")}
+        marks = {name: marks & UNPUBLISHED for name, marks in state.items() if name.endswith("_dirty_V")}
+        return state | marks | self.kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """The inverse of `state_dict`."""
-        self.arrays = OddsArrays(**{name: array.copy() for name, array in state.items()})
+        self.arrays = OddsArrays(**{name: state[name].copy() for name in OddsArrays.__slots__})
+        self.kept.load_state_dict(state)
+
+
+def alike_of(domain_n: Int64, feature_nF: Int64, config: ModelConfig) -> Int64:
+    """(n, L) keys of what may be shared with other items: the domain, and each feature of the item."""
+    return np.concatenate([domain_n[:, None], feature_nF], axis=1) if config.use_domain else feature_nF
 
 
 def attributes_of(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kernels.odds import OddsEvents
 from model.config import ModelConfig
-from model.rates import attributes_of, probability
+from model.rates import alike_of, attributes_of, probability
 from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
 from serving.columns import Columns, user_feature_rows
@@ -234,6 +234,9 @@ class Engine:
                 past_bits_n=np.ascontiguousarray(columns.bits_n),
                 past_begin_R=np.full(num, max(0, num_past - config.max_context)),
                 past_end_R=np.full(num, num_past),
+                alike_RL=alike_of(asked.domain_n, asked.features, config),
+                past_alike_nL=alike_of(columns.domain_n, columns.features, config),
+                kept_R=np.full(num, -1, np.int32),
             )
         )
         return probability(logits).astype(np.float32)

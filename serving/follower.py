@@ -4,70 +4,44 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.histories import Histories
-from wire.errors import HeadraceError
+from serving.topic_thread import TopicThread
 from wire.kafka.admin import partitions_mismatch
 from wire.kafka.batches import by_batch
-from wire.kafka.consumer import POLL_MS, ends, partitions_of, topic_id_of
+from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import StoppedError, wait_for_partitions
 
 logger = logging.getLogger(__name__)
 ASK_TIMEOUT_MS = 2000
 
 
 @dataclass(eq=False)
-class HistoryFollower(threading.Thread):
+class HistoryFollower(TopicThread):
     """The thread that feeds `Histories`. ``caught_up``: it has read what the topic held when the thread started."""
 
-    consumer: KafkaConsumer
-    topic: str
+    label: ClassVar[str] = "history follower"
     histories: Histories
     caught_up: threading.Event = field(default_factory=threading.Event)
 
-    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
-    """Called when the thread fails."""
-
     def __post_init__(self) -> None:
-        super().__init__(name="histories", daemon=True)
+        super().__post_init__()
         by_batch(self.consumer)
-        self._stopping = threading.Event()
-        self._topic_id = ""
         self._num_told = 0
         self._goals: dict[TopicPartition, int] = {}
-        self.failure: BaseException | None = None
 
-    def stop(self) -> None:
-        """Ask the thread to end; `join` waits for it."""
-        self._stopping.set()
-
-    def run(self) -> None:
+    def follow(self, partitions: list[TopicPartition]) -> None:
         """Read until stopped."""
-        try:
-            self._follow(wait_for_partitions(self.consumer, self.topic, self._stopping))
-        except StoppedError:
-            pass
-        except BaseException as error:
-            self.failure = error
-            self.on_failure(error)
-            if isinstance(error, HeadraceError):
-                logger.error("the history follower ended: %s", error)
-            else:
-                logger.exception("the history follower ended")
-        finally:
-            self.consumer.close()
-
-    def _follow(self, partitions: list[TopicPartition]) -> None:
         is_placed = False
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
-                if self._is_replaced():
+                if self.is_replaced():
+                    logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
                     partitions = partitions_of(self.consumer, self.topic)
                     self.histories.begin_anew()
                     is_placed = False
@@ -84,15 +58,7 @@ class HistoryFollower(threading.Thread):
                 if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
                     raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
-                self._stopping.wait(POLL_MS / 1000)
-
-    def _is_replaced(self) -> bool:
-        """Whether the topic was deleted and created again since the last call."""
-        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
-        if before in ("", self._topic_id):
-            return False
-        logger.warning("%s was deleted and created again: reading the new one from its start", self.topic)
-        return True
+                self.stopping.wait(POLL_MS / 1000)
 
     def _look_at_partitions(self, num_read: int) -> None:
         """Log once if the topic has partitions that are not read."""

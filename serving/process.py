@@ -26,7 +26,7 @@ from serving.holder import WeightsManager
 from serving.http import build_app
 from serving.intake import VersionIntake
 from serving.listener import bind, listen
-from serving.pulse import PulseFollower
+from serving.pulse_follower import PulseFollower
 from serving.rollout import PinFollower
 from serving.sender import ActionSender
 from serving.service import Service

@@ -1,37 +1,25 @@
 """The state of the whole pipeline, second by second, for the page, followed from the topics that all processes write.
 
-A thread with its own consumer reads the lag, status and dead-letter topics, and once a second condenses what it knows
-into a `Point`. The last 15 minutes are kept, so that a newly opened page can show them.
+Once a second, what is known is condensed into a `Point`. The last 15 minutes are kept, so that a newly opened page can
+show them. `serving.pulse_follower` reads the topics.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
-from wire.errors import HeadraceError
-from wire.kafka.consumer import POLL_MS, ends
-from wire.kafka.retry import StoppedError, wait_for_partitions
 from wire.lag import decode_lag, measure
-from wire.topics import Topics
 
 logger = logging.getLogger(__name__)
-EVERY_S = 1.0
 NUM_KEPT = 900
 SILENT_S = 10.0
-NUM_LETTERS = 1000
-"""How many of the newest dead letters are read for their reasons when a server starts."""
 MAX_REASONS = 50
 """Reasons of dead letters that are counted apart: anybody may write some of his own."""
 RATE_OVER_S = 5.0
@@ -209,82 +197,3 @@ def _dict(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
         if not isinstance(tree, Mapping):
             return {}
     return tree
-
-
-class PulseFollower(threading.Thread):
-    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled."""
-
-    def __init__(self, connect: Callable[[], KafkaConsumer], topics: Topics, pulse: Pulse,
-                 served: Callable[[], Served]) -> None:  # fmt: skip
-        super().__init__(name="pulse", daemon=True)
-        self._connect, self._topics, self._pulse, self._served = connect, topics, pulse, served
-        self._stopping = threading.Event()
-        self._due_s = 0.0
-        self._ends: dict[str, int] = {}
-        """Where the topics ended at first; records before that are not new."""
-
-    def stop(self) -> None:
-        """Ask the thread to end; `join` waits for it."""
-        self._stopping.set()
-
-    def run(self) -> None:
-        """Follow until stopped."""
-        told = ""
-        while not self._stopping.is_set():
-            try:
-                consumer = self._connect()
-                try:
-                    self._follow(consumer)
-                finally:
-                    consumer.close()
-            except StoppedError:
-                return
-            except (KafkaError, OSError, HeadraceError) as error:
-                level, told = logging.DEBUG if str(error) == told else logging.WARNING, str(error)
-                logger.log(level, "the page's topics cannot be followed now (%s); trying again", error)
-                self._sample()
-                self._stopping.wait(EVERY_S)
-            except Exception:
-                logger.exception("following the page's topics failed; starting again")
-                self._stopping.wait(EVERY_S)
-
-    def _follow(self, consumer: KafkaConsumer) -> None:
-        topics = self._topics
-        kept = {topics.lag: 1, topics.status: 1000, topics.dead_letters: NUM_LETTERS}
-        placed: list[TopicPartition] = [
-            each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
-        ]
-        first, end = consumer.beginning_offsets(placed), ends(consumer, placed)
-        self._ends = {each.topic: offset for each, offset in end.items()}
-        for each in placed:
-            start = max(first[each], end[each] - kept[each.topic])
-            consumer.seek(each, start)
-            if each.topic == topics.dead_letters:
-                self._pulse.note_earlier_letters(start)
-        while not self._stopping.is_set():
-            try:
-                batches = consumer.poll(timeout_ms=POLL_MS)
-            except KafkaError as error:
-                logger.debug("pulse: %s", error)
-                batches = {}
-                self._stopping.wait(POLL_MS / 1000)
-            for record in itertools.chain.from_iterable(batches.values()):
-                self._note(record)
-            self._sample()
-
-    def _note(self, record: Any) -> None:
-        if record.topic == self._topics.lag:
-            self._pulse.note_lag(record.value)
-        elif record.topic == self._topics.status and record.value is not None:
-            if record.offset < self._ends[record.topic]:
-                self._pulse.note_status(record.value)
-            else:
-                self._pulse.hear_status(record.value, int(time.time() * 1000))
-        elif record.topic == self._topics.dead_letters:
-            self._pulse.note_letter(record.headers)
-
-    def _sample(self) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._due_s:
-            self._due_s = now_s + EVERY_S
-            self._pulse.sample(self._served(), int(time.time() * 1000))

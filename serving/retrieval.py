@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory import MemoryAnswers, MemoryEvents
-from model.memory import events_of
+from model.memory_events import events_of
 from model.tokens import ITEMS
 from serving.holder import HeldVersion
 

@@ -13,21 +13,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from kafka import KafkaConsumer
+from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from serving.contact import Contact
 from serving.holder import WeightsManager
 from serving.intake import VersionIntake, name_of
+from serving.topic_thread import TopicThread
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
+from wire.assembler import VersionAssembler
 from wire.control import Which
-from wire.errors import HeadraceError, TopicMissing
-from wire.kafka.consumer import POLL_MS, partitions_of, topic_id_of
+from wire.errors import TopicMissing
+from wire.kafka.consumer import POLL_MS, partitions_of
 from wire.kafka.refusal import refusal
-from wire.kafka.retry import StoppedError, wait_for_partitions
-from wire.weights import Manifest, Version, VersionAssembler
+from wire.weights import Manifest, Version
 
 logger = logging.getLogger(__name__)
 CONTACT_EVERY_S = 1.0
@@ -36,25 +37,19 @@ CONTROL_S = 5.0
 
 
 @dataclass(eq=False)
-class WeightsSubscriber(threading.Thread):
+class WeightsSubscriber(TopicThread):
     """The thread that feeds a `WeightsManager` from the topic."""
 
-    consumer: KafkaConsumer
-    topic: str
-    """Of the line in `Rollout.own_line`."""
+    label: ClassVar[str] = "weights subscriber"
     intake: VersionIntake
     contact: Contact = field(default_factory=Contact)
     topic_of: Callable[[str], str] | None = None
     """Line of training → its weights topic; None if there is only one."""
-    on_failure: Callable[[BaseException], None] = field(default=lambda _: None)
-    """Called when the thread fails."""
 
     def __post_init__(self) -> None:
-        super().__init__(name="weights", daemon=True)
-        self._stopping = threading.Event()
+        super().__post_init__()
         self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self._floor = 0
-        self._topic_id = ""
         self._searched_after = -1
         self._line = self._missing_line = self.intake.rollout.own_line
         self._line_due_s = 0.0
@@ -62,40 +57,20 @@ class WeightsSubscriber(threading.Thread):
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or cannot be had."""
         self.started_following = threading.Event()
-        self.failure: BaseException | None = None
 
     @property
     def holder(self) -> WeightsManager:
         """The versions that are held."""
         return self.intake.holder
 
-    def stop(self) -> None:
-        """Ask the thread to end; `join` waits for it."""
-        self._stopping.set()
-
-    def run(self) -> None:
+    def follow(self, partitions: list[TopicPartition]) -> None:
         """Bootstrap, then follow, until stopped."""
-        try:
-            partition = wait_for_partitions(self.consumer, self.topic, self._stopping)[0]
-            self._follow(WeightsTopic(self.consumer, partition, self._stopping))
-        except StoppedError:
-            pass
-        except BaseException as error:
-            self.failure = error
-            self.on_failure(error)
-            if isinstance(error, HeadraceError):
-                logger.error("the weights subscriber ended: %s", error)
-            else:
-                logger.exception("the weights subscriber ended")
-        finally:
-            self.consumer.close()
-
-    def _follow(self, topic: WeightsTopic) -> None:
-        partition = topic.partition
+        partition = partitions[0]
+        topic = WeightsTopic(self.consumer, partition, self.stopping)
         self.consumer.assign([partition])
         self.intake.rollout.known.wait(CONTROL_S)
         searching, asked = True, 0.0
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 if (other := self._other_line()) is not None:
                     topic, partition, searching = other, other.partition, True
@@ -106,7 +81,7 @@ class WeightsSubscriber(threading.Thread):
                     asked = time.monotonic()
                     self.consumer.end_offsets([partition], timeout_ms=REQUEST_TIMEOUT_MS)
                     self._heard()
-                    searching = self._is_replaced() or searching
+                    searching = self._begins_anew() or searching
                     if searching:
                         continue
                 searching = self._feed(self.consumer.poll(timeout_ms=POLL_MS).get(partition, [])) or searching
@@ -119,12 +94,11 @@ class WeightsSubscriber(threading.Thread):
                 if self.contact.is_up:
                     logger.warning("the broker does not answer (%s); answering from the last version", error)
                 self.contact.missed()
-                self._stopping.wait(POLL_MS / 1000)
+                self.stopping.wait(POLL_MS / 1000)
 
-    def _is_replaced(self) -> bool:
-        """Whether the topic was deleted and created again since the last call; if so, start over."""
-        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
-        if before in ("", self._topic_id):
+    def _begins_anew(self) -> bool:
+        """Start over if the topic was deleted and created again; whether it was."""
+        if not self.is_replaced():
             return False
         logger.warning(
             "%s was deleted and created again: following the new topic from its start, and answering from the last "
@@ -188,7 +162,7 @@ class WeightsSubscriber(threading.Thread):
         self.intake.rollout.release()
         self.holder.begin_anew()
         self.consumer.assign([partition])
-        return WeightsTopic(self.consumer, partition, self._stopping)
+        return WeightsTopic(self.consumer, partition, self.stopping)
 
     # Pinned versions
 

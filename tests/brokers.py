@@ -73,8 +73,12 @@ class Broker(Protocol):
     def stop(self) -> None: ...
 
 
+_given: set[int] = set()
+"""Ports that may be used only later, as those of a module's constants."""
+
+
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on.
+    """A TCP port that nothing on this machine listens on, and another one each time.
 
     It is below the range that the kernel uses for outgoing connections, and in a part that belongs to this process of
     pytest-xdist, so neither a client nor a concurrent test takes the port before it is used.
@@ -82,8 +86,11 @@ def free_port() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
     for _ in range(100):
         port = 20_000 + 1_000 * worker + random.SystemRandom().randrange(1_000)
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
     raise RuntimeError("expected a free port between 20000 and 31999, found none in a hundred tries")
 

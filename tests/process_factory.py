@@ -6,12 +6,15 @@ Each child is a separate process (to be stopped, continued, killed with -9) that
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,8 @@ class Child:
 
     def send(self, signal_number: signal.Signals) -> None:
         if self.status is None:
-            os.kill(self.pid, signal_number)
+            with suppress(ProcessLookupError):  # it has just ended, and that is not written yet
+                os.kill(self.pid, signal_number)
 
     def kill(self) -> None:
         """SIGKILL; returns when the process is gone."""
@@ -74,11 +78,41 @@ class Child:
             raise AssertionError(f"{error}\n{self.log()[-3000:]}") from None
 
 
+class Forked:
+    """A child with the interface of `subprocess.Popen`."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.pid = child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._child.status
+
+    def poll(self) -> int | None:
+        return self._child.status
+
+    def wait(self, timeout: float = 30.0) -> int:
+        try:
+            return self._child.wait(timeout)
+        except AssertionError:
+            raise subprocess.TimeoutExpired(str(self._child.log_path), timeout) from None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._child.send(number)
+
+    def kill(self) -> None:
+        self._child.send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._child.send(signal.SIGTERM)
+
+
 class ProcessFactory:
-    """The test's handle on the parent of the children."""
+    """The test's handle on the parent of the children. For any number of threads."""
 
     def __init__(self, folder: Path, room: str, environment: Mapping[str, str] | None = None) -> None:
-        self._folder, self._num = folder, 0
+        self._folder, self._num, self._lock = folder, 0, threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "factory.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -94,7 +128,14 @@ class ProcessFactory:
 
         ``environment`` is added to the factory's own; the child appends to ``log``.
         """
-        self._num += 1
+        with self._lock:
+            self._num += 1
+            return self._start(arguments, broken, point, environment, log)
+
+    def _start(
+        self, arguments: Sequence[str], broken: Sequence[str], point: str, environment: Mapping[str, str] | None,
+        log: Path | None,
+    ) -> Child:  # fmt: skip
         log, ended = log or self._folder / f"{self._num}.log", self._folder / f"{self._num}.exit"
         order = {
             "arguments": list(arguments),
@@ -127,6 +168,8 @@ def serve_children(live: Live) -> None:
     """Fork a child for each line of stdin; write to a file how each ends."""
     for name in COMMAND_MODULES:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would copy every page of what is here
     exits: dict[int, Path] = {}
 
     def reap(*_: Any) -> None:

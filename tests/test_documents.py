@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import typer
 
+import bench.__main__
+from headrace.command import COMMANDS
 from headrace.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,3 +57,46 @@ def test_every_decision_is_in_the_list() -> None:
     listed = (folder / "README.md").read_text()
     for page in folder.glob("*.md"):
         assert page.name == "README.md" or f"({page.name})" in listed
+
+
+def code_of(page: Path) -> Iterator[str]:
+    """Each line of code in a page, of its blocks and of its text, without comments."""
+    text = page.read_text()
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    for line in [line for block in blocks for line in block.splitlines()] + inline:
+        yield line.split(" #")[0].strip()
+
+
+def options_of_commands() -> dict[str, set[str]]:
+    """The options that each command of ``headrace`` takes."""
+    app = typer.Typer()
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    group = typer.main.get_command(app)
+    return {
+        name: {"--help", *(option for each in command.params for option in (*each.opts, *each.secondary_opts))}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+PROGRAM = r"(?:^|[;&|$(] *|run --rm [a-z]+ |exec [a-z]+ |[A-Z_]+=\S+ +)"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_page_gives_is_one(page: Path) -> None:
+    """Whether it does what the page says is for the tests of the command."""
+    options, wrong = options_of_commands(), []
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in code_of(page):
+        for name, rest in re.findall(PROGRAM + r"(?:\.venv/bin/)?headrace ([a-z][a-z-]*)([^|;&]*)", line):
+            given = set(re.findall(r"(?<!\S)(--[a-z-]+)", rest))
+            if name not in options or given - options[name]:
+                wrong.append(line)
+        for module, name in re.findall(r"python -m ([a-z_.]+)(?: ([a-z_]+))?", line):
+            is_bench = module == "bench" and name
+            if (name not in bench.__main__.names()) if is_bench else find_spec(module) is None:
+                wrong.append(line)
+        for names in re.findall(r"^make ([a-z-]+(?: [a-z-]+)*)$", line):
+            wrong += [line for each in names.split() if each not in targets]
+    assert wrong == []

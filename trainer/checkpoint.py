@@ -112,6 +112,16 @@ class CheckpointFolder:
         """Step counts of the existing checkpoints, oldest first."""
         return numbered(self.path, "checkpoint")
 
+    def present_steps(self) -> list[int]:
+        """`steps` while a trainer runs, which has written at least one. Raises `CheckpointError` if none is left."""
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(
+                f"checkpoint_dir {self.path}: expected this trainer's checkpoints, they are gone; put them back and "
+                "start again. Without them it follows the published steps; --from-published begins at the last version"
+            )
+        return steps
+
     def draft(self, onto: tuple[int, str] | None) -> Draft:
         """Begin the rows of a checkpoint; `write` makes it visible. One at a time. Raises OSError."""
         path = self.path / "tmp-rows"

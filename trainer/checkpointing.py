@@ -96,8 +96,8 @@ class Checkpointing:
         }
 
     def prune(self) -> None:
-        """Remove the journals of steps before the oldest checkpoint."""
-        self.journal.prune(self.folder.steps()[0])
+        """Remove the journals of steps before the oldest checkpoint. Raises `CheckpointError` if there is none."""
+        self.journal.prune(self.folder.present_steps()[0])
 
     def close(self) -> None:
         """End the saver's thread, and close the files."""

@@ -11,7 +11,7 @@ from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word
 DEVICES = ("auto", "cpu", "cuda")
 BACKENDS = ("auto", "reference")
 SCHEDULES = ("constant", "wsa")
-FEEDBACK = ("reversal", "vanilla", "fnw")
+FEEDBACK = ("vanilla", "reversal", "fnw")
 PRECISIONS = ("highest", "high", "medium")
 PUBLISHED = ("half", "exact")
 EXCLUDE = ("auto", "always", "never")
@@ -43,7 +43,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
-    "feedback": Word(FEEDBACK, "use reversal"),
+    "feedback": Word(FEEDBACK, "use vanilla"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
     "schedule": Word(SCHEDULES, "use constant"),
@@ -118,7 +118,7 @@ class TrainerConfig:
     max_train_context: int = 16
     context_gradient: bool = False
     history_bytes: int = 1 << 30
-    feedback: str = "reversal"
+    feedback: str = "vanilla"
     dense_lr: float = 3e-3
     table_lr: float = 0.02
     weight_decay: float = 0.0

@@ -15,5 +15,6 @@ def choose_device(config: TrainerConfig) -> torch.device:
         torch.set_num_threads(config.num_threads)
     torch.set_float32_matmul_precision(config.float32_matmul_precision)
     if config.deterministic:
-        torch.use_deterministic_algorithms(True)
+        # `use_deterministic_algorithms` would load TorchInductor and Triton, which complain on stderr when they end.
+        torch.set_deterministic_debug_mode("error")
     return chosen

@@ -61,11 +61,11 @@ class Claimant:
             return Claimant(f"{platform.node()}/{uuid.uuid4().hex[:8]}", process)
         path = folder / "identity"
         try:
-            if not path.exists():
-                temporary = folder / "tmp-identity"
-                temporary.write_text(uuid.uuid4().hex[:8])
+            name = path.read_text(errors="replace").strip() if path.exists() else ""
+            if not name.isalnum():  # damaged, or not there yet
+                name, temporary = uuid.uuid4().hex[:8], folder / "tmp-identity"
+                temporary.write_text(name)
                 temporary.rename(path)
-            name = path.read_text().strip()
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint_dir {folder}: cannot be written ({error.strerror}); free some space or fix the permissions"

@@ -115,7 +115,10 @@ class Trainer:
         if self.publisher is not None:
             self.publisher.start()
         self.progress = self._progress()
-        log.info("training", device=str(self.learner.device), step=self.learner.num_steps, epoch=self._epoch)
+        log.info(
+            "training", device=str(self.learner.device), step=self.learner.num_steps, epoch=self._epoch,
+            num_ranks=self._ranks.size if self._ranks is not None else 1,
+        )  # fmt: skip
 
     def _note_standby(self) -> None:
         self.progress = Progress(is_standby=True, claimant=self.claimant.name if self.claimant else "")
@@ -217,7 +220,7 @@ class Trainer:
             )
         until = self.learner.num_steps + 1
         if step is not None:
-            self.set_aside.add(step, problem, checkpoints.journal, checkpoints.folder.steps()[-1])
+            self.set_aside.add(step, problem, checkpoints.journal, checkpoints.folder.present_steps()[-1])
         else:
             log.error("not finite: going back to the checkpoint to find the step to blame", what=problem.what)
         self.feed.close()

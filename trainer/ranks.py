@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import RanksError
 from trainer.shards import TreeSum
@@ -145,10 +147,8 @@ def join(timeout_s: float) -> Ranks | None:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         timeout = timedelta(seconds=timeout_s)
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        dist.init_process_group(
-            "gloo", store=dist.PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout
-        )
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        dist.init_process_group("gloo", store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise RanksError(
             f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "

@@ -7,27 +7,47 @@ times. The network's logits that it mixes with are those before the step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from kernels.memory import MemoryEvents, MemoryOutcome
+from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
-from model.memory import MOST_LOGITS, MOST_PREDICTED_ROWS, Memory, events_of
+from model.memory import MOST_LOGITS, Memory
+from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, to_device
 
 Int64 = NDArray[np.int64]
+EXACT_ROWS = 1 << 14
+"""In a catalogue of up to so many rows, each choice is compared with all of them."""
+ROWS_PER_SHARE, EXACT_TOGETHER = 1 << 11, 4
+"""In a larger one, one choice for each so many rows is, and four of them in a row, which share what a comparison needs
+of all rows: so what they cost a step does not depend, on average, on the size of the catalogue."""
+MOST_PREDICTED_ROWS = 1 << 16
+"""Where nothing is learned from a sample: in a catalogue of n times as many rows, every nth choice is predicted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some consecutive events, and what the network says of the choices to predict: ``logit_AV`` over all rows, or the
+    queries ``query_AD`` if they are learned from a sample of the rows."""
+
+    events: MemoryEvents
+    logit_AV: NDArray[np.float32] | None
+    query_AD: NDArray[np.float32] | None = None
 
 
 class Recall:
     """Asks ``memory``, whose rows are those of ``items``.
 
-    At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than
-    ``most_predicted_rows`` rows only a share of the choices is predicted and learned from; all are counted.
+    At most ``most_logits`` of the network's logits are computed at a time. In a catalogue of more than ``exact_rows``
+    rows only a share of the choices is compared with all rows, and ranked; the others are learned from a sample of the
+    rows. Where the step has all rows at hand anyway they are all compared, and where the table is on a GPU, the others
+    are only counted: see `MOST_PREDICTED_ROWS`.
     """
 
     def __init__(
@@ -37,19 +57,18 @@ class Recall:
         model: HSTU,
         *,
         most_logits: int = MOST_LOGITS,
-        most_predicted_rows: int = MOST_PREDICTED_ROWS,
+        exact_rows: int = EXACT_ROWS,
+        rows_per_share: int = ROWS_PER_SHARE,
     ) -> None:
         self._memory, self._items, self._model = memory, items, model
-        self._most_logits, self._most_predicted_rows = most_logits, most_predicted_rows
+        self._most_logits, self._exact_rows, self._rows_per_share = most_logits, exact_rows, rows_per_share
 
     @torch.no_grad()
-    def ask(
-        self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int
-    ) -> Iterator[tuple[MemoryEvents, Tensor]]:
-        """The batch's events with the network's logits of the choices, in parts that fit.
+    def ask(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64, num_before: int) -> Iterator[Part]:
+        """The batch's events with what the network says of the choices, in parts that fit.
 
         ``seen_rows_n``: the items' rows before the batch. ``num_before``: interactions before it; decides which share
-        of the choices is predicted.
+        of the choices is compared with all rows.
         """
         num_rows, config = self._items.num_rows, self._model.config
         self._memory.grow(num_rows)
@@ -60,30 +79,73 @@ class Recall:
             rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
             batch.target_R[told], config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
-        every = -(-num_rows // self._most_predicted_rows)
-        if every > 1:
-            events.chosen_R[(num_before + np.arange(len(told))) % every > 0] *= 2
-        logits = self._logits(forward, num_rows)
+        samples = self._items.weight.device.type == "cpu" and not forward.is_whole
+        is_exact_R = self._are_exact(num_before + np.arange(len(told)), num_rows, samples=samples)
+        if not samples:
+            events.chosen_R[~is_exact_R] *= 2
+            is_exact_R[:] = True
+        logits = self._logits(forward, num_rows, samples=samples)
         query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
         size = max(1, self._most_logits // num_rows)
-        for part in (slice(start, start + size) for start in range(0, len(told), size)):
+        for part in _runs(is_exact_R, size):
             asked = query_R[part][events.chosen_R[part] == 1]
-            yield events[part], logits(asked)
+            if is_exact_R[part.start]:
+                yield Part(events[part], logits(asked))
+            else:
+                yield Part(events[part], None, forward.query_SD[torch.from_numpy(asked)].numpy())
 
-    def _logits(self, forward: Forward, num_rows: int) -> Callable[[Int64], Tensor]:
+    def _are_exact(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
+        """Which of these events are compared with all rows."""
+        if not samples:
+            return np.asarray(number_R % -(-num_rows // MOST_PREDICTED_ROWS) == 0)
+        if num_rows <= self._exact_rows:
+            return np.ones(len(number_R), np.bool_)
+        return np.asarray(number_R // EXACT_TOGETHER % -(-num_rows // self._rows_per_share) == 0)
+
+    def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
         known_SV = forward.logit_SV
         if known_SV is not None:
-            return lambda asked: known_SV.index_select(0, torch.from_numpy(asked))
-        table_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
-        return lambda asked: forward.query_SD[to_device(asked, table_VD.device)] @ table_VD.T
+            return lambda asked: known_SV.index_select(0, torch.from_numpy(asked)).cpu().numpy()
+        if samples and num_rows > self._exact_rows:  # few are asked: not worth a table of unit rows
+            table_VD = self._items.weight.numpy()
+            return lambda asked: memory_logits(
+                forward.query_SD[torch.from_numpy(asked)].numpy(), table_VD, num_rows, self._unit_width
+            )
+        known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
+        return lambda asked: (forward.query_SD[to_device(asked, known_VD.device)] @ known_VD.T).cpu().numpy()
 
-    def answer(self, batch: JaggedBatch, parts: Iterable[tuple[MemoryEvents, Tensor]]) -> MemoryOutcome:
-        """Predict, count and learn what `ask` gave; the outcomes of the choices, in the order of the targets."""
-        done = [self._memory.learn(events, logit_AV.detach().cpu().numpy()) for events, logit_AV in parts]
+    @property
+    def _unit_width(self) -> int:
+        return self._model.config.item_width - 1
+
+    def answer(self, batch: JaggedBatch, parts: Iterable[Part]) -> MemoryOutcome:
+        """Predict, count and learn what `ask` gave; the outcomes of the choices, in the order of the targets.
+
+        What was learned from a sample has neither ranks nor a loss: those of a sample would flatter.
+        """
+        done = [self._learn(part) for part in parts]
         told = _told(batch)
         wanted = batch.is_wanted_R[told]
         return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
+
+    def _learn(self, part: Part) -> MemoryOutcome:
+        if part.logit_AV is not None:
+            return self._memory.learn(part.events, part.logit_AV)
+        assert part.query_AD is not None
+        table_VD = self._items.weight.numpy()
+        outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
+        return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
+
+
+def _runs(is_exact_R: NDArray[np.bool_], size: int) -> Iterator[slice]:
+    """Consecutive events of one kind; of those that are compared with all rows, at most ``size`` at a time."""
+    ends = [*(np.flatnonzero(np.diff(is_exact_R)) + 1).tolist(), len(is_exact_R)]
+    start = 0
+    for end in ends:
+        step = size if end > start and is_exact_R[start] else max(1, end - start)
+        yield from (slice(at, min(at + step, end)) for at in range(start, end, step))
+        start = end
 
 
 def _told(batch: JaggedBatch) -> Int64:

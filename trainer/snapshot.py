@@ -54,6 +54,7 @@ def small_arrays(learner: Learner) -> Arrays:
         "learner": {name: np.array([getattr(learner, name)], np.int64) for name in _SCALARS},
         "size": {
             "memory": np.array([memory.num_rows]),
+            "kept": np.array([learner.rates.kept.rows.num_used]),
             **{
                 region: np.array([len(columns[name]) for name in sorted(columns)]) for region, columns in counts.items()
             },
@@ -125,10 +126,10 @@ def _table_state(table: Table, admit_after: int, seen_ms: int) -> dict[str, Any]
 
 
 def _check_rates(arrays: Arrays) -> None:
-    if "rates.item_VC" not in arrays:
+    if "rates.kept_count" not in arrays:
         raise CheckpointError(
-            "rates: expected counts with decays and the odds' weights (rates.item_VC), got a checkpoint of a build "
-            "before them; use the build that wrote it, or name an empty trainer.checkpoint_dir to train anew"
+            "rates: expected what the odds keep of the newest interactions (rates.kept_count), got a checkpoint of a "
+            "build before that; use the build that wrote it, or name an empty trainer.checkpoint_dir to train anew"
         )
 
 

@@ -26,7 +26,7 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.hstu import HSTU
 from model.memory import Memory
-from model.rates import Rates, attributes_of, probability
+from model.rates import Rates, alike_of, attributes_of, probability
 from model.tokens import DOMAINS, FEATURES, ITEMS
 from trainer.baseline import PopularityBaseline
 from trainer.batch import JaggedBatch, build_batch, shorten, take_interactions
@@ -202,13 +202,16 @@ class Learner:
     def _rank(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Ranked:
         """The odds of each kind are asked, learned and counted, in the order of the targets' times."""
         by_rate_RK = self.rates.predict(seen_rows_n[batch.target_R])
-        logit_RK = self.rates.learn(self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()))
+        logit_RK = self.rates.learn(
+            self.odds_events(batch, forward.target_row_R, forward.logits_RK.detach()), batch.key_R
+        )
         return Ranked(probability(logit_RK), by_rate_RK)
 
     def odds_events(self, batch: JaggedBatch, target_row_R: Int64, logits_RK: Tensor) -> OddsEvents:
         """What the rates are told and asked of a batch's targets."""
         target_R = batch.target_R
         owner_R = batch.owner_n[target_R]
+        alike_nL = alike_of(batch.domain_n, batch.feature_nF, self.model_config)
         features_RF = np.concatenate([batch.feature_nF[target_R], batch.user_feature_BF[owner_R]], axis=1)
         return OddsEvents(
             row_R=target_row_R.astype(np.int32),
@@ -222,6 +225,9 @@ class Learner:
             past_bits_n=batch.bits_n,
             past_begin_R=np.maximum(batch.starts_B1[owner_R], target_R - self.model_config.max_context),
             past_end_R=target_R,
+            alike_RL=alike_nL[target_R],
+            past_alike_nL=alike_nL,
+            kept_R=np.full(len(target_R), -1, np.int32),
         )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.memory import Memory
 from model.rates import Rates
+from wire.assembler import VersionAssembler
 from wire.errors import VersionError
-from wire.weights import Manifest, TableRows, Version, VersionAssembler
+from wire.weights import Manifest, TableRows, Version
 
 
 @dataclass(frozen=True, slots=True, eq=False)

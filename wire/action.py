@@ -11,6 +11,7 @@ cannot express is checked here, in the same way on both paths.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NoReturn
 
 import msgspec
@@ -29,7 +30,7 @@ from wire.action_json import (
     refuse,
 )
 from wire.config import ActionConfig
-from wire.hashing import canonical, item_hash, key_hash
+from wire.hashing import canonical, key_hash
 from wire.moment import MAX_TIMESTAMP_MS, describe, iso_of
 
 
@@ -152,9 +153,18 @@ def _action(wire: Wire, record_ms: int, config: ActionConfig) -> Action:
     )
 
 
+@lru_cache(1 << 16, typed=True)
+def _hash_checked(key: str | int) -> int:
+    _check_key(key, "")
+    return key_hash(key)
+
+
 def _hash(key: str | int, field: str) -> int:
-    _check_key(key, field)
-    return item_hash(key)
+    try:
+        return _hash_checked(key)
+    except Refused:
+        _check_key(key, field)
+        raise
 
 
 def _hash_once(key: str | int, field: str) -> int:
@@ -185,6 +195,8 @@ def _bits(names: str | list[str], config: ActionConfig) -> int:
     if not names:
         refuse("bad_value", "action: expected at least one kind, got none; say what happened")
     bits, bit_of = 0, config.bit_of
+    if type(names) is str and (bit := bit_of.get(names)) is not None:
+        return bit
     for name in (names,) if isinstance(names, str) else names:
         bits |= bit_of.get(name) or _refuse_kind(name, config)
     return bits
@@ -200,10 +212,15 @@ def _refuse_kind(name: str, config: ActionConfig) -> NoReturn:
 def _columns(given: dict[str, str | int | None] | None, names: tuple[str, ...], field: str) -> tuple[int, ...]:
     if not given:
         return (0,) * len(names)
-    for name, entry in given.items():
-        if entry is not None:
-            _check_key(entry, field, name)
-    return tuple([0 if (entry := given.get(name)) is None else item_hash(entry) for name in names])
+    try:
+        found = [0 if (entry := given.get(name)) is None else _hash_checked(entry) for name in names]
+    except Refused:
+        found = []
+    if not found or sum(map(given.__contains__, names)) < len(given):  # one was refused; or others are only checked
+        for name, entry in given.items():
+            if entry is not None:
+                _check_key(entry, field, name)
+    return tuple(found)
 
 
 def _check_time(timestamp_ms: int, record_ms: int, config: ActionConfig) -> None:

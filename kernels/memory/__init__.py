@@ -8,6 +8,9 @@ event by event, on the softmax over all items (Adagrad; Duchi et al., JMLR 2011)
 length of the user's history. A feature whose gain is zero does no harm. The best rows of that sum, the shortlist, are
 rescored by a small network that sees the same features together.
 
+Scoring all rows for every event is too much for a large catalogue. There an event can be learned from a sample: rows
+with evidence and those chosen lately compete for certain, and a few drawn from the rest stand for all of it.
+
 The arrays are NumPy arrays: the memory is on the host, wherever the network runs.
 """
 
@@ -18,7 +21,7 @@ from types import ModuleType
 import numpy as np
 
 from kernels.dispatch import load
-from kernels.memory import reference
+from kernels.memory import reference, sampled
 from kernels.memory.arrays import (
     CHANGED,
     EVIDENCE,
@@ -49,6 +52,8 @@ __all__ = [
     "MemoryStanding",
     "memory_best",
     "memory_learn",
+    "memory_learn_sampled",
+    "memory_logits",
     "memory_scores",
     "memory_shares",
     "memory_stand",
@@ -76,6 +81,52 @@ def memory_learn(
         raise ValueError(f"exclude: expected one of {EXCLUDE}, got {rules.exclude!r}")
     outcome: MemoryOutcome = _version(backend).memory_learn(memory, num_rows, events, logit_AV, rules)
     return outcome
+
+
+def memory_learn_sampled(
+    memory: MemoryArrays,
+    num_rows: int,
+    events: MemoryEvents,
+    query_AD: Float32,
+    table_VD: Float32,
+    unit_width: int,
+    rules: MemoryRules,
+    *,
+    backend: str = "auto",
+) -> MemoryOutcome:
+    """Learn and count each event, in order, at a cost that does not depend on the number of rows; changes ``memory``.
+
+    Where `memory_learn` compares an event's row with all others, this one compares it with those that have evidence or
+    were chosen in the last `RECENT` events, and with `DRAWN` others, drawn with replacement and weighted by how many
+    they stand for: the sum over all rows is estimated without bias. Only the certain ones are rescored. Draws depend
+    on the event's number alone. Ranks are -1; losses are estimates.
+
+    ``query_AD`` (A, D) and ``table_VD`` (at least ``num_rows``, D) float32: their products are the network's logits
+    once the first ``unit_width`` columns of each row are divided by their norm. Errors as in `memory_learn`.
+    """
+    _check(memory, num_rows, events, None)
+    _check_table(query_AD, table_VD, num_rows, unit_width)
+    if len(query_AD) != (num := int((events.chosen_R == 1).sum())):
+        raise ValueError(f"query_AD: expected {num} rows, one for each event to predict, got {len(query_AD)}")
+    if rules.exclude not in EXCLUDE:
+        raise ValueError(f"exclude: expected one of {EXCLUDE}, got {rules.exclude!r}")
+    if num_rows < 2:
+        raise ValueError(f"num_rows: expected at least 2 to draw from, got {num_rows}")
+    version = sampled if _version(backend) is reference else _version(backend)
+    outcome: MemoryOutcome = version.memory_learn_sampled(
+        memory, num_rows, events, query_AD, table_VD, unit_width, rules
+    )
+    return outcome
+
+
+def memory_logits(
+    query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int, *, backend: str = "auto"
+) -> Float32:
+    """(A, ``num_rows``) float32: the network's logits of a few queries, as `memory_learn_sampled` defines them."""
+    _check_table(query_AD, table_VD, num_rows, unit_width)
+    version = sampled if _version(backend) is reference else _version(backend)
+    logits: Float32 = version.memory_logits(query_AD, table_VD, num_rows, unit_width)
+    return logits
 
 
 def memory_scores(
@@ -163,6 +214,18 @@ def _check(
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected int64 of shape ({num},)")
         if num and not (begin.min() >= 0 and (begin <= end).all() and end.max() <= len(rows)):
             raise ValueError(f"{kind}_begin_R, {kind}_end_R: expected ranges within {len(rows)} {kind}_rows")
+
+
+def _check_table(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> None:
+    for name, matrix in (("query_AD", query_AD), ("table_VD", table_VD)):
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or not matrix.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a contiguous float32 matrix, got {matrix.dtype} {matrix.shape}")
+    if len(table_VD) < num_rows or query_AD.shape[1] != table_VD.shape[1]:
+        raise ValueError(
+            f"table_VD: expected {num_rows} rows or more of width {query_AD.shape[1]}, got {table_VD.shape}"
+        )
+    if not 0 <= unit_width <= table_VD.shape[1]:
+        raise ValueError(f"unit_width: expected 0 to {table_VD.shape[1]}, got {unit_width}")
 
 
 def _check_logits(num_rows: int, logit_AV: Float32, num_asked: int) -> None:

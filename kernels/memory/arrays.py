@@ -26,6 +26,8 @@ chose it before, and the length of the user's history."""
 LISTED, HIDDEN = 64, 16
 """How many rows the shortlist has, and the width of its network's hidden layer."""
 NUM_HEATS = 3
+RECENT, DRAWN = 512, 512
+"""Where an event is learned from a sample: how many of the last choices compete, and how many rows are drawn."""
 CHANGED = 0xFF
 """What marks a row that has changed: a bit for each of those who copy changed rows."""
 CLOCK = ("events", "seen_scale", "heat_scale_0", "heat_scale_1", "heat_scale_2", "repeats", "choices")
@@ -54,7 +56,7 @@ class MemoryArrays:
     (3, `SEEN_AGAIN`): mean and variance of its inputs, and over how many lists. ``clock`` (7,) float64 by `CLOCK`.
     ``dirty`` (V,) uint8: `CHANGED` in rows that changed, of which each reader clears a bit of its own; ``moved``
     (V, N/8 rounded up) uint8: those of their neighbours that are new or whose counts changed (little-endian bits),
-    regardless of their ``weight``.
+    regardless of their ``weight``. ``recent`` (`RECENT`,) int32: the row that event e chose, at e modulo `RECENT`.
 
     Counts are in a unit that grows with every event, which makes them decay: the scales in `CLOCK` are its value.
     """
@@ -77,6 +79,7 @@ class MemoryArrays:
     clock: Float64
     dirty: NDArray[np.uint8]
     moved: NDArray[np.uint8]
+    recent: Int32
 
     @staticmethod
     def empty(capacity: int, num_neighbours: int, num_buckets: int) -> MemoryArrays:
@@ -109,6 +112,7 @@ class MemoryArrays:
             clock=clock,
             dirty=rows(np.uint8),
             moved=rows(np.uint8, -(-num_neighbours // 8)),
+            recent=np.zeros(RECENT, np.int32),
         )
 
     @property

@@ -35,7 +35,7 @@ class _Call(ctypes.Structure):
         ),
         *((name, c_void_p) for name in ("first", "last", "gain", "gain_square")),
         *((name, c_void_p) for name in ("shortlist_weight", "shortlist_square", "shortlist_norm")),
-        *((name, c_void_p) for name in ("clock", "dirty", "moved")),
+        *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
         *((name, c_void_p) for name in ("met_begin", "met_end", "logit", "rank", "model_rank", "count_rank", "loss")),
@@ -63,6 +63,29 @@ class _BestCall(ctypes.Structure):
         *((name, c_int64) for name in ("width", "most")),
         *((name, c_void_p) for name in ("k", "out_rows", "out_begin", "allowed_rows", "allowed_begin", "limited")),
         *((name, c_void_p) for name in ("row", "score")),
+    )
+
+
+class _SampledCall(ctypes.Structure):
+    """``SampledCall`` of csrc/memory_sampled.h."""
+
+    _fields_ = (
+        ("memory", _Call),
+        ("query", c_void_p),
+        ("table", c_void_p),
+        ("width", c_int64),
+        ("unit_width", c_int64),
+    )
+
+
+class _LogitsCall(ctypes.Structure):
+    """``LogitsCall`` of csrc/memory_sampled.h."""
+
+    _fields_ = (
+        ("query", c_void_p),
+        ("table", c_void_p),
+        *((name, c_int64) for name in ("num_queries", "num_rows", "width", "unit_width", "stride")),
+        ("logit", c_void_p),
     )
 
 
@@ -108,7 +131,43 @@ def memory_learn(
 ) -> MemoryOutcome:
     """See `kernels.memory.memory_learn`."""
     call, kept = _fill(memory, num_rows, events, logit_AV)
-    num = len(events)
+    outcome = _learning(call, len(events), rules)
+    _run(call, num_rows)
+    del kept
+    return outcome
+
+
+def memory_learn_sampled(
+    memory: MemoryArrays,
+    num_rows: int,
+    events: MemoryEvents,
+    query_AD: Float32,
+    table_VD: Float32,
+    unit_width: int,
+    rules: MemoryRules,
+) -> MemoryOutcome:
+    """See `kernels.memory.memory_learn_sampled`."""
+    inner, kept = _fill(memory, num_rows, events, query_AD)
+    outcome = _learning(inner, len(events), rules)
+    call = _SampledCall(inner, _pointer(query_AD), _pointer(table_VD), table_VD.shape[1], unit_width)
+    _run(call, num_rows, "memory_sampled")
+    del kept
+    return outcome
+
+
+def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
+    """See `kernels.memory.memory_logits`."""
+    logit_AV = np.empty((len(query_AD), num_rows), np.float32)
+    call = _LogitsCall(
+        _pointer(query_AD), _pointer(table_VD), len(query_AD), num_rows, table_VD.shape[1], unit_width, num_rows,
+        _pointer(logit_AV),
+    )  # fmt: skip
+    _run(call, num_rows, "memory_logits")
+    return logit_AV
+
+
+def _learning(call: _Call, num: int, rules: MemoryRules) -> MemoryOutcome:
+    """Where the outcomes go, and the rules."""
     ranks = [np.zeros(num, np.int32) for _ in range(3)]
     outcome = MemoryOutcome(ranks[0], ranks[1], ranks[2], np.zeros(num, np.float32))
     call.rank, call.model_rank = _pointer(outcome.rank_R), _pointer(outcome.model_rank_R)
@@ -119,8 +178,6 @@ def memory_learn(
     for name in ("gain_rate", "gain_decay", "weight_rate", "shortlist_rate", "shortlist_decay"):
         setattr(call, name, getattr(rules, name))
     call.exclude, call.learn = _EXCLUDE[rules.exclude], 1
-    _run(call, num_rows)
-    del kept
     return outcome
 
 

@@ -10,6 +10,7 @@ from kernels.memory.arrays import (
     EVIDENCE,
     FEATURES,
     NUM_HEATS,
+    RECENT,
     STANDING,
     Float32,
     Float64,
@@ -56,7 +57,7 @@ def memory_learn(
             rank_3R[:, r], loss_R[r] = _predict_and_learn(
                 memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules
             )
-        _meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+        meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
         fresh = _standing(memory, num_rows)
         if int(memory.clock[_EVENTS]) % REFRESH_EVENTS == 0:
             standing_FV = fresh
@@ -70,7 +71,7 @@ def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, log
     for r in range(len(events)):
         past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
         met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
-        done = _mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
+        done = mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
         score_V = np.where(done.competes_V, done.score_V, OUT)
         Shortlist(memory, done).rescore(score_V)
         logit_AV[r, :num_rows] = score_V
@@ -174,12 +175,13 @@ def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
 
 def weighted_sum(memory: MemoryArrays, num_rows: int, past: Int32, logit_V: Float32) -> Prediction:
     """The scores of all rows before the shortlist, for a user with these past choices and nothing left out."""
-    return _mix(memory, num_rows, _standing(memory, num_rows), past, past[:0], 0, logit_V)
+    return mix(memory, num_rows, _standing(memory, num_rows), past, past[:0], 0, logit_V)
 
 
-def _mix(
+def mix(
     memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
 ) -> Prediction:
+    """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
     bucket, gain_F = _bucket(memory, len(past)), gains_of(memory, len(past))
     feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
     competes_V = memory.first[:num_rows] >= 0
@@ -199,7 +201,7 @@ def _predict_and_learn(
     rules: MemoryRules,
 ) -> tuple[tuple[int, int, int], float]:
     excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
-    done = _mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
+    done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     by_counts = done.feature_FV[FEATURES.index("follows")]
     score_V = np.where(done.competes_V, done.score_V, -np.inf)
     mass = log_sum(score_V)
@@ -209,15 +211,10 @@ def _predict_and_learn(
     shortlist.rescore(score_V)
     ranks = tuple(_rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
     loss = mass - score_V[target]
-    _learn_weights(memory, past, push_V, done.gain_F, rules)
-    slope_F = done.feature_FV @ push_V
-    for part, rate in ((0, rules.gain_rate), (done.bucket, 0.5 * rules.gain_rate)):
-        memory.gain_square[part] = memory.gain_square[part] * rules.gain_decay + slope_F**2
-        memory.gain[part] -= rate * slope_F / np.sqrt(memory.gain_square[part])
+    learn_weights(memory, past, push_V, done.gain_F, rules)
+    learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
     shortlist.learn(memory, target, rules)
-    decay = 0.5 ** (1.0 / rules.repeat_half_life)
-    memory.clock[_REPEATS] = memory.clock[_REPEATS] * decay + float(target in met)
-    memory.clock[_CHOICES] = memory.clock[_CHOICES] * decay + 1.0
+    count_repeat(memory, is_repeat=target in met, rules=rules)
     return (ranks[0], ranks[1], ranks[2]), float(loss)
 
 
@@ -228,7 +225,22 @@ def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: 
     return int(1 + better.sum() + (equal.sum() + 1) // 2)
 
 
-def _learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Float64, rules: MemoryRules) -> None:
+def learn_gains(memory: MemoryArrays, slope_F: Float64, bucket: int, rules: MemoryRules) -> None:
+    """One step of the shared gains, and of the bucket's, against their slopes."""
+    for part, rate in ((0, rules.gain_rate), (bucket, 0.5 * rules.gain_rate)):
+        memory.gain_square[part] = memory.gain_square[part] * rules.gain_decay + slope_F**2
+        memory.gain[part] -= rate * slope_F / np.sqrt(memory.gain_square[part])
+
+
+def count_repeat(memory: MemoryArrays, *, is_repeat: bool, rules: MemoryRules) -> None:
+    """Count one more choice, a repeat or not."""
+    decay = 0.5 ** (1.0 / rules.repeat_half_life)
+    memory.clock[_REPEATS] = memory.clock[_REPEATS] * decay + float(is_repeat)
+    memory.clock[_CHOICES] = memory.clock[_CHOICES] * decay + 1.0
+
+
+def learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Float64, rules: MemoryRules) -> None:
+    """One step of the weights of the last choices' neighbours."""
     lags, decay = LEARNED
     rate = rules.weight_rate * gain_F[len(STANDING) + EVIDENCE.index("learned")]
     for lag, row in enumerate(past[::-1][:lags].tolist()):
@@ -237,12 +249,14 @@ def _learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: F
         memory.dirty[row] = CHANGED
 
 
-def _meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
+def meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
+    """Count one more event: a choice after ``past``, or (None) one that was only met."""
     now = int(memory.clock[_EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
         memory.first[target] = now
     if past is not None:
         memory.last[target] = now
+        memory.recent[now % RECENT] = target
     memory.dirty[target] = CHANGED
     if past is not None:
         _count(memory, target, past, num_rows, rules)

@@ -1,11 +1,17 @@
 """The odds: how likely each kind of action is, from counts and the network's logit, learned event by event.
 
-A rate is known after a few sightings, long before gradients have found it. So what has been counted of an item (in all,
-and lately), of its domain and features, of the user (in all, and over his last few interactions) and of him with this
-item enters as log-odds, relative to those that it is smoothed towards; the network's logit stands beside them. A kind's
-logit is their weighted sum, and what one hidden layer makes of all of them together. Weights are learned online on the
-log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive weighing of context
-models", 2005): what predicts badly loses its weight.
+Counting finds a rate after a few sightings, gradients need hundreds. So the counts of the item (all, and recent ones),
+of its domain and features, of the user (all, and the last few interactions), and of the user with this item and with
+items that share its domain or a feature become log-odds, each relative to its prior; the network's logit is one more.
+A kind's logit is their weighted sum plus the output of one hidden layer that sees all of them. The weights are learned
+online on the log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive
+weighing of context models", 2005): what predicts badly loses its weight.
+
+Counts change with each event. The weights learn an interaction `OddsRules.horizon` interactions later, when its kinds
+have come, from the inputs that it was predicted from (`OddsKept`). A kind that comes even later reverses, with the same
+inputs, what its absence has taught. Learning at once and correcting with the inputs of that later moment diverged: by
+then the user's last interactions had got their kinds, so 0s and 1s were learned from different inputs, and nothing kept
+the odds of the former from falling and those of the latter from rising without bound.
 
 Arrays are NumPy's: the odds live on the host, whatever the network runs on.
 """
@@ -25,6 +31,7 @@ from kernels.odds.arrays import (
     Float32,
     OddsArrays,
     OddsEvents,
+    OddsKept,
     OddsRules,
 )
 
@@ -34,21 +41,26 @@ __all__ = [
     "NUM_BLOCKS",
     "OddsArrays",
     "OddsEvents",
+    "OddsKept",
     "OddsRules",
     "odds_learn",
     "odds_predict",
 ]
-FEEDBACK = ("vanilla", "fnw", "reversal")
 
 
-def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules, *, backend: str = "auto") -> Float32:
-    """(R, K) logits: each event is predicted, learned and counted, in the events' order; changes ``odds``.
+def odds_learn(
+    odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules, *, backend: str = "auto"
+) -> Float32:
+    """(R, K) logits: each event is predicted and counted, in the events' order, and the weights learn of those that are
+    old enough; changes ``odds`` and ``kept``. Of earlier interactions the logits are what would be said of them now.
 
     Raises ValueError (shapes, dtypes), IndexError (a row outside), `KernelUnavailable`."""
     _check(odds, events)
-    if rules.feedback not in FEEDBACK:
-        raise ValueError(f"feedback: expected one of {FEEDBACK}, got {rules.feedback!r}")
-    logit_RK: Float32 = _version(backend).odds_learn(odds, events, rules)
+    if kept.log_PI.shape != (len(kept.bits_P), odds.num_kept):
+        raise ValueError(f"log_PI: expected {odds.num_kept} numbers a row, got {kept.log_PI.shape}")
+    if not 0 <= rules.horizon < len(kept.bits_P):
+        raise ValueError(f"horizon: expected 0 to {len(kept.bits_P) - 1} (what is kept), got {rules.horizon}")
+    logit_RK: Float32 = _version(backend).odds_learn(odds, kept, events, rules)
     return logit_RK
 
 
@@ -82,6 +94,9 @@ def _check(odds: OddsArrays, events: OddsEvents) -> None:
         "past_bits_n": ((past,), np.uint32),
         "past_begin_R": ((num,), np.int64),
         "past_end_R": ((num,), np.int64),
+        "alike_RL": ((num, odds.num_alike), np.int64),
+        "past_alike_nL": ((past, odds.num_alike), np.int64),
+        "kept_R": ((num,), np.int32),
     }
     for name, (shape, dtype) in expected.items():
         array = getattr(events, name)

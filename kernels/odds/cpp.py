@@ -8,17 +8,17 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import numpy as np
 
 from kernels.library import function
-from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsRules, check_ranges
+from kernels.odds.arrays import Float32, OddsArrays, OddsEvents, OddsKept, OddsRules, check_ranges
 
 OUT_OF_RANGE = 2
-_FEEDBACK = {"vanilla": 0, "fnw": 1, "reversal": 2}
 _ARRAYS = (
     "item_VC", "domain_VC", "feature_VC", "total_C", "gain_FK", "gain_square_FK", "hidden_JH", "hidden_square_JH",
     "out_HK", "out_square_HK", "norm_2I", "clock", "item_dirty_V", "domain_dirty_V", "feature_dirty_V",
 )  # fmt: skip
+_KEPT = ("log_PI", "bits_P", "count_2", "dirty_P")
 _EVENTS = (
     "row_R", "item_R", "attribute_RA", "network_RK", "bits_R", "is_new_R", "order_R", "past_item_n", "past_bits_n",
-    "past_begin_R", "past_end_R",
+    "past_begin_R", "past_end_R", "alike_RL", "past_alike_nL", "kept_R",
 )  # fmt: skip
 
 
@@ -26,39 +26,41 @@ class _Call(ctypes.Structure):
     """``OddsCall`` of csrc/level/odds.cpp."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("num_events", "num_kinds", "num_domains", "num_attributes")),
-        *((name, c_int64) for name in ("num_items", "num_domain_rows", "num_feature_rows", "num_past")),
-        *((name, c_void_p) for name in (*_ARRAYS, *_EVENTS, "logit_RK")),
+        *((name, c_int64) for name in ("num_events", "num_kinds", "num_domains", "num_attributes", "num_alike")),
+        *((name, c_int64) for name in ("num_items", "num_domain_rows", "num_feature_rows", "num_past", "num_kept")),
+        *((name, c_void_p) for name in (*_ARRAYS, *_KEPT, *_EVENTS, "logit_RK")),
         *((name, c_float) for name in ("rate", "hidden_rate", "decay")),
-        ("feedback", c_int32),
         ("learn", c_int32),
+        ("horizon", c_int64),
     )
 
 
-def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float32:
+def odds_learn(odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules) -> Float32:
     """See `kernels.odds.odds_learn`."""
-    return _run(odds, events, rules, learn=True)
+    return _run(odds, kept, events, rules)
 
 
 def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
     """See `kernels.odds.odds_predict`."""
-    return _run(odds, events, OddsRules(), learn=False)
+    return _run(odds, None, events, OddsRules())
 
 
-def _run(odds: OddsArrays, events: OddsEvents, rules: OddsRules, *, learn: bool) -> Float32:
+def _run(odds: OddsArrays, kept: OddsKept | None, events: OddsEvents, rules: OddsRules) -> Float32:
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
-    kept = [np.ascontiguousarray(getattr(events, name)) for name in _EVENTS]
+    given = [np.ascontiguousarray(getattr(events, name)) for name in _EVENTS]
     arrays = [getattr(odds, name) for name in _ARRAYS]
-    assert all(array.flags.c_contiguous for array in arrays)
+    ring = [None] * len(_KEPT) if kept is None else [getattr(kept, name) for name in _KEPT]
+    assert all(array.flags.c_contiguous for array in (*arrays, *ring) if array is not None)
     call = _Call(
-        len(events), odds.num_kinds, odds.num_domains, odds.num_attributes,
+        len(events), odds.num_kinds, odds.num_domains, odds.num_attributes, odds.num_alike,
         len(odds.item_VC), len(odds.domain_VC), len(odds.feature_VC), len(events.past_item_n),
-        *(array.ctypes.data for array in (*arrays, *kept, logit_RK)),
-        rules.rate, rules.hidden_rate, rules.decay, _FEEDBACK[rules.feedback], int(learn),
+        0 if kept is None else len(kept.bits_P),
+        *(None if array is None else array.ctypes.data for array in (*arrays, *ring, *given, logit_RK)),
+        rules.rate, rules.hidden_rate, rules.decay, int(kept is not None), rules.horizon,
     )  # fmt: skip
     status = function("odds_events")(ctypes.byref(call))
     if status == OUT_OF_RANGE:
-        check_ranges(odds, events)
+        check_ranges(odds, events, kept)
     if status:
         raise MemoryError(f"odds: no room to work with {odds.num_kinds} kinds")
     return logit_RK

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.odds.arrays import (
+    ALIKE_DECAYS,
+    ALIKE_STRENGTH,
     ATTRIBUTE_STRENGTH,
     BOLD_STRENGTH,
     ITEM_STRENGTH,
     LATE_DECAYS,
     LATE_STRENGTH,
     LEAST_RATE,
+    NUM_CONFIDENCES,
     OWN_STRENGTH,
     RECENT_DECAYS,
     RECENT_STRENGTH,
@@ -21,6 +24,7 @@ from kernels.odds.arrays import (
     Float64,
     OddsArrays,
     OddsEvents,
+    OddsKept,
     OddsRules,
     check_ranges,
 )
@@ -39,28 +43,30 @@ class _Prediction:
     logit_K: Float64
 
 
-def odds_learn(odds: OddsArrays, events: OddsEvents, rules: OddsRules) -> Float32:
+def odds_learn(odds: OddsArrays, kept: OddsKept, events: OddsEvents, rules: OddsRules) -> Float32:
     """See `kernels.odds.odds_learn`."""
-    check_ranges(odds, events)
+    check_ranges(odds, events, kept)
     logit_RK = np.zeros(events.network_RK.shape, np.float32)
     for r in events.order_R.tolist():
-        done = _predict(odds, events, r)
-        logit_RK[r] = done.logit_K
-        came_K = _came(events, r, odds.num_kinds)
-        _learn(odds, done, _slope(done.logit_K, came_K, bool(events.is_new_R[r]), rules.feedback), rules)
-        _count(odds, events, r, came_K)
+        log_I = _gather(odds, events, r)
+        logit_RK[r] = _predict(odds, log_I).logit_K
+        if events.is_new_R[r]:
+            _keep(odds, kept, events, r, log_I, rules)
+        elif events.kept_R[r] >= 0:
+            _amend(odds, kept, events, r, rules)
+        _count(odds, events, r, _kinds(events.bits_R[r], odds.num_kinds))
     return logit_RK
 
 
 def odds_predict(odds: OddsArrays, events: OddsEvents) -> Float32:
     """See `kernels.odds.odds_predict`."""
     check_ranges(odds, events)
-    logits = [_predict(odds, events, r).logit_K for r in range(len(events))]
+    logits = [_predict(odds, _gather(odds, events, r)).logit_K for r in range(len(events))]
     return np.array(logits, np.float32).reshape(events.network_RK.shape)
 
 
-def _came(events: OddsEvents, r: int, num_kinds: int) -> Float64:
-    return np.asarray((int(events.bits_R[r]) >> np.arange(num_kinds)) & 1, np.float64)
+def _kinds(bits: int, num_kinds: int) -> Float64:
+    return np.asarray((int(bits) >> np.arange(num_kinds)) & 1, np.float64)
 
 
 def _odds(count_C: Float64, rate_K: Float64, strength: float) -> Float64:
@@ -69,30 +75,36 @@ def _odds(count_C: Float64, rate_K: Float64, strength: float) -> Float64:
     return np.asarray((done_K + strength * rate_K) / (np.maximum(num - done_K, 0.0) + strength * (1.0 - rate_K)))
 
 
-def _predict(odds: OddsArrays, events: OddsEvents, r: int) -> _Prediction:
+def _gather(odds: OddsArrays, events: OddsEvents, r: int) -> Float64:
+    """The log-odds of an event, and how much is known of it."""
     num_kinds, columns = odds.num_kinds, odds.num_kinds + 1
     total_C = odds.total_C
     rate_K = np.clip((total_C[1:] + 1.0) / (total_C[0] + 2.0), LEAST_RATE, 1.0 - LEAST_RATE)
     all_K = rate_K / (1.0 - rate_K)
     blocks = odds.item_VC[events.row_R[r]].astype(float).reshape(-1, columns)
     item_K = _odds(blocks[0], rate_K, ITEM_STRENGTH)
-    past_C, late, own_C = _past(events, r, num_kinds)
+    past_C, late, own_C, alike = _past(events, r, num_kinds)
     user_K = _odds(past_C, rate_K, USER_STRENGTH)
     ratios = [item_K, _odds(blocks[0], rate_K, BOLD_STRENGTH) / all_K]
     ratios += [_odds(block_C, item_K / (1.0 + item_K), RECENT_STRENGTH) / item_K for block_C in blocks[1:]]
     ratios += [user_K / all_K, *(_odds(late_C, rate_K, LATE_STRENGTH) / all_K for late_C in late)]
     ratios += [_odds(own_C, user_K / (1.0 + user_K), OWN_STRENGTH) / user_K]
+    ratios += [_odds(like_C, user_K / (1.0 + user_K), ALIKE_STRENGTH) / user_K for like_C in alike]
     for at, row in enumerate(events.attribute_RA[r].tolist()):
         table = odds.domain_VC if at < odds.num_domains else odds.feature_VC
         ratios.append(_odds(table[row].astype(float), rate_K, ATTRIBUTE_STRENGTH) / all_K)
-    log_I = np.concatenate([np.log(np.concatenate(ratios)), events.network_RK[r]])
+    known = [*(KNOWN_SCALE * np.log1p([blocks[0, 0], past_C[0]]) + KNOWN_OFFSET), np.log1p(own_C[0])]
+    return np.concatenate([np.log(np.concatenate(ratios)), events.network_RK[r], known])
+
+
+def _predict(odds: OddsArrays, kept_I: Float64) -> _Prediction:
+    log_I, known = kept_I[:-NUM_CONFIDENCES].astype(float), kept_I[-NUM_CONFIDENCES:].astype(float)
     mean_I, variance_I = odds.norm_2I.astype(float)
-    known = KNOWN_SCALE * np.log1p([blocks[0, 0], past_C[0]]) + KNOWN_OFFSET
     seen_I = np.clip((log_I - mean_I) / np.sqrt(variance_I + LEAST_VARIANCE), -FURTHEST, FURTHEST)
-    seen_J = np.concatenate([seen_I, known, [np.log1p(own_C[0]), 1.0]])
+    seen_J = np.concatenate([seen_I, known, [1.0]])
     hidden_H = seen_J @ odds.hidden_JH.astype(float)
     gain_FK = odds.gain_FK.astype(float)
-    logit_K = (gain_FK[:-1] * log_I.reshape(-1, num_kinds)).sum(axis=0) + gain_FK[-1]
+    logit_K = (gain_FK[:-1] * log_I.reshape(-1, odds.num_kinds)).sum(axis=0) + gain_FK[-1]
     return _Prediction(log_I, seen_J, hidden_H, logit_K + _leaky(hidden_H) @ odds.out_HK.astype(float))
 
 
@@ -100,25 +112,52 @@ def _leaky(hidden_H: Float64) -> Float64:
     return np.asarray(np.maximum(hidden_H, LEAK * hidden_H))
 
 
-def _past(events: OddsEvents, r: int, num_kinds: int) -> tuple[Float64, list[Float64], Float64]:
-    """Counts (C,) of what the user did before: in all, by each decay, and with this item."""
+def _past(events: OddsEvents, r: int, num_kinds: int) -> tuple[Float64, list[Float64], Float64, list[Float64]]:
+    """Counts (C,) of what the user did before: in all, by each decay, with this item, and with those like it."""
     begin, end = events.past_begin_R[r], events.past_end_R[r]
     items, bits = events.past_item_n[begin:end], events.past_bits_n[begin:end].astype(np.int64)
     did_nC = np.concatenate([np.ones((len(items), 1)), (bits[:, None] >> np.arange(num_kinds)) & 1], axis=1)
     lag_n = np.arange(len(items))[::-1]
     late = [(decay**lag_n) @ did_nC for decay in LATE_DECAYS]
-    return did_nC.sum(axis=0), late, did_nC[items == events.item_R[r]].sum(axis=0)
+    alike = [
+        (decay**lag_n * ((like_n == key) & (key != 0))) @ did_nC
+        for like_n, key in zip(events.past_alike_nL[begin:end].T, events.alike_RL[r], strict=True)
+        for decay in ALIKE_DECAYS
+    ]
+    return did_nC.sum(axis=0), late, did_nC[items == events.item_R[r]].sum(axis=0), alike
 
 
-def _slope(logit_K: Float64, came_K: Float64, is_new: bool, feedback: str) -> Float64:
-    """The gradient of `trainer.losses.ranking_loss` by the logits."""
-    rate_K = 1.0 / (1.0 + np.exp(-logit_K))
-    if not is_new and feedback == "reversal":
-        return -came_K
-    slope_K = rate_K - came_K
-    if feedback == "fnw":
-        slope_K = slope_K * np.where(came_K > 0, 1.0, 1.0 - rate_K) * (1.0 + rate_K)
-    return np.asarray(slope_K if is_new else slope_K * came_K)
+def _keep(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, log_I: Float64, rules: OddsRules) -> None:
+    """A new interaction is kept, and those that are old enough are learned."""
+    most, place = len(kept.bits_P), int(kept.count_2[0]) % len(kept.bits_P)
+    kept.log_PI[place, : len(log_I)], kept.bits_P[place], kept.dirty_P[place] = log_I, events.bits_R[r], 0xFF
+    kept.count_2[0] += 1
+    while kept.count_2[1] + rules.horizon < kept.count_2[0]:
+        at = int(kept.count_2[1]) % most
+        done = _predict(odds, kept.log_PI[at, : len(log_I)].astype(np.float64))
+        kept.log_PI[at, len(log_I) :] = _probability(done.logit_K)
+        _learn(odds, done, _probability(done.logit_K) - _kinds(kept.bits_P[at], odds.num_kinds), rules)
+        kept.dirty_P[at] = 0xFF
+        kept.count_2[1] += 1
+    _gauge(odds, log_I[:-NUM_CONFIDENCES])
+
+
+def _amend(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, rules: OddsRules) -> None:
+    """Kinds that came to an interaction. If the weights have learned their absence, that is taken back: they had the
+    slope `taught` of it, and should have that of a 1 now."""
+    place = int(events.kept_R[r])
+    more = int(events.bits_R[r]) & ~int(kept.bits_P[place])
+    kept.bits_P[place] |= np.uint32(more)
+    kept.dirty_P[place] = 0xFF
+    num_newer = (int(kept.count_2[0]) - 1 - place) % len(kept.bits_P)
+    if num_newer >= kept.count_2[0] - kept.count_2[1]:
+        kept_I, taught_K = np.split(kept.log_PI[place], [-odds.num_kinds])
+        done = _predict(odds, kept_I)
+        _learn(odds, done, _kinds(more, odds.num_kinds) * (_probability(done.logit_K) - 1.0 - taught_K), rules)
+
+
+def _probability(logit_K: Float64) -> Float64:
+    return np.asarray(1.0 / (1.0 + np.exp(-logit_K)))
 
 
 def _learn(odds: OddsArrays, done: _Prediction, slope_K: Float64, rules: OddsRules) -> None:
@@ -132,9 +171,13 @@ def _learn(odds: OddsArrays, done: _Prediction, slope_K: Float64, rules: OddsRul
     ):
         squares[:] = squares * rules.decay + slope**2
         weights -= rate * slope / np.sqrt(squares)
+
+
+def _gauge(odds: OddsArrays, log_I: Float64) -> None:
+    """Means and variances of what is seen of new interactions."""
     odds.clock[0] += 1.0
     mean_I, variance_I = odds.norm_2I
-    away_I, share = done.log_I - mean_I, 1.0 / min(odds.clock[0] + 1.0, EVENTS_REMEMBERED)
+    away_I, share = log_I - mean_I, 1.0 / min(odds.clock[0] + 1.0, EVENTS_REMEMBERED)
     mean_I += share * away_I
     variance_I += share * (away_I**2 - variance_I)
 

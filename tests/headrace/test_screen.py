@@ -58,6 +58,34 @@ def test_what_was_refused_is_named_by_reason_and_a_missing_version_by_when_it_wi
     assert "; no version of this trainer yet: the first is due within 2 s" in line
 
 
+@pytest.mark.parametrize(("catch_up_s", "words"), [(90.0, "caught up in 90 s"), (None, "falling behind"), (0.0, "")])
+def test_the_trainers_rate_is_shown_beside_the_arrivals_until_it_has_caught_up(
+    catch_up_s: float | None, words: str
+) -> None:
+    rates = {
+        "interactions_per_s": 12.0,
+        "examples_per_s": 300,
+        "arriving_examples_per_s": 200,
+        "catch_up_s": catch_up_s,
+    }
+    line = plain(LagView(lag={**message(), "throughput": rates}), 2.0)
+    assert (f"; 300 examples/s learned, 200/s arrive: {words}" in line) == bool(words)
+
+
+def test_dead_processes_are_named_and_what_was_lost_is_counted() -> None:
+    processes = [
+        {"role": "worker", "component": "w-1", "silent_s": 31.0},
+        {"role": "worker", "component": "w-2", "silent_s": 1.0},
+        {"role": "standby", "component": "t-2", "silent_s": 1.0},
+        {"role": "standby", "component": "t-3", "silent_s": 99.0},
+    ]  # fmt: skip
+    line = plain(LagView(lag={**message(), "processes": processes, "num_gone": 7, "num_lost": 0}), 2.0)
+    assert "; standbys: 1; worker w-1 silent for 31 s; standby t-3 silent for 99 s" in line
+    assert "w-2" not in line
+    assert "; 7 action records lost unread" in line
+    assert "examples lost" not in line
+
+
 def test_anything_further_behind_than_allowed_is_named() -> None:
     told = message()
     told["stages"] = {**told["stages"], "train": {"lag_records": 3, "lag_s": 7.0, "partitions": {}}}

@@ -6,14 +6,11 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.odds.reference as reference
-from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
+from kernels.odds import OddsArrays, OddsEvents, OddsKept, OddsRules, odds_learn, odds_predict
 from tests.kernels.yardstick import force, levels
-from trainer.losses import ranking_loss
 
 
 @dataclass
@@ -25,6 +22,8 @@ class Stream:
     num_events: int = 60
     num_kinds: int = 3
     attributes: tuple[int, int] = (1, 2)
+    num_alike: int = 2
+    most_kept: int = 40
     noise: float = 1.0
     seed: int = 0
 
@@ -39,6 +38,13 @@ class Stream:
         place_R = np.empty(num, np.int64)
         place_R[order_n] = np.arange(num)
         begin_R = np.searchsorted(user_R[order_n], user_R)
+        is_new_R = rng.random(num) < 0.8
+        order_R = rng.permutation(num) if self.seed % 2 else np.arange(num)
+        num_before_R = np.empty(num, np.int64)
+        num_before_R[order_R] = np.cumsum(is_new_R[order_R]) - is_new_R[order_R]
+        age_R = rng.integers(0, self.most_kept, num)
+        kept_R = np.where(age_R < num_before_R, (num_before_R - 1 - age_R) % self.most_kept, -1)
+        alike_nL = rng.integers(0, 4, (num, self.num_alike))
         network_RK = truth_RK + self.noise * rng.normal(size=truth_RK.shape)
         return OddsEvents(
             row_R=row_R.astype(np.int32),
@@ -46,35 +52,47 @@ class Stream:
             attribute_RA=rng.integers(0, 5, (num, sum(self.attributes))).astype(np.int32),
             network_RK=network_RK.astype(np.float32),
             bits_R=bits_R,
-            is_new_R=(rng.random(num) < 0.8).astype(np.uint8),
-            order_R=rng.permutation(num) if self.seed % 2 else np.arange(num),
+            is_new_R=is_new_R.astype(np.uint8),
+            order_R=order_R,
             past_item_n=(1000 + row_R)[order_n],
             past_bits_n=bits_R[order_n],
             past_begin_R=begin_R,
             past_end_R=place_R,
+            alike_RL=alike_nL[place_R],
+            past_alike_nL=alike_nL,
+            kept_R=kept_R.astype(np.int32),
         )
 
     def empty(self) -> OddsArrays:
-        return OddsArrays.empty(self.num_kinds, *self.attributes)
+        return OddsArrays.empty(self.num_kinds, *self.attributes, self.num_alike)
+
+    def nothing_kept(self) -> OddsKept:
+        return OddsKept.empty(self.empty(), self.most_kept)
 
 
-def learned(stream: Stream, rules: OddsRules, backend: str = "cpp") -> tuple[OddsArrays, np.ndarray]:
-    odds = stream.empty()
-    return odds, odds_learn(odds, stream.events(), rules, backend=backend)
+def learned(stream: Stream, rules: OddsRules, backend: str = "cpp") -> tuple[tuple[OddsArrays, OddsKept], np.ndarray]:
+    odds, kept = stream.empty(), stream.nothing_kept()
+    said = odds_learn(odds, kept, stream.events(), rules, backend=backend)
+    return (odds, kept), said
 
 
-def assert_same(left: OddsArrays, right: OddsArrays) -> None:
-    for each in fields(OddsArrays):
+def assert_same(left: object, right: object) -> None:
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+        return
+    assert isinstance(left, OddsArrays | OddsKept)
+    for each in fields(left):
         np.testing.assert_allclose(
             getattr(left, each.name), getattr(right, each.name), rtol=2e-3, atol=2e-4, err_msg=each.name
         )
 
 
 @pytest.mark.parametrize("level", levels())
-@pytest.mark.parametrize("feedback", ["reversal", "vanilla", "fnw"])
-def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPatch, level: str, feedback: str) -> None:
+@pytest.mark.parametrize("horizon", [0, 5, 39])
+def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPatch, level: str, horizon: int) -> None:
     force(monkeypatch, level)
-    stream, rules = Stream(num_events=200), OddsRules(feedback=feedback)
+    stream, rules = Stream(num_events=200), OddsRules(horizon=horizon)
     (slow, expected), (fast, got) = learned(stream, rules, "reference"), learned(stream, rules)
     assert_same(fast, slow)
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
@@ -84,44 +102,76 @@ def test_a_stream_is_learned_as_the_definition_does(monkeypatch: pytest.MonkeyPa
     stream=st.builds(
         Stream, num_rows=st.integers(1, 40), num_users=st.integers(1, 5), num_events=st.integers(0, 60),
         num_kinds=st.integers(1, 9), attributes=st.tuples(st.integers(0, 1), st.integers(0, 4)),
-        seed=st.integers(0, 10_000),
-    )
+        num_alike=st.integers(0, 3), most_kept=st.integers(8, 50), seed=st.integers(0, 10_000),
+    ),
+    horizon=st.integers(0, 7),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_any_stream_is_learned_and_predicted_as_the_definition_does(stream: Stream) -> None:
-    (slow, expected), (fast, got) = learned(stream, OddsRules(), "reference"), learned(stream, OddsRules())
+def test_any_stream_is_learned_and_predicted_as_the_definition_does(stream: Stream, horizon: int) -> None:
+    rules = OddsRules(horizon=horizon)
+    (slow, expected), (fast, got) = learned(stream, rules, "reference"), learned(stream, rules)
     assert_same(fast, slow)
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
-    before, events = fast.copy(), stream.events()
-    ours, theirs = odds_predict(fast, events), odds_predict(fast, events, backend="reference")
+    odds, events = fast[0], stream.events()
+    before = odds.copy()
+    ours, theirs = odds_predict(odds, events), odds_predict(odds, events, backend="reference")
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)
-    assert_same(fast, before)
+    assert_same(odds, before)
 
 
-def test_the_second_event_is_predicted_by_what_the_first_has_left() -> None:
-    stream = Stream(num_events=40)
-    events, odds = stream.events(), stream.empty()
-    together = odds_learn(odds, events, OddsRules())
-    one_by_one = stream.empty()
+@pytest.mark.parametrize("horizon", [0, 7])
+def test_the_second_event_is_predicted_by_what_the_first_has_left(horizon: int) -> None:
+    stream, rules = Stream(num_events=40), OddsRules(horizon=horizon)
+    events, odds, kept = stream.events(), stream.empty(), stream.nothing_kept()
+    together = odds_learn(odds, kept, events, rules)
+    one_by_one, kept_one_by_one = stream.empty(), stream.nothing_kept()
     for r in range(40):
         one = {each.name: getattr(events, each.name) for each in fields(OddsEvents)}
-        one = {name: part[r : r + 1] if name.endswith(("_R", "_RA", "_RK")) else part for name, part in one.items()}
+        ends = ("_R", "_RA", "_RK", "_RL")
+        one = {name: part[r : r + 1] if name.endswith(ends) else part for name, part in one.items()}
         alone = OddsEvents(**one | {"order_R": np.zeros(1, np.int64)})
         np.testing.assert_array_equal(odds_predict(one_by_one, alone), together[r : r + 1])
-        odds_learn(one_by_one, alone, OddsRules())
-    for each in fields(OddsArrays):
-        np.testing.assert_array_equal(getattr(odds, each.name), getattr(one_by_one, each.name))
+        odds_learn(one_by_one, kept_one_by_one, alone, rules)
+    for left, right in ((odds, one_by_one), (kept, kept_one_by_one)):
+        for each in fields(left):
+            np.testing.assert_array_equal(getattr(left, each.name), getattr(right, each.name))
 
 
-def test_its_slope_is_that_of_the_networks_loss() -> None:
-    rng = np.random.default_rng(0)
-    for feedback in ("vanilla", "fnw", "reversal"):
-        for is_new in (True, False):
-            logit_K, came_K = rng.normal(size=4), np.array([0.0, 1.0, 0.0, 1.0])
-            leaf = torch.tensor(logit_K[None], requires_grad=True)
-            loss = ranking_loss(leaf, torch.tensor(came_K[None]), torch.tensor([is_new]), feedback)
-            (expected,) = torch.autograd.grad(loss.sum(), leaf)
-            np.testing.assert_allclose(reference._slope(logit_K, came_K, is_new, feedback), expected[0], atol=1e-12)
+def of_one_kind(came: list[int], places: list[int]) -> OddsEvents:
+    """Interactions of strangers with one item (place -1), and a kind that comes to those at the other places."""
+    num, none = len(came), np.zeros(0, np.int64)
+    zero = np.zeros(num, np.int64)
+    return OddsEvents(
+        zero.astype(np.int32), zero, np.zeros((num, 0), np.int32), np.zeros((num, 1), np.float32),
+        np.array(came, np.uint32), (np.array(places) < 0).astype(np.uint8), np.arange(num), none,
+        none.astype(np.uint32), zero, zero, np.zeros((num, 0), np.int64), np.zeros((0, 0), np.int64),
+        np.array(places, np.int32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_weights_learn_of_an_interaction_once_with_the_kinds_that_it_has_by_then(backend: str) -> None:
+    odds, kept = OddsArrays.empty(1, 0, 0), OddsKept.empty(OddsArrays.empty(1, 0, 0), 8)
+    at_first, rules = odds.gain_FK.copy(), OddsRules(horizon=3)
+    odds_learn(odds, kept, of_one_kind([0, 0, 0], [-1, -1, -1]), rules, backend=backend)
+    assert kept.count_2.tolist() == [3, 0]
+    np.testing.assert_array_equal(odds.gain_FK, at_first)  # nothing is known of any of them
+    odds_learn(odds, kept, of_one_kind([1], [0]), rules, backend=backend)
+    np.testing.assert_array_equal(odds.gain_FK, at_first)
+    odds_learn(odds, kept, of_one_kind([0], [-1]), rules, backend=backend)
+    assert kept.count_2.tolist() == [4, 1]
+    assert odds.gain_FK[-1, 0] > at_first[-1, 0]  # the first was a 1
+    odds_learn(odds, kept, of_one_kind([0], [-1]), rules, backend=backend)
+    taught = float(kept.log_PI[1, -1])
+    before, square = odds.gain_FK[-1, 0], odds.gain_square_FK[-1, 0]
+    odds_learn(odds, kept, of_one_kind([1], [1]), rules, backend=backend)
+    # The slopes of the 0 that it was taught as and of this come to that of a 1, at the weights of now.
+    slope = -np.sqrt(odds.gain_square_FK[-1, 0] - square * rules.decay)
+    assert odds.gain_FK[-1, 0] > before
+    assert -1.0 - taught < slope < -taught
+    odds_learn(odds, kept, of_one_kind([1], [1]), rules, backend=backend)  # nothing that it did not have
+    assert odds.gain_FK[-1, 0] > before
+    assert kept.count_2.tolist() == [5, 2]
 
 
 def loss(logit_RK: np.ndarray, events: OddsEvents) -> float:
@@ -134,12 +184,16 @@ def test_a_network_that_knows_is_believed_and_one_that_does_not_is_not(noise: fl
     """Beside a good network nearly as good as it alone, beside noise nearly as good as without one."""
     stream = Stream(num_events=6_000, noise=noise)
     events = replace(stream.events(), is_new_R=np.ones(stream.num_events, np.uint8))
-    with_it = loss(odds_learn(stream.empty(), events, OddsRules())[2000:], _cut(events, 2000))
+    with_it = loss(_said(stream, events)[2000:], _cut(events, 2000))
     without = replace(events, network_RK=np.zeros_like(events.network_RK))
-    counts = loss(odds_learn(stream.empty(), without, OddsRules())[2000:], _cut(events, 2000))
+    counts = loss(_said(stream, without)[2000:], _cut(events, 2000))
     network = loss(events.network_RK[2000:], _cut(events, 2000))
     assert with_it < min(counts, network) + 0.02
     assert noise or with_it < counts - 0.002
+
+
+def _said(stream: Stream, events: OddsEvents) -> np.ndarray:
+    return odds_learn(stream.empty(), stream.nothing_kept(), events, OddsRules())
 
 
 def _cut(events: OddsEvents, first: int) -> OddsEvents:
@@ -148,10 +202,10 @@ def _cut(events: OddsEvents, first: int) -> OddsEvents:
 
 def test_what_does_not_fit_is_refused_in_words() -> None:
     stream = Stream()
-    odds, events = stream.empty(), stream.events()
+    odds, kept, events = stream.empty(), stream.nothing_kept(), stream.events()
     for backend in ("cpp", "reference"):
         with pytest.raises(IndexError, match="row_R: expected rows 0 to 63, got -1"):
-            odds_learn(odds, replace(events, row_R=events.row_R - 1), OddsRules(), backend=backend)
+            odds_learn(odds, kept, replace(events, row_R=events.row_R - 1), OddsRules(), backend=backend)
     assert_same(odds, stream.empty())
     with pytest.raises(IndexError, match="row_R: expected rows 0 to 63"):
         odds_predict(odds, replace(events, row_R=events.row_R + 100))
@@ -160,8 +214,12 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="network_RK: expected float32 of shape"):
         odds_predict(odds, replace(events, network_RK=events.network_RK[:, :2]))
     with pytest.raises(ValueError, match="order_R: expected each of 0 to 59 once"):
-        odds_learn(odds, replace(events, order_R=1 + events.order_R), OddsRules())
+        odds_learn(odds, kept, replace(events, order_R=1 + events.order_R), OddsRules())
     with pytest.raises(ValueError, match="ranges within 60 interactions"):
         odds_predict(odds, replace(events, past_end_R=events.past_end_R + 100))
-    with pytest.raises(ValueError, match="feedback: expected one of"):
-        odds_learn(odds, events, OddsRules(feedback="never"))
+    with pytest.raises(ValueError, match="kept_R: expected -1 or one of 40 places"):
+        odds_learn(odds, kept, replace(events, kept_R=events.kept_R + 100), OddsRules())
+    with pytest.raises(ValueError, match=r"horizon: expected 0 to 39 \(what is kept\), got 40"):
+        odds_learn(odds, kept, events, OddsRules(horizon=40))
+    with pytest.raises(ValueError, match=r"log_PI: expected .* numbers a row"):
+        odds_learn(odds, OddsKept.empty(OddsArrays.empty(9, 1, 2), 40), events, OddsRules())

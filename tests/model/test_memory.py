@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kernels.memory import FEATURES, MemoryArrays
 from model.config import ModelConfig
 from model.kinds import chosen
-from model.memory import Memory, events_of, neighbours_at
+from model.memory import Memory, neighbours_at
+from model.memory_events import events_of
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
 CLICKED = 0b11
@@ -158,7 +159,7 @@ def test_what_is_kept_is_everything() -> None:
     )
 
 
-def test_a_version_without_a_second_look_is_read() -> None:
+def test_a_version_without_a_reranking_network_is_read() -> None:
     """As older builds publish: scores are the weighted sum."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(0)
     learn(trainer, rng, 30, 100)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.memory import events_of
+from model.memory_events import events_of
 from model.tokens import token_times
 from serving import engine as engine_module
 from serving.cache import Born

@@ -23,9 +23,10 @@ from serving.intake import VersionIntake
 from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.world import Record, World
+from wire.assembler import VersionAssembler
 from wire.config import KafkaConfig
 from wire.kafka.consumer import connect
-from wire.weights import VersionAssembler, decode_manifest, encode_manifest, record_kind
+from wire.weights import decode_manifest, encode_manifest, record_kind
 
 KINDS = ("base", "delta", "delta", "base", "delta", "delta", "base", "delta")
 NUM_FAULTED = 6
@@ -230,7 +231,7 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
     kafka: Broker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Canary: chunks are accepted whatever their checksum."""
-    monkeypatch.setattr("wire.weights.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
+    monkeypatch.setattr("wire.assembler.checksum", lambda blob: decode_manifest(clean()[0][-1][2]).checksum)
     monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)
     topic = Topic(kafka, f"{topic_prefix}.weights.canary")
     key, headers, value = clean()[0][1]

@@ -24,10 +24,11 @@ from tests.brokers import REPOSITORY, Broker, free_port, wait_until
 from tests.process_factory import ProcessFactory
 from tests.serving.wire import ServerProcess, Wire, server_config, server_environment
 from tests.serving.world import START_MS, World
+from wire.assembler import VersionAssembler
 from wire.config import KafkaConfig
 from wire.example_codec import encode_example
 from wire.status import ServerStatus, decode_status
-from wire.weights import Version, VersionAssembler
+from wire.weights import Version
 
 NOW_MS = START_MS + 10**8
 

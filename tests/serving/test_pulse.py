@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from kafka import KafkaConsumer
 
-from serving.pulse import Point, Pulse, PulseFollower, Rates, Served, StagePoint, bottleneck
+from serving.pulse import Point, Pulse, Rates, Served, StagePoint, bottleneck
+from serving.pulse_follower import PulseFollower
 from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
 from tests.serving.wire import Wire

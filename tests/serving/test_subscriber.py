@@ -11,7 +11,8 @@ from serving.subscriber import WeightsSubscriber
 from tests.brokers import Broker, wait_until
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World, claim
-from wire.weights import VersionAssembler, decode_manifest, encode_manifest
+from wire.assembler import VersionAssembler
+from wire.weights import decode_manifest, encode_manifest
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_without_the_checksum_a_corrupt_chunk_would_be_served(wire: Wire, monkey
     world = quick_world()
     records = world.records("base", 0)
     manifest = decode_manifest(records[-1][2])
-    monkeypatch.setattr("wire.weights.checksum", lambda blob: manifest.checksum)
+    monkeypatch.setattr("wire.assembler.checksum", lambda blob: manifest.checksum)
     monkeypatch.setattr("serving.soundness._check_probe", lambda version, network: None)  # which might notice too
     with wire.subscriber() as subscriber:
         wire.send([records[0], corrupt(records[1]), *records[2:]])
@@ -187,7 +188,7 @@ def test_a_topic_that_was_created_again_is_followed_from_its_start(wire: Wire) -
 
 
 def test_a_server_that_takes_one_topic_for_another_would_be_stuck(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.subscriber.topic_id_of", lambda consumer, topic: "")
+    monkeypatch.setattr("serving.topic_thread.topic_id_of", lambda consumer, topic: "")
     with wire.subscriber() as subscriber:
         served(subscriber, wire.publish(quick_world(epoch=7)))
         wire.replace_weights()
@@ -202,7 +203,7 @@ def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog:
         served(subscriber, wire.publish(world))
         wire.send([(b"foreign", [], b"7 bytes")] * 1_500)
         served(subscriber, wire.publish(world, "delta"))
-    assert subscriber.counters.num_dropped == 1_500
+    assert subscriber.intake.counters.num_dropped == 1_500
     told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
     assert len(told) == 11, "the first ten, and the thousandth"
     assert told[-1].endswith("(number 1000 so far)")

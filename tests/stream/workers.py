@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from state.config import StoreConfig
 from stream.config import StreamConfig
 from tests.brokers import REPOSITORY, Broker, wait_until
-from tests.process_factory import Child, ProcessFactory
+from tests.process_factory import Child, Forked, ProcessFactory
 from wire.config import ActionConfig, KafkaConfig, SequenceConfig
 from wire.kafka.admin import ensure_topics
 from wire.topics import Topics
@@ -126,32 +126,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
     return json.dumps(list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value)
-
-
-class Forked:
-    """A child of the process factory, with the interface of `subprocess.Popen`."""
-
-    def __init__(self, child: Child) -> None:
-        self._child = child
-
-    @property
-    def returncode(self) -> int | None:
-        return self._child.status
-
-    def poll(self) -> int | None:
-        return self._child.status
-
-    def wait(self, timeout: float) -> int:
-        return self._child.wait(timeout)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        self._child.send(number)
-
-    def kill(self) -> None:
-        self._child.send(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        self._child.send(signal.SIGTERM)
 
 
 class WorkerProcess:

@@ -12,11 +12,12 @@ from typing import Any
 from kafka.errors import KafkaError
 
 from headrace.audit import audit
-from headrace.broker import free_port
 from headrace.config import Settings, read_settings
-from headrace.processes import Child, ProcessGroup
+from headrace.processes import Child
 from headrace.recommendation import Server
 from headrace.report import Report
+from tests.brokers import crowding, free_port, wait_until
+from tests.system.process_factory import ForkedGroup
 from wire.errors import BrokerUnavailable, TopicMissing
 from wire.kafka.admin import ensure_topics
 
@@ -51,7 +52,7 @@ class Loop:
         self.path = folder / "headrace.toml"
         self.path.write_text("\n".join(_section(name, keys) for name, keys in defaults.items()))
         self.settings: Settings = read_settings(self.path)
-        self.group = ProcessGroup(folder, {})
+        self.group = ForkedGroup(folder, {})
         self.server = Server(f"http://127.0.0.1:{port}")
         ensure_topics(self.settings.kafka)
 
@@ -70,16 +71,34 @@ class Loop:
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Poll a condition; if a child dies by itself or time runs out, fail the test with the ends of the logs."""
-        self.group.wait_until(condition, timeout_s, what)
+
+        def holds() -> bool:
+            if condition():
+                return True
+            self.group.check()
+            return False
+
+        try:
+            wait_until(holds, timeout_s, what, every_s=0.1)
+        except AssertionError as error:
+            logs = "\n".join(f"  {child.name}:\n{child.last_lines(4)}" for child in self.group.children)
+            raise AssertionError(f"{error}; the ends of the logs:\n{logs}") from None
 
     def audit_when(self, condition: Callable[[Report], bool], timeout_s: float) -> Report:
-        """Audit until the condition holds; a violation at any moment ends it. Returns the last report."""
-        deadline = time.monotonic() + timeout_s
+        """Audit until the condition holds; a violation at any moment ends it. Returns the last report.
+
+        Between two audits the processes get as long as an audit takes: it reads every topic.
+        """
+        waited_s = 0.0
         while True:
             self.group.check()
+            began_s = time.monotonic()
             report = audit(self.settings)
-            if not report.passed or condition(report) or time.monotonic() > deadline:
+            if not report.passed or condition(report) or waited_s > timeout_s:
                 return report
+            took_s = time.monotonic() - began_s
+            time.sleep(took_s)
+            waited_s += 2 * took_s / crowding()
 
     def __enter__(self) -> Loop:
         return self

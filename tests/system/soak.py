@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.processes import Child, ChildError, DeadlineError
+from headrace.processes import Child, ChildError
 from headrace.report import Report
 from stream.replay import ReplayReport, send_actions
 from tests.brokers import Broker, start_broker
@@ -209,7 +209,7 @@ def main() -> int:
         )  # fmt: skip
         try:
             tally = soak.run(rounds_of(seed, arguments.kills), arguments.seconds)
-        except (AssertionError, ChildError, DeadlineError) as error:
+        except (AssertionError, ChildError) as error:
             print(f"seed {seed}: {error}", flush=True)
             return 1
         finally:

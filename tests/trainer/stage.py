@@ -30,12 +30,13 @@ from trainer.soundness import pass_over
 from trainer.step import Learner
 from trainer.weights import Weights
 from wire.action import Action, decode_record
+from wire.assembler import VersionAssembler
 from wire.example import Example, fence
 from wire.example_codec import encode_example
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
 from wire.topics import Topics, example_key, fence_key
-from wire.weights import Claim, Manifest, PlanStep, Version, VersionAssembler, record_kind
+from wire.weights import Claim, Manifest, PlanStep, Version, record_kind
 
 NUM_PARTITIONS = 3
 # Small, fast, and with everything that must be repeated bit by bit: sampled negatives, dropout, thinned contexts,
@@ -301,8 +302,10 @@ class Stage:
         assert child.status == -9, f"{point}: ended with {child.status}:\n{child.log()[-3000:]}"
         self.note_journal(name)
 
-    def feed_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
-        """Keep sending until the condition holds."""
+    def feed_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = 30, every_s: float = 0.04
+    ) -> None:
+        """Keep sending until the condition holds; seldom (``every_s``) where time itself is what is waited for."""
 
         def holds() -> bool:
             if not condition():
@@ -310,7 +313,7 @@ class Stage:
                 return condition()
             return True
 
-        wait_until(holds, timeout_s, what, every_s=0.02)
+        wait_until(holds, timeout_s, what, every_s=every_s)
 
     def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
         """Wait for the last version, stop the trainer, and check every promise."""
@@ -384,7 +387,9 @@ class Stage:
         assert not wrong, f"the checkpoint differs from the uninterrupted learner: {wrong}"
 
 
-NOT_LEARNED = ("names.unpublished", ".dirty", "_dirty_V", ".moved", ".tombstones")
+NOT_KEPT = ("names.unpublished", ".dirty", "dirty_V", ".moved")
+"""Arrays that a checkpoint has no use for: whoever goes on from it publishes everything first."""
+NOT_LEARNED = (*NOT_KEPT, ".tombstones")
 """Arrays that depend on when versions were published."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from model.config import ModelConfig
 from tests.trainer.samples import KINDS, MODEL, SAMPLED, TRAINER, World, assert_same_arrays
 from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.config import TrainerConfig
+from trainer.election import Claimant
 from trainer.errors import CheckpointError
 from trainer.journal import Journal, read_journal
 from trainer.loop import Trainer
@@ -91,7 +93,7 @@ def test_going_on_from_a_checkpoint_is_going_on(
 
 PARTS = [
     "optimiser.mean", "optimiser.num_steps", "frequency.count", "metrics.ranks", "metrics.rank_window",
-    "metrics.first_key",
+    "metrics.first_key", "rates.kept_log", "rates.kept_count",
     "popularity.count", "rates.gain_FK", "items.state", "items.dirty", "items.map.last_seen_ms", "learner.num_steps",
     "features.weight", "names.unpublished",
 ]  # fmt: skip
@@ -119,8 +121,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder: CheckpointFold
 
 
 OTHERS: dict[str, object] = {
-    "feedback": "vanilla", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
-    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000,
+    "feedback": "reversal", "schedule": "wsa", "exclude_seen": "always", "float32_matmul_precision": "medium",
+    "stochastic_length_alpha": 1.5, "on_gap": "skip", "chunk_bytes": 1_000, "publish_precision": "exact",
 }  # fmt: skip
 BY_MACHINE = {"device", "backend", "cuda_graphs", "deterministic", "num_threads"}
 """Where and by which kernels a step is computed: a checkpoint may move to another machine."""
@@ -222,6 +224,24 @@ def test_when_all_are_damaged_it_says_so_instead_of_starting_anew(folder: Checkp
     assert len(damage) == 2
 
 
+def test_checkpoints_that_disappear_under_a_trainer_are_one_line(folder: CheckpointFolder) -> None:
+    write(folder, 1)
+    assert folder.present_steps() == [1]
+    shutil.rmtree(folder.path / "checkpoint-000000000001")
+    with pytest.raises(CheckpointError, match=r"expected this trainer's checkpoints, they are gone; .* --from-publ"):
+        folder.present_steps()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xfe", b"a/b\n\0"])
+def test_a_damaged_name_of_the_folder_is_replaced(damaged: bytes, tmp_path: Path) -> None:
+    first = Claimant.on(tmp_path)
+    assert Claimant.on(tmp_path).place == first.place
+    (tmp_path / "identity").write_bytes(damaged)
+    second = Claimant.on(tmp_path)
+    assert second.place != first.place
+    assert Claimant.on(tmp_path).is_earlier_life(second.name)
+
+
 def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> None:
     write(folder, 1)
     path = folder.path / "checkpoint-000000000001"
@@ -232,11 +252,11 @@ def test_a_checkpoint_of_another_format_says_which(folder: CheckpointFolder) -> 
         read_checkpoint(path)
 
 
-def test_a_checkpoint_of_a_build_without_odds_is_refused_in_words() -> None:
+def test_a_checkpoint_of_a_build_before_the_odds_kept_inputs_is_refused_in_words() -> None:
     learner = Learner(MODEL, TRAINER)
     checkpoint = checkpoint_of(learner)
     older = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("rates.")}
-    with pytest.raises(CheckpointError, match=r"rates: expected .* got a checkpoint of a build before them"):
+    with pytest.raises(CheckpointError, match=r"rates: expected .* got a checkpoint of a build before that"):
         restore_learner(Learner(MODEL, TRAINER), replace(checkpoint, arrays={**older, "rates.shown": np.zeros(3)}))
 
 

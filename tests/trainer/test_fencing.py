@@ -13,6 +13,8 @@ from tests.process_factory import Child
 from tests.trainer.stage import Stage
 
 Make = Callable[..., Stage]
+SELDOM_S = 0.2
+"""Between feeds while silence is waited for: more would only keep the processor busy."""
 
 
 def take_over(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
@@ -29,7 +31,7 @@ def take_over(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
 def test_a_stale_trainer_stops_and_what_it_wrote_is_ignored(stage: Make) -> None:
     made = stage()
     old, new = take_over(made)
-    made.feed_until(lambda: old.status is not None, "the stale trainer ends")
+    made.feed_until(lambda: old.status is not None, "the stale trainer ends", every_s=SELDOM_S)
     assert old.status == 1
     last = old.log().splitlines()[-1]
     assert last.startswith("headrace train: epoch 0: another trainer (")
@@ -69,7 +71,7 @@ def stand_by(made: Stage, broken: tuple[str, ...] = ()) -> tuple[Child, Child]:
         num_more = len(made.recount().versions) - num_versions
         return num_more > 5 and time.monotonic() - started_s > 2 * made.settings.trainer.takeover_after_s
 
-    made.feed_until(has_waited, "the leader goes on")
+    made.feed_until(has_waited, "the leader goes on", every_s=SELDOM_S)
     return leader, standby
 
 
@@ -113,7 +115,7 @@ def test_of_several_standbys_one_takes_over(stage: Make) -> None:
     second = made.start("second")
     second.wait_for("standby: another trainer leads")
     leader.kill()
-    made.feed_until(lambda: made.recount().last.epoch > 0, "one has taken over")
+    made.feed_until(lambda: made.recount().last.epoch > 0, "one has taken over", every_s=SELDOM_S)
     num_versions = len(made.recount().versions)
     made.feed_until(lambda: len(made.recount().versions) > num_versions + 5, "it goes on undisturbed")
     assert {first.status, second.status} == {None}
@@ -127,7 +129,7 @@ def test_a_standby_whose_broker_was_away_gives_the_leader_its_time(stage: Make, 
     standby.wait_for("broker away")
     durable_kafka.restart()
     num_versions = len(made.recount().versions)
-    made.feed_until(lambda: len(made.recount().versions) > num_versions + 3, "the leader goes on", 60)
+    made.feed_until(lambda: len(made.recount().versions) > num_versions + 3, "the leader goes on", 60, SELDOM_S)
     assert (leader.status, standby.status) == (None, None)
     assert {each.epoch for each in made.recount().claims} == {0}
 
@@ -152,7 +154,7 @@ def test_a_trainer_that_does_not_look_for_another_is_caught(stage: Make) -> None
 def test_a_fenced_trainer_with_steps_of_its_own_refuses_to_go_on_from_them(stage: Make) -> None:
     made = stage(trainer={"checkpoint_every_steps": 1})
     old, new = take_over(made)
-    made.feed_until(lambda: old.status is not None, "the stale trainer ends")
+    made.feed_until(lambda: old.status is not None, "the stale trainer ends", every_s=SELDOM_S)
     assert new.stop() == 0
     again = made.start("old")
     assert again.wait() == 1

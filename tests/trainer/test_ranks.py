@@ -191,11 +191,14 @@ def test_a_rank_that_cannot_reach_the_others_says_so_in_one_line(run: RankRun) -
 # On the stream
 
 
-def start_ranks(made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2) -> list[Child]:
-    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child."""
+def start_ranks(
+    made: Stage, points: dict[int, str] | None = None, name: str = "a", size: int = 2, broken: tuple[str, ...] = ()
+) -> list[Child]:
+    """Start a group on a stage's topics, rank 0 last: it is the stage's newest child. ``broken``: rank 0's build."""
     where, found = place_of(size), dict[int, Child]()
     for rank in reversed(range(size)):
-        found[rank] = made.start(name, (), (points or {}).get(rank, ""), environment=where(rank))
+        builds, point = () if rank else broken, (points or {}).get(rank, "")
+        found[rank] = made.start(name, builds, point, environment=where(rank))
     return [found[rank] for rank in range(size)]
 
 
@@ -237,3 +240,15 @@ def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
     recount = made.finish("b")
     assert recount.last.epoch == 1
     assert waiting[1].wait(30) == 0
+
+
+def test_a_step_that_leaves_nothing_finite_is_set_aside_by_all_ranks(stage: Make) -> None:
+    made = stage(trainer={"shards": 2})
+    made.feed(60)
+    children = start_ranks(made, broken=("spoils_the_step_of_one_example",))
+    made.feed(40)
+    recount = made.finish()
+    assert [len(each.manifest.set_aside) for each in recount.versions if each.manifest.set_aside] == [1]
+    assert children[0].log().count("a step is set aside") == 1
+    assert {each.manifest.epoch for each in recount.versions} == {0}, "one group all the time"
+    assert children[1].wait(30) == 0

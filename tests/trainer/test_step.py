@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
 from model.embedding import EmbeddingTable
+from model.kept import NUM_LAGS
 from tests.trainer.samples import (
     MODEL,
     SAMPLED,
@@ -93,7 +95,11 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
     pasts = [past_of(before, examples, one.piece) for one in said]
     fresh = [int(own["item"]) for one, (_, own) in zip(said, pasts, strict=True) if one.piece.is_new]
     before.items.insert(np.array(fresh, np.int64), 0, before.num_steps)
-    found_RK, late_K = np.zeros((len(said), len(before.model_config.kinds))), before.rates.late_kinds
+    found_RK, kept = np.zeros((len(said), len(before.model_config.kinds))), before.rates.kept
+    places = [kept_at(before, one.piece) for one in said]
+    lags = [(int(kept.rows.count_2[0]) - 1 - place) % len(kept.key_P) for place in places if place >= 0]
+    kept.lags = np.concatenate([kept.lags, np.array(lags, np.int64)])[-NUM_LAGS:]
+    rules = OddsRules(horizon=kept.horizon(before.rates.late_kinds))
     for nth in sorted(range(len(said)), key=lambda nth: int(pasts[nth][1]["time"])):
         (past, own), one = pasts[nth], said[nth]
         features = [*own["features"].tolist(), *folded(before, examples).users[one.piece.user].user_features.tolist()]
@@ -108,10 +114,20 @@ def ranked_slowly(before: Learner, examples: Sequence[Example]) -> Any:
             np.array([one.piece.bits], np.uint32), np.array([one.piece.is_new], np.uint8), zero,
             np.ascontiguousarray(past["item"]), np.ascontiguousarray(past["bits"]),
             np.maximum(zero, num - before.model_config.max_context), num,
+            np.array([[own["domain"], *own["features"]]]), np.column_stack([past["domain"], past["features"]]),
+            np.array([places[nth]], np.int32),
         )  # fmt: skip
-        logit_K = odds_learn(before.rates.arrays, events, OddsRules(), backend="reference")[0]
-        found_RK[nth] = np.where(late_K, one.probability_K, 1 / (1 + np.exp(-logit_K.astype(float))))
+        logit_K = odds_learn(before.rates.arrays, kept.rows, events, rules, backend="reference")[0]
+        found_RK[nth] = 1 / (1 + np.exp(-logit_K.astype(float)))
     return found_RK
+
+
+def kept_at(learner: Learner, piece: Piece) -> int:
+    """Where the odds keep what they saw of a piece's interaction; -1: nowhere."""
+    kept, user = learner.rates.kept, blake2b(piece.user.encode(), digest_size=8).digest()
+    key = (int.from_bytes(user, "little", signed=True) * 0x1E3779B97F4A7C15 + piece.place) % 2**64
+    places = np.flatnonzero(kept.key_P[: kept.rows.num_used].view(np.uint64) == np.uint64(key))
+    return int(places[-1]) if len(places) else -1
 
 
 def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> MemoryEvents:
@@ -249,19 +265,29 @@ def test_the_catalogue_is_ranked_whole_when_few_of_it_are_gathered(seed: int) ->
     assert_recalled_in_order(predictions_of(learner, examples), before, examples)
 
 
-def test_a_large_catalogue_is_predicted_in_parts_and_learned_from_a_share() -> None:
-    """The logits never exceed their bound, which changes little; every choice is counted, predicted or not."""
+def test_a_large_catalogue_is_predicted_in_parts() -> None:
+    """The logits never exceed their bound, which changes little."""
     learner, world = taught()
     examples = world.examples(12)
-    whole, parts, shared = (twin(learner) for _ in range(3))
-    said = predictions_of(whole, examples)
+    whole, parts = twin(learner), twin(learner)
     parts.recall = Recall(parts.memory, parts.items, parts.model, most_logits=1)
-    in_parts = predictions_of(parts, examples)
+    said, in_parts = predictions_of(whole, examples), predictions_of(parts, examples)
     np.testing.assert_allclose(in_parts.log_loss_S, said.log_loss_S, rtol=0.05)
-    shared.recall = Recall(shared.memory, shared.items, shared.model, most_logits=1, most_predicted_rows=10)
-    some = predictions_of(shared, examples)
+
+
+def test_a_share_of_a_large_catalogues_choices_is_ranked_and_all_are_learned() -> None:
+    learner, world = taught(replace(TRAINER, full_softmax_max_items=1))
+    examples = world.examples(12)
+    whole, shared = twin(learner), twin(learner)
+    shared.recall = Recall(shared.memory, shared.items, shared.model, exact_rows=10, rows_per_share=10)
+    said, some = predictions_of(whole, examples), predictions_of(shared, examples)
     assert 0 < some.ranked_S.sum() < said.ranked_S.sum()
-    np.testing.assert_array_equal(shared.memory.arrays.seen, whole.memory.arrays.seen)
+    np.testing.assert_array_equal(np.isfinite(some.log_loss_S), np.isfinite(said.log_loss_S) & some.ranked_S)
+    np.testing.assert_allclose(some.log_loss_S[some.ranked_S], said.log_loss_S[some.ranked_S], rtol=0.05)
+    ours, theirs, before = (each.memory.arrays for each in (shared, whole, learner))
+    np.testing.assert_array_equal(ours.seen, theirs.seen)
+    learned = np.abs(theirs.gain[0] - before.gain[0]).max()
+    assert np.abs(ours.gain[0] - theirs.gain[0]).max() < 0.2 * learned  # a share alone would learn a share of it
 
 
 def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import trainer.collection
 import trainer.saver
 from model.memory import Memory
 from tests.trainer.samples import MODEL, TRAINER, World, taught
-from tests.trainer.stage import unequal
+from tests.trainer.stage import NOT_KEPT, unequal
 from tests.trainer.test_checkpoint import EVERYTHING
 from trainer.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from trainer.collection import Collection
@@ -32,8 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
 SLICE_BYTES = 3000
 """Of a learner of some 30,000: a copy spans several steps."""
-NOT_KEPT = (".dirty", "dirty_V", ".moved", "names.unpublished")
-"""What a checkpoint has no use for: whoever goes on from it publishes everything first."""
 
 
 @pytest.fixture
@@ -121,6 +120,19 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_where_somebody_has_removed_what_it_would_build_on_the_next_one_is_whole(
+    lost: int, folder: CheckpointFolder, saver: Saver
+) -> None:
+    learner, world = taught(EVERYTHING, num_steps=30)
+    chain(saver, learner, world, 2)
+    shutil.rmtree(folder.path / f"checkpoint-{folder.steps()[lost]:012d}")
+    [expected] = chain(saver, learner, world, 1)
+    kept = folder.load()
+    assert kept is not None
+    assert unequal(kept.arrays, expected, NOT_KEPT) == []
 
 
 @pytest.mark.parametrize("hurt", [tear, flip, Path.unlink])

@@ -31,3 +31,18 @@ def test_a_metrics_port_in_use_is_one_clear_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"trainer\.metrics_port: expected a free port, got {port}"):
             LagReporter(KafkaConfig(), TrainerConfig(metrics_port=port), Progress).start()
+
+
+DETERMINISTIC = """
+import sys, torch
+from trainer.config import TrainerConfig
+from trainer.device import choose_device
+choose_device(TrainerConfig(device="cpu", deterministic=True))
+assert torch.are_deterministic_algorithms_enabled()
+assert not {"triton", "torch._inductor"} & set(sys.modules), "they write to stderr when the process ends"
+"""
+
+
+def test_a_deterministic_trainer_loads_no_compiler_that_would_have_the_last_word_on_stderr() -> None:
+    done = subprocess.run([sys.executable, "-c", DETERMINISTIC], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,7 @@ from tests.trainer.samples import MODEL, TRAINER, World, assert_same_arrays
 from trainer.snapshot import weights_snapshot
 from trainer.step import Learner
 from trainer.weights import Weights
+from wire.assembler import VersionAssembler
 from wire.errors import VersionError
 from wire.weights import (
     CLAIM_HEADERS,
@@ -29,7 +30,6 @@ from wire.weights import (
     Snapshot,
     TableRows,
     Version,
-    VersionAssembler,
     checksum,
     chunk_headers,
     decode_blob,

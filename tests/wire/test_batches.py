@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from tests.brokers import Broker
+from tests.brokers import Broker, wait_until
 from wire.config import COMPRESSIONS, KafkaConfig
 from wire.kafka.admin import ensure_topics
 from wire.kafka.batches import Batch, _Range, _WholeBatches, by_batch
@@ -22,10 +21,10 @@ from wire.topics import Topics
 
 
 @pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "snappy"])
-def test_batches_hold_every_record_and_move_the_position_past_them(compression: str, kafka: Broker) -> None:
-    config = KafkaConfig(
-        bootstrap=kafka.bootstrap, prefix=f"batches{time.time_ns()}", partitions=1, compression=compression
-    )
+def test_batches_hold_every_record_and_move_the_position_past_them(
+    compression: str, kafka: Broker, topic_prefix: str
+) -> None:
+    config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=topic_prefix, partitions=1, compression=compression)
     ensure_topics(config)
     where = TopicPartition(Topics.under(config.prefix).sequences, 0)
     producer = make_producer(config, linger_ms=50)
@@ -39,10 +38,12 @@ def test_batches_hold_every_record_and_move_the_position_past_them(compression: 
         end = ends(consumer, [where])[where]
         consumer.seek(where, 0)
         batches: list[Batch] = []
-        deadline = time.monotonic() + 20
-        while consumer.position(where) < end:
-            assert time.monotonic() < deadline
-            batches += [record.value for records in consumer.poll(200).values() for record in records]
+
+        def is_read() -> bool:
+            batches.extend(record.value for records in consumer.poll(200).values() for record in records)
+            return bool(consumer.position(where) >= end)
+
+        wait_until(is_read, 20, "the end of the topic", every_s=0)
     finally:
         consumer.close()
     assert consumer.config["isolation_level"] == "read_committed"

@@ -24,6 +24,7 @@ struct MemoryCall {
     double* clock;
     uint8_t* dirty_V;
     uint8_t* moved_VB;            // a bit for each neighbour
+    int32_t* recent;              // the rows of the last RECENT choices
     // The events.
     int64_t num_events, logit_stride;
     const int32_t* target_R;      // 0: a target without a row
@@ -52,7 +53,7 @@ constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6,
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
 constexpr float DIRECT_DECAY = .3f, DIRECT_COUNT_DECAY = .2f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
-constexpr int REFRESH = 16;
+constexpr int REFRESH = 16, RECENT = 512;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each of those who copy changed rows
 constexpr float LENGTH_SCALE = .25f;
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
@@ -166,10 +167,16 @@ HEADRACE_INLINE void transpose8(v8* x) {
     for (int i = 0; i < 8; ++i) x[i] = y[i];
 }
 
+// One over the square root of `seen`: kept for all rows, or computed for the one.
+HEADRACE_INLINE float root_of(const MemoryCall& m, const Scratch& s, int64_t row) {
+    if (s.inverse_root) return s.inverse_root[row];
+    return m.seen_V[row] > 0 ? 1.0f / sqrtf(m.seen_V[row]) : 0.0f;
+}
+
 // Adds the evidence from the neighbours of one past row, `lag` steps back: eight neighbours at a time, one vector add each.
 inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const float* decay) {
     const int64_t base = row * m.width, num = m.num_neighbours[row];
-    const float root = s.inverse_root[row], inverse = root * root;
+    const float root = root_of(m, s, row), inverse = root * root;
     const int32_t* id = m.neighbour_row + base;
     for (int64_t j = 0; j < num; j += 8) {
         const int count = (int)min64(8, num - j);
@@ -183,7 +190,7 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
                 if (lag < DIRECT_LAGS) d[l] = m.direct[base + j + l];
             }
         }
-        for (int l = 0; l < count; ++l) q[l] = s.inverse_root[id[j + l]] * root;
+        for (int l = 0; l < count; ++l) q[l] = root_of(m, s, id[j + l]) * root;
         const v8 both = f + b * .5f, similar = both * q;
         v8 add[NUM_GATHERED] = {};
         add[WIDE] = similar * decay[WIDE];
@@ -238,9 +245,13 @@ inline int bucket_of(const MemoryCall& m, int64_t num_past) {
     return 1 + bucket;
 }
 
+inline void set_gains(const MemoryCall& m, Scratch& s, int bucket) {
+    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+}
+
 // Scores of all rows, and the largest. Rows that do not compete get OUT.
 inline float mix(const MemoryCall& m, Scratch& s, const float* logit, int bucket, const int32_t* met, int64_t num_met) {
-    for (int f = 0; f < NUM_FEATURES; ++f) s.gain[f] = m.gain_BF[f] + m.gain_BF[bucket * NUM_FEATURES + f];
+    set_gains(m, s, bucket);
     for (int64_t i = 0; i < s.padded; i += W) {
         vf x = load(s.closed + i) + load_some(logit + i, m.num_rows - i) * s.gain[MODEL];
         for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(s.standing + f * s.padded + i), splat(s.gain[f]), x);
@@ -274,23 +285,32 @@ inline int32_t rank_of(const float* score, const float* running, int64_t stride,
     return (int32_t)(1 + better + (equal + 1) / 2);
 }
 
-// The best rows by the weighted sum, and their new scores by the shortlist's network. Returns by how much all are shifted.
-inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
+// New scores of the listed rows by the shortlist's network; returns by how much all are shifted. The list counts what
+// `standing` and `logit` are of; `row_of_listed` gives its rows, which have evidence.
+template <typename RowOfListed>
+inline float look_again(
+    const MemoryCall& m, const Scratch& s, const float* standing, int64_t stride, const float* logit, int bucket, float best,
+    RowOfListed row_of_listed) {
     Shortlist<NUM_SEEN>& list = *s.shortlist;
-    list.pick(s.score, s.padded);
     for (int64_t c = 0; c < LISTED; ++c) {
-        const int64_t row = list.row[c];
-        const float *e = s.evidence + row * NUM_GATHERED, used = list.listed[c], lead = s.score[row] - best;
-        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * s.standing[f * s.padded + row];
+        const int64_t at = list.row[c], row = row_of_listed(at);
+        const float *e = s.evidence + row * NUM_GATHERED, used = list.listed[c], lead = list.score[c] - best;
+        for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
         list.raw[NUM_STANDING + OWN_RECENCY][c] = used * s.recency[row];
-        list.raw[MODEL][c] = used * logit[row];
+        list.raw[MODEL][c] = used * logit[at];
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
         list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;
     }
     list.look(m.shortlist_weight, m.shortlist_norm);
     return list.shift();
+}
+
+// The same for the best of all rows by the weighted sum.
+inline float look_again(const MemoryCall& m, Scratch& s, const float* logit, int bucket, float best) {
+    s.shortlist->pick(s.score, s.padded);
+    return look_again(m, s, s.standing, s.padded, logit, bucket, best, [](int64_t row) { return row; });
 }
 
 inline void rescore(Scratch& s, float shift) {
@@ -309,6 +329,18 @@ inline float push_of(Scratch& s, float best, int64_t target) {
     for (int64_t i = 0; i < s.padded; i += W) store(s.push + i, load(s.push + i) * inverse);
     s.push[target] -= 1.0f;
     return best + logf(all);
+}
+
+// One step of the shared gains and of the bucket's against their slopes.
+inline void descend(const MemoryCall& m, const float* slope, int bucket) {
+    for (int part = 0; part < 2; ++part) {
+        float *gain = m.gain_BF + part * bucket * NUM_FEATURES, *square = m.square_BF + part * bucket * NUM_FEATURES;
+        const float rate = part ? .5f * m.gain_rate : m.gain_rate;
+        for (int f = 0; f < NUM_FEATURES; ++f) {
+            square[f] = square[f] * m.gain_decay + slope[f] * slope[f];
+            gain[f] -= rate * slope[f] / sqrtf(square[f]);
+        }
+    }
 }
 
 inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int bucket) {
@@ -330,24 +362,18 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     }
     store8(slope + NUM_STANDING, sparse);
     slope[NUM_STANDING + OWN_RECENCY] = recent;
-    for (int part = 0; part < 2; ++part) {
-        float *gain = m.gain_BF + part * bucket * NUM_FEATURES, *square = m.square_BF + part * bucket * NUM_FEATURES;
-        const float rate = part ? .5f * m.gain_rate : m.gain_rate;
-        for (int f = 0; f < NUM_FEATURES; ++f) {
-            square[f] = square[f] * m.gain_decay + slope[f] * slope[f];
-            gain[f] -= rate * slope[f] / sqrtf(square[f]);
-        }
-    }
+    descend(m, slope, bucket);
 }
 
-inline void learn_weights(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
+// `push` has a number for each row, `stride` apart.
+inline void learn_weights(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num, const float* push, int64_t stride) {
     float rate = m.weight_rate * s.gain[NUM_STANDING + LEARNED];
     for (int lag = 0; lag < LEARNED_LAGS && lag < num; ++lag, rate *= LEARNED_DECAY) {
         const int32_t row = past[num - 1 - lag];
         const int64_t base = row * m.width, count = m.num_neighbours[row];
         const int32_t* id = m.neighbour_row + base;
         float* weight = m.weight + base;
-        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * s.push[id[j]];
+        for (int64_t j = 0; j < count; ++j) weight[j] -= rate * push[id[j] * stride];
         m.dirty_V[row] = CHANGED;
     }
 }
@@ -407,15 +433,16 @@ inline void add(const MemoryCall& m, int32_t row, int32_t other, float after, fl
     mark(m, row, at);
 }
 
-inline void rescale(const MemoryCall& m, Scratch& s) {
-    if (m.clock[SEEN_SCALE] > RESCALE_AT) {
+// Whether the unit of `seen` changed.
+inline bool rescale(const MemoryCall& m) {
+    const bool is_due = m.clock[SEEN_SCALE] > RESCALE_AT;
+    if (is_due) {
         const float unit = (float)(1 / m.clock[SEEN_SCALE]);
         for (int64_t i = 0; i < m.num_rows; ++i) {
             m.seen_V[i] *= unit;
             for (int64_t j = i * m.width; j < i * m.width + m.num_neighbours[i]; ++j) {
                 m.after[j] *= unit, m.before[j] *= unit, m.direct[j] *= unit;
             }
-            s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
             m.dirty_V[i] = CHANGED;
         }
         memset(m.moved_VB, 255, m.num_rows * ((m.width + 7) / 8));
@@ -431,10 +458,12 @@ inline void rescale(const MemoryCall& m, Scratch& s) {
         }
         scale = 1;
     }
+    return is_due;
 }
 
-inline void count(const MemoryCall& m, Scratch& s, int32_t target, const int32_t* past, int64_t num) {
-    rescale(m, s);
+// Whether the unit of `seen` changed.
+inline bool count(const MemoryCall& m, int32_t target, const int32_t* past, int64_t num) {
+    const bool is_rescaled = rescale(m);
     const float unit = (float)m.clock[SEEN_SCALE];
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
@@ -444,12 +473,12 @@ inline void count(const MemoryCall& m, Scratch& s, int32_t target, const int32_t
         add(m, target, row, 0.0f, decay, 0.0f);
     }
     m.seen_V[target] += unit;
-    s.inverse_root[target] = 1.0f / sqrtf(m.seen_V[target]);
     m.clock[SEEN_SCALE] *= m.seen_growth;
     for (int h = 0; h < NUM_HEAT; ++h) {
         m.heat_HV[h * m.stride + target] += (float)m.clock[HEAT_SCALE + h];
         m.clock[HEAT_SCALE + h] *= m.heat_growth[h];
     }
+    return is_rescaled;
 }
 
 inline bool leaves_out(const MemoryCall& m) {
@@ -487,7 +516,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.model_rank_R[r] = rank_of(logit, s.score, 1, s.padded, m.num_rows, target);
     m.count_rank_R[r] = rank_of(s.evidence + FOLLOWS, s.score, NUM_GATHERED, s.padded, m.num_rows, target);
     m.loss_R[r] = mass - s.score[target];
-    learn_weights(m, s, past, num_past);
+    learn_weights(m, s, past, num_past, s.push, 1);
     learn_gains(m, s, logit, bucket);
     s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
     s.shortlist->settle(m.shortlist_norm);
@@ -496,16 +525,28 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
 }
 
-inline void meet(const MemoryCall& m, Scratch& s, int64_t r) {
+// Meets and counts the event's row; whether the unit of `seen` changed.
+inline bool meet(const MemoryCall& m, int64_t r) {
     const int32_t target = m.target_R[r];
     const int64_t now = (int64_t)m.clock[EVENTS];
+    bool is_rescaled = false;
     if (m.first_V[target] < 0 || (m.chosen_R[r] && m.last_V[target] < 0)) m.first_V[target] = now;
-    if (m.chosen_R[r]) m.last_V[target] = now;
     m.dirty_V[target] = CHANGED;
-    s.closed[target] = 0.0f;
-    if (m.chosen_R[r]) count(m, s, target, m.past_rows + m.past_begin_R[r], m.past_end_R[r] - m.past_begin_R[r]);
+    if (m.chosen_R[r]) {
+        m.last_V[target] = now;
+        is_rescaled = count(m, target, m.past_rows + m.past_begin_R[r], m.past_end_R[r] - m.past_begin_R[r]);
+        m.recent[now % RECENT] = target;
+    }
     m.clock[EVENTS] += 1;
-    if ((now + 1) % REFRESH == 0) stand(m, s, 0, m.num_rows);
+    return is_rescaled;
+}
+
+// Brings up to date what is kept of all rows, after an event of `target`.
+inline void refresh(const MemoryCall& m, Scratch& s, int32_t target, bool is_rescaled) {
+    s.closed[target] = 0.0f;
+    const int64_t from = is_rescaled ? 0 : target, to = is_rescaled ? m.num_rows : target + 1;
+    for (int64_t i = from; i < to; ++i) s.inverse_root[i] = m.seen_V[i] > 0 ? 1.0f / sqrtf(m.seen_V[i]) : 0.0f;
+    if ((int64_t)m.clock[EVENTS] % REFRESH == 0) stand(m, s, 0, m.num_rows);
     else stand(m, s, target, target + 1);
 }
 
@@ -544,9 +585,10 @@ HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
         m.loss_R[r] = NAN;
         if (target > 0 && is_asked && m.first_V[target] >= 0) predict(m, s, r, logit);
         logit += is_asked * m.logit_stride;
-        if (target > 0) meet(m, s, r);
+        if (target > 0) refresh(m, s, target, meet(m, r));
     }
     return 0;
 }
 
 #include "memory_best.h"
+#include "memory_sampled.h"

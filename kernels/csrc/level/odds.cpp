@@ -7,13 +7,20 @@
 
 // The argument, as the caller lays it out (kernels/odds/cpp.py).
 struct OddsCall {
-    int64_t num_events, num_kinds, num_domains, num_attributes, num_items, num_domain_rows, num_feature_rows, num_past;
+    int64_t num_events, num_kinds, num_domains, num_attributes, num_alike, num_items, num_domain_rows, num_feature_rows;
+    int64_t num_past, num_kept;
     // The odds: rows of 1 + num_kinds counts, an item's NUM_BLOCKS times.
     float *item, *domain, *feature;
     double* total;
     float *gain, *gain_square, *hidden, *hidden_square, *out, *out_square, *norm;
     double* clock;
     uint8_t *item_dirty, *domain_dirty, *feature_dirty;
+    // The newest interactions, as they were seen when they were new: a ring of rows of num_logs + NUM_CONFIDENCES, and the
+    // num_kinds probabilities that the weights had for them when they learned of them.
+    float* kept_log;
+    uint32_t* kept_bits;
+    int64_t* kept_count;          // how many there were, and how many of them the weights have learned
+    uint8_t* kept_dirty;
     // The events.
     const int32_t* row_R;
     const int64_t* item_R;
@@ -23,20 +30,21 @@ struct OddsCall {
     const uint8_t* is_new_R;
     const int64_t *order_R, *past_item;
     const uint32_t* past_bits;
-    const int64_t *past_begin_R, *past_end_R;
+    const int64_t *past_begin_R, *past_end_R, *alike_RL, *past_alike_nL;
+    const int32_t* kept_R;
     float* logit_RK;
     float rate, hidden_rate, decay;
-    int32_t feedback;             // 0 vanilla, 1 fnw, 2 reversal
     int32_t learn;                // 0: predict alone, in any order
+    int64_t horizon;              // how many interactions later the weights learn of one
 };
 
 HEADRACE_BEGIN
 
-constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_COUNTED = 9, HIDDEN = 16, NUM_CONFIDENCES = 3;
+constexpr int NUM_RECENT = 2, NUM_BLOCKS = 1 + NUM_RECENT, NUM_LATE = 3, NUM_ALIKE = 3, NUM_COUNTED = 9, HIDDEN = 16, NUM_CONFIDENCES = 3;
 constexpr int MOST_KINDS = 32, MOST_VECTORS = (MOST_KINDS + W) / W, MOST_COLUMNS = MOST_VECTORS * W;
 constexpr float ITEM_STRENGTH = 30.f, BOLD_STRENGTH = 3.f, RECENT_STRENGTH = 2.f, USER_STRENGTH = 5.f, LATE_STRENGTH = 2.f;
-constexpr float OWN_STRENGTH = 1.f, ATTRIBUTE_STRENGTH = 20.f;
-constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f};
+constexpr float OWN_STRENGTH = 1.f, ALIKE_STRENGTH = 3.f, ATTRIBUTE_STRENGTH = 20.f;
+constexpr float RECENT_DECAYS[NUM_RECENT] = {.9f, .98f}, LATE_DECAYS[NUM_LATE] = {.5f, .8f, .95f}, ALIKE_DECAYS[NUM_ALIKE] = {1.f, .98f, .9f};
 constexpr float LEAK = .1f, FURTHEST = 4.f, LEAST_VARIANCE = 1e-2f, KNOWN_SCALE = .3f, KNOWN_OFFSET = -1.f;
 constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
 
@@ -44,6 +52,7 @@ constexpr double LEAST_RATE = 1e-6, EVENTS_REMEMBERED = 2000.;
 struct Past {
     int64_t begin = -1, end = -1;
     float all[MOST_COLUMNS], late[NUM_LATE][MOST_COLUMNS], own[MOST_COLUMNS];
+    float* alike;                 // (num_alike, NUM_ALIKE, MOST_COLUMNS)
 };
 
 struct Scratch {
@@ -54,7 +63,7 @@ struct Scratch {
 };
 
 inline bool make_scratch(const OddsCall& c, Scratch& s) {
-    s.num_logs = (NUM_COUNTED + c.num_attributes + 1) * c.num_kinds;
+    s.num_logs = (NUM_COUNTED + NUM_ALIKE * c.num_alike + c.num_attributes + 1) * c.num_kinds;
     s.num_seen = s.num_logs + NUM_CONFIDENCES + 1;
     const int64_t padded = round_up(s.num_seen, W);
     Arena arena;
@@ -62,6 +71,7 @@ inline bool make_scratch(const OddsCall& c, Scratch& s) {
         s.log = arena.get<float>(padded);
         s.seen = arena.get<float>(padded);
         s.slope = arena.get<float>(padded);
+        s.past.alike = arena.get<float>(c.num_alike * NUM_ALIKE * MOST_COLUMNS);
         if (pass == 0 && !arena.allocate()) return false;
     }
     return true;
@@ -75,7 +85,7 @@ HEADRACE_INLINE vf columns_of(uint32_t bits, int g) {
     return __builtin_convertvector((shifted >> lane) & 1, vf);
 }
 
-// One user's candidates share what he did; what he did with the item is each one's own.
+// One user's candidates share what he did; what he did with the item, and with those like it, is each one's own.
 inline void recall(const OddsCall& c, Past& past, int64_t r) {
     const int64_t begin = c.past_begin_R[r], end = c.past_end_R[r], item = c.item_R[r];
     const int num_vectors = (int)((c.num_kinds + W) / W);
@@ -101,6 +111,21 @@ inline void recall(const OddsCall& c, Past& past, int64_t r) {
         if (c.past_item[i] != item) continue;
         for (int g = 0; g < num_vectors; ++g) store(past.own + g * W, load(past.own + g * W) + columns_of(c.past_bits[i], g));
     }
+    memset(past.alike, 0, c.num_alike * NUM_ALIKE * MOST_COLUMNS * sizeof(float));
+    for (int64_t a = 0; a < c.num_alike; ++a) {
+        const int64_t key = c.alike_RL[r * c.num_alike + a];
+        float* alike = past.alike + a * NUM_ALIKE * MOST_COLUMNS;
+        float weight[NUM_ALIKE] = {1, 1, 1};
+        for (int64_t i = end - 1; key && i >= begin; --i) {
+            if (c.past_alike_nL[i * c.num_alike + a] == key)
+                for (int l = 0; l < NUM_ALIKE; ++l)
+                    for (int g = 0; g < num_vectors; ++g) {
+                        float* at = alike + l * MOST_COLUMNS + g * W;
+                        store(at, load(at) + columns_of(c.past_bits[i], g) * weight[l]);
+                    }
+            for (int l = 0; l < NUM_ALIKE; ++l) weight[l] *= ALIKE_DECAYS[l];
+        }
+    }
 }
 
 // A rate, and what is missing to 1, which a float near 1 would lose.
@@ -115,7 +140,7 @@ HEADRACE_INLINE float odds_of(const float* count, int64_t k, Rate to, float stre
     return (done + strength * to.rate) / ((left > 0 ? left : 0.0f) + strength * to.rest);
 }
 
-// The log-odds of event r, and what the hidden layer sees of them.
+// The log-odds of event r, and how much is known.
 inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t K = c.num_kinds, columns = 1 + K;
     const float* block = c.item + c.row_R[r] * NUM_BLOCKS * columns;
@@ -134,6 +159,8 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
         to[f++ * K + k] = user * inverse;
         for (int l = 0; l < NUM_LATE; ++l) to[f++ * K + k] = odds_of(s.past.late[l], k, rate, LATE_STRENGTH) * inverse;
         to[f++ * K + k] = odds_of(s.past.own, k, rate_of(user), OWN_STRENGTH) / user;
+        for (int64_t l = 0; l < NUM_ALIKE * c.num_alike; ++l)
+            to[f++ * K + k] = odds_of(s.past.alike + l * MOST_COLUMNS, k, rate_of(user), ALIKE_STRENGTH) / user;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const float* table = a < c.num_domains ? c.domain : c.feature;
             to[f++ * K + k] = odds_of(table + c.attribute_RA[r * c.num_attributes + a] * columns, k, rate, ATTRIBUTE_STRENGTH) * inverse;
@@ -142,38 +169,32 @@ inline void gather(const OddsCall& c, Scratch& s, int64_t r) {
     const int64_t num_counted = s.num_logs - K;
     for (int64_t i = 0; i < num_counted; i += W) store_some(to + i, log_of<vf, vi>(load_some(to + i, num_counted - i)), num_counted - i);
     memcpy(to + num_counted, c.network_RK + r * K, K * sizeof(float));
-    for (int64_t i = 0; i < s.num_logs; ++i) {
-        const float x = (to[i] - c.norm[i]) / sqrtf(c.norm[s.num_logs + i] + LEAST_VARIANCE);
-        s.seen[i] = x > FURTHEST ? FURTHEST : x < -FURTHEST ? -FURTHEST : x;
-    }
-    float* known = s.seen + s.num_logs;
+    float* known = to + s.num_logs;
     known[0] = KNOWN_SCALE * log1pf(block[0]) + KNOWN_OFFSET;
     known[1] = KNOWN_SCALE * log1pf(s.past.all[0]) + KNOWN_OFFSET;
     known[2] = log1pf(s.past.own[0]);
-    known[3] = 1.0f;
 }
 
 HEADRACE_INLINE float leaky(float x) { return x > 0 ? x : LEAK * x; }
 
-inline void predict(const OddsCall& c, Scratch& s, float* logit) {
+// What is made of an event's log-odds, now.
+inline void predict(const OddsCall& c, Scratch& s, const float* log, float* logit) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
+    for (int64_t i = 0; i < s.num_logs; ++i) {
+        const float x = (log[i] - c.norm[i]) / sqrtf(c.norm[s.num_logs + i] + LEAST_VARIANCE);
+        s.seen[i] = x > FURTHEST ? FURTHEST : x < -FURTHEST ? -FURTHEST : x;
+    }
+    memcpy(s.seen + s.num_logs, log + s.num_logs, NUM_CONFIDENCES * sizeof(float));
+    s.seen[s.num_seen - 1] = 1.0f;
     float hidden[HIDDEN] = {};
     for (int64_t j = 0; j < s.num_seen; ++j)
         for (int h = 0; h < HIDDEN; ++h) hidden[h] += s.seen[j] * c.hidden[j * HIDDEN + h];
     memcpy(s.hidden, hidden, sizeof hidden);
     for (int64_t k = 0; k < K; ++k) logit[k] = c.gain[s.num_logs + k];
     for (int64_t f = 0; f < num_features; ++f)
-        for (int64_t k = 0; k < K; ++k) logit[k] += c.gain[f * K + k] * s.log[f * K + k];
+        for (int64_t k = 0; k < K; ++k) logit[k] += c.gain[f * K + k] * log[f * K + k];
     for (int h = 0; h < HIDDEN; ++h)
         for (int64_t k = 0; k < K; ++k) logit[k] += leaky(hidden[h]) * c.out[h * K + k];
-}
-
-// The gradient of the loss by a logit.
-HEADRACE_INLINE float slope_of(const OddsCall& c, float logit, bool came, bool is_new) {
-    if (!is_new && !came) return 0.0f;
-    if (!is_new && c.feedback == 2) return -1.0f;
-    const float rate = 1.0f / (1.0f + expf(-logit)), slope = rate - (came ? 1.0f : 0.0f);
-    return c.feedback == 1 ? slope * (came ? 1.0f : 1.0f - rate) * (1.0f + rate) : slope;
 }
 
 HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, int64_t num, float rate, float decay) {
@@ -183,10 +204,10 @@ HEADRACE_INLINE void descend(float* weight, float* square, const float* slope, i
     }
 }
 
-inline void learn(const OddsCall& c, Scratch& s, int64_t r, const float* logit) {
+// The gradient of the loss by the logits that `predict` has just given.
+inline void learn(const OddsCall& c, Scratch& s, const float* log, const float* slope) {
     const int64_t K = c.num_kinds, num_features = s.num_logs / K;
-    float slope[MOST_KINDS], back[HIDDEN];
-    for (int64_t k = 0; k < K; ++k) slope[k] = slope_of(c, logit[k], c.bits_R[r] >> k & 1, c.is_new_R[r]);
+    float back[HIDDEN];
     for (int h = 0; h < HIDDEN; ++h) {
         float each = 0, given[MOST_KINDS];
         for (int64_t k = 0; k < K; ++k) {
@@ -197,7 +218,7 @@ inline void learn(const OddsCall& c, Scratch& s, int64_t r, const float* logit) 
         descend(c.out + h * K, c.out_square + h * K, given, K, c.hidden_rate, c.decay);
     }
     for (int64_t f = 0; f < num_features; ++f)
-        for (int64_t k = 0; k < K; ++k) s.slope[f * K + k] = s.log[f * K + k] * slope[k];
+        for (int64_t k = 0; k < K; ++k) s.slope[f * K + k] = log[f * K + k] * slope[k];
     descend(c.gain, c.gain_square, s.slope, s.num_logs, c.rate, c.decay);
     descend(c.gain + s.num_logs, c.gain_square + s.num_logs, slope, K, c.rate, c.decay);
     for (int64_t j = 0; j < s.num_seen; ++j) {
@@ -205,13 +226,59 @@ inline void learn(const OddsCall& c, Scratch& s, int64_t r, const float* logit) 
         for (int h = 0; h < HIDDEN; ++h) each[h] = s.seen[j] * back[h];
         descend(c.hidden + j * HIDDEN, c.hidden_square + j * HIDDEN, each, HIDDEN, c.hidden_rate, c.decay);
     }
+}
+
+// Means and variances of what is seen of new interactions.
+inline void gauge(const OddsCall& c, const Scratch& s, const float* log) {
     *c.clock += 1.0;
     const float share = (float)(1.0 / (*c.clock + 1.0 < EVENTS_REMEMBERED ? *c.clock + 1.0 : EVENTS_REMEMBERED));
     for (int64_t i = 0; i < s.num_logs; ++i) {
-        const float away = s.log[i] - c.norm[i];
+        const float away = log[i] - c.norm[i];
         c.norm[i] += share * away;
         c.norm[s.num_logs + i] += share * (away * away - c.norm[s.num_logs + i]);
     }
+}
+
+HEADRACE_INLINE float* kept_row(const OddsCall& c, const Scratch& s, int64_t place) {
+    return c.kept_log + place * (s.num_logs + NUM_CONFIDENCES + c.num_kinds);
+}
+
+// An interaction has the kinds that have come by now.
+inline void settle(const OddsCall& c, Scratch& s, int64_t place) {
+    float *log = kept_row(c, s, place), *taught = log + s.num_logs + NUM_CONFIDENCES, slope[MOST_KINDS];
+    predict(c, s, log, slope);
+    for (int64_t k = 0; k < c.num_kinds; ++k) {
+        taught[k] = 1.0f / (1.0f + expf(-slope[k]));
+        slope[k] = taught[k] - (float)(c.kept_bits[place] >> k & 1);
+    }
+    learn(c, s, log, slope);
+    c.kept_dirty[place] = 0xFF;
+}
+
+// A new interaction is kept, and those that are old enough are learned.
+inline void keep(const OddsCall& c, Scratch& s, int64_t r) {
+    const int64_t place = c.kept_count[0]++ % c.num_kept;
+    memcpy(kept_row(c, s, place), s.log, (s.num_logs + NUM_CONFIDENCES) * sizeof(float));
+    c.kept_bits[place] = c.bits_R[r];
+    c.kept_dirty[place] = 0xFF;
+    while (c.kept_count[1] + c.horizon < c.kept_count[0]) settle(c, s, c.kept_count[1]++ % c.num_kept);
+    gauge(c, s, s.log);
+}
+
+// Kinds that came to an interaction. If the weights have learned their absence, that is taken back: they had the slope
+// `taught` of it, and should have that of a 1 now.
+inline void amend(const OddsCall& c, Scratch& s, int64_t r) {
+    const int64_t place = c.kept_R[r], newer = (c.kept_count[0] - 1 - place) % c.num_kept;
+    const uint32_t more = c.bits_R[r] & ~c.kept_bits[place];
+    c.kept_bits[place] |= more;
+    c.kept_dirty[place] = 0xFF;
+    if (newer < c.kept_count[0] - c.kept_count[1]) return;
+    const float *log = kept_row(c, s, place), *taught = log + s.num_logs + NUM_CONFIDENCES;
+    float slope[MOST_KINDS];
+    predict(c, s, log, slope);
+    for (int64_t k = 0; k < c.num_kinds; ++k)
+        slope[k] = more >> k & 1 ? 1.0f / (1.0f + expf(-slope[k])) - 1.0f - taught[k] : 0.0f;
+    learn(c, s, log, slope);
 }
 
 // One more interaction, or kinds that came to an earlier one.
@@ -246,6 +313,7 @@ inline bool fits(const OddsCall& c) {
     for (int64_t r = 0; r < c.num_events; ++r) {
         if (!is_within(c.order_R[r], c.order_R[r] + 1, c.num_events) || !is_within(c.row_R[r], c.row_R[r] + 1, c.num_items)) return false;
         if (!is_within(c.past_begin_R[r], c.past_end_R[r], c.num_past)) return false;
+        if (c.learn && !c.is_new_R[r] && !is_within(c.kept_R[r], c.kept_R[r], c.num_kept - 1) && c.kept_R[r] != -1) return false;
         for (int64_t a = 0; a < c.num_attributes; ++a) {
             const int64_t at = c.attribute_RA[r * c.num_attributes + a];
             if (!is_within(at, at + 1, a < c.num_domains ? c.num_domain_rows : c.num_feature_rows)) return false;
@@ -267,9 +335,10 @@ HEADRACE_LEVEL_API(odds_events)(const OddsCall* call) {
         const int64_t r = c.order_R[i];
         float* logit = c.logit_RK + r * c.num_kinds;
         gather(c, s, r);
-        predict(c, s, logit);
+        predict(c, s, s.log, logit);
         if (!c.learn) continue;
-        learn(c, s, r, logit);
+        if (c.is_new_R[r]) keep(c, s, r);
+        else if (c.kept_R[r] >= 0) amend(c, s, r);
         count(c, r);
     }
     return 0;

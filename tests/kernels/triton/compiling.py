@@ -36,13 +36,18 @@ class Report:
 
 def read_report(compiled: Any) -> Report:
     """The report from `cuobjdump --dump-resource-usage` and `nvdisasm`, both part of Triton's wheel."""
+    return _report(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+@cache
+def _report(cubin: bytes, shared: int) -> Report:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [BIN / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-        code = subprocess.run([BIN / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+        usage, code = (
+            subprocess.run([BIN / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
+        )
 
     def used(key: str) -> int:
         return max(int(n) for n in re.findall(rf"{key}:(\d+)", usage))
@@ -53,7 +58,7 @@ def read_report(compiled: Any) -> Report:
     return Report(
         registers=used("REG"),
         stack=used("STACK"),
-        shared=compiled.metadata.shared,
+        shared=shared,
         spills=count(r"\b(?:LDL|STL)\b"),
         wgmma=count(r"\b(?:HGMMA|UTCHMMA|UTCQMMA)\b"),
         waits=count(r"\bWARPGROUP\.DEPBAR\b"),

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+CACHE = Path(__file__).resolve().parents[3] / ".cache" / "triton"
+
 
 @pytest.fixture
-def triton_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cache for this run and all its processes; what another checkout compiled is never used."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
+def triton_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache for all processes and runs of this checkout, unless ``TRITON_CACHE_DIR`` names another.
+
+    What is found there is what would be compiled: its key is a checksum of the kernel's source and of all that it
+    calls, of the options, of the target, and of the compiler itself.
+    """
+    monkeypatch.setenv("TRITON_CACHE_DIR", os.environ.get("TRITON_CACHE_DIR", str(CACHE)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,294 @@
+// Events that are learned from a sample of the rows (kernels/memory/sampled.py is the definition), for catalogues that are too
+// large to score for every event; included only by csrc/level/memory.cpp.
+//
+// The certain candidates are the rows with evidence, the target and those chosen lately; the others are represented by a few
+// drawn at random, each of which stands for many. What an event costs depends on the history, not on the catalogue.
+#pragma once
+
+// The argument, laid out as in kernels/memory/cpp.py.
+struct SampledCall {
+    MemoryCall memory;
+    const float *query_AD, *table_VD;  // a query for each event that is asked; the table's rows as they are learned
+    int64_t width, unit_width;         // D; the columns of a row that are brought to unit length
+};
+
+struct LogitsCall {
+    const float *query_AD, *table_VD;
+    int64_t num_queries, num_rows, width, unit_width, stride;
+    float* logit_AV;
+};
+
+HEADRACE_BEGIN
+
+constexpr int DRAWN = 512;
+constexpr float LEAST_NORM = 1e-6f;
+constexpr int64_t AHEAD_ROWS = 12;  // how far ahead a row is asked for
+
+// splitmix64 of the event's number and the draw's.
+HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_rows) {
+    uint64_t x = (event * DRAWN + draw + 1) * 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return 1 + (int64_t)((x ^ x >> 31) % (uint64_t)(num_rows - 1));
+}
+
+// The network's logits of one row, for `NUM` queries side by side.
+template <int NUM>
+HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width, float* logit) {
+    vf square = zero(), dot[NUM] = {};
+    int64_t d = 0;
+    for (; d + W <= unit_width; d += W) {
+        const vf x = load(row + d);
+        square = fma(x, x, square);
+        for (int q = 0; q < NUM; ++q) dot[q] = fma(x, load(query + q * width + d), dot[q]);
+    }
+    float squares = sum(square), rest[NUM] = {};
+    for (; d < unit_width; ++d) {
+        squares += row[d] * row[d];
+        for (int q = 0; q < NUM; ++q) rest[q] += row[d] * query[q * width + d];
+    }
+    const float norm = sqrtf(squares), inverse = 1.0f / (norm > LEAST_NORM ? norm : LEAST_NORM);
+    for (int q = 0; q < NUM; ++q) {
+        float bias = 0.0f;
+        for (int64_t b = unit_width; b < width; ++b) bias += row[b] * query[q * width + b];
+        logit[q] = (sum(dot[q]) + rest[q]) * inverse + bias;
+    }
+}
+
+struct Candidates {
+    Scratch s = {};  // of it `touched`, `evidence`, `recency`, `marked`, `gain` and `shortlist`
+    uint8_t* barred = nullptr;
+    int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0, target = 0;  // padded between the certain ones and the drawn
+    int32_t* row = nullptr;
+    float *score = nullptr, *push = nullptr, *logit = nullptr, *share = nullptr, *standing = nullptr;
+    float *seen = nullptr, *heat = nullptr;
+    int64_t *first = nullptr, *last = nullptr;
+};
+
+inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Arena& arena) {
+    int64_t most_past = 0;
+    for (int64_t r = 0; r < m.num_events; ++r) most_past = max64(most_past, m.past_end_R[r] - m.past_begin_R[r]);
+    const int64_t most = min64(m.num_rows, min64(most_past, WIDE_LAGS) * m.width + most_past + RECENT + 1);
+    c.most = round_up(most, W) + round_up(DRAWN, W);
+    for (int pass = 0; pass < 2; ++pass) {
+        c.s.touched = arena.get<int32_t>(c.most + 1);
+        c.s.shortlist = arena.get<Shortlist<NUM_SEEN>>(1);
+        c.row = arena.get<int32_t>(c.most);
+        c.score = arena.get<float>(c.most);
+        c.push = arena.get<float>(c.most);
+        c.logit = arena.get<float>(c.most);
+        c.share = arena.get<float>(c.most);
+        c.standing = arena.get<float>(c.most * NUM_STANDING);
+        c.seen = arena.get<float>(c.most);
+        c.heat = arena.get<float>(c.most * NUM_HEAT);
+        c.first = arena.get<int64_t>(c.most);
+        c.last = arena.get<int64_t>(c.most);
+        if (pass == 0 && !arena.allocate()) return false;
+    }
+    if (!blank.at_least(m.num_rows)) return false;
+    c.s.evidence = blank.evidence;
+    c.s.recency = blank.recency;
+    c.s.marked = blank.bytes;
+    c.barred = blank.bytes + blank.num_rows;
+    return true;
+}
+
+// Asks for what `collect` reads and writes of the neighbours: each is somewhere else, and nothing else waits for them.
+inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_t* past, int64_t num_past) {
+    for (int64_t lag = 0; lag < WIDE_LAGS && lag < num_past; ++lag) {
+        const int64_t row = past[num_past - 1 - lag];
+        for (int64_t j = row * m.width; j < row * m.width + m.num_neighbours[row]; ++j) {
+            const int64_t id = m.neighbour_row[j];
+            __builtin_prefetch(s.evidence + id * NUM_GATHERED, 1);
+            __builtin_prefetch(m.seen_V + id);
+            __builtin_prefetch(s.marked + id, 1);
+        }
+    }
+}
+
+// The event's candidates, with their evidence.
+inline void find_candidates(const MemoryCall& m, Candidates& c, int32_t target, const int32_t* past, int64_t num_past) {
+    Scratch& s = c.s;
+    fetch_neighbours(m, s, past, num_past);
+    collect(m, s, past, num_past);
+    touch(s, target);
+    for (int i = 0; i < RECENT; ++i)
+        if (m.recent[i] > 0 && m.recent[i] < m.num_rows) touch(s, m.recent[i]);
+    c.num_certain = s.num_touched;
+    c.first_drawn = round_up(c.num_certain, W);
+    for (int64_t i = 0; i < c.num_certain; ++i) {
+        c.row[i] = s.touched[i];
+        c.share[i] = 1.0f;
+        if (c.row[i] == target) c.target = i;
+    }
+    for (int64_t i = c.num_certain; i < c.first_drawn; ++i) c.row[i] = 0, c.share[i] = 0.0f;
+    c.num = c.first_drawn;
+    const uint64_t event = (uint64_t)m.clock[EVENTS];
+    for (int draw = 0; draw < DRAWN; ++draw) {
+        const int64_t row = drawn_row(event, draw, m.num_rows);
+        if (s.marked[row]) continue;
+        c.row[c.num] = (int32_t)row;
+        c.share[c.num++] = (float)(m.num_rows - 1) / DRAWN;
+    }
+    for (const int64_t end = round_up(c.num, W); c.num < end; ++c.num) c.row[c.num] = 0, c.share[c.num] = 0.0f;
+}
+
+// The candidates' standing features and the network's logits, one after the other.
+inline void look_up(const SampledCall& call, Candidates& c, const float* query) {
+    const MemoryCall& m = call.memory;
+    for (int64_t i = 0; i < c.num; ++i) {
+        const int64_t row = c.row[i], ahead = c.row[min64(i + AHEAD_ROWS, c.num - 1)];
+        __builtin_prefetch(m.first_V + ahead);
+        __builtin_prefetch(m.last_V + ahead);
+        __builtin_prefetch(m.seen_V + ahead);
+        for (int h = 0; h < NUM_HEAT; ++h) __builtin_prefetch(m.heat_HV + h * m.stride + ahead);
+        c.seen[i] = m.seen_V[row], c.first[i] = m.first_V[row], c.last[i] = m.last_V[row];
+        for (int h = 0; h < NUM_HEAT; ++h) c.heat[h * c.most + i] = m.heat_HV[h * m.stride + row];
+    }
+    MemoryCall few = m;
+    few.stride = c.most, few.seen_V = c.seen, few.heat_HV = c.heat, few.first_V = c.first, few.last_V = c.last;
+    Scratch standing = {};
+    standing.standing = c.standing, standing.padded = c.most;
+    stand(few, standing, 0, c.num);
+    for (int64_t i = 0; i < c.num; ++i) {
+        if (i + AHEAD_ROWS < c.num) {
+            const float* ahead = call.table_VD + c.row[i + AHEAD_ROWS] * call.width;
+            for (int64_t d = 0; d < call.width; d += 16) __builtin_prefetch(ahead + d);
+        }
+        logits_of_row<1>(call.table_VD + c.row[i] * call.width, query, call.width, call.unit_width, c.logit + i);
+    }
+}
+
+// The candidates' scores; the largest, and the largest of the certain ones.
+inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met, float& best_certain) {
+    set_gains(m, c.s, bucket);
+    const float* gains = c.s.gain;
+    for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
+    for (int64_t i = 0; i < c.num; i += W) {
+        vf x = load(c.logit + i) * gains[MODEL];
+        for (int f = 0; f < NUM_STANDING; ++f) x = fma(load(c.standing + f * c.most + i), splat(gains[f]), x);
+        store(c.score + i, x);
+    }
+    float best = OUT;
+    best_certain = OUT;
+    for (int64_t i = 0; i < c.num; ++i) {
+        const int64_t row = c.row[i];
+        const bool competes = c.share[i] > 0 && c.first[i] >= 0 && (!c.barred[row] || i == c.target);
+        if (i < c.num_certain) c.score[i] += weighed(c.s, row, gains);
+        if (!competes) c.score[i] = OUT;
+        best = c.score[i] > best ? c.score[i] : best;
+        if (i < c.num_certain) best_certain = best;
+    }
+    for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 0;
+    return best;
+}
+
+// push = share of the softmax - [is the target]; returns the log of the estimated sum of e^score.
+inline float push_candidates(Candidates& c, float best) {
+    vf total = zero();
+    for (int64_t i = 0; i < c.num; i += W) {
+        const vf p = exp_negative(load(c.score + i) - best) * load(c.share + i);
+        store(c.push + i, p);
+        total += p;
+    }
+    const float all = sum(total), inverse = 1.0f / all;
+    for (int64_t i = 0; i < c.num; i += W) store(c.push + i, load(c.push + i) * inverse);
+    c.push[c.target] -= 1.0f;
+    return best + logf(all);
+}
+
+inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int32_t* past, int64_t num_past, int bucket) {
+    float slope[NUM_FEATURES];
+    vf dense[NUM_STANDING + 1] = {};
+    for (int64_t i = 0; i < c.num; i += W) {
+        const vf push = load(c.push + i);
+        for (int f = 0; f < NUM_STANDING; ++f) dense[f] = fma(load(c.standing + f * c.most + i), push, dense[f]);
+        dense[NUM_STANDING] = fma(load(c.logit + i), push, dense[NUM_STANDING]);
+    }
+    for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
+    slope[MODEL] = sum(dense[NUM_STANDING]);
+    v8 sparse = {};
+    float recent = 0.0f;
+    for (int64_t i = 0; i < c.num_certain; ++i) {
+        float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
+        sparse += load8(e) * c.push[i];
+        recent += c.s.recency[c.row[i]] * c.push[i];
+        e[0] = c.push[i];  // for its weights as a neighbour; the evidence is not needed any more
+    }
+    store8(slope + NUM_STANDING, sparse);
+    slope[NUM_STANDING + OWN_RECENCY] = recent;
+    learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
+    descend(m, slope, bucket);
+}
+
+inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, const float* query) {
+    const MemoryCall& m = call.memory;
+    const int32_t target = m.target_R[r], *past = m.past_rows + m.past_begin_R[r], *met = m.met_rows + m.met_begin_R[r];
+    const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r], num_met = m.met_end_R[r] - m.met_begin_R[r];
+    const int bucket = bucket_of(m, num_past);
+    bool is_repeat = false;
+    for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
+    find_candidates(m, c, target, past, num_past);
+    look_up(call, c, query);
+    float best_certain;
+    const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);
+    Shortlist<NUM_SEEN>& list = *c.s.shortlist;
+    list.pick(c.score, c.first_drawn);
+    const float shift =
+        look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [&](int64_t at) { return (int64_t)c.row[at]; });
+    const float mass = push_candidates(c, best);
+    float own = c.score[c.target];
+    for (int64_t k = 0; k < list.num; ++k)
+        if (list.row[k] == c.target) own = list.out[k] + shift;
+    m.loss_R[r] = mass - own;
+    learn_from_candidates(m, c, past, num_past, bucket);
+    list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
+    list.settle(m.shortlist_norm);
+    clear(c.s);
+    m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
+    m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+}
+
+inline bool learn_all_sampled(const SampledCall& call) {
+    static thread_local Blank blank;
+    const MemoryCall& m = call.memory;
+    Candidates c;
+    Arena arena;
+    if (!make_candidates(m, c, blank, arena)) return false;
+    const float* query = call.query_AD;
+    for (int64_t r = 0; r < m.num_events; ++r) {
+        const int32_t target = m.target_R[r];
+        const bool is_asked = m.chosen_R[r] == 1;
+        m.rank_R[r] = m.model_rank_R[r] = m.count_rank_R[r] = -1;
+        m.loss_R[r] = NAN;
+        if (target > 0 && is_asked && m.first_V[target] >= 0) learn_sampled(call, c, r, query);
+        query += is_asked * call.width;
+        if (target > 0) meet(m, r);
+    }
+    return true;
+}
+
+// The logits of all rows, for up to four queries in each pass over the table.
+inline void all_logits(const LogitsCall& c) {
+    for (int64_t first = 0; first < c.num_queries; first += 4) {
+        const int64_t num = min64(4, c.num_queries - first);
+        const float* query = c.query_AD + first * c.width;
+        for (int64_t i = 0; i < c.num_rows; ++i) {
+            const float* row = c.table_VD + i * c.width;
+            float logit[4];
+            if (num == 4) logits_of_row<4>(row, query, c.width, c.unit_width, logit);
+            else
+                for (int64_t q = 0; q < num; ++q) logits_of_row<1>(row, query + q * c.width, c.width, c.unit_width, logit + q);
+            for (int64_t q = 0; q < num; ++q) c.logit_AV[(first + q) * c.stride + i] = logit[q];
+        }
+    }
+}
+
+HEADRACE_END
+
+// Returns 1 if out of memory.
+HEADRACE_LEVEL_API(memory_sampled)(const SampledCall* call) { return !headrace::HEADRACE_LEVEL::learn_all_sampled(*call); }
+HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
+    headrace::HEADRACE_LEVEL::all_logits(*call);
+    return 0;
+}

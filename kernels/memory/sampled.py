@@ -1,0 +1,92 @@
+"""The definition of learning from a sample of the rows, in plain NumPy: features of all rows, of which few compete."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.memory import reference
+from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.shortlist import Prediction, Shortlist
+
+LEAST_NORM = 1e-6
+_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def memory_logits(query_AD: Float32, table_VD: Float32, num_rows: int, unit_width: int) -> Float32:
+    """See `kernels.memory.memory_logits`."""
+    rows = table_VD[:num_rows].astype(float)
+    norm_V1 = np.linalg.norm(rows[:, :unit_width], axis=1, keepdims=True)
+    rows[:, :unit_width] /= np.maximum(norm_V1, LEAST_NORM)
+    return np.asarray(query_AD @ rows.T, np.float32)
+
+
+def memory_learn_sampled(
+    memory: MemoryArrays,
+    num_rows: int,
+    events: MemoryEvents,
+    query_AD: Float32,
+    table_VD: Float32,
+    unit_width: int,
+    rules: MemoryRules,
+) -> MemoryOutcome:
+    """See `kernels.memory.memory_learn_sampled`."""
+    num = len(events)
+    logit_AV = memory_logits(query_AD, table_VD, num_rows, unit_width)
+    query_of_R, loss_R = np.cumsum(events.chosen_R == 1) - 1, np.full(num, np.nan, np.float32)
+    for r in range(num):
+        target = int(events.target_R[r])
+        if target == 0:
+            continue
+        past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
+        met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        if events.chosen_R[r] == 1 and memory.first[target] >= 0:
+            loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules)
+        reference.meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
+    none_R = np.full(num, -1, np.int32)
+    return MemoryOutcome(none_R, none_R.copy(), none_R.copy(), loss_R)
+
+
+def drawn_rows(event: int, num_rows: int) -> list[int]:
+    """The rows that are drawn for an event: from splitmix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    rows = []
+    for draw in range(DRAWN):
+        x = (event * DRAWN + draw + 1) * 0x9E3779B97F4A7C15 & _UINT64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _UINT64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & _UINT64
+        rows.append(1 + (x ^ x >> 31) % (num_rows - 1))
+    return rows
+
+
+def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tuple[Float64, Float64]:
+    """(V,) 1 for each row that competes for certain; (V,) for how many rows each drawn one stands."""
+    certain_V, drawn_V = np.zeros(num_rows), np.zeros(num_rows)
+    for row in past[::-1][: reference.WIDE[0]].tolist():
+        certain_V[memory.neighbour_row[row, : memory.num_neighbours[row]]] = 1.0
+    certain_V[past] = certain_V[target] = 1.0
+    certain_V[memory.recent[(memory.recent > 0) & (memory.recent < num_rows)]] = 1.0
+    np.add.at(drawn_V, drawn_rows(int(memory.clock[0]), num_rows), (num_rows - 1) / DRAWN)
+    return certain_V, np.where(certain_V > 0, 0.0, drawn_V)
+
+
+def _learn(
+    memory: MemoryArrays, num_rows: int, target: int, past: Int32, met: Int32, logit: Float32, rules: MemoryRules
+) -> float:
+    excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+    standing_FV = reference.standing_of(memory, slice(num_rows))
+    done = reference.mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
+    certain_V, drawn_V = _shares(memory, num_rows, target, past)
+    share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
+    score_V = np.where(share_V > 0, done.score_V, -np.inf)
+    best = score_V.max()
+    push_V = np.exp(score_V - best) * share_V
+    mass = float(np.log(push_V.sum()) + best)
+    push_V /= push_V.sum()
+    push_V[target] -= 1.0
+    competes_V = done.competes_V & (certain_V > 0)
+    shortlist = Shortlist(memory, Prediction(done.score_V, done.feature_FV, competes_V, done.gain_F, done.bucket))
+    shortlist.rescore(score_V)
+    reference.learn_weights(memory, past, push_V, done.gain_F, rules)
+    reference.learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
+    shortlist.learn(memory, target, rules)
+    reference.count_repeat(memory, is_repeat=target in met, rules=rules)
+    return mass - float(score_V[target])

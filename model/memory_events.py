@@ -1,0 +1,49 @@
+"""What the memory is asked and told: the events of a jagged batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.memory import MemoryEvents
+from model.config import ModelConfig
+from model.kinds import chosen
+
+Int64 = NDArray[np.int64]
+
+
+def events_of(
+    rows_n: Int64,
+    bits_n: NDArray[np.uint32],
+    starts_B1: Int64,
+    owner_R: Int64,
+    asked_R: Int64,
+    config: ModelConfig,
+    *,
+    is_chosen_R: NDArray[np.bool_] | None,
+) -> MemoryEvents:
+    """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
+
+    Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
+    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come.
+    """
+    chosen_n = chosen(bits_n, config)
+    known_n = rows_n > 0
+    first_R = starts_B1[owner_R]
+    past, met = _ranges(chosen_n & known_n, first_R, asked_R), _ranges(known_n, first_R, asked_R)
+    rows = rows_n.astype(np.int32)
+    return MemoryEvents(
+        target_R=rows[asked_R] if is_chosen_R is not None else np.zeros(len(asked_R), np.int32),
+        chosen_R=is_chosen_R.astype(np.uint8) if is_chosen_R is not None else np.zeros(len(asked_R), np.uint8),
+        past_rows=rows[chosen_n & known_n],
+        past_begin_R=past[0],
+        past_end_R=past[1],
+        met_rows=rows[known_n],
+        met_begin_R=met[0],
+        met_end_R=met[1],
+    )
+
+
+def _ranges(kept_n: NDArray[np.bool_], first_R: Int64, asked_R: Int64) -> tuple[Int64, Int64]:
+    before_n1 = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept_n)])
+    return before_n1[first_R], before_n1[asked_R]

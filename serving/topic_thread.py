@@ -1,0 +1,64 @@
+"""A thread that follows a topic as long as the server runs, and whose failure ends the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from kafka import KafkaConsumer, TopicPartition
+
+from wire.errors import HeadraceError
+from wire.kafka.consumer import topic_id_of
+from wire.kafka.retry import StoppedError, wait_for_partitions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class TopicThread(threading.Thread):
+    """Follows ``topic`` with ``consumer``, which it closes at its end. Subclasses say how, in `follow`."""
+
+    label: ClassVar[str]
+    """What the log calls it."""
+    consumer: KafkaConsumer
+    topic: str
+    on_failure: Callable[[BaseException], None] = field(default=lambda _: None, kw_only=True)
+    """Called when the thread fails."""
+
+    def __post_init__(self) -> None:
+        super().__init__(name=self.label, daemon=True)
+        self.stopping = threading.Event()
+        self._topic_id = ""
+        self.failure: BaseException | None = None
+
+    def stop(self) -> None:
+        """Ask the thread to end; `join` waits for it."""
+        self.stopping.set()
+
+    def run(self) -> None:
+        """Wait until the topic exists, then follow it until stopped."""
+        try:
+            self.follow(wait_for_partitions(self.consumer, self.topic, self.stopping))
+        except StoppedError:
+            pass
+        except BaseException as error:
+            self.failure = error
+            self.on_failure(error)
+            if isinstance(error, HeadraceError):
+                logger.error("the %s ended: %s", self.label, error)
+            else:
+                logger.exception("the %s ended", self.label)
+        finally:
+            self.consumer.close()
+
+    def follow(self, partitions: list[TopicPartition]) -> None:
+        """Follow the topic's partitions until `stopping` is set."""
+        raise NotImplementedError
+
+    def is_replaced(self) -> bool:
+        """Whether the topic was deleted and created again since the last call."""
+        before, self._topic_id = self._topic_id, topic_id_of(self.consumer, self.topic) or self._topic_id
+        return before not in ("", self._topic_id)

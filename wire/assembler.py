@@ -1,0 +1,80 @@
+"""How a reader of the weights topic assembles versions from their records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from wire.errors import CodecError, VersionError
+from wire.json_value import decode_json
+from wire.weights import Claim, Manifest, Version, checksum, decode_blob, decode_manifest, record_kind
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class VersionAssembler:
+    """Assembles versions from records in log order; yields only complete, verified ones, increasing in (epoch, number).
+
+    Others (torn, corrupt, older than the last one, of a fenced epoch) are dropped, and the reason goes to ``on_drop``.
+    Yields deltas whether or not the reader holds what they build on (`Manifest.follows`).
+    """
+
+    on_drop: Callable[[str], None] = field(default=logger.warning)
+    epoch_floor: int = 0
+    last: tuple[int, int] = (-1, -1)
+    _chunks: dict[tuple[int, int], dict[int, bytes]] = field(default_factory=dict)
+
+    def feed(self, key: bytes | None, headers: Iterable[tuple[str, bytes]], value: bytes | None) -> Version | None:
+        """One record of the topic; returns the version that it completes, if any."""
+        kind = record_kind(headers)
+        if key is None or value is None or kind not in ("claim", "chunk", "manifest"):
+            self.on_drop(f"weights record: expected a claim, chunk or manifest, got key {key!r}; it is skipped")
+            return None
+        if kind == "claim":
+            self._raise_floor(value)
+            return None
+        try:
+            if kind == "chunk":
+                self._keep_chunk(key, headers, value)
+                return None
+            return self._complete(decode_manifest(value))
+        except (VersionError, ValueError, KeyError, TypeError) as error:
+            self.on_drop(f"version {key!r} dropped: {error}")
+            return None
+
+    def _raise_floor(self, value: bytes) -> None:
+        try:
+            claim: Claim = decode_json(value, Claim)
+        except CodecError as error:
+            self.on_drop(f"claim dropped: {error}")
+            return
+        self.epoch_floor = max(self.epoch_floor, claim.epoch)
+        self._chunks = {which: chunks for which, chunks in self._chunks.items() if which[0] >= self.epoch_floor}
+
+    def _keep_chunk(self, key: bytes, headers: Iterable[tuple[str, bytes]], value: bytes) -> None:
+        epoch, number = (int(part) for part in key.split(b"/"))
+        if epoch >= self.epoch_floor and (epoch, number) > self.last:
+            self._chunks.setdefault((epoch, number), {})[int(dict(headers)["chunk"])] = value
+
+    def _complete(self, manifest: Manifest) -> Version | None:
+        which = (manifest.epoch, manifest.number)
+        if manifest.epoch < self.epoch_floor:
+            raise VersionError(f"epoch {manifest.epoch} was fenced off by a claim of epoch {self.epoch_floor}")
+        if which <= self.last:
+            raise VersionError(f"expected one above {self.last}")
+        chunks = self._chunks.get(which, {})
+        missing = [index for index in range(manifest.num_chunks) if index not in chunks]
+        if missing:
+            raise VersionError(f"torn: chunks {missing[:5]} of {manifest.num_chunks} are missing")
+        blob = b"".join(chunks[index] for index in range(manifest.num_chunks))
+        if len(blob) != manifest.num_bytes or checksum(blob) != manifest.checksum:
+            raise VersionError(
+                f"corrupt: expected {manifest.num_bytes} bytes with checksum {manifest.checksum}, got "
+                f"{len(blob)} with {checksum(blob)}"
+            )
+        version = Version(manifest, decode_blob(blob))
+        self.last = which
+        self._chunks = {other: kept for other, kept in self._chunks.items() if other > which}
+        return version
