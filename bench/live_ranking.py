@@ -143,8 +143,8 @@ class Watched(Learner):
         """The regression learns of the interactions from ``first`` on that are old enough; returns the next."""
         last = int(self.rates.kept.rows.count_2[1])
         for nth in range(first, last):
-            bits = self.told.bits[self.told.keys[nth]]
-            self.regression.learn(self._seen[nth], (bits >> np.arange(len(KINDS))) & 1.0)
+            bits = int(self.told.bits[self.told.keys[nth]])
+            self.regression.learn(self._seen[nth], ((bits >> np.arange(len(KINDS))) & 1).astype(np.float64))
         return last
 
 

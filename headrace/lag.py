@@ -31,7 +31,7 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_
     """Show each message as it arrives until Ctrl-C; with ``once``, the newest one only. With ``max_s``, 1 as soon as
     anything is further behind than that (`excess`)."""
     consumer = connect(settings.kafka)
-    topic = Topics.under(settings.kafka.prefix).lag
+    topic = Topics.under(settings.kafka.prefix, settings.kafka.line).lag
     try:
         messages = _until_late(follow(consumer, topic), once=once, max_s=max_s)
         view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)

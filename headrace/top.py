@@ -136,7 +136,7 @@ def watch(settings: Settings) -> int:
     """Show it until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if no broker answers."""
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
-    topics = Topics.under(settings.kafka.prefix)
+    topics = Topics.under(settings.kafka.prefix, settings.kafka.line)
     follower = PulseFollower(lambda: connect(settings.kafka), topics, pulse, lambda: served_of(pulse))
     follower.start()
     try:

@@ -92,6 +92,11 @@ class Guard:
     def _says_enough(self, manifest: Manifest) -> bool:
         return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
 
+    def forget(self) -> None:
+        """Judge by nothing that came before: an operator has switched to another line of training."""
+        self._good.clear()
+        self._held_since_ms = None
+
     def accept(self, manifest: Manifest) -> None:
         """Note that this version came into service."""
         self._good.append(manifest)

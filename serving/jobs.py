@@ -197,7 +197,7 @@ class ExplainJob:
             item=name, title=self.titles.get(canonical(name)), known=is_known,
             left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
             standing=_number(found.standing_C[place]), memory=_number(memory),
-            network=_number(found.network_C[place]), second_look=_number(found.second_look_C[place]),
+            network=_number(found.network_C[place]), reranking=_number(found.reranking_C[place]),
             reasons=self._reasons(version, ask, found, place) if is_known else [],
         )  # fmt: skip
 
