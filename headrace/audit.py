@@ -37,7 +37,7 @@ class Reader:
 
     def __init__(self, settings: Settings, consumer: KafkaConsumer) -> None:
         self._settings, self._consumer = settings, consumer
-        self._topics = Topics.under(settings.kafka.prefix)
+        self._topics = Topics.under(settings.kafka.prefix, settings.kafka.line)
         self._shape = shape_of(settings.action, settings.sequence)
         self._found = Evidence()
 

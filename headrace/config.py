@@ -54,6 +54,7 @@ class _Environment(EnvSettingsSource):
         for section, entries in values.items():
             if isinstance(entries, dict):
                 kinds = _field_types(_section_types().get(section))
+                _refuse_empty_path(section, entries, kinds)
                 values[section] = {key: _parse(kinds.get(key), text) for key, text in entries.items()}
         return values
 
@@ -216,6 +217,14 @@ def _refuse_switches(table: Mapping[str, Any]) -> None:
         for key, value in entries.items() if isinstance(entries, Mapping) else ():
             is_number = types.get(key) in (int, float)
             expect(not (isinstance(value, bool) and is_number), f"{section}.{key}", "a number", value, "give a number")
+        _refuse_empty_path(section, entries if isinstance(entries, Mapping) else {}, types)
+
+
+def _refuse_empty_path(section: str, entries: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Refuse a path that is empty, as an unset variable of a compose file is: it would be the current folder."""
+    for key, value in entries.items():
+        is_fine = types.get(key) is not Path or value != ""
+        expect(is_fine, f"{section}.{key}", "a path", value, 'leave it out to get the default; "." is this folder')
 
 
 def _refuse_unknown_environment() -> None:

@@ -107,7 +107,7 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
-    names = Topics.under(settings.kafka.prefix)
+    names = Topics.under(settings.kafka.prefix, settings.kafka.line)
     state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
     for record in read(consumer, names.status, spans(consumer, names.status)):
         state.note(record.value)

@@ -1,8 +1,7 @@
 """`headrace forget`: make the deployment forget a user or an item, by an order in the actions topic.
 
-An order takes the way of every action: the partition's worker obeys it in its place among the others, so that whatever
-is killed, restored or replayed comes to the same. `docs/operations.md` says what is left of a user, where and for how
-long.
+An order travels like any action, and the partition's worker carries it out at its offset. So the result is the same
+whatever is killed, restored or replayed. `docs/operations.md` lists what remains of a user, where and for how long.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ def forget(settings: Settings, what: str, name: str, *, is_back: bool = False, w
         raise HeadraceError(str(error)) from None
     assert order is not None
     partition, offset = _send(settings, order, {"forget": not is_back, what: name})
-    if not _is_obeyed(settings, partition, offset, wait_s):
+    if not _is_carried_out(settings, partition, offset, wait_s):
         print(
-            f"ordered (partition {partition}, offset {offset}), but no worker has obeyed it within {wait_s:.0f} s: it "
-            "will, as soon as one runs; `headrace lag` says which stage is behind"
+            f"sent (partition {partition}, offset {offset}), but not carried out within {wait_s:.0f} s: a worker will "
+            "do that as soon as one runs; `headrace lag` shows which stage is behind"
         )
         return 1
     print(_told(settings, order))
@@ -54,13 +53,13 @@ def _send(settings: Settings, order: Order, content: dict[str, str | bool]) -> t
     try:
         placed = producer.send(topic, key=key, value=msgspec.json.encode(content), partition=partition).get(SEND_S)
     except KafkaError as error:
-        raise HeadraceError(f"the broker did not take the order ({error}); nothing has changed, try again") from error
+        raise HeadraceError(f"the broker did not accept the order ({error}); nothing has changed, try again") from error
     finally:
         producer.close(timeout=2)
     return partition, int(placed.offset)
 
 
-def _is_obeyed(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
+def _is_carried_out(settings: Settings, partition: int, offset: int, wait_s: float) -> bool:
     """Whether a worker has applied that offset, and the results have left its outbox."""
     topic, until = Topics.under(settings.kafka.prefix).status, time.monotonic() + wait_s
     consumer = connect(settings.kafka)
@@ -81,15 +80,15 @@ def _is_obeyed(settings: Settings, partition: int, offset: int, wait_s: float) -
 def _told(settings: Settings, order: Order) -> str:
     days = settings.kafka.actions_retention_s / 86_400
     if order.is_back:
-        return f"item {order.item}: learned of again, as of a new one, from its next action on"
+        return f"item {order.item}: no longer forgotten; from its next action on it is learned as a new item"
     if not order.user:
         return (
-            f"item {order.item}: recommended no more, by any server that follows its topics; the trainer drops its row "
-            "and its counts, and learns nothing of it until `headrace forget item ID --undo`"
+            f"item {order.item}: no longer recommended by any server that follows its topics; the trainer drops its "
+            "row and its counts, and learns nothing about it until `headrace forget item ID --undo`"
         )
     return (
-        f"user {order.user}: gone from the worker's store and from the servers; his records in the sequences topic "
-        "have tombstones, and go when Kafka compacts it. His actions stay in the actions topic for its retention "
-        f"({days:g} days), and what was refused of them in the dead letters. The weights keep what they learned from "
-        "him, without his name. docs/operations.md has the list"
+        f"user {order.user}: removed from the worker's store and from the servers; the records in the sequences topic "
+        "have tombstones, and Kafka's compaction removes them. The user's actions remain in the actions topic until "
+        f"its retention ends ({days:g} days), and refused ones among the dead letters. The weights keep what they "
+        "learned from the user, without the name. docs/operations.md has the list"
     )

@@ -22,7 +22,7 @@ from wire.lag import decode_lag
 from wire.topics import Topics
 
 SILENT_AFTER_S = 10.0
-"""A process, or the trainer itself, that says nothing for so long is reported as silent."""
+"""A process, or the trainer itself, that says nothing for this long is reported as silent."""
 FIRST_WORD_S = 3.0
 """How long to wait for a first message."""
 
@@ -31,7 +31,7 @@ def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_
     """Show each message as it arrives until Ctrl-C; with ``once``, the newest one only. With ``max_s``, 1 as soon as
     anything is further behind than that (`excess`)."""
     consumer = connect(settings.kafka)
-    topic = Topics.under(settings.kafka.prefix).lag
+    topic = Topics.under(settings.kafka.prefix, settings.kafka.line).lag
     try:
         messages = _until_late(follow(consumer, topic), once=once, max_s=max_s)
         view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)

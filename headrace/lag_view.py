@@ -130,7 +130,7 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         """Follow until `stop`."""
-        topics = Topics.under(self._settings.kafka.prefix)
+        topics = Topics.under(self._settings.kafka.prefix, self._settings.kafka.line)
         while not self._stopped.is_set():
             try:
                 consumer = connect(self._settings.kafka)

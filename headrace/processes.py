@@ -35,7 +35,6 @@ class Child:
         self.arguments = list(arguments)
         self.log_path = log_path
         self.env = dict(env)
-        self.num_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +59,6 @@ class Child:
                 # In its own session: Ctrl-C in a terminal reaches only the parent, which ends its children in order.
                 start_new_session=True,
             )
-        self.num_starts += 1
         return self
 
     def is_running(self) -> bool:

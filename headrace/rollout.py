@@ -1,4 +1,4 @@
-"""`headrace pin`, `unpin` and `rollback`: which version all servers of a deployment answer from."""
+"""`headrace pin`, `unpin`, `rollback`, `switch`: which version, of which line of training, all servers answer from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from kafka.errors import KafkaError
 
 from headrace.config import Settings
+from headrace.lines import followed_line, on_line, wait_until_as_good
 from headrace.versions import manifests
-from wire.control import PIN_KEY, Pin, Which, encode_pin, parse_version
+from wire.control import LINE_KEY, PIN_KEY, Pin, Switch, Which, encode_order, parse_version
 from wire.errors import HeadraceError, VersionError
 from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.producer import make_producer
@@ -22,12 +23,13 @@ SEND_S = 20.0
 
 def pin(settings: Settings, version: str, reason: str = "") -> int:
     """Pin a version, which may be one to come."""
-    which = parse_version(version)
+    which, settings = parse_version(version), on_line(settings, followed_line(settings))
     return _pin(settings, which, reason, _known(settings, which))
 
 
 def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
     """Pin a version that is in the topic; None: the last one of the epoch before the newest, or the one before it."""
+    settings = on_line(settings, followed_line(settings))
     listed = manifests(settings)
     if version is None:
         if len(listed) < 2:
@@ -47,9 +49,35 @@ def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
 
 def unpin(settings: Settings) -> int:
     """Let servers follow the newest good version again."""
-    _send(settings, None)
+    _send(settings, PIN_KEY, None)
     print("servers follow the newest good version again")
     return 0
+
+
+def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: bool, worse: float) -> int:
+    """Have all servers follow the versions of a line of training (empty: the main one): at once, or once the newest is
+    no worse than those that they follow now, by more than the fraction ``worse``."""
+    before = followed_line(settings)
+    if not manifests(on_line(settings, line)):
+        raise VersionError(
+            f'line {line!r}: expected versions, found none; is its trainer running, with kafka.line = "{line}"?'
+        )
+    if when_as_good and line != before:
+        wait_until_as_good(on_line(settings, before), on_line(settings, line), worse)
+    made_ms = int(time.time() * 1000)
+    _send(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=_who(), reason=reason))
+    print(
+        f"servers follow the versions of {_line(line)}, and no longer those of {_line(before)}; /readyz of each says so"
+    )
+    return 0
+
+
+def _line(line: str) -> str:
+    return f"line {line}" if line else "the main line"
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{platform.node()}"
 
 
 def _known(settings: Settings, which: Which) -> Manifest | None:
@@ -57,16 +85,15 @@ def _known(settings: Settings, which: Which) -> Manifest | None:
 
 
 def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) -> int:
-    made_by = f"{getpass.getuser()}@{platform.node()}"
-    _send(
-        settings, Pin(epoch=which[0], number=which[1], made_ms=int(time.time() * 1000), made_by=made_by, reason=reason)
-    )
+    made_ms, line = int(time.time() * 1000), settings.kafka.line
+    order = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=_who(), reason=reason, line=line)
+    _send(settings, PIN_KEY, order)
     age = "which is still to come" if found is None else f"of {found.num_interactions:,} interactions"
     print(f"servers answer from version {_name(which)} ({age}) until `headrace unpin`; /readyz of each says so")
     return 0
 
 
-def _send(settings: Settings, order: Pin | None) -> None:
+def _send(settings: Settings, key: bytes, order: Pin | Switch | None) -> None:
     topic = Topics.under(settings.kafka.prefix).control
     consumer = connect(settings.kafka)
     try:
@@ -75,7 +102,7 @@ def _send(settings: Settings, order: Pin | None) -> None:
         consumer.close()
     producer = make_producer(settings.kafka)
     try:
-        producer.send(topic, key=PIN_KEY, value=encode_pin(order) if order is not None else None).get(SEND_S)
+        producer.send(topic, key=key, value=encode_order(order) if order is not None else None).get(SEND_S)
     except KafkaError as error:
         raise HeadraceError(f"the broker did not take the order ({error}); nothing has changed, try again") from error
     finally:

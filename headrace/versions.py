@@ -18,7 +18,7 @@ from wire.weights import Manifest, decode_manifest, record_kind
 
 def manifests(settings: Settings) -> list[Manifest]:
     """Every manifest in the weights topic, in order."""
-    topic = Topics.under(settings.kafka.prefix).weights
+    topic = Topics.under(settings.kafka.prefix, settings.kafka.line).weights
     consumer = connect(settings.kafka)
     found = []
     try:

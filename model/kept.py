@@ -1,8 +1,8 @@
-"""What the newest interactions looked like when they were new, until their outcomes are known.
+"""The inputs of the newest interactions' first predictions, kept until their outcomes are known.
 
-A click comes seconds after its impression, a like after the click. So the odds (`kernels.odds`) learn of an interaction
-when nearly all that will come to it has come: as many interactions later as `COME_BY_THEN` percent of the last late
-kinds came, or at once where kinds hardly ever come late. They learn from what they saw when it was new.
+A click comes seconds after its impression, a like after the click. So the odds (`kernels.odds`) learn an interaction
+when almost all of its kinds have come: after as many interactions as `COME_BY_THEN` percent of the last late kinds
+took, or at once if kinds are hardly ever late. They learn it from the inputs that it was predicted from.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from kernels.odds import OddsArrays, OddsEvents, OddsKept
 
 Int64 = NDArray[np.int64]
 KEPT_BYTES = 1 << 25
-"""As many interactions are kept as fit into this."""
+"""Memory for the kept inputs, which bounds their number."""
 MOST_LATE, DELAY_DECAY = 0.05, 0.9999
-"""A kind is late if more than this share of it came late, of what came in the last ten thousand events or so."""
+"""A kind counts as late if more than this share of it came late, in about the last ten thousand events."""
 NUM_LAGS, COME_BY_THEN = 1000, 95
 
 
@@ -31,11 +31,11 @@ class KeptInputs:
         self.rows = OddsKept.empty(odds, most or max(2, KEPT_BYTES // row_bytes))
         self.key_P = np.zeros(len(self.rows.bits_P), np.int64)
         self.lags = np.zeros(0, np.int64)
-        """How many interactions later each of the last late kinds came."""
+        """How many interactions after its own each of the last late kinds came."""
         self._place_of: dict[int, int] = {}
 
     def horizon(self, late_K: NDArray[np.bool_]) -> int:
-        """How many interactions later the odds may learn of one, if these kinds are often late."""
+        """After how many interactions the odds may learn one, given which kinds are often late."""
         if not late_K.any() or not len(self.lags):
             return 0
         at = (len(self.lags) - 1) * COME_BY_THEN // 100

@@ -1,7 +1,7 @@
-"""Which rows have changed: a byte a row, and in it a bit for each of those who copy what has changed.
+"""Dirty marks: a byte for each row, with a bit for each reader that copies what has changed.
 
-What changes a row sets all bits; whoever copies it clears a bit of his own. So a row that changes again behind the
-copying is copied again.
+Changing a row sets all bits; a reader clears its own bit when it copies the row. So a row that changes after it was
+copied is copied again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from kernels.memory import CHANGED
 __all__ = ["CHANGED", "UNPUBLISHED", "UNSAVED", "Marks", "clear", "is_marked"]
 
 UNPUBLISHED = 1
-"""No version has the row as it is now."""
+"""The row has changed since it was last published in a version."""
 UNSAVED = 2
-"""No checkpoint has it."""
+"""The row has changed since it was last saved in a checkpoint."""
 Marks = NDArray[np.uint8]
 
 
 def is_marked(marks: Marks, bit: int) -> NDArray[np.bool_]:
-    """Where the bit is set."""
+    """Which rows have the bit."""
     return np.asarray((marks & np.uint8(bit)) != 0)
 
 
 def clear(marks: Marks, bit: int) -> None:
-    """The rows of this view have been copied."""
+    """Clear the bit of all rows of this view, which have been copied."""
     marks &= np.uint8(0xFF ^ bit)

@@ -86,7 +86,7 @@ class Reason(Struct, frozen=True, kw_only=True):
 
 
 class ExplainedItem(Struct, frozen=True, kw_only=True):
-    """An item's score and its parts: `standing`, `memory`, `network` and `second_look` add up to it."""
+    """An item's score and its parts: `standing`, `memory`, `network` and `reranking` add up to it."""
 
     item: int | str
     title: str | None
@@ -99,7 +99,7 @@ class ExplainedItem(Struct, frozen=True, kw_only=True):
     standing: Annotated[float | None, Meta(description="the part that is the same for all users: popularity and age")]
     memory: Annotated[float | None, Meta(description="from what users chose after and before the history's items")]
     network: Annotated[float | None, Meta(description="the network's logit, weighted")]
-    second_look: Annotated[float | None, Meta(description="what rescoring the best items with each other adds")]
+    reranking: Annotated[float | None, Meta(description="what rescoring the best items with each other adds")]
     reasons: list[Reason]
 
 
@@ -135,7 +135,7 @@ class SentAction(Struct, frozen=True):
 
 
 class SentOrder(Struct, frozen=True):
-    """Where the broker put it: it is obeyed when the worker comes there."""
+    """Where the broker stored the order; the worker carries it out when it reaches that offset."""
 
     partition: int
     offset: int
@@ -199,6 +199,7 @@ class Readiness(Struct, frozen=True, kw_only=True):
     broker: Annotated[bool, Meta(description="whether the broker answers; if not, the last version keeps answering")]
     broker_away_s: float
     freshness_s: float | None
+    line: Annotated[str, Meta(description="the line of training that is followed; empty: the main one")] = ""
     pinned: Annotated[
         VersionName | None, Meta(description="the version pinned by an operator; none: the newest good one answers")
     ] = None

@@ -38,7 +38,7 @@ def response_to(error: Exception) -> Response:
     if isinstance(error, InvalidRequestError):
         return refusal(422, *error.problems)
     if isinstance(error, NotReadyError):
-        return _later(Problem(field="", expected="a version of the weights", do=str(error)), 1)
+        return _later(Problem(field="", expected=error.expected, do=str(error)), 1)
     if isinstance(error, OverloadedError):
         return _later(Problem(field="", expected="fewer requests", do=str(error)), error.retry_after_s)
     if isinstance(error, UnauthorizedError):

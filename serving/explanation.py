@@ -33,7 +33,7 @@ class Explanation:
     """Explains C items (hashes), in order, for a history of n interactions.
 
     ``score_C``: as served; NaN for an unknown item. ``is_left_out_C``: the item would not be recommended; its score is
-    the one that it would have. ``standing_C``, ``network_C``, ``second_look_C`` (what the shortlist's network changes)
+    the one that it would have. ``standing_C``, ``network_C``, ``reranking_C`` (what the shortlist's network changes)
     and the sum of ``memory_nC`` over the history add up to the score. ``without_nC``: how much lower the network's part
     would be without the interaction; NaN if not measured. ``after_nC``, ``before_nC``: decayed counts of how often
     users chose the item after the interaction's item, and before it.
@@ -45,7 +45,7 @@ class Explanation:
     score_C: Float64
     standing_C: Float64
     network_C: Float64
-    second_look_C: Float64
+    reranking_C: Float64
     memory_nC: Float64
     without_nC: Float64
     after_nC: Float64

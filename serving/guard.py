@@ -92,13 +92,18 @@ class Guard:
     def _says_enough(self, manifest: Manifest) -> bool:
         return self._band is not None and manifest.quality.num_targets >= self._band.min_targets
 
+    def forget(self) -> None:
+        """Judge by nothing that came before: an operator has switched to another line of training."""
+        self._good.clear()
+        self._held_since_ms = None
+
     def accept(self, manifest: Manifest) -> None:
         """Note that this version came into service."""
         self._good.append(manifest)
 
 
 def _world(quality: Quality, before: Sequence[Quality]) -> float:
-    """By how much the most popular items are hit less often than before, at most 1: what nobody could have foreseen."""
+    """How often the most popular items are hit, relative to before, at most 1: a fall that no model prevents."""
     popular = [each.popular_hr10 for each in before if each.popular_hr10]
     if not popular or quality.popular_hr10 is None:
         return 1.0

@@ -49,6 +49,7 @@ class Heartbeat(threading.Thread):
             component=self._component, time_ms=now_ms, epoch=current.which[0], number=current.which[1],
             newest_record_ms=current.manifest.newest_record_ms, swapped_ms=current.swapped_ms, num_requests=num,
             pinned=list(self._rollout.wanted or ()), held=list(self._rollout.held or ()), why=self._rollout.why,
+            line=self._rollout.line,
         )  # fmt: skip
 
     def run(self) -> None:

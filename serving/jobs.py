@@ -38,9 +38,9 @@ from serving.titles import Titles
 from wire.hashing import canonical
 
 NUM_PAST = 50
-"""At most so many of a user's interactions are shown, the newest."""
+"""At most this many of a user's interactions are shown, the newest."""
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
-"""Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
+"""Ranking this many candidates, or looking up this many ids, costs about as much as one recommendation."""
 R = TypeVar("R", RecommendRequest, RankRequest)
 encode = msgspec.json.Encoder().encode
 
@@ -197,7 +197,7 @@ class ExplainJob:
             item=name, title=self.titles.get(canonical(name)), known=is_known,
             left_out=bool(found.is_left_out_C[place]), score=_number(found.score_C[place]),
             standing=_number(found.standing_C[place]), memory=_number(memory),
-            network=_number(found.network_C[place]), second_look=_number(found.second_look_C[place]),
+            network=_number(found.network_C[place]), reranking=_number(found.reranking_C[place]),
             reasons=self._reasons(version, ask, found, place) if is_known else [],
         )  # fmt: skip
 

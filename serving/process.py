@@ -87,7 +87,7 @@ def connected(
     config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
 ) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
-    topics = Topics.under(kafka.prefix)
+    topics = Topics.under(kafka.prefix, kafka.line)
     holder = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
     try:
@@ -95,11 +95,11 @@ def connected(
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences))
+    service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences), line=kafka.line)
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
         weights, topics.weights, VersionIntake(holder, service.rollout, Guard(Band.of(config)), service.counters),
-        contact=service.contact,
+        contact=service.contact, topic_of=lambda line: Topics.under(kafka.prefix, line).weights,
     )  # fmt: skip
     follower = HistoryFollower(sequences, topics.sequences, service.histories, service.histories_ready)
     subscriber.on_failure = follower.on_failure = service.fail

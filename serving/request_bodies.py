@@ -142,9 +142,9 @@ class ActionRequest(_Request, frozen=True, kw_only=True):
 class ForgetRequest(_Request, frozen=True, kw_only=True):
     """Forget a user, or an item."""
 
-    user: Annotated[Id | None, Meta(description="forget his history, everywhere")] = None
-    item: Annotated[Id | None, Meta(description="recommend it no more, and learn nothing of it")] = None
-    undo: Annotated[bool, Meta(description="of an item: take the order back")] = False
+    user: Annotated[Id | None, Meta(description="forget the user's history, everywhere")] = None
+    item: Annotated[Id | None, Meta(description="stop recommending the item, and learn nothing about it")] = None
+    undo: Annotated[bool, Meta(description="of an item: undo an earlier order")] = False
 
     def __post_init__(self) -> None:
         if (self.user is None) == (self.item is None) or (self.undo and self.item is None):

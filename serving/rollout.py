@@ -1,4 +1,5 @@
-"""Which version should answer, as an operator or this server's configuration has decided; and which is held back."""
+"""Which line of training and which version should answer, as an operator or this server's configuration has decided;
+and which is held back."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from wire.control import PIN_KEY, Pin, Which, decode_pin, parse_version
+from wire.control import LINE_KEY, PIN_KEY, Pin, Switch, Which, decode_pin, decode_switch, parse_version
 from wire.errors import ClientRefused, HeadraceError, VersionError
 from wire.kafka.consumer import POLL_MS, ends, partitions_of
 from wire.kafka.refusal import refusal
@@ -21,11 +22,14 @@ RETRY_S = 5.0
 
 
 class Rollout:
-    """Shared by the threads that decide, follow and report. ``known``: the operator's pin has been read."""
+    """Shared by the threads that decide, follow and report. ``own``, ``own_line``: this server's configuration.
+    ``known``: the operator's orders have been read."""
 
-    def __init__(self, own: str = "") -> None:
+    def __init__(self, own: str = "", own_line: str = "") -> None:
         self.own: Which | None = parse_version(own, "serving.pin") if own else None
+        self.own_line = own_line
         self.ordered: Pin | None = None
+        self.switched: Switch | None = None
         self.known = threading.Event()
         self.known.set()
         self.num_held = 0
@@ -35,9 +39,18 @@ class Rollout:
         """Why it is held back."""
 
     @property
+    def line(self) -> str:
+        """The line of training whose versions answer."""
+        return self.switched.line if self.switched is not None else self.own_line
+
+    @property
     def wanted(self) -> Which | None:
-        """The version to answer from; None for the newest good one. The server's own pin takes precedence."""
-        return self.own or (self.ordered.which if self.ordered is not None else None)
+        """The version to answer from; None for the newest good one. The server's own pin takes precedence. A pin counts
+        for its own line of training."""
+        line, ordered = self.line, self.ordered
+        if self.own is not None and line == self.own_line:
+            return self.own
+        return ordered.which if ordered is not None and ordered.line == line else None
 
     def hold(self, which: Which, why: str) -> None:
         """Note that a version is held back."""
@@ -51,7 +64,7 @@ class Rollout:
 
 
 class PinFollower(threading.Thread):
-    """Keeps a `Rollout` up to date with the control topic. A deployment without that topic has no pins."""
+    """Keeps a `Rollout` up to date with the control topic. A deployment without that topic has no orders."""
 
     def __init__(self, make: Callable[[], KafkaConsumer], topic: str, rollout: Rollout) -> None:
         super().__init__(name="control", daemon=True)
@@ -75,10 +88,10 @@ class PinFollower(threading.Thread):
                 refused = isinstance(error, ClientRefused) or refusal(error, "the broker") is not None
                 level = logging.ERROR if refused and not is_told else logging.DEBUG
                 is_told = is_told or refused
-                logger.log(level, "control topic: pins cannot be read: %s", error)
+                logger.log(level, "control topic: orders cannot be read: %s", error)
             except Exception:
                 logger.exception(
-                    "control topic: following it failed; starting again, and until then no new pin is seen"
+                    "control topic: following it failed; starting again, and until then no new order is seen"
                 )
             self._rollout.known.set()
             self._stopping.wait(RETRY_S)
@@ -94,10 +107,11 @@ class PinFollower(threading.Thread):
 
     def _note_all(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
         for record in consumer.poll(timeout_ms=POLL_MS).get(partition, []):
-            if record.key != PIN_KEY:
-                continue
             try:
-                self._rollout.ordered = decode_pin(record.value) if record.value else None
+                if record.key == PIN_KEY:
+                    self._rollout.ordered = decode_pin(record.value) if record.value else None
+                elif record.key == LINE_KEY:
+                    self._rollout.switched = decode_switch(record.value) if record.value else None
             except VersionError as error:
                 self._num_foreign += 1
                 if is_told(self._num_foreign):

@@ -58,7 +58,8 @@ class ActionSender:
             except (KafkaError, OSError) as error:
                 self.close()
                 kind = type(error).__name__
-                raise NotReadyError(f"the broker did not take it ({kind}); try again") from error
+                message = f"the broker did not take it ({kind}); try again"
+                raise NotReadyError(message, "an answer of the broker") from error
 
     def close(self) -> None:
         """Close the producer, if there is one."""

@@ -80,6 +80,8 @@ class Service:
     config: ServingConfig
     holder: WeightsManager
     histories: Histories
+    line: str = ""
+    """The line of training to follow unless an operator has switched to another."""
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
@@ -101,7 +103,7 @@ class Service:
                                max_waiting=c.max_waiting, max_wait_s=c.max_wait_s)  # fmt: skip
         self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
-        self.rollout = Rollout(c.pin)
+        self.rollout = Rollout(c.pin, self.line)
         self._builder = RequestBuilder(c, self.histories)
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
@@ -192,7 +194,7 @@ class Service:
     @property
     def _producing(self) -> ActionSender:
         if self.sender is None:
-            raise NotReadyError("this server has no producer; it was started without a broker")
+            raise NotReadyError("this server has no producer; it was started without a broker", "a broker")
         return self.sender
 
     def users(self) -> UsersAnswer:
@@ -231,7 +233,7 @@ class Service:
         """Which of its preconditions the server has met."""
         current = self.holder.current
         return Readiness(
-            ready=self.is_ready, version=name_of(current) if current else None,
+            ready=self.is_ready, version=name_of(current) if current else None, line=self.rollout.line,
             histories=self.histories_ready.is_set(), broker=self.contact.is_up, broker_away_s=self.contact.away_s,
             freshness_s=current.freshness_s if current else None,
             pinned=VersionName(*self.rollout.wanted) if self.rollout.wanted else None,

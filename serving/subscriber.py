@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,7 +25,8 @@ from serving.topic_thread import TopicThread
 from serving.weights_topic import REQUEST_TIMEOUT_MS, StartPoint, WeightsTopic
 from wire.assembler import VersionAssembler
 from wire.control import Which
-from wire.kafka.consumer import POLL_MS
+from wire.errors import TopicMissing
+from wire.kafka.consumer import POLL_MS, partitions_of
 from wire.kafka.refusal import refusal
 from wire.weights import Manifest, Version
 
@@ -41,12 +43,16 @@ class WeightsSubscriber(TopicThread):
     label: ClassVar[str] = "weights subscriber"
     intake: VersionIntake
     contact: Contact = field(default_factory=Contact)
+    topic_of: Callable[[str], str] | None = None
+    """Line of training → its weights topic; None if there is only one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._assembler = VersionAssembler(on_drop=self.intake.dropped)
         self._floor = 0
         self._searched_after = -1
+        self._line = self._missing_line = self.intake.rollout.own_line
+        self._line_due_s = 0.0
         self._pin: Which | None = None
         self._is_frozen = False
         """Whether new versions are ignored: the pinned version answers, or cannot be had."""
@@ -66,6 +72,8 @@ class WeightsSubscriber(TopicThread):
         searching, asked = True, 0.0
         while not self.stopping.is_set():
             try:
+                if (other := self._other_line()) is not None:
+                    topic, partition, searching = other, other.partition, True
                 searching = self._is_repinned() or searching
                 if searching:
                     searching = not self._start_from_base(topic)
@@ -130,6 +138,31 @@ class WeightsSubscriber(TopicThread):
         self.consumer.seek(topic.partition, end)
         self.started_following.set()
         return True
+
+    def _other_line(self) -> WeightsTopic | None:
+        """The weights topic of another line of training, if an operator has switched to one since the last call. The
+        last version answers until that topic has a base."""
+        line = self.intake.rollout.line
+        if line == self._line or self.topic_of is None or time.monotonic() < self._line_due_s:
+            return None
+        self._line_due_s = time.monotonic() + CONTACT_EVERY_S
+        name = self.topic_of(line)
+        try:
+            partition = partitions_of(self.consumer, name)[0]
+        except TopicMissing as error:
+            if line != self._missing_line:
+                logger.error("line %r: %s; answering from line %r until then", line, error, self._line)
+            self._missing_line = line
+            return None
+        logger.warning("answering from the versions of line %r in %s as soon as it has one", line, name)
+        self._line, self.topic, self._topic_id = line, name, ""
+        self._floor, self._is_frozen, self._pin = 0, False, None
+        self._assembler = VersionAssembler(on_drop=self.intake.dropped)
+        self.intake.guard.forget()
+        self.intake.rollout.release()
+        self.holder.begin_anew()
+        self.consumer.assign([partition])
+        return WeightsTopic(self.consumer, partition, self.stopping)
 
     # Pinned versions
 

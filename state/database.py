@@ -112,6 +112,8 @@ class Database:
         if any(mark in text for mark in _CORRUPT):
             message = f"{path}: expected intact files, got {text!r}; remove the folder: it will be restored from Kafka"
             raise StoreCorrupt(message) from error
+        if "Too many open files" in text:
+            raise StoreError(f"{path}: expected to open all files, got {text!r}; raise ulimit -n") from error
         raise StoreError(f"{path}: expected RocksDB to work, got {text!r}; see {path / 'LOG'}") from error
 
 

@@ -1,4 +1,4 @@
-"""The next version in the making: copied in slices between the steps, put together by the publishing thread."""
+"""The next version: copied in slices between the steps, assembled by the publishing thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ MakeBlob = Callable[[], Tensors]
 
 
 class Collection:
-    """A base (``whole``), or a delta: the rows that no version has as they are. `advance`, then `cut` once."""
+    """Collects a base (``whole``), or a delta: the rows that have changed since they were last published.
+
+    Call `advance` between steps until it returns True, then `cut` once.
+    """
 
     def __init__(self, learner: Learner, *, whole: bool) -> None:
         self.is_whole = whole
@@ -36,7 +39,7 @@ class Collection:
         self._sweep = Sweep(self._regions, entries, UNPUBLISHED, self._pieces.append, whole=whole)
 
     def advance(self, budget_bytes: int) -> bool:
-        """Copy about so many bytes; True once the rest is small enough to `cut`."""
+        """Copy about ``budget_bytes``; True once the rest is small enough to `cut`."""
         return self._sweep.advance(budget_bytes)
 
     def cut(self, learner: Learner, rounding: Rounding | None = None) -> MakeBlob:
@@ -45,7 +48,7 @@ class Collection:
         From here on, changes count towards the next version. It raises `UnsoundVersionError` where rows are not finite.
         """
         self._sweep.finish()
-        # Where nothing has changed, columns of nothing.
+        # An empty piece of each region, so that those without changes have their columns.
         self._pieces += [Piece(region.name, NO_ROWS, region.take(NO_ROWS)) for region in self._regions]
         dense = {name: parameter.detach().cpu().numpy().copy() for name, parameter in learner.model.named_parameters()}
         tombstones = {}
@@ -107,13 +110,13 @@ class Collection:
 
 
 def merged(pieces: list[Piece]) -> tuple[Int64, Arrays]:
-    """All rows of pieces, ascending, each as the last of them has it; and their columns."""
+    """The rows of all pieces, ascending, and their columns, each row as in the last piece that has it."""
     rows = np.unique(np.concatenate([NO_ROWS, *(piece.rows_U for piece in pieces)]))
     columns: dict[str, NDArray[Any]] = {}
     for name, like in (pieces[-1].columns if pieces else {}).items():
         out = np.zeros((len(rows), *like.shape[1:]), like.dtype)
         for piece in pieces:
-            if piece.columns[name].shape[1:] == like.shape[1:]:  # else every row that counts comes again
+            if piece.columns[name].shape[1:] == like.shape[1:]:  # else every row in use comes again
                 where, values = np.searchsorted(rows, piece.rows_U), piece.columns[name]
                 out[where] = values if name != "moved" else out[where] | values
         columns[name] = out

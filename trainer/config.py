@@ -70,6 +70,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "publish_precision": Word(PUBLISHED, "use half"),
     "base_every": AT_LEAST_1,
     "base_max_age_share": Number(0, 1, open_low=True, open_high=True, advice="0.5 is usual"),
+    "keep_versions": Number(0, whole=True, advice="0 keeps all until the topic's retention"),
     "chunk_bytes": Number(1, 900_000, whole=True, advice="a broker refuses records above 1 MB by default"),
     "on_gap": Word(("stop", "skip"), "use stop"),
     "max_buffered_examples": AT_LEAST_1,
@@ -155,6 +156,7 @@ class TrainerConfig:
     publish_precision: str = "half"
     base_every: int = 80
     base_max_age_share: float = 0.5
+    keep_versions: int = 0
     chunk_bytes: int = 900_000
     on_gap: str = "stop"
     max_buffered_examples: int = 4096
@@ -226,6 +228,7 @@ _NOT_LEARNING = frozenset(
         "publish_precision",
         "base_every",
         "base_max_age_share",
+        "keep_versions",
         "chunk_bytes",
         "on_gap",
         "max_buffered_examples",

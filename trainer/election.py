@@ -104,7 +104,7 @@ class Election:
     ) -> None:
         self._kafka, self._config, self._claimant, self._stop = kafka, config, claimant, stop
         self._on_standby = on_standby
-        self._topics = Topics.under(kafka.prefix)
+        self._topics = Topics.under(kafka.prefix, kafka.line)
         self._where = TopicPartition(self._topics.weights, 0)
         self._patience_s = max(config.takeover_after_s, 3 * config.lag_every_s)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from typing import Any
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import UnknownTopicOrPartitionError
 
 from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
@@ -25,6 +28,9 @@ from wire.weights import PlanStep
 
 log = structlog.get_logger("trainer")
 METADATA_MS = 5_000
+GONE_S = 5.0
+"""A topic that the broker has not known for this long is gone."""
+RETRY_S = 0.2
 REMEDY = (
     "Name an empty trainer.checkpoint_dir and start with --from-published, to keep what was learned and read this "
     "topic from its beginning; or without that option, to train from scratch"
@@ -54,6 +60,7 @@ class KafkaSource:
         self._marks = Marks(dict(positions))
         self._stop = stop
         self._topic_id = ""
+        self._last_missed_s = self._missing_since_s = -math.inf
         self._decoder = ExampleReader(self._topic)
         self._logs: dict[int, ExampleLog] = {}
         self._num_waiting: dict[int, int] = {}
@@ -134,9 +141,8 @@ class KafkaSource:
         for where in self._partitions:
             full = self._num_waiting[where.partition] >= self._max_buffered
             (self._consumer.pause if full else self._consumer.resume)(where)
-        self._check_topic()
         examples = []
-        for where, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
+        for where, records in self._fetched(timeout_s).items():
             for record in records:
                 example = self._accept(where.partition, record)
                 if example is not None:
@@ -146,6 +152,32 @@ class KafkaSource:
         if not examples:
             self._tell_lost()
         return examples
+
+    def _fetched(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
+        """Records by partition. Raises `SourceError` if the topic is gone. (A broker that has just started may not know
+        it yet.)"""
+        try:
+            self._check_topic()
+            fetched: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except UnknownTopicOrPartitionError as error:
+            now_s = time.monotonic()
+            if now_s - self._last_missed_s > 2 * GONE_S:
+                self._missing_since_s = now_s
+            self._last_missed_s = now_s
+            if now_s - self._missing_since_s > GONE_S:
+                places = "; ".join(
+                    f"partition {partition}: example {each.next_number} at offset {each.next_offset}"
+                    for partition, each in sorted(self.positions.items())
+                )
+                raise SourceError(
+                    f"topic {self._topic}: expected it to exist still, but it is gone. Position: {places}. Once a "
+                    f"worker has made it again: {REMEDY[0].lower()}{REMEDY[1:]}"
+                ) from error
+            self._stop.wait(min(timeout_s, RETRY_S))
+            return {}
+        if fetched:
+            self._last_missed_s = -math.inf
+        return fetched
 
     def _check_topic(self) -> None:
         """Raise if the topic was deleted and created again since the trainer began to read it, or has been given more

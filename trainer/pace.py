@@ -1,7 +1,7 @@
-"""How much may be copied between two steps: as long as it takes a quarter of a step's time.
+"""How much may be copied between two steps: what takes a quarter of a step's time.
 
-The rest of what a step may lose, up to twice its median, is for the threads that write and publish what was copied:
-they share processor, memory and interpreter with it.
+A step may take twice its median while a checkpoint or a version is made. The rest of that goes to the threads that
+write and publish the copies, which share processor, memory and interpreter with training.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections import deque
 from collections.abc import Callable
 
 SHARE = 0.25
-"""Of a median step's time, for all that is copied between two steps."""
+"""Share of a median step's time for all that is copied between two steps."""
 LEAST_BYTES = 1 << 20
 NUM_STEPS = 64
 
 
 class Pace:
-    """Measures steps and copies; the training thread's own."""
+    """Measures steps and copies. For the training thread only."""
 
     def __init__(self) -> None:
         self._steps_s = deque[float](maxlen=NUM_STEPS)
         self._bytes_a_s = 2e8
 
     def stepped(self, seconds: float) -> None:
-        """A step took so long."""
+        """Note how long a step took."""
         self._steps_s.append(seconds)
 
     def copy(self, advance: Callable[[int], bool], parts: int) -> bool:
-        """Let ``advance`` copy its share of what fits, one of ``parts``; what it says: whether the rest is small."""
+        """Call ``advance`` with a budget of bytes, one of ``parts``; returns its answer: whether the rest is small."""
         step_s = statistics.median(self._steps_s) if self._steps_s else 0.0
         budget = max(LEAST_BYTES, int(SHARE * step_s * self._bytes_a_s)) // parts
         started = time.perf_counter()

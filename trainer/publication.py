@@ -88,18 +88,18 @@ class Publication:
 
     @property
     def is_collecting(self) -> bool:
-        """A version is being copied."""
+        """Whether a version is being copied."""
         return self._collection is not None
 
     def collect(self, learner: Learner, budget_bytes: int) -> bool:
-        """Copy about so many bytes of the version that is due; True once the rest is small enough to `offer`."""
+        """Copy about ``budget_bytes`` of the version that is due; True once the rest is small enough to `offer`."""
         if self._collection is None:
             self._collection = Collection(learner, whole=self._publisher.wants_base)
             self._due_s = time.monotonic() + learner.config.publish_every_s
         return self._collection.advance(budget_bytes)
 
     def offer(self, learner: Learner, positions: dict[int, Position]) -> None:
-        """Copy the rest, and hand the version to the publishing thread: it is what the learner is now."""
+        """Copy the rest, and hand the version, the learner as it is now, to the publishing thread."""
         collection = self._collection
         assert collection is not None, "collect() comes first"
         self._collection = None

@@ -21,6 +21,7 @@ from trainer.collection import MakeBlob
 from trainer.config import TrainerConfig
 from trainer.election import Claimant, Election
 from trainer.errors import UnsoundVersionError
+from trainer.keeper import VersionKeeper
 from trainer.weights import Weights
 from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
@@ -67,6 +68,7 @@ class Publisher:
     ) -> None:
         self._kafka, self._config, self._stop, self._clock = kafka, config, stop, clock
         self._writer = writer or WeightsWriter(kafka, config.chunk_bytes)
+        self._keeper = VersionKeeper(kafka, config.keep_versions)
         self._pending: _Offer | None = None
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -102,6 +104,7 @@ class Publisher:
         election = Election(self._kafka, self._config, claimant, stop, on_standby)
         led = election.lead(enough, at_once=at_once)
         self._writer.begin(claimant.name, led.epoch, led.next_offset)
+        self._keeper.note(led.manifests)
         return led.manifests
 
     def newest_weights(self, manifests: list[Manifest]) -> Weights | None:
@@ -137,7 +140,7 @@ class Publisher:
         Once it is gone, no server can start from the deltas after it; so a trainer that learns little, or nothing,
         publishes another one in time.
         """
-        return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.actions_retention_s
+        return self._clock() - self._base_s > self._config.base_max_age_share * self._kafka.weights_kept_s
 
     def offer(self, kind: str, make_blob: MakeBlob, make_manifest: MakeManifest) -> None:
         """Hand over the next version; only when `idle`. ``make_manifest`` gets the fields that the publisher knows.
@@ -243,6 +246,9 @@ class Publisher:
             self.last = Published(manifest, int(time.time() * 1000))
             self._pending = None
             self._wake.notify_all()
+        self._keeper.note([manifest])
+        if offer.kind == "base":
+            self._keeper.trim()
 
     def _drop(self, offer: _Offer, problem: str) -> None:
         with self._wake:

@@ -1,7 +1,7 @@
-"""The parts of a learner that grow with the catalogue and the users, each as rows that can be copied a few at a time.
+"""The parts of a learner that grow with the catalogue and the users, as rows that can be copied a few at a time.
 
-A region knows which of its rows have changed (`model.marks`) and copies those that it is asked for. What is small and
-changes with every step (dense weights, gains, metrics) is no region: it is copied whole, at one step.
+A region knows which of its rows are dirty (`model.marks`), and copies the rows that it is asked for. Small parts that
+change with every step (dense weights, gains, metrics) are no regions: they are copied whole, when the copy ends.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ MEMORY_ROWS = ("num_neighbours", "seen", "first", "last", "neighbour_row", "afte
 
 
 class Region(Protocol):
-    """Rows 0 … ``num_rows - 1``, with one byte of marks each."""
+    """Rows 0 to ``num_rows - 1``, each with a byte of dirty marks."""
 
     @property
     def name(self) -> str:
-        """Of the part."""
+        """The part's name in checkpoints."""
 
     @property
     def num_rows(self) -> int:
-        """Rows in use, now."""
+        """How many rows are in use."""
 
     @property
     def marks(self) -> Marks:
-        """At least ``num_rows`` long; another array once there are more."""
+        """At least ``num_rows`` long; replaced by another array when the region grows."""
 
     @property
     def row_bytes(self) -> int:
-        """What a row's columns come to, roughly."""
+        """About how many bytes a row's columns take."""
 
     def take(self, rows_U: Int64) -> Arrays:
-        """Columns (U, …) of these rows, which share nothing with the learner."""
+        """Copies of these rows' columns, (U, …)."""
 
 
 class TableRegion:
@@ -104,7 +104,7 @@ class MemoryRegion:
         return 20 * self._memory.arrays.width + 37
 
     def take(self, rows_U: Int64) -> Arrays:
-        """See `Region`; ``heat`` as (U, 3). For a version also which neighbours moved since the last one."""
+        """See `Region`; ``heat`` is (U, 3). For a version, also which neighbours' counts have changed."""
         arrays = self._memory.arrays
         moved: Arrays = {}
         if self._for_version:
@@ -118,9 +118,9 @@ class MemoryRegion:
 
 
 class CountsRegion:
-    """Counts by row of a table: `count_columns` of that name. Those of the items are frequencies, popularity and rates.
+    """The counts of a table's rows: for items, their frequency, popularity and rates (`count_columns`).
 
-    They change together, with the targets of a step, so the marks of the rates stand for all.
+    All of them change with the targets of a step, so the rates' marks stand for all.
     """
 
     def __init__(self, name: str, learner: Learner, table: str) -> None:
@@ -147,7 +147,7 @@ class CountsRegion:
         return count_columns(self._learner)[self.name]
 
     def take(self, rows_U: Int64) -> Arrays:
-        """See `Region`; zeros where a column is not as long yet."""
+        """See `Region`; rows beyond a column's end are zeros."""
         return {name: _rows_or_zeros(column, rows_U) for name, column in self._columns.items()}
 
 
@@ -176,11 +176,11 @@ class KeptRegion:
 
 
 COUNTS = {"counts": "item", "domain_counts": "domain", "feature_counts": "feature"}
-"""Regions of counts, and the table of the rates that each is of."""
+"""The regions of counts, and which table of the rates each belongs to."""
 
 
 def count_columns(learner: Learner) -> dict[str, Arrays]:
-    """By region, the arrays that it has rows of."""
+    """The arrays of each region of counts."""
     frequency, odds = learner.frequency.state_dict(), learner.rates.arrays
     of_items = {
         "frequency.count": frequency["count"],
@@ -192,7 +192,7 @@ def count_columns(learner: Learner) -> dict[str, Arrays]:
 
 
 def copied(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
-    """A copy of ascending rows; of a run of them at the speed of memory."""
+    """A copy of ascending rows; faster if they are consecutive."""
     num = len(rows_U)
     if num and rows_U[-1] - rows_U[0] == num - 1:
         return column[rows_U[0] : rows_U[0] + num].copy()
@@ -215,14 +215,13 @@ def _rows_or_zeros(column: NDArray[Any], rows_U: Int64) -> NDArray[Any]:
 
 
 class Entries:
-    """A dictionary's entries, copied as JSON of ``[key, value]`` pairs; the value of a key that is gone is null.
+    """The entries of a dictionary, copied as JSON pairs ``[key, value]``; a removed key has the value null.
 
-    ``changed``: a dictionary whose keys are those that have changed since they were copied. They are taken out of it as
-    they are copied.
+    ``changed``: a dictionary whose keys have changed since they were copied; copying removes them from it.
     """
 
     ENTRY_BYTES = 512
-    """As many bytes of rows are copied in the time that an entry takes."""
+    """Copying an entry takes as long as copying this many bytes of rows."""
 
     def __init__(
         self,
@@ -234,13 +233,13 @@ class Entries:
         self.name, self._read, self._all_keys, self._changed = name, read, all_keys, changed
 
     def start_whole(self) -> list[Any]:
-        """Every key, in order: what changes from here on is copied again."""
+        """Every key, in order. What changes from now on will be copied again."""
         self._changed().clear()
         return list(self._all_keys())
 
     @property
     def num_changed(self) -> int:
-        """How many are to be copied again."""
+        """How many entries are dirty."""
         return len(self._changed())
 
     def take(self, keys: list[Any]) -> Arrays:
@@ -249,7 +248,7 @@ class Entries:
         return {"json": np.frombuffer(encoded, np.uint8)}
 
     def take_changed(self, num: int) -> Arrays:
-        """Up to ``num`` of those that have changed, oldest first."""
+        """Up to ``num`` of the dirty entries, the oldest change first."""
         changed = self._changed()
         keys = list(islice(changed, num))
         for key in keys:
@@ -258,7 +257,7 @@ class Entries:
 
 
 def regions_of(learner: Learner, *, for_version: bool) -> list[Region]:
-    """All rows of a learner, for the next version or the next checkpoint."""
+    """All regions of a learner, for the next version or the next checkpoint."""
     tables: list[Region] = [TableRegion(name, table) for name, table in learner.tables.items()]
     counts = [CountsRegion(name, learner, table) for name, table in COUNTS.items()]
     kept = [] if for_version else [KeptRegion(learner.rates.kept)]
@@ -276,6 +275,6 @@ def names_of(learner: Learner, *, for_version: bool) -> Entries:
 
 
 def users_of(learner: Learner) -> Entries:
-    """Whom the histories know: when each was first and last met."""
+    """The users in the histories: when each was first and last seen."""
     histories = learner.histories
     return Entries("users", histories.known_since, lambda: histories.known, lambda: histories.unsaved)

@@ -92,7 +92,7 @@ def replay(
 ) -> int:
     """Repeat the training up to a published version (None: the newest); exit status 0 if its weights are bit-equal."""
     reader = patiently(lambda: make_consumer(kafka), "reading versions", kafka, stop)
-    where = TopicPartition(Topics.under(kafka.prefix).weights, 0)
+    where = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
     partitions_of(reader, where.topic)
     first = reader.beginning_offsets([where])[where]
     weights, manifests = published_weights(read_from(reader, where, first), wanted)

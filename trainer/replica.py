@@ -1,8 +1,8 @@
-"""What the ranks without a learner do: keep a copy of the network, and compute shards of each step.
+"""The ranks without a learner: each keeps a copy of the network and computes shards of each step.
 
-A replica knows no keys, no users and no topics. It gets the whole network once, and with each step the rows that have
-come or gone since the last one; what all ranks have summed, each learns by itself. It stores nothing: after a restart,
-rank 0 has the checkpoint.
+A replica knows no keys, users or topics. It gets the whole network once, and with each step the rows that were added or
+removed since the last one; every rank applies the summed gradients by itself. A replica stores nothing: after a
+restart, rank 0 has the checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 FAILURES = (ArithmeticError, ValueError, IndexError)
-"""Of a step: the trainer sets it aside (`trainer.loop`)."""
+"""Errors of a step that the trainer sets aside (`trainer.loop`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -49,10 +49,11 @@ class LagReporter(threading.Thread):
         self.failure: BaseException | None = None
         """The error that ended the thread. Without heartbeats, a standby would take over."""
         self._kafka, self._config, self._progress = kafka, config, progress
-        self._topics = Topics.under(kafka.prefix)
+        self._topics = Topics.under(kafka.prefix, kafka.line)
+        self._own = f"/{kafka.line}" if kafka.line else ""
         self._stopped = threading.Event()
         self._refused: HeadraceError | None = None
-        self._around = ClusterState()
+        self._around = ClusterState(line=kafka.line)
         self._rates = Rates()
         self._throughput = self._rates.sample(Progress(), self._around)
         self.metrics = LagMetrics(self.message)
@@ -128,7 +129,7 @@ class LagReporter(threading.Thread):
         if not progress.claimant:
             return
         status = TrainerStatus(
-            component=f"trainer@{progress.claimant.rsplit('/', 3)[0]}",
+            component=f"trainer@{progress.claimant.rsplit('/', 3)[0].replace('//', ':/', 1)}{self._own}",
             time_ms=int(time.time() * 1000),
             claimant=progress.claimant,
             epoch=progress.epoch,

@@ -1,12 +1,12 @@
-"""What a published version is rounded to, so that it takes a third of the bytes; the trainer itself keeps float32.
+"""Rounds a published version to a third of its bytes; the trainer itself keeps float32.
 
-Rows of tables are rounded to half precision. The memory's learned weights, most of a delta, lie on a grid of `UNIT`: a
-delta says by how many units each differs from what readers have, in planes of bytes, because most differences are so
-small that the upper planes are zeros and take nothing once the broker's clients have compressed them. Dense weights and
-counts are exact; so is what `model.probe` tells a server.
+Rows of tables are rounded to half precision. The memory's learned weights, which are most of a delta, are rounded to
+multiples of `UNIT`. A delta has the differences from the weights that readers hold, in units, as planes of bytes: most
+differences are so small that the upper planes are zeros, and compress to nothing. Dense weights, counts and the outputs
+of `model.probe` are exact.
 
-A reader's weights are the trainer's, rounded: a function of the trainer's alone, whichever versions came between. So a
-replay can still compare every bit.
+A reader's weights are a function of the trainer's, whichever versions came before. So a replay can still compare every
+bit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from trainer.rows import Arrays
 from wire.weights import Snapshot, TableRows
 
 UNIT = 2.0**-12
-"""Of the memory's weights, of which a score has at most 60 in a sum: each off by up to half a unit, in any direction,
-they change it by .0005."""
+"""The grid of the memory's weights. A score sums at most 60 of them, each off by up to half a unit in either direction,
+which changes it by about .0005."""
 _MOST_UNITS = 1 << 24
-"""Beyond it, float32 has no such grid."""
+"""float32 represents no larger multiples exactly."""
 Int32 = NDArray[np.int32]
 
 

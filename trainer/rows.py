@@ -1,8 +1,8 @@
-"""Pieces of a learner's rows as a checkpoint keeps them: one after the other in a file, newer ones later.
+"""The pieces of a learner's rows in a checkpoint's file, in the order in which they were copied.
 
 A piece is its length (8 bytes, little-endian) and a safetensors blob: ``<region>.rows`` (U,) int64 and the region's
-columns; for entries of a dictionary ``<region>.json``, a list of ``[key, value]``. `assembled` makes of all pieces what
-a stopped learner's arrays would have been.
+columns; for entries of a dictionary ``<region>.json``, a list of ``[key, value]``. `assembled` turns all pieces
+into the arrays of the learner that they were copied from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNMET = ("first", "last")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Some rows of a region as they were once: ``columns`` (U, …) of ``rows_U``, or entries as JSON."""
+    """A copy of some rows of a region: ``columns`` (U, …) of ``rows_U``; or of entries, as JSON."""
 
     region: str
     rows_U: NDArray[np.int64]
@@ -34,12 +34,12 @@ class Piece:
 
     @property
     def num_bytes(self) -> int:
-        """Of all columns."""
+        """The size of all columns."""
         return self.rows_U.nbytes + sum(column.nbytes for column in self.columns.values())
 
 
 def encode_piece(piece: Piece) -> list[Buffer]:
-    """A piece as it stands in a file."""
+    """A piece as bytes of a file."""
     rows = {"rows": piece.rows_U} if len(piece.rows_U) else {}
     blob = Tensors({f"{piece.region}.{name}": column for name, column in {**rows, **piece.columns}.items()})
     return [blob.num_bytes.to_bytes(8, "little"), *blob.parts]
@@ -58,13 +58,13 @@ def decode_pieces(content: bytes) -> Iterator[Piece]:
 
 
 class Columns:
-    """What pieces of one region come to: each row as the last of them has it."""
+    """The rows of one region, each as in the last piece that has it."""
 
     def __init__(self) -> None:
         self._columns: Arrays = {}
 
     def put(self, rows_U: NDArray[np.int64], columns: Arrays) -> None:
-        """Rows as they are from here on."""
+        """Replace these rows."""
         if not len(rows_U):
             return
         for name, values in columns.items():
@@ -73,7 +73,7 @@ class Columns:
 
     def _room(self, name: str, num_rows: int, like: NDArray[Any]) -> NDArray[Any]:
         held = self._columns.get(name)
-        if held is None or held.shape[1:] != like.shape[1:]:  # of another width: every row that counts comes again
+        if held is None or held.shape[1:] != like.shape[1:]:  # the width has changed: every row in use comes again
             held = np.zeros((0, *like.shape[1:]), like.dtype)
         if num_rows > len(held):
             grown = np.full((max(num_rows, 2 * len(held)), *like.shape[1:]), -1 if name in _UNMET else 0, like.dtype)
@@ -83,7 +83,7 @@ class Columns:
         return held
 
     def of_length(self, name: str, num_rows: int) -> NDArray[Any]:
-        """A column, cut to so many rows or continued as rows are that nothing was ever said of."""
+        """A column with ``num_rows`` rows: cut, or extended by rows that were never used."""
         column = self._columns[name]
         if len(column) >= num_rows:
             return column[:num_rows]
@@ -92,7 +92,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns."""
+        """The columns' names."""
         return list(self._columns)
 
 
@@ -101,9 +101,9 @@ def _ascends(rows_U: NDArray[np.int64]) -> bool:
 
 
 def assembled(small: Arrays, pieces: Iterable[Piece]) -> Arrays:
-    """The arrays of a whole learner (`trainer.snapshot.learner_arrays`) of what is small and of its rows.
+    """The arrays of a whole learner (`trainer.snapshot.learner_arrays`), from those that are small and from its rows.
 
-    Everything in them counts as unpublished: whoever goes on from a checkpoint publishes a base first.
+    All rows count as unpublished: a trainer that continues from a checkpoint publishes a base first.
     """
     regions: dict[str, Columns] = {}
     entries: dict[str, dict[Any, Any]] = {"names": {}, "users": {}}

@@ -1,8 +1,8 @@
-"""Checkpoints in the making: copied in slices between the steps, checked and written by a thread of their own.
+"""Saves checkpoints: copied in slices between the steps, checked and written by a thread of its own.
 
-An increment holds what has changed since the checkpoint before it. The first checkpoint of a process is whole; so is
-one of which more than half has changed, and the next one where the increments have grown as large as what they build
-on: writing stays below twice the changes, loading below twice a whole one.
+An increment holds what has changed since the checkpoint before it. A checkpoint is whole if it is the process's first,
+if more than half has changed, or if the increments have grown as large as what they build on. So writing costs at most
+twice the changes, and loading at most twice a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trainer.step import Learner
 from trainer.sweep import Sweep
 
 MOST_QUEUED_BYTES = 64 << 20
-"""Copied and not yet written; while there is more, no slice is taken."""
+"""How much may wait to be written; beyond that, nothing is copied."""
 WHOLE_SHARE = 0.5
 MOST_INCREMENTS = 32
 
 
 class Saver:
-    """The training thread's side: `begin`, `advance` until it says so, `cut`; and `check` now and then."""
+    """For the training thread: `begin`, `advance` until it returns True, `cut`; and `check` in between."""
 
     def __init__(self, folder: CheckpointFolder) -> None:
         self._folder = folder
@@ -35,7 +35,7 @@ class Saver:
         self._sweep: Sweep | None = None
         self._is_writing = False
         self._lock, self._queued_bytes = threading.Lock(), 0
-        # The writing thread's, and the other's while that has nothing to do
+        # For the writing thread; the training thread uses these only while it is idle.
         self._draft: Draft | None = None
         self._failure: BaseException | None = None
         self._problem: Unsound | None = None
@@ -46,12 +46,12 @@ class Saver:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is being copied or written."""
+        """Whether nothing is being copied or written."""
         return self._sweep is None and not self._is_writing
 
     @property
     def is_copying(self) -> bool:
-        """Begun, and not yet `cut`."""
+        """Whether a checkpoint was begun and not yet `cut`."""
         return self._sweep is not None
 
     def begin(self, learner: Learner) -> None:
@@ -74,19 +74,22 @@ class Saver:
         self._submit(self._open, None if is_whole else self._last)
 
     def advance(self, budget_bytes: int) -> bool:
-        """Copy about so many bytes; True once the rest is small enough to `cut`."""
+        """Copy about ``budget_bytes``; True once the rest is small enough to `cut`."""
         assert self._sweep is not None, "begin() comes first"
         return self._queued_bytes <= MOST_QUEUED_BYTES and self._sweep.advance(budget_bytes)
 
     def cut(self, checkpoint: Checkpoint) -> None:
-        """Copy the rest: what is written is the learner as it is now. ``checkpoint`` has what is small of it."""
+        """Copy the rest: the checkpoint is the learner as it is now. ``checkpoint``: its small arrays and its meta."""
         assert self._sweep is not None, "begin() comes first"
         self._sweep.finish()
         self._sweep, self._is_writing = None, True
         self._submit(self._finish, checkpoint)
 
     def check(self) -> Unsound | None:
-        """What is not finite in what was copied, if anything; nothing of it is kept. Raises what the thread met."""
+        """What is not finite among the copied rows, if anything; the checkpoint is then dropped.
+
+        Raises the error that the writing thread met.
+        """
         if self._failure is not None:
             raise self._failure
         problem = self._problem
@@ -95,19 +98,19 @@ class Saver:
         return problem
 
     def wait(self) -> Unsound | None:
-        """`check`, once everything is written."""
+        """Wait until everything is written; returns and raises as `check`."""
         self._thread.submit(lambda: None).result()
         return self.check()
 
     def abandon(self) -> None:
-        """Drop what is being copied. What is already `cut` is written, unless something is wrong with it."""
+        """Drop the checkpoint that is being copied. One that was `cut` is still written, unless it is not finite."""
         self._sweep = None
         self._thread.submit(self._discard).result()
         self._is_writing, self._problem, self._last = False, None, None  # the next one is whole
         self._queued_bytes = 0
 
     def close(self) -> None:
-        """End the thread; what is not complete is dropped."""
+        """End the thread; an incomplete checkpoint is dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._discard()
 

@@ -1,8 +1,8 @@
-"""A step in shards: consecutive users of a batch, whose gradients are computed apart and added up in a fixed order.
+"""A step in shards: groups of consecutive users, whose gradients are computed separately and summed in a fixed order.
 
-Several ranks (`trainer.ranks`) compute a step's shards between them. How a batch is cut depends on the batch and on the
-number of shards alone, and gradients are added up as a balanced binary tree of which every rank has a whole branch. So
-the sum has the same bits whether one process computes all shards or each of several its own.
+Several ranks (`trainer.ranks`) share a step's shards. How a batch is cut depends only on the batch and the number of
+shards, and gradients are summed as a balanced binary tree of which every rank has a whole branch. So the sum has the
+same bits whether one process computes all shards, or several share them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """What the network computes of some of a step's users, in rows instead of keys.
+    """Some of a step's users, as the network needs them: rows instead of keys.
 
     ``row_n``: of the interactions' items; ``target_row_R``: of the targets', 0 where there is none; ``side_nF``: for
     each other table the rows that are added to an interaction's token. ``seed``: of dropout.

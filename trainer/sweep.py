@@ -1,10 +1,10 @@
-"""A copy of a learner in slices, taken between its steps, that ends as if it had been taken at one moment.
+"""Copies a learner in slices between its steps, into one consistent snapshot.
 
-Rows are copied a slice at a time while the learner goes on; those that change behind the copying are marked
-(`model.marks`) and copied again, as often as it takes. Once what is left fits into one slice, it is copied between two
-steps, and the copies together are what the learner is at that moment. (Virtual machines move in this way: Clark et al.,
-"Live migration of virtual machines", NSDI 2005.) No row is ever shared between the learner and its copy, and nothing
-has to know beforehand what a step is about to change.
+Rows are copied a slice at a time while training continues. A row that changes after it was copied is marked dirty
+(`model.marks`) and copied again, as often as it takes. As soon as the rest fits into one slice, it is copied between
+two steps, and all pieces together are the learner at that moment. (This is the pre-copy method of Clark et al., "Live
+migration of virtual machines", NSDI 2005.) The learner and its copy never share a row, and no step has to announce what
+it will change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from trainer.rows import NO_ROWS, Arrays, Piece
 Int64 = NDArray[np.int64]
 MOST_PIECE_BYTES = 1 << 20
 STALLED, GROWTH = 0.9, 1.5
-"""Where a slice leaves more than this share of what there was before it, the next ones are larger by this factor."""
+"""If more than this share of the dirty rows is still dirty a slice later, slices grow by this factor."""
 
 
 class Sweep:
-    """Copies of all rows (``whole``), or of those marked with ``bit``; each piece goes to ``give``, newer ones later.
+    """Copies all rows (``whole``), or those marked with ``bit``, and hands each piece to ``give``.
 
-    One at a time for each bit. `advance` between steps until it says that the rest is small; then `finish`.
+    A later piece replaces earlier ones of the same rows. One sweep at a time for each bit. Call `advance` between steps
+    until it returns True, then `finish`.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Sweep:
         self._factor = 1.0
 
     def advance(self, budget_bytes: int) -> bool:
-        """Copy about so many bytes. True once no more than that is left: `finish` then, or between later steps."""
+        """Copy about ``budget_bytes``. True once no more than that is left: time to `finish`."""
         budget = int(budget_bytes * self._factor)
         budget = self._take_whole(budget)
         if budget <= 0 or self._cursors or self._keys:
@@ -62,20 +63,20 @@ class Sweep:
         return False
 
     def finish(self) -> None:
-        """Copy all that is left. With this, the pieces are what the learner is now."""
+        """Copy all that is left: the pieces together are now the learner as it is."""
         while self._cursors or self._keys:
             self._take_whole(1 << 62)
         self._take_changed(1 << 62)
 
     def left_bytes(self) -> int:
-        """Bytes of rows and entries that are marked, all of which are to be copied again."""
+        """Bytes of the rows and entries that are dirty."""
         rows = sum(len(rows_U) * region.row_bytes for region, rows_U in self._marked())
         return rows + sum(each.num_changed * each.ENTRY_BYTES for each in self._entries)
 
     # The first pass: rows one after the other
 
     def _take_whole(self, budget: int) -> int:
-        """Go on with the first pass; what is left of the budget."""
+        """Continue the first pass; returns what is left of the budget."""
         while budget > 0 and self._cursors:
             index, start = self._cursors[0]
             region = self._regions[index]
@@ -90,7 +91,7 @@ class Sweep:
             num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
             taken = [keys.popleft() for _ in range(min(num, len(keys)))]
             if taken:
-                self._say(entries.name, NO_ROWS, entries.take(taken))
+                self._emit(entries.name, NO_ROWS, entries.take(taken))
             budget -= len(taken) * entries.ENTRY_BYTES
             if not keys:
                 self._keys.popleft()
@@ -112,7 +113,7 @@ class Sweep:
         for entries in self._entries:
             while entries.num_changed and budget > 0:
                 num = max(1, min(budget, MOST_PIECE_BYTES) // entries.ENTRY_BYTES)
-                self._say(entries.name, NO_ROWS, entries.take_changed(num))
+                self._emit(entries.name, NO_ROWS, entries.take_changed(num))
                 budget -= num * entries.ENTRY_BYTES
 
     def _take(self, region: Region, rows_U: Int64) -> int:
@@ -122,9 +123,9 @@ class Sweep:
             clear(marks[rows_U[0] : rows_U[-1] + 1], self._bit)
         else:
             marks[rows_U] &= np.uint8(0xFF ^ self._bit)
-        return self._say(region.name, rows_U, columns)
+        return self._emit(region.name, rows_U, columns)
 
-    def _say(self, region: str, rows_U: Int64, columns: Arrays) -> int:
+    def _emit(self, region: str, rows_U: Int64, columns: Arrays) -> int:
         piece = Piece(region, rows_U, columns)
         self._give(piece)
         return piece.num_bytes

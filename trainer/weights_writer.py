@@ -27,7 +27,7 @@ class WeightsWriter:
 
     def __init__(self, kafka: KafkaConfig, chunk_bytes: int) -> None:
         self._kafka, self._chunk_bytes = kafka, chunk_bytes
-        self._topic = TopicPartition(Topics.under(kafka.prefix).weights, 0)
+        self._topic = TopicPartition(Topics.under(kafka.prefix, kafka.line).weights, 0)
         self._consumer: KafkaConsumer | None = None
         self._producer: KafkaProducer | None = None
         self._checked_offset = 0

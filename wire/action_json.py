@@ -94,6 +94,8 @@ def order_of(content: Any) -> Order | None:
     text = canonical(key)
     if isinstance(key, int) and not -MAX_INT - 1 <= key <= MAX_INT:
         refuse("bad_value", f"{fields[0]}: expected an integer of 64 bits, got {text[:40]}; send it as a string")
+    if not text.isprintable() and any(0xD800 <= ord(each) < 0xE000 for each in text):
+        refuse("bad_value", f"{fields[0]}: expected text in UTF-8, got {text[:40]!r}; check the terminal's encoding")
     if not 0 < len(text) <= MAX_KEY_LEN or text[0] == "\0":
         refuse("bad_value", f"{fields[0]}: expected 1 to {MAX_KEY_LEN} characters that do not start with NUL, got "
                f"{len(text)}")  # fmt: skip

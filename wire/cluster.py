@@ -36,6 +36,8 @@ class ClusterState:
     trainers: dict[str, TrainerStatus] = field(default_factory=dict)
     action_ends: dict[int, int] = field(default_factory=dict)
     """Where the partitions of the actions topic end; set by the reader of the reports, who asks the broker."""
+    line: str | None = None
+    """The line of training whose servers count; None: all."""
     heard_s: float = field(default_factory=time.monotonic)
     """When the broker last answered (monotonic); set by the reader of the reports."""
 
@@ -57,7 +59,10 @@ class ClusterState:
         if isinstance(status, WorkerStatus):
             self._note_worker(status)
         elif isinstance(status, ServerStatus):
-            self.servers[status.component] = status
+            if self.line in (None, status.line):
+                self.servers[status.component] = status
+            else:
+                self.servers.pop(status.component, None)
         else:
             self.trainers[status.component] = status
 

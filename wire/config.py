@@ -64,10 +64,12 @@ KAFKA_LIMITS: dict[str, Limit] = {
     "prefix": Text(
         r"[A-Za-z0-9._-]{1,200}", "1 to 200 of A-Z, a-z, 0-9, '.', '_' or '-'", "choose what Kafka allows in a topic"
     ),
+    "line": Text(r"(?!main$)[a-z0-9-]{0,40}", "up to 40 of a-z, 0-9 or '-'", "leave it empty for the main line"),
     "partitions": Number(1, 100_000, whole=True),
     "replication_factor": Number(1, 32_767, whole=True, advice="3 is usual on a cluster"),
     "compression": Word(COMPRESSIONS, "zstd is the default"),
     "actions_retention_s": ABOVE_0,
+    "weights_retention_s": Number(0, advice="0 keeps versions as long as actions"),
     "min_compaction_lag_s": ABOVE_0,
     "max_message_bytes": Number(1 << 20, 1 << 30, whole=True, advice="1048588 is Kafka's default"),
 }
@@ -139,12 +141,17 @@ class KafkaConfig:
     bootstrap: str = "localhost:9092"
     client: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = "headrace"
+    line: str = ""
+    """A line of training beside the main one: its trainer reads the same actions and sequences, and publishes to a
+    weights topic of its own, until `headrace switch` has the servers answer from it."""
     partitions: int = 4
     replication_factor: int = 1
     compression: str = "zstd"
     """For everything that Headrace writes. Measured on batches of simulated actions, zstd needs half of lz4's bytes (a
     ninth of the original instead of almost a quarter) and compresses 0.7 GB/s on one core."""
     actions_retention_s: float = 7 * 86_400.0
+    weights_retention_s: float = 0.0
+    """How long versions of the weights are kept; 0: as long as actions. `trainer.keep_versions` bounds their number."""
     min_compaction_lag_s: float = 86_400.0
     max_message_bytes: int = 1_048_588
     """``max.message.bytes`` of the actions topic (here Kafka's own default); that of the dead letters follows from
@@ -152,6 +159,11 @@ class KafkaConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "kafka", KAFKA_LIMITS)
+
+    @property
+    def weights_kept_s(self) -> float:
+        """How long the weights topic keeps a version."""
+        return self.weights_retention_s or self.actions_retention_s
 
 
 def largest_example_bytes(action: ActionConfig, sequence: SequenceConfig) -> int:

@@ -55,8 +55,6 @@ class ExampleLog:
     def __init__(self, next_number: int | None = 0, *, writer_epoch: int = 0, allow_gaps: bool = False) -> None:
         self.next_number = next_number
         self.writer_epoch = writer_epoch
-        self.example_epoch = -1
-        """Writer epoch of the last accepted example; -1 before any."""
         self.gap: Gap | None = None
         self.allow_gaps = allow_gaps
         self.overwritten: set[Address] = set()
@@ -88,7 +86,6 @@ class ExampleLog:
     def take(self, example: Example) -> None:
         """Continue after this example, whatever is missing before it."""
         self.writer_epoch = max(self.writer_epoch, example.writer_epoch)
-        self.example_epoch = example.writer_epoch
         self.next_number = example.number + 1
         self.gap = None
         if self.overwritten or self.buried:
@@ -103,7 +100,7 @@ class ExampleLog:
             return False
         if (writer_epochs != self.writer_epoch).any():
             return False
-        self.example_epoch, self.next_number, self.gap = self.writer_epoch, int(numbers[-1]) + 1, None
+        self.next_number, self.gap = int(numbers[-1]) + 1, None
         self.overwritten.clear()
         self.buried.clear()
         return True

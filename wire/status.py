@@ -53,6 +53,8 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="server", tag_
     held: list[Whole] = []
     """[epoch, number] of the newest version if that is held back, or of the pinned one if that is not available."""
     why: str = ""
+    line: str = ""
+    """The line of training that it follows; empty: the main one."""
 
 
 class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", tag_field="role"):

@@ -84,14 +84,16 @@ class Topics:
     control: str
 
     @classmethod
-    def under(cls, prefix: str = "headrace") -> Topics:
-        """The names of one deployment; ``prefix`` is ``headrace`` unless several deployments share a broker."""
+    def under(cls, prefix: str = "headrace", line: str = "") -> Topics:
+        """The names of one deployment; ``prefix`` is ``headrace`` unless several deployments share a broker. ``line``:
+        a line of training beside the main one, with weights and a lag of its own (`KafkaConfig.line`)."""
+        own = f".{line}" if line else ""
         return cls(
             actions=f"{prefix}.actions.v1",
             dead_letters=f"{prefix}.actions.v1.dlq",
             sequences=f"{prefix}.sequences.v1",
-            weights=f"{prefix}.weights.v1",
-            lag=f"{prefix}.trainer.lag.v1",
+            weights=f"{prefix}.weights.v1{own}",
+            lag=f"{prefix}.trainer.lag.v1{own}",
             status=f"{prefix}.status.v1",
             control=f"{prefix}.control.v1",
         )
@@ -104,7 +106,7 @@ def max_letter_bytes(config: KafkaConfig) -> int:
 
 def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     """Every topic of a deployment, with its settings; actions come first."""
-    names = Topics.under(config.prefix)
+    names = Topics.under(config.prefix, config.line)
     retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
     largest, letter = config.max_message_bytes, max_letter_bytes(config)
     forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
@@ -118,7 +120,7 @@ def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
         Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
         Topic(names.dead_letters, 1, copies, forever),
         Topic(names.sequences, config.partitions, copies, compacted),
-        Topic(names.weights, 1, copies, retention),
+        Topic(names.weights, 1, copies, {**retention, "retention.ms": str(round(config.weights_kept_s * 1000))}),
         Topic(names.lag, 1, copies, retention),
         Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
         Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),

@@ -79,7 +79,10 @@ def train(
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Train on the stream of examples in one pass, and publish the weights every few seconds."""
+    """Train on the stream of examples in one pass, and publish the weights every few seconds.
+
+    Started by torchrun, several processes compute its steps (`trainer.shards`).
+    """
     if as_json and file is None:
         raise typer.BadParameter("goes with --file", param_hint="--json")
     if replay and file is not None:

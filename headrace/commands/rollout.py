@@ -1,4 +1,4 @@
-"""The commands that decide which version all servers answer from."""
+"""The commands that decide which version, of which line of training, all servers answer from."""
 
 from __future__ import annotations
 
@@ -49,3 +49,22 @@ def rollback(
     from headrace.rollout import rollback as run
 
     raise typer.Exit(run(read_settings(config, bootstrap), version, reason))
+
+
+def switch(
+    line: Annotated[str, typer.Argument(metavar="LINE", help="`kafka.line` of its trainer; main: the main line.")],
+    when_as_good: Annotated[
+        bool, typer.Option("--when-as-good", help="Wait until its newest version is as good as the one followed now.")
+    ] = False,
+    worse: Annotated[
+        float, typer.Option("--worse", metavar="FRACTION", help="By how much HR@10 and NE may be worse all the same.")
+    ] = 0.02,
+    reason: Reason = "",
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Have all servers follow another line of training: a trainer with another `kafka.line`, on the same actions."""
+    from headrace.rollout import switch as run
+
+    name = "" if line == "main" else line
+    raise typer.Exit(run(read_settings(config, bootstrap), name, reason, when_as_good=when_as_good, worse=worse))

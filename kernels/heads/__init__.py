@@ -1,7 +1,7 @@
-"""What stands behind the layers of a training step: predictions, both losses, and their gradients, in one call.
+"""The output heads of a training step: predictions, both losses and their gradients in one call, beside autograd.
 
-Retrieval: the output before a target asks which item comes, over the whole catalogue. Ranking: the output at a target's
-item says what is done with it. Beside autograd, whose bookkeeping costs a live step more than its arithmetic.
+Retrieval: the output before a target is a query for the next item, over the whole catalogue. Ranking: the output at a
+target's item predicts the kinds of action on it. In a live step, autograd's bookkeeping costs more than the arithmetic.
 """
 
 from __future__ import annotations

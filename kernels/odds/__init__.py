@@ -1,18 +1,17 @@
 """The odds: how likely each kind of action is, from counts and the network's logit, learned event by event.
 
-A rate is known after a few sightings, long before gradients have found it. So what has been counted of an item (in all,
-and lately), of its domain and features, of the user (in all, and over his last few interactions) and of him with this
-item and with those that share its domain or a feature enters as log-odds, relative to those that it is smoothed
-towards; the network's logit stands beside them. A kind's
-logit is their weighted sum, and what one hidden layer makes of all of them together. Weights are learned online on the
-log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive weighing of context
-models", 2005): what predicts badly loses its weight.
+Counting finds a rate after a few sightings, gradients need hundreds. So the counts of the item (all, and recent ones),
+of its domain and features, of the user (all, and the last few interactions), and of the user with this item and with
+items that share its domain or a feature become log-odds, each relative to its prior; the network's logit is one more.
+A kind's logit is their weighted sum plus the output of one hidden layer that sees all of them. The weights are learned
+online on the log loss, event by event (Adagrad; Duchi et al., JMLR 2011), as in the mixing of Mahoney ("Adaptive
+weighing of context models", 2005): what predicts badly loses its weight.
 
-Counts change with each event. Weights learn of an interaction when its kinds have come, `OddsRules.horizon`
-interactions later, from what was seen when it was new (`OddsKept`); a kind that comes later still takes back, with the
-same inputs, what its absence has taught. Taught at once instead, and corrected with what is seen by then, they ran
-away: a user's last interactions have got their kinds in the meantime, so nothing kept the inputs of the 0s from ever
-lower odds and those of the 1s from ever higher ones.
+Counts change with each event. The weights learn an interaction `OddsRules.horizon` interactions later, when its kinds
+have come, from the inputs that it was predicted from (`OddsKept`). A kind that comes even later reverses, with the same
+inputs, what its absence has taught. Learning at once and correcting with the inputs of that later moment diverged: by
+then the user's last interactions had got their kinds, so 0s and 1s were learned from different inputs, and nothing kept
+the odds of the former from falling and those of the latter from rising without bound.
 
 Arrays are NumPy's: the odds live on the host, whatever the network runs on.
 """

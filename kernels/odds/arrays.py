@@ -1,4 +1,4 @@
-"""What the odds are made of: counts by row, and the weights of what is made of them."""
+"""The arrays of the odds: counts by row, and the weights of the log-odds that are computed from them."""
 
 from __future__ import annotations
 
@@ -14,43 +14,47 @@ Float64 = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 COUNTED = (
-    "item", "item_boldly", "item_recent", "item_lately", "user", "user_recent", "user_lately", "user_of_late", "own",
+    "item", "item less smoothed", "item's last 10", "item's last 50", "user", "user's last 2", "user's last 5",
+    "user's last 20", "user with this item",
 )  # fmt: skip
-"""What is counted of an item and its user. Behind it come, for the domain and each feature of the item, what the user
-did with items that share it (`ALIKE_DECAYS`); then attributes (domain, features), then the network."""
-ITEM, BOLDLY, RECENT, USER, OF_LATE, OWN = 0, 1, 2, 4, 5, 8
+"""The log-odds of an item and its user, in order. After them come, for the domain and each feature of the item, those
+of the user with items that share it (`ALIKE_DECAYS`); then those of the attributes (domain, features), then the
+network's."""
+ITEM = 0
 ITEM_STRENGTH, BOLD_STRENGTH, RECENT_STRENGTH, USER_STRENGTH, LATE_STRENGTH, OWN_STRENGTH = (
     30.0, 3.0, 2.0, 5.0, 2.0, 1.0,
 )  # fmt: skip
 ALIKE_STRENGTH, ATTRIBUTE_STRENGTH = 3.0, 20.0
-"""So many sightings of the rate that each is smoothed towards: the overall one; for what is recent of an item, the
-item's; for what the user did with this item, or with those like it, his own."""
+"""How many sightings the prior of each rate is worth. The prior is the overall rate; for an item's recent rates, the
+item's; for the user with this item or similar ones, the user's."""
 RECENT_DECAYS = (0.9, 0.98)
-"""How much less of an item's sightings counts with each one more."""
+"""By how much an item's earlier sightings are discounted with each new one."""
 LATE_DECAYS = (0.5, 0.8, 0.95)
-"""The same of a user's interactions."""
+"""The same for a user's interactions."""
 ALIKE_DECAYS = (1.0, 0.98, 0.9)
-"""The same, of those that count because their items are like the one in question."""
+"""The same for a user's interactions with similar items."""
 NUM_BLOCKS = 1 + len(RECENT_DECAYS)
-"""Counts of an item: in all, and by each decay."""
+"""Blocks of an item's counts: undiscounted, and one for each decay."""
 HIDDEN, NUM_CONFIDENCES = 16, 3
-"""How wide the hidden layer is; beside the log-odds it sees how much is known of the item, the user, and of both."""
+"""Width of the hidden layer, and its inputs beside the log-odds: how much is known of the item, the user, and both."""
 FIRST_SQUARE = 1.0
 LEAST_RATE = 1e-6
 
 
 @dataclass(slots=True, eq=False)
 class OddsArrays:
-    """Counts of interactions and of each of K kinds: C = 1 + K numbers.
+    """Counts and weights. A count has C = 1 + K columns: interactions, and how many of them had each of K kinds.
 
-    ``item_VC`` (V, `NUM_BLOCKS` x C) by row of the item table; ``domain_VC`` (·, C) and ``feature_VC`` (·, C) by row of
-    the domains' and features' tables; row 0 is whatever has no row. ``attributes`` (3,): how many rows of the two an
-    event has, and of how many of both it is counted what the user did with items that share them. ``total_C`` float64:
-    of all. ``gain_FK``: weights of the F log-odds (`COUNTED`, `ALIKE_DECAYS` for each of those, attributes, network),
-    and last a bias, of each kind. ``hidden_JH``: the hidden layer's, of F x K log-odds, `NUM_CONFIDENCES` and a
-    constant; ``out_HK``: from there to the kinds. Beside each its Adagrad state. ``norm_2I``: means and variances of
-    the F x K log-odds; ``clock`` (1 + 2K,) float64: interactions so far; the caller's counts of kinds, at once and
-    late. ``*_dirty_V`` uint8: 0xFF in rows that changed, of which each reader clears a bit of its own."""
+    - ``item_VC`` (V, `NUM_BLOCKS` x C), ``domain_VC`` and ``feature_VC`` (·, C): by row of the items', domains' and
+      features' tables; row 0 is everything that has no row. ``total_C`` float64: of all interactions.
+    - ``gain_FK``: for each kind, the weights of the F log-odds (`COUNTED`, `ALIKE_DECAYS` of each similarity,
+      attributes, network) and last a bias. ``hidden_JH``: from the F x K log-odds, `NUM_CONFIDENCES` and a constant to
+      the hidden layer; ``out_HK``: from there to the kinds. ``*_square_*``: their Adagrad states.
+    - ``norm_2I``: means and variances of the F x K log-odds. ``clock`` (1 + 2K,) float64: interactions so far, then the
+      caller's counts of kinds that came at once, and late.
+    - ``attributes`` (3,): how many domains and how many features an event has, and by how many of both items are
+      compared. ``*_dirty_V`` uint8: 0xFF in rows that changed; each reader clears its own bit.
+    """
 
     item_VC: Float32
     domain_VC: Float32
@@ -115,31 +119,31 @@ class OddsArrays:
 
     @property
     def num_attributes(self) -> int:
-        """A."""
+        """A: domains and features of an event."""
         return int(self.attributes[:2].sum())
 
     @property
     def num_alike(self) -> int:
-        """L."""
+        """L: by how many attributes items are compared."""
         return int(self.attributes[2])
 
     @property
     def num_kept(self) -> int:
         """How many numbers are kept of an interaction (`OddsKept`)."""
-        return self.norm_2I.shape[1] + NUM_CONFIDENCES + self.num_kinds
+        return int(self.norm_2I.shape[1]) + NUM_CONFIDENCES + self.num_kinds
 
     def copy(self) -> OddsArrays:
-        """The same, elsewhere."""
+        """A copy that shares nothing."""
         return OddsArrays(*(getattr(self, each.name).copy() for each in fields(self)))
 
 
 @dataclass(slots=True, eq=False)
 class OddsKept:
-    """The newest interactions as they were seen when they were new, in a ring of P places.
+    """A ring of the newest P interactions, with the inputs that they were predicted from when they were new.
 
-    ``log_PI``: the log-odds, then `NUM_CONFIDENCES`, then the K probabilities that the weights had for it when they
-    learned of it; ``bits_P``: the kinds that have come; ``count_2`` int64: how many
-    interactions there were, and how many of them the weights have learned (the oldest first); ``dirty_P``: as of rows.
+    ``log_PI``: the log-odds, then the `NUM_CONFIDENCES`, then the K probabilities at the time when the weights learned
+    the interaction. ``bits_P``: the kinds that have come by now. ``count_2`` int64: how many interactions there were,
+    and how many of them the weights have learned, oldest first. ``dirty_P``: dirty marks, as of rows.
     """
 
     log_PI: Float32
@@ -149,7 +153,7 @@ class OddsKept:
 
     @staticmethod
     def empty(odds: OddsArrays, most: int) -> OddsKept:
-        """Room for the newest ``most``."""
+        """Room for the newest ``most`` interactions."""
         log_PI = np.zeros((most, odds.num_kept), np.float32)
         return OddsKept(log_PI, np.zeros(most, np.uint32), np.zeros(2, np.int64), np.zeros(most, np.uint8))
 
@@ -159,20 +163,21 @@ class OddsKept:
         return min(len(self.bits_P), int(self.count_2[0]))
 
     def copy(self) -> OddsKept:
-        """The same, elsewhere."""
+        """A copy that shares nothing."""
         return OddsKept(*(getattr(self, each.name).copy() for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OddsEvents:
-    """R interactions, new or with feedback, and what came before each in its user's sequence.
+    """R events, each a new interaction or feedback to an earlier one, and what came before it in the user's sequence.
 
     ``row_R``: rows of the items; ``item_R``: their keys. ``attribute_RA``: rows of domain and features. ``network_RK``:
-    the network's logits. ``bits_R``: the kinds that the event brings; ``is_new_R``: 1 for a new
-    interaction, 0 for kinds that came to an earlier one. ``order_R``: the order in which they happened. The user of
-    event r had met ``past_item_n[past_begin_R[r]:past_end_R[r]]``, oldest first, with the kinds ``past_bits_n``.
-    ``alike_RL``: keys of the item's domain and features, 0 for none; ``past_alike_nL``: those of the items before.
-    ``kept_R``: where an earlier interaction is in `OddsKept`, -1 for nowhere; of new ones it is not read."""
+    the network's logits. ``bits_R``: the kinds that the event brings; ``is_new_R``: 1 for a new interaction, 0 for
+    feedback. ``order_R``: the events in the order in which they happened. The user of event r had met the items
+    ``past_item_n[past_begin_R[r]:past_end_R[r]]``, oldest first, with the kinds ``past_bits_n``. ``alike_RL``: keys of
+    the item's domain and features, 0 for none; ``past_alike_nL``: those of the earlier items. ``kept_R``: for feedback,
+    the interaction's place in `OddsKept`, -1 if it is gone.
+    """
 
     row_R: Int32
     item_R: Int64
@@ -195,10 +200,11 @@ class OddsEvents:
 
 @dataclass(frozen=True, slots=True)
 class OddsRules:
-    """How fast the weights are learned: Adagrad's rates, and how much less of its state counts with each event.
+    """How the weights are learned: Adagrad's learning rates, and the decay of its state with each event.
 
-    ``horizon``: the weights learn of an interaction when this many newer ones have come, with the kinds that it has by
-    then; 0: at once."""
+    ``horizon``: the weights learn an interaction, with the kinds that it has by then, once this many newer ones have
+    come; 0: at once.
+    """
 
     rate: float = 0.05
     hidden_rate: float = 0.03

@@ -134,7 +134,7 @@ def _keep(odds: OddsArrays, kept: OddsKept, events: OddsEvents, r: int, log_I: F
     kept.count_2[0] += 1
     while kept.count_2[1] + rules.horizon < kept.count_2[0]:
         at = int(kept.count_2[1]) % most
-        done = _predict(odds, kept.log_PI[at, : len(log_I)])
+        done = _predict(odds, kept.log_PI[at, : len(log_I)].astype(np.float64))
         kept.log_PI[at, len(log_I) :] = _probability(done.logit_K)
         _learn(odds, done, _probability(done.logit_K) - _kinds(kept.bits_P[at], odds.num_kinds), rules)
         kept.dirty_P[at] = 0xFF

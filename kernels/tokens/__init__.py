@@ -1,7 +1,6 @@
-"""The tokens of interactions, item and action in turn, from the rows of items and what was done with them.
+"""The token embeddings of interactions, item and action alternating, and their backward pass beside autograd.
 
-The backward pass writes where it is told, beside autograd: a live step is so small that its bookkeeping costs more than
-its arithmetic.
+A live step is so small that autograd's bookkeeping costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def tokens(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Tokens (2n, M), no gradients but in the reference.
+    """The tokens (2n, M). Only the reference supports autograd.
 
     Item: ``table_VD[place_n] @ item_weight`` (+ ``side_nM``). Action: ``action_M + kinds_nK @ kind_KM + item @
     action_item_weight``, and with ``value_n`` (NaN where there is none) its presence and signed logarithm times
@@ -56,10 +55,11 @@ def token_gradients(
     d_table_VD: Tensor,
     d_side_nM: Tensor | None,
 ) -> None:
-    """From the gradient of ``tokens_TM`` to those of what they were made of, on the CPU in C++.
+    """Backward pass of `tokens`, whose result is ``tokens_TM``, on the CPU in C++.
 
-    Written: ``gradients``, ``d_side_nM``. Added to: ``d_table_VD``. The rest as `tokens`, whose result is
-    ``tokens_TM``. Raises ValueError (shapes), `KernelUnavailable`.
+    Overwrites ``gradients`` and ``d_side_nM``, adds to ``d_table_VD``; the other arguments are those of `tokens`.
+
+    Raises ValueError (shapes), `KernelUnavailable`.
     """
     _check(table_VD, place_n, kinds_nK, value_n, d_side_nM, params)
     if not (grad_TM.shape == tokens_TM.shape == (2 * len(place_n), params.action_M.shape[0])):

@@ -43,8 +43,16 @@ def read_actions(path: Path | str, config: ActionConfig | None = None) -> Iterat
     First, all of it is read and checked as a worker with this ``config`` would check it; without one, any kind is
     accepted. Raises `FileError`, which names the line.
     """
-    path, now_ms = Path(path), time.time_ns() // 1_000_000
-    lenient = config or AnyKind()
+    try:
+        return _read(Path(path), config)
+    except MemoryError:
+        raise FileError(
+            f"{path}: expected a file that fits into memory, unpacked, got a larger one; split it by time"
+        ) from None
+
+
+def _read(path: Path, config: ActionConfig | None) -> Iterator[dict[str, Any]]:
+    now_ms, lenient = time.time_ns() // 1_000_000, config or AnyKind()
     content = read_bytes(path)
     if content.startswith(PARQUET):
         rows, is_ratings = read_parquet(path, content, lenient, now_ms)

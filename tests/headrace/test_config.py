@@ -94,6 +94,7 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[sequence]\nsegment_len = 100000\n", ["segment_len: expected a whole number, 1 to 4096", "16 is usual"]),
         ("[stream]\nmax_wait_s = inf\n", ["[stream] max_wait_s", "expected a finite number, got inf"]),
         ("[kafka]\nbootstrap = 'localhost'\n", ["kafka.bootstrap: expected host:port", "got 'localhost'"]),
+        ("[store]\npath = ''\n", ["store.path: expected a path, got ''", "leave it out to get the default"]),
         ("[serving]\nhost = ''\n", ["serving.host: expected an address", "0.0.0.0"]),
         ("partitions = 3\n", ["partitions: expected every key in its section", "write it under [kafka]"]),
         ("[kafka.client]\nsecurity_protocl = 'SSL'\n", ["kafka.client.security_protocl", "mean security_protocol?"]),
@@ -143,6 +144,7 @@ def test_a_wrong_key_or_value_is_refused_in_one_line(text: str, parts: list[str]
         ("HEADRACE_TRAINER", "x", ["HEADRACE_TRAINER names no key", "write HEADRACE_TRAINER__KEY"]),
         ("HEADRACE_MODEL__MAX_CONTEXT", "9", ["HEADRACE_MODEL__MAX_CONTEXT: model.max_context: expected 200"]),
         ("HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS", "abc", ["HEADRACE_KAFKA__CLIENT__REQUEST_TIMEOUT_MS: kafka.cl"]),
+        ("HEADRACE_STORE__PATH", "", ["store.path: expected a path, got ''"]),
         ("HEADRACE_TRAINER__DEVICE", "gpu", ["HEADRACE_TRAINER__DEVICE", "trainer.device: expected one of"]),
     ],
 )

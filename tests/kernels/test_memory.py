@@ -134,7 +134,7 @@ def test_of_many_rows_the_best_are_looked_at_again(monkeypatch: pytest.MonkeyPat
     assert (memories[1].shortlist_weight[: len(SEEN_AGAIN)] != 0).any()
 
 
-def test_the_second_look_learns_what_no_sum_of_features_says() -> None:
+def test_reranking_learns_what_no_sum_of_features_says() -> None:
     """All users choose an item twice, never three times: more is better only up to a point."""
     rng, rows, taken = np.random.default_rng(0), list[int](), np.zeros(500, int)
     for _ in range(1500):

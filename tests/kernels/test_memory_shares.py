@@ -33,7 +33,7 @@ def test_the_parts_add_up_to_the_score(seed: int, num_events: int, repeats: bool
     assert found.past_PC.shape == found.after_PC.shape == (len(past), len(asked))
 
 
-def test_the_sum_is_the_kernels_own_score_of_what_gets_no_second_look() -> None:
+def test_the_sum_is_the_kernels_own_score_of_what_is_not_reranked() -> None:
     stream = Stream(num_rows=90, num_events=400, num_users=6)
     memory, _ = learned(stream, width=80)
     past, met = [1, 5, 7], list[int]()

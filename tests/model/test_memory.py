@@ -159,7 +159,7 @@ def test_what_is_kept_is_everything() -> None:
     )
 
 
-def test_a_version_without_a_second_look_is_read() -> None:
+def test_a_version_without_a_reranking_network_is_read() -> None:
     """As older builds publish: scores are the weighted sum."""
     trainer, server, rng = Memory(MODEL), Memory(MODEL), np.random.default_rng(0)
     learn(trainer, rng, 30, 100)

@@ -17,7 +17,7 @@ from tests.serving.live import HOLDER, WORLD, service_of
 from tests.serving.world import MODEL, START_MS
 
 AT = {"timestamp": START_MS + 10**8}
-PARTS = ("standing", "memory", "network", "second_look")
+PARTS = ("standing", "memory", "network", "reranking")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_request_for_too_much_is_refused(client: Client) -> None:
         assert client.post("/explain", json={"user": "u1", **body}).status_code == 422
 
 
-def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reranking_part_is_the_definitions(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reported as the remainder of the score, so it would contain any error in the other parts."""
     assert HOLDER.current is not None
     version, memory = HOLDER.current, HOLDER.current.memory
@@ -112,4 +112,4 @@ def test_the_second_look_is_the_definitions(client: Client, monkeypatch: pytest.
     monkeypatch.setattr(explanation, "memory_shares", watch)
     monkeypatch.setattr(explanation, "_logits", keep)
     found = explained(client, user="u2", k=6, exclude_seen=False)
-    assert [each["second_look"] for each in found] == pytest.approx(looks, rel=1e-3, abs=1e-3)
+    assert [each["reranking"] for each in found] == pytest.approx(looks, rel=1e-3, abs=1e-3)

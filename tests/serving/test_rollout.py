@@ -19,7 +19,7 @@ from tests.brokers import Broker, wait_until
 from tests.foreign import FOREIGN
 from tests.serving.wire import Wire, served
 from tests.serving.world import Record, World
-from wire.control import PIN_KEY, Pin, encode_pin, parse_version
+from wire.control import PIN_KEY, Pin, encode_order, parse_version
 from wire.errors import VersionError
 from wire.kafka.consumer import connect
 from wire.weights import Manifest, Quality, decode_manifest, encode_manifest
@@ -228,7 +228,7 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
 def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     rollout = Rollout()
     producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
-    order = encode_pin(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
+    order = encode_order(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
     producer.send(wire.topics.control, key=PIN_KEY, value=order).get(20)
     follower = PinFollower(lambda: connect(wire.kafka, 20), wire.topics.control, rollout)
     follower.start()
@@ -238,7 +238,7 @@ def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
         for value in FOREIGN:
             if value is not None:
                 producer.send(wire.topics.control, key=PIN_KEY, value=value)
-        producer.send(wire.topics.control, key=PIN_KEY, value=encode_pin(Pin(epoch=3, number=8, made_ms=0))).get(20)
+        producer.send(wire.topics.control, key=PIN_KEY, value=encode_order(Pin(epoch=3, number=8, made_ms=0))).get(20)
         wait_until(lambda: rollout.wanted == (3, 8), 20, "a pin after what is none")
         producer.send(wire.topics.control, key=PIN_KEY, value=None).get(20)
         wait_until(lambda: rollout.wanted is None, 20, "the pin to be gone")

@@ -203,7 +203,7 @@ def test_foreign_records_are_counted_and_do_not_fill_the_log(wire: Wire, caplog:
         served(subscriber, wire.publish(world))
         wire.send([(b"foreign", [], b"7 bytes")] * 1_500)
         served(subscriber, wire.publish(world, "delta"))
-    assert subscriber.counters.num_dropped == 1_500
+    assert subscriber.intake.counters.num_dropped == 1_500
     told = [record.getMessage() for record in caplog.records if "it is skipped" in record.getMessage()]
     assert len(told) == 11, "the first ten, and the thousandth"
     assert told[-1].endswith("(number 1000 so far)")

@@ -30,9 +30,9 @@ from wire.topics import Topics, example_key
 class Wire:
     """One test's topics."""
 
-    def __init__(self, broker: Broker, prefix: str) -> None:
-        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, partitions=2)
-        self.topics = Topics.under(prefix)
+    def __init__(self, broker: Broker, prefix: str, line: str = "") -> None:
+        self.kafka = KafkaConfig(bootstrap=broker.bootstrap, prefix=prefix, line=line, partitions=2)
+        self.topics = Topics.under(prefix, line)
         ensure_topics(self.kafka)
         self._producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=0, acks="all")
         self.next_offset = 0
@@ -74,6 +74,7 @@ class Wire:
         thread = WeightsSubscriber(
             connect(self.kafka, 20, metadata_max_age_ms=1000), self.topics.weights,
             VersionIntake(WeightsManager(), rollout or Rollout(), guard or Guard(None)),
+            topic_of=lambda line: Topics.under(self.kafka.prefix, line).weights,
         )  # fmt: skip
         thread.start()
         try:

@@ -286,6 +286,23 @@ except StoreClosed:
     assert issubclass(StoreFull, StoreError)
 
 
+def test_a_limit_of_open_files_is_named(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from state.errors import StoreError
+from state.store import PartitionStore
+resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
+try:
+    PartitionStore.open(sys.argv[1], 0)
+except StoreError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "expected to open all files, got " in done.stdout
+    assert done.stdout.endswith("; raise ulimit -n\n")
+
+
 @pytest.mark.parametrize("damage", ["CURRENT", "MANIFEST", "sst"])
 def test_damaged_files_are_refused_with_what_to_do(damage: str, tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)

@@ -8,6 +8,8 @@ import io
 import json
 import lzma
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ from stream.files import RATING_KINDS, rating_kinds, read_actions
 from wire.action import Action, decode_record
 from wire.config import ActionConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_700_000_000_000
 DAT = "1::10::5::978300760\n2::11::3::978300700\n1::12::4::978300760\n"
 EXPECTED = [(2, 11, ["rate"], 978300700000, 3), (1, 10, ["rate", "like", "love"], 978300760000, 5),
@@ -436,6 +439,30 @@ def test_what_cannot_be_sent_is_refused_in_one_line(
         read_actions(tmp_path / name, ActionConfig(kinds=("see", "click"), features=("genre",)))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
+
+
+SMALL = """
+import resource, sys
+from stream.errors import FileError
+from stream.files import read_actions
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    read_actions(sys.argv[1])
+except FileError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_does_not_fit_into_memory_is_one_line(tmp_path: Path) -> None:
+    packer = zstandard.ZstdCompressor().compressobj()
+    parts = [packer.compress(bytes(32 << 20)) for _ in range(64)]
+    (tmp_path / "a.zst").write_bytes(b"".join([*parts, packer.flush()]))
+    command = [sys.executable, "-c", SMALL, str(tmp_path / "a.zst")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(
+        "a.zst: expected a file that fits into memory, unpacked, got a larger one; split it by time\n"
+    )
 
 
 def test_a_folder_or_a_device_is_not_a_file(tmp_path: Path) -> None:

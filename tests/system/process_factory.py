@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,9 @@ FORKED = ("stream", "trainer", "serving", "tests.system.broken")
 @cache
 def factory() -> ProcessFactory:
     """The one of this process; ended with it."""
-    made = ProcessFactory(Path(tempfile.mkdtemp(prefix="headrace-loops-")), "system")
+    folder = Path(tempfile.mkdtemp(prefix="headrace-loops-"))
+    made = ProcessFactory(folder, "system")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(made.close)
     return made
 
@@ -39,7 +42,6 @@ class ForkedChild(Child):
     def start(self) -> Self:
         """Start it, or start it again. Its log is appended to."""
         self._process = Forked(factory().start(self.arguments[1:], environment=self.env, log=self.log_path))
-        self.num_starts += 1
         return self
 
 

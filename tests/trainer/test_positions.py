@@ -219,6 +219,18 @@ def test_partitions_that_are_added_under_a_trainer_end_it_with_one_line(stage: M
     assert expected in ends_with_one_line(made.start())
 
 
+def test_a_topic_that_is_deleted_under_a_trainer_ends_it_with_one_line(stage: Make) -> None:
+    made = stage()
+    made.feed(60)
+    child = made.start()
+    made.wait_published()
+    with admin_of(made.broker) as admin:
+        admin.delete_topics([made.topics.sequences])
+    last = ends_with_one_line(child)
+    assert f"topic {made.topics.sequences}: expected it to exist still, but it is gone. Position: partition 0: " in last
+    assert "start with --from-published" in last
+
+
 def test_foreign_records_in_the_topics_are_skipped_and_named(stage: Make) -> None:
     made = stage()
     made.feed(60)

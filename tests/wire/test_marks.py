@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wire.action import Rejection, decode_record
-from wire.action_json import Order
+from wire.action_json import Order, Refused, order_of
 from wire.config import ActionConfig
 from wire.errors import CodecError
 from wire.example import PIECE, Address, Mark, fence
@@ -55,6 +55,12 @@ def test_anything_else_with_the_word_is_a_dead_letter(content: Any) -> None:
     (one,) = decode_record(msgspec.json.encode(content) if content != {"forget": True, "item": 2**70} else
                            b'{"forget":true,"item":1180591620717411303424}', 0, CONFIG)  # fmt: skip
     assert isinstance(one, Rejection)
+
+
+@pytest.mark.parametrize("what", ["user", "item"])
+def test_a_name_that_no_encoding_has_is_refused(what: str) -> None:
+    with pytest.raises(Refused, match=rf"{what}: expected text in UTF-8, got .* check the terminal's encoding"):
+        order_of({"forget": True, what: "caf\udce9"})  # as a terminal in Latin-1 passes it on
 
 
 def test_an_action_with_such_a_field_stays_an_action() -> None:
