@@ -41,7 +41,7 @@ WINDOWS, QUICK_ACTIONS = 6, 4_000
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """The learner after so many whole days, and what it says of the future day."""
+    """The learner after this many whole days, and what it says of the future day."""
 
     num_days: int
     num_learned: int
@@ -121,7 +121,7 @@ def command(arguments: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
     parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--windows", type=int, default=WINDOWS, metavar="N", help="numbers of days to compare, at most")
     parser.add_argument("--out", type=Path, help="write the report to this file")
     parser.add_argument("--quick", action="store_true", help="within a minute")

@@ -38,7 +38,7 @@ QUICK_ACTIONS = 3_000
 
 
 def annealed(settings: Settings, num_actions: int) -> Settings:
-    """The same with a schedule for so many actions."""
+    """The same with a schedule for this many actions."""
     num_steps = num_actions // settings.trainer.max_step_targets
     trainer = dataclasses.replace(
         settings.trainer, schedule="wsa", warmup_steps=round(WARMED * num_steps),
@@ -132,7 +132,7 @@ def command(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench domains", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--data", type=Path, help="the folder of the stream's file")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--out", type=Path, help="write the report to this file")
     parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)

@@ -166,7 +166,7 @@ def command(arguments: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("streams", nargs="*", help=f"of {', '.join(STREAMS)}; default: ml-100k, news, world")
     parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--out", type=Path, help="append the report to this file, a JSON object a line")
     parser.add_argument("--picture", type=Path, help="write an SVG of what is in --out, or was measured now")
     parser.add_argument("--quick", action="store_true", help="within a minute")

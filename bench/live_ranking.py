@@ -1,4 +1,4 @@
-"""How well live traffic is ranked, by minutes: 1,000 actions/s of the simulated world, whose feedback comes late.
+"""How well live traffic is ranked: 1,000 actions/s of the simulated world, whose feedback comes late.
 
 Everything is predicted once, when it is new, and scored by what became of it in the end. Beside the model: the rate of
 each kind in hindsight, the item's smoothed rate so far, an online logistic regression that learns of an interaction
@@ -199,6 +199,6 @@ def _bits(rate_K: Floats) -> float:
 
 
 def run(quick: bool = False) -> list[Row]:
-    """The rows of the report, of a minute and of two."""
+    """The rows of the report: two minutes of traffic, or half a one."""
     torch.set_num_threads(1)
     return measure(30_000 if quick else 120_000, seed=1000)

@@ -229,7 +229,7 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--evaluate-every", type=int, default=10, metavar="N")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no epoch after so long")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no epoch after this long")
     parser.add_argument("--state", type=Path, help="written after each epoch, and gone on from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the report here")

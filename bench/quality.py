@@ -174,8 +174,8 @@ def command(arguments: list[str]) -> int:
     parser.add_argument("--only", action="append", default=[], help="run this recommender alone; may be repeated")
     parser.add_argument("--steps", action="store_true", help="the frontier of step sizes")
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
-    parser.add_argument("--share", type=float, metavar="S", help="the first so large a share of the actions")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
+    parser.add_argument("--share", type=float, metavar="S", help="use only the first share S of the actions")
     parser.add_argument("--first-settings", action="store_true", help="each rival in its usual setting alone")
     parser.add_argument("--out", type=Path, help="append each pass to this file; what it has is not run again")
     parser.add_argument("--from", action="append", default=[], type=Path, dest="sources",

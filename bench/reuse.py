@@ -153,7 +153,7 @@ def _compare(
             found[age].note(wanted[user], got)
         for user in coming:
             engine.cache.drop(user)
-        if len(ahead) > age:  # states for those who act so many versions later
+        if len(ahead) > age:  # states for those who act this many versions later
             later = [_ask(kept, user, each) for user, each in _next(ahead[age]).items() if not engine.cache.get(user)]
             engine.answer(held, [each for each in later if each is not None])
 

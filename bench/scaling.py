@@ -135,7 +135,7 @@ def command(arguments: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("stream", nargs="?", default="ml-100k")
     parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first so many actions alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
     parser.add_argument("--out", type=Path, help="write the report here")
     parser.add_argument("--quick", action="store_true", help="within a minute")
     options = parser.parse_args(arguments)

@@ -24,7 +24,9 @@ REFRESH_S = 0.5
 COLORS = {"fresh": "green", "idle": "green", "behind": "yellow", "waiting": "yellow"}
 """The colour of each status; any other is red."""
 RATE_OF = {"ingest": "actions", "sequence": "sequences", "train": "trainer", "publish": "weights", "serve": "serving"}
-UNITS = {"ingest": "actions", "sequence": "examples", "train": "interactions", "publish": "swaps", "serve": "requests"}
+UNITS = {
+    "ingest": "actions", "sequence": "examples", "train": "interactions", "publish": "versions", "serve": "requests",
+}  # fmt: skip
 
 
 def served_of(pulse: Pulse) -> Served:
@@ -111,7 +113,7 @@ def stages(point: Point) -> Table:
 
 def quality(point: Point) -> Text:
     """How well the newest weights predicted what came next, what they know, and how much was refused."""
-    rankers = "  ".join(f"{name} {value:.4f}" for name, value in point.quality.items()) or "–"
+    rankers = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in point.quality.items()) or "–"
     letters = f"{point.dead_letters:,}"
     if point.reasons:
         worst = sorted(point.reasons.items(), key=lambda pair: -pair[1])[:3]

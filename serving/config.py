@@ -99,7 +99,7 @@ class ServingConfig:
     cache_bytes: int = 256_000_000
     """Bound on cached keys and values; 0 turns the cache off."""
     cache_versions: int = 16
-    """Keys and values cached up to so many versions ago may be reused as long as that changes no score by more than
+    """Keys and values cached up to this many versions ago may be reused as long as that changes no score by more than
     `cache_error`, as measured on real requests. Until enough is measured, and if it is exceeded, answers are exact.
     0: answers are always exact."""
     cache_error: float = 0.05
@@ -128,9 +128,9 @@ class ServingConfig:
     guard_ne_rise: float = 0.25
     """A rise of normalised entropy by this fraction."""
     guard_calibration: float = 3.0
-    """Predicting so many times what is observed, or less than one over that."""
+    """Predicting more than this many times what is observed, or less than its inverse."""
     guard_patience_s: float = 60.0
-    """After so long the newest version answers all the same, whatever is said of it: it may be the world that has
+    """After this long the newest version answers all the same, whatever is said of it: it may be the world that has
     changed, and weights that learn nothing more only get worse. 0: never."""
     guard_new_line_s: float = 3600.0
     """The same for a new line of training, which takes its time to become as good as the old one."""

@@ -103,7 +103,7 @@ class Guard:
 
 
 def _world(quality: Quality, before: Sequence[Quality]) -> float:
-    """By how much the most popular items are hit less often than before, at most 1: what nobody could have foreseen."""
+    """How often the most popular items are hit, relative to before, at most 1: a fall that no model prevents."""
     popular = [each.popular_hr10 for each in before if each.popular_hr10]
     if not popular or quality.popular_hr10 is None:
         return 1.0

@@ -52,9 +52,9 @@ class Histories:
         self._lock = threading.Lock()
         self.num_forgotten = 0
         self.removed: set[int] = set()
-        """Hashes of items that somebody had removed: no answers any more."""
+        """Hashes of items that were removed, which are in no answer."""
         self.on_erased: Callable[[str], None] = lambda _: None
-        """Called with a user whose history somebody had removed."""
+        """Called with a user whose history was removed."""
         self._decoder = ExampleReader(topic)
         self.clock_ms = -1
         """Newest event time of any partition; -1 before the first."""
@@ -182,7 +182,7 @@ class Histories:
         return Past(_contiguous(interactions_of(rows)), features)
 
     def is_removed(self, item_hash_n: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) which items somebody had removed."""
+        """(n,) which items were removed."""
         removed = self.removed
         return np.isin(item_hash_n, np.fromiter(removed, np.int64)) if removed else np.zeros(len(item_hash_n), np.bool_)
 

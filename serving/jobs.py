@@ -38,9 +38,9 @@ from serving.titles import Titles
 from wire.hashing import canonical
 
 NUM_PAST = 50
-"""At most so many of a user's interactions are shown, the newest."""
+"""At most this many of a user's interactions are shown, the newest."""
 CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
-"""Ranking so many candidates, or looking up so many ids, costs about as much as one recommendation."""
+"""Ranking this many candidates, or looking up this many ids, costs about as much as one recommendation."""
 R = TypeVar("R", RecommendRequest, RankRequest)
 encode = msgspec.json.Encoder().encode
 

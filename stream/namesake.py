@@ -22,7 +22,7 @@ from wire.topics import Topics
 NUM_LOOKED_AT = 1_000
 """How many of the newest reports of all processes are searched: several seconds of them."""
 SILENCE_S = 3.0
-"""Three reports: a worker that is silent for so long is gone."""
+"""Three reports: a worker that is silent for this long is gone."""
 
 
 def refuse_namesake(kafka: KafkaConfig, component: str, disk: str) -> None:

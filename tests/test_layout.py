@@ -21,6 +21,13 @@ def test_a_room_is_this_checkouts(room: str) -> None:
     assert Path(module.__file__).resolve().parent == ROOT / room
 
 
+def test_every_package_of_the_rooms_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = set(ROOMS) - {"bench"}
+    found = {file.parent.relative_to(ROOT) for room in rooms for file in (ROOT / room).rglob("__init__.py")}
+    assert sorted(listed) == sorted(".".join(folder.parts) for folder in found)
+
+
 def test_what_the_rooms_import_is_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*declared["dependencies"], *declared["optional-dependencies"]["demo"]]

@@ -32,7 +32,7 @@ REMEDIES = {
 def join_ranks(model: ModelConfig, config: TrainerConfig) -> Ranks | None:
     """Join the other processes if torchrun has started this one; None if it is alone.
 
-    Raises ConfigError if so many cannot train this, `RanksError` if they cannot be reached or do not fit.
+    Raises ConfigError if this many processes cannot train this model, `RanksError` if they cannot be reached or differ.
     """
     size = Ranks.expected()
     if size <= 1:

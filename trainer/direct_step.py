@@ -35,7 +35,7 @@ class DirectStep:
         )  # fmt: skip
 
     def fits(self, batch: JaggedBatch, num_rows: int) -> bool:
-        """Whether a batch's logits over so many rows may be kept."""
+        """Whether a batch's logits over ``num_rows`` rows may be kept."""
         return int(batch.is_wanted_R.sum()) * num_rows <= self._most_logits
 
     def __call__(

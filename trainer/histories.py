@@ -80,13 +80,13 @@ class TrainedHistories(Histories):
         return self._born.keys()
 
     def known_since(self, user: str) -> tuple[int, int] | None:
-        """The user's first example, and when he acted last in examples of everybody; None if he is forgotten."""
+        """The user's first example, and when the user acted last, in examples of all users; None if forgotten."""
         born = self._born.get(user)
         return None if born is None else (born, self._touched[user])
 
     @property
     def num_touches(self) -> int:
-        """Examples of everybody, so far."""
+        """How many examples of all users there have been."""
         return self._num_touches
 
     def obey(self, mark: Example) -> None:

@@ -23,10 +23,10 @@ from trainer.evaluator import Forward, to_device
 
 Int64 = NDArray[np.int64]
 EXACT_ROWS = 1 << 14
-"""In a catalogue of up to so many rows, each choice is compared with all of them."""
+"""In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE, EXACT_TOGETHER = 1 << 11, 4
-"""In a larger one, one choice for each so many rows is, and four of them in a row, which share what a comparison needs
-of all rows: so what they cost a step does not depend, on average, on the size of the catalogue."""
+"""In a larger catalogue, one choice in (rows / `ROWS_PER_SHARE`) is, four in a row at a time, which share the work on
+all rows. So on average their cost does not depend on the size of the catalogue."""
 MOST_PREDICTED_ROWS = 1 << 16
 """Where nothing is learned from a sample: in a catalogue of n times as many rows, every nth choice is predicted."""
 

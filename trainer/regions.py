@@ -221,7 +221,7 @@ class Entries:
     """
 
     ENTRY_BYTES = 512
-    """Copying an entry takes as long as copying so many bytes of rows."""
+    """Copying an entry takes as long as copying this many bytes of rows."""
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ class LagReporter(threading.Thread):
         if not progress.claimant:
             return
         status = TrainerStatus(
-            component=f"trainer@{progress.claimant.rsplit('/', 3)[0]}{self._own}",
+            component=f"trainer@{progress.claimant.rsplit('/', 3)[0].replace('//', ':/', 1)}{self._own}",
             time_ms=int(time.time() * 1000),
             claimant=progress.claimant,
             epoch=progress.epoch,

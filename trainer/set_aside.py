@@ -10,7 +10,7 @@ from trainer.soundness import Unsound
 
 log = structlog.get_logger("trainer")
 MAX_SET_ASIDE = 3
-"""If so many steps in a row leave numbers that are not finite, the examples are not to blame: the trainer stops."""
+"""If this many steps in a row leave numbers that are not finite, the examples are not to blame: the trainer stops."""
 
 
 class SetAside:

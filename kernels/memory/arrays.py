@@ -38,7 +38,7 @@ FIRST_GAINS = {"follows": 0.3, "chain": 0.3, "wide": 0.3, "learned": 1.0, "heat_
 FIRST_SQUARE = 1e-2
 
 FEW_REPEATS, PRIOR_CHOICES = 0.02, 20.0
-"""A stream counts as one with repeats from this share of the choices on; the prior is so many choices without any."""
+"""A stream counts as one with repeats from this share of the choices on; the prior is this many choices without any."""
 
 
 @dataclass(slots=True, eq=False)

@@ -169,7 +169,7 @@ def _bucket(memory: MemoryArrays, num_past: int) -> int:
 
 
 def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
-    """(features,) the gains for a user with so many past choices."""
+    """(features,) the gains for a user with this many past choices."""
     return np.asarray(memory.gain[0].astype(float) + memory.gain[_bucket(memory, num_past)])
 
 

@@ -17,7 +17,7 @@ from kernels.library import address, function, num_threads
 from kernels.softmax.check import check_range
 
 SMALL = 4096
-"""With at most so many shared negatives, the scores of a block of queries fit into the processor's cache."""
+"""With at most this many shared negatives, the scores of a block of queries fit into the processor's cache."""
 _MAX_WIDTH = 4096
 _OUTSIDE = 2  # what a function returns for a list with rows outside the table
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}

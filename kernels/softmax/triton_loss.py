@@ -165,7 +165,7 @@ def _slot_gradients(
 
 
 MOST_COUNTED = 16_384
-"""At most so many slots are ordered by counting, whose work grows with their square; more are sorted."""
+"""At most this many slots are ordered by counting, whose work grows with their square; more are sorted."""
 
 
 def _in_order(slots: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

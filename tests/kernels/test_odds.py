@@ -132,9 +132,10 @@ def test_the_second_event_is_predicted_by_what_the_first_has_left(horizon: int) 
         alone = OddsEvents(**one | {"order_R": np.zeros(1, np.int64)})
         np.testing.assert_array_equal(odds_predict(one_by_one, alone), together[r : r + 1])
         odds_learn(one_by_one, kept_one_by_one, alone, rules)
-    for left, right in ((odds, one_by_one), (kept, kept_one_by_one)):
-        for each in fields(left):
-            np.testing.assert_array_equal(getattr(left, each.name), getattr(right, each.name))
+    for each in fields(OddsArrays):
+        np.testing.assert_array_equal(getattr(odds, each.name), getattr(one_by_one, each.name))
+    for each in fields(OddsKept):
+        np.testing.assert_array_equal(getattr(kept, each.name), getattr(kept_one_by_one, each.name))
 
 
 def of_one_kind(came: list[int], places: list[int]) -> OddsEvents:

@@ -42,7 +42,6 @@ class ForkedChild(Child):
     def start(self) -> Self:
         """Start it, or start it again. Its log is appended to."""
         self._process = Forked(factory().start(self.arguments[1:], environment=self.env, log=self.log_path))
-        self.num_starts += 1
         return self
 
 

@@ -31,8 +31,10 @@ from wire.weights import Snapshot, decode_blob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = pytest.mark.parametrize("config", [TRAINER, EVERYTHING], ids=["plain", "everything on"])
-SLICE_BYTES = 6000
-"""Of a learner of some 30,000: a copy spans several steps."""
+SLICE_BYTES = 3000
+"""Of a learner of some 30,000 beside what the odds keep: a copy spans several steps."""
+SAVED_BYTES = 12_000
+"""For a checkpoint, which has what the odds keep: a step changes some 10,000 of it."""
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def save(saver: Saver, learner: Learner, world: World) -> tuple[Arrays, int]:
     """One checkpoint beside steps; what the learner was at the cut, and how many steps the copy took."""
     saver.begin(learner)
     num_steps = 0
-    while not saver.advance(SLICE_BYTES):
+    while not saver.advance(SAVED_BYTES):
         learner.step(world.examples(6))
         num_steps += 1
     expected = stopped(learner)
@@ -271,7 +273,7 @@ def test_a_build_that_tears_a_version_is_caught(how: str, monkeypatch: pytest.Mo
     (sliced, world), (at_once, _) = taught(), taught()
     collection = Collection(sliced, whole=True)
     if how == "shares memory":
-        monkeypatch.setattr(Sweep, "_emit", shares_memory)
+        monkeypatch.setattr(Sweep, "_say", shares_memory)
         while not collection.advance(SLICE_BYTES):
             pass
         blob = collection.cut(sliced)
