@@ -120,7 +120,7 @@ class ServingConfig:
     pin: str = ""
     """Always answer from this version, ``EPOCH/NUMBER``; empty: from the one pinned with ``headrace pin``, else from
     the newest good one."""
-    guard: bool = False
+    guard: bool = True
     """Hold back versions that are worse than the last good ones, by their trainer's metrics, by more than the following
     limits. They are applied and reported, but do not answer until one is good again."""
     guard_hr_drop: float = 0.5
