@@ -273,7 +273,7 @@ def test_a_build_that_tears_a_version_is_caught(how: str, monkeypatch: pytest.Mo
     (sliced, world), (at_once, _) = taught(), taught()
     collection = Collection(sliced, whole=True)
     if how == "shares memory":
-        monkeypatch.setattr(Sweep, "_say", shares_memory)
+        monkeypatch.setattr(Sweep, "_emit", shares_memory)
         while not collection.advance(SLICE_BYTES):
             pass
         blob = collection.cut(sliced)
