@@ -121,6 +121,8 @@ class LagReporter(threading.Thread):
             if self._progress().epoch >= 0:  # a standby only sends heartbeats
                 value = msgspec.json.encode(self.message())
                 self._send(writer, self._topics.lag, LAG_KEY, value)
+                for name in self._around.forget_silent(int(time.time() * 1000)):  # each start may bring a new name
+                    self._send(writer, self._topics.status, name.encode(), None)
             self._stopped.wait(max(0.0, deadline_s - time.monotonic()))
 
     def _beat(self, writer: KafkaProducer) -> None:
@@ -139,7 +141,7 @@ class LagReporter(threading.Thread):
         key, value = status.component.encode(), encode_status(status)
         self._send(writer, self._topics.status, key, value)
 
-    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes) -> None:
+    def _send(self, writer: KafkaProducer, topic: str, key: bytes, value: bytes | None) -> None:
         """Send without waiting: the next message has it all. Raises if one was refused, as later ones would be too."""
         if self._refused is not None:
             raise self._refused

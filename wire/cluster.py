@@ -40,6 +40,8 @@ class ClusterState:
     """The line of training whose servers count; None: all."""
     heard_s: float = field(default_factory=time.monotonic)
     """When the broker last answered (monotonic); set by the reader of the reports."""
+    told_ms: dict[str, int] = field(default_factory=dict)
+    """Process → when it last reported, whatever its role and its line."""
 
     def note(self, value: bytes | None) -> None:
         """Add an earlier record of the status topic, in order, at its own time unless that is in the future. Unreadable
@@ -56,6 +58,7 @@ class ClusterState:
         except CodecError:
             return
         status = msgspec.structs.replace(status, time_ms=when(status.time_ms))
+        self.told_ms[status.component] = status.time_ms
         if isinstance(status, WorkerStatus):
             self._note_worker(status)
         elif isinstance(status, ServerStatus):
@@ -70,6 +73,16 @@ class ClusterState:
         for partition, reported in status.partitions.items():
             if reported.writer_epoch >= self.workers.get(partition, PartitionStatus(writer_epoch=-1)).writer_epoch:
                 self.workers[partition], self.worker_of[partition] = reported, status
+
+    def forget_silent(self, now_ms: int) -> list[str]:
+        """Forget the processes that have been silent for an hour; their names. A worker whose partition nobody else has
+        taken is not forgotten: its report is the last word on that partition."""
+        needed = {each.component for each in self.worker_of.values()}
+        gone = [name for name, ms in self.told_ms.items() if now_ms - ms >= FORGOTTEN_MS and name not in needed]
+        for name in gone:
+            for reports in (self.told_ms, self.servers, self.trainers):
+                reports.pop(name, None)
+        return gone
 
     @property
     def worker_ms(self) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +76,18 @@ class Board:
         """Write to the status topic."""
         value = encode_status(status)
         self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(20)
+
+    @contextmanager
+    def statuses(self) -> Iterator[KafkaConsumer]:
+        """A reader of the status topic, from its start."""
+        consumer = KafkaConsumer(bootstrap_servers=self.made.broker.bootstrap, enable_auto_commit=False)
+        where = TopicPartition(self.made.topics.status, 0)
+        consumer.assign([where])
+        consumer.seek_to_beginning(where)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
 
     def close(self) -> None:
         self._producer.close(timeout=2)
@@ -232,6 +245,30 @@ def gauge(reporter: LagReporter, name: str) -> float:
             if sample.name == wanted and (not label or label in sample.labels.values()):
                 return sample.value
     raise AssertionError(f"no metric {name}")
+
+
+def test_who_has_been_silent_for_an_hour_is_removed_from_the_status_topic(board: Callable[..., Board]) -> None:
+    told = board()
+    for name, told_ms in (("gone", 1_000), ("here", now_ms() + 60_000)):
+        told.say(ServerStatus(component=name, time_ms=told_ms))
+    told.made.feed(30)
+    told.made.start()
+    told.wait_for(lambda message: message["version"] is not None, "a version")
+    assert removed(told) == {b"gone"}
+
+
+def removed(told: Board) -> set[bytes]:
+    """The keys of the status topic whose last record is a tombstone, once there is one."""
+    last = dict[bytes, bytes | None]()
+    with told.statuses() as consumer:
+        wait_until(
+            lambda: [
+                last.update({record.key: record.value for record in records})
+                for records in consumer.poll(50).values()
+            ] and None in last.values(),
+            20, "a tombstone", every_s=0,
+        )  # fmt: skip
+    return {key for key, value in last.items() if value is None}
 
 
 def test_a_worker_that_is_silent_leaves_its_stages_as_old_as_its_last_word() -> None:

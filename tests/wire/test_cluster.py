@@ -52,6 +52,21 @@ def test_a_servers_newest_report_counts_and_a_silent_server_is_gone() -> None:
     assert [(each.component, each.number) for each in cluster.live_servers(21_000)] == [("a", 5)]
 
 
+def test_what_has_been_silent_for_an_hour_is_forgotten_but_for_the_last_word_on_a_partition() -> None:
+    cluster = ClusterState(line="")
+    for report in (
+        worker("moved-away", 1000, 0, epoch=3, applied=10), worker("present", 2000, 0, epoch=4, applied=12),
+        worker("alone", 1000, 1, epoch=1, applied=7), server("gone", 1000, 5), server("here", 3000, 6),
+        encode_status(ServerStatus(component="elsewhere", time_ms=1000, line="beside")),
+    ):  # fmt: skip
+        cluster.note(report)
+    assert cluster.forget_silent(1000 + HOUR_MS - 1) == []
+    assert sorted(cluster.forget_silent(1000 + HOUR_MS)) == ["elsewhere", "gone", "moved-away"]
+    assert cluster.forget_silent(1000 + HOUR_MS) == []
+    assert [*cluster.servers] == ["here"]
+    assert {number: each.component for number, each in cluster.worker_of.items()} == {0: "present", 1: "alone"}
+
+
 HOUR_MS = 3_600_000
 NOW_MS = 1_700_000_000_000
 
