@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 
 class VersionName(Struct, frozen=True):
@@ -42,6 +42,9 @@ class RankedItem(Struct, frozen=True, gc=False):
     item: int | str
     known: bool
     probabilities: dict[str, float]
+    score: Annotated[
+        float | UnsetType, Meta(description="with `weights`: the sum of the probabilities, each times its weight")
+    ] = UNSET
 
 
 class RankAnswer(_Answer, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from model.rates import alike_of, attributes_of, probability
 from model.tokens import ITEMS, query_times, token_times
 from serving.cache import Born, CacheEntry, HistoryCache
 from serving.columns import Columns, user_feature_rows
+from serving.diversity import diversified, pool_size
 from serving.histories import Histories
 from serving.holder import HeldVersion
 from serving.network import KeysValues
@@ -193,10 +194,9 @@ class Engine:
         output_RM = torch.stack([start_M if each.output is None else each.output for each in progress])
         removed = np.fromiter(self.histories.removed, np.int64)
         wanted = [_wanted(version, each, removed) for each in progress]
-        return [
-            Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_))
-            for rows, scores in best_items(version, output_RM, wanted)
-        ]
+        found = best_items(version, output_RM, wanted)
+        chosen = [_chosen(version, each.ask, *best) for each, best in zip(progress, found, strict=True)]
+        return [Result(table.keys_of(rows), scores, np.ones(len(rows), np.bool_)) for rows, scores in chosen]
 
     def _rank(self, version: HeldVersion, done: _Progress) -> Result:
         assert done.ask.candidates is not None
@@ -294,7 +294,19 @@ def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
     denied = [each for each in (ask.deny, removed) if each is not None and len(each)]
     allowed = None if ask.allow is None else table.lookup(ask.allow)
     denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
-    return Wanted(ask.k, past_n, done.columns.bits_n, leaves_out, denied_rows, allowed)
+    k = pool_size(ask.k) if ask.diversity else ask.k
+    return Wanted(k, past_n, done.columns.bits_n, leaves_out, denied_rows, allowed)
+
+
+def _chosen(
+    version: HeldVersion, ask: Request, rows: Int64, scores: NDArray[np.float32]
+) -> tuple[Int64, NDArray[np.float32]]:
+    """Of the best rows those that answer."""
+    if not ask.diversity:
+        return rows, scores
+    directions = version.tables[ITEMS].derived[version.network.tensor(rows)][:, :-1].cpu().numpy()
+    places = diversified(scores, directions, ask.k, ask.diversity)
+    return rows[places], scores[places]
 
 
 def _offsets(lengths: Int64) -> Int64:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, cast
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from model.tokens import ITEMS
 from serving.answer_bodies import (
@@ -98,9 +99,10 @@ class RecommendJob(_ModelJob[RecommendRequest]):
 
     @property
     def weight(self) -> float:
-        """One for each request, and more for long lists of ids."""
+        """One for each request, and more for long lists of ids and for long answers that are diversified."""
         ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
-        return len(self.requests) + ids / IDS_OF_WEIGHT_1
+        chosen = sum(each.k for each in self.requests if each.diversity)
+        return len(self.requests) + ids / IDS_OF_WEIGHT_1 + chosen / CANDIDATES_OF_WEIGHT_1
 
     def _build(self, version: HeldVersion, request: RecommendRequest) -> Request:
         return self.builder.recommend(version, request)
@@ -130,6 +132,10 @@ class RankJob(_ModelJob[RankRequest]):
         by_kind = _by_kind(version.network.config.kinds)
         rows = zip(request.items, found.known.tolist(), found.scores.tolist(), strict=True)
         items = [RankedItem(item, known, by_kind(*each)) for item, known, each in rows]
+        if request.weights is not None:
+            weight_K = [request.weights.get(kind, 0.0) for kind in version.network.config.kinds]
+            scores = (found.scores.astype(np.float64) @ np.array(weight_K)).tolist()
+            items = [replace(each, score=score) for each, score in zip(items, scores, strict=True)]
         return RankAnswer(version=name_of(version), freshness_s=version.freshness_s, cold=not len(ask.past),
                           num_history=len(ask.past), items=items)  # fmt: skip
 

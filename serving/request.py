@@ -19,7 +19,7 @@ class Request:
     ``user`` names the cache entry (None: do not cache). ``candidates`` (C,) int64 item hashes to rank, or None to
     recommend ``k`` items. ``domain`` is a hash; 0: the history's last. ``now_ms``: the moment asked about. ``allow``
     (A,) hashes: recommend only these; ``deny`` (D,) hashes: none of these. ``exclude_seen``: leave out what the
-    history contains; None: only if the stream has no repeats.
+    history contains; None: only if the stream has no repeats. ``diversity``: see `serving.diversity`.
     """
 
     user: str | None
@@ -32,6 +32,7 @@ class Request:
     exclude_seen: bool | None = True
     allow: Int64 | None = None
     deny: Int64 | None = None
+    diversity: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

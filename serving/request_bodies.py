@@ -23,6 +23,7 @@ Milliseconds = Annotated[
     Meta(ge=0, le=253_402_300_799_999, description="milliseconds since the epoch",
          extra={"expected": "an integer: milliseconds since the epoch"}),
 ]  # fmt: skip
+Worth = Annotated[float, Meta(ge=-1e9, le=1e9, extra={"expected": "a number from -1e9 to 1e9"})]
 Positive = Annotated[int, Meta(ge=1, extra={"expected": "an integer, 1 or more"})]
 
 
@@ -70,12 +71,25 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
         Annotated[list[Id], Meta(max_length=64)] | None,
         Meta(description="choose only among items that were last seen in one of these domains"),
     ] = None
+    diversity: Annotated[
+        float,
+        Meta(ge=0, le=1, description="0: the best scores; towards 1, no item that resembles those before it",
+             extra={"expected": "a number from 0 to 1"}),
+    ] = 0.0  # fmt: skip
 
 
 class RankRequest(_Asking, frozen=True, kw_only=True):
     """How likely is each kind of action on each of these items?"""
 
     items: Annotated[list[Id], Meta(min_length=1, description="candidates, at most `serving.max_candidates`")]
+    weights: Annotated[
+        Annotated[dict[Kind, Worth], Meta(min_length=1, max_length=64)] | None,
+        Meta(
+            description="what each kind of action is worth; each item then has a score, the sum of its probabilities "
+            "times what they are worth",
+            extra={"expected": "an object: a number for each kind of action"},
+        ),
+    ] = None
 
 
 class RecommendBatchRequest(_Request, frozen=True, kw_only=True):

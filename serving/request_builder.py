@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,17 @@ class RequestBuilder:
             inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
             items = np.concatenate([*inside, np.zeros(0, np.int64)])
             allow = items if allow is None else np.intersect1d(allow, items)
-        return self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
-                           deny=hashes(request.deny))  # fmt: skip
+        asked = self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
+                            deny=hashes(request.deny))  # fmt: skip
+        return replace(asked, diversity=request.diversity) if request.diversity else asked
 
     def rank(self, version: HeldVersion, request: RankRequest) -> Request:
         """A request to rank candidates, in the given order. Raises `RequestError`."""
+        kinds = version.network.config.kinds
+        if unknown := [kind for kind in request.weights or () if kind not in kinds]:
+            raise RequestError(
+                "weights", f"among {', '.join(kinds)}", unknown[0][:200], "send kinds that the model knows"
+            )
         return self._build(version, request, k=0, exclude_seen=False, candidates=hashes(request.items))
 
     def explain(self, version: HeldVersion, request: ExplainRequest) -> Request:

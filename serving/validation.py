@@ -153,7 +153,15 @@ def _converts(value: Any, kind: inspect.Type) -> bool:
         num = len(value) if isinstance(value, str) else -1
         return (kind.min_length or 0) <= num <= (kind.max_length or num)
     if isinstance(kind, inspect.FloatType):
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        fits = isinstance(value, float | int) and not isinstance(value, bool)
+        return fits and (kind.ge is None or value >= kind.ge) and (kind.le is None or value <= kind.le)
+    if isinstance(kind, inspect.DictType):
+        num = len(value) if isinstance(value, dict) else -1
+        fits = (kind.min_length or 0) <= num <= (num if kind.max_length is None else kind.max_length)
+        pairs = value.items() if fits else ()
+        return fits and all(
+            _converts(k, _plain(kind.key_type)) and _converts(v, _plain(kind.value_type)) for k, v in pairs
+        )
     if isinstance(kind, inspect.StructType):
         try:
             msgspec.convert(value, kind.cls)

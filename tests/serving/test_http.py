@@ -78,6 +78,40 @@ def test_rank_gives_every_candidate_a_probability_of_every_kind(client: Client) 
         assert all(0 < value < 1 for value in each["probabilities"].values())
 
 
+def test_kinds_are_combined_by_what_they_are_worth(client: Client) -> None:
+    body = {"user": "u0", "items": [3, 4, "never seen"]}
+    plain = client.post("/rank", json=body).json()["items"]
+    weights = dict.fromkeys(KINDS, 1) | {KINDS[0]: -0.5}
+    scored = client.post("/rank", json={**body, "weights": weights}).json()["items"]
+    assert [{**each, "score": 0} for each in plain] == [{**each, "score": 0} for each in scored]
+    assert not any("score" in each for each in plain)
+    for each in scored:
+        assert each["score"] == pytest.approx(sum(weights[kind] * p for kind, p in each["probabilities"].items()))
+    (one,) = client.post("/rank", json={"user": "u0", "items": [3], "weights": {KINDS[1]: 2}}).json()["items"]
+    assert one["score"] == pytest.approx(2 * one["probabilities"][KINDS[1]])
+
+
+def test_a_diverse_answer_begins_with_the_best_and_leaves_out_what_resembles_it(client: Client) -> None:
+    def answer(**more: Any) -> list[int]:
+        items = client.post("/recommend", json={"user": "u1", "k": 6, "timestamp": START_MS + 10**8, **more}).json()
+        return [each["item"] for each in items["items"]]
+
+    def likeness(items: list[int]) -> float:
+        unit_VD = HOLDER.current.tables["items"].derived[:, :-1].numpy()
+        rows = HOLDER.current.tables["items"].lookup(np.array([item_hash(each) for each in items]))
+        return float((unit_VD[rows] @ unit_VD[rows].T).mean())
+
+    assert HOLDER.current is not None
+    best, diverse = answer(), answer(diversity=0.9)
+    assert answer(diversity=0) == best
+    assert diverse[0] == best[0]
+    assert len({*diverse}) == len(best)
+    assert set(diverse) <= set(answer(k=24))
+    assert likeness(diverse) < likeness(best)
+    (denied,) = (answer(diversity=0.9, deny=diverse[:2]),)
+    assert not set(denied) & set(diverse[:2])
+
+
 def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Client) -> None:
     body = {"user": "u1", "k": 10, "exclude_seen": False, "timestamp": START_MS + 10**8}
     everything = client.post("/recommend", json=body).json()["items"]
@@ -181,6 +215,10 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         ("/rank", {"user": "u0", "items": []}, "items", "at least 1"),
         ("/rank", {"user": "u0", "items": list(range(21))}, "items", "at most 20"),
         ("/rank", {"user": "u0"}, "items", "a value"),
+        ("/rank", {"user": "u0", "items": [1], "weights": {"veiw": 1}}, "weights", "among view"),
+        ("/rank", {"user": "u0", "items": [1], "weights": {"view": "1"}}, "weights", "a number for each kind"),
+        ("/rank", {"user": "u0", "items": [1], "weights": {}}, "weights", "a number for each kind"),
+        ("/recommend", {"user": "u0", "diversity": 1.5}, "diversity", "a number from 0 to 1"),
         ("/rank", {"user": "u0", "items": [1.5]}, "items.0", "an integer, or a string"),
         ("/recommend", [], "body", "an object"),
     ],
