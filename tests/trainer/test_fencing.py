@@ -154,7 +154,7 @@ def test_a_trainer_that_does_not_look_for_another_is_caught(stage: Make) -> None
 def test_a_fenced_trainer_with_steps_of_its_own_refuses_to_go_on_from_them(stage: Make) -> None:
     made = stage(trainer={"checkpoint_every_steps": 1})
     old, new = take_over(made)
-    made.feed_until(lambda: old.status is not None, "the stale trainer ends", every_s=SELDOM_S)
+    made.feed_until(lambda: old.status is not None, "the stale trainer ends", every_s=0)  # in steps of its own
     assert new.stop() == 0
     again = made.start("old")
     assert again.wait() == 1

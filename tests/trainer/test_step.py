@@ -302,16 +302,18 @@ def gradient_of(learner: Learner, examples: Sequence[Example]) -> dict[str, torc
     return caught
 
 
-def test_only_what_is_new_carries_a_loss() -> None:
-    learner, world = taught()
+@pytest.mark.parametrize("feedback", ["vanilla", "reversal"])
+def test_only_what_is_new_carries_a_loss(feedback: str) -> None:
+    learner, world = taught(replace(TRAINER, feedback=feedback))
     examples = world.examples(12)
     said, pieces = predict_slowly(twin(learner), examples), pieces_of(examples)
     network_RK = np.array([one.probability_K for one in said])
     kinds = np.array([[piece.bits >> bit & 1 for bit in range(3)] for piece in pieces])
     is_new = np.array([piece.is_new for piece in pieces])[:, None]
     assert 0 < is_new.sum() < len(pieces)
-    # A late kind's: of its 1, less that of the 0 that it was learned with.
-    expected = np.where(is_new, network_RK - kinds, -kinds).mean(axis=0)
+    # A late kind's: of its 1, and with reversal less that of the 0 that it was learned with.
+    late_RK = -kinds if feedback == "reversal" else (network_RK - 1) * kinds
+    expected = np.where(is_new, network_RK - kinds, late_RK).mean(axis=0)
     np.testing.assert_allclose(gradient_of(learner, examples)["rank_bias_K"], expected, rtol=1e-3, atol=1e-6)
 
 
