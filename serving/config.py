@@ -134,7 +134,7 @@ class ServingConfig:
     changed, and weights that learn nothing more only get worse. 0: never."""
     guard_new_line_s: float = 3600.0
     """The same for a new line of training, which takes its time to become as good as the old one."""
-    guard_min_targets: int = 1000
+    guard_min_targets: int = 5000
     """A version measured on fewer targets cannot be judged; it is held back only if its line of training is new."""
     access_log: bool = False
     tokens_file: str = ""
