@@ -245,8 +245,7 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     list.learn((int32_t)c.target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
     list.settle(m.shortlist_norm);
     clear(c.s);
-    m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
-    m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+    count_repeat(m, is_repeat);
 }
 
 inline bool learn_all_sampled(const SampledCall& call) {

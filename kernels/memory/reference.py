@@ -178,6 +178,11 @@ def weighted_sum(memory: MemoryArrays, num_rows: int, past: Int32, logit_V: Floa
     return mix(memory, num_rows, _standing(memory, num_rows), past, past[:0], 0, logit_V)
 
 
+def leaves_out(memory: MemoryArrays, rules: MemoryRules) -> bool:
+    """Whether what a user has met does not compete."""
+    return rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+
+
 def mix(
     memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
 ) -> Prediction:
@@ -200,7 +205,7 @@ def _predict_and_learn(
     logit: Float32,
     rules: MemoryRules,
 ) -> tuple[tuple[int, int, int], float]:
-    excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+    excludes = leaves_out(memory, rules)
     done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     by_counts = done.feature_FV[FEATURES.index("follows")]
     score_V = np.where(done.competes_V, done.score_V, -np.inf)

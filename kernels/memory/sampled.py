@@ -71,7 +71,7 @@ def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tu
 def _learn(
     memory: MemoryArrays, num_rows: int, target: int, past: Int32, met: Int32, logit: Float32, rules: MemoryRules
 ) -> float:
-    excludes = rules.exclude == "always" or (rules.exclude == "auto" and memory.leaves_out_repeats)
+    excludes = reference.leaves_out(memory, rules)
     standing_FV = reference.standing_of(memory, slice(num_rows))
     done = reference.mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     certain_V, drawn_V = _shares(memory, num_rows, target, past)

@@ -32,16 +32,20 @@ def parts(stream: Stream) -> tuple[np.ndarray, np.ndarray]:
     return query_AD, rng.normal(size=(stream.num_rows + 3, WIDTH)).astype(np.float32)
 
 
+def count_each(memory: MemoryArrays, num_rows: int, rules: MemoryRules) -> None:
+    """Meet and count rows 1 to ``num_rows`` - 1, one after the other, each with nothing before it."""
+    met = one_user(list(range(1, num_rows)))
+    counted = replace(met, chosen_R=np.full(len(met), 2, np.uint8), past_begin_R=met.past_end_R)
+    memory_learn(memory, num_rows, counted, np.zeros((0, num_rows), np.float32), rules, backend="cpp")
+
+
 def learned(
     stream: Stream, rules: MemoryRules = RULES, *, backend: str = "cpp", known: int = 0, width: int = 16
 ) -> tuple[MemoryArrays, MemoryOutcome]:
     """After ``known`` rows have been met and counted, one after the other."""
     memory = MemoryArrays.empty(stream.num_rows + 4, width, NUM_BUCKETS)
     if known:
-        met = one_user(list(range(1, known)))
-        none = np.zeros((0, stream.num_rows), np.float32)
-        counted = replace(met, chosen_R=np.full(len(met), 2, np.uint8), past_begin_R=met.past_end_R)
-        memory_learn(memory, stream.num_rows, counted, none, rules, backend="cpp")
+        count_each(memory, known, rules)
     done = memory_learn_sampled(
         memory, stream.num_rows, stream.events(), *parts(stream), UNIT_WIDTH, rules, backend=backend
     )
@@ -82,9 +86,7 @@ def test_if_all_rows_were_chosen_lately_it_is_what_learning_from_all_rows_is() -
     stream, rules = Stream(num_rows=60, num_events=15), replace(RULES, exclude="never")
     memory, done = learned(stream, rules, known=60)
     whole = MemoryArrays.empty(stream.num_rows + 4, 16, NUM_BUCKETS)
-    met = one_user(list(range(1, 60)))
-    counted = replace(met, chosen_R=np.full(len(met), 2, np.uint8), past_begin_R=met.past_end_R)
-    memory_learn(whole, 60, counted, np.zeros((0, 60), np.float32), rules)
+    count_each(whole, 60, rules)
     logit_AV, losses = memory_logits(*parts(stream), 60, UNIT_WIDTH), []
     events, num_asked = stream.events(), 0
     for r in range(len(events)):  # one at a time, so that the standing features are as fresh
@@ -99,9 +101,7 @@ def test_the_drawn_rows_stand_for_all_others() -> None:
     """The sum over all rows, estimated at many moments, is right on average."""
     num_rows, rng = 6000, np.random.default_rng(0)
     memory = MemoryArrays.empty(num_rows, 16, NUM_BUCKETS)
-    met = one_user(list(range(1, num_rows)))
-    counted = replace(met, chosen_R=np.full(len(met), 2, np.uint8), past_begin_R=met.past_end_R)
-    memory_learn(memory, num_rows, counted, np.zeros((0, num_rows), np.float32), RULES)
+    count_each(memory, num_rows, RULES)
     query_AD, table_VD = rng.normal(size=(1, WIDTH)).astype(np.float32), rng.normal(size=(num_rows, WIDTH))
     event = MemoryEvents(np.array([7], np.int32), np.ones(1, np.uint8), *flat([[3, 4]]), *flat([[]]))
     rules = replace(RULES, exclude="never")

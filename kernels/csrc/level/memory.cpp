@@ -486,6 +486,11 @@ inline bool leaves_out(const MemoryCall& m) {
     return m.clock[REPEATS] < FEW_REPEATS * (m.clock[CHOICES] + PRIOR_CHOICES);
 }
 
+inline void count_repeat(const MemoryCall& m, bool is_repeat) {
+    m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
+    m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+}
+
 inline void clear(Scratch& s) {
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
@@ -521,8 +526,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     s.shortlist->learn(target, m.shortlist_weight, m.shortlist_square, m.shortlist_rate, m.shortlist_decay);
     s.shortlist->settle(m.shortlist_norm);
     clear(s);
-    m.clock[REPEATS] = m.clock[REPEATS] * m.repeat_decay + is_repeat;
-    m.clock[CHOICES] = m.clock[CHOICES] * m.repeat_decay + 1;
+    count_repeat(m, is_repeat);
 }
 
 // Meets and counts the event's row; whether the unit of `seen` changed.
