@@ -81,7 +81,7 @@ def test_an_action_waits_no_longer_than_the_linger(deployment: Deployment) -> No
     with ActionProducer(deployment.kafka, deployment.topics.actions, BatchConfig(linger_s=0.05)) as producer:
         producer.send(_action("u", 1))
         topic = deployment.topics.actions
-        wait_until(lambda: any(deployment.read(topic).values()), 10, "the action without a flush")
+        wait_until(lambda: any(deployment.read(topic).values()), 60, "the action without a flush")
 
 
 def test_a_record_that_the_broker_refuses_is_an_error(deployment: Deployment) -> None:

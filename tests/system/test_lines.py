@@ -31,7 +31,7 @@ def headrace(loop: Loop, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def line_of(loop: Loop) -> str:
-    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=30).json()["line"]
+    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=60).json()["line"]
     assert isinstance(line, str)
     return line
 

@@ -239,7 +239,7 @@ def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
     made.feed(20)
     recount = made.finish("b")
     assert recount.last.epoch == 1
-    assert waiting[1].wait(30) == 0
+    assert waiting[1].wait(60) == 0
 
 
 def test_a_step_that_leaves_nothing_finite_is_set_aside_by_all_ranks(stage: Make) -> None:
@@ -251,4 +251,4 @@ def test_a_step_that_leaves_nothing_finite_is_set_aside_by_all_ranks(stage: Make
     assert [len(each.manifest.set_aside) for each in recount.versions if each.manifest.set_aside] == [1]
     assert children[0].log().count("a step is set aside") == 1
     assert {each.manifest.epoch for each in recount.versions} == {0}, "one group all the time"
-    assert children[1].wait(30) == 0
+    assert children[1].wait(60) == 0
