@@ -354,7 +354,7 @@ def test_items_answer_with_features_that_they_came_with() -> None:
     featured = Interactions(rows.item_hash, rows.action_bits, rows.timestamp_ms, rows.domain_hash, rows.value,
                             np.arange(6, dtype=np.int64).reshape(3, 2))  # fmt: skip
     histories.feed(0, encode_example(example("u", featured)))
-    found = histories.features_of(np.array([rows.item_hash[2], 5]), 2)
+    found = histories.items.features_of(np.array([rows.item_hash[2], 5]), 2)
     assert found.tolist() == [[4, 5], [0, 0]]
 
 
