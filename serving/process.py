@@ -111,7 +111,10 @@ def connected(settings: Any, device: torch.device, name: str) -> Iterator[Servic
         pins, subscriber, follower, heartbeat,
     ]  # fmt: skip
     if config.page:
-        threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
+        threads.append(PulseFollower(
+            lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),
+            service.pulse, service.served,
+        ))  # fmt: skip
     service.sender = ActionSender(kafka) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()

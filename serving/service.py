@@ -215,10 +215,11 @@ class Service:
         current, broker = self.holder.current, self.contact.is_up
         swaps, requests = self.holder.num_swaps, self.count_requests()
         if current is None:
-            return Served(num_requests=requests, broker=broker)
+            return Served(num_requests=requests, broker=broker, line=self.rollout.line)
         return Served(
             epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
             swapped_ms=current.swapped_ms, num_swaps=swaps, num_requests=requests, broker=broker,
+            line=self.rollout.line,
         )  # fmt: skip
 
     def version_answer(self) -> VersionAnswer:
