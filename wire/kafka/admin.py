@@ -99,9 +99,10 @@ def check_policies(admin: KafkaAdminClient, config: KafkaConfig) -> None:
         if has := differing.get(POLICY):
             wanted = topics[name].settings[POLICY]
             raise TopicsMismatch(
-                f"topic {name}: expected {POLICY} = {wanted}, the broker has {has}: {topics[name].other_policy}. Set it "
-                f"(kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics --entity-name "
-                f"{name} --add-config {POLICY}={wanted}), then start again; what was removed before is lost"
+                f"topic {name}: expected {POLICY} = {wanted}, the broker has {has}: {topics[name].other_policy}. "
+                f"Set it (kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics "
+                f"--entity-name {name} --add-config {POLICY}={wanted}), then start again; what was removed before is "
+                "lost"
             )
 
 
