@@ -184,7 +184,7 @@ def test_after_a_switch_the_other_lines_lag_is_followed_and_nothing_is_counted_t
             wait_until(lambda wanted=num_items: last() == (wanted, {"future": 1}, 1), 60, "the line to be shown")
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         main.close()
         beside.close()
 
