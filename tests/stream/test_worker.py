@@ -276,6 +276,7 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
 
 
 def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deployment: Deployment, worker: Make) -> None:
+    deployment.stream = replace(deployment.stream, session_timeout_s=30.0)  # so that it loses none by being slow
     first = worker("w").start()
     first.wait_for("partition claimed", times=2)
     wait_until(lambda: bool(last_statuses(deployment)), 60, "the first to report", 0.2)

@@ -185,7 +185,7 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
 
 
 def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Callable[..., Board]) -> None:
-    told = board(publish_every_s=30.0, max_step_targets=1, max_step_tokens=1, lag_every_s=0.02)
+    told = board(publish_every_s=600.0, max_step_targets=1, max_step_tokens=1, lag_every_s=0.02)
     made = told.made
     made.feed(400)
     made.start()
@@ -205,7 +205,7 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     assert message["num_steps"] > total / 2
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
-    assert 0 < message["stages"]["publish"]["lag_s"] < 30
+    assert 0 < message["stages"]["publish"]["lag_s"] < 600
 
 
 def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durable_kafka: Broker) -> None:
