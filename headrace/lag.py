@@ -39,7 +39,8 @@ def watch(
     max_s: float | None = None,
 ) -> int:
     """Show each message of a line of training (`headrace.lines.followed`) as it arrives until Ctrl-C; with ``once``,
-    the newest one only. With ``max_s``, 1 as soon as anything is further behind than that (`excess`)."""
+    the newest one only, or 1 if there is none. With ``max_s``, 1 as soon as anything is further behind than that
+    (`excess`)."""
     view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)
     try:
         with contextlib.closing(connect(settings.kafka)) as consumer, followed(settings, line) as which:
@@ -69,7 +70,7 @@ def _show(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: 
 
 
 class TooLate(Exception):
-    """Something is further behind than allowed."""
+    """Something is further behind than allowed, or nobody has ever said how far."""
 
 
 def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> Iterator[dict[str, Any] | None]:
@@ -80,18 +81,12 @@ def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> 
         message = decode_lag(record.value) if record is not None else None
         newest = message or newest
         yield message
-        if max_s is not None:
-            _check(newest, started_s, max_s)
+        if newest is None and (once or max_s is not None) and time.time() - started_s > max(max_s or 0, FIRST_WORD_S):
+            raise TooLate("expected a message, got none; start a trainer (headrace train)")
+        if newest is not None and max_s is not None and (late := excess(newest, time.time(), max_s)):
+            raise TooLate(late)
         if once and message is not None:
             return
-
-
-def _check(newest: dict[str, Any] | None, started_s: float, max_s: float) -> None:
-    if newest is not None:
-        if late := excess(newest, time.time(), max_s):
-            raise TooLate(late)
-    elif time.time() - started_s > max(max_s, FIRST_WORD_S):
-        raise TooLate(f"expected at most {max_s:g} s, got no message at all; start a trainer (headrace train)")
 
 
 def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
@@ -104,7 +99,9 @@ def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
 
 
 def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool) -> None:
-    for message in messages:
+    for number, message in enumerate(messages):
+        if message is None and number == 0:
+            print(f"headrace lag: waiting for a trainer to report on {view.broker}", file=sys.stderr, flush=True)
         if message is not None:
             view.lag = message
             print(msgspec.json.encode(message).decode() if as_json else plain(view, time.time()), flush=True)

@@ -75,9 +75,10 @@ def run_server(settings: Any) -> int:
             if service.failure is None:
                 listen(app, listener, config, on_exit=service.stopping.set)
             if service.failure is not None:
+                failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(
-                    f"a thread that follows the topics has failed ({service.failure!r}), and answers would only get "
-                    "older: start the server again; the log lines before this one say where it happened"
+                    f"a thread that follows the topics has failed ({failed}), and answers would only get older: start "
+                    "the server again; the log lines before this one say where it happened"
                 ) from service.failure
     return 0
 

@@ -30,9 +30,9 @@ CANDIDATES = np.array([item_hash(item) for item in (3, 7, 11, 999_999)], np.int6
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = World()
+@pytest.fixture(scope="module", params=["hstu", "fuxi"])
+def world(request: pytest.FixtureRequest) -> World:
+    world = World(model=replace(MODEL, block=request.param))
     for _ in range(5):
         world.learn()
     return world

@@ -280,7 +280,7 @@ def test_a_server_whose_follower_has_died_ends_with_one_line(
     finally:
         server.close()
     last = server.process.log().splitlines()[-1]
-    assert "a thread that follows the topics has failed (RuntimeError('unexpected'))" in last
+    assert "a thread that follows the topics has failed (RuntimeError: unexpected)" in last
     assert "start the server again" in last
 
 

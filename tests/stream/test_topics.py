@@ -7,10 +7,12 @@ from collections.abc import Callable
 import msgspec
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.errors import TopicsMismatch
 from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
@@ -142,6 +144,52 @@ def test_a_topic_that_is_deleted_ends_the_worker(
     process.wait_for("partition claimed", times=2)
     admin.delete_topics([topic])
     assert f"topic {topic}: expected it to exist still, with " in last_line(process)
+
+
+@pytest.mark.parametrize(
+    ("which", "policy", "words"),
+    [
+        ("actions", "compact", "compaction keeps only the last action of each user"),
+        ("actions", "compact,delete", "compaction keeps only the last action of each user"),
+        ("dead_letters", "compact", "compaction keeps only one refused action"),
+        ("sequences", "delete", "retention removes the segments from which a worker's disk is restored"),
+        ("weights", "compact", "compaction keeps only the last chunk"),
+        ("control", "delete", "retention removes the version that is pinned"),
+    ],
+)
+def test_a_topic_that_removes_what_is_needed_is_refused(
+    which: str, policy: str, words: str, deployment: Deployment, admin: KafkaAdminClient
+) -> None:
+    topic = getattr(deployment.topics, which)
+    set_policy(admin, topic, policy)
+    with pytest.raises(TopicsMismatch) as refused:
+        ensure_topics(deployment.kafka)
+    assert f"topic {topic}: expected cleanup.policy = " in str(refused.value)
+    assert f"the broker has {policy}: {words}" in str(refused.value)
+    assert "--add-config cleanup.policy=" in str(refused.value)
+
+
+def test_a_policy_that_changes_under_a_worker_ends_it(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker().start()
+    process.wait_for("partition claimed", times=2)
+    set_policy(admin, deployment.topics.actions, "compact")
+    assert f"topic {deployment.topics.actions}: expected cleanup.policy = delete, the broker has" in last_line(process)
+
+
+def test_other_settings_and_other_policies_of_reports_are_only_warned_of(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    set_policy(admin, deployment.topics.status, "delete")
+    process = worker().start()
+    process.wait_for("a topic's settings differ from the configuration")
+    process.wait_for("partition claimed", times=2)
+
+
+def set_policy(admin: KafkaAdminClient, topic: str, policy: str) -> None:
+    """Change what the broker removes from a topic."""
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})])
 
 
 def test_actions_that_retention_removes_before_they_are_read_are_counted_and_reported(
