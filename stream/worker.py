@@ -7,6 +7,7 @@ broker goes away, Faust is restarted within the process; the stores stay open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
+from stream.transport import WorkerApp
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
 from wire.kafka.admin import config_drift, ensure_topics
@@ -146,12 +148,12 @@ class Worker:
             while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), 0.2)
-                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
+                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap, "joining")):
                     self.fail(refused)
         finally:
             error = (starting.exception() if starting.done() else None) or app.crash_reason
             if error is not None:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
+                if refused := refusal(error, self.settings.kafka.bootstrap, "reading"):
                     self.fail(refused)
                 else:
                     log.warning("faust stopped by itself and will be restarted", error=repr(error))
@@ -160,11 +162,16 @@ class Worker:
             await self._stop_faust(app)
 
     async def _stop_faust(self, app: Any) -> None:
-        # A crashed app has stopped only some of its services, and one whose broker is away would wait for it.
+        # A crashed app has stopped only some of its services, and one whose broker is away would wait for it. What else
+        # fails while it stops says nothing.
+        if app.crash_reason:
+            logging.getLogger(WorkerApp.__module__).setLevel(logging.CRITICAL)
         try:
             await asyncio.wait_for(app.stop(), self.settings.stream.stop_timeout_s)
         except Exception as error:  # noqa: BLE001 the app is discarded in any case
             log.info("faust did not stop in an orderly way", error=repr(error))
+        finally:
+            logging.getLogger(WorkerApp.__module__).setLevel(logging.NOTSET)
 
     async def take(self, events: list[Any]) -> None:
         """Give each partition its events of this batch."""
@@ -209,7 +216,7 @@ class Worker:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap, "asking where it ends"):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -254,7 +261,7 @@ class Worker:
 
     def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
         error = None if sent.cancelled() else sent.exception()
-        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
             self.fail(refused)
 
 
