@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from headrace.commands.handover import repartition
 from headrace.commands.observation import audit, dead_letters, doctor, lag, top, topics, versions
 from headrace.commands.processes import broker, demo, replay, serve, train, worker
 from headrace.commands.production import backfill, produce, simulate
@@ -17,7 +18,7 @@ from headrace.shortage import described, open_more_files
 
 _LISTED = (
     demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, switch, replay,
-    forget, topics, dead_letters, audit, doctor, broker,
+    forget, repartition, topics, dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in _LISTED}
 """The commands by name, in the order in which help lists them."""

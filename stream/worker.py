@@ -26,6 +26,7 @@ from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
+from stream.handover import refuse_unfinished
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
@@ -72,11 +73,16 @@ class Worker:
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
+        await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
             watch = await asyncio.to_thread(self._find_topics)
             if settings.stream.component:
                 await asyncio.to_thread(self._refuse_namesake)
             await self._work(watch)
+
+    def _refuse_unfinished(self) -> None:
+        kafka = self.settings.kafka
+        patiently(lambda: refuse_unfinished(kafka), "looking for a handover", kafka, threading.Event())
 
     def _refuse_namesake(self) -> None:
         kafka, name = self.settings.kafka, self.component

@@ -24,12 +24,12 @@ WORLD = World(num_users=4)
 HOLDER = holder_of(next(versions(WORLD, 1)))
 
 
-def service_of(holder: WeightsManager, config: ServingConfig) -> Service:
+def service_of(holder: WeightsManager, config: ServingConfig, features: tuple[str, ...] = ()) -> Service:
     """A service that has read the world's histories."""
     histories = Histories(10**8)
     for each in WORLD.examples():
         histories.feed(0, encode_example(each))
-    service = Service(config, holder, histories)
+    service = Service(config, holder, histories, features=features)
     service.histories_ready.set()
     return service
 
