@@ -59,7 +59,7 @@ def fuxi_layer(
         raise ValueError(f"x_TM: expected (T, {params.uvqk_weight.shape[0]}), got {tuple(x_TM.shape)}")
     check_offsets(offsets_B1, x_TM.shape[0])
     check_norm(norm_len)
-    pairs = {"time_buckets": time_buckets, "query_time_T": query_time_T, "key_time_T": key_time_T}
+    pairs: dict[str, Any] = {"time_buckets": time_buckets, "query_time_T": query_time_T, "key_time_T": key_time_T}
     u, v, q, k = fuxi_project(x_TM, params, num_heads=num_heads, eps=eps)
     if choose(backend, x_TM.device) == "reference":
         attended = reference.attention(q, k, v, offsets_B1, params, norm_len=norm_len, **pairs)
@@ -89,15 +89,16 @@ def fuxi_delta_attention(
     where: dict[str, Any] = {"num_targets_B": num_targets_B, "backend": backend}
     none, values = _scoreless(v_SHE)
     cached_none, cached_values = _scoreless(cache_v_CHE)
-    users = cache_start_B, cache_len_B
     return _joined(
         delta_attention(
-            q_SHD, k_SHD, v_SHE, delta_offsets_B1, cache_k_CHD, cache_v_CHE, *users, norm_len=norm_len, **where
+            q_SHD, k_SHD, v_SHE, delta_offsets_B1, cache_k_CHD, cache_v_CHE, cache_start_B, cache_len_B,
+            norm_len=norm_len, **where,
         ),
         delta_attention(
-            none, none, values, delta_offsets_B1, cached_none, cached_values, *users, norm_len=1.0, **where, **biases
+            none, none, values, delta_offsets_B1, cached_none, cached_values, cache_start_B, cache_len_B,
+            norm_len=1.0, **where, **biases,
         ),
-    )
+    )  # fmt: skip
 
 
 def channel_biases(pos_bias_P: Tensor, time_bias_K: Tensor) -> tuple[Tensor, Tensor]:
