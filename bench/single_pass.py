@@ -26,9 +26,13 @@ OURS = ("Headrace", "its network alone", "its counts alone")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``ranks``: of every choice, by each ranker of `OURS`. ``ranking``: see `bench.judging.ranking`."""
+    """``ranks``: of every choice, by each ranker of `OURS`; ``item_A``, ``num_past_A``: each choice's item (hash), and
+    how many choices of its user were known before it. Choices are in the order in which they are learned, which among
+    actions of one time is not that of the stream. ``ranking``: see `bench.judging.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
+    item_A: NDArray[np.int64]
+    num_past_A: NDArray[np.int64]
     ranking: dict[str, Any]
     interactions_per_s: float
     trainer: Trainer
@@ -54,8 +58,12 @@ def headrace(
         checkpoint_dir=None,
     )
     outcomes, learn = list[MemoryOutcome](), trainer.learner.memory.learn
+    items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
+        asked_R = events.chosen_R == 1
+        items.append(trainer.learner.items.keys_of(events.target_R[asked_R].astype(np.int64)))
+        pasts.append((events.past_end_R - events.past_begin_R)[asked_R])
         outcomes.append(learn(limit(trainer.learner, events), logit_AV))
         progress(trainer.learner.num_interactions)
         return outcomes[-1]
@@ -69,6 +77,8 @@ def headrace(
     columns = (done.rank_R, done.model_rank_R, done.count_rank_R)
     return Pass(
         {who: column[asked].astype(np.int64) for who, column in zip(OURS, columns, strict=True)},
+        np.concatenate(items),
+        np.concatenate(pasts),
         ranking(trainer.learner.metrics),
         trainer.learner.num_interactions / seconds,
         trainer,
