@@ -19,8 +19,10 @@ from headrace.file_training import file_configs
 from kernels.memory import MemoryEvents, MemoryOutcome
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
+from trainer.recall import Recall
 from trainer.step import Learner
 
+ANY_NUMBER = 1 << 40
 OURS = ("Headrace", "its network alone", "its counts alone")
 
 
@@ -43,9 +45,10 @@ def headrace(
     actions: Iterable[dict[str, Any]],
     seed: int,
     progress: Progress = lambda _: None,
-    limit: Callable[[Learner, MemoryEvents], MemoryEvents] = lambda _, events: events,
+    limit: Callable[[Learner, MemoryEvents], MemoryEvents] | None = None,
 ) -> Pass:
-    """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event."""
+    """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event;
+    every choice is then compared with all of them, however many there are."""
     stream = iter(actions)
     first = next(stream)
     action, sequence, model = file_configs(settings, first)
@@ -57,18 +60,21 @@ def headrace(
         lambda positions: FileSource(whole, action, sequence, config.file_take, positions),
         checkpoint_dir=None,
     )
-    outcomes, learn = list[MemoryOutcome](), trainer.learner.memory.learn
+    learner = trainer.learner
+    if limit is not None:
+        learner.recall = Recall(learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER)
+    outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
         asked_R = events.chosen_R == 1
-        items.append(trainer.learner.items.keys_of(events.target_R[asked_R].astype(np.int64)))
+        items.append(learner.items.keys_of(events.target_R[asked_R].astype(np.int64)))
         pasts.append((events.past_end_R - events.past_begin_R)[asked_R])
-        outcomes.append(learn(limit(trainer.learner, events), logit_AV))
-        progress(trainer.learner.num_interactions)
+        outcomes.append(learn(events if limit is None else limit(learner, events), logit_AV))
+        progress(learner.num_interactions)
         return outcomes[-1]
 
-    trainer.learner.memory.learn = recorded  # type: ignore[method-assign]
+    learner.memory.learn = recorded  # type: ignore[method-assign]
     started = time.monotonic()
     trainer.run()
     seconds = time.monotonic() - started
@@ -79,8 +85,8 @@ def headrace(
         {who: column[asked].astype(np.int64) for who, column in zip(OURS, columns, strict=True)},
         np.concatenate(items),
         np.concatenate(pasts),
-        ranking(trainer.learner.metrics),
-        trainer.learner.num_interactions / seconds,
+        ranking(learner.metrics),
+        learner.num_interactions / seconds,
         trainer,
     )
 
