@@ -19,8 +19,8 @@ def project(x_TM: Tensor, params: FuxiParams, *, num_heads: int, eps: float) -> 
     _, value, key = params.widths(num_heads)
     projected = silu(rms_norm(x_TM, x_TM.shape[-1:], eps=eps) @ params.uvqk_weight)
     u, v, q, k = torch.split(projected, [num_heads * each for each in (3 * value, value, key, key)], dim=-1)
-    v, q, k = (each.reshape(len(x_TM), num_heads, width) for each, width in ((v, value), (q, key), (k, key)))
-    return u, v, q, k
+    num = len(x_TM)
+    return u, v.view(num, num_heads, value), q.view(num, num_heads, key), k.view(num, num_heads, key)
 
 
 def attention(
