@@ -76,11 +76,16 @@ def compare(
         ne, speed = (float(np.mean([each[key] for each in passes])) for key in ("ne", "speed"))
         rows.append({
             "name": f"{stream}: {name}", "value": round(alone, 5), "unit": "HR@10, network alone",
-            "half_width": round(half, 5), "with_memory": round(both, 5), "ne": round(ne, 5), "num_seeds": num_seeds,
+            "half_width": round(half, 5), "with_memory": round(both, 5),
+            "with_memory_half_width": round(both_half, 5), "ne": round(ne, 5), "num_seeds": num_seeds,
             "num_actions": len(actions), "interactions_per_s": round(speed),
-            "note": f"± {half:.4f}; with the memory {both:.4f} ± {both_half:.4f}; NE {ne:.4f}; {speed:,.0f}/s",
+            "note": f"{_spread(half)}with the memory {both:.4f}; NE {ne:.4f}; {speed:,.0f}/s",
         })  # fmt: skip
     return rows
+
+
+def _spread(half: float) -> str:
+    return f"± {half:.4f}; " if half else ""
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
