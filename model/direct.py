@@ -140,6 +140,7 @@ class _AutogradLayers:
 
     def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
         self._encode, self._context_gradient, self._dropouts = model.encode, context_gradient, dropouts
+        self._gradients = [_slopes(each) for each in model.layers.parameters()]
 
     def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
         """See `_KernelLayers.through`."""
@@ -151,6 +152,8 @@ class _AutogradLayers:
             )  # fmt: skip
 
         def back(d_SM: Tensor) -> Tensor:
+            for gradient in self._gradients:
+                gradient.zero_()  # autograd adds to what is there
             torch.autograd.backward(y_SM, d_SM)
             assert x_TM.grad is not None
             return x_TM.grad
