@@ -381,7 +381,12 @@ class ByAutograd(Learner):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"context_gradient": True}, {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2}, {"feedback": "vanilla"}],
+    [
+        {},
+        {"context_gradient": True},
+        {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2, "top_dropout_ratio": 0.5},
+        {"feedback": "vanilla"},
+    ],
     ids=lambda changes: ", ".join(changes) or "as configured by default",
 )
 @pytest.mark.parametrize("model", [MODEL, replace(MODEL, use_value=False), FUXI], ids=["values", "no values", "fuxi"])
