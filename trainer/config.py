@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model.config import ADDED as MODEL_ADDED
+from model.config import ModelConfig
 from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -200,9 +202,28 @@ class TrainerConfig:
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 
+ADDED: dict[str, Any] = {"shards": 1}
+"""Settings that earlier builds did not have, as those builds acted."""
+
+
 def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that were recorded by any build, with those that it did not have yet as it acted."""
-    return {"shards": 1, **learning}
+    return {**ADDED, **learning}
+
+
+def difference(
+    model: ModelConfig, trainer: TrainerConfig, their_model: Mapping[str, Any], their_learning: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """The first setting in which recorded ones differ from ours: its name, theirs and ours; None if all agree."""
+    sections = (
+        ("model", {**MODEL_ADDED, **model.as_dict()}, {**MODEL_ADDED, **their_model}),
+        ("trainer", trainer.learning_dict(), complete(their_learning)),
+    )
+    for section, ours, theirs in sections:
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                return f"{section}.{key}", theirs.get(key), value
+    return None
 
 
 _NOT_LEARNING = frozenset(

@@ -14,9 +14,11 @@ import torch
 
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
+from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.kept import NUM_LAGS
 from tests.trainer.samples import (
+    FUXI,
     MODEL,
     SAMPLED,
     START_MS,
@@ -382,10 +384,12 @@ class ByAutograd(Learner):
     [{}, {"context_gradient": True}, {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2}, {"feedback": "vanilla"}],
     ids=lambda changes: ", ".join(changes) or "as configured by default",
 )
-@pytest.mark.parametrize("use_value", [True, False])
-def test_what_is_computed_beside_autograd_is_what_autograd_computes(changes: dict[str, Any], use_value: bool) -> None:
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, use_value=False), FUXI], ids=["values", "no values", "fuxi"])
+def test_what_is_computed_beside_autograd_is_what_autograd_computes(
+    changes: dict[str, Any], model: ModelConfig
+) -> None:
     """Predictions, losses, gradients of all weights, and what the tables learn."""
-    learner, world = taught(replace(TRAINER, **changes), replace(MODEL, use_value=use_value))
+    learner, world = taught(replace(TRAINER, **changes), model)
     for _ in range(2):
         examples = world.examples(12)
         slow, fast = twin(learner, ByAutograd), twin(learner)
@@ -651,15 +655,16 @@ def strict() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("model", [MODEL, FUXI], ids=lambda model: model.block)
 @pytest.mark.parametrize(
     "config",
     [TRAINER, replace(SAMPLED, dropout=0.2, stochastic_length_alpha=1.5, metric_share=0.5)],
     ids=["exact", "sampled, with everything random"],
 )
 @pytest.mark.usefixtures("strict")
-def test_the_same_stream_gives_the_same_bits(config: TrainerConfig) -> None:
+def test_the_same_stream_gives_the_same_bits(config: TrainerConfig, model: ModelConfig) -> None:
     config = replace(config, deterministic=True)
-    learners = [Learner(MODEL, config, choose_device(config)) for _ in range(2)]
+    learners = [Learner(model, config, choose_device(config)) for _ in range(2)]
     assert torch.are_deterministic_algorithms_enabled()
     for learner in learners:
         world = World(3)
