@@ -140,7 +140,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     begin = np.zeros(1, np.int64)
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
-        begin + len(met),
+        begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]),
     )  # fmt: skip
 
 
