@@ -140,6 +140,14 @@ def test_whichever_rank_is_killed_at_whatever_point_all_go_on_as_if_it_had_not_b
     assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
 
 
+@pytest.mark.slow
+def test_of_four_ranks_each_may_be_killed(run: RankRun) -> None:
+    for rank, point in enumerate(("learned:5", "taken:4", "to_be_summed:6", "summed:7")):
+        run.die("killed", 4, rank, f"{point}:kill")
+    killed = run.outcome("killed", run.start("killed", 4))
+    assert_equal(killed, run.outcome("alone", run.start("alone", 1)))
+
+
 def test_a_checkpoint_goes_on_with_any_other_number_of_ranks(run: RankRun) -> None:
     for size in (1, 4, 2):
         run.die("killed", size, 0, "checkpointed:3:kill")
@@ -227,11 +235,12 @@ def test_on_the_stream_every_rank_may_be_killed_and_all_is_learned_exactly_once(
     assert recount.stale == []
 
 
-def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_standby_of_any_number_of_ranks_takes_over_from_two(stage: Make, size: int) -> None:
     made = stage(trainer={"shards": 2})
     leading = start_ranks(made)
     made.feed_until(lambda: bool(made.recount().versions), "a version")
-    waiting = start_ranks(made, name="b")
+    waiting = start_ranks(made, name="b", size=size)
     waiting[0].wait_for("standby")
     made.feed(20)
     for child in leading:
@@ -239,7 +248,7 @@ def test_a_standby_of_two_ranks_takes_over_from_two(stage: Make) -> None:
     made.feed(20)
     recount = made.finish("b")
     assert recount.last.epoch == 1
-    assert waiting[1].wait(120) == 0
+    assert [child.wait(120) for child in waiting[1:]] == [0] * (size - 1)
 
 
 def test_a_step_that_leaves_nothing_finite_is_set_aside_by_all_ranks(stage: Make) -> None:
