@@ -14,10 +14,9 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
-from mode.threads import WorkerThread
 
 
-class _Daemon(WorkerThread):
+class _Daemon(AIOKafkaConsumerThread.Worker):
     """A thread that does not keep the process alive if it hangs."""
 
     def __init__(self, service: Any, **options: Any) -> None:
