@@ -44,6 +44,7 @@ USERS = (
     "writes_no_lag",
     "reads_no_weights",
     "sees_no_lag",
+    "sees_no_settings",
 )
 JAAS = (
     'org.apache.kafka.common.security.plain.PlainLoginModule required username="us" password="secret" '
