@@ -324,7 +324,7 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     def slow(*arguments: Any) -> Any:
         started.set()
-        release.wait(10)
+        release.wait(60)
         return answer_now(*arguments)
 
     service.engine.answer = slow  # type: ignore[method-assign]
@@ -335,14 +335,14 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     first, second = threading.Thread(target=ask), threading.Thread(target=ask)
     first.start()
-    assert started.wait(10)
+    assert started.wait(60)
     second.start()
     while service.batcher.num_waiting < 1:
         pass
     assert client.post("/recommend", json={"user": "u0"}).status_code == 503
     release.set()
-    first.join(10)
-    second.join(10)
+    first.join(60)
+    second.join(60)
     assert codes == [200, 200]
     service.close()
 
@@ -378,7 +378,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     for index, items in enumerate(expected):
         assert [each["item"] for each in found[index]] == [each["item"] for each in items]
     service.close()
