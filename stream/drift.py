@@ -29,3 +29,11 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
                 "a topic's settings differ from the configuration; change one or the other (kafka-configs.sh)",
                 topic=topic, broker=broker, configured={key: configured[key] for key in broker},
             )  # fmt: skip
+
+
+def warn_of_times(topic: str) -> None:
+    """Log that records have their producers' times, although each topic is created with the broker's."""
+    log.warning(
+        "records have their producers' times, not the broker's: these decide what is in the future, and how old answers "
+        "are; set message.timestamp.type = LogAppendTime (the embedded broker cannot)", topic=topic,
+    )  # fmt: skip

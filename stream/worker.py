@@ -24,7 +24,7 @@ from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
-from stream.drift import warn_of_drift
+from stream.drift import warn_of_drift, warn_of_times
 from stream.handover import refuse_unfinished
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
@@ -200,11 +200,7 @@ class Worker:
         """Give each partition its events of this batch."""
         if events and events[0].message.timestamp_type == CREATE_TIME and not self._told_of_times:
             self._told_of_times = True
-            log.warning(
-                "records have their producers' times, not the broker's: these decide what is in the future, and how "
-                "old answers are; set message.timestamp.type = LogAppendTime (the embedded broker cannot)",
-                topic=self.topics.actions,
-            )
+            warn_of_times(self.topics.actions)
         by_partition: dict[int, list[Any]] = {}
         for event in events:
             by_partition.setdefault(event.message.partition, []).append(event)
