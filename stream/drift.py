@@ -34,6 +34,6 @@ def warn_of_drift(kafka: KafkaConfig) -> None:
 def warn_of_times(topic: str) -> None:
     """Log that records have their producers' times, although each topic is created with the broker's."""
     log.warning(
-        "records have their producers' times, not the broker's: these decide what is in the future, and how old answers "
-        "are; set message.timestamp.type = LogAppendTime (the embedded broker cannot)", topic=topic,
+        "records have their producers' times, not the broker's: these decide what is in the future, and how old "
+        "answers are; set message.timestamp.type = LogAppendTime (the embedded broker cannot)", topic=topic,
     )  # fmt: skip
