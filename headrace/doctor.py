@@ -15,6 +15,7 @@ from headrace import machine
 from headrace.config import Settings
 from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
+from headrace.lines import followed_line
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
@@ -107,7 +108,7 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
-    names = Topics.under(settings.kafka.prefix, settings.kafka.line)
+    names = Topics.under(settings.kafka.prefix, followed_line(settings))
     state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
     for record in read(consumer, names.status, spans(consumer, names.status)):
         state.note(record.value)

@@ -245,7 +245,7 @@ class Engine:
         """Candidates as interactions that have not happened."""
         ask, num = done.ask, len(candidates)
         domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
-        features = self.histories.features_of(candidates, config.num_features)
+        features = self.histories.items.features_of(candidates, config.num_features)
         user_features = user_feature_rows(ask.user_features, config, num)
         return Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
 

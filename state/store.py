@@ -308,6 +308,11 @@ class PartitionStore:
             raise
         return restored.num_examples
 
+    @property
+    def users(self) -> UserStore:
+        """What is stored of the users, for readers."""
+        return self._users
+
     def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put examples of what lies under these addresses' keys into the outbox again, with nothing new in them, as
         `ExampleLog` requires. Returns under how many of the keys anything lies. What was written over the tombstone of

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from rocksdict import WriteBatch
@@ -62,6 +62,19 @@ class UserStore:
             user.older[index] = stored
         user.older = dict(sorted(user.older.items()))
         user.is_whole, user.old_ids = True, None
+
+    def everyone(self) -> Iterator[User]:
+        """Every user, complete, in the order of their keys. Raises `StoreCorrupt`."""
+        for key, _ in self._db.under(b"u"):
+            user = self.load(key[1:].decode())
+            assert user is not None
+            self.complete(user)
+            yield user
+
+    def orders(self) -> Iterator[Order]:
+        """The last order for each item, in the order of their hashes' bytes."""
+        for _, stored in self._db.under(b"r"):
+            yield msgspec.json.decode(stored, type=Order)
 
     def save(self, batch: WriteBatch, user: User) -> None:
         """Write what has changed of a user."""

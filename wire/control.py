@@ -2,6 +2,7 @@
 
 `PIN_KEY`: the version that servers answer from, and why; a tombstone lets them follow the newest again. `LINE_KEY`: the
 line of training (`KafkaConfig.line`) whose versions they follow; a tombstone: that of their configuration.
+`HANDOVER_KEY`: the deployment that this one continues (`headrace repartition`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import msgspec
 from wire.errors import CodecError, VersionError
 from wire.json_value import Whole, decode_json
 
-PIN_KEY, LINE_KEY = b"pin", b"line"
-Order = TypeVar("Order", "Pin", "Switch")
+PIN_KEY, LINE_KEY, HANDOVER_KEY = b"pin", b"line", b"handover"
+Order = TypeVar("Order", "Pin", "Switch", "Handover")
 Which = tuple[int, int]
 """(epoch, number) of a version."""
 
@@ -44,7 +45,18 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-def encode_order(order: Pin | Switch) -> bytes:
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """This deployment continues that of the prefix ``source``. ``is_done``: its users are all here; no worker starts
+    before. ``ends``: the source's actions that they cover end at these offsets, by partition."""
+
+    source: str
+    is_done: bool
+    made_ms: Whole
+    made_by: str = ""
+    ends: dict[int, Whole] = {}
+
+
+def encode_order(order: Pin | Switch | Handover) -> bytes:
     """An order → JSON."""
     return msgspec.json.encode(order)
 
@@ -57,6 +69,11 @@ def decode_pin(value: bytes) -> Pin:
 def decode_switch(value: bytes) -> Switch:
     """JSON → `Switch`. Raises `VersionError`."""
     return _decoded(value, Switch, "line")
+
+
+def decode_handover(value: bytes) -> Handover:
+    """JSON → `Handover`. Raises `VersionError`."""
+    return _decoded(value, Handover, "handover")
 
 
 def _decoded(value: bytes, order: type[Order], what: str) -> Order:

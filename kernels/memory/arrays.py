@@ -214,14 +214,19 @@ class MemoryAnswers:
     def of(ks: Sequence[int], out: Sequence[Int64], allowed: Sequence[Int64 | None]) -> MemoryAnswers:
         """From a list of rows for each query; ``allowed``: None for all rows."""
         none = np.zeros(0, np.int64)
-        limits = [none if rows is None else np.unique(rows) for rows in allowed]
-        limits = [rows[rows > 0] for rows in limits]
+        limits = [none if rows is None else _distinct(rows) for rows in allowed]
         return MemoryAnswers(
             np.array(ks, np.int64),
             *_jagged(out),
             *_jagged(limits),
             np.array([a is not None for a in allowed], np.uint8),
         )
+
+
+def _distinct(rows: Int64) -> Int64:
+    """Each row above 0 once, ascending; on long lists much faster than np.unique."""
+    ordered = np.sort(rows)
+    return ordered[np.diff(ordered, prepend=0) > 0]
 
 
 def _jagged(lists: Sequence[Int64]) -> tuple[Int32, Int64]:

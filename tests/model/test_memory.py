@@ -118,6 +118,30 @@ def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypa
     assert after.dirty[1:12].all()
 
 
+def test_a_memory_whose_width_stays_grows_in_place_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.memory.FREE_BYTES", 0)
+    monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 4)
+    roomy = Memory(MODEL)
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    memory, places = Memory(MODEL), set[int]()
+    for num_rows in (12, 20, 40, 70, 130):
+        for each in (memory, roomy):
+            learn(each, np.random.default_rng(num_rows), num_rows, 60)
+        if num_rows > 12:
+            places.add(memory.arrays.after.ctypes.data)
+    assert (memory.arrays.capacity, roomy.arrays.capacity) == (256, 1024)
+    assert len(places) == 1, "no row has moved"
+    ours, theirs = memory.state_dict(), roomy.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    assert (memory.arrays.first[memory.num_rows :] == -1).all()
+
+    grown = memory.copy()
+    grown.grow(500)
+    learn(grown, np.random.default_rng(9), 500, 30)
+    after = memory.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], after[name])] == [], "a copy shares nothing"
+
+
 def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
     arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)

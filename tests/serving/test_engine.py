@@ -30,9 +30,9 @@ CANDIDATES = np.array([item_hash(item) for item in (3, 7, 11, 999_999)], np.int6
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = World()
+@pytest.fixture(scope="module", params=["hstu", "fuxi"])
+def world(request: pytest.FixtureRequest) -> World:
+    world = World(model=replace(MODEL, block=request.param))
     for _ in range(5):
         world.learn()
     return world
@@ -355,7 +355,7 @@ def test_items_answer_with_features_that_they_came_with() -> None:
     featured = Interactions(rows.item_hash, rows.action_bits, rows.timestamp_ms, rows.domain_hash, rows.value,
                             np.arange(6, dtype=np.int64).reshape(3, 2))  # fmt: skip
     histories.feed(0, encode_example(example("u", featured)))
-    found = histories.features_of(np.array([rows.item_hash[2], 5]), 2)
+    found = histories.items.features_of(np.array([rows.item_hash[2], 5]), 2)
     assert found.tolist() == [[4, 5], [0, 0]]
 
 
