@@ -28,6 +28,8 @@ from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
 
+_order_decoder = msgspec.json.Decoder(Order)
+
 
 class UserStore:
     """The users of one partition. Changes go into the caller's write batch."""
@@ -74,7 +76,7 @@ class UserStore:
     def orders(self) -> Iterator[Order]:
         """The last order for each item, in the order of their hashes' bytes."""
         for _, stored in self._db.under(b"r"):
-            yield msgspec.json.decode(stored, type=Order)
+            yield _order_decoder.decode(stored)
 
     def save(self, batch: WriteBatch, user: User) -> None:
         """Write what has changed of a user."""
@@ -129,7 +131,7 @@ class UserStore:
     def order_of(self, item: int) -> Order | None:
         """The last order for an item; None if there is none."""
         stored = self._db.get(_order_key(item))
-        return None if stored is None else msgspec.json.decode(stored, type=Order)
+        return None if stored is None else _order_decoder.decode(stored)
 
     def _check_shape(self, example: Example) -> None:
         num_features = example.interactions.feature_hash.shape[1]

@@ -40,7 +40,7 @@ SEQUENCES = st.builds(
     deduplicate=st.booleans(),
 )
 EVENTS = ("apply", "apply", "apply", "relay", "relay", "repeat", "crash", "wipe", "ghost")
-EXAMPLES = 300
+EXAMPLES = 200
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # opening RocksDB syncs files, hundreds of times
 
 

@@ -229,6 +229,27 @@ def test_an_interrupted_restore_leaves_a_new_store(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_restore_that_dies_while_it_removes_the_old_files_leaves_a_store_that_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p-0"
+    store = PartitionStore.open(path, 0, ANY_TIME)
+    store.apply([(0, 2_000, None, action())])
+
+    def die_midway(folder: Path) -> None:
+        (folder / "CURRENT").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("state.database.shutil.rmtree", die_midway)
+        with pytest.raises(KeyboardInterrupt):
+            store.restore([])
+    store = PartitionStore.open(path, 0, ANY_TIME)
+    assert store.is_new
+    store.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["p-0"]
+
+
 def test_a_restore_from_an_empty_topic_starts_at_the_beginning(tmp_path: Path) -> None:
     store = PartitionStore.open(tmp_path, 0, ANY_TIME)
     assert store.restore([]) == 0
