@@ -7,6 +7,7 @@ broker goes away, Faust is restarted within the process; the stores stay open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
+from stream.transport import WorkerApp
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
 from wire.kafka.admin import config_drift, ensure_topics
@@ -47,6 +49,8 @@ BEAT_S = 1.0
 """How often the worker reports its position."""
 ANSWER_S = 5.0
 """A broker that takes longer to answer counts as away."""
+JOIN_S = 15.0
+"""How much longer than a rebalance joining the group may take before Faust is restarted."""
 
 
 class Worker:
@@ -65,6 +69,8 @@ class Worker:
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._assigning = asyncio.Lock()
+        self._has_joined = False
+        """Whether the running Faust app has been assigned its partitions, which may be none."""
 
     async def run(self) -> None:
         """Work until `stop`; raises errors that a person must fix."""
@@ -145,31 +151,48 @@ class Worker:
         self._stop.set()
 
     async def _run_faust(self) -> None:
-        """Run one Faust app until a stop is requested, or until it crashes."""
+        """Run one Faust app until a stop is requested, or until it crashes or is stuck."""
         app = build_app(self.settings.kafka, self.settings.stream, self, Path(self.settings.store.path) / "faust")
         starting = asyncio.ensure_future(app.start())
+        error: BaseException | None = None
         try:
-            while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), 0.2)
-                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
-                    self.fail(refused)
+            error = await self._watch_faust(app, starting)
         finally:
-            error = (starting.exception() if starting.done() else None) or app.crash_reason
-            if error is not None:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
-                    self.fail(refused)
-                else:
-                    log.warning("faust stopped by itself and will be restarted", error=repr(error))
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            await self._stop_faust(app)
+            await self._stop_faust(app, asyncio.gather(starting, return_exceptions=True))
+        if error is not None:
+            if refused := refusal(error, self.settings.kafka.bootstrap, "reading" if self._has_joined else "joining"):
+                self.fail(refused)
+            else:
+                log.warning("faust stopped by itself and will be restarted", error=repr(error))
 
-    async def _stop_faust(self, app: Any) -> None:
-        # A crashed app has stopped only some of its services, and one whose broker is away would wait for it.
-        try:
-            await asyncio.wait_for(app.stop(), self.settings.stream.stop_timeout_s)
-        except Exception as error:  # noqa: BLE001 the app is discarded in any case
+    async def _watch_faust(self, app: Any, starting: asyncio.Future[None]) -> BaseException | None:
+        """Wait until a stop is requested, or Faust needs a restart; returns why."""
+        stream = self.settings.stream
+        patience_s = JOIN_S + stream.rebalance_timeout_s + stream.session_timeout_s
+        self._has_joined, began_s = False, time.monotonic()
+        error: BaseException | None = None
+        while error is None and not (self._stop.is_set() or app.should_stop):
+            if not self._has_joined and time.monotonic() - began_s > patience_s:
+                return TimeoutError(f"it has not joined its group within {patience_s:g} s")
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 0.2)
+            error = (starting.exception() if starting.done() else None) or app.complaint
+        return error or app.crash_reason
+
+    async def _stop_faust(self, app: Any, starting: asyncio.Future[Any]) -> None:
+        # A crashed app has stopped only some of its services, one whose broker is away would wait for it, and one that
+        # hangs may ignore that it is cancelled. What else fails while a crashed one stops says nothing.
+        transport = logging.getLogger(WorkerApp.__module__)
+        if app.crash_reason:
+            transport.setLevel(logging.CRITICAL)
+        stopping = asyncio.ensure_future(app.stop())
+        await asyncio.wait({starting, stopping}, timeout=self.settings.stream.stop_timeout_s)
+        transport.setLevel(logging.NOTSET)
+        if not stopping.done():
+            stopping.cancel()
+            log.warning("faust did not stop in time and is left behind")
+        elif error := stopping.exception():
             log.info("faust did not stop in an orderly way", error=repr(error))
 
     async def take(self, events: list[Any]) -> None:
@@ -184,6 +207,7 @@ class Worker:
 
     async def assign(self, partitions: set[int]) -> None:
         """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""
+        self._has_joined = True
         async with self._assigning:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
@@ -215,7 +239,7 @@ class Worker:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap, "asking where it ends"):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -260,7 +284,7 @@ class Worker:
 
     def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
         error = None if sent.cancelled() else sent.exception()
-        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
             self.fail(refused)
 
 

@@ -51,11 +51,11 @@ def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.started, 30, "the server to listen")
+        wait_until(lambda: server.started, 60, "the server to listen")
         yield service, listener.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         service.close()
         listener.close()
         assert not thread.is_alive()

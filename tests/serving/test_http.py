@@ -208,18 +208,21 @@ def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Cli
 
 def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
     file = tmp_path / "titles.tsv"
-    file.write_text("3\tThree Colours: Blue (1993)\nno tab here\n4\tFour Weddings\n")
+    file.write_text("\ufeff3\tThree Colours:\u2028Blue (1993)\r\n\n4\tFour Weddings\r\n")
     service = service_of(HOLDER, CONFIG)
     service.titles = Titles.read(str(file))
     answer = Client(build_app(service)).post("/items", json={"items": [3, "4", "never seen"]}).json()
     assert answer["items"] == [
-        {"item": 3, "known": True, "title": "Three Colours: Blue (1993)"},
+        {"item": 3, "known": True, "title": "Three Colours:\u2028Blue (1993)"},
         {"item": "4", "known": True, "title": "Four Weddings"},
         {"item": "never seen", "known": False, "title": None},
     ]
     service.close()
     with pytest.raises(StartError, match=r"serving\.titles_file: expected a UTF-8 file"):
         Titles.read(str(tmp_path / "none.tsv"))
+    file.write_text("3\tThree Colours\n4,Four Weddings\n")
+    with pytest.raises(StartError, match=r"expected ID<TAB>TITLE, got '4,Four Weddings' in line 2"):
+        Titles.read(str(file))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,7 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     def slow(*arguments: Any) -> Any:
         started.set()
-        release.wait(10)
+        release.wait(60)
         return answer_now(*arguments)
 
     service.engine.answer = slow  # type: ignore[method-assign]
@@ -332,14 +335,14 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     first, second = threading.Thread(target=ask), threading.Thread(target=ask)
     first.start()
-    assert started.wait(10)
+    assert started.wait(60)
     second.start()
     while service.batcher.num_waiting < 1:
         pass
     assert client.post("/recommend", json={"user": "u0"}).status_code == 503
     release.set()
-    first.join(10)
-    second.join(10)
+    first.join(60)
+    second.join(60)
     assert codes == [200, 200]
     service.close()
 
@@ -375,7 +378,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     for index, items in enumerate(expected):
         assert [each["item"] for each in found[index]] == [each["item"] for each in items]
     service.close()

@@ -150,11 +150,11 @@ def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix
             last = pulse.points[-1] if pulse.points else None
             return isinstance(last, Point) and last.num_items == 40 and last.dead_letters == 3
 
-        wait_until(told, 30, "what was written to be in a point")
+        wait_until(told, 60, "what was written to be in a point")
         assert pulse.points[-1].reasons == {"malformed": 1, "future": 2}
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         wire.close()
     assert not follower.is_alive()
 
@@ -184,7 +184,7 @@ def test_after_a_switch_the_other_lines_lag_is_followed_and_nothing_is_counted_t
             wait_until(lambda wanted=num_items: last() == (wanted, {"future": 1}, 1), 60, "the line to be shown")
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         main.close()
         beside.close()
 

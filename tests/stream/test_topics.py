@@ -45,20 +45,20 @@ def produce(deployment: Deployment, num: int, first: int = 0) -> int:
 def work_off(deployment: Deployment, process: WorkerProcess) -> None:
     """Let the worker finish, and stop it."""
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     process.stop()
 
 
 def make_again(deployment: Deployment, admin: KafkaAdminClient, topic: str) -> None:
     """Delete the topic and create it with its settings."""
     admin.delete_topics([topic])
-    wait_until(lambda: topic not in admin.list_topics(), 20, "the topic to be gone")
+    wait_until(lambda: topic not in admin.list_topics(), 60, "the topic to be gone")
     ensure_topics(deployment.kafka)
 
 
 def last_line(process: WorkerProcess) -> str:
     """The last line of a worker that ends by itself."""
-    assert process.process.wait(40) == 1, process.log()[-2000:]
+    assert process.process.wait(60) == 1, process.log()[-2000:]
     assert "Traceback" not in process.log()
     return process.log().splitlines()[-1]
 
@@ -80,7 +80,7 @@ def test_an_actions_topic_that_is_recreated_while_it_runs_ends_the_worker(
 ) -> None:
     process = worker().start()
     home = produce(deployment, 20)
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     make_again(deployment, admin, deployment.topics.actions)
     line = last_line(process)
     assert line.startswith(f"headrace stream: topic {deployment.topics.actions}: expected the one with id "), line
@@ -132,7 +132,7 @@ def test_a_recreated_sequences_topic_is_reported_and_rebuilt_from_the_actions_on
     assert f"remove {process.store_path}: sequences are then rebuilt from the actions" in line
     process.wipe()
     process.start()
-    wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
+    wait_until(lambda: written(deployment).rows == before, 60, "the same sequences", 0.3)
 
 
 @pytest.mark.parametrize("which", ["actions", "dead_letters"])
@@ -201,7 +201,7 @@ def test_actions_that_retention_removes_before_they_are_read_are_counted_and_rep
     home = produce(deployment, 20, first=20)
     admin.delete_records({TopicPartition(deployment.topics.actions, home): 33})
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     assert len(written(deployment).rows["u1"]) == 27
     [line] = [line for line in process.log().splitlines() if "actions were lost" in line]
     for words in (deployment.topics.actions, "[20, 32]", '"num_records": 13', "kafka.actions_retention_s"):
@@ -222,7 +222,7 @@ def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: 
             producer.send(deployment.topics.sequences, value, key=b"x", partition=home)
     produce(deployment, 5, first=5)
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     process.stop()
     told = [line for line in process.log().splitlines() if "skipped a foreign record" in line]
     assert len(told) == 5, "each but the tombstone, once"

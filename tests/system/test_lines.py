@@ -32,7 +32,7 @@ def headrace(loop: Loop, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def line_of(loop: Loop) -> str:
-    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=30).json()["line"]
+    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=60).json()["line"]
     assert isinstance(line, str)
     return line
 
@@ -40,7 +40,7 @@ def line_of(loop: Loop) -> str:
 def line_of_page(loop: Loop) -> str:
     """The line in the first point that the page gets next."""
     url = f"http://127.0.0.1:{loop.settings.serving.port}/events"
-    with httpx.stream("GET", url, timeout=30) as stream:
+    with httpx.stream("GET", url, timeout=60) as stream:
         told = next(line for line in stream.iter_lines() if line.startswith("data: {"))
     line = json.loads(told.removeprefix("data: "))["line"]
     assert isinstance(line, str)

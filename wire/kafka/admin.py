@@ -58,8 +58,11 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
             if time.monotonic() > deadline:
+                hidden = ", ".join(topic.name for topic in missing if topic.name not in existing)
                 raise BrokerUnavailable(
-                    f"the broker at {config.bootstrap} does not show topics that it created; see its log"
+                    f"expected to see {hidden}, which the broker at {config.bootstrap} has but does not show; "
+                    "give this client's user the right to describe every topic (docs/operations.md, Permissions), or "
+                    "see the broker's log"
                 )
             time.sleep(0.05)
             existing = partition_counts(admin)
@@ -99,9 +102,10 @@ def check_policies(admin: KafkaAdminClient, config: KafkaConfig) -> None:
         if has := differing.get(POLICY):
             wanted = topics[name].settings[POLICY]
             raise TopicsMismatch(
-                f"topic {name}: expected {POLICY} = {wanted}, the broker has {has}: {topics[name].other_policy}. Set it "
-                f"(kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics --entity-name "
-                f"{name} --add-config {POLICY}={wanted}), then start again; what was removed before is lost"
+                f"topic {name}: expected {POLICY} = {wanted}, the broker has {has}: {topics[name].other_policy}. "
+                f"Set it (kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics "
+                f"--entity-name {name} --add-config {POLICY}={wanted}), then start again; what was removed before is "
+                "lost"
             )
 
 
