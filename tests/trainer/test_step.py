@@ -502,7 +502,8 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     for step in range(num_batches):
         target_R = rng.choice(50, num_targets, p=share_V)
         drawn = np.append(
-            pick_in_batch(target_R, num_in_batch, seed=1, step=step), live[draw_negatives(len(live), num_uniform, 1, step)]
+            pick_in_batch(target_R, num_in_batch, seed=1, step=step),
+            live[draw_negatives(len(live), num_uniform, 1, step)],
         )
         log_draws = log_expected_draws(share_V[drawn], num_in_batch, num_targets, num_uniform, 50)
         target, negatives = torch.from_numpy(target_R), torch.from_numpy(drawn)
