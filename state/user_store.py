@@ -11,9 +11,11 @@ Keys (integers in keys are big-endian):
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import msgspec
 from rocksdict import WriteBatch
@@ -65,6 +67,25 @@ class UserStore:
         user.older = dict(sorted(user.older.items()))
         user.is_whole, user.old_ids = True, None
 
+    def stored(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
+        """Those of these users who exist, as `User.encode` made them."""
+        found = self._db.get_many([b"u" + name.encode() for name in names]) if names else []
+        return [(name, stored) for name, stored in zip(names, found, strict=True) if stored is not None]
+
+    def older(self, wanted: Sequence[tuple[str, range]]) -> Iterator[tuple[str, list[bytes]]]:
+        """These segments of users, as stored; empty for a missing one."""
+        keys = [self._key(name.encode(), index) for name, indices in wanted for index in indices]
+        found = iter(self._db.get_many(keys) if keys else [])
+        for name, indices in wanted:
+            yield name, [stored or b"" for stored in itertools.islice(found, len(indices))]
+
+    def check(self, name: str) -> NoReturn:
+        """Raise `StoreCorrupt` for a user whose bytes are damaged."""
+        user = self.load(name)
+        if user is not None:
+            self.complete(user)
+        raise corrupt(self._db.path, f"user {name!r}", "bytes that C++ refuses")
+
     def everyone(self) -> Iterator[User]:
         """Every user, complete, in the order of their keys. Raises `StoreCorrupt`."""
         for key, _ in self._db.under(b"u"):
@@ -111,6 +132,11 @@ class UserStore:
         """Record that these items have been named."""
         for item_hash in item_hashes:
             batch.put(_name_key(item_hash), b"")
+
+    def named(self, item_hashes: Sequence[int]) -> list[int]:
+        """Those of these items that have been named."""
+        found = self._db.get_many([_name_key(item) for item in item_hashes]) if item_hashes else []
+        return [item for item, stored in zip(item_hashes, found, strict=True) if stored is not None]
 
     def is_named(self, item_hash: int) -> bool:
         """Whether the item has been named."""
