@@ -112,8 +112,9 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
     names = Topics.under(settings.kafka.prefix, followed_line(settings))
-    state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
-    for record in read(consumer, names.status, spans(consumer, names.status)):
+    state, behind_s, lag = ClusterState(), dict[str, list[float]](), dict[str, Any]()
+    earlier = spans(consumer, names.status)
+    for record in read(consumer, names.status, earlier):
         state.note(record.value)
     deadline = time.monotonic() + LISTEN_S
     for record in takewhile(lambda _: time.monotonic() < deadline, follow(consumer, names.status, names.lag)):
@@ -122,9 +123,10 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
         if record.topic == names.lag:
             lag = decode_lag(record.value) or lag
             continue
+        if record.offset < earlier[record.partition].end:
+            continue
         state.hear(record.value, time.time_ns() // 1_000_000)
-        num_heard += 1  # the first one was there before we listened
-        if num_heard > 1 and (status := _decoded(record.value)) is not None:
+        if (status := _decoded(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
     return state, behind_s, lag
 
