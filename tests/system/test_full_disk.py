@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.processes import Child
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import REPOSITORY, Broker, wait_until
@@ -61,15 +62,15 @@ def test_a_disk_that_fills_up_under_running_processes_ends_them_with_one_line_an
         running = loop.start("worker", "trainer")
         send_actions(itertools.islice(actions, 200), loop.settings.kafka)
         loop.wait_until(lambda: '"event": "training"' in (tmp_path / "trainer.log").read_text(), 60, "training")
-        for child in running.values():
+        for name in ("trainer", "worker"):  # without a worker, the trainer would have nothing to write
+            child = running[name]
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (FULL, FULL))
 
-        def have_ended() -> bool:
-            send_actions(itertools.islice(actions, 100), loop.settings.kafka)
-            return not any(child.is_running() for child in running.values())
+            def has_ended(child: Child = child) -> bool:
+                send_actions(itertools.islice(actions, 100), loop.settings.kafka)
+                return not child.is_running()
 
-        wait_until(have_ended, 120, "both to find no room")
-        for name, child in running.items():
+            wait_until(has_ended, 120, f"the {name} to find no room")
             log = (tmp_path / f"{name}.log").read_text()
             assert child.wait(10) == 1, log[-2000:]
             assert "Traceback" not in log, log[-2000:]
