@@ -114,7 +114,8 @@ def retrievers() -> dict[str, dict[str, Setting]]:
         },
         "SASRec": _sequence_settings(partial(_sequence, SASRec, Gradient)),
         "GRU4Rec": _sequence_settings(partial(_sequence, GRU4Rec, Gradient)),
-        "BERT4Rec": _sequence_settings(partial(_sequence, BERT4Rec, Cloze)),
+        "BERT4Rec": _sequence_settings(partial(_sequence, BERT4Rec, Cloze))
+        | _sequence_settings(partial(_sequence, partial(BERT4Rec, masked_share=0.05), Cloze), ", 5% masked", 1),
         "Transformer++": _sequence_settings(_transformer),
     }
 
@@ -143,8 +144,9 @@ def rankers() -> dict[str, dict[str, Setting]]:
 Maker = Callable[[Stage, int, dict[str, Any]], Retriever]
 
 
-def _sequence_settings(make: Maker) -> dict[str, Setting]:
-    """Adam's rates for the network and the items, targets per step, and inner products or cosines (temperature)."""
+def _sequence_settings(make: Maker, suffix: str = "", most: int = 4) -> dict[str, Setting]:
+    """Adam's rates for the network and the items, targets per step, and inner products or cosines (temperature).
+    ``suffix``: of the settings' names; ``most``: how many of them."""
     tried: list[dict[str, Any]] = [
         {"lr": 1e-3, "table_lr": 1e-2, "size": 64, "cosine": 0.2},
         {"lr": 1e-3, "table_lr": 3e-2, "size": 64, "cosine": 0.2},
@@ -154,12 +156,12 @@ def _sequence_settings(make: Maker) -> dict[str, Setting]:
 
     def named(way: dict[str, Any]) -> str:
         head = f"cosine / {way['cosine']:g}" if way["cosine"] else "inner product"
-        return f"lr {way['lr']:g} and {way['table_lr']:g}, {way['size']} a step, {head}"
+        return f"lr {way['lr']:g} and {way['table_lr']:g}, {way['size']} a step, {head}{suffix}"
 
     def setting(way: dict[str, Any]) -> Setting:
         return Setting(lambda stage, seed: make(stage, seed, way), way["size"], is_seeded=True)
 
-    return {named(way): setting(way) for way in tried}
+    return {named(way): setting(way) for way in tried[:most]}
 
 
 WIDTH, CONTEXT = 64, 50
