@@ -70,7 +70,7 @@ def _refused(error: Exception) -> Exception | None:
     from wire.errors import HeadraceError
     from wire.kafka.refusal import refusal
 
-    return None if isinstance(error, HeadraceError) else refusal(error, "the broker")
+    return None if isinstance(error, HeadraceError) else refusal(error, "kafka.bootstrap")
 
 
 def _is_user_facing(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from wire.control import LINE_KEY, PIN_KEY, Handover, Pin, Switch, Which, encode
 from wire.errors import HeadraceError, VersionError
 from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.topics import Topics
 from wire.weights import Manifest
 
@@ -106,7 +107,9 @@ def send_order(settings: Settings, key: bytes, order: Pin | Switch | Handover | 
     try:
         producer.send(topic, key=key, value=encode_order(order) if order is not None else None).get(SEND_S)
     except KafkaError as error:
-        raise HeadraceError(f"the broker did not take the order ({error}); nothing has changed, try again") from error
+        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
+            f"the broker did not take the order ({error}); nothing has changed, try again"
+        ) from error
     finally:
         producer.close(timeout=2)
 

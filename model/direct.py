@@ -7,7 +7,7 @@ reads them. What it computes is what `HSTU` and `trainer.losses` define, up to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,7 +54,13 @@ class DirectPass:
     """Passes of one model, whose parameters have gradients to be written (``parameter.grad``)."""
 
     def __init__(
-        self, model: HSTU, *, rank_share: float, feedback: str, context_gradient: bool, dropout: float
+        self,
+        model: HSTU,
+        *,
+        rank_share: float,
+        feedback: str,
+        context_gradient: bool,
+        dropouts: Sequence[float],
     ) -> None:
         config = model.config
         self._config = config
@@ -62,7 +68,7 @@ class DirectPass:
             config.temperature, config.bias_scale, config.norm_eps, rank_share=rank_share, feedback=feedback
         )
         way = _KernelLayers if config.block == "hstu" else _AutogradLayers
-        self._layers = way(model, context_gradient, dropout)
+        self._layers = way(model, context_gradient, dropouts)
         self._tokens, self._token_gradients = (_token_params(model, each) for each in (_values, _slopes))
         self._heads, self._head_gradients = (_head_params(model, each) for each in (_values, _slopes))
 
@@ -91,9 +97,9 @@ Back = Callable[[Tensor], Tensor]
 class _KernelLayers:
     """HSTU's layers, a call of C++ each way."""
 
-    def __init__(self, model: HSTU, context_gradient: bool, dropout: float) -> None:
+    def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
         self._config, self._thresholds = model.config, model.time_buckets
-        self._context_gradient, self._dropout = context_gradient, dropout
+        self._context_gradient, self._dropouts = context_gradient, dropouts
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
         self._weights = [_held(layer, _values) for layer in layers]
         self._gradients = [_held(layer, _slopes) for layer in layers]
@@ -124,7 +130,7 @@ class _KernelLayers:
         return make_batch(
             inputs.offsets_B1, num_heads=config.num_heads, norm_len=config.norm_len, time_buckets=self._thresholds,
             query_time_T=inputs.query_time_T, key_time_T=inputs.key_time_T, eps=config.norm_eps,
-            dropout=self._dropout, seeds=[inputs.seed * 64 + index for index in range(num_layers)],
+            dropouts=self._dropouts, seeds=[inputs.seed * 64 + index for index in range(num_layers)],
             tails=[inputs.tail if last or not self._context_gradient else None for last in is_last], only_tail=is_last,
         )  # fmt: skip
 
@@ -132,8 +138,9 @@ class _KernelLayers:
 class _AutogradLayers:
     """Any other layers."""
 
-    def __init__(self, model: HSTU, context_gradient: bool, dropout: float) -> None:
-        self._encode, self._context_gradient, self._dropout = model.encode, context_gradient, dropout
+    def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
+        self._encode, self._context_gradient, self._dropouts = model.encode, context_gradient, dropouts
+        self._gradients = [_slopes(each) for each in model.layers.parameters()]
 
     def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
         """See `_KernelLayers.through`."""
@@ -141,10 +148,12 @@ class _AutogradLayers:
         with torch.set_grad_enabled(wants_gradients):
             y_SM = self._encode(
                 x_TM, inputs.offsets_B1, inputs.query_time_T, inputs.key_time_T, tail=inputs.tail,
-                context_gradient=self._context_gradient, dropout=self._dropout, seed=inputs.seed,
+                context_gradient=self._context_gradient, dropouts=self._dropouts, seed=inputs.seed,
             )  # fmt: skip
 
         def back(d_SM: Tensor) -> Tensor:
+            for gradient in self._gradients:
+                gradient.zero_()  # autograd adds to what is there
             torch.autograd.backward(y_SM, d_SM)
             assert x_TM.grad is not None
             return x_TM.grad

@@ -11,6 +11,7 @@ without history a learnt start vector takes the place of that output.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class HSTU(nn.Module):
         *,
         tail: Tail | None = None,
         context_gradient: bool = True,
-        dropout: float = 0.0,
+        dropouts: Sequence[float] = (),
         seed: int = 0,
         in_order: bool | None = None,
         backend: str = "auto",
@@ -120,7 +121,7 @@ class HSTU(nn.Module):
         ``tail``: the tokens whose outputs are needed; only those are returned (S, M). Without ``context_gradient`` the
         other tokens' outputs of all layers but the last are constants, and gradients reach them only through the last
         layer's keys and values. ``in_order``: whether every user's key times never decrease, if the caller knows (else
-        it is read from the device).
+        it is read from the device). ``dropouts``: each layer's; none if empty.
         """
         cache, last = BucketCache(in_order=in_order), len(self.layers) - 1  # the layers share the batch's time buckets
         for index, layer in enumerate(self.layers):
@@ -133,7 +134,7 @@ class HSTU(nn.Module):
                 bucket_cache=cache,
                 tail=tail if index == last or not context_gradient else None,
                 only_tail=index == last,
-                dropout=dropout,
+                dropout=dropouts[index] if dropouts else 0.0,
                 seed=seed * 64 + index,
                 backend=backend,
             )

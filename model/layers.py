@@ -125,7 +125,7 @@ class FuxiLayer(nn.Module):
     def output(self, x_SM: Tensor, attended: Tensor, u: Tensor, backend: str) -> Tensor:
         """See `Layer.output`."""
         del backend
-        return fuxi_output(x_SM, attended, u, self.params(), dropout=0.0, seed=0, eps=self.config.norm_eps)
+        return fuxi_output(x_SM, attended, u, self.params(), eps=self.config.norm_eps)
 
 
 BLOCKS: dict[str, type[Layer | FuxiLayer]] = {"hstu": Layer, "fuxi": FuxiLayer}

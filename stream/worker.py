@@ -7,6 +7,7 @@ broker goes away, Faust is restarted within the process; the stores stay open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
+from stream.transport import WorkerApp
 from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
 from wire.kafka.admin import config_drift, ensure_topics
@@ -159,7 +161,7 @@ class Worker:
             starting.cancel()
             await self._stop_faust(app, asyncio.gather(starting, return_exceptions=True))
         if error is not None:
-            if refused := refusal(error, self.settings.kafka.bootstrap):
+            if refused := refusal(error, self.settings.kafka.bootstrap, "reading" if self._has_joined else "joining"):
                 self.fail(refused)
             else:
                 log.warning("faust stopped by itself and will be restarted", error=repr(error))
@@ -180,9 +182,13 @@ class Worker:
 
     async def _stop_faust(self, app: Any, starting: asyncio.Future[Any]) -> None:
         # A crashed app has stopped only some of its services, one whose broker is away would wait for it, and one that
-        # hangs may ignore that it is cancelled.
+        # hangs may ignore that it is cancelled. What else fails while a crashed one stops says nothing.
+        transport = logging.getLogger(WorkerApp.__module__)
+        if app.crash_reason:
+            transport.setLevel(logging.CRITICAL)
         stopping = asyncio.ensure_future(app.stop())
         await asyncio.wait({starting, stopping}, timeout=self.settings.stream.stop_timeout_s)
+        transport.setLevel(logging.NOTSET)
         if not stopping.done():
             stopping.cancel()
             log.warning("faust did not stop in time and is left behind")
@@ -233,7 +239,7 @@ class Worker:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap, "asking where it ends"):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -278,7 +284,7 @@ class Worker:
 
     def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
         error = None if sent.cancelled() else sent.exception()
-        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
             self.fail(refused)
 
 

@@ -76,8 +76,8 @@ class Recall:
         rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
         rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
         events = events_of(
-            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
-            batch.target_R[told], config, is_chosen_R=batch.is_wanted_R[told],
+            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            batch.target_R[told], batch.time_ms_n[batch.target_R[told]], config, is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
         is_exact_R = self._are_exact(num_before + np.arange(len(told)), num_rows, samples=samples)

@@ -11,6 +11,7 @@ Everything else is a few products of matrices, which are torch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def fuxi_layer(
 ) -> Tensor:
     """``x_TM`` (T, M) → (T, M); see `FuxiParams` for the weights. Gradients: x and every tensor of ``params``.
 
-    ``tail``, ``only_tail``, ``dropout``, ``seed``: see `kernels.hstu_layer`; masks go by the rows of what is returned.
+    ``tail``, ``only_tail``, ``dropout``, ``seed``: see `kernels.hstu_layer`.
     Raises ValueError (shapes, offsets), `KernelUnavailable`.
     """
     if x_TM.dim() != 2 or x_TM.shape[1] != params.widths(num_heads)[0]:
@@ -60,23 +61,55 @@ def fuxi_layer(
     check_offsets(offsets_B1, x_TM.shape[0])
     check_norm(norm_len)
     pairs: dict[str, Any] = {"time_buckets": time_buckets, "query_time_T": query_time_T, "key_time_T": key_time_T}
-    u, v, q, k = fuxi_project(x_TM, params, num_heads=num_heads, eps=eps)
-    if choose(backend, x_TM.device) == "reference":
-        attended = reference.attention(q, k, v, offsets_B1, params, norm_len=norm_len, **pairs)
-    else:
+    uses_reference = choose(backend, x_TM.device) == "reference"
+
+    def attend(q_THD: Tensor, k_THD: Tensor, v_THE: Tensor) -> Tensor:
+        if uses_reference:
+            return reference.attention(q_THD, k_THD, v_THE, offsets_B1, params, norm_len=norm_len, **pairs)
         pos_bias_GP, time_bias_GK = channel_biases(params.pos_bias_P, params.time_bias_K)
-        none, values = _scoreless(v)
-        attended = _joined(
-            hstu_attention(q, k, v, offsets_B1, norm_len=norm_len, backend=backend),
+        none, values = _scoreless(v_THE)
+        return _joined(
+            hstu_attention(q_THD, k_THD, v_THE, offsets_B1, norm_len=norm_len, backend=backend),
             hstu_attention(
                 none, none, values, offsets_B1, norm_len=1.0, pos_bias_GP=pos_bias_GP, time_bias_GK=time_bias_GK,
                 bucket_cache=bucket_cache, backend=backend, **pairs,
             ),
         )  # fmt: skip
-    if tail is not None and only_tail:
-        x_TM, attended, u = tail.of(x_TM), tail.of(attended), tail.of(u)
-    y = fuxi_output(x_TM, attended, u, params, dropout=dropout, seed=seed, eps=eps)
-    return tail.alone_varies(y) if tail is not None and not only_tail else y
+
+    keep = reference.kept(x_TM, params, dropout=dropout, seed=seed)
+    widths: dict[str, Any] = {"num_heads": num_heads, "eps": eps}
+    if tail is not None and not uses_reference and x_TM.device.type == "cpu":
+        return _with_tail(x_TM, params, tail, attend, keep, dropout=dropout, only_tail=only_tail, **widths)
+    u, v, q, k = fuxi_project(x_TM, params, **widths)
+    y = fuxi_output(x_TM, attend(q, k, v), u, params, eps=eps, dropout=dropout, keep=keep)
+    if tail is None:
+        return y
+    return tail.of(y) if only_tail else tail.alone_varies(y)
+
+
+def _with_tail(
+    x_TM: Tensor, params: FuxiParams, tail: Tail, attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    keep: Tensor | None, *, num_heads: int, eps: float, dropout: float, only_tail: bool,
+) -> Tensor:  # fmt: skip
+    """The other tokens are keys and values alone, and outputs, where they are wanted, without a gradient."""
+    widths: dict[str, Any] = {"num_heads": num_heads, "eps": eps}
+    x_SM, rows_S = tail.of(x_TM), tail.rows_S
+    v, k = reference.project_parts(x_TM, params, seen=True, **widths)
+    u_SC, q_S = reference.project_parts(x_SM, params, seen=False, **widths)
+    if only_tail:
+        u, q = u_SC, torch.zeros_like(k)
+    else:
+        with torch.no_grad():
+            u, q = reference.project_parts(x_TM, params, seen=False, **widths)
+    attended = attend(q.index_copy(0, rows_S, q_S), k, v)
+    y_SM = fuxi_output(
+        x_SM, tail.of(attended), u_SC, params, eps=eps, dropout=dropout, keep=None if keep is None else tail.of(keep)
+    )
+    if only_tail:
+        return y_SM
+    with torch.no_grad():
+        y_TM = fuxi_output(x_TM, attended, u, params, eps=eps, dropout=dropout, keep=keep)
+    return y_TM.index_copy(0, rows_S, y_SM)
 
 
 def fuxi_delta_attention(
@@ -108,9 +141,11 @@ def channel_biases(pos_bias_P: Tensor, time_bias_K: Tensor) -> tuple[Tensor, Ten
 
 
 def _scoreless(v_THE: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries (or keys) and values of those four heads, all of which read all values; nothing is copied."""
-    none = v_THE.new_zeros(SCORELESS_WIDTH).expand(len(v_THE), 4, SCORELESS_WIDTH)
-    return none, v_THE.flatten(1)[:, None].expand(-1, 4, -1)
+    """Queries (or keys) and values of those four heads, all of which read all values; no value is copied."""
+    none = v_THE.new_zeros(
+        len(v_THE), 1, SCORELESS_WIDTH
+    )  # rows of their own: a GPU's copy engine takes no stride of 0
+    return none.expand(-1, 4, -1), v_THE.flatten(1)[:, None].expand(-1, 4, -1)
 
 
 def _joined(meaning_THE: Tensor, heads_T4C: Tensor) -> Tensor:

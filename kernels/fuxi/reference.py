@@ -23,6 +23,21 @@ def project(x_TM: Tensor, params: FuxiParams, *, num_heads: int, eps: float) -> 
     return u, v.view(num, num_heads, value), q.view(num, num_heads, key), k.view(num, num_heads, key)
 
 
+def project_parts(
+    x_TM: Tensor, params: FuxiParams, *, num_heads: int, eps: float, seen: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Half of `project`: V and K, which other tokens see, or U and Q, which serve the token itself."""
+    _, value, key = params.widths(num_heads)
+    normed, starts = rms_norm(x_TM, x_TM.shape[-1:], eps=eps), (3 * value, 4 * value + key) if seen else (0, 4 * value)
+    widths = (value if seen else 3 * value, key)
+    first, second = (
+        silu(normed @ params.uvqk_weight[:, num_heads * start : num_heads * (start + width)])
+        for start, width in zip(starts, widths, strict=True)
+    )
+    num = len(x_TM)
+    return first.view(num, num_heads, value) if seen else first, second.view(num, num_heads, key)
+
+
 def attention(
     q_THD: Tensor, k_THD: Tensor, v_THE: Tensor, offsets_B1: Tensor, params: FuxiParams, *, norm_len: float,
     time_buckets: TimeBuckets, query_time_T: Tensor, key_time_T: Tensor,
@@ -46,15 +61,14 @@ def attention(
 
 
 def output(
-    x_TM: Tensor, attended_TC: Tensor, u_TC: Tensor, params: FuxiParams, *, dropout: float, seed: int, eps: float
-) -> Tensor:
-    """o = x + (RMSNorm(attended) ⊙ U) W + b; y = o + (SiLU(n W₁) ⊙ n W₂) W₃ with n = RMSNorm(o). Dropout goes before
-    W, and on n."""
+    x_TM: Tensor, attended_TC: Tensor, u_TC: Tensor, params: FuxiParams, *, eps: float, dropout: float = 0.0,
+    keep: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """o = x + (RMSNorm(attended) ⊙ U) W + b; y = o + (SiLU(n W₁) ⊙ n W₂) W₃ with n = RMSNorm(o). ``keep`` (T, C + M):
+    what dropout leaves of what W takes, and of n."""
     channels = attended_TC.shape[1]
     gated = rms_norm(attended_TC, (channels,), eps=eps) * u_TC
-    keep = None
-    if dropout > 0:
-        keep = keep_mask(seed, len(x_TM), channels + x_TM.shape[1], dropout, x_TM.device)
+    if keep is not None:
         gated = torch.where(keep[:, :channels], gated / (1.0 - dropout), 0.0)
     mixed = x_TM + torch.addmm(params.mix_bias_M, gated, params.mix_weight)
     normed = rms_norm(mixed, x_TM.shape[-1:], eps=eps)
@@ -63,14 +77,7 @@ def output(
     return mixed + (silu(normed @ params.gate_weight) * (normed @ params.up_weight)) @ params.down_weight
 
 
-def layer(
-    x_TM: Tensor, params: FuxiParams, offsets_B1: Tensor, *, num_heads: int, norm_len: float,
-    time_buckets: TimeBuckets, query_time_T: Tensor, key_time_T: Tensor, dropout: float, seed: int, eps: float,
-) -> Tensor:  # fmt: skip
-    """`kernels.fuxi.fuxi_layer`, computed literally."""
-    u, v, q, k = project(x_TM, params, num_heads=num_heads, eps=eps)
-    attended = attention(
-        q, k, v, offsets_B1, params, norm_len=norm_len, time_buckets=time_buckets, query_time_T=query_time_T,
-        key_time_T=key_time_T,
-    )  # fmt: skip
-    return output(x_TM, attended, u, params, dropout=dropout, seed=seed, eps=eps)
+def kept(x_TM: Tensor, params: FuxiParams, *, dropout: float, seed: int) -> Tensor | None:
+    """`output`'s ``keep``, by the tokens' rows; None without dropout."""
+    width = params.mix_weight.shape[0] + x_TM.shape[1]
+    return keep_mask(seed, len(x_TM), width, dropout, x_TM.device) if dropout > 0 else None

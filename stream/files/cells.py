@@ -15,6 +15,10 @@ _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
+class Rounded(float):
+    """A number beyond those that its column's type (16 or 32 bits) can tell from their neighbours."""
+
+
 class BadCell(ValueError):
     """An unusable cell or header: what was expected, what came, what to do."""
 
@@ -35,7 +39,7 @@ def read_key(cell: Any, field: str) -> str | int:
             return _key_of_text(cell.decode(), field)
         except UnicodeDecodeError:
             raise BadCell(f"{field}: expected text in UTF-8, got {shown(cell)}; write it as text") from None
-    if isinstance(cell, float) and abs(cell) > MAX_EXACT:
+    if isinstance(cell, Rounded) or (isinstance(cell, float) and abs(cell) > MAX_EXACT):
         raise _inexact(cell, field)
     if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)

@@ -110,13 +110,14 @@ def test_position_and_time_have_channels_of_their_own() -> None:
         assert [bool(part.any()) for part in parts] == [each == place for each in range(3)]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("only_tail", [True, False])
-def test_a_tail_is_computed_as_the_definition_computes_all(*, only_tail: bool) -> None:
+def test_a_tail_is_computed_as_the_definition_computes_all(dropout: float, *, only_tail: bool) -> None:
     case = made([30, 9, 4])
     tail = Tail.behind(torch.tensor([27, 9, 0]), case.batch.offsets)
-    options = {"tail": tail, "only_tail": only_tail}
+    options: dict[str, Any] = {"tail": tail, "only_tail": only_tail, "dropout": dropout, "seed": 3}
     expected, found = run(case, torch.float64, "reference", **options), run(case, torch.float32, "cpp", **options)
-    whole = run(case, torch.float64, "reference")
+    whole = run(case, torch.float64, "reference", dropout=dropout, seed=3)
     change = whole["change"] if not only_tail else tail.of(whole["change"])
     assert relative_error(expected["change"], change) < 1e-12
     for each, value in expected.items():

@@ -87,8 +87,9 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         before_SM = with_start[np.where(batch.previous_R < 0, len(y_TM), 2 * batch.previous_R + 1)]
         logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
         events = events_of(
-            rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
-        )
+            rows.numpy(), batch.bits_n, batch.time_ms_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R,
+            batch.time_ms_n[batch.target_R], MODEL, is_chosen_R=None,
+        )  # fmt: skip
         learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
         prior = learner.forward_pass.prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))

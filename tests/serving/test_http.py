@@ -208,18 +208,21 @@ def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Cli
 
 def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
     file = tmp_path / "titles.tsv"
-    file.write_text("3\tThree Colours: Blue (1993)\nno tab here\n4\tFour Weddings\n")
+    file.write_text("\ufeff3\tThree Colours:\u2028Blue (1993)\r\n\n4\tFour Weddings\r\n")
     service = service_of(HOLDER, CONFIG)
     service.titles = Titles.read(str(file))
     answer = Client(build_app(service)).post("/items", json={"items": [3, "4", "never seen"]}).json()
     assert answer["items"] == [
-        {"item": 3, "known": True, "title": "Three Colours: Blue (1993)"},
+        {"item": 3, "known": True, "title": "Three Colours:\u2028Blue (1993)"},
         {"item": "4", "known": True, "title": "Four Weddings"},
         {"item": "never seen", "known": False, "title": None},
     ]
     service.close()
     with pytest.raises(StartError, match=r"serving\.titles_file: expected a UTF-8 file"):
         Titles.read(str(tmp_path / "none.tsv"))
+    file.write_text("3\tThree Colours\n4,Four Weddings\n")
+    with pytest.raises(StartError, match=r"expected ID<TAB>TITLE, got '4,Four Weddings' in line 2"):
+        Titles.read(str(file))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -511,12 +512,18 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
         ({"timestamp": [NOW, None]}, "row 2: timestamp: expected a time, got an empty cell"),
         ({"timestamp": [NOW, 5]}, "row 2: timestamp: expected a time from 1990"),
         ({"user": [1.0, 2.0**53 + 2]}, "row 2: user: .* ids were rounded; export the column as integers or as text"),
+        ({"user": np.array([1, 2**24 + 1], np.float32)}, "row 2: user: .*got 16777216.0, .* ids were rounded"),
+        ({"item": np.array([2049, 1], np.float16)}, "row 1: item: .*got 2048.0, .* ids were rounded"),
+        (
+            {"timestamp": np.array([1.7e9, 1.7e9], np.float32)},
+            "row 1: timestamp: .*got 17.* of a 32-bit column",
+        ),
         ({"user": [b"u", b"\xff"]}, r"row 2: user: expected text in UTF-8, got b'\\xff'"),
         ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
 )
 def test_an_unusable_cell_of_parquet_is_named_by_its_row(
-    changed: dict[str, list[object]], message: str, tmp_path: Path
+    changed: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     columns: dict[str, object] = {"user": [1, 2], "item": [3, 4], "rating": [4, 5], "timestamp": [NOW, NOW]}
     path = parquet_file(tmp_path / "a.parquet", **{**columns, **changed})

@@ -140,7 +140,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     begin = np.zeros(1, np.int64)
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
-        begin + len(met),
+        begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]),
     )  # fmt: skip
 
 
@@ -381,7 +381,12 @@ class ByAutograd(Learner):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"context_gradient": True}, {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2}, {"feedback": "vanilla"}],
+    [
+        {},
+        {"context_gradient": True},
+        {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2, "top_dropout_ratio": 0.5},
+        {"feedback": "vanilla"},
+    ],
     ids=lambda changes: ", ".join(changes) or "as configured by default",
 )
 @pytest.mark.parametrize("model", [MODEL, replace(MODEL, use_value=False), FUXI], ids=["values", "no values", "fuxi"])
@@ -501,10 +506,8 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     rng, live, ratios = np.random.default_rng(num_uniform), np.arange(50), []
     for step in range(num_batches):
         target_R = rng.choice(50, num_targets, p=share_V)
-        drawn = np.append(
-            pick_in_batch(target_R, num_in_batch, seed=1, step=step),
-            live[draw_negatives(len(live), num_uniform, 1, step)],
-        )
+        uniform = live[draw_negatives(len(live), num_uniform, 1, step)]
+        drawn = np.append(pick_in_batch(target_R, num_in_batch, seed=1, step=step), uniform)
         log_draws = log_expected_draws(share_V[drawn], num_in_batch, num_targets, num_uniform, 50)
         target, negatives = torch.from_numpy(target_R), torch.from_numpy(drawn)
         sampled = sampled_retrieval_loss(

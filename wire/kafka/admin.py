@@ -58,8 +58,11 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
             if time.monotonic() > deadline:
+                hidden = ", ".join(topic.name for topic in missing if topic.name not in existing)
                 raise BrokerUnavailable(
-                    f"the broker at {config.bootstrap} does not show topics that it created; see its log"
+                    f"expected to see {hidden}, which the broker at {config.bootstrap} has but does not show; "
+                    "give this client's user the right to describe every topic (docs/operations.md, Permissions), or "
+                    "see the broker's log"
                 )
             time.sleep(0.05)
             existing = partition_counts(admin)
