@@ -31,7 +31,7 @@ from wire.hashing import key_hash
 Action = dict[str, Any]
 Bools = NDArray[np.bool_]
 QUICK_ACTIONS = 4_000
-LARGER = {"model_width": 128, "num_heads": 4, "num_layers": 4}
+LARGER: dict[str, Any] = {"model_width": 128, "num_heads": 4, "num_layers": 4}
 PASTS = ((0, 5), (5, 20), (20, 100), (100, 1 << 30))
 """Of cold users, and of long trajectories: from, and below."""
 NOISE_SHARE = 0.2

@@ -69,9 +69,10 @@ def news(
             item = next((int(first + each) for each in np.argsort(-score)[:60] if first + each not in read[user]), -1)
             if item < 0:
                 break
-            read[user].add(item)
             if judge:
+                mean[[each - first for each in read[user] if first <= each < last]] = -np.inf
                 judge(user, item, np.arange(first, last), np.exp(mean - mean.max()))
+            read[user].add(item)
             interest = 0.7 * interest + 0.5 * topic[item]
             done += 1
             yield _action(user, item, "click", now)

@@ -20,7 +20,7 @@ from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import CodecError, HeadraceError
-from wire.kafka.admin import config_drift, make_admin, partition_counts
+from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
 from wire.status import Status, decode_status
@@ -100,6 +100,9 @@ def topics(settings: Settings) -> Finding:
     if drift := config_drift(settings.kafka):
         words = "; ".join(f"{name}: {key} = {value}" for name, keys in drift.items() for key, value in keys.items())
         return note("topics", f"settings differ from the configuration: {words}", "headrace topics shows both")
+    if hidden := untold(settings.kafka):
+        words = f"the broker does not say how {', '.join(hidden)} are set"
+        return note("topics", words, "give this user the right to describe their settings")
     return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
 
 

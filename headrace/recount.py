@@ -114,7 +114,7 @@ class Recount:
         self.sequencer.obey(order, record_ms)
 
     def _refuse(self, offset: int, index: int) -> None:
-        self.sequencer.reject()
+        self.sequencer.reject(offset)
         self.dead.add((offset, index))
 
     def drain(self) -> None:

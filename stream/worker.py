@@ -20,12 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kafka.errors import KafkaError
-
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
+from stream.drift import warn_of_drift, warn_of_times
 from stream.handover import refuse_unfinished
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
@@ -34,19 +33,20 @@ from stream.metrics import WorkerMetrics
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
 from stream.transport import WorkerApp
-from wire.config import KafkaConfig
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
-from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.admin import ensure_topics
 from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently, wait_for_broker
 from wire.status import PartitionStatus, WorkerStatus, encode_status
-from wire.topics import Topics, topics_of
+from wire.topics import Topics
 
 BEAT_S = 1.0
 """How often the worker reports its position."""
+CREATE_TIME = 0
+"""How a record says that its time is its producer's."""
 ANSWER_S = 5.0
 """A broker that takes longer to answer counts as away."""
 JOIN_S = 15.0
@@ -63,6 +63,7 @@ class Worker:
         self.metrics = WorkerMetrics()
         self.producer = Producer(settings.kafka)
         self._ids, self._disk = TopicIds("", ""), ""
+        self._told_of_times = False
         self._reached: dict[int, int] = {}
         """Partition → the last offset applied here, including partitions that disappeared with their topic."""
         self.partitions: dict[int, Partition] = {}
@@ -197,6 +198,9 @@ class Worker:
 
     async def take(self, events: list[Any]) -> None:
         """Give each partition its events of this batch."""
+        if events and events[0].message.timestamp_type == CREATE_TIME and not self._told_of_times:
+            self._told_of_times = True
+            warn_of_times(self.topics.actions)
         by_partition: dict[int, list[Any]] = {}
         for event in events:
             by_partition.setdefault(event.message.partition, []).append(event)
@@ -286,16 +290,6 @@ class Worker:
         error = None if sent.cancelled() else sent.exception()
         if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
             self.fail(refused)
-
-
-def warn_of_drift(kafka: KafkaConfig) -> None:
-    """Warn about topics whose settings differ from the configuration: without compaction, sequences cannot restore a
-    disk for ever, and a shorter retention removes what a trainer may still need."""
-    with suppress(KafkaError):
-        for topic, broker in config_drift(kafka).items():
-            configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
-            log.warning("a topic's settings differ from the configuration; change one or the other (kafka-configs.sh)",
-                        topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
 
 
 async def _run(settings: Settings) -> None:

@@ -163,8 +163,11 @@ def _added(parts: Tensor) -> Tensor:
     return total.total
 
 
-def join(timeout_s: float) -> Ranks | None:
-    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`."""
+def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
+    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`.
+
+    Messages and sums of CPU tensors go by gloo; sums of tensors on GPUs by NCCL, a GPU for each of a machine's ranks.
+    """
     size = Ranks.expected()
     if size <= 1:
         return None
@@ -173,7 +176,11 @@ def join(timeout_s: float) -> Ranks | None:
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", timeout=timeout))
-        dist.init_process_group("gloo", store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
+        backend = "gloo"
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise RanksError(
             f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "

@@ -56,6 +56,9 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     ends: dict[int, Whole] = {}
 
 
+_pin, _switch, _handover = msgspec.json.Decoder(Pin), msgspec.json.Decoder(Switch), msgspec.json.Decoder(Handover)
+
+
 def encode_order(order: Pin | Switch | Handover) -> bytes:
     """An order → JSON."""
     return msgspec.json.encode(order)
@@ -63,25 +66,24 @@ def encode_order(order: Pin | Switch | Handover) -> bytes:
 
 def decode_pin(value: bytes) -> Pin:
     """JSON → `Pin`. Raises `VersionError`."""
-    return _decoded(value, Pin, "pin")
+    return _decoded(value, _pin, "pin")
 
 
 def decode_switch(value: bytes) -> Switch:
     """JSON → `Switch`. Raises `VersionError`."""
-    return _decoded(value, Switch, "line")
+    return _decoded(value, _switch, "line")
 
 
 def decode_handover(value: bytes) -> Handover:
     """JSON → `Handover`. Raises `VersionError`."""
-    return _decoded(value, Handover, "handover")
+    return _decoded(value, _handover, "handover")
 
 
-def _decoded(value: bytes, order: type[Order], what: str) -> Order:
+def _decoded(value: bytes, decoder: msgspec.json.Decoder[Order], what: str) -> Order:
     try:
-        decoded: Order = decode_json(value, order)
+        return decode_json(value, decoder)
     except CodecError as error:
         raise VersionError(f"{what}: {error}") from error
-    return decoded
 
 
 def parse_version(text: str, what: str = "version") -> Which:

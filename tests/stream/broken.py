@@ -35,7 +35,7 @@ def acks_before_it_writes() -> None:
     async def acknowledge_first(self: Any, events: list[Any]) -> None:
         for event in events:
             event.ack()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.0)  # long enough for a commit: whenever a kill comes, it has happened
         await offer(self, events)
 
     async def fill_nothing(self: Any, stop: int) -> None:

@@ -290,12 +290,15 @@ def test_spaces_around_a_cell_are_no_part_of_an_id(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_written_as_fractions_are_whole(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(line(user=5.0, item=7.0) + "\n")
-    (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,7.0,5,978300760\n")
+    (tmp_path / "a.jsonl").write_text(line(user=5.0, item=-7) + "\n")
+    (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,-7.0,5,978300760\n")
     for name in ("a.jsonl", "r.csv"):
         (action,) = read_actions(tmp_path / name)
-        assert (action["user"], action["item"]) == (5, 7)
+        assert (action["user"], action["item"]) == (5, -7)
         assert isinstance(action["user"], int)
+    (tmp_path / "t.csv").write_text("user,item,rating,timestamp\n1e10,-0,5,978300760\n")
+    (action,) = read_actions(tmp_path / "t.csv")
+    assert (action["user"], action["item"]) == ("1e10", "-0"), "text, as hashes may be"
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
@@ -389,6 +392,9 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.jsonl", line().encode() + b'\n{"forget": true, "user": "u"}\n',
          "a.jsonl:2: expected an action, got an order to forget user u; use headrace forget"),
         ("a.json", b'[{"forget": true, "item": 5}]', "element 1: expected an action, got an order to forget item 5"),
+        ("a.csv", f"{CSV}1.23457E+17,i,4,978300760\n".encode(), "2: user: .* got '1.23457E.17', a float .* rounded"),
+        ("a.csv", f"{CSV}u,1e+18,4,978300760\n".encode(), "2: item: .* a float that stands for several integers"),
+        ("a.csv", f"{CSV}-9007199254740992.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
         ("a.csv", f"{CSV}9007199254740994.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
         ("a.csv", f"{CSV}u,i,4,978300760\rv,i,4,978300760\n".encode(),
          r"a.csv:2: .*a carriage return that ends no line\); end lines with a newline"),

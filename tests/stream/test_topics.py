@@ -161,7 +161,7 @@ def test_a_topic_that_removes_what_is_needed_is_refused(
     which: str, policy: str, words: str, deployment: Deployment, admin: KafkaAdminClient
 ) -> None:
     topic = getattr(deployment.topics, which)
-    set_policy(admin, topic, policy)
+    change(admin, topic, "cleanup.policy", policy)
     with pytest.raises(TopicsMismatch) as refused:
         ensure_topics(deployment.kafka)
     assert f"topic {topic}: expected cleanup.policy = " in str(refused.value)
@@ -174,22 +174,34 @@ def test_a_policy_that_changes_under_a_worker_ends_it(
 ) -> None:
     process = worker().start()
     process.wait_for("partition claimed", times=2)
-    set_policy(admin, deployment.topics.actions, "compact")
+    change(admin, deployment.topics.actions, "cleanup.policy", "compact")
     assert f"topic {deployment.topics.actions}: expected cleanup.policy = delete, the broker has" in last_line(process)
 
 
 def test_other_settings_and_other_policies_of_reports_are_only_warned_of(
     deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
-    set_policy(admin, deployment.topics.status, "delete")
+    change(admin, deployment.topics.status, "cleanup.policy", "delete")
     process = worker().start()
     process.wait_for("a topic's settings differ from the configuration")
     process.wait_for("partition claimed", times=2)
 
 
-def set_policy(admin: KafkaAdminClient, topic: str, policy: str) -> None:
-    """Change what the broker removes from a topic."""
-    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})])
+def test_records_with_their_producers_times_are_told_once(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    change(admin, deployment.topics.actions, "message.timestamp.type", "CreateTime")
+    process = worker().start()
+    for first in (0, 10):
+        produce(deployment, 10, first=first)
+        wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
+    process.stop()
+    assert process.log().count("records have their producers' times, not the broker's") == 1
+
+
+def change(admin: KafkaAdminClient, topic: str, setting: str, value: str) -> None:
+    """Change a setting of a topic."""
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {setting: value})])
 
 
 def test_actions_that_retention_removes_before_they_are_read_are_counted_and_reported(

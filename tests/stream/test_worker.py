@@ -366,7 +366,8 @@ def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Depl
     process.start()
     assert process.process.wait(60) == 1
     last = process.log().splitlines()[-1]
-    assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
+    said = f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError when reading: "
+    assert last.startswith(said), last
     assert "install the packages cramjam" in last
 
 

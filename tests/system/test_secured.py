@@ -30,7 +30,7 @@ from tests.certificates import Authority
 from tests.system.loop import Loop, is_learned
 from wire.config import KafkaConfig
 from wire.errors import ClientRefused, ConfigError, HeadraceError
-from wire.kafka.admin import ensure_topics
+from wire.kafka.admin import ensure_topics, untold
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
@@ -44,6 +44,7 @@ USERS = (
     "writes_no_lag",
     "reads_no_weights",
     "sees_no_lag",
+    "sees_no_settings",
 )
 JAAS = (
     'org.apache.kafka.common.security.plain.PlainLoginModule required username="us" password="secret" '
@@ -221,7 +222,9 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
         list(pool.map(refused, denied))
 
 
-def test_a_topic_that_exists_but_is_not_shown_is_a_missing_right_too(secured: Secured, topic_prefix: str) -> None:
+def test_a_topic_that_is_not_shown_or_whose_settings_are_not_is_a_missing_right_too(
+    secured: Secured, topic_prefix: str
+) -> None:
     config = KafkaConfig(bootstrap=secured.broker.bootstrap, prefix=topic_prefix)
     ensure_topics(config)
     topic, literal = Topics.under(topic_prefix).lag, ACLResourcePatternType.LITERAL
@@ -231,11 +234,16 @@ def test_a_topic_that_exists_but_is_not_shown_is_a_missing_right_too(secured: Se
         ACL("User:sees_no_lag", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, everything),
         ACL("User:sees_no_lag", "*", ACLOperation.DESCRIBE, ACLPermissionType.DENY,
             ResourcePattern(ResourceType.TOPIC, topic, literal)),
+        ACL("User:sees_no_settings", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, everything),
+        ACL("User:sees_no_settings", "*", ACLOperation.DESCRIBE_CONFIGS, ACLPermissionType.DENY,
+            ResourcePattern(ResourceType.TOPIC, topic, literal)),
     ])  # fmt: skip
     admin.close()
     hidden = replace(config, bootstrap=secured.passwords, client=client("sees_no_lag"))
     with pytest.raises(HeadraceError, match=f"expected to see {topic}, which the broker .* the right to describe"):
         ensure_topics(hidden, timeout_s=1.0)
+    assert untold(replace(hidden, client=client("sees_no_settings"))) == [topic]
+    assert untold(config) == []
 
 
 NO_TLS_HERE = "check that kafka.client.security_protocol is that of its listener"

@@ -506,9 +506,8 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     rng, live, ratios = np.random.default_rng(num_uniform), np.arange(50), []
     for step in range(num_batches):
         target_R = rng.choice(50, num_targets, p=share_V)
-        drawn = np.append(
-            pick_in_batch(target_R, num_in_batch, seed=1, step=step), live[draw_negatives(len(live), num_uniform, 1, step)]
-        )
+        uniform = live[draw_negatives(len(live), num_uniform, 1, step)]
+        drawn = np.append(pick_in_batch(target_R, num_in_batch, seed=1, step=step), uniform)
         log_draws = log_expected_draws(share_V[drawn], num_in_batch, num_targets, num_uniform, 50)
         target, negatives = torch.from_numpy(target_R), torch.from_numpy(drawn)
         sampled = sampled_retrieval_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaAdminClient
@@ -77,7 +77,7 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
     """Topic → setting → the broker's value, wherever the configuration has a different one.
 
     A topic keeps the settings that it was created with: a later change of the configuration does not reach it.
-    Settings that a broker does not report are skipped. Raises `KafkaError`.
+    Settings that a broker does not report (`untold`) are skipped. Raises `KafkaError`.
     """
     admin = make_admin(config)
     try:
@@ -86,12 +86,29 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
         admin.close()
 
 
+def untold(config: KafkaConfig) -> list[str]:
+    """Topics that exist, but of which the broker does not say how they are set: it tells those with the right to ask.
+    Raises `KafkaError`."""
+    admin = make_admin(config)
+    try:
+        present = {topic.name for topic in topics_of(config)} & partition_counts(admin).keys()
+        return sorted(name for name, settings in _reported(admin, present).items() if not settings)
+    finally:
+        admin.close()
+
+
 def _drift(admin: KafkaAdminClient, topics: Iterable[Topic]) -> dict[str, dict[str, str]]:
     wanted = {topic.name: topic.settings for topic in topics}
-    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
-    reported = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
-    found = {name: _differing(settings, reported.get(name, {})) for name, settings in wanted.items()}
+    reported = _reported(admin, wanted.keys() & partition_counts(admin))
+    found = {name: _differing(wanted[name], settings) for name, settings in reported.items()}
     return {name: settings for name, settings in found.items() if settings}
+
+
+def _reported(admin: KafkaAdminClient, names: Collection[str]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """The settings of each topic, as the client returns them; empty for those that the broker says nothing about."""
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    reported = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+    return {name: reported.get(name, {}) for name in names}
 
 
 def check_policies(admin: KafkaAdminClient, config: KafkaConfig) -> None:
