@@ -21,6 +21,7 @@ FIVE_MINUTES_S = 300
 
 def block() -> str:
     """The README's block, without what installs the commands that the tests have already."""
+    found: str
     (found,) = [each for each in BLOCK.findall((REPOSITORY / "README.md").read_text()) if each.startswith(FIRST)]
     return found.split("\n", 1)[1]
 
