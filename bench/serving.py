@@ -49,7 +49,8 @@ NUM_USERS, NUM_INTERACTIONS, NUM_DIRTY, CONCURRENCY = 200, 200, 1000, 8
 encode = msgspec.json.encode
 START_MS = 1_700_000_000_000
 NOW_MS = START_MS + 10**9
-SWAPS_PER_S = 2
+SWAPS_PER_S = 2.0
+USUAL_SWAPS_PER_S = round(1 / TrainerConfig().publish_every_s, 2)
 NUM_DELTAS = 8
 SERVERS = {
     "cached": {"cache_versions": 0},
@@ -66,11 +67,11 @@ class Case:
 
     what: str
     server: str
-    swaps_per_s: int = 0
+    swaps_per_s: float = 0
     beside: str = ""
 
     def __str__(self) -> str:
-        swaps = f", {self.swaps_per_s} swaps/s" if self.swaps_per_s else ""
+        swaps = f", {self.swaps_per_s:g} swaps/s" if self.swaps_per_s else ""
         return f"{self.what}, {self.server}{swaps}{f', beside {self.beside}' if self.beside else ''}"
 
 
@@ -208,13 +209,13 @@ def _take_turns_over_http(swapping: Connection, ports: dict[str, int], seconds: 
     cases = [
         Case(what, name, swaps) for what in bodies for name in ("cached", "uncached") for swaps in (0, SWAPS_PER_S)
     ]
-    cases += [Case("recommend", "cached, over versions", SWAPS_PER_S)]
+    cases += [Case("recommend", "cached", USUAL_SWAPS_PER_S), Case("recommend", "cached, over versions", SWAPS_PER_S)]
     cases += [Case("recommend", "one by one"), *(Case("recommend", "cached", beside=name) for name in bad_requests())]
     found: dict[Case, list[tuple[float, float, float]]] = {case: [] for case in cases}
     failures = 0
     for _ in range(rounds):
         for case in cases:
-            swapping.send(case.swaps_per_s > 0)
+            swapping.send(case.swaps_per_s)
             swapping.recv()
             requests = [
                 post("/" + case.what.split()[0], encode({**bodies[case.what](f"u{user}"), "timestamp": NOW_MS}))
@@ -304,12 +305,12 @@ def _serve(pipe: Connection, num_items: int) -> None:
         threading.Thread(target=uvicorn.Server(running).run, kwargs={"sockets": [listener]}, daemon=True).start()
     tune_interpreter()
     pipe.send(ports)
-    is_swapping = False
+    swaps_per_s = 0.0
     while True:
-        if pipe.poll(1 / SWAPS_PER_S):
-            is_swapping = pipe.recv()
+        if pipe.poll(1 / swaps_per_s if swaps_per_s else None):
+            swaps_per_s = pipe.recv()
             pipe.send("done")
-        if is_swapping:
+        if swaps_per_s:
             holder.stage(next(coming))
             holder.swap()
             holder.settle()

@@ -22,7 +22,8 @@ from serving.holder import HeldVersion, WeightsManager
 from serving.request import Request, Result
 
 logger = logging.getLogger(__name__)
-MOST_REST_S = 0.05
+MOST_REST_S, RESTS = 0.05, 3.0
+"""A lane rests for another one after a batch: `RESTS` times as long as the batch took, at most `MOST_REST_S`."""
 Outcome = bytes | Exception
 
 
@@ -55,8 +56,8 @@ class Waiting:
 class Lane:
     """A queue and its threads. A request's weight counts from when it is admitted until it is answered.
 
-    ``after``: a lane that takes precedence. As long as that one has requests, this one rests after each batch for as
-    long as the batch took: both compete for the interpreter and the processor, and the other's answers are due sooner.
+    ``after``: a lane that takes precedence. As long as that one has requests, this one rests after each batch: both
+    compete for the interpreter and the processor, and the other's answers are due sooner.
     """
 
     def __init__(self, name: str, engine: Engine, holder: WeightsManager, num_workers: int, max_batch_weight: float,
@@ -126,7 +127,7 @@ class Lane:
             live = [each for each in batch if not each.future.cancelled()]
             self._deliver(live, self._safely(live))
             took_s = time.perf_counter() - began
-            rest_s = min(MOST_REST_S, took_s) if self._after is not None and self._after.is_busy else 0.0
+            rest_s = min(MOST_REST_S, RESTS * took_s) if self._after is not None and self._after.is_busy else 0.0
             with self._changed:
                 self._cost.note(weight, took_s + rest_s)
                 self._weight -= weight
