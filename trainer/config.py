@@ -60,6 +60,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "evict_every_steps": AT_LEAST_1,
     "exclude_seen": Word(EXCLUDE, "use auto"),
     "memory_half_life": ABOVE_0,
+    "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
     "checkpoint_dir": Word(),
@@ -95,7 +96,8 @@ class TrainerConfig:
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
     launches: small models, small batches. ``shards``: into how many parts of about equal size a step is cut, whose
     gradients are added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long one waits for another.
+    ``rank_timeout_s``: how long one waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up to
+    so many events are predicted from one state of it, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
     """
 
     model_id: str = "headrace"
@@ -138,6 +140,7 @@ class TrainerConfig:
     num_negatives: int = 1024
     frequency_half_life: float = 1_000_000.0
     memory_half_life: float = 1_000_000.0
+    memory_group: int = 1
     stochastic_length_alpha: float = 0.0
     # Vocabulary
     admit_after: int = 1
@@ -202,7 +205,7 @@ class TrainerConfig:
 
 def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that were recorded by any build, with those that it did not have yet as it acted."""
-    return {"shards": 1, **learning}
+    return {"shards": 1, "memory_group": 1, **learning}
 
 
 _NOT_LEARNING = frozenset(
