@@ -228,6 +228,14 @@ def after_place(table, row, place):
     return tl.min(tl.where((table == row) & (index > place), index, 1 << 30), 0)
 
 
+@triton.jit
+def places_of(row, list_ptr, num, TABLE: tl.constexpr):
+    """A list of rows of ``num`` events, and where in it a row first stands."""
+    index = tl.arange(0, TABLE)
+    table = tl.load(list_ptr + index, mask=index < num * ENTRIES, other=-1)
+    return table, after_place(table, row, -1)
+
+
 @triton.jit(do_not_specialize=["num", "width", "stride"])
 def learn_weights_kernel(
     learning_ptr, rate_ptr, push_ptr, neighbour_row, num_neighbours, weight, dirty, weight_rate, num, width, stride,
@@ -236,9 +244,7 @@ def learn_weights_kernel(
     """The learned weights of the last choices' neighbours, a row a program."""
     row = tl.load(learning_ptr + tl.program_id(0))
     if row >= 0:
-        index = tl.arange(0, TABLE)
-        table = tl.load(learning_ptr + index, mask=index < num * ENTRIES, other=-1)
-        place = after_place(table, row, -1)
+        table, place = places_of(row, learning_ptr, num, TABLE)
         if place == tl.program_id(0):
             neighbour = tl.arange(0, WIDTH)
             inside = neighbour < tl.load(num_neighbours + row)
@@ -266,9 +272,7 @@ def count_events_kernel(
     """
     row = tl.load(counting_ptr + tl.program_id(0))
     if row >= 0:
-        index = tl.arange(0, TABLE)
-        table = tl.load(counting_ptr + index, mask=index < num * ENTRIES, other=-1)
-        place = after_place(table, row, -1)
+        table, place = places_of(row, counting_ptr, num, TABLE)
         if place == tl.program_id(0):
             neighbour = tl.arange(0, WIDTH)
             at = row.to(tl.int64) * width + neighbour
