@@ -10,6 +10,7 @@
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ make && rm -rf /var/lib/apt/lists/*
 ARG GPU=0
 ARG TORCH_INDEX=
@@ -38,8 +39,9 @@ RUN /venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --editab
 
 FROM python:${PYTHON}-slim
 ARG GPU=0
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgomp1 $(test "$GPU" = 0 || echo gcc libc6-dev) \
+# hadolint ignore=DL3008
+RUN if [ "$GPU" != 0 ]; then set -- gcc libc6-dev; fi \
+    && apt-get update && apt-get install --yes --no-install-recommends libgomp1 "$@" \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --create-home headrace \
     && install -d -o headrace -g headrace /data
@@ -48,7 +50,7 @@ COPY --from=build /app /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 HEADRACE_STORE__PATH=/data/store HEADRACE_TRAINER__CHECKPOINT_DIR=/data/checkpoints
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app
-USER headrace
+USER 10001
 VOLUME /data
 ENTRYPOINT ["python", "-m"]
 CMD ["headrace", "--help"]

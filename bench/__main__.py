@@ -20,6 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.records import spoken
+
 HERE = Path(__file__).parent
 
 
@@ -61,6 +63,16 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         value = row["value"] if isinstance(row["value"], str) or row["value"] is None else f"{row['value']:,.4g}"
         table.add_row(row["name"], str(value), row["unit"], target, met, str(row.get("note", "")))
     Console(width=None if sys.stdout.isatty() else 170).print(table)
+
+
+def report(name: str, arguments: list[str], rows: list[dict[str, Any]], out: Path | None) -> int:
+    """Print the table and the JSON object of a measurement with options of its own; write the object to ``out``."""
+    show(rows, f"{name} on {machine()}, commit {commit()}")
+    made = {"bench": name, "machine": machine(), "commit": commit(), "command": spoken(name, arguments), "rows": rows}
+    if out:
+        out.write_text(json.dumps(made) + "\n", encoding="utf-8")
+    print(json.dumps(made))
+    return 0
 
 
 def main() -> int:

@@ -14,9 +14,9 @@ def post(path: str, body: bytes, declared: int | None = None) -> bytes:
 
 
 def bad_requests() -> dict[str, bytes]:
-    """By name. The last ones are valid, and as long as the default limits allow."""
+    """By name. The last ones are valid for a model of the default kinds, and as long as the default limits allow."""
     candidates = list(range(10_000))
-    history = [{"item": n, "action": "click", "timestamp": n} for n in range(1000)]
+    history = [{"item": n, "action": "rate", "timestamp": n} for n in range(1000)]
     many = [{"user": f"u{n}", "k": 1000} for n in range(64)]
     return {
         "40,000 × {} for a list of ids": post("/rank", b'{"user": 1, "items": [' + b",".join([b"{}"] * 40_000) + b"]}"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +20,10 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import commit, machine, show
+from bench.__main__ import report
 from bench.events import arrivals
 from bench.frozen import Frozen
 from bench.judging import LATELY, kinds_alone, ranking, retrieval
-from bench.records import spoken
 from bench.single_pass import settings_for
 from bench.streams import STREAMS, open_stream
 from headrace.config import Settings, load_settings
@@ -129,10 +127,4 @@ def command(arguments: list[str]) -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     rows = run(quick=options.quick, stream=options.stream, data=options.data, limit=options.limit,
                num_windows=options.windows)  # fmt: skip
-    show(rows, f"days on {machine()}, commit {commit()}")
-    report = {"bench": "days", "machine": machine(), "commit": commit(), "command": spoken("days", arguments),
-              "rows": rows}  # fmt: skip
-    if options.out:
-        options.out.write_text(json.dumps(report) + "\n", encoding="utf-8")
-    print(json.dumps(report))
-    return 0
+    return report("days", arguments, rows, options.out)

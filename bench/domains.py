@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from itertools import islice
@@ -21,9 +20,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from bench.__main__ import commit, machine, show
+from bench.__main__ import report
 from bench.judging import LATELY
-from bench.records import spoken
 from bench.single_pass import OURS, headrace, settings_for
 from bench.streams import open_stream
 from headrace.config import Settings, load_settings
@@ -52,8 +50,8 @@ class OwnDomain:
     """Leaves the items of other domains out of the competition."""
 
     def __init__(self, actions: list[Action]) -> None:
-        domains = sorted({action["domain"] for action in actions})
-        self._domain_of = {key_hash(action["item"]): domains.index(action["domain"]) for action in actions}
+        self._names = sorted({action["domain"] for action in actions})
+        self._domain_of = {key_hash(action["item"]): self._names.index(action["domain"]) for action in actions}
         self._domain_V = np.zeros(0, np.int64)
 
     def __call__(self, learner: Learner, events: MemoryEvents) -> MemoryEvents:
@@ -72,6 +70,10 @@ class OwnDomain:
             events, met_rows=np.concatenate([events.met_rows[:0], *rows]), met_begin_R=begins, met_end_R=ends[:num]
         )
 
+    def of(self, item_A: NDArray[np.int64]) -> NDArray[np.str_]:
+        """(A,) the domains of items (hashes)."""
+        return np.array([self._names[self._domain_of[item]] for item in item_A.tolist()])
+
     @property
     def _num(self) -> int:
         return 1 + max(self._domain_of.values())
@@ -84,30 +86,32 @@ class OwnDomain:
         self._domain_V = np.append(self._domain_V, np.array(found, np.int64))
 
 
-def hits(settings: Settings, actions: list[Action], seed: int) -> NDArray[np.bool_]:
-    """Whether each action, all of which are choices, was among the first ten of its domain."""
-    rank_A = headrace(settings, actions, seed, limit=OwnDomain(actions)).ranks[OURS[0]]
+def hits(settings: Settings, actions: list[Action], seed: int) -> dict[str, NDArray[np.bool_]]:
+    """For each domain, whether each of its choices was among the first ten of the domain's items. All actions are
+    choices."""
+    limit = OwnDomain(actions)
+    done = headrace(settings, actions, seed, limit=limit)
+    rank_A, domain_A = done.ranks[OURS[0]], limit.of(done.item_A)
     if len(rank_A) != len(actions):
         raise ValueError(f"expected {len(actions)} choices, got {len(rank_A)}; every action must be a choice")
-    return (rank_A > 0) & (rank_A <= 10)
+    hit_A = (rank_A > 0) & (rank_A <= 10)
+    return {domain: hit_A[domain_A == domain] for domain in np.unique(domain_A).tolist()}
 
 
 def compare(settings: Settings, actions: list[Action], seed: int = 1) -> list[dict[str, Any]]:
     """A row for each domain and way of learning."""
     trainer = dataclasses.replace(settings.trainer, exclude_seen="always")
     settings = settings.model_copy(update={"trainer": trainer})
-    domain_A = np.array([action["domain"] for action in actions])
     ways = {
         "both, constant rate": hits(settings, actions, seed),
         "both, WSA": hits(annealed(settings, len(actions)), actions, seed),
     }
     rows = []
-    for domain in np.unique(domain_A).tolist():
-        here_A = domain_A == domain
+    for domain in sorted({action["domain"] for action in actions}):
         own = [action for action in actions if action["domain"] == domain]
-        alone = hits(settings, own, seed)
+        alone = hits(settings, own, seed)[domain]
         rows.append(_row(domain, "this domain alone", alone, None))
-        rows += [_row(domain, way, hit_A[here_A], alone) for way, hit_A in ways.items()]
+        rows += [_row(domain, way, found[domain], alone) for way, found in ways.items()]
     return rows
 
 
@@ -138,10 +142,4 @@ def command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     rows = run(quick=options.quick, data=options.data, limit=options.limit)
-    show(rows, f"domains on {machine()}, commit {commit()}")
-    report = {"bench": "domains", "machine": machine(), "commit": commit(), "command": spoken("domains", arguments),
-              "rows": rows}  # fmt: skip
-    if options.out:
-        options.out.write_text(json.dumps(report) + "\n", encoding="utf-8")
-    print(json.dumps(report))
-    return 0
+    return report("domains", arguments, rows, options.out)

@@ -141,8 +141,9 @@ def _step(batch: JaggedBatch, user_B: Int64, catalogue: Catalogue, model: ModelC
     num_known_E = np.array([catalogue.admit(item) for item in batch.item_n[where_E].tolist()], np.int64)
     row_n = catalogue.rows(batch.item_n)
     events = events_of(
-        row_n, batch.bits_n, batch.starts_B1, batch.owner_n[where_E], where_E, model, is_chosen_R=is_chosen_E
-    )
+        row_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[where_E], where_E,
+        batch.time_ms_n[where_E], model, is_chosen_R=is_chosen_E,
+    )  # fmt: skip
     step = Step(batch, user_B, row_n, told, events, num_known_E, np.zeros(len(told), np.bool_))
     for e in np.flatnonzero(is_chosen_E & (events.target_R <= num_known_E)).tolist():
         step.leaves_out_E[e] = catalogue.leaves_out

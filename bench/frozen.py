@@ -47,8 +47,9 @@ class Frozen(Learner):
         row_n = self.items.lookup(batch.item_n)
         no_choices = np.zeros(len(where), np.bool_)
         events = events_of(
-            row_n, batch.bits_n, batch.starts_B1, batch.owner_n[where], where, self.model_config, is_chosen_R=no_choices
-        )
+            row_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[where], where,
+            batch.time_ms_n[where], self.model_config, is_chosen_R=no_choices,
+        )  # fmt: skip
         row_S = row_n[where]
         events = _left_out(events, row_S, leaves_out=self.memory.leaves_out_repeats)
         table_VD = self.model.retrieval_table(self.items.weight[: self.items.num_rows])

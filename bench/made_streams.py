@@ -8,7 +8,7 @@ time of day. ``bazaar``: 200,000 products, people who come once or twice, views 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ Action = dict[str, Any]
 START_MS, HOUR_MS = 1_700_000_000_000, 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Judge = Callable[[int, int, Ints, Floats], None]
+"""Told of each action: its user and item, and the items that it could have been about with their chances (not scaled),
+given all that the generator knows just before it draws. An item may be given twice."""
 
 
 def act(user: int, item: int, kinds: str | list[str], hour: float, **more: Any) -> Action:
@@ -83,7 +86,9 @@ def portal(num: int = 50_000, seed: int = 0) -> Iterator[Action]:
             now += rng.exponential(0.03)
 
 
-def series(num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0) -> Iterator[Action]:
+def series(
+    num: int = 40_000, num_users: int = 1_500, num_series: int = 400, seed: int = 0, judge: Judge | None = None
+) -> Iterator[Action]:
     """Half of the series come later; a user goes on with one, leaves some, and now and then skips an episode."""
     rng = np.random.default_rng(seed)
     length = rng.integers(4, 25, num_series)
@@ -99,17 +104,24 @@ def series(num: int = 40_000, num_users: int = 1_500, num_series: int = 400, see
         user, now, at = draw(rng, activity), hour, -1
         mine = under_way[user]
         for _ in range(rng.geometric(0.28)):
+            going_on, pull = ([at] if at in mine else list(mine)), np.zeros(num_series)
+            if at not in mine:
+                pull = appeal * (born <= hour) * (taste[user][genre] + 0.02)
+                pull[begun[user]] = 0
+            could_be = [start[each] + mine[each] for each in going_on]
             if at not in mine:
                 if mine and rng.random() < 0.75:
                     at = list(mine)[int(rng.integers(len(mine)))]
                 else:
-                    pull = appeal * (born <= hour) * (taste[user][genre] + 0.02)
-                    pull[begun[user]] = 0
                     if pull.sum() <= 0:
                         break
                     at = draw(rng, pull)
                     mine[at] = 0
                     begun[user].append(at)
+            if judge:
+                share = pull.sum() and (0.25 if going_on else 1.0) / pull.sum()
+                chances = np.concatenate([np.full(len(going_on), 0.75 / max(1, len(going_on))), share * pull])
+                judge(user, int(start[at]) + mine[at], np.concatenate([could_be, start[:-1]]).astype(np.int64), chances)
             yield act(user, int(start[at]) + mine[at], "watch", now)
             done += 1
             now += 0.4 + rng.exponential(0.05)
@@ -145,7 +157,7 @@ def music(num: int = 50_000, num_users: int = 600, num_albums: int = 500, seed: 
         done += len(played)
 
 
-def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0) -> Iterator[Action]:
+def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0, judge: Judge | None = None) -> Iterator[Action]:
     """Within a visit: the same product again, one seen before, one beside the last, or any of its category."""
     rng, num_categories = np.random.default_rng(seed), 400
     appeal = (1 / np.arange(1, num_items + 1) ** 0.8)[rng.permutation(num_items)]
@@ -170,6 +182,8 @@ def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0) -> Iterat
                 item = int(members[here][place % len(members[here])])
             else:
                 item = int(members[here][np.searchsorted(chances[here], rng.random() * chances[here][-1])])
+            if judge:
+                judge(user, item, *_bazaar_chances(members[here], appeal, visit, before))
             visit.append(item)
             before.append(item)
             kinds = ["view", *(kind for kind, share in (("cart", 0.08), ("buy", 0.03)) if rng.random() < share)]
@@ -178,14 +192,32 @@ def bazaar(num: int = 60_000, num_items: int = 200_000, seed: int = 0) -> Iterat
             done += 1
 
 
-def reviews(num_users: int = 9_000, num_items: int = 12_000, seed: int = 0) -> Iterator[Action]:
+def _bazaar_chances(members: Ints, appeal: Floats, visit: list[int], before: list[int]) -> tuple[Ints, Floats]:
+    items, chances = [members], [appeal[members] / appeal[members].sum()]
+    chances[0] *= 0.4 if visit else 0.7 if before else 1.0
+    if visit:
+        place = int(np.searchsorted(members, visit[-1])) + np.arange(-12, 13)
+        away = np.abs(np.arange(-12, 13))  # steps are cut off towards zero, so zero is twice as wide
+        bell = np.where(away, 1.0, 2.0) * np.exp(-(((away + 0.5) / 3) ** 2) / 2)
+        items += [np.array(visit), members[place % len(members)]]
+        chances += [np.full(len(visit), 0.2 / len(visit)), 0.3 * bell / bell.sum()]
+    if before:
+        last = np.array(before[-5:])
+        items.append(last)
+        chances.append(np.full(len(last), (0.1 if visit else 0.3) / len(last)))
+    return np.concatenate(items), np.concatenate(chances)
+
+
+def reviews(
+    num_users: int = 9_000, num_items: int = 12_000, seed: int = 0, judge: Judge | None = None
+) -> Iterator[Action]:
     """Users join over years and review about five items, of their four circles or any; items fade with age."""
     rng, days, num_circles = np.random.default_rng(seed), 800, 300
     circle, born = rng.integers(num_circles, size=num_items), rng.uniform(-days, days, num_items)
     appeal, life = rng.lognormal(0, 1.2, num_items), rng.lognormal(np.log(300), 0.6, num_items)
     members = [np.flatnonzero(circle == each) for each in range(num_circles)]
     domain, joined = rng.integers(2, size=num_circles), rng.uniform(0, days, num_users)
-    written: list[tuple[int, int, int]] = []
+    written: list[tuple[int, int, int, Ints]] = []
     for user in range(num_users):
         mine, day, seen = rng.choice(num_circles, 4, replace=False), joined[user], set[int]()
         for _ in range(rng.geometric(0.18)):
@@ -199,6 +231,13 @@ def reviews(num_users: int = 9_000, num_items: int = 12_000, seed: int = 0) -> I
             item = int(among[draw(rng, pull)])
             if item not in seen:
                 seen.add(item)
-                written.append((int(day), user, item))
-    for day, user, item in sorted(written, key=lambda each: each[0]):
+                written.append((int(day), user, item, mine))
+    for day, user, item, mine in sorted(written, key=lambda each: each[0]):
+        if judge:
+            pull = appeal * np.where(born <= day, np.exp(-np.maximum(day - born, 0.0) / life), 0.0)
+            chances = 0.55 * pull / pull.sum()
+            for each in mine:
+                total = pull[members[each]].sum()
+                chances[members[each]] += (total and 0.45 / 4 / total) * pull[members[each]]
+            judge(user, item, np.arange(num_items), chances)
         yield act(user, item, "review", (day - days) * 24.0, domain="ab"[domain[circle[item]]])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bench.records import spoken
 from kernels import BucketCache, TimeBuckets, hstu_layer, sampled_softmax
 from model.config import ModelConfig
-from model.hstu import Layer
+from model.layers import Layer
 
 Int64 = NDArray[np.int64]
 LENGTH, WIDTH, BATCH, NEGATIVES, TEMPERATURE, EPOCHS = 200, 50, 128, 128, 0.05, 101

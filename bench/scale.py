@@ -29,6 +29,7 @@ from trainer.process import spare_the_collector
 from trainer.publisher import Publisher
 from trainer.snapshot import learner_arrays, weights_snapshot
 from trainer.source import Position
+from trainer.step import Learner
 from trainer.weights_writer import WeightsWriter
 from wire.config import KafkaConfig
 from wire.example import Example, Interactions
@@ -122,12 +123,18 @@ class Leader(Publisher):
 
 def fill(trainer: Trainer, num_items: int) -> None:
     """Give every item a row, with a full neighbourhood in the memory."""
-    learner, rng = trainer.learner, np.random.default_rng(1)
+    learner = trainer.learner
     for start in range(0, num_items, 100_000):
         keys = np.arange(start + 1, min(num_items, start + 100_000) + 1) * 7919
         learner.items.insert(keys, 10**12, 0)
         learner.names.update((key, f"item {key}") for key in keys.tolist())
-    learner.memory.grow(learner.items.num_rows)
+    fill_memory(learner, num_items)
+
+
+def fill_memory(learner: Learner, num_items: int) -> None:
+    """Give every row a full neighbourhood and some counts."""
+    rng = np.random.default_rng(1)
+    learner.memory.grow(num_items + 1)
     arrays, num = learner.memory.arrays, learner.items.num_rows
     for start in range(1, num, 100_000):
         part = slice(start, min(num, start + 100_000))

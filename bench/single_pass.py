@@ -19,16 +19,22 @@ from headrace.file_training import file_configs
 from kernels.memory import MemoryEvents, MemoryOutcome
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
+from trainer.recall import Recall
 from trainer.step import Learner
 
+ANY_NUMBER = 1 << 40
 OURS = ("Headrace", "its network alone", "its counts alone")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``ranks``: of every choice, by each ranker of `OURS`. ``ranking``: see `bench.judging.ranking`."""
+    """``ranks``: of every choice, by each ranker of `OURS`; ``item_A``, ``num_past_A``: each choice's item (hash), and
+    how many choices of its user were known before it. Choices are in the order in which they are learned, which among
+    actions of one time is not that of the stream. ``ranking``: see `bench.judging.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
+    item_A: NDArray[np.int64]
+    num_past_A: NDArray[np.int64]
     ranking: dict[str, Any]
     interactions_per_s: float
     trainer: Trainer
@@ -39,9 +45,10 @@ def headrace(
     actions: Iterable[dict[str, Any]],
     seed: int,
     progress: Progress = lambda _: None,
-    limit: Callable[[Learner, MemoryEvents], MemoryEvents] = lambda _, events: events,
+    limit: Callable[[Learner, MemoryEvents], MemoryEvents] | None = None,
 ) -> Pass:
-    """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event."""
+    """Train on the stream as `headrace train --file` does. ``limit`` may change which items compete for each event;
+    every choice is then compared with all of them, however many there are."""
     stream = iter(actions)
     first = next(stream)
     action, sequence, model = file_configs(settings, first)
@@ -53,14 +60,21 @@ def headrace(
         lambda positions: FileSource(whole, action, sequence, config.file_take, positions),
         checkpoint_dir=None,
     )
-    outcomes, learn = list[MemoryOutcome](), trainer.learner.memory.learn
+    learner = trainer.learner
+    if limit is not None:
+        learner.recall = Recall(learner.memory, learner.items, learner.model, exact_rows=ANY_NUMBER)
+    outcomes, learn = list[MemoryOutcome](), learner.memory.learn
+    items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
-        outcomes.append(learn(limit(trainer.learner, events), logit_AV))
-        progress(trainer.learner.num_interactions)
+        asked_R = events.chosen_R == 1
+        items.append(learner.items.keys_of(events.target_R[asked_R].astype(np.int64)))
+        pasts.append((events.past_end_R - events.past_begin_R)[asked_R])
+        outcomes.append(learn(events if limit is None else limit(learner, events), logit_AV))
+        progress(learner.num_interactions)
         return outcomes[-1]
 
-    trainer.learner.memory.learn = recorded  # type: ignore[method-assign]
+    learner.memory.learn = recorded  # type: ignore[method-assign]
     started = time.monotonic()
     trainer.run()
     seconds = time.monotonic() - started
@@ -69,8 +83,10 @@ def headrace(
     columns = (done.rank_R, done.model_rank_R, done.count_rank_R)
     return Pass(
         {who: column[asked].astype(np.int64) for who, column in zip(OURS, columns, strict=True)},
-        ranking(trainer.learner.metrics),
-        trainer.learner.num_interactions / seconds,
+        np.concatenate(items),
+        np.concatenate(pasts),
+        ranking(learner.metrics),
+        learner.num_interactions / seconds,
         trainer,
     )
 

@@ -40,7 +40,13 @@ def world() -> Iterator[Action]:
     return islice(World(WorldConfig()).actions(), WORLD_ACTIONS)
 
 
-def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, seed: int = 0) -> Iterator[Action]:
+def news(
+    num: int = 60_000,
+    num_users: int = 4_000,
+    born_an_hour: float = 40.0,
+    seed: int = 0,
+    judge: made_streams.Judge | None = None,
+) -> Iterator[Action]:
     """Clicks on articles: users read what is new, currently popular, and close to their taste and their last click."""
     rng, width = np.random.default_rng(seed), 12
     hours = num / 600
@@ -58,10 +64,14 @@ def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, 
         pull = appeal[first:last] - (now - born[first:last]) / life[first:last]
         interest = taste[user].copy()
         for _ in range(rng.geometric(0.25)):
-            score = pull + 2 * topic[first:last] @ interest + rng.gumbel(size=last - first)
+            mean = pull + 2 * topic[first:last] @ interest
+            score = mean + rng.gumbel(size=last - first)
             item = next((int(first + each) for each in np.argsort(-score)[:60] if first + each not in read[user]), -1)
             if item < 0:
                 break
+            if judge:
+                mean[[each - first for each in read[user] if first <= each < last]] = -np.inf
+                judge(user, item, np.arange(first, last), np.exp(mean - mean.max()))
             read[user].add(item)
             interest = 0.7 * interest + 0.5 * topic[item]
             done += 1
@@ -69,7 +79,13 @@ def news(num: int = 60_000, num_users: int = 4_000, born_an_hour: float = 40.0, 
             now += rng.exponential(1 / 60)
 
 
-def shop(num: int = 80_000, num_users: int = 1_500, num_items: int = 3_000, seed: int = 0) -> Iterator[Action]:
+def shop(
+    num: int = 80_000,
+    num_users: int = 1_500,
+    num_items: int = 3_000,
+    seed: int = 0,
+    judge: made_streams.Judge | None = None,
+) -> Iterator[Action]:
     """Purchases in baskets, more than half of them repeats."""
     rng, width = np.random.default_rng(seed), 10
     taste, kind = rng.normal(size=(num_users, width)), rng.normal(size=(num_items, width))
@@ -85,6 +101,8 @@ def shop(num: int = 80_000, num_users: int = 1_500, num_items: int = 3_000, seed
             item = _product(rng, shelf[user], category, bought[user], basket)
             if item in basket:
                 continue
+            if judge:
+                judge(user, item, *_product_chances(shelf[user], category, bought[user], basket))
             basket.append(item)
             bought[user][item] = bought[user].get(item, 0) + 1
             done += 1
@@ -106,6 +124,31 @@ def _product(
         beside = shelf[category[shelf] == (category[basket[-1]] + 1) % 10]
         return int(beside[min(int(rng.exponential(4)), len(beside) - 1)]) if len(beside) else int(shelf[0])
     return int(shelf[min(int(rng.exponential(60)), len(shelf) - 1)])
+
+
+def _product_chances(
+    shelf: NDArray[np.int64], category: NDArray[np.int64], bought: dict[int, int], basket: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    again, beside = 0.55 if bought else 0.0, np.zeros(0, np.int64)
+    if basket:
+        beside = shelf[category[shelf] == (category[basket[-1]] + 1) % 10]
+    paired, times = (1 - again) / 2 if len(beside) else 0.0, np.array(list(bought.values()), float)
+    parts = [
+        (np.fromiter(bought, np.int64, len(bought)), again * times / max(1.0, times.sum())),
+        (beside, paired * _falling(len(beside), 4)),
+        (shelf, (1 - again - paired) * _falling(len(shelf), 60)),
+    ]
+    items, chances = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return items, np.where(np.isin(items, basket), 0.0, chances)
+
+
+def _falling(num: int, mean: float) -> NDArray[np.float64]:
+    """Chances of the places 0 to num - 1 of a whole number from an exponential distribution."""
+    place = np.arange(num)
+    chances = np.exp(-place / mean) - np.exp(-(place + 1) / mean)
+    if num:
+        chances[-1] = np.exp(-(num - 1) / mean)
+    return np.asarray(chances)
 
 
 def synthetic(num_records: int = 1_000, seed: int = 0) -> Iterator[Action]:

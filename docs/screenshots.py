@@ -1,4 +1,4 @@
-"""Pictures of the page for the documentation: ``python docs/screenshots.py URL``, with a demo running there.
+"""Pictures of the page for the documentation: ``python docs/screenshots.py URL [FOLDER]``, with a demo running there.
 
 Needs playwright (in the extra ``dev``) and a Chromium on the PATH. One click is made first, so that the list has moved.
 """
@@ -13,11 +13,11 @@ FOLDER = Path(__file__).parent / "pictures"
 SIZES = {"page-wide-light": (1280, 900, "light"), "page-phone-dark": (390, 844, "dark")}
 
 
-def main(url: str) -> int:
+def main(url: str, folder: Path = FOLDER) -> int:
     """Take them all; 0."""
     from playwright.sync_api import sync_playwright
 
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, (width, height, theme) in SIZES.items():
@@ -27,11 +27,11 @@ def main(url: str) -> int:
             page.get_by_text("has learned it").wait_for(timeout=90_000)
             page.mouse.move(0, 0)
             page.wait_for_timeout(1500)
-            page.screenshot(path=FOLDER / f"{name}.png", full_page=True)
-            print(f"{name}.png: {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+            print(f"{name}.png: {(folder / f'{name}.png').stat().st_size / 1000:.0f} kB")
         browser.close()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], *map(Path, sys.argv[2:3])))

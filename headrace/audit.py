@@ -22,6 +22,7 @@ from headrace.evidence import Evidence
 from headrace.ledger import SequenceLedger
 from headrace.recount import Recount
 from headrace.report import Report, print_report
+from stream.handover import handover_to
 from wire.assembler import VersionAssembler
 from wire.cluster import ClusterState
 from wire.dead_letter import read_headers
@@ -97,7 +98,13 @@ class Reader:
     def _read_actions(self) -> None:
         held = spans(self._consumer, self._topics.actions)
         self._found.ends = {number: span.end for number, span in held.items()}
-        self._found.whole = {number for number, span in held.items() if span.first == 0}
+        # What was carried over cannot be followed once compaction has removed some of it.
+        is_continued = handover_to(self._settings.kafka) is not None
+        self._found.whole = {
+            number
+            for number, span in held.items()
+            if span.first == 0 and not (is_continued and self._found.ledgers[number].num_missing)
+        }
         for number in self._found.whole:
             recount = Recount(self._settings.action, self._settings.sequence, number, len(held))
             recount.refused_before = {
@@ -107,6 +114,7 @@ class Reader:
             recount.watch = {status.applied_offset} if status else set()
             recount.watch |= {last.applied_offset} if last else set()
             recount.watch_users = {name: user.upto for name, user in self._found.ledgers[number].users.items()}
+            recount.carry(self._found.ledgers[number].carried)
             self._found.recounts[number] = recount
         for record in read(
             self._consumer, self._topics.actions, {number: held[number] for number in self._found.whole}

@@ -197,7 +197,8 @@ def run_broker(port: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with EmbeddedBroker(port) as broker:
-            print(f"embedded broker on {broker.bootstrap} (in memory, for trying only); Ctrl-C ends it", flush=True)
+            print(f"embedded broker on {broker.bootstrap}, for trying only: it keeps all records in memory, with the "
+                  "times that their producers give them; Ctrl-C ends it", flush=True)  # fmt: skip
             while broker.is_running():
                 time.sleep(0.2)
             raise BrokerError(f"the broker ended: {broker.last_words()}")

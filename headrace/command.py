@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from headrace.commands.handover import repartition
 from headrace.commands.observation import audit, dead_letters, doctor, lag, top, topics, versions
 from headrace.commands.processes import broker, demo, replay, serve, train, worker
 from headrace.commands.production import backfill, produce, simulate
 from headrace.commands.removal import forget
 from headrace.commands.rollout import pin, rollback, switch, unpin
+from headrace.shortage import described, open_more_files
 
 _LISTED = (
     demo, worker, train, serve, produce, backfill, simulate, lag, top, versions, pin, unpin, rollback, switch, replay,
-    forget, topics, dead_letters, audit, doctor, broker,
+    forget, repartition, topics, dead_letters, audit, doctor, broker,
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {each.__name__.replace("_", "-"): each for each in _LISTED}
 """The commands by name, in the order in which help lists them."""
@@ -41,6 +43,9 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         app.command(name)(COMMANDS[name])
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = names[0] if len(names) == 1 else words[0] if words and words[0] in names else ""
+    if too_few := open_more_files():
+        print(f"headrace {command}: {too_few}", file=sys.stderr)
+        return 1
     try:
         app(args=words, prog_name=prog)
     except SystemExit as ended:
@@ -52,9 +57,10 @@ def run(prog: str, names: Sequence[str] = tuple(COMMANDS), arguments: Sequence[s
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_user_facing(error):
+        told = (_refused(error) or error) if _is_user_facing(error) else described(error)
+        if not told:
             raise
-        print(f"headrace {command}: {_refused(error) or error}", file=sys.stderr)
+        print(f"headrace {command}: {told}", file=sys.stderr)
         return 1
     return 0
 
@@ -64,7 +70,7 @@ def _refused(error: Exception) -> Exception | None:
     from wire.errors import HeadraceError
     from wire.kafka.refusal import refusal
 
-    return None if isinstance(error, HeadraceError) else refusal(error, "the broker")
+    return None if isinstance(error, HeadraceError) else refusal(error, "kafka.bootstrap")
 
 
 def _is_user_facing(error: Exception) -> bool:

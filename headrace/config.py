@@ -132,6 +132,7 @@ def read_settings(path: Path | str | None = None) -> Settings:
     source, table = _read_file(path)
     _refuse_unknown_environment()
     try:
+        _refuse_other_spellings(table)
         _refuse_switches(table)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
@@ -210,6 +211,14 @@ def _scalar(text: Any) -> Any:
     return text if isinstance(value, list | dict) and not isinstance(text, str) else value
 
 
+def _refuse_other_spellings(table: Mapping[str, Any]) -> None:
+    """Refuse [Kafka] for [kafka]: pydantic would take either, and of both the last. Raises `ConfigError`."""
+    for section in table.keys() - Settings.model_fields.keys():
+        meant = section.lower()
+        if meant in Settings.model_fields:
+            raise ConfigError(f"[{section}]: there is no such section; write it as [{meant}]")
+
+
 def _refuse_switches(table: Mapping[str, Any]) -> None:
     """Refuse true or false for a number: pydantic would take it for 1 or 0. Raises `ConfigError`."""
     for section, owner in _section_types().items():
@@ -228,9 +237,12 @@ def _refuse_empty_path(section: str, entries: Mapping[str, Any], types: Mapping[
 
 
 def _refuse_unknown_environment() -> None:
+    seen: dict[str, str] = {}
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX):
             _check_variable(name, name[len(PREFIX) :].lower())
+            if (other := seen.setdefault(name.upper(), name)) != name:
+                raise ConfigError(f"environment: {other} and {name} are the same key; remove one")
 
 
 def _check_variable(name: str, rest: str) -> None:

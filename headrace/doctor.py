@@ -15,11 +15,12 @@ from headrace import machine
 from headrace.config import Settings
 from headrace.findings import Finding, note, ok, problem
 from headrace.findings import show as show_findings
+from headrace.lines import followed_line
 from headrace.versions import duration
 from wire.cluster import SILENT_MS, ClusterState
 from wire.dead_letter import read_headers
 from wire.errors import CodecError, HeadraceError
-from wire.kafka.admin import config_drift, make_admin, partition_counts
+from wire.kafka.admin import config_drift, make_admin, partition_counts, untold
 from wire.kafka.consumer import Span, connect, follow, read, spans
 from wire.lag import decode_lag
 from wire.status import Status, decode_status
@@ -99,6 +100,9 @@ def topics(settings: Settings) -> Finding:
     if drift := config_drift(settings.kafka):
         words = "; ".join(f"{name}: {key} = {value}" for name, keys in drift.items() for key, value in keys.items())
         return note("topics", f"settings differ from the configuration: {words}", "headrace topics shows both")
+    if hidden := untold(settings.kafka):
+        words = f"the broker does not say how {', '.join(hidden)} are set"
+        return note("topics", words, "give this user the right to describe their settings")
     return ok("topics", f"{len(counts)} on the broker, those of {settings.kafka.prefix!r} as configured")
 
 
@@ -107,9 +111,10 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
 
     The measured offset includes the report's way through Kafka, a few hundredths of a second.
     """
-    names = Topics.under(settings.kafka.prefix, settings.kafka.line)
-    state, behind_s, lag, num_heard = ClusterState(), dict[str, list[float]](), dict[str, Any](), 0
-    for record in read(consumer, names.status, spans(consumer, names.status)):
+    names = Topics.under(settings.kafka.prefix, followed_line(settings))
+    state, behind_s, lag = ClusterState(), dict[str, list[float]](), dict[str, Any]()
+    earlier = spans(consumer, names.status)
+    for record in read(consumer, names.status, earlier):
         state.note(record.value)
     deadline = time.monotonic() + LISTEN_S
     for record in takewhile(lambda _: time.monotonic() < deadline, follow(consumer, names.status, names.lag)):
@@ -118,9 +123,10 @@ def heard(settings: Settings, consumer: KafkaConsumer) -> tuple[ClusterState, di
         if record.topic == names.lag:
             lag = decode_lag(record.value) or lag
             continue
+        if record.offset < earlier[record.partition].end:
+            continue
         state.hear(record.value, time.time_ns() // 1_000_000)
-        num_heard += 1  # the first one was there before we listened
-        if num_heard > 1 and (status := _decoded(record.value)) is not None:
+        if (status := _decoded(record.value)) is not None:
             behind_s.setdefault(status.component, []).append(time.time() - status.time_ms / 1000)
     return state, behind_s, lag
 

@@ -18,6 +18,7 @@ from wire.errors import HeadraceError
 from wire.hashing import canonical
 from wire.kafka.consumer import connect, partitions_of, read, spans
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.partitioner import partition_of
 from wire.topics import Topics
 
@@ -53,7 +54,9 @@ def _send(settings: Settings, order: Order, content: dict[str, str | bool]) -> t
     try:
         placed = producer.send(topic, key=key, value=msgspec.json.encode(content), partition=partition).get(SEND_S)
     except KafkaError as error:
-        raise HeadraceError(f"the broker did not accept the order ({error}); nothing has changed, try again") from error
+        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
+            f"the broker did not accept the order ({error}); nothing has changed, try again"
+        ) from error
     finally:
         producer.close(timeout=2)
     return partition, int(placed.offset)

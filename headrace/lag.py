@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from kafka import KafkaConsumer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from headrace.config import Settings
 from headrace.lag_view import LagView
+from headrace.lines import followed
 from headrace.screen import lags, seconds, tables
 from trainer.lag import STALE_S
 from wire.kafka.consumer import connect, follow
@@ -27,28 +30,47 @@ FIRST_WORD_S = 3.0
 """How long to wait for a first message."""
 
 
-def watch(settings: Settings, *, as_json: bool = False, once: bool = False, max_s: float | None = None) -> int:
-    """Show each message as it arrives until Ctrl-C; with ``once``, the newest one only. With ``max_s``, 1 as soon as
-    anything is further behind than that (`excess`)."""
-    consumer = connect(settings.kafka)
-    topic = Topics.under(settings.kafka.prefix, settings.kafka.line).lag
+def watch(
+    settings: Settings,
+    *,
+    line: str | None = None,
+    as_json: bool = False,
+    once: bool = False,
+    max_s: float | None = None,
+) -> int:
+    """Show each message of a line of training (`headrace.lines.followed`) as it arrives until Ctrl-C; with ``once``,
+    the newest one only, or 1 if there is none. With ``max_s``, 1 as soon as anything is further behind than that
+    (`excess`)."""
+    view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)
     try:
-        messages = _until_late(follow(consumer, topic), once=once, max_s=max_s)
-        view = LagView(broker=settings.kafka.bootstrap, publish_every_s=settings.trainer.publish_every_s)
-        if as_json or not sys.stdout.isatty():
-            _lines(messages, view, as_json=as_json)
-        else:
-            _table(messages, view, once=once)
+        with contextlib.closing(connect(settings.kafka)) as consumer, followed(settings, line) as which:
+            arriving = _messages(consumer, settings.kafka.prefix, which, view)
+            _show(_until_late(arriving, once=once, max_s=max_s), view, as_json=as_json, once=once)
         return 0
     except TooLate as error:
         print(f"headrace lag: {error}", file=sys.stderr)
         return 1
-    finally:
-        consumer.close()
+
+
+def _messages(consumer: KafkaConsumer, prefix: str, which: Callable[[], str], view: LagView) -> Iterator[Any]:
+    """The lag messages of the line that is shown, which may become another one; None while there is none."""
+    while True:
+        view.line = which()
+        for record in follow(consumer, Topics.under(prefix, view.line).lag):
+            yield record
+            if which() != view.line:
+                break
+
+
+def _show(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool, once: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        _lines(messages, view, as_json=as_json)
+    else:
+        _table(messages, view, once=once)
 
 
 class TooLate(Exception):
-    """Something is further behind than allowed."""
+    """Something is further behind than allowed, or nobody has ever said how far."""
 
 
 def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> Iterator[dict[str, Any] | None]:
@@ -59,18 +81,12 @@ def _until_late(messages: Iterable[Any], *, once: bool, max_s: float | None) -> 
         message = decode_lag(record.value) if record is not None else None
         newest = message or newest
         yield message
-        if max_s is not None:
-            _check(newest, started_s, max_s)
+        if newest is None and (once or max_s is not None) and time.time() - started_s > max(max_s or 0, FIRST_WORD_S):
+            raise TooLate("expected a message, got none; start a trainer (headrace train)")
+        if newest is not None and max_s is not None and (late := excess(newest, time.time(), max_s)):
+            raise TooLate(late)
         if once and message is not None:
             return
-
-
-def _check(newest: dict[str, Any] | None, started_s: float, max_s: float) -> None:
-    if newest is not None:
-        if late := excess(newest, time.time(), max_s):
-            raise TooLate(late)
-    elif time.time() - started_s > max(max_s, FIRST_WORD_S):
-        raise TooLate(f"expected at most {max_s:g} s, got no message at all; start a trainer (headrace train)")
 
 
 def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
@@ -83,7 +99,9 @@ def excess(message: dict[str, Any], now_s: float, max_s: float) -> str:
 
 
 def _lines(messages: Iterable[dict[str, Any] | None], view: LagView, *, as_json: bool) -> None:
-    for message in messages:
+    for number, message in enumerate(messages):
+        if message is None and number == 0:
+            print(f"headrace lag: waiting for a trainer to report on {view.broker}", file=sys.stderr, flush=True)
         if message is not None:
             view.lag = message
             print(msgspec.json.encode(message).decode() if as_json else plain(view, time.time()), flush=True)
@@ -109,7 +127,8 @@ def plain(view: LagView, now_s: float) -> str:
     when = datetime.fromtimestamp(sent_s, UTC).strftime("%H:%M:%S")
     old = f" OLD ({now_s - sent_s:,.0f} s)" if now_s - sent_s > SILENT_AFTER_S else ""
     fresh = seconds(view.freshness_now_s)
-    return f"{when}{old}  lag: {lags(view)}  {_below(view)}  version {view.version}  fresh {fresh}"
+    line = f" of line {view.line}" if view.line else ""
+    return f"{when}{old}  lag: {lags(view)}  {_below(view)}  version {view.version}{line}  fresh {fresh}"
 
 
 def _below(view: LagView) -> str:
@@ -174,7 +193,8 @@ def _page(view: LagView) -> Group:
     if sent_ms is None:
         return Group(Text(f"waiting for a trainer to report on {view.broker} (headrace train)"))
     age_s = time.time() - sent_ms / 1000
-    head = Text.assemble(("headrace lag", "bold"), f" on {view.broker}")
+    line = f", line {view.line}" if view.line else ""
+    head = Text.assemble(("headrace lag", "bold"), f" on {view.broker}{line}")
     if age_s > SILENT_AFTER_S:
         head.append(f"   the trainer has been silent for {age_s:.0f} s", style="red")
     return Group(head, Text(), tables(view), Text(), Text(_below(view)))

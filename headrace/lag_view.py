@@ -28,6 +28,8 @@ class LagView:
 
     dataset: str = ""
     broker: str = ""
+    line: str = ""
+    """The line of training that is shown; empty: the main one."""
     page: str = ""
     """Where the server's page is."""
     num_actions: int = 0

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
 from headrace.config import Settings
 from headrace.versions import manifests
+from serving.rollout import PinFollower, Rollout
 from wire.control import LINE_KEY, decode_switch
-from wire.errors import VersionError
+from wire.errors import TopicMissing, VersionError
 from wire.kafka.consumer import connect, read, spans
 from wire.topics import Topics
 from wire.weights import Manifest, Quality
 
 LOOK_EVERY_S = 2.0
+ORDERS_S = 10.0
+"""How long to wait for the operator's orders to be read."""
 CAUGHT_UP_MS = 60_000
 """A line whose newest learned action is older by more is still catching up, and measured on other actions."""
 
@@ -26,7 +31,8 @@ def on_line(settings: Settings, line: str) -> Settings:
 
 
 def followed_line(settings: Settings) -> str:
-    """The line that the last order has servers follow, else the configured one."""
+    """The line that the last order has servers follow, else the configured one. A deployment without the control topic
+    has no orders."""
     topic, line = Topics.under(settings.kafka.prefix).control, settings.kafka.line
     consumer = connect(settings.kafka)
     try:
@@ -36,9 +42,29 @@ def followed_line(settings: Settings) -> str:
                     line = decode_switch(record.value).line if record.value else settings.kafka.line
                 except VersionError:
                     continue
+    except TopicMissing:
+        return line
     finally:
         consumer.close()
     return line
+
+
+@contextlib.contextmanager
+def followed(settings: Settings, line: str | None) -> Iterator[Callable[[], str]]:
+    """A function that says which line to show: ``line``, or if that is None, the one that servers follow, as orders
+    change it."""
+    if line is not None:
+        yield lambda: line
+        return
+    rollout = Rollout(own_line=settings.kafka.line)
+    orders = PinFollower(lambda: connect(settings.kafka), Topics.under(settings.kafka.prefix).control, rollout)
+    orders.start()
+    rollout.known.wait(ORDERS_S)
+    try:
+        yield lambda: rollout.line
+    finally:
+        orders.stop()
+        orders.join(ORDERS_S)
 
 
 def wait_until_as_good(old: Settings, new: Settings, worse: float) -> None:

@@ -37,7 +37,7 @@ def configure_logs(level: int = logging.INFO) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    finish: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    finish: list[Processor] = [_without_known_traces, structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if not people:
         finish += [structlog.processors.format_exc_info, _in_order]
     handler = logging.StreamHandler(sys.stderr)
@@ -47,6 +47,18 @@ def configure_logs(level: int = logging.INFO) -> None:
     root.setLevel(level)
     for name, heard in QUIET.items():
         logging.getLogger(name).setLevel(heard)
+
+
+def _without_known_traces(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Leave the traceback out where a library logs an error that ends the process with a line of its own."""
+    error = line.get("exc_info")
+    error = error[1] if isinstance(error, tuple) else error
+    if isinstance(error, BaseException):
+        from wire.kafka.refusal import refusal
+
+        if refusal(error, ""):
+            del line["exc_info"]
+    return line
 
 
 def _in_order(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

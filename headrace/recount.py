@@ -6,14 +6,18 @@ The state machine is `state.sequencer`, fed in one go, without a database, a cra
 from __future__ import annotations
 
 import copy
+from array import array
+from collections.abc import Iterable
 from typing import Any
 
 from headrace.ledger import empty_history
+from state.segment import Segment
 from state.sequencer import Sequencer
+from state.user import User
 from wire.action import Rejection, decode_record
 from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
-from wire.example import Counts
+from wire.example import Counts, Example
 from wire.history import History
 from wire.partitioner import partition_of
 
@@ -29,7 +33,8 @@ class Recount:
         self.partition = partition
         self.num_partitions = num_partitions
         self.sequencer = Sequencer(action, sequence, partition)
-        self.num_records = self.num_forgotten = 0
+        self._num_slots = sequence.num_slots
+        self.num_records = self.num_forgotten = self.num_carried = 0
         self.forgotten: set[str] = set()
         """Users who were forgotten, and whose interactions are ``num_forgotten``."""
         self.num_produced = 0
@@ -46,6 +51,25 @@ class Recount:
         self.watch_users: dict[str, tuple[int, int]] = {}
         self.users_at: dict[str, History] = {}
         """The users of ``watch_users``, as they were after that action."""
+
+    def carry(self, examples: Iterable[Example]) -> None:
+        """Begin with the users whom another deployment has left (`Example.is_carried`), before any record."""
+        users, num_slots = self.sequencer.users, self._num_slots
+        for each in examples:
+            if each.mark is not None:
+                continue
+            user = users.get(each.user)
+            if user is None:
+                num_features = each.interactions.feature_hash.shape[1]
+                user = users[each.user] = User(each.user, Segment(each.segment, num_features), array("q"))
+                self.users[each.user] = empty_history(each)
+            user.adopt(each, num_slots)
+            user.user_features = array("q", each.user_feature_hash.tobytes())
+            self.users[each.user].fold(each)
+        self.num_carried = sum(history.end for history in self.users.values())
+        for name, history in self.users.items():
+            if self.watch_users.get(name) == (-1, -1):
+                self.users_at[name] = copy.deepcopy(history)
 
     def feed(self, record: Any) -> None:
         """Apply one Kafka record."""
@@ -90,7 +114,7 @@ class Recount:
         self.sequencer.obey(order, record_ms)
 
     def _refuse(self, offset: int, index: int) -> None:
-        self.sequencer.reject()
+        self.sequencer.reject(offset)
         self.dead.add((offset, index))
 
     def drain(self) -> None:
@@ -106,4 +130,4 @@ class Recount:
     @property
     def num_interactions(self) -> int:
         """Interactions that the actions amount to."""
-        return self.num_forgotten + sum(history.end for history in self.users.values())
+        return self.num_forgotten + sum(history.end for history in self.users.values()) - self.num_carried

@@ -11,10 +11,11 @@ from kafka.errors import KafkaError
 from headrace.config import Settings
 from headrace.lines import followed_line, on_line, wait_until_as_good
 from headrace.versions import manifests
-from wire.control import LINE_KEY, PIN_KEY, Pin, Switch, Which, encode_order, parse_version
+from wire.control import LINE_KEY, PIN_KEY, Handover, Pin, Switch, Which, encode_order, parse_version
 from wire.errors import HeadraceError, VersionError
 from wire.kafka.consumer import connect, partitions_of
 from wire.kafka.producer import make_producer
+from wire.kafka.refusal import refusal
 from wire.topics import Topics
 from wire.weights import Manifest
 
@@ -49,7 +50,7 @@ def rollback(settings: Settings, version: str | None, reason: str = "") -> int:
 
 def unpin(settings: Settings) -> int:
     """Let servers follow the newest good version again."""
-    _send(settings, PIN_KEY, None)
+    send_order(settings, PIN_KEY, None)
     print("servers follow the newest good version again")
     return 0
 
@@ -65,7 +66,7 @@ def switch(settings: Settings, line: str, reason: str = "", *, when_as_good: boo
     if when_as_good and line != before:
         wait_until_as_good(on_line(settings, before), on_line(settings, line), worse)
     made_ms = int(time.time() * 1000)
-    _send(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=_who(), reason=reason))
+    send_order(settings, LINE_KEY, Switch(line=line, made_ms=made_ms, made_by=who(), reason=reason))
     print(
         f"servers follow the versions of {_line(line)}, and no longer those of {_line(before)}; /readyz of each says so"
     )
@@ -76,7 +77,8 @@ def _line(line: str) -> str:
     return f"line {line}" if line else "the main line"
 
 
-def _who() -> str:
+def who() -> str:
+    """User and machine."""
     return f"{getpass.getuser()}@{platform.node()}"
 
 
@@ -86,14 +88,15 @@ def _known(settings: Settings, which: Which) -> Manifest | None:
 
 def _pin(settings: Settings, which: Which, reason: str, found: Manifest | None) -> int:
     made_ms, line = int(time.time() * 1000), settings.kafka.line
-    order = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=_who(), reason=reason, line=line)
-    _send(settings, PIN_KEY, order)
+    order = Pin(epoch=which[0], number=which[1], made_ms=made_ms, made_by=who(), reason=reason, line=line)
+    send_order(settings, PIN_KEY, order)
     age = "which is still to come" if found is None else f"of {found.num_interactions:,} interactions"
     print(f"servers answer from version {_name(which)} ({age}) until `headrace unpin`; /readyz of each says so")
     return 0
 
 
-def _send(settings: Settings, key: bytes, order: Pin | Switch | None) -> None:
+def send_order(settings: Settings, key: bytes, order: Pin | Switch | Handover | None) -> None:
+    """Write an order (None: a tombstone) into the control topic."""
     topic = Topics.under(settings.kafka.prefix).control
     consumer = connect(settings.kafka)
     try:
@@ -104,7 +107,9 @@ def _send(settings: Settings, key: bytes, order: Pin | Switch | None) -> None:
     try:
         producer.send(topic, key=key, value=encode_order(order) if order is not None else None).get(SEND_S)
     except KafkaError as error:
-        raise HeadraceError(f"the broker did not take the order ({error}); nothing has changed, try again") from error
+        raise refusal(error, settings.kafka.bootstrap, "writing") or HeadraceError(
+            f"the broker did not take the order ({error}); nothing has changed, try again"
+        ) from error
     finally:
         producer.close(timeout=2)
 

@@ -13,6 +13,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Footer, Sparkline, Static
 
 from headrace.config import Settings
+from headrace.lines import followed
 from headrace.screen import WHAT, number, seconds
 from serving.pulse import Point, Pulse, Served
 from serving.pulse_follower import PulseFollower
@@ -29,15 +30,15 @@ UNITS = {
 }  # fmt: skip
 
 
-def served_of(pulse: Pulse) -> Served:
-    """The version of the live server that is furthest behind."""
-    live = pulse.cluster.live_servers(time.time_ns() // 1_000_000)
+def served_of(pulse: Pulse, line: str = "") -> Served:
+    """The version of the live server that follows this line and is furthest behind."""
+    live = [each for each in pulse.cluster.live_servers(time.time_ns() // 1_000_000) if each.line == line]
     if not live:
-        return Served()
+        return Served(line=line)
     last = min(live, key=lambda each: (each.epoch, each.number))
     return Served(
         epoch=last.epoch, number=last.number, newest_record_ms=last.newest_record_ms, swapped_ms=last.swapped_ms,
-        num_swaps=max(0, last.number), num_requests=sum(each.num_requests for each in live),
+        num_swaps=max(0, last.number), num_requests=sum(each.num_requests for each in live), line=line,
     )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def headline(point: Point, broker: str) -> Text:
     """Status, freshness and version on one line."""
     color = COLORS.get(point.status, "red")
     version = f"{point.epoch}/{point.number}" if point.epoch >= 0 else "–"
+    version += f" of line {point.line}" if point.line else ""
     rest = f"  {seconds(point.freshness_s)} old  version {version}  {broker}"
     return Text.assemble((f"● {point.status}", f"bold {color}"), rest)
 
@@ -134,16 +136,20 @@ def processes(pulse: Pulse) -> Text:
     return text
 
 
-def watch(settings: Settings) -> int:
-    """Show it until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if no broker answers."""
+def watch(settings: Settings, line: str | None = None) -> int:
+    """Show a line of training (`headrace.lines.followed`) until q or Ctrl-C. Raises `wire.errors.BrokerUnavailable` if
+    no broker answers."""
     connect(settings.kafka).close()
     pulse = Pulse(settings.serving.freshness_objective_s)
-    topics = Topics.under(settings.kafka.prefix, settings.kafka.line)
-    follower = PulseFollower(lambda: connect(settings.kafka), topics, pulse, lambda: served_of(pulse))
-    follower.start()
-    try:
-        Top(pulse, settings.kafka.bootstrap).run()
-    finally:
-        follower.stop()
-        follower.join(5)
+    with followed(settings, line) as which:
+        follower = PulseFollower(
+            lambda: connect(settings.kafka), lambda: Topics.under(settings.kafka.prefix, which()), pulse,
+            lambda: served_of(pulse, which()),
+        )  # fmt: skip
+        follower.start()
+        try:
+            Top(pulse, settings.kafka.bootstrap).run()
+        finally:
+            follower.stop()
+            follower.join(5)
     return 0

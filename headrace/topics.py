@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.config import Settings
-from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.admin import config_drift, ensure_topics, untold
 from wire.kafka.consumer import connect, spans
 from wire.topics import topics_of
 
@@ -21,6 +21,7 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
     consumer = connect(settings.kafka)
     try:
         present, others = consumer.topics(), config_drift(settings.kafka)
+        hidden = untold(settings.kafka)
         rows = []
         for topic in topics_of(settings.kafka):
             held = spans(consumer, topic.name) if topic.name in present else {}
@@ -32,6 +33,7 @@ def show(settings: Settings, *, create: bool = False, as_json: bool = False) -> 
                     "first_offset": [span.first for span in held.values()],
                     "end_offset": [span.end for span in held.values()],
                     "settings": dict(topic.settings),
+                    "is_told": topic.name not in hidden,
                     "broker_has": others.get(topic.name, {}),
                 }
             )
@@ -66,4 +68,10 @@ def _settings(row: dict[str, Any]) -> str:
     if not row["present"]:
         return "–"
     differing = [f"{key} = {has}, configured {row['settings'][key]}" for key, has in row["broker_has"].items()]
-    return f"[red]{'; '.join(differing)}[/]" if differing else "as configured"
+    return (
+        f"[red]{'; '.join(differing)}[/]"
+        if differing
+        else "as configured"
+        if row["is_told"]
+        else "not told by the broker"
+    )

@@ -44,12 +44,13 @@ def show(settings: Settings, *, as_json: bool = False, num_last: int = 20) -> in
     if not listed:
         Console().print("no version has been published yet; is a trainer running? (headrace train)")
         return 0
-    Console().print(_table(listed, settings.kafka.bootstrap))
+    line = f", line {settings.kafka.line}" if settings.kafka.line else ""
+    Console().print(_table(listed, f"versions on {settings.kafka.bootstrap}{line}"))
     return 0
 
 
-def _table(listed: list[Manifest], bootstrap: str) -> Table:
-    table = Table(title=f"versions on {bootstrap}")
+def _table(listed: list[Manifest], title: str) -> Table:
+    table = Table(title=title)
     for name in ("version", "kind", "onto"):
         table.add_column(name)
     for name in ("size", "interactions", "steps", "age", "freshness"):

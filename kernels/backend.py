@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from kernels.compiled import KernelUnavailable
+
+__all__ = ["BACKENDS", "KernelUnavailable", "choose"]
 BACKENDS = ("auto", "reference", "cpp", "triton")
-
-
-class KernelUnavailable(RuntimeError):
-    """The requested version of an op cannot run here; the message says what to do."""
 
 
 def choose(backend: str, device: torch.device) -> str:

@@ -1,6 +1,6 @@
-"""The compiled C++ kernels: loading them, and choosing the instruction set at run time.
+"""The compiled C++ kernels (`kernels.compiled`): choosing the instruction set at run time.
 
-`python -m kernels.build` makes ``kernels/build/libheadrace_kernels.so``. Functions that are compiled once per
+Functions that are compiled once per
 instruction set have its name as a suffix (``attention_forward_avx512``); `function` picks the best one that this
 processor supports, or the one forced by ``HEADRACE_CPU_LEVEL=portable|avx2|avx512|amx``. AMX only multiplies bfloat16:
 float32 is multiplied there as a sum of two bfloat16 terms if `torch.set_float32_matmul_precision` is "high" or
@@ -12,55 +12,16 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from kernels.backend import KernelUnavailable
-from kernels.sources import SOURCES, digest
+from kernels.compiled import LIBRARY_PATH, KernelUnavailable, baseline, load, open_library
 
-LIBRARY_PATH = Path(__file__).parent / "build" / "libheadrace_kernels.so"
+__all__ = ["LIBRARY_PATH", "address", "baseline", "function", "level", "load", "num_threads", "open_library"]
+
 LEVELS = ("portable", "avx2", "avx512", "amx")
 """In ascending order: every level includes those before it."""
-
-
-@cache
-def load() -> ctypes.CDLL:
-    """The shared library. Raises `KernelUnavailable` if it is missing, damaged or built from other sources."""
-    return open_library(LIBRARY_PATH)
-
-
-def open_library(path: Path) -> ctypes.CDLL:
-    """The shared library at ``path``, checked. Raises `KernelUnavailable`."""
-    if not path.exists():
-        raise KernelUnavailable(
-            f"expected the compiled kernels at {path}, found nothing; run `python -m kernels.build` "
-            "(needs g++), or ask for backend='reference'"
-        )
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise KernelUnavailable(
-            f"the compiled kernels at {path} do not load ({error}); run `python -m kernels.build --force`"
-        ) from error
-    if SOURCES.is_dir() and _built_from(library) != digest():
-        raise KernelUnavailable(
-            f"the compiled kernels at {path} were built from other sources than {SOURCES} has; "
-            "run `python -m kernels.build`"
-        )
-    return library
-
-
-def _built_from(library: ctypes.CDLL) -> str:
-    """The digest of its sources; empty for a library built before there were digests."""
-    try:
-        ask = library.headrace_sources
-    except AttributeError:
-        return ""
-    ask.restype = ctypes.c_char_p
-    answer: bytes = ask()
-    return answer.decode()
 
 
 @cache
@@ -108,16 +69,6 @@ def function(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     if at == "amx" and dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         at = "avx512"
     return _symbol(name, at)
-
-
-def baseline(name: str) -> Any:
-    """A function that is compiled only once, for any processor."""
-    try:
-        return getattr(load(), name)
-    except AttributeError:
-        raise KernelUnavailable(
-            f"the compiled kernels have no {name!r}; run `python -m kernels.build --force`"
-        ) from None
 
 
 def num_threads() -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, check_fields, expect
+from wire.checks import ABOVE_0, AT_LEAST_1, Limit, Names, Number, Switch, Word, check_fields, expect
 
 MODEL_LIMITS: dict[str, Limit] = {
     "kinds": Names(32, "set action.kinds"),
     "num_features": Number(0, whole=True, advice="set action.features"),
     "num_user_features": Number(0, whole=True, advice="set action.user_features"),
+    "block": Word(("hstu", "fuxi"), "use hstu"),
+    "ffn_width": Number(0, whole=True, advice="0 takes model_width"),
     "num_layers": AT_LEAST_1,
     "model_width": AT_LEAST_1,
     "num_heads": AT_LEAST_1,
@@ -31,6 +33,8 @@ MODEL_LIMITS: dict[str, Limit] = {
     "negative_kinds": Names(32, "leave it out to go by their names", least=0),
     "memory_neighbours": Number(1, 4096, whole=True, advice="256 is usual"),
 }
+ADDED: dict[str, Any] = {"block": "hstu", "ffn_width": 0}
+"""Settings that earlier builds do not know, with the values for which the model is the one that they know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,15 @@ class ModelConfig:
     ``kinds`` and the numbers of feature columns follow the action configuration. ``item_width`` is the width of an item
     row: its first ``item_width - 1`` columns are the item's direction (compared by cosine), the last one its bias.
     ``positive_kinds`` and ``negative_kinds`` say what counts as a choice; if empty, their names decide (`model.kinds`).
-    ``memory_neighbours``: how many neighbours the memory keeps for each item, at most (`model.memory`).
+    ``block``: what the layers are (`model.layers`); ``ffn_width``: of a FuXi-alpha layer's second stage, 0 for as wide
+    as the model. ``memory_neighbours``: how many neighbours the memory keeps for each item, at most (`model.memory`).
     """
 
     kinds: tuple[str, ...] = ("rate", "like", "love")
     num_features: int = 0
     num_user_features: int = 0
+    block: str = "hstu"
+    ffn_width: int = 0
     num_layers: int = 2
     model_width: int = 64
     num_heads: int = 2
@@ -77,8 +84,10 @@ class ModelConfig:
             expect(not strange, f"model.{name}", f"kinds among {self.kinds}", strange, "add them to action.kinds")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for manifests and checkpoints."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain values, for manifests and checkpoints. `ADDED` is left out where it says nothing, so that builds
+        without it can read the rest."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key not in ADDED or value != ADDED[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

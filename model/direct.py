@@ -7,7 +7,7 @@ reads them. What it computes is what `HSTU` and `trainer.losses` define, up to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,8 @@ from kernels import Tail
 from kernels.heads import HeadInputs, HeadOutputs, HeadParams, HeadRules, heads
 from kernels.layer.cpp import Batch, backward_pass, forward_pass, make_batch
 from kernels.tokens import TokenParams, token_gradients, tokens
-from model.hstu import HSTU, Layer
+from model.hstu import HSTU
+from model.layers import Layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,17 +54,21 @@ class DirectPass:
     """Passes of one model, whose parameters have gradients to be written (``parameter.grad``)."""
 
     def __init__(
-        self, model: HSTU, *, rank_share: float, feedback: str, context_gradient: bool, dropout: float
+        self,
+        model: HSTU,
+        *,
+        rank_share: float,
+        feedback: str,
+        context_gradient: bool,
+        dropouts: Sequence[float],
     ) -> None:
         config = model.config
-        self._config, self._thresholds = config, model.time_buckets
-        self._context_gradient, self._dropout = context_gradient, dropout
+        self._config = config
         self._rules = HeadRules(
             config.temperature, config.bias_scale, config.norm_eps, rank_share=rank_share, feedback=feedback
         )
-        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        self._layers = [_held(layer, _values) for layer in layers]
-        self._layer_gradients = [_held(layer, _slopes) for layer in layers]
+        way = _KernelLayers if config.block == "hstu" else _AutogradLayers
+        self._layers = way(model, context_gradient, dropouts)
         self._tokens, self._token_gradients = (_token_params(model, each) for each in (_values, _slopes))
         self._heads, self._head_gradients = (_head_params(model, each) for each in (_values, _slopes))
 
@@ -72,36 +77,88 @@ class DirectPass:
         value_n = inputs.value_n if self._config.use_value else None
         given = inputs.table_VD, inputs.place_n, inputs.kinds_nK, value_n
         x_TM = tokens(*given, inputs.side_nM, self._tokens)
-        batches, kept, y_TM = self._batches(inputs), list[tuple[Tensor, Tensor]](), x_TM
-        for batch, held in zip(batches, self._layers, strict=True):
-            before_TM = y_TM
-            y_TM, attended = forward_pass(batch, before_TM, held)
-            kept.append((before_TM, attended))
+        y_SM, back = self._layers.through(x_TM, inputs, wants_gradients=wants_gradients)
         rules = self._rules
         if inputs.rank_factor != 1.0:
             rules = replace(rules, rank_share=rules.rank_share * inputs.rank_factor)
-        found = heads(inputs.head(y_TM), self._heads, rules, self._head_gradients if wants_gradients else None)
+        found = heads(inputs.head(y_SM), self._heads, rules, self._head_gradients if wants_gradients else None)
         if found.d_y_SM is None or found.d_table_VD is None:
             return DirectOutputs(found, None)
-        d_TM = found.d_y_SM
-        for index in reversed(range(len(batches))):
-            before_TM, attended = kept[index]
-            d_TM = backward_pass(
-                batches[index], before_TM, attended, self._layers[index], d_TM, self._layer_gradients[index]
-            )
+        d_TM = back(found.d_y_SM)
         d_side_nM = None if inputs.side_nM is None else torch.empty_like(inputs.side_nM)
         token_gradients(d_TM, x_TM, *given, self._tokens, self._token_gradients, found.d_table_VD, d_side_nM)
         return DirectOutputs(found, d_side_nM)
 
+
+Back = Callable[[Tensor], Tensor]
+"""The gradient of a batch's outputs (S, M) → that of its tokens (T, M); the weights' gradients are written."""
+
+
+class _KernelLayers:
+    """HSTU's layers, a call of C++ each way."""
+
+    def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
+        self._config, self._thresholds = model.config, model.time_buckets
+        self._context_gradient, self._dropouts = context_gradient, dropouts
+        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        self._weights = [_held(layer, _values) for layer in layers]
+        self._gradients = [_held(layer, _slopes) for layer in layers]
+
+    def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
+        """Outputs (S, M), and the way back."""
+        del wants_gradients
+        batches, kept, y_TM = self._batches(inputs), list[tuple[Tensor, Tensor]](), x_TM
+        for batch, held in zip(batches, self._weights, strict=True):
+            before_TM = y_TM
+            y_TM, attended = forward_pass(batch, before_TM, held)
+            kept.append((before_TM, attended))
+
+        def back(d_SM: Tensor) -> Tensor:
+            d_TM = d_SM
+            for index in reversed(range(len(batches))):
+                before_TM, attended = kept[index]
+                d_TM = backward_pass(
+                    batches[index], before_TM, attended, self._weights[index], d_TM, self._gradients[index]
+                )
+            return d_TM
+
+        return y_TM, back
+
     def _batches(self, inputs: DirectInputs) -> list[Batch]:
-        config, num_layers = self._config, len(self._layers)
+        config, num_layers = self._config, len(self._weights)
         is_last = [index == num_layers - 1 for index in range(num_layers)]
         return make_batch(
             inputs.offsets_B1, num_heads=config.num_heads, norm_len=config.norm_len, time_buckets=self._thresholds,
             query_time_T=inputs.query_time_T, key_time_T=inputs.key_time_T, eps=config.norm_eps,
-            dropout=self._dropout, seeds=[inputs.seed * 64 + index for index in range(num_layers)],
+            dropouts=self._dropouts, seeds=[inputs.seed * 64 + index for index in range(num_layers)],
             tails=[inputs.tail if last or not self._context_gradient else None for last in is_last], only_tail=is_last,
         )  # fmt: skip
+
+
+class _AutogradLayers:
+    """Any other layers."""
+
+    def __init__(self, model: HSTU, context_gradient: bool, dropouts: Sequence[float]) -> None:
+        self._encode, self._context_gradient, self._dropouts = model.encode, context_gradient, dropouts
+        self._gradients = [_slopes(each) for each in model.layers.parameters()]
+
+    def through(self, x_TM: Tensor, inputs: DirectInputs, *, wants_gradients: bool) -> tuple[Tensor, Back]:
+        """See `_KernelLayers.through`."""
+        x_TM = x_TM.detach().requires_grad_(wants_gradients)
+        with torch.set_grad_enabled(wants_gradients):
+            y_SM = self._encode(
+                x_TM, inputs.offsets_B1, inputs.query_time_T, inputs.key_time_T, tail=inputs.tail,
+                context_gradient=self._context_gradient, dropouts=self._dropouts, seed=inputs.seed,
+            )  # fmt: skip
+
+        def back(d_SM: Tensor) -> Tensor:
+            for gradient in self._gradients:
+                gradient.zero_()  # autograd adds to what is there
+            torch.autograd.backward(y_SM, d_SM)
+            assert x_TM.grad is not None
+            return x_TM.grad
+
+        return y_SM.detach(), back
 
 
 def _values(parameter: Tensor) -> Tensor:

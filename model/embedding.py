@@ -19,6 +19,7 @@ from model.growing import GrowingRows
 from model.marks import CHANGED, UNPUBLISHED, UNSAVED, clear, is_marked
 
 Int64 = NDArray[np.int64]
+BLOCK_ROWS = 1 << 12
 
 
 class EmbeddingTable:
@@ -46,6 +47,8 @@ class EmbeddingTable:
         if self.weight.device.type == "cpu":
             self._rows |= {"weight": GrowingRows((width,), np.float32), "state": GrowingRows((), np.float32)}
         self._see_rows()
+        self._num_live_B = np.zeros(1, np.int64)
+        """How many rows of each block belong to a key, for `live_at`."""
         self.tombstones: list[int] = []
         self.renewed: list[Int64] | None = None
         """Rows that a key has got or lost since whoever copies the table last looked; None if nobody does."""
@@ -84,11 +87,20 @@ class EmbeddingTable:
             if not (arrived[1:] > arrived[:-1]).all():  # usually they are in order already, each once
                 arrived = np.unique(arrived)
             self.live[arrived], self.dirty[arrived] = True, CHANGED
-            where = torch.from_numpy(arrived).to(self.weight.device)
-            self.weight[where] = self._initial_rows(len(arrived), step)
-            self.state[where] = 0.0
+            self._count_live(arrived, 1)
+            self._initialise(arrived, step)
             self._note_renewed(arrived)
         return rows
+
+    def _initialise(self, rows_U: Int64, step: int) -> None:
+        first, stop = int(rows_U[0]), int(rows_U[-1]) + 1
+        if self.weight.device.type == "cpu" and stop - first == len(rows_U):  # all of them new: written where they stay
+            self._draw_rows(self.weight[first:stop].numpy(), step)
+            self.state[first:stop] = 0.0
+            return
+        where = torch.from_numpy(rows_U).to(self.weight.device)
+        self.weight[where] = self._initial_rows(len(rows_U), step)
+        self.state[where] = 0.0
 
     def _note_renewed(self, rows_U: Int64) -> None:
         if self.renewed is not None:
@@ -121,11 +133,16 @@ class EmbeddingTable:
             new[: len(old)] = old
 
     def _initial_rows(self, num_rows: int, step: int) -> Tensor:
+        rows = np.empty((num_rows, self.width), np.float32)
+        self._draw_rows(rows, step)
+        return torch.from_numpy(rows).to(self.weight.device)
+
+    def _draw_rows(self, rows_UD: NDArray[np.float32], step: int) -> None:
         """Normally distributed rows, a function of seed, table and step; the last column (the bias) starts at zero."""
         generator = np.random.Generator(np.random.Philox(key=[self._seed, (self._salt << 48) + step + 1]))
-        rows = generator.standard_normal((num_rows, self.width), np.float32) * np.float32(self._init_std)
-        rows[:, -1] = 0.0
-        return torch.from_numpy(rows).to(self.weight.device)
+        generator.standard_normal(out=rows_UD, dtype=np.float32)
+        rows_UD *= np.float32(self._init_std)
+        rows_UD[:, -1] = 0.0
 
     def evict(self, before_ms: int) -> Int64:
         """Drop keys last seen before ``before_ms``; returns their rows, which later keys will reuse. The keys are
@@ -150,6 +167,7 @@ class EmbeddingTable:
         rows = rows + 1
         where = torch.from_numpy(rows).to(self.weight.device)
         self.live[rows], self.dirty[rows] = False, CHANGED
+        self._count_live(rows, -1)
         self.weight[where] = 0.0
         self.state[where] = 0.0
         self._note_renewed(rows)
@@ -175,6 +193,28 @@ class EmbeddingTable:
     def live_rows(self) -> Int64:
         """Rows that belong to a key, ascending; the cold row is not among them."""
         return np.flatnonzero(self.live[1 : self.num_rows]) + 1
+
+    def live_at(self, place_N: Int64) -> Int64:
+        """(N,) the rows at these places in `live_rows`, without going through all rows."""
+        if self.num_live == self.num_rows - 1:
+            return place_N + 1
+        end_B = np.cumsum(self._num_live_B)
+        block_N = np.searchsorted(end_B, place_N, side="right")
+        found_N = np.empty_like(place_N)
+        for block in np.unique(block_N).tolist():
+            first = max(1, block * BLOCK_ROWS)
+            rows = np.flatnonzero(self.live[first : (block + 1) * BLOCK_ROWS]) + first
+            at = block_N == block
+            found_N[at] = rows[place_N[at] - (end_B[block] - self._num_live_B[block])]
+        return found_N
+
+    def _count_live(self, rows_U: Int64, change: int) -> None:
+        """These rows, which are distinct, begin (1) or cease (-1) to belong to a key."""
+        num_blocks = len(self.live) // BLOCK_ROWS + 1
+        if num_blocks > len(self._num_live_B):
+            more = np.zeros(max(num_blocks, 2 * len(self._num_live_B)) - len(self._num_live_B), np.int64)
+            self._num_live_B = np.append(self._num_live_B, more)
+        np.add.at(self._num_live_B, rows_U // BLOCK_ROWS, change)
 
     def keys_of(self, rows_U: Int64) -> Int64:
         """(U,) keys of rows; 0 for the cold row."""
@@ -218,6 +258,8 @@ class EmbeddingTable:
         rows = self.num_rows
         self._grow(rows)
         self.live[:], self.dirty[:] = False, 0
+        self._num_live_B[:] = 0
+        self._count_live(np.flatnonzero(state["live"][1:]) + 1, 1)
         self.live[:rows], self.dirty[:rows] = state["live"], np.where(state["dirty"], CHANGED, UNSAVED)
         self.weight.zero_(), self.state.zero_()
         self.weight[:rows] = torch.from_numpy(np.ascontiguousarray(state["weight"]))

@@ -71,3 +71,21 @@ class GrowingRows:
         if not self._is_huge and self.array.nbytes >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
             self._is_huge = True
+
+
+class Room:
+    """Memory in which columns grow in place, by name."""
+
+    def __init__(self) -> None:
+        self._rows = dict[str, GrowingRows]()
+
+    def longer(self, name: str, column: NDArray[Any], num_rows: int) -> NDArray[Any]:
+        """``column`` with ``num_rows`` rows, zeros at the end: a longer view of the same memory if it was made here,
+        else a copy."""
+        rows = self._rows.get(name)
+        if rows is None or rows.array.ctypes.data != column.ctypes.data:
+            rows = self._rows[name] = GrowingRows(column.shape[1:], column.dtype)
+            rows.grow(num_rows)
+            rows.array[: len(column)] = column
+        rows.grow(num_rows)
+        return rows.array[:num_rows]

@@ -11,47 +11,17 @@ without history a learnt start vector takes the place of that output.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
-from kernels import BucketCache, LayerParams, Tail, TimeBuckets, hstu_layer
+from kernels import BucketCache, Tail, TimeBuckets
 from model.config import ModelConfig
+from model.layers import BLOCKS, FuxiLayer
 from model.rates import NUM_PRIORS
-
-
-class Layer(nn.Module):
-    """The weights of one HSTU layer, with its relative biases of position (H, P) and time (H, K)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width, heads = config.model_width, config.num_heads
-        inner, projected = heads * config.value_width, 2 * heads * (config.value_width + config.qk_width)
-        self.norm_in_weight_M = nn.Parameter(torch.ones(width))
-        self.norm_in_bias_M = nn.Parameter(torch.zeros(width))
-        self.uvqk_weight = nn.Parameter(torch.empty(width, projected))
-        self.uvqk_bias = nn.Parameter(torch.zeros(projected))
-        self.norm_out_weight = nn.Parameter(torch.ones(inner))
-        self.norm_out_bias = nn.Parameter(torch.zeros(inner))
-        self.out_weight = nn.Parameter(torch.empty(inner, width))
-        self.out_bias = nn.Parameter(torch.zeros(width))
-        self.pos_bias_GP = nn.Parameter(torch.zeros(heads, config.num_positions))
-        self.time_bias_GK = nn.Parameter(torch.zeros(heads, config.num_time_buckets))
-
-    def params(self) -> LayerParams:
-        """The weights as the kernels take them (the attention's biases are passed separately)."""
-        return LayerParams(
-            norm_in_weight_M=self.norm_in_weight_M,
-            norm_in_bias_M=self.norm_in_bias_M,
-            uvqk_weight=self.uvqk_weight,
-            uvqk_bias=self.uvqk_bias,
-            norm_out_weight=self.norm_out_weight,
-            norm_out_bias=self.norm_out_bias,
-            out_weight=self.out_weight,
-            out_bias=self.out_bias,
-        )
 
 
 class HSTU(nn.Module):
@@ -61,7 +31,7 @@ class HSTU(nn.Module):
         super().__init__()
         self.config = config
         width, direction = config.model_width, config.item_width - 1
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(BLOCKS[config.block](config) for _ in range(config.num_layers))
         self.item_weight = nn.Parameter(torch.empty(config.item_width, width))
         self.kind_KM = nn.Parameter(torch.empty(len(config.kinds), width))
         self.action_M = nn.Parameter(torch.zeros(width))
@@ -89,6 +59,10 @@ class HSTU(nn.Module):
         nn.init.ones_(self.rank_prior_PK[0])
         nn.init.normal_(self.kind_KM, std=0.02, generator=generator)
         nn.init.normal_(self.start_M, std=0.02, generator=generator)
+        for layer in self.layers:
+            if isinstance(layer, FuxiLayer):  # these biases are weights, which must not all be zero
+                nn.init.normal_(layer.pos_bias_P, std=0.02, generator=generator)
+                nn.init.normal_(layer.time_bias_K, std=0.02, generator=generator)
 
     def item_inputs(self, item_nD: Tensor, side_nM: Tensor | None = None) -> Tensor:
         """Item rows (n, D) and the sum of domain and feature rows (n, M), or None → item tokens (n, M)."""
@@ -137,7 +111,7 @@ class HSTU(nn.Module):
         *,
         tail: Tail | None = None,
         context_gradient: bool = True,
-        dropout: float = 0.0,
+        dropouts: Sequence[float] = (),
         seed: int = 0,
         in_order: bool | None = None,
         backend: str = "auto",
@@ -147,28 +121,21 @@ class HSTU(nn.Module):
         ``tail``: the tokens whose outputs are needed; only those are returned (S, M). Without ``context_gradient`` the
         other tokens' outputs of all layers but the last are constants, and gradients reach them only through the last
         layer's keys and values. ``in_order``: whether every user's key times never decrease, if the caller knows (else
-        it is read from the device).
+        it is read from the device). ``dropouts``: each layer's; none if empty.
         """
-        config, cache = self.config, BucketCache(in_order=in_order)  # the layers share the batch's time buckets
+        cache, last = BucketCache(in_order=in_order), len(self.layers) - 1  # the layers share the batch's time buckets
         for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            x_TM = hstu_layer(
+            x_TM = layer(
                 x_TM,
-                layer.params(),
                 offsets_B1,
-                num_heads=config.num_heads,
-                norm_len=config.norm_len,
-                pos_bias_GP=layer.pos_bias_GP,
-                time_bias_GK=layer.time_bias_GK,
                 time_buckets=self.time_buckets,
                 query_time_T=query_time_T,
                 key_time_T=key_time_T,
                 bucket_cache=cache,
-                tail=tail if index == len(self.layers) - 1 or not context_gradient else None,
-                only_tail=index == len(self.layers) - 1,
-                dropout=dropout,
+                tail=tail if index == last or not context_gradient else None,
+                only_tail=index == last,
+                dropout=dropouts[index] if dropouts else 0.0,
                 seed=seed * 64 + index,
-                eps=config.norm_eps,
                 backend=backend,
             )
         return x_TM

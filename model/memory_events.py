@@ -15,9 +15,11 @@ Int64 = NDArray[np.int64]
 def events_of(
     rows_n: Int64,
     bits_n: NDArray[np.uint32],
+    time_ms_n: Int64,
     starts_B1: Int64,
     owner_R: Int64,
     asked_R: Int64,
+    now_ms_R: Int64,
     config: ModelConfig,
     *,
     is_chosen_R: NDArray[np.bool_] | None,
@@ -25,7 +27,7 @@ def events_of(
     """The memory's events of a jagged batch: users' interactions one after the other, row 0 for an unknown item.
 
     Event r is what follows interaction ``asked_R[r] - 1`` of user ``owner_R[r]``: interaction ``asked_R[r]`` itself,
-    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come.
+    chosen or only met (``is_chosen_R``); if ``is_chosen_R`` is None, what is yet to come. ``now_ms_R``: when.
     """
     chosen_n = chosen(bits_n, config)
     known_n = rows_n > 0
@@ -41,6 +43,8 @@ def events_of(
         met_rows=rows[known_n],
         met_begin_R=met[0],
         met_end_R=met[1],
+        past_ms=time_ms_n[chosen_n & known_n],
+        now_ms_R=now_ms_R,
     )
 
 

@@ -9,24 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.memory import FEATURES
-from kernels.memory.arrays import FIRST_GAINS
+from kernels.memory.arrays import FIRST_GAIN_SQUARE, FIRST_GAINS
 
-NEWEST = "direct"
-"""The feature that builds before this one do not have."""
+ADDED = (("threads", "own_visit", "own_since"), ("direct",))
+"""The features that each build had more than the one before it, the newest build first."""
 
 
 def upgraded(state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """A memory's state, or what a version carries of it, with this build's features.
 
-    The new feature starts as in an empty memory, and so does the shortlist's network, whose inputs have changed.
+    Those that it does not have start as in an empty memory, and so does the shortlist's network, whose inputs have
+    changed.
     """
     gain = state.get("gain")
-    if gain is None or gain.shape[1] != len(FEATURES) - 1:
+    missing = _missing(len(FEATURES) - gain.shape[1]) if gain is not None else ()
+    if not missing:
         return dict(state)
-    at, widened = FEATURES.index(NEWEST), {"gain": 0.0, "gain_square": 1e-3}
+    had, widened = [name not in missing for name in FEATURES], {"gain": 0.0, "gain_square": FIRST_GAIN_SQUARE}
     kept = {name: array for name, array in state.items() if not name.startswith("shortlist_")}
-    for name, value in widened.items():
-        if name in kept:
-            kept[name] = np.insert(kept[name], at, value, axis=1)
-    kept["gain"][0, at] = FIRST_GAINS.get(NEWEST, 0.0)
+    for name in widened.keys() & kept.keys():
+        old, kept[name] = kept[name], np.full((len(kept[name]), len(FEATURES)), widened[name], np.float32)
+        kept[name][:, had] = old
+    for name in missing:
+        kept["gain"][0, FEATURES.index(name)] = FIRST_GAINS.get(name, 0.0)
     return kept
+
+
+def _missing(num: int) -> tuple[str, ...]:
+    """The ``num`` features that came last; none if no build had that many fewer."""
+    names: tuple[str, ...] = ()
+    for added in ADDED:
+        if len(names) == num:
+            break
+        names += added
+    return names if len(names) == num else ()

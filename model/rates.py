@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kernels.odds import OddsArrays, OddsEvents, OddsRules, odds_learn, odds_predict
 from kernels.odds.arrays import LEAST_RATE
 from model.config import ModelConfig
+from model.growing import Room
 from model.kept import DELAY_DECAY, MOST_LATE, KeptInputs
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.tokens import DOMAINS, FEATURES
@@ -53,6 +54,7 @@ class Rates:
             len(config.kinds), num_domains, num_features + config.num_user_features, num_domains + num_features
         )
         self.kept = KeptInputs(self.arrays)
+        self._room = Room()
 
     @property
     def shown_V(self) -> Float32:  # noqa: N802  (shape suffix)
@@ -73,11 +75,10 @@ class Rates:
     def grow(self, table: str, num_rows: int) -> None:
         """Make room for rows below ``num_rows`` of one of `TABLES`."""
         counts = getattr(self.arrays, f"{table}_VC")
-        more = max(num_rows, 2 * len(counts)) - len(counts)
         if num_rows > len(counts):
-            dirty = getattr(self.arrays, f"{table}_dirty_V")
-            setattr(self.arrays, f"{table}_VC", np.vstack([counts, np.zeros((more, counts.shape[1]), np.float32)]))
-            setattr(self.arrays, f"{table}_dirty_V", np.append(dirty, np.zeros(more, np.uint8)))
+            room = max(num_rows, 2 * len(counts))
+            for name in (f"{table}_VC", f"{table}_dirty_V"):
+                setattr(self.arrays, name, self._room.longer(name, getattr(self.arrays, name), room))
 
     def predict(self, rows_R: Int64) -> Float64:
         """(R, K) smoothed rates of items."""
@@ -204,7 +205,7 @@ class Rates:
         """The same, sharing nothing that changes."""
         other = object.__new__(Rates)
         other._rules, other._backend, other.arrays = self._rules, self._backend, self.arrays.copy()
-        other.kept = self.kept.copy(other.arrays)
+        other.kept, other._room = self.kept.copy(other.arrays), Room()
         return other
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

@@ -71,7 +71,7 @@ class Access:
 
 def _read(path: Path) -> dict[bytes, str]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise StartError(f"serving.tokens_file: expected a TOML file, got {path} ({error}); correct it") from None
     roles: dict[bytes, str] = {}
@@ -79,12 +79,15 @@ def _read(path: Path) -> dict[bytes, str]:
         if role not in ROLES or not isinstance(tokens, list):
             raise StartError(f"serving.tokens_file: expected lists read and admin, got {role}; correct {path}")
         for token in tokens:
-            if not isinstance(token, str) or len(token) < MIN_TOKEN:
+            if not isinstance(token, str) or len(token) < MIN_TOKEN or token != token.strip():
                 raise StartError(
                     f"serving.tokens_file: expected strings of {MIN_TOKEN} or more characters, got a shorter one under "
-                    f"{role}; make one with `openssl rand -hex 32` in {path}"
+                    f"{role}, or one with spaces around it; make one with `openssl rand -hex 32` in {path}"
                 )
-            roles[hashlib.sha256(token.encode()).digest()] = role
+            if roles.setdefault(hashlib.sha256(token.encode()).digest(), role) != role:
+                raise StartError(
+                    f"serving.tokens_file: expected one role for each token, got both for one; correct {path}"
+                )
     if not roles:
         raise StartError(f"serving.tokens_file: expected at least one token, got none in {path}; add one")
     return roles

@@ -245,7 +245,7 @@ class Engine:
         """Candidates as interactions that have not happened."""
         ask, num = done.ask, len(candidates)
         domain = ask.domain or (int(done.columns.domain_n[-1]) if len(done.columns) else 0)
-        features = self.histories.features_of(candidates, config.num_features)
+        features = self.histories.items.features_of(candidates, config.num_features)
         user_features = user_feature_rows(ask.user_features, config, num)
         return Columns.of_candidates(candidates, ask.now_ms, domain, features, user_features)
 
@@ -295,7 +295,7 @@ def _wanted(version: HeldVersion, done: _Progress, removed: Int64) -> Wanted:
     allowed = None if ask.allow is None else table.lookup(ask.allow)
     denied_rows = table.lookup(np.concatenate(denied)) if denied else past_n[:0]
     k = pool_size(ask.k) if ask.diversity else ask.k
-    return Wanted(k, past_n, done.columns.bits_n, leaves_out, denied_rows, allowed)
+    return Wanted(k, past_n, done.columns.bits_n, done.columns.time_ms_n, ask.now_ms, leaves_out, denied_rows, allowed)
 
 
 def _chosen(

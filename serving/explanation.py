@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.memory import MemoryShares, memory_shares
+from kernels.memory import MemoryPast, MemoryShares, memory_shares
 from model.kinds import chosen
 from model.tokens import ITEMS
 from serving.engine import Engine
@@ -63,7 +63,8 @@ def explain(engine: Engine, version: HeldVersion, ask: Request, items: Int64 | N
     counts_n = np.flatnonzero(chosen(ask.past.action_bits, version.network.config) & (past_n > 0))
     probed = range(max(0, len(ask.past) - NUM_PROBED), len(ask.past)) if probes else range(0)
     logit_RC = _logits(engine, version, [ask, *(_without(ask, place) for place in probed)], row_C[known])
-    shares = memory_shares(version.memory.arrays, past_n[counts_n].astype(np.int32), row_C[known], logit_RC[0])
+    past = MemoryPast.seen_at(ask.now_ms, past_n[counts_n].astype(np.int32), ask.past.timestamp_ms[counts_n])
+    shares = memory_shares(version.memory.arrays, past, row_C[known], logit_RC[0])
     without_nC = np.full((len(ask.past), len(known)), np.nan)
     for place, logit_C in zip(probed, logit_RC[1:], strict=True):
         without_nC[place] = shares.model_gain * (logit_RC[0] - logit_C)

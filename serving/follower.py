@@ -55,7 +55,7 @@ class HistoryFollower(TopicThread):
                 self.histories.forget_partitions()
                 is_placed = False
             except KafkaError as error:
-                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
+                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
                 logger.warning("sequences topic: no answer from the broker (%s); histories stay as they are", error)
                 self.stopping.wait(POLL_MS / 1000)

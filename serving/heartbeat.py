@@ -77,7 +77,7 @@ class Heartbeat(threading.Thread):
     def _note(self, error: BaseException) -> None:
         """Log once what only an operator can fix; anything else may be gone in a second."""
         logger.debug("status: not sent (%s)", error)
-        refused = refusal(error, self._kafka.bootstrap)
+        refused = refusal(error, self._kafka.bootstrap, "writing")
         if refused is not None and not self._is_refused:
             self._is_refused = True
             logger.error("status: this server's reports are refused: %s", refused)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,17 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.examples import GOOD, TOMBSTONE, Block, decode_block
-from kernels.histories import LAST_OF_DOMAIN, LAST_OF_FEATURES, UserHistories, last_of_items
-from serving.domains import ItemDomains
+from kernels.histories import UserHistories
+from serving.catalogue import Catalogue
 from wire.example import Example, Int64, Interactions, Mark
 from wire.example_codec import MARKS
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.history import interactions_of, row_type, rows_of
 from wire.kafka.batches import Batch
-
-MAX_FEATURED_ITEMS = 1_000_000
-"""How many items' features are remembered; beyond that, those not seen for longest are forgotten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +43,7 @@ class Histories:
         self._kept: UserHistories | None = None
         """Made once it is known how many features an item has: from the first example on."""
         self._logs: dict[int, ExampleLog] = {}
-        self.domains = ItemDomains()
-        self._features: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        self.items = Catalogue()
         self._lock = threading.Lock()
         self.num_forgotten = 0
         self.removed: set[int] = set()
@@ -131,11 +126,7 @@ class Histories:
         with self._lock:
             self.num_forgotten += self._kept.fold(block, begin, end, self._max_bytes)
         self.clock_ms = max(self.clock_ms, int(heads["newest_event_ms"].max()))
-        rows = block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]
-        marks = last_of_items(rows)
-        named = rows[marks & LAST_OF_DOMAIN != 0]
-        self._note_features(interactions_of(rows[marks & LAST_OF_FEATURES != 0]))
-        self.domains.note(named["item"], named["domain"])
+        self.items.note(interactions_of(block.rows[heads["rows_at"][0] : heads["rows_at"][-1] + heads["num"][-1]]))
 
     def _keep(self, example: Example) -> None:
         rows = rows_of(example.interactions)
@@ -146,19 +137,7 @@ class Histories:
                 example.user, example.segment_len, example.first_index, rows, example.user_feature_hash, self._max_bytes
             )
         self.clock_ms = max(self.clock_ms, example.newest_event_ms)
-        self._note_features(example.interactions)
-        self.domains.note(example.interactions.item_hash, example.interactions.domain_hash)
-
-    def _note_features(self, rows: Interactions) -> None:
-        given = rows.feature_hash.any(axis=1)
-        if not given.any():
-            return
-        items, all_features = rows.item_hash[given], rows.feature_hash[given]
-        for item, features in zip(items.tolist(), map(tuple, all_features.tolist()), strict=True):
-            self._features[item] = features
-            self._features.move_to_end(item)
-        while len(self._features) > MAX_FEATURED_ITEMS:
-            self._features.popitem(last=False)
+        self.items.note(example.interactions)
 
     def forget_partitions(self) -> None:
         """Forget which numbers were seen, because the topic is being read from its start again."""
@@ -190,12 +169,6 @@ class Histories:
         """The users that acted most recently, newest first."""
         with self._lock:
             return self._kept.newest(num) if self._kept is not None else []
-
-    def features_of(self, item_hash_n: NDArray[np.int64], num_features: int) -> NDArray[np.int64]:
-        """(n, F) the features last seen with each item; 0 if none were."""
-        nothing = (0,) * num_features
-        rows = [self._features.get(key, nothing) if num_features else () for key in item_hash_n.tolist()]
-        return np.array(rows, np.int64).reshape(len(item_hash_n), num_features)
 
 
 def _contiguous(rows: Interactions) -> Interactions:

@@ -40,8 +40,9 @@ from wire.hashing import canonical
 
 NUM_PAST = 50
 """At most this many of a user's interactions are shown, the newest."""
-CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1 = 50, 500
-"""Ranking this many candidates, or looking up this many ids, costs about as much as one recommendation."""
+CANDIDATES_OF_WEIGHT_1, IDS_OF_WEIGHT_1, FILTERED_OF_WEIGHT_1 = 50, 500, 20_000
+"""Ranking this many candidates, looking up this many ids, or filtering this many items costs about as much as one
+recommendation."""
 R = TypeVar("R", RecommendRequest, RankRequest)
 encode = msgspec.json.Encoder().encode
 
@@ -99,10 +100,13 @@ class RecommendJob(_ModelJob[RecommendRequest]):
 
     @property
     def weight(self) -> float:
-        """One for each request, and more for long lists of ids and for long answers that are diversified."""
+        """One for each request, and more for long lists of ids, for long answers that are diversified, and for filters
+        that look at all items."""
         ids = sum(len(each.allow or ()) + len(each.deny) + 2 * len(each.history or ()) for each in self.requests)
         chosen = sum(each.k for each in self.requests if each.diversity)
-        return len(self.requests) + ids / IDS_OF_WEIGHT_1 + chosen / CANDIDATES_OF_WEIGHT_1
+        looked_at = len(self.builder.histories.items) * sum(each.is_filtered for each in self.requests)
+        more = ids / IDS_OF_WEIGHT_1 + chosen / CANDIDATES_OF_WEIGHT_1 + looked_at / FILTERED_OF_WEIGHT_1
+        return len(self.requests) + more
 
     def _build(self, version: HeldVersion, request: RecommendRequest) -> Request:
         return self.builder.recommend(version, request)

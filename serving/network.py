@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import BucketCache, LayerParams, TimeBuckets, delta_attention, top_k
-from kernels.layer import hstu_layer_output, hstu_layer_project
+from kernels import BucketCache, TimeBuckets, top_k
 from model.config import ModelConfig
-from model.hstu import HSTU, Layer
+from model.hstu import HSTU
+from model.layers import FuxiLayer, Layer
 from model.tokens import ITEMS, side_inputs, unpack_kinds
 from serving.columns import Columns
 from serving.tables import Derive, TableSet, tensor_of
@@ -68,8 +68,7 @@ class Network:
     def __init__(self, model: HSTU, device: torch.device, backend: str) -> None:
         self.config, self.model, self.device, self.backend = model.config, model, device, backend
         self.derived: dict[str, Derive] = {ITEMS: model.retrieval_table}
-        self._layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        self._params: list[LayerParams] = [layer.params() for layer in self._layers]
+        self._layers = [layer for layer in model.layers if isinstance(layer, Layer | FuxiLayer)]
 
     @staticmethod
     def build(manifest: Manifest, dense: Mapping[str, NDArray[Any]], device: torch.device, backend: str) -> Network:
@@ -93,8 +92,8 @@ class Network:
     def nothing(self) -> KeysValues:
         """Keys and values of no tokens."""
         c = self.config
-        k = tuple(torch.zeros((0, c.num_heads, c.qk_width), device=self.device) for _ in self._params)
-        v = tuple(torch.zeros((0, c.num_heads, c.value_width), device=self.device) for _ in self._params)
+        k = tuple(torch.zeros((0, c.num_heads, c.qk_width), device=self.device) for _ in self._layers)
+        v = tuple(torch.zeros((0, c.num_heads, c.value_width), device=self.device) for _ in self._layers)
         return KeysValues(k, v, torch.zeros(0, dtype=torch.int64, device=self.device))
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
@@ -135,9 +134,9 @@ class Network:
         kept_k, kept_v, cache = [], [], BucketCache()
         is_whole, last_B = not bool(past_len_B.any()), offsets_B1[1:] - 1
         for index, layer in enumerate(self._layers):
+            pos_bias_GP, time_bias_GK = layer.biases()
             biases: dict[str, Any] = {
-                "pos_bias_GP": layer.pos_bias_GP, "time_bias_GK": layer.time_bias_GK,
-                "time_buckets": self.model.time_buckets,
+                "pos_bias_GP": pos_bias_GP, "time_bias_GK": time_bias_GK, "time_buckets": self.model.time_buckets,
             }  # fmt: skip
             if is_whole and index == len(self._layers) - 1:
                 x_SM, k, v = self._end(index, x_SM, query_time_S, key_time_S, offsets_B1, biases)
@@ -154,16 +153,15 @@ class Network:
              biases: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The last layer of users without a past: (B, M) of each one's last token, which sees those before it as a
         cache; keys and values of all tokens."""
-        params, c, last_B = self._params[index], self.config, offsets_B1[1:] - 1
-        u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
+        layer, last_B = self._layers[index], offsets_B1[1:] - 1
+        u, v, q, k = layer.project(x_SM, self.backend)
         each_B1 = torch.arange(len(offsets_B1), dtype=torch.int64, device=self.device)
-        attended = delta_attention(
+        attended = layer.attend(
             q[last_B], k[last_B], v[last_B], each_B1, k, v, offsets_B1[:-1].contiguous(), last_B - offsets_B1[:-1],
-            norm_len=c.norm_len, query_time_S=query_time_S[last_B], key_time_S=key_time_S[last_B],
-            cache_time_C=key_time_S, bucket_cache=BucketCache(), backend=self.backend, **biases,
+            query_time_S=query_time_S[last_B], key_time_S=key_time_S[last_B], cache_time_C=key_time_S,
+            bucket_cache=BucketCache(), backend=self.backend, **biases,
         )  # fmt: skip
-        x_BM = x_SM[last_B]
-        return hstu_layer_output(x_BM, attended, u[last_B], params, eps=c.norm_eps, backend=self.backend), k, v
+        return layer.output(x_SM[last_B], attended, u[last_B], self.backend), k, v
 
     def score_candidates(self, x_CM: Tensor, now_ms: int, past: KeysValues) -> Tensor:
         """Put C candidates through all layers: outputs (C, M).
@@ -183,10 +181,11 @@ class Network:
         key_back, cache = back[:-1], BucketCache(in_order=True)
         buckets = TimeBuckets(torch.arange(1, length + 1))
         for index, layer in enumerate(self._layers):
-            place = back.clamp(max=layer.pos_bias_GP.shape[1] - 1)
+            pos_bias_GP, time_bias_GK = layer.biases()
+            place = back.clamp(max=pos_bias_GP.shape[1] - 1)
             x_CM, _, _ = self._through(
                 index, x_CM, past, offsets, start, one, pos_bias_GP=None,
-                time_bias_GK=layer.pos_bias_GP[:, place] + layer.time_bias_GK[:, bucket],
+                time_bias_GK=pos_bias_GP[:, place] + time_bias_GK[:, bucket],
                 time_buckets=buckets, query_time_S=here, key_time_S=here, cache_time_C=key_back,
                 num_targets_B=everyone, bucket_cache=cache,
             )  # fmt: skip
@@ -195,10 +194,9 @@ class Network:
     def _through(self, index: int, x_SM: Tensor, past: KeysValues, offsets_B1: Tensor, past_start_B: Tensor,
                  past_len_B: Tensor, **pairs: Any) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Put new tokens through one layer: (S, M), and their keys and values. ``pairs``: biases, times and masks."""
-        params, c = self._params[index], self.config
-        u, v, q, k = hstu_layer_project(x_SM, params, num_heads=c.num_heads, eps=c.norm_eps, backend=self.backend)
-        attended = delta_attention(
-            q, k, v, offsets_B1, past.k[index], past.v[index], past_start_B, past_len_B, norm_len=c.norm_len,
-            backend=self.backend, **pairs,
-        )  # fmt: skip
-        return hstu_layer_output(x_SM, attended, u, params, eps=c.norm_eps, backend=self.backend), k, v
+        layer = self._layers[index]
+        u, v, q, k = layer.project(x_SM, self.backend)
+        attended = layer.attend(
+            q, k, v, offsets_B1, past.k[index], past.v[index], past_start_B, past_len_B, backend=self.backend, **pairs
+        )
+        return layer.output(x_SM, attended, u, self.backend), k, v

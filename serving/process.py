@@ -57,17 +57,17 @@ def tune_interpreter() -> None:
 def run_server(settings: Any) -> int:
     """Serve until told to stop; returns the exit status. Raises `StartError`.
 
-    ``settings``: the configuration, with sections ``serving``, ``sequence`` and ``kafka``.
+    ``settings``: the configuration, with sections ``serving``, ``action``, ``sequence`` and ``kafka``.
     """
-    config, kafka = settings.serving, settings.kafka
+    config = settings.serving
     torch.set_num_threads(config.num_threads)
     tune_interpreter()
     device = choose_device(config.device, "serving.device")
     access, titles = Access(config.tokens_file), Titles.read(config.titles_file)
     with contextlib.closing(bind(config)) as listener:
         host, port = listener.getsockname()[:2]
-        name, max_context = config.name or f"server@{platform.node()}:{port}", settings.sequence.max_context
-        with connected(config, kafka, device, name, max_context) as service:
+        name = config.name or f"server@{platform.node()}:{port}"
+        with connected(settings, device, name) as service:
             service.titles = titles
             app = build_app(service, access)
             print(f"headrace serving: http://{host}:{port}", flush=True)
@@ -75,18 +75,19 @@ def run_server(settings: Any) -> int:
             if service.failure is None:
                 listen(app, listener, config, on_exit=service.stopping.set)
             if service.failure is not None:
+                failed = f"{type(service.failure).__name__}: {service.failure}"
                 raise StartError(
-                    f"a thread that follows the topics has failed ({service.failure!r}), and answers would only get "
-                    "older: start the server again; the log lines before this one say where it happened"
+                    f"a thread that follows the topics has failed ({failed}), and answers would only get older: start "
+                    "the server again; the log lines before this one say where it happened"
                 ) from service.failure
     return 0
 
 
 @contextlib.contextmanager
-def connected(
-    config: ServingConfig, kafka: KafkaConfig, device: torch.device, name: str, max_context: int
-) -> Iterator[Service]:
+def connected(settings: Any, device: torch.device, name: str) -> Iterator[Service]:
     """A service that follows its topics until the block ends. Raises `BrokerUnavailable` if no broker answers."""
+    config: ServingConfig = settings.serving
+    kafka: KafkaConfig = settings.kafka
     topics = Topics.under(kafka.prefix, kafka.line)
     holder = WeightsManager(device, backend=config.backend, swap_wait_s=config.swap_wait_s)
     weights = connect(kafka, config.connect_timeout_s, **FOLLOWING)
@@ -95,7 +96,8 @@ def connected(
     except BrokerUnavailable:
         weights.close()
         raise
-    service = Service(config, holder, Histories(config.history_bytes, max_context, topics.sequences), line=kafka.line)
+    histories = Histories(config.history_bytes, settings.sequence.max_context, topics.sequences)
+    service = Service(config, holder, histories, line=kafka.line, features=settings.action.features)
     pins = PinFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics.control, service.rollout)
     subscriber = WeightsSubscriber(
         weights, topics.weights, VersionIntake(holder, service.rollout, Guard(Band.of(config)), service.counters),
@@ -109,7 +111,10 @@ def connected(
         pins, subscriber, follower, heartbeat,
     ]  # fmt: skip
     if config.page:
-        threads.append(PulseFollower(lambda: connect(kafka, PULSE_CONNECT_S), topics, service.pulse, service.served))
+        threads.append(PulseFollower(
+            lambda: connect(kafka, PULSE_CONNECT_S), lambda: Topics.under(kafka.prefix, service.rollout.line),
+            service.pulse, service.served,
+        ))  # fmt: skip
     service.sender = ActionSender(kafka) if config.allow_actions or config.allow_forget else None
     for thread in threads:
         thread.start()

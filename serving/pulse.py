@@ -40,6 +40,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     freshness_s: float | None
     newest_record_ms: int
+    line: str
     epoch: int
     number: int
     swapped_ms: int
@@ -66,6 +67,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     num_swaps: int = 0
     num_requests: int = 0
     broker: bool = True
+    line: str = ""
+    """The line of training that it follows; empty: the main one."""
 
 
 class Rates:
@@ -118,8 +121,9 @@ class Pulse:
         self._num_letters += 1
 
     def note_earlier_letters(self, num: int) -> None:
-        """Count dead letters that are not read, being older."""
+        """Count dead letters that are not read, being older; those read so far will be read again."""
         self._num_letters = num
+        self._reasons.clear()
 
     def sample(self, served: Served, now_ms: int) -> Point:
         """Make and keep the point of this moment."""
@@ -131,7 +135,7 @@ class Pulse:
         version = lag.get("num_items")
         point = Point(
             time_ms=now_ms, status=self._status(served, fresh, stages, rates, now_ms), freshness_s=fresh,
-            newest_record_ms=served.newest_record_ms, epoch=served.epoch, number=served.number,
+            newest_record_ms=served.newest_record_ms, line=served.line, epoch=served.epoch, number=served.number,
             swapped_ms=served.swapped_ms, stages=stages, bottleneck=self._bottleneck(stages), rates=rates,
             quality=_quality(lag), entropy=measure(lag, *ranking, "ne"),
             entropy_baseline=measure(lag, *ranking, "ne_baseline"),

@@ -25,12 +25,16 @@ NUM_LETTERS = 1000
 
 
 class PulseFollower(threading.Thread):
-    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled."""
+    """Feeds a `Pulse` from the topics and samples it. While the broker is away, the last known state is sampled.
 
-    def __init__(self, connect: Callable[[], KafkaConsumer], topics: Topics, pulse: Pulse,
+    ``topics``: those of the line of training that is followed now; if they become others, these are read instead.
+    """
+
+    def __init__(self, connect: Callable[[], KafkaConsumer], topics: Callable[[], Topics], pulse: Pulse,
                  served: Callable[[], Served]) -> None:  # fmt: skip
         super().__init__(name="pulse", daemon=True)
-        self._connect, self._topics, self._pulse, self._served = connect, topics, pulse, served
+        self._connect, self._topics_now, self._pulse, self._served = connect, topics, pulse, served
+        self._topics = topics()
         self._stopping = threading.Event()
         self._due_s = 0.0
         self._ends: dict[str, int] = {}
@@ -62,7 +66,7 @@ class PulseFollower(threading.Thread):
                 self._stopping.wait(EVERY_S)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
-        topics = self._topics
+        topics = self._topics = self._topics_now()
         kept = {topics.lag: 1, topics.status: 1000, topics.dead_letters: NUM_LETTERS}
         placed: list[TopicPartition] = [
             each for topic in kept for each in wait_for_partitions(consumer, topic, self._stopping)
@@ -74,7 +78,7 @@ class PulseFollower(threading.Thread):
             consumer.seek(each, start)
             if each.topic == topics.dead_letters:
                 self._pulse.note_earlier_letters(start)
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._topics_now() == topics:
             try:
                 batches = consumer.poll(timeout_ms=POLL_MS)
             except KafkaError as error:

@@ -24,6 +24,7 @@ Milliseconds = Annotated[
          extra={"expected": "an integer: milliseconds since the epoch"}),
 ]  # fmt: skip
 Worth = Annotated[float, Meta(ge=-1e9, le=1e9, extra={"expected": "a number from -1e9 to 1e9"})]
+Age = Annotated[float, Meta(ge=0, le=1e10, extra={"expected": "seconds, 0 or more"})]
 Positive = Annotated[int, Meta(ge=1, extra={"expected": "an integer, 1 or more"})]
 
 
@@ -71,11 +72,25 @@ class RecommendRequest(_Asking, frozen=True, kw_only=True):
         Annotated[list[Id], Meta(max_length=64)] | None,
         Meta(description="choose only among items that were last seen in one of these domains"),
     ] = None
+    features: Annotated[
+        Annotated[dict[Kind, Annotated[list[Id], Meta(max_length=64)]], Meta(max_length=64)] | None,
+        Meta(description="choose only among items that were last seen with one of these values of each feature",
+             extra={"expected": "an object: a list of values for each feature"}),
+    ] = None  # fmt: skip
+    min_age_s: Annotated[
+        Age | None, Meta(description="choose only among items that were first seen at least so long ago")
+    ] = None
+    max_age_s: Annotated[Age | None, Meta(description="choose only among items that were first seen since then")] = None
     diversity: Annotated[
         float,
         Meta(ge=0, le=1, description="0: the best scores; towards 1, no item that resembles those before it",
              extra={"expected": "a number from 0 to 1"}),
     ] = 0.0  # fmt: skip
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it asks something of the items that the server has to look up."""
+        return any(each is not None for each in (self.domains, self.features, self.min_age_s, self.max_age_s))
 
 
 class RankRequest(_Asking, frozen=True, kw_only=True):

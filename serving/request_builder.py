@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.catalogue import Conditions
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.histories import Histories
@@ -27,17 +28,33 @@ class RequestBuilder:
 
     config: ServingConfig
     histories: Histories
+    features: tuple[str, ...] = ()
+    """The names of the items' features, by column."""
 
     def recommend(self, version: HeldVersion, request: RecommendRequest) -> Request:
         """A request for ``k`` items. Raises `RequestError`."""
         allow = hashes(request.allow) if request.allow is not None else None
-        if request.domains is not None:
-            inside = [self.histories.domains.items_of(item_hash(each)) for each in request.domains]
-            items = np.concatenate([*inside, np.zeros(0, np.int64)])
-            allow = items if allow is None else np.intersect1d(allow, items)
         asked = self._build(version, request, k=request.k, exclude_seen=request.exclude_seen, allow=allow,
                             deny=hashes(request.deny))  # fmt: skip
+        if (conditions := self._conditions(request, asked.now_ms)) is not None:
+            asked = replace(asked, allow=self.histories.items.fulfilling(conditions, among=allow))
         return replace(asked, diversity=request.diversity) if request.diversity else asked
+
+    def _conditions(self, request: RecommendRequest, now_ms: int) -> Conditions | None:
+        """What items must fulfil; None if nothing is asked of them."""
+        if not request.is_filtered:
+            return None
+        columns = self.features
+        if unknown := [name for name in request.features or () if name not in columns]:
+            known = f"among {', '.join(columns)}" if columns else "none, since action.features names none"
+            raise RequestError("features", known, unknown[0][:200], "send features that action.features names")
+        ages = {"first_until_ms": request.min_age_s, "first_from_ms": request.max_age_s}
+        return Conditions(
+            domains=None if request.domains is None else tuple(map(item_hash, request.domains)),
+            features={columns.index(name): tuple(map(item_hash, values))
+                      for name, values in (request.features or {}).items()},
+            **{bound: now_ms - round(1000 * age_s) for bound, age_s in ages.items() if age_s is not None},
+        )  # fmt: skip
 
     def rank(self, version: HeldVersion, request: RankRequest) -> Request:
         """A request to rank candidates, in the given order. Raises `RequestError`."""

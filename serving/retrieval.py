@@ -27,13 +27,15 @@ OUT = np.float32(-1e30)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """What to find for one user: ``k`` items. ``past_rows`` (n,) and ``bits_n``: rows and kinds of the user's
-    interactions, which are not recommended if ``leaves_out_past``; nor are ``denied_rows``. ``allowed_rows``: the only
-    ones to recommend (None: all)."""
+    """What to find for one user: ``k`` items. ``past_rows`` (n,), ``bits_n`` and ``time_ms_n``: rows, kinds and times
+    of the user's interactions, which are not recommended if ``leaves_out_past``; nor are ``denied_rows``.
+    ``allowed_rows``: the only ones to recommend (None: all)."""
 
     k: int
     past_rows: Int64
     bits_n: NDArray[np.uint32]
+    time_ms_n: Int64
+    now_ms: int
     leaves_out_past: bool
     denied_rows: Int64
     allowed_rows: Int64 | None
@@ -61,7 +63,9 @@ def _events(version: HeldVersion, wanted: Sequence[Wanted]) -> MemoryEvents:
     starts_B1 = np.cumsum([0, *(len(each.past_rows) for each in wanted)], dtype=np.int64)
     events = events_of(
         np.concatenate([each.past_rows for each in wanted]), np.concatenate([each.bits_n for each in wanted]),
-        starts_B1, np.arange(len(wanted)), starts_B1[1:], version.network.config, is_chosen_R=None,
+        np.concatenate([each.time_ms_n for each in wanted]),
+        starts_B1, np.arange(len(wanted)), starts_B1[1:], np.array([each.now_ms for each in wanted], np.int64),
+        version.network.config, is_chosen_R=None,
     )  # fmt: skip
     leaves_out = np.array([each.leaves_out_past for each in wanted])
     return replace(events, met_end_R=np.where(leaves_out, events.met_end_R, events.met_begin_R))

@@ -82,6 +82,8 @@ class Service:
     histories: Histories
     line: str = ""
     """The line of training to follow unless an operator has switched to another."""
+    features: tuple[str, ...] = ()
+    """The names of the items' features (``action.features``)."""
     contact: Contact = field(default_factory=Contact)
     counters: Counters = field(default_factory=Counters)
     histories_ready: threading.Event = field(default_factory=threading.Event)
@@ -104,7 +106,7 @@ class Service:
         self.histories.on_erased = self.engine.cache.drop
         self.pulse = Pulse(c.freshness_objective_s)
         self.rollout = Rollout(c.pin, self.line)
-        self._builder = RequestBuilder(c, self.histories)
+        self._builder = RequestBuilder(c, self.histories, self.features)
 
     def _warm(self, version: HeldVersion) -> Callable[[], None]:
         """Compute cache entries for a version before it comes into service; the function returned stores them."""
@@ -213,10 +215,11 @@ class Service:
         current, broker = self.holder.current, self.contact.is_up
         swaps, requests = self.holder.num_swaps, self.count_requests()
         if current is None:
-            return Served(num_requests=requests, broker=broker)
+            return Served(num_requests=requests, broker=broker, line=self.rollout.line)
         return Served(
             epoch=current.which[0], number=current.which[1], newest_record_ms=current.manifest.newest_record_ms,
             swapped_ms=current.swapped_ms, num_swaps=swaps, num_requests=requests, broker=broker,
+            line=self.rollout.line,
         )  # fmt: skip
 
     def version_answer(self) -> VersionAnswer:

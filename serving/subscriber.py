@@ -89,7 +89,7 @@ class WeightsSubscriber(TopicThread):
                 searching = True
                 logger.warning("weights topic: the next record is gone (%s); looking for the last base", error)
             except KafkaError as error:
-                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"])):
+                if refused := refusal(error, str(self.consumer.config["bootstrap_servers"]), "reading"):
                     raise refused from error
                 if self.contact.is_up:
                     logger.warning("the broker does not answer (%s); answering from the last version", error)

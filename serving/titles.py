@@ -26,11 +26,18 @@ class Titles:
         if not path:
             return Titles()
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise StartError(
                 f"serving.titles_file: expected a UTF-8 file of ID<TAB>TITLE lines, got {path!r} ({error}); "
                 "correct the path, or leave it out"
             ) from None
-        pairs = (line.split("\t", 1) for line in lines if "\t" in line)
-        return Titles({item: title[:500] for item, title in pairs})
+        titles: dict[str, str] = {}
+        for number, line in enumerate(text.split("\n"), 1):
+            item, divided, title = line.partition("\t")
+            if not divided and line.strip():
+                raise StartError(
+                    f"serving.titles_file: expected ID<TAB>TITLE, got {line[:60]!r} in line {number} of {path}; fix it"
+                )
+            titles[item.strip()] = title.strip()[:500]
+        return Titles(titles)

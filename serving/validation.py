@@ -162,6 +162,10 @@ def _converts(value: Any, kind: inspect.Type) -> bool:
         return fits and all(
             _converts(k, _plain(kind.key_type)) and _converts(v, _plain(kind.value_type)) for k, v in pairs
         )
+    if isinstance(kind, inspect.ListType):
+        num = len(value) if isinstance(value, list) else -1
+        fits = (kind.min_length or 0) <= num <= (num if kind.max_length is None else kind.max_length)
+        return fits and all(_converts(each, _plain(kind.item_type)) for each in value)
     if isinstance(kind, inspect.StructType):
         try:
             msgspec.convert(value, kind.cls)
@@ -170,7 +174,7 @@ def _converts(value: Any, kind: inspect.Type) -> bool:
         return True
     if isinstance(kind, inspect.BoolType):
         return isinstance(value, bool)
-    return value is None if isinstance(kind, inspect.NoneType) else not isinstance(kind, inspect.ListType)
+    return value is None if isinstance(kind, inspect.NoneType) else True
 
 
 def _expected(kind: inspect.Type) -> str:

@@ -24,6 +24,7 @@ class Database:
 
     def __init__(self, path: Path, config: StoreConfig) -> None:
         self.path = path
+        self._wiped = path.with_name(f"{path.name}.wiped")
         self._config = config
         self._sync = WriteOptions()
         self._sync.sync = config.fsync
@@ -32,6 +33,8 @@ class Database:
     def open(self) -> None:
         """Open the folder; create it if necessary. Raises `StoreError`."""
         try:
+            if self._wiped.exists():
+                shutil.rmtree(self._wiped)
             self.path.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(self.path), _options(self._config))
         except OSError as error:
@@ -86,9 +89,10 @@ class Database:
             self._raise(error)
 
     def wipe(self) -> None:
-        """Remove everything and start empty."""
+        """Remove everything and start empty. Killed on the way, it leaves an empty database, or the old one: RocksDB
+        refuses a folder of which only some files are left."""
         self.close()
-        shutil.rmtree(self.path)
+        self.path.rename(self._wiped)
         self.open()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Records of the actions topic, decoded into a sequencer; what is refused becomes a dead letter."""
+"""Records of the actions topic, decoded; what is refused becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from wire.action_json import Order
 from wire.config import ActionConfig
 from wire.partitioner import partition_of
 
+Looked = list[tuple[int, Action]] | Order
+
 
 class Intake:
-    """Feeds one partition's sequencer. ``num_partitions``: None takes every user. ``topic``: named in dead letters."""
+    """Decodes one partition's records. ``num_partitions``: None takes every user. ``topic``: named in dead letters."""
 
     def __init__(
         self,
@@ -32,28 +34,27 @@ class Intake:
         self.dead = dict(dead)
         """Reason → dead letters, since the database was created."""
 
-    def apply(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Order | None:
-        """Apply one record's actions, and append the dead letters of those that are refused to ``dead``, as stored.
-        A record that is an order is returned instead, for the caller to carry out; nothing has been applied then."""
+    def look(self, offset: int, record_ms: int, value: bytes | None, dead: list[bytes]) -> Looked:
+        """A record's actions with their places in it; or the order that it is. The dead letters of those that are
+        refused are appended to ``dead``, as stored."""
         sequencer, users = self._sequencer, self._sequencer.users
         decoded = decode_record(value, record_ms, self._action)
         if type(decoded[0]) is Order and (not decoded[0].user or self._is_ours(decoded[0].user)):
             return decoded[0]
-        sequencer.advance(offset, record_ms)
+        taken: list[tuple[int, Action]] = []
         for index, one in enumerate(decoded):
             if type(one) is Action:
                 if one.user in users or self._is_ours(one.user):
-                    sequencer.apply(one, offset, record_ms, index)
+                    taken.append((index, one))
                     continue
                 one = self._wrong_partition(one, value or b"", index if len(decoded) > 1 else -1)
             elif type(one) is Order:
                 one = self._wrong_partition(one, value or b"", -1)
             assert isinstance(one, Rejection)
-            sequencer.reject()
-            if offset > sequencer.counted_offset:
+            if sequencer.reject(offset):
                 self.dead[one.reason] = self.dead.get(one.reason, 0) + 1
             dead.append(stored_dead_letter(one, self._topic, self._partition, offset, record_ms))
-        return None
+        return taken
 
     def _is_ours(self, user: str) -> bool:
         return self._num_partitions is None or partition_of(user.encode(), self._num_partitions) == self._partition

@@ -85,6 +85,9 @@ class Meta(msgspec.Struct, array_like=True):
         return Position(*(getattr(self, name) for name in Position._fields))
 
 
+_decoder = msgspec.msgpack.Decoder(Meta)
+
+
 def encode_meta(meta: Meta) -> bytes:
     """MessagePack."""
     return msgspec.msgpack.encode(meta)
@@ -93,7 +96,7 @@ def encode_meta(meta: Meta) -> bytes:
 def decode_meta(stored: bytes, path: Path) -> Meta:
     """Raises `StoreCorrupt`."""
     try:
-        return msgspec.msgpack.decode(stored, type=Meta)
+        return _decoder.decode(stored)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise corrupt(path, "its metadata", str(error)) from error
 

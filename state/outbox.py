@@ -7,7 +7,7 @@ Its keys in the partition's database are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import msgspec
 from rocksdict import WriteBatch
@@ -17,7 +17,7 @@ from state.meta import corrupt
 from wire.action import Rejection
 from wire.dead_letter import DeadLetter
 from wire.errors import CodecError
-from wire.example_codec import Header, restamp, unpack
+from wire.example_codec import Header, pack, restamp, unpack
 from wire.topics import example_key
 
 MAX_RECENT_BYTES = 4 << 20
@@ -28,8 +28,7 @@ _DEAD_LETTER = b"\x02"
 _TOMBSTONE = b"\x03"
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxEntry:
+class OutboxEntry(msgspec.Struct, frozen=True, gc=False):
     """One record to produce. ``number``: the example's, -1 for a dead letter and for the tombstone of an example's key,
     which has no ``value`` and goes where examples go. ``record_ms``: Kafka timestamp of the newest action that it comes
     from. Only dead letters have ``headers``."""
@@ -86,23 +85,32 @@ class Outbox:
         self._recent_epoch = -1
         self._recent_bytes = 0
 
-    def put_example(self, batch: WriteBatch, index: int, header: Header, value: bytes) -> None:
-        """Add an encoded example."""
-        batch.put(_key(index), _EXAMPLE + value)
-        if header.writer_epoch != self._recent_epoch or self._recent_bytes > MAX_RECENT_BYTES:
-            self.forget()
-            self._recent_epoch = header.writer_epoch
+    def put_draft(self, batch: WriteBatch, index: int, header: Header, columns: bytes) -> None:
+        """Add an example."""
         key = example_key(header.address, self._num_slots)
-        self._recent[index] = OutboxEntry(index, True, key, value, [], header.number, header.newest_record_ms)
-        self._recent_bytes += len(value) + RECENT_OVERHEAD_BYTES
+        entry = OutboxEntry(index, True, key, pack(header, columns), [], header.number, header.newest_record_ms)
+        self.put_example(batch, entry, header.writer_epoch)
+
+    def put_example(self, batch: WriteBatch, entry: OutboxEntry, writer_epoch: int) -> None:
+        """Add an example that was written under this epoch."""
+        assert entry.value is not None
+        batch.put(_key(entry.index), _EXAMPLE + entry.value)
+        if writer_epoch != self._recent_epoch or self._recent_bytes > MAX_RECENT_BYTES:
+            self.forget()
+            self._recent_epoch = writer_epoch
+        self._recent[entry.index] = entry
+        self._recent_bytes += len(entry.value) + RECENT_OVERHEAD_BYTES
 
     def put_tombstone(self, batch: WriteBatch, index: int, key: bytes, record_ms: int) -> None:
         """Add the tombstone of an example's key."""
         batch.put(_key(index), _TOMBSTONE + record_ms.to_bytes(8, "big", signed=True) + key)
 
-    def put_dead_letter(self, batch: WriteBatch, index: int, stored: bytes) -> None:
-        """Add a `stored_dead_letter`."""
-        batch.put(_key(index), stored)
+    def put_dead_letters(self, batch: WriteBatch, index: int, letters: Iterable[bytes]) -> int:
+        """Add each `stored_dead_letter` from ``index`` on; returns the next index."""
+        for stored in letters:
+            batch.put(_key(index), stored)
+            index += 1
+        return index
 
     def forget(self) -> None:
         """Drop the entries in memory; from now on, they are read from the database."""

@@ -97,6 +97,12 @@ class Sequencer:
         )  # fmt: skip
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """The position as `kernels.sequences` takes it."""
+        at = self.position
+        return (*at[:3], self.counted_offset, *at.counts, at.next_number, at.writer_epoch, self._batch_start)
+
+    @property
     def next_number(self) -> int:
         """The number of the next example."""
         return self._emitter.next_number
@@ -120,9 +126,11 @@ class Sequencer:
         self.applied_offset = offset
         self.applied_record_ms = record_ms
 
-    def reject(self) -> None:
-        """Count a dead letter of the current record."""
-        self.num_dead += self.applied_offset > self.counted_offset
+    def reject(self, offset: int) -> bool:
+        """Count a dead letter of the record at this offset; False if it has been counted before."""
+        is_counted = offset > self.counted_offset
+        self.num_dead += is_counted
+        return is_counted
 
     def apply(self, action: Action, offset: int, record_ms: int, index: int = 0) -> Outcome:
         """Apply one action. Those of one record share its ``offset``; ``index`` is the place in the record."""

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from rocksdict import WriteBatch
 
+from kernels.sequences import EXAMPLE, NOT_DECODED
+from state.compiled import Compiled, Run, rules_of
 from state.config import StoreConfig
 from state.database import Database
 from state.emitter import Draft
@@ -30,7 +32,6 @@ from state.user_store import UserStore
 from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig, check_sizes
 from wire.example import Address, Counts, Example
-from wire.example_codec import pack
 from wire.status import PartitionStatus
 from wire.topics import example_key, keys_of_user
 
@@ -183,32 +184,72 @@ class PartitionStore:
         """
         # First of all: after a failure, memory is ahead of the disk, and lost records would count as applied.
         self._db.require_open()
-        before, num_records, num_skipped = self.counts, 0, 0
-        dead: list[bytes] = []
+        before, first_number = self.counts, self.next_number
+        records = list(records)
+        fresh = self._fresh(records)
         try:
-            for offset, record_ms, _key, value in records:
-                if offset <= self._sequencer.applied_offset:
-                    num_skipped += 1
-                    continue
-                num_records += 1
-                order = self._intake.apply(offset, record_ms, value, dead)
-                if order is not None:
-                    self._obey(order, offset, record_ms, dead)
-            drafts = self._sequencer.drain_drafts()
-            if num_records or drafts:
-                self._commit(drafts, dead)
+            if self._compiled is None:
+                self._apply_each(fresh)
+            else:
+                self._apply_together(self._compiled, fresh)
         except BaseException:
             self._db.close()
             raise
         num_dead = self.counts.num_dead - before.num_dead
-        return ApplyResult(num_records, num_skipped, len(drafts), num_dead, self.counts, self.applied_offset)
+        num_examples = self.next_number - first_number
+        return ApplyResult(
+            len(fresh), len(records) - len(fresh), num_examples, num_dead, self.counts, self.applied_offset
+        )
 
-    def _obey(self, order: Order, offset: int, record_ms: int, dead: list[bytes]) -> None:
-        """Carry out an order, in its own write batch: a restore that finds the marks continues at the order, and
+    def _fresh(self, records: Sequence[Record]) -> list[Record]:
+        fresh, applied_offset = [], self.applied_offset
+        for record in records:
+            if record[0] > applied_offset:
+                applied_offset = record[0]
+                fresh.append(record)
+        return fresh
+
+    def _apply_each(self, records: Sequence[Record]) -> None:
+        """As `state.sequencer` defines it."""
+        sequencer, dead = self._sequencer, list[bytes]()
+        for offset, record_ms, _key, value in records:
+            looked = self._intake.look(offset, record_ms, value, dead)
+            if isinstance(looked, Order):
+                self._commit(sequencer.drain_drafts(), dead)
+                dead.clear()
+                self._obey(looked, offset, record_ms)
+                continue
+            sequencer.advance(offset, record_ms)
+            for index, action in looked:
+                sequencer.apply(action, offset, record_ms, index)
+        drafts = sequencer.drain_drafts()
+        if records or drafts:
+            self._commit(drafts, dead)
+
+    def _apply_together(self, compiled: Compiled, records: Sequence[Record]) -> None:
+        """The same by `state.compiled`."""
+        run: Run = []
+        dead: list[bytes] = []
+        ranges = compiled.decode([value or b"" for *_, value in records], [record_ms for _, record_ms, *_ in records])
+        for (offset, record_ms, _key, value), (first, last) in zip(records, ranges, strict=True):
+            if first == NOT_DECODED:
+                looked = self._intake.look(offset, record_ms, value, dead)
+                if isinstance(looked, Order):
+                    self._commit_run(compiled, run, dead)
+                    run.clear()
+                    dead.clear()
+                    self._obey(looked, offset, record_ms)
+                    compiled.drop(looked.user)
+                    continue
+                first, last = compiled.add(looked)
+            run.append((first, last, offset, record_ms))
+        if run:
+            self._commit_run(compiled, run, dead)
+
+    def _obey(self, order: Order, offset: int, record_ms: int) -> None:
+        """Carry out an order, in a write batch of its own: a restore that finds the marks continues at the order, and
         repeats no action before it."""
         sequencer = self._sequencer
-        self._commit(sequencer.drain_drafts(), dead)
-        dead.clear()
         sequencer.advance(offset, record_ms)
         num_slots, segment_len = self._sequence.num_slots, self._sequence.segment_len
         is_erased = sequencer.obey(order, record_ms)
@@ -226,27 +267,42 @@ class PartitionStore:
         for key in tombstones:
             self._outbox.put_tombstone(batch, index, key, sequencer.applied_record_ms)
             index += 1
-        for stored in dead:
-            self._outbox.put_dead_letter(batch, index, stored)
-            index += 1
+        index = self._outbox.put_dead_letters(batch, index, dead)
         for header, columns in drafts:
-            self._outbox.put_example(batch, index, header, pack(header, columns))
+            self._outbox.put_draft(batch, index, header, columns)
             index += 1
         for user in sequencer.changed.values():
             self._users.save(batch, user)
         self._users.save_names(batch, sequencer.names.fresh)
         self._users.save_orders(batch, sequencer.orders)
-        self._put_meta(batch, outbox_next=index)
+        self._write(batch, index)
+        self._forget()
+
+    def _commit_run(self, compiled: Compiled, run: Run, dead: Iterable[bytes]) -> None:
+        changes = compiled.apply(run, self._sequencer)
+        batch = WriteBatch(raw_mode=True)
+        index, epoch = self._outbox.put_dead_letters(batch, self._meta.outbox_next, dead), self.writer_epoch
+        for kind, key, value, number, record_ms in changes.entries:
+            if kind == EXAMPLE:
+                self._outbox.put_example(batch, OutboxEntry(index, True, key, value, [], number, record_ms), epoch)
+                index += 1
+            else:
+                batch.put(key, value)
+        self._write(batch, index)
+        compiled.settle(self._config.max_cached_users)
+
+    def _write(self, batch: WriteBatch, outbox_next: int) -> None:
+        self._put_meta(batch, outbox_next=outbox_next)
         self._db.write(batch)
         self._is_new = False
-        self._forget()
 
     def _forget(self) -> None:
         """Bound what memory holds: the least recently used users go first."""
         sequencer, users = self._sequencer, self._sequencer.users
         for name in sequencer.changed:
             users.move_to_end(name)
-        while len(users) > self._config.max_cached_users:
+        max_users = self._config.max_cached_users if self._compiled is None else 0
+        while len(users) > max_users:
             users.popitem(last=False)
         sequencer.changed.clear()
         sequencer.orders.clear()
@@ -308,6 +364,11 @@ class PartitionStore:
             raise
         return restored.num_examples
 
+    @property
+    def users(self) -> UserStore:
+        """What is stored of the users, for readers."""
+        return self._users
+
     def refresh(self, overwritten: Iterable[Address], buried: Iterable[Address] = ()) -> int:
         """Put examples of what lies under these addresses' keys into the outbox again, with nothing new in them, as
         `ExampleLog` requires. Returns under how many of the keys anything lies. What was written over the tombstone of
@@ -343,6 +404,10 @@ class PartitionStore:
         self._intake = Intake(
             self._sequencer, self._action, self.partition, self._num_partitions, self._topic, self._meta.dead
         )
+        self._compiled: Compiled | None = None
+        if self._config.backend == "cpp":
+            rules = rules_of(self._action, self._sequence, self.partition, self._num_partitions)
+            self._compiled = Compiled(rules, self._users)
 
     def _put_meta(self, batch: WriteBatch, **changes: int) -> None:
         old = self._meta

@@ -11,9 +11,11 @@ Keys (integers in keys are big-endian):
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import msgspec
 from rocksdict import WriteBatch
@@ -27,6 +29,8 @@ from state.user import User
 from wire.action_json import Order
 from wire.config import ActionConfig, SequenceConfig
 from wire.example import Example
+
+_order_decoder = msgspec.json.Decoder(Order)
 
 
 class UserStore:
@@ -63,6 +67,38 @@ class UserStore:
         user.older = dict(sorted(user.older.items()))
         user.is_whole, user.old_ids = True, None
 
+    def stored(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
+        """Those of these users who exist, as `User.encode` made them."""
+        found = self._db.get_many([b"u" + name.encode() for name in names]) if names else []
+        return [(name, stored) for name, stored in zip(names, found, strict=True) if stored is not None]
+
+    def older(self, wanted: Sequence[tuple[str, range]]) -> Iterator[tuple[str, list[bytes]]]:
+        """These segments of users, as stored; empty for a missing one."""
+        keys = [self._key(name.encode(), index) for name, indices in wanted for index in indices]
+        found = iter(self._db.get_many(keys) if keys else [])
+        for name, indices in wanted:
+            yield name, [stored or b"" for stored in itertools.islice(found, len(indices))]
+
+    def check(self, name: str) -> NoReturn:
+        """Raise `StoreCorrupt` for a user whose bytes are damaged."""
+        user = self.load(name)
+        if user is not None:
+            self.complete(user)
+        raise corrupt(self._db.path, f"user {name!r}", "bytes that C++ refuses")
+
+    def everyone(self) -> Iterator[User]:
+        """Every user, complete, in the order of their keys. Raises `StoreCorrupt`."""
+        for key, _ in self._db.under(b"u"):
+            user = self.load(key[1:].decode())
+            assert user is not None
+            self.complete(user)
+            yield user
+
+    def orders(self) -> Iterator[Order]:
+        """The last order for each item, in the order of their hashes' bytes."""
+        for _, stored in self._db.under(b"r"):
+            yield _order_decoder.decode(stored)
+
     def save(self, batch: WriteBatch, user: User) -> None:
         """Write what has changed of a user."""
         key = user.name.encode()
@@ -97,6 +133,11 @@ class UserStore:
         for item_hash in item_hashes:
             batch.put(_name_key(item_hash), b"")
 
+    def named(self, item_hashes: Sequence[int]) -> list[int]:
+        """Those of these items that have been named."""
+        found = self._db.get_many([_name_key(item) for item in item_hashes]) if item_hashes else []
+        return [item for item, stored in zip(item_hashes, found, strict=True) if stored is not None]
+
     def is_named(self, item_hash: int) -> bool:
         """Whether the item has been named."""
         return self._db.get(_name_key(item_hash)) is not None
@@ -116,7 +157,7 @@ class UserStore:
     def order_of(self, item: int) -> Order | None:
         """The last order for an item; None if there is none."""
         stored = self._db.get(_order_key(item))
-        return None if stored is None else msgspec.json.decode(stored, type=Order)
+        return None if stored is None else _order_decoder.decode(stored)
 
     def _check_shape(self, example: Example) -> None:
         num_features = example.interactions.feature_hash.shape[1]

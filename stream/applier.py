@@ -91,7 +91,7 @@ class Applier:
         try:
             await self._fill(stop)
         except BROKER_ERRORS as error:
-            give_up_if_refused(error, self._settings)
+            give_up_if_refused(error, self._settings, "reading")
             log.warning("reading a gap failed and will be retried", partition=self._partition, error=repr(error))
             return False
         return True
@@ -145,7 +145,7 @@ class Applier:
         return not self._is_lost
 
 
-def give_up_if_refused(error: BaseException, settings: Settings) -> None:
+def give_up_if_refused(error: BaseException, settings: Settings, doing: str) -> None:
     """Raise `wire.errors.ClientRefused` if ``error`` says that no retry would help."""
-    if refused := refusal(error, settings.kafka.bootstrap):
+    if refused := refusal(error, settings.kafka.bootstrap, doing):
         raise refused from error

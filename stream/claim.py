@@ -8,12 +8,14 @@ disk, is rebuilt from each key's newest example. Everything here runs in a threa
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
 from state.errors import StoreMismatch
 from state.store import PartitionStore
@@ -24,7 +26,7 @@ from wire.example import Example, fence
 from wire.example_codec import encode_example
 from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
-from wire.kafka.consumer import ends, make_consumer
+from wire.kafka.consumer import ANSWER_S, STALL_S, ends, make_consumer
 from wire.kafka.identity import check_same
 from wire.shape import SHAPE, disagreement, encode_shape, shape_of
 from wire.topics import Topics, address_of_key, example_key, fence_key
@@ -201,7 +203,7 @@ class _Reader:
         consumer = make_consumer(self._config)
         try:
             consumer.assign([self._key])
-            end = consumer.end_offsets([self._key])[self._key]
+            end = consumer.end_offsets([self._key], timeout_ms=round(ANSWER_S * 1000))[self._key]
             yield from self._read_to(consumer, end)
             self._check_actions()
             while True:
@@ -236,10 +238,16 @@ class _Reader:
     def _read_to(self, consumer: KafkaConsumer, stop: int) -> Iterator[Example]:
         """Accepted examples of ``position`` ≤ offset < ``stop``; compaction leaves gaps in the offsets."""
         consumer.seek(self._key, self.position)
+        heard_s = time.monotonic()
         while consumer.position(self._key) < stop:
             if self._closing.is_set():
                 raise Abandoned(f"partition {self._key.partition} was lost while it was being claimed")
-            for record in consumer.poll(500).get(self._key, ()):
+            records = consumer.poll(500).get(self._key, ())
+            if records:
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > STALL_S:
+                raise KafkaTimeoutError(f"{self._key.topic}: the broker sent nothing for {STALL_S:.0f} s")
+            for record in records:
                 if record.offset >= stop:
                     break
                 example = self._decoder.read(self._key.partition, record.offset, record.value)

@@ -7,6 +7,7 @@
     MetricsPortTaken    the metrics port is in use
     BackfillError       the actions topic does not begin with the expected history
     NameTaken           another live worker has this one's name
+    HandoverUnfinished  users are still being carried over to this deployment
 """
 
 from __future__ import annotations
@@ -32,3 +33,7 @@ class BackfillError(HeadraceError):
 
 class NameTaken(HeadraceError):
     """Another live worker has this one's name (`stream.component`)."""
+
+
+class HandoverUnfinished(HeadraceError):
+    """Users are still being carried over to this deployment (`headrace repartition`)."""

@@ -107,10 +107,11 @@ class Partition:
     async def _own(self) -> None:
         shared = self._shared
         while True:
-            generation = shared.producer.generation
+            generation, doing = shared.producer.generation, "reading"
             try:
                 async with self._turn:
                     relay = await self._claim()
+                doing = "writing"
                 await relay.run()
             except Fenced as error:
                 self._lose_claim()
@@ -120,7 +121,7 @@ class Partition:
                 log.warning("fenced off", partition=self.number, why=str(error))
                 await asyncio.sleep(shared.settings.stream.session_timeout_s)
             except BROKER_ERRORS as error:
-                give_up_if_refused(error, shared.settings)
+                give_up_if_refused(error, shared.settings, doing)
                 self._lose_claim()
                 log.warning("the relay failed and will be restarted", partition=self.number, error=repr(error))
                 await asyncio.sleep(RETRY_S)
@@ -156,8 +157,13 @@ class Partition:
         return relay
 
     async def _write_fence(self, partition: int, key: bytes, value: bytes, headers: Headers) -> int:
-        sent = await self._shared.producer.send(self._shared.topics.sequences, partition, key, value, headers=headers)
-        return int((await sent).offset)
+        shared = self._shared
+        try:
+            sent = await shared.producer.send(shared.topics.sequences, partition, key, value, headers=headers)
+            return int((await sent).offset)
+        except BROKER_ERRORS as error:
+            give_up_if_refused(error, shared.settings, "writing")
+            raise
 
     async def _renew(self, generation: int) -> None:
         """Replace the producer, however long the broker is away."""

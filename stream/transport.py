@@ -14,9 +14,19 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from mode.threads import WorkerThread
+
+
+class _Daemon(WorkerThread):
+    """A thread that does not keep the process alive if it hangs."""
+
+    def __init__(self, service: Any, **options: Any) -> None:
+        super().__init__(service, **options)
+        self.daemon = True
 
 
 class _Thread(AIOKafkaConsumerThread):
+    Worker = _Daemon
     app: WorkerApp
 
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:  # noqa: ARG002
@@ -51,8 +61,8 @@ class WorkerApp(faust.App):
 
     @property
     def complaint(self) -> BaseException | None:
-        """The error that keeps the consumer from joining its group. The consumer raises it at the next poll, but Faust
-        does not poll before it has partitions."""
+        """The error that keeps the consumer from joining its group. The consumer tries again once a poll has raised it,
+        but Faust does not poll before it has partitions."""
         coordinator = self.kafka_consumer._coordinator if self.kafka_consumer is not None else None  # noqa: SLF001
         return getattr(coordinator, "_pending_exception", None)
 

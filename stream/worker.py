@@ -7,6 +7,7 @@ broker goes away, Faust is restarted within the process; the stores stay open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -19,33 +20,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kafka.errors import KafkaError
-
 from stream.app import build_app
 from stream.claim import TopicIds, remedies
 from stream.config import Settings
 from stream.disk import alone_on
+from stream.drift import warn_of_drift, warn_of_times
+from stream.handover import refuse_unfinished
 from stream.held_back import HeldBack
 from stream.kafka_producer import Producer
 from stream.logs import log
 from stream.metrics import WorkerMetrics
 from stream.namesake import refuse_namesake
 from stream.partition import Partition, Shared
-from wire.config import KafkaConfig
+from stream.transport import WorkerApp
 from wire.errors import BrokerUnavailable, HeadraceError, TopicMissing
-from wire.kafka.admin import config_drift, ensure_topics
+from wire.kafka.admin import ensure_topics
 from wire.kafka.async_consumer import end_offsets, plain_consumer
 from wire.kafka.identity import LOOK_S, TopicWatch, identities
 from wire.kafka.options import BROKER_ERRORS
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently, wait_for_broker
 from wire.status import PartitionStatus, WorkerStatus, encode_status
-from wire.topics import Topics, topics_of
+from wire.topics import Topics
 
 BEAT_S = 1.0
 """How often the worker reports its position."""
+CREATE_TIME = 0
+"""How a record says that its time is its producer's."""
 ANSWER_S = 5.0
 """A broker that takes longer to answer counts as away."""
+JOIN_S = 15.0
+"""How much longer than a rebalance joining the group may take before Faust is restarted."""
 
 
 class Worker:
@@ -58,23 +63,31 @@ class Worker:
         self.metrics = WorkerMetrics()
         self.producer = Producer(settings.kafka)
         self._ids, self._disk = TopicIds("", ""), ""
+        self._told_of_times = False
         self._reached: dict[int, int] = {}
         """Partition → the last offset applied here, including partitions that disappeared with their topic."""
         self.partitions: dict[int, Partition] = {}
         self.failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._assigning = asyncio.Lock()
+        self._has_joined = False
+        """Whether the running Faust app has been assigned its partitions, which may be none."""
 
     async def run(self) -> None:
         """Work until `stop`; raises errors that a person must fix."""
         settings = self.settings
         await asyncio.to_thread(ensure_topics, settings.kafka, settings.stream.start_timeout_s)
         await asyncio.to_thread(warn_of_drift, settings.kafka)
+        await asyncio.to_thread(self._refuse_unfinished)
         with alone_on(Path(settings.store.path), settings.kafka.prefix) as self._disk:
             watch = await asyncio.to_thread(self._find_topics)
             if settings.stream.component:
                 await asyncio.to_thread(self._refuse_namesake)
             await self._work(watch)
+
+    def _refuse_unfinished(self) -> None:
+        kafka = self.settings.kafka
+        patiently(lambda: refuse_unfinished(kafka), "looking for a handover", kafka, threading.Event())
 
     def _refuse_namesake(self) -> None:
         kafka, name = self.settings.kafka, self.component
@@ -139,35 +152,55 @@ class Worker:
         self._stop.set()
 
     async def _run_faust(self) -> None:
-        """Run one Faust app until a stop is requested, or until it crashes."""
+        """Run one Faust app until a stop is requested, or until it crashes or is stuck."""
         app = build_app(self.settings.kafka, self.settings.stream, self, Path(self.settings.store.path) / "faust")
         starting = asyncio.ensure_future(app.start())
+        error: BaseException | None = None
         try:
-            while not (self._stop.is_set() or app.should_stop or (starting.done() and starting.exception())):
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), 0.2)
-                if app.complaint and (refused := refusal(app.complaint, self.settings.kafka.bootstrap)):
-                    self.fail(refused)
+            error = await self._watch_faust(app, starting)
         finally:
-            error = (starting.exception() if starting.done() else None) or app.crash_reason
-            if error is not None:
-                if refused := refusal(error, self.settings.kafka.bootstrap):
-                    self.fail(refused)
-                else:
-                    log.warning("faust stopped by itself and will be restarted", error=repr(error))
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            await self._stop_faust(app)
+            await self._stop_faust(app, asyncio.gather(starting, return_exceptions=True))
+        if error is not None:
+            if refused := refusal(error, self.settings.kafka.bootstrap, "reading" if self._has_joined else "joining"):
+                self.fail(refused)
+            else:
+                log.warning("faust stopped by itself and will be restarted", error=repr(error))
 
-    async def _stop_faust(self, app: Any) -> None:
-        # A crashed app has stopped only some of its services, and one whose broker is away would wait for it.
-        try:
-            await asyncio.wait_for(app.stop(), self.settings.stream.stop_timeout_s)
-        except Exception as error:  # noqa: BLE001 the app is discarded in any case
+    async def _watch_faust(self, app: Any, starting: asyncio.Future[None]) -> BaseException | None:
+        """Wait until a stop is requested, or Faust needs a restart; returns why."""
+        stream = self.settings.stream
+        patience_s = JOIN_S + stream.rebalance_timeout_s + stream.session_timeout_s
+        self._has_joined, began_s = False, time.monotonic()
+        error: BaseException | None = None
+        while error is None and not (self._stop.is_set() or app.should_stop):
+            if not self._has_joined and time.monotonic() - began_s > patience_s:
+                return TimeoutError(f"it has not joined its group within {patience_s:g} s")
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 0.2)
+            error = (starting.exception() if starting.done() else None) or app.complaint
+        return error or app.crash_reason
+
+    async def _stop_faust(self, app: Any, starting: asyncio.Future[Any]) -> None:
+        # A crashed app has stopped only some of its services, one whose broker is away would wait for it, and one that
+        # hangs may ignore that it is cancelled. What else fails while a crashed one stops says nothing.
+        transport = logging.getLogger(WorkerApp.__module__)
+        if app.crash_reason:
+            transport.setLevel(logging.CRITICAL)
+        stopping = asyncio.ensure_future(app.stop())
+        await asyncio.wait({starting, stopping}, timeout=self.settings.stream.stop_timeout_s)
+        transport.setLevel(logging.NOTSET)
+        if not stopping.done():
+            stopping.cancel()
+            log.warning("faust did not stop in time and is left behind")
+        elif error := stopping.exception():
             log.info("faust did not stop in an orderly way", error=repr(error))
 
     async def take(self, events: list[Any]) -> None:
         """Give each partition its events of this batch."""
+        if events and events[0].message.timestamp_type == CREATE_TIME and not self._told_of_times:
+            self._told_of_times = True
+            warn_of_times(self.topics.actions)
         by_partition: dict[int, list[Any]] = {}
         for event in events:
             by_partition.setdefault(event.message.partition, []).append(event)
@@ -178,6 +211,7 @@ class Worker:
 
     async def assign(self, partitions: set[int]) -> None:
         """Own exactly these partitions: close the revoked ones, open the new ones, leave the others alone."""
+        self._has_joined = True
         async with self._assigning:
             gone = [self.partitions.pop(number) for number in set(self.partitions) - partitions]
             await asyncio.gather(*(partition.close() for partition in gone))
@@ -209,7 +243,7 @@ class Worker:
                             log.info("the broker is back", away_s=round(time.monotonic() - away_since_s, 1))
                             away_since_s = None
             except BROKER_ERRORS as error:
-                if refused := refusal(error, kafka.bootstrap):
+                if refused := refusal(error, kafka.bootstrap, "asking where it ends"):
                     self.fail(refused)
                 if away_since_s is None:
                     away_since_s = time.monotonic()
@@ -254,18 +288,8 @@ class Worker:
 
     def _note_refusal(self, sent: asyncio.Future[Any]) -> None:
         error = None if sent.cancelled() else sent.exception()
-        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap)):
+        if error is not None and (refused := refusal(error, self.settings.kafka.bootstrap, "writing")):
             self.fail(refused)
-
-
-def warn_of_drift(kafka: KafkaConfig) -> None:
-    """Warn about topics whose settings differ from the configuration: without compaction, sequences cannot restore a
-    disk for ever, and a shorter retention removes what a trainer may still need."""
-    with suppress(KafkaError):
-        for topic, broker in config_drift(kafka).items():
-            configured = {each.name: each.settings for each in topics_of(kafka)}[topic]
-            log.warning("a topic's settings differ from the configuration; change one or the other (kafka-configs.sh)",
-                        topic=topic, broker=broker, configured={key: configured[key] for key in broker})  # fmt: skip
 
 
 async def _run(settings: Settings) -> None:

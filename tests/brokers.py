@@ -95,15 +95,19 @@ def free_port() -> int:
     raise RuntimeError("expected a free port between 20000 and 31999, found none in a hundred tries")
 
 
+MAX_POLL_S = 2.0
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.05) -> None:
     """Poll ``condition`` until it holds. Raises AssertionError, naming ``what``, if it does not within ``timeout_s``.
 
-    The timeout is for an idle machine: it grows with the load.
+    The timeout is for an idle machine: it grows with the load, and a poll counts as `MAX_POLL_S` at most, because one
+    that takes longer tells of the machine.
     """
     waited_s, last_s = 0.0, time.monotonic()
     while not condition():
         now_s = time.monotonic()
-        waited_s, last_s = waited_s + (now_s - last_s) / crowding(), now_s
+        waited_s, last_s = waited_s + min(now_s - last_s, MAX_POLL_S) / crowding(), now_s
         if waited_s > timeout_s:
             raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
         time.sleep(every_s)
@@ -243,7 +247,7 @@ class ApacheKafka:
     def _end(self, signal_number: int) -> None:
         if self._process is not None:
             self._process.send_signal(signal_number)
-            self._process.wait(30)
+            self._process.wait(60)
             self._process = None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"kafka", "eager"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kafka)
+
+
+_began_s = pytest.StashKey[float]()
+MAX_LOGS, MAX_LINES, MAX_CHARS = 12, 60, 12_000
+"""How much of its processes' logs a failed test shows: files, lines of each, and characters of each."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failed test what its processes said: the ends of all logs written to since it began."""
+    began_s = item.stash.setdefault(_began_s, call.start)
+    report = yield
+    if report.failed:
+        report.sections += ends_of_logs(item.session.config._tmp_path_factory.getbasetemp(), began_s)
+    return report
+
+
+def ends_of_logs(root: Path, since_s: float) -> list[tuple[str, str]]:
+    """(title, last lines) of the logs below ``root`` that were written to since then, the latest last."""
+    found: list[tuple[float, str, str]] = []
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names if name.endswith(".log")):
+            with suppress(FileNotFoundError):
+                written_s, end = path.stat().st_mtime, end_of(path)
+                if end and written_s >= since_s - 1:
+                    found.append((written_s, f"end of {path.relative_to(root)}", end))
+    return [(title, end) for _, title, end in sorted(found)[-MAX_LOGS:]]
+
+
+def end_of(path: Path) -> str:
+    """The last lines of a log of text; empty for one of another kind (a database's, a broker's)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - MAX_CHARS))
+        end = file.read()
+    return "" if b"\0" in end else "\n".join(end.decode(errors="replace").splitlines()[-MAX_LINES:])
 
 
 @pytest.fixture(autouse=True)

@@ -49,14 +49,14 @@ class Child:
     def kill(self) -> None:
         """SIGKILL; returns when the process is gone."""
         self.send(signal.SIGKILL)
-        self.wait(10)
+        self.wait(60)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         self.send(signal.SIGTERM)
-        return self.wait(30)
+        return self.wait(60)
 
-    def wait(self, timeout_s: float = 30) -> int:
+    def wait(self, timeout_s: float = 60) -> int:
         """Wait until it ends by itself; returns the exit status."""
         self._until(lambda: self.status is not None, timeout_s, "its end")
         assert self.status is not None
@@ -67,7 +67,7 @@ class Child:
         assert self.status is None, self.log()
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
-    def wait_for(self, text: str, timeout_s: float = 30) -> None:
+    def wait_for(self, text: str, timeout_s: float = 60) -> None:
         """Wait until its log says ``text``."""
         self._until(lambda: text in self.log(), timeout_s, repr(text))
 
@@ -92,7 +92,7 @@ class Forked:
     def poll(self) -> int | None:
         return self._child.status
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         try:
             return self._child.wait(timeout)
         except AssertionError:
@@ -154,7 +154,7 @@ class ProcessFactory:
     def close(self) -> None:
         """End it and all children."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

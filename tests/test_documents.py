@@ -15,6 +15,7 @@ import typer
 import bench.__main__
 from headrace.command import COMMANDS
 from headrace.config import Settings
+from tests.commands import NOT_RUN, PAGES, commands, in_blocks, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -100,3 +101,11 @@ def test_every_command_that_a_page_gives_is_one(page: Path) -> None:
         for names in re.findall(r"^make ([a-z-]+(?: [a-z-]+)*)$", line):
             wrong += [line for each in names.split() if each not in targets]
     assert wrong == []
+
+
+def test_every_command_of_a_block_is_run_by_a_test_or_has_a_reason_not_to_be() -> None:
+    others = [line for page in pages() if str(page.relative_to(ROOT)) not in PAGES for line in in_blocks(page)]
+    assert [line for line in others if not why_not(line)] == []
+    assert {why_not(line) for line in (*commands(), *others)} - {""} == set(NOT_RUN), "no reason is left over"
+    named = [file for reason in NOT_RUN.values() for file in re.findall(r"tests/[a-z_/]+\.py", reason)]
+    assert [file for file in named if not (ROOT / file).exists()] == []

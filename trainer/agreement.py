@@ -45,9 +45,7 @@ def join_ranks(model: ModelConfig, config: TrainerConfig) -> Ranks | None:
         "start 1, 2, 4, … processes, at most as many as there are shards. The number of shards is chosen before the "
         "first step, and never changes",
     )
-    device = choose_device(config.device, "trainer.device")
-    expect(device.type == "cpu", "trainer.device", "cpu for several processes", device.type, "or start one process")
-    ranks = join(config.rank_timeout_s)
+    ranks = join(config.rank_timeout_s, choose_device(config.device, "trainer.device"))
     if ranks is not None:
         agree(ranks, facts_of(model, config))
     return ranks

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model.config import ADDED as MODEL_ADDED
+from model.config import ModelConfig
 from wire.checks import ABOVE_0, AT_LEAST_1, FROM_0, Limit, Number, Switch, Word, check_fields, expect
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,6 +45,9 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "adam_eps": ABOVE_0,
     "clip_norm": Number(0, advice="0 turns it off"),
     "dropout": Number(0, 1, open_high=True, advice="0 turns it off"),
+    "top_dropout_ratio": Number(0, 1, advice="1 drops as much in every layer"),
+    "sgd_after_steps": Number(0, whole=True, advice="0 stays with Adam"),
+    "sgd_lr_ratio": ABOVE_0,
     "feedback": Word(FEEDBACK, "use vanilla"),
     "rank_weight": Number(0, advice="0 learns retrieval alone"),
     "row_init_std": ABOVE_0,
@@ -129,6 +134,9 @@ class TrainerConfig:
     adam_eps: float = 1e-8
     clip_norm: float = 1.0
     dropout: float = 0.0
+    top_dropout_ratio: float = 1.0
+    sgd_after_steps: int = 0
+    sgd_lr_ratio: float = 10.0
     rank_weight: float = 1.0
     row_init_std: float = 0.02
     schedule: str = "constant"
@@ -198,14 +206,44 @@ class TrainerConfig:
             "set them, or use constant",
         )
 
+    def dropouts(self, num_layers: int) -> tuple[float, ...]:
+        """Each layer's, lowest first: from ``dropout`` to ``top_dropout_ratio`` times that, in equal steps (LSRM)."""
+        steps, fall = max(1, num_layers - 1), 1.0 - self.top_dropout_ratio
+        return tuple(self.dropout * (1.0 - fall * index / steps) for index in range(num_layers))
+
     def learning_dict(self) -> dict[str, Any]:
         """The settings that determine the weights: a replay must use the same ones."""
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 
+ADDED: dict[str, Any] = {
+    "shards": 1,
+    "memory_group": 1,
+    "top_dropout_ratio": 1.0,
+    "sgd_after_steps": 0,
+    "sgd_lr_ratio": 10.0,
+}
+"""Settings that earlier builds did not have, as those builds acted."""
+
+
 def complete(learning: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that were recorded by any build, with those that it did not have yet as it acted."""
-    return {"shards": 1, "memory_group": 1, **learning}
+    return {**ADDED, **learning}
+
+
+def difference(
+    model: ModelConfig, trainer: TrainerConfig, their_model: Mapping[str, Any], their_learning: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """The first setting in which recorded ones differ from ours: its name, theirs and ours; None if all agree."""
+    sections = (
+        ("model", {**MODEL_ADDED, **model.as_dict()}, {**MODEL_ADDED, **their_model}),
+        ("trainer", trainer.learning_dict(), complete(their_learning)),
+    )
+    for section, ours, theirs in sections:
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                return f"{section}.{key}", theirs.get(key), value
+    return None
 
 
 _NOT_LEARNING = frozenset(

@@ -31,7 +31,7 @@ class DirectStep:
         self._most_logits = most_logits
         self._pass = DirectPass(
             model, rank_share=config.rank_weight, feedback=config.feedback, context_gradient=config.context_gradient,
-            dropout=config.dropout,
+            dropouts=config.dropouts(model.config.num_layers),
         )  # fmt: skip
 
     def fits(self, batch: JaggedBatch, num_rows: int) -> bool:

@@ -93,14 +93,14 @@ class Evaluator:
         batch: JaggedBatch,
         predicted: Ranked,
         recalled: MemoryOutcome,
-        known_V: NDArray[np.bool_],
+        num_known: int,
         seen_rows_n: Int64,
         step: int,
     ) -> None:
         """Add a batch's predictions to the metrics.
 
         ``recalled``: the memory's outcomes of the choices, each predicted before the next was counted. For the
-        baselines only rows known before the batch compete.
+        baselines only the ``num_known`` items compete that had a row before the batch (``seen_rows_n``).
         """
         target_R = seen_rows_n[batch.target_R]
         wanted = np.flatnonzero(batch.is_wanted_R)
@@ -108,13 +108,12 @@ class Evaluator:
         ranked_S = self._ranked(len(wanted), step) & (recalled.rank_R >= 0)
         ranked = np.flatnonzero(ranked_S)
         rows, offsets_C1 = seen_before(batch, seen_rows_n, where_S[ranked])
-        num_known = int(np.count_nonzero(known_V))
         popular = self._popularity.ranks(target_S[ranked], num_known, rows, offsets_C1)
         rank_KS = np.zeros((len(RANKERS), len(wanted)), np.int64)
         rank_KS[:, ranked] = np.stack(
             [
                 recalled.rank_R[ranked],
-                *(ranks * known_V[target_S[ranked]] for ranks in popular),
+                *(ranks * (target_S[ranked] > 0) for ranks in popular),
                 recalled.model_rank_R[ranked],
                 recalled.count_rank_R[ranked],
             ]
@@ -123,7 +122,7 @@ class Evaluator:
             Predictions(
                 rank_KS=rank_KS,
                 ranked_S=ranked_S,
-                slice_XS=self._slices(target_S, batch.age_R[wanted], known_V, num_known),
+                slice_XS=self._slices(target_S, batch.age_R[wanted], num_known),
                 domain_S=batch.domain_n[where_S],
                 log_loss_S=recalled.loss_R.astype(np.float64),
                 key_R=batch.key_R,
@@ -140,9 +139,9 @@ class Evaluator:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed + 1, step]))
         return generator.random(num_targets) < self._config.metric_share
 
-    def _slices(self, target_S: Int64, age_S: Int64, known_V: NDArray[np.bool_], num_known: int) -> NDArray[np.bool_]:
+    def _slices(self, target_S: Int64, age_S: Int64, num_known: int) -> NDArray[np.bool_]:
         head = self._popularity.at_share(1 - HEAD_SHARE, num_known)
-        count_S, known_S = self._popularity.count_of(target_S), known_V[target_S]
+        count_S, known_S = self._popularity.count_of(target_S), target_S > 0
         return np.stack(
             [
                 np.ones(len(target_S), np.bool_),

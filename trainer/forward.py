@@ -160,7 +160,7 @@ class ForwardPass:
             self._tensor(key_time_T),
             tail=tail,
             context_gradient=self._config.context_gradient,
-            dropout=self._config.dropout,
+            dropouts=self._config.dropouts(self._model.config.num_layers),
             seed=self._step,
             in_order=in_order,
             backend=self._config.backend,

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from trainer.errors import GapError, SourceError
 from trainer.histories import TrainedHistories
@@ -21,6 +21,7 @@ from wire.example_log import ExampleLog, Verdict
 from wire.example_reader import ExampleReader
 from wire.kafka.admin import check_partitions
 from wire.kafka.consumer import make_consumer, partitions_of, topic_id_of
+from wire.kafka.refusal import refusal
 from wire.kafka.retry import patiently
 from wire.shape import SHAPE, Shape, disagreement
 from wire.topics import Topics
@@ -175,6 +176,8 @@ class KafkaSource:
                 ) from error
             self._stop.wait(min(timeout_s, RETRY_S))
             return {}
+        except KafkaError as error:
+            raise refusal(error, str(self._consumer.config["bootstrap_servers"]), "reading") or error from error
         if fetched:
             self._last_missed_s = -math.inf
         return fetched

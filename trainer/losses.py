@@ -51,10 +51,11 @@ def sampled_retrieval_loss(
     )
 
 
-def draw_negatives(live_rows_V: Int64, num_negatives: int, seed: int, step: int) -> Int64:
-    """(S,) rows drawn uniformly from the vocabulary, with replacement; determined by vocabulary, seed and step."""
+def draw_negatives(num_live: int, num_negatives: int, seed: int, step: int) -> Int64:
+    """(S,) places among ``num_live`` live rows, drawn uniformly with replacement; a function of number, seed and
+    step."""
     generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-    return live_rows_V[generator.integers(0, len(live_rows_V), num_negatives)]
+    return generator.integers(0, num_live, num_negatives)
 
 
 def pick_in_batch(target_row_R: Int64, most: int, seed: int, step: int) -> Int64:

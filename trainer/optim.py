@@ -19,7 +19,9 @@ from trainer.config import TrainerConfig
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector.
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019) over all parameters as one vector; after
+    ``sgd_after_steps`` steps plain gradient descent, as in "Scaling law of large sequential recommendation models"
+    (Zhang et al., RecSys 2024).
 
     Takes over the parameters: they become views of ``flat``, and their gradients accumulate in views of ``gradient``.
     """
@@ -29,6 +31,8 @@ class AdamW:
             config.beta1, config.beta2, config.adam_eps, weight_decay=config.weight_decay, clip_norm=config.clip_norm
         )
         self._backend = config.backend
+        self._last_adam = config.sgd_after_steps or math.inf
+        self._sgd_lr_ratio = config.sgd_lr_ratio
         self.flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
         self.gradient, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
         self.num_steps = 0
@@ -42,8 +46,18 @@ class AdamW:
     def step(self, lr: float) -> None:
         """Move all parameters by one step along the clipped gradient, and clear it."""
         self.num_steps += 1
+        if self.num_steps > self._last_adam:
+            self._descend(lr * self._sgd_lr_ratio)
+            return
         state = AdamWState(self.flat, self.gradient, self.mean, self.square)
         adamw_(state, self._rules, lr, self.num_steps, backend=self._backend)
+
+    def _descend(self, lr: float) -> None:
+        gradient, rules = self.gradient, self._rules
+        if rules.clip_norm > 0:
+            gradient.mul_((rules.clip_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0))
+        self.flat.mul_(1 - lr * rules.weight_decay).sub_(gradient, alpha=lr)
+        gradient.zero_()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Weights and moments, as arrays."""

@@ -114,11 +114,11 @@ def run_replica(ranks: Ranks, config: TrainerConfig) -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    choose_device(config)
+    device = choose_device(config)
     log.info("computing for rank 0", rank=ranks.rank, num_ranks=ranks.size)
     spare_the_collector()
     try:
-        Replica(ranks).run()
+        Replica(ranks, device).run()
     finally:
         ranks.close()
     log.info("stopped", rank=ranks.rank)

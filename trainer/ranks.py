@@ -2,7 +2,8 @@
 
 Rank 0 has the learner; the others compute what it gives them (`trainer.replica`). Messages are pickles between
 processes of one build, which `trainer.agreement` checks. A sum is taken as a balanced binary tree over ranks: each
-adds up one slice of all vectors, then all exchange their slices, so a rank sends twice (N - 1) / N of a vector.
+adds up one slice of all vectors, then all exchange their slices, so a rank sends twice (N - 1) / N of a vector. Two
+ranks exchange their vectors instead, which is as many bytes in one round.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from trainer.shards import TreeSum
 
 FOR_EVER = timedelta(days=1000)
 """How long a rank waits for something to do: rank 0 may be a standby, or have nothing to learn."""
+
+INLINE_BYTES, _LENGTH_BYTES = 32 << 10, 8
+"""How much of a message goes with its length; a live step's work and answer do. Each round costs milliseconds."""
 
 
 class Ranks:
@@ -71,14 +75,19 @@ class Ranks:
     def summed(self, flat: Tensor) -> Tensor:
         """The sum of all ranks' vectors, whose length is a multiple of `size`; the same bits everywhere."""
         with self._told("added up gradients"):
-            theirs = torch.empty_like(flat)
-            dist.all_to_all_single(theirs, flat)
-            total = TreeSum()
-            for part in theirs.view(self.size, -1):
-                total.add(part)
-            whole = torch.empty_like(flat)
-            dist.all_gather_into_tensor(whole, total.total.contiguous())
+            whole = self._exchanged(flat) if self.size == 2 else self._by_slices(flat)
         self.num_bytes["sums"] += 2 * flat.nbytes * (self.size - 1) // self.size
+        return whole
+
+    def _exchanged(self, flat: Tensor) -> Tensor:
+        both = flat.new_empty(self.size * len(flat))
+        dist.all_gather_into_tensor(both, flat)
+        return _added(both.view(self.size, -1))
+
+    def _by_slices(self, flat: Tensor) -> Tensor:
+        theirs, whole = torch.empty_like(flat), torch.empty_like(flat)
+        dist.all_to_all_single(theirs, flat)
+        dist.all_gather_into_tensor(whole, _added(theirs.view(self.size, -1)).contiguous())
         return whole
 
     @staticmethod
@@ -100,13 +109,17 @@ class Ranks:
         self.leave()
 
     def _send(self, message: Any, rank: int) -> None:
-        content = torch.from_numpy(np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy())
-        size = torch.tensor([len(content)])
-        for tensor in (size, content):
-            work = dist.isend(tensor, rank)
-            assert work is not None
-            self._sent.append((work, tensor))
-        self.num_bytes["messages"] += len(content) + 8
+        content = np.frombuffer(pickle.dumps(message, protocol=5), np.uint8)
+        head = torch.zeros(_LENGTH_BYTES + INLINE_BYTES, dtype=torch.uint8)
+        head[:_LENGTH_BYTES] = torch.tensor([len(content)]).view(torch.uint8)
+        inline = min(len(content), INLINE_BYTES)
+        head[_LENGTH_BYTES : _LENGTH_BYTES + inline] = torch.from_numpy(content[:inline].copy())
+        for tensor in (head, torch.from_numpy(content[inline:].copy())):
+            if len(tensor):
+                work = dist.isend(tensor, rank)
+                assert work is not None
+                self._sent.append((work, tensor))
+        self.num_bytes["messages"] += len(head) + len(content) - inline
 
     def _flush(self) -> None:
         for work, _ in self._sent:
@@ -114,10 +127,14 @@ class Ranks:
         self._sent = []
 
     def _receive(self, rank: int, timeout: timedelta) -> Any:
-        size = torch.zeros(1, dtype=torch.int64)
-        self._wait(size, rank, timeout)
-        content = torch.empty(int(size), dtype=torch.uint8)
-        self._wait(content, rank, timedelta(seconds=self._timeout_s))
+        head = torch.empty(_LENGTH_BYTES + INLINE_BYTES, dtype=torch.uint8)
+        self._wait(head, rank, timeout)
+        length = int(head[:_LENGTH_BYTES].view(torch.int64))
+        content = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        if length > INLINE_BYTES:
+            rest = torch.empty(length - INLINE_BYTES, dtype=torch.uint8)
+            self._wait(rest, rank, timedelta(seconds=self._timeout_s))
+            content = torch.cat([content, rest])
         return pickle.loads(content.numpy().data)  # noqa: S301  (torch does the same)
 
     @staticmethod
@@ -138,8 +155,19 @@ class Ranks:
             ) from error
 
 
-def join(timeout_s: float) -> Ranks | None:
-    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`."""
+def _added(parts: Tensor) -> Tensor:
+    """(N, L) → (L,), as a tree; overwrites them."""
+    total = TreeSum()
+    for part in parts:
+        total.add(part)
+    return total.total
+
+
+def join(timeout_s: float, device: torch.device | None = None) -> Ranks | None:
+    """Join the processes that torchrun has started this one with; None if it is alone. Raises `RanksError`.
+
+    Messages and sums of CPU tensors go by gloo; sums of tensors on GPUs by NCCL, a GPU for each of a machine's ranks.
+    """
     size = Ranks.expected()
     if size <= 1:
         return None
@@ -148,7 +176,11 @@ def join(timeout_s: float) -> Ranks | None:
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", timeout=timeout))
-        dist.init_process_group("gloo", store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
+        backend = "gloo"
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=PrefixStore(_life(), store), rank=rank, world_size=size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise RanksError(
             f"rank {rank} of {size}: cannot reach the others by way of {where} within trainer.rank_timeout_s "

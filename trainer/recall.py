@@ -100,8 +100,9 @@ class Recall:
         rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
         rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
         return events_of(
-            rows_n, batch.bits_n, batch.starts_B1, batch.owner_n[batch.target_R[told]], batch.target_R[told],
-            self._model.config, is_chosen_R=batch.is_wanted_R[told],
+            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
+            is_chosen_R=batch.is_wanted_R[told],
         )  # fmt: skip
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from trainer.checkpoint import Checkpoint, CheckpointFolder
-from trainer.config import complete
+from trainer.config import complete, difference
 from trainer.election import Claimant
 from trainer.errors import CheckpointError, JournalError
 from trainer.journal import read_journal
@@ -194,17 +194,13 @@ class _Published:
 
 def check_settings(learner: Learner, manifest: Manifest) -> None:
     """Raise `CheckpointError` if a version was trained with settings that differ from the configured ones."""
-    pairs = (
-        ("model", learner.model_config.as_dict(), manifest.model_config),
-        ("trainer", learner.config.learning_dict(), complete(manifest.learning)),
-    )
-    for section, ours, theirs in pairs:
-        for key, value in ours.items():
-            if theirs.get(key) != value:
-                raise CheckpointError(
-                    f"{section}.{key}: the published weights were trained with {theirs.get(key)!r}, the configuration "
-                    f"now says {value!r}; restore it, or start without --from-published to train from scratch"
-                )
+    found = difference(learner.model_config, learner.config, manifest.model_config, manifest.learning)
+    if found is not None:
+        name, theirs, ours = found
+        raise CheckpointError(
+            f"{name}: the published weights were trained with {theirs!r}, the configuration now says {ours!r}; restore "
+            "it, or start without --from-published to train from scratch"
+        )
 
 
 def is_same_source(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ import structlog
 from kafka import TopicPartition
 
 from model.config import ModelConfig
-from trainer.config import TrainerConfig, complete
+from trainer.config import TrainerConfig, difference
 from trainer.device import choose_device
 from trainer.errors import JournalError, SourceError
 from trainer.kafka_source import KafkaSource
@@ -129,14 +129,10 @@ def _follow(learner: Learner, source: KafkaSource, plan: Plan, num_steps: int, s
 
 
 def _check_settings(model: ModelConfig, config: TrainerConfig, published: Manifest) -> None:
-    pairs = (
-        ("model", model.as_dict(), published.model_config),
-        ("trainer", config.learning_dict(), complete(published.learning)),
-    )
-    for section, ours, theirs in pairs:
-        for key, value in ours.items():
-            if theirs.get(key) != value:
-                raise SourceError(
-                    f"{section}.{key}: the published weights were trained with {theirs.get(key)!r}, the configuration "
-                    f"says {value!r}; a replay needs the same"
-                )
+    found = difference(model, config, published.model_config, published.learning)
+    if found is not None:
+        name, theirs, ours = found
+        raise SourceError(
+            f"{name}: the published weights were trained with {theirs!r}, the configuration says {ours!r}; a replay "
+            "needs the same"
+        )

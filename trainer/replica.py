@@ -78,28 +78,33 @@ class Done:
     def of(outputs: list[ShardOutputs], digest: int, failure: Exception | None) -> Done:
         """To be sent."""
         arrays = [
-            (each.query_SD.numpy(), each.logits_RK.numpy(), None if each.logit_SV is None else each.logit_SV.numpy())
+            (
+                each.query_SD.cpu().numpy(),
+                each.logits_RK.cpu().numpy(),
+                None if each.logit_SV is None else each.logit_SV.cpu().numpy(),
+            )
             for each in outputs
         ]
         return Done(arrays, digest, "" if failure is None else f"{type(failure).__name__} ({failure})")
 
-    @property
-    def outputs(self) -> list[ShardOutputs]:
+    def outputs(self, device: torch.device) -> list[ShardOutputs]:
         """As they were."""
         return [
             ShardOutputs(
-                torch.from_numpy(query_SD), torch.from_numpy(logits_RK),
-                None if logit_SV is None else torch.from_numpy(logit_SV),
+                torch.from_numpy(query_SD).to(device), torch.from_numpy(logits_RK).to(device),
+                None if logit_SV is None else torch.from_numpy(logit_SV).to(device),
             )
             for query_SD, logits_RK, logit_SV in self.arrays
         ]  # fmt: skip
 
 
-def network_of(model: ModelConfig, config: TrainerConfig, tables: dict[str, EmbeddingTable]) -> Network:
+def network_of(
+    model: ModelConfig, config: TrainerConfig, tables: dict[str, EmbeddingTable], device: torch.device
+) -> Network:
     """A network of its own, to be filled."""
-    made = HSTU(model, seed=config.seed)
+    made = HSTU(model, seed=config.seed).to(device)
     optimiser = AdamW(list(made.parameters()), config)
-    direct = DirectStep(made, config) if config.backend == "auto" else None
+    direct = DirectStep(made, config) if config.backend == "auto" and device.type == "cpu" else None
     return Network(made, optimiser, tables, config, direct)
 
 
@@ -131,8 +136,8 @@ def run_shards(
 class Replica:
     """One rank without a learner: `run` until rank 0 ends it."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Ranks, device: torch.device | str = "cpu") -> None:
+        self._ranks, self._device = ranks, torch.device(device)
         self.network: Network | None = None
 
     def run(self) -> None:
@@ -146,10 +151,10 @@ class Replica:
     def _become(self, whole: Whole) -> None:
         config = whole.trainer
         tables = {
-            name: EmbeddingTable(width, init_std=0.0, seed=0, salt=0, backend=config.backend)
+            name: EmbeddingTable(width, init_std=0.0, seed=0, salt=0, device=self._device, backend=config.backend)
             for name, (width, _) in whole.tables.items()
         }
-        self.network = network_of(whole.model, config, tables)
+        self.network = network_of(whole.model, config, tables, self._device)
         self.network.optimiser.load_state_dict(whole.dense)
         for name, (_, rows) in whole.tables.items():
             adopt(tables[name], rows)

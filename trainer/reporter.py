@@ -94,7 +94,7 @@ class LagReporter(threading.Thread):
         try:
             self._report(connections)
         except (KafkaError, OSError, TopicMissing) as error:
-            if refused := refusal(error, self._kafka.bootstrap):
+            if refused := refusal(error, self._kafka.bootstrap, "reading"):
                 raise refused from error
             log.warning("lag cannot be reported now, trying again", error=repr(error))
             self._stopped.wait(self._config.lag_every_s)
@@ -148,7 +148,7 @@ class LagReporter(threading.Thread):
         writer.send(topic, key=key, value=value, partition=0).add_errback(self._note_refusal)
 
     def _note_refusal(self, error: BaseException) -> None:
-        self._refused = refusal(error, self._kafka.bootstrap) or self._refused
+        self._refused = refusal(error, self._kafka.bootstrap, "writing") or self._refused
 
     def _hear(self, value: bytes | None) -> None:
         self._around.hear(value, int(time.time() * 1000))

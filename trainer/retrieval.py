@@ -36,10 +36,10 @@ class RetrievalRows:
         items: EmbeddingTable, config: TrainerConfig, step: int, input_rows_n: Int64, target_row_R: Int64
     ) -> RetrievalRows:
         """All rows, as long as there are at most ``full_softmax_max_items``; else uniform negatives are drawn."""
-        live_rows = items.live_rows()
-        if len(live_rows) <= config.full_softmax_max_items:
-            return RetrievalRows(np.arange(items.num_rows), live_rows, exact=True)
-        negatives = draw_negatives(live_rows, config.num_negatives, config.seed, step)
+        num_live = items.num_live
+        if num_live <= config.full_softmax_max_items:
+            return RetrievalRows(np.arange(items.num_rows), np.zeros(0, np.int64), exact=True)
+        negatives = items.live_at(draw_negatives(num_live, config.num_negatives, config.seed, step))
         read = np.concatenate([np.zeros(1, np.int64), input_rows_n, target_row_R, negatives])
         return RetrievalRows(np.unique(read), negatives, exact=False)
 

@@ -112,7 +112,8 @@ class ShardPass:
         key_time_T, query_time_T = token_times(batch.time_ms_n, batch.query_time_n)
         y_SM = model.encode(
             x_TM, to_device(2 * batch.starts_B1, device), to_device(query_time_T, device),
-            to_device(key_time_T, device), tail=tail, context_gradient=config.context_gradient, dropout=config.dropout,
+            to_device(key_time_T, device), tail=tail, context_gradient=config.context_gradient,
+            dropouts=config.dropouts(model.config.num_layers),
             seed=shard.seed, backend=config.backend,
         )  # fmt: skip
         wanted = np.flatnonzero(batch.is_wanted_R)

@@ -101,7 +101,7 @@ class Sharding:
             found = ranks.answers()
             summed.flat = ranks.summed(summed.flat)
             self._check(step, found, ranks)
-            outputs = [*outputs, *(output for done in found for output in done.outputs)]
+            outputs = [*outputs, *(output for done in found for output in done.outputs(network.device))]
             failure = failure or next((ArithmeticError(done.problem) for done in found if done.problem), None)
         if failure is not None:
             raise failure

@@ -10,7 +10,7 @@ import torch
 
 from model.embedding import EmbeddingTable
 from trainer.checkpoint import Checkpoint, flatten, part_of
-from trainer.config import complete
+from trainer.config import difference
 from trainer.errors import CheckpointError
 from trainer.regions import count_columns
 from trainer.rows import Arrays
@@ -134,17 +134,13 @@ def _check_rates(arrays: Arrays) -> None:
 
 
 def _check_config(learner: Learner, meta: dict[str, Any]) -> None:
-    sections = (
-        ("model", learner.model_config.as_dict(), meta["model"]),
-        ("trainer", learner.config.learning_dict(), complete(meta["trainer"])),
-    )
-    for section, ours, theirs in sections:
-        for key, value in ours.items():
-            if theirs.get(key) != value:
-                raise CheckpointError(
-                    f"{section}.{key}: the checkpoint was trained with {theirs.get(key)!r}, the configuration "
-                    f"now says {value!r}; restore it, or name an empty trainer.checkpoint_dir to train from scratch"
-                )
+    found = difference(learner.model_config, learner.config, meta["model"], meta["trainer"])
+    if found is not None:
+        name, theirs, ours = found
+        raise CheckpointError(
+            f"{name}: the checkpoint was trained with {theirs!r}, the configuration now says {ours!r}; restore it, or "
+            "name an empty trainer.checkpoint_dir to train from scratch"
+        )
 
 
 def _pack(names: dict[int, str | int]) -> Any:

@@ -92,7 +92,9 @@ def _is_finite(values: torch.Tensor) -> bool:
 def _probe(learner: Learner) -> torch.Tensor:
     """Everything that the model predicts from a few of its own items, one second apart."""
     model, device = learner.model, learner.device
-    rows = torch.from_numpy(np.append(np.zeros(1, np.int64), learner.items.live_rows()[-NUM_PROBED:])).to(device)
+    num_live = learner.items.num_live
+    probed = learner.items.live_at(np.arange(max(0, num_live - NUM_PROBED), num_live))
+    rows = torch.from_numpy(np.append(np.zeros(1, np.int64), probed)).to(device)
     kinds_nK = torch.ones((len(rows), len(learner.model_config.kinds)), device=device)
     value_n = torch.ones(len(rows), device=device)
     item_nM = model.item_inputs(F.embedding(rows, learner.items.weight), None)

@@ -147,8 +147,7 @@ class Learner:
             return self._report(started, 0, 0)
         batch = self._thin(shorten(whole, self.max_context))
         now_ms = max(self.newest_event_ms, int(whole.time_ms_n.max(initial=0)))
-        known_V = self.items.live[: self.items.num_rows].copy()
-        known_V[0] = False
+        num_known = self.items.num_live
         seen_rows_n = self.items.lookup(whole.item_n)
         forward = self.forward(batch, now_ms, whole)
         retrieval = forward.retrieval_loss
@@ -160,17 +159,17 @@ class Learner:
             launched = self.recall.launch(whole, forward, seen_rows_n)
             self._learn(forward, loss)
             ranked = self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, launched.wait(), known_V, seen_rows_n, self.num_steps)
+            self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
         elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
             asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
             pending = self._memory_thread.submit(self.recall.answer, whole, asked)
             self._learn(forward, loss)
             ranked = self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, pending.result(), known_V, seen_rows_n, self.num_steps)
+            self.evaluator.count(whole, ranked, pending.result(), num_known, seen_rows_n, self.num_steps)
         else:
             recalled, ranked = self._recall(whole, forward, seen_rows_n), self._rank(whole, forward, seen_rows_n)
-            self.evaluator.count(whole, ranked, recalled, known_V, seen_rows_n, self.num_steps)
+            self.evaluator.count(whole, ranked, recalled, num_known, seen_rows_n, self.num_steps)
             self._learn(forward, loss)
         self._remember(whole, forward, examples, now_ms)
         losses = float(retrieval.detach()), float(ranking.detach())

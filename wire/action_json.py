@@ -1,7 +1,7 @@
 """Which JSON is an action: types, limits, and the reasons for refusing anything else.
 
 `Wire` expresses this for a typed decoder, which is fast. `check` applies it to any JSON value and is the definition: it
-finds the reason for a refusal, and accepts integral floats such as ``5.0`` as integers, up to 2**53.
+finds the reason for a refusal, and accepts integral floats such as ``5.0`` as integers, below 2**53.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Reason = Literal[
 ]  # fmt: skip
 MAX_KEY_LEN = 256
 MAX_INT = (1 << 63) - 1
-MAX_EXACT = 1 << 53
+MAX_EXACT = (1 << 53) - 1
 """Above it, a float stands for several integers: an id that became one is some other id by now."""
 MAX_VALUE = 3.4028234663852886e38
 """The largest float32."""

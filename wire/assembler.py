@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from wire.errors import CodecError, VersionError
-from wire.json_value import decode_json
-from wire.weights import Claim, Manifest, Version, checksum, decode_blob, decode_manifest, record_kind
+from wire.weights import Manifest, Version, checksum, decode_blob, decode_claim, decode_manifest, record_kind
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class VersionAssembler:
 
     def _raise_floor(self, value: bytes) -> None:
         try:
-            claim: Claim = decode_json(value, Claim)
+            claim = decode_claim(value)
         except CodecError as error:
             self.on_drop(f"claim dropped: {error}")
             return

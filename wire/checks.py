@@ -25,6 +25,8 @@ MAX_S = 1e9
 """Thirty years."""
 MAX_DAYS = 1e5
 MAX_CHARACTERS = 4_000
+_PATHS = ("path", "_dir", "_file")
+"""Ends of keys that name a file or a folder."""
 
 
 def expect(holds: bool, key: str, expected: str, got: object, advice: str) -> None:
@@ -109,6 +111,8 @@ class Names:
         fine = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
         fine = fine and isinstance(value, tuple) and self.least <= len(names) <= self.most
         expect(fine, key, f"{self.least} to {self.most} names, none twice", value, self.advice)
+        bare = all(name == name.strip() for name in names)
+        expect(bare, key, "names without spaces around them", value, "no producer sends those")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,10 @@ def _check_plausible(key: str, value: Any) -> None:
         text = str(value)
         expected = f"at most {MAX_CHARACTERS} characters, none of them a control character"
         expect(len(text) <= MAX_CHARACTERS and text.isprintable(), key, expected, text, "remove what is too much")
+        is_plain = not key.endswith(_PATHS) or not any(part.startswith(("~", "$")) for part in Path(text).parts)
+        expect(
+            is_plain, key, "a path, in which nothing is expanded", text, "write the folder of ~ or of a variable out"
+        )
         is_host = not key.endswith("host") or _is_host(text)
         expect(is_host, key, "a host name or an address", text, "127.0.0.1 is this machine, 0.0.0.0 any address of it")
     elif isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +22,12 @@ MAX_EXAMPLE_BYTES = 900_000
 """Below Kafka's default limit of 1 MB per record, with room for names and the header."""
 
 
+_ADDRESS = re.compile(r"\s*(\[[\w:.%]+\]|[\w.-]+):([0-9]{1,5})\s*")
+
+
 def _is_address(text: str) -> bool:
-    host, _, port = text.strip().rpartition(":")
-    return bool(host) and port.isdecimal() and 0 < int(port) < 65536
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and 0 < int(found[2]) < 65536
 
 
 class _Brokers:

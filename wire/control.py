@@ -2,6 +2,7 @@
 
 `PIN_KEY`: the version that servers answer from, and why; a tombstone lets them follow the newest again. `LINE_KEY`: the
 line of training (`KafkaConfig.line`) whose versions they follow; a tombstone: that of their configuration.
+`HANDOVER_KEY`: the deployment that this one continues (`headrace repartition`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import msgspec
 from wire.errors import CodecError, VersionError
 from wire.json_value import Whole, decode_json
 
-PIN_KEY, LINE_KEY = b"pin", b"line"
-Order = TypeVar("Order", "Pin", "Switch")
+PIN_KEY, LINE_KEY, HANDOVER_KEY = b"pin", b"line", b"handover"
+Order = TypeVar("Order", "Pin", "Switch", "Handover")
 Which = tuple[int, int]
 """(epoch, number) of a version."""
 
@@ -44,27 +45,45 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-def encode_order(order: Pin | Switch) -> bytes:
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """This deployment continues that of the prefix ``source``. ``is_done``: its users are all here; no worker starts
+    before. ``ends``: the source's actions that they cover end at these offsets, by partition."""
+
+    source: str
+    is_done: bool
+    made_ms: Whole
+    made_by: str = ""
+    ends: dict[int, Whole] = {}
+
+
+_pin, _switch, _handover = msgspec.json.Decoder(Pin), msgspec.json.Decoder(Switch), msgspec.json.Decoder(Handover)
+
+
+def encode_order(order: Pin | Switch | Handover) -> bytes:
     """An order → JSON."""
     return msgspec.json.encode(order)
 
 
 def decode_pin(value: bytes) -> Pin:
     """JSON → `Pin`. Raises `VersionError`."""
-    return _decoded(value, Pin, "pin")
+    return _decoded(value, _pin, "pin")
 
 
 def decode_switch(value: bytes) -> Switch:
     """JSON → `Switch`. Raises `VersionError`."""
-    return _decoded(value, Switch, "line")
+    return _decoded(value, _switch, "line")
 
 
-def _decoded(value: bytes, order: type[Order], what: str) -> Order:
+def decode_handover(value: bytes) -> Handover:
+    """JSON → `Handover`. Raises `VersionError`."""
+    return _decoded(value, _handover, "handover")
+
+
+def _decoded(value: bytes, decoder: msgspec.json.Decoder[Order], what: str) -> Order:
     try:
-        decoded: Order = decode_json(value, order)
+        return decode_json(value, decoder)
     except CodecError as error:
         raise VersionError(f"{what}: {error}") from error
-    return decoded
 
 
 def parse_version(text: str, what: str = "version") -> Which:

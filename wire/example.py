@@ -172,6 +172,12 @@ class Example:
         return next(iter(self.names), 0) if self.mark is not None else 0
 
     @property
+    def is_carried(self) -> bool:
+        """Whether it is of no action of its deployment, but of another's, from which its user was carried over
+        (`headrace.carried`). It teaches nothing."""
+        return self.user_offset < 0 and not self.is_fence
+
+    @property
     def address(self) -> Address:
         """What the record's key stands for."""
         if self.mark is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -13,10 +13,17 @@ Whole = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
 """An integer that every JSON reader can represent; the sum of a few thousand of them fits into 64 bits."""
 
 
-def decode_json(value: bytes | None, kind: type[Value] | Any = Any) -> Value:
-    """JSON as a ``kind``. Raises `CodecError` for other types, text that is not UTF-8, and excessive nesting."""
+_anything = msgspec.json.Decoder()
+
+
+def decode_json(value: bytes | None, decoder: msgspec.json.Decoder[Value] = _anything) -> Value:
+    """JSON as the type of the ``decoder``. Raises `CodecError` for other types, text that is not UTF-8, and excessive
+    nesting.
+
+    A decoder is made when its module is imported: two threads that decode a type for the first time at once would crash
+    msgspec 0.22, which describes a type at its first use.
+    """
     try:
-        decoded: Value = msgspec.json.decode(value or b"", type=kind)
+        return decoder.decode(value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"expected JSON of a known form, got {(value or b'')[:80]!r} ({error})") from error
-    return decoded

@@ -73,11 +73,14 @@ class _Message(msgspec.Struct):
     freshness: _Freshness = msgspec.field(default_factory=_Freshness)
 
 
+_known = msgspec.json.Decoder(_Message)
+_whole = msgspec.json.Decoder(dict[str, Any])
+
+
 def decode_lag(value: bytes | None) -> dict[str, Any] | None:
     """A message of the lag topic as it was written, with defaults added; None for anything else."""
     try:
-        known: _Message = decode_json(value, _Message)
-        message: dict[str, Any] = decode_json(value, dict)
+        known, message = decode_json(value, _known), decode_json(value, _whole)
     except CodecError:
         return None
     return {"num_servers": known.num_servers, "num_interactions": known.num_interactions, **message}

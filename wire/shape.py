@@ -49,6 +49,9 @@ def shape_of(action: ActionConfig, sequence: SequenceConfig) -> Shape:
     return Shape(action.kinds, action.features, action.user_features, rules)
 
 
+_decoder = msgspec.json.Decoder(Shape)
+
+
 def encode_shape(shape: Shape) -> bytes:
     """The header's value."""
     return msgspec.json.encode(shape)
@@ -57,10 +60,9 @@ def encode_shape(shape: Shape) -> bytes:
 def decode_shape(said: bytes | None) -> Shape | None:
     """The shape in a header; None if there is none that can be read."""
     try:
-        shape: Shape = decode_json(said, Shape)
+        return decode_json(said, _decoder)
     except CodecError:
         return None
-    return shape
 
 
 def disagreement(said: bytes | None, ours: Shape) -> str:

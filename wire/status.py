@@ -69,6 +69,7 @@ class TrainerStatus(msgspec.Struct, frozen=True, kw_only=True, tag="trainer", ta
 
 
 Status = WorkerStatus | ServerStatus | TrainerStatus
+_decoder: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
 
 
 def encode_status(status: Status) -> bytes:
@@ -78,5 +79,4 @@ def encode_status(status: Status) -> bytes:
 
 def decode_status(value: bytes | None) -> Status:
     """Raises `wire.errors.CodecError` for anything that is not a status."""
-    status: Status = decode_json(value, Status)
-    return status
+    return decode_json(value, _decoder)

@@ -13,6 +13,7 @@ FENCE_KEY = b"\x00fence"
 FORGOTTEN_KEY, ITEM_KEY = b"\x00forgotten", b"\x00item/"
 """Of marks (`wire.example.Mark`): the last one that forgets a user, and, with its hash behind it, an item's last."""
 LAG_KEY = b"lag"
+POLICY = "cleanup.policy"
 BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 """Records have the time at which the broker took them, not that of their writers' clocks: retention and compaction take
 nothing because a clock stood years behind, nothing is refused because one is an hour ahead, and "the future" is what
@@ -69,6 +70,8 @@ class Topic:
     num_partitions: int
     replication_factor: int
     settings: Mapping[str, str]
+    other_policy: str = ""
+    """What another ``cleanup.policy`` would remove although it is needed; empty if nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,22 +110,26 @@ def max_letter_bytes(config: KafkaConfig) -> int:
 def topics_of(config: KafkaConfig) -> tuple[Topic, ...]:
     """Every topic of a deployment, with its settings; actions come first."""
     names = Topics.under(config.prefix, config.line)
-    retention = {"cleanup.policy": "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
+    retention = {POLICY: "delete", "retention.ms": str(round(config.actions_retention_s * 1000))}
     largest, letter = config.max_message_bytes, max_letter_bytes(config)
-    forever = {"cleanup.policy": "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
+    forever = {POLICY: "delete", "retention.ms": "-1", "max.message.bytes": str(letter)}
     # A trainer may fall this far behind before compaction can remove an example that it has not read.
     compacted = {
-        "cleanup.policy": "compact",
+        POLICY: "compact",
         "min.compaction.lag.ms": str(round(config.min_compaction_lag_s * 1000)),
     }
+    at_once = {POLICY: "compact", "min.compaction.lag.ms": "0"}
     copies = config.replication_factor
     topics = (
-        Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)}),
-        Topic(names.dead_letters, 1, copies, forever),
-        Topic(names.sequences, config.partitions, copies, compacted),
-        Topic(names.weights, 1, copies, {**retention, "retention.ms": str(round(config.weights_kept_s * 1000))}),
+        Topic(names.actions, config.partitions, copies, {**retention, "max.message.bytes": str(largest)},
+              "compaction keeps only the last action of each user, whether a worker has read the others or not"),
+        Topic(names.dead_letters, 1, copies, forever, "compaction keeps only one refused action of a list"),
+        Topic(names.sequences, config.partitions, copies, compacted,
+              "retention removes the segments from which a worker's disk is restored"),
+        Topic(names.weights, 1, copies, {**retention, "retention.ms": str(round(config.weights_kept_s * 1000))},
+              "compaction keeps only the last chunk of each version"),
         Topic(names.lag, 1, copies, retention),
-        Topic(names.status, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
-        Topic(names.control, 1, copies, {"cleanup.policy": "compact", "min.compaction.lag.ms": "0"}),
-    )
+        Topic(names.status, 1, copies, at_once),
+        Topic(names.control, 1, copies, at_once, "retention removes the version that is pinned and the line to follow"),
+    )  # fmt: skip
     return tuple(replace(topic, settings={**topic.settings, **BROKERS_TIME}) for topic in topics)

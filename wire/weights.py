@@ -230,6 +230,9 @@ MANIFEST_HEADERS: Headers = [("record", b"manifest")]
 CLAIM_HEADERS: Headers = [("record", b"claim")]
 
 
+_manifest_decoder, _claim_decoder = msgspec.json.Decoder(Manifest), msgspec.json.Decoder(Claim)
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """`Manifest` → JSON."""
     return msgspec.json.encode(manifest)
@@ -238,10 +241,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(value: bytes | None) -> Manifest:
     """JSON → `Manifest`; raises `VersionError`."""
     try:
-        manifest: Manifest = decode_json(value, Manifest)
+        return decode_json(value, _manifest_decoder)
     except CodecError as error:
         raise VersionError(f"manifest: {error}") from error
-    return manifest
+
+
+def decode_claim(value: bytes | None) -> Claim:
+    """JSON → `Claim`; raises `CodecError`."""
+    return decode_json(value, _claim_decoder)
 
 
 def record_kind(headers: Iterable[tuple[str, bytes]]) -> str:
@@ -264,7 +271,6 @@ def claim_of(record: Any) -> Claim | None:
     if record_kind(record.headers) != "claim":
         return None
     try:
-        claim: Claim = decode_json(record.value, Claim)
+        return decode_claim(record.value)
     except CodecError:
         return None
-    return claim

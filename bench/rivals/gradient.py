@@ -93,7 +93,7 @@ class Gradient:
     def _sampled_loss(self, target_A: Tensor, query_AD: Tensor, num_known: int) -> Tensor:
         rows = target_A.numpy()
         in_batch = pick_in_batch(rows, NUM_NEGATIVES, self.seed, self.num_steps)
-        uniform = draw_negatives(np.arange(1, num_known + 1), NUM_NEGATIVES, self.seed, self.num_steps)
+        uniform = 1 + draw_negatives(num_known, NUM_NEGATIVES, self.seed, self.num_steps)
         drawn = np.concatenate([in_batch, uniform])
         share = self.frequency.share(drawn)
         log_draws = log_expected_draws(share, len(in_batch), len(rows), len(uniform), num_known)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.commands.options import Bootstrap, ConfigPath, read_settings
+from headrace.commands.options import Bootstrap, ConfigPath, Line, name_of_line, read_settings
 
 
 def lag(
@@ -20,32 +20,38 @@ def lag(
             "with --once, say whether it is now.",
         ),
     ] = None,
+    line: Line = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:  # fmt: skip
     """Watch how far each stage is behind, live, from the trainer-lag topic. Ctrl-C ends it."""
     from headrace.lag import watch
 
-    raise typer.Exit(watch(read_settings(config, bootstrap), as_json=as_json, once=once, max_s=max_seconds))
+    settings = read_settings(config, bootstrap)
+    raise typer.Exit(watch(settings, line=name_of_line(line), as_json=as_json, once=once, max_s=max_seconds))
 
 
-def top(config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
+def top(line: Line = None, config: ConfigPath = None, bootstrap: Bootstrap = None) -> None:
     """Show the whole pipeline on this terminal: freshness, stages, quality, processes. q ends it."""
     from headrace.top import watch
 
-    raise typer.Exit(watch(read_settings(config, bootstrap)))
+    raise typer.Exit(watch(read_settings(config, bootstrap), name_of_line(line)))
 
 
 def versions(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per version.")] = False,
     num: Annotated[int, typer.Option("--last", metavar="N", min=1, help="How many, the newest last.")] = 20,
+    line: Line = None,
     config: ConfigPath = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """List the published versions of the weights: number, kind, size, what they have learned, age."""
+    from headrace.lines import followed_line, on_line
     from headrace.versions import show
 
-    raise typer.Exit(show(read_settings(config, bootstrap), as_json=as_json, num_last=num))
+    settings, chosen = read_settings(config, bootstrap), name_of_line(line)
+    shown = on_line(settings, followed_line(settings) if chosen is None else chosen)
+    raise typer.Exit(show(shown, as_json=as_json, num_last=num))
 
 
 def topics(

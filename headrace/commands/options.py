@@ -18,9 +18,22 @@ ConfigPath = Annotated[
 Bootstrap = Annotated[
     str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="The Kafka broker; overrides the file.")
 ]
+Line = Annotated[
+    str | None,
+    typer.Option(
+        "--line",
+        metavar="LINE",
+        help="A line of training (`kafka.line`), or main; default: the one that servers follow.",
+    ),
+]
 Actions = Annotated[
     Path, typer.Argument(metavar="FILE", help="Ratings or actions: ratings.dat, .csv, u.data, .inter, .jsonl.")
 ]
+
+
+def name_of_line(line: str | None) -> str | None:
+    """The value of `kafka.line` that an option or argument stands for."""
+    return "" if line == "main" else line
 
 
 def read_settings(config: Path | None, bootstrap: str | None, **trainer: Any) -> Settings:

@@ -234,29 +234,3 @@ HEADRACE_API int64_t headrace_histories_newest(const void* in, int64_t num, int6
   }
   return found;
 }
-
-// Marks rows (num, 32 + 8 * num_features) of which none of the same item follows: 1 if none follows that names a domain as it
-// does, 2 if none follows that has features as it has.
-HEADRACE_API int64_t headrace_last_of_items(const uint8_t* rows, int64_t num, int64_t num_features, uint8_t* marks) try {
-  const int64_t width = 32 + 8 * num_features;
-  size_t size = 16;
-  while (size < static_cast<size_t>(2 * num)) size *= 2;
-  std::vector<int64_t> items(size, 0);
-  std::vector<uint8_t> seen(size, 0);
-  for (int64_t i = num; i-- > 0;) {
-    const uint8_t* row = rows + i * width;
-    const int64_t item = load(row);
-    uint8_t has = load(row + 16) != 0 ? 1 : 0;
-    for (int64_t f = 0; f < num_features; ++f) has |= load(row + 32 + 8 * f) != 0 ? 2 : 0;
-    marks[i] = 0;
-    if (has == 0) continue;
-    size_t at = static_cast<size_t>(static_cast<uint64_t>(item) * 0x9E3779B97F4A7C15u >> 20) & (size - 1);
-    while (seen[at] != 0 && items[at] != item) at = (at + 1) & (size - 1);
-    items[at] = item;
-    marks[i] = has & static_cast<uint8_t>(~seen[at]);
-    seen[at] |= has;
-  }
-  return 0;
-} catch (const std::bad_alloc&) {
-  return -1;
-}

@@ -75,23 +75,23 @@ inline bool stand_all(const StandCall& call) {
 
 // A thread's per-row scratch memory, which every call leaves as it found it: all zero.
 struct Blank {
-    float *evidence = nullptr, *recency = nullptr;
+    float *evidence = nullptr, *own = nullptr;
     uint8_t* bytes = nullptr;  // marked, then barred
     int64_t num_rows = 0;
     ~Blank() { clear(); }
     void clear() {
         free(evidence);
-        free(recency);
+        free(own);
         free(bytes);
-        evidence = recency = nullptr, bytes = nullptr, num_rows = 0;
+        evidence = own = nullptr, bytes = nullptr, num_rows = 0;
     }
     bool at_least(int64_t rows) {
         if (rows <= num_rows) return true;
         clear();
         evidence = static_cast<float*>(calloc(rows * NUM_GATHERED, sizeof(float)));
-        recency = static_cast<float*>(calloc(rows, sizeof(float)));
+        own = static_cast<float*>(calloc(rows * NUM_OWN, sizeof(float)));
         bytes = static_cast<uint8_t*>(calloc(rows * 2, 1));
-        if (!evidence || !recency || !bytes) return clear(), false;
+        if (!evidence || !own || !bytes) return clear(), false;
         num_rows = rows;
         return true;
     }
@@ -215,7 +215,7 @@ inline bool make_pass(BestPass& p, Blank& blank) {
     }
     if (!blank.at_least(m.num_rows)) return false;
     p.s.evidence = blank.evidence;
-    p.s.recency = blank.recency;
+    p.s.own = blank.own;
     p.s.marked = blank.bytes;
     p.barred = blank.bytes + blank.num_rows;
     p.s.inverse_root = const_cast<float*>(call.root_V);
@@ -323,7 +323,7 @@ inline void answer(BestPass& p, int64_t q) {
     for (int64_t c = 0; c < LISTED; ++c) {
         const bool is_listed = c < list.num;
         const int64_t row = is_listed ? p.ranked[c].row : 0;
-        const float* e = p.s.evidence + row * NUM_GATHERED;
+        const float *e = p.s.evidence + row * NUM_GATHERED, *own = p.s.own + row * NUM_OWN;
         list.row[c] = (int32_t)row;
         list.score[c] = is_listed ? p.ranked[c].score : UNLISTED;
         const float used = list.listed[c] = is_listed ? 1.0f : 0.0f, lead = list.score[c] - p.ranked[0].score;
@@ -331,11 +331,12 @@ inline void answer(BestPass& p, int64_t q) {
         for (int64_t d = 0; d < call.width; ++d) logit += call.query_RD[r * call.width + d] * call.table_VD[row * call.width + d];
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * p.standing[f * LISTED + c];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
-        list.raw[NUM_STANDING + OWN_RECENCY][c] = used * p.s.recency[row];
+        for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit;
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
-        list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
+        list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * length;
+        list.raw[PAUSE][c] = used * p.s.pause;
     }
     float shift = 0.0f;
     if (list.num) {
@@ -370,7 +371,7 @@ inline void note_history(BestPass& p, int64_t q) {
     const MemoryCall& m = p.call.memory;
     const int64_t r = p.first + q;
     const bool is_one = p.num_chunks == 1;
-    collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
+    collect(m, p.s, r);
     const auto add = [&](int32_t row, float value) {
         if (is_one) p.tile[row * p.padded + q] += value;
         else p.extras[p.num_extras++] = {row, (int32_t)q, value};
@@ -442,7 +443,7 @@ inline void score_large_table(BestPass& p) {
     for (int64_t q = 0; q < p.num; ++q) {
         const MemoryCall& m = p.call.memory;
         const int64_t r = p.first + q;
-        if (p.best[q].k) collect(m, p.s, m.past_rows + m.past_begin_R[r], p.num_past(r));
+        if (p.best[q].k) collect(m, p.s, r);
         answer(p, q);
         if (p.best[q].k) clear(p.s);
     }

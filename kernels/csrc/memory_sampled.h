@@ -56,7 +56,7 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
 }
 
 struct Candidates {
-    Scratch s = {};  // of it `touched`, `evidence`, `recency`, `marked`, `gain` and `shortlist`
+    Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
     int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0, target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
@@ -87,7 +87,7 @@ inline bool make_candidates(const MemoryCall& m, Candidates& c, Blank& blank, Ar
     }
     if (!blank.at_least(m.num_rows)) return false;
     c.s.evidence = blank.evidence;
-    c.s.recency = blank.recency;
+    c.s.own = blank.own;
     c.s.marked = blank.bytes;
     c.barred = blank.bytes + blank.num_rows;
     return true;
@@ -107,10 +107,11 @@ inline void fetch_neighbours(const MemoryCall& m, const Scratch& s, const int32_
 }
 
 // The event's candidates, with their evidence.
-inline void find_candidates(const MemoryCall& m, Candidates& c, int32_t target, const int32_t* past, int64_t num_past) {
+inline void find_candidates(const MemoryCall& m, Candidates& c, int64_t r, const int32_t* past, int64_t num_past) {
     Scratch& s = c.s;
+    const int32_t target = m.target_R[r];
     fetch_neighbours(m, s, past, num_past);
-    collect(m, s, past, num_past);
+    collect(m, s, r);
     touch(s, target);
     for (int i = 0; i < RECENT; ++i)
         if (m.recent[i] > 0 && m.recent[i] < m.num_rows) touch(s, m.recent[i]);
@@ -208,15 +209,15 @@ inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int3
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    float recent = 0.0f;
+    v4 own = {};
     for (int64_t i = 0; i < c.num_certain; ++i) {
         float* e = c.s.evidence + (int64_t)c.row[i] * NUM_GATHERED;
         sparse += load8(e) * c.push[i];
-        recent += c.s.recency[c.row[i]] * c.push[i];
+        own += load4(c.s.own + (int64_t)c.row[i] * NUM_OWN) * c.push[i];
         e[0] = c.push[i];  // for its weights as a neighbour; the evidence is not needed any more
     }
     store8(slope + NUM_STANDING, sparse);
-    slope[NUM_STANDING + OWN_RECENCY] = recent;
+    store4(slope + NUM_STANDING + NUM_GATHERED, own);
     learn_weights(m, c.s, past, num_past, c.s.evidence, NUM_GATHERED);
     descend(m, slope, bucket);
 }
@@ -228,7 +229,7 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     const int bucket = bucket_of(m, num_past);
     bool is_repeat = false;
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
-    find_candidates(m, c, target, past, num_past);
+    find_candidates(m, c, r, past, num_past);
     look_up(call, c, query);
     float best_certain;
     const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);

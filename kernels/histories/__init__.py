@@ -18,7 +18,6 @@ from kernels.library import baseline
 
 Rows = NDArray[np.void]
 Int64 = NDArray[np.int64]
-LAST_OF_DOMAIN, LAST_OF_FEATURES = 1, 2
 
 
 class UserHistories:
@@ -92,15 +91,6 @@ class UserHistories:
         _call("headrace_histories_newest", *wanted, _address(names), ctypes.c_int64(len(names)))
         text, starts = names.tobytes(), [0, *ends.tolist()]
         return [text[start:end].decode() for start, end in itertools.pairwise(starts)]
-
-
-def last_of_items(rows: Rows) -> NDArray[np.uint8]:
-    """(n,) what is not repeated by a later row of the same item: `LAST_OF_DOMAIN` | `LAST_OF_FEATURES`."""
-    marks, rows = np.empty(len(rows), np.uint8), np.ascontiguousarray(rows)
-    num_features = (rows.dtype.itemsize - 32) // 8
-    wanted = (_address(rows), ctypes.c_int64(len(rows)), ctypes.c_int64(num_features), _address(marks))
-    _checked(_call("headrace_last_of_items", *wanted))
-    return marks
 
 
 def _call(name: str, *arguments: Any) -> int:

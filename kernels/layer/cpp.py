@@ -6,6 +6,7 @@ keys and values; the backward pass always the latter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -158,11 +159,12 @@ def layer(
 
 def make_batch(
     offsets_B1: Tensor, *, num_heads: int, norm_len: float, time_buckets: TimeBuckets, query_time_T: Tensor,
-    key_time_T: Tensor, eps: float, dropout: float, seeds: list[int], tails: list[Tail | None], only_tail: list[bool],
+    key_time_T: Tensor, eps: float, dropouts: Sequence[float], seeds: list[int], tails: list[Tail | None],
+    only_tail: list[bool],
 ) -> list[Batch]:  # fmt: skip
     """What each of some layers takes beside x and its weights, without validation."""
     cache, batches = BucketCache(), []
-    for seed, tail, is_only in zip(seeds, tails, only_tail, strict=True):
+    for seed, dropout, tail, is_only in zip(seeds, dropouts, tails, only_tail, strict=True):
         buckets = tail_buckets = None
         if not is_only:
             buckets = cached_buckets(cache, offsets_B1, time_buckets, query_time_T, key_time_T, None)

@@ -37,6 +37,7 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.past import MemoryPast
 from kernels.memory.shares import MemoryShares, memory_shares
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "MemoryArrays",
     "MemoryEvents",
     "MemoryOutcome",
+    "MemoryPast",
     "MemoryRules",
     "MemoryShares",
     "MemoryStanding",
@@ -209,6 +211,10 @@ def _check(
             raise ValueError(f"{name}: expected int32, got {rows.dtype}")
         if len(rows) and not (least <= rows.min() and rows.max() < num_rows):
             raise IndexError(f"{name}: expected rows {least} to {num_rows - 1}, got {rows.min()} to {rows.max()}")
+    for name, num_times in (("past_ms", len(events.past_rows)), ("now_ms_R", num)):
+        times = getattr(events, name)
+        if times.shape != (num_times,) or times.dtype != np.int64:
+            raise ValueError(f"{name}: expected int64 of shape ({num_times},), got {times.dtype} {times.shape}")
     for kind, rows in (("past", events.past_rows), ("met", events.met_rows)):
         begin, end = getattr(events, f"{kind}_begin_R"), getattr(events, f"{kind}_end_R")
         if begin.shape != (num,) or end.shape != (num,) or begin.dtype != np.int64 or end.dtype != np.int64:

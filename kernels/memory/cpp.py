@@ -38,7 +38,20 @@ class _Call(ctypes.Structure):
         *((name, c_void_p) for name in ("clock", "dirty", "moved", "recent")),
         *((name, c_int64) for name in ("num_events", "logit_stride")),
         *((name, c_void_p) for name in ("target", "chosen", "past_rows", "met_rows", "past_begin", "past_end")),
-        *((name, c_void_p) for name in ("met_begin", "met_end", "logit", "rank", "model_rank", "count_rank", "loss")),
+        *(
+            (name, c_void_p)
+            for name in (
+                "met_begin",
+                "met_end",
+                "past_ms",
+                "now_ms",
+                "logit",
+                "rank",
+                "model_rank",
+                "count_rank",
+                "loss",
+            )
+        ),
         ("seen_growth", c_double),
         ("heat_growth", c_double * 3),
         ("repeat_decay", c_double),
@@ -92,7 +105,7 @@ class _LogitsCall(ctypes.Structure):
 def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> tuple[_Call, list[Any]]:
     """The argument, and the arrays that must outlive it."""
     kept = [np.ascontiguousarray(getattr(events, name)) for name in MemoryEvents.__slots__]
-    target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end = map(_pointer, kept)
+    target, chosen, past_rows, past_begin, past_end, met_rows, met_begin, met_end, past_ms, now_ms = map(_pointer, kept)
     call = _Call(
         **_memory_fields(memory, num_rows),
         num_events=len(events),
@@ -105,6 +118,8 @@ def _fill(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: F
         past_end=past_end,
         met_begin=met_begin,
         met_end=met_end,
+        past_ms=past_ms,
+        now_ms=now_ms,
         logit=logit_AV.ctypes.data,
     )
     return call, kept

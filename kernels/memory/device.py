@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.past import VISIT_MS
 from kernels.memory.reference import group_size
 from kernels.memory.triton_learn import count_events_kernel, learn_events_kernel, learn_weights_kernel
 from kernels.memory.triton_predict import ENTRIES, EVENT, GATHERED, LIST, predict_events_kernel
@@ -37,6 +38,8 @@ class Sent:
     event: Tensor
     past: Tensor
     met: Tensor
+    past_ms: Tensor
+    now_ms: Tensor
 
 
 class DeviceMemory:
@@ -90,17 +93,19 @@ class DeviceMemory:
         asked = np.cumsum(events.chosen_R == 1) - 1
         columns = (
             events.target_R, events.chosen_R, events.past_begin_R, events.past_end_R, events.met_begin_R,
-            events.met_end_R, buckets, np.maximum(asked, 0),
+            events.met_end_R, buckets, np.maximum(asked, 0), visits_of(events),
         )  # fmt: skip
         for column, values in enumerate(columns):
             event[:, column] = values
-        parts = (event.reshape(-1), events.past_rows, events.met_rows)
-        joined = torch.from_numpy(np.concatenate([*(part for each in parts for part in (each, _rest(each)))]))
+        rows = self._sent(event.reshape(-1), events.past_rows, events.met_rows)
+        return Sent(*rows, *self._sent(events.past_ms, events.now_ms_R))
+
+    def _sent(self, *parts: NDArray[Any]) -> tuple[Tensor, ...]:
+        joined = torch.from_numpy(np.concatenate([part for each in parts for part in (each, _rest(each))]))
         if self._device.type == "cuda":
             joined = joined.pin_memory()
         there = joined.to(self._device, non_blocking=True)
-        sizes = [len(each) + len(_rest(each)) for each in parts]
-        return Sent(*there.split(sizes))
+        return there.split([len(each) + len(_rest(each)) for each in parts])
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
@@ -111,7 +116,7 @@ class DeviceMemory:
         together = max(1, min(size, SCRATCH_BYTES // (4 * (GATHERED.value + 3) * stride)))
         for place in range(0, size, together):
             predict_events_kernel[(min(together, size - place),)](
-                sent.event, sent.past, sent.met, logit_AV,
+                sent.event, sent.past, sent.met, sent.past_ms, sent.now_ms, logit_AV,
                 a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["seen"],
                 a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
                 s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
@@ -132,8 +137,9 @@ class DeviceMemory:
             PARTS=next_power(self._num_parts), GROUP=next_power(size), BLOCK=1024, num_warps=8,
         )  # fmt: skip
         count_events_kernel[(size * ENTRIES.value,)](
-            s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"],
-            a["weight"], a["dirty"], a["moved"], size, width, WIDTH=most, TABLE=table, num_warps=8,
+            sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], size, width,
+            WIDTH=most, TABLE=table, num_warps=8,
         )  # fmt: skip
 
     def _buffers(self) -> dict[str, Tensor]:
@@ -198,6 +204,18 @@ def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, copy=True)
 
 
-def _rest(array: NDArray[np.int32]) -> NDArray[np.int32]:
+def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
+    """(R,) how many of the last choices belong to the visit that is under way: see `kernels.memory.past`."""
+    begin_R, end_R, ms = events.past_begin_R, events.past_end_R, events.past_ms
+    if not len(ms):
+        return np.zeros(len(events), np.int64)
+    ends = np.where(np.diff(ms) >= VISIT_MS, np.arange(1, len(ms)), 0)
+    newest_end = np.maximum.accumulate(np.append(0, ends))  # where the visit of each choice begins
+    last_R = np.maximum(end_R - 1, 0)
+    is_on_R = (end_R > begin_R) & (events.now_ms_R - ms[last_R] < VISIT_MS)
+    return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
+
+
+def _rest(array: NDArray[Any]) -> NDArray[Any]:
     """What is missing to a multiple of 16, and never nothing: so that each part is aligned and has an address."""
-    return np.zeros(16 - len(array) % 16, np.int32)
+    return np.zeros(16 - len(array) % 16, array.dtype)

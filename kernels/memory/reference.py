@@ -25,12 +25,15 @@ from kernels.memory.arrays import (
     MemoryRules,
     MemoryStanding,
 )
+from kernels.memory.past import MemoryPast
 from kernels.memory.shortlist import Prediction, Shortlist, log_sum
 
 # (lags, decay per lag): how many of the user's last choices count, and by what factor each less than the one after it.
 FOLLOWS, CHAIN, WIDE, NEAR = (10, 0.8), (20, 0.9), (60, 0.98), (6, 0.5)
-LEARNED, COUNTED, DIRECT = (40, 0.95), (20, 0.9), (4, 0.3)
+LEARNED, COUNTED, DIRECT, THREADS = (40, 0.95), (20, 0.9), (4, 0.3), (60, 0.97)
 DIRECT_COUNT_DECAY = 0.2
+ACROSS_VISITS = 0.2
+"""What the very next choice counts if it is of a later visit."""
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
 REFRESH_EVENTS = 16
 EVENTS_PER_GROUPED = 64
@@ -103,10 +106,9 @@ def group_size(num_before: int, most: int) -> int:
     return max(1, min(most, num_before // EVENTS_PER_GROUPED))
 
 
-def before(events: MemoryEvents, r: int) -> tuple[Int32, Int32]:
+def before(events: MemoryEvents, r: int) -> tuple[MemoryPast, Int32]:
     """What the user of event r had chosen, and had met, before it."""
-    past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
-    return past, events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+    return MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
 
 
 def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> None:
@@ -176,10 +178,10 @@ def standing_of(memory: MemoryArrays, rows: slice | Int64) -> Float64:
     )
 
 
-def _evidence(memory: MemoryArrays, num_rows: int, past: Int32) -> Float64:
+def _evidence(memory: MemoryArrays, num_rows: int, past: MemoryPast) -> Float64:
     """(evidence features, V)."""
     total = dict(zip(EVIDENCE, np.zeros((len(EVIDENCE), num_rows)), strict=True))
-    for lag, row in enumerate(past[::-1].tolist()):
+    for lag, row in enumerate(past.row_P[::-1].tolist()):
         num = memory.num_neighbours[row]
         ids = memory.neighbour_row[row, :num]
         after, before = memory.after[row, :num].astype(float), memory.before[row, :num].astype(float)
@@ -191,14 +193,23 @@ def _evidence(memory: MemoryArrays, num_rows: int, past: Int32) -> Float64:
         _add(total["after"], ids, after / root, lag, NEAR)
         _add(total["before"], ids, before / root, lag, NEAR)
         _add(total["learned"], ids, memory.weight[row, :num], lag, LEARNED)
-        _add(total["direct"], ids, memory.direct[row, :num] / seen if num else both, lag, DIRECT)
+        direct = memory.direct[row, :num] / seen if num else both
+        _add(total["direct"], ids, direct * _share(past, lag), lag, DIRECT)
+        _add(total["threads"], ids, direct, lag, THREADS)
+    for place, row in enumerate(past.row_P.tolist()):
         total["own_count"][row] += 1.0
-        total["own_recency"][row] = max(total["own_recency"][row], 1.0 / (1.0 + 0.1 * lag))
-    for name, scale in (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("own_count", 1.0)):
+        total["own_recency"][row] = 1.0 / (1.0 + 0.1 * (len(past.row_P) - 1 - place))
+        total["own_visit"][row], total["own_since"][row] = past.in_visit_P[place], past.since_P[place]
+    logs = (("follows", FOLLOWS_SCALE), ("direct", FOLLOWS_SCALE), ("threads", FOLLOWS_SCALE), ("own_count", 1.0))
+    for name, scale in logs:
         total[name] = np.log1p(scale * total[name])
     for name in ("wide", "after", "before"):
         total[name] = np.log1p(COSINE_SCALE * total[name])
     return np.stack(list(total.values()))
+
+
+def _share(past: MemoryPast, lag: int) -> float:
+    return 1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS
 
 
 def _add(total_V: Float64, ids: Int32, value: NDArray[np.floating], lag: int, window: tuple[int, float]) -> None:
@@ -216,9 +227,9 @@ def gains_of(memory: MemoryArrays, num_past: int) -> Float64:
     return np.asarray(memory.gain[0].astype(float) + memory.gain[_bucket(memory, num_past)])
 
 
-def weighted_sum(memory: MemoryArrays, num_rows: int, past: Int32, logit_V: Float32) -> Prediction:
+def weighted_sum(memory: MemoryArrays, num_rows: int, past: MemoryPast, logit_V: Float32) -> Prediction:
     """The scores of all rows before the shortlist, for a user with these past choices and nothing left out."""
-    return mix(memory, num_rows, _standing(memory, num_rows), past, past[:0], 0, logit_V)
+    return mix(memory, num_rows, _standing(memory, num_rows), past, past.row_P[:0], 0, logit_V)
 
 
 def leaves_out(memory: MemoryArrays, rules: MemoryRules) -> bool:
@@ -227,15 +238,21 @@ def leaves_out(memory: MemoryArrays, rules: MemoryRules) -> bool:
 
 
 def mix(
-    memory: MemoryArrays, num_rows: int, standing_FV: Float64, past: Int32, left_out: Int32, target: int, logit: Float32
+    memory: MemoryArrays,
+    num_rows: int,
+    standing_FV: Float64,
+    past: MemoryPast,
+    left_out: Int32,
+    target: int,
+    logit: Float32,
 ) -> Prediction:
     """The scores of all rows before the shortlist; rows of ``left_out`` other than ``target`` do not compete."""
-    bucket, gain_F = _bucket(memory, len(past)), gains_of(memory, len(past))
+    bucket, gain_F = _bucket(memory, len(past.row_P)), gains_of(memory, len(past.row_P))
     feature_FV = np.concatenate([standing_FV, _evidence(memory, num_rows, past), logit[None, :num_rows]])
     competes_V = memory.first[:num_rows] >= 0
     competes_V[left_out] = False
     competes_V[target] |= target > 0
-    return Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket)
+    return Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket, past.pause)
 
 
 @dataclass(slots=True, eq=False)
@@ -248,7 +265,7 @@ class Found:
     shortlist: Shortlist
     push_V: Float64
     target: int
-    past: Int32
+    past: MemoryPast
     is_repeat: bool
 
 
@@ -257,7 +274,7 @@ def predict(
     num_rows: int,
     standing_FV: Float64,
     target: int,
-    past: Int32,
+    past: MemoryPast,
     met: Int32,
     logit: Float32,
     rules: MemoryRules,
@@ -279,7 +296,7 @@ def predict(
 
 def learn(memory: MemoryArrays, found: Found, rules: MemoryRules) -> None:
     """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
-    learn_weights(memory, found.past, found.push_V, found.done.gain_F, rules)
+    learn_weights(memory, found.past.row_P, found.push_V, found.done.gain_F, rules)
     learn_gains(memory, found.done.feature_FV @ found.push_V, found.done.bucket, rules)
     found.shortlist.learn(memory, found.target, rules)
     count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
@@ -316,7 +333,7 @@ def learn_weights(memory: MemoryArrays, past: Int32, push_V: Float64, gain_F: Fl
         memory.dirty[row] = CHANGED
 
 
-def meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, rules: MemoryRules) -> None:
+def meet(memory: MemoryArrays, target: int, past: MemoryPast | None, num_rows: int, rules: MemoryRules) -> None:
     """Count one more event: a choice after ``past``, or (None) one that was only met."""
     now = int(memory.clock[_EVENTS])
     if memory.first[target] < 0 or (past is not None and memory.last[target] < 0):
@@ -330,13 +347,14 @@ def meet(memory: MemoryArrays, target: int, past: Int32 | None, num_rows: int, r
     memory.clock[_EVENTS] += 1
 
 
-def _count(memory: MemoryArrays, target: int, past: Int32, num_rows: int, rules: MemoryRules) -> None:
+def _count(memory: MemoryArrays, target: int, past: MemoryPast, num_rows: int, rules: MemoryRules) -> None:
     _rescale(memory, num_rows)
     lags, decay = COUNTED
     unit = float(np.float32(memory.clock[_SEEN]))
-    for lag, row in enumerate(past[::-1][:lags].tolist()):
+    for lag, row in enumerate(past.row_P[::-1][:lags].tolist()):
         if row != target:
-            _sight(memory, row, target, unit * decay**lag, 0.0, unit * DIRECT_COUNT_DECAY**lag)
+            direct = unit * DIRECT_COUNT_DECAY**lag * _share(past, lag)
+            _sight(memory, row, target, unit * decay**lag, 0.0, direct)
             _sight(memory, target, row, 0.0, unit * decay**lag, 0.0)
     memory.seen[target] += unit
     memory.clock[_SEEN] *= 2.0 ** (1.0 / rules.seen_half_life)

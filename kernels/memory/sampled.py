@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from kernels.memory import reference
 from kernels.memory.arrays import DRAWN, Float32, Float64, Int32, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
-from kernels.memory.shortlist import Prediction, Shortlist
+from kernels.memory.past import MemoryPast
+from kernels.memory.shortlist import Shortlist
 
 LEAST_NORM = 1e-6
 _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -37,8 +40,7 @@ def memory_learn_sampled(
         target = int(events.target_R[r])
         if target == 0:
             continue
-        past = events.past_rows[events.past_begin_R[r] : events.past_end_R[r]]
-        met = events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
         if events.chosen_R[r] == 1 and memory.first[target] >= 0:
             loss_R[r] = _learn(memory, num_rows, target, past, met, logit_AV[query_of_R[r]], rules)
         reference.meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
@@ -69,12 +71,12 @@ def _shares(memory: MemoryArrays, num_rows: int, target: int, past: Int32) -> tu
 
 
 def _learn(
-    memory: MemoryArrays, num_rows: int, target: int, past: Int32, met: Int32, logit: Float32, rules: MemoryRules
+    memory: MemoryArrays, num_rows: int, target: int, past: MemoryPast, met: Int32, logit: Float32, rules: MemoryRules
 ) -> float:
     excludes = reference.leaves_out(memory, rules)
     standing_FV = reference.standing_of(memory, slice(num_rows))
     done = reference.mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
-    certain_V, drawn_V = _shares(memory, num_rows, target, past)
+    certain_V, drawn_V = _shares(memory, num_rows, target, past.row_P)
     share_V = np.where(done.competes_V, certain_V + drawn_V, 0.0)
     score_V = np.where(share_V > 0, done.score_V, -np.inf)
     best = score_V.max()
@@ -83,9 +85,9 @@ def _learn(
     push_V /= push_V.sum()
     push_V[target] -= 1.0
     competes_V = done.competes_V & (certain_V > 0)
-    shortlist = Shortlist(memory, Prediction(done.score_V, done.feature_FV, competes_V, done.gain_F, done.bucket))
+    shortlist = Shortlist(memory, replace(done, competes_V=competes_V))
     shortlist.rescore(score_V)
-    reference.learn_weights(memory, past, push_V, done.gain_F, rules)
+    reference.learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
     reference.learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
     shortlist.learn(memory, target, rules)
     reference.count_repeat(memory, is_repeat=target in met, rules=rules)

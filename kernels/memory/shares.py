@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int32, Int64, MemoryArrays
+from kernels.memory.arrays import EVIDENCE, FEATURES, STANDING, Float32, Float64, Int64, MemoryArrays
+from kernels.memory.past import MemoryPast
 from kernels.memory.reference import (
+    ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
     DIRECT,
@@ -22,15 +24,16 @@ from kernels.memory.reference import (
     LEARNED,
     NEAR,
     SEEN_UNIT,
+    THREADS,
     WIDE,
     gains_of,
     standing_of,
 )
 
 _WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "after": NEAR, "before": NEAR, "learned": LEARNED,
-            "direct": DIRECT}  # fmt: skip
+            "direct": DIRECT, "threads": THREADS}  # fmt: skip
 _LOG_SCALES = {"follows": FOLLOWS_SCALE, "wide": COSINE_SCALE, "after": COSINE_SCALE, "before": COSINE_SCALE,
-               "direct": FOLLOWS_SCALE, "own_count": 1.0}  # fmt: skip
+               "direct": FOLLOWS_SCALE, "threads": FOLLOWS_SCALE, "own_count": 1.0}  # fmt: skip
 """Features that are log(1 + scale x sum)."""
 
 
@@ -58,29 +61,38 @@ class MemoryShares:
 
 
 def memory_shares(
-    memory: MemoryArrays, past: Int32, row_C: Int64, logit_C: Float32 | NDArray[np.float64]
+    memory: MemoryArrays, past: MemoryPast, row_C: Int64, logit_C: Float32 | NDArray[np.float64]
 ) -> MemoryShares:
-    """``past`` (P,): rows of the user's choices, oldest first; ``row_C``: the rows to explain, none twice."""
-    gain_F = gains_of(memory, len(past))
+    """``past``: the user's P choices; ``row_C``: the rows to explain, none twice."""
+    past_P = past.row_P
+    gain_F = gains_of(memory, len(past_P))
     num_standing, (gain_model,) = len(STANDING), gain_F[[FEATURES.index("model")]].tolist()
-    pairs = [_pair(memory, int(row), row_C) for row in past[::-1].tolist()]  # the newest first: by lag
-    shape = (len(past), len(row_C))
+    pairs = [_pair(memory, int(row), row_C) for row in past_P[::-1].tolist()]  # the newest first: by lag
+    shape = (len(past_P), len(row_C))
     raw = {name: np.zeros(shape) for name in EVIDENCE}
     after_LC, before_LC = np.zeros(shape), np.zeros(shape)
-    for lag, ((after_C, before_C, direct_C, weight_C), row) in enumerate(zip(pairs, past[::-1].tolist(), strict=True)):
+    for lag, ((after_C, before_C, direct_C, weight_C), row) in enumerate(
+        zip(pairs, past_P[::-1].tolist(), strict=True)
+    ):
         after_LC[lag], before_LC[lag] = after_C, before_C
         both_C, seen = after_C + 0.5 * before_C, float(memory.seen[row])
         root_C = np.sqrt(np.maximum(seen * memory.seen[row_C].astype(float), np.finfo(float).tiny))
         found = {
             "follows": both_C / seen if seen > 0 else both_C, "chain": 0.1 * np.log1p(COSINE_SCALE * both_C / root_C),
             "wide": both_C / root_C, "after": after_C / root_C, "before": before_C / root_C, "learned": weight_C,
-            "direct": direct_C / seen if seen > 0 else direct_C,
+            "threads": direct_C / seen if seen > 0 else direct_C,
         }  # fmt: skip
+        found["direct"] = found["threads"] * (1.0 if past.in_visit_P[-1 - lag] else ACROSS_VISITS)
         for name, (lags, decay) in _WINDOWS.items():
             if lag < lags:
                 raw[name][lag] = found[name] * decay**lag
         is_own_C = (row_C == row).astype(float)
-        raw["own_count"][lag], raw["own_recency"][lag] = is_own_C, is_own_C / (1.0 + 0.1 * lag)
+        raw["own_count"][lag] = is_own_C
+        is_newest_C = is_own_C * (raw["own_count"][:lag].sum(axis=0) == 0)
+        raw["own_recency"][lag] = is_newest_C / (1.0 + 0.1 * lag)
+        raw["own_visit"][lag], raw["own_since"][lag] = (
+            is_newest_C * of_choice[-1 - lag] for of_choice in (past.in_visit_P, past.since_P)
+        )
     share_LC = np.zeros(shape)
     for name, raw_LC in raw.items():
         share_LC += gain_F[num_standing + EVIDENCE.index(name)] * _shared(name, raw_LC)
@@ -104,10 +116,6 @@ def _pair(memory: MemoryArrays, row: int, row_C: Int64) -> tuple[Float64, Float6
 
 def _shared(name: str, raw_LC: Float64) -> Float64:
     """A feature's value, divided among the choices that it comes from."""
-    if name == "own_recency":  # only from the most recent choice of the row
-        return (
-            np.where(np.arange(len(raw_LC))[:, None] == raw_LC.argmax(axis=0), raw_LC, 0.0) if len(raw_LC) else raw_LC
-        )
     if name not in _LOG_SCALES:
         return raw_LC
     total_C = raw_LC.sum(axis=0)

@@ -14,13 +14,15 @@ LENGTH_SCALE, LAST_LEAD, LEAK, FURTHEST, LEAST_VARIANCE, LISTS_REMEMBERED = 0.25
 
 @dataclass(slots=True, eq=False)
 class Prediction:
-    """A weighted sum of features for all rows; ``competes_V``: which rows it is among."""
+    """A weighted sum of features for all rows; ``competes_V``: which rows it is among.
+    ``pause``: how long ago the user's last choice was (`kernels.memory.past`)."""
 
     score_V: Float64
     feature_FV: Float64
     competes_V: NDArray[np.bool_]
     gain_F: Float64
     bucket: int
+    pause: float
 
 
 class Shortlist:
@@ -35,7 +37,8 @@ class Shortlist:
         lead_C = np.maximum(self.score_C - score_V.max(initial=-np.inf), LAST_LEAD)
         is_own_C = feature_FC[FEATURES.index("own_count")] > 0
         length_C = np.full(len(self.row_C), LENGTH_SCALE * done.bucket)
-        self.raw_FC = np.vstack([feature_FC, lead_C, is_own_C, length_C])
+        pause_C = np.full(len(self.row_C), done.pause)
+        self.raw_FC = np.vstack([feature_FC, lead_C, is_own_C, length_C, pause_C])
         mean_F, variance_F, _ = memory.shortlist_norm.astype(float)
         scaled_FC = (self.raw_FC - mean_F[:, None]) / np.sqrt(variance_F + LEAST_VARIANCE)[:, None]
         self.seen_FC = np.clip(scaled_FC, -FURTHEST, FURTHEST)

@@ -17,6 +17,7 @@ from kernels.memory import reference
 from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT
 from kernels.memory.shortlist import LISTS_REMEMBERED
 from kernels.memory.triton_predict import (
+    ACROSS,
     BUCKET,
     CHOSEN,
     ENTRIES,
@@ -27,6 +28,7 @@ from kernels.memory.triton_predict import (
     TARGET,
     TINY,
     UNITS,
+    VISIT,
     only_if,
 )
 
@@ -263,8 +265,8 @@ def learn_weights_kernel(
 
 @triton.jit(do_not_specialize=["num", "width"])
 def count_events_kernel(
-    counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr, dirty, moved,
-    num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
+    event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
+    dirty, moved, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """Sightings of a row's neighbours beside it, a row a program; see `kernels.memory.reference`.
 
@@ -291,7 +293,9 @@ def count_events_kernel(
                 lag = (place % ENTRIES // 2).to(tl.float32)
                 value = unit * tl.exp2(lag * COUNT_FADE)
                 more_after, more_before = tl.where(is_after, value, 0.0), tl.where(is_after, 0.0, value)
-                more_direct = tl.where(is_after, unit * tl.exp2(lag * DIRECT_COUNT_FADE), 0.0)
+                num_visit = tl.load(event_ptr + place // ENTRIES * EVENT + VISIT).to(tl.float32)
+                share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lag * DIRECT_COUNT_FADE)
+                more_direct = tl.where(is_after, unit * share, 0.0)
                 is_it = ids == other
                 is_found = tl.max(is_it.to(tl.int32), 0) > 0
                 is_full = count == width

@@ -20,11 +20,14 @@ from kernels.memory.arrays import (
     FEW_REPEATS,
     HIDDEN,
     LISTED,
+    OWN,
     PRIOR_CHOICES,
     SEEN_AGAIN,
     STANDING,
 )
+from kernels.memory.past import SINCE_SHARE
 from kernels.memory.reference import (
+    ACROSS_VISITS,
     CHAIN,
     COSINE_SCALE,
     COUNTED,
@@ -34,15 +37,16 @@ from kernels.memory.reference import (
     HEAT_SCALES,
     LEARNED,
     NEAR,
+    THREADS,
     TIME_SHARE,
     WIDE,
 )
 from kernels.memory.shortlist import FURTHEST, LAST_LEAD, LEAK, LEAST_VARIANCE, LENGTH_SCALE
 
-TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY = map(tl.constexpr, range(8))
-EVENT = tl.constexpr(8)
+TARGET, CHOSEN, PAST_BEGIN, PAST_END, MET_BEGIN, MET_END, BUCKET, QUERY, VISIT = map(tl.constexpr, range(9))
+EVENT = tl.constexpr(12)
 """The columns of an event."""
-GATHERED = tl.constexpr(len(EVIDENCE) - 2)
+GATHERED = tl.constexpr(len(EVIDENCE) - len(OWN))
 NUM_STANDING, NUM_FEATURES, NUM_SEEN = map(tl.constexpr, (len(STANDING), len(FEATURES), len(SEEN_AGAIN)))
 LEARNED_GAIN, OWN_GAIN = (tl.constexpr(len(STANDING) + EVIDENCE.index(name)) for name in ("learned", "own_count"))
 TINY = tl.constexpr(1e-37)
@@ -52,17 +56,18 @@ MET = tl.constexpr(1 << 20)
 ENTRIES = tl.constexpr(64)
 """Places for an event in the list of rows that learn (its past choices), and in that of rows that count (pairs)."""
 FEW, PRIOR, OUT = tl.constexpr(FEW_REPEATS), tl.constexpr(PRIOR_CHOICES), tl.constexpr(reference.OUT)
-_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT}
-FOLLOWS_LAGS, CHAIN_LAGS, WIDE_LAGS, NEAR_LAGS, LEARNED_LAGS, DIRECT_LAGS = (
+_WINDOWS = {"follows": FOLLOWS, "chain": CHAIN, "wide": WIDE, "near": NEAR, "learned": LEARNED, "direct": DIRECT,
+            "threads": THREADS}  # fmt: skip
+FOLLOWS_LAGS, CHAIN_LAGS, WIDE_LAGS, NEAR_LAGS, LEARNED_LAGS, DIRECT_LAGS, THREAD_LAGS = (
     tl.constexpr(lags) for lags, _ in _WINDOWS.values()
 )
-FOLLOWS_FADE, CHAIN_FADE, WIDE_FADE, NEAR_FADE, LEARNED_FADE, DIRECT_FADE = (
+FOLLOWS_FADE, CHAIN_FADE, WIDE_FADE, NEAR_FADE, LEARNED_FADE, DIRECT_FADE, THREAD_FADE = (
     tl.constexpr(log2(decay)) for _, decay in _WINDOWS.values()
 )
 COUNTED_LAGS = tl.constexpr(COUNTED[0])
 SCALE_OF_FOLLOWS, SCALE_OF_COSINE = tl.constexpr(FOLLOWS_SCALE), tl.constexpr(COSINE_SCALE)
 HEAT_0, HEAT_1, HEAT_2 = (tl.constexpr(each) for each in HEAT_SCALES)
-SHARE_OF_TIME = tl.constexpr(TIME_SHARE)
+SHARE_OF_TIME, SHARE_OF_SINCE, ACROSS = map(tl.constexpr, (TIME_SHARE, SINCE_SHARE, ACROSS_VISITS))
 LEAKY, BOUND, LEAST, LOWEST_LEAD, PER_LENGTH = map(
     tl.constexpr, (LEAK, FURTHEST, LEAST_VARIANCE, LAST_LEAD, LENGTH_SCALE)
 )
@@ -106,11 +111,22 @@ def standing_of(row, inside, memory, clock_ptr, stride):
 
 
 @triton.jit
-def evidence_of(row, inside, evidence_ptr, own_ptr, stride):
+def since_of(lag, inside, history):
+    """How long ago the user's last choices were, by their lag."""
+    past_ms_ptr, num_past, now_ms, _ = history
+    ms = tl.load(past_ms_ptr + num_past - 1 - lag, mask=inside, other=0)
+    return logarithm(tl.maximum(now_ms - ms, 0).to(tl.float32), 1e-3) * SHARE_OF_SINCE
+
+
+@triton.jit
+def evidence_of(row, inside, evidence_ptr, own_ptr, history, stride):
     """The features of rows given the user's history; and which rows are left out."""
     own = tl.load(own_ptr + row, mask=inside, other=0)
     newest = tl.load(own_ptr + stride + row, mask=inside, other=0)
-    recency = tl.where(newest > 0, 1.0 / (1.0 + (newest - MET).to(tl.float32) * -0.1), 0.0)
+    is_own, lag = newest > 0, (newest - MET) * -1
+    recency = tl.where(is_own, 1.0 / (1.0 + lag.to(tl.float32) * 0.1), 0.0)
+    visit = (is_own & (lag < history[3])).to(tl.float32)
+    since = tl.where(is_own, since_of(lag, is_own, history), 0.0)
     follows = tl.load(evidence_ptr + row, mask=inside, other=0.0)
     chain = tl.load(evidence_ptr + stride + row, mask=inside, other=0.0)
     wide = tl.load(evidence_ptr + 2 * stride + row, mask=inside, other=0.0)
@@ -118,20 +134,25 @@ def evidence_of(row, inside, evidence_ptr, own_ptr, stride):
     before = tl.load(evidence_ptr + 4 * stride + row, mask=inside, other=0.0)
     learned = tl.load(evidence_ptr + 5 * stride + row, mask=inside, other=0.0)
     direct = tl.load(evidence_ptr + 6 * stride + row, mask=inside, other=0.0)
+    threads = tl.load(evidence_ptr + 7 * stride + row, mask=inside, other=0.0)
     return (
         logarithm(follows, SCALE_OF_FOLLOWS), chain, logarithm(wide, SCALE_OF_COSINE),
         logarithm(after, SCALE_OF_COSINE), logarithm(before, SCALE_OF_COSINE), learned,
-        logarithm(direct, SCALE_OF_FOLLOWS), logarithm((own % MET).to(tl.float32), 1.0), recency, own >= MET,
+        logarithm(direct, SCALE_OF_FOLLOWS), logarithm(threads, SCALE_OF_FOLLOWS),
+        logarithm((own % MET).to(tl.float32), 1.0), recency, visit, since, own >= MET,
     )  # fmt: skip
 
 
 @triton.jit
-def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, logit_ptr, stride):
+def features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride):
     """All features of rows, in order; which rows are known, and which are left out."""
     s0, s1, s2, s3, s4, s5, s6, first = standing_of(row, inside, standing, clock_ptr, stride)
-    e0, e1, e2, e3, e4, e5, e6, e7, e8, is_out = evidence_of(row, inside, evidence_ptr, own_ptr, stride)
+    e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, is_out = evidence_of(
+        row, inside, evidence_ptr, own_ptr, history, stride
+    )
     logit = tl.load(logit_ptr + row, mask=inside, other=0.0)
-    return (s0, s1, s2, s3, s4, s5, s6, e0, e1, e2, e3, e4, e5, e6, e7, e8, logit), first >= 0, is_out
+    features = s0, s1, s2, s3, s4, s5, s6, e0, e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, e11, logit
+    return features, first >= 0, is_out
 
 
 @triton.jit
@@ -141,7 +162,7 @@ def add_to_each(pointer, value, inside):
 
 
 @triton.jit
-def gather(past_ptr, num_past, neighbours, seen_ptr, evidence_ptr, width, stride, WIDTH: tl.constexpr):
+def gather(past_ptr, num_past, num_visit, neighbours, seen_ptr, evidence_ptr, width, stride, WIDTH: tl.constexpr):
     """Add the evidence of the neighbours of the last choices, the newest first."""
     row_ptr, num_ptr, after_ptr, before_ptr, direct_ptr, weight_ptr = neighbours
     place = tl.arange(0, WIDTH)
@@ -174,10 +195,12 @@ def gather(past_ptr, num_past, neighbours, seen_ptr, evidence_ptr, width, stride
             share = per_root * tl.exp2(lags * NEAR_FADE)
             add_to_each(into + 3 * stride, after * share, inside)
             add_to_each(into + 4 * stride, before * share, inside)
+        direct = tl.load(direct_ptr + at, mask=inside, other=0.0) * inverse
         if lag < DIRECT_LAGS:
-            add = tl.load(direct_ptr + at, mask=inside, other=0.0)
-            add *= inverse * tl.exp2(lags * DIRECT_FADE)
-            add_to_each(into + 6 * stride, add, inside)
+            share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lags * DIRECT_FADE)
+            add_to_each(into + 6 * stride, direct * share, inside)
+        if lag < THREAD_LAGS:
+            add_to_each(into + 7 * stride, direct * tl.exp2(lags * THREAD_FADE), inside)
         tl.debug_barrier()  # the next choice may have the same neighbours, in other threads
 
 
@@ -234,7 +257,7 @@ def num_better(value, own, runs):
     do_not_specialize=["first_event", "first_place", "num_rows", "width", "stride", "logit_stride", "num_events"]
 )
 def predict_events_kernel(
-    event_ptr, past_ptr, met_ptr, logit_ptr,
+    event_ptr, past_ptr, met_ptr, past_ms_ptr, now_ms_ptr, logit_ptr,
     neighbour_row, num_neighbours, after, before, direct, weight, seen, heat, first, last, gain_ptr,
     shortlist_weight, shortlist_norm, clock_ptr,
     evidence_ptr, own_ptr, score_ptr, push_ptr, slope_ptr, list_ptr, shortlist_slope_ptr, moment_ptr, told_ptr,
@@ -269,7 +292,8 @@ def predict_events_kernel(
         score_ptr += scratch
         push_ptr += place.to(tl.int64) * stride
         logit_ptr += tl.load(event_ptr + QUERY).to(tl.int64) * logit_stride
-        bucket = tl.load(event_ptr + BUCKET)
+        bucket, num_visit = tl.load(event_ptr + BUCKET), tl.load(event_ptr + VISIT)
+        history = past_ms_ptr + past_begin, num_past, tl.load(now_ms_ptr + event), num_visit
         for start in range(0, num_rows, BLOCK):
             row = start + tl.arange(0, BLOCK)
             for f in tl.static_range(GATHERED):
@@ -295,7 +319,7 @@ def predict_events_kernel(
             is_repeat = is_repeat | (tl.max((row == target).to(tl.int32), 0) > 0)
             tl.atomic_or(own_ptr + row, MET, mask=only_if(excludes, place_M < met_end))
         neighbours = neighbour_row, num_neighbours, after, before, direct, weight
-        gather(past_ptr, num_past, neighbours, seen, evidence_ptr, width, stride, WIDTH)
+        gather(past_ptr, num_past, num_visit, neighbours, seen, evidence_ptr, width, stride, WIDTH)
         tl.debug_barrier()
         column = tl.arange(0, 32)
         gain = tl.load(gain_ptr + column, mask=column < NUM_FEATURES, other=0.0)
@@ -308,7 +332,7 @@ def predict_events_kernel(
             row = start + tl.arange(0, BLOCK)
             inside = row < num_rows
             features, is_known, is_out = features_of(
-                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, logit_ptr, stride
+                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
             )
             score = tl.zeros([BLOCK], tl.float32)
             for f in tl.static_range(NUM_FEATURES):
@@ -332,7 +356,9 @@ def predict_events_kernel(
             push = tl.exp(tl.load(score_ptr + row, mask=inside, other=OUT) - best) / mass
             push -= tl.where(row == target, 1.0, 0.0)
             tl.store(push_ptr + row, push, mask=inside)
-            features, _, _ = features_of(row, inside, standing, clock_ptr, evidence_ptr, own_ptr, logit_ptr, stride)
+            features, _, _ = features_of(
+                row, inside, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
+            )
             for f in tl.static_range(NUM_FEATURES):
                 slope += tl.where(column == f, tl.sum(features[f] * push, 0), 0.0)
         tl.store(slope_ptr + place * 32 + column, slope)
@@ -345,7 +371,9 @@ def predict_events_kernel(
         used = is_listed.to(tl.float32)
         listed = tl.load(list_ptr + item, mask=is_listed, other=0)
         score = tl.load(score_ptr + listed, mask=is_listed, other=OUT)
-        features, _, _ = features_of(listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, logit_ptr, stride)
+        features, _, _ = features_of(
+            listed, is_listed, standing, clock_ptr, evidence_ptr, own_ptr, history, logit_ptr, stride
+        )
         raw = tl.zeros([LIST, 32], tl.float32)
         for f in tl.static_range(NUM_FEATURES):
             raw += tl.where(column[None, :] == f, (used * features[f])[:, None], 0.0)
@@ -354,6 +382,9 @@ def predict_events_kernel(
         raw += tl.where(column[None, :] == NUM_FEATURES, lead[:, None], 0.0)
         raw += tl.where(column[None, :] == NUM_FEATURES + 1, is_own[:, None], 0.0)
         raw += tl.where(column[None, :] == NUM_FEATURES + 2, (used * PER_LENGTH * bucket)[:, None], 0.0)
+        pause = since_of(item * 0, is_listed & (item * 0 + num_past > 0), history)
+        pause = used * tl.where(item * 0 + num_past > 0, pause, 0.0)
+        raw += tl.where(column[None, :] == NUM_FEATURES + 3, pause[:, None], 0.0)
         of_list = column < NUM_SEEN
         mean = tl.load(shortlist_norm + column, mask=of_list, other=0.0)
         variance = tl.load(shortlist_norm + NUM_SEEN + column, mask=of_list, other=1.0)

@@ -44,7 +44,7 @@ function tickHeadline() {
 function showPoint(point) {
   setStatus(point.status);
   byId("version").textContent = point.epoch < 0 ? "no version yet" :
-    `version ${point.epoch}/${point.number} · ${count(point.num_interactions, "interaction", "interactions")} learned · ` +
+    `version ${point.epoch}/${point.number}${point.line && ` of line ${point.line}`} · ${count(point.num_interactions, "interaction", "interactions")} learned · ` +
     count(point.num_servers, "server", "servers");
   tickHeadline();
   showPipeline(point);

@@ -12,7 +12,14 @@ from wire.action_json import MAX_EXACT, MAX_INT, MAX_KEY_LEN, MAX_VALUE
 
 _NOTHING = frozenset({"", "nan", "null", "none", "<na>", "n/a", "nat", "inf", "-inf"})
 """What programs write for a missing value."""
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_EXPONENT = re.compile(r"[+-]?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
+"""How spreadsheets and data frames write a large number, with as many digits as they show: 1.23457E+17."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
+class Rounded(float):
+    """A number beyond those that its column's type (16 or 32 bits) can tell from their neighbours."""
 
 
 class BadCell(ValueError):
@@ -35,7 +42,7 @@ def read_key(cell: Any, field: str) -> str | int:
             return _key_of_text(cell.decode(), field)
         except UnicodeDecodeError:
             raise BadCell(f"{field}: expected text in UTF-8, got {shown(cell)}; write it as text") from None
-    if isinstance(cell, float) and abs(cell) > MAX_EXACT:
+    if isinstance(cell, Rounded) or (isinstance(cell, float) and abs(cell) > MAX_EXACT):
         raise _inexact(cell, field)
     if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and _is_whole(cell)):
         cell = int(cell)
@@ -64,12 +71,14 @@ def _key_of_text(text: str, field: str) -> str | int:
         raise BadCell(f"{field}: expected an id, got {text!r}, which means a missing value; fill it, or drop the row")
     if len(text) > MAX_KEY_LEN:
         raise BadCell(f"{field}: expected at most {MAX_KEY_LEN} characters, got {len(text)}: {text[:40]!r}; shorten it")
+    if _EXPONENT.fullmatch(text):
+        raise _inexact(text, field)
     # Integers in a column with missing values are often written 5.0.
     digits = text.removesuffix(".0")
     # "05" is not the same key as "5", so only what reads back the same becomes a number.
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits):
+    if not (_INTEGER.fullmatch(digits) and str(int(digits)) == digits):
         return text
-    if len(digits) < len(text) and int(digits) > MAX_EXACT:
+    if len(digits) < len(text) and abs(int(digits)) > MAX_EXACT:
         raise _inexact(text, field)
     return int(digits)
 

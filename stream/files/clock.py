@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-from stream.files.cells import BadCell, shown
+from stream.files.cells import BadCell, Rounded, shown
 from wire.config import ActionConfig
 from wire.moment import MAX_TIMESTAMP_MS, RECENT_MS, UNITS, Unit, iso_of, unit_of
 
@@ -66,6 +66,10 @@ class Clock:
             return _ms_of(cell)
         elif isinstance(cell, date):
             return _ms_of(datetime(cell.year, cell.month, cell.day, tzinfo=UTC))
+        elif isinstance(cell, Rounded):
+            raise BadCell(
+                f"timestamp: expected a time, got {cell!s:.40} of a 32-bit column, which rounds it; export integers"
+            )
         elif isinstance(cell, int | float | Decimal) and not isinstance(cell, bool):
             number = float(cell)
         else:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from stream.errors import FileError
-from stream.files.cells import BadCell
+from stream.files.cells import BadCell, Rounded
 from stream.files.clock import Milliseconds
 from stream.files.columns import Row, columns_named, used_of
 from stream.files.table import read_rows
 from wire.config import ActionConfig
 
+_EXACT = {16: 2**11 - 1, 32: 2**24 - 1}
+"""Bits of a float → the largest integer that no other one is rounded to."""
 _PER_MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 
 
@@ -46,7 +48,11 @@ def _cells_of(column: Any) -> list[Any]:
     import pyarrow as pa
 
     if not pa.types.is_timestamp(column.type):
-        return cast("list[Any]", column.to_pylist())
+        cells = cast("list[Any]", column.to_pylist())
+        if not pa.types.is_floating(column.type) or column.type.bit_width not in _EXACT:
+            return cells
+        exact = _EXACT[column.type.bit_width]
+        return [Rounded(cell) if cell is not None and abs(cell) > exact else cell for cell in cells]
     times, per = _PER_MS[column.type.unit]
     ticks = column.cast(pa.int64()).to_pylist()
     return [None if tick is None else Milliseconds((tick * times + per // 2) // per) for tick in ticks]

@@ -8,6 +8,8 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from headrace.broker import BrokerError, EmbeddedBroker, find_binary, is_listening
+from wire.config import KafkaConfig
+from wire.kafka.admin import ensure_topics
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +25,8 @@ def test_it_answers_when_start_returns_and_is_gone_when_stop_does() -> None:
         assert broker.is_running()
         pid = broker.pid
         with KafkaProducer(bootstrap_servers=broker.bootstrap) as producer:
-            from wire.config import KafkaConfig
-            from wire.kafka.admin import ensure_topics
-
             ensure_topics(KafkaConfig(bootstrap=broker.bootstrap, partitions=1))
-            producer.send("headrace.status.v1", b"hello").get(10)
+            producer.send("headrace.status.v1", b"hello").get(60)
         with KafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest") as consumer:
             consumer.assign([TopicPartition("headrace.status.v1", 0)])
             assert next(consumer).value == b"hello"

@@ -121,6 +121,18 @@ def test_client_options_pass_verbatim(tmp_path: Path, monkeypatch: pytest.Monkey
             "[kafka.client]\nsecurity_protocol='SASL_SSL'\nsasl_mechanism='PLAIN'\nsasl_plain_username='x'\n",
             ["kafka.client.sasl_plain_password: expected text, for PLAIN"],
         ),
+        ("[Kafka]\npartitions = true\n", ["[Kafka]: there is no such section; write it as [kafka]"]),
+        ("[KAFKA]\npartitions = 3\n[kafka]\npartitions = 4\n", ["[KAFKA]: there is no such section"]),
+        (
+            "[kafka]\nbootstrap = 'http://broker:9092'\n",
+            ["kafka.bootstrap: expected host:port", "'http://broker:9092'"],
+        ),
+        ("[kafka]\nbootstrap = '::1:9092'\n", ["kafka.bootstrap: expected host:port"]),
+        ("[kafka]\nbootstrap = 'one:9092;two:9092'\n", ["kafka.bootstrap: expected host:port"]),
+        ("[kafka]\nbootstrap = 'broker:\u0669'\n", ["kafka.bootstrap: expected host:port"]),
+        ("[action]\nkinds = ['click ']\n", ["action.kinds: expected names without spaces around them"]),
+        ("[store]\npath = '~/state'\n", ["store.path: expected a path, in which nothing is expanded, got '~/state'"]),
+        ("[trainer]\ncheckpoint_dir = '$HOME/c'\n", ["trainer.checkpoint_dir: expected a path, in which nothing is"]),
         ("[kafka]\ncompression = 'brotli'\n", ["kafka.compression: expected one of ('none', 'gzip'", "got 'brotli'"]),
     ],
 )
@@ -154,6 +166,18 @@ def test_a_wrong_variable_is_named(name: str, value: str, parts: list[str], monk
         read_settings()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_key_that_the_environment_has_in_two_spellings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_KAFKA__PARTITIONS", "4")
+    monkeypatch.setenv("headrace_kafka__partitions", "5")
+    with pytest.raises(ConfigError, match="HEADRACE_KAFKA__PARTITIONS and headrace_kafka__partitions are the same key"):
+        read_settings()
+
+
+@pytest.mark.parametrize("address", ["[::1]:9092", "a-b.example:9092, 10.0.0.1:19092", " broker_1:9092 "])
+def test_addresses_of_brokers_are_names_or_numbers(address: str, tmp_path: Path) -> None:
+    assert read_settings(write(tmp_path, f"[kafka]\nbootstrap = '{address}'\n")).kafka.bootstrap == address
 
 
 def test_a_password_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:

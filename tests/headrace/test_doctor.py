@@ -106,6 +106,19 @@ def test_what_runs_and_keeps_time_is_fine(kafka: Broker, topic_prefix: str) -> N
     assert found["clocks"].state == "ok"
 
 
+def test_who_reported_last_a_minute_ago_is_not_taken_for_live(kafka: Broker, topic_prefix: str) -> None:
+    settings = settings_of(kafka, topic_prefix)
+    ensure_topics(settings.kafka)
+    producer, then_ms = make_producer(settings.kafka), int(time.time() * 1000) - 60_000
+    for status in reports(then_ms):
+        producer.send(Topics.under(topic_prefix).status, key=status.component.encode(), value=encode_status(status))
+    producer.flush()
+    producer.close()
+    words = [each.words for each in doctor.findings(settings) if each.subject == "processes"]
+    assert words[0] == "live: none"
+    assert ["silent" in each for each in words[1:]] == [True] * 3
+
+
 def test_a_clock_that_is_ahead_is_a_problem(kafka: Broker, topic_prefix: str) -> None:
     settings = settings_of(kafka, topic_prefix)
     ensure_topics(settings.kafka)

@@ -25,7 +25,7 @@ def gone(pid: int) -> bool:
 def test_leaving_the_block_ends_every_child(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, {}) as group:
         child = group.start("one", "-c", SLEEP)
-        group.wait_until(lambda: said(group, "up"), 10, "the child to speak")
+        group.wait_until(lambda: said(group, "up"), 60, "the child to speak")
         pid = child.pid
     assert gone(pid)
 
@@ -33,7 +33,7 @@ def test_leaving_the_block_ends_every_child(tmp_path: Path) -> None:
 def test_a_child_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, {}) as group:
         child = group.start("deaf", "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP)
-        group.wait_until(lambda: said(group, "up"), 10, "the child to speak")
+        group.wait_until(lambda: said(group, "up"), 60, "the child to speak")
         child.stop(timeout_s=0.2)
         assert not child.is_running()
 
@@ -42,7 +42,7 @@ def test_a_child_that_dies_is_quoted(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, {}) as group:
         group.start("worker", "-c", "import sys; print('no such topic'); sys.exit(7)")
         with pytest.raises(ChildError, match=r"(?s)worker ended with status 7; .*no such topic"):
-            group.wait_until(lambda: False, 10, "nothing")
+            group.wait_until(lambda: False, 60, "nothing")
 
 
 def test_what_was_awaited_in_vain_is_named(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_children_see_their_environment_and_this_checkout(tmp_path: Path) -> Non
     with ProcessGroup(tmp_path, {"HEADRACE_KAFKA__PREFIX": "x"}) as group:
         script = "import os, state; print(os.environ['HEADRACE_KAFKA__PREFIX'], state.__file__)"
         child = group.start("one", "-c", script, env={"MORE": "1"})
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
         assert child.log_path.read_text().split()[0] == "x"
         root = Path(__file__).resolve().parents[2]
         assert child.log_path.read_text().split()[1] == str(root / "state" / "__init__.py")

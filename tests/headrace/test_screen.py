@@ -112,11 +112,16 @@ def test_the_status_says_whether_anything_is_further_behind_than_allowed(
     assert ("expected at most 60 s, got ingest 61.0 s" in shown.err) == (status == 1)
 
 
-def test_without_any_message_everything_is_late(kafka: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("max_s", [None, 1.0])
+def test_without_any_message_it_says_so_and_ends(
+    max_s: float | None, kafka: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = KafkaConfig(bootstrap=kafka.bootstrap, prefix=f"lag{time.time_ns()}", partitions=1)
     ensure_topics(config)
-    assert watch(Settings(kafka=config), once=True, max_s=1.0) == 1
-    assert "no message at all" in capsys.readouterr().err
+    assert watch(Settings(kafka=config), once=True, max_s=max_s) == 1
+    said = capsys.readouterr().err
+    assert "waiting for a trainer to report on" in said
+    assert "expected a message, got none; start a trainer" in said
 
 
 @pytest.mark.parametrize("value", [*FOREIGN, b'{"time_ms": 1}'])

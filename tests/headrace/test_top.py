@@ -66,6 +66,7 @@ def shown(renderable: Any) -> str:
 def test_the_furthest_behind_of_the_live_servers_counts() -> None:
     assert (served_of(fed()).epoch, served_of(fed()).number) == (2, 6)
     assert served_of(Pulse(10.0)).epoch == -1
+    assert served_of(fed(), "deep").epoch == -1, "no server follows that line"
 
 
 def test_the_bottleneck_stands_out_and_silence_is_shown() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.memory import MemoryAnswers, MemoryArrays, MemoryEvents, memory_best, memory_learn, memory_stand
-from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, flat
+from kernels.memory import MemoryAnswers, MemoryArrays, memory_best, memory_learn, memory_stand
+from kernels.memory.past import VISIT_MS
+from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, events_at_once
 from tests.kernels.yardstick import force, levels
 
 
@@ -29,8 +30,10 @@ class World:
         self.memory = MemoryArrays.empty(self.num_rows + 4, 12, NUM_BUCKETS)
         memory_learn(self.memory, self.num_rows, stream.events(), stream.logits(), RULES)
         past = [rng.integers(1, self.num_rows, rng.integers(0, 90)).tolist() for _ in range(self.num_queries)]
-        asked = np.zeros(self.num_queries, np.int32)
-        self.events = MemoryEvents(asked, asked.astype(np.uint8), *flat(past), *flat(past))
+        asked = np.zeros(self.num_queries)
+        timeless = events_at_once(asked, asked, past, past)
+        past_ms = np.concatenate([np.sort(rng.integers(0, 3 * VISIT_MS, len(rows))) for rows in past])
+        self.events = replace(timeless, past_ms=past_ms, now_ms_R=rng.integers(VISIT_MS, 4 * VISIT_MS, len(past)))
         self.query_RD = rng.normal(size=(self.num_queries, self.width)).astype(np.float32)
         self.table_VD = rng.normal(size=(self.num_rows + 2, self.width)).astype(np.float32)
         out = [rng.integers(0, self.num_rows, rng.integers(0, 60)) for _ in range(self.num_queries)]
@@ -88,8 +91,7 @@ def test_equal_scores_come_in_the_order_of_rows() -> None:
     world.table_VD[:] = 0
     none = np.zeros(0, np.int64)
     world.answers = MemoryAnswers.of([6], [np.array([2, 200])], [None])
-    past = flat([[]])
-    world.events = MemoryEvents(np.zeros(1, np.int32), np.zeros(1, np.uint8), *past, *past)
+    world.events = events_at_once([0], [0], [[]], [[]])
     assert world.best()[0].tolist() == [[1, 3, 4, 5, 6, 7]]
     world.answers = MemoryAnswers.of([6], [none], [np.array([9, 3, 9, 0, 8])])
     assert world.best()[0].tolist() == [[3, 8, 9, -1, -1, -1]]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kernels.memory import (
     MemoryArrays,
-    MemoryEvents,
     MemoryOutcome,
     MemoryRules,
     memory_learn,
@@ -20,7 +19,7 @@ from kernels.memory import (
     sampled,
 )
 from kernels.memory.arrays import DRAWN, RECENT
-from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory, flat, one_user
+from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory, events_at_once, one_user
 from tests.kernels.yardstick import force, levels
 
 WIDTH, UNIT_WIDTH = 19, 18
@@ -103,7 +102,7 @@ def test_the_drawn_rows_stand_for_all_others() -> None:
     memory = MemoryArrays.empty(num_rows, 16, NUM_BUCKETS)
     count_each(memory, num_rows, RULES)
     query_AD, table_VD = rng.normal(size=(1, WIDTH)).astype(np.float32), rng.normal(size=(num_rows, WIDTH))
-    event = MemoryEvents(np.array([7], np.int32), np.ones(1, np.uint8), *flat([[3, 4]]), *flat([[]]))
+    event = events_at_once([7], [1], [[3, 4]], [[]])
     rules = replace(RULES, exclude="never")
     masses = []
     for number in range(40):

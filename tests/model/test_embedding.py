@@ -36,6 +36,21 @@ def keys(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+def test_live_rows_are_found_by_place_whatever_rows_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.embedding.BLOCK_ROWS", 8)
+    ours, rng = table(), np.random.default_rng(0)
+    for now in range(1, 30):
+        ours.insert(rng.integers(1, 400, 25), now, now)
+        ours.evict(now - 3)
+        ours.block(rng.integers(1, 400, 2))
+        restored = table()
+        restored.load_state_dict(ours.state_dict())
+        for each in (ours, restored):
+            place_N = rng.integers(0, each.num_live, 50)
+            np.testing.assert_array_equal(each.live_at(place_N), each.live_rows()[place_N])
+    assert ours.num_live < ours.num_rows - 1
+
+
 @given(what=calls, admit_after=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_a_reader_that_follows_the_changes_has_the_table(what: Calls, admit_after: int) -> None:
@@ -71,6 +86,7 @@ def test_a_reader_that_follows_the_changes_has_the_table(what: Calls, admit_afte
                 np.testing.assert_array_equal(reader[key], ours.weight[row])
         assert len(set(row_of.values())) == len(row_of) == ours.num_live
         assert sorted(row_of.values()) == ours.live_rows().tolist()
+        assert ours.live_at(np.arange(ours.num_live)).tolist() == ours.live_rows().tolist()
 
 
 def test_a_table_grows_and_keeps_every_row_it_had() -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from model.config import ModelConfig
 from model.hstu import HSTU
 from tests.trainer.samples import (
+    FUXI,
     MODEL,
     SAMPLED,
     TRAINER,
@@ -27,6 +29,7 @@ from trainer.step import Learner
 from wire.example import Example, Interactions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+BLOCKS = [MODEL, FUXI]
 
 
 def as_built(batch: JaggedBatch) -> JaggedBatch:
@@ -96,9 +99,10 @@ def leak_of(
     return worst
 
 
+@pytest.mark.parametrize("model", BLOCKS, ids=lambda model: model.block)
 @pytest.mark.parametrize("config", [TRAINER, SAMPLED], ids=["exact", "sampled"])
-def test_a_jagged_batch_answers_as_one_user_and_one_target_at_a_time(config: TrainerConfig) -> None:
-    learner, world = taught(config)
+def test_a_jagged_batch_answers_as_one_user_and_one_target_at_a_time(config: TrainerConfig, model: ModelConfig) -> None:
+    learner, world = taught(config, model)
     for _ in range(2):
         examples = world.examples(8)
         queries, logits = answers_of(learner, examples)
@@ -122,9 +126,10 @@ def test_a_batch_of_all_users_is_each_user_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("model", BLOCKS, ids=lambda model: model.block)
 @pytest.mark.parametrize("config", [TRAINER, SAMPLED], ids=["exact", "sampled"])
-def test_what_comes_later_never_changes_a_prediction(config: TrainerConfig, seed: int) -> None:
-    learner, _ = taught(config, seed=seed)
+def test_what_comes_later_never_changes_a_prediction(config: TrainerConfig, model: ModelConfig, seed: int) -> None:
+    learner, _ = taught(config, model, seed=seed)
     assert leak_of(learner, strangers(6, seed), seed) < 1e-5
 
 

@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.kinds import chosen
 from model.memory import Memory, neighbours_at
 from model.memory_events import events_of
+from model.older import ADDED
 
 MODEL = ModelConfig(kinds=("impression", "click", "hide"), memory_neighbours=6)
 CLICKED = 0b11
@@ -23,14 +24,16 @@ def learn(memory: Memory, rng: np.random.Generator, num_rows: int, num: int = 20
     rows = rng.integers(1, num_rows, num)
     starts, zeros, asked = np.array([0, num]), np.zeros(num, np.int64), np.arange(num)
     bits = np.full(num, CLICKED, np.uint32)
-    events = events_of(rows, bits, starts, zeros, asked, MODEL, is_chosen_R=np.ones(num, np.bool_))
+    times, is_chosen = np.arange(num) * 600_000, np.ones(num, np.bool_)
+    events = events_of(rows, bits, times, starts, zeros, asked, times, MODEL, is_chosen_R=is_chosen)
     memory.learn(events, rng.normal(size=(num, memory.num_rows)).astype(np.float32))
 
 
 def scores(memory: Memory, past: list[int]) -> np.ndarray:
     rows, bits = np.array(past, np.int64), np.full(len(past), CLICKED, np.uint32)
-    end = np.array([len(past)])
-    events = events_of(rows, bits, np.array([0, len(past)]), np.zeros(1, np.int64), end, MODEL, is_chosen_R=None)
+    end, times = np.array([len(past)]), np.zeros(len(past), np.int64)
+    starts, zero = np.array([0, len(past)]), np.zeros(1, np.int64)
+    events = events_of(rows, bits, times, starts, zero, end, zero, MODEL, is_chosen_R=None)
     score = np.zeros((1, memory.num_rows), np.float32)
     memory.score(events, score)
     return score[0]
@@ -115,6 +118,30 @@ def test_a_memory_that_outgrows_its_room_keeps_the_strongest_neighbours(monkeypa
     assert after.dirty[1:12].all()
 
 
+def test_a_memory_whose_width_stays_grows_in_place_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.memory.FREE_BYTES", 0)
+    monkeypatch.setattr("model.memory.FEWEST_NEIGHBOURS", 4)
+    roomy = Memory(MODEL)
+    monkeypatch.setattr("model.memory.FIRST_CAPACITY", 16)
+    memory, places = Memory(MODEL), set[int]()
+    for num_rows in (12, 20, 40, 70, 130):
+        for each in (memory, roomy):
+            learn(each, np.random.default_rng(num_rows), num_rows, 60)
+        if num_rows > 12:
+            places.add(memory.arrays.after.ctypes.data)
+    assert (memory.arrays.capacity, roomy.arrays.capacity) == (256, 1024)
+    assert len(places) == 1, "no row has moved"
+    ours, theirs = memory.state_dict(), roomy.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+    assert (memory.arrays.first[memory.num_rows :] == -1).all()
+
+    grown = memory.copy()
+    grown.grow(500)
+    learn(grown, np.random.default_rng(9), 500, 30)
+    after = memory.state_dict()
+    assert [name for name in ours if not np.array_equal(ours[name], after[name])] == [], "a copy shares nothing"
+
+
 def test_a_million_items_take_at_most_512_bytes_each() -> None:
     num = 1 << 20
     arrays = MemoryArrays.empty(256, neighbours_at(num, 256), 8)
@@ -123,13 +150,14 @@ def test_a_million_items_take_at_most_512_bytes_each() -> None:
     assert sum(by_row) / 256 <= 512
 
 
-def test_a_memory_of_an_older_build_is_continued() -> None:
-    """Builds before the direct counts published one feature less, and no such counts."""
+@pytest.mark.parametrize("num_builds", [1, 2])
+def test_a_memory_of_an_older_build_is_continued(num_builds: int) -> None:
+    """Builds without the times of choices published three features less; those without direct counts, four."""
     memory, rng = Memory(MODEL), np.random.default_rng(0)
     learn(memory, rng, 30, 100)
-    at = FEATURES.index("direct")
+    at, has_direct = [FEATURES.index(name) for added in ADDED[:num_builds] for name in added], num_builds < 2
     for held in (memory.changes(everything=True), memory.state_dict()):
-        older = {name: array.copy() for name, array in held.items() if name != "direct"}
+        older = {name: array.copy() for name, array in held.items() if name != "direct" or has_direct}
         older |= {name: np.delete(array, at, axis=1) for name, array in older.items() if name.startswith("gain")}
         older |= {name: array[..., :-1] for name, array in older.items() if name.startswith("shortlist_")}
         other = Memory(MODEL)
@@ -140,7 +168,7 @@ def test_a_memory_of_an_older_build_is_continued() -> None:
         np.testing.assert_array_equal(np.delete(other.arrays.gain, at, axis=1), older["gain"])
         np.testing.assert_array_equal(other.arrays.after[:30], memory.arrays.after[:30])
         assert not other.arrays.gain[:, at].any()
-        assert not other.arrays.direct.any()
+        assert other.arrays.direct.any() == has_direct
         learn(other, rng, 30, 20)
         assert other.is_finite
         assert other.arrays.gain[:, at].any()

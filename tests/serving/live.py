@@ -24,12 +24,12 @@ WORLD = World(num_users=4)
 HOLDER = holder_of(next(versions(WORLD, 1)))
 
 
-def service_of(holder: WeightsManager, config: ServingConfig) -> Service:
+def service_of(holder: WeightsManager, config: ServingConfig, features: tuple[str, ...] = ()) -> Service:
     """A service that has read the world's histories."""
     histories = Histories(10**8)
     for each in WORLD.examples():
         histories.feed(0, encode_example(each))
-    service = Service(config, holder, histories)
+    service = Service(config, holder, histories, features=features)
     service.histories_ready.set()
     return service
 
@@ -51,11 +51,11 @@ def live_server(service: Service | None = None, **config: Any) -> Iterator[tuple
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        wait_until(lambda: server.started, 30, "the server to listen")
+        wait_until(lambda: server.started, 60, "the server to listen")
         yield service, listener.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         service.close()
         listener.close()
         assert not thread.is_alive()

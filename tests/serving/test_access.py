@@ -75,7 +75,9 @@ def test_a_token_that_is_replaced_no_longer_counts(tokens: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [("read = [", "expected a TOML file"), ("", "at least one token"), ('read = ["short"]', "16 or more characters"),
-     ('write = ["a-token-that-writes"]', "expected lists read and admin"), ("read = [1]", "16 or more characters")],
+     ('write = ["a-token-that-writes"]', "expected lists read and admin"), ("read = [1]", "16 or more characters"),
+     ('read = ["a-token-with-a-newline\\n"]', "spaces around it"),
+     ('read = ["a-token-for-both"]\nadmin = ["a-token-for-both"]', "one role for each token")],
 )  # fmt: skip
 def test_a_wrong_token_file_is_refused_at_start(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "tokens.toml").write_text(text)

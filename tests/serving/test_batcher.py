@@ -41,7 +41,7 @@ class PlainJob:
     def prepare(self, _version: HeldVersion) -> list[Request]:
         if self.started is not None and self.release is not None:
             self.started.set()
-            assert self.release.wait(30)
+            assert self.release.wait(60)
         return [self.ask]
 
     def body(self, _version: HeldVersion, found: Sequence[Result]) -> bytes:
@@ -83,8 +83,8 @@ def test_a_lane_outlives_whatever_a_job_does_and_everybody_is_answered() -> None
     made = batcher()
 
     async def ask() -> list[Any]:
-        first = await asyncio.wait_for(asyncio.gather(made.answer(SlipperyJob()), return_exceptions=True), 20)
-        return [*first, await asyncio.wait_for(made.answer(PlainJob()), 20)]
+        first = await asyncio.wait_for(asyncio.gather(made.answer(SlipperyJob()), return_exceptions=True), 60)
+        return [*first, await asyncio.wait_for(made.answer(PlainJob()), 60)]
 
     failed, fine = asyncio.run(ask())
     assert isinstance(failed, ValueError)
@@ -131,7 +131,7 @@ def test_a_long_request_does_not_keep_a_short_one_waiting() -> None:
     async def ask() -> tuple[bytes, bytes]:
         long = asyncio.create_task(made.answer(PlainJob(weight=LONG_WEIGHT + 1, started=started, release=release)))
         assert await asyncio.to_thread(started.wait, 30)
-        short = await asyncio.wait_for(made.answer(PlainJob()), 30)
+        short = await asyncio.wait_for(made.answer(PlainJob()), 60)
         release.set()
         return short, await long
 

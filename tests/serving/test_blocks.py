@@ -13,6 +13,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from kernels.examples import GOOD, OTHER, TOMBSTONE, decode_block
+from serving.catalogue import Conditions
 from serving.histories import Histories
 from state.sequencer import Sequencer
 from tests.state.world import ACTION, stream_of
@@ -128,9 +129,10 @@ def test_histories_fed_by_batches_are_those_fed_record_by_record(seed: int, tmp_
         assert same(ours.interactions, theirs.interactions)
         assert ours.user_features.tolist() == theirs.user_features.tolist()
         items = ours.interactions.item_hash
-        assert np.array_equal(one.features_of(items, FEATURES), other.features_of(items, FEATURES))
+        assert np.array_equal(one.items.features_of(items, FEATURES), other.items.features_of(items, FEATURES))
         for domain in set(ours.interactions.domain_hash.tolist()):
-            assert set(one.domains.items_of(domain).tolist()) == set(other.domains.items_of(domain).tolist())
+            asked = Conditions(domains=(domain,), first_until_ms=int(ours.interactions.timestamp_ms[-1]))
+            assert set(one.items.fulfilling(asked).tolist()) == set(other.items.fulfilling(asked).tolist())
     assert one.newest_users(100) == other.newest_users(100)
 
 

@@ -30,9 +30,9 @@ CANDIDATES = np.array([item_hash(item) for item in (3, 7, 11, 999_999)], np.int6
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    world = World()
+@pytest.fixture(scope="module", params=["hstu", "fuxi"])
+def world(request: pytest.FixtureRequest) -> World:
+    world = World(model=replace(MODEL, block=request.param))
     for _ in range(5):
         world.learn()
     return world
@@ -87,8 +87,9 @@ def of_trainer(world: World, each: Example, item: int, dt_ms: int = 7000) -> tup
         before_SM = with_start[np.where(batch.previous_R < 0, len(y_TM), 2 * batch.previous_R + 1)]
         logits = (learner.model.retrieval_query(before_SM) @ table_VD.T).numpy()
         events = events_of(
-            rows.numpy(), batch.bits_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R, MODEL, is_chosen_R=None
-        )
+            rows.numpy(), batch.bits_n, batch.time_ms_n, batch.starts_B1, np.zeros(1, np.int64), batch.target_R,
+            batch.time_ms_n[batch.target_R], MODEL, is_chosen_R=None,
+        )  # fmt: skip
         learner.memory.score(replace(events, met_end_R=events.met_begin_R), logits)  # as `ask_of`: nothing left out
         prior = learner.forward_pass.prior(batch, learner.items.lookup(batch.item_n[batch.target_R]))
         ranked_RK = learner.model.rank_logits(item_RM, torch.from_numpy(prior))
@@ -354,7 +355,7 @@ def test_items_answer_with_features_that_they_came_with() -> None:
     featured = Interactions(rows.item_hash, rows.action_bits, rows.timestamp_ms, rows.domain_hash, rows.value,
                             np.arange(6, dtype=np.int64).reshape(3, 2))  # fmt: skip
     histories.feed(0, encode_example(example("u", featured)))
-    found = histories.features_of(np.array([rows.item_hash[2], 5]), 2)
+    found = histories.items.features_of(np.array([rows.item_hash[2], 5]), 2)
     assert found.tolist() == [[4, 5], [0, 0]]
 
 

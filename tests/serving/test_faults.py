@@ -147,7 +147,7 @@ class Topic:
             if record_kind(headers) == "manifest":
                 value = self._at_its_place(value)
             sent = self._producer.send(self.name, key=key, value=value, headers=headers, partition=0)
-            offset = sent.get(20).offset
+            offset = sent.get(60).offset
             if record_kind(headers) == "chunk":
                 self._bases.setdefault(int(key.split(b"/")[1]), offset)
             self.end = offset + 1
@@ -189,10 +189,10 @@ def follow(topic: Topic, then: Callable[[WeightsSubscriber], None]) -> list[tupl
     thread.start()
     try:
         then(thread)
-        wait_until(lambda: holder.current is not None and holder.current.which == (1, len(KINDS) - 1), 40, "the last")
+        wait_until(lambda: holder.current is not None and holder.current.which == (1, len(KINDS) - 1), 60, "the last")
     finally:
         thread.stop()
-        thread.join(20)
+        thread.join(60)
     assert thread.failure is None
     return holder.served
 
@@ -241,9 +241,9 @@ def test_a_reader_that_takes_any_manifest_for_a_version_would_be_caught(
         holder = Watched()
         thread = WeightsSubscriber(connect(topic.kafka, 20), topic.name, VersionIntake(holder))
         thread.start()
-        wait_until(lambda: bool(holder.served), 30, "the damaged version to be served")
+        wait_until(lambda: bool(holder.served), 60, "the damaged version to be served")
         thread.stop()
-        thread.join(20)
+        thread.join(60)
         with pytest.raises(AssertionError, match="each whole"):
             check(holder.served)
     finally:

@@ -37,7 +37,7 @@ def histories(wire: Wire) -> Iterator[Histories]:
     thread.start()
     yield kept
     thread.stop()
-    thread.join(20)
+    thread.join(60)
     assert thread.failure is None
 
 
@@ -49,14 +49,14 @@ def length_of(histories: Histories, user: str) -> int:
 def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, histories: Histories) -> None:
     late = example("a", slice_of(ROWS, 0, 4), number=0, segment=15, segment_len=4)
     wire.tell([late, example("b", slice_of(ROWS, 0, 3), number=1, segment_len=4)])
-    wait_until(lambda: length_of(histories, "b") == 3, 20, "the first topic to be read")
+    wait_until(lambda: length_of(histories, "b") == 3, 60, "the first topic to be read")
     admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
     admin.delete_topics([wire.topics.sequences])
-    wait_until(lambda: wire.topics.sequences not in admin.list_topics(), 20, "the topic to be gone")
+    wait_until(lambda: wire.topics.sequences not in admin.list_topics(), 60, "the topic to be gone")
     ensure_topics(wire.kafka)
     admin.close()
     wire.tell([example("a", slice_of(ROWS, 10, 12), number=0, segment_len=4)])
-    wait_until(lambda: length_of(histories, "a") == 2, 30, "the second topic to be read, and that one alone")
+    wait_until(lambda: length_of(histories, "a") == 2, 60, "the second topic to be read, and that one alone")
     assert histories.get("b") is None
     past = histories.get("a")
     assert past is not None
@@ -65,9 +65,9 @@ def test_a_user_begins_a_new_life_in_a_topic_that_was_made_again(wire: Wire, his
 
 def test_partitions_that_are_added_are_told(wire: Wire, histories: Histories, caplog: pytest.LogCaptureFixture) -> None:
     wire.tell([example("b", slice_of(ROWS, 0, 3), number=0)])
-    wait_until(lambda: length_of(histories, "b") == 3, 20, "the topic to be read")
+    wait_until(lambda: length_of(histories, "b") == 3, 60, "the topic to be read")
     admin = KafkaAdminClient(bootstrap_servers=wire.kafka.bootstrap)
     admin.create_partitions({wire.topics.sequences: wire.kafka.partitions + 2})
     admin.close()
     expected = f"topic {wire.topics.sequences}: expected {wire.kafka.partitions} partitions, the broker has"
-    wait_until(lambda: expected in caplog.text, 20, "it to be said")
+    wait_until(lambda: expected in caplog.text, 60, "it to be said")

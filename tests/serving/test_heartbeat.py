@@ -35,6 +35,6 @@ def test_a_heartbeat_that_fails_once_goes_on(kafka: Broker, topic_prefix: str) -
                 break
     finally:
         heartbeat.stop()
-        heartbeat.join(20)
+        heartbeat.join(60)
         consumer.close()
     assert not heartbeat.is_alive()

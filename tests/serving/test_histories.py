@@ -106,14 +106,3 @@ def test_memory_is_bounded_and_the_quietest_user_goes_first() -> None:
     assert histories.get("u0") is None
     assert histories.num_forgotten > 30
     assert histories.get("u39") is not None
-
-
-def test_features_of_items_take_bounded_room_and_the_newest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.histories.MAX_FEATURED_ITEMS", 5)
-    rows = interactions(np.random.default_rng(1), 40, num_items=1000)
-    rows = replace(rows, feature_hash=np.arange(1, 41, dtype=np.int64).reshape(40, 1))
-    histories = Histories(10**9)
-    histories.feed(0, encode_example(example("u", rows, number=0)))
-    known = histories.features_of(rows.item_hash, 1)[:, 0]
-    assert np.count_nonzero(known) <= 5
-    assert known[-1] == 40

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from serving.catalogue import Catalogue
 from serving.config import ServingConfig
 from serving.errors import StartError
 from serving.holder import WeightsManager
@@ -24,6 +25,7 @@ from serving.titles import Titles
 from tests.serving.inprocess import Client
 from tests.serving.live import HOLDER, WORLD, live_server, service_of
 from tests.serving.world import KINDS, MODEL, START_MS
+from wire.example import no_interactions
 from wire.hashing import item_hash
 
 CONFIG = ServingConfig(max_k=50, max_candidates=20, max_history=30, max_body_bytes=20_000, cache_bytes=10**7)
@@ -126,24 +128,45 @@ def test_allowed_items_alone_are_recommended_and_denied_ones_never(client: Clien
     assert client.post("/recommend", json={**body, "allow": []}).json()["items"] == []
 
 
-def test_items_of_the_domains_that_are_asked_for_alone_are_recommended() -> None:
-    service = service_of(HOLDER, CONFIG)
+def test_only_items_that_pass_every_filter_are_recommended() -> None:
+    service = service_of(HOLDER, CONFIG, features=("language", "kind"))
+    service.histories.items = Catalogue()
     items = HOLDER.current.tables["items"].keys_of(np.arange(1, 11))  # type: ignore[union-attr]
     films, books = item_hash("films"), item_hash("books")
-    service.histories.domains.note(items, np.array([films, books] * 5))
-    service.histories.domains.note(items[:1], np.array([books]))
+    features = np.array([[item_hash(("en", "de", "fr")[n % 3]), item_hash(n % 2)] for n in range(10)], np.int64)
+    nothing = no_interactions()
+    for moment, domains in ((START_MS, [films, books] * 5), (START_MS + 5000, [films] * 10)):
+        chosen = slice(0, 10) if moment == START_MS else slice(1, 2)
+        service.histories.items.note(replace(
+            nothing, item_hash=items[chosen], domain_hash=np.array(domains[chosen]), feature_hash=features[chosen],
+            timestamp_ms=moment + 1000 * np.arange(10)[chosen],
+        ))  # fmt: skip
     client, names = Client(build_app(service)), HOLDER.current.names  # type: ignore[union-attr]
 
     def asked(**more: Any) -> set[Any]:
-        body = {"user": "nobody", "k": 20, **more}
+        body = {"user": "nobody", "k": 20, "timestamp": START_MS + 10_000, **more}
         return {each["item"] for each in client.post("/recommend", json=body).json()["items"]}
 
-    in_films, in_books = ({names[int(key)] for key in keys} for keys in (items[2::2], [*items[1::2], items[0]]))
-    assert asked(domains=["films"]) == in_films
-    assert asked(domains=["books"]) == in_books
-    assert asked(domains=["films", "books"]) == in_films | in_books
-    assert asked(domains=["films"], allow=[names[int(items[2])], names[int(items[1])]]) == {names[int(items[2])]}
+    def named(*places: int) -> set[Any]:
+        return {names[int(items[place])] for place in places}
+
+    assert asked(domains=["films"]) == named(0, 1, 2, 4, 6, 8)
+    assert asked(domains=["books"]) == named(3, 5, 7, 9)
+    assert asked(domains=["films", "books"]) == named(*range(10))
     assert asked(domains=["music"]) == asked(domains=[]) == set()
+    assert asked(features={"language": ["en"]}) == named(0, 3, 6, 9)
+    assert asked(features={"language": ["en", "fr"], "kind": [0]}) == named(0, 2, 6, 8)
+    assert asked(features={"language": ["en", "fr"], "kind": ["0"]}) == named(0, 2, 6, 8), "5 and '5' are the same"
+    assert asked(features={"language": []}) == set()
+    assert asked(min_age_s=7) == named(0, 1, 2, 3)
+    assert asked(max_age_s=3) == named(7, 8, 9)
+    assert asked(min_age_s=3, max_age_s=5) == named(5, 6, 7)
+    assert asked(min_age_s=0) == named(*range(10)), "what the server has seen nothing of fulfils nothing"
+    everything = {"domains": ["films"], "features": {"kind": [0]}, "max_age_s": 8}
+    assert asked(**everything) == named(2, 4, 6, 8)
+    assert asked(**everything, allow=[*named(4, 5, 6), "never seen"], deny=[*named(6)]) == named(4)
+    (one,) = client.post("/recommend", json={"user": "nobody", "features": {"colour": ["red"]}}).json()["detail"]
+    assert (one["field"], one["expected"]) == ("features", "among language, kind")
     service.close()
 
 
@@ -185,18 +208,21 @@ def test_similar_items_are_those_whose_embeddings_point_the_same_way(client: Cli
 
 def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
     file = tmp_path / "titles.tsv"
-    file.write_text("3\tThree Colours: Blue (1993)\nno tab here\n4\tFour Weddings\n")
+    file.write_text("\ufeff3\tThree Colours:\u2028Blue (1993)\r\n\n4\tFour Weddings\r\n")
     service = service_of(HOLDER, CONFIG)
     service.titles = Titles.read(str(file))
     answer = Client(build_app(service)).post("/items", json={"items": [3, "4", "never seen"]}).json()
     assert answer["items"] == [
-        {"item": 3, "known": True, "title": "Three Colours: Blue (1993)"},
+        {"item": 3, "known": True, "title": "Three Colours:\u2028Blue (1993)"},
         {"item": "4", "known": True, "title": "Four Weddings"},
         {"item": "never seen", "known": False, "title": None},
     ]
     service.close()
     with pytest.raises(StartError, match=r"serving\.titles_file: expected a UTF-8 file"):
         Titles.read(str(tmp_path / "none.tsv"))
+    file.write_text("3\tThree Colours\n4,Four Weddings\n")
+    with pytest.raises(StartError, match=r"expected ID<TAB>TITLE, got '4,Four Weddings' in line 2"):
+        Titles.read(str(file))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +245,10 @@ def test_items_are_told_with_their_titles(tmp_path: Path) -> None:
         ("/rank", {"user": "u0", "items": [1], "weights": {"view": "1"}}, "weights", "a number for each kind"),
         ("/rank", {"user": "u0", "items": [1], "weights": {}}, "weights", "a number for each kind"),
         ("/recommend", {"user": "u0", "diversity": 1.5}, "diversity", "a number from 0 to 1"),
+        ("/recommend", {"user": "u0", "features": {"kind": "a"}}, "features", "a list of values for each feature"),
+        ("/recommend", {"user": "u0", "features": {"kind": [1.5]}}, "features", "a list of values for each feature"),
+        ("/recommend", {"user": "u0", "features": {"kind": ["a"]}}, "features", "none, since action.features"),
+        ("/recommend", {"user": "u0", "min_age_s": -1}, "min_age_s", "seconds, 0 or more"),
         ("/rank", {"user": "u0", "items": [1.5]}, "items.0", "an integer, or a string"),
         ("/recommend", [], "body", "an object"),
     ],
@@ -294,7 +324,7 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     def slow(*arguments: Any) -> Any:
         started.set()
-        release.wait(10)
+        release.wait(60)
         return answer_now(*arguments)
 
     service.engine.answer = slow  # type: ignore[method-assign]
@@ -305,14 +335,14 @@ def test_more_than_the_queue_holds_is_refused_at_once() -> None:
 
     first, second = threading.Thread(target=ask), threading.Thread(target=ask)
     first.start()
-    assert started.wait(10)
+    assert started.wait(60)
     second.start()
     while service.batcher.num_waiting < 1:
         pass
     assert client.post("/recommend", json={"user": "u0"}).status_code == 503
     release.set()
-    first.join(10)
-    second.join(10)
+    first.join(60)
+    second.join(60)
     assert codes == [200, 200]
     service.close()
 
@@ -348,7 +378,7 @@ def test_several_workers_and_batches_answer_as_one_alone() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     for index, items in enumerate(expected):
         assert [each["item"] for each in found[index]] == [each["item"] for each in items]
     service.close()

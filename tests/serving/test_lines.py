@@ -57,7 +57,7 @@ def test_the_last_version_answers_until_the_other_line_has_one(
         served(thread, main.publish(old))
         with caplog.at_level(logging.ERROR):
             thread.intake.rollout.switched = TO_B
-            wait_until(lambda: "line 'b': topic" in caplog.text, 20, "the missing topic to be told")
+            wait_until(lambda: "line 'b': topic" in caplog.text, 60, "the missing topic to be told")
         served(thread, main.publish(old, "delta"))
         other = Wire(kafka, main.kafka.prefix, line="b")
         try:
@@ -98,16 +98,16 @@ def test_the_order_is_read_from_the_topic(main: Wire) -> None:
     follower = PinFollower(lambda: connect(main.kafka, 20), main.topics.control, rollout)
     follower.start()
     try:
-        assert rollout.known.wait(20)
+        assert rollout.known.wait(60)
         assert rollout.line == "mine"
-        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(TO_B)).get(20)
-        wait_until(lambda: rollout.line == "b", 20, "the order")
-        producer.send(main.topics.control, key=LINE_KEY, value=b"{}").get(20)
-        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(Switch(line="", made_ms=0))).get(20)
-        wait_until(lambda: rollout.line == "", 20, "the order after what is none")
-        producer.send(main.topics.control, key=LINE_KEY, value=None).get(20)
-        wait_until(lambda: rollout.line == "mine", 20, "the order to be gone")
+        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(TO_B)).get(60)
+        wait_until(lambda: rollout.line == "b", 60, "the order")
+        producer.send(main.topics.control, key=LINE_KEY, value=b"{}").get(60)
+        producer.send(main.topics.control, key=LINE_KEY, value=encode_order(Switch(line="", made_ms=0))).get(60)
+        wait_until(lambda: rollout.line == "", 60, "the order after what is none")
+        producer.send(main.topics.control, key=LINE_KEY, value=None).get(60)
+        wait_until(lambda: rollout.line == "mine", 60, "the order to be gone")
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         producer.close(timeout=2)

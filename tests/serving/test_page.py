@@ -114,7 +114,7 @@ def test_the_stream_begins_with_what_is_known_and_goes_on_until_the_server_ends(
     with live_server() as (service, port):
         service.pulse.sample(Served(), NOW_MS)
         service.pulse.sample(Served(), NOW_MS + 1000)
-        with httpx.stream("GET", f"http://127.0.0.1:{port}/events", timeout=20) as stream:
+        with httpx.stream("GET", f"http://127.0.0.1:{port}/events", timeout=60) as stream:
             assert stream.headers["content-type"].startswith("text/event-stream")
             lines = stream.iter_lines()
             ((name, known),) = events(lines, 1)
@@ -128,7 +128,7 @@ def test_the_stream_begins_with_what_is_known_and_goes_on_until_the_server_ends(
 
 def test_more_streams_than_a_server_keeps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.pages.MAX_STREAMS", 1)
-    with live_server() as (service, port), httpx.stream("GET", f"http://127.0.0.1:{port}/events", timeout=20) as first:
+    with live_server() as (service, port), httpx.stream("GET", f"http://127.0.0.1:{port}/events", timeout=60) as first:
         lines = first.iter_lines()
         assert events(lines, 1)
         assert httpx.get(f"http://127.0.0.1:{port}/events").status_code == 503

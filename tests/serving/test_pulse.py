@@ -138,7 +138,7 @@ def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix
         wire._producer.send(topics.dead_letters, key=b"k", value=b"v", headers=[("reason", reason)], partition=0)
 
     letter(b"malformed")
-    follower = PulseFollower(consumer, topics, pulse, lambda: SERVED)
+    follower = PulseFollower(consumer, lambda: topics, pulse, lambda: SERVED)
     follower.start()
     try:
         letter(b"future")
@@ -150,13 +150,43 @@ def test_the_topics_are_followed_as_they_are_written(kafka: Broker, topic_prefix
             last = pulse.points[-1] if pulse.points else None
             return isinstance(last, Point) and last.num_items == 40 and last.dead_letters == 3
 
-        wait_until(told, 30, "what was written to be in a point")
+        wait_until(told, 60, "what was written to be in a point")
         assert pulse.points[-1].reasons == {"malformed": 1, "future": 2}
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         wire.close()
     assert not follower.is_alive()
+
+
+@pytest.mark.slow
+def test_after_a_switch_the_other_lines_lag_is_followed_and_nothing_is_counted_twice(
+    kafka: Broker, topic_prefix: str
+) -> None:
+    main, pulse = Wire(kafka, topic_prefix), Pulse(10.0)
+    beside, followed = Wire(kafka, topic_prefix, line="b"), [main.topics]
+    producer = main._producer
+    producer.send(main.topics.dead_letters, key=b"k", value=b"v", headers=[("reason", b"future")], partition=0)
+    for topics, num_items in ((main.topics, 40), (beside.topics, 77)):
+        told = msgspec.json.encode(lag_message(num_items=num_items))
+        producer.send(topics.lag, key=LAG_KEY, value=told, partition=0)
+    producer.flush(20)
+    follower = PulseFollower(lambda: connect(main.kafka, 20), lambda: followed[0], pulse, lambda: SERVED)
+
+    def last() -> tuple[int, dict[str, int], int]:
+        points = list(pulse.points)[-1:]
+        return (points[0].num_items, points[0].reasons, points[0].dead_letters) if points else (0, {}, 0)
+
+    follower.start()
+    try:
+        for topics, num_items in ((main.topics, 40), (beside.topics, 77), (main.topics, 40)):
+            followed[0] = topics
+            wait_until(lambda wanted=num_items: last() == (wanted, {"future": 1}, 1), 60, "the line to be shown")
+    finally:
+        follower.stop()
+        follower.join(60)
+        main.close()
+        beside.close()
 
 
 STRANGE = (

@@ -76,9 +76,9 @@ def test_a_ruined_version_is_published_and_not_served_until_one_is_good_again(wi
         good = publish(wire, world)
         served(thread, good)
         held = publish(wire, world, kind, ruined)
-        wait_until(lambda: thread.intake.rollout.held == held, 20, "the ruined version to be held back")
+        wait_until(lambda: thread.intake.rollout.held == held, 60, "the ruined version to be held back")
         also = publish(wire, world, "delta", ruined)
-        wait_until(lambda: thread.intake.rollout.held == also, 20, "the one behind it to be held back")
+        wait_until(lambda: thread.intake.rollout.held == also, 60, "the one behind it to be held back")
         assert answers_from(thread, good)
         assert thread.intake.rollout.num_held == 2
         again = publish(wire, world)
@@ -106,7 +106,7 @@ def test_a_server_that_starts_while_the_newest_is_held_back_answers_from_the_las
     ruined = publish(wire, world, "delta", msgspec.structs.replace(GOOD, ne=3.0))
     with subscriber(wire) as thread:
         served(thread, good)
-        wait_until(lambda: thread.intake.rollout.held == ruined, 20, "the newest to be held back")
+        wait_until(lambda: thread.intake.rollout.held == ruined, 60, "the newest to be held back")
         assert "normalised entropy 3.000, 0.900 before" in thread.intake.rollout.why
 
 
@@ -122,7 +122,7 @@ def test_a_new_line_of_training_answers_when_it_is_as_good(wire: Wire) -> None:
             records = of_quality(new.records(kind, wire.next_offset), quality)
             manifest = msgspec.structs.replace(decode_manifest(records[-1][2]), lineage="b")
             wire.send([*records[:-1], (*records[-1][:2], encode_manifest(manifest))])
-            wait_until(lambda: thread.intake.rollout.held == (2, new.number), 20, "the new line to be held back")
+            wait_until(lambda: thread.intake.rollout.held == (2, new.number), 60, "the new line to be held back")
             assert answers_from(thread, good)
         served(thread, publish(wire, new))
 
@@ -220,7 +220,7 @@ def test_a_pin_to_what_is_gone_keeps_what_answers_and_says_so(wire: Wire) -> Non
         first = publish(wire, world, "base")
         served(thread, first)
         thread.intake.rollout.ordered = Pin(epoch=1, number=1, made_ms=0)
-        wait_until(lambda: thread.intake.rollout.held == (1, 1), 20, "the pin to be found missing")
+        wait_until(lambda: thread.intake.rollout.held == (1, 1), 60, "the pin to be found missing")
         assert answers_from(thread, first)
         assert "not in the topic" in thread.intake.rollout.why
 
@@ -229,22 +229,22 @@ def test_pins_are_read_from_the_topic_and_followed(wire: Wire) -> None:
     rollout = Rollout()
     producer = KafkaProducer(bootstrap_servers=wire.kafka.bootstrap)
     order = encode_order(Pin(epoch=3, number=7, made_ms=int(time.time() * 1000), reason="why not"))
-    producer.send(wire.topics.control, key=PIN_KEY, value=order).get(20)
+    producer.send(wire.topics.control, key=PIN_KEY, value=order).get(60)
     follower = PinFollower(lambda: connect(wire.kafka, 20), wire.topics.control, rollout)
     follower.start()
     try:
-        assert rollout.known.wait(20)
+        assert rollout.known.wait(60)
         assert rollout.wanted == (3, 7)
         for value in FOREIGN:
             if value is not None:
                 producer.send(wire.topics.control, key=PIN_KEY, value=value)
-        producer.send(wire.topics.control, key=PIN_KEY, value=encode_order(Pin(epoch=3, number=8, made_ms=0))).get(20)
-        wait_until(lambda: rollout.wanted == (3, 8), 20, "a pin after what is none")
-        producer.send(wire.topics.control, key=PIN_KEY, value=None).get(20)
-        wait_until(lambda: rollout.wanted is None, 20, "the pin to be gone")
+        producer.send(wire.topics.control, key=PIN_KEY, value=encode_order(Pin(epoch=3, number=8, made_ms=0))).get(60)
+        wait_until(lambda: rollout.wanted == (3, 8), 60, "a pin after what is none")
+        producer.send(wire.topics.control, key=PIN_KEY, value=None).get(60)
+        wait_until(lambda: rollout.wanted is None, 60, "the pin to be gone")
     finally:
         follower.stop()
-        follower.join(20)
+        follower.join(60)
         producer.close(timeout=2)
 
 

@@ -36,7 +36,7 @@ def never_served(wire: Wire, subscriber: WeightsSubscriber, world: World, bad: l
     swaps = subscriber.holder.num_swaps
     wire.send(bad)
     wire.publish(world, "delta")
-    wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 20, "the delta that builds on it to be seen")
+    wait_until(lambda: subscriber.intake.counters.num_unlinked > 0, 60, "the delta that builds on it to be seen")
     good = wire.publish(world, "base")
     served(subscriber, good)
     assert subscriber.holder.num_swaps == swaps + 1, "only the good base came into service"
@@ -101,7 +101,7 @@ def test_a_zombie_trainer_is_fenced_off_for_ever(wire: Wire) -> None:
         served(subscriber, wire.publish(heir, "delta"))
         assert subscriber.holder.num_swaps == swaps + 1
     with wire.subscriber() as late:
-        wait_until(lambda: late.holder.current is not None, 30, "a version")
+        wait_until(lambda: late.holder.current is not None, 60, "a version")
         assert late.holder.current is not None
         assert late.holder.current.which == (2, 1), "also for a server that starts after all this"
 
@@ -135,7 +135,7 @@ def test_a_gap_in_the_numbers_waits_for_the_next_base(wire: Wire) -> None:
         world.records("delta", 0)  # learned and numbered, but never sent
         wire.publish(world, "delta")
         wire.publish(world, "delta")
-        wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 20, "the gap to be seen")
+        wait_until(lambda: subscriber.intake.counters.num_unlinked >= 2, 60, "the gap to be seen")
         assert subscriber.holder.current is not None
         assert subscriber.holder.current.which == (1, 0)
         served(subscriber, wire.publish(world))
@@ -160,7 +160,7 @@ def test_a_server_that_starts_in_the_middle_of_the_first_version_gets_all_of_it(
     records = world.records("base", 0)
     wire.send(records[:2])
     with wire.subscriber() as subscriber:
-        wait_until(subscriber.started_following.is_set, 20, "the subscriber to follow")
+        wait_until(subscriber.started_following.is_set, 60, "the subscriber to follow")
         wire.send(records[2:])
         served(subscriber, (1, 0))
 

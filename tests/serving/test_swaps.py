@@ -85,7 +85,7 @@ def swapping(holder: WeightsManager, coming: Iterator[Version]) -> Iterator[None
         yield
     finally:
         over.set()
-        thread.join(30)
+        thread.join(60)
 
 
 async def ask(port: int, num: int, seen: list[tuple[str, int, bytes]], least_s: float) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.examples import decode_block
-from kernels.histories import LAST_OF_DOMAIN, LAST_OF_FEATURES, UserHistories, last_of_items
+from kernels.histories import UserHistories
 from tests.serving.test_blocks import FEATURES, batched, told
 from wire.example_codec import decode_example
 from wire.history import Histories, row_type, rows_of
@@ -79,17 +79,3 @@ def test_the_users_who_were_quiet_longest_are_forgotten_and_the_newest_come_firs
     assert (kept.drop("ä"), kept.drop("ä"), kept.get("ä")) == (True, False, None)
     assert kept.put("d", 4, 0, rows, none, 1) == 2
     assert kept.newest(10) == ["d"], "whatever the bound, the last to act stays"
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_of_each_item_the_last_row_with_a_domain_and_the_last_with_features_are_marked(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows = np.zeros(200, row_type(2))
-    rows["item"] = rng.integers(1, 30, 200) * (1 << 40)
-    rows["domain"], rows["features"] = rng.integers(0, 2, 200), rng.integers(0, 2, (200, 2))
-    marks, items = last_of_items(rows), rows["item"].tolist()
-    with_features = np.flatnonzero(rows["features"].any(axis=1)).tolist()
-    for bit, places in ((LAST_OF_DOMAIN, np.flatnonzero(rows["domain"]).tolist()), (LAST_OF_FEATURES, with_features)):
-        last = {items[place]: place for place in places}
-        assert np.flatnonzero(marks & bit).tolist() == sorted(last.values())
-    assert len(last_of_items(rows[:0])) == 0

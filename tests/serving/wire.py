@@ -42,7 +42,7 @@ class Wire:
         sent = [self._producer.send(self.topics.weights, key=key, value=value, headers=headers, partition=0)
                 for key, headers, value in records]  # fmt: skip
         for each in sent:
-            self.next_offset = each.get(20).offset + 1
+            self.next_offset = each.get(60).offset + 1
 
     def publish(self, world: World, kind: str = "base") -> tuple[int, int]:
         """Publish the world's next version; returns its (epoch, number)."""
@@ -53,7 +53,7 @@ class Wire:
         """Delete the weights topic and create it again."""
         admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
         admin.delete_topics([self.topics.weights])
-        wait_until(lambda: self.topics.weights not in admin.list_topics(), 30, "the topic to be gone")
+        wait_until(lambda: self.topics.weights not in admin.list_topics(), 60, "the topic to be gone")
         admin.close()
         ensure_topics(self.kafka)
         self.next_offset = 0
@@ -81,12 +81,12 @@ class Wire:
             yield thread
         finally:
             thread.stop()
-            thread.join(20)
+            thread.join(60)
             assert thread.failure is None
             assert not thread.is_alive()
 
 
-def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: float = 30) -> None:
+def served(subscriber: WeightsSubscriber, which: tuple[int, int], timeout_s: float = 60) -> None:
     """Wait until this version is in service."""
 
     def holds() -> bool:
@@ -122,7 +122,7 @@ class ServerProcess:
         self.port = values["port"]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = factory.start(["--config", str(server_config(kafka, folder, **values))], broken)
-        self.client = httpx.Client(base_url=self.url, timeout=30)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def ready(self) -> bool:
         """Whether it reports that it is ready. AssertionError if it has ended."""
@@ -139,7 +139,7 @@ class ServerProcess:
         """Wait until this version answers."""
         name = {"epoch": which[0], "number": which[1]}
         wait_until(
-            lambda: self.client.get("/version").json().get("version") == name, 30, f"version {which} to be served"
+            lambda: self.client.get("/version").json().get("version") == name, 60, f"version {which} to be served"
         )
 
     def close(self) -> None:

@@ -254,7 +254,7 @@ def test_an_example_has_the_times_of_its_newest_record_and_of_the_newest_event()
 def test_records_that_are_not_actions_are_counted() -> None:
     driver = Driver()
     driver.sequencer.advance(0, 1)
-    driver.sequencer.reject()
+    driver.sequencer.reject(0)
     assert driver.sequencer.counts == (0, 0, 1, 0)
 
 

@@ -203,7 +203,7 @@ class World:
         _stand_still(self.store)
         shutil.copytree(self.folder / f"db{self.num_folders}", copy)
         self.claim()
-        ghost = PartitionStore.open(copy, 0, ACTION, self.sequence)
+        ghost = PartitionStore.open(copy, 0, ACTION, self.sequence, self.store_config)
         first = next((i for i, r in enumerate(self.log) if r[0] > ghost.applied_offset), len(self.log))
         ghost.apply(self.log[first : first + rng.randrange(1, 6)])
         most = rng.choice((rng.randrange(1, 5), 1000))

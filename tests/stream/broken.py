@@ -6,13 +6,16 @@ The moments at which a break shows are short; here they are prolonged, as by a s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import aiokafka.codec
+import aiokafka.errors
 import aiokafka.record.default_records
+from aiokafka.consumer.group_coordinator import CoordinatorGroupRebalance
 
 import stream.applier
 import stream.claim
@@ -32,7 +35,7 @@ def acks_before_it_writes() -> None:
     async def acknowledge_first(self: Any, events: list[Any]) -> None:
         for event in events:
             event.ack()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.0)  # long enough for a commit: whenever a kill comes, it has happened
         await offer(self, events)
 
     async def fill_nothing(self: Any, stop: int) -> None:
@@ -104,6 +107,36 @@ def without_snappy() -> None:
 def tells_soon_of_transactions() -> None:
     """Not broken: it waits one second."""
     stream.held_back.PATIENCE_S = 1.0
+
+
+def _at_the_first_join(happens: Callable[[], Awaitable[None]]) -> None:
+    join, num_joins = CoordinatorGroupRebalance.perform_group_join, itertools.count()
+
+    async def perform(self: Any) -> Any:
+        if next(num_joins) == 0:
+            await happens()
+        return await join(self)
+
+    CoordinatorGroupRebalance.perform_group_join = perform
+
+
+def is_refused_by_its_group_once() -> None:
+    """Not broken: an answer to the first attempt to join that Faust does not expect."""
+
+    async def refuse() -> None:
+        raise aiokafka.errors.KafkaError("FencedInstanceId")
+
+    _at_the_first_join(refuse)
+
+
+def hears_nothing_of_its_group_once() -> None:
+    """Not broken: the first attempt to join the group hangs, and cannot be stopped. It does not wait for long."""
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    stream.worker.JOIN_S = 0.1
+    _at_the_first_join(hang)
 
 
 def loses_its_beat() -> None:

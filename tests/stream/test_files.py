@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -289,12 +290,15 @@ def test_spaces_around_a_cell_are_no_part_of_an_id(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_written_as_fractions_are_whole(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(line(user=5.0, item=7.0) + "\n")
-    (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,7.0,5,978300760\n")
+    (tmp_path / "a.jsonl").write_text(line(user=5.0, item=-7) + "\n")
+    (tmp_path / "r.csv").write_text("user,item,rating,timestamp\n5.0,-7.0,5,978300760\n")
     for name in ("a.jsonl", "r.csv"):
         (action,) = read_actions(tmp_path / name)
-        assert (action["user"], action["item"]) == (5, 7)
+        assert (action["user"], action["item"]) == (5, -7)
         assert isinstance(action["user"], int)
+    (tmp_path / "t.csv").write_text("user,item,rating,timestamp\n1e10,-0,5,978300760\n")
+    (action,) = read_actions(tmp_path / "t.csv")
+    assert (action["user"], action["item"]) == ("1e10", "-0"), "text, as hashes may be"
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
@@ -388,6 +392,9 @@ GOOD_ROW = "u,i,4,978300760\n"
         ("a.jsonl", line().encode() + b'\n{"forget": true, "user": "u"}\n',
          "a.jsonl:2: expected an action, got an order to forget user u; use headrace forget"),
         ("a.json", b'[{"forget": true, "item": 5}]', "element 1: expected an action, got an order to forget item 5"),
+        ("a.csv", f"{CSV}1.23457E+17,i,4,978300760\n".encode(), "2: user: .* got '1.23457E.17', a float .* rounded"),
+        ("a.csv", f"{CSV}u,1e+18,4,978300760\n".encode(), "2: item: .* a float that stands for several integers"),
+        ("a.csv", f"{CSV}-9007199254740992.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
         ("a.csv", f"{CSV}9007199254740994.0,i,4,978300760\n".encode(), "2: user: .* a float .* several integers"),
         ("a.csv", f"{CSV}u,i,4,978300760\rv,i,4,978300760\n".encode(),
          r"a.csv:2: .*a carriage return that ends no line\); end lines with a newline"),
@@ -511,12 +518,18 @@ def test_parquet_of_actions_is_read_with_its_own_types(tmp_path: Path) -> None:
         ({"timestamp": [NOW, None]}, "row 2: timestamp: expected a time, got an empty cell"),
         ({"timestamp": [NOW, 5]}, "row 2: timestamp: expected a time from 1990"),
         ({"user": [1.0, 2.0**53 + 2]}, "row 2: user: .* ids were rounded; export the column as integers or as text"),
+        ({"user": np.array([1, 2**24 + 1], np.float32)}, "row 2: user: .*got 16777216.0, .* ids were rounded"),
+        ({"item": np.array([2049, 1], np.float16)}, "row 1: item: .*got 2048.0, .* ids were rounded"),
+        (
+            {"timestamp": np.array([1.7e9, 1.7e9], np.float32)},
+            "row 1: timestamp: .*got 17.* of a 32-bit column",
+        ),
         ({"user": [b"u", b"\xff"]}, r"row 2: user: expected text in UTF-8, got b'\\xff'"),
         ({"user": [Decimal(5), Decimal("5.5")]}, "row 2: user: expected text or an integer, got Decimal"),
     ],
 )
 def test_an_unusable_cell_of_parquet_is_named_by_its_row(
-    changed: dict[str, list[object]], message: str, tmp_path: Path
+    changed: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     columns: dict[str, object] = {"user": [1, 2], "item": [3, 4], "rating": [4, 5], "timestamp": [NOW, NOW]}
     path = parquet_file(tmp_path / "a.parquet", **{**columns, **changed})

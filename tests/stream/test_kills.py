@@ -60,7 +60,7 @@ def num_examples(deployment: Deployment) -> int:
 def wait_for_more(deployment: Deployment, num_more: int) -> None:
     """Wait for some progress, so that a kill meets a worker at work."""
     target = num_examples(deployment) + num_more
-    wait_until(lambda: num_examples(deployment) >= target, 30, f"{num_more} more examples", 0.02)
+    wait_until(lambda: num_examples(deployment) >= target, 60, f"{num_more} more examples", 0.02)
 
 
 def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kills: int, seed: int) -> None:
@@ -77,7 +77,7 @@ def kill_again_and_again(deployment: Deployment, process: WorkerProcess, num_kil
 
 def settle(deployment: Deployment, replay: Replay) -> Recount:
     """Let the workers finish, then recount."""
-    wait_until(lambda: is_idle(deployment), 40, "the workers to finish", 0.2)
+    wait_until(lambda: is_idle(deployment), 60, "the workers to finish", 0.2)
     return check(deployment, replay.num_actions)
 
 
@@ -125,7 +125,7 @@ def haunt(deployment: Deployment, worker: Make, broken: str = "") -> tuple[Worke
     other.module = "tests.stream.broken" if broken else "stream"
     ghost.start().wait_for("partition claimed", times=2)
     with replaying(deployment) as replay:
-        wait_until(lambda: waiting(deployment) > 50, 20, "a full outbox", 0.1)
+        wait_until(lambda: waiting(deployment) > 50, 60, "a full outbox", 0.1)
         ghost.pause()
         other.start().wait_for("partition claimed", times=2)
         ghost.resume()

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import msgspec
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from tests.brokers import wait_until
 from tests.stream.audit import is_idle, last_statuses, written
 from tests.stream.workers import Deployment, WorkerProcess
+from wire.errors import TopicsMismatch
 from wire.example_codec import LAYOUT, MAGIC
 from wire.kafka.admin import ensure_topics
 from wire.partitioner import partition_of
@@ -43,20 +45,20 @@ def produce(deployment: Deployment, num: int, first: int = 0) -> int:
 def work_off(deployment: Deployment, process: WorkerProcess) -> None:
     """Let the worker finish, and stop it."""
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     process.stop()
 
 
 def make_again(deployment: Deployment, admin: KafkaAdminClient, topic: str) -> None:
     """Delete the topic and create it with its settings."""
     admin.delete_topics([topic])
-    wait_until(lambda: topic not in admin.list_topics(), 20, "the topic to be gone")
+    wait_until(lambda: topic not in admin.list_topics(), 60, "the topic to be gone")
     ensure_topics(deployment.kafka)
 
 
 def last_line(process: WorkerProcess) -> str:
     """The last line of a worker that ends by itself."""
-    assert process.process.wait(40) == 1, process.log()[-2000:]
+    assert process.process.wait(60) == 1, process.log()[-2000:]
     assert "Traceback" not in process.log()
     return process.log().splitlines()[-1]
 
@@ -78,7 +80,7 @@ def test_an_actions_topic_that_is_recreated_while_it_runs_ends_the_worker(
 ) -> None:
     process = worker().start()
     home = produce(deployment, 20)
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     make_again(deployment, admin, deployment.topics.actions)
     line = last_line(process)
     assert line.startswith(f"headrace stream: topic {deployment.topics.actions}: expected the one with id "), line
@@ -130,7 +132,7 @@ def test_a_recreated_sequences_topic_is_reported_and_rebuilt_from_the_actions_on
     assert f"remove {process.store_path}: sequences are then rebuilt from the actions" in line
     process.wipe()
     process.start()
-    wait_until(lambda: written(deployment).rows == before, 30, "the same sequences", 0.3)
+    wait_until(lambda: written(deployment).rows == before, 60, "the same sequences", 0.3)
 
 
 @pytest.mark.parametrize("which", ["actions", "dead_letters"])
@@ -144,6 +146,64 @@ def test_a_topic_that_is_deleted_ends_the_worker(
     assert f"topic {topic}: expected it to exist still, with " in last_line(process)
 
 
+@pytest.mark.parametrize(
+    ("which", "policy", "words"),
+    [
+        ("actions", "compact", "compaction keeps only the last action of each user"),
+        ("actions", "compact,delete", "compaction keeps only the last action of each user"),
+        ("dead_letters", "compact", "compaction keeps only one refused action"),
+        ("sequences", "delete", "retention removes the segments from which a worker's disk is restored"),
+        ("weights", "compact", "compaction keeps only the last chunk"),
+        ("control", "delete", "retention removes the version that is pinned"),
+    ],
+)
+def test_a_topic_that_removes_what_is_needed_is_refused(
+    which: str, policy: str, words: str, deployment: Deployment, admin: KafkaAdminClient
+) -> None:
+    topic = getattr(deployment.topics, which)
+    change(admin, topic, "cleanup.policy", policy)
+    with pytest.raises(TopicsMismatch) as refused:
+        ensure_topics(deployment.kafka)
+    assert f"topic {topic}: expected cleanup.policy = " in str(refused.value)
+    assert f"the broker has {policy}: {words}" in str(refused.value)
+    assert "--add-config cleanup.policy=" in str(refused.value)
+
+
+def test_a_policy_that_changes_under_a_worker_ends_it(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    process = worker().start()
+    process.wait_for("partition claimed", times=2)
+    change(admin, deployment.topics.actions, "cleanup.policy", "compact")
+    assert f"topic {deployment.topics.actions}: expected cleanup.policy = delete, the broker has" in last_line(process)
+
+
+def test_other_settings_and_other_policies_of_reports_are_only_warned_of(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    change(admin, deployment.topics.status, "cleanup.policy", "delete")
+    process = worker().start()
+    process.wait_for("a topic's settings differ from the configuration")
+    process.wait_for("partition claimed", times=2)
+
+
+def test_records_with_their_producers_times_are_told_once(
+    deployment: Deployment, admin: KafkaAdminClient, worker: Make
+) -> None:
+    change(admin, deployment.topics.actions, "message.timestamp.type", "CreateTime")
+    process = worker().start()
+    for first in (0, 10):
+        produce(deployment, 10, first=first)
+        wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
+    process.stop()
+    assert process.log().count("records have their producers' times, not the broker's") == 1
+
+
+def change(admin: KafkaAdminClient, topic: str, setting: str, value: str) -> None:
+    """Change a setting of a topic."""
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {setting: value})])
+
+
 def test_actions_that_retention_removes_before_they_are_read_are_counted_and_reported(
     deployment: Deployment, admin: KafkaAdminClient, worker: Make
 ) -> None:
@@ -153,7 +213,7 @@ def test_actions_that_retention_removes_before_they_are_read_are_counted_and_rep
     home = produce(deployment, 20, first=20)
     admin.delete_records({TopicPartition(deployment.topics.actions, home): 33})
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     assert len(written(deployment).rows["u1"]) == 27
     [line] = [line for line in process.log().splitlines() if "actions were lost" in line]
     for words in (deployment.topics.actions, "[20, 32]", '"num_records": 13', "kafka.actions_retention_s"):
@@ -174,7 +234,7 @@ def test_foreign_records_among_the_sequences_are_skipped_and_logged(deployment: 
             producer.send(deployment.topics.sequences, value, key=b"x", partition=home)
     produce(deployment, 5, first=5)
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     process.stop()
     told = [line for line in process.log().splitlines() if "skipped a foreign record" in line]
     assert len(told) == 5, "each but the tombstone, once"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -30,7 +31,7 @@ def test_every_action_becomes_part_of_the_right_sequence(deployment: Deployment,
     actions = list(islice(world(), 3_000))
     process = worker().start()
     send_actions(actions, deployment.kafka, batch=BatchConfig(max_actions=40))
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     recount = check(deployment, len(actions))
     assert sum(len(rows) for rows in recount.rows.values()) > 1_000
     [status] = last_statuses(deployment).values()
@@ -73,8 +74,8 @@ def test_bad_records_of_every_kind_are_dead_letters_and_the_stream_goes_on(
         records += [(home, b"u1", value), (home, b"u1", msgspec.json.encode(good))]
     deployment.produce(records)
     worker().start()
-    wait_until(lambda: len(written(deployment).dead) == len(_bad_records()), 30, "the dead letters", 0.3)
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: len(written(deployment).dead) == len(_bad_records()), 60, "the dead letters", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     check(deployment, len(records))
     [letters] = deployment.read(deployment.topics.dead_letters).values()
     by_offset = {int(dict(letter.headers)["offset"]): letter for letter in letters}
@@ -95,7 +96,7 @@ def letter_of(value: bytes, deployment: Deployment, worker: Make, compression: s
     deployment.produce([(home, None, value)], compression)
     deployment.produce([(home, b"u1", msgspec.json.encode(good))])
     worker().start()
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the record behind it", 0.3)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 60, "the record behind it", 0.3)
     [[letter]] = deployment.read(deployment.topics.dead_letters).values()
     return letter
 
@@ -138,7 +139,7 @@ def test_a_bad_element_of_a_list_does_not_take_the_others_along(deployment: Depl
     value = msgspec.json.encode([good[0], {"user": "u1"}, good[1], 5, good[2]])
     deployment.produce([(home, b"u1", value)])
     worker().start()
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 3, 30, "the good elements", 0.3)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 3, 60, "the good elements", 0.3)
     assert sorted(written(deployment).dead) == [(home, 0, 1), (home, 0, 3)]
     check(deployment, 5)
 
@@ -152,7 +153,7 @@ def test_an_action_is_emitted_before_its_join_window_is_over_and_its_feedback_la
     worker().start()
     for kind, told in (("impression", 0b001), ("click", 0b011), ("like", 0b111)):
         deployment.produce([(home, b"u1", msgspec.json.encode({**action, "action": kind}))])
-        wait_until(lambda told=told: written(deployment).told.get("u1") == [told], 30, f"a {kind} to be told", 0.1)
+        wait_until(lambda told=told: written(deployment).told.get("u1") == [told], 60, f"a {kind} to be told", 0.1)
 
 
 def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -161,11 +162,11 @@ def test_sequences_of_another_context_are_one_line_and_a_status(deployment: Depl
     values = [msgspec.json.encode({**action, "item": item}) for item in range(40)]
     deployment.produce([(home, b"u1", value) for value in values])
     first = worker("first").start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish", 0.3)
     first.stop()
     deployment.environment["HEADRACE_SEQUENCE__MAX_CONTEXT"] = "12"
     second = worker("second").start()
-    assert second.process.wait(30) == 1
+    assert second.process.wait(60) == 1
     line = second.log().splitlines()[-1]
     # By the fence in one partition, by the first example's key in the other: whichever is read first.
     assert re.search(r"sequence\.max_context.*restore that.*, or use a new kafka\.prefix", line), line
@@ -177,7 +178,7 @@ def test_sequences_of_other_kinds_are_one_line_on_a_new_disk_too(deployment: Dep
     first.stop()
     deployment.environment["HEADRACE_ACTION__KINDS"] = "click,impression,like,share,hide"
     second = worker("second").start()
-    assert second.process.wait(40) == 1
+    assert second.process.wait(60) == 1
     line = second.log().splitlines()[-1]
     assert "action.kinds: expected ('click', 'impression'" in line, line
     assert "restore that (kinds may only be appended), or use a new kafka.prefix" in line
@@ -187,7 +188,7 @@ def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deploym
     deployment.environment["HEADRACE_KAFKA__BOOTSTRAP"] = f"127.0.0.1:{free_port()}"
     deployment.environment["HEADRACE_STREAM__START_TIMEOUT_S"] = "0.5"
     process = worker().start()
-    assert process.process.wait(20) == 1
+    assert process.process.wait(60) == 1
     [line] = process.log().splitlines()
     assert line.startswith("headrace stream: no Kafka broker answered at 127.0.0.1:")
     assert "kafka.bootstrap" in line
@@ -197,7 +198,7 @@ def test_a_broker_that_is_not_there_is_one_line_and_a_status(deployment: Deploym
 def test_topics_of_another_shape_are_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
     deployment.environment["HEADRACE_KAFKA__PARTITIONS"] = "3"
     process = worker().start()
-    assert process.process.wait(20) == 1
+    assert process.process.wait(60) == 1
     assert process.log().splitlines()[-1].startswith("headrace stream: topic ")
 
 
@@ -206,7 +207,7 @@ def test_a_taken_metrics_port_is_one_line_and_a_status(deployment: Deployment, w
     deployment.environment["HEADRACE_STREAM__METRICS_PORT"] = str(port)
     deployment.environment["HEADRACE_STREAM__METRICS_HOST"] = "127.0.0.1"
     process = worker().start()
-    assert process.process.wait(20) == 1
+    assert process.process.wait(60) == 1
     assert process.log().splitlines()[-1].startswith(f"headrace stream: metrics cannot listen on 127.0.0.1:{port} ")
 
 
@@ -229,7 +230,7 @@ def test_refusals_are_counted_by_reason_and_warned_about_once(deployment: Deploy
         ]
 
     process.wait_for("actions are refused")
-    wait_until(counted, 20, "both reasons in the metrics")
+    wait_until(counted, 60, "both reasons in the metrics")
     warnings = [line for line in process.log().splitlines() if "actions are refused" in line]
     assert len(warnings) == 2, "one for each reason"
     assert any("looks like seconds; multiply by 1000" in line for line in warnings)
@@ -245,7 +246,7 @@ def test_metrics_are_served(deployment: Deployment, worker: Make) -> None:
     def scraped(line: str) -> bool:
         return line in httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
-    wait_until(lambda: scraped('headrace_worker_writer_epoch{partition="0"} 1.0'), 10, "the partition's metrics")
+    wait_until(lambda: scraped('headrace_worker_writer_epoch{partition="0"} 1.0'), 60, "the partition's metrics")
     assert scraped("headrace_worker_records_total 0.0")
 
 
@@ -255,13 +256,13 @@ def test_a_full_disk_is_one_line_and_a_status_and_nothing_is_half_written(deploy
     process = worker()
     process.prefix = ["prlimit", "--fsize=150000", "--"]
     process.start()
-    assert process.process.wait(30) == 1
+    assert process.process.wait(60) == 1
     last = process.log().splitlines()[-1]
     assert last.startswith("headrace stream: ")
     assert str(process.store_path) in last
     process.prefix = []
     process.start()
-    wait_until(lambda: is_idle(deployment), 30, "the worker to finish, with room again", 0.3)
+    wait_until(lambda: is_idle(deployment), 60, "the worker to finish, with room again", 0.3)
     check(deployment, len(actions))
 
 
@@ -270,18 +271,19 @@ def test_a_second_worker_on_the_same_disk_is_refused(deployment: Deployment, wor
     second = worker("b")
     second.folder.joinpath("headrace.toml").write_text(deployment.toml(deployment.folder / "a" / "state"))
     second.start()
-    assert second.process.wait(30) == 1
+    assert second.process.wait(60) == 1
     assert second.log().splitlines()[-1].endswith("another worker holds it; stop that one")
 
 
 def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deployment: Deployment, worker: Make) -> None:
+    deployment.stream = replace(deployment.stream, session_timeout_s=30.0)  # so that it loses none by being slow
     first = worker("w").start()
     first.wait_for("partition claimed", times=2)
-    wait_until(lambda: bool(last_statuses(deployment)), 20, "the first to report", 0.2)
+    wait_until(lambda: bool(last_statuses(deployment)), 60, "the first to report", 0.2)
     second = WorkerProcess(deployment, "w", deployment.factory, folder="elsewhere")
     second.start()
     try:
-        assert second.process.wait(40) == 1
+        assert second.process.wait(60) == 1
     finally:
         second.end()
     line = second.log().splitlines()[-1]
@@ -292,7 +294,7 @@ def test_a_second_worker_of_the_same_name_says_so_and_the_first_continues(deploy
     home = partition_of(b"u1", deployment.partitions)
     action = {"user": "u1", "item": 1, "action": "click", "timestamp": START_MS}
     deployment.produce([(home, b"u1", msgspec.json.encode(action))])
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 30, "the first to go on", 0.3)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 1, 60, "the first to go on", 0.3)
     assert first.log().count("partitions assigned") == 1, "it never lost them"
     first.kill()
     second.start().wait_for("partition claimed", times=2)  # the first is gone: the name is free, on another disk too
@@ -307,12 +309,12 @@ def test_the_worker_takes_committed_actions_of_transactions_and_has_no_backlog_t
     actions = list(islice(world(), 400))
     write_in_transactions(deployment, actions)
     process = worker().start()
-    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "no backlog", 0.3)
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 60, "no backlog", 0.3)
     [status] = last_statuses(deployment).values()
     assert sum(part.num_accepted + part.num_duplicate for part in status.partitions.values()) == len(actions)
     assert not written(deployment).dead, "an aborted record was taken"
     write_in_transactions(deployment, [{**action, "timestamp": action["timestamp"] + 1} for action in actions[:50]])
-    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 30, "the new ones", 0.3)
+    wait_until(lambda: applied(deployment) == deployment.ends(deployment.topics.actions), 60, "the new ones", 0.3)
     assert process.stop() == 0
     assert "Traceback" not in process.log()
 
@@ -351,7 +353,7 @@ def test_the_worker_takes_actions_however_they_are_compressed(deployment: Deploy
         action = {"user": "u1", "item": codec, "action": "click", "timestamp": START_MS + index * 60_000, "more": LONG}
         record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
         deployment.produce([record], codec)
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == len(codecs), 30, "one action of each", 0.3)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == len(codecs), 60, "one action of each", 0.3)
 
 
 def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Deployment, worker: Make) -> None:
@@ -362,9 +364,10 @@ def test_a_codec_that_is_not_installed_is_one_line_and_a_status(deployment: Depl
     record = (partition_of(b"u1", deployment.partitions), b"u1", msgspec.json.encode(action))
     deployment.produce([record], "snappy")
     process.start()
-    assert process.process.wait(30) == 1
+    assert process.process.wait(60) == 1
     last = process.log().splitlines()[-1]
-    assert last.startswith(f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError: "), last
+    said = f"headrace stream: Kafka at {deployment.broker.bootstrap}: UnsupportedCodecError when reading: "
+    assert last.startswith(said), last
     assert "install the packages cramjam" in last
 
 
@@ -373,8 +376,21 @@ def test_a_worker_that_nobody_would_hear_of_ends(deployment: Deployment, worker:
     process = worker()
     process.module = "tests.stream.broken"
     process.start()
-    assert process.process.wait(30) not in (None, 0)
+    assert process.process.wait(60) not in (None, 0)
     assert "a task of the worker failed" in process.log()
+
+
+@pytest.mark.parametrize("broken", ["is_refused_by_its_group_once", "hears_nothing_of_its_group_once"])
+def test_a_worker_that_does_not_get_into_its_group_tries_again(
+    deployment: Deployment, worker: Make, broken: str
+) -> None:
+    deployment.stream = replace(deployment.stream, stop_timeout_s=1.0)
+    deployment.environment["BROKEN"] = broken
+    process = worker()
+    process.module = "tests.stream.broken"
+    process.start().wait_for("partition claimed", times=deployment.partitions)
+    assert process.log().count("faust stopped by itself and will be restarted") == 1
+    assert process.stop() == 0
 
 
 def test_records_that_an_open_transaction_holds_back_are_no_backlog_and_are_told(
@@ -400,4 +416,4 @@ def test_records_that_an_open_transaction_holds_back_are_no_backlog_and_are_told
         await producer.stop()
 
     asyncio.run(hang())
-    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 2, 30, "both to be applied", 0.3)
+    wait_until(lambda: len(written(deployment).rows.get("u1", [])) == 2, 60, "both to be applied", 0.3)

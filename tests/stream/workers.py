@@ -48,7 +48,7 @@ class Deployment:
         self.store = StoreConfig(path=self.folder / "state")
         self.stream = StreamConfig(
             session_timeout_s=2.0, heartbeat_s=0.4, rebalance_timeout_s=4.0, commit_interval_s=0.3,
-            metrics_port=0, max_batch=50, start_timeout_s=20.0,
+            metrics_port=0, max_batch=50, start_timeout_s=60.0,
         )  # fmt: skip
         self.topics = Topics.under(self.prefix)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,13 +173,13 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         self.num_kills += 1
 
     def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def pause(self) -> None:
         """SIGSTOP: the group gives the worker up, and it does not know."""
@@ -197,7 +197,7 @@ class WorkerProcess:
         """Its log."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def wait_for(self, text: str, timeout_s: float = 30.0, times: int = 1) -> None:
+    def wait_for(self, text: str, timeout_s: float = 60.0, times: int = 1) -> None:
         """Wait until its log says ``text``."""
 
         def said() -> bool:
@@ -219,4 +219,4 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGCONT)
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)

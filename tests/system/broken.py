@@ -9,27 +9,41 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import state.compiled
 import state.emitter
 import state.intake
-import state.sequencer
 import state.store
 from headrace.command import run
 
 
+def _in_python() -> None:
+    """The definition applies the actions, so that its parts can be broken."""
+    start = state.store.PartitionStore._start
+
+    def uncompiled(self: Any) -> None:
+        start(self)
+        self._compiled = None
+
+    state.store.PartitionStore._start = uncompiled  # type: ignore[method-assign]
+
+
 def loses_actions() -> None:
-    """Every hundredth action is acknowledged and then lost."""
-    apply, count = state.sequencer.Sequencer.apply, iter(range(1 << 60))
+    """The last action of every hundredth record is acknowledged and then lost."""
+    apply, count = state.compiled.Compiled.apply, iter(range(1 << 60))
 
-    def forgetful(self: Any, action: Any, offset: int, record_ms: int, index: int) -> Any:
-        if next(count) % 100 == 99:
-            return state.sequencer.Outcome.ACCEPTED
-        return apply(self, action, offset, record_ms, index)
+    def forgetful(self: Any, run: Any, sequencer: Any) -> Any:
+        kept = [
+            (first, last - (next(count) % 100 == 99 and last > first), offset, record_ms)
+            for first, last, offset, record_ms in run
+        ]
+        return apply(self, kept, sequencer)
 
-    state.sequencer.Sequencer.apply = forgetful  # type: ignore[method-assign]
+    state.compiled.Compiled.apply = forgetful  # type: ignore[method-assign]
 
 
 def keeps_feedback_to_itself() -> None:
     """Kinds that an interaction gets later are in its segment, but no example says that they are new."""
+    _in_python()
     end_run = state.emitter.Emitter.end_run
 
     def silent(self: Any, user: Any) -> None:
@@ -63,6 +77,7 @@ def swallows_dead_letters() -> None:
 
 def mixes_up_users() -> None:
     """Within a record, the later action of a user comes first."""
+    _in_python()
     decode = state.intake.decode_record
 
     def backwards(value: bytes | None, record_ms: int, config: Any) -> Any:

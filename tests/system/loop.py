@@ -149,7 +149,7 @@ class Watcher(threading.Thread):
     def stop(self) -> None:
         """End it."""
         self._stopped.set()
-        self.join(10)
+        self.join(60)
 
 
 def try_audit(settings: Settings) -> Report | None:

@@ -21,8 +21,8 @@ ASKED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def ratings(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ratings in which people of one taste rate films of that taste, in bursts."""
     chance = random.Random(5)
     lines = []
@@ -30,7 +30,7 @@ def ratings(tmp_path: Path) -> Path:
         user = index // 60 + 1
         film = 2 * chance.randrange(50) + user % 2 + 1
         lines.append(f"{user}::{film}::{chance.choice([1, 3, 4, 5])}::{1_000_000_000 + 7 * index}")
-    path = tmp_path / "ratings.dat"
+    path = tmp_path_factory.mktemp("ratings") / "ratings.dat"
     path.write_text("\n".join(lines) + "\n")
     return path
 

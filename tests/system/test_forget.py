@@ -33,7 +33,7 @@ def actions(start: int, stop: int) -> list[dict[str, Any]]:
 
 def ask(loop: Loop, path: str, body: dict[str, Any]) -> dict[str, Any]:
     url = f"http://127.0.0.1:{loop.settings.serving.port}{path}"
-    answer = httpx.post(url, json=body, timeout=10)
+    answer = httpx.post(url, json=body, timeout=60)
     return answer.json() if answer.status_code == 200 else {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.brokers import REPOSITORY, Broker
-from tests.system.loop import Loop
+from stream.replay import send_actions
+from stream.simulate import World, WorldConfig
+from tests.brokers import REPOSITORY, Broker, wait_until
+from tests.system.loop import KINDS, Loop, explain, is_learned
 
 NO_ROOM = """
 import resource, signal, sys
@@ -47,4 +51,35 @@ def test_a_process_that_finds_no_room_to_write_ends_with_one_line(
         )
 
 
+@pytest.mark.slow
+def test_a_disk_that_fills_up_under_running_processes_ends_them_with_one_line_and_loses_nothing(
+    kafka: Broker, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Every file may grow to what RocksDB's log and a journal reach soon; then the limit is lifted by a new start."""
+    actions = World(WorldConfig(seed=2, num_users=30, num_items=50, kinds=tuple(KINDS))).actions()
+    with Loop(kafka.bootstrap, topic_prefix, tmp_path) as loop:
+        running = loop.start("worker", "trainer")
+        send_actions(itertools.islice(actions, 200), loop.settings.kafka)
+        loop.wait_until(lambda: '"event": "training"' in (tmp_path / "trainer.log").read_text(), 60, "training")
+        for child in running.values():
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (FULL, FULL))
+
+        def have_ended() -> bool:
+            send_actions(itertools.islice(actions, 100), loop.settings.kafka)
+            return not any(child.is_running() for child in running.values())
+
+        wait_until(have_ended, 120, "both to find no room")
+        for name, child in running.items():
+            log = (tmp_path / f"{name}.log").read_text()
+            assert child.wait(10) == 1, log[-2000:]
+            assert "Traceback" not in log, log[-2000:]
+            assert "File too large" in log.splitlines()[-1]
+        loop.group.children.clear()
+        loop.start("worker", "trainer")
+        report = loop.audit_when(is_learned, 120)
+        assert report.passed, explain(report)
+        assert is_learned(report), explain(report)
+
+
+FULL = 30_000
 AT_WORK = (("worker", "partition claimed"), ("trainer", '"event": "training"'))

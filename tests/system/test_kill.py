@@ -105,7 +105,7 @@ def test_killed_at_random_every_interaction_is_still_trained_exactly_once(
         assert report.sums["num_duplicate"] >= sent[0].num_actions // 52
         assert report.sums["num_dead"] == 40
         loop.wait_until(
-            lambda: loop.server.version().get("num_interactions") == report.sums["num_trained"], 30, "it served"
+            lambda: loop.server.version().get("num_interactions") == report.sums["num_trained"], 60, "it served"
         )
         watcher.stop()
         assert watcher.seen == sorted(watcher.seen), "a served version went back"

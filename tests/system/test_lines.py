@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +32,17 @@ def headrace(loop: Loop, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def line_of(loop: Loop) -> str:
-    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=30).json()["line"]
+    line = httpx.get(f"http://127.0.0.1:{loop.settings.serving.port}/readyz", timeout=60).json()["line"]
+    assert isinstance(line, str)
+    return line
+
+
+def line_of_page(loop: Loop) -> str:
+    """The line in the first point that the page gets next."""
+    url = f"http://127.0.0.1:{loop.settings.serving.port}/events"
+    with httpx.stream("GET", url, timeout=60) as stream:
+        told = next(line for line in stream.iter_lines() if line.startswith("data: {"))
+    line = json.loads(told.removeprefix("data: "))["line"]
     assert isinstance(line, str)
     return line
 
@@ -58,6 +69,11 @@ def test_servers_move_to_a_new_line_when_it_is_as_good_and_back_when_told(
         assert moved.returncode == 0, moved.stdout + moved.stderr
         assert "servers follow the versions of line deep" in moved.stdout
         old.wait_until(lambda: line_of(old) == "deep", 60, "the server to have read the order")
+        old.wait_until(lambda: line_of_page(old) == "deep", 60, "the page to show that line")
+        assert " of line deep" in headrace(old, "lag", "--once").stdout
+        assert "line deep" in headrace(old, "versions").stdout
+        for command in (("lag", "--once"), ("versions",)):
+            assert "line deep" not in headrace(old, *command, "--line", "main").stdout
 
         before = max(learned(old), learned(new))
         send_actions(itertools.islice(actions, 200), old.settings.kafka)

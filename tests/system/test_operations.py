@@ -1,14 +1,15 @@
-"""Every command of docs/operations.md, on a running deployment."""
+"""The commands of README.md and docs/operations.md, on a running deployment."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,22 +18,21 @@ import pytest
 from stream.replay import send_actions
 from stream.simulate import World, WorldConfig
 from tests.brokers import Broker
+from tests.commands import commands, why_not
 from tests.system.loop import KINDS, Loop
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "operations.md"
 NUM_ACTIONS = 500
-RUNS_ON = {"worker": "partitions", "train": "standby", "torchrun": "standby"}
+RUNS_ON = {"worker": "partitions", "train": "standby", "torchrun": "standby", "lag": "learned", "kcat": '"stages"'}
 """Commands that run until they are stopped, and a word that they print when they are at work."""
+ORDERLY = ("worker", "train")
+"""Those that end with status 0 when they are stopped."""
 SAYS = {
     "doctor": "live: 1 worker, 1 trainer, 1 server", "lag": "interactions/s learned", "topics": "as configured",
     "versions": "version", "audit": "nothing is lost", "forget": "learn", "replay": "bit-equal",
+    "dead-letters": "no dead letters", "simulate": "sent 200 actions", "produce": "sent 2 actions", "curl": '"version"',
 }  # fmt: skip
-
-
-def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+ACTION = '{"user": "u17", "item": "i42", "action": "click", "timestamp": %d}\n'
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +52,32 @@ def environment(loop: Loop, words: list[str]) -> tuple[dict[str, str], list[str]
     return {**os.environ, **ours, **given}, words[len(given) :]
 
 
-@pytest.mark.parametrize("line", commands())
-def test_a_command_of_the_page_does_what_it_says(line: str, loop: Loop) -> None:
-    given, (program, name, *arguments) = environment(loop, shlex.split(line))
-    if program == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", name, *arguments]
-        assert RUNS_ON[program] in said_before_its_end(command, given, loop.folder, RUNS_ON[program], orderly=False)
-        return
-    assert program == "headrace"
-    command = [sys.executable, "-m", "headrace", name, *arguments]
-    if name in RUNS_ON:
-        assert RUNS_ON[name] in said_before_its_end(command, given, loop.folder, RUNS_ON[name])
+def on_loop(line: str, loop: Loop) -> str:
+    """The command as the page gives it, for this deployment and not for the one that the page speaks of."""
+    file = loop.folder / "actions.jsonl"
+    file.write_text("".join(ACTION % (time.time_ns() // 1_000_000 - age_ms) for age_ms in (2000, 1000)))
+    ours = {
+        "localhost:8080": f"127.0.0.1:{loop.settings.serving.port}", "localhost:29092": loop.settings.kafka.bootstrap,
+        "headrace.trainer": f"{loop.settings.kafka.prefix}.trainer", "FILE": str(file),
+        "simulate --rate 500": "simulate --rate 500 --num-actions 200",
+    }  # fmt: skip
+    for theirs, mine in ours.items():
+        line = line.replace(theirs, mine)
+    return line
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not why_not(line)])
+def test_a_command_of_the_pages_does_what_they_say(line: str, loop: Loop) -> None:
+    given, command = environment(loop, shlex.split(on_loop(line, loop)))
+    name = command[1] if command[0] == "headrace" else command[0]
+    modules = {"headrace": ["headrace"], "torchrun": ["torch.distributed.run"]}
+    if command[0] in modules:
+        command = [sys.executable, "-m", *modules[command[0]], *command[1:]]
+    elif shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]} on PATH")
+    if name in RUNS_ON and "--once" not in command:
+        said = said_before_its_end(command, given, loop.folder, RUNS_ON[name], orderly=name in ORDERLY)
+        assert RUNS_ON[name] in said
         return
     done = subprocess.run(command, env=given, cwd=loop.folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

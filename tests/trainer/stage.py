@@ -54,7 +54,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "stochastic_length_alpha": 1.7, "evict_after_days": 0.004, "evict_every_steps": 6, "metric_window": 50,
         "max_train_context": 5,
         "checkpoint_every_steps": 5, "publish_every_s": 0.05, "base_every": 5, "chunk_bytes": 2000, "lag_every_s": 0.2,
-        "takeover_after_s": 2.0,
+        "takeover_after_s": 4.0,
     },
 }  # fmt: skip
 
@@ -160,11 +160,11 @@ class Stage:
             if counted and not example.is_fence:
                 self.sent[example.partition].append(example)
         for send in sends:
-            send.get(30)
+            send.get(60)
 
     def send_raw(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]] | None = None) -> None:
         """Send a foreign record to partition 0 of one of our topics."""
-        self._producer.send(topic, value, b"theirs", headers, partition=0).get(20)
+        self._producer.send(topic, value, b"theirs", headers, partition=0).get(60)
 
     def fence(self, partition: int, writer_epoch: int) -> None:
         """Write the fence of a worker that takes the partition."""
@@ -195,7 +195,7 @@ class Stage:
         """Delete the sequences topic and create it again, as after the worker's disk was wiped: numbers start over."""
         with admin_of(self.broker) as admin:
             admin.delete_topics([self.topics.sequences])
-            wait_until(lambda: self.topics.sequences not in admin.list_topics(), 30, "the topic to be gone")
+            wait_until(lambda: self.topics.sequences not in admin.list_topics(), 60, "the topic to be gone")
         ensure_topics(self.settings.kafka)
         self._sequencers = [
             Sequencer(self.settings.action, self.settings.sequence, number) for number in range(NUM_PARTITIONS)
@@ -275,7 +275,7 @@ class Stage:
             found += [record for records in self._consumer.poll(100).values() for record in records]
         return found
 
-    def wait_published(self, timeout_s: float = 30) -> None:
+    def wait_published(self, timeout_s: float = 60) -> None:
         """Wait until a version covers everything sent, or no trainer is left to publish one."""
 
         def covers() -> bool:
@@ -303,7 +303,7 @@ class Stage:
         self.note_journal(name)
 
     def feed_until(
-        self, condition: Callable[[], bool], what: str, timeout_s: float = 30, every_s: float = 0.04
+        self, condition: Callable[[], bool], what: str, timeout_s: float = 60, every_s: float = 0.04
     ) -> None:
         """Keep sending until the condition holds; seldom (``every_s``) where time itself is what is waited for."""
 
@@ -315,7 +315,7 @@ class Stage:
 
         wait_until(holds, timeout_s, what, every_s=every_s)
 
-    def finish(self, name: str = "a", timeout_s: float = 30) -> Recount:
+    def finish(self, name: str = "a", timeout_s: float = 60) -> Recount:
         """Wait for the last version, stop the trainer, and check every promise."""
         self.feed(3)  # which only the trainer that runs now can publish, after it has recovered
         self.wait_published(timeout_s)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from model.config import ADDED as MODEL_ADDED
 from model.config import MODEL_LIMITS, ModelConfig
-from trainer.config import TRAINER_LIMITS, TrainerConfig
+from trainer.config import ADDED, TRAINER_LIMITS, TrainerConfig, difference
 from wire.checks import Number
 from wire.errors import ConfigError, HeadraceError
 
@@ -139,3 +140,20 @@ def test_every_setting_either_decides_the_weights_or_is_known_not_to() -> None:
     } <= set(learning)
     assert not {"device", "checkpoint_dir", "publish_every_s", "metric_share"} & set(learning)
     assert set(learning) < {each.name for each in fields(TrainerConfig)}
+
+
+def test_settings_recorded_before_there_were_others_agree_with_what_those_builds_did() -> None:
+    model, config = ModelConfig(), TrainerConfig()
+    assert not set(MODEL_ADDED) & set(model.as_dict())
+    learning = {key: value for key, value in config.learning_dict().items() if key not in ADDED}
+    assert difference(model, config, model.as_dict(), learning) is None
+
+
+def test_the_first_setting_that_differs_is_named_in_both_directions() -> None:
+    hstu, fuxi, config = ModelConfig(), ModelConfig(block="fuxi"), TrainerConfig()
+    assert ModelConfig.from_dict(fuxi.as_dict()) == fuxi
+    learning = config.learning_dict()
+    assert difference(fuxi, config, hstu.as_dict(), learning) == ("model.block", "hstu", "fuxi")
+    assert difference(hstu, config, fuxi.as_dict(), learning) == ("model.block", "fuxi", "hstu")
+    later = replace(config, sgd_after_steps=5)
+    assert difference(hstu, later, hstu.as_dict(), learning) == ("trainer.sgd_after_steps", 0, 5)

@@ -61,7 +61,7 @@ class Board:
             return any(condition(each) for each in self.read()[num_before:])
 
         try:
-            wait_until(told, 20, what, every_s=0)
+            wait_until(told, 60, what, every_s=0)
         except AssertionError as error:
             raise AssertionError(f"{error}; the last message: {self.messages[-1:]}") from None
         return next(each for each in self.messages[num_before:] if condition(each))
@@ -75,7 +75,7 @@ class Board:
     def say(self, status: WorkerStatus | ServerStatus) -> None:
         """Write to the status topic."""
         value = encode_status(status)
-        self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(20)
+        self._producer.send(self.made.topics.status, value, status.component.encode(), partition=0).get(60)
 
     @contextmanager
     def statuses(self) -> Iterator[KafkaConsumer]:
@@ -185,7 +185,7 @@ def test_every_stage_is_behind_by_what_is_known_to_wait_there(board: Callable[..
 
 
 def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Callable[..., Board]) -> None:
-    told = board(publish_every_s=30.0, max_step_targets=1, max_step_tokens=1, lag_every_s=0.02)
+    told = board(publish_every_s=600.0, max_step_targets=1, max_step_tokens=1, lag_every_s=0.02)
     made = told.made
     made.feed(400)
     made.start()
@@ -205,7 +205,7 @@ def test_what_waits_to_be_trained_and_published_is_counted_and_ages(board: Calla
     assert message["num_steps"] > total / 2
     assert message["version"]["number"] == 0
     assert message["stages"]["publish"]["lag_records"] >= total - 30, "only what the first version has is published"
-    assert 0 < message["stages"]["publish"]["lag_s"] < 30
+    assert 0 < message["stages"]["publish"]["lag_s"] < 600
 
 
 def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durable_kafka: Broker) -> None:
@@ -217,7 +217,7 @@ def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durab
     told.say(server("s", {"epoch": 0, "number": 0}, behind=0, age_ms=1_000))
     reporter.start()
     try:
-        wait_until(lambda: 0 < gauge(reporter, "headrace_freshness_seconds") < 30, 20, "the server to be known")
+        wait_until(lambda: 0 < gauge(reporter, "headrace_freshness_seconds") < 30, 60, "the server to be known")
         durable_kafka.kill()
 
         def grows() -> bool:
@@ -226,7 +226,7 @@ def test_gauges_grow_while_the_broker_is_away(board: Callable[..., Board], durab
                 all(gauge(reporter, name) > 5 for name in names) and gauge(reporter, "headrace_freshness_seconds") > 5
             )
 
-        wait_until(grows, 30, "every age to grow though nothing can be asked")
+        wait_until(grows, 60, "every age to grow though nothing can be asked")
         durable_kafka.restart()
         wait_until(lambda: gauge(reporter, "headrace_broker_silence_seconds") < 2, 60, "the broker to be heard again")
     finally:
@@ -266,7 +266,7 @@ def removed(told: Board) -> set[bytes]:
                 last.update({record.key: record.value for record in records})
                 for records in consumer.poll(50).values()
             ] and None in last.values(),
-            20, "a tombstone", every_s=0,
+            60, "a tombstone", every_s=0,
         )  # fmt: skip
     return {key for key, value in last.items() if value is None}
 
@@ -319,7 +319,7 @@ def test_a_trainer_started_by_its_command_speaks_every_second_and_ends_in_order(
         wait_until(lambda: len(told.read()) >= 4, 60, "four messages", every_s=0)
         told.made.feed(20)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, (told.made.folder / "trainer.log").read_text()
+        assert process.wait(60) == 0, (told.made.folder / "trainer.log").read_text()
     finally:
         process.kill()
         process.wait()
@@ -327,6 +327,6 @@ def test_a_trainer_started_by_its_command_speaks_every_second_and_ends_in_order(
     gaps = sorted(later - earlier for earlier, later in pairwise(times))
     assert 900 <= gaps[len(gaps) // 2] <= 1600 * crowding(), gaps
     last = told.made.recount().last
-    wait_until(lambda: told.read()[-1]["num_interactions"] == last.num_interactions, 20, "the last state", every_s=0)
+    wait_until(lambda: told.read()[-1]["num_interactions"] == last.num_interactions, 60, "the last state", every_s=0)
     assert told.messages[-1]["version"] == {"epoch": last.epoch, "number": last.number}
     assert told.messages[-1]["stages"]["publish"]["lag_records"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,10 @@ from trainer.replay import replay as repeat
 
 Make = Callable[..., Stage]
 DELTAS = {"base_every": 1000}
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "model": {"block": "fuxi", "num_layers": 2},
+    "trainer": {"top_dropout_ratio": 0.5, "sgd_after_steps": 9},
+}
 
 
 def run_once(made: Stage, broken: tuple[str, ...] = (), num_versions: int = 4) -> None:
@@ -36,13 +41,14 @@ def lines(child: Child) -> str:
     return child.log().splitlines()[-1]
 
 
-def test_a_replay_after_kills_gives_the_published_bits(stage: Make) -> None:
-    made = stage(trainer=DELTAS)
+@pytest.mark.parametrize("changes", [{}, OTHERWISE], ids=["HSTU", "FuXi-alpha, LSRM's dropout and optimisers"])
+def test_a_replay_after_kills_gives_the_published_bits(stage: Make, changes: dict[str, dict[str, Any]]) -> None:
+    made = stage(**{**changes, "trainer": {**DELTAS, **changes.get("trainer", {})}})
     for point in ("chunks_sent:2:kill", "learned:7:kill", "published:2:kill"):
         made.live_and_die(point)
     run_once(made, num_versions=8)
     recount = made.recount()
-    child = replay(made)
+    child = replay(made, **changes)
     assert child.wait() == 0, child.log()
     last = recount.last
     assert recount.last.kind == "delta"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from model.hstu import HSTU
 from tests.trainer.samples import MODEL, TRAINER, World
 from trainer.config import TrainerConfig
 from trainer.optim import AdamW, lr_scale
@@ -65,6 +67,59 @@ def test_adamw_is_torchs(weight_decay: float, clip_norm: float) -> None:
             torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
             assert left.grad is not None
             assert not left.grad.any()
+
+
+@pytest.mark.parametrize(("weight_decay", "clip_norm"), [(0.0, 0.0), (0.05, 0.7)])
+def test_after_its_last_step_adam_is_followed_by_torchs_gradient_descent(weight_decay: float, clip_norm: float) -> None:
+    config = TrainerConfig(weight_decay=weight_decay, clip_norm=clip_norm, sgd_after_steps=3, sgd_lr_ratio=5.0)
+    ours, generator = parameters(), torch.Generator().manual_seed(1)
+    flat, adam = AdamW(ours, config), AdamW(parameters(), replace(config, sgd_after_steps=0))
+    for step in range(6):
+        gradient = torch.randn(flat.flat.shape, generator=generator)
+        before = flat.flat.clone()
+        for each in (flat, adam):
+            each.gradient.copy_(gradient)
+            each.step(0.01)
+        assert torch.equal(flat.flat, adam.flat) == (step < 3)
+        if step >= 3:
+            clipped = gradient * min(1.0, clip_norm / float(gradient.norm())) if clip_norm else gradient
+            torch.testing.assert_close(flat.flat, before * (1 - 0.05 * weight_decay) - 0.05 * clipped)
+            assert not flat.gradient.any()
+
+
+def test_an_optimiser_restored_around_the_switch_goes_on_in_the_same_way() -> None:
+    config, generator = TrainerConfig(sgd_after_steps=3), torch.Generator().manual_seed(1)
+    whole = AdamW(parameters(), config)
+    for step in range(6):
+        resumed = AdamW(parameters(), config)
+        resumed.load_state_dict({name: array.copy() for name, array in whole.state_dict().items()})
+        gradient = torch.randn(whole.flat.shape, generator=generator)
+        for each in (whole, resumed):
+            each.gradient.copy_(gradient)
+            each.step(0.01)
+        assert torch.equal(whole.flat, resumed.flat), step
+
+
+def test_dropout_falls_from_the_lowest_layer_to_the_highest_in_equal_steps() -> None:
+    config = TrainerConfig(dropout=0.4, top_dropout_ratio=0.25)
+    assert config.dropouts(3) == pytest.approx((0.4, 0.25, 0.1))
+    assert config.dropouts(1) == (0.4,)
+    assert TrainerConfig(dropout=0.4).dropouts(2) == (0.4, 0.4)
+
+
+@pytest.mark.parametrize("block", ["hstu", "fuxi"])
+def test_each_layer_drops_at_its_own_rate(block: str) -> None:
+    """With a rate of zero in the highest layer, the rest is what the lower layer left."""
+    model, generator = HSTU(replace(MODEL, block=block)), torch.Generator().manual_seed(2)
+    x_TM, offsets = torch.randn(6, MODEL.model_width, generator=generator), torch.tensor([0, 6])
+    times = 60_000 * torch.arange(6)
+    pairs: dict[str, Any] = {"time_buckets": model.time_buckets, "query_time_T": times, "key_time_T": times}
+    low, high = model.layers
+    with torch.no_grad():
+        found = model.encode(x_TM, offsets, times, times, dropouts=(0.5, 0.0), seed=3)
+        lower = low(x_TM, offsets, dropout=0.5, seed=3 * 64, **pairs)
+        assert torch.equal(found, high(lower, offsets, **pairs))
+        assert not torch.equal(found, model.encode(x_TM, offsets, times, times, dropouts=(0.5, 0.5), seed=3))
 
 
 def test_parameters_are_views_of_the_flat_vector_also_after_loading() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.trainer.samples import MODEL, SAMPLED, TRAINER, World, taught
+from model.config import ModelConfig
+from tests.trainer.samples import FUXI, MODEL, SAMPLED, TRAINER, World, taught
 from trainer.batch import build_batch
 from trainer.config import TrainerConfig
 from trainer.shards import TreeSum, bounds_of, take_users
@@ -25,9 +26,11 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def trained(config: TrainerConfig, num_steps: int = 6, size: int = 9) -> tuple[Learner, list[Any]]:
+def trained(
+    config: TrainerConfig, num_steps: int = 6, size: int = 9, model: ModelConfig = MODEL
+) -> tuple[Learner, list[Any]]:
     """A learner, and the reports of its steps."""
-    learner, world = Learner(MODEL, config), World(seed=3, num_users=12)
+    learner, world = Learner(model, config), World(seed=3, num_users=12)
     return learner, [learner.step(world.examples(size)) for _ in range(num_steps)]
 
 
@@ -38,9 +41,9 @@ def learned(learner: Learner) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in arrays.items() if name.startswith(wanted)}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_shards_learn_what_one_piece_learns(name: str) -> None:
-    (whole, reports), (parts, its) = (trained(replace(CONFIGS[name], shards=shards)) for shards in (1, 4))
+@pytest.mark.parametrize(("name", "model"), [*((name, MODEL) for name in CONFIGS), ("exact", FUXI), ("sampled", FUXI)])
+def test_shards_learn_what_one_piece_learns(name: str, model: ModelConfig) -> None:
+    (whole, reports), (parts, its) = (trained(replace(CONFIGS[name], shards=each), model=model) for each in (1, 4))
     for one, other in zip(reports, its, strict=True):
         np.testing.assert_allclose(other.retrieval_loss, one.retrieval_loss, rtol=1e-3)
         np.testing.assert_allclose(other.ranking_loss, one.ranking_loss, rtol=1e-3)
@@ -58,7 +61,7 @@ def test_a_shard_whose_gradients_are_lost_is_caught(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(TreeSum, "add", add_some)
     with pytest.raises(AssertionError):
-        test_shards_learn_what_one_piece_learns("exact")
+        test_shards_learn_what_one_piece_learns("exact", MODEL)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 4, 16])

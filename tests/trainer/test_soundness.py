@@ -75,7 +75,7 @@ def test_a_trainer_that_publishes_whatever_it_has_is_caught(stage: Make) -> None
     made = stage()
     live_with_a_step_that_spoils(made, ("takes_anything_for_finite",))
     with pytest.raises(AssertionError, match=r"not finite|the trainer ended with 1"):
-        made.finish(timeout_s=10)
+        made.finish()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])

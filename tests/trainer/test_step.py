@@ -14,9 +14,11 @@ import torch
 
 from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, memory_learn
 from kernels.odds import OddsEvents, OddsRules, odds_learn
+from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.kept import NUM_LAGS
 from tests.trainer.samples import (
+    FUXI,
     MODEL,
     SAMPLED,
     START_MS,
@@ -138,7 +140,7 @@ def asked_slowly(learner: Learner, past: Any, own: Any, *, is_chosen: bool) -> M
     begin = np.zeros(1, np.int64)
     return MemoryEvents(
         rows[-1:], np.array([is_chosen], np.uint8), rows[chosen], begin, begin + len(chosen), rows[met], begin,
-        begin + len(met),
+        begin + len(met), past["time"][chosen], np.atleast_1d(own["time"]),
     )  # fmt: skip
 
 
@@ -379,13 +381,20 @@ class ByAutograd(Learner):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"context_gradient": True}, {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2}, {"feedback": "vanilla"}],
+    [
+        {},
+        {"context_gradient": True},
+        {"feedback": "fnw", "rank_weight": 0.3, "dropout": 0.2, "top_dropout_ratio": 0.5},
+        {"feedback": "vanilla"},
+    ],
     ids=lambda changes: ", ".join(changes) or "as configured by default",
 )
-@pytest.mark.parametrize("use_value", [True, False])
-def test_what_is_computed_beside_autograd_is_what_autograd_computes(changes: dict[str, Any], use_value: bool) -> None:
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, use_value=False), FUXI], ids=["values", "no values", "fuxi"])
+def test_what_is_computed_beside_autograd_is_what_autograd_computes(
+    changes: dict[str, Any], model: ModelConfig
+) -> None:
     """Predictions, losses, gradients of all weights, and what the tables learn."""
-    learner, world = taught(replace(TRAINER, **changes), replace(MODEL, use_value=use_value))
+    learner, world = taught(replace(TRAINER, **changes), model)
     for _ in range(2):
         examples = world.examples(12)
         slow, fast = twin(learner, ByAutograd), twin(learner)
@@ -497,9 +506,8 @@ def sampled_over_exact(num_targets: int, num_in_batch: int, num_uniform: int, nu
     rng, live, ratios = np.random.default_rng(num_uniform), np.arange(50), []
     for step in range(num_batches):
         target_R = rng.choice(50, num_targets, p=share_V)
-        drawn = np.append(
-            pick_in_batch(target_R, num_in_batch, seed=1, step=step), draw_negatives(live, num_uniform, 1, step)
-        )
+        uniform = live[draw_negatives(len(live), num_uniform, 1, step)]
+        drawn = np.append(pick_in_batch(target_R, num_in_batch, seed=1, step=step), uniform)
         log_draws = log_expected_draws(share_V[drawn], num_in_batch, num_targets, num_uniform, 50)
         target, negatives = torch.from_numpy(target_R), torch.from_numpy(drawn)
         sampled = sampled_retrieval_loss(
@@ -541,9 +549,9 @@ def test_targets_are_negatives_of_each_other_under_one_correction_an_item() -> N
 
 def test_negatives_are_live_rows_and_a_function_of_seed_and_step() -> None:
     live = np.array([2, 3, 5, 7])
-    drawn = draw_negatives(live, 4000, 1, 9)
-    np.testing.assert_array_equal(drawn, draw_negatives(live, 4000, 1, 9))
-    assert not np.array_equal(drawn, draw_negatives(live, 4000, 1, 10))
+    drawn = live[draw_negatives(len(live), 4000, 1, 9)]
+    np.testing.assert_array_equal(drawn, live[draw_negatives(len(live), 4000, 1, 9)])
+    assert not np.array_equal(drawn, live[draw_negatives(len(live), 4000, 1, 10)])
     rows, counts = np.unique(drawn, return_counts=True)
     np.testing.assert_array_equal(rows, live)
     assert counts.min() > 800
@@ -651,15 +659,16 @@ def strict() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("model", [MODEL, FUXI], ids=lambda model: model.block)
 @pytest.mark.parametrize(
     "config",
     [TRAINER, replace(SAMPLED, dropout=0.2, stochastic_length_alpha=1.5, metric_share=0.5)],
     ids=["exact", "sampled, with everything random"],
 )
 @pytest.mark.usefixtures("strict")
-def test_the_same_stream_gives_the_same_bits(config: TrainerConfig) -> None:
+def test_the_same_stream_gives_the_same_bits(config: TrainerConfig, model: ModelConfig) -> None:
     config = replace(config, deterministic=True)
-    learners = [Learner(MODEL, config, choose_device(config)) for _ in range(2)]
+    learners = [Learner(model, config, choose_device(config)) for _ in range(2)]
     assert torch.are_deterministic_algorithms_enabled()
     for learner in learners:
         world = World(3)

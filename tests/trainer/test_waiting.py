@@ -23,7 +23,7 @@ def test_a_trainer_that_waits_for_its_broker_ends_when_it_is_told_to(tmp_path: P
         assert process.stdout is not None
         assert any("broker away" in line for line in process.stdout), "it says what it waits for"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_metrics_port_in_use_is_one_clear_line() -> None:

@@ -26,8 +26,8 @@ FAR = 253_402_300_799_999
 
 
 def is_integer(checker: Any, entry: Any) -> bool:
-    """As the schema's description says: a float above 2**53 stands for several integers, so it is none of them."""
-    exact = not isinstance(entry, float) or abs(entry) <= 2**53
+    """As the schema's description says: a float from 2**53 on stands for several integers, so it is none of them."""
+    exact = not isinstance(entry, float) or abs(entry) < 2**53
     return exact and Draft202012Validator.TYPE_CHECKER.is_type(entry, "integer")
 
 
@@ -93,6 +93,7 @@ def kinds_of(content: Any) -> bool:
 @example([{"user": "u"}])
 @example({**GOOD, "item": 2.0**53})
 @example({**GOOD, "item": 2**53 + 1})
+@example({**GOOD, "item": 2.0**53})
 @example({**GOOD, "features": {"genre": 2.0**53 + 2}})
 def test_a_record_is_accepted_if_the_schema_says_so(content: Any) -> None:
     if not kinds_of(content):

@@ -43,7 +43,7 @@ def test_batches_hold_every_record_and_move_the_position_past_them(
             batches.extend(record.value for records in consumer.poll(200).values() for record in records)
             return bool(consumer.position(where) >= end)
 
-        wait_until(is_read, 20, "the end of the topic", every_s=0)
+        wait_until(is_read, 60, "the end of the topic", every_s=0)
     finally:
         consumer.close()
     assert consumer.config["isolation_level"] == "read_committed"

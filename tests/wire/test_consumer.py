@@ -69,7 +69,7 @@ def test_what_is_new_is_read_to_the_last_record_every_time(config: KafkaConfig) 
     assert [record.offset for record in read_from(consumer, where, 11)] == list(range(11, NUM))
     for num in range(NUM, NUM + 3):
         assert list(read_from(consumer, where, num)) == []
-        producer.send(where.topic, value=b"new", partition=0).get(10)
+        producer.send(where.topic, value=b"new", partition=0).get(60)
         assert [record.value for record in read_from(consumer, where, num)] == [b"new"]
     producer.close()
     consumer.close()
@@ -82,7 +82,7 @@ def test_a_follower_gets_the_last_records_and_then_each_new_one(config: KafkaCon
         (0, NUM - 2), (0, NUM - 1), (1, NUM - 2), (1, NUM - 1),
     ]  # fmt: skip
     producer = make_producer(config)
-    producer.send(topic, value=b"new", partition=1).get(10)
+    producer.send(topic, value=b"new", partition=1).get(60)
     producer.close()
     assert next(records).value == b"new"
 

@@ -240,7 +240,7 @@ def test_no_client_creates_a_topic(eager: ApacheKafka) -> None:
     assert topics_of(eager) == set()
     # The canary: a client with default options would create one.
     careless = KafkaProducer(bootstrap_servers=eager.bootstrap)
-    careless.send("careless", b"x").get(20)
+    careless.send("careless", b"x").get(60)
     careless.close()
     assert topics_of(eager) == {"careless"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaAdminClient
@@ -15,7 +15,7 @@ from wire.errors import BrokerUnavailable, TopicsMismatch
 from wire.kafka.options import sync_options
 from wire.kafka.refusal import refusal
 from wire.kafka.retry import wait_for_broker
-from wire.topics import Topic, topics_of
+from wire.topics import POLICY, Topic, topics_of
 
 CONNECT_S = 5.0
 
@@ -30,7 +30,7 @@ def ensure_topics(config: KafkaConfig, timeout_s: float = 30.0) -> list[str]:
     """Create missing topics and check existing ones; returns the names of the created ones.
 
     Raises `BrokerUnavailable` when no broker answers within ``timeout_s``, `TopicsMismatch` when a
-    partition count disagrees.
+    partition count disagrees or a topic's ``cleanup.policy`` removes what is needed.
     """
     deadline = time.monotonic() + timeout_s
     wait_for_broker(config, timeout_s)
@@ -58,12 +58,16 @@ def _ensure(config: KafkaConfig, deadline: float) -> list[str]:
         created = [topic.name for topic in missing if _create(admin, topic)]
         while not all(topic.name in existing for topic in wanted):
             if time.monotonic() > deadline:
+                hidden = ", ".join(topic.name for topic in missing if topic.name not in existing)
                 raise BrokerUnavailable(
-                    f"the broker at {config.bootstrap} does not show topics that it created; see its log"
+                    f"expected to see {hidden}, which the broker at {config.bootstrap} has but does not show; "
+                    "give this client's user the right to describe every topic (docs/operations.md, Permissions), or "
+                    "see the broker's log"
                 )
             time.sleep(0.05)
             existing = partition_counts(admin)
         _check(wanted, existing)
+        check_policies(admin, config)
         return created
     finally:
         admin.close()
@@ -73,17 +77,53 @@ def config_drift(config: KafkaConfig) -> dict[str, dict[str, str]]:
     """Topic → setting → the broker's value, wherever the configuration has a different one.
 
     A topic keeps the settings that it was created with: a later change of the configuration does not reach it.
-    Settings that a broker does not report are skipped. Raises `KafkaError`.
+    Settings that a broker does not report (`untold`) are skipped. Raises `KafkaError`.
     """
-    wanted = {topic.name: topic.settings for topic in topics_of(config)}
     admin = make_admin(config)
     try:
-        asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted.keys() & partition_counts(admin)]
-        reported = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+        return _drift(admin, topics_of(config))
     finally:
         admin.close()
-    found = {name: _differing(settings, reported.get(name, {})) for name, settings in wanted.items()}
+
+
+def untold(config: KafkaConfig) -> list[str]:
+    """Topics that exist, but of which the broker does not say how they are set: it tells those with the right to ask.
+    Raises `KafkaError`."""
+    admin = make_admin(config)
+    try:
+        present = {topic.name for topic in topics_of(config)} & partition_counts(admin).keys()
+        return sorted(name for name, settings in _reported(admin, present).items() if not settings)
+    finally:
+        admin.close()
+
+
+def _drift(admin: KafkaAdminClient, topics: Iterable[Topic]) -> dict[str, dict[str, str]]:
+    wanted = {topic.name: topic.settings for topic in topics}
+    reported = _reported(admin, wanted.keys() & partition_counts(admin))
+    found = {name: _differing(wanted[name], settings) for name, settings in reported.items()}
     return {name: settings for name, settings in found.items() if settings}
+
+
+def _reported(admin: KafkaAdminClient, names: Collection[str]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """The settings of each topic, as the client returns them; empty for those that the broker says nothing about."""
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    reported = admin.describe_configs(asked, config_filter="all").get("topic", {}) if asked else {}
+    return {name: reported.get(name, {}) for name in names}
+
+
+def check_policies(admin: KafkaAdminClient, config: KafkaConfig) -> None:
+    """Raise `TopicsMismatch` if a topic's ``cleanup.policy`` removes what is needed: nobody can tell afterwards, since
+    transactions leave the same holes in the offsets as compaction does. Raises `KafkaError`."""
+    topics = {topic.name: topic for topic in topics_of(config) if topic.other_policy}
+    for name, differing in _drift(admin, topics.values()).items():
+        if has := differing.get(POLICY):
+            wanted = topics[name].settings[POLICY]
+            raise TopicsMismatch(
+                f"topic {name}: expected {POLICY} = {wanted}, the broker has {has}: {topics[name].other_policy}. "
+                f"Set it (kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics "
+                f"--entity-name {name} --add-config {POLICY}={wanted}), then start again; what was removed before is "
+                "lost"
+            )
 
 
 def delete_topics(config: KafkaConfig) -> None:

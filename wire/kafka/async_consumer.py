@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 
 from wire.config import KafkaConfig
+from wire.kafka.consumer import STALL_S
 from wire.kafka.options import ISOLATION, async_options
 
 MAX_RECORDS = 2_000
@@ -49,7 +52,8 @@ async def read_range(
     An explicit ``stop`` must have been delivered or acknowledged. It is not compared with the end, which the embedded
     broker understates (it returns the last batch's first offset). Records that compaction or retention has removed are
     simply missing, so the first one may come after ``start``. If the partition itself begins after ``start``,
-    ``on_gone`` is called with its first offset.
+    ``on_gone`` is called with its first offset. Raises ``KafkaTimeoutError`` when the broker sends nothing for
+    `STALL_S`.
     """
     key = TopicPartition(topic, partition)
     async with plain_consumer(config) as consumer:
@@ -61,10 +65,14 @@ async def read_range(
             on_gone(first)
         start = max(start, first)
         consumer.seek(key, start)
+        heard_s = time.monotonic()
         while await consumer.position(key) < stop:
             found = await consumer.getmany(key, timeout_ms=500, max_records=MAX_RECORDS)
             records = [record for record in found.get(key, ()) if record.offset < stop]
             if records:
                 yield records
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > STALL_S:
+                raise KafkaTimeoutError(f"{topic}: the broker sent nothing for {STALL_S:.0f} s")
             # A fetch answered from memory never yields, and the worker's other tasks must run too.
             await asyncio.sleep(0)

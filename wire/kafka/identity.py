@@ -13,7 +13,7 @@ from kafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 
 from wire.config import KafkaConfig
 from wire.errors import TopicMissing, TopicReplaced
-from wire.kafka.admin import check_partitions, make_admin
+from wire.kafka.admin import check_partitions, check_policies, make_admin
 from wire.kafka.refusal import refusal
 
 LOOK_S = 5.0
@@ -72,16 +72,19 @@ class TopicWatch:
         self._admin: KafkaAdminClient | None = None
 
     def look(self, where: str) -> None:
-        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` if a topic is not what it was; ``where`` names the
-        position that refers to it. While the broker is away, nothing is known and nothing raised."""
+        """Raise `TopicReplaced`, `TopicMissing` or `TopicsMismatch` if a topic is not what it was, or removes what is
+        needed; ``where`` names the position that refers to it. While the broker is away, nothing is known and nothing
+        raised."""
         try:
             self._admin = self._admin or make_admin(self._kafka)
-            found = _ask(self._admin, self._known)
+            self._compare(_ask(self._admin, self._known), where)
+            check_policies(self._admin, self._kafka)
         except (KafkaError, OSError) as error:
             self.close()
             if refused := refusal(error, self._kafka.bootstrap):
                 raise refused from error
-            return
+
+    def _compare(self, found: Mapping[str, Identity], where: str) -> None:
         self._num_misses = self._num_misses + 1 if found.keys() < self._known.keys() else 0
         for name, before in self._known.items():
             now = found.get(name)

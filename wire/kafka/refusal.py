@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 
 import aiokafka.errors
@@ -22,7 +23,7 @@ _REMEDIES = {
     "SaslAuthenticationFailed": "check user, password and mechanism under kafka.client",
     "UnsupportedSaslMechanismError": "set kafka.client.sasl_mechanism to one that the broker has",
     "IllegalSaslStateError": "set kafka.client.security_protocol as the broker's listener has it",
-    "TopicAuthorizationFailedError": "give this client's user the right to the topic",
+    "TopicAuthorizationFailedError": "give this client's user the right to the topic (docs/operations.md, Permissions)",
     "GroupAuthorizationFailedError": "give this client's user the right to the group (stream.group)",
     "ClusterAuthorizationFailedError": "give this client's user the right at the broker",
     "TransactionalIdAuthorizationFailedError": "give this client's user the right at the broker",
@@ -37,6 +38,8 @@ _REMEDIES = {
     "InvalidTopicError": "choose a kafka.prefix that Kafka allows in a topic's name",
 }
 """Names of errors in kafka-python or aiokafka (most are in both) → what a person can do."""
+_NOISE = re.compile(r"^(\[Error \d+\] )?\w+(Error|Exception|Failed): ")
+"""What clients put before the message: the error's number and name."""
 _FATAL = {
     kind: remedy
     for name, remedy in _REMEDIES.items()
@@ -48,14 +51,17 @@ _FATAL = {
 }
 
 
-def refusal(error: BaseException, bootstrap: str) -> ClientRefused | None:
-    """The error to end with if a person must fix it, or None if trying again may help. Looks at causes too."""
+def refusal(error: BaseException, bootstrap: str, doing: str = "") -> ClientRefused | None:
+    """The error to end with if a person must fix it, or None if trying again may help. Looks at causes too.
+
+    ``doing``: what was refused, such as "writing"; brokers do not say.
+    """
     seen: BaseException | None = error
     while seen is not None:
         for kind, remedy in _FATAL.items():
             if isinstance(seen, kind):
                 name = type(seen).__name__
-                said = " ".join(str(seen).split()).removeprefix(f"{name}: ") or "no more is known"
-                return ClientRefused(f"Kafka at {bootstrap}: {name}: {said:.200}; {remedy}")
+                said = _NOISE.sub("", " ".join(str(seen).split())).strip("{'}") or "no more is known"
+                return ClientRefused(f"Kafka at {bootstrap}: {name}{doing and f' when {doing}'}: {said:.200}; {remedy}")
         seen = seen.__cause__
     return None

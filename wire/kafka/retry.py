@@ -35,7 +35,7 @@ def patiently(action: Callable[[], Result], what: str, kafka: KafkaConfig, stop:
         try:
             result = action()
         except (KafkaError, OSError) as error:
-            if refused := refusal(error, kafka.bootstrap):
+            if refused := refusal(error, kafka.bootstrap, what):
                 raise refused from error
             if not is_away:
                 log.warning(

@@ -1,8 +1,9 @@
 // The memory's events, in order: predict, learn, count (kernels/memory/reference.py is the definition). Single-threaded: each
 // event is predicted from the state that the previous one left.
 //
-// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one more array for
-// the ninth feature, which only a user's own rows have; rows that have some are listed in `touched`, turned into features in place, and cleared when the event is done. The features that do not depend
+// Evidence is scattered over the catalogue, so it is gathered into a dense array of eight floats per row, and one of four for the
+// features that only a user's own rows have; rows that have some are listed in `touched`, turned into features in place, and cleared
+// when the event is done. The features that do not depend
 // on the query (`standing`) are a dense matrix, recomputed every REFRESH events and kept exact for the row that an event has
 // just changed. The best rows by the weighted sum are rescored by a small network (shortlist.h).
 #include <math.h>
@@ -30,7 +31,7 @@ struct MemoryCall {
     const int32_t* target_R;      // 0: a target without a row
     const uint8_t* chosen_R;      // 0: only met; 1: predicted, learned and counted; 2: counted alone
     const int32_t *past_rows, *met_rows;
-    const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R;
+    const int64_t *past_begin_R, *past_end_R, *met_begin_R, *met_end_R, *past_ms, *now_ms_R;
     float* logit_AV;              // a row for each event that is asked
     int32_t *rank_R, *model_rank_R, *count_rank_R;
     float* loss_R;
@@ -43,22 +44,26 @@ struct MemoryCall {
 
 HEADRACE_BEGIN
 
-constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_EVIDENCE = NUM_GATHERED + 1, NUM_HEAT = 3;
+constexpr int NUM_STANDING = 7, NUM_GATHERED = 8, NUM_OWN = 4, NUM_EVIDENCE = NUM_GATHERED + NUM_OWN, NUM_HEAT = 3;
 constexpr int MODEL = NUM_STANDING + NUM_EVIDENCE, NUM_FEATURES = MODEL + 1;
-constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, NUM_SEEN = LENGTH + 1;
+constexpr int LEAD = NUM_FEATURES, IS_OWN = LEAD + 1, LENGTH = IS_OWN + 1, PAUSE = LENGTH + 1, NUM_SEEN = PAUSE + 1;
 enum Standing { LOG_SEEN, HEAT, AGE = HEAT + NUM_HEAT, IDLE, RARITY };
-enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, OWN_COUNT, OWN_RECENCY };
+enum Evidence { FOLLOWS, CHAIN, WIDE, AFTER, BEFORE, LEARNED, DIRECT, THREADS };
+enum Own { OWN_COUNT, OWN_RECENCY, OWN_VISIT, OWN_SINCE };  // the evidence after that
 enum Clock { EVENTS, SEEN_SCALE, HEAT_SCALE, REPEATS = HEAT_SCALE + NUM_HEAT, CHOICES };
 constexpr int FOLLOWS_LAGS = 10, CHAIN_LAGS = 20, WIDE_LAGS = 60, NEAR_LAGS = 6, LEARNED_LAGS = 40, COUNT_LAGS = 20, DIRECT_LAGS = 4;
 constexpr float FOLLOWS_DECAY = .8f, CHAIN_DECAY = .9f, WIDE_DECAY = .98f, NEAR_DECAY = .5f, LEARNED_DECAY = .95f, COUNT_DECAY = .9f;
-constexpr float DIRECT_DECAY = .3f, DIRECT_COUNT_DECAY = .2f;
+constexpr float DIRECT_DECAY = .3f, THREADS_DECAY = .97f, DIRECT_COUNT_DECAY = .2f;
 constexpr float FOLLOWS_SCALE = 100.f, COSINE_SCALE = 1000.f, HEAT_SCALES[NUM_HEAT] = {10.f, 10.f, 1.f}, TIME_SHARE = .3f;
 constexpr int REFRESH = 16, RECENT = 512;
 constexpr uint8_t CHANGED = 0xFF;  // a bit for each of those who copy changed rows
-constexpr float LENGTH_SCALE = .25f;
+constexpr float LENGTH_SCALE = .25f, SINCE_SHARE = .1f;
+constexpr int64_t VISIT_MS = 30 * 60 * 1000;
+constexpr float ACROSS_VISITS = .2f;  // what the very next choice counts if it is of a later visit
 constexpr double RESCALE_AT = 1e12, FEW_REPEATS = .02, PRIOR_CHOICES = 20.;
 constexpr float OUT = -1e30f;
 
+typedef float v4 __attribute__((vector_size(16)));
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 
@@ -70,14 +75,21 @@ HEADRACE_INLINE v8 load8(const float* p) {
     __builtin_memcpy(&v, p, sizeof v);
     return v;
 }
+HEADRACE_INLINE v4 load4(const float* p) {
+    v4 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+HEADRACE_INLINE void store4(float* p, v4 v) { __builtin_memcpy(p, &v, sizeof v); }
 HEADRACE_INLINE void store8(float* p, v8 v) { __builtin_memcpy(p, &v, sizeof v); }
 HEADRACE_INLINE float sum8(v8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
 
 struct Scratch {
-    float *standing, *evidence, *recency, *score, *push, *inverse_root, *closed;
+    float *standing, *evidence, *own, *score, *push, *inverse_root, *closed;
     int32_t* touched;
     uint8_t *marked, *excluded;
     int64_t num_touched, padded;
+    float pause;  // of the user, since the last choice
     float gain[NUM_FEATURES];
     Shortlist<NUM_SEEN>* shortlist;
 };
@@ -88,7 +100,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     for (int pass = 0; pass < 2; ++pass) {
         s.standing = arena.get<float>(s.padded * NUM_STANDING);
         s.evidence = arena.get<float>(s.padded * NUM_GATHERED);
-        s.recency = arena.get<float>(s.padded);
+        s.own = arena.get<float>(s.padded * NUM_OWN);
         s.score = arena.get<float>(s.padded);
         s.push = arena.get<float>(s.padded);
         s.inverse_root = arena.get<float>(s.padded);
@@ -101,7 +113,7 @@ inline bool make_scratch(const MemoryCall& m, Scratch& s) {
     }
     memset(s.standing, 0, s.padded * NUM_STANDING * sizeof(float));
     memset(s.evidence, 0, s.padded * NUM_GATHERED * sizeof(float));
-    memset(s.recency, 0, s.padded * sizeof(float));
+    memset(s.own, 0, s.padded * NUM_OWN * sizeof(float));
     memset(s.marked, 0, s.padded);
     memset(s.excluded, 0, s.padded);
     for (int64_t i = 0; i < s.padded; ++i) {
@@ -183,11 +195,11 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
         v8 f = {}, b = {}, d = {}, w = {}, q = {};
         if (m.width - j >= 8) {
             f = load8(m.after + base + j), b = load8(m.before + base + j), w = load8(m.weight + base + j);
-            if (lag < DIRECT_LAGS) d = load8(m.direct + base + j);
+            d = load8(m.direct + base + j);
         } else {
             for (int l = 0; l < count; ++l) {
                 f[l] = m.after[base + j + l], b[l] = m.before[base + j + l], w[l] = m.weight[base + j + l];
-                if (lag < DIRECT_LAGS) d[l] = m.direct[base + j + l];
+                d[l] = m.direct[base + j + l];
             }
         }
         for (int l = 0; l < count; ++l) q[l] = root_of(m, s, id[j + l]) * root;
@@ -201,6 +213,7 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
             add[AFTER] = f * q * decay[AFTER];
             add[BEFORE] = b * q * decay[AFTER];
         }
+        add[THREADS] = d * (inverse * decay[THREADS]);
         if (lag < DIRECT_LAGS) add[DIRECT] = d * (inverse * decay[DIRECT]);
         transpose8(add);
         for (int l = 0; l < count; ++l) {
@@ -211,23 +224,50 @@ inline void gather(const MemoryCall& m, Scratch& s, int32_t row, int lag, const 
     }
 }
 
-inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_t num) {
+// What has passed between two times, as a feature.
+HEADRACE_INLINE float since(int64_t now_ms, int64_t then_ms) {
+    return now_ms > then_ms ? SINCE_SHARE * log1p_one((float)(now_ms - then_ms) * 1e-3f) : 0.0f;
+}
+
+// Where among the past choices of event r those of the visit under way begin.
+HEADRACE_INLINE int64_t visit_of(const MemoryCall& m, int64_t r) {
+    int64_t visit = m.past_end_R[r];
+    for (int64_t after = m.now_ms_R[r]; visit > m.past_begin_R[r] && after - m.past_ms[visit - 1] < VISIT_MS; --visit)
+        after = m.past_ms[visit - 1];
+    return visit;
+}
+
+// What only the user's own rows have, and how long ago the last choice was.
+inline void collect_own(const MemoryCall& m, Scratch& s, int64_t r, int64_t visit) {
+    const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], now = m.now_ms_R[r];
+    for (int64_t k = first; k < end; ++k) {
+        touch(s, m.past_rows[k]);
+        float* own = s.own + (int64_t)m.past_rows[k] * NUM_OWN;
+        own[OWN_COUNT] += 1.0f;
+        own[OWN_RECENCY] = 1.0f / (1.0f + .1f * (float)(end - 1 - k));
+        own[OWN_VISIT] = k >= visit ? 1.0f : 0.0f;
+        own[OWN_SINCE] = since(now, m.past_ms[k]);
+    }
+    s.pause = end > first ? since(now, m.past_ms[end - 1]) : 0.0f;
+}
+
+inline void collect(const MemoryCall& m, Scratch& s, int64_t r) {
+    const int64_t first = m.past_begin_R[r], end = m.past_end_R[r], visit = visit_of(m, r);
     s.num_touched = 0;
-    float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 0};
-    for (int lag = 0; lag < WIDE_LAGS && lag < num; ++lag) {
-        gather(m, s, past[num - 1 - lag], lag, decay);
+    float decay[NUM_GATHERED] = {1, 1, 1, 1, 1, 1, 1, 1};
+    for (int lag = 0; lag < WIDE_LAGS && lag < end - first; ++lag) {
+        if (end - lag == visit) decay[DIRECT] *= ACROSS_VISITS;
+        gather(m, s, m.past_rows[end - 1 - lag], lag, decay);
         decay[FOLLOWS] *= FOLLOWS_DECAY, decay[CHAIN] *= CHAIN_DECAY, decay[WIDE] *= WIDE_DECAY;
         decay[AFTER] *= NEAR_DECAY, decay[LEARNED] *= LEARNED_DECAY, decay[DIRECT] *= DIRECT_DECAY;
+        decay[THREADS] *= THREADS_DECAY;
     }
-    for (int64_t k = 0; k < num; ++k) {
-        touch(s, past[k]);
-        s.evidence[(int64_t)past[k] * NUM_GATHERED + OWN_COUNT] += 1.0f;
-        s.recency[past[k]] = 1.0f / (1.0f + .1f * (float)(num - 1 - k));
-    }
-    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, 1};
+    collect_own(m, s, r, visit);
+    const v8 scale = {FOLLOWS_SCALE, 0, COSINE_SCALE, COSINE_SCALE, COSINE_SCALE, 0, FOLLOWS_SCALE, FOLLOWS_SCALE};
     const i8 plain = {0, -1, 0, 0, 0, -1, 0, 0};
     for (int64_t t = 0; t < s.num_touched; ++t) {
-        float* e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED;
+        float *e = s.evidence + (int64_t)s.touched[t] * NUM_GATHERED, *own = s.own + (int64_t)s.touched[t] * NUM_OWN;
+        if (own[OWN_COUNT] > 0) own[OWN_COUNT] = log1p_one(own[OWN_COUNT]);
         const v8 raw = load8(e), logs = log_of<v8, i8>(raw * scale + 1.0f);
         store8(e, (v8)(((i8)raw & plain) | ((i8)logs & ~plain)));
     }
@@ -236,7 +276,8 @@ inline void collect(const MemoryCall& m, Scratch& s, const int32_t* past, int64_
 // What a row's evidence is worth with the gains of all features.
 HEADRACE_INLINE float weighed(const Scratch& s, int64_t row, const float* gain) {
     const v8 gathered = load8(s.evidence + row * NUM_GATHERED) * load8(gain + NUM_STANDING);
-    return sum8(gathered) + s.recency[row] * gain[NUM_STANDING + OWN_RECENCY];
+    const v4 own = load4(s.own + row * NUM_OWN) * load4(gain + NUM_STANDING + NUM_GATHERED);
+    return sum8(gathered) + ((own[0] + own[2]) + (own[1] + own[3]));
 }
 
 inline int bucket_of(const MemoryCall& m, int64_t num_past) {
@@ -294,14 +335,16 @@ inline float look_again(
     Shortlist<NUM_SEEN>& list = *s.shortlist;
     for (int64_t c = 0; c < LISTED; ++c) {
         const int64_t at = list.row[c], row = row_of_listed(at);
-        const float *e = s.evidence + row * NUM_GATHERED, used = list.listed[c], lead = list.score[c] - best;
+        const float *e = s.evidence + row * NUM_GATHERED, *own = s.own + row * NUM_OWN;
+        const float used = list.listed[c], lead = list.score[c] - best;
         for (int f = 0; f < NUM_STANDING; ++f) list.raw[f][c] = used * standing[f * stride + at];
         for (int f = 0; f < NUM_GATHERED; ++f) list.raw[NUM_STANDING + f][c] = used * e[f];
-        list.raw[NUM_STANDING + OWN_RECENCY][c] = used * s.recency[row];
+        for (int f = 0; f < NUM_OWN; ++f) list.raw[NUM_STANDING + NUM_GATHERED + f][c] = used * own[f];
         list.raw[MODEL][c] = used * logit[at];
         list.raw[LEAD][c] = used * (lead > LAST_LEAD ? lead : LAST_LEAD);
-        list.raw[IS_OWN][c] = e[OWN_COUNT] > 0 ? used : 0.0f;
+        list.raw[IS_OWN][c] = own[OWN_COUNT] > 0 ? used : 0.0f;
         list.raw[LENGTH][c] = used * LENGTH_SCALE * (float)bucket;
+        list.raw[PAUSE][c] = used * s.pause;
     }
     list.look(m.shortlist_weight, m.shortlist_norm);
     return list.shift();
@@ -354,14 +397,14 @@ inline void learn_gains(const MemoryCall& m, Scratch& s, const float* logit, int
     for (int f = 0; f < NUM_STANDING; ++f) slope[f] = sum(dense[f]);
     slope[MODEL] = sum(dense[NUM_STANDING]);
     v8 sparse = {};
-    float recent = 0.0f;
+    v4 own = {};
     for (int64_t t = 0; t < s.num_touched; ++t) {
         const int64_t row = s.touched[t];
         sparse += load8(s.evidence + row * NUM_GATHERED) * s.push[row];
-        recent += s.recency[row] * s.push[row];
+        own += load4(s.own + row * NUM_OWN) * s.push[row];
     }
     store8(slope + NUM_STANDING, sparse);
-    slope[NUM_STANDING + OWN_RECENCY] = recent;
+    store4(slope + NUM_STANDING + NUM_GATHERED, own);
     descend(m, slope, bucket);
 }
 
@@ -462,12 +505,15 @@ inline bool rescale(const MemoryCall& m) {
 }
 
 // Whether the unit of `seen` changed.
-inline bool count(const MemoryCall& m, int32_t target, const int32_t* past, int64_t num) {
+inline bool count(const MemoryCall& m, int64_t r) {
+    const int32_t target = m.target_R[r];
+    const int64_t end = m.past_end_R[r], num = end - m.past_begin_R[r], visit = visit_of(m, r);
     const bool is_rescaled = rescale(m);
     const float unit = (float)m.clock[SEEN_SCALE];
     float decay = unit, direct = unit;
     for (int lag = 0; lag < COUNT_LAGS && lag < num; ++lag, decay *= COUNT_DECAY, direct *= DIRECT_COUNT_DECAY) {
-        const int32_t row = past[num - 1 - lag];
+        const int32_t row = m.past_rows[end - 1 - lag];
+        if (end - lag == visit) direct *= ACROSS_VISITS;
         if (row == target) continue;
         add(m, row, target, decay, 0.0f, direct);
         add(m, target, row, 0.0f, decay, 0.0f);
@@ -496,7 +542,7 @@ inline void clear(Scratch& s) {
         const int64_t row = s.touched[t];
         s.marked[row] = 0;
         store8(s.evidence + row * NUM_GATHERED, v8{});
-        s.recency[row] = 0.0f;
+        store4(s.own + row * NUM_OWN, v4{});
     }
 }
 
@@ -505,7 +551,7 @@ inline void predict(const MemoryCall& m, Scratch& s, int64_t r, const float* log
     const int64_t num_past = m.past_end_R[r] - m.past_begin_R[r], num_met = m.met_end_R[r] - m.met_begin_R[r];
     const int bucket = bucket_of(m, num_past);
     const bool excludes = leaves_out(m);
-    collect(m, s, past, num_past);
+    collect(m, s, r);
     bool is_repeat = false;
     for (int64_t k = 0; k < num_met; ++k) is_repeat |= met[k] == target;
     float best = mix(m, s, logit, bucket, met, excludes ? num_met : 0);
@@ -538,7 +584,7 @@ inline bool meet(const MemoryCall& m, int64_t r) {
     m.dirty_V[target] = CHANGED;
     if (m.chosen_R[r]) {
         m.last_V[target] = now;
-        is_rescaled = count(m, target, m.past_rows + m.past_begin_R[r], m.past_end_R[r] - m.past_begin_R[r]);
+        is_rescaled = count(m, r);
         m.recent[now % RECENT] = target;
     }
     m.clock[EVENTS] += 1;
@@ -560,7 +606,7 @@ inline void score_all(const MemoryCall& m, Scratch& s) {
         float* logit = m.logit_AV + r * m.logit_stride;
         const int64_t num_met = m.met_end_R[r] - m.met_begin_R[r];
         const int bucket = bucket_of(m, num_past);
-        collect(m, s, m.past_rows + m.past_begin_R[r], num_past);
+        collect(m, s, r);
         const float best = mix(m, s, logit, bucket, m.met_rows + m.met_begin_R[r], num_met);
         rescore(s, look_again(m, s, logit, bucket, best));
         memcpy(logit, s.score, m.num_rows * sizeof(float));

@@ -17,7 +17,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from kernels import BucketCache, hstu_attention, hstu_layer_output, hstu_layer_project
 from kernels.attention import triton_launch
 from kernels.attention.triton_tile import Tile
+from tests.kernels import test_fuxi
 from tests.kernels.triton import cases
+from tests.kernels.yardstick import relative_error
 
 CPU = "cpu"
 ATTENTION: dict[str, dict[str, Any]] = {
@@ -206,3 +208,11 @@ def test_adagrad_adds_repeated_rows_and_skips_empty_ones(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("sometimes_whole", [False, True])
 def test_stochastic_length_keeps_the_reference_s_tokens(recency: bool, sometimes_whole: bool) -> None:
     cases.check_length(CPU, recency=recency, sometimes_whole=sometimes_whole)
+
+
+def test_a_fuxi_layer_and_its_gradients_equal_the_reference() -> None:
+    case = test_fuxi.made([40, 0, 7])
+    expected = test_fuxi.run(case, torch.float64, "reference")
+    found = test_fuxi.run(case, torch.float32, "triton")
+    for name, value in expected.items():
+        assert relative_error(found[name], value) < 1e-5, name

@@ -1,0 +1,95 @@
+"""`python -m bench growth [--quick]`: a catalogue that grows to ten million items (a million with ``--quick``).
+
+Items arrive in blocks of 100,000: first in the table alone, then everything that a trainer keeps of an item gets its
+row. Pauses are those of the longest block, bytes those that the process has become larger. Then live steps (`bench
+scale`) on the full catalogue take turns with steps on one of 10,000 items; every item has a full neighbourhood.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.feedback import MODEL
+from bench.scale import CONFIG, Traffic, fill_memory
+from bench.timing import Row, row, take_turns
+from trainer.step import Learner
+
+BLOCK, FEW_ITEMS = 100_000, 10_000
+ROUNDS, STEPS_A_ROUND = 7, 10
+PAUSE_MS, ROW_BYTES, SPEED = 150.0, 330.0, 0.8
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_blocks(num_items: int, work: Callable[[int, int], None]) -> tuple[list[float], float]:
+    """The milliseconds of each block, and the bytes an item."""
+    gc.collect()
+    before, took_ms = resident_bytes(), list[float]()
+    for start in range(0, num_items, BLOCK):
+        began_s = time.perf_counter()
+        work(start, min(num_items, start + BLOCK))
+        took_ms.append(1000 * (time.perf_counter() - began_s))
+    return took_ms, (resident_bytes() - before) / num_items
+
+
+def grown(num_items: int) -> tuple[Learner, list[Row]]:
+    """A learner of so many items, and what it took."""
+    learner = Learner(MODEL, CONFIG)
+
+    def insert(start: int, stop: int) -> None:
+        learner.items.insert(np.arange(start + 1, stop + 1) * 7919, 10**12, 0)
+
+    def keep(_: int, stop: int) -> None:
+        learner.memory.grow(stop + 1)
+        learner.rates.grow("item", stop + 1)
+        learner.frequency.grow(stop + 1)
+        learner.popularity.count_of(np.array([stop]))
+
+    rows = list[Row]()
+    for name, work, most in (("the table", insert, ROW_BYTES), ("memory and counts, unused", keep, None)):
+        took_ms, item_bytes = in_blocks(num_items, work)
+        note = f"median {np.median(took_ms):.1f} ms, {sum(took_ms) / 1000:.1f} s in all"
+        label = f"{num_items:,} items: {name}"
+        rows += [
+            row(f"{label}: longest block of {BLOCK:,}", max(took_ms), "ms", PAUSE_MS, note, most=True),
+            row(f"{label}: bytes an item", item_bytes, "B", most, most=True),
+        ]
+    before = resident_bytes()
+    fill_memory(learner, num_items)
+    name = f"{num_items:,} items: memory and counts, in use: bytes an item"
+    return learner, [*rows, row(name, (resident_bytes() - before) / num_items, "B", note="beside the table's")]
+
+
+def stepping(learner: Learner, num_items: int) -> Callable[[], object]:
+    """Some live steps."""
+    traffic = Traffic(num_items)
+    traffic.restore(learner.histories)
+
+    def work() -> None:
+        for _ in range(STEPS_A_ROUND):
+            learner.step(traffic.poll(0.0))
+
+    return work
+
+
+def run(quick: bool = False) -> list[Row]:
+    """The rows of the report."""
+    torch.set_num_threads(1)
+    num_items = 1_000_000 if quick else 10_000_000
+    large, rows = grown(num_items)
+    small, _ = grown(FEW_ITEMS)
+    contenders = {"large": stepping(large, num_items), "small": stepping(small, FEW_ITEMS)}
+    took_s = take_turns(contenders, ROUNDS)
+    note = " and ".join(f"{1000 * took_s[name] / STEPS_A_ROUND:.1f} ms a step" for name in contenders)
+    name = f"{num_items:,} items: speed of live steps over that at {FEW_ITEMS:,}"
+    return [*rows, row(name, took_s["small"] / took_s["large"], "x", SPEED, f"{note}, of processor time")]

@@ -1,0 +1,71 @@
+"""What the made streams' own chances would hit: a bound for every recommender.
+
+Each choice is ranked by the chances with which the generator draws it, tastes and appeals that nobody knows among them,
+among the items seen so far, by the rules of `bench.quality`. No recommender can be expected above that, and the
+distance from the best simple rival to it says what there is to gain at most.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from bench.events import Catalogue
+from bench.made_streams import Floats, Ints
+from bench.streams import STREAMS
+from bench.timing import row
+from trainer.metrics import rank_gains
+
+JUDGED = ("news", "shop", "series", "bazaar", "reviews")
+QUICK_ACTIONS = 6_000
+
+
+@dataclass(slots=True, eq=False)
+class Oracle:
+    """Ranks of choices by the chances that a generator tells: 1 is best, 0 for an item that was not known."""
+
+    ranks: list[int] = field(default_factory=list)
+    catalogue: Catalogue = field(default_factory=Catalogue)
+    met: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def __call__(self, user: int, item: int, items: Ints, chances: Floats) -> None:
+        """Judge one choice, then note it."""
+        rank, met = 0, self.met[user]
+        if item in self.catalogue.row_of:
+            rank = self._rank(item, items, chances, met - {item} if self.catalogue.leaves_out else set())
+            self.catalogue.note(is_repeat=item in met)
+        self.ranks.append(rank)
+        self.catalogue.admit(item)
+        met.add(item)
+
+    def _rank(self, item: int, items: Ints, chances: Floats, left_out: set[int]) -> int:
+        found, place = np.unique(items, return_inverse=True)
+        total = np.bincount(place, chances)
+        own = total[found == item].sum()
+        better, equal = (
+            sum(each in self.catalogue.row_of and each not in left_out for each in found[those].tolist())
+            for those in (total > own, total == own)
+        )
+        return 1 + better + equal // 2
+
+
+def judge(stream: str, limit: int | None = None) -> tuple[float, float]:
+    """HR@10 of a stream's own chances, and the share of choices of items that nobody has seen."""
+    oracle = Oracle()
+    for _ in islice(STREAMS[stream].open(judge=oracle), limit):
+        pass
+    ranks = np.array(oracle.ranks)
+    return float(rank_gains(ranks)[2].mean()), float((ranks == 0).mean())
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """The rows of the report."""
+    found = {name: judge(name, QUICK_ACTIONS if quick else None) for name in JUDGED}
+    return [
+        row(f"{name}: HR@10 of its own chances", hits, "", note=f"{unseen:.1%} of its choices are of unseen items")
+        for name, (hits, unseen) in found.items()
+    ]

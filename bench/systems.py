@@ -1,0 +1,114 @@
+"""`python -m bench systems [STREAM] [--data FOLDER] [--limit N] [--only NAME …] [--seeds N] [--quick]`.
+
+The published systems that Headrace can be configured as, each in one pass over a stream, predicted before it is
+learned: HR@10 of its network alone, which is what they change, and of network and memory together; NE; interactions per
+second. All share seed, stream, step size and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from bench.__main__ import report
+from bench.domains import annealed
+from bench.judging import retrieval
+from bench.records import interval
+from bench.single_pass import OURS, headrace, settings_for
+from bench.streams import STREAMS, open_stream
+from headrace.config import Settings, load_settings
+
+QUICK_ACTIONS = 4_000
+DROPOUT, TOP_RATIO, ADAM_SHARE = 0.2, 0.25, 0.5
+"""LSRM's dropout of the lowest layer, of the highest relative to it, and the share of the steps before the switch."""
+
+
+def _changed(settings: Settings, part: str, **changes: Any) -> Settings:
+    return settings.model_copy(update={part: dataclasses.replace(getattr(settings, part), **changes)})
+
+
+def lsrm_optimisers(settings: Settings, num_actions: int) -> Settings:
+    """Adam for the first half of the steps, gradient descent for the rest."""
+    num_steps = num_actions // settings.trainer.max_step_targets
+    return _changed(settings, "trainer", sgd_after_steps=max(1, round(ADAM_SHARE * num_steps)))
+
+
+SYSTEMS: dict[str, Callable[[Settings, int], Settings]] = {
+    "HSTU (default)": lambda settings, _: settings,
+    "HSTU, 200 of context": lambda settings, _: _changed(settings, "trainer", max_train_context=0),
+    "the same, stochastic length 1.6": lambda settings, _: _changed(
+        settings, "trainer", max_train_context=0, stochastic_length_alpha=1.6
+    ),
+    "FuXi-alpha": lambda settings, _: _changed(settings, "model", block="fuxi"),
+    "LSRM: dropout by layer": lambda settings, _: _changed(
+        settings, "trainer", dropout=DROPOUT, top_dropout_ratio=TOP_RATIO
+    ),
+    "LSRM: the same dropout in all layers": lambda settings, _: _changed(settings, "trainer", dropout=DROPOUT),
+    "LSRM: Adam, then SGD": lsrm_optimisers,
+    "CPRec: WSA": annealed,
+}
+
+
+def compare(
+    settings: Settings, actions: list[dict[str, Any]], only: list[str], num_seeds: int, stream: str
+) -> list[dict[str, Any]]:
+    """A row for each system: the value is HR@10 of its network alone."""
+    rows = []
+    for name in only or SYSTEMS:
+        system, passes = SYSTEMS[name](settings, len(actions)), list[dict[str, float]]()
+        for seed in range(1, num_seeds + 1):
+            done = headrace(system, actions, seed)
+            alone, both = (retrieval(done.ranks[who])["hr10"] for who in (OURS[1], OURS[0]))
+            ne = done.ranking["ne"]
+            passes.append({"alone": alone, "both": both, "ne": np.nan if ne is None else ne,
+                           "speed": done.interactions_per_s})  # fmt: skip
+            print(f"systems: {name}, seed {seed}: {passes[-1]}", file=sys.stderr, flush=True)
+        (alone, half), (both, both_half) = (interval([each[key] for each in passes]) for key in ("alone", "both"))
+        ne, speed = (float(np.mean([each[key] for each in passes])) for key in ("ne", "speed"))
+        rows.append({
+            "name": f"{stream}: {name}", "value": round(alone, 5), "unit": "HR@10, network alone",
+            "half_width": round(half, 5), "with_memory": round(both, 5),
+            "with_memory_half_width": round(both_half, 5), "ne": round(ne, 5), "num_seeds": num_seeds,
+            "num_actions": len(actions), "interactions_per_s": round(speed),
+            "note": f"{_spread(half)}with the memory {both:.4f}; NE {ne:.4f}; {speed:,.0f}/s",
+        })  # fmt: skip
+    return rows
+
+
+def _spread(half: float) -> str:
+    return f"± {half:.4f}; " if half else ""
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Rows of a stream that needs no file."""
+    actions = list(islice(open_stream("news", None), QUICK_ACTIONS if quick else None))
+    return compare(settings_for(load_settings(), actions), actions, [], 1, "news")
+
+
+def command(arguments: list[str]) -> int:
+    """The options, and the report."""
+    parser = argparse.ArgumentParser(prog="python -m bench systems", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("stream", nargs="?", default="news", choices=sorted(STREAMS))
+    parser.add_argument("--data", type=Path, help="the folder of the streams that need files")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N actions")
+    parser.add_argument("--only", action="append", default=[], choices=list(SYSTEMS), help="may be repeated")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N")
+    parser.add_argument("--out", type=Path, help="write the report to this file")
+    parser.add_argument("--quick", action="store_true", help="within a minute")
+    options = parser.parse_args(arguments)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    limit = options.limit or (QUICK_ACTIONS if options.quick else None)
+    actions = list(islice(open_stream(options.stream, options.data), limit))
+    settings = settings_for(load_settings(), actions)
+    rows = compare(settings, actions, options.only, options.seeds, options.stream)
+    return report("systems", arguments, rows, options.out)

@@ -1,0 +1,168 @@
+"""What a deployment's users amount to, and the examples that carry them over to one with other partitions.
+
+Each partition is restored as a worker with a wiped disk would (`state.restore`), and the actions that no example covers
+are applied again: if that emits anything, the deployment had not come to its end. A user then becomes one example for
+each kept segment: what a compacted topic would hold of them, but under the numbers of another partition, and of no
+action (`Example.is_carried`). So the new workers restore users as always, with the ids that tell a repeated action, and
+the trainer learns nothing twice.
+
+The examples of a partition are a function of the old topics alone: who is interrupted begins again, and finds that the
+first ones are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from kafka import KafkaConsumer
+
+from headrace.config import Settings
+from state.emitter import Draft, Emitter
+from state.names import Names
+from state.store import PartitionStore
+from wire.errors import HeadraceError
+from wire.example import Mark
+from wire.example_codec import pack
+from wire.example_reader import ExampleReader
+from wire.hashing import canonical, item_hash
+from wire.kafka.consumer import Span, connect, read, spans
+from wire.partitioner import partition_of
+from wire.topics import Topics, example_key
+
+EPOCH = 1
+"""Under which carried examples are written; the first worker's is the next."""
+BATCH_RECORDS = 500
+
+
+class NotDrained(HeadraceError):
+    """The old deployment has not come to the end of its actions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a deployment stands at its end."""
+
+    folder: Path
+    """A database of each partition (`PartitionStore`)."""
+    numbers: dict[int, int]
+    """Partition → the next example's number."""
+    ends: dict[int, int]
+    """Partition → where its actions end."""
+
+
+def restore(settings: Settings, folder: Path) -> Source:
+    """Rebuild every partition of a deployment in ``folder``. Raises `NotDrained`."""
+    topics, consumer = Topics.under(settings.kafka.prefix), connect(settings.kafka)
+    try:
+        examples, actions = spans(consumer, topics.sequences), spans(consumer, topics.actions)
+        numbers = {
+            number: _rebuild(settings, folder, number, consumer, span, actions[number])
+            for number, span in sorted(examples.items())
+        }
+        return Source(folder, numbers, {number: span.end for number, span in actions.items()})
+    finally:
+        consumer.close()
+
+
+def opened(settings: Settings, folder: Path, number: int) -> PartitionStore:
+    """The database of a partition, as `restore` left it."""
+    store = replace(settings.store, fsync=False)
+    kafka = settings.kafka
+    return PartitionStore.open(
+        folder / str(number), number, settings.action, settings.sequence, store, num_partitions=kafka.partitions,
+        topic=Topics.under(kafka.prefix).actions,
+    )  # fmt: skip
+
+
+def _rebuild(
+    settings: Settings, folder: Path, number: int, consumer: KafkaConsumer, examples: Span, actions: Span
+) -> int:
+    topics, store = Topics.under(settings.kafka.prefix), opened(settings, folder, number)
+    decoder = ExampleReader(topics.sequences)
+    try:
+        found = (
+            decoder.read(number, record.offset, record.value)
+            for record in read(consumer, topics.sequences, {number: examples})
+        )
+        store.restore(each for each in found if each is not None)
+        next_number = store.next_number
+        rest = Span(max(actions.first, store.applied_offset + 1), actions.end)
+        actions_left = read(consumer, topics.actions, {number: rest})
+        while records := [
+            (each.offset, each.timestamp, each.key, each.value) for each in islice(actions_left, BATCH_RECORDS)
+        ]:
+            store.apply(records)
+        if store.next_number > next_number:
+            raise NotDrained(
+                f"{topics.actions} partition {number}: expected its worker to have applied all of it, but of the last "
+                f"actions come {store.next_number - next_number} examples that {topics.sequences} does not hold; send "
+                "the producers' actions to the new topics, and let the old worker run until `headrace lag` says that "
+                "nothing is left"
+            )
+        return next_number
+    finally:
+        store.close()
+
+
+class Carried(NamedTuple):
+    """A record for the new sequences topic."""
+
+    partition: int
+    key: bytes
+    value: bytes
+
+
+class Carrier:
+    """Turns the old partitions into records of the new ones, always in the same order."""
+
+    def __init__(self, old: Settings, new: Settings, source: Source) -> None:
+        self._old, self._source, self._sequence = old, source, new.sequence
+        self._num_partitions = new.kafka.partitions
+        self._emitters = [
+            Emitter(new.action, new.sequence, number, None, Names()) for number in range(self._num_partitions)
+        ]
+        self._newest_ms = [-1] * self._num_partitions
+
+    def records(self) -> Iterator[Carried]:
+        """All of them."""
+        for number in sorted(self._source.numbers):
+            store = opened(self._old, self._source.folder, number)
+            try:
+                yield from self._users(store)
+                yield from self._orders(store)
+            finally:
+                store.close()
+
+    def _users(self, store: PartitionStore) -> Iterator[Carried]:
+        record_ms, length = store.status().applied_record_ms, self._sequence.segment_len
+        for user in store.users.everyone():
+            user.offset = user.index = -1
+            number, last = self._home_of(user.name), user.tail.index
+            emitter = self._emitters[number]
+            self._newest_ms[number] = max(self._newest_ms[number], user.tail.times[-1])
+            for index in range(user.first_segment, last + 1):
+                end = len(user.tail) if index == last else length
+                draft = emitter.draft(user, index, 0, end, 0, record_ms, {})
+                emitter.next_number += 1
+                yield self._record(draft)
+
+    def _orders(self, store: PartitionStore) -> Iterator[Carried]:
+        """Items that were forgotten."""
+        for order in store.users.orders():
+            if not order.is_back:
+                emitter = self._emitters[self._home_of(canonical(order.item))]
+                record_ms, name = store.status().applied_record_ms, {item_hash(order.item): order.item}
+                emitter.mark(Mark.ITEM, "", -1, record_ms, name)
+                yield from map(self._record, emitter.drain())
+
+    def _home_of(self, key: str) -> int:
+        return partition_of(key.encode(), self._num_partitions)
+
+    def _record(self, draft: Draft) -> Carried:
+        header, columns = draft
+        header.writer_epoch, header.newest_event_ms = EPOCH, self._newest_ms[header.partition]
+        return Carried(header.partition, example_key(header.address, self._sequence.num_slots), pack(header, columns))

@@ -1,0 +1,33 @@
+"""The command that continues a deployment with another number of partitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.commands.options import Bootstrap, ConfigPath, read_settings
+
+
+def repartition(
+    new: Annotated[
+        Path,
+        typer.Argument(metavar="NEW.toml", help="The new deployment's configuration: another prefix, its partitions."),
+    ],
+    without_trainer: Annotated[
+        bool, typer.Option("--without-trainer", help="There is no checkpoint to carry over, only users.")
+    ] = False,
+    config: ConfigPath = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Continue this deployment under another prefix, with another number of partitions.
+
+    To be run when its producers send to the new topics, and its worker and trainer have learned the rest and are
+    stopped. Users, forgotten items and the trainer's checkpoint are carried over; the old topics stay as they are. If
+    it is interrupted, run it again. Once it is done, it says whether actions still arrive in the old topics.
+    """
+    from headrace.repartition import repartition as run
+
+    old = read_settings(config, bootstrap)
+    raise typer.Exit(run(old, read_settings(new, bootstrap), without_trainer=without_trainer))

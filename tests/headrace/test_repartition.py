@@ -1,0 +1,294 @@
+"""A deployment goes on with another number of partitions: each user has every action once, in order, as if nothing had
+been done, wherever the handover was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from headrace.carried import Carrier, NotDrained, restore
+from headrace.config import Settings, read_settings
+from headrace.filling import Writer
+from headrace.repartition import NotStill, repartition
+from state.sequencer import Sequencer
+from state.store import PartitionStore
+from state.user import User
+from state.user_store import UserStore
+from stream.errors import HandoverUnfinished
+from stream.handover import refuse_unfinished
+from stream.simulate import World, WorldConfig
+from tests.brokers import Broker
+from wire.action import Action, decode_record
+from wire.errors import HeadraceError
+from wire.kafka.admin import ensure_topics
+from wire.kafka.consumer import connect, read, spans
+from wire.kafka.producer import make_producer
+from wire.partitioner import partition_of
+from wire.topics import Topics
+
+KINDS = ("impression", "click", "like")
+NUM_BEFORE, NUM_AFTER = 900, 400
+Kept = dict[str, tuple[int, list[bytes], bytes]]
+"""User → the first kept segment, all kept ones as stored, and the user's features."""
+
+
+def actions() -> list[dict[str, Any]]:
+    """Enough for some users to have lost their first segments; some actions of the second part are repeats."""
+    config = WorldConfig(seed=7, num_users=25, num_items=60, kinds=KINDS, actions_per_s=20.0, late_share=0.2)
+    made = [dict(each) for each in itertools.islice(World(config).actions(), NUM_BEFORE + NUM_AFTER)]
+    return [*made[:NUM_BEFORE], *made[NUM_BEFORE - 60 : NUM_BEFORE : 2], *made[NUM_BEFORE:]]
+
+
+class Deployment:
+    """Topics of a prefix, and what its workers would do with them, without processes."""
+
+    def __init__(self, kafka: Broker, folder: Path, prefix: str, partitions: int) -> None:
+        path = folder / f"{prefix}.toml"
+        path.write_text(
+            f'[kafka]\nbootstrap = "{kafka.bootstrap}"\nprefix = "{prefix}"\npartitions = {partitions}\n'
+            f'[action]\nkinds = ["impression", "click", "like"]\n[sequence]\nmax_context = 12\nsegment_len = 4\n'
+            f'[store]\npath = "{folder / "store"}"\n[trainer]\ncheckpoint_dir = "{folder / prefix}"\n'
+        )
+        self.settings: Settings = read_settings(path)
+        self.topics = Topics.under(prefix)
+        ensure_topics(self.settings.kafka)
+
+    def send(self, sent: Sequence[dict[str, Any]]) -> None:
+        """Have producers send these actions."""
+        producer = make_producer(self.settings.kafka)
+        for each in sent:
+            key = str(each["user"]).encode()
+            home = partition_of(key, self.settings.kafka.partitions)
+            producer.send(self.topics.actions, key=key, value=msgspec.json.encode(each), partition=home)
+        producer.flush()
+        producer.close()
+
+    def work(self, folder: Path) -> list[PartitionStore]:
+        """Restore every partition on an empty disk, apply the actions, and relay the examples."""
+        consumer, producer = connect(self.settings.kafka), make_producer(self.settings.kafka)
+        restore_only = restore_any(self.settings, folder)
+        examples = self.topics.sequences
+        for number, store in restore_only.items():
+            held = spans(consumer, self.topics.actions)
+            records = read(consumer, self.topics.actions, {number: held[number]})
+            store.apply([(each.offset, each.timestamp, each.key, each.value) for each in records])
+            for entry in store.outbox(limit=100_000):
+                if entry.is_example:
+                    producer.send(examples, key=entry.key, value=entry.value, partition=number)
+        producer.flush()
+        producer.close()
+        consumer.close()
+        return list(restore_only.values())
+
+    def sequences(self) -> dict[int, list[tuple[bytes, bytes]]]:
+        """The records of the sequences topic."""
+        consumer, found = connect(self.settings.kafka), dict[int, list[tuple[bytes, bytes]]]()
+        for record in read(consumer, self.topics.sequences, spans(consumer, self.topics.sequences)):
+            found.setdefault(record.partition, []).append((record.key, record.value))
+        consumer.close()
+        return found
+
+
+def restore_any(settings: Settings, folder: Path) -> dict[int, PartitionStore]:
+    """What `restore` does, for a deployment that has not come to its end."""
+    from wire.example_reader import ExampleReader
+
+    topic, consumer = Topics.under(settings.kafka.prefix).sequences, connect(settings.kafka)
+    decoder, stores = ExampleReader(topic), dict[int, PartitionStore]()
+    for number, span in spans(consumer, topic).items():
+        stores[number] = PartitionStore.open(
+            folder / str(number), number, settings.action, settings.sequence,
+            num_partitions=settings.kafka.partitions, topic=Topics.under(settings.kafka.prefix).actions,
+        )  # fmt: skip
+        records = read(consumer, topic, {number: span})
+        found = [decoder.read(number, each.offset, each.value) for each in records]
+        stores[number].restore(each for each in found if each is not None)
+    consumer.close()
+    return stores
+
+
+def kept_of(users: Iterator[User]) -> Kept:
+    return {
+        user.name: (
+            user.first_segment,
+            [user.stored(index) for index in range(user.first_segment, user.tail.index + 1)],
+            user.user_features.tobytes(),
+        )
+        for user in users
+    }
+
+
+def oracle(settings: Settings, sent: Sequence[dict[str, Any]]) -> tuple[Kept, int]:
+    """One sequencer, fed with everything in one go; how many actions were duplicates."""
+    sequencer = Sequencer(settings.action, settings.sequence, 0)
+    for offset, each in enumerate(sent):
+        (action,) = decode_record(msgspec.json.encode(each), each["timestamp"], settings.action)
+        assert isinstance(action, Action)
+        sequencer.apply(action, offset, each["timestamp"])
+    sequencer.drain()
+    return kept_of(iter(sequencer.users.values())), sequencer.num_duplicate
+
+
+class Handover:
+    """An old deployment of 2 partitions at its end, and how one of 3 goes on."""
+
+    def __init__(self, kafka: Broker, folder: Path, prefix: str) -> None:
+        self.kafka, self.folder, self.prefix, self.all = kafka, folder, prefix, actions()
+        self.old = Deployment(kafka, folder, prefix, 2)
+        self.old.send(self.all[:NUM_BEFORE])
+        for store in self.old.work(folder / "first"):
+            store.close()
+
+    def next(self, name: str = "new") -> Deployment:
+        return Deployment(self.kafka, self.folder, f"{self.prefix}-{name}", 3)
+
+    def to(self, new: Deployment) -> int:
+        return repartition(self.old.settings, new.settings, without_trainer=True)
+
+    def check(self, new: Deployment) -> None:
+        """The new deployment applies what came later; its users are those of one that has met everything."""
+        new.send(self.all[NUM_BEFORE:])
+        stores = new.work(self.folder / new.topics.actions)
+        found, num = Kept(), 0
+        for store in stores:
+            found |= kept_of(store.users.everyone())
+            num += store.counts.num_duplicate
+            store.close()
+        wanted, num_duplicate = oracle(new.settings, self.all)
+        assert num_duplicate > 20
+        assert sum(first > 0 for first, *_ in wanted.values()) > 5, "some have lost their first segments"
+        assert found == wanted
+        assert num == num_duplicate
+
+
+@pytest.fixture
+def handover(kafka: Broker, tmp_path: Path, topic_prefix: str) -> Handover:
+    return Handover(kafka, tmp_path, topic_prefix)
+
+
+def test_every_user_goes_on_in_another_partition_with_each_action_once(handover: Handover) -> None:
+    new = handover.next()
+    assert handover.to(new) == 0
+    handover.check(new)
+
+
+def test_an_interrupted_handover_goes_on_where_it_was(handover: Handover, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, other = handover.next(), handover.next("other")
+    write, left = Writer.write, [40]
+
+    def stops(self: Writer, *args: Any) -> None:
+        if not left[0]:
+            self.wait()
+            raise ConnectionResetError
+        left[0] -= 1
+        write(self, *args)
+
+    monkeypatch.setattr(Writer, "write", stops)
+    for num in (40, 25):
+        left[0] = num
+        with pytest.raises(ConnectionResetError):
+            handover.to(new)
+        with pytest.raises(HandoverUnfinished, match="run it again"):
+            refuse_unfinished(new.settings.kafka)
+    monkeypatch.undo()
+    assert handover.to(new) == 0
+    refuse_unfinished(new.settings.kafka)
+    assert handover.to(other) == 0
+    ours, theirs = new.sequences(), other.sequences()
+    assert {number: each[1:] for number, each in ours.items()} == {n: each[1:] for n, each in theirs.items()}
+    handover.check(new)
+
+
+def forgets_older_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = UserStore.everyone
+
+    def short(self: UserStore) -> Iterator[User]:
+        for user in everyone(self):
+            user.first_segment = user.tail.index
+            yield user
+
+    monkeypatch.setattr(UserStore, "everyone", short)
+
+
+def keeps_the_old_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Carrier._record
+
+    def stamped(self: Carrier, draft: Any) -> Any:
+        draft[0].user_offset, draft[0].user_index = 20, 0
+        return record(self, draft)
+
+    monkeypatch.setattr(Carrier, "_record", stamped)
+
+
+def forgets_the_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = UserStore.everyone
+
+    def anonymous(self: UserStore) -> Iterator[User]:
+        for user in everyone(self):
+            user.tail.id_counts[:] = user.tail.id_counts[:0]
+            user.tail.ids[:] = b""
+            user.tail.flags &= ~64
+            yield user
+
+    monkeypatch.setattr(UserStore, "everyone", anonymous)
+
+
+@pytest.mark.parametrize("broken", [forgets_older_segments, keeps_the_old_offsets, forgets_the_ids])
+def test_a_handover_that_loses_or_doubles_anything_is_caught(
+    handover: Handover, monkeypatch: pytest.MonkeyPatch, broken: Any
+) -> None:
+    new = handover.next()
+    broken(monkeypatch)
+    handover.to(new)
+    monkeypatch.undo()
+    with pytest.raises(AssertionError):
+        handover.check(new)
+
+
+def test_what_the_old_worker_has_not_applied_is_not_left_behind(handover: Handover, tmp_path: Path) -> None:
+    handover.old.send(handover.all[NUM_BEFORE : NUM_BEFORE + 100])
+    with pytest.raises(NotDrained, match="let the old worker run until"):
+        handover.to(handover.next())
+    with pytest.raises(NotDrained):
+        restore(handover.old.settings, tmp_path / "again")
+
+
+def test_actions_that_arrive_in_the_old_topics_are_counted(
+    handover: Handover, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = handover.next()
+    assert handover.to(new) == 0
+    assert handover.to(new) == 0
+    assert "0 records have arrived there since" in capsys.readouterr().out
+    handover.old.send(handover.all[-3:])
+    assert handover.to(new) == 1
+    assert "3 records have arrived there since" in capsys.readouterr().out
+
+    late = handover.next("late")
+    write = Writer.wait
+
+    def meanwhile(self: Writer) -> None:
+        handover.old.send(handover.all[:1])
+        write(self)
+
+    monkeypatch.setattr(Writer, "wait", meanwhile)
+    for store in handover.old.work(handover.folder / "second"):
+        store.close()
+    with pytest.raises(NotStill, match="find the producer"):
+        handover.to(late)
+
+
+def test_topics_that_hold_anything_else_are_refused(handover: Handover) -> None:
+    new = handover.next()
+    new.send(handover.all[:20])
+    for store in new.work(handover.folder / "too early"):
+        store.close()
+    with pytest.raises(HeadraceError, match="a worker was here"):
+        handover.to(new)
+    with pytest.raises(HeadraceError, match=r"kafka\.prefix: expected another one"):
+        repartition(handover.old.settings, handover.old.settings)

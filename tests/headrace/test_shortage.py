@@ -1,0 +1,69 @@
+"""What the system does not let a process have is one line, whatever it is and whichever library missed it."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.shortage import MIN_FILES, described, open_more_files
+from tests.brokers import REPOSITORY
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(getattr(resource, sys.argv[1]), (int(sys.argv[2]), int(sys.argv[2])))
+from headrace.command import run
+sys.exit(run("headrace", arguments=sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "train", "lag"])
+def test_a_process_that_may_open_too_few_files_says_so_before_a_library_aborts_it(command: str, tmp_path: Path) -> None:
+    done = limited("RLIMIT_NOFILE", 24, command, tmp_path)
+    assert done.stderr.startswith(f"headrace {command}: expected a limit of at least {MIN_FILES} open files, got 24;")
+
+
+def test_a_process_without_memory_for_its_libraries_says_so(tmp_path: Path) -> None:
+    done = limited("RLIMIT_AS", 1 << 30, "train", tmp_path)
+    assert done.stderr.startswith("headrace train: expected enough memory, the system refused some (")
+
+
+def limited(limit: str, value: int, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command under a limit of the system; it ends with one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, limit, str(value), command], cwd=folder, env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stderr.count("\n") == 1, done.stderr[-2000:]
+    return done
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        assert open_more_files() == ""
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied (errno 13); correct it"),
+        (OSError(24, "Too many open files"), "Too many open files (errno 24)"),
+        (MemoryError(), "expected enough memory, the system refused some (it does not say how much)"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "expected enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12 bytes"), "expected enough memory"),
+        (RuntimeError("can't start new thread"), "raise the limit on processes"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_of_the_system_are_told_and_no_others(error: Exception, words: str) -> None:
+    assert words in described(error)
+    assert described(ValueError("a mistake of ours")) == ""
