@@ -105,7 +105,8 @@ class DeviceMemory:
         if self._device.type == "cuda":
             joined = joined.pin_memory()
         there = joined.to(self._device, non_blocking=True)
-        return there.split([len(each) + len(_rest(each)) for each in parts])
+        pieces: tuple[Tensor, ...] = there.split([len(each) + len(_rest(each)) for each in parts])
+        return pieces
 
     def _learn_group(
         self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
