@@ -18,6 +18,14 @@ from bench.gpu_report import Clock, Row, row
 from bench.gpu_step import described, shares
 
 SEGMENT_LEN = 16
+GROUP = 128
+"""Events that the memory predicts together where it is on the GPU."""
+
+
+def described_way(graphs: bool, group: int) -> str:
+    """How a trainer's step is computed, for a row's name."""
+    there = f", memory on the GPU in groups of {group}" if group > 1 else ""
+    return f"{', CUDA graphs' if graphs else ''}{there}"
 
 
 def synthetic_examples(num_users: int, num_items: int, mean_length: int, num_new: int, longest: int) -> Iterator[Any]:
@@ -99,13 +107,12 @@ def single_pass(clock: Clock) -> Iterator[Row]:
         plans = dict.fromkeys(plans, ((3, 20, 8, 4, 12), tiny, 2, 2))
     for name, (world, model, batch, most) in plans.items():
         most = 2 if clock.compiles_only else most
-        for precision, graphs in (("highest", False), ("high", False), ("high", True)):
+        for graphs, group in ((True, GROUP), (True, 1), (False, 1)):
             config = TrainerConfig(
-                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs,
-                float32_matmul_precision=precision,
-            )  # fmt: skip
-            torch.set_float32_matmul_precision(precision)  # as `trainer.device` does
-            how = f"{name}, float32 {precision}{', CUDA graphs' if graphs else ''}"
+                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs, memory_group=group
+            )
+            torch.set_float32_matmul_precision("high")  # as `trainer.device` does
+            how = f"{name}{described_way(graphs, group)}"
             learner = Learner(model, config, clock.device)
             yield from _pass(clock, how, learner, synthetic_examples(*world), batch, most)
 
@@ -158,11 +165,10 @@ def live_steps(clock: Clock) -> Iterator[Row]:
                                     item_width=16, num_positions=32, num_time_buckets=8, max_context=8), 2  # fmt: skip
     torch.set_float32_matmul_precision("high")
     for users, goal in ((2, None),) if clock.rehearsal else ((32, None), (256, 100_000.0)):
-        for graphs in (False, True):
+        for graphs, group in ((True, GROUP), (True, 1), (False, 1)):
             config = TrainerConfig(
-                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs,
-                float32_matmul_precision="high",
-            )  # fmt: skip
+                device=clock.device, metric_share=0.1, exclude_seen=False, cuda_graphs=graphs, memory_group=group
+            )
             learner = Learner(model, config, clock.device)
             examples = live_examples(learner, users, 3706, before)
             batches = [
@@ -177,8 +183,14 @@ def live_steps(clock: Clock) -> Iterator[Row]:
             _synchronize(clock)
             ms = (time.perf_counter() - began) / max(1, len(batches) - 5) * 1e3
             name = f"live step, {users} targets of {users} users, 200 before each, d 64, 2 layers"
-            how = ", CUDA graphs" if graphs else ""
             most = 1.5 if users == 32 and graphs else None
-            yield row(f"{name}{how}", ms, "ms", most, f"{users / ms * 1e3:,.0f} interactions/s", at_most=True)
+            yield row(
+                f"{name}{described_way(graphs, group)}",
+                ms,
+                "ms",
+                most,
+                f"{users / ms * 1e3:,.0f} interactions/s",
+                at_most=True,
+            )
             if goal and graphs:
                 yield row("  interactions a second", users / ms * 1e3, "1/s", goal)

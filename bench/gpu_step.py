@@ -23,6 +23,7 @@ from trainer.graph import padded_size
 ATTENTION = ("attention_forward_kernel", "query_gradient_kernel", "key_gradient_kernel", "bias_gradient_kernel",
              "time_gradient_kernel", "unfold_kernel", "fold_positions_kernel", "position_table_kernel")  # fmt: skip
 TABLES = ("plan_kernel", "order_blocks_kernel", "extremes_kernel", "ranges_kernel", "near_kernel", "bounds_kernel")
+MEMORY = ("predict_events", "learn_events", "learn_weights", "count_events")
 GEMM = ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK", "gemv")
 OURS = ("shared_", "loss_kernel", "finish_kernel", "add_slots", "adagrad", "norm", "gate", "silu", "residual",
         "add_programs", "order_kernel", "count_kernel", "rank_kernel", "key_kernel")  # fmt: skip
@@ -30,7 +31,13 @@ OURS = ("shared_", "loss_kernel", "finish_kernel", "add_slots", "adagrad", "norm
 
 def kind_of(kernel: str) -> str:
     """The kind that a kernel's time counts towards."""
-    for kind, words in (("attention", ATTENTION), ("tables", TABLES), ("GEMM", GEMM), ("our other kernels", OURS)):
+    for kind, words in (
+        ("attention", ATTENTION),
+        ("tables", TABLES),
+        ("memory", MEMORY),
+        ("GEMM", GEMM),
+        ("our other kernels", OURS),
+    ):
         if any(word in kernel for word in words):
             return kind
     return "copies" if "mem" in kernel.lower() else "other"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kernels.memory import (
     MemoryAnswers,
@@ -30,6 +32,9 @@ from model.config import ModelConfig
 from model.growing import Room
 from model.marks import CHANGED, UNPUBLISHED, clear, is_marked
 from model.older import upgraded
+
+if TYPE_CHECKING:
+    from kernels.memory.device import DeviceMemory, DeviceOutcome
 
 Int64 = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
@@ -56,14 +61,43 @@ def neighbours_at(capacity: int, most: int) -> int:
 
 
 class Memory:
-    """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time."""
+    """Counts and gains of one model. The same calls in the same order give the same memory; one writer at a time.
 
-    def __init__(self, config: ModelConfig, rules: MemoryRules | None = None, *, backend: str = "auto") -> None:
+    ``group``: how many events `learn_together` predicts from one state, on a GPU (``device``).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rules: MemoryRules | None = None,
+        *,
+        backend: str = "auto",
+        device: torch.device | None = None,
+        group: int = 1,
+    ) -> None:
         self._most, self._rules = config.memory_neighbours, rules or MemoryRules()
         self._backend = "reference" if backend == "reference" else "auto"
-        self.arrays = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
+        self._device, self._group = device, group
+        self._there: DeviceMemory | None = None
+        self._here = MemoryArrays.empty(FIRST_CAPACITY, neighbours_at(FIRST_CAPACITY, self._most), NUM_BUCKETS)
         self.num_rows = 1
         self._room = Room()
+
+    @property
+    def arrays(self) -> MemoryArrays:
+        """The arrays, on the host: as they are, if they were on a GPU until now."""
+        if self._there is not None:
+            self._there.fetch(self._here)
+        return self._here
+
+    @arrays.setter
+    def arrays(self, arrays: MemoryArrays) -> None:
+        self._here, self._there = arrays, None
+
+    def _take_back(self) -> MemoryArrays:
+        """The arrays, to be changed on the host; on a GPU they are then copied anew."""
+        self.arrays = self.arrays
+        return self._here
 
     def grow(self, num_rows: int) -> None:
         """Make room for rows below ``num_rows``."""
@@ -120,6 +154,15 @@ class Memory:
             self.arrays, self.num_rows, events, query_AD, table_VD, unit_width, self._rules, backend=self._backend
         )
 
+    def learn_together(self, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
+        """The same on a GPU, up to ``group`` events from one state; ``logit_AV`` is there. Waits for nothing."""
+        from kernels.memory.device import DeviceMemory
+
+        assert self._device is not None
+        if self._there is None:
+            self._there = DeviceMemory(self._here, self._rules, self._device, self._group)
+        return self._there.learn(self.num_rows, events, logit_AV)
+
     def score(self, events: MemoryEvents, logit_AV: NDArray[np.float32]) -> None:
         """Turn the network's logits into scores, in place."""
         memory_scores(self.arrays, self.num_rows, events, logit_AV, backend=self._backend)
@@ -143,7 +186,7 @@ class Memory:
         """Clear rows that were evicted and will be reused, also as neighbours of other rows."""
         if not len(rows_N):
             return
-        arrays, num = self.arrays, self.num_rows
+        arrays, num = self._take_back(), self.num_rows
         gone_V = np.zeros(arrays.capacity, np.bool_)
         gone_V[rows_N] = True
         _clear_rows(arrays, rows_N)
@@ -189,7 +232,7 @@ class Memory:
         num_rows, capacity, width = changes["size"].tolist()
         if is_base or capacity != self.arrays.capacity or width != self.arrays.width:
             self._resize(capacity, width, keep=not is_base)
-        arrays, rows = self.arrays, changes["row_index"]
+        arrays, rows = self._take_back(), changes["row_index"]
         for name in _ROWS:
             getattr(arrays, name)[rows] = changes[name]
         arrays.heat[:, rows] = changes["heat"]
@@ -234,6 +277,7 @@ class Memory:
         """A copy that shares no mutable state."""
         other = object.__new__(Memory)
         other._most, other._rules, other._backend = self._most, self._rules, self._backend
+        other._device, other._group = self._device, self._group
         other.arrays, other.num_rows, other._room = self.arrays.copy(), self.num_rows, Room()
         return other
 
@@ -252,6 +296,7 @@ class Memory:
         """Become the memory that ``state`` was taken from."""
         state, num = upgraded(state), len(state["seen"])
         self.grow(num)
+        self._take_back()
         for name in {*_ROWS, *_NEIGHBOURS, "dirty"} & state.keys():  # older builds have no direct counts
             getattr(self.arrays, name)[:num] = state[name]
         self.arrays.moved[:num] = state.get("moved", 255)  # older builds publish whole rows and have none

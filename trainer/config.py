@@ -65,6 +65,7 @@ TRAINER_LIMITS: dict[str, Limit] = {
     "evict_every_steps": AT_LEAST_1,
     "exclude_seen": Word(EXCLUDE, "use auto"),
     "memory_half_life": ABOVE_0,
+    "memory_group": Number(1, 128, whole=True, advice="1 on a CPU"),
     "metric_share": Number(0, 1, open_low=True, advice="use 1"),
     "metric_window": AT_LEAST_1,
     "checkpoint_dir": Word(),
@@ -100,7 +101,8 @@ class TrainerConfig:
     (`trainer.graph_step`; only the layers if the loss is sampled), which pays off if a step mostly waits for kernel
     launches: small models, small batches. ``shards``: into how many parts of about equal size a step is cut, whose
     gradients are added up in a fixed order: up to so many processes learn the same, to the bit (`trainer.shards`).
-    ``rank_timeout_s``: how long one waits for another.
+    ``rank_timeout_s``: how long one waits for another. ``memory_group``: from 2 on, the memory is on the GPU, and up to
+    so many events are predicted from one state of it, fewer at first (`kernels.memory.reference.memory_learn_grouped`).
     """
 
     model_id: str = "headrace"
@@ -146,6 +148,7 @@ class TrainerConfig:
     num_negatives: int = 1024
     frequency_half_life: float = 1_000_000.0
     memory_half_life: float = 1_000_000.0
+    memory_group: int = 1
     stochastic_length_alpha: float = 0.0
     # Vocabulary
     admit_after: int = 1
@@ -213,7 +216,13 @@ class TrainerConfig:
         return {key: value for key, value in asdict(self).items() if key not in _NOT_LEARNING}
 
 
-ADDED: dict[str, Any] = {"shards": 1, "top_dropout_ratio": 1.0, "sgd_after_steps": 0, "sgd_lr_ratio": 10.0}
+ADDED: dict[str, Any] = {
+    "shards": 1,
+    "memory_group": 1,
+    "top_dropout_ratio": 1.0,
+    "sgd_after_steps": 0,
+    "sgd_lr_ratio": 10.0,
+}
 """Settings that earlier builds did not have, as those builds acted."""
 
 

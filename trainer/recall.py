@@ -6,12 +6,14 @@ times. The network's logits that it mixes with are those before the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
 from model.embedding import EmbeddingTable
@@ -21,12 +23,17 @@ from model.memory_events import events_of
 from trainer.batch import JaggedBatch
 from trainer.evaluator import Forward, to_device
 
+if TYPE_CHECKING:
+    from kernels.memory.device import DeviceOutcome
+
 Int64 = NDArray[np.int64]
 EXACT_ROWS = 1 << 14
 """In a catalogue of up to this many rows, each choice is compared with all of them."""
 ROWS_PER_SHARE, EXACT_TOGETHER = 1 << 11, 4
 """In a larger catalogue, one choice in (rows / `ROWS_PER_SHARE`) is, four in a row at a time, which share the work on
 all rows. So on average their cost does not depend on the size of the catalogue."""
+MOST_DEVICE_LOGITS = 1 << 28
+"""Of the network's logits at a time, where the memory is on a GPU: a gigabyte."""
 MOST_PREDICTED_ROWS = 1 << 16
 """Where nothing is learned from a sample: in a catalogue of n times as many rows, every nth choice is predicted."""
 
@@ -70,15 +77,8 @@ class Recall:
         ``seen_rows_n``: the items' rows before the batch. ``num_before``: interactions before it; decides which share
         of the choices is compared with all rows.
         """
-        num_rows, config = self._items.num_rows, self._model.config
-        self._memory.grow(num_rows)
-        told = _told(batch)
-        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
-        rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
-        events = events_of(
-            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
-            batch.target_R[told], batch.time_ms_n[batch.target_R[told]], config, is_chosen_R=batch.is_wanted_R[told],
-        )  # fmt: skip
+        num_rows, told = self._items.num_rows, _told(batch)
+        events = self._events(batch, told, seen_rows_n)
         samples = self._items.weight.device.type == "cpu" and not forward.is_whole
         is_exact_R = self._are_exact(num_before + np.arange(len(told)), num_rows, samples=samples)
         if not samples:
@@ -94,6 +94,32 @@ class Recall:
             else:
                 yield Part(events[part], None, forward.query_SD[torch.from_numpy(asked)].numpy())
 
+    def _events(self, batch: JaggedBatch, told: Int64, seen_rows_n: Int64) -> MemoryEvents:
+        """What the memory, which gets room for it, is told of these targets."""
+        self._memory.grow(self._items.num_rows)
+        rows_n, unseen = seen_rows_n.copy(), np.flatnonzero(seen_rows_n == 0)
+        rows_n[unseen] = self._items.lookup(batch.item_n[unseen])
+        return events_of(
+            rows_n, batch.bits_n, batch.time_ms_n, batch.starts_B1, batch.owner_n[batch.target_R[told]],
+            batch.target_R[told], batch.time_ms_n[batch.target_R[told]], self._model.config,
+            is_chosen_R=batch.is_wanted_R[told],
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def launch(self, batch: JaggedBatch, forward: Forward, seen_rows_n: Int64) -> Launched:
+        """Let a memory on a GPU predict, count and learn the batch, each choice compared with all rows; waits for
+        nothing. Arguments as for `ask`."""
+        num_rows, told = self._items.num_rows, _told(batch)
+        events = self._events(batch, told, seen_rows_n)
+        query_R = (np.cumsum(batch.is_wanted_R) - 1)[told]
+        logits_of = self._there(forward, num_rows)
+        size, done = max(1, MOST_DEVICE_LOGITS // num_rows), []
+        for start in range(0, len(told), size):
+            part = slice(start, start + size)
+            asked = to_device(query_R[part][events.chosen_R[part] == 1], forward.query_SD.device)
+            done.append(self._memory.learn_together(events[part], logits_of(asked)))
+        return Launched(batch, done)
+
     def _are_exact(self, number_R: Int64, num_rows: int, *, samples: bool) -> NDArray[np.bool_]:
         """Which of these events are compared with all rows."""
         if not samples:
@@ -104,16 +130,21 @@ class Recall:
 
     def _logits(self, forward: Forward, num_rows: int, *, samples: bool) -> Callable[[Int64], NDArray[np.float32]]:
         """The network's logits of some of the choices, over the whole catalogue."""
-        known_SV = forward.logit_SV
-        if known_SV is not None:
-            return lambda asked: known_SV.index_select(0, torch.from_numpy(asked)).cpu().numpy()
         if samples and num_rows > self._exact_rows:  # few are asked: not worth a table of unit rows
             table_VD = self._items.weight.numpy()
             return lambda asked: memory_logits(
                 forward.query_SD[torch.from_numpy(asked)].numpy(), table_VD, num_rows, self._unit_width
             )
+        there, device = self._there(forward, num_rows), forward.query_SD.device
+        return lambda asked: there(to_device(asked, device)).cpu().numpy()
+
+    def _there(self, forward: Forward, num_rows: int) -> Callable[[Tensor], Tensor]:
+        """The same where the network is."""
+        known_SV = forward.logit_SV
+        if known_SV is not None:
+            return lambda asked: known_SV[asked]
         known_VD = forward.table_UD if forward.is_whole else self._model.retrieval_table(self._items.weight[:num_rows])
-        return lambda asked: (forward.query_SD[to_device(asked, known_VD.device)] @ known_VD.T).cpu().numpy()
+        return lambda asked: forward.query_SD[asked] @ known_VD.T
 
     @property
     def _unit_width(self) -> int:
@@ -124,10 +155,7 @@ class Recall:
 
         What was learned from a sample has neither ranks nor a loss: those of a sample would flatter.
         """
-        done = [self._learn(part) for part in parts]
-        told = _told(batch)
-        wanted = batch.is_wanted_R[told]
-        return MemoryOutcome.join(done).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
+        return _in_order(batch, [self._learn(part) for part in parts])
 
     def _learn(self, part: Part) -> MemoryOutcome:
         if part.logit_AV is not None:
@@ -136,6 +164,25 @@ class Recall:
         table_VD = self._items.weight.numpy()
         outcome = self._memory.learn_sampled(part.events, part.query_AD, table_VD, self._unit_width)
         return replace(outcome, loss_R=np.full_like(outcome.loss_R, np.nan))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launched:
+    """A batch's outcomes on their way from a GPU."""
+
+    batch: JaggedBatch
+    parts: list[DeviceOutcome]
+
+    def wait(self) -> MemoryOutcome:
+        """The outcomes of the choices, in the order of the targets."""
+        return _in_order(self.batch, [part.wait() for part in self.parts])
+
+
+def _in_order(batch: JaggedBatch, parts: Sequence[MemoryOutcome]) -> MemoryOutcome:
+    """The outcomes of the choices, in the order of the targets."""
+    told = _told(batch)
+    wanted = batch.is_wanted_R[told]
+    return MemoryOutcome.join(parts).ordered(np.flatnonzero(wanted)[np.argsort(told[wanted])])
 
 
 def _runs(is_exact_R: NDArray[np.bool_], size: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ of a target rests only on the interactions before it and on the weights that ear
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,10 @@ class Learner:
         self.domains = self._table(model.model_width, salt=2)
         self.features = self._table(model.model_width, salt=3)
         rules = MemoryRules(seen_half_life=trainer.memory_half_life, exclude=str(trainer.exclude_seen))
-        self.memory = Memory(model, rules, backend=trainer.backend)
+        self._is_memory_there = trainer.memory_group > 1
+        if self._is_memory_there and not (self.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+            raise ValueError(f"trainer.memory_group: expected 1 on a CPU, got {trainer.memory_group}; use a GPU")
+        self.memory = Memory(model, rules, backend=trainer.backend, device=self.device, group=trainer.memory_group)
         self.recall = Recall(self.memory, self.items, self.model)
         self.names: dict[int, str | int] = {}
         self.unpublished_names: dict[int, str | int] = {}
@@ -151,7 +155,12 @@ class Learner:
         if ranking is None:
             ranking = mean_or_zero(self._ranking_loss(batch, forward.logits_RK))
         loss = retrieval + self.config.rank_weight * ranking
-        if self._memory_thread is not None and forward.is_whole:
+        if self._is_memory_there:
+            launched = self.recall.launch(whole, forward, seen_rows_n)
+            self._learn(forward, loss)
+            ranked = self._rank(whole, forward, seen_rows_n)
+            self.evaluator.count(whole, ranked, launched.wait(), num_known, seen_rows_n, self.num_steps)
+        elif self._memory_thread is not None and forward.is_whole:
             # The memory runs while this thread launches the backward pass; neither reads what the other changes.
             asked = list(self.recall.ask(whole, forward, seen_rows_n, self.num_interactions))
             pending = self._memory_thread.submit(self.recall.answer, whole, asked)

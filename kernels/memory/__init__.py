@@ -11,7 +11,8 @@ rescored by a small network that sees the same features together.
 Scoring all rows for every event is too much for a large catalogue. There an event can be learned from a sample: rows
 with evidence and those chosen lately compete for certain, and a few drawn from the rest stand for all of it.
 
-The arrays are NumPy arrays: the memory is on the host, wherever the network runs.
+The arrays are NumPy arrays: here the memory is on the host, wherever the network runs. `kernels.memory.device` has it
+on a GPU, where events are predicted in groups.
 """
 
 from __future__ import annotations

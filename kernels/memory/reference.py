@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +36,7 @@ ACROSS_VISITS = 0.2
 """What the very next choice counts if it is of a later visit."""
 FOLLOWS_SCALE, COSINE_SCALE, HEAT_SCALES, TIME_SHARE = 100.0, 1000.0, (10.0, 10.0, 1.0), 0.3
 REFRESH_EVENTS = 16
+EVENTS_PER_GROUPED = 64
 RESCALE_AT = 1e12
 OUT = -1e30
 _EVENTS, _SEEN, _HEAT, _REPEATS, _CHOICES = 0, 1, 2, 2 + NUM_HEATS, 3 + NUM_HEATS
@@ -54,11 +57,11 @@ def memory_learn(
         target = int(events.target_R[r])
         if target == 0:
             continue
-        past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        past, met = before(events, r)
         if asked_R[r] and memory.first[target] >= 0:
-            rank_3R[:, r], loss_R[r] = _predict_and_learn(
-                memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules
-            )
+            found = predict(memory, num_rows, standing_FV, target, past, met, logit_AV[logit_of_R[r]], rules)
+            rank_3R[:, r], loss_R[r] = found.ranks, found.loss
+            learn(memory, found, rules)
         meet(memory, target, past if events.chosen_R[r] else None, num_rows, rules)
         fresh = _standing(memory, num_rows)
         if int(memory.clock[_EVENTS]) % REFRESH_EVENTS == 0:
@@ -67,11 +70,52 @@ def memory_learn(
     return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
 
 
+def memory_learn_grouped(
+    memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32, rules: MemoryRules, group: int
+) -> MemoryOutcome:
+    """The same as `memory_learn`, but for up to ``group`` events predicted from one state.
+
+    A group's events are all predicted; then what each of them asks of the gains, the shortlist and the learned weights
+    is done, in order; then all are counted, in order. So they can be computed beside one another (`DeviceMemory`).
+    """
+    num = len(events)
+    asked_R = events.chosen_R == 1
+    rank_3R, loss_R = np.tile(np.where(asked_R, 0, -1).astype(np.int32), (3, 1)), np.full(num, np.nan, np.float32)
+    logit_of_R = np.cumsum(asked_R) - 1
+    start = stop = 0
+    while (start := stop) < num:
+        stop = min(start + group_size(int(memory.clock[_EVENTS]), group), num)
+        together = [r for r in range(start, stop) if events.target_R[r] > 0]
+        standing_FV, found = _standing(memory, num_rows), []
+        for r in together:
+            target = int(events.target_R[r])
+            if asked_R[r] and memory.first[target] >= 0:
+                logit = logit_AV[logit_of_R[r]]
+                found.append(predict(memory, num_rows, standing_FV, target, *before(events, r), logit, rules))
+                rank_3R[:, r], loss_R[r] = found[-1].ranks, found[-1].loss
+        for each in found:
+            learn(memory, each, rules)
+        for r in together:
+            past, _ = before(events, r)
+            meet(memory, int(events.target_R[r]), past if events.chosen_R[r] else None, num_rows, rules)
+    return MemoryOutcome(rank_3R[0], rank_3R[1], rank_3R[2], loss_R)
+
+
+def group_size(num_before: int, most: int) -> int:
+    """How many events are predicted together after ``num_before``: few at first, when each one teaches much."""
+    return max(1, min(most, num_before // EVENTS_PER_GROUPED))
+
+
+def before(events: MemoryEvents, r: int) -> tuple[MemoryPast, Int32]:
+    """What the user of event r had chosen, and had met, before it."""
+    return MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+
+
 def memory_scores(memory: MemoryArrays, num_rows: int, events: MemoryEvents, logit_AV: Float32) -> None:
     """See `kernels.memory.memory_scores`."""
     standing_FV = _standing(memory, num_rows)
     for r in range(len(events)):
-        past, met = MemoryPast.of_event(events, r), events.met_rows[events.met_begin_R[r] : events.met_end_R[r]]
+        past, met = before(events, r)
         done = mix(memory, num_rows, standing_FV, past, met, 0, logit_AV[r])
         score_V = np.where(done.competes_V, done.score_V, OUT)
         Shortlist(memory, done).rescore(score_V)
@@ -211,7 +255,21 @@ def mix(
     return Prediction(gain_F @ feature_FV, feature_FV, competes_V, gain_F, bucket, past.pause)
 
 
-def _predict_and_learn(
+@dataclass(slots=True, eq=False)
+class Found:
+    """An event's prediction, and what is learned from it."""
+
+    ranks: tuple[int, int, int]
+    loss: float
+    done: Prediction
+    shortlist: Shortlist
+    push_V: Float64
+    target: int
+    past: MemoryPast
+    is_repeat: bool
+
+
+def predict(
     memory: MemoryArrays,
     num_rows: int,
     standing_FV: Float64,
@@ -220,7 +278,8 @@ def _predict_and_learn(
     met: Int32,
     logit: Float32,
     rules: MemoryRules,
-) -> tuple[tuple[int, int, int], float]:
+) -> Found:
+    """Predict an event of a row that is known; changes nothing."""
     excludes = leaves_out(memory, rules)
     done = mix(memory, num_rows, standing_FV, past, met if excludes else met[:0], target, logit)
     by_counts = done.feature_FV[FEATURES.index("follows")]
@@ -231,12 +290,16 @@ def _predict_and_learn(
     shortlist = Shortlist(memory, done)
     shortlist.rescore(score_V)
     ranks = tuple(_rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
-    loss = mass - score_V[target]
-    learn_weights(memory, past.row_P, push_V, done.gain_F, rules)
-    learn_gains(memory, done.feature_FV @ push_V, done.bucket, rules)
-    shortlist.learn(memory, target, rules)
-    count_repeat(memory, is_repeat=target in met, rules=rules)
-    return (ranks[0], ranks[1], ranks[2]), float(loss)
+    loss = float(mass - score_V[target])
+    return Found((ranks[0], ranks[1], ranks[2]), loss, done, shortlist, push_V, target, past, target in met)
+
+
+def learn(memory: MemoryArrays, found: Found, rules: MemoryRules) -> None:
+    """One step of the neighbours' weights, the gains and the shortlist, and one more choice, a repeat or not."""
+    learn_weights(memory, found.past.row_P, found.push_V, found.done.gain_F, rules)
+    learn_gains(memory, found.done.feature_FV @ found.push_V, found.done.bucket, rules)
+    found.shortlist.learn(memory, found.target, rules)
+    count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
 
 
 def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:

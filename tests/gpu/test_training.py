@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,3 +64,40 @@ def test_a_trainer_that_replays_graphs_learns_what_one_without_learns() -> None:
         assert captured is None or captured.works, "a capture failed; see its warning"
     for ours, theirs in zip(losses[True], losses[False], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_memory_on_the_gpu_learns_what_its_definition_learns() -> None:
+    from kernels.memory import MemoryEvents, MemoryOutcome, MemoryRules, reference
+    from kernels.memory.device import DeviceOutcome
+    from model.config import ModelConfig
+    from trainer.config import TrainerConfig
+    from trainer.step import Learner
+
+    config = TrainerConfig(device="cuda", memory_group=8)
+    learner = Learner(ModelConfig(memory_neighbours=24), config, "cuda")
+    memory, there = learner.memory, learner.memory.learn_together
+    rules = MemoryRules(seen_half_life=config.memory_half_life, exclude=str(config.exclude_seen))
+    definition, compared = memory.arrays.copy(), list[tuple[MemoryOutcome, MemoryOutcome]]()
+
+    def both(events: MemoryEvents, logit_AV: torch.Tensor) -> DeviceOutcome:
+        logits = logit_AV.cpu().numpy()
+        expected = reference.memory_learn_grouped(definition, memory.num_rows, events, logits, rules, 8)
+        found = there(events, logit_AV)
+        compared.append((found.wait(), expected))
+        return found
+
+    memory.learn_together = both  # type: ignore[method-assign]
+    examples = synthetic_examples(30, 200, 40, 8, 60)
+    while batch := list(islice(examples, 16)):
+        learner.step(batch)
+    assert sum(len(ours.rank_R) for ours, _ in compared) > 500
+    for ours, theirs in compared:
+        # Scores that are almost equal may change places: float32 here, float64 in the definition.
+        assert np.abs(ours.rank_R - theirs.rank_R).max() <= 2
+        np.testing.assert_allclose(ours.loss_R, theirs.loss_R, rtol=5e-3, atol=5e-3)
+    fetched = memory.arrays
+    np.testing.assert_array_equal(fetched.last, definition.last)
+    np.testing.assert_array_equal(fetched.num_neighbours, definition.num_neighbours)
+    for name in ("seen", "gain", "shortlist_weight", "clock"):
+        fetched_values, values = getattr(fetched, name), getattr(definition, name)
+        np.testing.assert_allclose(fetched_values, values, rtol=1e-2, atol=1e-3, err_msg=name)

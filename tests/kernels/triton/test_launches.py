@@ -28,6 +28,8 @@ from kernels import (
     stochastic_length,
     top_k,
 )
+from kernels.memory import MemoryArrays, MemoryRules
+from tests.kernels.test_memory import Stream
 from tests.kernels.triton import cases
 from tests.kernels.triton.compiling import read_report
 from tests.kernels.triton.launches import compiling_launches
@@ -43,6 +45,7 @@ BF16 = torch.bfloat16
 def modules(triton_cache: None) -> None:
     for op in ("attention", "layer", "delta", "softmax", "adagrad", "length"):
         importlib.import_module(f"kernels.{op}.triton_op")
+    importlib.import_module("kernels.memory.device")
 
 
 def masked_attention() -> None:
@@ -99,12 +102,23 @@ def tables() -> None:
         stochastic_length(offsets, seeds, max_kept=16, sometimes_whole=True, backend="triton")
 
 
+def memory() -> None:
+    from kernels.memory.device import DeviceMemory
+
+    stream = Stream(num_rows=4000, num_users=4, num_events=128)
+    arrays = MemoryArrays.empty(4096, 256, 8)
+    arrays.clock[0] = 1e6
+    DeviceMemory(arrays, MemoryRules(), torch.device("cpu"), 128).learn(
+        4000, stream.events(), torch.zeros(len(stream.events()), 4000)
+    )
+
+
 def new_versions(seen: dict[str, dict[str, Any]], first: dict[str, set[str]]) -> dict[str, int]:
     """How many versions each kernel has got since."""
     return {name: len(set(versions) - first[name]) for name, versions in seen.items() if set(versions) != first[name]}
 
 
-OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables]
+OPS: list[Callable[[], None]] = [attention, layer, delta, softmax, best, tables, memory]
 
 
 def batches(lengths: list[int]) -> None:

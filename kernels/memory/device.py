@@ -1,0 +1,222 @@
+# mypy: allow-untyped-calls
+"""The memory on a GPU: its arrays as tensors, and groups of events that are predicted, learned and counted there.
+
+The host's arrays stay what everything else reads: `DeviceMemory.fetch` brings the rows that have changed since. A step
+sends its events in one copy and launches four kernels a group, without waiting for any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.memory.arrays import CHANGED, MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules
+from kernels.memory.past import VISIT_MS
+from kernels.memory.reference import group_size
+from kernels.memory.triton_learn import count_events_kernel, learn_events_kernel, learn_weights_kernel
+from kernels.memory.triton_predict import ENTRIES, EVENT, GATHERED, LIST, predict_events_kernel
+from kernels.triton_shared import INTERPRETED, next_power
+
+MOST_GROUP = 128
+SCRATCH_BYTES = 1 << 29
+"""Of what is kept of all rows for each event while it is predicted: larger groups are predicted in several launches."""
+BLOCK = 64 if INTERPRETED else 2048
+_EXCLUDE = {"never": 0, "always": 1, "auto": 2}
+_ROWS = ("neighbour_row", "num_neighbours", "after", "before", "direct", "weight", "seen", "first", "last", "moved")
+_WHOLE = ("gain", "gain_square", "shortlist_weight", "shortlist_square", "shortlist_norm", "clock", "recent")
+
+
+@dataclass(slots=True, eq=False)
+class Sent:
+    """Events on the device: (R, `EVENT`) and the rows of pasts and of what was met."""
+
+    event: Tensor
+    past: Tensor
+    met: Tensor
+    past_ms: Tensor
+    now_ms: Tensor
+
+
+class DeviceMemory:
+    """What ``memory`` holds, on ``device``. At most ``group`` events are predicted from the same state."""
+
+    def __init__(self, memory: MemoryArrays, rules: MemoryRules, device: torch.device, group: int) -> None:
+        if not 1 <= group <= MOST_GROUP:
+            raise ValueError(f"group: expected 1 to {MOST_GROUP} events, got {group}")
+        self._device, self._group = device, group
+        self._arrays = {each.name: _copy(getattr(memory, each.name), device) for each in fields(memory)}
+        self._arrays["dirty"].zero_()  # from here on: what has changed here
+        self._arrays["moved"].zero_()
+        self._capacity, self._width, self._num_parts = memory.capacity, memory.width, memory.num_buckets + 1
+        self._num_events = int(memory.clock[0])
+        self._exclude = _EXCLUDE[rules.exclude]
+        self._weight_rate = rules.weight_rate
+        decay = 0.5 ** (1.0 / rules.repeat_half_life)
+        rates = [rules.gain_rate, rules.gain_decay, rules.shortlist_rate, rules.shortlist_decay]
+        fades = [1.0 / each for each in (rules.seen_half_life, *rules.heat_half_lives)]
+        self._rules = torch.tensor([*rates, *fades, decay], dtype=torch.float64, device=device)
+        self._scratch: dict[str, Tensor] = {}
+        self._is_ahead = False
+
+    def learn(self, num_rows: int, events: MemoryEvents, logit_AV: Tensor) -> DeviceOutcome:
+        """See `kernels.memory.reference.memory_learn_grouped`; does not wait for the device.
+
+        ``logit_AV``: float32 on the device, a row for each event to predict (1 in ``events.chosen_R``).
+        """
+        num = len(events)
+        asked = torch.from_numpy(events.chosen_R == 1)
+        rank_3R = torch.where(asked, 0, -1).to(torch.int32).repeat(3, 1).to(self._device, non_blocking=True)
+        loss_R = torch.full((num,), float("nan"), device=self._device)
+        if num:
+            sent = self._send(events)
+            known = np.concatenate([np.zeros(1, np.int64), np.cumsum(events.target_R > 0)])
+            start = 0
+            while start < num:
+                size = min(group_size(self._num_events + int(known[start]), self._group), num - start)
+                self._learn_group(num_rows, sent, logit_AV, rank_3R, loss_R, start, size)
+                start += size
+            self._num_events += int(known[-1])
+            self._is_ahead = True
+        return DeviceOutcome(rank_3R, loss_R)
+
+    def _send(self, events: MemoryEvents) -> Sent:
+        """The events in one copy from pinned memory."""
+        num = len(events)
+        event = np.zeros((num, EVENT.value), np.int32)
+        num_past = events.past_end_R - events.past_begin_R
+        buckets = 1 + np.minimum(self._num_parts - 2, np.log2(1.0 + num_past) + 0.5).astype(np.int64)
+        asked = np.cumsum(events.chosen_R == 1) - 1
+        columns = (
+            events.target_R, events.chosen_R, events.past_begin_R, events.past_end_R, events.met_begin_R,
+            events.met_end_R, buckets, np.maximum(asked, 0), visits_of(events),
+        )  # fmt: skip
+        for column, values in enumerate(columns):
+            event[:, column] = values
+        rows = self._sent(event.reshape(-1), events.past_rows, events.met_rows)
+        return Sent(*rows, *self._sent(events.past_ms, events.now_ms_R))
+
+    def _sent(self, *parts: NDArray[Any]) -> tuple[Tensor, ...]:
+        joined = torch.from_numpy(np.concatenate([part for each in parts for part in (each, _rest(each))]))
+        if self._device.type == "cuda":
+            joined = joined.pin_memory()
+        there = joined.to(self._device, non_blocking=True)
+        pieces: tuple[Tensor, ...] = there.split([len(each) + len(_rest(each)) for each in parts])
+        return pieces
+
+    def _learn_group(
+        self, num_rows: int, sent: Sent, logit_AV: Tensor, rank_3R: Tensor, loss_R: Tensor, start: int, size: int
+    ) -> None:
+        a, s = self._arrays, self._buffers()
+        width, stride = self._width, self._capacity
+        most = next_power(width)
+        together = max(1, min(size, SCRATCH_BYTES // (4 * (GATHERED.value + 3) * stride)))
+        for place in range(0, size, together):
+            predict_events_kernel[(min(together, size - place),)](
+                sent.event, sent.past, sent.met, sent.past_ms, sent.now_ms, logit_AV,
+                a["neighbour_row"], a["num_neighbours"], a["after"], a["before"], a["direct"], a["weight"], a["seen"],
+                a["heat"], a["first"], a["last"], a["gain"], a["shortlist_weight"], a["shortlist_norm"], a["clock"],
+                s["evidence"], s["own"], s["score"], s["push"], s["slope"], s["list"], s["shortlist_slope"],
+                s["moment"], s["told"], s["rate"], s["learning"], s["counting"], rank_3R, loss_R,
+                start + place, place, num_rows, width, stride, logit_AV.stride(0), rank_3R.stride(0),
+                EXCLUDE=self._exclude, WIDTH=most, BLOCK=BLOCK, num_warps=8,
+            )  # fmt: skip
+        table = ENTRIES.value * next_power(size)
+        learn_weights_kernel[(size * ENTRIES.value,)](
+            s["learning"], s["rate"], s["push"], a["neighbour_row"], a["num_neighbours"], a["weight"], a["dirty"],
+            self._weight_rate, size, width, stride, WIDTH=most, TABLE=table, num_warps=8,
+        )  # fmt: skip
+        learn_events_kernel[(1,)](
+            sent.event[EVENT.value * start :], s["slope"], s["shortlist_slope"], s["moment"], s["told"], s["unit"],
+            a["after"], a["before"], a["direct"], a["seen"], a["heat"], a["first"], a["last"],
+            a["gain"], a["gain_square"], a["shortlist_weight"], a["shortlist_square"], a["shortlist_norm"], a["clock"],
+            a["dirty"], a["moved"], a["recent"], self._rules, size, num_rows, width, stride, self._num_parts,
+            PARTS=next_power(self._num_parts), GROUP=next_power(size), BLOCK=1024, num_warps=8,
+        )  # fmt: skip
+        count_events_kernel[(size * ENTRIES.value,)](
+            sent.event[EVENT.value * start :], s["counting"], s["unit"], a["neighbour_row"], a["num_neighbours"],
+            a["after"], a["before"], a["direct"], a["weight"], a["dirty"], a["moved"], size, width,
+            WIDTH=most, TABLE=table, num_warps=8,
+        )  # fmt: skip
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Scratch memory, made once."""
+        if not self._scratch:
+            group, stride = self._group, self._capacity
+            together = max(1, min(group, SCRATCH_BYTES // (4 * (GATHERED.value + 3) * stride)))
+            sizes: dict[str, tuple[int, torch.dtype]] = {
+                "evidence": (together * GATHERED.value * stride, torch.float32),
+                "own": (together * 2 * stride, torch.int32),
+                "score": (together * stride, torch.float32),
+                "push": (group * stride, torch.float32),
+                "slope": (group * 32, torch.float32),
+                "list": (together * LIST.value, torch.int32),
+                "shortlist_slope": (group * 512, torch.float32),
+                "moment": (group * 64, torch.float32),
+                "told": (group * 4, torch.int32),
+                "rate": (group, torch.float32),
+                "unit": (group, torch.float32),
+                "learning": (group * ENTRIES.value, torch.int32),
+                "counting": (group * ENTRIES.value, torch.int32),
+            }
+            self._scratch = {
+                name: torch.zeros(n, dtype=dtype, device=self._device) for name, (n, dtype) in sizes.items()
+            }
+        return self._scratch
+
+    def fetch(self, memory: MemoryArrays) -> None:
+        """Bring what has changed here since the last time into the host's arrays, from which this was made."""
+        if not self._is_ahead:
+            return
+        dirty = self._arrays["dirty"]
+        rows = torch.nonzero(dirty).flatten()
+        index = rows.cpu().numpy()
+        moved = memory.moved[index]
+        for name in _ROWS:
+            getattr(memory, name)[index] = self._arrays[name][rows].cpu().numpy()
+        memory.moved[index] |= moved
+        memory.heat[:, index] = self._arrays["heat"][:, rows].cpu().numpy()
+        for name in _WHOLE:
+            getattr(memory, name)[...] = self._arrays[name].cpu().numpy()
+        memory.dirty[index] = CHANGED
+        dirty.zero_()
+        self._arrays["moved"].zero_()
+        self._is_ahead = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceOutcome:
+    """A `MemoryOutcome` on its way: ``rank_3R`` and ``loss_R`` on the device."""
+
+    rank_3R: Tensor
+    loss_R: Tensor
+
+    def wait(self) -> MemoryOutcome:
+        """The outcome on the host."""
+        ranks = self.rank_3R.cpu().numpy()
+        return MemoryOutcome(ranks[0], ranks[1], ranks[2], self.loss_R.cpu().numpy())
+
+
+def _copy(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, copy=True)
+
+
+def visits_of(events: MemoryEvents) -> NDArray[np.int64]:
+    """(R,) how many of the last choices belong to the visit that is under way: see `kernels.memory.past`."""
+    begin_R, end_R, ms = events.past_begin_R, events.past_end_R, events.past_ms
+    if not len(ms):
+        return np.zeros(len(events), np.int64)
+    ends = np.where(np.diff(ms) >= VISIT_MS, np.arange(1, len(ms)), 0)
+    newest_end = np.maximum.accumulate(np.append(0, ends))  # where the visit of each choice begins
+    last_R = np.maximum(end_R - 1, 0)
+    is_on_R = (end_R > begin_R) & (events.now_ms_R - ms[last_R] < VISIT_MS)
+    return np.where(is_on_R, end_R - np.maximum(begin_R, newest_end[last_R]), 0)
+
+
+def _rest(array: NDArray[Any]) -> NDArray[Any]:
+    """What is missing to a multiple of 16, and never nothing: so that each part is aligned and has an address."""
+    return np.zeros(16 - len(array) % 16, array.dtype)

@@ -1,0 +1,332 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+"""A group of predicted events learned and counted on a GPU, in their order.
+
+What an event changes is either small and everybody's (gains, the shortlist, the clock), which one program does for all
+events, or a row's neighbours. Those of different rows have nothing to do with each other: a program for each place in a
+list of rows goes through the list if its place is the row's first, and does the row's part, in order.
+"""
+
+from __future__ import annotations
+
+from math import log2
+
+import triton
+import triton.language as tl
+
+from kernels.memory import reference
+from kernels.memory.arrays import CHANGED, NUM_HEATS, RECENT
+from kernels.memory.shortlist import LISTS_REMEMBERED
+from kernels.memory.triton_predict import (
+    ACROSS,
+    BUCKET,
+    CHOSEN,
+    ENTRIES,
+    EVENT,
+    LEARNED_FADE,
+    NUM_FEATURES,
+    NUM_SEEN,
+    TARGET,
+    TINY,
+    UNITS,
+    VISIT,
+    only_if,
+)
+
+NUM_WEIGHTS = tl.constexpr(NUM_SEEN.value * (1 + UNITS.value) + 2 * UNITS.value)
+MARK = tl.constexpr(CHANGED)
+NUM_HEAT, LAST_CHOICES = tl.constexpr(NUM_HEATS), tl.constexpr(RECENT)
+LISTS = tl.constexpr(LISTS_REMEMBERED)
+RESCALE_AT = tl.constexpr(reference.RESCALE_AT)
+COUNT_FADE, DIRECT_COUNT_FADE = (
+    tl.constexpr(log2(decay)) for decay in (reference.COUNTED[1], reference.DIRECT_COUNT_DECAY)
+)
+
+
+@triton.jit
+def learn_gains(
+    event_ptr, slope_ptr, told_ptr, gain_ptr, square_ptr, num, num_parts, rate, decay,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """The shared gains and each bucket's: a step for each event, in order."""
+    part, column = tl.arange(0, PARTS), tl.arange(0, 32)
+    at = part[:, None] * NUM_FEATURES + column[None, :]
+    inside = (part < num_parts)[:, None] & (column < NUM_FEATURES)[None, :]
+    gain = tl.load(gain_ptr + at, mask=inside, other=0.0)
+    square = tl.load(square_ptr + at, mask=inside, other=1.0)
+    part_rate = tl.where(part == 0, 1.0, 0.5) * rate
+    for place in range(num):
+        bucket = tl.load(event_ptr + place * EVENT + BUCKET)
+        slope = tl.load(slope_ptr + place * 32 + column)[None, :]
+        moves = only_if(tl.load(told_ptr + place * 4) > 0, inside & ((part == 0) | (part == bucket))[:, None])
+        square = tl.where(moves, square * decay + slope * slope, square)
+        gain = tl.where(moves, gain - part_rate[:, None] * slope / tl.sqrt(square), gain)
+    tl.store(gain_ptr + at, gain, mask=inside)
+    tl.store(square_ptr + at, square, mask=inside)
+
+
+@triton.jit
+def learn_shortlist(slope_ptr, moment_ptr, told_ptr, weight_ptr, square_ptr, norm_ptr, num, rate, decay):
+    """The shortlist's network, and the statistics of its inputs."""
+    at, column = tl.arange(0, 512), tl.arange(0, 32)
+    inside, of_list = at < NUM_WEIGHTS, column < NUM_SEEN
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
+    square = tl.load(square_ptr + at, mask=inside, other=1.0)
+    first_mean = tl.load(norm_ptr + column, mask=of_list, other=0.0)
+    variance = tl.load(norm_ptr + NUM_SEEN + column, mask=of_list, other=1.0)
+    lists = tl.load(norm_ptr + 2 * NUM_SEEN + column, mask=of_list, other=0.0)
+    mean = first_mean
+    for place in range(num):
+        is_predicted = tl.load(told_ptr + place * 4) > 0
+        slope = tl.load(slope_ptr + place * 512 + at, mask=inside, other=0.0)
+        moves = only_if(is_predicted & (tl.load(told_ptr + place * 4 + 1) > 0), inside)
+        square = tl.where(moves, square * decay + slope * slope, square)
+        weight = tl.where(moves, weight - rate * slope / tl.sqrt(square), weight)
+        away_1 = tl.load(moment_ptr + place * 64 + column)
+        away_2 = tl.load(moment_ptr + place * 64 + 32 + column)
+        since = first_mean - mean
+        lists = tl.where(is_predicted, lists + 1.0, lists)
+        share = tl.where(is_predicted, 1.0 / tl.minimum(tl.maximum(lists, 1.0), LISTS), 0.0)
+        mean = tl.where(is_predicted, mean + share * (away_1 + since), mean)
+        spread = away_2 + 2.0 * since * away_1 + since * since
+        variance = tl.where(is_predicted, variance + share * (spread - variance), variance)
+    tl.store(weight_ptr + at, weight, mask=inside)
+    tl.store(square_ptr + at, square, mask=inside)
+    tl.store(norm_ptr + column, mean, mask=of_list)
+    tl.store(norm_ptr + NUM_SEEN + column, variance, mask=of_list)
+    tl.store(norm_ptr + 2 * NUM_SEEN + column, lists, mask=of_list)
+
+
+@triton.jit
+def rescale(
+    after, before, direct, seen, heat, first, dirty, moved, clock_ptr, num_rows, width, stride,
+    num_bytes, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rescale counts before their unit outgrows a float; see `kernels.memory.reference`."""
+    scale = tl.load(clock_ptr + 1)
+    if scale.to(tl.float32) > RESCALE_AT:
+        unit = (1.0 / scale).to(tl.float32)
+        for start in range(0, num_rows, BLOCK):
+            row = start + tl.arange(0, BLOCK)
+            tl.store(seen + row, tl.load(seen + row, mask=row < num_rows, other=0.0) * unit, mask=row < num_rows)
+            tl.store(dirty + row, tl.full([BLOCK], MARK, tl.uint8), mask=row < num_rows)
+        for start in range(0, num_rows.to(tl.int64) * width, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            inside = at < num_rows.to(tl.int64) * width
+            tl.store(after + at, tl.load(after + at, mask=inside, other=0.0) * unit, mask=inside)
+            tl.store(before + at, tl.load(before + at, mask=inside, other=0.0) * unit, mask=inside)
+            tl.store(direct + at, tl.load(direct + at, mask=inside, other=0.0) * unit, mask=inside)
+        for start in range(0, num_rows.to(tl.int64) * num_bytes, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            tl.store(moved + at, tl.full([BLOCK], 255, tl.uint8), mask=at < num_rows.to(tl.int64) * num_bytes)
+        tl.store(clock_ptr + 1, scale * 0.0 + 1.0)
+    for h in tl.static_range(NUM_HEAT):
+        scale = tl.load(clock_ptr + 2 + h)
+        if scale.to(tl.float32) > RESCALE_AT:
+            unit = (1.0 / scale).to(tl.float32)
+            for start in range(0, num_rows, BLOCK):
+                row = start + tl.arange(0, BLOCK)
+                inside = row < num_rows
+                value = tl.load(heat + h * stride + row, mask=inside, other=0.0)
+                is_known = tl.load(first + row, mask=inside, other=-1) >= 0
+                tl.store(dirty + row, tl.full([BLOCK], MARK, tl.uint8), mask=inside & is_known & (value != 0))
+                tl.store(heat + h * stride + row, value * unit, mask=inside)
+            tl.store(clock_ptr + 2 + h, scale * 0.0 + 1.0)
+    tl.debug_barrier()
+
+
+@triton.jit
+def meet(
+    event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
+    seen_fade, heat_fade_0, heat_fade_1, heat_fade_2, repeat_decay, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Times and counts of the rows met. Events of the same row all write what the row has after the last of them."""
+    place = tl.arange(0, GROUP)
+    target = tl.load(event_ptr + place * EVENT + TARGET, mask=place < num, other=0)
+    chosen = tl.load(event_ptr + place * EVENT + CHOSEN, mask=place < num, other=0)
+    is_met = target > 0
+    is_chosen = is_met & (chosen > 0)
+    now = tl.load(clock_ptr).to(tl.int64)
+    when = now + tl.cumsum(is_met.to(tl.int64), 0) - 1
+    num_chosen = tl.cumsum(is_chosen.to(tl.int32), 0) - is_chosen.to(tl.int32)
+    same = (target[:, None] == target[None, :]) & is_chosen[None, :]
+    far = tl.full([GROUP, GROUP], 1 << 62, tl.int64)
+    first_choice = tl.min(tl.where(same, when[None, :], far), 1)
+    last_choice = tl.max(tl.where(same, when[None, :], -1), 1)
+    is_same = (target[:, None] == target[None, :]) & is_met[None, :]
+    first_meeting = tl.min(tl.where(is_same, when[None, :], far), 1)
+    was_first = tl.load(first + target, mask=is_met, other=0)
+    was_last = tl.load(last + target, mask=is_met, other=0)
+    was_seen = tl.load(seen + target, mask=is_met, other=0.0)
+    steps = num_chosen.to(tl.float64)
+    unit = (tl.load(clock_ptr + 1) * tl.exp2(steps * seen_fade)).to(tl.float32)
+    tl.store(unit_ptr + place, unit, mask=place < num)
+    more = tl.sum(tl.where(same, unit[None, :], 0.0), 1)
+    heat_0 = _heated(same, steps, clock_ptr, 0, heat_fade_0) + tl.load(heat + target, mask=is_met, other=0.0)
+    heat_1 = _heated(same, steps, clock_ptr, 1, heat_fade_1) + tl.load(heat + stride + target, mask=is_met, other=0.0)
+    heat_2 = _heated(same, steps, clock_ptr, 2, heat_fade_2)
+    heat_2 += tl.load(heat + 2 * stride + target, mask=is_met, other=0.0)
+    tl.debug_barrier()
+    has_choice = last_choice >= 0
+    begins = tl.where(has_choice & (was_last < 0), first_choice, tl.where(was_first < 0, first_meeting, was_first))
+    tl.store(first + target, begins, mask=is_met)
+    tl.store(last + target, tl.where(has_choice, last_choice, was_last), mask=is_met)
+    tl.store(seen + target, was_seen + more, mask=is_met)
+    tl.store(heat + target, heat_0, mask=is_met)
+    tl.store(heat + stride + target, heat_1, mask=is_met)
+    tl.store(heat + 2 * stride + target, heat_2, mask=is_met)
+    tl.store(dirty + target, tl.full([GROUP], MARK, tl.uint8), mask=is_met)
+    tl.store(recent + when % LAST_CHOICES, target, mask=is_chosen)
+    all_chosen = tl.sum(is_chosen.to(tl.int32), 0).to(tl.float64)
+    tl.store(clock_ptr, tl.load(clock_ptr) + tl.sum(is_met.to(tl.int32), 0).to(tl.float64))
+    tl.store(clock_ptr + 1, tl.load(clock_ptr + 1) * tl.exp2(all_chosen * seen_fade))
+    tl.store(clock_ptr + 2, tl.load(clock_ptr + 2) * tl.exp2(all_chosen * heat_fade_0))
+    tl.store(clock_ptr + 3, tl.load(clock_ptr + 3) * tl.exp2(all_chosen * heat_fade_1))
+    tl.store(clock_ptr + 4, tl.load(clock_ptr + 4) * tl.exp2(all_chosen * heat_fade_2))
+    repeats, choices = tl.load(clock_ptr + 5), tl.load(clock_ptr + 6)
+    for each in range(num):
+        if tl.load(told_ptr + each * 4) > 0:
+            repeats = repeats * repeat_decay + tl.load(told_ptr + each * 4 + 2).to(tl.float64)
+            choices = choices * repeat_decay + 1.0
+    tl.store(clock_ptr + 5, repeats)
+    tl.store(clock_ptr + 6, choices)
+
+
+@triton.jit
+def _heated(same, steps, clock_ptr, h, fade):
+    unit = (tl.load(clock_ptr + 2 + h) * tl.exp2(steps * fade)).to(tl.float32)
+    return tl.sum(tl.where(same, unit[None, :], 0.0), 1)
+
+
+@triton.jit(do_not_specialize=["num", "num_rows", "width", "stride", "num_parts"])
+def learn_events_kernel(
+    event_ptr, slope_ptr, shortlist_slope_ptr, moment_ptr, told_ptr, unit_ptr,
+    after, before, direct, seen, heat, first, last, gain_ptr, gain_square, shortlist_weight,
+    shortlist_square, shortlist_norm, clock_ptr, dirty, moved, recent, rule_ptr,
+    num, num_rows, width, stride, num_parts,
+    PARTS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: everything but neighbours. ``rule_ptr``: float64, see `kernels.memory.device`."""
+    gain_rate, gain_decay = tl.load(rule_ptr).to(tl.float32), tl.load(rule_ptr + 1).to(tl.float32)
+    learn_gains(event_ptr, slope_ptr, told_ptr, gain_ptr, gain_square, num, num_parts, gain_rate, gain_decay, PARTS)
+    rate, decay = tl.load(rule_ptr + 2).to(tl.float32), tl.load(rule_ptr + 3).to(tl.float32)
+    learn_shortlist(
+        shortlist_slope_ptr, moment_ptr, told_ptr, shortlist_weight, shortlist_square, shortlist_norm, num, rate, decay
+    )
+    rescale(
+        after, before, direct, seen, heat, first, dirty, moved, clock_ptr, num_rows, width, stride, (width + 7) // 8,
+        BLOCK,
+    )  # fmt: skip
+    meet(
+        event_ptr, told_ptr, unit_ptr, seen, heat, first, last, recent, dirty, clock_ptr, num, stride,
+        tl.load(rule_ptr + 4), tl.load(rule_ptr + 5), tl.load(rule_ptr + 6), tl.load(rule_ptr + 7),
+        tl.load(rule_ptr + 8), GROUP,
+    )  # fmt: skip
+
+
+@triton.jit
+def after_place(table, row, place):
+    """The next place of a row in a list of rows, or a large number."""
+    index = tl.arange(0, table.shape[0])
+    return tl.min(tl.where((table == row) & (index > place), index, 1 << 30), 0)
+
+
+@triton.jit
+def places_of(row, list_ptr, num, TABLE: tl.constexpr):
+    """A list of rows of ``num`` events, and where in it a row first stands."""
+    index = tl.arange(0, TABLE)
+    table = tl.load(list_ptr + index, mask=index < num * ENTRIES, other=-1)
+    return table, after_place(table, row, -1)
+
+
+@triton.jit(do_not_specialize=["num", "width", "stride"])
+def learn_weights_kernel(
+    learning_ptr, rate_ptr, push_ptr, neighbour_row, num_neighbours, weight, dirty, weight_rate, num, width, stride,
+    WIDTH: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """The learned weights of the last choices' neighbours, a row a program."""
+    row = tl.load(learning_ptr + tl.program_id(0))
+    if row >= 0:
+        table, place = places_of(row, learning_ptr, num, TABLE)
+        if place == tl.program_id(0):
+            neighbour = tl.arange(0, WIDTH)
+            inside = neighbour < tl.load(num_neighbours + row)
+            at = row.to(tl.int64) * width + neighbour
+            other = tl.load(neighbour_row + at, mask=inside, other=0)
+            value = tl.load(weight + at, mask=inside, other=0.0)
+            while place < num * ENTRIES:
+                event, lag = place // ENTRIES, (place % ENTRIES).to(tl.float32)
+                rate = weight_rate * tl.load(rate_ptr + event) * tl.exp2(lag * LEARNED_FADE)
+                push = tl.load(push_ptr + event.to(tl.int64) * stride + other, mask=inside, other=0.0)
+                value -= rate * push
+                place = after_place(table, row, place)
+            tl.store(weight + at, value, mask=inside)
+            tl.store(dirty + row, MARK)
+
+
+@triton.jit(do_not_specialize=["num", "width"])
+def count_events_kernel(
+    event_ptr, counting_ptr, unit_ptr, neighbour_row, num_neighbours, after_ptr, before_ptr, direct_ptr, weight_ptr,
+    dirty, moved, num, width, WIDTH: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """Sightings of a row's neighbours beside it, a row a program; see `kernels.memory.reference`.
+
+    The list has pairs: a past choice, then what was chosen after it. Each of them sees the other.
+    """
+    row = tl.load(counting_ptr + tl.program_id(0))
+    if row >= 0:
+        table, place = places_of(row, counting_ptr, num, TABLE)
+        if place == tl.program_id(0):
+            neighbour = tl.arange(0, WIDTH)
+            at = row.to(tl.int64) * width + neighbour
+            count = tl.load(num_neighbours + row)
+            inside = neighbour < count
+            ids = tl.load(neighbour_row + at, mask=inside, other=-1)
+            after = tl.load(after_ptr + at, mask=inside, other=0.0)
+            before = tl.load(before_ptr + at, mask=inside, other=0.0)
+            direct = tl.load(direct_ptr + at, mask=inside, other=0.0)
+            weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
+            changed = tl.zeros([WIDTH], tl.int32)
+            while place < num * ENTRIES:
+                other = tl.load(counting_ptr + (place ^ 1))
+                is_after = (place % 2) == 0
+                unit = tl.load(unit_ptr + place // ENTRIES)
+                lag = (place % ENTRIES // 2).to(tl.float32)
+                value = unit * tl.exp2(lag * COUNT_FADE)
+                more_after, more_before = tl.where(is_after, value, 0.0), tl.where(is_after, 0.0, value)
+                num_visit = tl.load(event_ptr + place // ENTRIES * EVENT + VISIT).to(tl.float32)
+                share = tl.where(lag < num_visit, 1.0, ACROSS) * tl.exp2(lag * DIRECT_COUNT_FADE)
+                more_direct = tl.where(is_after, unit * share, 0.0)
+                is_it = ids == other
+                is_found = tl.max(is_it.to(tl.int32), 0) > 0
+                is_full = count == width
+                both = tl.where(neighbour < count, after + before, float("inf"))
+                least = tl.min(both, 0)
+                weakest = tl.min(tl.where(both == least, neighbour, WIDTH), 0)
+                is_reduced = (is_found == 0) & is_full & (value < least)
+                is_it = tl.where(is_found, is_it, neighbour == tl.where(is_full, weakest, count))
+                left = tl.where(is_reduced, 1.0 - value / tl.maximum(least, TINY), 1.0)
+                is_kept = is_found | is_reduced
+                gain = tl.where(is_reduced, 0.0, 1.0)
+                after = tl.where(is_it, tl.where(is_kept, after * left, 0.0) + gain * more_after, after)
+                before = tl.where(is_it, tl.where(is_kept, before * left, 0.0) + gain * more_before, before)
+                direct = tl.where(is_it, tl.where(is_kept, direct * left, 0.0) + gain * more_direct, direct)
+                is_new = only_if(is_kept == 0, is_it)
+                weight = tl.where(is_new, 0.0, weight)
+                ids = tl.where(is_new, other, ids)
+                count = tl.where(is_kept | is_full, count, count + 1)
+                changed = tl.where(is_it, 1, changed)
+                place = after_place(table, row, place)
+            inside = neighbour < count
+            tl.store(neighbour_row + at, ids, mask=inside)
+            tl.store(after_ptr + at, after, mask=inside)
+            tl.store(before_ptr + at, before, mask=inside)
+            tl.store(direct_ptr + at, direct, mask=inside)
+            tl.store(weight_ptr + at, weight, mask=inside)
+            tl.store(num_neighbours + row, count)
+            tl.store(dirty + row, MARK)
+            bits = tl.sum(tl.reshape(changed << (neighbour % 8), [WIDTH // 8, 8]), 1)
+            byte = tl.arange(0, WIDTH // 8)
+            num_bytes = (width + 7) // 8
+            at_byte = moved + row.to(tl.int64) * num_bytes + byte
+            old = tl.load(at_byte, mask=byte < num_bytes, other=0).to(tl.int32)
+            tl.store(at_byte, (old | bits).to(tl.uint8), mask=byte < num_bytes)

@@ -1,0 +1,139 @@
+"""The memory on a GPU against its definition, in Triton's interpreter: groups, order, room, and what the host gets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run in a process of its own by test_interpreter.py", allow_module_level=True)
+
+from bench.gpu_pass import synthetic_examples
+from kernels.memory import MemoryArrays, MemoryEvents, MemoryOutcome, MemoryRules, device, reference
+from kernels.memory.arrays import CHANGED, CLOCK
+from kernels.memory.device import DeviceMemory
+from model.config import ModelConfig
+from tests.kernels.test_memory import NUM_BUCKETS, RULES, Stream, assert_same_memory
+from trainer.config import TrainerConfig
+from trainer.step import Learner
+
+CPU = torch.device("cpu")
+GROUP = 8
+STREAM = Stream(num_rows=80, num_users=3, num_events=20, seed=4)
+
+
+def started(stream: Stream = STREAM, *, width: int = 16, events: int = 64 * GROUP) -> MemoryArrays:
+    """A memory that has met some of the rows, at an age at which events are grouped."""
+    memory = MemoryArrays.empty(96, width, NUM_BUCKETS)
+    known = replace(stream, seed=99, num_events=40)
+    reference.memory_learn(memory, stream.num_rows, known.events(), known.logits(), RULES)
+    memory.clock[0] = events
+    memory.dirty[:] = memory.moved[:] = 0
+    return memory
+
+
+def both(
+    memory: MemoryArrays, stream: Stream = STREAM, rules: MemoryRules = RULES
+) -> tuple[tuple[MemoryArrays, MemoryOutcome], tuple[MemoryArrays, MemoryOutcome]]:
+    """What the definition, and what the kernels make of a memory."""
+    slow, fast = memory.copy(), memory.copy()
+    there = DeviceMemory(fast, rules, CPU, GROUP)
+    events, logits, num_rows = stream.events(), stream.logits(), stream.num_rows
+    expected = reference.memory_learn_grouped(slow, num_rows, events, logits, rules, GROUP)
+    got = there.learn(num_rows, events, torch.from_numpy(logits)).wait()
+    there.fetch(fast)
+    return (slow, expected), (fast, got)
+
+
+def assert_same(ours: tuple[MemoryArrays, MemoryOutcome], definition: tuple[MemoryArrays, MemoryOutcome]) -> None:
+    assert_same_memory(ours[0], definition[0])
+    np.testing.assert_array_equal(ours[0].recent, definition[0].recent)
+    np.testing.assert_allclose(ours[1].loss_R, definition[1].loss_R, rtol=1e-3, atol=1e-4)
+    for name in ("rank_R", "model_rank_R", "count_rank_R"):
+        np.testing.assert_array_equal(getattr(ours[1], name), getattr(definition[1], name))
+
+
+@pytest.mark.parametrize("exclude", ["never", "always", "auto"])
+def test_groups_are_learned_as_the_definition_does(exclude: str) -> None:
+    definition, ours = both(started(), rules=replace(RULES, exclude=exclude))
+    assert_same(ours, definition)
+    assert (definition[1].rank_R > 0).any()
+
+
+def test_rows_without_room_keep_the_neighbours_that_the_definition_keeps() -> None:
+    definition, ours = both(started(width=5))
+    assert_same(ours, definition)
+
+
+def test_the_first_events_are_predicted_one_by_one() -> None:
+    definition, ours = both(MemoryArrays.empty(96, 16, NUM_BUCKETS), replace(STREAM, num_events=12))
+    assert_same(ours, definition)
+
+
+@pytest.mark.parametrize("clock", ["seen_scale", "heat_scale_0"])
+def test_counts_are_rescaled_before_they_outgrow_a_float(clock: str) -> None:
+    memory = started()
+    memory.clock[CLOCK.index(clock)] *= 1e15
+    definition, ours = both(memory, replace(STREAM, num_events=GROUP))
+    assert definition[0].clock[CLOCK.index(clock)] < 1e12
+    assert_same(ours, definition)
+
+
+def test_the_same_events_give_the_same_bits() -> None:
+    memory, stream = started(), replace(STREAM, num_events=GROUP)
+    (_, (first, _)), (_, (second, _)) = both(memory, stream), both(memory, stream)
+    for each in fields(first):
+        np.testing.assert_array_equal(getattr(first, each.name), getattr(second, each.name), err_msg=each.name)
+
+
+def test_what_was_fetched_is_marked_and_nothing_else() -> None:
+    memory = started()
+    there = DeviceMemory(memory, RULES, CPU, GROUP)
+    none = np.zeros(1, np.int64)
+    met = MemoryEvents(
+        np.array([7], np.int32), np.zeros(1, np.uint8), np.zeros(0, np.int32), none, none, np.zeros(0, np.int32), none,
+        none, none[:0], none,
+    )  # fmt: skip
+    there.learn(80, met, torch.zeros(0, 80))
+    there.fetch(memory)
+    assert memory.dirty[7] == CHANGED
+    assert np.count_nonzero(memory.dirty) == 1
+
+
+@pytest.mark.parametrize("left_out", ["learn_weights_kernel", "learn_events_kernel", "count_events_kernel"])
+def test_a_build_that_leaves_something_out_is_noticed(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def __getitem__(self, grid: object) -> object:
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(device, left_out, Nothing())
+    definition, ours = both(started(), replace(STREAM, num_events=2 * GROUP))
+    with pytest.raises(AssertionError):
+        assert_same(ours, definition)
+
+
+def tiny_learner() -> Learner:
+    model = ModelConfig(num_layers=1, model_width=16, num_heads=1, qk_width=16, value_width=16, item_width=16,
+                        num_positions=32, num_time_buckets=8, max_context=8, memory_neighbours=8)  # fmt: skip
+    return Learner(model, TrainerConfig(device="cpu", memory_group=GROUP), "cpu")
+
+
+def test_a_trainer_resumed_from_what_the_host_got_learns_on_to_the_same_bits() -> None:
+    examples = synthetic_examples(4, 30, 12, 3, 12)
+    batches = [list(islice(examples, 4)) for _ in range(3)]
+    whole, resumed = tiny_learner(), tiny_learner()
+    for batch in batches[:2]:
+        whole.step(batch)
+        resumed.step(batch)
+    resumed.memory.load_state_dict({name: value.copy() for name, value in resumed.memory.state_dict().items()})
+    whole.step(batches[2])
+    resumed.step(batches[2])
+    for name, value in whole.memory.state_dict().items():
+        np.testing.assert_array_equal(value, resumed.memory.state_dict()[name], err_msg=name)
+    assert whole.metrics.ranks[0, 0, 0] > 0
+    assert (whole.memory.arrays.after > 0).any()
