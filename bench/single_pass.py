@@ -16,7 +16,8 @@ from bench.judging import LATELY, Progress, ranking
 from headrace.config import Settings
 from headrace.file_source import FileSource
 from headrace.file_training import file_configs
-from kernels.memory import MemoryEvents, MemoryOutcome
+from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
+from model.memory import Memory
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
 from trainer.recall import Recall
@@ -24,13 +25,16 @@ from trainer.step import Learner
 
 ANY_NUMBER = 1 << 40
 OURS = ("Headrace", "its network alone", "its counts alone")
+OUT = -1e29
+"""Scores below are of rows that do not compete."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """``ranks``: of every choice, by each ranker of `OURS`; ``item_A``, ``num_past_A``: each choice's item (hash), and
-    how many choices of its user were known before it. Choices are in the order in which they are learned, which among
-    actions of one time is not that of the stream. ``ranking``: see `bench.judging.ranking`."""
+    """``ranks``: of every choice, by each ranker of `OURS` (but not by counts alone, if some choices are learned from a
+    sample of the rows); ``item_A``, ``num_past_A``: each choice's item (hash), and how many choices of its user were
+    known before it. Choices are in the order in which they are learned, which among actions of one time is not that of
+    the stream. ``ranking``: see `bench.judging.ranking`."""
 
     ranks: dict[str, NDArray[np.int64]]
     item_A: NDArray[np.int64]
@@ -66,29 +70,98 @@ def headrace(
     outcomes, learn = list[MemoryOutcome](), learner.memory.learn
     items, pasts = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
-    def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
+    def note(events: MemoryEvents) -> None:
         asked_R = events.chosen_R == 1
         items.append(learner.items.keys_of(events.target_R[asked_R].astype(np.int64)))
         pasts.append((events.past_end_R - events.past_begin_R)[asked_R])
-        outcomes.append(learn(events if limit is None else limit(learner, events), logit_AV))
         progress(learner.num_interactions)
+
+    def recorded(events: MemoryEvents, logit_AV: NDArray[np.float32]) -> MemoryOutcome:
+        outcomes.append(learn(events if limit is None else limit(learner, events), logit_AV))
+        note(events)
         return outcomes[-1]
 
-    learner.memory.learn = recorded  # type: ignore[method-assign]
+    sampled = RankedFirst(learner.memory)
+
+    def recorded_sampled(
+        events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
+    ) -> MemoryOutcome:
+        outcomes.append(sampled.learn(events, query_AD, table_VD, unit_width))
+        note(events)
+        return dataclasses.replace(outcomes[-1], rank_R=np.full(len(events), -1, np.int32))
+
+    learner.memory.learn, learner.memory.learn_sampled = recorded, recorded_sampled  # type: ignore[method-assign]
     started = time.monotonic()
     trainer.run()
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started - sampled.ranking_s
     done = MemoryOutcome.join(outcomes)
     asked = done.rank_R >= 0
-    columns = (done.rank_R, done.model_rank_R, done.count_rank_R)
+    columns = zip(OURS, (done.rank_R, done.model_rank_R, done.count_rank_R), strict=True)
+    ranks = {who: column[asked].astype(np.int64) for who, column in columns}
     return Pass(
-        {who: column[asked].astype(np.int64) for who, column in zip(OURS, columns, strict=True)},
+        {who: column for who, column in ranks.items() if (column >= 0).all()},
         np.concatenate(items),
         np.concatenate(pasts),
         ranking(learner.metrics),
         learner.num_interactions / seconds,
         trainer,
     )
+
+
+class RankedFirst:
+    """Learns choices from a sample of the rows, as a memory does, but ranks each of them among all rows before. What is
+    learned stays the same; it is learned one event at a time, which takes a little longer.
+
+    ``ranking_s``: how long the ranking has taken.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self._learn, self.ranking_s = memory, memory.learn_sampled, 0.0
+
+    def learn(
+        self, events: MemoryEvents, query_AD: NDArray[np.float32], table_VD: NDArray[np.float32], unit_width: int
+    ) -> MemoryOutcome:
+        """As `model.memory.Memory.learn_sampled`, with the ranks by the whole score and by the network alone."""
+        started = time.monotonic()
+        logit_AV = memory_logits(query_AD, table_VD, self._memory.num_rows, unit_width)
+        self.ranking_s += time.monotonic() - started
+        outcomes, place = list[MemoryOutcome](), 0
+        for r in range(len(events)):
+            one, asked = events[r : r + 1], slice(place, place + int(events.chosen_R[r] == 1))
+            place = asked.stop
+            ranks = self._ranks(one, logit_AV[asked])
+            outcome = self._learn(one, query_AD[asked], table_VD, unit_width)
+            if ranks is not None:
+                rank_R, model_rank_R = (np.array([rank], np.int32) for rank in ranks)
+                outcome = dataclasses.replace(outcome, rank_R=rank_R, model_rank_R=model_rank_R)
+            outcomes.append(outcome)
+        return MemoryOutcome.join(outcomes)
+
+    def _ranks(self, event: MemoryEvents, logit_AV: NDArray[np.float32]) -> tuple[int, int] | None:
+        """By the whole score and by the network alone; 0 for an item that was not known, None if nothing is asked."""
+        if not len(logit_AV):
+            return None
+        memory, target = self._memory, int(event.target_R[0])
+        if memory.arrays.first[target] < 0:
+            return 0, 0
+        started = time.monotonic()
+        met = event.met_rows[event.met_begin_R[0] : event.met_end_R[0]]
+        met = met[met != target] if memory.leaves_out_repeats else met[:0]
+        one, ends = dataclasses.replace(event, met_rows=met), np.array([0, len(met)], np.int64)
+        one = dataclasses.replace(one, met_begin_R=ends[:1], met_end_R=ends[1:])
+        score_AV = logit_AV.copy()
+        memory.score(one, score_AV)
+        competes_V = score_AV[0] > OUT
+        ranks = _rank(score_AV[0], competes_V, target), _rank(logit_AV[0], competes_V, target)
+        self.ranking_s += time.monotonic() - started
+        return ranks
+
+
+def _rank(score_V: NDArray[np.float32], competes_V: NDArray[np.bool_], target: int) -> int:
+    """1 is best; of those that are equal, half are better."""
+    others = score_V[competes_V]
+    better, equal = int((others > score_V[target]).sum()), int((others == score_V[target]).sum()) - 1
+    return 1 + better + (equal + 1) // 2
 
 
 def with_size(settings: Settings, size: int) -> Settings:
