@@ -16,11 +16,13 @@ NOT_RUN = {
     r"make (lint|test|test-quick)": "part of .ci/run; tests/test_make.py checks the targets",
     r"make soak": "takes a quarter of an hour; tests/system/test_soak.py runs a short one",
     r"make demo|headrace demo --stay": "tests/system/test_demo.py runs it",
-    r"(make setup &&|export|headrace worker &|python examples/|curl -sf --retry) .*": "one block; tests/system/"
+    r"(make setup &&|export|headrace worker &|python examples/\S+|curl -sf --retry) .*": "one block; tests/system/"
     "test_newcomer.py runs it",
     r"headrace train --(take-over|from-published)": "takes a trainer's place; tests/trainer/test_fencing.py runs it",
     r"headrace switch .*": "needs a second trainer; tests/system/test_lines.py runs it",
     r"headrace (pin|rollback)": "needs versions to choose from; tests/serving/test_rollout.py runs it",
+    r"headrace (topics --create --config new\.toml|repartition( new\.toml)?)": "needs a second deployment; "
+    "tests/system/test_repartition.py runs it",
     r"headrace backfill FILE": "has to come before live traffic; tests/stream/test_backfill.py runs it",
     r"headrace broker": "tests/headrace/test_broker.py runs it",
     r"headrace top": "needs a terminal; tests/headrace/test_top.py draws it",
