@@ -17,6 +17,7 @@ from headrace.config import Settings
 from headrace.file_source import FileSource
 from headrace.file_training import file_configs
 from kernels.memory import MemoryEvents, MemoryOutcome, memory_logits
+from kernels.memory.reference import rank
 from model.memory import Memory
 from stream.files import RATING_KINDS
 from trainer.loop import Trainer
@@ -132,7 +133,7 @@ class RankedFirst:
             ranks = self._ranks(one, logit_AV[asked])
             outcome = self._learn(one, query_AD[asked], table_VD, unit_width)
             if ranks is not None:
-                rank_R, model_rank_R = (np.array([rank], np.int32) for rank in ranks)
+                rank_R, model_rank_R = (np.array([each], np.int32) for each in ranks)
                 outcome = dataclasses.replace(outcome, rank_R=rank_R, model_rank_R=model_rank_R)
             outcomes.append(outcome)
         return MemoryOutcome.join(outcomes)
@@ -152,16 +153,9 @@ class RankedFirst:
         score_AV = logit_AV.copy()
         memory.score(one, score_AV)
         competes_V = score_AV[0] > OUT
-        ranks = _rank(score_AV[0], competes_V, target), _rank(logit_AV[0], competes_V, target)
+        ranks = rank(score_AV[0], competes_V, target), rank(logit_AV[0], competes_V, target)
         self.ranking_s += time.monotonic() - started
         return ranks
-
-
-def _rank(score_V: NDArray[np.float32], competes_V: NDArray[np.bool_], target: int) -> int:
-    """1 is best; of those that are equal, half are better."""
-    others = score_V[competes_V]
-    better, equal = int((others > score_V[target]).sum()), int((others == score_V[target]).sum()) - 1
-    return 1 + better + (equal + 1) // 2
 
 
 def with_size(settings: Settings, size: int) -> Settings:

@@ -142,9 +142,8 @@ def channel_biases(pos_bias_P: Tensor, time_bias_K: Tensor) -> tuple[Tensor, Ten
 
 def _scoreless(v_THE: Tensor) -> tuple[Tensor, Tensor]:
     """Queries (or keys) and values of those four heads, all of which read all values; no value is copied."""
-    none = v_THE.new_zeros(
-        len(v_THE), 1, SCORELESS_WIDTH
-    )  # rows of their own: a GPU's copy engine takes no stride of 0
+    # Zeros of each token's own: a GPU's copy engine takes no stride of 0.
+    none = v_THE.new_zeros(len(v_THE), 1, SCORELESS_WIDTH)
     return none.expand(-1, 4, -1), v_THE.flatten(1)[:, None].expand(-1, 4, -1)
 
 

@@ -289,7 +289,7 @@ def predict(
     push_V[target] -= 1.0
     shortlist = Shortlist(memory, done)
     shortlist.rescore(score_V)
-    ranks = tuple(_rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
+    ranks = tuple(rank(score, done.competes_V, target) for score in (score_V, logit[:num_rows], by_counts))
     loss = float(mass - score_V[target])
     return Found((ranks[0], ranks[1], ranks[2]), loss, done, shortlist, push_V, target, past, target in met)
 
@@ -302,7 +302,8 @@ def learn(memory: MemoryArrays, found: Found, rules: MemoryRules) -> None:
     count_repeat(memory, is_repeat=found.is_repeat, rules=rules)
 
 
-def _rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:
+def rank(score_V: NDArray[np.floating], competes_V: NDArray[np.bool_], target: int) -> int:
+    """Of a row among those that compete, 1 is best; of the rows that score the same, half are better."""
     others = competes_V.copy()
     others[target] = False
     better, equal = score_V[others] > score_V[target], score_V[others] == score_V[target]
