@@ -1,8 +1,9 @@
-// Events that are learned from a sample of the rows (kernels/memory/sampled.py is the definition), for catalogues that are too
-// large to score for every event; included only by csrc/level/memory.cpp.
+// Events that are learned from a sample of the rows (kernels/memory/sampled.py is the definition), for catalogues that
+// are too large to score for every event; included only by csrc/level/memory.cpp.
 //
-// The certain candidates are the rows with evidence, the target and those chosen lately; the others are represented by a few
-// drawn at random, each of which stands for many. What an event costs depends on the history, not on the catalogue.
+// The certain candidates are the rows with evidence, the target and those chosen lately; the others are represented by
+// a few drawn at random, each of which stands for many. What an event costs depends on the history, not on the
+// catalogue.
 #pragma once
 
 // The argument, laid out as in kernels/memory/cpp.py.
@@ -34,7 +35,8 @@ HEADRACE_INLINE int64_t drawn_row(uint64_t event, uint64_t draw, int64_t num_row
 
 // The network's logits of one row, for `NUM` queries side by side.
 template <int NUM>
-HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width, float* logit) {
+HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t width, int64_t unit_width,
+                                   float* logit) {
     vf square = zero(), dot[NUM] = {};
     int64_t d = 0;
     for (; d + W <= unit_width; d += W) {
@@ -58,7 +60,8 @@ HEADRACE_INLINE void logits_of_row(const float* row, const float* query, int64_t
 struct Candidates {
     Scratch s = {};  // of it `touched`, `evidence`, `own`, `pause`, `marked`, `gain` and `shortlist`
     uint8_t* barred = nullptr;
-    int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0, target = 0;  // padded between the certain ones and the drawn
+    int64_t most = 0, num_certain = 0, first_drawn = 0, num = 0,
+            target = 0;  // padded between the certain ones and the drawn
     int32_t* row = nullptr;
     float *score = nullptr, *push = nullptr, *logit = nullptr, *share = nullptr, *standing = nullptr;
     float *seen = nullptr, *heat = nullptr;
@@ -161,7 +164,8 @@ inline void look_up(const SampledCall& call, Candidates& c, const float* query) 
 }
 
 // The candidates' scores; the largest, and the largest of the certain ones.
-inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met, float& best_certain) {
+inline float score_candidates(const MemoryCall& m, Candidates& c, int bucket, const int32_t* met, int64_t num_met,
+                              float& best_certain) {
     set_gains(m, c.s, bucket);
     const float* gains = c.s.gain;
     for (int64_t k = 0; k < num_met; ++k) c.barred[met[k]] = 1;
@@ -198,7 +202,8 @@ inline float push_candidates(Candidates& c, float best) {
     return best + logf(all);
 }
 
-inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int32_t* past, int64_t num_past, int bucket) {
+inline void learn_from_candidates(const MemoryCall& m, Candidates& c, const int32_t* past, int64_t num_past,
+                                  int bucket) {
     float slope[NUM_FEATURES];
     vf dense[NUM_STANDING + 1] = {};
     for (int64_t i = 0; i < c.num; i += W) {
@@ -235,8 +240,8 @@ inline void learn_sampled(const SampledCall& call, Candidates& c, int64_t r, con
     const float best = score_candidates(m, c, bucket, met, leaves_out(m) ? num_met : 0, best_certain);
     Shortlist<NUM_SEEN>& list = *c.s.shortlist;
     list.pick(c.score, c.first_drawn);
-    const float shift =
-        look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain, [&](int64_t at) { return (int64_t)c.row[at]; });
+    const float shift = look_again(m, c.s, c.standing, c.most, c.logit, bucket, best_certain,
+                                   [&](int64_t at) { return (int64_t)c.row[at]; });
     const float mass = push_candidates(c, best);
     float own = c.score[c.target];
     for (int64_t k = 0; k < list.num; ++k)
@@ -278,7 +283,8 @@ inline void all_logits(const LogitsCall& c) {
             float logit[4];
             if (num == 4) logits_of_row<4>(row, query, c.width, c.unit_width, logit);
             else
-                for (int64_t q = 0; q < num; ++q) logits_of_row<1>(row, query + q * c.width, c.width, c.unit_width, logit + q);
+                for (int64_t q = 0; q < num; ++q)
+                    logits_of_row<1>(row, query + q * c.width, c.width, c.unit_width, logit + q);
             for (int64_t q = 0; q < num; ++q) c.logit_AV[(first + q) * c.stride + i] = logit[q];
         }
     }
@@ -287,7 +293,9 @@ inline void all_logits(const LogitsCall& c) {
 HEADRACE_END
 
 // Returns 1 if out of memory.
-HEADRACE_LEVEL_API(memory_sampled)(const SampledCall* call) { return !headrace::HEADRACE_LEVEL::learn_all_sampled(*call); }
+HEADRACE_LEVEL_API(memory_sampled)(const SampledCall* call) {
+    return !headrace::HEADRACE_LEVEL::learn_all_sampled(*call);
+}
 HEADRACE_LEVEL_API(memory_logits)(const LogitsCall* call) {
     headrace::HEADRACE_LEVEL::all_logits(*call);
     return 0;
