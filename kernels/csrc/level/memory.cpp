@@ -648,3 +648,4 @@ HEADRACE_LEVEL_API(memory_events)(const MemoryCall* call) {
 
 #include "memory_best.h"
 #include "memory_sampled.h"
+#include "memory_candidates.h"
